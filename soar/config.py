@@ -1,0 +1,281 @@
+"""Configuration: one TOML file at most one screen long, everything else defaulted and named here.
+
+Every key has its meaning and default in this file; an unknown key is an error that names the nearest known one.
+`load` merges, in this order: defaults, the recipe (a file or the name of a built-in one), `--set a.b=value` overrides.
+Defaults are the paper's setting (arXiv 2601.18778, experimental setup) unless the comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class ConfigError(ValueError):
+    """A recipe, override or combination of keys that cannot be used; the message says where and what to do."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The one frozen base model, shared by teacher and students, and the kind of adapter stacked on it."""
+
+    path: str = "builtin:tiny"  # folder, hub id, or builtin:tiny (the embedded world's model)
+    gguf_file: str | None = None  # name of a GGUF file inside `path`
+    revision: str | None = None  # hub revision; pinned in the manifest
+    trust_remote_code: bool = False
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
+    adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: float = Field(32.0, gt=0)
+    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output layer
+    chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
+    micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
+
+
+class ProblemsConfig(Section):
+    """Where the hard problems come from and how they are put to the model."""
+
+    source: str = "world:tiny"  # JSONL file, or world:NAME
+    format: Literal["tiny", "tags", "question_answer"] = "tags"
+    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function
+    test_share: float = Field(0.5, gt=0, lt=1)
+    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all
+    max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
+    question_column: str | None = None
+    answer_column: str | None = None
+    verify_timeout_s: float = Field(5.0, gt=0)
+    verify_workers: int = Field(0, ge=0)  # 0: one per core, at most 8
+
+
+class ScreenConfig(Section):
+    """fail@K: a problem is hard when at most `max_successes` of `attempts` rollouts of the base are correct."""
+
+    attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
+    max_successes: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+
+
+class SamplingConfig(Section):
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(1024, ge=1)
+
+
+class OptimizerConfig(Section):
+    """AdamW; one optimizer state per policy, gradients clipped per policy."""
+
+    lr: float = Field(1e-5, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    kl: float = Field(0.001, ge=0)  # k3 estimator against the base model, in the loss
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    normalize_advantages: bool = False  # divide by the standard deviation (not in the paper)
+
+
+class TeacherConfig(Section):
+    """Outer loop (method: the loop). g datasets of n questions a step."""
+
+    steps: int = Field(200, ge=1)
+    datasets: int = Field(4, ge=2)  # g
+    questions: int = Field(64, ge=1)  # n
+    sampling: SamplingConfig = SamplingConfig(max_tokens=512)
+    optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
+    reward: Literal["grounded", "learnability", "none"] = "grounded"
+    subject: str = ""  # names the field in the teacher prompt; "": the seven MATH subjects
+    max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
+    reject_duplicates: bool = False  # within one outer step
+    strict_tags: bool = False
+
+
+class StudentConfig(Section):
+    """Inner loop: RLOO from the baseline student on one dataset."""
+
+    repeats: int = Field(4, ge=1)  # r
+    steps: int = Field(10, ge=1)
+    extra_steps_per_promotion: int = Field(5, ge=0)
+    max_steps: int = Field(20, ge=1)
+    prompts_per_step: int = Field(8, ge=1)
+    attempts: int = Field(32, ge=2)  # group size of RLOO
+    sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)
+    reward: Literal["binary", "paper"] = "paper"  # paper: 120 / 20 / 10 / 0
+
+
+class RewardConfig(Section):
+    """How a student's improvement on hard problems is measured (Q_R)."""
+
+    questions: int = Field(64, ge=1)  # M
+    mode: Literal["greedy", "sampled"] = "greedy"
+    attempts: int = Field(1, ge=1)  # per reward question, when sampled
+    baseline_attempts: int = Field(4, ge=1)  # the same for the baseline, once while it stands
+
+
+class PromotionConfig(Section):
+    tau: float = 0.01
+    window: int = Field(3, ge=1)
+
+
+class ArmsConfig(Section):
+    """What is trained and measured after the loop."""
+
+    run: tuple[Literal["base", "hard_only", "ps", "pq"], ...] = ("base", "hard_only", "ps", "pq")
+    pq_mode: Literal["mixed", "curriculum"] = "mixed"
+    curriculum_steps: int = Field(64, ge=1)  # PQ-only steps of `curriculum`
+    steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
+    pq_steps: int = Field(0, ge=0)  # RLOO steps of PQ; 0: the same as Hard-Only
+    learning_rate: float = Field(0.0, ge=0)  # 0: the student's
+
+
+class EvaluateConfig(Section):
+    attempts: int = Field(32, ge=1)
+    ks: tuple[int, ...] = (1, 4, 8, 16, 32)
+    temperature: float = Field(1.0, gt=0)
+    bootstrap: int = Field(2000, ge=100)
+
+
+class Config(Section):
+    """The whole run. `resolved()` is what the manifest records."""
+
+    name: str = "soar"
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)  # CPU threads of torch; 0: torch's own choice
+    model: ModelConfig = ModelConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    screen: ScreenConfig = ScreenConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    reward: RewardConfig = RewardConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    arms: ArmsConfig = ArmsConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if max(self.evaluate.ks) > self.evaluate.attempts:
+            raise ValueError(
+                f"evaluate.ks asks for pass@{max(self.evaluate.ks)} from evaluate.attempts = {self.evaluate.attempts} "
+                "samples; raise evaluate.attempts or drop the larger k"
+            )
+        if self.reward.mode == "greedy" and self.reward.attempts != 1:
+            raise ValueError('reward.attempts is for reward.mode = "sampled"; a greedy answer is always the same, set 1')
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, JSON-ready."""
+        return self.model_dump(mode="json")
+
+
+def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Names allowed in the section that `path` (without its last part) leads to."""
+    for part in path[:-1]:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, where: str) -> ConfigError:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole config)"
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(Config, item["loc"])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+            lines.append(f"{where}: unknown key {key!r}; {hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {key} = {item['input']!r}: {message}" if item["loc"] else f"{where}: {message}")
+    return ConfigError("\n".join(lines))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`a.b=value` -> {"a": {"b": value}}. The value is read as TOML where possible, else as text.
+
+    Raises ConfigError when there is no `=` or the key is empty.
+    """
+    key, equals, raw = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {text!r}: expected key=value, for example --set teacher.steps=10")
+    try:
+        value: Any = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def find_recipe(recipe: str) -> Path:
+    """Path of a recipe given as a file or as a built-in name. Raises ConfigError with the built-in names."""
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    builtin = RECIPES / f"{recipe}.toml"
+    if builtin.is_file():
+        return builtin
+    names = sorted(p.stem for p in RECIPES.glob("*.toml"))
+    raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}")
+
+
+def load(recipe: str | None = None, overrides: list[str] | None = None) -> Config:
+    """Config from a recipe (None: built-in `tiny`) and `--set` overrides.
+
+    Raises ConfigError naming file or override, key, what was found and what is expected.
+    """
+    path = find_recipe(recipe or "tiny")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    where = str(path)
+    for text in overrides or []:
+        data = _merge(data, parse_override(text))
+        where = f"{path} with --set"
+    return build(data, where)
+
+
+def build(data: dict[str, Any], where: str = "config") -> Config:
+    """Validate a plain dict into a Config. Raises ConfigError."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every key that differs between two resolved configs."""
+    lines: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += difference(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {json.dumps(a)} -> {json.dumps(b)}")
+    return lines

@@ -1,0 +1,95 @@
+"""Held-out pass@k with intervals.
+
+pass@k is the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, eq. 1): 1 - C(n - c, k) / C(n, k) for c correct of n
+samples. Intervals are percentile bootstraps over problems: they cover the choice of problems and, through the counts, the
+sampling noise, but not the spread over training seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from soar import seeds
+from soar.config import EvaluateConfig, SamplingConfig
+from soar.policy import AdapterStack
+from soar.rollout import Examiner
+from soar.types import Problem
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that at least one of k draws without replacement from `samples` (of which `correct` solve) solves.
+
+    Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@{k} from {correct} correct of {samples} samples is not defined")
+    if samples - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
+
+
+def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean over problems, by resampling problems with replacement."""
+    values = np.asarray(values_H, dtype=np.float64)
+    rng = seeds.generator(seed, "bootstrap")
+    picks = rng.integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[picks].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def summarize(correct_H: Sequence[int], samples: int, config: EvaluateConfig, seed: int) -> dict[str, dict[str, object]]:
+    """`pass_at` and `interval_95`, keyed by k as text, from correct counts per problem."""
+    pass_at: dict[str, object] = {}
+    interval: dict[str, object] = {}
+    for k in config.ks:
+        values = [pass_at_k(samples, correct, k) for correct in correct_H]
+        pass_at[str(k)] = float(np.mean(values))
+        interval[str(k)] = list(bootstrap_interval(values, seed, config.bootstrap))
+    return {"pass_at": pass_at, "interval_95": interval}
+
+
+def paired_difference(
+    correct_a_H: Sequence[int], correct_b_H: Sequence[int], samples: int, k: int, seed: int, resamples: int
+) -> dict[str, object]:
+    """Mean of pass@k(a) - pass@k(b) over the same problems, with its bootstrap interval."""
+    values = [
+        pass_at_k(samples, a, k) - pass_at_k(samples, b, k) for a, b in zip(correct_a_H, correct_b_H, strict=True)
+    ]
+    return {"difference": float(np.mean(values)), "interval_95": list(bootstrap_interval(values, seed, resamples))}
+
+
+def count_correct(
+    examiner: Examiner,
+    stack: AdapterStack | None,
+    problems: list[Problem],
+    attempts: int,
+    seed: int,
+    sampling: SamplingConfig,
+    workers: int = 1,
+    block: int = 64,
+    on_block: Callable[[list[Problem], np.ndarray, np.ndarray], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(correct, truncated) attempts [P, H] of every slice (P = 1 for the base model) at the same problems and seeds.
+
+    Problems are taken in blocks, `workers` blocks at a time in threads; the counts do not depend on either number.
+    on_block(problems, correct_P_H, truncated_P_H) is called in order as blocks are done.
+    """
+    policies = stack.policies if stack is not None else 1
+    blocks = [problems[first : first + block] for first in range(0, len(problems), block)]
+
+    def job(part: list[Problem]) -> tuple[np.ndarray, np.ndarray]:
+        result = examiner.attempt(stack, [part] * policies, attempts, [seed] * policies, sampling)
+        truncated = ~result.rollouts.ended_B.view(policies, len(part), attempts)
+        return (result.solved_P_Q_N & result.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()
+
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for part, (correct, truncated) in zip(blocks, pool.map(job, blocks), strict=True):
+            found.append((correct, truncated))
+            if on_block is not None:
+                on_block(part, correct, truncated)
+    return np.concatenate([c for c, _ in found], axis=1), np.concatenate([t for _, t in found], axis=1)

@@ -1,0 +1,46 @@
+"""Promotion, a pure function: rewards of the window -> keep the baseline or promote one student (method step 3).
+
+Where the paper leaves room: the mean is over a full window, the window restarts after a promotion (else rewards measured
+against a weaker baseline would promote twice), the median of an even number of repeats is the lower one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from soar.types import Decision, Trial
+
+
+def lower_median(trials: Sequence[Trial]) -> Trial:
+    """The trial with the (lower) median pass rate; ties go to the lower repeat. Raises ValueError on no trials."""
+    if not trials:
+        raise ValueError("no trials, so no median")
+    ranked = sorted(trials, key=lambda trial: (trial.pass_rate, trial.repeat))
+    return ranked[(len(ranked) - 1) // 2]
+
+
+def decide(
+    window: Sequence[float],
+    reward_G: Sequence[float | None],
+    trials: Sequence[Trial],
+    tau: float,
+    size: int,
+) -> Decision:
+    """The promotion rule after one outer step.
+
+    window: mean reward of each step since the last promotion, oldest first, this step's last; only the last `size` count.
+    reward_G: this step's reward per dataset, None where every repeat failed. trials: this step's students.
+    tau: threshold that the window mean must exceed. Promotes the dataset with the largest reward (ties: the lowest number)
+    and its repeat with the lower median pass rate among those that did not fail.
+    """
+    if len(window) < size:
+        return Decision(False, f"window holds {len(window)} of {size} steps")
+    mean = sum(window[-size:]) / size
+    if mean <= tau:
+        return Decision(False, f"window mean {mean:.4f} does not exceed tau {tau:g}", mean)
+    rated = [(reward, -k) for k, reward in enumerate(reward_G) if reward is not None]
+    if not rated:
+        return Decision(False, "every student of this step failed", mean)
+    best = -max(rated)[1]
+    median = lower_median([trial for trial in trials if trial.dataset == best and not trial.failed])
+    return Decision(True, f"window mean {mean:.4f} exceeds tau {tau:g}", mean, best, median.repeat)

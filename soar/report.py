@@ -1,0 +1,109 @@
+"""One self-contained HTML page about a run folder, finished or not. Needs no torch and no network.
+
+The page holds its own style and a small script, and a content policy that allows nothing else, so text that a model
+wrote can do nothing even if it were not escaped; it is escaped all the same (jinja2 autoescape), and characters that
+hide or reorder text are made visible. Every figure can be recomputed from the files of the run folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from soar import __version__, sections, wording
+from soar.figures import visible
+from soar.runs import Run, number, numbers, read_run
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_QUESTIONS = 600
+MAX_PQ = 300
+MAX_ALARMS = 200
+MAX_TEXT = 1000  # characters of one question or answer
+
+
+def shorten(text: object) -> str:
+    """At most MAX_TEXT characters of a text, and how many were left out."""
+    shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    left_out = len(shown) - MAX_TEXT
+    return shown if left_out <= 0 else f"{shown[:MAX_TEXT]} \u2026 ({left_out:,} more characters)"
+
+
+def attribute(value: object) -> str:
+    """A number for a `data-` attribute that the script compares; empty for anything else."""
+    known = number(value)
+    return "" if known is None else f"{known:.12g}"
+
+
+def content(run: Run) -> dict[str, Any]:
+    """Everything that the page shows, by section."""
+    phases, wall_seconds = sections.phases(run)
+    command = run.manifest.get("command")
+    rollouts = numbers([row.get("student_rollouts") for row in run.steps])
+    return {
+        "run": run,
+        "headline": wording.headline(run),
+        "remarks": wording.remarks(run),
+        "arms": sections.arms_section(run),
+        "outer": sections.loop_section(run),
+        "screening": sections.screening_section(run),
+        "signal": sections.signal_section(run),
+        "change": sections.change_section(run),
+        "questions": sections.questions_section(run.questions, MAX_QUESTIONS),
+        "pq": sections.questions_section(run.pq, MAX_PQ),
+        "alarms": run.events.get("alarm", [])[:MAX_ALARMS],
+        "alarm_total": len(run.events.get("alarm", [])),
+        "phases": phases,
+        "wall_seconds": wall_seconds,
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
+        "rollouts": max(rollouts, default=None),
+        "version": __version__,
+    }
+
+
+def _policy_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def render(run: Run) -> str:
+    """The page as HTML text."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
+    )
+    environment.globals |= {"arm_meanings": wording.ARM_MEANINGS}
+    filters = (wording.percent, wording.whole, wording.decimal, wording.duration, wording.arm_name, wording.moment, shorten, attribute)
+    environment.filters |= {f.__name__: f for f in filters}
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    return environment.get_template("report.html").render(
+        **content(run),
+        style=Markup(style),
+        style_hash=_policy_hash(style),
+        script=Markup(script),
+        script_hash=_policy_hash(script),
+    )
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run folder, replacing an older one in one step, and return its path.
+
+    Raises FileNotFoundError when `run_dir` is no run folder, OSError when the page cannot be written.
+    """
+    page = render(read_run(run_dir))
+    target = run_dir / "report.html"
+    temporary = target.with_name(f".report.{os.getpid()}.html")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, target)
+    return target

@@ -1,0 +1,273 @@
+"""Rewards: teacher text -> problem, verdict -> student reward, and what the teacher is paid for.
+
+`parse` is the only way from model-written text to a `Problem`; it says why when there is none. The synthetic answer is
+not checked for truth (method, step 2): a question is good exactly when training on it moved a student on real hard
+problems.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from soar.data import fingerprint
+from soar.prompts import PromptFormat
+from soar.types import Problem, Reason, Rejection, Verdict
+from soar.verifiers import END_OF_TURN, LOOSE_NUMBER, MAX_ANSWER_CHARS, extract, has_words, normalize, read_number
+
+TAG = re.compile(r"<\s*(/?)\s*(question|answer)\s*>", re.IGNORECASE)
+STRICT_TAG = re.compile(r"<(/?)(question|answer)>")
+QUESTION_LABEL = re.compile(r"(?:^|\n)[ \t>#*_]*question[ \t]*\d*[ \t]*[*_]*:[ \t]*[*_]*", re.IGNORECASE)
+ANSWER_LABEL = re.compile(r"(?:^|\n|[ \t])[>#*_]*answer[ \t]*[*_]*:[ \t]*[*_]*", re.IGNORECASE)
+MAX_TEACHER_CHARS = 100_000
+
+Fields = tuple[str, str]
+
+
+def parse(
+    text: str,
+    fmt: PromptFormat,
+    *,
+    truncated: bool,
+    seen: set[str] | None = None,
+    strict: bool = False,
+    max_question_chars: int = 4000,
+    parsable: Callable[[str], bool] | None = None,
+) -> Problem | Rejection:
+    """The problem in one teacher completion, or the reason why there is none.
+
+    truncated: the completion hit its token budget. seen: fingerprints of questions that count as duplicates; the new
+    one is added. strict: tags exactly as asked (a missing slash, upper case, another order are refused).
+    parsable: whether an answer can be checked against; None leaves that to `parse_all`, which asks a verifier pool.
+    """
+    fields = _read_fields(text[:MAX_TEACHER_CHARS], fmt, truncated, strict)
+    if isinstance(fields, Reason):
+        return Rejection(fields, text)
+    question, answer = fields
+    reason = _judge(question, answer, fmt, max_question_chars)
+    if reason is None and parsable is not None and not parsable(answer):
+        reason = Reason.UNPARSABLE_ANSWER
+    if reason is not None:
+        return Rejection(reason, text)
+    key = fingerprint(question)
+    if seen is not None:
+        if key in seen:
+            return Rejection(Reason.DUPLICATE, text)
+        seen.add(key)
+    return Problem(id=key[:16], question=question, answer=answer)
+
+
+def _read_fields(text: str, fmt: PromptFormat, truncated: bool, strict: bool) -> Fields | Reason:
+    if not text.strip():
+        return Reason.TRUNCATED if truncated else Reason.EMPTY
+    reader = {"tiny": _read_marked, "tags": _read_tags, "question_answer": _read_labels}[fmt.name]
+    fields = reader(text, fmt, strict)
+    return Reason.TRUNCATED if truncated else fields
+
+
+def _read_marked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """`question <ans> answer`."""
+    text = END_OF_TURN.split(text, maxsplit=1)[0]
+    mark = fmt.answer_marks[0]
+    question, found, answer = text.partition(mark)
+    if not found:
+        return Reason.NO_ANSWER
+    if mark in answer:
+        return Reason.TWO_PROBLEMS
+    return question.strip(), answer.strip()
+
+
+def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """Contents of the question tags, and of the box in the answer tags.
+
+    Lenient: a second opening tag closes the first (the missing slash), upper case and the other order are accepted. A
+    field inside another one, or one without an end, does not count; two of a kind are two problems.
+    """
+    tags = list((STRICT_TAG if strict else TAG).finditer(text))
+    found: dict[str, list[str]] = {"question": [], "answer": []}
+    position = 0
+    while position + 1 < len(tags):
+        begin, end = tags[position], tags[position + 1]
+        kind = begin[2].lower()
+        closes = end[2].lower() == kind and (end[1] == "/" or not strict)
+        if begin[1] == "" and closes:
+            found[kind].append(text[begin.end() : end.start()].strip())
+            position += 2
+        else:
+            position += 1
+    for kind, missing in (("question", Reason.NO_QUESTION), ("answer", Reason.NO_ANSWER)):
+        if not found[kind]:
+            return missing
+    if len(found["question"]) > 1 or len(found["answer"]) > 1:
+        return Reason.TWO_PROBLEMS
+    question, boxed = found["question"][0], found["answer"][0]
+    if not question or not boxed:
+        return Reason.EMPTY
+    if strict and text.index("<question>") > text.index("<answer>"):
+        return Reason.NO_QUESTION
+    answer = extract(boxed, fmt.answer_style)
+    return Reason.NO_ANSWER if answer is None else (question, answer)
+
+
+def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """`Question: ... Answer: ...`. Lenient: what follows the first answer line is ignored; a lone number is taken out."""
+    if not QUESTION_LABEL.match(text.lstrip()):
+        text = f"{fmt.teacher_prefill} {text}"
+    text = END_OF_TURN.split(text, maxsplit=1)[0]
+    questions = list(QUESTION_LABEL.finditer(text))
+    if not questions:
+        return Reason.NO_QUESTION
+    if strict and len(questions) > 1:
+        return Reason.TWO_PROBLEMS
+    answer_label = ANSWER_LABEL.search(text, questions[0].end())
+    if answer_label is None:
+        return Reason.NO_ANSWER
+    if len(questions) > 1 and questions[1].start() < answer_label.start():
+        return Reason.TWO_PROBLEMS
+    question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
+    line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
+    return question, line if strict else _lone_number(line)
+
+
+def _lone_number(line: str) -> str:
+    """`12 apples` -> `12`, `5 + 7 = 12` -> `12`; the line itself when it is a number already or has several."""
+    if read_number(line) is not None:
+        return line
+    numbers = LOOSE_NUMBER.findall(line.rpartition("=")[2])
+    return numbers[0] if len(numbers) == 1 else line
+
+
+def _judge(question: str, answer: str, fmt: PromptFormat, max_question_chars: int) -> Reason | None:
+    """What is wrong with a complete pair, as far as it can be told without a symbolic engine."""
+    if not question or not answer:
+        return Reason.EMPTY
+    if _bare(question) in fmt.placeholders or _bare(answer) in fmt.placeholders:
+        return Reason.PLACEHOLDER
+    if len(question) > max_question_chars or len(answer) > MAX_ANSWER_CHARS:
+        return Reason.TOO_LONG
+    if not normalize(answer):
+        return Reason.EMPTY
+    words = not fmt.text_answers and has_words(answer) and not any(char.isdigit() for char in answer)
+    return Reason.UNPARSABLE_ANSWER if words else None
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".:") or text
+
+
+def parse_all(
+    texts: Sequence[str],
+    fmt: PromptFormat,
+    pool: Any,
+    *,
+    truncated: Sequence[bool],
+    seen: set[str] | None = None,
+    strict: bool = False,
+    max_question_chars: int = 4000,
+) -> list[Problem | Rejection]:
+    """`parse` for a batch, with answers checked by `pool.parsable` (verify.VerifierPool) in its worker processes."""
+    if len(truncated) != len(texts):
+        raise ValueError(f"{len(texts)} texts, but {len(truncated)} truncated flags")
+    first = [
+        parse(text, fmt, truncated=cut, strict=strict, max_question_chars=max_question_chars)
+        for text, cut in zip(texts, truncated, strict=True)
+    ]
+    answers = list({result.answer: None for result in first if isinstance(result, Problem)})
+    good = dict(zip(answers, pool.parsable(answers), strict=True)) if answers else {}
+    results: list[Problem | Rejection] = []
+    for text, result in zip(texts, first, strict=True):
+        if isinstance(result, Problem) and not good[result.answer]:
+            result = Rejection(Reason.UNPARSABLE_ANSWER, text)
+        elif isinstance(result, Problem) and seen is not None:
+            key = fingerprint(result.question)
+            if key in seen:
+                result = Rejection(Reason.DUPLICATE, text)
+            seen.add(key)
+        results.append(result)
+    return results
+
+
+def count_reasons(results: Sequence[Problem | Rejection]) -> dict[str, int]:
+    """How many results were rejected for each reason, most frequent first."""
+    counts = Counter(result.reason.value for result in results if isinstance(result, Rejection))
+    return dict(counts.most_common())
+
+
+WORD = re.compile(r"\\?[A-Za-z]+|\d+(?:[.,]\d+)*|\S")
+
+
+def mentions(completion: str, gold: str) -> bool:
+    """Whether the gold answer occurs in the text as a run of tokens (`42` is not in `142`). Method, room point 6."""
+    wanted = WORD.findall(gold)
+    if not wanted or wanted[0] not in completion:
+        return False
+    words = WORD.findall(completion)
+    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
+
+
+def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal["binary", "paper"]) -> float:
+    """Reward of one student attempt.
+
+    `binary`: 1 correct, 0 else. `paper`: 120 correct; 20 answered, wrong, but the gold answer occurs in the text;
+    10 answered otherwise; 0 no answer (paper, experimental setup). A check that timed out or crashed counts as
+    answered. UNSCORABLE gives 0; a mean over attempts leaves such attempts out by their verdict.
+    """
+    if scheme == "binary":
+        return 1.0 if verdict.solved else 0.0
+    if scheme != "paper":
+        raise ValueError(f"student.reward = {scheme!r}: expected binary or paper")
+    if verdict.solved:
+        return 120.0
+    if verdict in (Verdict.NO_ANSWER, Verdict.UNSCORABLE):
+        return 0.0
+    return 20.0 if mentions(completion, gold) else 10.0
+
+
+def grounded(
+    improvement_G_R: Sequence[Sequence[float]], valid_G_R: Sequence[Sequence[bool]]
+) -> tuple[list[float | None], list[float | None]]:
+    """The grounded reward of each dataset and its standard error over the repeats.
+
+    improvement_G_R: pass rate of each student minus the baseline's; valid_G_R: False for a failed trial, which is left
+    out. Returns (reward_G, standard_error_G): the reward is None where no repeat is valid, the error where fewer than
+    two are.
+    """
+    rewards: list[float | None] = []
+    errors: list[float | None] = []
+    for values, valid in zip(improvement_G_R, valid_G_R, strict=True):
+        kept = [float(value) for value, good in zip(values, valid, strict=True) if good]
+        rewards.append(statistics.fmean(kept) if kept else None)
+        errors.append(statistics.stdev(kept) / math.sqrt(len(kept)) if len(kept) > 1 else None)
+    return rewards, errors
+
+
+def learnability(success: float) -> float:
+    """Intrinsic-T: 0 if the student never solves the question, else 1 - success rate (Absolute Zero's proposer reward)."""
+    return 0.0 if success == 0 else 1.0 - success
+
+
+def uncertainty(agreement: float) -> float:
+    """R-Zero's challenger reward 1 - 2|p - 1/2|, highest where the majority answer has half of the attempts."""
+    return 1.0 - 2.0 * abs(agreement - 0.5)
+
+
+def band(success: float, low: float = 0.125, high: float = 0.625) -> float:
+    """1 where the success rate lies in [low, high], else 0 (the accuracy range of SvS)."""
+    return 1.0 if low <= success <= high else 0.0
+
+
+def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
+    """The most frequent answer (the first of equals) and its share of all attempts.
+
+    None, "no answer", is no vote: it never wins, but an attempt without an answer lowers the share. (None, 0.0) without
+    votes.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return None, 0.0
+    answer, count = votes.most_common(1)[0]
+    return answer, count / len(answers)

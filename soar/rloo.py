@@ -1,0 +1,76 @@
+"""RLOO, pure maths on tensors: leave-one-out advantage and the policy loss.
+
+A completion is one action, as in Ahmadian et al. 2024 (arXiv 2402.14740): its log-probability is the sum over its tokens.
+TRL's trainer folds the KL penalty into the reward and averages the loss over the batch; here KL is a term of the loss (k3
+estimator, Schulman 2020) and the sum is divided by ONE constant. With a constant normaliser, rejection sampling of teacher
+texts leaves the gradient unchanged: the advantages sum to zero, so the log of the acceptance probability, the same in every
+row, drops out (SOAR, method: rejection sampling). A per-sequence length average would break that. No importance ratio and no
+clipping: every batch is used for exactly one step, so the ratio is 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def leave_one_out(reward_X_N: Tensor, valid_X_N: Tensor | None = None, normalize: bool = False) -> Tensor:
+    """Advantage [..., N]: each reward minus the mean of the others of its group (last axis).
+
+    valid: False excludes an entry from the group (its advantage is 0). A group with fewer than two valid entries has
+    advantage 0. normalize divides by the standard deviation of the group's rewards (plus 1e-6); not in the paper.
+    """
+    valid = torch.ones_like(reward_X_N, dtype=torch.bool) if valid_X_N is None else valid_X_N
+    reward = torch.where(valid, reward_X_N, torch.zeros_like(reward_X_N))
+    count = valid.sum(-1, keepdim=True)
+    total = reward.sum(-1, keepdim=True)
+    others = (total - reward) / (count - 1).clamp(min=1)
+    advantage = torch.where(valid & (count > 1), reward - others, torch.zeros_like(reward))
+    if normalize:
+        mean = total / count.clamp(min=1)
+        squares = torch.where(valid, (reward - mean) ** 2, torch.zeros_like(reward))
+        deviation = (squares.sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        advantage = advantage / (deviation + 1e-6)
+    return advantage
+
+
+def k3(logprob_B_T: Tensor, reference_B_T: Tensor) -> Tensor:
+    """Estimate of KL(policy || reference) per token, nats, never negative: exp(d) - d - 1 with d = reference - policy."""
+    difference = reference_B_T - logprob_B_T
+    return torch.exp(difference) - difference - 1.0
+
+
+def policy_loss(
+    logprob_B_T: Tensor,
+    mask_B_T: Tensor,
+    advantage_B: Tensor,
+    normaliser: float,
+    reference_B_T: Tensor | None = None,
+    kl: float = 0.0,
+) -> Tensor:
+    """Loss [B], to be summed over the rows of a policy.
+
+    Row i: (-advantage_i * sum_t logprob_it + kl * sum_t k3_it) / normaliser, over tokens where mask is 1.
+    normaliser: one constant for the whole update (rows * max_tokens), never a row's own length.
+    """
+    row_B = -advantage_B * (logprob_B_T * mask_B_T).sum(-1)
+    if reference_B_T is not None and kl > 0.0:
+        row_B = row_B + kl * (k3(logprob_B_T, reference_B_T) * mask_B_T).sum(-1)
+    return row_B / normaliser
+
+
+def group_shares(reward_X_N: Tensor) -> dict[str, float]:
+    """Shares of groups (last axis) whose rewards are all zero, all equal and positive, mixed; and of zero deviation.
+
+    Keys: frac_all_wrong, frac_all_right, frac_mixed, frac_reward_zero_std.
+    """
+    groups = reward_X_N.reshape(-1, reward_X_N.shape[-1])
+    same = (groups == groups[:, :1]).all(-1)
+    wrong = same & (groups[:, 0] <= 0)
+    count = max(1, len(groups))
+    return {
+        "frac_all_wrong": wrong.sum().item() / count,
+        "frac_all_right": (same & ~wrong).sum().item() / count,
+        "frac_mixed": (~same).sum().item() / count,
+        "frac_reward_zero_std": same.sum().item() / count,
+    }

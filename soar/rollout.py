@@ -1,0 +1,118 @@
+"""Attempts: problems put to policies, completions checked and scored."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soar import seeds
+from soar.config import SamplingConfig
+from soar.policy import AdapterStack, Backbone
+from soar.prompts import PromptFormat
+from soar.rewards import student_reward
+from soar.sampler import Rollouts, Sampler
+from soar.types import Problem, Verdict
+from soar.verify import VerifierPool
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """N attempts of each policy at each of its problems.
+
+    rollouts and verdicts: rows in the order (policy, question, attempt). reward_P_Q_N: student reward (points).
+    solved_P_Q_N: the verdict was correct. valid_P_Q_N: False where the verdict is unscorable (excluded from means).
+    truncated: completions that hit the token budget. failed_P: the policy produced NaN or inf.
+    """
+
+    rollouts: Rollouts
+    verdicts: list[Verdict]
+    reward_P_Q_N: Tensor
+    solved_P_Q_N: Tensor
+    valid_P_Q_N: Tensor
+    truncated: int
+    failed_P: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.verdicts)
+
+    def pass_rate_P(self) -> Tensor:
+        """Mean over questions and attempts that could be scored [P]."""
+        valid = self.valid_P_Q_N.float()
+        return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+
+
+class Examiner:
+    """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
+
+    scheme: student reward, `binary` or `paper` (see `rewards.student_reward`).
+    """
+
+    def __init__(
+        self, backbone: Backbone, sampler: Sampler, fmt: PromptFormat, verifier: VerifierPool, scheme: str = "binary"
+    ) -> None:
+        self.backbone, self.sampler, self.fmt, self.verifier, self.scheme = backbone, sampler, fmt, verifier, scheme
+        self._prompts: dict[str, list[int]] = {}
+        self._lock = threading.Lock()
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """Token ids of the student prompt for a problem (kept between calls)."""
+        with self._lock:
+            if problem.question not in self._prompts:
+                self._prompts[problem.question] = self.fmt.student_ids(self.backbone.tokenizer, problem.question)
+            return self._prompts[problem.question]
+
+    def room(self, problem: Problem, sampling: SamplingConfig) -> bool:
+        """Whether prompt and completion budget fit in the model's context."""
+        return len(self.prompt(problem)) + sampling.max_tokens <= self.backbone.context
+
+    def attempt(
+        self,
+        stack: AdapterStack | None,
+        problems_P_Q: list[list[Problem]],
+        attempts: int,
+        seed_P: list[int],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Attempts:
+        """N attempts of policy p at problems_P_Q[p] (equally many problems each).
+
+        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens
+        do not depend on the other problems or their order.
+        """
+        P, Q = len(problems_P_Q), len(problems_P_Q[0])
+        prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
+        seed_P_Q = [_problem_seeds(seed, problems) for seed, problems in zip(seed_P, problems_P_Q, strict=True)]
+        rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
+        texts = rollouts.texts(self.backbone)
+        asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
+        columns = {"question": [problem.question for problem in asked]}
+        with self._lock:
+            verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
+        rewards = [
+            student_reward(verdict, text, problem.answer, self.scheme)
+            for verdict, text, problem in zip(verdicts, texts, asked, strict=True)
+        ]
+        shape = (P, Q, attempts)
+        return Attempts(
+            rollouts,
+            verdicts,
+            torch.tensor(rewards, dtype=torch.float32).view(shape),
+            torch.tensor([v.solved for v in verdicts]).view(shape),
+            torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape),
+            int((~rollouts.ended_B).sum()),
+            rollouts.failed_B.view(P, -1).any(1),
+        )
+
+
+def _problem_seeds(seed: int, problems: list[Problem]) -> list[int]:
+    before: Counter[str] = Counter()
+    found = []
+    for problem in problems:
+        found.append(seeds.derive(seed, problem.id, before[problem.id]))
+        before[problem.id] += 1
+    return found

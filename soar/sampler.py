@@ -1,0 +1,290 @@
+"""Rollouts from a population: the Sampler protocol and the native engine.
+
+The native engine runs transformers' own model classes with our cache and attention function. A prompt is prefilled once and its
+cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches. A token is
+drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and the position.
+Left out here: CUDA graphs, stop strings, paged blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soar import seeds
+from soar.attention import buffer_cache
+from soar.config import SamplingConfig
+from soar.policy import AdapterStack, Backbone
+
+MAX_ROWS = {"cpu": 2048, "cuda": 8192}
+CACHE_BYTES = {"cpu": 2 << 30, "cuda": 40 << 30}
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled completions, rows policy-major.
+
+    prompts: token ids of each row's prompt. tokens_B_T: completion ids, right-padded with the pad id, the end token
+    included. length_B: tokens of the completion, end token included. logprob_B_T: log-probability (nats) of each sampled
+    token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token (else it was truncated at
+    max_tokens). failed_B: the model produced NaN or inf for this row. All tensors on the CPU.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    tokens_B_T: Tensor
+    length_B: Tensor
+    logprob_B_T: Tensor
+    ended_B: Tensor
+    failed_B: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: list[int]) -> Rollouts:
+        """The named rows, in that order."""
+        index = torch.tensor(rows, dtype=torch.long)
+        return Rollouts(
+            tuple(self.prompts[i] for i in rows),
+            self.tokens_B_T[index],
+            self.length_B[index],
+            self.logprob_B_T[index],
+            self.ended_B[index],
+            self.failed_B[index],
+        )
+
+    def texts(self, backbone: Backbone) -> list[str]:
+        """Completions as text, without the end token; other special tokens stay visible."""
+        ids = []
+        for tokens_T, length, ended in zip(
+            self.tokens_B_T.tolist(), self.length_B.tolist(), self.ended_B.tolist(), strict=True
+        ):
+            ids.append(tokens_T[: length - 1] if ended else tokens_T[:length])
+        return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def join(parts: list[Rollouts]) -> Rollouts:
+    """Rollouts one after another; completions padded to the longest."""
+    longest = max(part.tokens_B_T.shape[1] for part in parts)
+
+    def wide(tensor_B_T: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor_B_T, (0, longest - tensor_B_T.shape[1]))
+
+    return Rollouts(
+        tuple(prompt for part in parts for prompt in part.prompts),
+        torch.cat([wide(part.tokens_B_T) for part in parts]),
+        torch.cat([part.length_B for part in parts]),
+        torch.cat([wide(part.logprob_B_T) for part in parts]),
+        torch.cat([part.ended_B for part in parts]),
+        torch.cat([part.failed_B for part in parts]),
+    )
+
+
+class Sampler(Protocol):
+    """Draws completions for a population. `sample` below documents the arguments."""
+
+    def sample(
+        self,
+        stack: AdapterStack | None,
+        prompts_P_Q: list[list[list[int]]],
+        attempts: int,
+        seed_P_Q: list[list[int]],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Rollouts: ...
+
+
+class NativeSampler:
+    """The default engine: one process, one device, any transformers causal LM with standard linear layers."""
+
+    def __init__(self, backbone: Backbone, max_rows: int = 0) -> None:
+        self.backbone = backbone
+        self.max_rows = max_rows
+        self.sampled_tokens = 0
+
+    def rows_per_call(self, positions: int) -> int:
+        """Rows of one batch: as many as the byte rule for cache and logits allows at `positions` tokens each."""
+        if self.max_rows:
+            return self.max_rows
+        kind, config = self.backbone.device.type, self.backbone.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cache = config.num_hidden_layers * 2 * heads * head_dim * positions * self.backbone.dtype.itemsize
+        logits = 16 * self.backbone.vocabulary
+        return max(1, min(MAX_ROWS.get(kind, 2048), CACHE_BYTES.get(kind, 2 << 30) // (cache + logits)))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        stack: AdapterStack | None,
+        prompts_P_Q: list[list[list[int]]],
+        attempts: int,
+        seed_P_Q: list[list[int]],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Rollouts:
+        """`attempts` completions of each prompt, for each policy.
+
+        prompts_P_Q: token ids, equally many prompts per policy; policy p's prompts are answered by slice p of `stack`
+        (None: the base model; then P may be anything). seed_P_Q: one seed per prompt; its attempt n draws from (seed, n)
+        alone, whatever shares the batch. Returns P * Q * attempts rows in the order (p, q, n).
+        Raises ValueError when policies have different numbers of prompts or a prompt leaves no room in the context.
+        """
+        questions = {len(prompts) for prompts in prompts_P_Q}
+        if len(questions) != 1 or (stack is not None and stack.policies != len(prompts_P_Q)):
+            raise ValueError("give every policy of the stack the same number of prompts")
+        Q, P = questions.pop(), len(prompts_P_Q)
+        longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
+        if longest + sampling.max_tokens > self.backbone.context:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_tokens = {sampling.max_tokens} exceed the model's context of "
+                f"{self.backbone.context}; shorten the prompt or lower max_tokens"
+            )
+        seeds_P_B = np.stack([np.concatenate([seeds.row_seeds(s, attempts) for s in seed_Q]) for seed_Q in seed_P_Q])
+        per_call = max(1, self.rows_per_call(longest + sampling.max_tokens) // (P * attempts))
+        parts_C_P: list[list[Rollouts]] = []
+        for first in range(0, Q, per_call):
+            last = min(Q, first + per_call)
+            prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
+            seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
+            run = _Run(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy)
+            rollouts = run.finish()
+            self.sampled_tokens += int(rollouts.length_B.sum())
+            rows = (last - first) * attempts
+            parts_C_P.append([rollouts.select(list(range(p * rows, (p + 1) * rows))) for p in range(P)])
+        if len(parts_C_P) == 1 and P == 1:
+            return parts_C_P[0][0]
+        return join([parts[p] for p in range(P) for parts in parts_C_P])
+
+
+class _Run:
+    """One batch on its way: prefill, then one token a step until every row has ended."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stack: AdapterStack | None,
+        prompts: list[list[int]],
+        attempts: int,
+        seeds_B: np.ndarray,
+        sampling: SamplingConfig,
+        greedy: bool,
+    ) -> None:
+        self.backbone, self.stack, self.sampling, self.greedy = backbone, stack, sampling, greedy
+        self.policies = stack.policies if stack is not None else 1
+        self.prompts, self.attempts = prompts, attempts
+        device, rows, steps = backbone.device, len(prompts) * attempts, sampling.max_tokens
+        self.uniform_B_T = None if greedy else torch.from_numpy(seeds.uniforms(seeds_B, steps)).to(device)
+        self.tokens_B_T = torch.full((rows, steps), backbone.pad_id, dtype=torch.long, device=device)
+        self.logprob_B_T = torch.zeros(rows, steps, device=device)
+        self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.failed_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
+        self.row_b = torch.arange(rows, device=device)  # live slot -> row of the result
+
+    def finish(self) -> Rollouts:
+        with self.backbone.use(self.stack):
+            logits_b_V, cache, mask_b_S = self._prefill()
+            for step in range(self.sampling.max_tokens):
+                token_b = self._draw(logits_b_V, step)
+                if step + 1 == self.sampling.max_tokens:
+                    break
+                keep = self._retire()
+                if keep is not None:
+                    if keep.numel() == 0:
+                        break
+                    cache.batch_select_indices(keep)
+                    mask_b_S, token_b, self.row_b = mask_b_S[keep], token_b[keep], self.row_b[keep]
+                mask_b_S = torch.cat([mask_b_S, mask_b_S.new_ones(len(mask_b_S), 1)], dim=1)
+                position_b_1 = mask_b_S.sum(1, keepdim=True) - 1
+                logits_b_V = self._forward(token_b[:, None], mask_b_S, position_b_1, cache)
+        longest = int(self.length_B.max())
+        attempts = self.attempts
+        return Rollouts(
+            tuple(tuple(ids) for ids in self.prompts for _ in range(attempts)),
+            self.tokens_B_T[:, :longest].cpu(),
+            self.length_B.cpu(),
+            self.logprob_B_T[:, :longest].cpu(),
+            self.ended_B.cpu(),
+            self.failed_B.cpu(),
+        )
+
+    def _prefill(self) -> tuple[Tensor, Any, Tensor]:
+        """Next-token logits, cache and attention mask of all rows; every prompt is run once."""
+        longest = max(len(ids) for ids in self.prompts)
+        pad = self.backbone.pad_id
+        ids_U_S = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in self.prompts], device=self.backbone.device)
+        mask_U_S = torch.tensor(
+            [[0] * (longest - len(ids)) + [1] * len(ids) for ids in self.prompts], device=self.backbone.device
+        )
+        position_U_S = (mask_U_S.cumsum(1) - 1).clamp(min=0)
+        cache = buffer_cache(self.backbone.model.config)
+        logits_U_V = self._forward(ids_U_S, mask_U_S, position_U_S, cache)
+        repeat = torch.arange(len(self.prompts), device=self.backbone.device).repeat_interleave(self.attempts)
+        cache.batch_select_indices(repeat)
+        return logits_U_V[repeat], cache, mask_U_S[repeat]
+
+    def _forward(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
+        out = self.backbone.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float()
+
+    def _draw(self, logits_b_V: Tensor, step: int) -> Tensor:
+        """Draw one token for every live slot, note it in the rows that have not ended, return it."""
+        bad_b = ~torch.isfinite(logits_b_V).all(dim=1)
+        logits_b_V = torch.where(bad_b[:, None], torch.zeros_like(logits_b_V), logits_b_V)
+        if not self.greedy:
+            logits_b_V = logits_b_V / self.sampling.temperature
+        logprob_b_V = torch.log_softmax(logits_b_V, dim=-1)
+        if self.uniform_B_T is None:
+            token_b = logits_b_V.argmax(dim=-1)
+        else:
+            token_b = inverse_cdf(logprob_b_V.exp(), self.uniform_B_T[self.row_b, step], self.sampling.top_p)
+        live = ~self.ended_B[self.row_b]
+        rows = self.row_b[live]
+        token_live = token_b[live]
+        self.tokens_B_T[rows, step] = token_live
+        self.logprob_B_T[rows, step] = logprob_b_V[live].gather(1, token_live[:, None])[:, 0]
+        self.length_B[rows] = step + 1
+        self.failed_B[rows] |= bad_b[live]
+        self.ended_B[rows] = torch.isin(token_live, self.end_ids) | bad_b[live]
+        return token_b
+
+    def _retire(self) -> Tensor | None:
+        """Slots to keep (each policy keeps equally many, ended rows fill up), or None while it is not worth it."""
+        live_P_b = ~self.ended_B[self.row_b].reshape(self.policies, -1)
+        keep = int(live_P_b.sum(1).max())
+        width = live_P_b.shape[1]
+        if keep > 0.8 * width:
+            return None
+        order_P_b = live_P_b.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :keep]
+        order_P_b = order_P_b.sort(dim=1).values
+        first_P = torch.arange(self.policies, device=order_P_b.device)[:, None] * width
+        return (order_P_b + first_P).reshape(-1)
+
+
+def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Tensor:
+    """Token [B] whose cumulative interval holds the uniform number.
+
+    top_p < 1 keeps the smallest set of most likely tokens whose mass reaches top_p (nucleus sampling), renormalised.
+    """
+    if top_p < 1.0:
+        sorted_B_V, order_B_V = probs_B_V.sort(dim=-1, descending=True)
+        outside_B_V = sorted_B_V.cumsum(-1) - sorted_B_V >= top_p
+        kept_B_V = sorted_B_V.masked_fill(outside_B_V, 0.0)
+        return order_B_V.gather(1, inverse_cdf(kept_B_V, uniform_B)[:, None])[:, 0]
+    cdf_B_V = probs_B_V.cumsum(-1)
+    target_B_1 = uniform_B[:, None] * cdf_B_V[:, -1:]
+    token_B = torch.searchsorted(cdf_B_V, target_B_1, right=True)[:, 0]
+    return token_B.clamp(max=probs_B_V.shape[1] - 1)

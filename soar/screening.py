@@ -1,0 +1,106 @@
+"""fail@K screening: which problems does the base model never solve, and what would plain RL see on them?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from soar import seeds
+from soar.config import Config
+from soar.data import check_evidence
+from soar.evaluate import count_correct
+from soar.policy import Backbone
+from soar.prompts import PromptFormat
+from soar.record import RunFolder
+from soar.rollout import Examiner
+from soar.types import Problem, Screening
+
+SCREEN_FILE = "hard/screen.jsonl"
+BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
+
+
+def evidence_key(config: Config, backbone: Backbone, fmt: PromptFormat, model_hash: str) -> dict[str, Any]:
+    """What must be equal for evidence to be used again."""
+    sampling = config.student.sampling
+    return {
+        "model": config.model.path,
+        "model_sha256": model_hash,
+        "prompt": fmt.fingerprint(),
+        "verifier": config.problems.verifier,
+        "attempts": config.screen.attempts,
+        "temperature": config.screen.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": config.seed,
+    }
+
+
+def screen(
+    examiner: Examiner,
+    problems: list[Problem],
+    config: Config,
+    folder: RunFolder,
+    evidence: dict[str, Any],
+    workers: int,
+    on_problems: Callable[[int], None],
+) -> dict[str, Screening]:
+    """Attempts of the base model at every problem; evidence rows go to hard/screen.jsonl block by block.
+
+    Problems that the file already holds are not attempted again; rows made in another way raise data.DataError.
+    Returns problem id -> Screening.
+    """
+    found: dict[str, Screening] = {}
+    for row in folder.rows(SCREEN_FILE):
+        if "evidence" in row:
+            check_evidence(row["evidence"], evidence, f"{folder.path}/{SCREEN_FILE}")
+        else:
+            found[row["id"]] = Screening(row["successes"], row["attempts"], row["truncated"])
+    if not found:
+        folder.append(SCREEN_FILE, [{"evidence": evidence}])
+    on_problems(len(found))
+    missing = [problem for problem in problems if problem.id not in found]
+    attempts = config.screen.attempts
+    sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
+
+    def keep(part: list[Problem], correct_P_H: Any, truncated_P_H: Any) -> None:
+        rows = []
+        for problem, correct, truncated in zip(part, correct_P_H[0].tolist(), truncated_P_H[0].tolist(), strict=True):
+            found[problem.id] = Screening(correct, attempts, truncated)
+            rows.append({"id": problem.id, "successes": correct, "attempts": attempts, "truncated": truncated})
+        folder.append(SCREEN_FILE, rows)
+        on_problems(len(part))
+
+    if missing:
+        seed = seeds.derive(config.seed, "screen")
+        count_correct(
+            examiner, None, missing, attempts, seed, sampling, workers=workers, block=8, on_block=keep
+        )
+    return found
+
+
+def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:
+    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see."""
+    rows = list(found.values())
+    histogram: Counter[str] = Counter()
+    for row in rows:
+        if row.successes == 0:
+            histogram["0"] += 1
+        else:
+            histogram[next(label for limit, label in BUCKETS if row.pass_rate <= limit)] += 1
+    group = config.student.attempts
+    wrong = sum((1 - row.pass_rate) ** group for row in rows) / max(1, len(rows))
+    right = sum(row.pass_rate**group for row in rows) / max(1, len(rows))
+    attempts = sum(row.attempts for row in rows)
+    return {
+        "event": "screen",
+        "candidates": len(rows),
+        "hard": sum(row.successes <= config.screen.max_successes for row in rows),
+        "attempts": config.screen.attempts,
+        "histogram": {label: histogram[label] for label in ["0", *(name for _, name in BUCKETS)]},
+        "pass_rate": sum(row.successes for row in rows) / max(1, attempts),
+        "truncated_share": sum(row.truncated for row in rows) / max(1, attempts),
+        "frac_all_wrong": wrong,
+        "frac_all_right": right,
+        "frac_mixed": 1 - wrong - right,
+    }

@@ -1,0 +1,370 @@
+"""Outer loop: the teacher writes, students learn, improvement on hard problems is measured, the teacher learns.
+
+One `OuterLoop` holds the whole state of a run between two outer steps; `step` does one. Teacher and students share one
+sampler, one verifier, one RLOO and one update: they differ only in where the reward comes from. Left out: several groups of
+datasets a step, off-policy reuse of teacher samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from soar import seeds
+from soar.config import Config
+from soar.policy import AdapterStack
+from soar.promotion import decide
+from soar.rewards import grounded, parse_all
+from soar.rloo import leave_one_out
+from soar.rollout import Examiner
+from soar.sampler import Rollouts, join
+from soar.student import Metrics, Population, inner_steps, shuffled_passes, train_population
+from soar.types import Decision, Problem, Reason, Rejection, Trial
+from soar.update import StackOptimizer, UpdateStats, learning_rate, update
+
+Event = dict[str, Any]
+
+
+class TeacherError(RuntimeError):
+    """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """One step's accepted pairs: problems_G_Q, their teacher rollouts (rows in the same order), and the bookkeeping."""
+
+    problems_G_Q: list[list[Problem]]
+    rollouts: Rollouts
+    sampled: int
+    rejected: dict[str, int]
+
+
+@dataclass
+class LoopState:
+    """Everything that lasts from one outer step to the next.
+
+    step: outer steps done. teacher, baseline: stacks of one policy. window: mean step rewards since the last promotion.
+    pq: promotion questions as JSON-ready rows. pass_rates: the baseline's pass rate per reward question, kept while the
+    baseline stands. student_rollouts: completions sampled by students in training and measurement, cumulative.
+    """
+
+    teacher: AdapterStack
+    optimizer: StackOptimizer
+    baseline: AdapterStack
+    step: int = 0
+    promotions: int = 0
+    window: list[float] = field(default_factory=list)
+    pq: list[dict[str, Any]] = field(default_factory=list)
+    pass_rates: dict[str, float] = field(default_factory=dict)
+    student_rollouts: int = 0
+    teacher_rollouts: int = 0
+
+
+def new_state(examiner: Examiner, config: Config) -> LoopState:
+    """Teacher and baseline student as fresh adapters on the base model (method: both start as copies of it)."""
+    backbone = examiner.backbone
+    teacher = backbone.new_stack(seeds.derive(config.seed, "teacher", "init"))
+    baseline = backbone.new_stack(seeds.derive(config.seed, "student", "init"))
+    return LoopState(teacher, StackOptimizer(teacher, config.teacher.optimizer), baseline)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, and every trial."""
+
+    improvement_G_R: np.ndarray
+    valid_G_R: np.ndarray
+    baseline: float
+    trials: list[Trial]
+
+
+class OuterLoop:
+    """The SOAR loop over one hard training set.
+
+    examiner: puts problems to policies. hard_train: D_train; the teacher never sees it. workers: CPU worker threads.
+    on_inner(done, total): progress of the students of the current step.
+    """
+
+    def __init__(
+        self,
+        examiner: Examiner,
+        hard_train: list[Problem],
+        config: Config,
+        state: LoopState,
+        workers: int = 1,
+        on_inner: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
+        self.workers, self.on_inner = workers, on_inner
+        self.prompt = examiner.fmt.teacher_ids(examiner.backbone.tokenizer, config.teacher.subject)
+
+    def write(self) -> Lessons:
+        """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
+        config, state = self.config.teacher, self.state
+        wanted = config.datasets * config.questions
+        accepted: list[Problem] = []
+        kept: list[Rollouts] = []
+        rejected: Counter[str] = Counter()
+        seen: set[str] | None = set() if config.reject_duplicates else None
+        last: list[str] = []
+        sampled = attempt = 0
+        while len(accepted) < wanted:
+            if sampled >= config.max_tries * wanted:
+                raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
+            rate = max(len(accepted) / sampled, 1 / 16) if sampled else 0.8
+            count = min(int((wanted - len(accepted)) / rate * 1.1) + 8, 8 * wanted)
+            seed = seeds.derive(self.config.seed, "teacher", state.step, attempt)
+            rollouts = self.examiner.sampler.sample(state.teacher, [[self.prompt]], count, [[seed]], config.sampling)
+            attempt += 1
+            texts, ended = rollouts.texts(self.examiner.backbone), rollouts.ended_B.tolist()
+            rows = []
+            for row, outcome in enumerate(self._read(texts, ended, seen)):
+                if len(accepted) == wanted:
+                    break
+                sampled += 1
+                if isinstance(outcome, Rejection):
+                    rejected[outcome.reason.value] += 1
+                    last = [*last[-4:], outcome.text]
+                else:
+                    accepted.append(outcome)
+                    rows.append(row)
+            if rows:
+                kept.append(rollouts.select(rows))
+        n = config.questions
+        sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
+        state.teacher_rollouts += sampled
+        return Lessons(sets, join(kept), sampled, dict(rejected))
+
+    def _read(self, texts: list[str], ended: list[bool], seen: set[str] | None) -> list[Problem | Rejection]:
+        """Problems or reasons; a question that leaves no room for the student's answer is too long."""
+        outcomes = parse_all(
+            texts,
+            self.examiner.fmt,
+            self.examiner.verifier,
+            truncated=[not e for e in ended],
+            seen=seen,
+            strict=self.config.teacher.strict_tags,
+        )
+        sampling = self.config.student.sampling
+        return [
+            Rejection(Reason.TOO_LONG, text)
+            if isinstance(outcome, Problem) and not self.examiner.room(outcome, sampling)
+            else outcome
+            for text, outcome in zip(texts, outcomes, strict=True)
+        ]
+
+    def teach(self, lessons: Lessons) -> Population:
+        """Step 2a: one student per dataset and repeat, trained from the baseline; student order is (dataset, repeat)."""
+        config, state = self.config.student, self.state
+        steps = inner_steps(config, state.promotions)
+        batches, seed_P = [], []
+        for k, problems in enumerate(lessons.problems_G_Q):
+            for j in range(config.repeats):
+                seed = seeds.derive(self.config.seed, "student", state.step, k, j)
+                batches.append(shuffled_passes(problems, seed, steps, config.prompts_per_step))
+                seed_P.append(seed)
+        lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
+        total = steps * len(seed_P)
+        done = 0
+
+        def note(step: int, metrics: Metrics) -> None:
+            nonlocal done
+            done += 1
+            if self.on_inner is not None:
+                self.on_inner(min(total, done * max(1, total // (steps * self.workers))), total)
+
+        population = train_population(
+            self.examiner, state.baseline, batches, seed_P, config, lr, self.workers, note
+        )
+        state.student_rollouts += population.rollouts
+        return population
+
+    def draw_reward_questions(self) -> list[Problem]:
+        """Q_R: M questions of D_train without replacement, one draw for all students of the step."""
+        rng = seeds.generator(self.config.seed, "reward_questions", self.state.step)
+        count = min(self.config.reward.questions, len(self.hard_train))
+        return [self.hard_train[i] for i in sorted(rng.choice(len(self.hard_train), count, replace=False).tolist())]
+
+    def measure(self, population: Population) -> Measurement:
+        """Step 2b: pass rate of every student on Q_R minus the baseline's on the same questions."""
+        config, state = self.config, self.state
+        questions = self.draw_reward_questions()
+        baseline = self._baseline_rate(questions)
+        G, R = config.teacher.datasets, config.student.repeats
+        seed = seeds.derive(config.seed, "measure", state.step)
+        rates: list[float] = []
+        step = max(1, self.examiner.backbone.config.chunk or 8)
+        for first in range(0, G * R, step):
+            members = list(range(first, min(G * R, first + step)))
+            attempts = self.examiner.attempt(
+                population.stack.select(members),
+                [questions] * len(members),
+                config.reward.attempts,
+                [seed] * len(members),
+                config.student.sampling,
+                greedy=config.reward.mode == "greedy",
+            )
+            state.student_rollouts += attempts.count
+            rates += attempts.pass_rate_P().tolist()
+        failed = population.failed_P.tolist()
+        trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
+        rate_G_R = np.array(rates).reshape(G, R)
+        return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials)
+
+    def _baseline_rate(self, questions: list[Problem]) -> float:
+        """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
+
+        In sampled mode with reward.baseline_attempts attempts, so that its noise, common to all students, is small.
+        """
+        config, state = self.config, self.state
+        greedy = config.reward.mode == "greedy"
+        missing = [problem for problem in questions if problem.id not in state.pass_rates]
+        if missing:
+            attempts = 1 if greedy else config.reward.baseline_attempts
+            seed = seeds.derive(config.seed, "baseline", state.step)
+            result = self.examiner.attempt(
+                state.baseline, [missing], attempts, [seed], config.student.sampling, greedy=greedy
+            )
+            state.student_rollouts += result.count
+            solved_H = (result.solved_P_Q_N & result.valid_P_Q_N).float().mean(-1)[0].tolist()
+            state.pass_rates.update({problem.id: rate for problem, rate in zip(missing, solved_H, strict=True)})
+        return float(np.mean([state.pass_rates[problem.id] for problem in questions]))
+
+    def learn(self, lessons: Lessons, reward_G: list[float | None]) -> UpdateStats | None:
+        """Step 4: every rollout of dataset k gets reward R_k; the baseline of a dataset is the mean of the others."""
+        config, state = self.config.teacher, self.state
+        if config.reward == "none":
+            return None
+        values = torch.tensor([0.0 if reward is None else reward for reward in reward_G])
+        valid = torch.tensor([reward is not None for reward in reward_G])
+        advantage_G = leave_one_out(values, valid, config.optimizer.normalize_advantages)
+        advantage_B = advantage_G.repeat_interleave(config.questions)
+        return update(
+            self.examiner.backbone,
+            state.teacher,
+            state.optimizer,
+            lessons.rollouts,
+            advantage_B,
+            learning_rate(config.optimizer, state.step, config.steps),
+            config.sampling.temperature,
+            config.sampling.max_tokens,
+        )
+
+    def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
+        """One outer step. Returns the events for metrics.jsonl and the rows for questions.jsonl; advances the state."""
+        started = time.monotonic()
+        lessons = self.write()
+        population = self.teach(lessons)
+        measured = self.measure(population)
+        reward_G, error_G = grounded(measured.improvement_G_R.tolist(), measured.valid_G_R.tolist())
+        rewards = [reward for reward in reward_G if reward is not None]
+        state = self.state
+        number = state.step
+        if rewards:
+            state.window.append(float(np.mean(rewards)))
+        promotion = self.config.promotion
+        decision = decide(state.window, reward_G, measured.trials, promotion.tau, promotion.window)
+        stats = self.learn(lessons, reward_G)
+        events = [_alarm(number, "all students failed", "every student of this step produced NaN or inf")] * (not rewards)
+        if decision.promote:
+            events.append(self._promote(decision, lessons, population, measured, reward_G))
+        state.step += 1
+        event = _outer_event(number, lessons, population, measured, reward_G, error_G, decision, stats)
+        event["student_rollouts"] = state.student_rollouts
+        event["seconds"] = round(time.monotonic() - started, 3)
+        rows = [
+            {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": reward_G[k]}
+            for k, problems in enumerate(lessons.problems_G_Q)
+            for p in problems
+        ]
+        return [event, *events], rows
+
+    def _promote(
+        self,
+        decision: Decision,
+        lessons: Lessons,
+        population: Population,
+        measured: Measurement,
+        reward_G: list[float | None],
+    ) -> Event:
+        """Step 3: the chosen student becomes the baseline, its questions join PQ, the window restarts."""
+        assert decision.dataset is not None and decision.repeat is not None
+        state, k = self.state, decision.dataset
+        index = k * self.config.student.repeats + decision.repeat
+        state.baseline = population.stack.select([index])
+        state.promotions += 1
+        state.window = []
+        state.pass_rates = {}
+        problems = lessons.problems_G_Q[k]
+        state.pq += [
+            {"question": p.question, "answer": p.answer, "step": state.step, "dataset": k, "reward": reward_G[k]}
+            for p in problems
+        ]
+        return {
+            "event": "promotion",
+            "step": state.step,
+            "dataset": k,
+            "repeat": decision.repeat,
+            "reward": reward_G[k],
+            "pass_rate": measured.trials[index].pass_rate,
+            "baseline_pass_rate": measured.baseline,
+            "questions": len(problems),
+            "student": state.baseline.digest(),
+        }
+
+
+def _outer_event(
+    step: int,
+    lessons: Lessons,
+    population: Population,
+    measured: Measurement,
+    reward_G: list[float | None],
+    error_G: list[float | None],
+    decision: Decision,
+    stats: UpdateStats | None,
+) -> Event:
+    rewards = [reward for reward in reward_G if reward is not None]
+    questions = [problem.question for problems in lessons.problems_G_Q for problem in problems]
+    return {
+        "event": "outer_step",
+        "step": step,
+        "reward_G": reward_G,
+        "reward_se_G": error_G,
+        "reward_mean": float(np.mean(rewards)) if rewards else None,
+        "baseline_pass_rate": measured.baseline,
+        "best_pass_rate": max((t.pass_rate for t in measured.trials if not t.failed), default=None),
+        "window_mean": decision.window_mean,
+        "promoted": decision.promote,
+        "reason": decision.reason,
+        "accepted": len(questions),
+        "sampled": lessons.sampled,
+        "rejected": lessons.rejected,
+        "distinct_share": len(set(questions)) / len(questions),
+        "teacher_kl": None if stats is None else stats.kl_P[0].item(),
+        "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
+        "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),
+        "failed_students": int(population.failed_P.sum()),
+        "student_first": population.metrics[0],
+        "student_last": population.metrics[-1],
+    }
+
+
+def _alarm(step: int, kind: str, message: str) -> Event:
+    return {"event": "alarm", "step": step, "kind": kind, "message": message}
+
+
+def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], last: list[str]) -> str:
+    reasons = ", ".join(f"{name} {count}" for name, count in rejected.most_common()) or "none"
+    shown = "\n".join(f"  {text[:300]!r}" for text in last)
+    return (
+        f"the teacher wrote {accepted} acceptable pairs of {wanted} in {sampled} samples (rejected: {reasons}).\n"
+        f"Its last outputs:\n{shown}\n"
+        "Try another problems.format, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
+        "stronger model; raise teacher.max_tries if the share is small but not zero."
+    )

@@ -1,0 +1,116 @@
+"""Frozen records that cross the borders of rooms, and the axis legend.
+
+Axis legend. A name ends in its axes, outermost first (`reward_G`, `solved_G_R_H`, `tokens_B_T`):
+
+    P  policies stacked on one base model (teacher, baseline student, students)
+    G  datasets (question sets) that the teacher writes in one outer step
+    Q  questions in one dataset
+    R  student repeats per dataset
+    H  hard problems (reward questions drawn from the training half)
+    B  rows of a batch (policy-major: row = policy * rows_per_policy + i)
+    N  attempts (rollouts) per problem
+    T  token positions
+    V  vocabulary
+
+Everything here is plain data without torch, so that reports and checks load fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Verdict(str, Enum):
+    """Outcome of checking one completion against one gold answer.
+
+    Only CORRECT counts as solved. NO_ANSWER is not a value: it never equals a gold answer and never votes.
+    UNSCORABLE means that the check itself cannot decide (excluded from means), TIMEOUT and CRASHED that the
+    worker process was killed or died.
+    """
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    UNSCORABLE = "unscorable"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+
+    @property
+    def solved(self) -> bool:
+        return self is Verdict.CORRECT
+
+
+class Reason(str, Enum):
+    """Why a teacher text is not a problem (`rewards.parse`)."""
+
+    NO_QUESTION = "no_question"
+    NO_ANSWER = "no_answer"
+    EMPTY = "empty"
+    PLACEHOLDER = "placeholder"
+    TWO_PROBLEMS = "two_problems"
+    TRUNCATED = "truncated"
+    UNPARSABLE_ANSWER = "unparsable_answer"
+    TOO_LONG = "too_long"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its gold answer, both text.
+
+    id: stable name; fingerprint of the normalised text where the source gives none.
+    extra: further columns of the source row (level, subject), passed to custom verifiers.
+    """
+
+    id: str
+    question: str
+    answer: str
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A teacher text that is not a problem, and why. `text` is kept for the last-outputs hint."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Evidence that a problem is hard: `successes` of `attempts` rollouts were correct, `truncated` hit the budget."""
+
+    successes: int
+    attempts: int
+    truncated: int = 0
+
+    @property
+    def pass_rate(self) -> float:
+        return self.successes / self.attempts if self.attempts else 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trained student: dataset k, repeat j, its pass rate on Q_R, and whether it diverged (NaN/inf)."""
+
+    dataset: int
+    repeat: int
+    pass_rate: float
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Outcome of the promotion rule at one outer step (method step 3).
+
+    promote: whether a student becomes the new baseline; dataset, repeat: which one (None otherwise).
+    window_mean: mean of the window of step rewards (None until it is full); reason: one sentence for the log.
+    """
+
+    promote: bool
+    reason: str
+    window_mean: float | None = None
+    dataset: int | None = None
+    repeat: int | None = None

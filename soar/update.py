@@ -1,0 +1,232 @@
+"""One optimizer step for every policy of a stack; the same function trains the teacher and the students.
+
+Each policy has its own gradient, gradient clipping and AdamW state, because AdamW works elementwise on tensors whose first
+axis is the policy. Rows that carry no gradient (advantage 0 and no KL term) are skipped; the rest are sorted by length into
+micro-batches that hold equally many rows of every policy, short policies filled up with weightless rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soar.config import OptimizerConfig
+from soar.policy import AdapterStack, Backbone
+from soar.rloo import policy_loss
+from soar.sampler import Rollouts
+
+MICRO_BATCH_BYTES = {"cpu": 1 << 29, "cuda": 6 << 30}
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """Per-policy figures of one step, on the CPU.
+
+    gradient_norm_P before clipping; kl_P mean k3 per trained token (nan without a KL term); gap_P mean absolute
+    difference between sampler and trainer log-probabilities per token (nats); failed_P loss or gradient was NaN or inf:
+    that policy was not changed.
+    """
+
+    gradient_norm_P: Tensor
+    kl_P: Tensor
+    gap_P: Tensor
+    failed_P: Tensor
+    trained_rows: int
+
+
+class StackOptimizer:
+    """AdamW over the tensors of one stack, fresh at construction."""
+
+    def __init__(self, stack: AdapterStack, config: OptimizerConfig) -> None:
+        self.config = config
+        self.names = sorted(stack.tensors)
+        stack.trainable()
+        self.adamw = torch.optim.AdamW(
+            [stack.tensors[name] for name in self.names],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`."""
+        flat = {}
+        for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
+            for key, value in self.adamw.state.get(parameter, {}).items():
+                flat[f"{name}/{key}"] = value.detach().clone()
+        return flat
+
+    def restore(self, flat: dict[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
+            entries = {k.rpartition("/")[2]: v for k, v in flat.items() if k.rpartition("/")[0] == name}
+            if entries:
+                self.adamw.state[parameter] = {
+                    k: v.clone() if k == "step" else v.clone().to(parameter.device) for k, v in entries.items()
+                }
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """Learning rate at 0-based `step` of `total`: linear warm-up, then constant or cosine to zero."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def token_logprobs(backbone: Backbone, rollouts: Rollouts, temperature: float) -> Tensor:
+    """Log-probability (nats) [B, T] of every completion token under the active stack, 0 on padding.
+
+    One forward pass; rows right-padded, so causal attention needs no mask. Gradients flow if enabled.
+    """
+    device = backbone.device
+    lengths = rollouts.length_B.tolist()
+    starts = [len(prompt) for prompt in rollouts.prompts]
+    width = max(s + n for s, n in zip(starts, lengths, strict=True))
+    T = max(lengths)
+    rows = []
+    for prompt, tokens_T, n in zip(rollouts.prompts, rollouts.tokens_B_T.tolist(), lengths, strict=True):
+        rows.append([*prompt, *tokens_T[:n], *[backbone.pad_id] * (width - len(prompt) - n)])
+    ids_B_S = torch.tensor(rows, device=device)
+    first = min(starts) - 1
+    position_S = torch.arange(width - 1, device=device)[None]
+    logits_B_S_V = backbone.model(
+        input_ids=ids_B_S[:, :-1], position_ids=position_S, use_cache=False, logits_to_keep=width - 1 - first
+    ).logits
+    start_B = torch.tensor(starts, device=device)
+    offset_B_T = (start_B - 1 - first)[:, None] + torch.arange(T, device=device)[None]
+    mask_B_T = torch.arange(T, device=device)[None] < rollouts.length_B.to(device)[:, None]
+    place_B_T = offset_B_T.clamp(max=logits_B_S_V.shape[1] - 1)
+    target_B_S = ids_B_S[:, first + 1 :]
+    scaled_B_S_V = logits_B_S_V.float() / temperature
+    chosen_B_S = scaled_B_S_V.gather(-1, target_B_S[..., None])[..., 0] - scaled_B_S_V.logsumexp(-1)
+    return chosen_B_S.gather(1, place_B_T) * mask_B_T
+
+
+def update(
+    backbone: Backbone,
+    stack: AdapterStack,
+    optimizer: StackOptimizer,
+    rollouts: Rollouts,
+    advantage_B: Tensor,
+    lr: float,
+    temperature: float,
+    max_tokens: int,
+) -> UpdateStats:
+    """One RLOO step on rollouts of all policies (rows policy-major, equally many each).
+
+    The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
+    A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
+    not touched by it.
+    """
+    config, P = optimizer.config, stack.policies
+    device = backbone.device
+    per_policy = rollouts.rows // P
+    with_kl = config.kl > 0.0
+    kept_P = [
+        [p * per_policy + i for i in range(per_policy) if with_kl or advantage_B[p * per_policy + i] != 0.0]
+        for p in range(P)
+    ]
+    gap_P, kl_P, tokens_P = torch.zeros(P), torch.zeros(P), torch.zeros(P)
+    optimizer.adamw.zero_grad(set_to_none=False)
+    for rows, weight_B in _micro_batches(backbone, rollouts, kept_P):
+        part = rollouts.select(rows)
+        length_B = part.length_B
+        with backbone.use(stack):
+            logprob_B_T = token_logprobs(backbone, part, temperature)
+        reference_B_T = None
+        if with_kl:
+            with torch.no_grad(), backbone.use(None):
+                reference_B_T = token_logprobs(backbone, part, temperature)
+        T = logprob_B_T.shape[1]
+        mask_B_T = ((torch.arange(T)[None] < length_B[:, None]) * weight_B[:, None]).to(device)
+        loss_B = policy_loss(
+            logprob_B_T,
+            mask_B_T,
+            advantage_B[torch.tensor(rows)].to(device),
+            float(per_policy * max_tokens),
+            reference_B_T,
+            config.kl,
+        )
+        loss_B.sum().backward()
+        with torch.no_grad():
+            sampled_B_T = part.logprob_B_T[:, :T].to(device)
+            gap_P += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1).cpu()
+            tokens_P += mask_B_T.view(P, -1).sum(1).cpu()
+            if reference_B_T is not None:
+                difference = reference_B_T - logprob_B_T
+                kl_P += ((difference.exp() - difference - 1) * mask_B_T).view(P, -1).sum(1).cpu()
+    norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
+    count_P = tokens_P.clamp(min=1)
+    kl_mean_P = kl_P / count_P if with_kl else torch.full((P,), math.nan)
+    return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
+
+
+def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
+    """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
+    gradients = [stack.tensors[name].grad for name in optimizer.names]
+    square_P = torch.zeros(stack.policies, device=next(iter(stack.tensors.values())).device)
+    for gradient in gradients:
+        if gradient is not None:
+            square_P = square_P + gradient.pow(2).flatten(1).sum(1)
+    norm_P = square_P.sqrt()
+    failed_P = ~torch.isfinite(norm_P)
+    factor_P = torch.where(failed_P, torch.zeros_like(norm_P), (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0))
+    before = {}
+    for name, gradient in zip(optimizer.names, gradients, strict=True):
+        if gradient is not None:
+            shape = (-1,) + (1,) * (gradient.dim() - 1)
+            gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(factor_P.view(shape))
+        if failed_P.any():
+            before[name] = stack.tensors[name].detach().clone()
+    for group in optimizer.adamw.param_groups:
+        group["lr"] = lr
+    optimizer.adamw.step()
+    with torch.no_grad():
+        for name, old in before.items():
+            stack.tensors[name][failed_P] = old[failed_P]
+    return norm_P.cpu(), failed_P.cpu()
+
+
+def _micro_batches(backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int]]) -> list[tuple[list[int], Tensor]]:
+    """Batches of row numbers (policy-major, equally many per policy) with a 0/1 weight per row, long rows first.
+
+    The padded tokens of a batch stay under model.micro_batch_tokens, or what the device's memory rule allows.
+    """
+    most = max(len(kept) for kept in kept_P)
+    if most == 0:
+        return []
+
+    def size(row: int) -> int:
+        return len(rollouts.prompts[row]) + int(lengths[row])
+
+    lengths = rollouts.length_B.tolist()
+    sorted_P = [sorted(kept, key=size, reverse=True) for kept in kept_P]
+    limit = backbone.config.micro_batch_tokens or _token_limit(backbone)
+    batches: list[tuple[list[int], Tensor]] = []
+    first = 0
+    while first < most:
+        widest = max(size(kept[first]) for kept in sorted_P if len(kept) > first)
+        take = max(1, min(most - first, limit // (widest * len(kept_P))))
+        rows: list[int] = []
+        weights: list[float] = []
+        filler = next(kept[first] for kept in sorted_P if len(kept) > first)
+        for kept in sorted_P:
+            mine = kept[first : first + take]
+            rows += mine + [filler] * (take - len(mine))
+            weights += [1.0] * len(mine) + [0.0] * (take - len(mine))
+        batches.append((rows, torch.tensor(weights)))
+        first += take
+    return batches
+
+
+def _token_limit(backbone: Backbone) -> int:
+    """Padded tokens of one forward and backward pass: logits (three float copies) within the device's byte rule."""
+    budget = MICRO_BATCH_BYTES.get(backbone.device.type, 1 << 29)
+    return max(256, min(16384, budget // (12 * backbone.vocabulary)))

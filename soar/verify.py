@@ -1,0 +1,163 @@
+"""Completion + gold answer -> Verdict.
+
+A check never hangs the caller, never runs model-written text, and is never `correct` by accident: an answer that the
+symbolic engine cannot finish in time is `timeout`, one that kills its worker is `crashed`. Symbolic checks and user
+functions run in worker processes that are killed when they are over their time or memory (`workers.py`). `exact`,
+`number` and `choice` are pure, bounded string functions that cost microseconds (`verifiers.py`), so they run in the
+calling process; so does the exact part of `math`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from soar.types import Verdict
+from soar.verifiers import COMPARERS, MAX_COMPLETION_CHARS, compare_math, extract, read_number
+from soar.workers import VerifierError, WorkerPool
+
+__all__ = ["NAMES", "VerifierError", "VerifierPool", "extract"]
+
+NAMES = ("math", "number", "exact", "choice")
+CACHE_SIZE = 200_000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class VerifierPool:
+    """Checks completions against gold answers with one verifier.
+
+    name: `math` (math-verify), `number`, `exact`, `choice`, or a function `module:function` / `file.py:function` in the
+    shape `(completions, **columns) -> list[float | None]`. A function is called with one completion at a time, as text;
+    the gold answers are the column `answer`; a value of 1 or more is correct, None or NaN is unscorable.
+    answer_style: `boxed` or `marker`, see `verifiers.extract`. timeout_s: seconds for one check.
+    memory_mb: address space of one worker, 0 for no limit (needed by a function that imports torch); not applied where
+    the system has no such limit. workers: processes, 0 for one per core and at most 8.
+
+    Workers start at the first check that needs one. Use it as a context manager, or call `close`. Raises VerifierError.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        answer_style: str = "boxed",
+        timeout_s: float = 5.0,
+        memory_mb: int = 1024,
+        workers: int = 0,
+    ) -> None:
+        if name not in NAMES and ":" not in name:
+            raise VerifierError(
+                f"problems.verifier = {name!r}: expected one of {', '.join(NAMES)}, module:function or file.py:function"
+            )
+        extract("", answer_style)
+        self.name = name
+        self.answer_style = answer_style
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        self._parsable: dict[str, bool] = {}
+        self._pool = WorkerPool(name, timeout_s, memory_mb, workers or min(os.cpu_count() or 1, 8))
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. The next check starts new ones."""
+        self._pool.close()
+
+    @property
+    def last_error(self) -> str | None:
+        """Message of the last check that raised or lost its worker."""
+        return self._pool.last_error
+
+    def check(
+        self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Verdict]:
+        """One Verdict for each completion, in order.
+
+        columns: further columns for a user function, each as long as completions; the named verifiers ignore them.
+        Raises ValueError for lengths that differ, VerifierError when a function returns something else than numbers.
+        """
+        if len(completions) != len(golds):
+            raise ValueError(f"{len(completions)} completions, but {len(golds)} gold answers")
+        if self.name in NAMES:
+            return self.check_answers([extract(text, self.answer_style) for text in completions], golds)
+        given = {"answer": golds, **(columns or {})}
+        for key, column in given.items():
+            if len(column) != len(completions):
+                raise ValueError(f"column {key!r} has {len(column)} values for {len(completions)} completions")
+        rows = [{key: column[i] for key, column in given.items()} for i in range(len(completions))]
+        texts = [text[-MAX_COMPLETION_CHARS:] for text in completions]
+        return self._pool.run(list(zip(texts, rows, strict=True)))
+
+    def check_answers(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
+        """Verdicts for answers that are already extracted (None: no answer). Named verifiers only."""
+        if self.name not in NAMES:
+            raise VerifierError(f"{self.name} reads whole completions, not answers; use check")
+        verdicts: list[Verdict | None] = []
+        pending: dict[tuple[str, str], list[int]] = {}
+        for answer, gold in zip(answers, golds, strict=True):
+            verdict = Verdict.NO_ANSWER if answer is None else self._decide(answer, gold)
+            if verdict is None and answer is not None:
+                pending.setdefault((answer, gold), []).append(len(verdicts))
+            verdicts.append(verdict)
+        found = self._pool.run([("math", answer, gold) for answer, gold in pending]) if pending else []
+        for (key, places), verdict in zip(pending.items(), found, strict=True):
+            _remember(self._verdicts, key, verdict)
+            for place in places:
+                verdicts[place] = verdict
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _decide(self, answer: str, gold: str) -> Verdict | None:
+        """The verdict without a worker, or None."""
+        compare = COMPARERS.get(self.name)
+        if compare is not None:
+            return compare(answer, gold)
+        known = self._verdicts.get((answer, gold))
+        return compare_math(answer, gold) if known is None else known
+
+    def check_golds(self, golds: Sequence[str]) -> list[Verdict]:
+        """Whether each gold answer can be graded: CORRECT when the verifier reads it and finds it equal to itself.
+
+        No shortcut for equal texts is taken: what `math` and `number` cannot read is UNSCORABLE, but a few words
+        (`\\text{Saturday}`) are CORRECT for `math`, which compares them as text. A user function is given the gold
+        answer as a completion.
+        """
+        if self.name == "math":
+            return self._pool.run([("math", gold, gold) for gold in golds])
+        if self.name in NAMES:
+            return self.check_answers(list(golds), golds)
+        frame = "\\boxed{%s}" if self.answer_style == "boxed" else "Answer: %s"
+        return self.check([frame % gold for gold in golds], golds)
+
+    def parsable(self, answers: Sequence[str]) -> list[bool]:
+        """Whether each answer can serve as a gold answer.
+
+        `math`: a number or expression results, not a string fallback, not an undefined value, not a word. `number`: a
+        number. `exact`, `choice` and user functions: any text.
+        """
+        if self.name == "number":
+            return [read_number(answer) is not None for answer in answers]
+        if self.name != "math":
+            return [bool(answer.strip()) for answer in answers]
+        known = {a: read_number(a) is not None or self._parsable.get(a) for a in answers}
+        unknown = [answer for answer, value in known.items() if value is None]
+        found = self._pool.run([("parsable", answer, "") for answer in unknown]) if unknown else []
+        for answer, verdict in zip(unknown, found, strict=True):
+            known[answer] = verdict is Verdict.CORRECT
+            _remember(self._parsable, answer, verdict is Verdict.CORRECT)
+        return [bool(known[answer]) for answer in answers]
+
+
+def _remember(cache: dict[K, V], key: K, value: V) -> None:
+    """Store, dropping the oldest entry when the cache is full."""
+    if len(cache) >= CACHE_SIZE:
+        del cache[next(iter(cache))]
+    cache[key] = value

@@ -1,0 +1,189 @@
+"""A run in words: figures as text, and what can honestly be said about its result. Needs no torch.
+
+Used by the report page and by anything else that has to state the result, so that it is worded in one place.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from soar.runs import Arm, Run, count, number, numbers
+
+NBSP = "\u00a0"
+MINUS = "\u2212"
+DASH = "\u2013"
+SAME_BUDGET = 0.05  # two student budgets that differ by less are called the same
+
+ARM_NAMES = {"base": "Base", "hard_only": "Hard-Only", "ps": "PS", "pq": "PQ"}
+ARM_MEANINGS = {
+    "base": "the model before any training",
+    "hard_only": "trained on the hard problems alone",
+    "ps": "the promoted student of the SOAR loop",
+    "pq": "a fresh student, trained on the promotion questions and the hard problems",
+}
+
+
+def arm_name(name: str) -> str:
+    """The arm's name as the paper writes it; an arm that it does not have keeps its own."""
+    return ARM_NAMES.get(name, name)
+
+
+def percent(share: float | None, digits: int | None = None) -> str:
+    """0.123 -> `12.3 %`. Shares below one per cent get a second digit. None is a dash."""
+    if share is None:
+        return DASH
+    digits = percent_digits(share) if digits is None else digits
+    return f"{100 * share:z.{digits}f}{NBSP}%".replace("-", MINUS)
+
+
+def percent_digits(share: float, interval: tuple[float, float] | None = None) -> int:
+    """Decimals of a share shown in per cent: two when it, or the upper end of a 0 %'s interval, is below 1 %."""
+    size = abs(share) or (max(map(abs, interval)) if interval else 0.0)
+    return 2 if 0 < size < 0.01 else 1
+
+
+def bounds(interval: tuple[float, float] | None, digits: int) -> str:
+    """(0.091, 0.155) -> `[9.1, 15.5]`; nothing for None."""
+    if interval is None:
+        return ""
+    return "[{:z.{d}f},\u00a0{:z.{d}f}]".format(*(100 * x for x in interval), d=digits).replace("-", MINUS)
+
+
+def with_interval(arm: Arm, k: int) -> str:
+    """`12.3 % [9.1, 15.5]` for one arm's pass@k."""
+    interval = arm.interval.get(k)
+    digits = percent_digits(arm.pass_at[k], interval)
+    return f"{percent(arm.pass_at[k], digits)} {bounds(interval, digits)}".strip()
+
+
+def whole(value: object) -> str:
+    """A count with thousands separators; a dash for anything that is no number."""
+    result = count(value)
+    return DASH if result is None else f"{result:,}"
+
+
+def decimal(value: object) -> str:
+    """A number with three decimals; a dash for anything that is no number."""
+    result = number(value)
+    return DASH if result is None else f"{result:z.3f}".replace("-", MINUS)
+
+
+def duration(seconds: object) -> str:
+    """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`; a dash for anything that is no number."""
+    value = number(seconds)
+    if value is None:
+        return DASH
+    if value < 59.5:
+        return f"{value:.1f}{NBSP}s" if value < 10 else f"{value:.0f}{NBSP}s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes}{NBSP}min {rest:02d}{NBSP}s"
+    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"
+
+
+def moment(timestamp: object) -> str:
+    """An ISO 8601 time as `2026-01-31 09:30 UTC`; anything else as it is."""
+    try:
+        when = datetime.fromisoformat(str(timestamp))
+    except ValueError:
+        return str(timestamp)
+    return f"{when:%Y-%m-%d %H:%M} {when:%Z}".strip()
+
+
+def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
+    """What can be said about `arm` against `other` at pass@k: the paired difference, else whether intervals overlap.
+
+    The paired entry is `summary["paired"]["<arm>_minus_<other>"][k] = {"difference": d, "interval_95": [low, high]}`.
+    """
+    paired = run.summary.get("paired")
+    pair = paired.get(f"{arm.name}_minus_{other.name}") if isinstance(paired, dict) else None
+    entry = pair.get(str(k)) if isinstance(pair, dict) else None
+    if isinstance(entry, dict):
+        difference, interval = number(entry.get("difference")), numbers(entry.get("interval_95"))
+        if difference is not None and len(interval) == 2:
+            digits = percent_digits(difference)
+            points = f"{100 * difference:+.{digits}f} points {bounds((interval[0], interval[1]), digits)}"
+            points = points.replace("-", MINUS)
+            if interval[0] > 0:
+                return f"better by {points}"
+            if interval[1] < 0:
+                return f"worse by {points}"
+            return f"a difference of {points}, which this run cannot tell from none"
+    if k not in arm.interval or k not in other.interval:
+        return "without intervals nothing can be said about the difference"
+    if arm.interval[k][0] > other.interval[k][1]:
+        return "better, and the 95\u00a0% intervals do not overlap"
+    if arm.interval[k][1] < other.interval[k][0]:
+        return "worse, and the 95\u00a0% intervals do not overlap"
+    return "the 95\u00a0% intervals overlap, so this run does not show a difference"
+
+
+def budget(arm: Arm, other: Arm) -> str:
+    """Whether two arms had the same student budget (SAME_BUDGET), else both budgets; nothing when unknown."""
+    own, reference = arm.student_rollouts, other.student_rollouts
+    if other.name == "base" or own is None or reference is None:
+        return ""
+    if abs(own - reference) <= SAME_BUDGET * max(own, reference):
+        return " at the same student budget"
+    return f" (student rollouts: {own:,} against {reference:,})"
+
+
+def headline(run: Run) -> str:
+    """The result of the run in one sentence, with its interval, whatever it is."""
+    arms = run.arms
+    soar = arms.get("ps") or arms.get("pq")
+    other = arms.get("hard_only") or arms.get("base")
+    if not arms:
+        progress = f"{plural(len(run.steps), 'outer step')} and {plural(len(run.promotions), 'promotion')} so far"
+        if run.finished:
+            return "The run is finished, but nothing was measured on the held-out problems."
+        return f"Unfinished: {progress}; nothing has been measured on the held-out problems yet."
+    start = "Held-out" if run.finished else f"Unfinished ({plural(len(run.steps), 'outer step')} so far). Held-out"
+    who = "SOAR's promoted student" if "ps" in arms else "a fresh student on SOAR's promotion questions (PQ)"
+    if soar is None:
+        parts = [f"{arm_name(a.name)} {with_interval(a, k)}" for a in arms.values() for k in [min(a.pass_at)]]
+        k = min(next(iter(arms.values())).pass_at)
+        return f"{start} pass@{k}: {', '.join(parts)}; no arm of SOAR (PS, PQ) was measured."
+    if other is None:
+        k = min(soar.pass_at)
+        return f"{start} pass@{k}: {who} {with_interval(soar, k)}; there is no other arm to compare it with."
+    shared = sorted(set(soar.pass_at) & set(other.pass_at))
+    if not shared:
+        return f"{start}: the arms have no pass@k in common, so they cannot be compared."
+    k = shared[0]
+    return (
+        f"{start} pass@{k}: {who} {with_interval(soar, k)} against {with_interval(other, k)} for "
+        f"{arm_name(other.name)}{budget(soar, other)}: {comparison(run, soar, other, k)}."
+    )
+
+
+def remarks(run: Run) -> list[str]:
+    """Sentences below the headline: the largest k, PQ, and what the figures do not show."""
+    arms = run.arms
+    lines: list[str] = []
+    other = arms.get("hard_only") or arms.get("base")
+    for name in ("ps", "pq"):
+        arm = arms.get(name)
+        shared = sorted(set(arm.pass_at) & set(other.pass_at)) if arm and other else []
+        in_headline = name == "ps" or "ps" not in arms
+        for k in sorted({*shared[:1], *shared[-1:]} - set(shared[:1] if in_headline else [])):
+            assert arm is not None and other is not None
+            lines.append(
+                f"{arm_name(name)} at pass@{k}: {with_interval(arm, k)} against {with_interval(other, k)} for "
+                f"{arm_name(other.name)}{budget(arm, other)}: {comparison(run, arm, other, k)}."
+            )
+    if "ps" in arms and count(run.summary.get("promotions")) == 0:
+        lines.append("No student was promoted, so PS is the base model itself.")
+    if ("ps" in arms or "pq" in arms) and "hard_only" not in arms:
+        lines.append("Hard-Only was not measured, so nothing here tells SOAR from ordinary training.")
+    if any(arm.interval for arm in arms.values()):
+        lines.append(
+            "Intervals are 95\u00a0% and cover the choice of held-out problems. This is one run with one seed: "
+            "how much another seed would change the result is not in them."
+        )
+    return lines
+
+
+def plural(n: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,326 @@
+"""Problem sources that need no download: the embedded world `tiny`.
+
+The world is a two-digit counter. `47 a+8 b+5` starts at 47 and has two steps: step a adds 8, step b adds 5; past 99 the
+counter goes on at 00. A solver writes the running total of every step, then the answer:
+
+    <solve> 47 a+8 b+5 <work> a=55 b=60 <ans> 60
+
+and a teacher writes a question with its answer, without working:
+
+    <ask> 47 a+8 b+5 <ans> 60
+
+In the pretraining text (`pretraining_text`) the solvers forget most carries, so a model trained on it solves a chain of L
+carrying steps with probability about p^L: long chains are out of reach, one-step questions are not. The questions of the
+text are wide: four easy side topics, and text that is no question at all. What this leaves out: natural language, and
+errors that depend on each other. It is a world in which the whole loop can be watched and checked exactly, not a benchmark.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from soar.types import Problem
+
+TEACHER_PROMPT = "<ask>"
+STUDENT_TEMPLATE = "<solve> {question} <work>"
+ANSWER_MARK = "<ans>"
+
+ILL_POSED = "ill-posed"
+
+
+class World(ABC):
+    """A problem source with an exact oracle. All methods are pure; seeds fix every draw.
+
+    name: as in `world:NAME`. topics: every label `topic` can return, the useful one first, `ill-posed` last.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+
+    @abstractmethod
+    def solve(self, question: str) -> str | None:
+        """The right answer, or None when the text is not a well-posed question."""
+
+    @abstractmethod
+    def topic(self, question: str) -> str:
+        """One of `topics`."""
+
+    @abstractmethod
+    def difficulty(self, question: str) -> int:
+        """Number of uses of the rare skill that the answer needs (0: none, or ill-posed)."""
+
+    @abstractmethod
+    def hard_problems(self, count: int, seed: int) -> list[Problem]:
+        """`count` distinct candidates for the hard set, in a random order of graded lengths.
+
+        Raises ValueError when the world has fewer distinct ones.
+        """
+
+    @abstractmethod
+    def real_problems(self, count: int, seed: int) -> list[Problem]:
+        """`count` distinct easier problems with right answers: the curated upper bound."""
+
+    @abstractmethod
+    def pretraining_text(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
+        """One document (prompt, completion); together they are the text, without <bos> and <eos>.
+
+        progress: share of pretraining done, 0..1; texts grow longer early on.
+        """
+
+    def well_posed(self, question: str) -> bool:
+        return self.solve(question) is not None
+
+    def useful(self, question: str) -> bool:
+        """Whether the question is of the hard set's topic and exercises its rare skill."""
+        return self.topic(question) == self.topics[0] and self.difficulty(question) > 0
+
+
+LABELS = "abcdef"
+LETTERS = "bcdfghjklmnp"
+DIGITS = "0123456789"
+VERBS = ("reverse", "sort", "max", "times")
+
+_COUNTER = re.compile(r"([0-9]{2})((?: [a-f]\+[1-9]){1,6})")
+_REVERSE = re.compile(rf"reverse ([{LETTERS}]{{2,6}})")
+_SORT = re.compile(r"sort ([0-9]{2,6})")
+_MAX = re.compile(r"max ([0-9]{2,6})")
+_TIMES = re.compile(r"times ([0-9]) ([0-9])")
+
+
+def _counter_steps(question: str) -> tuple[int, list[int]] | None:
+    """Start and addends of a counter question; None when it is none (labels must run a, b, c, ...)."""
+    match = _COUNTER.fullmatch(question)
+    if match is None:
+        return None
+    steps = match.group(2).split()
+    if [step[0] for step in steps] != list(LABELS[: len(steps)]):
+        return None
+    return int(match.group(1)), [int(step[2]) for step in steps]
+
+
+def _counter_question(start: int, addends: list[int]) -> str:
+    steps = " ".join(f"{label}+{addend}" for label, addend in zip(LABELS, addends, strict=False))
+    return f"{start:02d} {steps}"
+
+
+def _solve_counter(question: str) -> str | None:
+    parsed = _counter_steps(question)
+    return None if parsed is None else f"{(parsed[0] + sum(parsed[1])) % 100:02d}"
+
+
+def _solve_reverse(question: str) -> str | None:
+    match = _REVERSE.fullmatch(question)
+    return match.group(1)[::-1] if match else None
+
+
+def _solve_sort(question: str) -> str | None:
+    match = _SORT.fullmatch(question)
+    return "".join(sorted(match.group(1))) if match else None
+
+
+def _solve_max(question: str) -> str | None:
+    match = _MAX.fullmatch(question)
+    return max(match.group(1)) if match else None
+
+
+def _solve_times(question: str) -> str | None:
+    match = _TIMES.fullmatch(question)
+    return f"{int(match.group(1)) * int(match.group(2)):02d}" if match else None
+
+
+_SOLVERS: dict[str, Callable[[str], str | None]] = {
+    "counter": _solve_counter,
+    "reverse": _solve_reverse,
+    "sort": _solve_sort,
+    "max": _solve_max,
+    "times": _solve_times,
+}
+
+
+class TinyWorld(World):
+    """The two-digit counter (module docstring).
+
+    Side topics: `reverse bdk` (kdb), `sort 5204` (0245), `max 5204` (5), `times 7 8` (56).
+    Difficulty is the number of steps that need a carry into the tens.
+    """
+
+    name = "tiny"
+    topics = (*_SOLVERS, ILL_POSED)
+
+    hard_lengths = (4, 5, 6)
+    real_lengths = (1, 2, 3)
+    # Shares and error rates of the pretraining text; docs/log.md has the measurements behind them.
+    forget_carry = 0.88
+    slip = 0.0
+    wrong_times = 0.4
+    wrong_written = 0.05
+    ask_share = 0.3
+    ask_ill_posed = 0.15
+    ask_counter = 0.25
+    ask_lengths = (1, 1, 1, 1, 1, 1, 2, 2, 2, 3)
+    ask_all_carry = 0.8
+
+    def solve(self, question: str) -> str | None:
+        for solver in _SOLVERS.values():
+            answer = solver(question)
+            if answer is not None:
+                return answer
+        return None
+
+    def topic(self, question: str) -> str:
+        for topic, solver in _SOLVERS.items():
+            if solver(question) is not None:
+                return topic
+        return ILL_POSED
+
+    def difficulty(self, question: str) -> int:
+        parsed = _counter_steps(question)
+        if parsed is None:
+            return 0
+        total, addends = parsed
+        carries = 0
+        for addend in addends:
+            carries += total % 10 + addend >= 10
+            total += addend
+        return carries
+
+    def hard_problems(self, count: int, seed: int) -> list[Problem]:
+        return self._chains(count, self.hard_lengths, random.Random(f"tiny hard {seed}"))
+
+    def real_problems(self, count: int, seed: int) -> list[Problem]:
+        return self._chains(count, self.real_lengths, random.Random(f"tiny real {seed}"))
+
+    def _chains(self, count: int, lengths: tuple[int, ...], rng: random.Random) -> list[Problem]:
+        """Distinct counter problems with a carry in every step, equally many of each length, shuffled."""
+        problems: dict[str, Problem] = {}
+        misses = 0
+        while len(problems) < count:
+            length = lengths[len(problems) % len(lengths)]
+            question = self._counter(rng, length, all_carry=True)
+            if question in problems:
+                misses += 1
+                if misses > 100 * count:
+                    raise ValueError(f"world tiny: no {count} distinct problems of lengths {lengths}; ask for fewer")
+                continue
+            answer = self.solve(question)
+            assert answer is not None
+            extra = {"topic": "counter", "steps": length}
+            problems[question] = Problem(id=f"tiny:{question}", question=question, answer=answer, extra=extra)
+        shuffled = list(problems.values())
+        rng.shuffle(shuffled)
+        return shuffled
+
+    def _counter(self, rng: random.Random, length: int, all_carry: bool) -> str:
+        """A random counter question; with `all_carry` every step carries into the tens."""
+        start = rng.randrange(100)
+        if not all_carry:
+            return _counter_question(start, [rng.randint(1, 9) for _ in range(length)])
+        # A carrying step lowers the ones digit, so the chain is a falling row of ones digits.
+        ones = sorted(rng.sample(range(10), length + 1), reverse=True)
+        addends = [10 - high + low for high, low in zip(ones, ones[1:], strict=False)]
+        return _counter_question(start - start % 10 + ones[0], addends)
+
+    def _side_question(self, rng: random.Random) -> str:
+        verb = rng.choice(VERBS)
+        if verb == "times":
+            return f"times {rng.randrange(10)} {rng.randrange(10)}"
+        symbols = LETTERS if verb == "reverse" else DIGITS
+        return f"{verb} {''.join(rng.choice(symbols) for _ in range(rng.randint(2, 4)))}"
+
+    def _ill_posed(self, rng: random.Random) -> str:
+        """Text of the world's own words that is no question: a damaged question or words at random."""
+        while True:
+            kind = rng.randrange(3)
+            if kind == 0:
+                words = [
+                    rng.choice(
+                        (
+                            f"{rng.choice(LABELS)}+{rng.randint(1, 9)}",
+                            rng.choice(VERBS),
+                            f"{rng.randrange(100):02d}",
+                            rng.choice(DIGITS),
+                            "".join(rng.choice(LETTERS) for _ in range(rng.randint(2, 4))),
+                        )
+                    )
+                    for _ in range(rng.randint(2, 5))
+                ]
+            else:
+                counter = self._counter(rng, rng.randint(2, 4), all_carry=False)
+                words = (counter if kind == 1 else self._side_question(rng)).split()
+                if rng.random() < 0.5:
+                    rng.shuffle(words)
+                else:
+                    words.pop(rng.randrange(len(words)))
+            question = " ".join(words)
+            if question and self.solve(question) is None:
+                return question
+
+    def _wrong(self, rng: random.Random, answer: str) -> str:
+        """A random answer of the same shape, not the right one."""
+        symbols = DIGITS if answer[0] in DIGITS else LETTERS
+        while True:
+            wrong = "".join(rng.choice(symbols) for _ in answer)
+            if wrong != answer:
+                return wrong
+
+    def _asked(self, rng: random.Random, progress: float) -> tuple[str, str]:
+        """A question with a written answer, as in the teacher's role."""
+        kind = rng.random()
+        if kind < self.ask_ill_posed:
+            return self._ill_posed(rng), rng.choice(DIGITS)
+        if kind < self.ask_ill_posed + self.ask_counter:
+            question = self._counter(rng, rng.choice(self.ask_lengths), rng.random() < self.ask_all_carry)
+        else:
+            question = self._side_question(rng)
+        answer = self.solve(question)
+        assert answer is not None
+        return question, self._wrong(rng, answer) if rng.random() < self.wrong_written else answer
+
+    def _working(self, rng: random.Random, question: str) -> tuple[str, str]:
+        """Working (may be empty) and answer of a pupil who forgets carries."""
+        parsed = _counter_steps(question)
+        if parsed is None:
+            answer = self.solve(question)
+            if answer is None:
+                return "", rng.choice(DIGITS)
+            wrong = self.wrong_times if question.startswith("times") else self.slip
+            return "", self._wrong(rng, answer) if rng.random() < wrong else answer
+        total, addends = parsed
+        lines = []
+        for label, addend in zip(LABELS, addends, strict=False):
+            carries = total % 10 + addend >= 10
+            total += addend - 10 if carries and rng.random() < self.forget_carry else addend
+            if rng.random() < self.slip:
+                total = rng.randrange(100)
+            total %= 100
+            lines.append(f"{label}={total:02d}")
+        return " ".join(lines), f"{total:02d}"
+
+    def pretraining_text(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
+        if rng.random() < self.ask_share:
+            question, answer = self._asked(rng, progress)
+            return TEACHER_PROMPT, f" {question} {ANSWER_MARK} {answer}"
+        kind = rng.random()
+        if kind < 0.05:
+            question = self._ill_posed(rng)
+        elif kind < 0.25:
+            question = self._side_question(rng)
+        else:
+            longest = min(len(LABELS), 1 + int(4 * progress * len(LABELS)))
+            question = self._counter(rng, rng.randint(1, longest), rng.random() < 0.3)
+        working, answer = self._working(rng, question)
+        work = f" {working}" if working else ""
+        return STUDENT_TEMPLATE.format(question=question), f"{work} {ANSWER_MARK} {answer}"
+
+
+_WORLDS: dict[str, World] = {world.name: world for world in (TinyWorld(),)}
+
+
+def get_world(name: str) -> World:
+    """The world of that name. Raises ValueError with the known names."""
+    if name not in _WORLDS:
+        raise ValueError(f"no world {name!r}; known worlds: {', '.join(sorted(_WORLDS))}")
+    return _WORLDS[name]
