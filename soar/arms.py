@@ -55,7 +55,8 @@ def train_arms(
 ) -> dict[str, Population]:
     """Train every named arm from the fresh adapter, several at a time on CPU worker threads.
 
-    on_step(arm) after each step; on_done(arm, population, arm_step events) once per arm, in the order of `batches`.
+    on_step(arm) after each step; on_done(arm, population, events) once per arm, in the order of `batches`: one arm_step
+    event a step, and an alarm when the student diverged.
     """
     lr = config.arms.learning_rate or config.student.optimizer.lr
 
@@ -72,7 +73,9 @@ def train_arms(
                 {"event": "arm_step", "arm": name, "step": step, **metrics}
                 for step, metrics in enumerate(population.metrics)
             ]
+            if population.failed_P.any():
+                message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
+                events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": name, "message": message})
             done[name] = population
             on_done(name, population, events)
     return done
-

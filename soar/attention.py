@@ -1,8 +1,8 @@
 """Our attention function and key/value cache, plugged into transformers' own model classes.
 
-Grouped key/value heads are never expanded: the query heads of one group become rows of one product. The cache returns its
-whole buffer, unfilled places masked, because a contiguous operand is what makes the products fast on a CPU and what a
-captured graph needs on a GPU. Left out: attention sinks, ALiBi-style biases, paged blocks.
+Grouped key/value heads are never expanded: the query heads of one group become rows of one product. The cache returns
+its whole buffer, unfilled places masked, because a contiguous operand is what makes the products fast on a CPU and what
+a captured graph needs on a GPU. Left out: attention sinks, ALiBi-style biases, paged blocks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def grouped_attention(
     (causal). Returns ([B, q, heads, D], None). Raises NotImplementedError for attention sinks, which would be ignored.
     """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise NotImplementedError("this model's attention sinks or position biases are not supported by soar's attention")
+        raise NotImplementedError(
+            "attention sinks or position biases of this model are not supported by soar's attention"
+        )
     B, heads, length, D = query.shape
     scale = D**-0.5 if scaling is None else scaling
     if query.is_cuda and length > 1 and softcap is None:
@@ -71,7 +73,9 @@ def grouped_attention(
 def install(model: Any) -> None:
     """Make `model` use `grouped_attention`. Raises ValueError for a model class without pluggable attention."""
     if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(f"{type(model).__name__} has no pluggable attention (its class predates transformers' interface)")
+        raise ValueError(
+            f"{type(model).__name__} has no pluggable attention (older than transformers' interface for it)"
+        )
     ALL_ATTENTION_FUNCTIONS.register(NAME, grouped_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     if not hasattr(arguments, "action"):
         parser.print_help()
         return 1
+    arguments.command = ["soar", *(sys.argv[1:] if argv is None else argv)]
     action: Callable[[argparse.Namespace], int] = arguments.action
     try:
         return action(arguments)
@@ -42,7 +43,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _expected(error: Exception) -> bool:
     """Errors whose message says what to do; anything else keeps its traceback."""
-    names = {"ConfigError", "DataError", "RunFolderError", "NothingToDo", "TeacherError", "VerifierError", "ReportError"}
+    names = {
+        "ConfigError",
+        "DataError",
+        "RunFolderError",
+        "NothingToDo",
+        "TeacherError",
+        "VerifierError",
+        "ReportError",
+    }
     return any(kind.__name__ in names for kind in type(error).__mro__)
 
 
@@ -110,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or Path("runs") / config.name
     with Progress(quiet=arguments.quiet) as progress:
-        summary = execute(config, out, arguments.resume, sys.argv, progress)
+        summary = execute(config, out, arguments.resume, arguments.command, progress)
     print("\n".join(_summary_lines(summary)))
     print(f"report: {out / 'report.html'}")
     return 0
@@ -127,8 +136,9 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
             cells.append(f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]")
         lines.append(f"{arm:10s} {row['student_rollouts']:16d}  " + "  ".join(cells))
     for name, by_k in summary["paired"].items():
-        low, high = by_k["1"]["interval_95"] if "1" in by_k else (float("nan"), float("nan"))
-        lines.append(f"{name}: pass@1 difference {by_k['1']['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
+        k = min(by_k, key=int)
+        low, high = by_k[k]["interval_95"]
+        lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
     lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
     return lines
 
@@ -136,7 +146,11 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
 def _report(arguments: argparse.Namespace) -> int:
     from soar.report import write_report
 
-    print(write_report(arguments.run))
+    try:
+        print(write_report(arguments.run))
+    except FileNotFoundError as error:
+        print(f"soar: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -23,6 +23,8 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
@@ -38,7 +40,9 @@ class ModelConfig(Section):
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)
     lora_alpha: float = Field(32.0, gt=0)
-    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output layer
+    target_modules: tuple[str, ...] = (
+        "all-linear",
+    )  # name endings; all-linear: every linear layer but the output layer
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
 
@@ -67,6 +71,8 @@ class ScreenConfig(Section):
 
 
 class SamplingConfig(Section):
+    """How completions are drawn."""
+
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)
@@ -95,7 +101,7 @@ class TeacherConfig(Section):
     questions: int = Field(64, ge=1)  # n
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
-    reward: Literal["grounded", "learnability", "none"] = "grounded"
+    reward: Literal["grounded", "none"] = "grounded"  # none: the teacher is never updated
     subject: str = ""  # names the field in the teacher prompt; "": the seven MATH subjects
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
     reject_duplicates: bool = False  # within one outer step
@@ -127,6 +133,8 @@ class RewardConfig(Section):
 
 
 class PromotionConfig(Section):
+    """When a student becomes the new baseline: mean reward of the last `window` steps above tau (method, step 3)."""
+
     tau: float = 0.01
     window: int = Field(3, ge=1)
 
@@ -143,6 +151,8 @@ class ArmsConfig(Section):
 
 
 class EvaluateConfig(Section):
+    """pass@k on the held-out half, from `attempts` samples a problem."""
+
     attempts: int = Field(32, ge=1)
     ks: tuple[int, ...] = (1, 4, 8, 16, 32)
     temperature: float = Field(1.0, gt=0)
@@ -173,7 +183,9 @@ class Config(Section):
                 "samples; raise evaluate.attempts or drop the larger k"
             )
         if self.reward.mode == "greedy" and self.reward.attempts != 1:
-            raise ValueError('reward.attempts is for reward.mode = "sampled"; a greedy answer is always the same, set 1')
+            raise ValueError(
+                'reward.attempts is for reward.mode = "sampled"; a greedy answer is always the same, set 1'
+            )
         return self
 
     def resolved(self) -> dict[str, Any]:

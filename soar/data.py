@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soar.answers import extract
 from soar.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
 from soar.types import Problem, Screening
-from soar.verifiers import extract
 
 __all__ = [
     "DataError",
@@ -209,9 +209,9 @@ def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str 
 def _build(row: Row, report: LoadReport, max_question_chars: int) -> Problem | Dropped:
     if row.error is not None:
         return Dropped(row.where, UNREADABLE, row.error)
-    for name in MEDIA_COLUMNS:
-        if row.fields.get(name):
-            raise DataError(f"{row.where}: column {name!r}: only text problems can be used; drop the column or the row")
+    media = next((name for name in MEDIA_COLUMNS if row.fields.get(name)), None)
+    if media is not None:
+        raise DataError(f"{row.where}: column {media!r}: only text problems can be used; drop the column or the row")
     names = report.columns
     for name in (names["question"], names["answer"]):
         if name not in row.fields:

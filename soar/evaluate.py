@@ -32,7 +32,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
 
 
-def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95
+) -> tuple[float, float]:
     """Percentile interval of the mean over problems, by resampling problems with replacement."""
     values = np.asarray(values_H, dtype=np.float64)
     rng = seeds.generator(seed, "bootstrap")
@@ -41,7 +43,9 @@ def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, sha
     return float(low), float(high)
 
 
-def summarize(correct_H: Sequence[int], samples: int, config: EvaluateConfig, seed: int) -> dict[str, dict[str, object]]:
+def summarize(
+    correct_H: Sequence[int], samples: int, config: EvaluateConfig, seed: int
+) -> dict[str, dict[str, object]]:
     """`pass_at` and `interval_95`, keyed by k as text, from correct counts per problem."""
     pass_at: dict[str, object] = {}
     interval: dict[str, object] = {}

@@ -82,14 +82,17 @@ def _visible_character(c: str) -> str:
 
 
 def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:
-    """About `target` round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]."""
-    if not high > low:
-        high = low + (abs(low) or 1.0)
+    """About `target` round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high].
+
+    A range too narrow for floating point to divide is widened upward.
+    """
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), 1e-290):
+        high = low + (abs(low) if abs(low) > 1e-280 else 1.0)
     step = 10 ** math.floor(math.log10((high - low) / target))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= target)
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def tick_text(value: float, percent: bool) -> str:

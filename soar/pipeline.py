@@ -16,7 +16,7 @@ import torch
 from soar import seeds
 from soar.arms import TRAINED, arm_batches, budget_steps, train_arms
 from soar.config import Config, ConfigError
-from soar.data import load_problems, split, write_hard
+from soar.data import fits_budget, load_problems, split, write_hard
 from soar.evaluate import count_correct, paired_difference, summarize
 from soar.policy import AdapterStack, Backbone, concat, load_backbone, save_adapter
 from soar.progress import Progress
@@ -57,7 +57,9 @@ def choose_workers(backbone: Backbone, threads: int) -> int:
 
     A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
     """
-    cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    cores = (
+        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    )
     parameters = sum(p.numel() for p in backbone.model.parameters())
     if backbone.device.type != "cpu":
         return 1
@@ -84,7 +86,10 @@ def candidates(config: Config) -> tuple[list[Problem], list[str], str]:
     """Candidate problems of a config, the loader's notes as lines, and a hash of the problems."""
     source, limit = config.problems.source, config.problems.limit
     if source.startswith("world:"):
-        problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
+        try:
+            problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
+        except ValueError as error:
+            raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
         notes = [f"{source}: {len(problems)} candidate problems"]
     else:
         problems, report = load_problems(
@@ -150,25 +155,25 @@ class Run:
         problems, notes, digest = candidates(config)
         model_hash = backbone.base_digest()
         self.folder.note_hashes(problems=digest, model=model_hash, prompts=self.examiner.fmt.fingerprint())
+        problems, too_long = self._fitting(problems)
         for line in notes:
             self.progress.say(line)
         evidence = evidence_key(config, backbone, self.examiner.fmt, model_hash)
         if config.screen.attempts:
             with self.progress.task("screening", len(problems)) as advance:
-                found = screen(
-                    self.examiner, problems, config, self.folder, evidence, self.workers, advance
-                )
+                found = screen(self.examiner, problems, config, self.folder, evidence, self.workers, advance)
         else:
             found = {problem.id: Screening(0, 0) for problem in problems}
         hard = [p for p in problems if found[p.id].successes <= config.screen.max_successes]
         if config.problems.max_hard:
             hard = hard[: config.problems.max_hard]
-        event = screen_event(found, config)
+        event = {**screen_event(found, config), "too_long": too_long}
         if len(hard) < 4:
             raise NothingToDo(
                 f"{len(hard)} of {len(problems)} problems are hard (at most {config.screen.max_successes} of "
-                f"{config.screen.attempts} attempts correct); a run needs at least 4. Give harder problems, or raise "
-                "screen.max_successes. If most problems are solved sometimes, plain RL already has a signal."
+                f"{config.screen.attempts} attempts correct), {too_long} more do not fit in the model's context; a run "
+                "needs at least 4. Give harder problems, or raise screen.max_successes. If most problems are solved "
+                "sometimes, plain RL already has a signal."
             )
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         if first:
@@ -179,6 +184,14 @@ class Run:
             f"{len(hard)} of {len(problems)} candidates are hard: at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
         )
+
+    def _fitting(self, problems: list[Problem]) -> tuple[list[Problem], int]:
+        """Problems whose prompt leaves room for the answer, and how many do not (they are left out)."""
+        tokens, context = self.config.student.sampling.max_tokens, self.examiner.backbone.context
+        kept, dropped = fits_budget(problems, lambda problem: len(self.examiner.prompt(problem)), context, tokens)
+        for row in dropped[:5]:
+            self.progress.say(f"left out: {row}")
+        return kept, len(dropped)
 
     def _loop(self) -> None:
         config, state = self.config, self.state.loop
@@ -222,7 +235,9 @@ class Run:
         if "pq" in wanted and not pq:
             wanted.remove("pq")
             self.progress.say("no promotion, so there are no promotion questions: the arm pq is left out")
-        batches = {arm: arm_batches(arm, config, self.hard_train, pq, lengths[arm]) for arm in wanted}
+        batches: dict[str, list[list[Problem]]] = {
+            arm: arm_batches(arm, config, self.hard_train, pq, lengths[arm]) for arm in wanted
+        }
         with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
 
             def keep(arm: str, population: Population, events: list[dict[str, Any]]) -> None:
@@ -240,22 +255,10 @@ class Run:
 
     def _evaluate(self) -> None:
         config, policies = self.config, self._policies()
-        sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
         seed = seeds.derive(config.seed, "evaluate")
-        with self.progress.task("evaluation", len(self.hard_test)) as advance:
-            correct_P_H, _ = count_correct(
-                self.examiner,
-                concat(list(policies.values())),
-                self.hard_test,
-                config.evaluate.attempts,
-                seed,
-                sampling,
-                workers=self.workers,
-                block=8,
-                on_block=lambda part, correct, truncated: advance(len(part)),
-            )
+        correct_P_H = self._count_correct(list(policies.values()), seed) if policies else []
         events = []
-        for arm, correct_H in zip(policies, correct_P_H.tolist(), strict=True):
+        for arm, correct_H in zip(policies, correct_P_H, strict=True):
             events.append(
                 {
                     "event": "evaluation",
@@ -273,13 +276,33 @@ class Run:
         for name, stack in self.state.arms.items():
             save_adapter(self.examiner.backbone, stack, self.folder.path / "arms" / name)
 
+    def _count_correct(self, policies: list[AdapterStack], seed: int) -> list[list[int]]:
+        """Correct attempts [policies][held-out problems]."""
+        config = self.config
+        sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
+        with self.progress.task("evaluation", len(self.hard_test)) as advance:
+            correct_P_H, _ = count_correct(
+                self.examiner,
+                concat(policies),
+                self.hard_test,
+                config.evaluate.attempts,
+                seed,
+                sampling,
+                workers=self.workers,
+                block=8,
+                on_block=lambda part, correct, truncated: advance(len(part)),
+            )
+        return correct_P_H.tolist()
+
     def _rollouts(self, arm: str) -> int:
         return {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}[arm]
 
     def _summary(self) -> dict[str, Any]:
         config, state = self.config, self.state
         events = {r["arm"]: r for r in self.folder.rows("metrics.jsonl") if r["event"] == "evaluation"}
-        arms = {arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in events.items()}
+        arms = {
+            arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in events.items()
+        }
         if "pq" in arms:
             arms["pq"]["search_rollouts"] = state.loop.student_rollouts
         pairs = [(a, "hard_only") for a in ("ps", "pq") if a in events and "hard_only" in events]
@@ -287,7 +310,12 @@ class Run:
         paired = {
             f"{a} - {b}": {
                 str(k): paired_difference(
-                    events[a]["correct"], events[b]["correct"], config.evaluate.attempts, k, seed, config.evaluate.bootstrap
+                    events[a]["correct"],
+                    events[b]["correct"],
+                    config.evaluate.attempts,
+                    k,
+                    seed,
+                    config.evaluate.bootstrap,
                 )
                 for k in config.evaluate.ks
             }
@@ -358,7 +386,5 @@ def _step_line(events: list[dict[str, Any]]) -> str:
 
 def execute(config: Config, out: Path, resume: bool, command: list[str], progress: Progress) -> dict[str, Any]:
     """Run `config` in the folder `out`; returns the summary. Raises ConfigError, DataError, RunFolderError, NothingToDo."""
-    if config.student.prompts_per_step < 1:
-        raise ConfigError("student.prompts_per_step must be at least 1")
     with RunFolder(out, config, command, resume) as folder, open_examiner(config) as examiner:
         return Run(config, folder, examiner, progress).execute()

@@ -8,31 +8,38 @@ from soar.config import Config
 def plan_lines(config: Config) -> list[str]:
     """Rollouts of every stage, and the most tokens they can have, as text lines.
 
-    Counts are exact for what the config fixes; the number of candidates and hard problems is known after loading and
-    screening, promotions only after the run (they lengthen the inner loop: shown for none and for the longest).
+    The number of candidates and hard problems is known after loading and screening, and promotions only after the run,
+    so the outer loop is shown as a range: from no promotion, with the baseline measured once on each reward question,
+    to a promotion whenever the window allows one. A training half smaller than reward.questions makes it cheaper.
     """
     teacher, student, reward = config.teacher, config.student, config.reward
-    students = teacher.datasets * student.repeats
+    steps, students = teacher.steps, teacher.datasets * student.repeats
     per_student = student.prompts_per_step * student.attempts
-    longest = min(student.max_steps, max(student.steps, student.max_steps))
+    shortest = min(student.max_steps, student.steps)
+    promotions = (steps - 1) // config.promotion.window
+    longest = min(student.max_steps, student.steps + student.extra_steps_per_promotion * promotions)
     measured = students * reward.questions * reward.attempts
-    low = students * student.steps * per_student + measured
-    high = students * longest * per_student + measured
-    steps = teacher.steps
+    baseline = reward.questions * (1 if reward.mode == "greedy" else reward.baseline_attempts)
+    low = students * shortest * per_student + measured
+    high = students * longest * per_student + measured + baseline
+    all_low, all_high = low * steps + baseline, high * steps
     arms = [arm for arm in ("hard_only", "pq") if arm in config.arms.run]
-    budget = config.arms.steps * per_student if config.arms.steps else low * steps
+    budget = config.arms.steps * per_student if config.arms.steps else all_low
     pairs = teacher.datasets * teacher.questions
     lines = [
         "plan",
         f"  screening    {config.screen.attempts} attempts at each candidate"
         + (f" ({config.problems.limit} at most)" if config.problems.limit else ""),
-        f"  outer loop   {steps} steps x ({pairs} pairs of the teacher -> {students} students x {student.steps} RLOO steps "
+        f"  outer loop   {steps} steps x ({pairs} pairs of the teacher -> {students} students x {shortest} RLOO steps "
         f"x {student.prompts_per_step} prompts x {student.attempts} attempts, then {reward.questions} reward questions)",
-        f"               {low:,} to {high:,} student rollouts a step, {low * steps:,} to {high * steps:,} in all, "
-        f"at most {high * steps * student.sampling.max_tokens:,} tokens",
+        f"               {low:,} to {high:,} student rollouts a step, {all_low:,} to {all_high:,} in all, "
+        f"at most {all_high * student.sampling.max_tokens:,} tokens",
     ]
     for arm in arms:
-        own = config.arms.pq_steps * per_student if arm == "pq" and config.arms.pq_steps else budget
-        lines.append(f"  {arm:12s} {'about ' if not config.arms.steps else ''}{own:,} student rollouts")
-    lines.append(f"  evaluation   {config.evaluate.attempts} attempts at each held-out problem for {len(config.arms.run)} arms")
+        fixed = config.arms.pq_steps if arm == "pq" and config.arms.pq_steps else config.arms.steps
+        own = f"{fixed * per_student:,}" if fixed else f"at least {budget:,}"
+        lines.append(f"  {arm:12s} {own} student rollouts")
+    lines.append(
+        f"  evaluation   {config.evaluate.attempts} attempts at each held-out problem for {len(config.arms.run)} arms"
+    )
     return lines

@@ -4,8 +4,8 @@ The textbook way keeps one model, or one PEFT adapter, per student. Here the pol
 layer of the base holds, for the active `AdapterStack`, one slice per policy, and rows of a batch are ordered by policy,
 equally many per policy. Rows of different policies never meet in a product, so neither outputs nor gradients mix.
 
-Two kinds of adapter: `lora` (A_P_I_r, B_P_r_O, output + (x A) B * scale) and `full` (delta_P_I_O, one full weight change per
-policy, for tiny models). No adapter at all is the base model, which serves as the reference of the KL term.
+Two kinds of adapter: `lora` (A_P_I_r, B_P_r_O, output + (x A) B * scale) and `full` (delta_P_I_O, one full weight
+change per policy, for tiny models). No adapter at all is the base model, which serves as the reference of the KL term.
 Left out: adapters on embeddings and on the output layer, Conv1D layers (GPT-2), fused expert tensors.
 """
 
@@ -93,9 +93,10 @@ class AdapterStack:
         """Base weight plus delta [P, in, out]; kept between calls while no gradient is taken (see `Backbone.use`)."""
         if torch.is_grad_enabled():
             return base.weight.T + self.tensors[f"{name}.delta"]
-        if name not in self._merged:
-            self._merged[name] = base.weight.T + self.tensors[f"{name}.delta"]
-        return self._merged[name]
+        merged = self._merged.get(name)  # one look: another thread that uses this stack may forget at any time
+        if merged is None:
+            merged = self._merged[name] = base.weight.T + self.tensors[f"{name}.delta"]
+        return merged
 
     def forget_merged(self) -> None:
         self._merged.clear()
@@ -170,7 +171,7 @@ class Backbone:
                 stack.forget_merged()
 
     def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
-        """Fresh adapters whose output equals the base model's: B = 0 (lora, A uniform in +-1/sqrt(in) as PEFT), delta = 0."""
+        """Fresh adapters that change nothing yet: B = 0 (lora, A uniform in +-1/sqrt(in) as PEFT), delta = 0 (full)."""
         tensors: dict[str, Tensor] = {}
         generator = torch.Generator().manual_seed(seed % (1 << 63))
         rank = self.config.lora_rank
@@ -189,7 +190,7 @@ class Backbone:
         sha = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            sha.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
 
@@ -197,9 +198,9 @@ def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: _Active) -
     output_layer = model.get_output_embeddings()  # type: ignore[operator]
     chosen: dict[str, nn.Linear] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not output_layer:
-            if targets == ("all-linear",) or any(name == t or name.endswith(f".{t}") for t in targets):
-                chosen[name] = module
+        named = targets == ("all-linear",) or any(name == t or name.endswith(f".{t}") for t in targets)
+        if named and isinstance(module, nn.Linear) and module is not output_layer:
+            chosen[name] = module
     if not chosen:
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ConfigError(
@@ -220,7 +221,7 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
         value = getattr(source, "eos_token_id", None)
         found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
     if not found:
-        raise ConfigError("model.path: neither the model nor the tokenizer names an end-of-text token (eos_token_id); set one")
+        raise ConfigError("model.path: neither model nor tokenizer names an end-of-text token (eos_token_id); set one")
     return frozenset(int(i) for i in found)
 
 
@@ -300,7 +301,7 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
         "base_model_name_or_path": backbone.config.path,
         "revision": backbone.config.revision,
         "r": rank,
-        "lora_alpha": stack.scale * rank,
+        "lora_alpha": stack.scale * rank if stack.kind == "lora" else float(rank),
         "rank_pattern": pattern,
         "alpha_pattern": {name: float(r) for name, r in pattern.items()},
         "target_modules": sorted(backbone.layers),
@@ -313,26 +314,42 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
 
 
 def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
-    """Read an adapter that `save_adapter` wrote (lora of the same rank, or the exact form of a full delta) as one policy.
+    """Read an adapter that `save_adapter` wrote as one policy.
 
-    Raises ConfigError when a layer is missing or a shape does not fit.
+    With model.adapter = "lora" a lora of the same rank; with "full" a full delta or any lora, multiplied out. Raises
+    ConfigError when a layer is missing or unknown, or a shape does not fit.
     """
     weights = load_file(folder / "adapter_model.safetensors")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    known = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
+    if strange := sorted(set(weights) - known):
+        raise ConfigError(
+            f"{folder}: {strange[0]} and {len(strange) - 1} more fit no layer that model.target_modules names; "
+            "set model.target_modules as it was for this adapter"
+        )
     fresh = backbone.new_stack(seed=0)
-    scale = float(settings["lora_alpha"]) / float(settings["r"])
-    for name in backbone.layers:
+    alpha, rank = float(settings["lora_alpha"]), float(settings["r"])
+    alphas, ranks = settings.get("alpha_pattern") or {}, settings.get("rank_pattern") or {}
+    for name, layer in backbone.layers.items():
         try:
             a_r_I = weights[f"base_model.model.{name}.lora_A.weight"].to(backbone.device)
             b_O_r = weights[f"base_model.model.{name}.lora_B.weight"].to(backbone.device)
         except KeyError as error:
-            raise ConfigError(f"{folder}: adapter has no weights for layer {name}; it belongs to another model") from error
+            raise ConfigError(f"{folder}: no weights for layer {name}; the adapter belongs to another model") from error
+        found, expected = (a_r_I.shape[1], b_O_r.shape[0]), (layer.base.in_features, layer.base.out_features)
+        if found != expected:
+            raise ConfigError(f"{folder}: layer {name} is {found} (in, out), expected {expected}; use its own model")
         if fresh.kind == "full":
+            scale = float(alphas.get(name, alpha)) / float(ranks.get(name, rank))
             fresh.tensors[f"{name}.delta"] = ((b_O_r @ a_r_I) * scale).T.contiguous()[None]
         elif a_r_I.shape[0] != backbone.config.lora_rank:
-            raise ConfigError(f"{folder}: rank {a_r_I.shape[0]}, expected model.lora_rank = {backbone.config.lora_rank}")
+            wanted = backbone.config.lora_rank
+            raise ConfigError(
+                f"{folder}: rank {a_r_I.shape[0]}, expected model.lora_rank = {wanted}; set it to the file's"
+            )
         else:
             fresh.tensors[f"{name}.A"] = a_r_I.T.contiguous()[None]
             fresh.tensors[f"{name}.B"] = b_O_r.T.contiguous()[None]
-    fresh.scale = scale
+    if fresh.kind == "lora":
+        fresh.scale = alpha / rank
     return fresh

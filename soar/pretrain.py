@@ -1,6 +1,6 @@
 """Pretrains the embedded world's small language model and writes it as a standard model folder.
 
-    python -m soar.pretrain OUT_DIR [--seed 0] [--steps 3000] [--threads 2]
+    soar world build --out DIR [--seed 0] [--steps N]
 
 The result is an ordinary Llama-config model with a fast tokenizer: `AutoModelForCausalLM.from_pretrained(OUT_DIR)` and
 `AutoTokenizer.from_pretrained(OUT_DIR)` load it, so nothing in the loop knows that it is small. Plain next-token
@@ -10,7 +10,6 @@ precision. The same seed, thread count and torch build give the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import random
@@ -42,13 +41,14 @@ Progress = Callable[[int, int, float], None]
 class Recipe:
     """Size of the model and course of the pretraining.
 
-    steps: optimizer steps of `rows` packed rows of `row` tokens; learning rate: linear warm-up, then cosine to a hundredth.
+    steps: optimizer steps of `rows` packed rows of `row` tokens.
+    learning_rate: its highest value, after a linear warm-up and before a cosine to a hundredth.
     """
 
-    steps: int = 3000
+    steps: int = 3500
     rows: int = 32
     row: int = 64
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 3e-3
     warmup_steps: int = 50
     beta2: float = 0.98
     weight_decay: float = 0.0
@@ -73,11 +73,11 @@ def vocabulary() -> list[str]:
     """Every token of the world `tiny`, in id order.
 
     A token carries the space before it, so that decoding is plain concatenation: ` 6` starts a number or word, `6` goes
-    on with one. A step (`a+8`) and the label of its running total (`a=`) are one token each, which keeps texts short and
-    lets a small model find the addend of a step by looking up one token.
+    on with one. A step (`c+8`) and the label of its reading (`c=`) are one token each, which keeps texts short and lets
+    a small model find the addend of a step by looking up one token.
     """
     words = [f"{label}+{digit}" for label in worlds.LABELS for digit in range(1, 10)]
-    words += [f"{label}=" for label in worlds.LABELS]
+    words += [f"{label}=" for label in (worlds.START, *worlds.LABELS)]
     words += [*worlds.VERBS, *worlds.DIGITS, *worlds.LETTERS, "<work>", worlds.ANSWER_MARK]
     starts = [worlds.TEACHER_PROMPT, worlds.STUDENT_TEMPLATE.split()[0]]
     return [*SPECIAL, *starts, *words, *(f" {word}" for word in words)]
@@ -87,7 +87,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer of the world `tiny`: exact round trip on its text; encoding puts one <bos> in front."""
     words = vocabulary()
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
-    pattern = r" ?<[a-z]+>| ?[a-f]\+[1-9]| ?[a-f]=| ?(?:" + "|".join(worlds.VERBS) + r")| ?[^ ]| "
+    labels, verbs = worlds.LABELS, "|".join(worlds.VERBS)
+    pattern = rf" ?<[a-z]+>| ?[{labels}]\+[1-9]| ?(?:{worlds.START}|[{labels}])=| ?(?:{verbs})| ?[^ ]| "
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(
@@ -106,6 +107,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model_config(recipe: Recipe, tokens: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The Llama configuration of a recipe, for this tokenizer."""
     config = LlamaConfig(
         vocab_size=len(tokens),
         hidden_size=recipe.width,
@@ -269,7 +271,8 @@ def build(
     return losses
 
 
-def _print_progress() -> Progress:
+def print_progress() -> Progress:
+    """A progress function that prints the mean loss and the time left every 100 steps."""
     start = time.monotonic()
     recent: list[float] = []
 
@@ -283,21 +286,3 @@ def _print_progress() -> Progress:
             recent.clear()
 
     return progress
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m soar.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--world", default="tiny")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
-    parser.add_argument("--rows", type=int, default=Recipe.rows)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    build(arguments.out_dir, arguments.seed, arguments.world, _print_progress(), steps=arguments.steps, learning_rate=arguments.learning_rate, rows=arguments.rows)
-
-
-if __name__ == "__main__":
-    main()

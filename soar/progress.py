@@ -22,7 +22,8 @@ class Task:
         self._owner, self.name, self.total, self.transient = owner, name, max(1, total), transient
         self.done = 0
         self._lock = threading.Lock()
-        self._started = self._told = time.monotonic()
+        self._told = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first report came, and what a resumed task had by then
         bars = owner.bars
         self._bar = bars.add_task(name, total=self.total) if bars is not None else None
 
@@ -42,10 +43,13 @@ class Task:
             self._owner.bars.update(self._bar, completed=self.done, total=self.total)
             return
         now = time.monotonic()
-        if self.transient or now - self._told < PLAIN_SECONDS or not self.done:
+        if self._first is None:
+            self._first = now, self.done
+        started, before = self._first
+        if self.transient or now - self._told < PLAIN_SECONDS or self.done == before:
             return
         self._told = now
-        left = (now - self._started) / self.done * (self.total - self.done)
+        left = (now - started) / (self.done - before) * (self.total - self.done)
         self._owner.say(f"{self.name}: {self.done}/{self.total}, about {_clock(left)} left")
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from soar.types import Decision, Trial
 
 
 def lower_median(trials: Sequence[Trial]) -> Trial:
-    """The trial with the (lower) median pass rate; ties go to the lower repeat. Raises ValueError on no trials."""
+    """The trial with the (lower) median pass rate; equal rates rank by repeat. Raises ValueError on no trials."""
     if not trials:
         raise ValueError("no trials, so no median")
     ranked = sorted(trials, key=lambda trial: (trial.pass_rate, trial.repeat))

@@ -47,16 +47,15 @@ TAGS_STUDENT = """{question}
 
 Reason step by step, and end with the final answer in \\boxed{}."""
 
-QUESTION_ANSWER_TEACHER = """Write one math word problem about {subject}, and its answer.
-Use this form:
-Question: the problem
-Answer: the number"""
+QUESTION_ANSWER_TEACHER = """Make up a short math word problem about {subject}. It must have one number as its answer.
+Write the problem after "Question:" and, on the next line, the number after "Answer:"."""
 
 QUESTION_ANSWER_STUDENT = """{question}
 Solve it step by step. End with "Answer:" and the number."""
 
 PLAIN_TURNS = "User: {content}\n\nAssistant:"
 SENTINEL = "QUESTIONSENTINEL"
+WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,17 @@ FORMATS = {
         default_subject=WORD_PROBLEM_SUBJECT,
         teacher_prefill="Question:",
         answer_marks=("Answer:",),
-        placeholders=("the problem", "the number", "[question]", "[answer]", "<number>", "question", "answer", "..."),
+        placeholders=(
+            "the problem",
+            "the number",
+            "number",
+            "[question]",
+            "[answer]",
+            "<number>",
+            "question",
+            "answer",
+            "...",
+        ),
     ),
 }
 
@@ -165,7 +174,7 @@ def _control_ids(tokenizer: Any, fmt: PromptFormat) -> dict[int, str]:
     special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
     added |= {int(i): str(text) for text, i in special}
     vocabulary = tokenizer.get_vocab() if fmt.control_words else {}
-    added |= {int(vocabulary[word]): word for word in fmt.control_words if word in vocabulary}
+    added |= {int(i): word for word, i in vocabulary.items() if word.strip(WORD_MARKS) in fmt.control_words}
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None:
         added.pop(int(unknown), None)
@@ -180,14 +189,15 @@ def encode_plain(tokenizer: Any, text: str, control: dict[int, str]) -> list[int
     """Ids of `text` with none of the ids in `control`: every control text in it is cut after its first character.
 
     Cutting, unlike `split_special_tokens`, works for slow and fast tokenizers and for added tokens that are not
-    special. Raises ValueError for a text of one character that the tokenizer knows only as a control id.
+    special. A character that the tokenizer knows only as a control id is left out.
     """
     ids = _ids(tokenizer, text)
     if not control.keys() & set(ids):
         return ids
     if len(text) < 2:
-        raise ValueError(f"the tokenizer knows the character {text!r} only as a control token; remove it from the text")
-    known = sorted((re.escape(word) for word in control.values() if len(word) > 1), key=len, reverse=True)
+        return [i for i in ids if i not in control]
+    words = (word.strip(WORD_MARKS) for word in control.values())
+    known = sorted((re.escape(word) for word in words if len(word) > 1), key=len, reverse=True)
     cuts = [match.start() + 1 for match in re.finditer("|".join(known), text)] if known else []
     cuts = cuts or [len(text) // 2]
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]

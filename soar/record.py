@@ -58,7 +58,18 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Replace a file by a JSON document. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path} is damaged: it holds {type(value).__name__}, expected an object")
+    return value
 
 
 def finite(value: Any) -> Any:
@@ -92,6 +103,8 @@ class RunFolder:
         self.path = path
         self._lock = FileLock(str(path / ".lock"))
         exists = (path / "manifest.json").is_file()
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
         if not resume and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
             raise RunFolderError(
                 f"{path} is not empty; give --resume to continue the run in it, or another --out"
@@ -133,7 +146,7 @@ class RunFolder:
         return manifest
 
     def _continue(self, config: Config) -> dict[str, Any]:
-        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = _read_json(self.path / "manifest.json")
         if manifest.get("schema") != SCHEMA:
             raise RunFolderError(
                 f"{self.path}/manifest.json has schema {manifest.get('schema')!r}, this version reads {SCHEMA}; "
@@ -189,7 +202,9 @@ class RunFolder:
         for folder in (temporary, final):
             shutil.rmtree(folder, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, temporary / "tensors.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, temporary / "tensors.safetensors"
+        )
         sizes = {n: (self.path / n).stat().st_size for n in STREAMS if (self.path / n).is_file()}
         write_json(temporary / "state.json", {"stage": checkpoint.stage, "sizes": sizes, "data": checkpoint.data})
         digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(temporary.iterdir())}
@@ -201,12 +216,12 @@ class RunFolder:
 
     def _pointer(self) -> dict[str, Any] | None:
         path = self.path / "state" / "latest.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _read_json(path) if path.is_file() else None
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint, its JSONL files cut to the length they had; None when there is none yet.
 
-        Raises RunFolderError when a file does not match its checksum.
+        Raises RunFolderError when a file does not match its checksum, or a JSONL file is shorter than it was.
         """
         pointer = self._pointer()
         if pointer is None:
@@ -221,7 +236,13 @@ class RunFolder:
         return Checkpoint(state["stage"], state["data"], load_file(folder / "tensors.safetensors"))
 
     def _cut(self, sizes: dict[str, int]) -> None:
-        for name in STREAMS:
-            path = self.path / name
-            if path.is_file() and path.stat().st_size > sizes.get(name, 0):
-                os.truncate(path, sizes.get(name, 0))
+        found = {name: (self.path / name).stat().st_size for name in STREAMS if (self.path / name).is_file()}
+        for name, wanted in sizes.items():
+            if found.get(name, 0) < wanted:
+                raise RunFolderError(
+                    f"{self.path / name} has {found.get(name, 0)} bytes, but had {wanted} at the checkpoint: lines are lost; "
+                    "start a new run"
+                )
+        for name, size in found.items():
+            if size > sizes.get(name, 0):
+                os.truncate(self.path / name, sizes.get(name, 0))

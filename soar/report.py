@@ -83,7 +83,16 @@ def render(run: Run) -> str:
         finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
     )
     environment.globals |= {"arm_meanings": wording.ARM_MEANINGS}
-    filters = (wording.percent, wording.whole, wording.decimal, wording.duration, wording.arm_name, wording.moment, shorten, attribute)
+    filters = (
+        wording.percent,
+        wording.whole,
+        wording.decimal,
+        wording.duration,
+        wording.arm_name,
+        wording.moment,
+        shorten,
+        attribute,
+    )
     environment.filters |= {f.__name__: f for f in filters}
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))

@@ -14,15 +14,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from soar.answers import END_OF_TURN, LOOSE_NUMBER, MAX_ANSWER_CHARS, extract, has_words, normalize, read_number
 from soar.data import fingerprint
 from soar.prompts import PromptFormat
 from soar.types import Problem, Reason, Rejection, Verdict
-from soar.verifiers import END_OF_TURN, LOOSE_NUMBER, MAX_ANSWER_CHARS, extract, has_words, normalize, read_number
 
-TAG = re.compile(r"<\s*(/?)\s*(question|answer)\s*>", re.IGNORECASE)
-STRICT_TAG = re.compile(r"<(/?)(question|answer)>")
-QUESTION_LABEL = re.compile(r"(?:^|\n)[ \t>#*_]*question[ \t]*\d*[ \t]*[*_]*:[ \t]*[*_]*", re.IGNORECASE)
-ANSWER_LABEL = re.compile(r"(?:^|\n|[ \t])[>#*_]*answer[ \t]*[*_]*:[ \t]*[*_]*", re.IGNORECASE)
+# Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
+TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(question|answer)\s{0,3}>", re.IGNORECASE)
+TAGS_AS_ASKED = ["<question>", "</question>", "<answer>", "</answer>"]
+QUESTION_LABEL = re.compile(
+    r"(?:^|\n)[ \t>#*_]{0,9}question[ \t]{0,3}\d{0,3}[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
+)
+ANSWER_LABEL = re.compile(
+    r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
+)
 MAX_TEACHER_CHARS = 100_000
 
 Fields = tuple[str, str]
@@ -85,16 +90,17 @@ def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     """Contents of the question tags, and of the box in the answer tags.
 
     Lenient: a second opening tag closes the first (the missing slash), upper case and the other order are accepted. A
-    field inside another one, or one without an end, does not count; two of a kind are two problems.
+    field inside another one, or one without an end, does not count; two of a kind are two problems. Strict: the four
+    tags as asked, and no others.
     """
-    tags = list((STRICT_TAG if strict else TAG).finditer(text))
+    tags = list(TAG.finditer(text))
     found: dict[str, list[str]] = {"question": [], "answer": []}
     position = 0
     while position + 1 < len(tags):
         begin, end = tags[position], tags[position + 1]
         kind = begin[2].lower()
-        closes = end[2].lower() == kind and (end[1] == "/" or not strict)
-        if begin[1] == "" and closes:
+        as_asked = (begin[0], end[0]) == (f"<{kind}>", f"</{kind}>")
+        if begin[1] == "" and end[2].lower() == kind and (as_asked or not strict):
             found[kind].append(text[begin.end() : end.start()].strip())
             position += 2
         else:
@@ -107,14 +113,14 @@ def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     question, boxed = found["question"][0], found["answer"][0]
     if not question or not boxed:
         return Reason.EMPTY
-    if strict and text.index("<question>") > text.index("<answer>"):
-        return Reason.NO_QUESTION
+    if strict and [tag[0] for tag in tags] != TAGS_AS_ASKED:
+        return Reason.TWO_PROBLEMS if len(tags) > len(TAGS_AS_ASKED) else Reason.NO_QUESTION
     answer = extract(boxed, fmt.answer_style)
     return Reason.NO_ANSWER if answer is None else (question, answer)
 
 
 def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
-    """`Question: ... Answer: ...`. Lenient: what follows the first answer line is ignored; a lone number is taken out."""
+    """`Question: ... Answer: ...`. Lenient: text after the first answer line is ignored, a lone number is taken out."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
     text = END_OF_TURN.split(text, maxsplit=1)[0]
@@ -135,7 +141,7 @@ def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
 
 def _lone_number(line: str) -> str:
     """`12 apples` -> `12`, `5 + 7 = 12` -> `12`; the line itself when it is a number already or has several."""
-    if read_number(line) is not None:
+    if len(line) > MAX_ANSWER_CHARS or read_number(line) is not None:
         return line
     numbers = LOOSE_NUMBER.findall(line.rpartition("=")[2])
     return numbers[0] if len(numbers) == 1 else line
@@ -246,7 +252,7 @@ def grounded(
 
 
 def learnability(success: float) -> float:
-    """Intrinsic-T: 0 if the student never solves the question, else 1 - success rate (Absolute Zero's proposer reward)."""
+    """Intrinsic-T: 0 if the student never solves the question, else 1 - success rate (Absolute Zero's proposer)."""
     return 0.0 if success == 0 else 1.0 - success
 
 

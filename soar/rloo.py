@@ -1,11 +1,11 @@
 """RLOO, pure maths on tensors: leave-one-out advantage and the policy loss.
 
-A completion is one action, as in Ahmadian et al. 2024 (arXiv 2402.14740): its log-probability is the sum over its tokens.
-TRL's trainer folds the KL penalty into the reward and averages the loss over the batch; here KL is a term of the loss (k3
-estimator, Schulman 2020) and the sum is divided by ONE constant. With a constant normaliser, rejection sampling of teacher
-texts leaves the gradient unchanged: the advantages sum to zero, so the log of the acceptance probability, the same in every
-row, drops out (SOAR, method: rejection sampling). A per-sequence length average would break that. No importance ratio and no
-clipping: every batch is used for exactly one step, so the ratio is 1.
+A completion is one action, as in Ahmadian et al. 2024 (arXiv 2402.14740): its log-probability is the sum over its
+tokens. TRL's trainer folds the KL penalty into the reward and averages the loss over the batch; here KL is a term of
+the loss (k3 estimator, Schulman 2020) and the sum is divided by ONE constant. With a constant normaliser, rejection
+sampling of teacher texts leaves the gradient unchanged: the advantages sum to zero, so the log of the acceptance
+probability, the same in every row, drops out (SOAR, method: rejection sampling). A per-sequence length average would
+break that. No importance ratio and no clipping: every batch is used for exactly one step, so the ratio is 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def leave_one_out(reward_X_N: Tensor, valid_X_N: Tensor | None = None, normalize
 
 
 def k3(logprob_B_T: Tensor, reference_B_T: Tensor) -> Tensor:
-    """Estimate of KL(policy || reference) per token, nats, never negative: exp(d) - d - 1 with d = reference - policy."""
+    """Estimate of KL(policy || reference) per token, nats, never negative: exp(d) - d - 1, d = reference - policy."""
     difference = reference_B_T - logprob_B_T
     return torch.exp(difference) - difference - 1.0
 
@@ -55,7 +55,8 @@ def policy_loss(
     """
     row_B = -advantage_B * (logprob_B_T * mask_B_T).sum(-1)
     if reference_B_T is not None and kl > 0.0:
-        row_B = row_B + kl * (k3(logprob_B_T, reference_B_T) * mask_B_T).sum(-1)
+        # Masked before the exponential: a masked token may be so unlikely that k3 overflows, and inf * 0 is NaN.
+        row_B = row_B + kl * k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).sum(-1)
     return row_B / normaliser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,9 +54,15 @@ class Examiner:
     """
 
     def __init__(
-        self, backbone: Backbone, sampler: Sampler, fmt: PromptFormat, verifier: VerifierPool, scheme: str = "binary"
+        self,
+        backbone: Backbone,
+        sampler: Sampler,
+        fmt: PromptFormat,
+        verifier: VerifierPool,
+        scheme: Literal["binary", "paper"] = "binary",
     ) -> None:
-        self.backbone, self.sampler, self.fmt, self.verifier, self.scheme = backbone, sampler, fmt, verifier, scheme
+        self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
+        self.scheme: Literal["binary", "paper"] = scheme
         self._prompts: dict[str, list[int]] = {}
         self._lock = threading.Lock()
 
@@ -81,8 +88,8 @@ class Examiner:
     ) -> Attempts:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each).
 
-        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens
-        do not depend on the other problems or their order.
+        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its
+        tokens do not depend on the other problems or their order.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]

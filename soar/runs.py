@@ -23,7 +23,8 @@ class Arm:
     """Held-out result of one arm.
 
     pass_at: k -> pass@k as a share. interval: k -> 95 % interval (low, high), for the k that have one.
-    problems, attempts, student_rollouts: counts, None where the file has none.
+    problems, attempts, student_rollouts: counts, None where the file has none. search_rollouts: what the loop spent
+    on finding the questions that the arm was trained on, over and above student_rollouts.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Arm:
     problems: int | None = None
     attempts: int | None = None
     student_rollouts: int | None = None
+    search_rollouts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,17 @@ def count(value: object) -> int | None:
     return int(result) if result is not None else None
 
 
+def natural(key: object) -> int | None:
+    """The number that a JSON key such as "32" spells, or None."""
+    text = str(key)
+    return int(text) if text.isdecimal() and len(text) <= 9 else None
+
+
 def read_arm(name: str, row: Row) -> Arm:
     """One arm from its entry in summary.json or from an evaluation event."""
     pass_at, interval = row.get("pass_at"), row.get("interval_95")
-    shares = {int(k): number(v) for k, v in _items(pass_at) if str(k).isdecimal()}
-    bounds = {int(k): numbers(v) for k, v in _items(interval) if str(k).isdecimal()}
+    shares = {k: number(v) for name, v in _items(pass_at) if (k := natural(name))}
+    bounds = {k: numbers(v) for name, v in _items(interval) if (k := natural(name))}
     return Arm(
         name=name,
         pass_at={k: v for k, v in sorted(shares.items()) if v is not None},
@@ -120,6 +128,7 @@ def read_arm(name: str, row: Row) -> Arm:
         problems=count(row.get("problems")),
         attempts=count(row.get("attempts")),
         student_rollouts=count(row.get("student_rollouts")),
+        search_rollouts=count(row.get("search_rollouts")),
     )
 
 

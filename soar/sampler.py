@@ -1,8 +1,9 @@
 """Rollouts from a population: the Sampler protocol and the native engine.
 
-The native engine runs transformers' own model classes with our cache and attention function. A prompt is prefilled once and its
-cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches. A token is
-drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and the position.
+The native engine runs transformers' own model classes with our cache and attention function. A prompt is prefilled once
+and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches.
+A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and
+the position.
 Left out here: CUDA graphs, stop strings, paged blocks.
 """
 
@@ -28,10 +29,11 @@ CACHE_BYTES = {"cpu": 2 << 30, "cuda": 40 << 30}
 class Rollouts:
     """Sampled completions, rows policy-major.
 
-    prompts: token ids of each row's prompt. tokens_B_T: completion ids, right-padded with the pad id, the end token
-    included. length_B: tokens of the completion, end token included. logprob_B_T: log-probability (nats) of each sampled
-    token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token (else it was truncated at
-    max_tokens). failed_B: the model produced NaN or inf for this row. All tensors on the CPU.
+    prompts: token ids of each row's prompt. tokens_B_T: completion ids, the end token included; what stands behind a
+    row's length means nothing. length_B: tokens of the completion, end token included. logprob_B_T: log-probability
+    (nats) of each sampled token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token or
+    failed (else it was truncated at max_tokens). failed_B: the model produced NaN or inf for this row, which ended it.
+    All tensors on the CPU.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -104,7 +106,6 @@ class NativeSampler:
     def __init__(self, backbone: Backbone, max_rows: int = 0) -> None:
         self.backbone = backbone
         self.max_rows = max_rows
-        self.sampled_tokens = 0
 
     def rows_per_call(self, positions: int) -> int:
         """Rows of one batch: as many as the byte rule for cache and logits allows at `positions` tokens each."""
@@ -130,8 +131,8 @@ class NativeSampler:
         """`attempts` completions of each prompt, for each policy.
 
         prompts_P_Q: token ids, equally many prompts per policy; policy p's prompts are answered by slice p of `stack`
-        (None: the base model; then P may be anything). seed_P_Q: one seed per prompt; its attempt n draws from (seed, n)
-        alone, whatever shares the batch. Returns P * Q * attempts rows in the order (p, q, n).
+        (None: the base model; then P may be anything). seed_P_Q: one seed per prompt; its attempt n draws from
+        (seed, n) alone, whatever shares the batch. Returns P * Q * attempts rows in the order (p, q, n).
         Raises ValueError when policies have different numbers of prompts or a prompt leaves no room in the context.
         """
         questions = {len(prompts) for prompts in prompts_P_Q}
@@ -153,7 +154,6 @@ class NativeSampler:
             seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
             run = _Run(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy)
             rollouts = run.finish()
-            self.sampled_tokens += int(rollouts.length_B.sum())
             rows = (last - first) * attempts
             parts_C_P.append([rollouts.select(list(range(p * rows, (p + 1) * rows))) for p in range(P)])
         if len(parts_C_P) == 1 and P == 1:
@@ -216,16 +216,14 @@ class _Run:
 
     def _prefill(self) -> tuple[Tensor, Any, Tensor]:
         """Next-token logits, cache and attention mask of all rows; every prompt is run once."""
+        device, pad = self.backbone.device, self.backbone.pad_id
         longest = max(len(ids) for ids in self.prompts)
-        pad = self.backbone.pad_id
-        ids_U_S = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in self.prompts], device=self.backbone.device)
-        mask_U_S = torch.tensor(
-            [[0] * (longest - len(ids)) + [1] * len(ids) for ids in self.prompts], device=self.backbone.device
-        )
+        ids_U_S = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in self.prompts], device=device)
+        mask_U_S = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in self.prompts], device=device)
         position_U_S = (mask_U_S.cumsum(1) - 1).clamp(min=0)
         cache = buffer_cache(self.backbone.model.config)
         logits_U_V = self._forward(ids_U_S, mask_U_S, position_U_S, cache)
-        repeat = torch.arange(len(self.prompts), device=self.backbone.device).repeat_interleave(self.attempts)
+        repeat = torch.arange(len(self.prompts), device=device).repeat_interleave(self.attempts)
         cache.batch_select_indices(repeat)
         return logits_U_V[repeat], cache, mask_U_S[repeat]
 

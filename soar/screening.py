@@ -17,6 +17,7 @@ from soar.rollout import Examiner
 from soar.types import Problem, Screening
 
 SCREEN_FILE = "hard/screen.jsonl"
+SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
 BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
 
 
@@ -73,14 +74,15 @@ def screen(
 
     if missing:
         seed = seeds.derive(config.seed, "screen")
-        count_correct(
-            examiner, None, missing, attempts, seed, sampling, workers=workers, block=8, on_block=keep
-        )
+        count_correct(examiner, None, missing, attempts, seed, sampling, workers=workers, block=8, on_block=keep)
     return found
 
 
 def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:
-    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see."""
+    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see.
+
+    Rates and shares are None where nothing was attempted (screen.attempts = 0).
+    """
     rows = list(found.values())
     histogram: Counter[str] = Counter()
     for row in rows:
@@ -89,18 +91,21 @@ def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:
         else:
             histogram[next(label for limit, label in BUCKETS if row.pass_rate <= limit)] += 1
     group = config.student.attempts
-    wrong = sum((1 - row.pass_rate) ** group for row in rows) / max(1, len(rows))
-    right = sum(row.pass_rate**group for row in rows) / max(1, len(rows))
     attempts = sum(row.attempts for row in rows)
+    shares: dict[str, float | None] = dict.fromkeys(SHARES)
+    if attempts:
+        wrong = sum((1 - row.pass_rate) ** group for row in rows) / len(rows)
+        right = sum(row.pass_rate**group for row in rows) / len(rows)
+        correct = sum(row.successes for row in rows) / attempts
+        truncated = sum(row.truncated for row in rows) / attempts
+        shares = dict(zip(SHARES, (correct, truncated, wrong, right, 1 - wrong - right), strict=True))
+    else:
+        histogram.clear()
     return {
         "event": "screen",
         "candidates": len(rows),
         "hard": sum(row.successes <= config.screen.max_successes for row in rows),
         "attempts": config.screen.attempts,
         "histogram": {label: histogram[label] for label in ["0", *(name for _, name in BUCKETS)]},
-        "pass_rate": sum(row.successes for row in rows) / max(1, attempts),
-        "truncated_share": sum(row.truncated for row in rows) / max(1, attempts),
-        "frac_all_wrong": wrong,
-        "frac_all_right": right,
-        "frac_mixed": 1 - wrong - right,
+        **shares,
     }

@@ -9,9 +9,10 @@ from typing import Any
 
 from soar import wording
 from soar.figures import Axes, Series, bar_chart, line_chart
-from soar.runs import Row, Run, count, number, numbers
+from soar.runs import Row, Run, count, natural, number, numbers
 
 MAX_STEPS_SHOWN = 500
+MAX_NAMED_BINS = 40
 MAX_BINS = 12  # groups of outer steps in "how the questions changed", and bars of the screening chart
 TOPIC_STYLES = (2, 1, 3, 4, 5, 6, 7, 0)
 MAX_TOPICS = len(TOPIC_STYLES) - 1  # the last style is for all other topics
@@ -99,7 +100,8 @@ def step_rows(run: Run) -> list[Row]:
     for event in run.steps:
         rewards = numbers(event.get("reward_G"))
         stated = number(event.get("reward_mean"))
-        row = {key: number(event.get(key)) for key in ("window_mean", "baseline_pass_rate", "best_pass_rate", "kl")}
+        row: Row = {key: number(event.get(key)) for key in ("window_mean", "baseline_pass_rate", "best_pass_rate")}
+        row["kl"] = number(event.get("teacher_kl"))
         row |= {
             key: event.get(key) for key in ("accepted", "sampled", "failed_students", "student_rollouts", "seconds")
         }
@@ -140,7 +142,6 @@ def loop_section(run: Run) -> dict[str, Any]:
             for r in drawn
         ],
     )
-    common = {"x_label": "outer step", "marks": marks, "mark_label": "promotion"}
     axes = Axes(
         key="reward",
         title="Teacher reward over outer steps",
@@ -148,7 +149,9 @@ def loop_section(run: Run) -> dict[str, Any]:
         "standard error, a band from the worst to the best dataset, promotions as vertical lines; see the table.",
         y_label="reward",
         lines=[(tau, f"\u03c4 = {tau:g}")] if tau is not None else (),
-        **common,
+        x_label="outer step",
+        marks=marks,
+        mark_label="promotion",
     )
     rates = Axes(
         key="rates",
@@ -156,7 +159,9 @@ def loop_section(run: Run) -> dict[str, Any]:
         description="Share of the reward questions solved by the baseline student and by the best student of a step.",
         y_label="solved",
         percent=True,
-        **common,
+        x_label="outer step",
+        marks=marks,
+        mark_label="promotion",
     )
     window = _line("mean of the window", rows, "window_mean", 1)
     lines = [_line("baseline student", rows, "baseline_pass_rate", 0), _line("best student", rows, "best_pass_rate", 2)]
@@ -207,11 +212,15 @@ def screening_section(run: Run) -> dict[str, Any]:
 
 
 def _histogram(histogram: object) -> list[dict[str, Any]]:
-    """At most MAX_BINS bars: no success alone, then equally wide ranges of successes."""
-    by_successes = Counter({int(k): n for k, n in _counts(histogram).items() if k.isdecimal()})
-    if not by_successes:
-        return []
-    highest = max(by_successes)
+    """Bars as recorded when they are named ranges; counts of successes are put into at most MAX_BINS equal ranges.
+
+    No success at all keeps a bar of its own.
+    """
+    named = {str(k): count(n) or 0 for k, n in histogram.items()} if isinstance(histogram, dict) else {}
+    if not named or None in map(natural, named):
+        return [{"name": name, "problems": max(0, n)} for name, n in list(named.items())[:MAX_NAMED_BINS]]
+    by_successes = Counter({natural(name) or 0: n for name, n in named.items() if n > 0})
+    highest = max(by_successes, default=0)
     width = max(1, math.ceil(highest / (MAX_BINS - 1)))
     bins = [{"name": "0", "problems": by_successes[0]}]
     for start in range(1, highest + 1, width):
@@ -348,5 +357,5 @@ def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
         total = dict(rows).get("total")
         rows = [(name, seconds) for name, seconds in rows if name != "total"]
         return rows, total if total is not None else math.fsum(seconds for _, seconds in rows)
-    seconds = _column(run.steps, "seconds")
-    return ([("outer loop so far", math.fsum(seconds))], math.fsum(seconds)) if seconds else ([], None)
+    taken = _column(run.steps, "seconds")
+    return ([("outer loop so far", math.fsum(taken))], math.fsum(taken)) if taken else ([], None)

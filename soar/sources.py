@@ -1,4 +1,4 @@
-"""Rows of a problem file or dataset, one at a time, each with its place for error messages. Nothing is unpickled or run.
+"""Rows of a problem file or dataset, one at a time, each with its place. Nothing is unpickled or run.
 
 JSONL, CSV and parquet are streamed. `data.py` turns rows into problems.
 """
@@ -179,9 +179,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def hub_rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
-    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), streamed. Raises DataError with the hub's reason.
+    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), streamed. Dataset scripts are not run.
 
-    Dataset scripts (remote code) are not run.
+    Raises DataError with the hub's reason.
     """
     try:
         import datasets

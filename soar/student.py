@@ -1,7 +1,7 @@
 """Inner loop: the whole population of students, trained by RLOO from one baseline on their own question sets.
 
-The students are slices of one stack. Every inner loop starts with a fresh optimizer and a constant learning rate. Left out:
-early stopping, a replay buffer, several updates per batch.
+The students are slices of one stack. Every inner loop starts with a fresh optimizer and a constant learning rate. Left
+out: early stopping, a replay buffer, several updates per batch.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def train_population(
             done = list(pool.map(job, groups))
     else:
         done = [job(members) for members in groups]
-    metrics = [_mean_metrics([part.metrics[s] for part in done]) for s in range(len(batches_P_S[0]))]
+    sizes = [len(members) for members in groups]
+    metrics = [_mean_metrics([part.metrics[s] for part in done], sizes) for s in range(len(batches_P_S[0]))]
     return Population(
         concat([part.stack for part in done]),
         torch.cat([part.failed_P for part in done]),
@@ -150,7 +151,7 @@ def _train_chunk(
 
 
 def step_metrics(attempts: Attempts, stats: UpdateStats) -> Metrics:
-    """Means over the policies of one step; names as in docs/metrics.md. The shares of groups are judged on correctness."""
+    """Means over the policies of one step; names as in docs/metrics.md. Shares of groups are judged on correctness."""
     correct_P_Q_N = (attempts.solved_P_Q_N & attempts.valid_P_Q_N).float()
     return {
         "reward_mean": attempts.reward_P_Q_N.mean().item(),
@@ -164,5 +165,8 @@ def step_metrics(attempts: Attempts, stats: UpdateStats) -> Metrics:
     }
 
 
-def _mean_metrics(parts: list[Metrics]) -> Metrics:
-    return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+def _mean_metrics(parts: list[Metrics], sizes: list[int]) -> Metrics:
+    """Means over all policies, from the means over chunks of `sizes` policies."""
+    return {
+        key: sum(part[key] * size for part, size in zip(parts, sizes, strict=True)) / sum(sizes) for key in parts[0]
+    }

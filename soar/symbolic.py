@@ -1,17 +1,36 @@
-"""The math-verify part of the `math` verifier. Runs in worker processes only: it can hang, and it can eat all memory."""
+"""The math-verify part of the `math` verifier. For worker processes only: it can hang, and it can eat all memory."""
 
 from __future__ import annotations
 
+import cmath
 import logging
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Basic, Eq, Float, Integer, Rational, Set, Tuple, nan, oo, zoo
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import (
+    Basic,
+    Eq,
+    Expr,
+    FiniteSet,
+    Float,
+    Integer,
+    Interval,
+    MatrixBase,
+    Rational,
+    Set,
+    Symbol,
+    Tuple,
+    UnevaluatedExpr,
+    nan,
+    oo,
+    zoo,
+)
 
+from soar.answers import has_words, normalize, read_number, spell_unicode
 from soar.types import Verdict
-from soar.verifiers import has_words, normalize
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
@@ -22,17 +41,26 @@ EXTRACTION = (
             basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="all", equations=False
         ),
     ),
-    ExprExtractionConfig(),
 )
 MAX_TEXT_WORDS = 8
+MAX_PARTS = 100
 RELATIVE_TOLERANCE = 1e-25
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2048)
 def readings(text: str) -> tuple[Any, ...]:
-    """What math-verify reads in an answer: sympy objects, then the cleaned text (str). Empty when it reads nothing."""
+    """What math-verify reads in an answer: sympy objects, then the cleaned text (str). Empty when it reads nothing.
+
+    Plain numbers skip its parser, which takes milliseconds. Its search for any number in text that is no LaTeX is left
+    out: it finds 42 in `(lambda: 42)()`.
+    """
+    number = read_number(text)
+    if number is not None and not number.percent:
+        value = Rational(number.value.numerator, number.value.denominator)
+        return (Float(value) if number.decimal else value, str(value))
+    bare = spell_unicode(text).strip().strip("*").rstrip(".,;").strip("$")
     try:
-        return tuple(parse(rf"\boxed{{{text}}}", EXTRACTION, parsing_timeout=None, raise_on_error=True))
+        return tuple(parse(rf"\boxed{{{bare}}}", EXTRACTION, parsing_timeout=None, raise_on_error=True))
     except MemoryError:
         raise
     except Exception:  # the parser fails in many ways on text that is no mathematics
@@ -51,6 +79,8 @@ def check_symbolic(kind: str, answer: str, gold: str) -> Verdict:
         if len(gold.split()) > MAX_TEXT_WORDS or not normalize(gold):
             return Verdict.UNSCORABLE
         return _verdict(normalize(answer).casefold() == normalize(gold).casefold())
+    if clearly_different(sketch(gold), sketch(answer)):
+        return Verdict.WRONG
     return _verdict(any(_equal(g, a) for g in readings(gold) for a in readings(answer)))
 
 
@@ -61,7 +91,7 @@ def _verdict(equal: bool) -> Verdict:
 def is_value(text: str, undefined: bool = False) -> bool:
     """Whether `text` is a number, an expression, a relation or a set, and not words that happen to parse.
 
-    math-verify reads nearly any text as a product of letters; see `verifiers.has_words`. undefined: whether infinity
+    math-verify reads nearly any text as a product of letters; see `answers.has_words`. undefined: whether infinity
     and 1/0 count.
     """
     found = readings(text)
@@ -70,6 +100,76 @@ def is_value(text: str, undefined: bool = False) -> bool:
         return False
     cleaned = next((value for value in found if isinstance(value, str)), text)
     return not has_words(cleaned)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Numerical values of a reading, at a fixed point where it has variables. name: of `x` in `x = 3`, else None.
+
+    shape: None for a number or a collection, rows and columns for a matrix. values: in order for a matrix, else sorted.
+    """
+
+    name: str | None
+    shape: tuple[int, int] | None
+    values: tuple[complex, ...]
+
+
+@lru_cache(maxsize=2048)
+def sketch(text: str) -> Sketch | None:
+    """Values of an answer's first reading; None where they do not tell it from others (per cent, inequality, words)."""
+    found = readings(text)
+    value = found[0] if found else None
+    name = None
+    if isinstance(value, Eq) and isinstance(value.lhs, Symbol):
+        name, value = value.lhs.name, value.rhs
+    shape = None
+    if isinstance(value, MatrixBase):
+        shape, parts = value.shape, list(value)
+    elif isinstance(value, Interval):
+        parts = [value.start, value.end]
+    elif isinstance(value, (FiniteSet, Tuple)):
+        parts = list(value.args)
+    elif isinstance(value, Expr):
+        parts = [value]
+    else:
+        return None
+    values = [_value_at_point(part) for part in parts]
+    if not values or len(values) > MAX_PARTS or any(part is None for part in values):
+        return None
+    numbers = [part for part in values if part is not None]
+    ordered = numbers if shape else sorted(numbers, key=lambda number: (round(number.real, 4), number.imag))
+    return Sketch(name, shape, tuple(ordered))
+
+
+def _value_at_point(value: Any) -> complex | None:
+    """An expression's value with every variable at a number that depends on its name; None where there is none.
+
+    Names that math-verify reads in two ways (`e`, `i`, several letters in one name) are not decided here.
+    """
+    if not isinstance(value, Expr) or value.has(UnevaluatedExpr):
+        return None
+    names = {symbol: symbol.name for symbol in value.free_symbols}
+    if any(len(name) > 1 or name in "eEiI" for name in names.values()):
+        return None
+    point = {symbol: Rational(1000 + 37 * ord(name) % 1009, 733) for symbol, name in names.items()}
+    try:
+        number = complex(value.subs(point).evalf(15))
+    except MemoryError:
+        raise
+    except Exception:  # undefined here, or not a number at all
+        return None
+    return number if cmath.isfinite(number) else None
+
+
+def clearly_different(a: Sketch | None, b: Sketch | None) -> bool:
+    """Whether two answers differ by far more than any tolerance, so that the slow symbolic comparison is not needed."""
+    if a is None or b is None or (a.shape is None) != (b.shape is None):
+        return False
+    if a.name is not None and b.name is not None and a.name != b.name:
+        return False
+    if a.shape != b.shape or len(a.values) != len(b.values):
+        return True
+    return any(abs(x - y) > 1e-5 + 1e-9 * max(abs(x), abs(y)) for x, y in zip(a.values, b.values, strict=True))
 
 
 def _equal(gold: Any, answer: Any) -> bool:
@@ -91,8 +191,8 @@ def differ_exactly(a: Any, b: Any) -> bool:
     """
     a, b = (value.rhs if isinstance(value, Eq) else value for value in (a, b))
     if isinstance(a, (Set, Tuple)) and isinstance(b, (Set, Tuple)):
-        left, right = [set(map(_exact, value.args)) for value in (a, b)]
-        return None not in left | right and left != right
+        elements, others = [set(map(_exact, value.args)) for value in (a, b)]
+        return None not in elements | others and elements != others
     for value in (a, b):
         if not isinstance(value, Basic) or not value.is_number or value.has(Float):
             return False

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from soar import seeds
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.policy import AdapterStack
 from soar.promotion import decide
 from soar.rewards import grounded, parse_all
@@ -50,8 +50,9 @@ class LoopState:
     """Everything that lasts from one outer step to the next.
 
     step: outer steps done. teacher, baseline: stacks of one policy. window: mean step rewards since the last promotion.
-    pq: promotion questions as JSON-ready rows. pass_rates: the baseline's pass rate per reward question, kept while the
-    baseline stands. student_rollouts: completions sampled by students in training and measurement, cumulative.
+    pq: promotion questions as JSON-ready rows. pass_rates: the baseline's pass rate per reward question (None: it
+    cannot be scored), kept while the baseline stands. student_rollouts: completions sampled by students in training and
+    measurement, cumulative.
     """
 
     teacher: AdapterStack
@@ -61,7 +62,7 @@ class LoopState:
     promotions: int = 0
     window: list[float] = field(default_factory=list)
     pq: list[dict[str, Any]] = field(default_factory=list)
-    pass_rates: dict[str, float] = field(default_factory=dict)
+    pass_rates: dict[str, float | None] = field(default_factory=dict)
     student_rollouts: int = 0
     teacher_rollouts: int = 0
 
@@ -103,6 +104,12 @@ class OuterLoop:
         self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
         self.workers, self.on_inner = workers, on_inner
         self.prompt = examiner.fmt.teacher_ids(examiner.backbone.tokenizer, config.teacher.subject)
+        tokens = config.teacher.sampling.max_tokens
+        if len(self.prompt) + tokens > examiner.backbone.context:
+            raise ConfigError(
+                f"teacher.sampling.max_tokens = {tokens}: with the teacher prompt of {len(self.prompt)} tokens it "
+                f"exceeds the model's context of {examiner.backbone.context}; lower it"
+            )
 
     def write(self) -> Lessons:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
@@ -118,7 +125,7 @@ class OuterLoop:
             if sampled >= config.max_tries * wanted:
                 raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
             rate = max(len(accepted) / sampled, 1 / 16) if sampled else 0.8
-            count = min(int((wanted - len(accepted)) / rate * 1.1) + 8, 8 * wanted)
+            count = min(int((wanted - len(accepted)) / rate * 1.1) + 8, 8 * wanted, config.max_tries * wanted - sampled)
             seed = seeds.derive(self.config.seed, "teacher", state.step, attempt)
             rollouts = self.examiner.sampler.sample(state.teacher, [[self.prompt]], count, [[seed]], config.sampling)
             attempt += 1
@@ -179,9 +186,7 @@ class OuterLoop:
             if self.on_inner is not None:
                 self.on_inner(min(total, done * max(1, total // (steps * self.workers))), total)
 
-        population = train_population(
-            self.examiner, state.baseline, batches, seed_P, config, lr, self.workers, note
-        )
+        population = train_population(self.examiner, state.baseline, batches, seed_P, config, lr, self.workers, note)
         state.student_rollouts += population.rollouts
         return population
 
@@ -199,6 +204,7 @@ class OuterLoop:
         G, R = config.teacher.datasets, config.student.repeats
         seed = seeds.derive(config.seed, "measure", state.step)
         rates: list[float] = []
+        failed: list[bool] = population.failed_P.tolist()
         step = max(1, self.examiner.backbone.config.chunk or 8)
         for first in range(0, G * R, step):
             members = list(range(first, min(G * R, first + step)))
@@ -212,7 +218,8 @@ class OuterLoop:
             )
             state.student_rollouts += attempts.count
             rates += attempts.pass_rate_P().tolist()
-        failed = population.failed_P.tolist()
+            for p, diverged in zip(members, attempts.failed_P.tolist(), strict=True):
+                failed[p] = failed[p] or diverged
         trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
         rate_G_R = np.array(rates).reshape(G, R)
         return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials)
@@ -232,14 +239,20 @@ class OuterLoop:
                 state.baseline, [missing], attempts, [seed], config.student.sampling, greedy=greedy
             )
             state.student_rollouts += result.count
-            solved_H = (result.solved_P_Q_N & result.valid_P_Q_N).float().mean(-1)[0].tolist()
-            state.pass_rates.update({problem.id: rate for problem, rate in zip(missing, solved_H, strict=True)})
-        return float(np.mean([state.pass_rates[problem.id] for problem in questions]))
+            valid_H = result.valid_P_Q_N[0].sum(-1).tolist()
+            solved_H = (result.solved_P_Q_N & result.valid_P_Q_N)[0].sum(-1).tolist()
+            for problem, solved, valid in zip(missing, solved_H, valid_H, strict=True):
+                state.pass_rates[problem.id] = solved / valid if valid else None
+        rates = [state.pass_rates[problem.id] for problem in questions]
+        return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
 
     def learn(self, lessons: Lessons, reward_G: list[float | None]) -> UpdateStats | None:
-        """Step 4: every rollout of dataset k gets reward R_k; the baseline of a dataset is the mean of the others."""
+        """Step 4: every rollout of dataset k gets reward R_k; the baseline of a dataset is the mean of the others.
+
+        None, and the teacher as it was (no KL step, no momentum step), without a reward of any dataset.
+        """
         config, state = self.config.teacher, self.state
-        if config.reward == "none":
+        if config.reward == "none" or all(reward is None for reward in reward_G):
             return None
         values = torch.tensor([0.0 if reward is None else reward for reward in reward_G])
         valid = torch.tensor([reward is not None for reward in reward_G])
@@ -271,7 +284,9 @@ class OuterLoop:
         promotion = self.config.promotion
         decision = decide(state.window, reward_G, measured.trials, promotion.tau, promotion.window)
         stats = self.learn(lessons, reward_G)
-        events = [_alarm(number, "all students failed", "every student of this step produced NaN or inf")] * (not rewards)
+        events = [_alarm(number, "all students failed", "every student of this step produced NaN or inf")] * (
+            not rewards
+        )
         if decision.promote:
             events.append(self._promote(decision, lessons, population, measured, reward_G))
         state.step += 1
@@ -349,7 +364,7 @@ def _outer_event(
         "teacher_kl": None if stats is None else stats.kl_P[0].item(),
         "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
         "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),
-        "failed_students": int(population.failed_P.sum()),
+        "failed_students": sum(trial.failed for trial in measured.trials),
         "student_first": population.metrics[0],
         "student_last": population.metrics[-1],
     }

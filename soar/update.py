@@ -1,8 +1,8 @@
 """One optimizer step for every policy of a stack; the same function trains the teacher and the students.
 
-Each policy has its own gradient, gradient clipping and AdamW state, because AdamW works elementwise on tensors whose first
-axis is the policy. Rows that carry no gradient (advantage 0 and no KL term) are skipped; the rest are sorted by length into
-micro-batches that hold equally many rows of every policy, short policies filled up with weightless rows.
+Each policy has its own gradient, gradient clipping and AdamW state, because AdamW works elementwise on tensors whose
+first axis is the policy. Rows that carry no gradient (advantage 0 and no KL term) are skipped; the rest are sorted by
+length into micro-batches that hold equally many rows of every policy, short policies filled up with weightless rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from soar.config import OptimizerConfig
 from soar.policy import AdapterStack, Backbone
-from soar.rloo import policy_loss
+from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
 
 MICRO_BATCH_BYTES = {"cpu": 1 << 29, "cuda": 6 << 30}
@@ -123,18 +123,18 @@ def update(
 
     The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
     A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
-    not touched by it.
+    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does.
+    Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
     """
     config, P = optimizer.config, stack.policies
     device = backbone.device
-    per_policy = rollouts.rows // P
     with_kl = config.kl > 0.0
-    kept_P = [
-        [p * per_policy + i for i in range(per_policy) if with_kl or advantage_B[p * per_policy + i] != 0.0]
-        for p in range(P)
-    ]
+    kept_P = _rows_that_count(rollouts, advantage_B, P, with_kl)
+    per_policy = rollouts.rows // P
     gap_P, kl_P, tokens_P = torch.zeros(P), torch.zeros(P), torch.zeros(P)
-    optimizer.adamw.zero_grad(set_to_none=False)
+    for tensor in stack.tensors.values():
+        # Zeros and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient.
+        tensor.grad = torch.zeros_like(tensor)
     for rows, weight_B in _micro_batches(backbone, rollouts, kept_P):
         part = rollouts.select(rows)
         length_B = part.length_B
@@ -160,12 +160,23 @@ def update(
             gap_P += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1).cpu()
             tokens_P += mask_B_T.view(P, -1).sum(1).cpu()
             if reference_B_T is not None:
-                difference = reference_B_T - logprob_B_T
-                kl_P += ((difference.exp() - difference - 1) * mask_B_T).view(P, -1).sum(1).cpu()
+                kl_P += k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).view(P, -1).sum(1).cpu()
     norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if with_kl else torch.full((P,), math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
+
+
+def _rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, with_kl: bool) -> list[list[int]]:
+    """Numbers of the rows of each policy that carry a gradient. Raises ValueError as `update` says."""
+    if rollouts.rows % policies or advantage_B.shape != (rollouts.rows,):
+        raise ValueError(
+            f"{rollouts.rows} rollouts with advantages {list(advantage_B.shape)} for {policies} policies; "
+            "give every policy equally many rollouts and every rollout one advantage"
+        )
+    counts_P_B = (((advantage_B != 0.0) | with_kl) & (rollouts.length_B > 0)).view(policies, -1)
+    first_P = range(0, rollouts.rows, counts_P_B.shape[1])
+    return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
 def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
@@ -177,7 +188,8 @@ def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) ->
             square_P = square_P + gradient.pow(2).flatten(1).sum(1)
     norm_P = square_P.sqrt()
     failed_P = ~torch.isfinite(norm_P)
-    factor_P = torch.where(failed_P, torch.zeros_like(norm_P), (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0))
+    scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
+    factor_P = torch.where(failed_P, torch.zeros_like(norm_P), scale_P)
     before = {}
     for name, gradient in zip(optimizer.names, gradients, strict=True):
         if gradient is not None:

@@ -14,14 +14,17 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from soar.answers import MAX_COMPLETION_CHARS, extract, read_number
 from soar.types import Verdict
-from soar.verifiers import COMPARERS, MAX_COMPLETION_CHARS, compare_math, extract, read_number
+from soar.verifiers import COMPARERS, compare_math
 from soar.workers import VerifierError, WorkerPool
 
 __all__ = ["NAMES", "VerifierError", "VerifierPool", "extract"]
 
 NAMES = ("math", "number", "exact", "choice")
 CACHE_SIZE = 200_000
+MATH_MEMORY_MB = 1_024
+FUNCTION_MEMORY_MB = 8_192  # a function may import torch, which reserves several gigabytes of addresses
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,9 +36,9 @@ class VerifierPool:
     name: `math` (math-verify), `number`, `exact`, `choice`, or a function `module:function` / `file.py:function` in the
     shape `(completions, **columns) -> list[float | None]`. A function is called with one completion at a time, as text;
     the gold answers are the column `answer`; a value of 1 or more is correct, None or NaN is unscorable.
-    answer_style: `boxed` or `marker`, see `verifiers.extract`. timeout_s: seconds for one check.
-    memory_mb: address space of one worker, 0 for no limit (needed by a function that imports torch); not applied where
-    the system has no such limit. workers: processes, 0 for one per core and at most 8.
+    answer_style: `boxed` or `marker`, see `answers.extract`. timeout_s: seconds for one check.
+    memory_mb: address space of one worker; None: 1,024 for `math`, 8,192 for a function; 0: no limit. It is not applied
+    where the system has no such limit. workers: processes, 0 for one per core and at most 8.
 
     Workers start at the first check that needs one. Use it as a context manager, or call `close`. Raises VerifierError.
     """
@@ -46,7 +49,7 @@ class VerifierPool:
         *,
         answer_style: str = "boxed",
         timeout_s: float = 5.0,
-        memory_mb: int = 1024,
+        memory_mb: int | None = None,
         workers: int = 0,
     ) -> None:
         if name not in NAMES and ":" not in name:
@@ -58,6 +61,8 @@ class VerifierPool:
         self.answer_style = answer_style
         self._verdicts: dict[tuple[str, str], Verdict] = {}
         self._parsable: dict[str, bool] = {}
+        if memory_mb is None:
+            memory_mb = MATH_MEMORY_MB if name == "math" else FUNCTION_MEMORY_MB
         self._pool = WorkerPool(name, timeout_s, memory_mb, workers or min(os.cpu_count() or 1, 8))
 
     def __enter__(self) -> VerifierPool:

@@ -63,9 +63,9 @@ def whole(value: object) -> str:
 
 
 def decimal(value: object) -> str:
-    """A number with three decimals; a dash for anything that is no number."""
+    """A number with four decimals; a dash for anything that is no number."""
     result = number(value)
-    return DASH if result is None else f"{result:z.3f}".replace("-", MINUS)
+    return DASH if result is None else f"{result:z.4f}".replace("-", MINUS)
 
 
 def duration(seconds: object) -> str:
@@ -93,29 +93,28 @@ def moment(timestamp: object) -> str:
 def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
     """What can be said about `arm` against `other` at pass@k: the paired difference, else whether intervals overlap.
 
-    The paired entry is `summary["paired"]["<arm>_minus_<other>"][k] = {"difference": d, "interval_95": [low, high]}`.
+    The paired entry is `summary["paired"]["<arm> - <other>"][k] = {"difference": d, "interval_95": [low, high]}`.
     """
     paired = run.summary.get("paired")
-    pair = paired.get(f"{arm.name}_minus_{other.name}") if isinstance(paired, dict) else None
+    pair = paired.get(f"{arm.name} - {other.name}") if isinstance(paired, dict) else None
     entry = pair.get(str(k)) if isinstance(pair, dict) else None
     if isinstance(entry, dict):
         difference, interval = number(entry.get("difference")), numbers(entry.get("interval_95"))
         if difference is not None and len(interval) == 2:
             digits = percent_digits(difference)
-            points = f"{100 * difference:+.{digits}f} points {bounds((interval[0], interval[1]), digits)}"
-            points = points.replace("-", MINUS)
-            if interval[0] > 0:
-                return f"better by {points}"
-            if interval[1] < 0:
-                return f"worse by {points}"
-            return f"a difference of {points}, which this run cannot tell from none"
+            points = f"{100 * difference:+.{digits}f} percentage points {bounds((interval[0], interval[1]), digits)}"
+            return f"{points.replace('-', MINUS)}, {_verdict(interval[0], interval[1])}"
     if k not in arm.interval or k not in other.interval:
         return "without intervals nothing can be said about the difference"
-    if arm.interval[k][0] > other.interval[k][1]:
-        return "better, and the 95\u00a0% intervals do not overlap"
-    if arm.interval[k][1] < other.interval[k][0]:
-        return "worse, and the 95\u00a0% intervals do not overlap"
-    return "the 95\u00a0% intervals overlap, so this run does not show a difference"
+    low, high = arm.interval[k][0] - other.interval[k][1], arm.interval[k][1] - other.interval[k][0]
+    apart = "do not overlap" if low > 0 or high < 0 else "overlap"
+    return f"the 95\u00a0% intervals {apart}, {_verdict(low, high)}"
+
+
+def _verdict(low: float, high: float) -> str:
+    if low > 0:
+        return "so SOAR is ahead in this run"
+    return "so SOAR is behind in this run" if high < 0 else "so this run does not show a difference"
 
 
 def budget(arm: Arm, other: Arm) -> str:
@@ -141,9 +140,9 @@ def headline(run: Run) -> str:
     start = "Held-out" if run.finished else f"Unfinished ({plural(len(run.steps), 'outer step')} so far). Held-out"
     who = "SOAR's promoted student" if "ps" in arms else "a fresh student on SOAR's promotion questions (PQ)"
     if soar is None:
-        parts = [f"{arm_name(a.name)} {with_interval(a, k)}" for a in arms.values() for k in [min(a.pass_at)]]
-        k = min(next(iter(arms.values())).pass_at)
-        return f"{start} pass@{k}: {', '.join(parts)}; no arm of SOAR (PS, PQ) was measured."
+        found = [f"{arm_name(a.name)} {with_interval(a, min(a.pass_at))}" for a in arms.values()]
+        k = min(k for a in arms.values() for k in a.pass_at)
+        return f"{start} pass@{k}: {', '.join(found)}; no arm of SOAR (PS, PQ) was measured."
     if other is None:
         k = min(soar.pass_at)
         return f"{start} pass@{k}: {who} {with_interval(soar, k)}; there is no other arm to compare it with."
@@ -174,8 +173,18 @@ def remarks(run: Run) -> list[str]:
             )
     if "ps" in arms and count(run.summary.get("promotions")) == 0:
         lines.append("No student was promoted, so PS is the base model itself.")
+    if "pq" in arms and arms["pq"].search_rollouts:
+        lines.append(
+            f"The loop that found the promotion questions took {arms['pq'].search_rollouts:,} student rollouts; "
+            "they are not counted in the budget of PQ."
+        )
     if ("ps" in arms or "pq" in arms) and "hard_only" not in arms:
         lines.append("Hard-Only was not measured, so nothing here tells SOAR from ordinary training.")
+    if any(interval == (0.0, 0.0) for arm in arms.values() for interval in arm.interval.values()):
+        lines.append(
+            "An arm that solved no problem at all gets the interval [0, 0], because resampling has nothing to vary; "
+            "its true share can still be above 0."
+        )
     if any(arm.interval for arm in arms.values()):
         lines.append(
             "Intervals are 95\u00a0% and cover the choice of held-out problems. This is one run with one seed: "

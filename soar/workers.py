@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -134,6 +135,7 @@ def _set_timer(seconds: float) -> None:
 def _load_math() -> Callable[..., Verdict]:
     from soar.symbolic import check_symbolic
 
+    check_symbolic("math", r"\frac{x}{2}+1", r"1+\frac{x}{2}")  # sympy loads half of itself at the first comparison
     return check_symbolic
 
 
@@ -192,7 +194,7 @@ def read_reward(values: Any, name: str) -> Verdict:
 
 @dataclass
 class Chunk:
-    """Checks on their way. indices: their places in the batch. slot: row of the shared bytes. tries: failures so far."""
+    """Checks on their way. indices: places in the batch. slot: row of the shared bytes. tries: dead workers so far."""
 
     indices: list[int]
     slot: int = -1
@@ -225,6 +227,7 @@ class WorkerPool:
         self._progress = self._context.RawArray("B", SLOTS * CHUNK)
         self._arguments = (name, self._progress, timeout_s, memory_mb)
         self._pool: ProcessPool | None = None
+        self._turn = threading.Lock()
 
     def close(self) -> None:
         """End the workers; the next `run` starts new ones."""
@@ -234,12 +237,16 @@ class WorkerPool:
             pool.join()
 
     def run(self, items: Sequence[tuple[Any, ...]]) -> list[Verdict]:
-        """One verdict for each item (the arguments of one check). Raises VerifierError; the workers are gone then."""
-        try:
-            return self._run(items)
-        except BaseException:
-            self.close()
-            raise
+        """One verdict for each item (the arguments of one check). Threads take turns.
+
+        Raises VerifierError; the workers are gone then.
+        """
+        with self._turn:
+            try:
+                return self._run(items)
+            except BaseException:
+                self.close()
+                raise
 
     def _run(self, items: Sequence[tuple[Any, ...]]) -> list[Verdict]:
         verdicts: list[Verdict | None] = [None] * len(items)
@@ -268,7 +275,7 @@ class WorkerPool:
                 raise VerifierError(
                     f"the worker processes of verifier {self.name!r} do not run. They import the main script, "
                     "as multiprocessing does everywhere: put what it runs under `if __name__ == '__main__':`. "
-                    "If that is so, raise problems.verify_memory_mb"
+                    "If that is so, they need more memory than memory_mb allows"
                 )
         return [Verdict.CRASHED if verdict is None else verdict for verdict in verdicts]
 

@@ -1,22 +1,25 @@
 """Problem sources that need no download: the embedded world `tiny`.
 
-The world is a two-digit counter. `47 a+8 b+5` starts at 47 and has two steps: step a adds 8, step b adds 5; past 99 the
-counter goes on at 00. A solver writes the running total of every step, then the answer:
+The world is a two-digit counter. `47 c+8 d+5` starts at 47 and has two steps: step c adds 8, step d adds 5; past 99 the
+counter goes on at 00. Labels run on in the alphabet from any letter. The answer is the counter's reading after every
+step. A solver works step by step, then answers:
 
-    <solve> 47 a+8 b+5 <work> a=55 b=60 <ans> 60
+    <solve> 47 c+8 d+5 <work> start=47 c=55 d=60 <ans> 55 60
 
 and a teacher writes a question with its answer, without working:
 
-    <ask> 47 a+8 b+5 <ans> 60
+    <ask> 47 c+8 d+5 <ans> 55 60
 
-In the pretraining text (`pretraining_text`) the solvers forget most carries, so a model trained on it solves a chain of L
-carrying steps with probability about p^L: long chains are out of reach, one-step questions are not. The questions of the
-text are wide: four easy side topics, and text that is no question at all. What this leaves out: natural language, and
-errors that depend on each other. It is a world in which the whole loop can be watched and checked exactly, not a benchmark.
+All readings count, so no lucky guess at the end repairs a wrong step. In the pretraining text (`pretraining_text`) the
+solvers forget most carries (47 c+8 gives c=45), so a model trained on it solves a chain of L carrying steps with
+probability about p^L: long chains are out of reach, one-step questions are not. The questions in the text are wide:
+four easy side topics, and text that is no question at all. What this leaves out: natural language, and errors that
+depend on each other. It is a world in which the whole loop can be watched and checked exactly, not a benchmark.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from abc import ABC, abstractmethod
@@ -78,37 +81,44 @@ class World(ABC):
         return self.topic(question) == self.topics[0] and self.difficulty(question) > 0
 
 
-LABELS = "abcdef"
+LABELS = "abcdefghij"
+MOST_STEPS = 7
+START = "start"
 LETTERS = "bcdfghjklmnp"
 DIGITS = "0123456789"
-VERBS = ("reverse", "sort", "max", "times")
+VERBS = ("reverse", "last", "max", "times")
 
-_COUNTER = re.compile(r"([0-9]{2})((?: [a-f]\+[1-9]){1,6})")
+_COUNTER = re.compile(r"([0-9]{2})((?: [a-j]\+[1-9]){1,7})")
 _REVERSE = re.compile(rf"reverse ([{LETTERS}]{{2,6}})")
-_SORT = re.compile(r"sort ([0-9]{2,6})")
+_LAST = re.compile(r"last ([0-9]{2,6})")
 _MAX = re.compile(r"max ([0-9]{2,6})")
 _TIMES = re.compile(r"times ([0-9]) ([0-9])")
 
 
 def _counter_steps(question: str) -> tuple[int, list[int]] | None:
-    """Start and addends of a counter question; None when it is none (labels must run a, b, c, ...)."""
+    """Start and addends of a counter question; None when it is none (labels must run on in the alphabet)."""
     match = _COUNTER.fullmatch(question)
     if match is None:
         return None
     steps = match.group(2).split()
-    if [step[0] for step in steps] != list(LABELS[: len(steps)]):
+    if "".join(step[0] for step in steps) not in LABELS:
         return None
     return int(match.group(1)), [int(step[2]) for step in steps]
 
 
-def _counter_question(start: int, addends: list[int]) -> str:
-    steps = " ".join(f"{label}+{addend}" for label, addend in zip(LABELS, addends, strict=False))
+def _counter_question(first: int, start: int, addends: list[int]) -> str:
+    """Question text; the label of the first step is LABELS[first]."""
+    labels = LABELS[first : first + len(addends)]
+    steps = " ".join(f"{label}+{addend}" for label, addend in zip(labels, addends, strict=True))
     return f"{start:02d} {steps}"
 
 
 def _solve_counter(question: str) -> str | None:
     parsed = _counter_steps(question)
-    return None if parsed is None else f"{(parsed[0] + sum(parsed[1])) % 100:02d}"
+    if parsed is None:
+        return None
+    totals = itertools.accumulate(parsed[1], initial=parsed[0])
+    return " ".join(f"{total % 100:02d}" for total in itertools.islice(totals, 1, None))
 
 
 def _solve_reverse(question: str) -> str | None:
@@ -116,9 +126,9 @@ def _solve_reverse(question: str) -> str | None:
     return match.group(1)[::-1] if match else None
 
 
-def _solve_sort(question: str) -> str | None:
-    match = _SORT.fullmatch(question)
-    return "".join(sorted(match.group(1))) if match else None
+def _solve_last(question: str) -> str | None:
+    match = _LAST.fullmatch(question)
+    return match.group(1)[-1] if match else None
 
 
 def _solve_max(question: str) -> str | None:
@@ -134,7 +144,7 @@ def _solve_times(question: str) -> str | None:
 _SOLVERS: dict[str, Callable[[str], str | None]] = {
     "counter": _solve_counter,
     "reverse": _solve_reverse,
-    "sort": _solve_sort,
+    "last": _solve_last,
     "max": _solve_max,
     "times": _solve_times,
 }
@@ -143,24 +153,24 @@ _SOLVERS: dict[str, Callable[[str], str | None]] = {
 class TinyWorld(World):
     """The two-digit counter (module docstring).
 
-    Side topics: `reverse bdk` (kdb), `sort 5204` (0245), `max 5204` (5), `times 7 8` (56).
+    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56).
     Difficulty is the number of steps that need a carry into the tens.
     """
 
     name = "tiny"
     topics = (*_SOLVERS, ILL_POSED)
 
-    hard_lengths = (4, 5, 6)
-    real_lengths = (1, 2, 3)
+    # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
+    hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
+    real_chains = ((1, 1), (2, 2), (3, 3))
     # Shares and error rates of the pretraining text; docs/log.md has the measurements behind them.
-    forget_carry = 0.88
-    slip = 0.0
+    forget_carry = 0.89
     wrong_times = 0.4
     wrong_written = 0.05
-    ask_share = 0.3
+    ask_share = 0.35
     ask_ill_posed = 0.15
-    ask_counter = 0.25
-    ask_lengths = (1, 1, 1, 1, 1, 1, 2, 2, 2, 3)
+    ask_counter = 0.40
+    ask_lengths = (1, 1, 1, 2, 2, 3)
     ask_all_carry = 0.8
 
     def solve(self, question: str) -> str | None:
@@ -188,47 +198,70 @@ class TinyWorld(World):
         return carries
 
     def hard_problems(self, count: int, seed: int) -> list[Problem]:
-        return self._chains(count, self.hard_lengths, random.Random(f"tiny hard {seed}"))
+        return self._chains(count, self.hard_chains, random.Random(f"tiny hard {seed}"))
 
     def real_problems(self, count: int, seed: int) -> list[Problem]:
-        return self._chains(count, self.real_lengths, random.Random(f"tiny real {seed}"))
+        return self._chains(count, self.real_chains, random.Random(f"tiny real {seed}"))
 
-    def _chains(self, count: int, lengths: tuple[int, ...], rng: random.Random) -> list[Problem]:
-        """Distinct counter problems with a carry in every step, equally many of each length, shuffled."""
+    def _chains(self, count: int, chains: tuple[tuple[int, int], ...], rng: random.Random) -> list[Problem]:
+        """Distinct counter problems, equally many of every (steps, carrying steps), shuffled."""
         problems: dict[str, Problem] = {}
         misses = 0
         while len(problems) < count:
-            length = lengths[len(problems) % len(lengths)]
-            question = self._counter(rng, length, all_carry=True)
+            length, carries = chains[len(problems) % len(chains)]
+            question = self._counter_with(rng, length, carries)
             if question in problems:
                 misses += 1
-                if misses > 100 * count:
-                    raise ValueError(f"world tiny: no {count} distinct problems of lengths {lengths}; ask for fewer")
+                if misses > 10_000:
+                    kinds = ", ".join(f"{steps} steps with {carry} carries" for steps, carry in chains)
+                    raise ValueError(f"world tiny: fewer than {count} distinct problems of {kinds}; ask for fewer")
                 continue
+            misses = 0
             answer = self.solve(question)
             assert answer is not None
-            extra = {"topic": "counter", "steps": length}
+            extra = {"topic": "counter", "steps": length, "carries": carries}
             problems[question] = Problem(id=f"tiny:{question}", question=question, answer=answer, extra=extra)
         shuffled = list(problems.values())
         rng.shuffle(shuffled)
         return shuffled
 
+    def _counter_with(self, rng: random.Random, length: int, carries: int) -> str:
+        """A random counter question of `length` steps of which exactly `carries` carry into the tens."""
+        if carries == length:
+            return self._counter(rng, length, all_carry=True)
+        while True:
+            plain = set(rng.sample(range(length), length - carries))
+            start = rng.randrange(100)
+            ones, addends = start % 10, []
+            for step in range(length):
+                low, high = (1, 9 - ones) if step in plain else (10 - ones, 9)
+                if low > high:
+                    break
+                addends.append(rng.randint(low, high))
+                ones = (ones + addends[-1]) % 10
+            else:
+                return _counter_question(self._first_label(rng, length), start, addends)
+
+    def _first_label(self, rng: random.Random, length: int) -> int:
+        """Labels begin anywhere: what a solver learns at one step then holds for every step."""
+        return rng.randint(0, len(LABELS) - length)
+
     def _counter(self, rng: random.Random, length: int, all_carry: bool) -> str:
         """A random counter question; with `all_carry` every step carries into the tens."""
-        start = rng.randrange(100)
+        first, start = self._first_label(rng, length), rng.randrange(100)
         if not all_carry:
-            return _counter_question(start, [rng.randint(1, 9) for _ in range(length)])
+            return _counter_question(first, start, [rng.randint(1, 9) for _ in range(length)])
         # A carrying step lowers the ones digit, so the chain is a falling row of ones digits.
         ones = sorted(rng.sample(range(10), length + 1), reverse=True)
-        addends = [10 - high + low for high, low in zip(ones, ones[1:], strict=False)]
-        return _counter_question(start - start % 10 + ones[0], addends)
+        addends = [10 - high + low for high, low in itertools.pairwise(ones)]
+        return _counter_question(first, start - start % 10 + ones[0], addends)
 
     def _side_question(self, rng: random.Random) -> str:
         verb = rng.choice(VERBS)
         if verb == "times":
             return f"times {rng.randrange(10)} {rng.randrange(10)}"
-        symbols = LETTERS if verb == "reverse" else DIGITS
-        return f"{verb} {''.join(rng.choice(symbols) for _ in range(rng.randint(2, 4)))}"
+        symbols, longest = (LETTERS, 3) if verb == "reverse" else (DIGITS, 4)
+        return f"{verb} {''.join(rng.choice(symbols) for _ in range(rng.randint(2, longest)))}"
 
     def _ill_posed(self, rng: random.Random) -> str:
         """Text of the world's own words that is no question: a damaged question or words at random."""
@@ -262,7 +295,7 @@ class TinyWorld(World):
         """A random answer of the same shape, not the right one."""
         symbols = DIGITS if answer[0] in DIGITS else LETTERS
         while True:
-            wrong = "".join(rng.choice(symbols) for _ in answer)
+            wrong = "".join(" " if symbol == " " else rng.choice(symbols) for symbol in answer)
             if wrong != answer:
                 return wrong
 
@@ -286,18 +319,19 @@ class TinyWorld(World):
             answer = self.solve(question)
             if answer is None:
                 return "", rng.choice(DIGITS)
-            wrong = self.wrong_times if question.startswith("times") else self.slip
+            wrong = self.wrong_times if question.startswith("times") else 0.0
             return "", self._wrong(rng, answer) if rng.random() < wrong else answer
         total, addends = parsed
-        lines = []
-        for label, addend in zip(LABELS, addends, strict=False):
+        readings = []
+        for addend in addends:
             carries = total % 10 + addend >= 10
             total += addend - 10 if carries and rng.random() < self.forget_carry else addend
-            if rng.random() < self.slip:
-                total = rng.randrange(100)
             total %= 100
-            lines.append(f"{label}={total:02d}")
-        return " ".join(lines), f"{total:02d}"
+            readings.append(f"{total:02d}")
+        lines = [f"{START}={parsed[0]:02d}"]
+        labels = [step[0] for step in question.split()[1:]]
+        lines += [f"{label}={reading}" for label, reading in zip(labels, readings, strict=True)]
+        return " ".join(lines), " ".join(readings)
 
     def pretraining_text(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
         if rng.random() < self.ask_share:
@@ -309,7 +343,7 @@ class TinyWorld(World):
         elif kind < 0.25:
             question = self._side_question(rng)
         else:
-            longest = min(len(LABELS), 1 + int(4 * progress * len(LABELS)))
+            longest = min(MOST_STEPS, 1 + int(4 * progress * MOST_STEPS))
             question = self._counter(rng, rng.randint(1, longest), rng.random() < 0.3)
         working, answer = self._working(rng, question)
         work = f" {working}" if working else ""

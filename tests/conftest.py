@@ -1,0 +1,17 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one finished tiny run on the embedded world with two promotions. Read it, change nothing in it."""
+    from loop_helpers import run_tiny
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    run_tiny(out)
+    return out

@@ -1,0 +1,83 @@
+"""Hostile texts and what must hold for each of them: shared by test_fuzz.py and benchmarks/fuzz.py."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from soar.answers import MAX_ANSWER_CHARS, extract, has_words, normalize, read_choice, read_list, read_number
+from soar.data import fingerprint
+from soar.prompts import FORMATS
+from soar.rewards import mentions, parse
+from soar.types import Problem, Reason, Rejection, Verdict
+from soar.verifiers import compare_choice, compare_exact, compare_math, compare_number
+
+FRAGMENTS = [
+    "<question>What is 6 times 7?</question>", "<answer>\\boxed{42}</answer>", "\\boxed{42}", "<ans> 42",
+    "<question>", "</question>", "<answer>", "</answer>", "<Question>", "< answer >", "<question", "question>",
+    "</", "\\boxed{", "\\boxed", "\\fbox{", "\\boxed 7", "\\\\boxed{3}", "{", "}", "\\{", "\\}", "\\", "$", "$$",
+    "\\[", "\\]", "Question:", "**Question 2:**", "Answer:", "**Answer:**", "answer :", "\nQuestion: ",
+    "\nAnswer: ", "<ans>", "<eos>", "<|im_end|>", "<|eot_id|>", "<s>", "\n", "\r\n", "\t", " ", "   ",
+    "What is 6 times 7?", "42", "-3.50", "1,234", "1/3", "\\frac{1}{2}", "\\frac12", "1\\frac{3}{4}", "50\\%",
+    "50%", ".75", "1e5", "\\times 10^{3}", "x^2+1", "(1,2)", "[0,1)", "\\{1,2\\}", "\\text{(B)}", "(B)", "B.",
+    "\\text{", "\\dfrac", "^\\circ", "\\$5", "12 cm", "10 dollars", "N/A", "nan", "[answer]", "the final answer",
+    "...", ".", ",", ":", "#", "####", "* ", "_", "^", "0", "-0", "1_000", "9^{9^{9^9}}", "\u00bd", "\u2212",
+    "\u221a2", "x\u00b2", "\uff14\uff12", "\u0664", "\u202e", "\u200b", "\ud800", "\x00", "\x1b[31m", "\U0001f600",
+    "\ufdfa", "<script>", "__import__('os')", "{{7*7}}", "=1+1", " " * 300, "(" * 50, "{" * 50, "7" * 300,
+]  # fmt: skip
+
+
+def make_text(rng: random.Random, fragments: Sequence[str] = FRAGMENTS, most: int = 14) -> str:
+    """Fragments in a random order, sometimes with a character changed, dropped or repeated many times."""
+    text = "".join(rng.choice(fragments) for _ in range(rng.randint(0, most)))
+    if text and rng.random() < 0.2:
+        place = rng.randrange(len(text))
+        text = (
+            text[:place]
+            + rng.choice(["", chr(rng.randrange(0x20, 0x300)), text[place] * rng.randint(2, 400)])
+            + text[place + 1 :]
+        )
+    return text
+
+
+def check_text(text: str, other: str) -> int:
+    """Raise AssertionError when extraction, parsing or a comparison breaks a promise on these texts.
+
+    Returns how many of the formats read a problem.
+    """
+    accepted = 0
+    answers = [extract(text, "boxed"), extract(text, "marker"), text]
+    for answer in answers[:2]:
+        assert answer is None or (answer.strip() == answer != "" and answer in text), "an answer stands in the text"
+    for fmt in FORMATS.values():
+        outcome = parse(text, fmt, truncated=False)
+        if isinstance(outcome, Problem):
+            accepted += 1
+            assert outcome.question and outcome.answer and outcome.question in text and outcome.answer in text
+            assert len(outcome.question) <= 4000 and len(outcome.answer) <= MAX_ANSWER_CHARS
+            assert parse(text, fmt, truncated=False, seen={fingerprint(outcome.question)}) == Rejection(
+                Reason.DUPLICATE, text
+            )
+        else:
+            assert isinstance(outcome.reason, Reason) and outcome.text == text
+            assert isinstance(parse(text, fmt, truncated=False, strict=True), Rejection), "strict accepts no more"
+        assert isinstance(parse(text, fmt, truncated=True), Rejection)
+    for answer in answers:
+        if answer is not None:
+            check_answer(answer, other)
+    return accepted
+
+
+def check_answer(answer: str, gold: str) -> None:
+    """The comparisons: never an exception, equal texts are equal, and the order of the two does not matter."""
+    for compare in (compare_exact, compare_choice):
+        assert compare(answer, answer) is Verdict.CORRECT
+        assert isinstance(compare(answer, gold), Verdict)
+    assert compare_number(answer, answer) in (Verdict.CORRECT, Verdict.UNSCORABLE)
+    assert isinstance(compare_number(answer, gold), Verdict)
+    assert compare_math(answer, answer) is Verdict.CORRECT
+    there, back = compare_math(answer, gold), compare_math(gold, answer)
+    assert there is back or not (normalize(answer) and normalize(gold)), "equality has no direction"
+    number = read_number(answer)
+    assert number is None or read_number(str(number.value)) is not None or len(str(number.value)) > 400
+    read_list(answer), read_choice(answer), has_words(answer), mentions(answer, gold)

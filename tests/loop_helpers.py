@@ -1,0 +1,263 @@
+"""Small runs on the embedded model, and fakes with which one outer step can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soar.config import Config, load
+from soar.pipeline import execute
+from soar.policy import AdapterStack, Backbone
+from soar.progress import Progress
+from soar.rollout import Attempts
+from soar.sampler import Rollouts
+from soar.student import Population
+from soar.teacher import Lessons, LoopState, OuterLoop
+from soar.types import Problem, Verdict
+from soar.update import StackOptimizer, UpdateStats
+from soar.worlds import ANSWER_MARK, get_world
+
+TINY = (
+    "threads=1",
+    "problems.limit=12",
+    "screen.attempts=4",
+    "screen.max_successes=4",
+    "teacher.steps=2",
+    "teacher.datasets=3",
+    "teacher.questions=4",
+    "student.repeats=2",
+    "student.steps=2",
+    "student.max_steps=3",
+    "student.extra_steps_per_promotion=1",
+    "student.prompts_per_step=2",
+    "student.attempts=4",
+    "reward.questions=4",
+    "reward.attempts=2",
+    "reward.baseline_attempts=3",
+    "promotion.tau=-2",
+    "promotion.window=1",
+    "evaluate.attempts=4",
+    "evaluate.ks=[1,4]",
+    "evaluate.bootstrap=100",
+    "arms.steps=2",
+)
+"""Overrides of the recipe `tiny`: a run of a second or two in which all problems count as hard, every step promotes."""
+
+
+def tiny_config(*overrides: str) -> Config:
+    """The recipe `tiny` with TINY and further overrides."""
+    return load(None, [*TINY, *overrides])
+
+
+def run_tiny(out: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
+    """A run in this process; returns its summary."""
+    command = ["soar", "run", *overrides]
+    return execute(tiny_config(*overrides), out, resume, command, Progress(quiet=True))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSONL file; a line ends at a newline only, not at the other separators of `splitlines`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, of one kind or all."""
+    return [row for row in read_jsonl(folder / "metrics.jsonl") if kind is None or row["event"] == kind]
+
+
+def without_clock(value: Any) -> Any:
+    """The value without what a clock gave: `seconds` and `wall_seconds`, at any depth."""
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if k not in ("seconds", "wall_seconds")}
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+def easy_problems(count: int, seed: int = 0) -> list[Problem]:
+    """Distinct well-posed questions from the embedded model's pretraining text: some it solves, some it does not."""
+    world, rng = get_world("tiny"), random.Random(seed)
+    found: dict[str, Problem] = {}
+    while len(found) < count:
+        _, text = world.pretraining_text(rng)
+        question = text.partition(ANSWER_MARK)[0].strip()
+        answer = world.solve(question)
+        if answer is not None:
+            found.setdefault(question, Problem(f"easy-{len(found)}", question, answer))
+    return list(found.values())
+
+
+def write_problems(path: Path, problems: Sequence[Problem]) -> Path:
+    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rollouts_of(backbone: Backbone, texts: Sequence[str], prompt: Sequence[int]) -> Rollouts:
+    """Rollouts that say `texts` after one prompt, each with an end token."""
+    end = min(backbone.end_ids)
+    rows = [[*backbone.tokenizer.encode(text, add_special_tokens=False), end] for text in texts]
+    tokens_B_T = torch.full((len(rows), max(map(len, rows))), backbone.pad_id)
+    for row, ids in enumerate(rows):
+        tokens_B_T[row, : len(ids)] = torch.tensor(ids)
+    length_B = torch.tensor([len(ids) for ids in rows])
+    ended_B = torch.ones(len(rows), dtype=torch.bool)
+    prompts = tuple(tuple(prompt) for _ in rows)
+    return Rollouts(prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
+
+
+def teacher_text(problem: Problem) -> str:
+    """What the embedded world's teacher writes for a problem."""
+    return f"{problem.question} {ANSWER_MARK} {problem.answer}"
+
+
+class FakeBackbone:
+    """Enough of a backbone for `OuterLoop`: adapters of one number, a student's skill."""
+
+    context = 1000
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.tokenizer = config.model, None
+
+    def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
+        return skills([0.0] * policies)
+
+
+def skills(values: Sequence[float]) -> AdapterStack:
+    """A stack of one student per value; the value is its skill (see `FakeExaminer`)."""
+    return AdapterStack("full", {"skill": torch.tensor(values, dtype=torch.float32)[:, None]})
+
+
+class FakeFormat:
+    """A teacher prompt without a tokenizer."""
+
+    name = "tiny"
+
+    def teacher_ids(self, tokenizer: Any, subject: str) -> list[int]:
+        return [1]
+
+
+class FakeExaminer:
+    """Students of known skill: skill s solves the hard problems with a number < s; NaN is a diverged student.
+
+    asked: ids of the problems of every call. unscorable: ids of problems whose check cannot decide.
+    """
+
+    def __init__(self, config: Config, unscorable: Sequence[str] = ()) -> None:
+        self.backbone, self.fmt = FakeBackbone(config), FakeFormat()
+        self.sampler = self.verifier = None
+        self.asked: list[list[str]] = []
+        self.unscorable = set(unscorable)
+
+    def attempt(
+        self,
+        stack: AdapterStack,
+        problems_P_Q: list[list[Problem]],
+        attempts: int,
+        seed_P: list[int],
+        sampling: Any,
+        greedy: bool = False,
+    ) -> Attempts:
+        self.asked.append([problem.id for problem in problems_P_Q[0]])
+        skill_P = stack.tensors["skill"][:, 0]
+        number_P_Q = torch.tensor([[float(p.id.removeprefix("hard-")) for p in problems] for problems in problems_P_Q])
+        solved = (number_P_Q < skill_P[:, None])[:, :, None].repeat(1, 1, attempts)
+        valid_Q = torch.tensor([problem.id not in self.unscorable for problem in problems_P_Q[0]])
+        valid = valid_Q[None, :, None].expand_as(solved)
+        verdicts = [Verdict.CORRECT if s else Verdict.WRONG for s in solved.flatten().tolist()]
+        return Attempts(None, verdicts, solved.float(), solved, valid, 0, skill_P.isnan())  # type: ignore[arg-type]
+
+
+def hard_problems(count: int) -> list[Problem]:
+    """hard-0, hard-1, ...; see `FakeExaminer`."""
+    return [Problem(f"hard-{i}", f"hard question {i}", "0") for i in range(count)]
+
+
+class ScriptedLoop(OuterLoop):
+    """An outer loop whose students have given skills: skill_S_G_R, one entry a step; failed_S_G_R marks divergence in
+    training. Questions are named after step, dataset and number; nothing is sampled or trained."""
+
+    def __init__(
+        self,
+        config: Config,
+        skill_S_G_R: Sequence[Sequence[Sequence[float]]],
+        failed_S_G_R: Sequence[Any] | None = None,
+        hard: int = 8,
+        unscorable: Sequence[str] = (),
+    ) -> None:
+        examiner: Any = FakeExaminer(config, unscorable)
+        teacher, baseline = skills([0.5]), skills([0.0])
+        state = LoopState(teacher, StackOptimizer(teacher, config.teacher.optimizer), baseline)
+        super().__init__(examiner, hard_problems(hard), config, state)
+        self.skill_S_G_R, self.failed_S_G_R = skill_S_G_R, failed_S_G_R
+        self.populations: list[Population] = []
+        self.lessons: list[Lessons] = []
+
+    def write(self) -> Lessons:
+        G, n, step = self.config.teacher.datasets, self.config.teacher.questions, self.state.step
+        sets = [[Problem(f"{step}/{k}/{i}", f"question {step} {k} {i}", str(i)) for i in range(n)] for k in range(G)]
+        rows, ones = G * n, torch.ones(G * n, dtype=torch.bool)
+        rollouts = Rollouts(
+            ((1,),) * rows, torch.ones(rows, 1).long(), torch.ones(rows).long(), torch.zeros(rows, 1), ones, ~ones
+        )
+        self.lessons.append(Lessons(sets, rollouts, rows + 2, {"no_answer": 2}))
+        return self.lessons[-1]
+
+    def teach(self, lessons: Lessons) -> Population:
+        skill_G_R = np.array(self.skill_S_G_R[self.state.step])
+        failed = np.zeros_like(skill_G_R, bool) if self.failed_S_G_R is None else self.failed_S_G_R[self.state.step]
+        failed_P = torch.tensor(np.array(failed, bool).reshape(-1))
+        self.populations.append(Population(skills(skill_G_R.reshape(-1).tolist()), failed_P, [{"pass_rate": 0.0}], 0))
+        return self.populations[-1]
+
+
+class UpdateLog:
+    """Takes the place of `teacher.update`: keeps the advantages [G, n] and the prompts of each call, trains nothing."""
+
+    def __init__(self, datasets: int) -> None:
+        self.datasets = datasets
+        self.advantages: list[Tensor] = []
+        self.prompts: list[tuple[tuple[int, ...], ...]] = []
+
+    def __call__(
+        self, backbone: Any, stack: Any, optimizer: Any, rollouts: Rollouts, advantage_B: Tensor, *rest: Any
+    ) -> Any:
+        self.advantages.append(advantage_B.view(self.datasets, -1))
+        self.prompts.append(rollouts.prompts)
+        zero_P = torch.zeros(1)
+        return UpdateStats(zero_P, zero_P, zero_P, zero_P.bool(), rollouts.rows)
+
+
+def transcription(
+    history: list[float], rewards: list[float | None], rates: list[list[float | None]], tau: float, size: int
+) -> tuple[int, int] | None:
+    """(k*, j*) or None, word for word: Rbar is the mean of the last `size` step rewards; if Rbar > tau, k* is the
+    dataset of the largest reward and j* the repeat with the median pass rate. history: steps since the last promotion;
+    None in rates: a failed student."""
+    if len(history) < size:
+        return None
+    last = history[len(history) - size :]
+    total = 0.0
+    for value in last:
+        total += value
+    if not total / size > tau:
+        return None
+    best = None
+    for k, reward in enumerate(rewards):
+        if reward is not None and (best is None or reward > rewards[best]):
+            best = k
+    if best is None:
+        return None
+    alive = {j: rate for j, rate in enumerate(rates[best]) if rate is not None}
+    for j, rate in alive.items():
+        below = sum(other < rate or (other == rate and i < j) for i, other in alive.items())
+        if below == (len(alive) - 1) // 2:
+            assert rate == statistics.median_low(alive.values())
+            return best, j
+    raise AssertionError("some repeat is the median")

@@ -1,0 +1,216 @@
+"""Any causal language model folder and any problem file: random Llama, Qwen and Gemma through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import events, read_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from soar.cli import main
+from soar.config import ModelConfig
+from soar.policy import load_adapter, load_backbone
+
+WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "3", "5", "8", "apples", "and")
+CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (Qwen3Config, {"head_dim": 8}),
+    "gemma": (GemmaConfig, {"head_dim": 8}),
+    "gemma2": (Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
+    "gemma3": (Gemma3TextConfig, {"head_dim": 8, "sliding_window": 16}),
+}
+
+
+def save_model(folder: Path, name: str, context: int = 160, spare: int = 0) -> Path:
+    """A random model with a word-level tokenizer; `spare`: rows of the output layer that no token has, as real models
+    have them."""
+    kind, settings = CONFIGS[name]
+    config = kind(
+        vocab_size=len(WORDS) + spare,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **settings,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer(name).save_pretrained(folder)
+    return folder
+
+
+def tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of WORDS: word-level, with a BOS in front for Gemma; for Qwen2, whose folders transformers reads as
+    byte-level BPE whatever they hold, one whose words are added tokens."""
+    if name == "qwen2":
+        backend = Tokenizer(models.BPE({word: i for i, word in enumerate(WORDS[:4])}, []))
+        backend.add_tokens([f" {word}" for word in WORDS[4:]])
+    else:
+        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if name.startswith("gemma"):
+        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def write_sums(path: Path, count: int = 8) -> Path:
+    """Columns under other names than ours: the loader finds them."""
+    rows = [{"problem": f"What is {i} and {i} and 5 ?", "solution": f"think\n#### {2 * i + 5}"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+SMALL = {
+    "threads": 1,
+    "screen.attempts": 2,
+    "screen.max_successes": 2,
+    "teacher.steps": 2,
+    "teacher.datasets": 2,
+    "teacher.questions": 2,
+    "teacher.max_tries": 1000,
+    "teacher.sampling.max_tokens": 12,
+    "teacher.optimizer.warmup_steps": 0,
+    "teacher.optimizer.lr": 0.01,
+    "student.repeats": 1,
+    "student.steps": 1,
+    "student.max_steps": 1,
+    "student.prompts_per_step": 2,
+    "student.attempts": 2,
+    "student.sampling.max_tokens": 8,
+    "reward.mode": "greedy",
+    "reward.attempts": 1,
+    "reward.questions": 2,
+    "promotion.tau": -2,
+    "promotion.window": 1,
+    "arms.steps": 1,
+    "evaluate.attempts": 2,
+    "evaluate.ks": [1, 2],
+    "evaluate.bootstrap": 100,
+    "model.adapter": "lora",
+    "model.lora_rank": 2,
+    "problems.format": "question_answer",
+    "problems.verifier": "number",
+}
+
+
+def soar_run(model: Path, problems: Path, out: Path, **changes: Any) -> int:
+    values = {**SMALL, **changes}
+    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    return main(["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet", *sets])
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    model = save_model(tmp_path / "model", name, spare=3 if name == "qwen2" else 0)
+    out = tmp_path / "run"
+    code = soar_run(model, write_sums(tmp_path / "sums.jsonl"), out)
+    assert code == 0, capsys.readouterr().err
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["outer_steps"], summary["promotions"]) == (2, 2)
+    assert list(summary["arms"]) == ["base", "hard_only", "ps", "pq"]
+    assert {row["answer"] for row in read_jsonl(out / "questions.jsonl")} <= {"3", "5", "8"}
+    assert all(row["question"] for row in read_jsonl(out / "pq.jsonl"))
+    assert [row["failed_students"] for row in events(out, "outer_step")] == [0, 0]
+    assert all(set(row) == {"step", "dataset", "question", "answer", "reward"} for row in read_jsonl(out / "pq.jsonl"))
+    hard = read_jsonl(out / "hard" / "train.jsonl") + read_jsonl(out / "hard" / "test.jsonl")
+    assert sorted(int(row["answer"]) for row in hard) == [2 * i + 5 for i in range(8)]
+    printed = capsys.readouterr().out
+    assert "promotions: 2 in 2 outer steps" in printed
+    assert "pass@2" in printed
+
+
+def test_the_adapter_of_a_run_is_a_peft_adapter_of_that_model(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model = save_model(tmp_path / "model", "llama")
+    changes = {"student.attempts": 16, "student.optimizer.lr": 0.1, "student.reward": "paper"}
+    soar_run(model, write_sums(tmp_path / "sums.jsonl"), tmp_path / "run", **changes)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    ids = torch.tensor([[5, 9, 6, 4]])
+    before = base(input_ids=ids).logits
+    peft = PeftModel.from_pretrained(base, tmp_path / "run" / "student").eval()
+    assert peft.peft_config["default"].r == 2
+    backbone = load_backbone(ModelConfig(path=str(model), lora_rank=2))
+    with torch.no_grad(), backbone.use(load_adapter(backbone, tmp_path / "run" / "student")):
+        ours = backbone.model(input_ids=ids).logits
+    assert torch.allclose(peft(input_ids=ids).logits, ours, atol=1e-5)
+    assert (ours - before).abs().max() > 1e-3
+
+
+def test_a_model_that_cannot_write_pairs_ends_in_a_named_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tags and boxes are beyond a random model with these words; the message says what it wrote instead."""
+    changes = {"problems.format": "tags", "problems.verifier": "math", "teacher.max_tries": 3}
+    code = soar_run(
+        save_model(tmp_path / "model", "llama"), write_sums(tmp_path / "p.jsonl"), tmp_path / "run", **changes
+    )
+    error = capsys.readouterr().err
+    assert code == 1
+    assert "soar: the teacher wrote 0 acceptable pairs of 4 in 12 samples (rejected: " in error
+    assert "Its last outputs:\n  '" in error
+    assert "Try another problems.format" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher.sampling.max_tokens": 500}, "soar: teacher.sampling.max_tokens = 500: with the teacher prompt of"),
+        (
+            {"student.sampling.max_tokens": 500},
+            "soar: 0 of 0 problems are hard (at most 2 of 2 attempts correct), 8 more",
+        ),
+        ({"model.target_modules": ["nothing"]}, "soar: model.target_modules = ['nothing'] names no linear layer"),
+        ({"problems.question_column": "promblem"}, "did you mean 'problem'?"),
+        ({"problems.verifier": "numbr"}, "soar: problems.verifier = 'numbr': expected one of"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_by_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    code = soar_run(
+        save_model(tmp_path / "model", "llama"), write_sums(tmp_path / "p.jsonl"), tmp_path / "run", **changes
+    )
+    error = capsys.readouterr().err
+    assert code == 1
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = soar_run(tmp_path, write_sums(tmp_path / "p.jsonl"), tmp_path / "run")
+    assert code == 1
+    assert f"soar: model.path = {str(tmp_path)!r} cannot be loaded" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_model(tmp_path / "model", "llama")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["extra"] = len(WORDS)
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code = soar_run(model, write_sums(tmp_path / "p.jsonl"), tmp_path / "run")
+    assert code == 1
+    assert "the tokenizer has 11 tokens but the model's output layer only 10" in capsys.readouterr().err

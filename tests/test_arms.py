@@ -1,0 +1,83 @@
+"""The arms after the loop: their budget, what they train on, and how they report."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import hard_problems, skills, tiny_config
+
+from soar import arms
+from soar.arms import arm_batches, budget_steps, train_arms
+from soar.student import Population
+from soar.types import Problem
+
+
+def test_budget_is_what_the_loop_spent_rounded_up() -> None:
+    config = tiny_config("arms.steps=0", "student.prompts_per_step=2", "student.attempts=4")
+    assert [budget_steps(config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
+    assert budget_steps(tiny_config("arms.steps=7"), 800) == 7
+
+
+def asked(batches: list[list[Problem]]) -> list[str]:
+    return [problem.id for batch in batches for problem in batch]
+
+
+def test_what_the_arms_train_on() -> None:
+    config, hard = tiny_config(), hard_problems(6)
+    pq = [Problem(f"pq-{i}", f"easier {i}", "0") for i in range(4)]
+    only = arm_batches("hard_only", config, hard, pq, 9)
+    assert [len(batch) for batch in only] == [2] * 9
+    assert Counter(asked(only)) == {p.id: 3 for p in hard}  # three whole passes
+    mixed = arm_batches("pq", config, hard, pq, 10)
+    assert Counter(asked(mixed)) == {p.id: 2 for p in [*hard, *pq]}
+    config = tiny_config("arms.pq_mode=curriculum", "arms.curriculum_steps=4")
+    curriculum = arm_batches("pq", config, hard, pq, 10)
+    assert Counter(asked(curriculum[:4])) == {p.id: 2 for p in pq}
+    assert Counter(asked(curriculum[4:])) == {p.id: 2 for p in hard}
+    short = arm_batches("pq", config, hard, pq, 2)
+    assert set(asked(short)) == {p.id for p in pq}
+    assert arm_batches("hard_only", tiny_config("seed=1"), hard, pq, 9) != only
+    with pytest.raises(ValueError, match="arm 'ps' is not trained"):
+        arm_batches("ps", config, hard, pq, 2)
+
+
+def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = threading.Event()
+    given: dict[str, tuple[float, list[int]]] = {}
+
+    def train(
+        examiner: Any, fresh: Any, batches: Any, seeds: list[int], config: Any, lr: float, *rest: Any
+    ) -> Population:
+        name = batches[0][0][0].id
+        given[name] = (lr, seeds)
+        if name == "first":
+            assert later.wait(20)  # the second arm is done before the first
+        later.set()
+        rest[1](0, {})
+        return Population(skills([1.0]), torch.tensor([name == "second"]), [{"kl": 0.5}], 8)
+
+    monkeypatch.setattr(arms, "train_population", train)
+    batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
+    steps: list[str] = []
+    told: list[tuple[str, list[dict[str, Any]]]] = []
+    config = tiny_config("arms.learning_rate=0.25")
+    found = train_arms(
+        None,  # type: ignore[arg-type]
+        skills([0.0]),
+        batches,
+        config,
+        2,
+        steps.append,
+        lambda name, population, rows: told.append((name, rows)),
+    )
+    assert list(found) == [name for name, _ in told] == ["first", "second"]
+    assert sorted(steps) == ["first", "second"]
+    assert told[0][1] == [{"event": "arm_step", "arm": "first", "step": 0, "kl": 0.5}]
+    alarm = told[1][1][1]
+    assert (alarm["event"], alarm["kind"], alarm["arm"]) == ("alarm", "arm failed", "second")
+    assert given["first"][0] == 0.25
+    assert given["first"][1] != given["second"][1]

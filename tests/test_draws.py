@@ -1,0 +1,170 @@
+"""Tokens are drawn from the right distribution, and the random numbers behind them are what they claim."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import EOS, WORDS, random_stack, tiny_backbone, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from soar import seeds
+from soar.config import SamplingConfig
+from soar.sampler import NativeSampler, inverse_cdf
+
+PROMPT = [1, 9, 12, 20]
+
+
+def excess(counts_V: Tensor, chance_V: Tensor) -> float:
+    """Chi-square statistic in standard deviations above its mean; inf when an impossible token was drawn."""
+    possible = chance_V > 0
+    if counts_V[~possible].any():
+        return math.inf
+    expected = chance_V[possible].double() * counts_V.sum()
+    frequent = expected >= 5  # rare tokens share one cell
+    cells = [torch.cat([x[possible][frequent], x[possible][~frequent].sum()[None]]) for x in (counts_V, chance_V)]
+    expected = cells[1].double() / cells[1].sum() * counts_V.sum()
+    keep = expected > 0
+    statistic = ((cells[0].double() - expected)[keep] ** 2 / expected[keep]).sum().item()
+    freedom = int(keep.sum()) - 1
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+def chances(temperature: float = 1.0, top_p: float = 1.0, prompt: list[int] = PROMPT) -> Tensor:
+    """Next-token distribution of the plain model; nucleus written as a loop."""
+    with torch.no_grad():
+        chance_V = torch.softmax(tiny_model()(torch.tensor([prompt])).logits[0, -1].double() / temperature, 0)
+    kept, mass = torch.zeros_like(chance_V), 0.0
+    for token in chance_V.argsort(descending=True).tolist():
+        if mass < top_p:
+            kept[token] = chance_V[token]
+        mass += chance_V[token].item()
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.7, 1.0), (1.0, 0.7), (0.8, 0.3)])
+def test_first_tokens_follow_the_softmax(temperature: float, top_p: float) -> None:
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=1)
+    found = NativeSampler(tiny_backbone()).sample(None, [[PROMPT]], 6000, [[3]], sampling)
+    counts_V = torch.bincount(found.tokens_B_T[:, 0], minlength=len(WORDS))
+    assert excess(counts_V, chances(temperature, top_p)) < 5
+    for wrong in (chances(temperature * 1.5, top_p), chances(temperature, top_p * 0.6)):
+        assert excess(counts_V, wrong) > 10
+
+
+def test_second_tokens_follow_the_softmax_given_the_first() -> None:
+    """Fails when the numbers of two positions of a row are related."""
+    found = NativeSampler(tiny_backbone()).sample(None, [[PROMPT]], 8000, [[5]], SamplingConfig(max_tokens=2))
+    firsts = torch.bincount(found.tokens_B_T[:, 0], minlength=len(WORDS))
+    firsts[EOS] = 0
+    for first in firsts.argsort(descending=True)[:3].tolist():
+        seconds = found.tokens_B_T[found.tokens_B_T[:, 0] == first, 1]
+        assert len(seconds) > 400
+        counts_V = torch.bincount(seconds, minlength=len(WORDS))
+        assert excess(counts_V, chances(prompt=[*PROMPT, first])) < 5
+        assert excess(counts_V, chances(prompt=PROMPT)) > 10
+
+
+def test_policies_and_prompts_with_one_seed_draw_the_same_numbers() -> None:
+    """Slices that are equal, asked the same with the same seed, write the same; another seed writes something else."""
+    backbone = tiny_backbone()
+    stack = random_stack(backbone, 1).repeat(2)
+    sampling = SamplingConfig(max_tokens=8)
+    found = NativeSampler(backbone).sample(stack, [[PROMPT, PROMPT]] * 2, 4, [[1, 2], [1, 3]], sampling)
+    blocks = found.tokens_B_T.view(4, 4, 8)
+    assert torch.equal(blocks[0], blocks[2])
+    assert not torch.equal(blocks[1], blocks[3])
+    assert not torch.equal(blocks[0], blocks[1])
+    assert len({tuple(row) for row in blocks[0].tolist()}) == 4
+
+
+PROBS = torch.tensor([0.1, 0.0, 0.4, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"),
+    [(0.0, 0), (0.0999, 0), (0.1001, 2), (0.4999, 2), (0.5001, 3), (0.6999, 3), (0.7001, 4), (1 - 2**-24, 4)],
+)
+def test_inverse_cdf(uniform: float, token: int) -> None:
+    assert inverse_cdf(PROBS[None], torch.tensor([uniform])).tolist() == [token]
+    scaled = inverse_cdf(PROBS[None] * 0.999, torch.tensor([uniform]))
+    assert scaled.tolist() == [token]
+
+
+def test_inverse_cdf_never_draws_what_has_no_chance() -> None:
+    probs = torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.0, 0.5, 0.5, 0.0]])
+    for uniform in (0.0, 0.3, 0.75, 1 - 2**-24):
+        first, second = inverse_cdf(probs, torch.full((2,), uniform)).tolist()
+        assert first == 2 and second in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(1.0, [0, 2, 3, 4]), (0.95, [0, 2, 3, 4]), (0.89, [2, 3, 4]), (0.65, [2, 4]), (0.39, [2]), (0.01, [2])],
+)
+def test_nucleus_keeps_the_smallest_sufficient_set(top_p: float, kept: list[int]) -> None:
+    uniforms = torch.linspace(0, 1 - 1e-6, 2001)
+    tokens = inverse_cdf(PROBS.expand(2001, 5), uniforms, top_p)
+    assert sorted(set(tokens.tolist())) == kept
+    shares = torch.bincount(tokens, minlength=5) / 2001
+    wanted = torch.zeros(5)
+    wanted[kept] = PROBS[kept] / PROBS[kept].sum()
+    torch.testing.assert_close(shares, wanted, rtol=0, atol=2e-3)
+
+
+def test_inverse_cdf_of_a_large_vocabulary() -> None:
+    """Summation error over 150,000 tokens must not move mass to the ends."""
+    probs = torch.softmax(torch.randn(150_000, generator=torch.Generator().manual_seed(0)), 0)
+    uniforms = torch.linspace(0, 1 - 1e-6, 101)
+    tokens = inverse_cdf(probs.expand(101, -1), uniforms)
+    exact = np.searchsorted(np.cumsum(probs.double().numpy()), uniforms.double().numpy(), side="right")
+    assert np.abs(tokens.numpy() - exact).max() < 20
+
+
+def test_uniforms_depend_on_seed_and_position_alone() -> None:
+    rows = np.array([5, 6, 7], dtype=np.uint64)
+    whole = seeds.uniforms(rows, 40)
+    assert whole.dtype == np.float32 and whole.shape == (3, 40)
+    assert np.array_equal(seeds.uniforms(rows[::-1].copy(), 40), whole[::-1])
+    assert np.array_equal(seeds.uniforms(rows[1:2], 7), whole[1:2, :7])
+
+
+def test_uniforms_are_uniform_and_unrelated() -> None:
+    draws = seeds.uniforms(seeds.row_seeds(9, 3000), 40)
+    assert 0.0 <= draws.min() < 1e-4 and 1 - 1e-4 < draws.max() < 1.0
+    counts = np.histogram(draws, bins=64, range=(0, 1))[0]
+    expected = draws.size / 64
+    assert abs(((counts - expected) ** 2 / expected).sum() - 63) < 5 * math.sqrt(2 * 63)
+    limit = 5 / math.sqrt(draws.size)
+    centred = draws.astype(np.float64) - 0.5
+    for one, other in (
+        (centred[:, 1:], centred[:, :-1]),
+        (centred[1:], centred[:-1]),
+        (centred[:, 7:], centred[:, :-7]),
+    ):
+        assert abs((one * other).mean() * 12) < limit
+    assert len(np.unique(seeds.row_seeds(9, 100_000))) == 100_000
+
+
+def test_row_seeds_depend_on_seed_and_row_alone() -> None:
+    assert np.array_equal(seeds.row_seeds(1, 10)[:4], seeds.row_seeds(1, 4))
+    assert not set(seeds.row_seeds(1, 50).tolist()) & set(seeds.row_seeds(2, 50).tolist())
+    largest = seeds.row_seeds((1 << 63) - 1, 3)
+    assert len(set(largest.tolist())) == 3
+
+
+def test_derived_seeds_do_not_change_between_versions() -> None:
+    """A run that is resumed later must draw the same numbers: these values are a contract."""
+    assert seeds.derive(0, "student", 3, 1, 2) == 378874639474825313
+    assert seeds.row_seeds(7, 2).tolist() == [1346066267577507604, 7191089600892374487]
+    assert seeds.uniforms(np.array([1], dtype=np.uint64), 2).tolist() == [[0.3681895136833191, 0.9435641765594482]]
+
+
+@given(st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=4))
+def test_derived_seeds_fit_63_bits(place: list[int | str]) -> None:
+    assert 0 <= seeds.derive(*place) < 1 << 63
+    assert seeds.derive(*place) == seeds.derive(*place) != seeds.derive(*place, "more")

@@ -1,0 +1,275 @@
+"""A whole tiny run: the contract of the run folder field by field, and the ways in which a run ends early."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
+
+from soar import pipeline
+from soar.config import ConfigError
+from soar.data import DataError, read_hard
+from soar.evaluate import pass_at_k, summarize
+from soar.pipeline import NothingToDo, open_examiner
+from soar.policy import Backbone, load_adapter, load_backbone, resolve_path
+from soar.prompts import get_format
+from soar.student import inner_steps
+from soar.types import Problem, Screening
+from soar.worlds import get_world
+
+ARMS = ["base", "hard_only", "ps", "pq"]
+INNER = {"reward_mean", "pass_rate", "frac_all_wrong", "frac_all_right", "frac_mixed", "frac_reward_zero_std"} | {
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "kl",
+    "logprob_gap",
+    "grad_norm",
+}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone(tiny_config().model)
+
+
+def test_files(tiny_run: Path) -> None:
+    names = {str(p.relative_to(tiny_run)) for p in tiny_run.rglob("*") if p.is_file()}
+    adapters = {
+        f"{folder}/{name}"
+        for folder in ("teacher", "student", "arms/hard_only", "arms/pq")
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
+    streams = {"manifest.json", "metrics.jsonl", "questions.jsonl", "pq.jsonl", "summary.json", "report.html"}
+    hard = {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
+    left = {name for name in names if not name.startswith("state/") and name != ".lock"}
+    assert left == streams | adapters | hard | {"hard/screen.jsonl"}
+
+
+def test_manifest(tiny_run: Path, backbone: Backbone) -> None:
+    manifest = read_json(tiny_run / "manifest.json")
+    assert set(manifest) == {"schema", "name", "seed", "command", "config", "versions", "hashes"}
+    assert manifest["config"] == tiny_config().resolved()
+    assert manifest["command"] == ["soar", "run"]
+    hashes = manifest["hashes"]
+    assert hashes["model"] == backbone.base_digest()
+    assert hashes["prompts"] == get_format("tiny").fingerprint()
+    problems = get_world("tiny").hard_problems(12, 0)
+    text = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
+    assert hashes["problems"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_order_of_events(tiny_run: Path) -> None:
+    kinds = [row["event"] for row in events(tiny_run)]
+    loop = ["outer_step", "promotion"] * 2
+    assert kinds == ["screen", *loop, *["arm_step"] * 4, *["evaluation"] * 4]
+
+
+def test_screen_event_and_hard_files(tiny_run: Path) -> None:
+    (event,) = events(tiny_run, "screen")
+    train, screen_train, evidence = read_hard(tiny_run / "hard" / "train.jsonl")
+    test, screen_test, evidence_test = read_hard(tiny_run / "hard" / "test.jsonl")
+    assert (event["candidates"], event["hard"], event["attempts"], event["too_long"]) == (12, 12, 4, 0)
+    assert (len(train), len(test)) == (6, 6)
+    assert {p.id for p in train} & {p.id for p in test} == set()
+    assert {p.question for p in [*train, *test]} == {p.question for p in get_world("tiny").hard_problems(12, 0)}
+    rows = [*screen_train, *screen_test]
+    assert all(row.attempts == 4 and 0 <= row.successes <= 4 for row in rows)
+    assert event["pass_rate"] == sum(row.successes for row in rows) / 48
+    assert event["truncated_share"] == sum(row.truncated for row in rows) / 48
+    assert sum(event["histogram"].values()) == 12
+    assert event["histogram"]["0"] == sum(row.successes == 0 for row in rows)
+    assert event["frac_all_wrong"] + event["frac_mixed"] + event["frac_all_right"] == pytest.approx(1)
+    assert evidence == evidence_test
+    header, *screened = read_jsonl(tiny_run / "hard" / "screen.jsonl")
+    assert header == {"evidence": evidence}
+    by_id = {row["id"]: (row["successes"], row["attempts"], row["truncated"]) for row in screened}
+    for problem, row in zip([*train, *test], rows, strict=True):
+        assert by_id[problem.id] == (row.successes, row.attempts, row.truncated)
+    manifest = read_json(tiny_run / "manifest.json")
+    assert evidence["model_sha256"] == manifest["hashes"]["model"]
+    assert evidence["prompt"] == manifest["hashes"]["prompts"]
+    assert (evidence["attempts"], evidence["seed"], evidence["verifier"]) == (4, 0, "exact")
+
+
+def test_outer_steps(tiny_run: Path) -> None:
+    config, steps = tiny_config(), events(tiny_run, "outer_step")
+    assert [row["step"] for row in steps] == [0, 1]
+    for number, row in enumerate(steps):
+        assert len(row["reward_G"]) == len(row["reward_se_G"]) == 3
+        assert row["reward_mean"] == pytest.approx(sum(row["reward_G"]) / 3)
+        assert row["window_mean"] == pytest.approx(row["reward_mean"])
+        assert row["promoted"] is True
+        assert "exceeds tau -2" in row["reason"]
+        assert row["accepted"] == 12
+        assert row["sampled"] == 12 + sum(row["rejected"].values())
+        assert 0 <= row["baseline_pass_rate"] <= 1
+        assert row["best_pass_rate"] - row["baseline_pass_rate"] >= max(row["reward_G"]) - 1e-6
+        assert row["failed_students"] == 0
+        assert set(row["student_first"]) == set(row["student_last"]) == INNER
+        # students: 3 datasets x 2 repeats; steps: 2, then 3 after a promotion; then 4 questions x 2, baseline x 3.
+        inner = inner_steps(config.student, number)
+        before = steps[number - 1]["student_rollouts"] if number else 0
+        assert inner == 2 + number
+        assert row["student_rollouts"] - before == 6 * inner * 2 * 4 + 6 * 4 * 2 + 4 * 3
+        assert row["seconds"] > 0
+
+
+def test_questions_and_promotion_questions(tiny_run: Path) -> None:
+    world, questions = get_world("tiny"), read_jsonl(tiny_run / "questions.jsonl")
+    steps, promotions = events(tiny_run, "outer_step"), events(tiny_run, "promotion")
+    assert [(row["step"], row["dataset"]) for row in questions] == [
+        (step, dataset) for step in range(2) for dataset in range(3) for _ in range(4)
+    ]
+    for row in questions:
+        assert row["reward"] == steps[row["step"]]["reward_G"][row["dataset"]]
+        assert row["topic"] == world.topic(row["question"])
+        assert row["well_posed"] == world.well_posed(row["question"])
+        assert row["correct"] == (world.solve(row["question"]) == row["answer"])
+    for row in steps:
+        mine = [q["question"] for q in questions if q["step"] == row["step"]]
+        assert row["distinct_share"] == len(set(mine)) / len(mine)
+    pq = read_jsonl(tiny_run / "pq.jsonl")
+    chosen = {(row["step"], row["dataset"]) for row in promotions}
+    key = ("step", "dataset", "question", "answer", "reward", "topic", "well_posed", "correct")
+    wanted = [q for q in questions if (q["step"], q["dataset"]) in chosen]
+    assert [[row[k] for k in key] for row in pq] == [[row[k] for k in key] for row in wanted]
+    for row in promotions:
+        rewards = steps[row["step"]]["reward_G"]
+        assert row["dataset"] == rewards.index(max(rewards))
+        assert row["questions"] == 4
+
+
+def test_evaluations_and_summary(tiny_run: Path) -> None:
+    config, summary, rows = tiny_config(), read_json(tiny_run / "summary.json"), events(tiny_run, "evaluation")
+    loop_rollouts = events(tiny_run, "outer_step")[-1]["student_rollouts"]
+    assert [row["arm"] for row in rows] == list(summary["arms"]) == ARMS
+    budget = {"base": 0, "hard_only": 16, "ps": loop_rollouts, "pq": 16}
+    for row in rows:
+        assert len(row["correct"]) == row["problems"] == 6
+        assert row["pass_at"]["1"] == pytest.approx(sum(pass_at_k(4, c, 1) for c in row["correct"]) / 6)
+        seed = pipeline.seeds.derive(0, "evaluate")
+        assert {k: row[k] for k in ("pass_at", "interval_95")} == summarize(row["correct"], 4, config.evaluate, seed)
+        arm = summary["arms"][row["arm"]]
+        same = ("pass_at", "interval_95", "problems", "attempts", "student_rollouts")
+        assert {k: arm[k] for k in same} == {k: row[k] for k in same}
+        assert set(arm) - set(same) == ({"search_rollouts"} if row["arm"] == "pq" else set())
+        assert (arm["attempts"], arm["student_rollouts"]) == (4, budget[row["arm"]])
+        for k, share in arm["pass_at"].items():
+            low, high = arm["interval_95"][k]
+            assert 0 <= low <= share <= high <= 1
+    assert summary["arms"]["pq"]["search_rollouts"] == loop_rollouts
+    assert (summary["promotions"], summary["outer_steps"], summary["seed"]) == (2, 2, 0)
+    assert set(summary["wall_seconds"]) == {"screen", "loop", "arms", "evaluate"}
+    assert set(summary) == {"arms", "paired", "promotions", "outer_steps", "seed", "teacher_rollouts", "wall_seconds"}
+    assert summary["teacher_rollouts"] == sum(row["sampled"] for row in events(tiny_run, "outer_step"))
+    assert set(summary["paired"]) == {"ps - hard_only", "pq - hard_only"}
+    by_arm = {row["arm"]: row["correct"] for row in rows}
+    for name, by_k in summary["paired"].items():
+        arm = name.split(" ")[0]
+        gain = sum(a - b for a, b in zip(by_arm[arm], by_arm["hard_only"], strict=True)) / 24
+        assert by_k["1"]["difference"] == pytest.approx(gain)
+
+
+def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run: Path, backbone: Backbone) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([backbone.tokenizer.encode(easy_problems(1)[0].question, add_special_tokens=False)])
+    for name in ("student", "teacher", "arms/hard_only", "arms/pq"):
+        plain = AutoModelForCausalLM.from_pretrained(resolve_path("builtin:tiny"), dtype=torch.float32)
+        peft = PeftModel.from_pretrained(plain, tiny_run / name).eval()
+        stack = load_adapter(backbone, tiny_run / name)
+        with torch.no_grad(), backbone.use(stack):
+            ours = backbone.model(input_ids=ids).logits
+        with torch.no_grad():
+            assert torch.allclose(peft(input_ids=ids).logits, ours, atol=1e-4)
+    promoted = events(tiny_run, "promotion")[-1]["student"]
+    assert load_adapter(backbone, tiny_run / "student").digest() == promoted
+
+
+def test_report_shows_the_run(tiny_run: Path) -> None:
+    page = (tiny_run / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "could not be read" not in page
+
+
+def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def screen(examiner: Any, problems: list[Problem], *rest: Any) -> dict[str, Screening]:
+        return {problem.id: Screening(int(i >= 3), 4) for i, problem in enumerate(problems)}
+
+    monkeypatch.setattr(pipeline, "screen", screen)
+    with pytest.raises(NothingToDo) as caught:
+        run_tiny(tmp_path / "run", "problems.limit=6", "screen.max_successes=0")
+    message = str(caught.value)
+    assert "3 of 6 problems are hard (at most 0 of 4 attempts correct), 0 more do not fit" in message
+    assert "a run needs at least 4. Give harder problems, or raise screen.max_successes." in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_problems_that_do_not_fit_are_counted_and_left_out(tmp_path: Path, backbone: Backbone) -> None:
+    fits = easy_problems(8)
+    prompts = [len(get_format("tiny").student_ids(backbone.tokenizer, p.question)) for p in fits]
+    room = backbone.context - max(prompts)
+    long = [type(p)(f"long-{i}", f"{p.question} " * 80, p.answer) for i, p in enumerate(fits[:2])]
+    source = write_problems(tmp_path / "p.jsonl", [*long, *fits])
+    overrides = (f'problems.source="{source}"', "arms.run=[]", f"student.sampling.max_tokens={room}")
+    summary = run_tiny(tmp_path / "run", *overrides, "teacher.steps=1", "screen.attempts=1")
+    (event,) = events(tmp_path / "run", "screen")
+    assert (event["too_long"], event["candidates"]) == (2, 8)
+    assert summary["arms"] == {}
+    assert {p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / "screen.jsonl")[1:]} == {p.id for p in fits}
+
+
+def test_without_a_promotion_there_is_no_pq_arm(tmp_path: Path) -> None:
+    summary = run_tiny(tmp_path / "run", "promotion.tau=2", 'arms.run=["ps", "pq"]', "teacher.steps=1")
+    assert list(summary["arms"]) == ["ps"]
+    assert (summary["promotions"], summary["paired"]) == (0, {})
+    assert events(tmp_path / "run", "arm_step") == []
+    only = run_tiny(tmp_path / "only", "promotion.tau=2", 'arms.run=["pq"]', "teacher.steps=1")
+    assert only["arms"] == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        ("problems.source=world:nowhere", ConfigError, r"problems\.source = 'world:nowhere'.*no world 'nowhere'"),
+        ("problems.source=nowhere.jsonl", DataError, r"nowhere\.jsonl"),
+        ("model.path=builtin:nothing", ConfigError, r"model\.path = 'builtin:nothing': no such model in the package"),
+        ("teacher.reward=learnability", ConfigError, r'teacher\.reward = "learnability"'),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(
+    tmp_path: Path, override: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        run_tiny(tmp_path / "run", override)
+
+
+def test_a_world_that_has_too_few_problems_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(self: Any, count: int, seed: int) -> list[Problem]:
+        raise ValueError(f"no {count} distinct problems")
+
+    monkeypatch.setattr(type(get_world("tiny")), "hard_problems", few)
+    with pytest.raises(
+        ConfigError, match=r"problems\.source = 'world:tiny', problems\.limit = 12: no 12 distinct problems"
+    ):
+        run_tiny(tmp_path / "run")
+
+
+def test_workers_follow_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_examiner(tiny_config()) as examiner:
+        assert pipeline.choose_workers(examiner.backbone, 3) == 3
+        assert torch.get_num_threads() == 1
+        monkeypatch.setattr(pipeline, "SMALL_MODEL", 0)
+        assert pipeline.choose_workers(examiner.backbone, 2) == 1
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)

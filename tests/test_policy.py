@@ -1,0 +1,245 @@
+"""Stacked policies: each row sees its own slice only, the base model stays as it is, mistakes are errors."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from helpers import ARCHITECTURES, WORDS, random_stack, same_stacks, tiny_backbone, tiny_model, tiny_tokenizer
+from torch import Tensor
+
+from soar.config import ConfigError, ModelConfig
+from soar.policy import AdapterStack, Backbone, choose_device, concat, load_backbone
+
+POLICIES, ROWS, LENGTH = 3, 2, 7
+
+
+def inputs(rows: int = POLICIES * ROWS) -> Tensor:
+    return torch.randint(1, len(WORDS), (rows, LENGTH), generator=torch.Generator().manual_seed(5))
+
+
+def logits_of(backbone: Backbone, stack: AdapterStack | None, ids: Tensor) -> Tensor:
+    with backbone.use(stack):
+        return backbone.model(input_ids=ids, use_cache=False).logits
+
+
+def gradients(backbone: Backbone, stack: AdapterStack) -> tuple[Tensor, dict[str, Tensor]]:
+    stack = stack.select(list(range(stack.policies))).trainable()
+    logits = logits_of(backbone, stack, inputs())
+    logits.square().sum().backward()
+    return logits.detach(), {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_a_new_stack_is_the_base_model(name: str, adapter: str) -> None:
+    backbone = tiny_backbone(name, adapter=adapter)
+    plain = tiny_model(name)(input_ids=inputs()).logits
+    with torch.no_grad():
+        base = logits_of(backbone, None, inputs())
+        fresh = logits_of(backbone, backbone.new_stack(3, POLICIES), inputs())
+    torch.testing.assert_close(base, plain.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fresh, base, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("change", ["noise", "nan"])
+def test_a_policy_changes_nothing_in_another(adapter: str, change: str) -> None:
+    backbone = tiny_backbone("qwen2", adapter=adapter)
+    stack = random_stack(backbone, POLICIES)
+    other = stack.select([0, 1, 2])
+    for tensor in other.tensors.values():
+        tensor[1] = torch.nan if change == "nan" else tensor[1] + torch.randn(tensor[1].shape)
+    (logits, grads), (logits_2, grads_2) = gradients(backbone, stack), gradients(backbone, other)
+    for p, same in ((0, True), (1, False), (2, True)):
+        rows = slice(p * ROWS, (p + 1) * ROWS)
+        assert torch.equal(logits[rows], logits_2[rows]) is same
+        assert {torch.equal(grads[name][p], grads_2[name][p]) for name in grads} == {same}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_policy_is_the_same_alone_and_in_company(adapter: str) -> None:
+    backbone = tiny_backbone("llama", adapter=adapter)
+    stack = random_stack(backbone, POLICIES)
+    logits, _ = gradients(backbone, stack)
+    for p in range(POLICIES):
+        rows = slice(p * ROWS, (p + 1) * ROWS)
+        alone = logits_of(backbone, stack.select([p]), inputs()[rows])
+        torch.testing.assert_close(logits[rows], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_do_not_divide_are_an_error() -> None:
+    backbone = tiny_backbone()
+    with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
+        logits_of(backbone, random_stack(backbone, 3), inputs(5))
+
+
+def test_the_base_model_takes_no_gradient_and_keeps_its_bytes() -> None:
+    backbone = tiny_backbone()
+    before = backbone.base_digest()
+    gradients(backbone, random_stack(backbone, POLICIES))
+    assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
+    assert backbone.base_digest() == before == tiny_backbone().base_digest()
+    assert tiny_backbone(seed=1).base_digest() != before
+    weight = backbone.layers["model.layers.1.mlp.down_proj"].base.weight.data
+    weight[-1, -1] *= 1 + 1e-6
+    assert backbone.base_digest() != before
+
+
+def test_select_repeat_concat_copy() -> None:
+    backbone = tiny_backbone()
+    stack = random_stack(backbone, 3)
+    picked = stack.select([2, 0, 2])
+    assert [picked.digest(i) for i in range(3)] == [stack.digest(2), stack.digest(0), stack.digest(2)]
+    assert picked.scale == stack.scale == 1.5
+    for tensor in picked.tensors.values():
+        tensor += 1.0
+    assert same_stacks(stack, random_stack(backbone, 3))
+    assert stack.select([1]).repeat(4).policies == 4
+    assert same_stacks(concat([stack.select([0]), stack.select([1, 2])]), stack)
+    with pytest.raises(ValueError, match="this one has 3"):
+        stack.repeat(2)
+
+
+def test_new_stacks_are_seeded_and_lora_starts_as_peft_does() -> None:
+    """A uniform in +-1/sqrt(in) (`kaiming_uniform_` with a = sqrt(5)), B zero."""
+    backbone = tiny_backbone(lora_rank=16)
+    stack = backbone.new_stack(7, policies=2)
+    assert stack.digest(0) == stack.digest(1) == backbone.new_stack(7).digest() != backbone.new_stack(8).digest()
+    a_I_r = stack.tensors["model.layers.0.mlp.down_proj.A"][0]
+    bound = 24**-0.5
+    assert a_I_r.shape == (24, 16)
+    assert bound * 0.95 < a_I_r.abs().max().item() <= bound
+    assert abs(a_I_r.std().item() - bound / 3**0.5) < 0.1 * bound
+    assert all(not tensor.any() for name, tensor in stack.tensors.items() if name.endswith(".B"))
+
+
+@pytest.mark.parametrize("targets", [("q_projection",), ("lm_head",)])
+def test_targets_that_name_nothing_are_an_error(targets: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
+        tiny_backbone(target_modules=targets)
+
+
+def test_all_linear_leaves_the_output_layer_out() -> None:
+    kinds = {name.rpartition(".")[2] for name in tiny_backbone("llama").layers}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_end_ids_are_collected_from_everywhere() -> None:
+    model = tiny_model()
+    model.generation_config.eos_token_id = [2, 9]
+    model.config.eos_token_id = 11
+    backbone = Backbone(model, tiny_tokenizer(), ModelConfig())
+    assert backbone.end_ids == {2, 9, 11}
+    assert backbone.pad_id == 0
+
+
+def test_a_tokenizer_larger_than_the_model_is_an_error() -> None:
+    words = tiny_tokenizer()
+    words.add_tokens(["extra"])
+    with pytest.raises(ConfigError, match=rf"tokenizer has {len(WORDS) + 1} tokens .* only {len(WORDS)}"):
+        Backbone(tiny_model(), words, ModelConfig())
+
+
+def test_no_end_token_is_an_error() -> None:
+    model = tiny_model()
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    words = tiny_tokenizer()
+    words.eos_token = None
+    with pytest.raises(ConfigError, match="end-of-text token"):
+        Backbone(model, words, ModelConfig())
+
+
+def test_use_is_undone_by_an_error_and_can_be_nested() -> None:
+    backbone = tiny_backbone()
+    one, two = random_stack(backbone, 1, seed=1), random_stack(backbone, 1, seed=2)
+    ids = inputs(1)
+    with torch.no_grad():
+        base, with_one = logits_of(backbone, None, ids), logits_of(backbone, one, ids)
+        with backbone.use(one):
+            with pytest.raises(ZeroDivisionError), backbone.use(two):
+                _ = 1 / 0
+            assert torch.equal(backbone.model(input_ids=ids, use_cache=False).logits, with_one)
+        assert torch.equal(backbone.model(input_ids=ids, use_cache=False).logits, base)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_each_thread_uses_its_own_stack(adapter: str) -> None:
+    """While one thread is inside `use`, another one that uses nothing sees the base model."""
+    backbone = tiny_backbone(adapter=adapter)
+    stacks: list[AdapterStack | None] = [random_stack(backbone, 1, seed=s) for s in range(3)]
+    stacks.append(None)
+    ids, barrier = inputs(1), threading.Barrier(4)
+    found: dict[int, Tensor] = {}
+
+    def job(i: int) -> None:
+        with torch.no_grad(), backbone.use(stacks[i]):
+            barrier.wait(20)
+            found[i] = backbone.model(input_ids=ids, use_cache=False).logits
+            barrier.wait(20)
+
+    threads = [threading.Thread(target=job, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with torch.no_grad():
+        for i, stack in enumerate(stacks):
+            assert torch.equal(found[i], logits_of(backbone, stack, ids))
+    assert len({found[i].sum().item() for i in range(4)}) == 4
+
+
+def test_full_weights_are_not_kept_beyond_use() -> None:
+    """Merged weights are kept within `use` only: a changed delta shows in the next block."""
+    backbone = tiny_backbone(adapter="full")
+    stack = random_stack(backbone, 1)
+    with torch.no_grad():
+        before = logits_of(backbone, stack, inputs(1))
+        for tensor in stack.tensors.values():
+            tensor.zero_()
+        torch.testing.assert_close(logits_of(backbone, stack, inputs(1)), logits_of(backbone, None, inputs(1)))
+        assert not torch.allclose(before, logits_of(backbone, stack, inputs(1)))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_bfloat16_base_with_float32_adapters(adapter: str) -> None:
+    backbone = tiny_backbone("llama", adapter=adapter, dtype=torch.bfloat16)
+    assert backbone.dtype == torch.bfloat16
+    stack = random_stack(backbone, 2).trainable()
+    logits = logits_of(backbone, stack, inputs(4))
+    exact = logits_of(tiny_backbone("llama", adapter=adapter), stack, inputs(4)).detach()
+    assert logits.dtype == torch.bfloat16
+    assert (logits.detach().float() - exact).abs().mean() < 0.06 * exact.abs().mean()
+    logits.float().square().sum().backward()
+    assert {tensor.grad.dtype for tensor in stack.tensors.values() if tensor.grad is not None} == {torch.float32}
+
+
+def test_loading_from_a_folder(tmp_path: Any) -> None:
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    backbone = load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
+    assert backbone.dtype == torch.float32
+    with torch.no_grad():
+        near = logits_of(backbone, None, inputs())
+    torch.testing.assert_close(near, tiny_model("qwen3")(input_ids=inputs()).logits.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_in_pickle_format_are_refused(tmp_path: Any) -> None:
+    model = tiny_model("llama")
+    model.config.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"model\.path = .* cannot be loaded"):
+        load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
+
+
+def test_unknown_paths_and_devices_are_errors(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="no such model in the package"):
+        load_backbone(ModelConfig(path="builtin:huge", device="cpu"))
+    with pytest.raises(ConfigError, match=r"model\.path = .* cannot be loaded"):
+        load_backbone(ModelConfig(path=str(tmp_path / "nothing"), device="cpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+            choose_device("cuda:1")

@@ -1,0 +1,79 @@
+"""Progress as bars on a terminal and as lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from soar import progress
+from soar.progress import Progress
+
+
+def plain(**more: Any) -> tuple[Progress, io.StringIO]:
+    out = io.StringIO()
+    return Progress(Console(file=out, width=200, **more), quiet=False), out
+
+
+def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
+    report, out = plain()
+    with report, report.task("outer loop", 10) as advance, report.task("inner", 5, transient=True) as inner:
+        clock["now"] += 60.0
+        advance(4)  # done before an interruption: no measure of speed
+        for _ in range(3):
+            clock["now"] += 60.0
+            inner.set(2, 5)
+            advance(1)
+        clock["now"] += 1.0
+        advance(1)  # too soon for another line
+    assert out.getvalue().splitlines() == [
+        "outer loop: 5/10, about 5 min 0 s left",
+        "outer loop: 6/10, about 4 min 0 s left",
+        "outer loop: 7/10, about 3 min 0 s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3599.4, "59 min 59 s"), (7320, "2 h 2 min")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert progress._clock(seconds) == text
+
+
+def test_bars_on_a_terminal() -> None:
+    report, out = plain(force_terminal=True, color_system=None)
+    with report, report.task("screening", 4) as advance:
+        advance(4)
+        report.say("a line")
+    assert "screening" in out.getvalue()
+    assert "4/4" in out.getvalue()
+    assert "a line" in out.getvalue()
+    assert report.bars is None
+
+
+def test_text_is_shown_as_it_is_and_quiet_is_quiet() -> None:
+    report, out = plain()
+    report.say("[red]not markup[/red] [link=x]")
+    assert out.getvalue() == "[red]not markup[/red] [link=x]\n"
+    out = io.StringIO()
+    silent = Progress(Console(file=out, force_terminal=True), quiet=True)
+    with silent, silent.task("screening", 4) as advance:
+        advance(4)
+        silent.say("nothing")
+    assert out.getvalue() == ""
+
+
+def test_counts_from_several_threads_add_up() -> None:
+    report, _ = plain()
+    with report.task("evaluation", 4000) as advance:
+        threads = [threading.Thread(target=lambda: [advance(1) for _ in range(500)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert advance.done == 4000

@@ -1,0 +1,131 @@
+"""RLOO on numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soar.rloo import group_shares, k3, leave_one_out, policy_loss
+
+
+def close(found: torch.Tensor, expected: object, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_advantage_is_reward_minus_the_mean_of_the_others() -> None:
+    close(leave_one_out(torch.tensor([1.0, 0.0, 0.0, 2.0])), [1 - 2 / 3, -1.0, -1.0, 2 - 1 / 3])
+    close(leave_one_out(torch.tensor([3.0, -5.0])), [8.0, -8.0])
+
+
+def test_groups_are_the_last_axis() -> None:
+    reward = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[120.0, 10.0], [4.0, 7.0]]])
+    close(leave_one_out(reward), [[[1.0, -1.0], [0.0, 0.0]], [[110.0, -110.0], [-3.0, 3.0]]])
+
+
+def test_invalid_entries_are_left_out_of_the_group() -> None:
+    reward = torch.tensor([1.0, 0.0, math.nan, 3.0])
+    valid = torch.tensor([True, True, False, True])
+    close(leave_one_out(reward, valid), [1.0 - 1.5, 0.0 - 2.0, 0.0, 3.0 - 0.5])
+
+
+def test_a_group_of_one_valid_entry_has_no_advantage() -> None:
+    reward = torch.tensor([[1.0, 5.0, 2.0], [1.0, 5.0, 2.0], [4.0, 4.0, 4.0]])
+    valid = torch.tensor([[False, True, False], [False, False, False], [True, True, True]])
+    for normalize in (False, True):
+        assert torch.equal(leave_one_out(reward, valid, normalize), torch.zeros(3, 3))
+    assert torch.equal(leave_one_out(torch.tensor([[7.0]])), torch.zeros(1, 1))
+
+
+def test_normalize_divides_by_the_deviation_of_the_valid_rewards() -> None:
+    reward = torch.tensor([[2.0, 4.0, 9.0], [2.0, 4.0, 1000.0]])
+    valid = torch.tensor([[True, True, True], [True, True, False]])
+    first = math.sqrt((9 + 1 + 16) / 2)  # rewards 2, 4, 9 around 5
+    second = math.sqrt((1 + 1) / 1)  # rewards 2, 4 around 3
+    expected = [
+        [-4.5 / (first + 1e-6), -1.5 / (first + 1e-6), 6.0 / (first + 1e-6)],
+        [-2.0 / (second + 1e-6), 2.0 / (second + 1e-6), 0.0],
+    ]
+    close(leave_one_out(reward, valid, normalize=True), expected)
+
+
+@given(st.lists(st.tuples(st.integers(-200, 200), st.booleans()), min_size=1, max_size=12), st.integers(-50, 50))
+def test_advantages_sum_to_zero_and_ignore_a_constant(group: list[tuple[int, bool]], constant: int) -> None:
+    reward = torch.tensor([float(r) for r, _ in group], dtype=torch.float64)
+    valid = torch.tensor([v for _, v in group])
+    advantage = leave_one_out(reward, valid)
+    assert abs(advantage.sum().item()) < 1e-9
+    torch.testing.assert_close(leave_one_out(reward + constant, valid), advantage, rtol=0, atol=1e-9)
+    others = [
+        [float(r) for j, (r, v) in enumerate(group) if v and j != i] if group[i][1] else [] for i in range(len(group))
+    ]
+    plain = [reward[i].item() - sum(rest) / len(rest) if rest else 0.0 for i, rest in enumerate(others)]
+    torch.testing.assert_close(advantage, torch.tensor(plain, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_k3_on_hand_worked_numbers() -> None:
+    logprob = torch.tensor([[-1.0, -2.0, -3.0]])
+    reference = torch.tensor([[-1.0, -1.0, -5.0]])
+    close(k3(logprob, reference), [[0.0, math.e - 2.0, math.exp(-2.0) + 1.0]])
+
+
+def test_k3_averages_to_the_divergence() -> None:
+    """Under the policy, the mean of k3 is KL(policy || reference) exactly."""
+    policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    reference = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    mean = (policy * k3(policy.log(), reference.log())).sum()
+    torch.testing.assert_close(mean, (policy * (policy / reference).log()).sum())
+
+
+def test_loss_on_hand_worked_numbers() -> None:
+    logprob = torch.tensor([[-1.0, -2.0, -9.0], [-0.5, -0.25, -0.25]], requires_grad=True)
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    loss = policy_loss(logprob, mask, torch.tensor([2.0, -3.0]), normaliser=10.0)
+    close(loss.detach(), [2.0 * 3.0 / 10, -3.0 * 1.0 / 10])
+    loss.sum().backward()
+    close(logprob.grad, [[-0.2, -0.2, 0.0], [0.3, 0.3, 0.3]])
+
+
+def test_loss_with_divergence_on_hand_worked_numbers() -> None:
+    logprob = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    reference = torch.tensor([[-2.0, -1.0]])
+    loss = policy_loss(logprob, torch.ones(1, 2), torch.tensor([1.0]), 4.0, reference, kl=0.5)
+    close(loss.detach(), [(3.0 + 0.5 * (math.exp(-1) + math.e - 2.0)) / 4])
+    loss.sum().backward()
+    # d k3 / d logprob = 1 - exp(reference - logprob)
+    close(logprob.grad, [[(-1 + 0.5 * (1 - math.exp(-1))) / 4, (-1 + 0.5 * (1 - math.e)) / 4]])
+
+
+def test_divergence_without_weight_or_reference_is_no_term() -> None:
+    logprob, mask, advantage = torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2), torch.tensor([1.0])
+    plain = policy_loss(logprob, mask, advantage, 4.0)
+    assert torch.equal(policy_loss(logprob, mask, advantage, 4.0, torch.tensor([[-9.0, -9.0]]), 0.0), plain)
+    assert torch.equal(policy_loss(logprob, mask, advantage, 4.0, None, 0.5), plain)
+
+
+def test_a_masked_token_cannot_overflow_the_loss() -> None:
+    """exp(500) is inf: a masked token must not turn loss or gradient into NaN."""
+    logprob = torch.tensor([[-1.0, -500.0]], requires_grad=True)
+    mask, reference = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
+    loss = policy_loss(logprob, mask, torch.tensor([1.0]), 2.0, reference, kl=0.1)
+    loss.sum().backward()
+    close(loss.detach(), [0.5])
+    close(logprob.grad, [[-0.5, 0.0]])
+
+
+def test_group_shares() -> None:
+    reward = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [0.0, 0.0]]])
+    assert group_shares(reward) == {
+        "frac_all_wrong": 0.5,
+        "frac_all_right": 0.25,
+        "frac_mixed": 0.25,
+        "frac_reward_zero_std": 0.75,
+    }
+
+
+@pytest.mark.parametrize("rewards", [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+def test_equal_rewards_have_no_advantage(rewards: list[float]) -> None:
+    assert torch.equal(leave_one_out(torch.tensor(rewards)), torch.zeros(3))

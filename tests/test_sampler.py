@@ -1,0 +1,274 @@
+"""The native sampler against transformers' `generate`, and the independence of rows."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    ARCHITECTURES,
+    CONTEXT,
+    EOS,
+    PAD,
+    handmade_rollouts,
+    plain_logprobs,
+    random_stack,
+    some_prompts,
+    tiny_backbone,
+    tiny_model,
+)
+from torch import Tensor
+
+from soar.config import SamplingConfig
+from soar.policy import AdapterStack, Backbone
+from soar.sampler import NativeSampler, Rollouts, join
+from soar.update import token_logprobs
+
+ENDS = [EOS, 7, 20]  # several, so that random models do end
+STEPS = 24  # past the first growth of the cache
+SAMPLING = SamplingConfig(max_tokens=STEPS)
+
+
+def ending_backbone(name: str = "llama", **settings: Any) -> Backbone:
+    backbone = tiny_backbone(name, **settings)
+    backbone.end_ids = frozenset(ENDS)
+    return backbone
+
+
+def rows_of(rollouts: Rollouts) -> list[list[int]]:
+    return [row[:n] for row, n in zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)]
+
+
+def with_slice(model: Any, stack: AdapterStack, policy: int) -> Any:
+    """The plain model with one slice of a lora stack merged into its weights."""
+    for name in {name.rpartition(".")[0] for name in stack.tensors}:
+        a_I_r, b_r_O = stack.tensors[f"{name}.A"][policy], stack.tensors[f"{name}.B"][policy]
+        model.get_submodule(name).weight.data += stack.scale * (a_I_r @ b_r_O).T
+    return model
+
+
+def generated(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """Completions by `generate`, left-padded in one batch, cut behind the first end token."""
+    width = max(len(ids) for ids in prompts)
+    ids = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=STEPS, eos_token_id=ENDS, pad_token_id=PAD
+    )
+    rows = []
+    for tokens in out[:, width:].tolist():
+        stop = next((i for i, token in enumerate(tokens) if token in ENDS), STEPS - 1)
+        rows.append(tokens[: stop + 1])
+    return rows
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_greedy_equals_generate_token_for_token(name: str) -> None:
+    prompts = some_prompts(10)
+    assert len({len(prompt) for prompt in prompts}) > 4
+    found = NativeSampler(ending_backbone(name)).sample(None, [prompts], 1, [[0] * 10], SAMPLING, greedy=True)
+    expected = generated(tiny_model(name), prompts)
+    assert rows_of(found) == expected
+    assert found.ended_B.tolist() == [row[-1] in ENDS for row in expected]
+    assert {len(row) < STEPS for row in expected} == {True, False}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_every_policy_samples_with_its_own_adapter(name: str) -> None:
+    """Greedy rows of slice p are those of a model with adapter p merged; swapped or ignored slices would show."""
+    backbone = ending_backbone(name)
+    stack = random_stack(backbone, 3)
+    prompts_P = [some_prompts(5, seed=p) for p in range(3)]
+    found = rows_of(NativeSampler(backbone).sample(stack, prompts_P, 1, [[0] * 5] * 3, SAMPLING, greedy=True))
+    for p in range(3):
+        assert found[p * 5 : p * 5 + 5] == generated(with_slice(tiny_model(name), stack, p), prompts_P[p])
+        for wrong in {0, 1, 2} - {p}:
+            assert found[p * 5 : p * 5 + 5] != generated(with_slice(tiny_model(name), stack, wrong), prompts_P[p])
+        assert found[p * 5 : p * 5 + 5] != generated(tiny_model(name), prompts_P[p])
+
+
+def test_rows_do_not_depend_on_what_shares_the_batch() -> None:
+    backbone = ending_backbone()
+    stack = random_stack(backbone, 2)
+    prompts, seeds, attempts = some_prompts(6), [11, 12, 13, 14, 15, 16], 5
+
+    def sample(policies: list[int], order: list[int], max_rows: int = 0) -> dict[tuple[int, int, int], list[int]]:
+        rollouts = NativeSampler(backbone, max_rows).sample(
+            stack.select(policies),
+            [[prompts[q] for q in order]] * len(policies),
+            attempts,
+            [[seeds[q] + 100 * p for q in order] for p in policies],
+            SAMPLING,
+        )
+        assert rollouts.prompts == tuple(tuple(prompts[q]) for _ in policies for q in order for _ in range(attempts))
+        keys = [(p, q, n) for p in policies for q in order for n in range(attempts)]
+        return dict(zip(keys, rows_of(rollouts), strict=True))
+
+    whole = sample([0, 1], list(range(6)))
+    assert len({tuple(row) for row in whole.values()}) > 50
+    assert len({len(row) for row in whole.values()}) > 8  # rows retire at different times
+    variants = [
+        sample([0, 1], [5, 2, 0, 1, 4, 3]),
+        sample([1, 0], list(range(6))),
+        sample([1], [3]),
+        sample([0], [0, 1, 4]),
+        sample([0, 1], list(range(6)), max_rows=1),
+        sample([0, 1], list(range(6)), max_rows=27),
+        sample([0, 1], list(range(6)), max_rows=10_000),
+    ]
+    for variant in variants:
+        assert variant == {key: whole[key] for key in variant}
+
+
+def test_a_longer_budget_and_more_attempts_continue_the_same_rows() -> None:
+    sampler = NativeSampler(ending_backbone())
+    prompts, seeds = some_prompts(4), [1, 2, 3, 4]
+    short = rows_of(sampler.sample(None, [prompts], 2, [seeds], SamplingConfig(max_tokens=3)))
+    long = rows_of(sampler.sample(None, [prompts], 6, [seeds], SAMPLING))
+    for q in range(4):
+        for n in range(2):
+            assert long[q * 6 + n][:3] == short[q * 2 + n]
+    again = rows_of(sampler.sample(None, [prompts], 6, [seeds], SAMPLING))
+    other = rows_of(sampler.sample(None, [prompts], 6, [[5, 6, 7, 8]], SAMPLING))
+    assert again == long != other
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_logprobs_are_those_of_a_plain_forward_pass(name: str, temperature: float) -> None:
+    sampling = SamplingConfig(max_tokens=STEPS, temperature=temperature)
+    found = NativeSampler(ending_backbone(name)).sample(None, [some_prompts(5)], 3, [list(range(5))], sampling)
+    model = tiny_model(name)
+    for row, tokens in enumerate(rows_of(found)):
+        with torch.no_grad():
+            expected = plain_logprobs(model, found.prompts[row], tokens, temperature)
+        torch.testing.assert_close(found.logprob_B_T[row, : len(tokens)], expected, rtol=1e-4, atol=1e-4)
+        assert not found.logprob_B_T[row, len(tokens) :].any()
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
+    """The gap that the loop logs: decoding with a cache against one pass over the whole text."""
+    backbone = ending_backbone(name, adapter=adapter)
+    stack = random_stack(backbone, 2, size=0.1)
+    sampling = SamplingConfig(max_tokens=STEPS, temperature=0.9)
+    rollouts = NativeSampler(backbone).sample(stack, [some_prompts(4)] * 2, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], sampling)
+    with torch.no_grad(), backbone.use(stack):
+        trainer_B_T = token_logprobs(backbone, rollouts, 0.9)
+    assert trainer_B_T.shape == rollouts.logprob_B_T.shape
+    gap_B_T = (trainer_B_T - rollouts.logprob_B_T).abs()
+    assert gap_B_T.max() < 1e-4
+    assert rollouts.logprob_B_T.min() < -0.5
+
+
+def test_end_tokens_truncation_and_texts() -> None:
+    backbone = ending_backbone()
+    rollouts = NativeSampler(backbone).sample(None, [some_prompts(6)], 4, [list(range(6))], SAMPLING)
+    rows = rows_of(rollouts)
+    assert rollouts.tokens_B_T.shape[1] == max(len(row) for row in rows)
+    for row, ended in zip(rows, rollouts.ended_B.tolist(), strict=True):
+        assert ended is (row[-1] in ENDS)
+        assert ended or len(row) == STEPS
+        assert not set(row[:-1]) & set(ENDS)
+    assert {True, False} == set(rollouts.ended_B.tolist())
+    assert not rollouts.failed_B.any()
+    texts = handmade_rollouts([[1]] * 4, [[5, 6, EOS], [EOS], [5, 0, 1], [9]]).texts(backbone)
+    assert texts == ["0 1", "", "0 <pad> <bos>", "4"]
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_policy_with_nan_fails_alone(greedy: bool) -> None:
+    backbone = ending_backbone()
+    stack = random_stack(backbone, 3)
+    ill = stack.select([0, 1, 2])
+    ill.tensors["model.layers.1.mlp.up_proj.A"][1, 3] = torch.nan
+    prompts, seeds = [some_prompts(4)] * 3, [[1, 2, 3, 4]] * 3
+    well = NativeSampler(backbone).sample(stack, prompts, 2, seeds, SAMPLING, greedy)
+    found = NativeSampler(backbone).sample(ill, prompts, 2, seeds, SAMPLING, greedy)
+    assert found.failed_B.view(3, 8).tolist() == [[False] * 8, [True] * 8, [False] * 8]
+    assert found.length_B.view(3, 8)[1].tolist() == [1] * 8
+    assert found.ended_B.view(3, 8)[1].all()
+    assert torch.isfinite(found.logprob_B_T).all()
+    rows, expected = rows_of(found), rows_of(well)
+    assert rows[:8] + rows[16:] == expected[:8] + expected[16:]
+
+
+def test_everything_failing_ends_at_once() -> None:
+    backbone = ending_backbone()
+    stack = random_stack(backbone, 1)
+    for tensor in stack.tensors.values():
+        tensor.fill_(torch.inf)
+    found = NativeSampler(backbone).sample(stack, [some_prompts(3)], 2, [[1, 2, 3]], SAMPLING)
+    assert found.tokens_B_T.shape == (6, 1)
+    assert found.failed_B.all()
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_threads_with_different_stacks_do_not_disturb_each_other(adapter: str) -> None:
+    backbone = ending_backbone(adapter=adapter)
+    sampler = NativeSampler(backbone)
+    stacks: list[AdapterStack | None] = [random_stack(backbone, 2, seed=1), random_stack(backbone, 1, seed=2), None]
+    stacks.append(stacks[0])  # two threads share a stack
+    prompts = some_prompts(4)
+
+    def job(i: int) -> list[list[int]]:
+        stack = stacks[i % 4]
+        policies = stack.policies if stack is not None else 1
+        return rows_of(sampler.sample(stack, [prompts] * policies, 3, [[i, 2, 3, 4]] * policies, SAMPLING))
+
+    one_by_one = [job(i) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(job, range(8))) == one_by_one
+    assert len({str(rows) for rows in one_by_one}) == 8
+
+
+def test_join_keeps_rows_and_select_picks_them() -> None:
+    parts = [handmade_rollouts([[1, 5]], [[5, EOS]]), handmade_rollouts([[1], [1, 6]], [[8], [4, 4, 4, EOS]])]
+    joined = join(parts)
+    assert joined.rows == 3
+    assert rows_of(joined) == [[5, EOS], [8], [4, 4, 4, EOS]]
+    assert joined.prompts == ((1, 5), (1,), (1, 6))
+    picked = joined.select([2, 0, 0])
+    assert rows_of(picked) == [[4, 4, 4, EOS], [5, EOS], [5, EOS]]
+    assert picked.ended_B.tolist() == [True, True, True] and joined.ended_B.tolist() == [True, False, True]
+
+
+def test_wrong_calls_are_errors() -> None:
+    backbone = ending_backbone()
+    sampler = NativeSampler(backbone)
+    with pytest.raises(ValueError, match="same number of prompts"):
+        sampler.sample(random_stack(backbone, 2), [[[1]], [[1], [1]]], 1, [[0], [0, 0]], SAMPLING)
+    with pytest.raises(ValueError, match="same number of prompts"):
+        sampler.sample(random_stack(backbone, 3), [[[1]], [[1]]], 1, [[0], [0]], SAMPLING)
+    long = [1] * (CONTEXT - STEPS + 1)
+    with pytest.raises(ValueError, match=f"prompt of {len(long)} tokens .* context of {CONTEXT}"):
+        sampler.sample(None, [[long]], 1, [[0]], SAMPLING)
+    assert sampler.sample(None, [[long[1:]]], 1, [[0]], SAMPLING).rows == 1
+
+
+def test_rows_per_call_follow_the_cache_size() -> None:
+    sampler = NativeSampler(tiny_backbone("llama"))
+    assert sampler.rows_per_call(100) == 2048
+    per_row = 2 * 2 * 2 * 4 * 4 * 1_000_000  # layers, keys and values, kv heads, head size, bytes, positions
+    assert sampler.rows_per_call(1_000_000) == (2 << 30) // (per_row + 16 * sampler.backbone.vocabulary)
+    assert sampler.rows_per_call(10**9) == 1
+    assert NativeSampler(tiny_backbone("llama"), max_rows=7).rows_per_call(10**9) == 7
+
+
+def padded(rows: list[list[int]]) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+
+
+def test_padding_behind_a_row_changes_nothing_in_the_trainer() -> None:
+    backbone = tiny_backbone("gemma2")
+    rollouts = handmade_rollouts(some_prompts(3), [[5, 6, EOS], [9], [4, 8]])
+    other = handmade_rollouts(some_prompts(3), [[5, 6, EOS], [9], [4, 8]])
+    other.tokens_B_T[1, 1:] = 30
+    with torch.no_grad():
+        found = token_logprobs(backbone, rollouts, 1.0)
+        assert torch.equal(found, token_logprobs(backbone, other, 1.0))
+    assert torch.equal(found != 0, padded([[1, 1, 1], [1], [1, 1]]) == 1)

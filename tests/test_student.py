@@ -1,0 +1,209 @@
+"""The inner loop: a population trained together is the students trained one by one."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from helpers import random_stack, same_stacks, some_problems, tiny_backbone, tiny_examiner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soar import seeds
+from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
+from soar.policy import AdapterStack
+from soar.rloo import leave_one_out
+from soar.student import Metrics, Population, choose_chunk, inner_steps, shuffled_passes, train_population
+from soar.types import Problem
+from soar.update import StackOptimizer, update
+
+STUDENTS, STEPS, LR = 5, 3, 0.02
+CONFIG = StudentConfig(
+    prompts_per_step=2,
+    attempts=6,
+    sampling=SamplingConfig(max_tokens=8),
+    optimizer=OptimizerConfig(kl=0.01, eps=1e-5),
+    reward="binary",
+)
+
+
+def batches(students: int = STUDENTS) -> list[list[list[Problem]]]:
+    return [shuffled_passes(some_problems(3, first=4 * p), p, STEPS, 2) for p in range(students)]
+
+
+def train(
+    chunk: int = 0,
+    workers: int = 1,
+    students: int = STUDENTS,
+    start: AdapterStack | None = None,
+    adapter: str = "lora",
+    kl: float = 0.01,
+) -> Population:
+    examiner = tiny_examiner(tiny_backbone(adapter=adapter, chunk=chunk))
+    first = start or random_stack(examiner.backbone, 1)
+    seed_P = [100 + p for p in range(students)]
+    config = CONFIG.model_copy(update={"optimizer": CONFIG.optimizer.model_copy(update={"kl": kl})})
+    return train_population(examiner, first, batches(students), seed_P, config, LR, workers)
+
+
+def near(one: AdapterStack, other: AdapterStack) -> None:
+    """Equal up to the rounding of batched products, which is small beside one step."""
+    for name, tensor in one.tensors.items():
+        assert (tensor - other.tensors[name]).abs().max() < 0.05 * LR, name
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_training_changes_neither_baseline_nor_base_model(adapter: str) -> None:
+    examiner = tiny_examiner(tiny_backbone(adapter=adapter))
+    baseline = random_stack(examiner.backbone, 1)
+    before = baseline.digest(), examiner.backbone.base_digest()
+    found = train_population(examiner, baseline, batches(), list(range(STUDENTS)), CONFIG, LR)
+    assert (baseline.digest(), examiner.backbone.base_digest()) == before
+    assert all(tensor.grad is None and not tensor.requires_grad for tensor in baseline.tensors.values())
+    digests = {found.stack.digest(p) for p in range(STUDENTS)}
+    assert len(digests) == STUDENTS and before[0] not in digests
+    assert not any(tensor.requires_grad for tensor in found.stack.tensors.values())
+    assert found.rollouts == STUDENTS * STEPS * 2 * 6
+    assert not found.failed_P.any()
+
+
+def test_a_student_is_trained_by_the_written_out_loop() -> None:
+    examiner = tiny_examiner(tiny_backbone())
+    start = random_stack(examiner.backbone, 1)
+    found = train(chunk=1, students=1)
+    stack = start.select([0])
+    optimizer = StackOptimizer(stack, CONFIG.optimizer)
+    for step, problems in enumerate(batches(1)[0]):
+        attempts = examiner.attempt(stack, [problems], 6, [seeds.derive(100, "attempts", step)], CONFIG.sampling)
+        advantage = leave_one_out(attempts.reward_P_Q_N).reshape(-1)
+        update(examiner.backbone, stack, optimizer, attempts.rollouts, advantage, LR, 1.0, 8)
+        assert found.metrics[step]["reward_mean"] == pytest.approx(attempts.reward_P_Q_N.mean().item())
+    assert same_stacks(found.stack, stack)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_any_chunk_gives_the_same_students(adapter: str) -> None:
+    whole = train(chunk=STUDENTS, adapter=adapter)
+    for chunk in (1, 2):
+        parts = train(chunk=chunk, adapter=adapter)
+        near(parts.stack, whole.stack)
+        for one, other in zip(parts.metrics, whole.metrics, strict=True):
+            assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+    assert max(metrics["frac_mixed"] for metrics in whole.metrics) > 0.3
+    assert max(metrics["logprob_gap"] for metrics in whole.metrics) < 1e-4
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others() -> None:
+    one, two = train(), train()
+    assert same_stacks(one.stack, two.stack)
+    assert one.metrics == two.metrics
+    examiner = tiny_examiner(tiny_backbone())
+    other = train_population(examiner, random_stack(examiner.backbone, 1), batches(), [9] * STUDENTS, CONFIG, LR)
+    assert not any(same_stacks(one.stack, other.stack, p) for p in range(STUDENTS))
+
+
+def test_two_workers_give_the_same_bytes_as_one() -> None:
+    one, two = train(chunk=2), train(chunk=2, workers=2)
+    assert same_stacks(one.stack, two.stack)
+    assert one.metrics == two.metrics
+    assert torch.equal(one.failed_P, two.failed_P)
+
+
+def test_students_depend_on_their_own_seed_and_batches() -> None:
+    """The order of the students does not matter, and two with the same seed and batches end up equal."""
+    whole = train(chunk=STUDENTS)
+    examiner = tiny_examiner(tiny_backbone())
+    order = [3, 0, 3]
+    found = train_population(
+        examiner,
+        random_stack(examiner.backbone, 1),
+        [batches()[p] for p in order],
+        [100 + p for p in order],
+        CONFIG,
+        LR,
+    )
+    near(found.stack, whole.stack.select(order))
+    assert same_stacks(found.stack.select([0]), found.stack.select([2]))
+
+
+def test_students_can_start_from_their_own_slices() -> None:
+    backbone = tiny_backbone()
+    starts = random_stack(backbone, STUDENTS)
+    found = train(chunk=2, start=starts)
+    for p in (0, 4):
+        examiner = tiny_examiner(tiny_backbone())
+        alone = train_population(examiner, starts.select([p]), [batches()[p]], [100 + p], CONFIG, LR)
+        near(alone.stack, found.stack.select([p]))
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.01])
+def test_a_diverged_student_is_reported_and_leaves_the_others_alone(kl: float) -> None:
+    """Without KL its rows have no advantage, so the update never meets the NaN; the sampler does."""
+    backbone = tiny_backbone()
+    starts = random_stack(backbone, STUDENTS)
+    ill = starts.select(list(range(STUDENTS)))
+    ill.tensors["model.layers.1.self_attn.v_proj.B"][2] = torch.nan
+    well, found = (train(chunk=STUDENTS, start=stack, kl=kl) for stack in (starts, ill))
+    assert well.failed_P.tolist() == [False] * STUDENTS
+    assert found.failed_P.tolist() == [p == 2 for p in range(STUDENTS)]
+    near(found.stack.select([0, 1, 3, 4]), well.stack.select([0, 1, 3, 4]))
+
+
+def test_training_raises_the_reward() -> None:
+    problems = some_problems(2)
+    examiner = tiny_examiner(tiny_backbone())
+    lessons = [shuffled_passes(problems, p, 20, 2) for p in range(2)]
+    config = CONFIG.model_copy(update={"attempts": 16})
+    found = train_population(examiner, random_stack(examiner.backbone, 1), lessons, [1, 2], config, lr=0.05)
+    rewards = [metrics["reward_mean"] for metrics in found.metrics]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
+
+
+def test_every_step_of_every_chunk_is_reported() -> None:
+    seen: list[int] = []
+    lock = threading.Lock()
+
+    def on_step(step: int, metrics: Metrics) -> None:
+        with lock:
+            seen.append(step)
+        assert set(metrics) >= {"reward_mean", "pass_rate", "frac_mixed", "kl", "logprob_gap", "grad_norm"}
+
+    examiner = tiny_examiner(tiny_backbone(chunk=2))
+    start = random_stack(examiner.backbone, 1)
+    train_population(examiner, start, batches(), list(range(STUDENTS)), CONFIG, LR, workers=2, on_step=on_step)
+    assert sorted(seen) == sorted([0, 1, 2] * 3)
+
+
+@given(st.integers(1, 12), st.integers(0, 2**40), st.integers(1, 7), st.integers(1, 6))
+def test_shuffled_passes(count: int, seed: int, steps: int, per_step: int) -> None:
+    problems = some_problems(count)
+    found = shuffled_passes(problems, seed, steps, per_step)
+    assert [len(batch) for batch in found] == [per_step] * steps
+    stream = [problem for batch in found for problem in batch]
+    for first in range(0, len(stream), count):
+        part = stream[first : first + count]
+        assert len({problem.id for problem in part}) == len(part)
+    assert found == shuffled_passes(problems, seed, steps, per_step)
+    assert found == shuffled_passes(problems, seed, steps + 3, per_step)[:steps]
+
+
+def test_passes_differ_from_each_other_and_between_seeds() -> None:
+    problems = some_problems(10)
+    passes = shuffled_passes(problems, 1, 3, 10)
+    assert passes[0] != passes[1] != passes[2]
+    assert passes[0] not in (problems, shuffled_passes(problems, 2, 1, 10)[0])
+    with pytest.raises(ValueError, match="no problems to train on"):
+        shuffled_passes([], 1, 1, 1)
+
+
+def test_steps_grow_with_promotions_up_to_the_limit() -> None:
+    config = StudentConfig(steps=10, extra_steps_per_promotion=5, max_steps=20)
+    assert [inner_steps(config, promotions) for promotions in range(4)] == [10, 15, 20, 20]
+
+
+def test_chunk_sizes() -> None:
+    free, fixed = tiny_backbone(), tiny_backbone(chunk=3)
+    assert [choose_chunk(free, 16, workers) for workers in (1, 2, 3)] == [8, 8, 6]
+    assert [choose_chunk(free, policies, 2) for policies in (1, 2, 5)] == [1, 1, 3]
+    assert [choose_chunk(fixed, policies, 1) for policies in (2, 3, 9)] == [2, 3, 3]

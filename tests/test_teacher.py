@@ -1,0 +1,248 @@
+"""One outer step with students of known gains: reward, advantages, promotion, failures, all worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import ScriptedLoop, UpdateLog, skills, tiny_config, transcription
+
+from soar import teacher
+from soar.config import Config
+
+NAN = float("nan")
+
+
+def settings_of(*overrides: str) -> Config:
+    """3 datasets of 4 questions, 2 repeats, all 8 hard problems as reward questions, greedy, window 1, no promotion."""
+    common = ("reward.mode=greedy", "reward.attempts=1", "reward.questions=8", "promotion.tau=9")
+    plain = "teacher.optimizer.normalize_advantages=false"
+    return tiny_config(*common, plain, *overrides)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> UpdateLog:
+    """What the teacher's update is given."""
+    found = UpdateLog(datasets=3)
+    monkeypatch.setattr(teacher, "update", found)
+    return found
+
+
+def test_known_gains_give_the_known_reward_and_advantages(log: UpdateLog) -> None:
+    loop = ScriptedLoop(settings_of(), [[[4, 6], [2, 2], [0, 1]]])
+    loop.state.baseline = skills([2.0])
+    (event, *more), rows = loop.step()
+    assert more == []
+    assert event["baseline_pass_rate"] == 2 / 8
+    assert event["best_pass_rate"] == 6 / 8
+    # Gains in eighths: (2, 4), (0, 0), (-2, -1).
+    assert event["reward_G"] == [3 / 8, 0.0, -1.5 / 8]
+    assert event["reward_se_G"] == pytest.approx([1 / 8, 0.0, 0.5 / 8])
+    assert event["reward_mean"] == pytest.approx(0.5 / 8)
+    assert [row["reward"] for row in rows] == [3 / 8] * 4 + [0.0] * 4 + [-1.5 / 8] * 4
+    (advantage_G_n,) = log.advantages
+    # Each reward minus the mean of the other two: 3 + 0.75, 0 - 0.75, -1.5 - 1.5.
+    wanted = torch.tensor([3.75, -0.75, -3.0]) / 8
+    assert torch.allclose(advantage_G_n, wanted[:, None].expand(3, 4), atol=1e-7)
+    assert advantage_G_n.sum().abs() < 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=2), min_size=3, max_size=3), st.integers(0, 8))
+def test_advantages_are_leave_one_out_over_datasets_and_constant_within(gained: list[list[int]], start: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        log = UpdateLog(datasets=3)
+        patch.setattr(teacher, "update", log)
+        loop = ScriptedLoop(settings_of(), [gained])
+        loop.state.baseline = skills([float(start)])
+        events, _ = loop.step()
+    reward_G = [sum(skill - start for skill in row) / 2 / 8 for row in gained]
+    assert events[0]["reward_G"] == pytest.approx(reward_G)
+    for k in range(3):
+        others = sum(reward_G[i] for i in range(3) if i != k) / 2
+        assert log.advantages[0][k].tolist() == pytest.approx([reward_G[k] - others] * 4, abs=1e-6)
+
+
+def test_a_failed_student_is_left_out(log: UpdateLog) -> None:
+    failed = [[[True, False], [False, False], [True, True]]]
+    loop = ScriptedLoop(settings_of(), [[[8, 2], [4, 0], [8, 8]]], failed)
+    (event, *more), rows = loop.step()
+    assert more == []
+    assert event["reward_G"] == [2 / 8, 2 / 8, None]
+    assert event["reward_se_G"] == [None, pytest.approx(2 / 8), None]
+    assert event["reward_mean"] == 2 / 8
+    assert event["failed_students"] == 3
+    assert event["best_pass_rate"] == 4 / 8
+    assert {row["reward"] for row in rows if row["dataset"] == 2} == {None}
+    assert torch.equal(log.advantages[0], torch.zeros(3, 4))
+
+
+def test_a_student_that_diverges_only_when_measured_is_left_out(log: UpdateLog) -> None:
+    loop = ScriptedLoop(settings_of("promotion.tau=-9"), [[[NAN, 3], [1, 1], [1, 1]]])
+    (event, promotion), _ = loop.step()
+    assert event["reward_G"] == [3 / 8, 1 / 8, 1 / 8]
+    assert event["failed_students"] == 1
+    assert (promotion["dataset"], promotion["repeat"]) == (0, 1)
+
+
+def test_all_failed_is_an_alarm_and_leaves_the_teacher_alone(log: UpdateLog) -> None:
+    failed = [np.ones((3, 2)), np.zeros((3, 2))]
+    loop = ScriptedLoop(settings_of(), [[[8, 8]] * 3, [[8, 8]] * 3], failed)
+    before = loop.state.teacher.digest()
+    (event, alarm), _ = loop.step()
+    assert event["reward_G"] == [None] * 3
+    assert (event["reward_mean"], event["best_pass_rate"], event["teacher_kl"]) == (None, None, None)
+    assert alarm["event"] == "alarm"
+    assert alarm["kind"] == "all students failed"
+    assert alarm["step"] == 0
+    assert log.advantages == []
+    assert loop.state.teacher.digest() == before
+    assert loop.state.window == []
+    events, _ = loop.step()
+    assert [e["event"] for e in events] == ["outer_step"]
+    assert loop.state.window == [1.0]
+    assert len(log.advantages) == 1
+
+
+def test_reward_none_trains_no_teacher(log: UpdateLog) -> None:
+    loop = ScriptedLoop(settings_of("teacher.reward=none"), [[[1, 2], [3, 4], [5, 6]]])
+    events, _ = loop.step()
+    assert log.advantages == []
+    assert events[0]["teacher_grad_norm"] is None
+    assert events[0]["reward_G"] == [1.5 / 8, 3.5 / 8, 5.5 / 8]
+
+
+def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> None:
+    skill = [[[1, 2], [6, 4], [3, 3]]]
+    loop = ScriptedLoop(settings_of("promotion.tau=0"), skill)
+    before = loop.state.baseline.digest()
+    (event, promotion), rows = loop.step()
+    population = loop.populations[0].stack
+    digests = [population.digest(p) for p in range(6)]
+    assert loop.state.baseline.digest() == digests[3] != before
+    assert digests.index(digests[3]) == 3
+    assert promotion == {
+        "event": "promotion",
+        "step": 0,
+        "dataset": 1,
+        "repeat": 1,
+        "reward": 5 / 8,
+        "pass_rate": 4 / 8,
+        "baseline_pass_rate": 0.0,
+        "questions": 4,
+        "student": digests[3],
+    }
+    assert event["promoted"] is True
+    assert loop.state.pq == [
+        {"question": f"question 0 1 {i}", "answer": str(i), "step": 0, "dataset": 1, "reward": 5 / 8} for i in range(4)
+    ]
+    assert [row for row in rows if row["dataset"] == 1] == loop.state.pq
+    population.tensors["skill"][3] = 99.0
+    assert loop.state.baseline.digest() == digests[3]
+
+
+def test_the_window_restarts_and_the_baseline_moves(log: UpdateLog) -> None:
+    # Gains of 1/8 a step over whatever the baseline is; a window of 2 promotes at steps 1 and 3, never at 2.
+    skill = [[[1, 1], [1, 1], [1, 1]], [[1, 1], [1, 1], [1, 1]], [[2, 2], [2, 2], [2, 2]], [[2, 2], [2, 2], [2, 2]]]
+    loop = ScriptedLoop(settings_of("promotion.tau=0.05", "promotion.window=2"), skill)
+    found = [loop.step()[0] for _ in range(4)]
+    assert [step[0]["promoted"] for step in found] == [False, True, False, True]
+    assert [step[0]["baseline_pass_rate"] for step in found] == [0.0, 0.0, 1 / 8, 1 / 8]
+    assert [step[0]["window_mean"] for step in found] == [None, 1 / 8, None, 1 / 8]
+    assert loop.state.promotions == 2
+    assert [row["step"] for row in loop.state.pq] == [1] * 4 + [3] * 4
+
+
+rewards_of_a_run = st.lists(
+    st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=2), min_size=3, max_size=3), min_size=1, max_size=8
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rewards_of_a_run, st.integers(1, 3), st.integers(-2, 2))
+def test_a_whole_run_promotes_as_the_algorithm_says(skill: list[list[list[int]]], size: int, eighths: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher, "update", UpdateLog(datasets=3))
+        tau = eighths / 8
+        loop = ScriptedLoop(settings_of(f"promotion.tau={tau}", f"promotion.window={size}"), skill)
+        found = [loop.step()[0] for _ in skill]
+    baseline, history = 0, []
+    for gained, events in zip(skill, found, strict=True):
+        rewards: list[Any] = [sum(s - baseline for s in row) / 2 / 8 for row in gained]
+        history.append(float(np.mean(rewards)))
+        chosen = transcription(history, rewards, [[s / 8 for s in row] for row in gained], tau, size)
+        promotion = next((e for e in events if e["event"] == "promotion"), None)
+        assert chosen == (None if promotion is None else (promotion["dataset"], promotion["repeat"]))
+        if chosen is not None:
+            baseline, history = gained[chosen[0]][chosen[1]], []
+
+
+def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log: UpdateLog) -> None:
+    config = settings_of("reward.questions=5", "promotion.window=2", "promotion.tau=0")
+    loop = ScriptedLoop(config, [[[3, 3]] * 3] * 4)
+    drawn, asked_baseline, before = [], [], 0
+    for _ in range(3):
+        drawn.append({p.id for p in loop.draw_reward_questions()})
+        loop.step()
+        calls = loop.examiner.asked[before:]  # type: ignore[attr-defined]
+        before += len(calls)
+        asked_baseline.append(set(calls[0]) if len(calls) == 2 else set())
+    assert all(len(questions) == 5 for questions in drawn)
+    assert drawn[0] != drawn[1]
+    assert asked_baseline[0] == drawn[0]
+    assert asked_baseline[1] == drawn[1] - drawn[0]
+    assert asked_baseline[2] == drawn[2]  # promoted after step 1: measured again
+
+
+def test_reward_questions_are_drawn_without_replacement_from_the_training_half() -> None:
+    config = settings_of("reward.questions=6")
+    loop, other = ScriptedLoop(config, []), ScriptedLoop(config, [])
+    draws = []
+    for step in range(20):
+        loop.state.step = other.state.step = step
+        draws.append([p.id for p in loop.draw_reward_questions()])
+        assert draws[-1] == [p.id for p in other.draw_reward_questions()]
+        assert len(set(draws[-1])) == 6
+    assert {i for draw in draws for i in draw} == {p.id for p in loop.hard_train}
+    assert ScriptedLoop(settings_of("reward.questions=80"), []).draw_reward_questions() == loop.hard_train
+
+
+def test_a_question_that_cannot_be_scored_counts_neither_for_the_student_nor_for_the_baseline(log: UpdateLog) -> None:
+    loop = ScriptedLoop(settings_of(), [[[4, 4]] * 3], unscorable=["hard-6", "hard-7"])
+    loop.state.baseline = skills([3.0])
+    event = loop.step()[0][0]
+    assert event["baseline_pass_rate"] == pytest.approx(3 / 6)
+    assert event["reward_G"] == pytest.approx([1 / 6] * 3)
+
+
+def test_student_rollouts_are_counted(log: UpdateLog) -> None:
+    loop = ScriptedLoop(settings_of("reward.questions=5", "promotion.tau=-9"), [[[3, 3]] * 3] * 2)
+    first = loop.step()[0][0]["student_rollouts"]
+    second = loop.step()[0][0]["student_rollouts"]
+    assert first == 5 * 1 + 6 * 5  # baseline, then 6 students
+    assert second == 2 * first  # promoted: the new baseline is measured on all questions
+
+
+def test_the_teacher_update_gets_the_step_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    log = UpdateLog(datasets=3)
+
+    def spy(*args: Any) -> Any:
+        rates.append(args[5])
+        return log(*args)
+
+    monkeypatch.setattr(teacher, "update", spy)
+    config = settings_of(
+        "teacher.steps=4",
+        "teacher.optimizer.schedule=cosine",
+        "teacher.optimizer.warmup_steps=2",
+        "teacher.optimizer.lr=0.5",
+    )
+    loop = ScriptedLoop(config, [[[1, 2], [3, 4], [5, 6]]] * 4)
+    for _ in range(4):
+        loop.step()
+    assert rates == pytest.approx([0.25, 0.5, 0.5, 0.25])

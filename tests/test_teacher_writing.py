@@ -1,0 +1,195 @@
+"""What the teacher is asked and what becomes of its texts; the teacher never meets a hard problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import easy_problems, rollouts_of, teacher_text, tiny_config
+
+from soar import teacher
+from soar.config import Config, ConfigError
+from soar.pipeline import open_examiner
+from soar.policy import Backbone
+from soar.rollout import Examiner
+from soar.sampler import Rollouts
+from soar.teacher import OuterLoop, TeacherError, new_state
+from soar.types import Problem
+from soar.worlds import ANSWER_MARK, get_world
+
+
+@pytest.fixture(scope="module")
+def examiner() -> Iterator[Examiner]:
+    torch.set_num_threads(1)
+    with open_examiner(tiny_config()) as found:
+        yield found
+
+
+class ScriptedSampler:
+    """Says the given texts, round and round; `calls` holds (seed, number of rollouts) of every call."""
+
+    def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
+        self.backbone, self.texts = backbone, list(texts)
+        self.calls: list[tuple[int, int]] = []
+        self.said = 0
+
+    def sample(
+        self, stack: Any, prompts_P_Q: Any, attempts: int, seed_P_Q: Any, sampling: Any, greedy: bool = False
+    ) -> Rollouts:
+        self.calls.append((seed_P_Q[0][0], attempts))
+        texts = [self.texts[(self.said + i) % len(self.texts)] for i in range(attempts)]
+        self.said += attempts
+        return rollouts_of(self.backbone, texts, prompts_P_Q[0][0])
+
+
+def writer(examiner: Examiner, texts: Sequence[str], config: Config) -> tuple[OuterLoop, ScriptedSampler]:
+    sampler = ScriptedSampler(examiner.backbone, texts)
+    scripted = Examiner(examiner.backbone, sampler, examiner.fmt, examiner.verifier, examiner.scheme)
+    return OuterLoop(scripted, easy_problems(4, seed=9), config, new_state(scripted, config)), sampler
+
+
+def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(examiner: Examiner) -> None:
+    problems = easy_problems(12)
+    bad = f"no mark here {ANSWER_MARK}"
+    texts = [text for problem in problems for text in (bad, teacher_text(problem))]
+    loop, _ = writer(examiner, texts, tiny_config())
+    lessons = loop.write()
+    asked = [[(p.question, p.answer) for p in problems[k * 4 : k * 4 + 4]] for k in range(3)]
+    assert [[(p.question, p.answer) for p in row] for row in lessons.problems_G_Q] == asked
+    said = lessons.rollouts.texts(examiner.backbone)
+    assert ["".join(text.split()) for text in said] == ["".join(teacher_text(p).split()) for p in problems]
+    assert lessons.sampled == 24
+    assert lessons.rejected == {"empty": 12}
+    assert loop.state.teacher_rollouts == 24
+
+
+def test_what_is_left_of_a_batch_is_not_used(examiner: Examiner) -> None:
+    problems = easy_problems(40)
+    loop, sampler = writer(examiner, [teacher_text(p) for p in problems], tiny_config())
+    lessons = loop.write()
+    assert sampler.said > 12
+    assert (lessons.sampled, lessons.rollouts.rows, lessons.rejected) == (12, 12, {})
+
+
+def test_every_try_has_its_own_seed(examiner: Examiner) -> None:
+    texts = [*["nothing"] * 7, teacher_text(easy_problems(1)[0])]
+    loop, sampler = writer(examiner, texts, tiny_config())
+    loop.write()
+    loop.state.step = 1
+    loop.write()
+    drawn = [seed for seed, _ in sampler.calls]
+    assert len(drawn) >= 4
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(("tries", "wanted"), [(1, 12), (3, 36), (20, 240)])
+def test_teacher_error_names_reasons_and_last_outputs(examiner: Examiner, tries: int, wanted: int) -> None:
+    texts = [f"output {i % 10} \x1b[2J" for i in range(7)]
+    loop, sampler = writer(examiner, texts, tiny_config(f"teacher.max_tries={tries}"))
+    with pytest.raises(TeacherError) as caught:
+        loop.write()
+    message = str(caught.value)
+    assert f"wrote 0 acceptable pairs of 12 in {wanted} samples (rejected: no_answer {wanted})" in message
+    assert sampler.said == wanted
+    shown = message.partition("Its last outputs:\n")[2].split("\n")[:5]
+    assert all(line.startswith("  '") for line in shown)
+    assert len({*shown}) == 5
+    assert "\x1b" not in message
+    assert "problems.format" in message
+
+
+def test_duplicates_are_refused_within_a_step_when_asked(examiner: Examiner) -> None:
+    problems = easy_problems(12)
+    texts = [teacher_text(problem) for problem in [*problems[:6], *problems[:6], *problems[6:]]]
+    plain, _ = writer(examiner, texts, tiny_config())
+    strict, _ = writer(examiner, texts, tiny_config("teacher.reject_duplicates=true"))
+    assert len({p.question for row in plain.write().problems_G_Q for p in row}) == 6
+    lessons = strict.write()
+    assert len({p.question for row in lessons.problems_G_Q for p in row}) == 12
+    assert lessons.rejected == {"duplicate": 6}
+
+
+def test_a_question_without_room_for_an_answer_is_too_long(examiner: Examiner) -> None:
+    short = easy_problems(1)[0]
+    room = examiner.backbone.context - len(examiner.prompt(short))
+    fits, tight = (
+        tiny_config(f"student.sampling.max_tokens={room}"),
+        tiny_config(f"student.sampling.max_tokens={room + 1}", "teacher.max_tries=1"),
+    )
+    assert len(writer(examiner, [teacher_text(short)], fits)[0].write().problems_G_Q) == 3
+    with pytest.raises(TeacherError, match="too_long 12"):
+        writer(examiner, [teacher_text(short)], tight)[0].write()
+
+
+def test_a_teacher_prompt_without_room_is_refused_before_anything_runs(examiner: Examiner) -> None:
+    config = tiny_config(f"teacher.sampling.max_tokens={examiner.backbone.context}")
+    with pytest.raises(
+        ConfigError, match=r"teacher\.sampling\.max_tokens = \d+: with the teacher prompt of \d+ tokens"
+    ):
+        writer(examiner, ["x"], config)
+
+
+class Recorder:
+    """A sampler that notes, for every call, whether the teacher's own stack was used, and the prompts."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.teacher = inner, None
+        self.calls: list[tuple[bool, list[list[int]]]] = []
+
+    def sample(self, stack: Any, prompts_P_Q: Any, *rest: Any, **more: Any) -> Rollouts:
+        self.calls.append((stack is self.teacher, [ids for prompts in prompts_P_Q for ids in prompts]))
+        return self.inner.sample(stack, prompts_P_Q, *rest, **more)
+
+
+def found_in(prompts: Sequence[Sequence[int]], problems: Sequence[Problem], backbone: Backbone) -> set[str]:
+    """Ids of the problems whose question stands in one of the decoded prompts, whatever the spacing."""
+    texts = ["".join(text.split()) for text in backbone.tokenizer.batch_decode([list(ids) for ids in set(prompts)])]
+    return {p.id for p in problems if any("".join(p.question.split()) in text for text in texts)}
+
+
+def recorded_loop(
+    examiner: Examiner, monkeypatch: pytest.MonkeyPatch, leak: bool
+) -> tuple[set[str], set[str], set[str], OuterLoop]:
+    """Two real outer steps: ids of the hard problems found in the teacher's prompts, in its training rows, and in the
+    students' prompts; and the loop."""
+    config = tiny_config()
+    hard = get_world("tiny").hard_problems(12, 0)
+    recorder = Recorder(examiner.sampler)
+    watched = Examiner(examiner.backbone, recorder, examiner.fmt, examiner.verifier, examiner.scheme)
+    loop = OuterLoop(watched, hard, config, new_state(watched, config))
+    recorder.teacher = loop.state.teacher
+    trained: list[tuple[int, ...]] = []
+    real = teacher.update
+
+    def spy(backbone: Any, stack: Any, optimizer: Any, rollouts: Rollouts, *rest: Any) -> Any:
+        assert stack is loop.state.teacher
+        trained.extend(rollouts.prompts)
+        return real(backbone, stack, optimizer, rollouts, *rest)
+
+    monkeypatch.setattr(teacher, "update", spy)
+    if leak:
+        question = examiner.backbone.tokenizer.encode(hard[3].question, add_special_tokens=False)
+        loop.prompt = [*question, *loop.prompt]
+    for _ in range(2):
+        loop.step()
+    asked = [tuple(ids) for own, prompts in recorder.calls if own for ids in prompts]
+    others = [tuple(ids) for own, prompts in recorder.calls if not own for ids in prompts]
+    backbone = examiner.backbone
+    assert asked
+    assert len(trained) == 24
+    return found_in(asked, hard, backbone), found_in(trained, hard, backbone), found_in(others, hard, backbone), loop
+
+
+def test_the_teacher_never_receives_a_hard_problem(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, trained, students, loop = recorded_loop(examiner, monkeypatch, leak=False)
+    assert asked == set()
+    assert trained == set()
+    assert len(students) >= 4  # the reward questions are found where they belong
+    assert loop.state.promotions == 2
+
+
+def test_a_leak_to_the_teacher_would_be_found(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, trained, _, loop = recorded_loop(examiner, monkeypatch, leak=True)
+    assert asked == trained == {loop.hard_train[3].id}

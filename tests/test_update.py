@@ -1,0 +1,329 @@
+"""One optimizer step of a stack against a plain one-model step written out here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    EOS,
+    handmade_rollouts,
+    plain_logprobs,
+    random_rollouts,
+    random_stack,
+    same_stacks,
+    some_prompts,
+    tiny_model,
+)
+from helpers import tiny_backbone as backbone_of
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.func import functional_call
+
+from soar.config import OptimizerConfig
+from soar.policy import AdapterStack, Backbone
+from soar.sampler import Rollouts
+from soar.update import StackOptimizer, UpdateStats, learning_rate, update
+
+POLICIES, ROWS, MAX_TOKENS, TEMPERATURE, LR = 3, 4, 10, 0.8, 0.01
+ADVANTAGE = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, 0.0, -3.0, 0.0, 0.25, 1.0, -1.0, 0.5])
+PLAIN = OptimizerConfig(lr=LR, kl=0.0, clip=1e9, eps=1e-5)
+
+
+def rollouts() -> Rollouts:
+    return random_rollouts(POLICIES * ROWS)
+
+
+def step(
+    backbone: Backbone,
+    stack: AdapterStack,
+    optimizer: StackOptimizer,
+    given: Rollouts | None = None,
+    advantage_B: Tensor = ADVANTAGE,
+) -> UpdateStats:
+    return update(backbone, stack, optimizer, given or rollouts(), advantage_B, LR, TEMPERATURE, MAX_TOKENS)
+
+
+def plain_steps(
+    name: str, stack: AdapterStack, policy: int, config: OptimizerConfig, count: int
+) -> tuple[dict[str, Tensor], list[float], list[float]]:
+    """The same steps for one policy: plain model, one row at a time, torch's AdamW. Weights, norms, KL per token."""
+    base, leaves = tiny_model(name), {n: t[policy].clone().requires_grad_(True) for n, t in stack.tensors.items()}
+    optimizer = torch.optim.AdamW(
+        leaves.values(),
+        lr=LR,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    norms, divergences = [], []
+    for _ in range(count):
+        weights = {}
+        for layer in {n.rpartition(".")[0] for n in leaves}:
+            change = (
+                leaves[f"{layer}.delta"]
+                if stack.kind == "full"
+                else stack.scale * (leaves[f"{layer}.A"] @ leaves[f"{layer}.B"])
+            )
+            weights[f"{layer}.weight"] = base.get_submodule(layer).weight.detach() + change.T
+
+        def model(input_ids: Tensor, weights: dict[str, Tensor] = weights) -> object:
+            return functional_call(base, weights, kwargs={"input_ids": input_ids}, tie_weights=False)
+
+        loss, divergence, tokens = torch.zeros(()), 0.0, 0
+        for row in range(policy * ROWS, (policy + 1) * ROWS):
+            prompt = rollouts().prompts[row]
+            completion = rollouts().tokens_B_T[row, : rollouts().length_B[row]].tolist()
+            logprob = plain_logprobs(model, prompt, completion, TEMPERATURE)
+            with torch.no_grad():
+                reference = plain_logprobs(base, prompt, completion, TEMPERATURE)
+            k3 = torch.exp(reference - logprob) - (reference - logprob) - 1
+            loss = loss + (-ADVANTAGE[row] * logprob.sum() + config.kl * k3.sum()) / (ROWS * MAX_TOKENS)
+            divergence, tokens = divergence + k3.sum().item(), tokens + len(completion)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.stack([leaf.grad.norm() for leaf in leaves.values() if leaf.grad is not None]).norm()
+        for leaf in leaves.values():
+            if leaf.grad is not None:
+                leaf.grad *= min(1.0, config.clip / norm.item())
+        optimizer.step()
+        norms.append(norm.item())
+        divergences.append(divergence / tokens)
+    return {n: leaf.detach() for n, leaf in leaves.items()}, norms, divergences
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "config"),
+    [
+        ("llama", "lora", PLAIN),
+        ("llama", "full", PLAIN.model_copy(update={"kl": 0.3, "clip": 0.05})),
+        ("gemma2", "lora", PLAIN.model_copy(update={"kl": 0.3, "weight_decay": 0.2, "beta1": 0.8, "beta2": 0.9})),
+        ("qwen3", "full", PLAIN.model_copy(update={"clip": 0.05, "eps": 1e-4})),
+    ],
+)
+def test_steps_equal_a_plain_model_with_torch_adamw(name: str, adapter: str, config: OptimizerConfig) -> None:
+    backbone = backbone_of(name, adapter=adapter)
+    stack = random_stack(backbone, POLICIES)
+    start = stack.select(list(range(POLICIES)))
+    optimizer = StackOptimizer(stack, config)
+    stats = [step(backbone, stack, optimizer) for _ in range(2)]
+    assert [s.failed_P.tolist() for s in stats] == [[False] * POLICIES] * 2
+    for p in range(POLICIES):
+        weights, norms, divergences = plain_steps(name, start, p, config, 2)
+        for key, expected in weights.items():
+            moved = (expected - start.tensors[key][p]).abs().max()
+            assert moved > LR / 2
+            assert (stack.tensors[key][p] - expected).abs().max() < 0.02 * LR
+        for s, norm, divergence in zip(stats, norms, divergences, strict=True):
+            assert s.gradient_norm_P[p].item() == pytest.approx(norm, rel=1e-3)
+            if config.kl:
+                assert s.kl_P[p].item() == pytest.approx(divergence, rel=1e-3)
+            else:
+                assert s.kl_P[p].isnan()
+
+
+def gradient_after(
+    tokens: int, kl: float, advantage_B: Tensor = ADVANTAGE, given: Rollouts | None = None
+) -> dict[str, Tensor]:
+    backbone = backbone_of("qwen2", micro_batch_tokens=tokens)
+    stack = random_stack(backbone, POLICIES)
+    optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"kl": kl}))
+    step(backbone, stack, optimizer, given, advantage_B)
+    return {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.2])
+def test_micro_batches_of_any_size_give_the_same_gradient(kl: float) -> None:
+    whole = gradient_after(100_000, kl)
+    for tokens in (1, 45, 90, 0):
+        for name, gradient in gradient_after(tokens, kl).items():
+            size = whole[name].abs().max().item()
+            torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * size)
+
+
+def test_rows_without_advantage_are_skipped() -> None:
+    """Whatever they hold: the step is the same bit for bit, and equals the plain one that includes them (above)."""
+    garbage = rollouts()
+    skipped = (ADVANTAGE == 0).nonzero()[:, 0]
+    garbage.tokens_B_T[skipped] = 5
+    first, second = gradient_after(0, 0.0), gradient_after(0, 0.0, given=garbage)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    backbone = backbone_of()
+    stack = random_stack(backbone, POLICIES)
+    assert step(backbone, stack, StackOptimizer(stack, PLAIN)).trained_rows == 8
+    with_kl = StackOptimizer(stack, PLAIN.model_copy(update={"kl": 0.1}))
+    assert step(backbone, stack, with_kl).trained_rows == 12
+
+
+def test_without_any_advantage_nothing_moves() -> None:
+    backbone = backbone_of()
+    stack = random_stack(backbone, POLICIES)
+    before = stack.digest(0)
+    stats = step(backbone, stack, StackOptimizer(stack, PLAIN), advantage_B=torch.zeros(12))
+    assert stack.digest(0) == before
+    assert stats.trained_rows == 0
+    assert stats.gradient_norm_P.tolist() == stats.gap_P.tolist() == [0.0] * 3
+    assert not stats.failed_P.any()
+
+
+def test_a_step_without_signal_counts_the_same_alone_and_in_company() -> None:
+    """Policy 0 has no advantage at first. AdamW's bias correction must not depend on whether a neighbour has one."""
+    backbone = backbone_of()
+    stack = random_stack(backbone, POLICIES)
+    quiet = ADVANTAGE.clone()
+    quiet[:ROWS] = 0.0
+    alone = stack.select([0])
+    one, all_of_them = StackOptimizer(alone, PLAIN), StackOptimizer(stack, PLAIN)
+    first_rows = rollouts().select(list(range(ROWS)))
+    for advantage_B in (quiet, quiet, ADVANTAGE, quiet):
+        step(backbone, stack, all_of_them, advantage_B=advantage_B)
+        step(backbone, alone, one, first_rows, advantage_B[:ROWS])
+    start = random_stack(backbone, 1).tensors
+    for name, tensor in alone.tensors.items():
+        assert (tensor[0] - start[name][0]).abs().max() > LR / 2
+        torch.testing.assert_close(stack.tensors[name][0], tensor[0], rtol=0, atol=0.02 * LR)
+
+
+@pytest.mark.parametrize("ill", ["weights", "advantage", "huge advantage"])
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_a_diverged_policy_is_kept_as_it_was_and_leaves_the_others_alone(ill: str, kl: float) -> None:
+    backbone = backbone_of("llama", micro_batch_tokens=60)
+    config = PLAIN.model_copy(update={"kl": kl, "weight_decay": 0.1})
+    runs = []
+    for broken in (False, True):
+        stack, advantage_B = random_stack(backbone, POLICIES), ADVANTAGE.clone()
+        if broken and ill == "weights":
+            stack.tensors["model.layers.0.self_attn.q_proj.A"][1, 0, 0] = torch.nan
+        elif broken:
+            advantage_B[ROWS + 2] = torch.nan if ill == "advantage" else 1e38
+        before = stack.select([0, 1, 2])
+        optimizer = StackOptimizer(stack, config)
+        stats = step(backbone, stack, optimizer, advantage_B=advantage_B)
+        runs.append((stack, optimizer, stats, before))
+    (well, well_optimizer, well_stats, _), (found, optimizer, stats, before) = runs
+    assert well_stats.failed_P.tolist() == [False] * 3
+    assert stats.failed_P.tolist() == [False, True, False]
+    assert found.digest(1) == before.digest(1) != well.digest(1)
+    for p in (0, 2):
+        assert found.digest(p) == well.digest(p) != before.digest(p)
+        assert stats.gradient_norm_P[p] == well_stats.gradient_norm_P[p]
+        assert stats.gap_P[p] == well_stats.gap_P[p]
+    for key, value in optimizer.state().items():
+        assert torch.isfinite(value).all()
+        if not key.endswith("/step"):
+            assert torch.equal(value[[0, 2]], well_optimizer.state()[key][[0, 2]])
+    if ill != "weights":
+        assert not step(backbone, found, optimizer).failed_P.any()
+        assert found.digest(1) != before.digest(1)
+
+
+def test_each_policy_is_clipped_by_its_own_norm() -> None:
+    backbone = backbone_of()
+    norms = []
+    for clip in (1e9, 0.5):
+        stack = random_stack(backbone, POLICIES)
+        stats = step(backbone, stack, StackOptimizer(stack, PLAIN.model_copy(update={"clip": clip})))
+        gradients = [tensor.grad for tensor in stack.tensors.values() if tensor.grad is not None]
+        norms.append((stats.gradient_norm_P, torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)))
+    (reported, whole), (reported_2, clipped) = norms
+    torch.testing.assert_close(reported, whole, rtol=1e-5, atol=0)
+    assert torch.equal(reported, reported_2)
+    assert whole.min() < 0.5 < whole.max()
+    torch.testing.assert_close(clipped, whole.clamp(max=0.5), rtol=1e-5, atol=0)
+
+
+def test_gap_is_the_mean_difference_to_the_sampler() -> None:
+    backbone = backbone_of()
+    stack = random_stack(backbone, POLICIES)
+    stats = step(backbone, stack, StackOptimizer(stack, PLAIN), advantage_B=torch.ones(12))
+    with torch.no_grad(), backbone.use(random_stack(backbone, POLICIES).select([1])):
+        total, tokens = 0.0, 0
+        for row in range(ROWS, 2 * ROWS):
+            completion = rollouts().tokens_B_T[row, : rollouts().length_B[row]].tolist()
+            total -= plain_logprobs(backbone.model, rollouts().prompts[row], completion, TEMPERATURE).sum().item()
+            tokens += len(completion)
+    assert stats.gap_P[1].item() == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_empty_completions_weigh_nothing() -> None:
+    """Their advantage has no token to act on: the same as other rows without advantage."""
+    backbone = backbone_of()
+    prompts = [[1, 5]] * 4
+    empty, filled = random_stack(backbone, 1), random_stack(backbone, 1)
+    given = handmade_rollouts(prompts, [[6, EOS], [], [7, 8], []])
+    step(backbone, empty, StackOptimizer(empty, PLAIN), given, torch.tensor([1.0, 2.0, -1.0, 0.5]))
+    given = handmade_rollouts(prompts, [[6, EOS], [9], [7, 8], [9]])
+    step(backbone, filled, StackOptimizer(filled, PLAIN), given, torch.tensor([1.0, 0.0, -1.0, 0.0]))
+    assert same_stacks(empty, filled)
+    assert not same_stacks(empty, random_stack(backbone, 1))
+
+
+def test_nothing_but_empty_completions_moves_nothing() -> None:
+    backbone = backbone_of()
+    stack = random_stack(backbone, 1)
+    optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"kl": 0.1}))
+    stats = step(backbone, stack, optimizer, handmade_rollouts([[1, 5]] * 4, [[]] * 4), torch.ones(4))
+    assert stats.trained_rows == 0 and not stats.failed_P.any()
+    assert same_stacks(stack, random_stack(backbone, 1))
+
+
+def test_rows_that_do_not_fit_the_policies_are_an_error() -> None:
+    backbone = backbone_of()
+    stack = random_stack(backbone, POLICIES)
+    optimizer = StackOptimizer(stack, PLAIN)
+    with pytest.raises(ValueError, match=r"11 rollouts .* for 3 policies"):
+        step(backbone, stack, optimizer, random_rollouts(11), ADVANTAGE[:11])
+    with pytest.raises(ValueError, match=r"12 rollouts with advantages \[9\]"):
+        step(backbone, stack, optimizer, advantage_B=ADVANTAGE[:9])
+
+
+def test_a_saved_optimizer_goes_on_exactly(tmp_path: Path) -> None:
+    backbone = backbone_of()
+    whole = random_stack(backbone, POLICIES)
+    optimizer = StackOptimizer(whole, PLAIN)
+    for advantage_B in (ADVANTAGE, ADVANTAGE.flip(0), ADVANTAGE):
+        step(backbone, whole, optimizer, advantage_B=advantage_B)
+    parts = random_stack(backbone, POLICIES)
+    first = StackOptimizer(parts, PLAIN)
+    step(backbone, parts, first, advantage_B=ADVANTAGE)
+    save_file(first.state(), tmp_path / "optimizer.safetensors")
+    resumed = parts.select([0, 1, 2])
+    second = StackOptimizer(resumed, PLAIN)
+    second.restore(load_file(tmp_path / "optimizer.safetensors"))
+    for advantage_B in (ADVANTAGE.flip(0), ADVANTAGE):
+        step(backbone, resumed, second, advantage_B=advantage_B)
+    assert same_stacks(resumed, whole)
+    assert all(torch.equal(value, second.state()[key]) for key, value in optimizer.state().items())
+    forgotten = parts.select([0, 1, 2])
+    fresh = StackOptimizer(forgotten, PLAIN)
+    for advantage_B in (ADVANTAGE.flip(0), ADVANTAGE):
+        step(backbone, forgotten, fresh, advantage_B=advantage_B)
+    assert not same_stacks(forgotten, whole)
+
+
+def test_learning_rate_schedules() -> None:
+    constant = OptimizerConfig(lr=2.0)
+    assert [learning_rate(constant, step, 5) for step in range(5)] == [2.0] * 5
+    warm = OptimizerConfig(lr=2.0, warmup_steps=4)
+    assert [learning_rate(warm, step, 9) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    cosine = OptimizerConfig(lr=2.0, warmup_steps=2, schedule="cosine")
+    rates = [learning_rate(cosine, step, 10) for step in range(12)]
+    expected = [1.0, 2.0, *(1.0 + math.cos(math.pi * i / 8) for i in range(8)), 0.0, 0.0]
+    assert rates == pytest.approx(expected)
+    assert learning_rate(cosine, 2, 2) == 2.0
+
+
+def test_one_prompt_token_is_enough() -> None:
+    """A prompt of the BOS alone, next to a long one."""
+    backbone = backbone_of("gemma3")
+    stack = random_stack(backbone, 1)
+    given = handmade_rollouts([[1], some_prompts(9)[1]], [[5, 6, EOS], [7]])
+    stats = step(backbone, stack, StackOptimizer(stack, PLAIN), given, torch.ones(2))
+    with torch.no_grad(), backbone.use(random_stack(backbone, 1)):
+        total = sum(
+            plain_logprobs(backbone.model, given.prompts[row], completion, TEMPERATURE).sum().item()
+            for row, completion in enumerate([[5, 6, EOS], [7]])
+        )
+    assert stats.gap_P[0].item() == pytest.approx(-total / 4, rel=1e-4)

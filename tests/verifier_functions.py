@@ -1,0 +1,51 @@
+"""User verifier functions for the tests: one that does what the completion says, and ones of a wrong shape."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+
+def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]:
+    """Behave as the completion asks; otherwise 1.0 when it equals the gold answer."""
+    text = completions[0]
+    if text == "raise":
+        raise KeyError("no such key")
+    if text == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if text == "exit":
+        os._exit(3)
+    if text == "sleep":
+        time.sleep(3600)
+    if text == "ignore the timer":
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        time.sleep(3600)
+    if text == "eat memory":
+        return [float(len(bytearray(8 * 2**30)))]
+    if text == "secrets":
+        return [float(any("TOKEN" in key or "SECRET" in key for key in os.environ))]
+    if text == "level":
+        return [1.0 if columns["level"] == ["hard"] else 0.0]
+    special = {"none": None, "nan": float("nan"), "half": 0.5, "two": 2.0, "bool": True, "minus": -1.0}
+    return [special.get(text, 1.0 if text == answer[0] else 0.0)]
+
+
+def a_string(completions: list[str], **columns: Any) -> str:
+    return "1"
+
+
+def two_values(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0, 1.0]
+
+
+def a_word(completions: list[str], **columns: Any) -> list[str]:
+    return ["yes"]
+
+
+def nothing(completions: list[str], **columns: Any) -> None:
+    return None
+
+
+NOT_A_FUNCTION = 3
