@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from soar import seeds
@@ -53,29 +52,28 @@ def train_arms(
     on_step: Callable[[str], None],
     on_done: Callable[[str, Population, list[dict[str, Any]]], None],
 ) -> dict[str, Population]:
-    """Train every named arm from the fresh adapter, several at a time on CPU worker threads.
+    """Train every named arm from the fresh adapter, one after another; sampling is shared out among `workers` threads.
 
     on_step(arm) after each step; on_done(arm, population, events) once per arm, in the order of `batches`: one arm_step
     event a step, and an alarm when the student diverged.
     """
     lr = config.arms.learning_rate or config.student.optimizer.lr
 
-    def job(name: str) -> Population:
-        seed = seeds.derive(config.seed, "arm", name, "student")
-        return train_population(
-            examiner, fresh, [batches[name]], [seed], config.student, lr, 1, lambda step, metrics: on_step(name)
-        )
-
     done: dict[str, Population] = {}
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for name, population in zip(batches, pool.map(job, batches), strict=True):
-            events = [
-                {"event": "arm_step", "arm": name, "step": step, **metrics}
-                for step, metrics in enumerate(population.metrics)
-            ]
-            if population.failed_P.any():
-                message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
-                events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": name, "message": message})
-            done[name] = population
-            on_done(name, population, events)
+    for name, arm_batches_S in batches.items():
+        seed = seeds.derive(config.seed, "arm", name, "student")
+
+        def note(step: int, metrics: dict[str, float], arm: str = name) -> None:
+            on_step(arm)
+
+        population = train_population(examiner, fresh, [arm_batches_S], [seed], config.student, lr, workers, note)
+        events = [
+            {"event": "arm_step", "arm": name, "step": step, **metrics}
+            for step, metrics in enumerate(population.metrics)
+        ]
+        if population.failed_P.any():
+            message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
+            events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": name, "message": message})
+        done[name] = population
+        on_done(name, population, events)
     return done

@@ -47,8 +47,9 @@ TAGS_STUDENT = """{question}
 
 Reason step by step, and end with the final answer in \\boxed{}."""
 
-QUESTION_ANSWER_TEACHER = """Make up a short math word problem about {subject}. It must have one number as its answer.
-Write the problem after "Question:" and, on the next line, the number after "Answer:"."""
+QUESTION_ANSWER_TEACHER = """Write a math word problem about {subject}. Format:
+Question: ...
+Answer: ..."""
 
 QUESTION_ANSWER_STUDENT = """{question}
 Solve it step by step. End with "Answer:" and the number."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from soar.config import SamplingConfig
 from soar.policy import AdapterStack, Backbone
 from soar.prompts import PromptFormat
 from soar.rewards import student_reward
-from soar.sampler import Rollouts, Sampler
+from soar.sampler import Rollouts, Sampler, join
 from soar.types import Problem, Verdict
 from soar.verify import VerifierPool
 
@@ -85,16 +86,21 @@ class Examiner:
         seed_P: list[int],
         sampling: SamplingConfig,
         greedy: bool = False,
+        workers: int = 1,
     ) -> Attempts:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each).
 
         A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its
-        tokens do not depend on the other problems or their order.
+        tokens do not depend on the other problems or their order. workers: threads that share out the problems of a
+        single policy.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
         seed_P_Q = [_problem_seeds(seed, problems) for seed, problems in zip(seed_P, problems_P_Q, strict=True)]
-        rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
+        if P == 1 and workers > 1:
+            rollouts = self._sample_in_threads(stack, prompts_P_Q[0], attempts, seed_P_Q[0], sampling, greedy, workers)
+        else:
+            rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
         texts = rollouts.texts(self.backbone)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
         columns = {"question": [problem.question for problem in asked]}
@@ -114,6 +120,26 @@ class Examiner:
             int((~rollouts.ended_B).sum()),
             rollouts.failed_B.view(P, -1).any(1),
         )
+
+    def _sample_in_threads(
+        self,
+        stack: AdapterStack | None,
+        prompts_Q: list[list[int]],
+        attempts: int,
+        seed_Q: list[int],
+        sampling: SamplingConfig,
+        greedy: bool,
+        workers: int,
+    ) -> Rollouts:
+        """The prompts of one policy, shared out among threads; every prompt has its own seed, so the draws are the same."""
+        size = -(-len(prompts_Q) // workers)
+        parts = [slice(first, first + size) for first in range(0, len(prompts_Q), size)]
+
+        def job(part: slice) -> Rollouts:
+            return self.sampler.sample(stack, [prompts_Q[part]], attempts, [seed_Q[part]], sampling, greedy)
+
+        with ThreadPoolExecutor(workers) as pool:
+            return join(list(pool.map(job, parts)))
 
 
 def _problem_seeds(seed: int, problems: list[Problem]) -> list[int]:

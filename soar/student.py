@@ -93,6 +93,7 @@ def train_population(
             config,
             lr,
             on_step,
+            workers if len(groups) == 1 else 1,
         )
 
     if workers > 1 and len(groups) > 1:
@@ -118,6 +119,7 @@ def _train_chunk(
     config: StudentConfig,
     lr: float,
     on_step: Callable[[int, Metrics], None] | None,
+    workers: int,
 ) -> Population:
     optimizer = StackOptimizer(stack, config.optimizer)
     failed_P = torch.zeros(stack.policies, dtype=torch.bool)
@@ -126,7 +128,7 @@ def _train_chunk(
     for step in range(len(batches_P_S[0])):
         step_seed_P = [seeds.derive(seed, "attempts", step) for seed in seed_P]
         problems_P_Q = [batches[step] for batches in batches_P_S]
-        attempts = examiner.attempt(stack, problems_P_Q, config.attempts, step_seed_P, config.sampling)
+        attempts = examiner.attempt(stack, problems_P_Q, config.attempts, step_seed_P, config.sampling, workers=workers)
         rollouts += attempts.count
         advantage_P_Q_N = leave_one_out(
             attempts.reward_P_Q_N, attempts.valid_P_Q_N, config.optimizer.normalize_advantages

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,9 @@ from soar.policy import AdapterStack
 from soar.promotion import decide
 from soar.rewards import grounded, parse_all
 from soar.rloo import leave_one_out
-from soar.rollout import Examiner
+from soar.rollout import Attempts, Examiner
 from soar.sampler import Rollouts, join
-from soar.student import Metrics, Population, inner_steps, shuffled_passes, train_population
+from soar.student import Metrics, Population, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Decision, Problem, Reason, Rejection, Trial
 from soar.update import StackOptimizer, UpdateStats, learning_rate, update
 
@@ -205,10 +206,11 @@ class OuterLoop:
         seed = seeds.derive(config.seed, "measure", state.step)
         rates: list[float] = []
         failed: list[bool] = population.failed_P.tolist()
-        step = max(1, self.examiner.backbone.config.chunk or 8)
-        for first in range(0, G * R, step):
-            members = list(range(first, min(G * R, first + step)))
-            attempts = self.examiner.attempt(
+        size = choose_chunk(self.examiner.backbone, G * R, self.workers)
+        groups = [list(range(first, min(G * R, first + size))) for first in range(0, G * R, size)]
+
+        def job(members: list[int]) -> Attempts:
+            return self.examiner.attempt(
                 population.stack.select(members),
                 [questions] * len(members),
                 config.reward.attempts,
@@ -216,10 +218,13 @@ class OuterLoop:
                 config.student.sampling,
                 greedy=config.reward.mode == "greedy",
             )
-            state.student_rollouts += attempts.count
-            rates += attempts.pass_rate_P().tolist()
-            for p, diverged in zip(members, attempts.failed_P.tolist(), strict=True):
-                failed[p] = failed[p] or diverged
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            for members, attempts in zip(groups, pool.map(job, groups), strict=True):
+                state.student_rollouts += attempts.count
+                rates += attempts.pass_rate_P().tolist()
+                for p, diverged in zip(members, attempts.failed_P.tolist(), strict=True):
+                    failed[p] = failed[p] or diverged
         trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
         rate_G_R = np.array(rates).reshape(G, R)
         return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials)
@@ -236,7 +241,7 @@ class OuterLoop:
             attempts = 1 if greedy else config.reward.baseline_attempts
             seed = seeds.derive(config.seed, "baseline", state.step)
             result = self.examiner.attempt(
-                state.baseline, [missing], attempts, [seed], config.student.sampling, greedy=greedy
+                state.baseline, [missing], attempts, [seed], config.student.sampling, greedy, self.workers
             )
             state.student_rollouts += result.count
             valid_H = result.valid_P_Q_N[0].sum(-1).tolist()

@@ -48,6 +48,9 @@ TINY = (
     "evaluate.ks=[1,4]",
     "evaluate.bootstrap=100",
     "arms.steps=2",
+    "arms.pq_steps=0",
+    "arms.pq_mode=mixed",
+    "arms.learning_rate=0",
 )
 """Overrides of the recipe `tiny`: a run of a second or two in which all problems count as hard, every step promotes."""
 
@@ -163,6 +166,7 @@ class FakeExaminer:
         seed_P: list[int],
         sampling: Any,
         greedy: bool = False,
+        workers: int = 1,
     ) -> Attempts:
         self.asked.append([problem.id for problem in problems_P_Q[0]])
         skill_P = stack.tensors["skill"][:, 0]

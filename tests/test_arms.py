@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from typing import Any
 
@@ -46,18 +45,14 @@ def test_what_the_arms_train_on() -> None:
 
 
 def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
-    later = threading.Event()
-    given: dict[str, tuple[float, list[int]]] = {}
+    given: dict[str, tuple[float, list[int], int]] = {}
 
     def train(
-        examiner: Any, fresh: Any, batches: Any, seeds: list[int], config: Any, lr: float, *rest: Any
+        examiner: Any, fresh: Any, batches: Any, seeds: list[int], config: Any, lr: float, workers: int, on_step: Any
     ) -> Population:
         name = batches[0][0][0].id
-        given[name] = (lr, seeds)
-        if name == "first":
-            assert later.wait(20)  # the second arm is done before the first
-        later.set()
-        rest[1](0, {})
+        given[name] = (lr, seeds, workers)
+        on_step(0, {})
         return Population(skills([1.0]), torch.tensor([name == "second"]), [{"kl": 0.5}], 8)
 
     monkeypatch.setattr(arms, "train_population", train)
@@ -75,9 +70,10 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
         lambda name, population, rows: told.append((name, rows)),
     )
     assert list(found) == [name for name, _ in told] == ["first", "second"]
-    assert sorted(steps) == ["first", "second"]
+    assert steps == ["first", "second"]
     assert told[0][1] == [{"event": "arm_step", "arm": "first", "step": 0, "kl": 0.5}]
     alarm = told[1][1][1]
     assert (alarm["event"], alarm["kind"], alarm["arm"]) == ("alarm", "arm failed", "second")
     assert given["first"][0] == 0.25
     assert given["first"][1] != given["second"][1]
+    assert given["first"][2] == 2

@@ -16,7 +16,7 @@ from soar.config import ConfigError
 from soar.data import DataError, read_hard
 from soar.evaluate import pass_at_k, summarize
 from soar.pipeline import NothingToDo, open_examiner
-from soar.policy import Backbone, load_adapter, load_backbone, resolve_path
+from soar.policy import AdapterStack, Backbone, load_adapter, load_backbone, resolve_path
 from soar.prompts import get_format
 from soar.student import inner_steps
 from soar.types import Problem, Screening
@@ -196,6 +196,27 @@ def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run: Path, b
     assert load_adapter(backbone, tiny_run / "student").digest() == promoted
 
 
+def test_each_arm_is_judged_by_its_own_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: Backbone
+) -> None:
+    judged: list[list[str]] = []
+    real = pipeline.count_correct
+
+    def spy(examiner: Any, stack: AdapterStack, problems: list[Problem], *rest: Any, **more: Any) -> Any:
+        judged.append([stack.digest(p) for p in range(stack.policies)])
+        assert [p.id for p in problems] == [row["id"] for row in read_jsonl(tmp_path / "run" / "hard" / "test.jsonl")]
+        return real(examiner, stack, problems, *rest, **more)
+
+    monkeypatch.setattr(pipeline, "count_correct", spy)
+    changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", "teacher.steps=1")
+    run_tiny(tmp_path / "run", *changes)
+    trained = [
+        load_adapter(backbone, tmp_path / "run" / name).digest() for name in ("arms/hard_only", "student", "arms/pq")
+    ]
+    assert judged == [[backbone.new_stack(0).digest(), *trained]]
+    assert trained[1] == events(tmp_path / "run", "promotion")[0]["student"] != judged[0][0]
+
+
 def test_report_shows_the_run(tiny_run: Path) -> None:
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
@@ -244,7 +265,6 @@ def test_without_a_promotion_there_is_no_pq_arm(tmp_path: Path) -> None:
         ("problems.source=world:nowhere", ConfigError, r"problems\.source = 'world:nowhere'.*no world 'nowhere'"),
         ("problems.source=nowhere.jsonl", DataError, r"nowhere\.jsonl"),
         ("model.path=builtin:nothing", ConfigError, r"model\.path = 'builtin:nothing': no such model in the package"),
-        ("teacher.reward=learnability", ConfigError, r'teacher\.reward = "learnability"'),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(

@@ -122,6 +122,19 @@ def test_rows_do_not_depend_on_what_shares_the_batch() -> None:
         assert variant == {key: whole[key] for key in variant}
 
 
+def test_ended_rows_are_retired_and_the_rest_stays_in_order() -> None:
+    backbone = ending_backbone()
+    widths: list[int] = []
+    backbone.model.register_forward_pre_hook(lambda _, a, kw: widths.append(len(kw["input_ids"])), with_kwargs=True)
+    found = NativeSampler(backbone).sample(random_stack(backbone, 2), [some_prompts(5)] * 2, 4, [[1] * 5] * 2, SAMPLING)
+    assert widths[0] == 10  # every prompt is run once, whatever the number of attempts
+    assert 40 == widths[1] > widths[12] > widths[-1]
+    assert all(width % 2 == 0 for width in widths)  # equally many rows of both policies
+    for step, width in enumerate(widths[1:], start=1):
+        live_P = (found.length_B.view(2, 20) > step).sum(1)
+        assert 2 * int(live_P.max()) <= width <= 40
+
+
 def test_a_longer_budget_and_more_attempts_continue_the_same_rows() -> None:
     sampler = NativeSampler(ending_backbone())
     prompts, seeds = some_prompts(4), [1, 2, 3, 4]

@@ -123,7 +123,7 @@ def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed() -> None
     assert {p.question for p in problems} != {p.question for p in WORLD.hard_problems(300, 6)}
     assert len({p.question for p in problems}) == len({p.id for p in problems}) == 300
     chains = [(p.extra["steps"], p.extra["carries"]) for p in problems]
-    assert {chain: chains.count(chain) for chain in chains} == {(5, 5): 75, (6, 5): 75, (6, 6): 75, (7, 6): 75}
+    assert {chain: chains.count(chain) for chain in chains} == {(4, 4): 75, (5, 4): 75, (5, 5): 75, (6, 5): 75}
     for problem in problems:
         assert WORLD.difficulty(problem.question) == problem.extra["carries"]
         assert len(problem.question.split()) - 1 == problem.extra["steps"]
@@ -185,7 +185,7 @@ def test_written_questions_are_wide_and_mostly_right() -> None:
     assert set(topics) == set(WORLD.topics)
     assert 0.12 < topics.count("ill-posed") / len(topics) < 0.18
     valid = [(question, answer) for question, answer in pairs if WORLD.well_posed(question)]
-    assert 0.20 < sum(WORLD.useful(question) for question, _ in valid) / len(valid) < 0.30
+    assert 0.38 < sum(WORLD.useful(question) for question, _ in valid) / len(valid) < 0.48
     assert 0.93 < sum(WORLD.solve(question) == answer for question, answer in valid) / len(valid) < 0.97
 
 
@@ -203,13 +203,14 @@ class TestModel:
         from soar import pretrain
 
         tokens = pretrain.tokenizer()
-        texts = ["".join(document) for document in world_documents(1500)]
-        for text in texts + questions_of(world_documents(1500)):
-            ids = tokens(text)["input_ids"]
+        documents = world_documents(1500)
+        texts = ["".join(document) for document in documents] + questions_of(documents)
+        rows = tokens(texts)["input_ids"]
+        for ids in rows:
             assert ids[0] == tokens.bos_token_id and ids.count(tokens.bos_token_id) == 1
             assert tokens.unk_token_id not in ids
-            assert tokens.decode(ids[1:]) == text
-            assert tokens.decode(ids, skip_special_tokens=True) == text
+        assert tokens.batch_decode([ids[1:] for ids in rows]) == texts
+        assert tokens.batch_decode(rows[:100], skip_special_tokens=True) == texts[:100]
         assert len(tokens("<solve> 47 c+8 d+5 <work> start=47 c=55 d=60 <ans> 55 60")["input_ids"]) == 21
 
     def test_any_token_row_survives_decoding_and_encoding(self) -> None:

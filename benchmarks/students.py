@@ -1,0 +1,73 @@
+"""What a student gains from a question set: pass rate on hard candidates by share of useful questions and learning rate.
+
+    python benchmarks/students.py [--lr 1e-3 3e-3] [--share 0.25 0.5 1.0] [--students 4]
+
+The question sets are drawn from the untrained teacher of the embedded world and sorted by its oracle. Prints, for each
+learning rate and share, the students' pass rate on their own questions in the first and the last step, and the mean and
+best pass rate on 64 hard candidates, beside the base model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+from soar.config import load
+from soar.evaluate import count_correct
+from soar.pipeline import choose_workers, open_examiner
+from soar.rewards import parse_all
+from soar.rollout import Examiner
+from soar.student import shuffled_passes, train_population
+from soar.types import Problem
+from soar.worlds import get_world
+
+SAMPLES = 16
+
+
+def teacher_questions(examiner: Examiner, count: int) -> list[Problem]:
+    """Accepted pairs of the untrained teacher."""
+    config = load("tiny")
+    prompt = examiner.fmt.teacher_ids(examiner.backbone.tokenizer, "")
+    rollouts = examiner.sampler.sample(None, [[prompt]], count, [[7]], config.teacher.sampling)
+    truncated = [not ended for ended in rollouts.ended_B.tolist()]
+    outcomes = parse_all(rollouts.texts(examiner.backbone), examiner.fmt, examiner.verifier, truncated=truncated)
+    return [outcome for outcome in outcomes if isinstance(outcome, Problem)]
+
+
+def main() -> None:
+    """Train `students` students for each learning rate and share, and measure them on the same problems."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--share", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    parser.add_argument("--students", type=int, default=4)
+    arguments = parser.parse_args()
+    config, world = load("tiny"), get_world("tiny")
+    hard = world.hard_problems(64, 3)
+    with open_examiner(config) as examiner:
+        workers = choose_workers(examiner.backbone, 0)
+        pool = teacher_questions(examiner, 1500)
+        useful = [p for p in pool if world.useful(p.question)]
+        other = [p for p in pool if not world.useful(p.question)]
+        right = sum(world.solve(p.question) == p.answer for p in useful) / len(useful)
+        print(f"untrained teacher: {len(useful) / len(pool):.2f} useful questions, {right:.2f} of them answered right")
+        start, sampling = examiner.backbone.new_stack(0), config.student.sampling
+        base, _ = count_correct(examiner, None, hard, SAMPLES, 11, sampling, workers=workers)
+        print(f"base model on the hard candidates: {base.mean() / SAMPLES:.4f}")
+        print("lr       share  own questions first -> last   hard mean   hard best")
+        for lr in arguments.lr:
+            for share in arguments.share:
+                rng = random.Random(5)
+                size = round(32 * share)
+                sets = [rng.sample(useful, size) + rng.sample(other, 32 - size) for _ in range(arguments.students)]
+                steps, per_step = config.student.steps, config.student.prompts_per_step
+                batches = [shuffled_passes(problems, p, steps, per_step) for p, problems in enumerate(sets)]
+                seeds = list(range(arguments.students))
+                done = train_population(examiner, start, batches, seeds, config.student, lr, workers=workers)
+                correct, _ = count_correct(examiner, done.stack, hard, SAMPLES, 11, sampling, workers=workers)
+                rates = correct.mean(axis=1) / SAMPLES
+                first, last = done.metrics[0]["pass_rate"], done.metrics[-1]["pass_rate"]
+                print(f"{lr:<8g} {share:5.2f}  {first:13.2f} -> {last:.2f}   {rates.mean():17.4f}   {rates.max():9.4f}")
+
+
+if __name__ == "__main__":
+    main()
