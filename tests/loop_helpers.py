@@ -124,6 +124,7 @@ class FakeBackbone:
     """Enough of a backbone for `OuterLoop`: adapters of one number, a student's skill."""
 
     context = 1000
+    device = torch.device("cpu")
 
     def __init__(self, config: Config) -> None:
         self.config, self.tokenizer = config.model, None

@@ -61,10 +61,10 @@ def save_model(folder: Path, name: str, context: int = 160, spare: int = 0) -> P
 
 def tokenizer(name: str) -> PreTrainedTokenizerFast:
     """A tokenizer of WORDS: word-level, with a BOS in front for Gemma; for Qwen2, whose folders transformers reads as
-    byte-level BPE whatever they hold, one whose words are added tokens."""
+    byte-level BPE whatever they hold, one letter and added tokens."""
     if name == "qwen2":
-        backend = Tokenizer(models.BPE({word: i for i, word in enumerate(WORDS[:4])}, []))
-        backend.add_tokens([f" {word}" for word in WORDS[4:]])
+        backend = Tokenizer(models.BPE({word: i for i, word in enumerate((*WORDS[:4], "e"))}, []))
+        backend.add_tokens([f" {word}" for word in WORDS[4:-1]])
     else:
         backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

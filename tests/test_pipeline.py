@@ -217,6 +217,20 @@ def test_each_arm_is_judged_by_its_own_policy(
     assert trained[1] == events(tmp_path / "run", "promotion")[0]["student"] != judged[0][0]
 
 
+def test_worker_threads_change_no_draw(tiny_run: Path, tmp_path: Path) -> None:
+    """What does not depend on training is equal; trained weights are equal up to rounding, so not compared here."""
+    run_tiny(tmp_path / "run", "threads=2", "arms.run=[]")
+    for folder in (tiny_run, tmp_path / "run"):
+        assert len(events(folder, "outer_step")) == 2
+    one, two = (events(folder) for folder in (tiny_run, tmp_path / "run"))
+    assert one[0] == two[0]
+    first = [[q for q in read_jsonl(f / "questions.jsonl") if q["step"] == 0] for f in (tiny_run, tmp_path / "run")]
+    assert [q["question"] for q in first[0]] == [q["question"] for q in first[1]]
+    assert one[1]["baseline_pass_rate"] == two[1]["baseline_pass_rate"]
+    assert one[1]["student_first"]["reward_mean"] == pytest.approx(two[1]["student_first"]["reward_mean"])
+    assert one[1]["student_rollouts"] == two[1]["student_rollouts"]
+
+
 def test_report_shows_the_run(tiny_run: Path) -> None:
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")

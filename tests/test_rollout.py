@@ -119,6 +119,21 @@ def test_room_is_prompt_and_budget(examiner: Examiner) -> None:
     assert BOS not in examiner.prompt(problem)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_threads_that_share_one_policy_change_nothing(adapter: str, workers: int) -> None:
+    examiner = tiny_examiner(tiny_backbone(adapter=adapter))
+    stack = stack_of(examiner.backbone, 1)
+    problems = [some_problems(5)]
+    alone = examiner.attempt(stack, problems, 4, [3], SAMPLING)
+    shared = examiner.attempt(stack, problems, 4, [3], SAMPLING, workers=workers)
+    assert shared.rollouts.prompts == alone.rollouts.prompts
+    assert texts(examiner, shared) == texts(examiner, alone)
+    assert shared.verdicts == alone.verdicts
+    assert torch.equal(shared.rollouts.length_B, alone.rollouts.length_B)
+    torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=1e-5)
+
+
 def test_threads_with_a_real_verifier() -> None:
     """Several threads share one examiner and its verifier; the results are those of one after another."""
     backbone = tiny_backbone()
