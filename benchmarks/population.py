@@ -52,7 +52,9 @@ def main() -> None:
     print("chunk  workers  torch threads  seconds  rollouts/s  ratio to one by one")
     for chunk, workers, threads in settings:
         median = statistics.median(seconds[chunk, workers, threads])
-        print(f"{chunk:5d}  {workers:7d}  {threads:13d}  {median:7.2f}  {done.rollouts / median:10.0f}  {base / median:.2f}")
+        print(
+            f"{chunk:5d}  {workers:7d}  {threads:13d}  {median:7.2f}  {done.rollouts / median:10.0f}  {base / median:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from soar.sampler import NativeSampler
 from soar.screening import evidence_key, screen, screen_event
 from soar.student import Population
 from soar.teacher import LoopState, OuterLoop, new_state
-from soar.types import Problem, Screening
+from soar.types import Problem, Screening, Verdict
 from soar.update import StackOptimizer
 from soar.verify import VerifierPool
 from soar.worlds import get_world
@@ -155,7 +155,7 @@ class Run:
         problems, notes, digest = candidates(config)
         model_hash = backbone.base_digest()
         self.folder.note_hashes(problems=digest, model=model_hash, prompts=self.examiner.fmt.fingerprint())
-        problems, too_long = self._fitting(problems)
+        problems, left_out = self._usable(problems)
         for line in notes:
             self.progress.say(line)
         evidence = evidence_key(config, backbone, self.examiner.fmt, model_hash)
@@ -167,13 +167,15 @@ class Run:
         hard = [p for p in problems if found[p.id].successes <= config.screen.max_successes]
         if config.problems.max_hard:
             hard = hard[: config.problems.max_hard]
-        event = {**screen_event(found, config), "too_long": too_long}
+        event = {**screen_event(found, config), **left_out}
         if len(hard) < 4:
             raise NothingToDo(
                 f"{len(hard)} of {len(problems)} problems are hard (at most {config.screen.max_successes} of "
-                f"{config.screen.attempts} attempts correct), {too_long} more do not fit in the model's context; a run "
-                "needs at least 4. Give harder problems, or raise screen.max_successes. If most problems are solved "
-                "sometimes, plain RL already has a signal."
+                f"{config.screen.attempts} attempts correct); {left_out['too_long']} more do not fit in the model's context, "
+                f"and the gold answers of {left_out['ungradable']} cannot be graded by problems.verifier = "
+                f"{config.problems.verifier!r}. A run needs at least 4: give harder problems, raise "
+                "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
+                "already has a signal."
             )
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         if first:
@@ -185,13 +187,19 @@ class Run:
             f"{config.screen.attempts} attempts correct; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
         )
 
-    def _fitting(self, problems: list[Problem]) -> tuple[list[Problem], int]:
-        """Problems whose prompt leaves room for the answer, and how many do not (they are left out)."""
+    def _usable(self, problems: list[Problem]) -> tuple[list[Problem], dict[str, int]]:
+        """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason."""
         tokens, context = self.config.student.sampling.max_tokens, self.examiner.backbone.context
         kept, dropped = fits_budget(problems, lambda problem: len(self.examiner.prompt(problem)), context, tokens)
         for row in dropped[:5]:
             self.progress.say(f"left out: {row}")
-        return kept, len(dropped)
+        verdicts = self.examiner.verifier.check_golds([problem.answer for problem in kept])
+        bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
+        for problem in bad[:5]:
+            self.progress.say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
+        gone = {problem.id for problem in bad}
+        kept = [problem for problem in kept if problem.id not in gone]
+        return kept, {"too_long": len(dropped), "ungradable": len(bad)}
 
     def _loop(self) -> None:
         config, state = self.config, self.state.loop

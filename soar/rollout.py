@@ -103,7 +103,9 @@ class Examiner:
             rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
         texts = rollouts.texts(self.backbone)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
-        columns = {"question": [problem.question for problem in asked]}
+        names = sorted({name for problems in problems_P_Q for problem in problems for name in problem.extra})
+        columns = {name: [problem.extra.get(name) for problem in asked] for name in names}
+        columns["question"] = [problem.question for problem in asked]
         with self._lock:
             verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
         rewards = [

@@ -245,8 +245,8 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(NothingToDo) as caught:
         run_tiny(tmp_path / "run", "problems.limit=6", "screen.max_successes=0")
     message = str(caught.value)
-    assert "3 of 6 problems are hard (at most 0 of 4 attempts correct), 0 more do not fit" in message
-    assert "a run needs at least 4. Give harder problems, or raise screen.max_successes." in message
+    assert "3 of 6 problems are hard (at most 0 of 4 attempts correct); 0 more do not fit" in message
+    assert "A run needs at least 4: give harder problems, raise screen.max_successes" in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -262,6 +262,16 @@ def test_problems_that_do_not_fit_are_counted_and_left_out(tmp_path: Path, backb
     assert (event["too_long"], event["candidates"]) == (2, 8)
     assert summary["arms"] == {}
     assert {p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / "screen.jsonl")[1:]} == {p.id for p in fits}
+
+
+def test_problems_whose_gold_answer_cannot_be_graded_are_left_out(tmp_path: Path) -> None:
+    last = [Problem(f"last-{i}", f"last 5{i}", str(i)) for i in range(6)]
+    words = [Problem("word-1", "reverse ab", "ba"), Problem("word-2", "reverse cd", "dc")]
+    source = write_problems(tmp_path / "p.jsonl", [*words, *last])
+    overrides = (f'problems.source="{source}"', "problems.verifier=number", "arms.run=[]", "screen.attempts=1")
+    run_tiny(tmp_path / "run", *overrides, "teacher.steps=1", "problems.limit=0")
+    (event,) = events(tmp_path / "run", "screen")
+    assert (event["ungradable"], event["candidates"]) == (2, 6)
 
 
 def test_without_a_promotion_there_is_no_pq_arm(tmp_path: Path) -> None:

@@ -148,3 +148,17 @@ def test_threads_with_a_real_verifier() -> None:
         one_by_one = [job(i) for i in range(6)]
         with ThreadPoolExecutor(3) as threads:
             assert list(threads.map(job, range(6))) == one_by_one
+
+
+def test_a_verifier_gets_the_columns_of_the_problems(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[object]] = {}
+
+    def check(completions: list[str], golds: list[str], columns: dict[str, list[object]]) -> list[Verdict]:
+        seen.update(columns)
+        return [Verdict.WRONG] * len(completions)
+
+    monkeypatch.setattr(examiner.verifier, "check", check)
+    first, second = some_problems(2)
+    easy = Problem(first.id, first.question, first.answer, {"level": "easy"})
+    examiner.attempt(None, [[easy, second]], 2, [1], SAMPLING)
+    assert seen == {"level": ["easy", "easy", None, None], "question": [first.question] * 2 + [second.question] * 2}
