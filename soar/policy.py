@@ -251,6 +251,9 @@ def load_backbone(config: ModelConfig) -> Backbone:
     loader's reason.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes seconds, and the run has its own progress
 
     device = choose_device(config.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.dtype)
