@@ -181,7 +181,7 @@ def test_a_model_that_cannot_write_pairs_ends_in_a_named_error(
         ({"teacher.sampling.max_tokens": 500}, "soar: teacher.sampling.max_tokens = 500: with the teacher prompt of"),
         (
             {"student.sampling.max_tokens": 500},
-            "soar: 0 of 0 problems are hard (at most 2 of 2 attempts correct), 8 more",
+            "soar: 0 of 0 problems are hard (at most 2 of 2 attempts correct); 8 more",
         ),
         ({"model.target_modules": ["nothing"]}, "soar: model.target_modules = ['nothing'] names no linear layer"),
         ({"problems.question_column": "promblem"}, "did you mean 'problem'?"),
