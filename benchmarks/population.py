@@ -15,8 +15,8 @@ import time
 import torch
 
 from soar.config import load
-from soar.pipeline import open_examiner
 from soar.student import shuffled_passes, train_population
+from soar.workbench import open_examiner
 from soar.worlds import get_world
 
 

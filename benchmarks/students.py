@@ -14,11 +14,11 @@ import random
 
 from soar.config import load
 from soar.evaluate import count_correct
-from soar.pipeline import choose_workers, open_examiner
 from soar.rewards import parse_all
 from soar.rollout import Examiner
 from soar.student import shuffled_passes, train_population
 from soar.types import Problem
+from soar.workbench import choose_workers, open_examiner
 from soar.worlds import get_world
 
 SAMPLES = 16

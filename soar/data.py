@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.answers import extract
+from soar.files import write_atomic, write_json
 from soar.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
 from soar.types import Problem, Screening
 
@@ -331,20 +331,13 @@ def write_hard(
         }
         for problem, screening in zip(problems, screenings, strict=True)
     ]  # fmt: skip
-    _write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
-    _write_whole(evidence_path(path), json.dumps(dict(evidence), indent=2, sort_keys=True) + "\n")
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_json(evidence_path(path), dict(sorted(evidence.items())))
 
 
 def evidence_path(path: Path) -> Path:
     """Where the evidence of the hard set `path` is kept."""
     return path.with_name(path.name + ".evidence.json")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    os.replace(partial, path)
 
 
 def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any]]:

@@ -2,105 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from soar import seeds
 from soar.arms import TRAINED, arm_batches, budget_steps, train_arms
-from soar.config import Config, ConfigError
-from soar.data import fits_budget, load_problems, split, write_hard
+from soar.config import Config
+from soar.data import split, write_hard
 from soar.evaluate import count_correct, paired_difference, summarize
-from soar.policy import AdapterStack, Backbone, concat, load_backbone, save_adapter
+from soar.files import write_json
+from soar.policy import AdapterStack, concat, save_adapter
 from soar.progress import Progress
-from soar.prompts import get_format
-from soar.record import Checkpoint, RunFolder, write_json
+from soar.record import Checkpoint, RunFolder
 from soar.report import write_report
 from soar.rollout import Examiner
-from soar.sampler import NativeSampler
 from soar.screening import evidence_key, screen, screen_event
+from soar.state import STAGES, RunState, from_checkpoint, to_checkpoint
 from soar.student import Population
-from soar.teacher import LoopState, OuterLoop, new_state
-from soar.types import Problem, Screening, Verdict
-from soar.update import StackOptimizer
-from soar.verify import VerifierPool
+from soar.teacher import OuterLoop, new_state
+from soar.types import Problem, Screening, UserError
+from soar.workbench import candidates, choose_workers, open_examiner, usable
 from soar.worlds import get_world
 
-SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
-STAGES = ("loop", "arms", "evaluate", "done")
 
-
-class NothingToDo(RuntimeError):
+class NothingToDo(UserError):
     """The problem set holds too few hard problems for a run."""
-
-
-@dataclass
-class RunState:
-    """What a checkpoint holds: the stage to do next, the loop's state, finished arms, seconds per phase."""
-
-    stage: str
-    loop: LoopState
-    arms: dict[str, AdapterStack] = field(default_factory=dict)
-    arm_rollouts: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def choose_workers(backbone: Backbone, threads: int) -> int:
-    """CPU worker threads, and torch's own threads set to match.
-
-    A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
-    """
-    cores = (
-        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
-    )
-    parameters = sum(p.numel() for p in backbone.model.parameters())
-    if backbone.device.type != "cpu":
-        return 1
-    small = parameters < SMALL_MODEL
-    torch.set_num_threads(1 if small else cores)
-    return cores if small else 1
-
-
-@contextmanager
-def open_examiner(config: Config) -> Iterator[Examiner]:
-    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
-    backbone = load_backbone(config.model)
-    fmt = get_format(config.problems.format)
-    with VerifierPool(
-        config.problems.verifier,
-        answer_style=fmt.answer_style,
-        timeout_s=config.problems.verify_timeout_s,
-        workers=config.problems.verify_workers,
-    ) as verifier:
-        yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
-
-
-def candidates(config: Config) -> tuple[list[Problem], list[str], str]:
-    """Candidate problems of a config, the loader's notes as lines, and a hash of the problems."""
-    source, limit = config.problems.source, config.problems.limit
-    if source.startswith("world:"):
-        try:
-            problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
-        except ValueError as error:
-            raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
-        notes = [f"{source}: {len(problems)} candidate problems"]
-    else:
-        problems, report = load_problems(
-            source,
-            question_column=config.problems.question_column,
-            answer_column=config.problems.answer_column,
-        )
-        notes = report.lines()
-        problems = problems[:limit] if limit else problems
-    digest = hashlib.sha256("\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems).encode()).hexdigest()
-    return problems, notes, digest
 
 
 class Run:
@@ -155,9 +85,9 @@ class Run:
         problems, notes, digest = candidates(config)
         model_hash = backbone.base_digest()
         self.folder.note_hashes(problems=digest, model=model_hash, prompts=self.examiner.fmt.fingerprint())
-        problems, left_out = self._usable(problems)
         for line in notes:
             self.progress.say(line)
+        problems, left_out = usable(self.examiner, config, problems, self.progress.say)
         evidence = evidence_key(config, backbone, self.examiner.fmt, model_hash)
         if config.screen.attempts:
             with self.progress.task("screening", len(problems)) as advance:
@@ -186,20 +116,6 @@ class Run:
             f"{len(hard)} of {len(problems)} candidates are hard: at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
         )
-
-    def _usable(self, problems: list[Problem]) -> tuple[list[Problem], dict[str, int]]:
-        """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason."""
-        tokens, context = self.config.student.sampling.max_tokens, self.examiner.backbone.context
-        kept, dropped = fits_budget(problems, lambda problem: len(self.examiner.prompt(problem)), context, tokens)
-        for row in dropped[:5]:
-            self.progress.say(f"left out: {row}")
-        verdicts = self.examiner.verifier.check_golds([problem.answer for problem in kept])
-        bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
-        for problem in bad[:5]:
-            self.progress.say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
-        gone = {problem.id for problem in bad}
-        kept = [problem for problem in kept if problem.id not in gone]
-        return kept, {"too_long": len(dropped), "ungradable": len(bad)}
 
     def _loop(self) -> None:
         config, state = self.config, self.state.loop
@@ -340,42 +256,11 @@ class Run:
         }
 
     def _save(self) -> None:
-        loop, state = self.state.loop, self.state
-        tensors = {f"teacher/{k}": v for k, v in loop.teacher.tensors.items()}
-        tensors |= {f"baseline/{k}": v for k, v in loop.baseline.tensors.items()}
-        tensors |= {f"optimizer/{k}": v for k, v in loop.optimizer.state().items()}
-        for arm, stack in state.arms.items():
-            tensors |= {f"arm:{arm}/{k}": v for k, v in stack.tensors.items()}
-        data = {
-            "step": loop.step,
-            "promotions": loop.promotions,
-            "window": loop.window,
-            "pq": loop.pq,
-            "pass_rates": loop.pass_rates,
-            "student_rollouts": loop.student_rollouts,
-            "teacher_rollouts": loop.teacher_rollouts,
-            "arm_rollouts": state.arm_rollouts,
-            "seconds": self._seconds(),
-        }
-        self.folder.save(Checkpoint(state.stage, data, tensors))
+        self.folder.save(to_checkpoint(replace(self.state, seconds=self._seconds())))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        fresh, data, device = self.state.loop.baseline, checkpoint.data, self.examiner.backbone.device
-
-        def stack(prefix: str) -> AdapterStack:
-            start = f"{prefix}/"
-            named = {k.removeprefix(start): v.to(device) for k, v in checkpoint.tensors.items() if k.startswith(start)}
-            return AdapterStack(fresh.kind, named, fresh.scale)
-
-        teacher = stack("teacher")
-        optimizer = StackOptimizer(teacher, self.config.teacher.optimizer)
-        prefix = "optimizer/"
-        optimizer.restore({k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)})
-        names = ("step", "promotions", "window", "pq", "pass_rates", "student_rollouts", "teacher_rollouts")
-        loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in names})
-        arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
         screening = self.state.seconds.get("screen", 0.0)
-        self.state = RunState(checkpoint.stage, loop, arms, data["arm_rollouts"], data["seconds"])
+        self.state = from_checkpoint(checkpoint, self.examiner.backbone.device, self.config)
         self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
 
 

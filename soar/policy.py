@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from soar import attention
 from soar.config import ConfigError, ModelConfig
-
-ASSETS = Path(__file__).parent / "assets"
+from soar.pretrain import builtin_path
 
 
 @dataclass
@@ -238,10 +237,10 @@ def resolve_path(path: str) -> str:
     """`builtin:NAME` -> folder inside the package; anything else unchanged (a folder or a hub id)."""
     if not path.startswith("builtin:"):
         return path
-    folder = ASSETS / path.removeprefix("builtin:")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path = {path!r}: no such model in the package; known: builtin:tiny")
-    return str(folder)
+    try:
+        return str(builtin_path(path.removeprefix("builtin:")))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def load_backbone(config: ModelConfig) -> Backbone:

@@ -25,6 +25,8 @@ from torch import Tensor
 
 import soar
 from soar.config import Config, difference
+from soar.files import write_json
+from soar.types import UserError
 
 SCHEMA = 1
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
@@ -33,7 +35,7 @@ HARMLESS = ("name", "threads", "model.device", "model.chunk", "model.micro_batch
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(UserError):
     """A run folder that cannot be used as asked; nothing in it was changed."""
 
 
@@ -44,22 +46,6 @@ class Checkpoint:
     stage: str
     data: dict[str, Any]
     tensors: dict[str, Tensor]
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file whole: the old content stays until the new is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file by a JSON document. Raises ValueError for NaN and infinity, which JSON does not have."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from markupsafe import Markup
 
 from soar import __version__, sections, wording
 from soar.figures import visible
+from soar.files import write_atomic
 from soar.runs import Run, number, numbers, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -108,11 +108,9 @@ def render(run: Run) -> str:
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder, replacing an older one in one step, and return its path.
 
-    Raises FileNotFoundError when `run_dir` is no run folder, OSError when the page cannot be written.
+    Raises ReportError when `run_dir` is no run folder, OSError when the page cannot be written.
     """
     page = render(read_run(run_dir))
     target = run_dir / "report.html"
-    temporary = target.with_name(f".report.{os.getpid()}.html")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, target)
+    write_atomic(target, page.encode())
     return target

@@ -12,10 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soar.types import UserError
+
 Row = dict[str, Any]
 
 MAX_NOTES_PER_FILE = 3
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
+
+
+class ReportError(UserError):
+    """A folder that holds no run."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +188,9 @@ def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read a run folder. Raises FileNotFoundError when it has neither manifest.json nor metrics.jsonl."""
+    """Read a run folder. Raises ReportError when it has neither manifest.json nor metrics.jsonl."""
     if not (run_dir / "manifest.json").is_file() and not (run_dir / "metrics.jsonl").is_file():
-        raise FileNotFoundError(
+        raise ReportError(
             f"{run_dir}: no run folder: it has neither manifest.json nor metrics.jsonl; "
             "give the folder that `soar run --out` wrote"
         )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soar.types import UserError
+
 FILE_KINDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -24,7 +26,7 @@ FILE_KINDS = {
 MAX_FIELD = 10_000_000
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Problems that cannot be used; the message says where, what was found, what was expected, and what to do."""
 
 

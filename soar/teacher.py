@@ -8,7 +8,6 @@ datasets a step, off-policy reuse of teacher samples.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,32 +17,18 @@ import numpy as np
 import torch
 
 from soar import seeds
-from soar.config import Config, ConfigError
+from soar.config import Config
+from soar.lessons import Lessons, teacher_prompt, write_lessons
 from soar.policy import AdapterStack
 from soar.promotion import decide
-from soar.rewards import grounded, parse_all
+from soar.rewards import grounded
 from soar.rloo import leave_one_out
 from soar.rollout import Attempts, Examiner
-from soar.sampler import Rollouts, join
 from soar.student import Metrics, Population, choose_chunk, inner_steps, shuffled_passes, train_population
-from soar.types import Decision, Problem, Reason, Rejection, Trial
+from soar.types import Decision, Problem, Trial
 from soar.update import StackOptimizer, UpdateStats, learning_rate, update
 
 Event = dict[str, Any]
-
-
-class TeacherError(RuntimeError):
-    """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs."""
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """One step's accepted pairs: problems_G_Q, their teacher rollouts (rows in the same order), and the bookkeeping."""
-
-    problems_G_Q: list[list[Problem]]
-    rollouts: Rollouts
-    sampled: int
-    rejected: dict[str, int]
 
 
 @dataclass
@@ -104,68 +89,13 @@ class OuterLoop:
     ) -> None:
         self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
         self.workers, self.on_inner = workers, on_inner
-        self.prompt = examiner.fmt.teacher_ids(examiner.backbone.tokenizer, config.teacher.subject)
-        tokens = config.teacher.sampling.max_tokens
-        if len(self.prompt) + tokens > examiner.backbone.context:
-            raise ConfigError(
-                f"teacher.sampling.max_tokens = {tokens}: with the teacher prompt of {len(self.prompt)} tokens it "
-                f"exceeds the model's context of {examiner.backbone.context}; lower it"
-            )
+        self.prompt = teacher_prompt(examiner, config)
 
     def write(self) -> Lessons:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
-        config, state = self.config.teacher, self.state
-        wanted = config.datasets * config.questions
-        accepted: list[Problem] = []
-        kept: list[Rollouts] = []
-        rejected: Counter[str] = Counter()
-        seen: set[str] | None = set() if config.reject_duplicates else None
-        last: list[str] = []
-        sampled = attempt = 0
-        while len(accepted) < wanted:
-            if sampled >= config.max_tries * wanted:
-                raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
-            rate = max(len(accepted) / sampled, 1 / 16) if sampled else 0.8
-            count = min(int((wanted - len(accepted)) / rate * 1.1) + 8, 8 * wanted, config.max_tries * wanted - sampled)
-            seed = seeds.derive(self.config.seed, "teacher", state.step, attempt)
-            rollouts = self.examiner.sampler.sample(state.teacher, [[self.prompt]], count, [[seed]], config.sampling)
-            attempt += 1
-            texts, ended = rollouts.texts(self.examiner.backbone), rollouts.ended_B.tolist()
-            rows = []
-            for row, outcome in enumerate(self._read(texts, ended, seen)):
-                if len(accepted) == wanted:
-                    break
-                sampled += 1
-                if isinstance(outcome, Rejection):
-                    rejected[outcome.reason.value] += 1
-                    last = [*last[-4:], outcome.text]
-                else:
-                    accepted.append(outcome)
-                    rows.append(row)
-            if rows:
-                kept.append(rollouts.select(rows))
-        n = config.questions
-        sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
-        state.teacher_rollouts += sampled
-        return Lessons(sets, join(kept), sampled, dict(rejected))
-
-    def _read(self, texts: list[str], ended: list[bool], seen: set[str] | None) -> list[Problem | Rejection]:
-        """Problems or reasons; a question that leaves no room for the student's answer is too long."""
-        outcomes = parse_all(
-            texts,
-            self.examiner.fmt,
-            self.examiner.verifier,
-            truncated=[not e for e in ended],
-            seen=seen,
-            strict=self.config.teacher.strict_tags,
-        )
-        sampling = self.config.student.sampling
-        return [
-            Rejection(Reason.TOO_LONG, text)
-            if isinstance(outcome, Problem) and not self.examiner.room(outcome, sampling)
-            else outcome
-            for text, outcome in zip(texts, outcomes, strict=True)
-        ]
+        lessons = write_lessons(self.examiner, self.state.teacher, self.prompt, self.config, self.state.step)
+        self.state.teacher_rollouts += lessons.sampled
+        return lessons
 
     def teach(self, lessons: Lessons) -> Population:
         """Step 2a: one student per dataset and repeat, trained from the baseline; student order is (dataset, repeat)."""
@@ -377,14 +307,3 @@ def _outer_event(
 
 def _alarm(step: int, kind: str, message: str) -> Event:
     return {"event": "alarm", "step": step, "kind": kind, "message": message}
-
-
-def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], last: list[str]) -> str:
-    reasons = ", ".join(f"{name} {count}" for name, count in rejected.most_common()) or "none"
-    shown = "\n".join(f"  {text[:300]!r}" for text in last)
-    return (
-        f"the teacher wrote {accepted} acceptable pairs of {wanted} in {sampled} samples (rejected: {reasons}).\n"
-        f"Its last outputs:\n{shown}\n"
-        "Try another problems.format, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
-        "stronger model; raise teacher.max_tries if the share is small but not zero."
-    )

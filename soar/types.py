@@ -22,6 +22,10 @@ from enum import Enum
 from typing import Any
 
 
+class UserError(Exception):
+    """An error whose message says what was found, what is expected and what to do: shown without a traceback."""
+
+
 class Verdict(str, Enum):
     """Outcome of checking one completion against one gold answer.
 

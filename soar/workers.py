@@ -33,7 +33,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from soar.types import Verdict
+from soar.types import UserError, Verdict
 
 CHUNK = 32  # checks of one task
 SLOTS = 64  # tasks in flight at most
@@ -50,7 +50,7 @@ KEPT_ENVIRONMENT = {
 }  # fmt: skip
 
 
-class VerifierError(RuntimeError):
+class VerifierError(UserError, RuntimeError):
     """A verifier that cannot be used: unknown name, no such function, wrong return shape, workers that do not start."""
 
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
     "types",
+    "files",
     "seeds",
     "config",
     "answers",
@@ -36,11 +37,14 @@ ORDER = (
     "update",
     "student",
     "promotion",
+    "lessons",
     "teacher",
     "evaluate",
+    "workbench",
     "arms",
     "analysis",
     "record",
+    "state",
     "screening",
     "plan",
     "progress",
@@ -51,6 +55,8 @@ ORDER = (
     "report",
     "export",
     "pipeline",
+    "cli_common",
+    "cli_run",
     "cli",
 )
 """The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
@@ -68,6 +74,8 @@ TORCH_FREE = (
     "figures",
     "sections",
     "report",
+    "cli_common",
+    "cli_run",
     "cli",
 )
 """Files that import without torch and transformers, so that checking and reading a run works on any laptop."""

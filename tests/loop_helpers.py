@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from soar.config import Config, load
+from soar.lessons import Lessons
 from soar.pipeline import execute
 from soar.policy import AdapterStack, Backbone
 from soar.progress import Progress
 from soar.rollout import Attempts
 from soar.sampler import Rollouts
 from soar.student import Population
-from soar.teacher import Lessons, LoopState, OuterLoop
+from soar.teacher import LoopState, OuterLoop
 from soar.types import Problem, Verdict
 from soar.update import StackOptimizer, UpdateStats
 from soar.worlds import ANSWER_MARK, get_world

@@ -14,7 +14,7 @@ import pytest
 from loop_helpers import TINY, run_tiny
 
 import soar
-from soar import cli
+from soar import cli_common, cli_run
 from soar.cli import main
 from soar.config import RECIPES, load
 
@@ -79,7 +79,7 @@ def test_dry_run_needs_no_torch_and_writes_nothing(tmp_path: Path) -> None:
         (["run", "--set", "evaluate.ks=[64]"], "evaluate.ks asks for pass@64 from evaluate.attempts = 32"),
         (["run", "nowhere"], "no recipe 'nowhere': expected a TOML file or one of: "),
         (["run", "--problems", "absent.jsonl"], "absent.jsonl"),
-        (["run", "--model", "builtin:absent"], "model.path = 'builtin:absent': no such model in the package"),
+        (["run", "--model", "builtin:absent"], "model.path = 'builtin:absent': no such embedded model"),
         (["report", "absent"], "absent: no run folder: it has neither manifest.json nor metrics.jsonl"),
         (["run", "--resume"], "holds no run to resume (no manifest.json); leave out --resume to start one"),
     ],
@@ -165,8 +165,8 @@ def test_model_and_problems_are_shorthands_that_set_can_refine(
 
 
 def test_every_recipe_that_the_command_line_names_exists() -> None:
-    names = set(re.findall(r"soar run ([a-z][\w-]*)", cli.EXAMPLES)) | {"tiny"}
-    source = Path(str(cli.__file__)).read_text(encoding="utf-8")
+    names = set(re.findall(r"soar run ([a-z][\w-]*)", cli_run.EXAMPLES)) | {"tiny"}
+    source = Path(str(cli_common.__file__)).read_text(encoding="utf-8")
     names |= set(re.findall(r'recipe = "([\w-]+)"', source))
     assert len(names) > 1
     assert names <= {path.stem for path in RECIPES.glob("*.toml")}

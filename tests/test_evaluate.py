@@ -14,8 +14,8 @@ from loop_helpers import easy_problems, tiny_config
 
 from soar.config import EvaluateConfig
 from soar.evaluate import bootstrap_interval, count_correct, paired_difference, pass_at_k, summarize
-from soar.pipeline import open_examiner
 from soar.policy import AdapterStack, Backbone
+from soar.workbench import open_examiner
 
 
 @pytest.mark.parametrize("samples", range(1, 9))

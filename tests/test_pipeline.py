@@ -11,15 +11,16 @@ import pytest
 import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
-from soar import pipeline
+from soar import pipeline, workbench
 from soar.config import ConfigError
 from soar.data import DataError, read_hard
 from soar.evaluate import pass_at_k, summarize
-from soar.pipeline import NothingToDo, open_examiner
+from soar.pipeline import NothingToDo
 from soar.policy import AdapterStack, Backbone, load_adapter, load_backbone, resolve_path
 from soar.prompts import get_format
 from soar.student import inner_steps
 from soar.types import Problem, Screening
+from soar.workbench import choose_workers, open_examiner
 from soar.worlds import get_world
 
 ARMS = ["base", "hard_only", "ps", "pq"]
@@ -288,7 +289,7 @@ def test_without_a_promotion_there_is_no_pq_arm(tmp_path: Path) -> None:
     [
         ("problems.source=world:nowhere", ConfigError, r"problems\.source = 'world:nowhere'.*no world 'nowhere'"),
         ("problems.source=nowhere.jsonl", DataError, r"nowhere\.jsonl"),
-        ("model.path=builtin:nothing", ConfigError, r"model\.path = 'builtin:nothing': no such model in the package"),
+        ("model.path=builtin:nothing", ConfigError, r"model\.path = 'builtin:nothing': no such embedded model"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(
@@ -311,9 +312,9 @@ def test_a_world_that_has_too_few_problems_is_named(tmp_path: Path, monkeypatch:
 
 def test_workers_follow_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_examiner(tiny_config()) as examiner:
-        assert pipeline.choose_workers(examiner.backbone, 3) == 3
+        assert choose_workers(examiner.backbone, 3) == 3
         assert torch.get_num_threads() == 1
-        monkeypatch.setattr(pipeline, "SMALL_MODEL", 0)
-        assert pipeline.choose_workers(examiner.backbone, 2) == 1
+        monkeypatch.setattr(workbench, "SMALL_MODEL", 0)
+        assert choose_workers(examiner.backbone, 2) == 1
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)

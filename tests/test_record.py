@@ -17,7 +17,8 @@ from loop_helpers import read_jsonl, tiny_config
 
 from soar import record
 from soar.config import Config
-from soar.record import Checkpoint, RunFolder, RunFolderError, finite, write_atomic, write_json
+from soar.files import write_atomic, write_json
+from soar.record import Checkpoint, RunFolder, RunFolderError, finite
 
 
 def begin(path: Path, config: Config | None = None) -> RunFolder:

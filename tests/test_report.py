@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from soar import figures, report, runs, sections, wording
 from soar.report import write_report
+from soar.runs import ReportError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "input", "br", "hr", "img"}
@@ -521,7 +522,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither manifest\.json nor metrics\.jsonl"):
+    with pytest.raises(ReportError, match=r"neither manifest\.json nor metrics\.jsonl"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,12 +11,13 @@ from loop_helpers import easy_problems, rollouts_of, teacher_text, tiny_config
 
 from soar import teacher
 from soar.config import Config, ConfigError
-from soar.pipeline import open_examiner
+from soar.lessons import TeacherError
 from soar.policy import Backbone
 from soar.rollout import Examiner
 from soar.sampler import Rollouts
-from soar.teacher import OuterLoop, TeacherError, new_state
+from soar.teacher import OuterLoop, new_state
 from soar.types import Problem
+from soar.workbench import open_examiner
 from soar.worlds import ANSWER_MARK, get_world
 
 

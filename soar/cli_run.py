@@ -1,0 +1,95 @@
+"""`soar run`, `soar report` and `soar world build`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from soar.cli_common import config_of, recipe_arguments
+
+EXAMPLES = """examples:
+  soar run                                        the embedded world, on two CPU cores
+  soar run --out runs/mine --set teacher.steps=40 --set seed=1
+  soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --out runs/qwen
+  soar run --out runs/mine --resume               continue an interrupted run
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser."""
+    run = commands.add_parser(
+        "run",
+        help="screen, outer loop, arms, evaluation, report",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    recipe_arguments(run)
+    run.add_argument("--out", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, run nothing")
+    run.add_argument("--quiet", action="store_true", help="print the summary only")
+    run.set_defaults(action=_run)
+    report = commands.add_parser("report", help="write report.html of a run folder")
+    report.add_argument("run", type=Path)
+    report.set_defaults(action=_report)
+    world = commands.add_parser("world", help="the embedded world").add_subparsers(metavar="COMMAND", required=True)
+    build = world.add_parser("build", help="pretrain the embedded world's language model again")
+    build.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--steps", type=int, default=None, help="optimizer steps (default: as shipped)")
+    build.set_defaults(action=_world_build)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = config_of(arguments)
+    if arguments.dry_run:
+        from soar.plan import plan_lines
+
+        print(json.dumps(config.resolved(), indent=2))
+        print("\n".join(plan_lines(config)))
+        return 0
+    from soar.pipeline import execute
+    from soar.progress import Progress
+
+    out = arguments.out or Path("runs") / config.name
+    with Progress(quiet=arguments.quiet) as progress:
+        summary = execute(config, out, arguments.resume, arguments.command, progress)
+    print("\n".join(_summary_lines(summary)))
+    print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The arms as a small table."""
+    ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
+    lines = ["arm        student rollouts  " + "  ".join(f"{'pass@' + str(k):>22}" for k in ks)]
+    for arm, row in summary["arms"].items():
+        cells = []
+        for k in ks:
+            low, high = row["interval_95"][str(k)]
+            cells.append(f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]")
+        lines.append(f"{arm:10s} {row['student_rollouts']:16d}  " + "  ".join(cells))
+    for name, by_k in summary["paired"].items():
+        k = min(by_k, key=int)
+        low, high = by_k[k]["interval_95"]
+        lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
+    return lines
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from soar.report import write_report
+
+    print(write_report(arguments.run))
+    return 0
+
+
+def _world_build(arguments: argparse.Namespace) -> int:
+    from soar.pretrain import Recipe, build, print_progress
+
+    recipe = {} if arguments.steps is None else {"steps": arguments.steps}
+    build(arguments.out, arguments.seed, progress=print_progress(), **recipe)
+    print(f"world model written to {arguments.out} ({recipe.get('steps', Recipe.steps)} steps)")
+    return 0

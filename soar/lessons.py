@@ -1,0 +1,117 @@
+"""The teacher writes: rejection sampling of its texts until every dataset is full.
+
+Left out: several groups of datasets a step, off-policy reuse of teacher samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from soar import seeds
+from soar.config import Config, ConfigError
+from soar.policy import AdapterStack
+from soar.rewards import parse_all
+from soar.rollout import Examiner
+from soar.sampler import Rollouts, join
+from soar.types import Problem, Reason, Rejection, UserError
+
+
+class TeacherError(UserError):
+    """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """One step's accepted pairs: problems_G_Q, their teacher rollouts (rows in the same order), and the bookkeeping."""
+
+    problems_G_Q: list[list[Problem]]
+    rollouts: Rollouts
+    sampled: int
+    rejected: dict[str, int]
+
+
+def teacher_prompt(examiner: Examiner, config: Config) -> list[int]:
+    """Token ids of the teacher prompt. Raises ConfigError when it leaves no room for the teacher's text."""
+    prompt = examiner.fmt.teacher_ids(examiner.backbone.tokenizer, config.teacher.subject)
+    tokens = config.teacher.sampling.max_tokens
+    if len(prompt) + tokens > examiner.backbone.context:
+        raise ConfigError(
+            f"teacher.sampling.max_tokens = {tokens}: with the teacher prompt of {len(prompt)} tokens it "
+            f"exceeds the model's context of {examiner.backbone.context}; lower it"
+        )
+    return prompt
+
+
+def write_lessons(
+    examiner: Examiner, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int
+) -> Lessons:
+    """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1).
+
+    teacher: a stack of one policy, or None for the base model. Raises TeacherError when teacher.max_tries is spent.
+    """
+    config = run.teacher
+    wanted = config.datasets * config.questions
+    accepted: list[Problem] = []
+    kept: list[Rollouts] = []
+    rejected: Counter[str] = Counter()
+    seen: set[str] | None = set() if config.reject_duplicates else None
+    last: list[str] = []
+    sampled = attempt = 0
+    while len(accepted) < wanted:
+        if sampled >= config.max_tries * wanted:
+            raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
+        rate = max(len(accepted) / sampled, 1 / 16) if sampled else 0.8
+        count = min(int((wanted - len(accepted)) / rate * 1.1) + 8, 8 * wanted, config.max_tries * wanted - sampled)
+        seed = seeds.derive(run.seed, "teacher", step, attempt)
+        rollouts = examiner.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
+        attempt += 1
+        texts, ended = rollouts.texts(examiner.backbone), rollouts.ended_B.tolist()
+        rows = []
+        for row, outcome in enumerate(_read(examiner, run, texts, ended, seen)):
+            if len(accepted) == wanted:
+                break
+            sampled += 1
+            if isinstance(outcome, Rejection):
+                rejected[outcome.reason.value] += 1
+                last = [*last[-4:], outcome.text]
+            else:
+                accepted.append(outcome)
+                rows.append(row)
+        if rows:
+            kept.append(rollouts.select(rows))
+    n = config.questions
+    sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
+    return Lessons(sets, join(kept), sampled, dict(rejected))
+
+
+def _read(
+    examiner: Examiner, config: Config, texts: list[str], ended: list[bool], seen: set[str] | None
+) -> list[Problem | Rejection]:
+    """Problems or reasons; a question that leaves no room for the student's answer is too long."""
+    outcomes = parse_all(
+        texts,
+        examiner.fmt,
+        examiner.verifier,
+        truncated=[not e for e in ended],
+        seen=seen,
+        strict=config.teacher.strict_tags,
+    )
+    sampling = config.student.sampling
+    return [
+        Rejection(Reason.TOO_LONG, text)
+        if isinstance(outcome, Problem) and not examiner.room(outcome, sampling)
+        else outcome
+        for text, outcome in zip(texts, outcomes, strict=True)
+    ]
+
+
+def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], last: list[str]) -> str:
+    reasons = ", ".join(f"{name} {count}" for name, count in rejected.most_common()) or "none"
+    shown = "\n".join(f"  {text[:300]!r}" for text in last)
+    return (
+        f"the teacher wrote {accepted} acceptable pairs of {wanted} in {sampled} samples (rejected: {reasons}).\n"
+        f"Its last outputs:\n{shown}\n"
+        "Try another problems.format, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
+        "stronger model; raise teacher.max_tries if the share is small but not zero."
+    )

@@ -1,0 +1,91 @@
+"""What every command opens: base model, sampler, prompts, verifier and candidate problems of a config."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from soar.config import Config, ConfigError
+from soar.data import fits_budget, load_problems
+from soar.policy import Backbone, load_backbone
+from soar.prompts import get_format
+from soar.rollout import Examiner
+from soar.sampler import NativeSampler
+from soar.types import Problem, Verdict
+from soar.verify import VerifierPool
+from soar.worlds import get_world
+
+SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
+Usable = tuple[list[Problem], dict[str, int]]
+
+
+def choose_workers(backbone: Backbone, threads: int) -> int:
+    """CPU worker threads, and torch's own threads set to match.
+
+    A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
+    """
+    cores = (
+        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    )
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    if backbone.device.type != "cpu":
+        return 1
+    small = parameters < SMALL_MODEL
+    torch.set_num_threads(1 if small else cores)
+    return cores if small else 1
+
+
+@contextmanager
+def open_examiner(config: Config) -> Iterator[Examiner]:
+    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
+    backbone = load_backbone(config.model)
+    fmt = get_format(config.problems.format)
+    with VerifierPool(
+        config.problems.verifier,
+        answer_style=fmt.answer_style,
+        timeout_s=config.problems.verify_timeout_s,
+        workers=config.problems.verify_workers,
+    ) as verifier:
+        yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
+
+
+def candidates(config: Config) -> tuple[list[Problem], list[str], str]:
+    """Candidate problems of a config, the loader's notes as lines, and a hash of the problems."""
+    source, limit = config.problems.source, config.problems.limit
+    if source.startswith("world:"):
+        try:
+            problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
+        except ValueError as error:
+            raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
+        notes = [f"{source}: {len(problems)} candidate problems"]
+    else:
+        problems, report = load_problems(
+            source,
+            question_column=config.problems.question_column,
+            answer_column=config.problems.answer_column,
+        )
+        notes = report.lines()
+        problems = problems[:limit] if limit else problems
+    digest = hashlib.sha256("\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems).encode()).hexdigest()
+    return problems, notes, digest
+
+
+def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:
+    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
+
+    The first five of each reason are named through `say`.
+    """
+    tokens, context = config.student.sampling.max_tokens, examiner.backbone.context
+    kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
+    for row in dropped[:5]:
+        say(f"left out: {row}")
+    verdicts = examiner.verifier.check_golds([problem.answer for problem in kept])
+    bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
+    for problem in bad[:5]:
+        say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
+    gone = {problem.id for problem in bad}
+    return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}
