@@ -164,13 +164,13 @@ class TinyWorld(World):
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
     real_chains = ((1, 1), (2, 2), (3, 3))
     # Shares and error rates of the pretraining text; docs/log.md has the measurements behind them.
-    forget_carry = 0.89
+    forget_carry = 0.94
     wrong_times = 0.4
     wrong_written = 0.05
     ask_share = 0.35
     ask_ill_posed = 0.15
-    ask_counter = 0.40
-    ask_lengths = (1, 1, 1, 2, 2, 3)
+    ask_counter = 0.50
+    ask_lengths = (1, 1, 1, 2, 2, 2, 3)
     ask_all_carry = 0.8
 
     def solve(self, question: str) -> str | None:

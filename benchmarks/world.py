@@ -1,0 +1,108 @@
+"""What the embedded world's model can and cannot do: the facts that the world must offer.
+
+    python benchmarks/world.py [--model builtin:tiny] [--samples 4000] [--seed 1]
+
+Prints, for chains whose every step carries, the share solved by length (the world's rare skill to the power of the
+length), sampled and greedy; the pass rate of the hard candidates; how many of them fail at K = 128, and the pass rate of
+those on fresh samples (retest); and what the untrained teacher writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+import torch
+
+from soar import seeds
+from soar.config import load
+from soar.evaluate import count_correct
+from soar.lessons import teacher_prompt
+from soar.rewards import parse_all
+from soar.rollout import Examiner
+from soar.types import Problem
+from soar.workbench import choose_workers, open_examiner
+from soar.worlds import TinyWorld, get_world
+
+ATTEMPTS = 100
+
+
+def chains(world: TinyWorld, length: int, count: int) -> list[Problem]:
+    """`count` counter problems of `length` steps that all carry."""
+    rng = random.Random(f"chains {length}")
+    problems = []
+    for index in range(count):
+        question = world._counter_with(rng, length, length)
+        problems.append(Problem(f"chain-{length}-{index}", question, world.solve(question) or ""))
+    return problems
+
+
+def solved(
+    examiner: Examiner, problems: list[Problem], attempts: int, seed: int, workers: int, tokens: int
+) -> list[int]:
+    """Correct attempts of the base model at each problem."""
+    sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
+    correct_P_H, _ = count_correct(examiner, None, problems, attempts, seed, sampling, workers=workers, block=8)
+    return [int(n) for n in correct_P_H[0]]
+
+
+def greedy_share(examiner: Examiner, problems: list[Problem], tokens: int) -> float:
+    """Share of the problems that the base model solves greedily."""
+    sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
+    return float(examiner.attempt(None, [problems], 1, [0], sampling, greedy=True).pass_rate_P()[0])
+
+
+def teacher_facts(examiner: Examiner, world: TinyWorld, samples: int, seed: int) -> list[str]:
+    """Lines on what the untrained teacher writes."""
+    config = load("tiny")
+    prompt = teacher_prompt(examiner, config)
+    rollouts = examiner.sampler.sample(None, [[prompt]], samples, [[seed]], config.teacher.sampling)
+    texts, ended = rollouts.texts(examiner.backbone), rollouts.ended_B.tolist()
+    outcomes = parse_all(texts, examiner.fmt, examiner.verifier, truncated=[not e for e in ended])
+    pairs = [o for o in outcomes if isinstance(o, Problem)]
+    valid = [p for p in pairs if world.well_posed(p.question)]
+    useful = [p for p in valid if world.useful(p.question)]
+    right = [p for p in useful if world.solve(p.question) == p.answer]
+    lines = [
+        f"teacher: {len(pairs)} pairs of {samples} samples; ill-posed {1 - len(valid) / len(pairs):.3f}; "
+        f"useful of valid {len(useful) / len(valid):.3f}; right of useful {len(right) / max(1, len(useful)):.3f}"
+    ]
+    for carries in (1, 2, 3):
+        some = [p for p in useful if world.difficulty(p.question) == carries]
+        good = sum(world.solve(p.question) == p.answer for p in some)
+        lines.append(f"  {carries} carrying steps: {len(some)} questions, right {good / max(1, len(some)):.3f}")
+    batch = [p.question for p in pairs[:128]]
+    lines.append(f"  distinct among {len(batch)}: {len(set(batch)) / len(batch):.3f}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:tiny")
+    parser.add_argument("--samples", type=int, default=4000, help="samples per chain length and of the teacher")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    config = load("tiny", [f"model.path={arguments.model}"])
+    world = get_world("tiny")
+    assert isinstance(world, TinyWorld)
+    with open_examiner(config) as examiner:
+        workers, tokens = choose_workers(examiner.backbone, 0), config.student.sampling.max_tokens
+        size = sum(p.numel() for p in examiner.backbone.model.parameters())
+        print(f"{arguments.model}: {size:,} parameters, torch {torch.__version__}")
+        print("steps   sampled    greedy")
+        for length in range(1, 7):
+            problems = chains(world, length, max(1, arguments.samples // ATTEMPTS))
+            correct = solved(examiner, problems, ATTEMPTS, arguments.seed, workers, tokens)
+            share = sum(correct) / (ATTEMPTS * len(problems))
+            print(f"{length:5d} {share:9.5f} {greedy_share(examiner, problems, tokens):9.5f}")
+        candidates = world.hard_problems(256, 0)
+        screened = solved(examiner, candidates, 128, seeds.derive(arguments.seed, "screen"), workers, tokens)
+        again = solved(examiner, candidates, 128, seeds.derive(arguments.seed, "retest"), workers, tokens)
+        kept = [n for n, first in zip(again, screened, strict=True) if first == 0]
+        print(f"hard candidates: pass rate {sum(screened) / (128 * len(screened)):.2e}, fail@128 {len(kept)} of 256")
+        print(f"retest of those: pass rate {sum(kept) / (128 * len(kept)):.2e} ({128 * len(kept):,} samples)")
+        print("\n".join(teacher_facts(examiner, world, arguments.samples, arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()
