@@ -7,18 +7,49 @@ a captured graph needs on a GPU. Left out: attention sinks, ALiBi-style biases, 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from soar import kernels
+
 NAME = "soar"
 GROWTH = 16  # positions by which a full buffer grows
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which cache places a row's new token may see: start_B .. filled_1 - 1 (int32, on the device)."""
+
+    start_B: Tensor
+    filled_1: Tensor
+
+
+class _Decoding(threading.local):
+    window: Window | None = None
+
+
+_decoding = _Decoding()
+
+
+@contextmanager
+def decoding(window: Window) -> Iterator[None]:
+    """Within the block, attention of one new token reads the places of `window`, whatever mask the model made."""
+    _decoding.window = window
+    try:
+        yield
+    finally:
+        _decoding.window = None
 
 
 def grouped_attention(
@@ -44,6 +75,14 @@ def grouped_attention(
         )
     B, heads, length, D = query.shape
     scale = D**-0.5 if scaling is None else scaling
+    window = _decoding.window
+    if window is not None and length == 1:
+        sliding = kwargs.get("sliding_window")
+        if kernels.available(query):
+            return kernels.decode_attention(
+                query, key, value, window.start_B, window.filled_1, scale, softcap, sliding
+            ), None
+        attention_mask = _visible(window, key.shape[2], sliding)
     if query.is_cuda and length > 1 and softcap is None:
         causal = attention_mask is None
         grouped = key.shape[1] != heads
@@ -68,6 +107,13 @@ def grouped_attention(
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     out_rows = torch.bmm(weights, value.reshape(B * kv_heads, S, D))
     return out_rows.view(B, heads, length, D).transpose(1, 2).contiguous(), None
+
+
+def _visible(window: Window, places: int, sliding: int | None) -> Tensor:
+    """The mask [B, 1, 1, places] of a window."""
+    first_B = window.start_B if sliding is None else torch.maximum(window.start_B, window.filled_1 - sliding)
+    place_S = torch.arange(places, device=first_B.device)
+    return ((place_S[None] >= first_B[:, None]) & (place_S[None] < window.filled_1))[:, None, None]
 
 
 def install(model: Any) -> None:
@@ -124,6 +170,41 @@ class BufferLayer(DynamicLayer):
         if self.filled:
             assert self.keys is not None and self.values is not None
             self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
+
+
+class StaticLayer(DynamicLayer):
+    """Keys and values of one layer at fixed addresses; the new token is written at `place_1`, a number on the device."""
+
+    def __init__(self, keys: Tensor, values: Tensor, place_1: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.place_1 = keys, values, place_1
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.place_1, key_states)
+        self.values.index_copy_(2, self.place_1, value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        assert self.keys is not None
+        return self.keys.shape[2], 0
+
+
+def whole_cache(config: Any) -> DynamicCache | None:
+    """A cache that keeps every place of every layer, sliding ones too; None for layers that hold other state."""
+    cache = DynamicCache(config=config)
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
+    cache.layers = [BufferLayer() for _ in cache.layers]
+    return cache
+
+
+def static_cache(config: Any, layers: list[StaticLayer]) -> DynamicCache:
+    """A cache of the given layers."""
+    cache = DynamicCache(config=config)
+    cache.layers = list(layers)
+    return cache
 
 
 def buffer_cache(config: Any) -> DynamicCache:

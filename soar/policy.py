@@ -85,7 +85,10 @@ class AdapterStack:
         else:
             low_P_N_r = torch.bmm(x_P_N_I, self.tensors[f"{name}.A"].to(x.dtype))
             plain_P_N_O = base(x).reshape(policies, -1, base.out_features)
-            out_P_N_O = torch.baddbmm(plain_P_N_O, low_P_N_r, self.tensors[f"{name}.B"].to(x.dtype), alpha=self.scale)
+            b_P_r_O = self.tensors[f"{name}.B"].to(x.dtype)
+            # In place where no gradient is taken: the product is added to the base's output without a copy of it.
+            add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
+            out_P_N_O = add(plain_P_N_O, low_P_N_r, b_P_r_O, alpha=self.scale)
         return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
 
     def _full_weight(self, name: str, base: nn.Linear) -> Tensor:

@@ -3,13 +3,13 @@
 The native engine runs transformers' own model classes with our cache and attention function. A prompt is prefilled once
 and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches.
 A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and
-the position.
-Left out here: CUDA graphs, stop strings, paged blocks.
+the position. On a GPU the steps run at fixed addresses as captured graphs (decode.py); on a CPU over a growing cache.
+Left out here: stop strings, paged blocks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,71 +19,15 @@ from torch import Tensor
 from soar import seeds
 from soar.attention import buffer_cache
 from soar.config import SamplingConfig
+from soar.decode import PLACE_STEP, StaticDecoder, slots_for
 from soar.policy import AdapterStack, Backbone
+from soar.rollouts import Rollouts, inverse_cdf, join
+
+__all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
 
 MAX_ROWS = {"cpu": 2048, "cuda": 8192}
-CACHE_BYTES = {"cpu": 2 << 30, "cuda": 40 << 30}
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """Sampled completions, rows policy-major.
-
-    prompts: token ids of each row's prompt. tokens_B_T: completion ids, the end token included; what stands behind a
-    row's length means nothing. length_B: tokens of the completion, end token included. logprob_B_T: log-probability
-    (nats) of each sampled token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token or
-    failed (else it was truncated at max_tokens). failed_B: the model produced NaN or inf for this row, which ended it.
-    All tensors on the CPU.
-    """
-
-    prompts: tuple[tuple[int, ...], ...]
-    tokens_B_T: Tensor
-    length_B: Tensor
-    logprob_B_T: Tensor
-    ended_B: Tensor
-    failed_B: Tensor
-
-    @property
-    def rows(self) -> int:
-        return len(self.prompts)
-
-    def select(self, rows: list[int]) -> Rollouts:
-        """The named rows, in that order."""
-        index = torch.tensor(rows, dtype=torch.long)
-        return Rollouts(
-            tuple(self.prompts[i] for i in rows),
-            self.tokens_B_T[index],
-            self.length_B[index],
-            self.logprob_B_T[index],
-            self.ended_B[index],
-            self.failed_B[index],
-        )
-
-    def texts(self, backbone: Backbone) -> list[str]:
-        """Completions as text, without the end token; other special tokens stay visible."""
-        ids = []
-        for tokens_T, length, ended in zip(
-            self.tokens_B_T.tolist(), self.length_B.tolist(), self.ended_B.tolist(), strict=True
-        ):
-            ids.append(tokens_T[: length - 1] if ended else tokens_T[:length])
-        return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def join(parts: list[Rollouts]) -> Rollouts:
-    """Rollouts one after another; completions padded to the longest."""
-    longest = max(part.tokens_B_T.shape[1] for part in parts)
-
-    def wide(tensor_B_T: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor_B_T, (0, longest - tensor_B_T.shape[1]))
-
-    return Rollouts(
-        tuple(prompt for part in parts for prompt in part.prompts),
-        torch.cat([wide(part.tokens_B_T) for part in parts]),
-        torch.cat([part.length_B for part in parts]),
-        torch.cat([wide(part.logprob_B_T) for part in parts]),
-        torch.cat([part.ended_B for part in parts]),
-        torch.cat([part.failed_B for part in parts]),
-    )
+CACHE_BYTES = 2 << 30  # on a CPU
+MEMORY_SHARE = 0.7  # of a GPU's free memory, for cache and logits
 
 
 class Sampler(Protocol):
@@ -101,14 +45,19 @@ class Sampler(Protocol):
 
 
 class NativeSampler:
-    """The default engine: one process, one device, any transformers causal LM with standard linear layers."""
+    """The default engine: one process, one device, any transformers causal LM with standard linear layers.
 
-    def __init__(self, backbone: Backbone, max_rows: int = 0) -> None:
+    max_rows: rows of one batch at most; 0: by memory. static: decode at fixed addresses (decode.py); None: on a GPU.
+    """
+
+    def __init__(self, backbone: Backbone, max_rows: int = 0, static: bool | None = None) -> None:
         self.backbone = backbone
         self.max_rows = max_rows
+        self.static = backbone.device.type == "cuda" if static is None else static
+        self.decoder = StaticDecoder(backbone)
 
     def rows_per_call(self, positions: int) -> int:
-        """Rows of one batch: as many as the byte rule for cache and logits allows at `positions` tokens each."""
+        """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""
         if self.max_rows:
             return self.max_rows
         kind, config = self.backbone.device.type, self.backbone.model.config.get_text_config()
@@ -116,7 +65,16 @@ class NativeSampler:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         cache = config.num_hidden_layers * 2 * heads * head_dim * positions * self.backbone.dtype.itemsize
         logits = 16 * self.backbone.vocabulary
-        return max(1, min(MAX_ROWS.get(kind, 2048), CACHE_BYTES.get(kind, 2 << 30) // (cache + logits)))
+        return max(1, min(MAX_ROWS.get(kind, 2048), self._memory() // (cache + logits)))
+
+    def _memory(self) -> int:
+        """Bytes that cache and logits of one batch may take."""
+        device = self.backbone.device
+        if device.type != "cuda":
+            return CACHE_BYTES
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(MEMORY_SHARE * (free + unused + self.decoder.held_bytes()))
 
     @torch.no_grad()
     def sample(
@@ -146,19 +104,51 @@ class NativeSampler:
                 f"{self.backbone.context}; shorten the prompt or lower max_tokens"
             )
         seeds_P_B = np.stack([np.concatenate([seeds.row_seeds(s, attempts) for s in seed_Q]) for seed_Q in seed_P_Q])
-        per_call = max(1, self.rows_per_call(longest + sampling.max_tokens) // (P * attempts))
+        per_call = self._prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
         parts_C_P: list[list[Rollouts]] = []
-        for first in range(0, Q, per_call):
+        first = 0
+        while first < Q:
             last = min(Q, first + per_call)
             prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
             seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
-            run = _Run(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy)
-            rollouts = run.finish()
+            try:
+                rollouts = self._batch(stack, prompts, attempts, seeds_B, sampling, greedy)
+            except torch.cuda.OutOfMemoryError:
+                self.decoder.release()
+                if per_call == 1:
+                    raise
+                per_call = max(1, per_call // 2)
+                self.max_rows = per_call * P * attempts
+                warnings.warn(f"out of GPU memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
+                continue
             rows = (last - first) * attempts
             parts_C_P.append([rollouts.select(list(range(p * rows, (p + 1) * rows))) for p in range(P)])
+            first = last
         if len(parts_C_P) == 1 and P == 1:
             return parts_C_P[0][0]
         return join([parts[p] for p in range(P) for parts in parts_C_P])
+
+    def _prompts_per_call(self, policies: int, questions: int, attempts: int, positions: int) -> int:
+        """Prompts per policy in one batch; the batches of one call are of like size."""
+        if self.static:
+            positions = -(-positions // PLACE_STEP) * PLACE_STEP
+        most = max(1, self.rows_per_call(positions) // (policies * attempts))
+        while self.static and most > 1 and policies * slots_for(most * attempts) > self.rows_per_call(positions):
+            most -= 1
+        return -(-questions // -(-questions // most))
+
+    def _batch(
+        self,
+        stack: AdapterStack | None,
+        prompts_U: list[list[int]],
+        attempts: int,
+        seeds_B: np.ndarray,
+        sampling: SamplingConfig,
+        greedy: bool,
+    ) -> Rollouts:
+        if self.static and self.decoder.supports(stack):
+            return self.decoder.run(stack, prompts_U, attempts, seeds_B, sampling, greedy)
+        return _Run(self.backbone, stack, prompts_U, attempts, seeds_B, sampling, greedy).finish()
 
 
 class _Run:
@@ -270,19 +260,3 @@ class _Run:
         order_P_b = order_P_b.sort(dim=1).values
         first_P = torch.arange(self.policies, device=order_P_b.device)[:, None] * width
         return (order_P_b + first_P).reshape(-1)
-
-
-def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Tensor:
-    """Token [B] whose cumulative interval holds the uniform number.
-
-    top_p < 1 keeps the smallest set of most likely tokens whose mass reaches top_p (nucleus sampling), renormalised.
-    """
-    if top_p < 1.0:
-        sorted_B_V, order_B_V = probs_B_V.sort(dim=-1, descending=True)
-        outside_B_V = sorted_B_V.cumsum(-1) - sorted_B_V >= top_p
-        kept_B_V = sorted_B_V.masked_fill(outside_B_V, 0.0)
-        return order_B_V.gather(1, inverse_cdf(kept_B_V, uniform_B)[:, None])[:, 0]
-    cdf_B_V = probs_B_V.cumsum(-1)
-    target_B_1 = uniform_B[:, None] * cdf_B_V[:, -1:]
-    token_B = torch.searchsorted(cdf_B_V, target_B_1, right=True)[:, 0]
-    return token_B.clamp(max=probs_B_V.shape[1] - 1)

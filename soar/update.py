@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from soar.config import OptimizerConfig
+from soar.logprobs import token_logprobs
 from soar.policy import AdapterStack, Backbone
 from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
 
-MICRO_BATCH_BYTES = {"cpu": 1 << 29, "cuda": 6 << 30}
+CPU_LOGIT_BYTES = 1 << 29
+MEMORY_SHARE = 0.5  # of a GPU's free memory, for the activations of one pass
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class StackOptimizer:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=all(tensor.is_cuda for tensor in stack.tensors.values()) or None,
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -78,35 +81,6 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
         return config.lr
     progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def token_logprobs(backbone: Backbone, rollouts: Rollouts, temperature: float) -> Tensor:
-    """Log-probability (nats) [B, T] of every completion token under the active stack, 0 on padding.
-
-    One forward pass; rows right-padded, so causal attention needs no mask. Gradients flow if enabled.
-    """
-    device = backbone.device
-    lengths = rollouts.length_B.tolist()
-    starts = [len(prompt) for prompt in rollouts.prompts]
-    width = max(s + n for s, n in zip(starts, lengths, strict=True))
-    T = max(lengths)
-    rows = []
-    for prompt, tokens_T, n in zip(rollouts.prompts, rollouts.tokens_B_T.tolist(), lengths, strict=True):
-        rows.append([*prompt, *tokens_T[:n], *[backbone.pad_id] * (width - len(prompt) - n)])
-    ids_B_S = torch.tensor(rows, device=device)
-    first = min(starts) - 1
-    position_S = torch.arange(width - 1, device=device)[None]
-    logits_B_S_V = backbone.model(
-        input_ids=ids_B_S[:, :-1], position_ids=position_S, use_cache=False, logits_to_keep=width - 1 - first
-    ).logits
-    start_B = torch.tensor(starts, device=device)
-    offset_B_T = (start_B - 1 - first)[:, None] + torch.arange(T, device=device)[None]
-    mask_B_T = torch.arange(T, device=device)[None] < rollouts.length_B.to(device)[:, None]
-    place_B_T = offset_B_T.clamp(max=logits_B_S_V.shape[1] - 1)
-    target_B_S = ids_B_S[:, first + 1 :]
-    scaled_B_S_V = logits_B_S_V.float() / temperature
-    chosen_B_S = scaled_B_S_V.gather(-1, target_B_S[..., None])[..., 0] - scaled_B_S_V.logsumexp(-1)
-    return chosen_B_S.gather(1, place_B_T) * mask_B_T
 
 
 def update(
@@ -239,6 +213,17 @@ def _micro_batches(backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int
 
 
 def _token_limit(backbone: Backbone) -> int:
-    """Padded tokens of one forward and backward pass: logits (three float copies) within the device's byte rule."""
-    budget = MICRO_BATCH_BYTES.get(backbone.device.type, 1 << 29)
-    return max(256, min(16384, budget // (12 * backbone.vocabulary)))
+    """Padded tokens of one forward and backward pass.
+
+    On a CPU by the logits (three float copies); on a GPU by the activations that a decoder layer keeps for the backward
+    pass, about 24 values of the hidden width and 6 of the inner width per token, within a share of the free memory.
+    """
+    device = backbone.device
+    if device.type != "cuda":
+        return max(256, min(16384, CPU_LOGIT_BYTES // (12 * backbone.vocabulary)))
+    config = backbone.model.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    per_token = config.num_hidden_layers * (24 * config.hidden_size + 6 * inner) * backbone.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1024, min(65536, int(MEMORY_SHARE * (free + unused)) // per_token))

@@ -1,0 +1,87 @@
+"""Sampled completions as one record, and the draw of a token from its distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soar.policy import Backbone
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled completions, rows policy-major.
+
+    prompts: token ids of each row's prompt. tokens_B_T: completion ids, the end token included; what stands behind a
+    row's length means nothing. length_B: tokens of the completion, end token included. logprob_B_T: log-probability
+    (nats) of each sampled token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token or
+    failed (else it was truncated at max_tokens). failed_B: the model produced NaN or inf for this row, which ended it.
+    All tensors on the CPU.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    tokens_B_T: Tensor
+    length_B: Tensor
+    logprob_B_T: Tensor
+    ended_B: Tensor
+    failed_B: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: list[int]) -> Rollouts:
+        """The named rows, in that order."""
+        index = torch.tensor(rows, dtype=torch.long)
+        return Rollouts(
+            tuple(self.prompts[i] for i in rows),
+            self.tokens_B_T[index],
+            self.length_B[index],
+            self.logprob_B_T[index],
+            self.ended_B[index],
+            self.failed_B[index],
+        )
+
+    def texts(self, backbone: Backbone) -> list[str]:
+        """Completions as text, without the end token; other special tokens stay visible."""
+        ids = []
+        for tokens_T, length, ended in zip(
+            self.tokens_B_T.tolist(), self.length_B.tolist(), self.ended_B.tolist(), strict=True
+        ):
+            ids.append(tokens_T[: length - 1] if ended else tokens_T[:length])
+        return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def join(parts: list[Rollouts]) -> Rollouts:
+    """Rollouts one after another; completions padded to the longest."""
+    longest = max(part.tokens_B_T.shape[1] for part in parts)
+
+    def wide(tensor_B_T: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor_B_T, (0, longest - tensor_B_T.shape[1]))
+
+    return Rollouts(
+        tuple(prompt for part in parts for prompt in part.prompts),
+        torch.cat([wide(part.tokens_B_T) for part in parts]),
+        torch.cat([part.length_B for part in parts]),
+        torch.cat([wide(part.logprob_B_T) for part in parts]),
+        torch.cat([part.ended_B for part in parts]),
+        torch.cat([part.failed_B for part in parts]),
+    )
+
+
+def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Tensor:
+    """Token [B] whose cumulative interval holds the uniform number.
+
+    top_p < 1 keeps the smallest set of most likely tokens whose mass reaches top_p (nucleus sampling), renormalised.
+    """
+    if top_p < 1.0:
+        sorted_B_V, order_B_V = probs_B_V.sort(dim=-1, descending=True)
+        outside_B_V = sorted_B_V.cumsum(-1) - sorted_B_V >= top_p
+        kept_B_V = sorted_B_V.masked_fill(outside_B_V, 0.0)
+        return order_B_V.gather(1, inverse_cdf(kept_B_V, uniform_B)[:, None])[:, 0]
+    cdf_B_V = probs_B_V.cumsum(-1)
+    target_B_1 = uniform_B[:, None] * cdf_B_V[:, -1:]
+    token_B = torch.searchsorted(cdf_B_V, target_B_1, right=True)[:, 0]
+    return token_B.clamp(max=probs_B_V.shape[1] - 1)

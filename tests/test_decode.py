@@ -1,0 +1,156 @@
+"""Decoding at fixed addresses gives what decoding over a growing cache gives: the same tokens, bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import ARCHITECTURES, EOS, random_stack, some_prompts, tiny_backbone
+
+from soar import programs
+from soar.config import SamplingConfig
+from soar.decode import slots_for
+from soar.policy import Backbone
+from soar.sampler import NativeSampler, Rollouts
+
+STEPS = 40
+
+
+def ending_backbone(name: str = "llama") -> Backbone:
+    backbone = tiny_backbone(name)
+    backbone.end_ids = frozenset((EOS, 7, 20))
+    return backbone
+
+
+def prompts_of(policies: int, questions: int) -> list[list[list[int]]]:
+    every = some_prompts(policies * questions, seed=3)
+    return [every[p * questions : (p + 1) * questions] for p in range(policies)]
+
+
+def rows_of(rollouts: Rollouts) -> list[list[int]]:
+    return [row[:n] for row, n in zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)]
+
+
+def same(one: Rollouts, other: Rollouts) -> bool:
+    width = min(one.logprob_B_T.shape[1], other.logprob_B_T.shape[1])
+    return (
+        one.prompts == other.prompts
+        and rows_of(one) == rows_of(other)
+        and torch.equal(one.ended_B, other.ended_B)
+        and torch.equal(one.failed_B, other.failed_B)
+        and torch.allclose(one.logprob_B_T[:, :width], other.logprob_B_T[:, :width], atol=1e-5)
+    )
+
+
+def test_slots_are_few_sizes_that_never_fall_short() -> None:
+    sizes = {slots_for(rows) for rows in range(1, 513)}
+    assert sizes == {2**n for n in range(10)} | {3 * 2**n for n in range(8)}
+    for rows in range(1, 513):
+        assert rows <= slots_for(rows) < max(2, 1.5 * rows)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_fixed_addresses_change_nothing(name: str, greedy: bool) -> None:
+    backbone = ending_backbone(name)
+    stack = random_stack(backbone, 3)
+    prompts, seeds = prompts_of(3, 2), [[1, 2], [3, 4], [5, 6]]
+    sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
+    growing = NativeSampler(backbone, static=False).sample(stack, prompts, 5, seeds, sampling, greedy)
+    fixed = NativeSampler(backbone, static=True)
+    assert same(fixed.sample(stack, prompts, 5, seeds, sampling, greedy), growing)
+    if name == "llama" and not greedy:
+        assert len({shape.rows for shape in fixed.decoder.programs}) > 1  # rows did move to narrower programs
+    assert same(fixed.sample(stack, prompts, 5, seeds, sampling, greedy), growing)  # with everything there already
+
+
+def test_each_call_uses_its_own_adapters() -> None:
+    """The right student's adapter reaches the sampler: slices swapped, changed in place, replaced, left out."""
+    backbone = ending_backbone()
+    fixed = NativeSampler(backbone, static=True)
+    sampling, prompts = SamplingConfig(max_tokens=STEPS), prompts_of(2, 2)
+    prompts = [prompts[0], prompts[0]]
+
+    def greedy(stack: object) -> list[list[int]]:
+        found = fixed.sample(stack, prompts, 1, [[1, 2], [1, 2]], sampling, greedy=True)  # type: ignore[arg-type]
+        alone = NativeSampler(backbone, static=False).sample(
+            stack,  # type: ignore[arg-type]
+            prompts,
+            1,
+            [[1, 2], [1, 2]],
+            sampling,
+            greedy=True,
+        )
+        assert same(found, alone)
+        return [found.tokens_B_T[row, :n].tolist() for row, n in enumerate(found.length_B.tolist())]
+
+    stack = random_stack(backbone, 2)
+    first = greedy(stack)
+    assert first[:2] != first[2:]  # two policies, the same prompts, other answers
+    assert greedy(stack.select([1, 0])) == first[2:] + first[:2]
+    for name in stack.tensors:
+        stack.tensors[name] = stack.tensors[name] + 0.3
+    moved = greedy(stack)
+    assert moved != first
+    louder = stack.select([0, 1])
+    louder.scale = stack.scale * 3
+    assert greedy(louder) != moved
+    plain = fixed.sample(None, [prompts[0]], 1, [[1, 2]], sampling, greedy=True)
+    growing = NativeSampler(backbone, static=False).sample(None, [prompts[0]], 1, [[1, 2]], sampling, greedy=True)
+    assert same(plain, growing)
+
+
+def test_neighbours_and_batches_do_not_matter() -> None:
+    backbone = ending_backbone()
+    stack = random_stack(backbone, 1)
+    prompts, sampling = prompts_of(1, 6), SamplingConfig(max_tokens=STEPS)
+    whole = NativeSampler(backbone, static=True).sample(stack, prompts, 4, [[1, 2, 3, 4, 5, 6]], sampling)
+    split = NativeSampler(backbone, max_rows=8, static=True).sample(stack, prompts, 4, [[1, 2, 3, 4, 5, 6]], sampling)
+    assert same(whole, split)
+    alone = NativeSampler(backbone, static=True).sample(stack, [[prompts[0][3]]], 4, [[4]], sampling)
+    assert same(whole.select([12, 13, 14, 15]), alone)
+
+
+def test_a_longer_call_after_a_shorter_one() -> None:
+    """The cache memory grows, and programs made for the old addresses are not used again."""
+    backbone = ending_backbone()
+    fixed, growing = NativeSampler(backbone, static=True), NativeSampler(backbone, static=False)
+    for questions, steps in ((1, 10), (6, 60), (1, 10), (3, 30)):
+        prompts, sampling = prompts_of(1, questions), SamplingConfig(max_tokens=steps)
+        seeds = [list(range(questions))]
+        assert same(
+            fixed.sample(None, prompts, 3, seeds, sampling), growing.sample(None, prompts, 3, seeds, sampling)
+        ), (questions, steps)
+
+
+def test_a_diverged_policy_fails_its_own_rows_only() -> None:
+    backbone = ending_backbone()
+    stack = random_stack(backbone, 2)
+    name = next(n for n in stack.tensors if n.endswith("down_proj.B"))
+    stack.tensors[name][1] = float("nan")
+    prompts, sampling = prompts_of(2, 2), SamplingConfig(max_tokens=STEPS)
+    found = NativeSampler(backbone, static=True).sample(stack, prompts, 3, [[1, 2], [3, 4]], sampling)
+    assert found.failed_B.tolist() == [False] * 6 + [True] * 6
+    healthy = NativeSampler(backbone, static=False).sample(stack.select([0]), prompts[:1], 3, [[1, 2]], sampling)
+    assert same(found.select(list(range(6))), healthy)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = ending_backbone()
+    wanted = NativeSampler(backbone, static=True).sample(
+        None, prompts_of(1, 4), 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9)
+    )
+    real = programs.Program.body
+
+    def body(self: programs.Program) -> None:
+        if self.shape.rows > 4:
+            raise torch.cuda.OutOfMemoryError("no room")
+        real(self)
+
+    monkeypatch.setattr(programs.Program, "body", body)
+    sampler = NativeSampler(backbone, static=True)
+    with pytest.warns(UserWarning, match="out of GPU memory: from here on at most 4 rows a batch"):
+        found = sampler.sample(None, prompts_of(1, 4), 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
+    assert same(found, wanted)
+    monkeypatch.setattr(programs.Program, "body", lambda self: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no")))
+    with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
+        sampler.sample(None, prompts_of(1, 4), 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
