@@ -73,7 +73,7 @@ class _Head:
 def _plain_head(backbone: Backbone) -> _Head | None:
     """The output layer, when the model's logits are that layer of its decoder's hidden states; kept on the backbone."""
     if not hasattr(backbone, "head"):
-        ids = torch.tensor([[backbone.pad_id, min(backbone.end_ids), backbone.pad_id]], device=backbone.device)
+        ids = torch.arange(min(4, backbone.vocabulary), device=backbone.device)[None]
         head = _Head(backbone)
         with torch.no_grad(), backbone.use(None):
             wanted = backbone.model(input_ids=ids, use_cache=False).logits.float()

@@ -1,0 +1,351 @@
+"""The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
+
+    python benchmarks/engine.py [--only decode-135m decode-3b adapters train-135m train-3b inner] [--out FILE] [--toy]
+
+Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
+decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
+logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
+`transformers.generate` on the base model. adapters: the same rows with 1, 4, 16, 64 adapters. train: tokens a second and
+MFU (FLOPs of the forward pass and of the gradients with respect to activations, base weights frozen; recomputation is
+not counted). inner: 16 students x 10 RLOO steps, and TRL's RLOOTrainer for one student, times 16. --toy: tiny shapes,
+any device, to see that the script runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_models import SHAPES, backbone_of, base_model, dataset, random_stack, reward_of_text, tokenizer_of
+from transformers import LlamaConfig
+
+import soar
+from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
+from soar.policy import AdapterStack, Backbone
+from soar.rollouts import Rollouts
+from soar.sampler import NativeSampler
+from soar.update import StackOptimizer, update
+
+Row = dict[str, Any]
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], Any], warm: int = 1, runs: int = 3) -> float:
+    """Seconds of the fastest of `runs` runs after `warm` more."""
+    found = []
+    for run in range(warm + runs):
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        if run >= warm:
+            found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def ceilings(toy: bool) -> tuple[float, float]:
+    """(bytes a second of a large copy, read and write counted; FLOP/s of a large bf16 product) on this device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size, side = (1 << 22, 256) if toy else (1 << 30, 8192)
+    source = torch.empty(size, dtype=torch.bfloat16, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.numel() * 2 / timed(lambda: target.copy_(source), 3, 10)
+    one = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    rate = 2 * side**3 / timed(lambda: one @ one, 3, 10)
+    return bandwidth, rate
+
+
+def prompts_of(backbone: Backbone, policies: int, per_policy: int, length: int) -> list[list[list[int]]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, backbone.vocabulary, (policies, per_policy, length), generator=generator).tolist()
+
+
+def sample(
+    sampler: NativeSampler, stack: AdapterStack | None, policies: int, rows: int, length: int, new: int, attempts: int
+) -> Rollouts:
+    """rows // (policies * attempts) prompts per policy, `attempts` completions of `new` tokens each."""
+    questions = rows // (policies * attempts)
+    prompts = prompts_of(sampler.backbone, policies, questions, length)
+    seeds = [[1000 * p + q for q in range(questions)] for p in range(policies)]
+    return sampler.sample(stack, prompts, attempts, seeds, SamplingConfig(max_tokens=new))
+
+
+def step_bytes_and_flops(
+    config: LlamaConfig, rows: int, places: float, policies: int, rank: int
+) -> tuple[float, float]:
+    """Bytes moved and FLOPs of one decoding step with `places` cached tokens a row (bf16)."""
+    kv_width = config.num_key_value_heads * config.head_dim
+    q_width = config.num_attention_heads * config.head_dim
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    linear = layers * (hidden * (2 * q_width + 2 * kv_width) + 3 * hidden * inner)
+    head = config.vocab_size * hidden
+    ends = layers * (4 * hidden + 2 * q_width + 2 * kv_width + 3 * (hidden + inner))
+    adapters = rank * ends
+    cache = rows * places * layers * 2 * kv_width
+    size = 2 * (linear + head + policies * adapters + cache) + 3 * 2 * rows * config.vocab_size
+    flops = 2 * rows * (linear + head + adapters) + 4 * rows * places * layers * q_width
+    return size, flops
+
+
+def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_generate: bool) -> list[Row]:
+    """Sections decode-135m and decode-3b."""
+    rows, length, new = (32, 12, 8) if toy else (2048, 100, 160) if name == "135m" else (1024, 100, 520)
+    policies, attempts = (4, 4) if toy else (16, 32)
+    backbone = backbone_of("toy" if toy else name)
+    config, stack = backbone.model.config, random_stack(backbone, policies)
+    sampler = NativeSampler(backbone)
+    runs = 1 if name == "3b" else 3
+    found = []
+    for label, given in ((f"{policies} adapters", stack), ("base only", None)):
+        count = policies if given is not None else 1
+        seconds = timed(lambda s=given, c=count: sample(sampler, s, c, rows, length, new, attempts), 1, runs)
+        size, flops = step_bytes_and_flops(config, rows, length + new / 2, count if given is not None else 0, 16)
+        ideal = new * max(size / ceiling[0], flops / ceiling[1])
+        found.append(
+            {
+                "section": f"decode-{name}",
+                "what": f"soar, {label}",
+                "tokens_per_second": rows * new / seconds,
+                "roofline_share": ideal / seconds,
+                "seconds": seconds,
+                "milliseconds_per_step": 1000 * seconds / new,
+            }
+        )
+    profile_step(sampler, stack, policies, rows, length, attempts)
+    sampler.decoder.release()
+    if with_generate:
+        found += bench_generate(backbone, toy, rows, length, new, attempts)
+        for row in found[2:]:
+            row["soar_ratio"] = found[0]["tokens_per_second"] / row["tokens_per_second"]
+    return found
+
+
+def profile_step(
+    sampler: NativeSampler, stack: AdapterStack, policies: int, rows: int, length: int, attempts: int
+) -> None:
+    """Print where the device's time goes in a few decoding steps."""
+    if not torch.cuda.is_available():
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        sample(sampler, stack, policies, rows, length, 24, attempts)
+        wait()
+    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=60))
+
+
+def bench_generate(backbone: Backbone, toy: bool, rows: int, length: int, new: int, attempts: int) -> list[Row]:
+    """`transformers.generate` on the plain base model, sampling, no early end; static batches and continuous batching."""
+    model = base_model("toy" if toy else "135m", backbone.device)
+    ids = torch.tensor(prompts_of(backbone, 1, rows // attempts, length)[0], device=backbone.device)
+    ids = ids.repeat_interleave(attempts, 0)
+    common: dict[str, Any] = {"do_sample": True, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0}
+
+    def static() -> None:
+        with torch.no_grad():
+            model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=True, **common)
+
+    found = [("generate", static)]
+
+    def continuous() -> None:
+        from transformers import GenerationConfig
+
+        settings = GenerationConfig(do_sample=True, max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
+        model.generate_batch(inputs=ids.tolist(), generation_config=settings, progress_bar=False)
+
+    found.append(("generate_batch (continuous batching)", continuous))
+    done = []
+    for label, work in found:
+        try:
+            seconds = timed(work, 1, 1)
+        except Exception as error:  # a peer that does not run here is a line of the table, not the end of it
+            print(f"{label}: {type(error).__name__}: {error}")
+            continue
+        done.append(
+            {
+                "section": "decode-135m",
+                "what": f"transformers {label}, base only",
+                "tokens_per_second": rows * new / seconds,
+                "seconds": seconds,
+            }
+        )
+    return done
+
+
+def bench_adapters(toy: bool) -> list[Row]:
+    """The same rows, split among 1, 4, 16 and 64 adapters."""
+    backbone = backbone_of("toy" if toy else "135m")
+    rows, length, new = (64, 12, 8) if toy else (2048, 100, 64)
+    sampler, found = NativeSampler(backbone), []
+    for policies in (1, 4, 16) if toy else (1, 4, 16, 64):
+        stack = random_stack(backbone, policies)
+        attempts = min(32, rows // policies)
+        seconds = timed(lambda s=stack, p=policies, n=attempts: sample(sampler, s, p, rows, length, new, n), 1, 3)
+        found.append(
+            {
+                "section": "adapters",
+                "what": f"{policies} adapters",
+                "tokens_per_second": rows * new / seconds,
+                "seconds": seconds,
+            }
+        )
+        found[-1]["slower_than_1"] = seconds / found[0]["seconds"]
+        sampler.decoder.release()
+    return found
+
+
+def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]:
+    """One RLOO update of 16 policies on rollouts of full length."""
+    policies, rows, length, new = (
+        (4, 16, 12, 8) if toy else (16, 1024, 100, 160) if name == "135m" else (16, 128, 100, 260)
+    )
+    backbone = backbone_of("toy" if toy else name)
+    config, stack = backbone.model.config, random_stack(backbone, policies)
+    optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.0))
+    generator = torch.Generator().manual_seed(1)
+    rollouts = Rollouts(
+        tuple(tuple(ids) for ids in prompts_of(backbone, 1, rows, length)[0]),
+        torch.randint(5, backbone.vocabulary, (rows, new), generator=generator),
+        torch.full((rows,), new),
+        torch.zeros(rows, new),
+        torch.zeros(rows, dtype=torch.bool),
+        torch.zeros(rows, dtype=torch.bool),
+    )
+    advantage_B = torch.randn(rows, generator=generator)
+    seconds = timed(lambda: update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new), 1, 3)
+    _, per_token = step_bytes_and_flops(config, 1, 0, policies, 16)
+    head = 2 * config.vocab_size * config.hidden_size
+    tokens = rows * (length + new)
+    width = config.num_attention_heads * config.head_dim
+    attention = config.num_hidden_layers * rows * 4 * width * (length + new) ** 2 / 2
+    flops = 2 * (tokens * (per_token - head) + rows * new * head) + 3 * attention
+    return [
+        {
+            "section": f"train-{name}",
+            "what": f"{policies} adapters, {rows} rows x {length + new} tokens",
+            "tokens_per_second": tokens / seconds,
+            "mfu": flops / seconds / ceiling[1],
+            "seconds": seconds,
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+        }
+    ]
+
+
+def bench_inner(toy: bool) -> list[Row]:
+    """16 students x 10 RLOO steps x 8 prompts x 32 attempts; TRL's trainer for one student, times 16."""
+    from engine_trl import trl_seconds
+
+    from soar.rollout import Examiner
+    from soar.student import train_population
+    from soar.types import Problem, Verdict
+
+    students, steps, prompts, attempts, new = (2, 2, 2, 4, 8) if toy else (16, 10, 8, 32, 160)
+    name = "toy" if toy else "135m"
+
+    class Checker:
+        def check(self, texts: list[str], golds: list[str], columns: Any = None) -> list[Verdict]:
+            return [Verdict.CORRECT if reward_of_text(text) else Verdict.WRONG for text in texts]
+
+    from soar.prompts import PromptFormat
+
+    backbone = backbone_of(name)
+    bare = PromptFormat("bare", "marker", teacher_template="", student_template="{question}", turns=False)
+    examiner = Examiner(backbone, NativeSampler(backbone), bare, Checker())  # type: ignore[arg-type]
+    questions = dataset(prompts * steps)
+    problems = [Problem(str(i), question, "-") for i, question in enumerate(questions)]
+    config = StudentConfig(
+        attempts=attempts,
+        prompts_per_step=prompts,
+        steps=steps,
+        reward="binary",
+        sampling=SamplingConfig(max_tokens=new),
+        optimizer=OptimizerConfig(lr=1e-5, kl=0.0),
+    )
+    batches = [[problems[s * prompts : (s + 1) * prompts] for s in range(steps)] for _ in range(students)]
+    start = random_stack(backbone, 1)
+    one_step = [steps_of[:1] for steps_of in batches]
+    train_population(examiner, start, one_step, list(range(students)), config, 1e-5)  # kernels and graphs are made here
+    seconds = timed(lambda: train_population(examiner, start, batches, list(range(students)), config, 1e-5), 0, 1)
+    found = [
+        {
+            "section": "inner",
+            "what": f"soar, {students} students x {steps} steps x {prompts} x {attempts}, {new} new tokens",
+            "seconds": seconds,
+        }
+    ]
+    examiner.sampler.decoder.release()  # type: ignore[attr-defined]
+    for label, extra in (("generate", {}), ("continuous batching", {"use_transformers_continuous_batching": True})):
+        try:
+            one = trl_seconds(name, questions, steps, prompts, attempts, new, extra)
+        except Exception as error:  # a peer that does not run here is a line, not the end of the table
+            print(f"TRL {label}: {type(error).__name__}: {error}")
+            continue
+        found.append(
+            {
+                "section": "inner",
+                "what": f"TRL RLOOTrainer ({label}), one student measured, times {students}",
+                "seconds": students * one,
+                "soar_ratio": students * one / seconds,
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ["decode-135m", "decode-3b", "adapters", "train-135m", "train-3b", "inner"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--out", type=Path, help="write the table as JSON")
+    parser.add_argument("--toy", action="store_true")
+    arguments = parser.parse_args()
+    assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    ceiling = ceilings(arguments.toy)
+    head = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device,
+        "torch": torch.__version__,
+        "soar": soar.__version__,
+        "copy_bytes_per_second": ceiling[0],
+        "matmul_flops_per_second": ceiling[1],
+    }
+    print(
+        f"{device}, torch {torch.__version__}: copy {ceiling[0] / 1e12:.2f} TB/s, bf16 {ceiling[1] / 1e12:.0f} TFLOP/s"
+    )
+    sections: dict[str, Callable[[], list[Row]]] = {
+        "decode-135m": lambda: bench_decode("135m", arguments.toy, ceiling, True),
+        "decode-3b": lambda: bench_decode("3b", arguments.toy, ceiling, False),
+        "adapters": lambda: bench_adapters(arguments.toy),
+        "train-135m": lambda: bench_train("135m", arguments.toy, ceiling),
+        "train-3b": lambda: bench_train("3b", arguments.toy, ceiling),
+        "inner": lambda: bench_inner(arguments.toy),
+    }
+    rows: list[Row] = []
+    for name in arguments.only:
+        try:
+            rows += sections[name]()
+        except Exception:  # the other sections still have their say; the failure is printed and the table lacks it
+            traceback.print_exc()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        for row in [row for row in rows if row["section"].startswith(name)]:
+            numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+            print(f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()))
+        if arguments.out:
+            arguments.out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

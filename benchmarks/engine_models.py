@@ -1,0 +1,104 @@
+"""Random models in known shapes, with a tokenizer of as many words, for benchmarks/engine.py."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from soar.config import ModelConfig
+from soar.policy import AdapterStack, Backbone
+
+SHAPES: dict[str, dict[str, int]] = {
+    "135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
+    "3b": {
+        "vocab_size": 128256,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    "toy": {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
+}
+
+
+def device_of() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def base_model(name: str, device: torch.device) -> Any:
+    """A random Llama of the shape, bf16 on a GPU."""
+    config = LlamaConfig(**SHAPES[name], tie_word_embeddings=True, max_position_embeddings=4096)
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
+    torch.manual_seed(0)
+    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(kind).eval()
+
+
+def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
+    """One word per token: w5 is token 5."""
+    count = SHAPES[name]["vocab_size"]
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(4, count))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def backbone_of(name: str) -> Backbone:
+    """The shape wrapped for stacked adapters of rank 16; no token ends a completion."""
+    backbone = Backbone(base_model(name, device_of()), tokenizer_of(name), ModelConfig(lora_rank=16))
+    backbone.end_ids = frozenset((-1,))
+    return backbone
+
+
+def random_stack(backbone: Backbone, policies: int) -> AdapterStack:
+    """Adapters that all differ, so that none can be left out unnoticed."""
+    stack = backbone.new_stack(0, policies)
+    for name, tensor in stack.tensors.items():
+        if name.endswith(".B"):
+            tensor.normal_(0.0, 0.01)
+    return stack
+
+
+def save_plain(name: str) -> Path:
+    """Model and tokenizer in a folder that `from_pretrained` reads."""
+    folder = Path(tempfile.mkdtemp()) / name
+    base_model(name, device_of()).save_pretrained(folder)
+    tokenizer_of(name).save_pretrained(folder)
+    return folder
+
+
+def dataset(count: int, words: int = 90) -> list[str]:
+    """Prompts of so many words."""
+    return [" ".join(f"w{5 + (31 * i + 7 * j) % 400}" for j in range(words)) for i in range(count)]
+
+
+def reward_of_text(text: str) -> float:
+    """A reward that costs nothing and splits every group: whether the text has an even number of the digit 1."""
+    return float(text.count("1") % 2 == 0)

@@ -1,0 +1,143 @@
+"""What only a GPU can show: captured graphs, the kernels on the device, bfloat16. Skipped without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
+
+from soar import kernels
+from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
+from soar.policy import Backbone
+from soar.sampler import NativeSampler, Rollouts
+from soar.update import StackOptimizer, update
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+ENDS = [EOS, 7, 20]
+STEPS = 40
+
+
+def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.float32) -> Backbone:
+    model = tiny_model(name, dtype=dtype).to(device)
+    backbone = Backbone(model, tiny_tokenizer(), ModelConfig(lora_rank=4, lora_alpha=6.0))
+    backbone.end_ids = frozenset(ENDS)
+    return backbone
+
+
+def rows_of(rollouts: Rollouts) -> list[list[int]]:
+    return [row[:n] for row, n in zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)]
+
+
+def draw(backbone: Backbone, stack: Any, static: bool, greedy: bool = False, attempts: int = 6) -> Rollouts:
+    every = some_prompts(6, seed=3)
+    prompts = [every[:3], every[3:]] if stack is not None else [every]
+    seeds = [[1, 2, 3], [4, 5, 6]] if stack is not None else [[1, 2, 3, 4, 5, 6]]
+    sampler = NativeSampler(backbone, static=static)
+    sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
+    found = sampler.sample(stack, prompts, attempts, seeds, sampling, greedy)
+    if static:
+        graphs = [program.graph for program in sampler.decoder.programs.values() if program.graph is not None]
+        assert graphs and all(graphs)  # every program that stepped was captured
+    return found
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_captured_steps_draw_the_tokens_of_the_cpu(name: str) -> None:
+    """float32: the tokens of the growing cache on the same GPU and of a CPU, but for ties of rounding."""
+    gpu, cpu = backbone_on("cuda", name), backbone_on("cpu", name)
+    stack_cpu = random_stack(cpu, 2)
+    stack_gpu = random_stack(gpu, 0 + 2)
+    for key, tensor in stack_cpu.tensors.items():
+        stack_gpu.tensors[key] = tensor.cuda()
+    fixed, growing = draw(gpu, stack_gpu, static=True), draw(gpu, stack_gpu, static=False)
+    plain = draw(cpu, stack_cpu, static=False)
+    pairs = list(zip(rows_of(fixed), rows_of(growing), rows_of(plain), strict=True))
+    assert sum(a == b for a, b, _ in pairs) >= 0.9 * len(pairs)
+    assert sum(a == c for a, _, c in pairs) >= 0.9 * len(pairs)
+    print(f"{name}: {sum(a == b == c for a, b, c in pairs)} of {len(pairs)} rows equal on all three ways")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2", "mistral"])
+def test_greedy_equals_generate(name: str) -> None:
+    backbone = backbone_on("cuda", name)
+    found = rows_of(draw(backbone, None, static=True, greedy=True, attempts=1))
+    model = tiny_model(name).cuda()
+    for prompt, row in zip(some_prompts(6, seed=3), found, strict=True):
+        ids = torch.tensor([prompt], device="cuda")
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=STEPS,
+            eos_token_id=ENDS,
+            pad_token_id=PAD,
+        )
+        wanted = out[0, len(prompt) :].tolist()
+        assert row == wanted[: len(row)] and all(token == PAD for token in wanted[len(row) :])
+
+
+def test_neighbours_change_few_rows_in_bfloat16() -> None:
+    """How far a row depends on its batch on a GPU: counted, not hidden."""
+    backbone = backbone_on("cuda", dtype=torch.bfloat16)
+    stack = random_stack(backbone, 1)
+    sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
+    prompts = some_prompts(8, seed=3)
+    together = rows_of(NativeSampler(backbone).sample(stack, [prompts], 4, [list(range(8))], sampling))
+    alone = []
+    for i, prompt in enumerate(prompts):
+        alone += rows_of(NativeSampler(backbone).sample(stack, [[prompt]], 4, [[i]], sampling))
+    equal = sum(a == b for a, b in zip(together, alone, strict=True))
+    print(f"bfloat16: {equal} of {len(alone)} rows equal alone and in company")
+    assert equal >= len(alone) // 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 64, 80, 128])
+def test_attention_kernel(dtype: torch.dtype, width: int) -> None:
+    torch.manual_seed(0)
+    B, H, K, S = 7, 12, 4, 300
+    query = torch.randn(B, 1, H, width, device="cuda", dtype=dtype).transpose(1, 2)
+    key, value = (torch.randn(B, K, S, width, device="cuda", dtype=dtype) for _ in range(2))
+    start = torch.tensor([0, 3, 64, 70, 99, 120, 200], dtype=torch.int32, device="cuda")
+    filled = torch.tensor([201], dtype=torch.int32, device="cuda")
+    place = torch.arange(S, device="cuda")
+    for window, cap in ((None, None), (20, None), (None, 5.0)):
+        found = kernels.decode_attention(query, key, value, start, filled, width**-0.5, cap, window)
+        scores = query.float() @ key.float().repeat_interleave(H // K, 1).transpose(2, 3) * width**-0.5
+        scores = torch.tanh(scores / cap) * cap if cap else scores
+        first = start if window is None else torch.maximum(start, filled - window)
+        seen = (place[None] >= first[:, None]) & (place[None] < filled)
+        weight = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
+        wanted = (weight @ value.float().repeat_interleave(H // K, 1)).transpose(1, 2)
+        assert (found.float() - wanted).abs().max() < (1e-4 if dtype is torch.float32 else 2e-2)
+
+
+def test_draw_kernel_follows_the_distribution() -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(50_000, device="cuda") * 2)[None].repeat(4096, 1)
+    uniform = torch.rand(4096, device="cuda")
+    token, logprob, bad = kernels.draw(logits, uniform, 0.7)
+    wanted = torch.log_softmax(logits[0].double() / 0.7, -1)
+    cdf = wanted.exp().cumsum(0)
+    low = torch.where(token > 0, cdf[(token - 1).clamp(min=0)], 0.0)
+    inside = (uniform >= low - 1e-5) & (uniform <= cdf[token] + 1e-5)
+    assert inside.all() and not bad.any()
+    assert (logprob - wanted[token]).abs().max() < 1e-3
+
+
+def test_update_on_the_gpu_is_the_update_on_the_cpu() -> None:
+    rollouts = random_rollouts(12)
+    advantage_B = torch.linspace(-1, 1, 12)
+    found = []
+    for device in ("cpu", "cuda"):
+        backbone = backbone_on(device)
+        stack = random_stack(backbone_on("cpu"), 2)
+        for key in stack.tensors:
+            stack.tensors[key] = stack.tensors[key].to(device)
+        stats = update(backbone, stack, StackOptimizer(stack, OptimizerConfig()), rollouts, advantage_B, 1e-2, 1.0, 9)
+        found.append((stats.gradient_norm_P, {k: t.detach().cpu() for k, t in stack.tensors.items()}))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-3)
+    for key in found[0][1]:
+        assert torch.allclose(found[0][1][key], found[1][1][key], atol=2e-3)
