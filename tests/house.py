@@ -59,9 +59,11 @@ ORDER = (
     "sections",
     "report",
     "export",
+    "weights",
     "pipeline",
     "cli_common",
     "cli_run",
+    "cli_export",
     "cli",
 )
 """The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
@@ -79,8 +81,10 @@ TORCH_FREE = (
     "figures",
     "sections",
     "report",
+    "export",
     "cli_common",
     "cli_run",
+    "cli_export",
     "cli",
 )
 """Files that import without torch and transformers, so that checking and reading a run works on any laptop."""

@@ -1,0 +1,151 @@
+"""Trained policies of a finished run for other programs: PEFT adapter folders and merged models.
+
+The run folder already holds adapters in PEFT's format; this adds what a reader elsewhere needs beside them: tokenizer,
+card, a base model path that resolves. Merging is PEFT's `merge_and_unload`. Left out: quantised formats, which have tools.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from soar import __version__
+from soar.export import ExportError, check_target
+from soar.figures import visible
+from soar.files import write_atomic, write_json
+from soar.policy import resolve_path
+from soar.runs import Run, read_run
+from soar.wording import arm_name, with_interval
+
+POLICIES = {"student": "student", "teacher": "teacher", "pq": "arms/pq", "hard_only": "arms/hard_only"}
+"""Name of a policy -> its adapter in the run folder. `student` is the promoted student (PS)."""
+
+ARMS = {"student": "ps", "pq": "pq", "hard_only": "hard_only"}
+MEANINGS = {
+    "student": "the promoted student of the outer loop (PS)",
+    "teacher": "the teacher, which writes practice questions",
+    "pq": "a fresh student trained on the promotion questions and the hard training half",
+    "hard_only": "a student trained on the hard training half alone, the baseline of the run",
+}
+
+
+def _adapter_of(run_dir: Path, policy: str) -> Path:
+    if policy not in POLICIES:
+        raise ExportError(f"--policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    folder = run_dir / POLICIES[policy]
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ExportError(
+                f"{folder / name} is missing: adapters are written after the evaluation, and an arm that did not run has "
+                "none; finish the run with `soar run ... --resume`, or choose another --policy"
+            )
+    return folder
+
+
+def _sources(run: Run) -> tuple[str, dict[str, Any]]:
+    """Path or hub id of the base model, and the loader's options, as the run had them."""
+    model = run.config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("path"), str):
+        raise ExportError(f"{run.path / 'manifest.json'} names no base model (config.model.path)")
+    options = {key: model[key] for key in ("revision", "gguf_file") if model.get(key)}
+    if "gguf_file" not in options:
+        options["trust_remote_code"] = bool(model.get("trust_remote_code"))
+    return resolve_path(model["path"]), options
+
+
+def model_card(run: Run, policy: str, merged: bool, rank: int) -> bytes:
+    """README.md of exported weights: what they are, the held-out result with its interval, how to load them.
+
+    A base model that is a folder of this machine is named as the run named it, and not in the card's metadata.
+    """
+    base = visible(str(run.config["model"]["path"]))
+    loading = (
+        'AutoModelForCausalLM.from_pretrained("path/to/this/folder")'
+        if merged
+        else f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({json.dumps(base)}), "path/to/this/folder")'
+    )
+    on_hub = not base.startswith("builtin:") and not Path(base).exists()
+    lines = ["---", *([f"base_model: {json.dumps(base)}"] if on_hub else []), "tags: [soar, reinforcement-learning]"]
+    lines += ["library_name: transformers" if merged else "library_name: peft", "pipeline_tag: text-generation", "---"]
+    lines += [
+        f"# {json.dumps(visible(run.name))}: {policy}",
+        "",
+        f"{MEANINGS[policy][0].upper()}{MEANINGS[policy][1:]} of a run of SOAR",
+        f"([arXiv 2601.18778](https://arxiv.org/abs/2601.18778)), {'merged into' if merged else 'an adapter on'} "
+        f"`{base}`.",
+        "",
+        "```python",
+        loading,
+        "```",
+        "",
+    ]
+    if not merged and rank > 64:
+        lines += [f"The adapter has rank {rank}; servers with a limit on ranks need merged weights instead.", ""]
+    arms = run.arms
+    shown = [arms[name] for name in ("base", "hard_only", ARMS.get(policy, "")) if name in arms]
+    if policy in ARMS and ARMS[policy] in arms:
+        k = min(arms[ARMS[policy]].pass_at)
+        lines += [
+            f"Held-out pass@{k} with 95 % intervals over problems, one run with seed {run.manifest.get('seed')}:",
+            "",
+        ]
+        lines += [f"- {arm_name(arm.name)}: {with_interval(arm, k)}" for arm in shown if k in arm.pass_at]
+        lines.append("")
+    lines += [f"Written by soar {__version__}.", ""]
+    return "\n".join(lines).encode()
+
+
+def _save_tokenizer(base: str, options: dict[str, Any], out: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(base, **options).save_pretrained(out)
+
+
+def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
+    """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
+
+    An embedded base model (`builtin:NAME`) is named by its folder in the installed package. Raises ReportError for no run
+    folder, ExportError for a policy that the run does not have or a target in use, OSError when the tokenizer cannot be
+    loaded.
+    """
+    check_target(out)
+    run = read_run(run_dir)
+    adapter = _adapter_of(run_dir, policy)
+    base, options = _sources(run)
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base
+    out.mkdir(parents=True, exist_ok=True)
+    _save_tokenizer(base, options, out)
+    shutil.copyfile(adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    write_json(out / "adapter_config.json", settings)
+    rank = max([int(settings["r"]), *(settings.get("rank_pattern") or {}).values()])
+    write_atomic(out / "README.md", model_card(run, policy, merged=False, rank=rank))
+    return sorted(path for path in out.iterdir())
+
+
+def export_merged(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
+    """Write base model and adapter as one model folder (safetensors) with tokenizer and card; returns the files.
+
+    The product is taken in float32 and stored in the base model's own type. Raises as `export_adapter`.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    check_target(out)
+    run = read_run(run_dir)
+    adapter = _adapter_of(run_dir, policy)
+    base, options = _sources(run)
+    weights: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options, **weights)
+    stored = model.dtype
+    merged = PeftModel.from_pretrained(model.to(torch.float32), str(adapter)).merge_and_unload()
+    out.mkdir(parents=True, exist_ok=True)
+    merged.to(stored).save_pretrained(out)
+    _save_tokenizer(base, options, out)
+    write_atomic(out / "README.md", model_card(run, policy, merged=True, rank=0))
+    return sorted(path for path in out.iterdir())

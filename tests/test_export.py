@@ -1,0 +1,331 @@
+"""Exports are read by the programs that they are for: TRL, datasets, PEFT, transformers, and verl by its schema."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+import tomllib
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_folders
+import torch
+from helpers import random_stack
+from loop_helpers import read_jsonl, tiny_config
+
+from soar import export, weights
+from soar.cli import main
+from soar.config import ModelConfig
+from soar.export import ExportError
+from soar.policy import Backbone, load_adapter, load_backbone, save_adapter
+from soar.runs import ReportError, read_run
+from soar.worlds import ANSWER_MARK
+
+
+@pytest.fixture
+def boxed(tmp_path: Path) -> Path:
+    """A made-up run with hostile questions, whose manifest asks for boxed answers and math-verify."""
+    folder = run_folders.write_run(tmp_path / "run", steps=6)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["problems"] = {"format": "tags", "verifier": "math"}
+    run_folders.write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def module_at(path: Path, name: str) -> types.ModuleType:
+    """A written Python file, imported."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_rows_are_the_promotion_questions_and_soar_reads_them(tiny_run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(tiny_run), "--format", "jsonl", "--out", str(tmp_path / "out")]) == 0
+    rows, source = read_jsonl(tmp_path / "out" / "questions.jsonl"), read_jsonl(tiny_run / "pq.jsonl")
+    keys = ("question", "answer", "step", "dataset", "reward")
+    assert [{k: row[k] for k in keys} for row in rows] == [{k: row[k] for k in keys} for row in source]
+    assert {row["kind"] for row in rows} == {"pq"}
+    from soar.data import load_problems
+
+    problems, _ = load_problems(str(tmp_path / "out" / "questions.jsonl"), skip_bad_rows=True)
+    assert {p.question for p in problems} <= {row["question"] for row in source}
+
+
+def test_all_questions_and_the_hard_half(tiny_run: Path) -> None:
+    run = read_run(tiny_run)
+    everything = export.collect(run, "all", with_hard=True)
+    hard = read_jsonl(tiny_run / "hard" / "train.jsonl")
+    assert len(everything) == len(read_jsonl(tiny_run / "questions.jsonl")) + len(hard)
+    assert [q.question for q in everything if q.kind == "hard"] == [row["question"] for row in hard]
+    held_out = {row["question"] for row in read_jsonl(tiny_run / "hard" / "test.jsonl")}
+    assert not held_out & {q.question for q in everything if q.kind == "hard"}
+
+
+def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    export.export_questions(tiny_run, out, "trl")
+    rows = datasets.Dataset.from_list(read_jsonl(out / "train.jsonl"))
+    reward = module_at(out / "reward.py", "exported_reward")
+    seen: list[tuple[Any, Any]] = []
+
+    def counted(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
+        seen.extend(zip(completions, answer, strict=True))
+        said = [f"{ANSWER_MARK} {gold}{'' if i % 2 else ' 1'}" for i, gold in enumerate(answer)]
+        return reward.accuracy(said, answer, **columns)
+
+    model, _ = weights._sources(read_run(tiny_run))
+    settings = trl.RLOOConfig(
+        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, max_steps=1, per_device_train_batch_size=4,
+        num_generations=4, max_completion_length=8, report_to=[], learning_rate=1e-3, save_strategy="no", temperature=5.0,
+    )  # fmt: skip
+    trainer = trl.RLOOTrainer(model=model, reward_funcs=counted, args=settings, train_dataset=rows)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    log = next(row for row in trainer.state.log_history if "reward" in row)
+    assert trainer.state.global_step == 1
+    assert float(log["reward"]) == 0.5, "every second completion is graded on the gold answer"
+    assert {gold for _, gold in seen} <= {row["answer"] for row in read_jsonl(tiny_run / "pq.jsonl")}
+    assert any(not torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+
+
+def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
+    accuracy_reward = pytest.importorskip("trl.rewards").accuracy_reward
+    task = export.task_of(read_run(boxed))
+    golds = ["42", r"\frac{1}{3}", "0.5", "(1, 2)", r"\{1,2\}", "x=3", "x^2+1", r"\sqrt{2}", "3 or 5", r"2\pi"]
+    said = [[{"role": "assistant", "content": rf"So it is \boxed{{{gold}}}"}] for gold in golds]
+    assert accuracy_reward(said, [export.solution(task, gold) for gold in golds]) == [1.0] * len(golds)
+    wrong = [[{"role": "assistant", "content": r"So it is \boxed{77}"}] for _ in golds]
+    assert accuracy_reward(wrong, [export.solution(task, gold) for gold in golds]) == [0.0] * len(golds)
+    assert export.solution(task, r"$5$") == r"$5$"
+
+
+def test_chat_prompts_where_the_format_has_turns(boxed: Path, tiny_run: Path) -> None:
+    task = export.task_of(read_run(boxed))
+    (row,) = export.trl_rows(task, [export.Question("What is 2+2?", "4", "pq")])
+    assert row["prompt"] == [{"role": "user", "content": task.fmt.student_text("What is 2+2?")}]
+    plain = export.task_of(read_run(tiny_run))
+    (row,) = export.trl_rows(plain, [export.Question("12 a+3", "15", "pq")])
+    assert row["prompt"] == plain.fmt.student_text("12 a+3")
+    assert row["solution"] == "15"
+
+
+def test_the_verl_file_has_the_schema_of_its_dataset(boxed: Path, tmp_path: Path) -> None:
+    """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`, and as `RLHFDataset` of verl 0.9 reads them."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    export.export_questions(boxed, tmp_path / "out", "verl", with_hard=True)
+    table = pq.read_table(tmp_path / "out" / "train.parquet")
+    schema = {field.name: str(field.type) for field in table.schema}
+    assert list(schema) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+    assert schema["prompt"] in ("list<element: struct<content: string, role: string>>",
+                                "list<element: struct<role: string, content: string>>")  # fmt: skip
+    assert schema["reward_model"] == "struct<style: string, ground_truth: string>"
+    rows = table.to_pylist()
+    promoted, hard = read_jsonl(boxed / "pq.jsonl"), read_jsonl(boxed / "hard" / "train.jsonl")
+    assert len(rows) == len(promoted) + len(hard)
+    assert [row["extra_info"]["index"] for row in rows] == list(range(len(rows)))
+    assert rows[0]["reward_model"] == {"style": "rule", "ground_truth": promoted[0]["answer"]}
+    assert rows[-1]["extra_info"]["reward"] is None
+    assert {row["ability"] for row in rows} == {"math"}
+
+
+def test_the_written_reward_is_the_verifier_of_the_run(boxed: Path, tmp_path: Path) -> None:
+    export.export_questions(boxed, tmp_path / "out", "verl")
+    reward = module_at(tmp_path / "out" / "reward.py", "verl_reward")
+    assert reward.compute_score("soar_tiny", r"so \boxed{\frac{2}{4}}", "0.5", {"index": 0}) == 1.0
+    assert reward.compute_score("soar_tiny", "0.5", "0.5") == 0.0, "no box, no answer"
+    messages = [[{"role": "assistant", "content": r"\boxed{7}"}], [{"role": "assistant", "content": r"\boxed{8}"}]]
+    assert reward.accuracy(messages, answer=["7", "7"], prompts=["?", "?"]) == [1.0, 0.0]
+    reward._pool.close()
+
+
+def test_a_verifier_name_cannot_leave_its_string(boxed: Path) -> None:
+    hostile = export.Task("x", export.get_format("tags"), 'a"); import os; os.abort() #\n\u2028.py:f', "m")
+    for name in ("reward.py", "taskset.py"):
+        tree = compile(export.template(name, hostile).decode(), name, "exec")
+        assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
+
+
+def test_the_environment_package_is_whole(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a stand-in for `verifiers.v1` with the three classes and the decorator that the package uses."""
+    assert main(["export", str(tiny_run), "--format", "verifiers", "--out", str(tmp_path / "out")]) == 0
+    project = tomllib.loads((tmp_path / "out" / "pyproject.toml").read_text())
+    assert project["project"]["name"] == "soar_tiny"
+    assert project["tool"]["setuptools"]["packages"] == ["soar_tiny"]
+
+    class Generic:
+        def __class_getitem__(cls, item: Any) -> type:
+            return cls
+
+    class TaskData:
+        def __init__(self, **fields: Any) -> None:
+            assert set(fields) - {"prompt"} <= set(type(self).__annotations__)
+            self.__dict__.update(fields)
+
+    class Task(Generic):
+        def __init__(self, data: Any, config: Any) -> None:
+            self.data = data
+
+    fake: Any = types.ModuleType("verifiers.v1")
+    fake.TaskData, fake.Task, fake.Taskset = TaskData, Task, Generic
+    fake.TasksetConfig, fake.reward = object, lambda weight: lambda function: function
+    parent: Any = types.ModuleType("verifiers")
+    parent.v1 = fake
+    monkeypatch.setitem(sys.modules, "verifiers", parent)
+    monkeypatch.setitem(sys.modules, "verifiers.v1", fake)
+    monkeypatch.syspath_prepend(str(tmp_path / "out"))
+    module = importlib.import_module("soar_tiny")
+    assert module.__all__ == ["SoarTaskset"]
+    taskset = module.SoarTaskset()
+    taskset.config = types.SimpleNamespace(task=None)
+    tasks = list(taskset.load())
+    promoted = read_jsonl(tiny_run / "pq.jsonl")
+    assert [task.data.answer for task in tasks] == [row["answer"] for row in promoted]
+    assert all(task.data.question in task.data.prompt for task in tasks)
+    import asyncio
+
+    right = types.SimpleNamespace(last_reply=f"{ANSWER_MARK} {promoted[0]['answer']}")
+    assert asyncio.run(tasks[0].correct(right)) == 1.0
+    assert asyncio.run(tasks[0].correct(types.SimpleNamespace(last_reply=None))) == 0.0
+    del sys.modules["soar_tiny"], sys.modules["soar_tiny.taskset"]
+
+
+def test_the_hub_folder_loads_by_its_card(boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    export.export_questions(boxed, tmp_path / "out", "hf", source="all")
+    rows = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    accepted = export.collect(read_run(boxed), "all")
+    assert rows["question"] == [q.question for q in accepted]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "nobody checked them" in card
+    assert f"{len(accepted):,} accepted questions" in card
+    front = card.split("---\n")[1]
+    import yaml
+
+    assert yaml.safe_load(front)["configs"][0]["data_files"][0]["path"] == "data/train.jsonl"
+
+
+def test_hostile_text_stays_inside_the_card(boxed: Path, tmp_path: Path) -> None:
+    rows = [{"question": "``````\n# owned <script>", "answer": "\u202e`````` ---\n"}]
+    run_folders.write_jsonl(boxed / "pq.jsonl", rows)
+    export.export_questions(boxed, tmp_path / "out", "jsonl")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    lines = card.splitlines()
+    assert "\u202e" not in card
+    assert [line for line in lines if line.startswith("# ")] == ['# Questions of the SOAR run "tiny"']
+    assert sum(line.startswith("``````") for line in lines) == 2
+
+
+def test_lone_surrogates_do_not_stop_an_export(boxed: Path, tmp_path: Path) -> None:
+    run_folders.write_jsonl(boxed / "pq.jsonl", [{"question": "a \ud800 b", "answer": "1"}])
+    export.export_questions(boxed, tmp_path / "out", "verl")
+    export.export_questions(boxed, tmp_path / "plain", "jsonl")
+    assert read_jsonl(tmp_path / "plain" / "questions.jsonl")[0]["question"] == "a ? b"
+
+
+def logits_of(backbone: Backbone, stack: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), backbone.use(stack):
+        return backbone.model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize(("policy", "kind"), [("student", "full"), ("pq", "full"), ("student", "lora")])
+def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy: str, kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4").model)
+    if kind == "lora":
+        run = tmp_path / "run"
+        shutil.copytree(tiny_run, run)
+        save_adapter(backbone, random_stack(backbone, 1, size=0.02), run / "student")
+        tiny_run = run
+    stack = load_adapter(backbone, tiny_run / weights.POLICIES[policy])
+    question = read_jsonl(tiny_run / "hard" / "train.jsonl")[0]["question"]
+    ids = torch.tensor([backbone.tokenizer.encode(f"{question} {ANSWER_MARK} 12", add_special_tokens=False)])
+    wanted = logits_of(backbone, stack, ids)
+    plain = logits_of(backbone, None, ids)
+    assert not torch.equal(wanted, plain)
+
+    weights.export_adapter(tiny_run, tmp_path / "peft", policy)
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(settings["base_model_name_or_path"])
+    model = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
+
+    weights.export_merged(tiny_run, tmp_path / "merged", policy)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.encode(question) == backbone.tokenizer.encode(question)
+
+
+def test_merged_weights_are_base_plus_adapter(tiny_run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    backbone = load_backbone(ModelConfig(path="builtin:tiny", adapter="full", device="cpu"))
+    stack = load_adapter(backbone, tiny_run / "student")
+    weights.export_merged(tiny_run, tmp_path / "merged")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, layer in backbone.layers.items():
+        delta_O_I = stack.tensors[f"{name}.delta"][0].T
+        torch.testing.assert_close(merged[f"{name}.weight"], layer.base.weight + delta_O_I, atol=1e-6, rtol=1e-5)
+    assert len(backbone.layers) == 21
+
+
+def test_a_card_states_the_held_out_result(tiny_run: Path, tmp_path: Path) -> None:
+    weights.export_adapter(tiny_run, tmp_path / "peft", "pq")
+    card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    share = json.loads((tiny_run / "summary.json").read_text())["arms"]["pq"]["pass_at"]["1"]
+    assert f"- PQ: {100 * share:.1f} % [" in card
+    assert "- Hard-Only: " in card
+    assert "base_model:" not in card, "an embedded model is no name on the hub"
+    assert "merged weights instead" not in card
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda run: None, ["--format", "trl", "--out", "{run}"], "it exists and is not an empty folder"),
+        (lambda run: (run / "pq.jsonl").unlink(), ["--format", "trl", "--out", "{run}/x"], "--questions all"),
+        (lambda run: shutil.rmtree(run / "student"), ["--format", "peft", "--out", "{run}/x"], "after the evaluation"),
+        (
+            lambda run: shutil.rmtree(run / "arms"),
+            ["--format", "merged", "--policy", "pq", "--out", "{run}/x"],
+            "--policy",
+        ),
+        (
+            lambda run: run_folders.write_json(run / "manifest.json", {"config": {}}),
+            ["--format", "verl", "--out", "{run}/x"],
+            "config.problems.format = None",
+        ),
+    ],
+)
+def test_refusals_name_what_to_do(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, arguments: list[str], message: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    change(run)
+    assert main(["export", str(run), *[part.format(run=run) for part in arguments]]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_no_run_and_no_pyarrow(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ReportError, match="no run folder"):
+        export.export_questions(tmp_path, tmp_path / "out", "jsonl")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ExportError, match="pip install pyarrow"):
+        export.export_questions(tiny_run, tmp_path / "out", "verl")
+    assert not (tmp_path / "out").exists()
