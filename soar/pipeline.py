@@ -25,6 +25,7 @@ from soar.state import STAGES, RunState, from_checkpoint, to_checkpoint
 from soar.student import Population
 from soar.teacher import OuterLoop, new_state
 from soar.types import Problem, Screening, UserError
+from soar.watch import step_lines
 from soar.workbench import candidates, choose_workers, open_examiner, usable
 from soar.worlds import get_world
 
@@ -132,7 +133,8 @@ class Run:
                 self.folder.append("questions.jsonl", self._labelled(rows))
                 self.folder.append("pq.jsonl", self._labelled(state.pq[known:]))
                 self._save()
-                self.progress.say(_step_line(events))
+                for line in step_lines(events, rows):
+                    self.progress.say(line)
                 advance(1)
 
     def _labelled(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -262,19 +264,6 @@ class Run:
         screening = self.state.seconds.get("screen", 0.0)
         self.state = from_checkpoint(checkpoint, self.examiner.backbone.device, self.config)
         self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
-
-
-def _step_line(events: list[dict[str, Any]]) -> str:
-    """One line on an outer step for the terminal."""
-    step = events[0]
-    best = max((r for r in step["reward_G"] if r is not None), default=float("nan"))
-    mean = step["reward_mean"] if step["reward_mean"] is not None else float("nan")
-    promoted = next((e for e in events if e["event"] == "promotion"), None)
-    tail = f"  promoted dataset {promoted['dataset']}: pass rate {promoted['pass_rate']:.3f}" if promoted else ""
-    return (
-        f"step {step['step'] + 1:3d}  reward {mean:+.4f} (best {best:+.4f})  baseline {step['baseline_pass_rate']:.4f}  "
-        f"accepted {step['accepted']}/{step['sampled']}  distinct {step['distinct_share']:.2f}{tail}"
-    )
 
 
 def execute(config: Config, out: Path, resume: bool, command: list[str], progress: Progress) -> dict[str, Any]:

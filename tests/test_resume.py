@@ -102,7 +102,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
         monkeypatch.setattr(RunFolder, "append", append)
     elif where == "step":
-        monkeypatch.setattr(pipeline, "_step_line", die)
+        monkeypatch.setattr(pipeline, "step_lines", die)
     elif where == "midstep":
         real_learn = teacher.OuterLoop.learn
 

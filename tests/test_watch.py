@@ -1,0 +1,245 @@
+"""Watching a run: what is shown, on which terminal, and while the run still writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+import run_folders
+from loop_helpers import read_jsonl
+from rich.console import Console
+
+from soar import watch
+from soar.cli import main
+from soar.runs import ReportError
+from soar.watch import Tail, Watcher
+
+SCRIPT = "import sys\nfrom soar.cli import main\nsys.exit(main())\n"
+
+
+def step(number: int, rewards: list[float | None], seconds: float = 60.0, **more: Any) -> dict[str, Any]:
+    known = [r for r in rewards if r is not None]
+    event = {"event": "outer_step", "step": number, "reward_G": rewards, "reward_mean": sum(known) / len(known)}
+    event |= {"baseline_pass_rate": 0.02, "best_pass_rate": 0.05, "accepted": 8, "sampled": 10, "distinct_share": 0.5}
+    return event | {"seconds": seconds, "student_rollouts": 1000 * (number + 1), "window_mean": None} | more
+
+
+def begin(folder: Path, steps: int = 10) -> Path:
+    config = {"teacher": {"steps": steps}, "promotion": {"tau": 0.01}}
+    run_folders.write_json(folder / "manifest.json", {"name": "mine", "config": config})
+    run_folders.write_jsonl(folder / "metrics.jsonl", [{"event": "screen", "hard": 12, "candidates": 40}])
+    return folder
+
+
+def add(folder: Path, name: str, *rows: dict[str, Any]) -> None:
+    with open(folder / name, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def rows_of(folder: Path, width: int = 80) -> dict[str, str]:
+    watcher = Watcher(folder)
+    watcher.update()
+    watcher.seen.age = 3.0
+    return {name: text.replace("\u00a0", " ") for name, text, _ in watch.view_rows(watcher.seen, width)}
+
+
+def test_the_view_of_a_running_run(tmp_path: Path) -> None:
+    folder = begin(tmp_path)
+    add(folder, "metrics.jsonl", step(0, [0.01, 0.03], 100.0), step(1, [0.0, 0.04, None], 200.0, window_mean=0.02))
+    add(folder, "metrics.jsonl", {"event": "promotion", "step": 1, "baseline_pass_rate": 0.02, "pass_rate": 0.06})
+    add(folder, "metrics.jsonl", {"event": "alarm", "step": 1, "kind": "odd", "message": "something\nodd"})
+    add(folder, "questions.jsonl", {"step": 0, "question": "old", "answer": "1", "reward": 0.9})
+    add(folder, "questions.jsonl", {"step": 1, "dataset": 0, "question": "bad", "answer": "2", "reward": 0.0})
+    add(folder, "questions.jsonl", {"step": 1, "dataset": 1, "question": "good", "answer": "3", "reward": 0.04})
+    assert rows_of(folder) == {
+        "run": "mine: outer loop, last written 3.0 s ago",
+        "hard": "12 of 40 candidates",
+        "step": "2 of 10, about 20 min 00 s left in the loop",
+        "cost": "2,000 student rollouts, 20 teacher texts, 5 min 00 s",
+        "reward": "+0.0200 ± 0.0200, window +0.0200, τ 0.01",
+        "": "▁▁ +0.020 to +0.020",
+        "hard pass": "baseline 0.0200, best student 0.0500",
+        "promoted": "1, the last in step 2: 0.0200 → 0.0600",
+        "best": "+0.0400  «good» 3",
+        "worst": "+0.0000  «bad» 2",
+        "alarm": "odd: something odd",
+    }
+
+
+def test_the_stage_follows_the_events(tmp_path: Path) -> None:
+    folder = begin(tmp_path, steps=1)
+    os.remove(folder / "metrics.jsonl")
+    stages = []
+    for event in (None, {"event": "screen"}, step(0, [0.1, 0.2]), {"event": "evaluation", "arm": "base"}):
+        if event:
+            add(folder, "metrics.jsonl", event)
+        watcher = Watcher(folder)
+        watcher.update()
+        stages.append(watcher.seen.stage)
+    assert stages == ["screening", "outer loop", "arms and evaluation", "evaluation"]
+
+
+def test_a_finished_run_ends_with_its_headline(tiny_run: Path) -> None:
+    from soar import runs, wording
+
+    shown = rows_of(tiny_run)
+    assert shown["run"] == "tiny: finished"
+    assert shown["result"] == wording.headline(runs.read_run(tiny_run)).replace("\u00a0", " ")
+    assert {"Base", "Hard-Only", "PS", "PQ"} <= set(shown)
+    assert "left" not in shown["step"]
+
+
+def test_the_lines_of_a_step() -> None:
+    events = [
+        step(3, [0.0, 0.04]),
+        {"event": "promotion", "step": 3, "dataset": 1, "baseline_pass_rate": 0.02, "pass_rate": 0.06},
+        {"event": "alarm", "step": 3, "kind": "all students failed", "message": "every student"},
+    ]
+    rows = [
+        {"step": 3, "question": "x" * 500, "answer": "1", "reward": 0.04},
+        {"step": 3, "question": "\x1b[31mred\u202e", "answer": "2\n3", "reward": 0.0},
+    ]
+    lines = watch.step_lines(events, rows, width=70)
+    assert lines[0] == (
+        "step   4  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50"
+    )
+    assert lines[1] == f"  best     +0.0400  «{'x' * 39}…» 1"
+    assert lines[2] == "  worst    +0.0000  «⟨U+001B⟩[31mred⟨U+202E⟩» 2 3"
+    assert lines[3:] == [
+        "  promoted dataset 1: pass rate 0.0200 → 0.0600",
+        "  alarm: all students failed: every student",
+    ]
+
+
+def test_questions_that_all_earned_the_same_are_one_line() -> None:
+    rows = [{"question": "a", "answer": "1", "reward": 0.5}, {"question": "b", "answer": "1", "reward": 0.5}]
+    assert [name for name, _ in watch.extremes(rows)] == ["question"]
+    assert watch.extremes([{"question": "a", "reward": None}]) == []
+
+
+def test_tail_gives_each_row_once_waits_for_half_a_line_and_starts_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.new() == ([], False)
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
+    assert tail.new() == ([{"a": 1}, {"a": 2}], False)
+    assert tail.new() == ([], False)
+    with open(path, "ab") as file:
+        file.write(b': 3}\nno json\n[1]\n{"a": 4}\n')
+    assert tail.new() == ([{"a": 3}, {"a": 4}], False)
+    path.write_bytes(b'{"a": 1}\n')
+    assert tail.new() == ([{"a": 1}], True)
+
+
+def test_a_resumed_run_forgets_the_steps_that_were_cut(tmp_path: Path) -> None:
+    folder = begin(tmp_path)
+    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]), step(1, [0.1, 0.2]))
+    watcher = Watcher(folder)
+    watcher.update()
+    assert len(watcher.seen.steps) == 2
+    begin(folder)
+    add(folder, "metrics.jsonl", step(0, [0.3, 0.4]))
+    watcher.update()
+    assert [s["reward_G"] for s in watcher.seen.steps] == [[0.3, 0.4]]
+
+
+def test_lines_for_a_pipe_come_as_the_run_writes(tmp_path: Path) -> None:
+    """Without a terminal: the view, then lines for what is new, then the view of the finished run."""
+    folder, out = begin(tmp_path), io.StringIO()
+    console = Console(file=out, width=200, force_terminal=False)
+    thread = threading.Thread(target=watch.follow, args=(folder, console, 0.01))
+    thread.start()
+    add(folder, "questions.jsonl", {"step": 0, "question": "q", "answer": "1", "reward": 0.1})
+    event = step(0, [0.1, 0.2])
+    add(folder, "metrics.jsonl", event, {"event": "evaluation", "arm": "ps", "pass_at": {"1": 0.25}})
+    run_folders.write_json(folder / "summary.json", {"arms": {"ps": {"pass_at": {"1": 0.25}}}})
+    thread.join(30)
+    assert not thread.is_alive()
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[0].split()[:3] == ["run", "mine:", "outer"] or lines[0].endswith("mine: finished")
+    assert any("mine: finished" in line for line in lines)
+    assert any(line.startswith("PS") and "25.0" in line for line in lines)
+
+
+def test_event_lines_keep_what_belongs_together() -> None:
+    evaluation = {"event": "evaluation", "arm": "ps", "pass_at": {"1": 0.25, "4": 0.5}}
+    alone = {"event": "alarm", "step": None, "kind": "arm failed", "message": "pq"}
+    arm_step = {"event": "arm_step", "arm": "pq", "step": 0}
+    promoted = {"event": "promotion", "step": 1, "dataset": 0, "pass_rate": 0.5, "baseline_pass_rate": 0.25}
+    lines = watch.event_lines([step(0, [0.1]), step(1, [0.2]), promoted, arm_step, alone, evaluation], [])
+    assert [line.split()[0] for line in lines] == ["step", "step", "promoted", "alarm:", "evaluated"]
+    assert lines[-1] == "evaluated ps: pass@1 0.2500, pass@4 0.5000"
+
+
+def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = begin(tmp_path), io.StringIO()
+    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
+
+    def finish(seconds: float) -> None:
+        run_folders.write_json(folder / "summary.json", {"arms": {}})
+
+    monkeypatch.setattr(watch.time, "sleep", finish)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
+    assert "mine: outer loop" in out.getvalue()
+    assert "mine: finished" in out.getvalue()
+    assert "\x1b[" in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
+    folder = run_folders.write_run(tmp_path / "run", steps=6)
+    out = io.StringIO()
+    watch.follow(folder, Console(file=out, width=width), once=True)
+    lines = out.getvalue().splitlines()
+    assert len(lines) > 10
+    assert max(map(len, lines)) <= width
+
+
+def test_no_color_and_ascii_terminals(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "run", steps=6)
+    row = {"step": 6, "dataset": 0, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0}
+    add(folder, "questions.jsonl", row)
+    environment = {**os.environ, "PYTHONPATH": str(house.ROOT), "COLUMNS": "70", "PYTHONIOENCODING": "ascii"}
+    environment |= {"NO_COLOR": "1", "FORCE_COLOR": "", "TERM": "xterm"}
+    arguments = [sys.executable, "-c", SCRIPT, "watch", str(folder), "--once"]
+    done = subprocess.run(arguments, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("ascii")
+    assert "\x1b" not in text
+    assert "\\xe9t\\xe9 \\u2211" in text
+    assert "+-" in text
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "run", steps=6)
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    arguments = [sys.executable, "-c", SCRIPT, "watch", str(folder), "--once"]
+    done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ReportError, match="no run folder"):
+        Watcher(tmp_path)
+    assert main(["watch", str(tmp_path)]) == 1
+    assert "give the folder that `soar run --out` wrote" in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_still_shown(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    bad = [{"event": "outer_step", "step": "x", "reward_G": "no", "seconds": None, "student_first": 3}]
+    run_folders.write_jsonl(tmp_path / "metrics.jsonl", [*bad, *read_jsonl(tiny_run / "metrics.jsonl")[:3]])
+    run_folders.write_jsonl(tmp_path / "questions.jsonl", [{"step": None}, {"question": 3, "reward": True, "step": 1}])
+    assert rows_of(tmp_path)["step"] == "2"
