@@ -161,6 +161,13 @@ class EvaluateConfig(Section):
     bootstrap: int = Field(2000, ge=100)
 
 
+class LogConfig(Section):
+    """Where the numbers of metrics.jsonl are sent as well; each sink is an extra of the same name."""
+
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    project: str = "soar"  # of wandb and trackio
+
+
 class Config(Section):
     """The whole run. `resolved()` is what the manifest records."""
 
@@ -176,6 +183,7 @@ class Config(Section):
     promotion: PromotionConfig = PromotionConfig()
     arms: ArmsConfig = ArmsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from soar.config import Config
 from soar.data import split, write_hard
 from soar.evaluate import count_correct, paired_difference, summarize
 from soar.files import write_json
+from soar.loggers import Loggers, check_installed
 from soar.policy import AdapterStack, concat, save_adapter
 from soar.progress import Progress
 from soar.record import Checkpoint, RunFolder
@@ -266,7 +267,20 @@ class Run:
         self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
 
 
+def _loggers(config: Config, out: Path, progress: Progress) -> Loggers:
+    return Loggers.open(config.log.sinks, out, config.log.project, config.name, config.resolved(), progress.say)
+
+
 def execute(config: Config, out: Path, resume: bool, command: list[str], progress: Progress) -> dict[str, Any]:
-    """Run `config` in the folder `out`; returns the summary. Raises ConfigError, DataError, RunFolderError, NothingToDo."""
-    with RunFolder(out, config, command, resume) as folder, open_examiner(config) as examiner:
+    """Run `config` in the folder `out`; returns the summary.
+
+    Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo.
+    """
+    check_installed(config.log.sinks)
+    with (
+        RunFolder(out, config, command, resume) as folder,
+        closing(_loggers(config, out, progress)) as loggers,
+        open_examiner(config) as examiner,
+    ):
+        folder.on_events = loggers
         return Run(config, folder, examiner, progress).execute()

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,16 @@ from soar.types import UserError
 SCHEMA = 1
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
 # A resumed run may change these: they say where and how fast the run computes, not what.
-HARMLESS = ("name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "problems.verify_workers")
+HARMLESS = (
+    "name",
+    "threads",
+    "model.device",
+    "model.chunk",
+    "model.micro_batch_tokens",
+    "problems.verify_workers",
+    "log.sinks",
+    "log.project",
+)
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
 
 
@@ -87,6 +97,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config, command: list[str], resume: bool = False) -> None:
         self.path = path
+        self.on_events: Callable[[list[dict[str, Any]]], None] | None = None  # gets what goes to metrics.jsonl
         self._lock = FileLock(str(path / ".lock"))
         exists = (path / "manifest.json").is_file()
         if path.exists() and not path.is_dir():
@@ -167,6 +178,8 @@ class RunFolder:
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(lines)
             file.flush()
+        if name == "metrics.jsonl" and self.on_events is not None:
+            self.on_events(rows)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """All lines of a JSONL file of the folder ([] when it is absent); a half-written last line is cut off the file."""

@@ -1,0 +1,178 @@
+"""Sinks get the numbers of metrics.jsonl under TRL's names, and never stop a run."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_helpers import events, run_tiny
+
+from soar import loggers
+from soar.cli import main
+from soar.loggers import LoggerError, Loggers, flatten
+
+
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int, dict[str, float]]] = []
+        self.closed = False
+
+    def log(self, group: str, step: int, values: dict[str, float]) -> None:
+        self.rows.append((group, step, values))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_outer_step_in_the_names_of_trl() -> None:
+    event = {
+        "event": "outer_step", "step": 4, "reward_G": [0.1, None, 0.3], "reward_mean": 0.2, "teacher_kl": 0.01,
+        "teacher_grad_norm": None, "accepted": 3, "sampled": 4, "promoted": True, "reason": "x", "best_pass_rate": 0.5,
+        "student_last": {"reward_mean": 0.7, "kl": float("nan"), "completions/mean_length": 9.5,
+                         "frac_reward_zero_std": 0.25},
+    }  # fmt: skip
+    group, step, values = flatten(event) or ("", -1, {})
+    assert (group, step) == ("outer_step", 4)
+    assert values == {
+        "teacher/reward": pytest.approx(0.2),
+        "teacher/reward_std": pytest.approx(0.02**0.5),
+        "teacher/kl": 0.01,
+        "teacher/accepted_share": 0.75,
+        "outer/best_pass_rate": 0.5,
+        "outer/promoted": 1.0,
+        "student/reward": 0.7,
+        "student/completions/mean_length": 9.5,
+        "student/frac_reward_zero_std": 0.25,
+    }
+
+
+def test_the_names_are_those_that_trl_logs() -> None:
+    trl = pytest.importorskip("trl")
+    source = Path(str(trl.__file__)).parent.joinpath("trainer", "rloo_trainer.py").read_text(encoding="utf-8")
+    names = (
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "kl",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+    )
+    assert [name for name in names if f'"{name}"' not in source and f'{name.split("/")[-1]}"' not in source] == []
+
+
+def test_other_events() -> None:
+    arm = flatten({"event": "arm_step", "arm": "pq", "step": 7, "reward_mean": 1.0, "frac_mixed": 0.5})
+    assert arm == ("pq", 7, {"pq/reward": 1.0, "pq/frac_mixed": 0.5})
+    evaluation = flatten({"event": "evaluation", "arm": "ps", "pass_at": {"1": 0.25, "8": 0.5}, "correct": [1]})
+    assert evaluation == ("evaluation", 0, {"eval/ps/pass@1": 0.25, "eval/ps/pass@8": 0.5})
+    assert flatten({"event": "alarm", "step": 1, "message": "x"}) is None
+
+
+def test_a_whole_run_reaches_its_sinks_and_changes_nothing(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    monkeypatch.setattr(loggers, "_open", lambda *arguments: kept)
+    monkeypatch.setattr(loggers, "check_installed", lambda kinds: None)
+    monkeypatch.setattr("soar.pipeline.check_installed", lambda kinds: None)
+    run_tiny(tmp_path / "run", 'log.sinks=["wandb"]')
+    assert kept.closed
+    wanted = [flat for event in events(tmp_path / "run") if (flat := flatten(event)) is not None]
+    seconds = "seconds"
+    assert [(g, s, set(v)) for g, s, v in kept.rows] == [(g, s, set(v)) for g, s, v in wanted]
+    assert {g for g, _, _ in kept.rows} == {"screen", "outer_step", "hard_only", "pq", "evaluation"}
+    same = [{k: v for k, v in row.items() if k != seconds} for row in events(tmp_path / "run")]
+    assert same == [{k: v for k, v in row.items() if k != seconds} for row in events(tiny_run)]
+
+
+def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_tiny(tmp_path / "run", 'log.sinks=["tensorboard"]')
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    rewards = [(item.step, item.value) for item in found.Scalars("teacher/reward")]
+    wanted = [(e["step"], e["reward_mean"]) for e in events(tmp_path / "run", "outer_step")]
+    assert rewards == [(s, pytest.approx(v)) for s, v in wanted]
+    lengths = [item.value for item in found.Scalars("hard_only/completions/mean_length")]
+    arm = [e for e in events(tmp_path / "run", "arm_step") if e["arm"] == "hard_only"]
+    assert lengths == pytest.approx([e["completions/mean_length"] for e in arm])
+
+
+def fake_tool() -> tuple[Any, list[Any]]:
+    """A module with `init` as wandb and trackio have it, and the calls made on its run."""
+    calls: list[Any] = []
+    run = types.SimpleNamespace(
+        log=lambda values: calls.append(("log", values)),
+        define_metric=lambda name, step_metric: calls.append(("axis", name, step_metric)),
+        finish=lambda: calls.append(("finish",)),
+    )
+
+    def init(**settings: Any) -> Any:
+        calls.append(("init", settings["project"], settings["name"]))
+        return run
+
+    return types.SimpleNamespace(init=init), calls
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_tools_that_count_steps_get_an_axis_for_each_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tool, calls = fake_tool()
+    monkeypatch.setitem(sys.modules, kind, tool)
+    sinks = Loggers.open([kind], tmp_path, "soar", "mine", {"seed": 0}, pytest.fail)
+    sinks([{"event": "arm_step", "arm": "pq", "step": 3, "kl": 0.5}, {"event": "alarm"}])
+    sinks.close()
+    assert [call for call in calls if call[0] != "axis"] == [
+        ("init", "soar", "mine"),
+        ("log", {"pq/kl": 0.5, "steps/pq": 3}),
+        ("finish",),
+    ]
+    assert [call for call in calls if call[0] == "axis"] == ([("axis", "pq/kl", "steps/pq")] if kind == "wandb" else [])
+
+
+def test_a_failing_sink_warns_once_and_the_others_go_on() -> None:
+    class Broken(Kept):
+        def log(self, group: str, step: int, values: dict[str, float]) -> None:
+            raise OSError("disk full")
+
+    good, said = Kept(), list[str]()
+    sinks = Loggers({"tensorboard": Broken(), "wandb": good}, said.append)
+    for step in range(3):
+        sinks([{"event": "arm_step", "arm": "pq", "step": step, "kl": 0.5}])
+    sinks.close()
+    assert [step for _, step, _ in good.rows] == [0, 1, 2]
+    assert said == [
+        "log.sinks: tensorboard failed and is left out from here on; metrics.jsonl has everything (OSError: disk full)"
+    ]
+
+
+def test_a_sink_that_cannot_start_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: Any) -> None:
+        raise RuntimeError("no login")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    said: list[str] = []
+    sinks = Loggers.open(["wandb"], tmp_path, "soar", "mine", {}, said.append)
+    sinks([{"event": "arm_step", "arm": "pq", "step": 0, "kl": 0.5}])
+    assert said == ["log.sinks: wandb could not be started and is left out: RuntimeError: no login"]
+
+
+def test_a_sink_that_is_not_installed_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LoggerError, match="pip install 'soar-rl\\[trackio\\]'"):
+        loggers.check_installed(["trackio"])
+    assert main(["run", "--out", str(tmp_path / "run"), "--set", 'log.sinks=["wandb"]']) == 1
+    assert "log.sinks names 'wandb', which is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(["run", "--dry-run", "--set", 'log.sinks=["mlflow"]']) == 1
+    assert "log.sinks.0 = 'mlflow': Input should be 'tensorboard', 'wandb' or 'trackio'" in capsys.readouterr().err
