@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 
 import soar
-from soar import cli_export, cli_run, cli_watch
+from soar import cli_export, cli_report, cli_run, cli_watch
 from soar.types import UserError
 
-COMMANDS = (cli_run, cli_watch, cli_export)  # in the order of the help
+COMMANDS = (cli_run, cli_watch, cli_report, cli_export)  # in the order of the help
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`soar run`, `soar report` and `soar world build`."""
+"""`soar run` and `soar world build`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ def add(commands: Any) -> None:
     run.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, run nothing")
     run.add_argument("--quiet", action="store_true", help="print the summary only")
     run.set_defaults(action=_run)
-    report = commands.add_parser("report", help="write report.html of a run folder")
-    report.add_argument("run", type=Path)
-    report.set_defaults(action=_report)
     world = commands.add_parser("world", help="the embedded world").add_subparsers(metavar="COMMAND", required=True)
     build = world.add_parser("build", help="pretrain the embedded world's language model again")
     build.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
@@ -77,13 +74,6 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
     lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
     return lines
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from soar.report import write_report
-
-    print(write_report(arguments.run))
-    return 0
 
 
 def _world_build(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from soar.types import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+# A resumed run may change these: they say where and how fast the run computes, not what.
+HARMLESS = (
+    "name",
+    "threads",
+    "model.device",
+    "model.chunk",
+    "model.micro_batch_tokens",
+    "problems.verify_workers",
+    "log.sinks",
+    "log.project",
+)
 
 
 class ConfigError(UserError, ValueError):

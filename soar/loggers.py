@@ -97,7 +97,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A Weights & Biases run in `folder`/wandb; offline where WANDB_MODE says so. Each group has its own step axis, `steps/GROUP`."""
+    """A Weights & Biases run in `folder`/wandb; offline where WANDB_MODE says so. A group has a step axis of its own."""
 
     def __init__(self, folder: Path, project: str, name: str, config: Row) -> None:
         import wandb

@@ -25,23 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import soar
-from soar.config import Config, difference
+from soar.config import HARMLESS, Config, difference
 from soar.files import write_json
 from soar.types import UserError
 
 SCHEMA = 1
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
-# A resumed run may change these: they say where and how fast the run computes, not what.
-HARMLESS = (
-    "name",
-    "threads",
-    "model.device",
-    "model.chunk",
-    "model.micro_batch_tokens",
-    "problems.verify_workers",
-    "log.sinks",
-    "log.project",
-)
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
 
 

@@ -42,6 +42,11 @@ def attribute(value: object) -> str:
     return "" if known is None else f"{known:.12g}"
 
 
+def verdict(value: object) -> str:
+    """`yes`, `no`, or a dash for anything that is no truth value."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else wording.DASH
+
+
 def content(run: Run) -> dict[str, Any]:
     """Everything that the page shows, by section."""
     phases, wall_seconds = sections.phases(run)
@@ -72,8 +77,8 @@ def _policy_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def render(run: Run) -> str:
-    """The page as HTML text."""
+def page(template: str, values: dict[str, Any]) -> str:
+    """A template of `templates` with these values, the style and the script in it, as HTML text."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -92,12 +97,13 @@ def render(run: Run) -> str:
         wording.moment,
         shorten,
         attribute,
+        verdict,
     )
     environment.filters |= {f.__name__: f for f in filters}
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    return environment.get_template("report.html").render(
-        **content(run),
+    return environment.get_template(template).render(
+        **values,
         style=Markup(style),
         style_hash=_policy_hash(style),
         script=Markup(script),
@@ -105,12 +111,17 @@ def render(run: Run) -> str:
     )
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run folder, replacing an older one in one step, and return its path.
+def render(run: Run) -> str:
+    """The page of one run as HTML text."""
+    return page("report.html", content(run))
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the page to `out` (None: `report.html` in the run folder), replacing an older one in one step; returns its path.
 
     Raises ReportError when `run_dir` is no run folder, OSError when the page cannot be written.
     """
-    page = render(read_run(run_dir))
-    target = run_dir / "report.html"
-    write_atomic(target, page.encode())
+    html = render(read_run(run_dir))
+    target = out or run_dir / "report.html"
+    write_atomic(target, html.encode())
     return target

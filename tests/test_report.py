@@ -590,7 +590,7 @@ def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
 def test_page_in_a_browser(folder: Path, tmp_path: Path) -> None:
     document, messages = browse(write_report(folder), tmp_path / "profile")
     assert messages == []
-    assert "576 of 576 shown" in document and "48 of 48 shown" in document
+    assert "576 of 576 match" in document and "48 of 48 match" in document
     assert "<title>SOAR run tiny</title>" in document
 
 
@@ -598,7 +598,9 @@ DRIVE = """
 const part = document.querySelector("[data-browser]"), said = [];
 const count = () => part.querySelector("[data-shown]").textContent;
 const visible = () => [...part.querySelectorAll("tbody tr")].filter((r) => !r.hidden);
-const [text, step, topic] = part.querySelectorAll("[data-filter]");
+const [text, step, topic, posed, correct] = part.querySelectorAll("[data-filter]");
+const place = () => part.querySelector("[data-place]").textContent;
+const [back, next] = part.querySelectorAll("[data-turn]");
 const set = (field, value, kind) => { field.value = value; field.dispatchEvent(new Event(kind)); };
 set(text, "{{7*7}}", "input"); said.push(count(), visible()[0].dataset.step);
 set(text, "", "input"); set(step, "2", "change"); said.push(count(), visible().every((r) => r.dataset.step === "2"));
@@ -609,6 +611,12 @@ const rewards = () => visible().map((r) => Number(r.dataset.reward));
 const sorted = (list, sign) => list.every((v, i) => i === 0 || sign * (list[i - 1] - v) >= 0);
 button.click(); said.push(button.closest("th").ariaSort, sorted(rewards(), 1));
 button.click(); said.push(button.closest("th").ariaSort, sorted(rewards(), -1));
+set(text, "", "input"); said.push(visible().length, place(), back.disabled);
+const before = visible()[0]; next.click(); said.push(place(), visible().length, visible().includes(before), back.disabled);
+back.click(); said.push(visible()[0] === before);
+set(correct, "no", "change"); said.push(visible().every((r) => r.dataset.correct === "no"), place().slice(0, 2));
+set(posed, "yes", "change"); said.push(visible().every((r) => r.textContent.includes("yes")));
+set(text, "nothing has this", "input"); said.push(count(), place(), next.disabled);
 document.body.dataset.said = JSON.stringify(said);
 """
 
@@ -623,4 +631,6 @@ def test_filters_and_sorting_in_a_browser(html: str, tmp_path: Path) -> None:
     said = re.search(r'<body data-said="([^"]*)"', document)
     assert said is not None
     found = json.loads(said.group(1).replace("&quot;", '"'))
-    assert found == ["1 of 576 shown", "1", "32 of 576 shown", True, True, True, "descending", True, "ascending", True]
+    filters = ["1 of 576 match", "1", "32 of 576 match", True, True, True, "descending", True, "ascending", True]
+    pages = [25, "1\u201325", True, "26\u201350", 25, False, False, True, True, "1\u2013", True]
+    assert found == [*filters, *pages, "0 of 576 match", "none", True]
