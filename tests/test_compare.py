@@ -142,7 +142,7 @@ def test_charts_as_svg_files(folder: Path, tmp_path: Path, capsys: pytest.Captur
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "var(" not in text
     style = pictures.chart_style()
-    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", (pictures.TEMPLATES / "report.css").read_text()[:700]))
+    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", (pictures.TEMPLATES / "report.css").read_text()[:400]))
     assert f".c2.line, .c2.bar {{ stroke: {light['--c2']}; }}" in style
 
 
