@@ -36,7 +36,9 @@ class NothingToDo(UserError):
 
 
 class Run:
-    """One run in its folder; `execute` does what is left of it."""
+    """One run in its folder; `execute` does what is left of it. loop_class: the outer loop, or one derived from it."""
+
+    loop_class = OuterLoop
 
     def __init__(self, config: Config, folder: RunFolder, examiner: Examiner, progress: Progress) -> None:
         self.config, self.folder, self.examiner, self.progress = config, folder, examiner, progress
@@ -126,7 +128,7 @@ class Run:
             self.progress.task("  students of this step", 1, transient=True) as inner,
         ):
             advance(state.step)
-            loop = OuterLoop(self.examiner, self.hard_train, config, state, self.workers, inner.set)
+            loop = self.loop_class(self.examiner, self.hard_train, config, state, self.workers, inner.set)
             while state.step < config.teacher.steps:
                 known = len(state.pq)
                 events, rows = loop.step()
@@ -271,7 +273,14 @@ def _loggers(config: Config, out: Path, progress: Progress) -> Loggers:
     return Loggers.open(config.log.sinks, out, config.log.project, config.name, config.resolved(), progress.say)
 
 
-def execute(config: Config, out: Path, resume: bool, command: list[str], progress: Progress) -> dict[str, Any]:
+def execute(
+    config: Config,
+    out: Path,
+    resume: bool,
+    command: list[str],
+    progress: Progress,
+    loop_class: type[OuterLoop] = OuterLoop,
+) -> dict[str, Any]:
     """Run `config` in the folder `out`; returns the summary.
 
     Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo.
@@ -283,4 +292,6 @@ def execute(config: Config, out: Path, resume: bool, command: list[str], progres
         open_examiner(config) as examiner,
     ):
         folder.on_events = loggers
-        return Run(config, folder, examiner, progress).execute()
+        run = Run(config, folder, examiner, progress)
+        run.loop_class = loop_class
+        return run.execute()

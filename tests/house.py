@@ -65,6 +65,7 @@ ORDER = (
     "weights",
     "loggers",
     "pipeline",
+    "api",
     "cli_common",
     "cli_run",
     "cli_watch",

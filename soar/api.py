@@ -1,0 +1,292 @@
+"""The Python interface: `soar.screen`, `soar.train` and `soar.evaluate`, as short as the command line.
+
+Each takes the model and the problems, a recipe for what is not said, and any config key in `settings`. A verifier or a
+teacher reward can be a function. Left out: a class to configure; a `Config` is plain data that `soar.config` builds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soar import seeds
+from soar.config import Config, ConfigError, load
+from soar.evaluate import count_correct, summarize
+from soar.lessons import Lessons
+from soar.pipeline import execute
+from soar.policy import concat, load_adapter
+from soar.progress import Progress
+from soar.runs import Run, read_run
+from soar.student import Population
+from soar.teacher import Event, Measurement, OuterLoop
+from soar.types import Problem, Screening
+from soar.update import UpdateStats
+from soar.workbench import candidates, choose_workers, open_examiner, usable
+
+Problems = str | Path | Sequence[Problem | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One dataset of an outer step, for a custom teacher reward.
+
+    questions: as the teacher wrote them. improvement: pass rate on the reward questions minus the baseline's, one entry
+    per valid student (empty when all failed). baseline: the baseline's pass rate. grounded: the method's own reward, the
+    mean of `improvement` (None without a valid student). step, dataset: which one it is.
+    """
+
+    questions: list[Problem]
+    improvement: list[float]
+    baseline: float
+    grounded: float | None
+    step: int
+    dataset: int
+
+
+TeacherReward = Callable[[Lesson], float | None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run. path: its folder; summary: summary.json; student, teacher: PEFT adapter folders."""
+
+    path: Path
+    summary: dict[str, Any]
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def run(self) -> Run:
+        """Everything in the run folder: events, questions, hard problems."""
+        return read_run(self.path)
+
+    def pass_at(self, arm: str, k: int = 1) -> float:
+        """Held-out pass@k of an arm (`base`, `hard_only`, `ps`, `pq`) as a share."""
+        return float(self.summary["arms"][arm]["pass_at"][str(k)])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """pass@k of one policy. pass_at, interval_95: k -> share; correct: correct attempts per problem."""
+
+    pass_at: dict[int, float]
+    interval_95: dict[int, tuple[float, float]]
+    correct: list[int]
+    problems: list[Problem]
+
+
+def verifier_name(verifier: str | Callable[..., Any]) -> str:
+    """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
+
+    Raises ConfigError for a function that cannot be found by file and name (a lambda, a method, one typed at a prompt).
+    """
+    if isinstance(verifier, str):
+        return verifier
+    name = getattr(verifier, "__qualname__", repr(verifier))
+    try:
+        file = inspect.getsourcefile(verifier)
+    except TypeError:
+        file = None
+    if file is None or not Path(file).is_file() or not name.isidentifier():
+        raise ConfigError(
+            f"verifier = {name}: expected a function at the top level of a file, since worker processes import it by name; "
+            "move it there, or name it as 'file.py:function'"
+        )
+    return f"{Path(file).resolve()}:{name}"
+
+
+def make_config(
+    model: str | Path | None = None,
+    problems: str | Path | None = None,
+    recipe: str | None = None,
+    verifier: str | Callable[..., Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
+    """A config from a recipe and dotted keys, `{"teacher.steps": 40}`. Raises ConfigError as the command line does."""
+    keys: dict[str, Any] = {}
+    if model is not None:
+        keys["model.path"] = str(model)
+    if problems is not None:
+        keys["problems.source"] = str(problems)
+    if verifier is not None:
+        keys["problems.verifier"] = verifier_name(verifier)
+    keys |= dict(settings or {})
+    if recipe is None and (model is not None or problems is not None):
+        recipe = "small-1gpu"
+    return load(recipe, [f"{key}={_toml(value)}" for key, value in keys.items()])
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML: JSON is TOML for texts, numbers, truth values and lists of them."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _rows(problems: Sequence[Problem | Mapping[str, Any]]) -> str:
+    rows = [
+        {**p.extra, "id": p.id, "question": p.question, "answer": p.answer} if isinstance(p, Problem) else dict(p)
+        for p in problems
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _problem_file(problems: Problems | None) -> Iterator[str | Path | None]:
+    """The problems as something that a config can name; a list becomes a file for as long as it is needed."""
+    if problems is None or isinstance(problems, str | Path):
+        yield problems
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "problems.jsonl"
+        path.write_text(_rows(problems), encoding="utf-8")
+        yield path
+
+
+def screen(
+    model: str | Path | None = None,
+    problems: Problems | None = None,
+    *,
+    recipe: str | None = None,
+    verifier: str | Callable[..., Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[tuple[Problem, Screening]]:
+    """How often the base model solves each problem, in `screen.attempts` attempts. Nothing is written.
+
+    problems: a file, a hub id, `world:NAME`, or a list of problems or rows. Raises UserError as the command line does.
+    """
+    with _problem_file(problems) as source:
+        config = make_config(model, source, recipe, verifier, settings)
+        with open_examiner(config) as examiner, Progress(quiet=True) as progress:
+            found, _, _ = candidates(config)
+            found, _ = usable(examiner, config, found, progress.say)
+            sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
+            attempts, seed = config.screen.attempts, seeds.derive(config.seed, "screen")
+            workers = choose_workers(examiner.backbone, config.threads)
+            correct, cut = count_correct(examiner, None, found, attempts, seed, sampling, workers)
+    counts = zip(found, correct[0].tolist(), cut[0].tolist(), strict=True)
+    return [(problem, Screening(successes, attempts, truncated)) for problem, successes, truncated in counts]
+
+
+def train(
+    model: str | Path | None = None,
+    problems: Problems | None = None,
+    out: str | Path = "runs/soar",
+    *,
+    recipe: str | None = None,
+    verifier: str | Callable[..., Any] | None = None,
+    teacher_reward: TeacherReward | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    quiet: bool = True,
+) -> Trained:
+    """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
+
+    A list of problems is kept beside the folder as `OUT.problems.jsonl`. teacher_reward: what a dataset earns, instead of
+    the grounded reward; promotion still goes by measured improvement. Raises UserError as the command line does.
+    """
+    path = Path(out)
+    if problems is not None and not isinstance(problems, str | Path):
+        file = path.with_name(f"{path.name}.problems.jsonl")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_rows(problems), encoding="utf-8")
+        problems = file
+    config = make_config(model, problems, recipe, verifier, settings)
+    command: list[str] = ["soar.train"]
+    loop_class: type[OuterLoop] = OuterLoop
+    if teacher_reward is not None:
+        command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
+        loop_class = _paid_by(teacher_reward)
+    with Progress(quiet=quiet) as progress:
+        summary = execute(config, path, resume, command, progress, loop_class)
+    return Trained(path, summary)
+
+
+def _paid_by(function: TeacherReward) -> type[OuterLoop]:
+    class Paid(PaidLoop):
+        reward = staticmethod(function)
+
+    return Paid
+
+
+def evaluate(
+    model: str | Path | None = None,
+    problems: Problems | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    *,
+    recipe: str | None = None,
+    verifier: str | Callable[..., Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Evaluation]:
+    """pass@k of the base model (`base`) and of adapters of a run, all with the same seeds on the same problems.
+
+    adapters: name -> adapter folder, for example `{"student": "runs/mine/student"}`. The config has to fit the adapters
+    (`model.adapter`, `model.lora_rank`). Raises UserError as the command line does.
+    """
+    with _problem_file(problems) as source:
+        config = make_config(model, source, recipe, verifier, settings)
+        with open_examiner(config) as examiner, Progress(quiet=True) as progress:
+            backbone = examiner.backbone
+            found, _, _ = candidates(config)
+            found, _ = usable(examiner, config, found, progress.say)
+            named = {name: load_adapter(backbone, Path(folder)) for name, folder in (adapters or {}).items()}
+            policies = {"base": backbone.new_stack(seeds.derive(config.seed, "student", "init")), **named}
+            sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
+            attempts, seed = config.evaluate.attempts, seeds.derive(config.seed, "evaluate")
+            workers = choose_workers(backbone, config.threads)
+            stack = concat(list(policies.values()))
+            correct_P_H, _ = count_correct(examiner, stack, found, attempts, seed, sampling, workers, block=8)
+    results = {}
+    for name, correct_H in zip(policies, correct_P_H.tolist(), strict=True):
+        measured: Any = summarize(correct_H, attempts, config.evaluate, seed)
+        pass_at = {int(k): share for k, share in measured["pass_at"].items()}
+        interval = {int(k): (low, high) for k, (low, high) in measured["interval_95"].items()}
+        results[name] = Evaluation(pass_at, interval, correct_H, found)
+    return results
+
+
+class PaidLoop(OuterLoop):
+    """The outer loop with a teacher reward of the user's; measurement and promotion are the method's."""
+
+    reward: TeacherReward
+
+    def measure(self, population: Population) -> Measurement:
+        """As `OuterLoop.measure`; kept for the reward."""
+        self._measured = super().measure(population)
+        return self._measured
+
+    def learn(self, lessons: Lessons, reward_G: list[float | None]) -> UpdateStats | None:
+        """One update of the teacher with the user's reward of each dataset. Raises ConfigError for a reward of no number."""
+        measured, number = self._measured, self.state.step
+        self._paid: list[float | None] = []
+        for k, problems in enumerate(lessons.problems_G_Q):
+            valid = measured.valid_G_R[k].tolist()
+            improvement = [v for v, good in zip(measured.improvement_G_R[k].tolist(), valid, strict=True) if good]
+            lesson = Lesson(problems, improvement, measured.baseline, reward_G[k], number, k)
+            paid = type(self).reward(lesson)
+            if paid is not None and not (isinstance(paid, int | float) and abs(paid) < float("inf")):
+                raise ConfigError(
+                    f"teacher_reward returned {paid!r} for dataset {k} of step {number}: expected a number or None"
+                )
+            self._paid.append(None if paid is None else float(paid))
+        return super().learn(lessons, self._paid)
+
+    def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
+        """As `OuterLoop.step`; the outer_step event says what the teacher was paid (`teacher_reward_G`)."""
+        events, rows = super().step()
+        events[0]["teacher_reward_G"] = self._paid
+        return events, rows

@@ -1,0 +1,158 @@
+"""The Python interface does what the command line does, and takes functions where it says so."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
+
+import soar
+from soar import api
+from soar.config import ConfigError
+
+EXAMPLES = house.ROOT / "examples"
+SETTINGS: dict[str, Any] = {}
+for override in TINY:
+    key, _, text = override.partition("=")
+    SETTINGS[key] = json.loads(text) if text[0] in "[-0123456789" else text
+
+
+def test_settings_are_those_of_the_command_line() -> None:
+    assert api.make_config(settings=SETTINGS) == tiny_config()
+    config = api.make_config(
+        "a/model", Path("x.jsonl"), verifier="number", settings={"name": 'q"', "evaluate.ks": (1, 2)}
+    )
+    assert (config.model.path, config.problems.source, config.problems.verifier) == ("a/model", "x.jsonl", "number")
+    assert (config.name, config.evaluate.ks) == ('q"', (1, 2))
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        api.make_config(settings={"teacher.stps": 3})
+
+
+def test_screen_counts_what_a_run_counts(tiny_run: Path) -> None:
+    rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
+    found = soar.screen(settings=SETTINGS)
+    assert [(p.id, s.successes, s.attempts, s.truncated) for p, s in found] == [
+        (row["id"], row["successes"], row["attempts"], row["truncated"]) for row in rows
+    ]
+
+
+def test_train_is_the_run_of_the_command_line(tiny_run: Path, tmp_path: Path) -> None:
+    run = soar.train(out=tmp_path / "run", settings=SETTINGS)
+    wanted = json.loads((tiny_run / "summary.json").read_text())
+    assert run.summary["arms"] == wanted["arms"]
+    assert run.pass_at("ps", 4) == wanted["arms"]["ps"]["pass_at"]["4"]
+    assert run.run.pq == read_jsonl(tiny_run / "pq.jsonl")
+    assert run.report.is_file() and (run.student / "adapter_config.json").is_file()
+    assert json.loads((run.path / "manifest.json").read_text())["command"] == ["soar.train"]
+    assert soar.train(out=run.path, settings=SETTINGS, resume=True).summary["arms"] == wanted["arms"]
+
+
+def test_evaluate_gives_the_counts_of_the_run(tiny_run: Path) -> None:
+    settings = SETTINGS | {"problems.format": "tiny", "problems.verifier": "exact"}
+    adapters = {"ps": tiny_run / "student", "pq": tiny_run / "arms" / "pq"}
+    found = soar.evaluate("builtin:tiny", tiny_run / "hard" / "test.jsonl", adapters, recipe="tiny", settings=settings)
+    recorded = {event["arm"]: event for event in events(tiny_run, "evaluation")}
+    assert list(found) == ["base", "ps", "pq"]
+    for name, result in found.items():
+        assert result.correct == recorded[name]["correct"], name
+        assert {str(k): v for k, v in result.pass_at.items()} == recorded[name]["pass_at"]
+        assert {str(k): list(v) for k, v in result.interval_95.items()} == recorded[name]["interval_95"]
+
+
+def test_problems_from_memory(tmp_path: Path) -> None:
+    problems = easy_problems(6)
+    rows = [{"question": p.question, "answer": p.answer} for p in problems]
+    settings = SETTINGS | {"problems.limit": 0, "screen.max_successes": 4}
+    from_problems = soar.screen("builtin:tiny", problems, recipe="tiny", settings=settings)
+    assert [p.id for p, _ in from_problems] == [p.id for p in problems]
+    assert any(counts.successes for _, counts in from_problems)
+    from_rows = soar.screen("builtin:tiny", rows, recipe="tiny", settings=settings)
+    assert [p.question for p, _ in from_rows] == [p.question for p in problems]
+    fewer = settings | {"teacher.steps": 1, "arms.run": []}
+    run = soar.train("builtin:tiny", rows, tmp_path / "run", recipe="tiny", settings=fewer)
+    assert read_jsonl(tmp_path / "run.problems.jsonl") == rows
+    hard = run.run.hard_train + run.run.hard_test
+    assert {row["question"] for row in hard} == {row["question"] for row in rows}
+
+
+def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
+    seen: list[soar.Lesson] = []
+
+    def by_number(lesson: soar.Lesson) -> float | None:
+        seen.append(lesson)
+        return None if lesson.dataset == 2 else float(lesson.dataset)
+
+    run = soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=by_number)
+    steps, plain = events(run.path, "outer_step"), events(tiny_run, "outer_step")
+    assert [step["teacher_reward_G"] for step in steps] == [[0.0, 1.0, None]] * 2
+    assert steps[0]["reward_G"] == plain[0]["reward_G"], "what is measured does not change"
+    assert [step["promoted"] for step in steps] == [step["promoted"] for step in plain]
+    assert steps[0]["teacher_grad_norm"] > 0
+    assert [(lesson.step, lesson.dataset) for lesson in seen] == [(s, k) for s in (0, 1) for k in (0, 1, 2)]
+    assert [len(lesson.questions) for lesson in seen] == [4] * 6
+    assert [lesson.grounded for lesson in seen[:3]] == steps[0]["reward_G"]
+    assert all(len(lesson.improvement) == 2 for lesson in seen)
+    command = json.loads((run.path / "manifest.json").read_text())["command"]
+    assert command[1].endswith("test_a_teacher_reward_of_ones_own.<locals>.by_number")
+
+
+@pytest.mark.parametrize("value", ["high", float("nan"), float("inf")])
+def test_a_teacher_reward_has_to_be_a_number(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"teacher_reward returned .* for dataset 0 of step 0: expected a number or None"
+    ):
+        soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=lambda lesson: value)
+
+
+def test_a_verifier_function_is_named_by_file(tmp_path: Path) -> None:
+    name = api.verifier_name(easy_problems)
+    assert name == f"{house.ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
+    assert api.verifier_name("exact") == "exact"
+    for bad in (lambda completions: [], Path.exists, len):
+        with pytest.raises(ConfigError, match="expected a function at the top level of a file"):
+            api.verifier_name(bad)
+
+
+def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None:
+    script = (
+        "import sys, soar\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert soar.Problem('a', 'b', 'c').answer == 'c'\n"
+        "assert 'torch' not in sys.modules\n"
+        "from soar.evaluate import pass_at_k\n"
+        "import soar.evaluate\n"
+        "assert soar.evaluate is soar.api.evaluate, soar.evaluate\n"
+        "assert sys.modules['soar.evaluate'].pass_at_k is pass_at_k\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=house.ROOT)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="public names: Lesson, Problem, evaluate, screen, train"):
+        soar.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in ("small", "make_sums")))
+def test_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", str(tmp_path / "run")])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    wanted = {
+        "python_api": ["problems are never solved", "promotion questions, report in", "student: pass@1 "],
+        "custom_teacher_reward": ["step 0: measured [", "step 1: measured ["],
+        "custom_verifier": ["nearly: ", "exact: "],
+    }
+    assert all(words in said for words in wanted[name]), said
+    if name == "custom_verifier":
+        nearly, exact = (int(line.split()[1]) for line in said.splitlines())
+        assert nearly > exact
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
