@@ -47,12 +47,12 @@ class ModelConfig(Section):
     path: str = "builtin:tiny"  # folder, hub id, or builtin:tiny (the embedded world's model)
     gguf_file: str | None = None  # name of a GGUF file inside `path`
     revision: str | None = None  # hub revision; pinned in the manifest
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(32.0, gt=0)
+    lora_rank: int = Field(16, ge=1)  # rank of every adapter
+    lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
     target_modules: tuple[str, ...] = (
         "all-linear",
     )  # name endings; all-linear: every linear layer but the output layer
@@ -86,23 +86,23 @@ class ScreenConfig(Section):
 class SamplingConfig(Section):
     """How completions are drawn."""
 
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(1.0, gt=0)  # logits are divided by it
+    top_p: float = Field(1.0, gt=0, le=1)  # smallest set of tokens with this probability; 1: all
+    max_tokens: int = Field(1024, ge=1)  # budget of a completion; a longer one is cut and counts as truncated
 
 
 class OptimizerConfig(Section):
     """AdamW; one optimizer state per policy, gradients clipped per policy."""
 
-    lr: float = Field(1e-5, gt=0)
+    lr: float = Field(1e-5, gt=0)  # peak learning rate
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)  # decoupled, towards the base model
+    clip: float = Field(1.0, gt=0)  # largest norm of a policy's gradient
     kl: float = Field(0.001, ge=0)  # k3 estimator against the base model, in the loss
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero at the last step
+    warmup_steps: int = Field(0, ge=0)  # linear, before the schedule
     normalize_advantages: bool = False  # divide by the standard deviation (not in the paper)
 
 
@@ -125,14 +125,14 @@ class StudentConfig(Section):
     """Inner loop: RLOO from the baseline student on one dataset."""
 
     repeats: int = Field(4, ge=1)  # r
-    steps: int = Field(10, ge=1)
-    extra_steps_per_promotion: int = Field(5, ge=0)
-    max_steps: int = Field(20, ge=1)
-    prompts_per_step: int = Field(8, ge=1)
+    steps: int = Field(10, ge=1)  # RLOO steps of one inner loop
+    extra_steps_per_promotion: int = Field(5, ge=0)  # added to `steps` after each promotion
+    max_steps: int = Field(20, ge=1)  # limit of `steps` with what promotions added
+    prompts_per_step: int = Field(8, ge=1)  # questions in one RLOO step
     attempts: int = Field(32, ge=2)  # group size of RLOO
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
     optimizer: OptimizerConfig = OptimizerConfig()
-    lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)
+    lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)  # factor on the learning rate
     reward: Literal["binary", "paper"] = "paper"  # paper: 120 / 20 / 10 / 0
 
 
@@ -295,9 +295,13 @@ def load(recipe: str | None = None, overrides: list[str] | None = None) -> Confi
 
 
 def build(data: dict[str, Any], where: str = "config") -> Config:
-    """Validate a plain dict into a Config. Raises ConfigError."""
+    """Validate a plain dict into a Config; a key that is not in it has the default of its place. Raises ConfigError.
+
+    A section may have other defaults in one place than in another (`teacher.optimizer`, `student.optimizer`), so the
+    defaults are those of a whole Config, not those of the section's class.
+    """
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(_merge(Config().resolved(), data))
     except ValidationError as error:
         raise _explain(error, where) from error
 
