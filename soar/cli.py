@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 
 import soar
-from soar import cli_export, cli_report, cli_run, cli_watch
+from soar import cli_export, cli_init, cli_reference, cli_report, cli_run, cli_watch
 from soar.types import UserError
 
-COMMANDS = (cli_run, cli_watch, cli_report, cli_export)  # in the order of the help
+COMMANDS = (cli_init, cli_run, cli_watch, cli_report, cli_export, cli_reference)  # in the order of the help
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     if not hasattr(arguments, "action"):
         parser.print_help()
         return 1
+    arguments.root = parser
     arguments.command = ["soar", *(sys.argv[1:] if argv is None else argv)]
     action: Callable[[argparse.Namespace], int] = arguments.action
     try:
