@@ -306,7 +306,30 @@ def change_section(run: Run) -> dict[str, Any]:
     )
     quality = [("well-posed", "well_posed"), ("correct answer", "correct"), ("distinct", "distinct")]
     lines = [_line(label, rows, key, style, "middle") for style, (label, key) in zip((2, 3, 0), quality, strict=True)]
-    return {"rows": rows, "quality": line_chart(axes, lines), **_topics(names, grouped)}
+    parts = {"quality": line_chart(axes, lines), "difficulty": _difficulty(run)}
+    return {"rows": rows, **parts, **_topics(names, grouped)}
+
+
+def _difficulty(run: Run) -> Any:
+    """Chart of how often students solved the questions they were trained on, in their first and their last step."""
+    rows = []
+    for event in run.steps:
+        inner = {key: event[key] for key in ("student_first", "student_last") if isinstance(event.get(key), dict)}
+        rows.append({"step": event.get("step"), **{key: part.get("pass_rate") for key, part in inner.items()}})
+    axes = Axes(
+        key="difficulty",
+        title="Difficulty of the questions over outer steps",
+        description="Share of attempts at the teacher's questions that gave the teacher's answer: mean over the students of "
+        "a step in their first and in their last training step.",
+        x_label="outer step",
+        y_label="attempts right",
+        percent=True,
+    )
+    lines = [
+        _line("first training step", rows, "student_first", 0),
+        _line("last training step", rows, "student_last", 2),
+    ]
+    return line_chart(axes, lines)
 
 
 def _topics(names: list[str], grouped: list[list[Row]]) -> dict[str, Any]:

@@ -61,10 +61,13 @@ def model_card(run: Run, policy: str, merged: bool, rank: int) -> bytes:
     A base model that is a folder of this machine is named as the run named it, and not in the card's metadata.
     """
     base = visible(str(run.config["model"]["path"]))
+    _, options = _sources(run)
+    extra = "".join(f", {key}={value!r}" for key, value in options.items() if value)
+    base_call = f"AutoModelForCausalLM.from_pretrained({json.dumps(base)}{visible(extra)})"
     loading = (
         'AutoModelForCausalLM.from_pretrained("path/to/this/folder")'
         if merged
-        else f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({json.dumps(base)}), "path/to/this/folder")'
+        else f'PeftModel.from_pretrained({base_call}, "path/to/this/folder")'
     )
     on_hub = not base.startswith("builtin:") and not Path(base).exists()
     lines = ["---", *([f"base_model: {json.dumps(base)}"] if on_hub else []), "tags: [soar, reinforcement-learning]"]
@@ -84,7 +87,7 @@ def model_card(run: Run, policy: str, merged: bool, rank: int) -> bytes:
     if not merged and rank > 64:
         lines += [f"The adapter has rank {rank}; servers with a limit on ranks need merged weights instead.", ""]
     arms = run.arms
-    shown = [arms[name] for name in ("base", "hard_only", ARMS.get(policy, "")) if name in arms]
+    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", ARMS.get(policy, ""))) if name in arms]
     if policy in ARMS and ARMS[policy] in arms:
         k = min(arms[ARMS[policy]].pass_at)
         lines += [

@@ -430,6 +430,25 @@ def test_topics_by_hand() -> None:
         assert sum(shares[i] for _, shares in section["topic_rows"]) == pytest.approx(1)
 
 
+def test_difficulty_is_the_pass_rate_on_the_questions(tiny_run: Path) -> None:
+    run = runs.read_run(tiny_run)
+    chart = sections.change_section(run)["difficulty"]
+    assert chart.count("<polyline") == 2 and "last training step" in chart
+    top = max(event[part]["pass_rate"] for event in run.steps for part in ("student_first", "student_last"))
+    assert top > 0
+    empty = runs.Run(path=Path(), events={"outer_step": [{"step": 1, "student_first": 3, "student_last": {}}]})
+    assert sections.change_section(empty)["difficulty"] == ""
+    page = Page(report.render(run))
+    sampled, rollouts = sum(e["sampled"] for e in run.steps), run.steps[-1]["student_rollouts"]
+    assert (
+        f"The loop sampled {rollouts:,} completions by students and judged {sampled:,} texts of the teacher"
+        in page.text
+    )
+    arms = run.summary["arms"]
+    spent = (arms["hard_only"]["student_rollouts"], arms["pq"]["student_rollouts"])
+    assert "training Hard-Only took {:,}, PQ took {:,}.".format(*spent) in page.text
+
+
 def test_nice_ticks_by_hand() -> None:
     assert figures.nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert figures.nice_ticks(-0.03, 0.07) == [-0.04, -0.02, 0, 0.02, 0.04, 0.06, 0.08]
