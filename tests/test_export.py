@@ -244,26 +244,24 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4").model)
-    if kind == "lora":
-        run = tmp_path / "run"
-        shutil.copytree(tiny_run, run)
-        save_adapter(backbone, random_stack(backbone, 1, size=0.02), run / "student")
-        tiny_run = run
-    stack = load_adapter(backbone, tiny_run / weights.POLICIES[policy])
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    save_adapter(backbone, random_stack(backbone, 1, size=0.02), run / weights.POLICIES[policy])
+    stack = load_adapter(backbone, run / weights.POLICIES[policy])
     question = read_jsonl(tiny_run / "hard" / "train.jsonl")[0]["question"]
     ids = torch.tensor([backbone.tokenizer.encode(f"{question} {ANSWER_MARK} 12", add_special_tokens=False)])
     wanted = logits_of(backbone, stack, ids)
     plain = logits_of(backbone, None, ids)
     assert not torch.equal(wanted, plain)
 
-    weights.export_adapter(tiny_run, tmp_path / "peft", policy)
+    weights.export_adapter(run, tmp_path / "peft", policy)
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(settings["base_model_name_or_path"])
     model = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft"))
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
 
-    weights.export_merged(tiny_run, tmp_path / "merged", policy)
+    weights.export_merged(run, tmp_path / "merged", policy)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
