@@ -128,6 +128,14 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     return sorted(path for path in out.iterdir())
 
 
+def _forget_quantization(model: Any) -> None:
+    """A GGUF model has plain weights once it is loaded, but keeps the mark that forbids saving them."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
 def export_merged(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
     """Write base model and adapter as one model folder (safetensors) with tokenizer and card; returns the files.
 
@@ -145,6 +153,8 @@ def export_merged(run_dir: Path, out: Path, policy: str = "student") -> list[Pat
     base, options = _sources(run)
     weights: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options, **weights)
+    if "gguf_file" in options:
+        _forget_quantization(model)
     stored = model.dtype
     merged = PeftModel.from_pretrained(model.to(torch.float32), str(adapter)).merge_and_unload()
     out.mkdir(parents=True, exist_ok=True)

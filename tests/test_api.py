@@ -149,10 +149,10 @@ def test_examples_run(
     wanted = {
         "python_api": ["problems are never solved", "promotion questions, report in", "student: pass@1 "],
         "custom_teacher_reward": ["step 0: measured [", "step 1: measured ["],
-        "custom_verifier": ["nearly: ", "exact: "],
+        "custom_verifier": ["last_digit: ", "exact: "],
     }
     assert all(words in said for words in wanted[name]), said
     if name == "custom_verifier":
-        nearly, exact = (int(line.split()[1]) for line in said.splitlines())
-        assert nearly > exact
+        last_digit, exact = (int(line.split()[1]) for line in said.splitlines())
+        assert last_digit > exact
     shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -282,6 +282,33 @@ def test_merged_weights_are_base_plus_adapter(tiny_run: Path, tmp_path: Path) ->
     assert len(backbone.layers) == 21
 
 
+def test_a_model_from_gguf_can_be_saved(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers marks a model read from GGUF as quantised and refuses to save it, though its weights are plain."""
+    import transformers
+
+    run, seen = tmp_path / "run", {}
+    shutil.copytree(tiny_run, run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["model"]["gguf_file"] = "x.gguf"
+    run_folders.write_json(run / "manifest.json", manifest)
+    load, load_tokenizer = transformers.AutoModelForCausalLM.from_pretrained, transformers.AutoTokenizer.from_pretrained
+
+    def from_gguf(path: str, **options: Any) -> Any:
+        seen.update(options)
+        model = load(path)
+        model.hf_quantizer = types.SimpleNamespace(is_serializable=lambda *a, **k: False, quantization_config=None)
+        model.config.quantization_config = {"quant_method": "gguf"}
+        return model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_gguf)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda path, **options: load_tokenizer(path))
+    weights.export_merged(run, tmp_path / "merged")
+    assert seen["gguf_file"] == "x.gguf" and "use_safetensors" not in seen
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    weights.export_adapter(run, tmp_path / "peft")
+    assert "gguf_file='x.gguf'" in (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_card_states_the_held_out_result(tiny_run: Path, tmp_path: Path) -> None:
     weights.export_adapter(tiny_run, tmp_path / "peft", "pq")
     card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
