@@ -45,6 +45,7 @@ class ModelConfig(Section):
     target_modules: tuple[str, ...] = (
         "all-linear",
     )  # name endings; all-linear: every linear layer but the output layer
+    fused_kernels: Literal["auto", "off"] = "auto"  # auto: liger-kernel's, where installed and on a GPU
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
 

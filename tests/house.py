@@ -27,6 +27,7 @@ ORDER = (
     "prompts",
     "kernels",
     "attention",
+    "fused",
     "policy",
     "rollouts",
     "programs",
