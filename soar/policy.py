@@ -85,7 +85,7 @@ class AdapterStack:
                 out_P_N_O = out_P_N_O + base.bias
         else:
             low_P_N_r = torch.bmm(x_P_N_I, self.tensors[f"{name}.A"].to(x.dtype))
-            plain_P_N_O = base(x).reshape(policies, -1, base.out_features)
+            plain_P_N_O = base(x_P_N_I)
             b_P_r_O = self.tensors[f"{name}.B"].to(x.dtype)
             # In place: the base's output is nobody's input to a gradient, its weight being frozen.
             out_P_N_O = plain_P_N_O.baddbmm_(low_P_N_r, b_P_r_O, alpha=self.scale)
