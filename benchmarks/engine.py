@@ -303,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ["decode-135m", "decode-3b", "adapters", "train-135m", "train-3b", "inner", "continuous"]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--out", type=Path, help="write the table as JSON")
+    parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
     arguments = parser.parse_args()
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
@@ -344,7 +344,9 @@ def main() -> None:
             numbers = {k: v for k, v in row.items() if isinstance(v, float)}
             print(f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()))
         if arguments.out:
-            arguments.out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+            kept = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
+            kept = [row for row in kept if row["section"] not in {row["section"] for row in rows}]
+            arguments.out.write_text(json.dumps({**head, "rows": kept + rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
