@@ -1,24 +1,35 @@
 """The arms of a run after the outer loop: what is trained, on what, with which budget.
 
-Hard-Only gets as many student rollouts as the whole outer loop spent on training and measuring students. PQ trains a fresh
-base student on the promotion questions and the hard training half; its own rollouts are counted, and the search for the
-questions is reported beside them.
+Hard-Only gets as many student rollouts as the whole outer loop spent on training and measuring students. Every other arm
+trains a fresh base student on its questions (`training_sets`) and the hard training half; its own rollouts are counted,
+and the search for the questions is reported beside them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from soar import seeds
-from soar.config import Config
+from soar.config import Config, TrainedArm
 from soar.policy import AdapterStack
 from soar.rollout import Examiner
 from soar.student import Population, shuffled_passes, train_population
 from soar.types import Problem
 
-TRAINED = ("hard_only", "pq")
+TRAINED: tuple[str, ...] = get_args(TrainedArm)
+
+
+def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
+    """RLOO steps of an arm: those of Hard-Only, or arms.pq_steps where it has questions."""
+    own = 0 if name == "hard_only" else config.arms.pq_steps
+    return own or budget_steps(config, loop_rollouts)
+
+
+def arm_learning_rate(name: str, config: Config) -> float:
+    """arms.learning_rates of the arm, else arms.learning_rate, else the student's."""
+    return config.arms.learning_rates.get(name) or config.arms.learning_rate or config.student.optimizer.lr  # type: ignore[call-overload]
 
 
 def budget_steps(config: Config, loop_rollouts: int) -> int:
@@ -28,19 +39,24 @@ def budget_steps(config: Config, loop_rollouts: int) -> int:
 
 
 def arm_batches(
-    name: str, config: Config, hard_train: list[Problem], pq: list[Problem], steps: int
+    name: str, config: Config, hard_train: list[Problem], questions: list[Problem], steps: int
 ) -> list[list[Problem]]:
-    """Training batches [steps][prompts_per_step] of an arm."""
+    """Training batches [steps][prompts_per_step] of an arm.
+
+    Mixed: passes over questions and hard problems together. Curriculum: arms.curriculum_steps of questions only, then
+    hard problems only. The arms pq_mixed and pq_curriculum say it in their name, for the others arms.pq_mode decides.
+    """
     seed, per_step = seeds.derive(config.seed, "arm", name), config.student.prompts_per_step
     if name == "hard_only":
         return shuffled_passes(hard_train, seed, steps, per_step)
-    if name != "pq":
+    if name not in TRAINED:
         raise ValueError(f"arm {name!r} is not trained")
-    if config.arms.pq_mode == "mixed":
-        return shuffled_passes([*pq, *hard_train], seed, steps, per_step)
+    mode = {"pq_mixed": "mixed", "pq_curriculum": "curriculum"}.get(name, config.arms.pq_mode)
+    if mode == "mixed":
+        return shuffled_passes([*questions, *hard_train], seed, steps, per_step)
     first = min(steps, config.arms.curriculum_steps)
     rest = shuffled_passes(hard_train, seed + 1, steps - first, per_step) if steps > first else []
-    return shuffled_passes(pq, seed, first, per_step) + rest
+    return shuffled_passes(questions, seed, first, per_step) + rest
 
 
 def train_arms(
@@ -57,8 +73,6 @@ def train_arms(
     on_step(arm) after each step; on_done(arm, population, events) once per arm, in the order of `batches`: one arm_step
     event a step, and an alarm when the student diverged.
     """
-    lr = config.arms.learning_rate or config.student.optimizer.lr
-
     done: dict[str, Population] = {}
     for name, arm_batches_S in batches.items():
         seed = seeds.derive(config.seed, "arm", name, "student")
@@ -66,6 +80,7 @@ def train_arms(
         def note(step: int, metrics: dict[str, float], arm: str = name) -> None:
             on_step(arm)
 
+        lr = arm_learning_rate(name, config)
         population = train_population(examiner, fresh, [arm_batches_S], [seed], config.student, lr, workers, note)
         events = [
             {"event": "arm_step", "arm": name, "step": step, **metrics}

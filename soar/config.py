@@ -11,13 +11,29 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from soar.types import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+
+TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
+TrainedArm = Literal[
+    "hard_only",
+    "pq",
+    "pq_mixed",
+    "pq_curriculum",
+    "pq_sample",
+    "pq_well_posed",
+    "pq_correct",
+    "base_t",
+    "teacher_t",
+    "self_instruct",
+    "real",
+]
+Arm = Literal["base", "ps"] | TrainedArm
 
 
 class ConfigError(UserError, ValueError):
@@ -71,6 +87,7 @@ class ScreenConfig(Section):
     attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
     max_successes: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    from_run: str = ""  # run folder whose screening is used again; it must have been made in the same way
 
 
 class SamplingConfig(Section):
@@ -99,12 +116,12 @@ class OptimizerConfig(Section):
 class TeacherConfig(Section):
     """Outer loop (method: the loop). g datasets of n questions a step."""
 
-    steps: int = Field(200, ge=1)
+    steps: int = Field(200, ge=0)  # 0: no outer loop, only arms
     datasets: int = Field(4, ge=2)  # g
     questions: int = Field(64, ge=1)  # n
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
-    reward: Literal["grounded", "none"] = "grounded"  # none: the teacher is never updated
+    reward: TeacherReward = "grounded"  # what the teacher learns from (`signals`); none: it is never updated
     subject: str = ""  # names the field in the teacher prompt; "": the seven MATH subjects
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
     reject_duplicates: bool = False  # within one outer step
@@ -123,6 +140,7 @@ class StudentConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)
+    common_seeds: bool = False  # students of one repeat share order and attempt seeds across datasets
     reward: Literal["binary", "paper"] = "paper"  # paper: 120 / 20 / 10 / 0
 
 
@@ -135,6 +153,13 @@ class RewardConfig(Section):
     baseline_attempts: int = Field(4, ge=1)  # the same for the baseline, once while it stands
 
 
+class IntrinsicConfig(Section):
+    """How the intrinsic teacher rewards (learnability, uncertainty, band) are measured and paid."""
+
+    attempts: int = Field(8, ge=2)  # of the baseline student at every written question
+    credit: Literal["question", "dataset"] = "question"  # own reward, or the mean of the dataset
+
+
 class PromotionConfig(Section):
     """When a student becomes the new baseline: mean reward of the last `window` steps above tau (method, step 3)."""
 
@@ -143,14 +168,33 @@ class PromotionConfig(Section):
 
 
 class ArmsConfig(Section):
-    """What is trained and measured after the loop."""
+    """What is trained and measured after the loop (`arms`, `training_sets`)."""
 
-    run: tuple[Literal["base", "hard_only", "ps", "pq"], ...] = ("base", "hard_only", "ps", "pq")
+    run: tuple[Arm, ...] = ("base", "hard_only", "ps", "pq")
     pq_mode: Literal["mixed", "curriculum"] = "mixed"
-    curriculum_steps: int = Field(64, ge=1)  # PQ-only steps of `curriculum`
+    curriculum_steps: int = Field(64, ge=1)  # question-only steps of `curriculum`
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
-    pq_steps: int = Field(0, ge=0)  # RLOO steps of PQ; 0: the same as Hard-Only
+    pq_steps: int = Field(0, ge=0)  # RLOO steps of the arms with questions; 0: the same as Hard-Only
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
+    learning_rates: dict[TrainedArm, Annotated[float, Field(gt=0)]] = {}  # of single arms, each from its own sweep
+    questions: int = Field(128, ge=1)  # N of base_t, teacher_t, self_instruct and real
+    votes: int = Field(8, ge=1)  # attempts of the base at a question of self_instruct; the majority is its answer
+    real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
+    pq_from: str = ""  # run folder or file of promotion questions; "": this run's
+    teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t; "": this run's
+
+
+class JudgeConfig(Section):
+    """Who says which questions are well-posed and which answers correct (`judges`): finding 3."""
+
+    kind: Literal["auto", "oracle", "self_consistency", "endpoint"] = "auto"  # auto: oracle in a world, else base model
+    attempts: int = Field(16, ge=2)  # of the base model at a question (self_consistency)
+    agreement: float = Field(0.5, gt=0, le=1)  # share of its attempts that makes a majority (self_consistency)
+    url: str = ""  # OpenAI-compatible, up to and including /v1 (endpoint)
+    model: str = ""  # name that the endpoint knows
+    key_variable: str = "SOAR_JUDGE_KEY"  # environment variable with the endpoint's key; unset: none is sent
+    timeout_s: float = Field(60.0, gt=0)
+    retries: int = Field(2, ge=0)
 
 
 class EvaluateConfig(Section):
@@ -174,8 +218,10 @@ class Config(Section):
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     reward: RewardConfig = RewardConfig()
+    intrinsic: IntrinsicConfig = IntrinsicConfig()
     promotion: PromotionConfig = PromotionConfig()
     arms: ArmsConfig = ArmsConfig()
+    judge: JudgeConfig = JudgeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -188,6 +234,17 @@ class Config(Section):
         if self.reward.mode == "greedy" and self.reward.attempts != 1:
             raise ValueError(
                 'reward.attempts is for reward.mode = "sampled"; a greedy answer is always the same, set 1'
+            )
+        trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
+        if trained and self.teacher.steps == 0 and self.arms.steps == 0:
+            raise ValueError(
+                "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; "
+                f"set arms.steps for the arm {trained[0]}"
+            )
+        if self.teacher.reward == "shuffled" and self.teacher.questions < 2:
+            raise ValueError(
+                'teacher.reward = "shuffled" permutes answers within a dataset; with teacher.questions = 1 nothing '
+                "changes, set 2 or more"
             )
         return self
 

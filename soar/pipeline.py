@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.arms import TRAINED, arm_batches, budget_steps, train_arms
+from soar.arms import TRAINED, arm_batches, arm_steps, train_arms
 from soar.config import Config
 from soar.data import split, write_hard
 from soar.evaluate import count_correct, paired_difference, summarize
-from soar.files import write_json
+from soar.files import write_atomic, write_json
 from soar.policy import AdapterStack, concat, save_adapter
 from soar.progress import Progress
 from soar.record import Checkpoint, RunFolder
 from soar.report import write_report
 from soar.rollout import Examiner
-from soar.screening import evidence_key, screen, screen_event
+from soar.screening import evidence_key, reuse, screen, screen_event
 from soar.state import STAGES, RunState, from_checkpoint, to_checkpoint
 from soar.student import Population
 from soar.teacher import OuterLoop, new_state
+from soar.training_sets import Material, read_pq, read_teacher, training_questions
 from soar.types import Problem, Screening, UserError
 from soar.workbench import candidates, choose_workers, open_examiner, usable
 from soar.worlds import get_world
@@ -90,6 +93,8 @@ class Run:
         problems, left_out = usable(self.examiner, config, problems, self.progress.say)
         evidence = evidence_key(config, backbone, self.examiner.fmt, model_hash)
         if config.screen.attempts:
+            if config.screen.from_run:
+                reuse(self.folder, Path(config.screen.from_run))
             with self.progress.task("screening", len(problems)) as advance:
                 found = screen(self.examiner, problems, config, self.folder, evidence, self.workers, advance)
         else:
@@ -152,16 +157,15 @@ class Run:
 
     def _arms(self) -> None:
         config, state = self.config, self.state
-        steps = budget_steps(config, state.loop.student_rollouts)
-        pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(state.loop.pq)]
-        lengths = {"hard_only": steps, "pq": config.arms.pq_steps or steps}
         wanted = [arm for arm in TRAINED if arm in config.arms.run and arm not in state.arms]
-        if "pq" in wanted and not pq:
-            wanted.remove("pq")
-            self.progress.say("no promotion, so there are no promotion questions: the arm pq is left out")
-        batches: dict[str, list[list[Problem]]] = {
-            arm: arm_batches(arm, config, self.hard_train, pq, lengths[arm]) for arm in wanted
-        }
+        material = self._material()
+        batches: dict[str, list[list[Problem]]] = {}
+        for arm in wanted:
+            questions = training_questions(arm, self.examiner, config, material)
+            if arm == "hard_only" or questions:
+                steps = arm_steps(arm, config, state.loop.student_rollouts)
+                batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)
+                self._keep_questions(arm, questions)
         with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
 
             def keep(arm: str, population: Population, events: list[dict[str, Any]]) -> None:
@@ -171,6 +175,25 @@ class Run:
 
             fresh = self.examiner.backbone.new_stack(seeds.derive(config.seed, "student", "init"))
             train_arms(self.examiner, fresh, batches, config, self.workers, lambda arm: advance(1), keep)
+
+    def _material(self) -> Material:
+        """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
+        arms, loop = self.config.arms, self.state.loop
+        rows, teacher = loop.pq, loop.teacher
+        if arms.pq_from:
+            rows = read_pq(Path(arms.pq_from))
+            self.folder.note_hashes(pq_from=digest_of(rows))
+        if arms.teacher_from:
+            teacher = read_teacher(self.examiner.backbone, Path(arms.teacher_from))
+            self.folder.note_hashes(teacher_from=teacher.digest())
+        pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
+        return Material(pq, teacher, self.hard_test, self.workers, self.progress.say)
+
+    def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
+        rows = self._labelled([{"question": p.question, "answer": p.answer} for p in questions])
+        if rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", lines.encode("utf-8", "replace"))
 
     def _policies(self) -> dict[str, AdapterStack]:
         fresh = self.examiner.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
@@ -227,9 +250,12 @@ class Run:
         arms = {
             arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in events.items()
         }
-        if "pq" in arms:
-            arms["pq"]["search_rollouts"] = state.loop.student_rollouts
-        pairs = [(a, "hard_only") for a in ("ps", "pq") if a in events and "hard_only" in events]
+        for arm, entry in arms.items():
+            if (arm.startswith("pq") and not config.arms.pq_from) or (
+                arm == "teacher_t" and not config.arms.teacher_from
+            ):
+                entry["search_rollouts"] = state.loop.student_rollouts
+        pairs = [(a, "hard_only") for a in events if a not in ("base", "hard_only") and "hard_only" in events]
         seed = seeds.derive(config.seed, "paired")
         paired = {
             f"{a} - {b}": {
@@ -262,6 +288,12 @@ class Run:
         screening = self.state.seconds.get("screen", 0.0)
         self.state = from_checkpoint(checkpoint, self.examiner.backbone.device, self.config)
         self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
+
+
+def digest_of(rows: list[dict[str, Any]]) -> str:
+    """sha256 over questions and answers."""
+    text = "\n".join(f"{row['question']}\t{row['answer']}" for row in rows)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _step_line(events: list[dict[str, Any]]) -> str:

@@ -31,7 +31,15 @@ from soar.types import UserError
 SCHEMA = 1
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
 # A resumed run may change these: they say where and how fast the run computes, not what.
-HARMLESS = ("name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "problems.verify_workers")
+HARMLESS = (
+    "name",
+    "threads",
+    "model.device",
+    "model.chunk",
+    "model.micro_batch_tokens",
+    "problems.verify_workers",
+    "screen.from_run",
+)
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
 
 

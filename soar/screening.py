@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.data import check_evidence
 from soar.evaluate import count_correct
 from soar.policy import Backbone
 from soar.prompts import PromptFormat
 from soar.record import RunFolder
 from soar.rollout import Examiner
+from soar.runs import read_jsonl
 from soar.types import Problem, Screening
 
 SCREEN_FILE = "hard/screen.jsonl"
@@ -76,6 +78,20 @@ def screen(
         seed = seeds.derive(config.seed, "screen")
         count_correct(examiner, None, missing, attempts, seed, sampling, workers=workers, block=8, on_block=keep)
     return found
+
+
+def reuse(folder: RunFolder, place: Path) -> None:
+    """Copy the screening of another run folder, unless this one has begun its own; `screen` checks that it fits.
+
+    Raises ConfigError when there is none.
+    """
+    if (folder.path / SCREEN_FILE).is_file():
+        return
+    rows, notes = read_jsonl(place / SCREEN_FILE, SCREEN_FILE)
+    if not rows:
+        why = "; ".join(notes) or "it is empty"
+        raise ConfigError(f"screen.from_run = {str(place)!r}: {why}; give a run folder that was screened")
+    folder.append(SCREEN_FILE, rows)
 
 
 def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from soar.promotion import decide
 from soar.rewards import grounded
 from soar.rloo import leave_one_out
 from soar.rollout import Attempts, Examiner
+from soar.signals import deal, pay
 from soar.student import Metrics, Population, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Decision, Problem, Trial
 from soar.update import StackOptimizer, UpdateStats, learning_rate, update
@@ -104,7 +105,8 @@ class OuterLoop:
         batches, seed_P = [], []
         for k, problems in enumerate(lessons.problems_G_Q):
             for j in range(config.repeats):
-                seed = seeds.derive(self.config.seed, "student", state.step, k, j)
+                place = (j,) if config.common_seeds else (k, j)
+                seed = seeds.derive(self.config.seed, "student", state.step, *place)
                 batches.append(shuffled_passes(problems, seed, steps, config.prompts_per_step))
                 seed_P.append(seed)
         lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
@@ -181,18 +183,18 @@ class OuterLoop:
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
 
-    def learn(self, lessons: Lessons, reward_G: list[float | None]) -> UpdateStats | None:
-        """Step 4: every rollout of dataset k gets reward R_k; the baseline of a dataset is the mean of the others.
+    def learn(self, lessons: Lessons, reward_U: list[float | None]) -> UpdateStats | None:
+        """Step 4: every rollout gets the reward of its unit (dataset k, R_k); the baseline is the mean of the other units.
 
-        None, and the teacher as it was (no KL step, no momentum step), without a reward of any dataset.
+        reward_U: see `signals.Payment`. None, and the teacher as it was (no KL step, no momentum step), without a reward.
         """
         config, state = self.config.teacher, self.state
-        if config.reward == "none" or all(reward is None for reward in reward_G):
+        if all(reward is None for reward in reward_U):
             return None
-        values = torch.tensor([0.0 if reward is None else reward for reward in reward_G])
-        valid = torch.tensor([reward is not None for reward in reward_G])
-        advantage_G = leave_one_out(values, valid, config.optimizer.normalize_advantages)
-        advantage_B = advantage_G.repeat_interleave(config.questions)
+        values = torch.tensor([0.0 if reward is None else reward for reward in reward_U])
+        valid = torch.tensor([reward is not None for reward in reward_U])
+        advantage_U = leave_one_out(values, valid, config.optimizer.normalize_advantages)
+        advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
         return update(
             self.examiner.backbone,
             state.teacher,
@@ -207,7 +209,7 @@ class OuterLoop:
     def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
         """One outer step. Returns the events for metrics.jsonl and the rows for questions.jsonl; advances the state."""
         started = time.monotonic()
-        lessons = self.write()
+        lessons = deal(self.write(), self.config, self.state.step)
         population = self.teach(lessons)
         measured = self.measure(population)
         reward_G, error_G = grounded(measured.improvement_G_R.tolist(), measured.valid_G_R.tolist())
@@ -218,7 +220,9 @@ class OuterLoop:
             state.window.append(float(np.mean(rewards)))
         promotion = self.config.promotion
         decision = decide(state.window, reward_G, measured.trials, promotion.tau, promotion.window)
-        stats = self.learn(lessons, reward_G)
+        payment = pay(self.examiner, state, lessons, reward_G, self.config, self.workers)
+        state.student_rollouts += payment.rollouts
+        stats = self.learn(lessons, payment.reward_U)
         events = [_alarm(number, "all students failed", "every student of this step produced NaN or inf")] * (
             not rewards
         )
@@ -226,6 +230,7 @@ class OuterLoop:
             events.append(self._promote(decision, lessons, population, measured, reward_G))
         state.step += 1
         event = _outer_event(number, lessons, population, measured, reward_G, error_G, decision, stats)
+        event["teacher_reward_G"] = payment.reward_G
         event["student_rollouts"] = state.student_rollouts
         event["seconds"] = round(time.monotonic() - started, 3)
         rows = [
