@@ -56,21 +56,21 @@ def _run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("runs") / config.name
     with Progress(quiet=arguments.quiet) as progress:
         summary = execute(config, out, arguments.resume, arguments.command, progress)
-    print("\n".join(_summary_lines(summary)))
+    print("\n".join(summary_lines(summary)))
     print(f"report: {out / 'report.html'}")
     return 0
 
 
-def _summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The arms as a small table."""
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The arms of a summary as a small table."""
     ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
-    lines = ["arm        student rollouts  " + "  ".join(f"{'pass@' + str(k):>22}" for k in ks)]
+    lines = [f"{'arm':14s} {'student rollouts':>16s}  " + "  ".join(f"{'pass@' + str(k):>22}" for k in ks)]
     for arm, row in summary["arms"].items():
         cells = []
         for k in ks:
             low, high = row["interval_95"][str(k)]
             cells.append(f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]")
-        lines.append(f"{arm:10s} {row['student_rollouts']:16d}  " + "  ".join(cells))
+        lines.append(f"{arm:14s} {row['student_rollouts']:16d}  " + "  ".join(cells))
     for name, by_k in summary["paired"].items():
         k = min(by_k, key=int)
         low, high = by_k[k]["interval_95"]

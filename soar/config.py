@@ -286,6 +286,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _without_none(section: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config as a recipe would say it: keys without a value are left to their default."""
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in section.items() if v is not None}
+
+
 def parse_override(text: str) -> dict[str, Any]:
     """`a.b=value` -> {"a": {"b": value}}. The value is read as TOML where possible, else as text.
 
@@ -305,15 +310,20 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def find_recipe(recipe: str) -> Path:
-    """Path of a recipe given as a file or as a built-in name. Raises ConfigError with the built-in names."""
+    """Path of a recipe: a TOML file, a built-in name, or a run folder, whose manifest holds its config.
+
+    Raises ConfigError with the built-in names.
+    """
     path = Path(recipe)
+    if (path / "manifest.json").is_file():
+        return path / "manifest.json"
     if path.is_file():
         return path
     builtin = RECIPES / f"{recipe}.toml"
     if builtin.is_file():
         return builtin
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}")
+    raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}; or a run folder")
 
 
 def load(recipe: str | None = None, overrides: list[str] | None = None) -> Config:
@@ -323,9 +333,12 @@ def load(recipe: str | None = None, overrides: list[str] | None = None) -> Confi
     """
     path = find_recipe(recipe or "tiny")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = _without_none(json.loads(text)["config"]) if path.name == "manifest.json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: not the manifest of a run: {error}") from error
     where = str(path)
     for text in overrides or []:
         data = _merge(data, parse_override(text))

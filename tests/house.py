@@ -17,6 +17,7 @@ ORDER = (
     "types",
     "files",
     "seeds",
+    "statistics",
     "config",
     "answers",
     "verifiers",
@@ -64,14 +65,23 @@ ORDER = (
     "report",
     "export",
     "pipeline",
+    "measure",
+    "studies",
+    "study_results",
+    "study_page",
+    "study",
     "cli_common",
     "cli_run",
+    "cli_student",
+    "cli_eval",
+    "cli_study",
     "cli",
 )
 """The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
 
 TORCH_FREE = (
     "types",
+    "statistics",
     "config",
     "data",
     "prompts",
@@ -83,8 +93,16 @@ TORCH_FREE = (
     "figures",
     "sections",
     "report",
+    "analysis",
+    "studies",
+    "study_results",
+    "study_page",
+    "study",
     "cli_common",
     "cli_run",
+    "cli_student",
+    "cli_eval",
+    "cli_study",
     "cli",
 )
 """Files that import without torch and transformers, so that checking and reading a run works on any laptop."""
