@@ -68,8 +68,8 @@ def forecast_lines(config: Config, loop_rollouts: int) -> list[str]:
     """Memory and GPU-hours of a model whose name tells its size (`-3B`, `135M`), none otherwise.
 
     An upper bound: every completion is taken to use its whole budget. Hours = (tokens decoded / DECODE_RATE + tokens
-    trained / TRAIN_RATE) x parameters / RATE_PARAMETERS / 3600, rates as measured on the GPU that RATE_SOURCE names. Bytes: weights
-    in bfloat16; an adapter's float32 weights, gradients and two AdamW moments, its size in proportion to
+    trained / TRAIN_RATE) x parameters / RATE_PARAMETERS / 3600, rates as measured on the GPU that RATE_SOURCE names.
+    Bytes: weights in bfloat16; an adapter's float32 weights, gradients and two AdamW moments, its size in proportion to
     parameters^(2/3), as layers times width. The key-value cache and activations come on top: the sampler fills what is left.
     """
     parameters = named_size(config.model.path)

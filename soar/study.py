@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,14 +115,19 @@ def _run_group(group: Sequence[Cell], jobs: int, say: Callable[[str], None], run
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
     failures: dict[str, str] = {}
 
+    lock = threading.Lock()
+
     def job(cell: Cell) -> str | None:
-        say(f"{cell.name}: begins")
-        return run_cell(cell, 0 if cell.config.threads else threads)
+        with lock:
+            say(f"{cell.name}: begins")
+        why = run_cell(cell, 0 if cell.config.threads else threads)
+        with lock:
+            say(f"{cell.name}: {why or 'finished'}")
+        return why
 
     pool = ThreadPoolExecutor(max(1, jobs))
     try:
         for cell, why in zip(left, pool.map(job, left), strict=True):
-            say(f"{cell.name}: {why or 'finished'}")
             if why is not None:
                 failures[cell.name] = why
     finally:

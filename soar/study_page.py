@@ -54,7 +54,8 @@ def arms_table(results: Row) -> Table:
     table = Table(
         "Held-out problems",
         "Mean over seeds, with a 95 % bootstrap interval over seeds and problems; sd: standard deviation of the seeds' "
-        "means. Student rollouts: completions sampled to train the arm, mean over seeds.",
+        "means; [0, 0]: no success at all, so nothing to resample. Student rollouts: completions sampled to train the arm, "
+        "mean over seeds.",
         [*header, "student rollouts"],
     )
     for row in results["arms"]:

@@ -52,7 +52,7 @@ def test_files(tiny_run: Path) -> None:
     streams = {"manifest.json", "metrics.jsonl", "questions.jsonl", "pq.jsonl", "summary.json", "report.html"}
     hard = {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
     left = {name for name in names if not name.startswith("state/") and name != ".lock"}
-    assert left == streams | adapters | hard | {"hard/screen.jsonl"}
+    assert left == streams | adapters | hard | {"hard/screen.jsonl", "arms/pq/questions.jsonl"}
 
 
 def test_manifest(tiny_run: Path, backbone: Backbone) -> None:
