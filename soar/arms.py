@@ -59,6 +59,11 @@ def arm_batches(
     return shuffled_passes(questions, seed, first, per_step) + rest
 
 
+def left_out(name: str, message: str) -> dict[str, Any]:
+    """The alarm that an arm of arms.run could not be trained, and why."""
+    return {"event": "alarm", "step": None, "kind": "arm left out", "arm": name, "message": message}
+
+
 def train_arms(
     examiner: Examiner,
     fresh: AdapterStack,

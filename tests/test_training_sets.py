@@ -12,8 +12,10 @@ import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 from recited import ANSWERS, Recited
 
+from soar import training_sets
 from soar.arms import arm_batches, arm_learning_rate, arm_steps
 from soar.config import Config, ConfigError
+from soar.lessons import TeacherError
 from soar.policy import AdapterStack
 from soar.rollout import Examiner
 from soar.training_sets import Material, majority_answers, read_pq, read_teacher, training_questions
@@ -174,6 +176,19 @@ def test_every_arm_in_one_run(tmp_path: Path) -> None:
     assert all(r["correct"] for r in read_jsonl(tmp_path / "run" / "arms" / "real" / "questions.jsonl"))
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Self-instruct" in page
+
+
+def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(examiner: Any, teacher: Any, *rest: Any) -> Any:
+        raise TeacherError("the teacher wrote 0 acceptable pairs of 4")
+
+    monkeypatch.setattr(training_sets, "write_lessons", write)
+    overrides = ('arms.run=["base", "teacher_t", "real"]', "arms.questions=4", "teacher.steps=0")
+    summary = run_tiny(tmp_path / "run", *overrides)
+    assert list(summary["arms"]) == ["base", "real"]
+    (alarm,) = events(tmp_path / "run", "alarm")
+    assert (alarm["kind"], alarm["arm"], alarm["step"]) == ("arm left out", "teacher_t", None)
+    assert alarm["message"] == "the teacher wrote 0 acceptable pairs of 4"
 
 
 def test_questions_and_screening_of_another_run(
