@@ -1,9 +1,10 @@
 """How noisy is the teacher's reward, and what do its options buy?
 
-    python benchmarks/reward_noise.py [RECIPE] [--datasets 4] [--repeats 4] [--attempts 64] [--set KEY=VALUE ...]
+    python benchmarks/reward_noise.py [RECIPE] [--datasets 4] [--repeats 4] [--attempts 32] [--easier N] [--set KEY=VALUE ...]
 
 Trains students on question sets of the untrained teacher once with a seed of their own and once with common seeds, and
-measures all of them on the same candidates with many attempts. Prints
+measures all of them on the same candidates with many attempts (--easier N: on N easier problems of the embedded world,
+where the students of an untrained teacher have something to show). Prints
 
 - the noise of training: standard deviation over repeats of a student's pass rate, and of the difference between two
   datasets (divided by the square root of 2, so that the two can be compared), which is what an advantage is made of;
@@ -24,14 +25,17 @@ from soar.config import Config, load
 from soar.evaluate import count_correct
 from soar.rollout import Examiner
 from soar.teacher import OuterLoop, new_state
+from soar.types import Problem
 from soar.workbench import candidates, choose_workers, open_examiner
+from soar.worlds import get_world
 
 DRAWS = 2000
 
 
-def rates(examiner: Examiner, config: Config, attempts: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Correct attempts [P, H] of every student of one outer step at every candidate, and greedily solved [P, H]."""
-    problems, _, _ = candidates(config)
+def rates(
+    examiner: Examiner, config: Config, problems: list[Problem], attempts: int, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correct attempts [P, H] of every student of one outer step at every problem, and greedily solved [P, H]."""
     loop = OuterLoop(examiner, problems, config, new_state(examiner, config), workers)
     population = loop.teach(loop.write())
     sampling = config.student.sampling
@@ -49,16 +53,17 @@ def training_noise(rate_G_R: np.ndarray) -> tuple[float, float, float]:
     return own, float(np.sqrt(np.mean(gaps))), float(rate_G_R.mean(axis=1).std(ddof=1))
 
 
-def measuring_noise(correct_P_H: np.ndarray, of: int, questions: int, attempts: int) -> float:
-    """Standard deviation of one student's measured rate over draws of questions and attempts, root mean square over P."""
+def measuring_noise(correct_P_H: np.ndarray, of: int, questions: int, attempts: int) -> tuple[float, float]:
+    """Standard deviation over draws of questions and attempts, root mean square over P: of a student's measured rate, and
+    of its distance from the mean of all students on the same questions, which is what an advantage and a promotion see."""
     rng = seeds.generator("reward noise", questions, attempts)
-    H = correct_P_H.shape[1]
-    found = []
-    for correct_H in correct_P_H:
-        picks = np.array([rng.choice(H, questions, replace=False) for _ in range(DRAWS)])
-        drawn = rng.hypergeometric(correct_H[picks], of - correct_H[picks], attempts)
-        found.append(drawn.mean(axis=1).var() / attempts**2)
-    return float(np.sqrt(np.mean(found)))
+    P, H = correct_P_H.shape
+    found_D_P = np.empty((DRAWS, P))
+    for draw in range(DRAWS):
+        drawn_P_M = correct_P_H[:, rng.choice(H, questions, replace=False)]
+        found_D_P[draw] = rng.hypergeometric(drawn_P_M, of - drawn_P_M, attempts).mean(axis=1) / attempts
+    apart_D_P = found_D_P - found_D_P.mean(axis=1, keepdims=True)
+    return tuple(float(np.sqrt(values.var(axis=0).mean())) for values in (found_D_P, apart_D_P))  # type: ignore[return-value]
 
 
 def main() -> None:
@@ -67,11 +72,13 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="tiny")
     parser.add_argument("--datasets", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--attempts", type=int, default=64)
+    parser.add_argument("--attempts", type=int, default=32)
+    parser.add_argument("--easier", type=int, default=0, metavar="N")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
     shape = [f"teacher.datasets={arguments.datasets}", f"student.repeats={arguments.repeats}"]
     config = load(arguments.recipe, [*shape, *arguments.overrides])
+    problems = get_world("tiny").real_problems(arguments.easier, 5) if arguments.easier else candidates(config)[0]
     many: list[np.ndarray] = []
     greedy: list[np.ndarray] = []
     with open_examiner(config) as examiner:
@@ -79,7 +86,7 @@ def main() -> None:
         for common in (False, True):
             student = config.student.model_copy(update={"common_seeds": common})
             own = config.model_copy(update={"student": student})
-            correct, solved = rates(examiner, own, arguments.attempts, workers)
+            correct, solved = rates(examiner, own, problems, arguments.attempts, workers)
             many.append(correct)
             greedy.append(solved)
             rate_G_R = correct.mean(axis=1).reshape(arguments.datasets, arguments.repeats) / arguments.attempts
@@ -88,14 +95,13 @@ def main() -> None:
             print(f"  sd over repeats {own_sd:.4f}, of differences {gap_sd:.4f}, over datasets {signal:.4f}")
     correct, solved = np.concatenate(many), np.concatenate(greedy)
     print(f"greedy: mean {solved.mean():.4f}; sampled: mean {correct.mean() / arguments.attempts:.4f}")
-    print("reward questions  attempts  sd of one student's measured pass rate")
+    print("reward questions  attempts  sd of a student's measured pass rate   of its distance from the students' mean")
     sizes = [size for size in (32, 64, 96, 128) if size < correct.shape[1]]
     for questions in sizes:
-        print(f"{questions:16d}    greedy  {measuring_noise(solved, 1, questions, 1):.4f}")
-        for attempts in (1, 4, 16):
-            print(
-                f"{questions:16d}  {attempts:8d}  {measuring_noise(correct, arguments.attempts, questions, attempts):.4f}"
-            )
+        rows = [("greedy", solved, 1, 1), *((str(n), correct, arguments.attempts, n) for n in (1, 4, 16))]
+        for name, counts, of, attempts in rows:
+            alone, apart = measuring_noise(counts, of, questions, attempts)
+            print(f"{questions:16d}  {name:>8s}  {alone:36.4f}   {apart:37.4f}")
 
 
 if __name__ == "__main__":

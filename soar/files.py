@@ -26,3 +26,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by a JSON document. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a file by JSON lines; nothing is written for no rows. Raises ValueError for NaN and infinity."""
+    if rows:
+        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        write_atomic(path, lines.encode("utf-8", "replace"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from soar.arms import TRAINED, arm_batches, arm_steps, left_out, train_arms
 from soar.config import Config
 from soar.data import split, write_hard
 from soar.evaluate import count_correct, paired_difference, summarize
-from soar.files import write_atomic, write_json
+from soar.files import write_json, write_lines
 from soar.lessons import TeacherError
 from soar.policy import AdapterStack, concat, save_adapter
 from soar.progress import Progress
@@ -173,6 +172,7 @@ class Run:
                 steps = arm_steps(arm, config, state.loop.student_rollouts)
                 batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)
                 self._keep_questions(arm, questions)
+        write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
         with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
 
             def keep(arm: str, population: Population, events: list[dict[str, Any]]) -> None:
@@ -198,9 +198,7 @@ class Run:
 
     def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
         rows = self._labelled([{"question": p.question, "answer": p.answer} for p in questions])
-        if rows:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", lines.encode("utf-8", "replace"))
+        write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
 
     def _policies(self) -> dict[str, AdapterStack]:
         fresh = self.examiner.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))

@@ -42,7 +42,7 @@ def _label_of(name: str, single: bool) -> str:
 def tables(results: Row) -> list[Table]:
     """Every table of the study, empty ones left out."""
     every = [arms_table(results), comparison_table(results), promotion_table(results)]
-    every += [teacher_table(results), cell_table(results)]
+    every += [teacher_table(results), pq_table(results), cell_table(results)]
     return [table for table in every if table.rows]
 
 
@@ -138,6 +138,21 @@ def teacher_table(results: Row) -> Table:
             changes = [_change(row["cells"], key) for key in keys]
             changes.append(_change(row["cells"], "teacher_kl"))
             table.rows.append([row["variant"], *changes, f"{row['collapsed']} of {len(row['cells'])}"])
+    return table
+
+
+def pq_table(results: Row) -> Table:
+    """Quality of the promotion questions of every cell that promoted."""
+    table = Table(
+        "Promotion questions",
+        "Shares of the promotion questions that are well-posed and that have a correct answer, by the judge named.",
+        ["cell", "questions", "distinct", "well-posed", "correct", "judge"],
+    )
+    for row in results["pq"]:
+        for cell in row["cells"]:
+            shares = [percent(cell[key]) for key in ("distinct_share", "well_posed", "correct")]
+            name = f"{row['variant']}, seed {cell['seed']}"
+            table.rows.append([name, whole(cell["questions"]), *shares, cell["judge"] or DASH])
     return table
 
 

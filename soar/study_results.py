@@ -11,7 +11,7 @@ from typing import Any
 
 from soar import seeds
 from soar.analysis import Embed, collapsed, describe, embedder
-from soar.runs import ReportError, Row, Run, count, number, numbers, read_run
+from soar.runs import ReportError, Row, Run, count, number, numbers, read_jsonl, read_run
 from soar.statistics import over_seeds, paired_over_seeds, wilson_interval
 from soar.studies import Cell, Study, comparisons
 
@@ -44,6 +44,7 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str]) -> di
         "comparisons": [_compare(study, a, b, counts, cells, runs) for a, b in comparisons(study, list(counts))],
         "teachers": [_teacher(variant, cells, runs, embed) for variant in study.variants],
         "promotions": [_promotions(variant, cells, runs) for variant in study.variants],
+        "pq": [_pq(variant, cells, runs, embed) for variant in study.variants],
         "curves": {variant: _curves(variant, cells, runs) for variant in study.variants},
     }
 
@@ -154,6 +155,23 @@ def _period(run: Run, events: Sequence[Row], embed: Embed, seed: int) -> Row:
         "reward_mean": statistics.fmean(rewards) if rewards else None,
         "teacher_kl": statistics.fmean(divergences) if divergences else None,
     }
+
+
+def _pq(variant: str, cells: Sequence[Cell], runs: dict[str, Run], embed: Embed) -> Row:
+    """The promotion questions of a variant, seed by seed; shares by the judge, where one was asked, else by the oracle."""
+    found = []
+    for cell in cells:
+        run = runs.get(cell.name)
+        if cell.variant != variant or run is None or not run.pq:
+            continue
+        labels, _ = read_jsonl(cell.folder / "pq_labels.jsonl")
+        figures = describe(run.pq, embed, cell.seed)
+        if labels:
+            judged = describe(labels, embed, cell.seed)
+            figures |= {key: judged[key] for key in ("well_posed", "correct")}
+        oracle = "oracle" if figures["well_posed"] is not None else None
+        found.append({"seed": cell.seed, "judge": labels[0].get("judge") if labels else oracle, **figures})
+    return {"variant": variant, "cells": found}
 
 
 def _promotions(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> Row:

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,15 @@ PQ_SUBSETS = ("pq_sample", "pq_well_posed", "pq_correct")
 @dataclass(frozen=True)
 class Material:
     """What a run has to offer to its arms: promotion questions, the trained teacher, the held-out problems (which no
-    training set may hold), threads, and where notes go."""
+    training set may hold), threads, and where notes go. labels: the judge's rows on the promotion questions, once asked.
+    """
 
     pq: list[Problem]
     teacher: AdapterStack
     hard_test: list[Problem]
     workers: int
     say: Callable[[str], None]
+    labels: list[dict[str, Any]] = field(default_factory=list)
 
 
 def training_questions(arm: str, examiner: Examiner, config: Config, material: Material) -> list[Problem]:
@@ -121,17 +123,21 @@ def pq_subset(arm: str, examiner: Examiner, config: Config, material: Material) 
 
     Equal sizes, so that a difference between these arms is one of kind, not of number.
     """
-    judge = open_judge(examiner, config, material.workers)
-    labels = judge.label(material.pq)
+    if not material.labels:
+        judge = open_judge(examiner, config, material.workers)
+        for p, label in zip(material.pq, judge.label(material.pq), strict=True):
+            row = {"question": p.question, "answer": p.answer, "judge": judge.name}
+            material.labels.append({**row, "well_posed": label.well_posed, "correct": label.correct})
+    rows = list(zip(material.pq, material.labels, strict=True))
     pools = {
         "pq_sample": material.pq,
-        "pq_well_posed": [p for p, label in zip(material.pq, labels, strict=True) if label.well_posed],
-        "pq_correct": [p for p, label in zip(material.pq, labels, strict=True) if label.correct],
+        "pq_well_posed": [p for p, row in rows if row["well_posed"]],
+        "pq_correct": [p for p, row in rows if row["correct"]],
     }
     size = min(len(pools["pq_well_posed"]), len(pools["pq_correct"]))
     material.say(
         f"{arm}: {size} of {len(material.pq)} promotion questions; {len(pools['pq_well_posed'])} are well-posed and "
-        f"{len(pools['pq_correct'])} have a correct answer ({judge.name})"
+        f"{len(pools['pq_correct'])} have a correct answer ({material.labels[0]['judge']})"
     )
     if size == 0:
         material.say(f"so the arm {arm} is left out")

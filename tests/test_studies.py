@@ -132,6 +132,10 @@ def test_teachers_and_promotions(finished: Any) -> None:
     assert (promotions["windows"], promotions["promotions"], promotions["share"]) == (4, 4, 1.0)
     assert promotions["interval_95"] == pytest.approx([4 / (4 + 1.959964**2), 1.0])
     assert [row["step"] for row in results["curves"]["grounded"]] == [0, 1]
+    pq = read_jsonl(cell / "pq.jsonl")
+    found = results["pq"][0]["cells"][0]
+    assert (found["questions"], found["judge"]) == (len(pq), "oracle")
+    assert found["correct"] == pytest.approx(sum(row["correct"] for row in pq) / len(pq))
 
 
 def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
@@ -169,6 +173,9 @@ def test_every_field_of_the_results_is_explained(finished: Any) -> None:
             assert set(row) == fields("Entry of a teacher")
             assert set(row["first"]) == set(row["last"]) == fields("Figures of a teacher's outer steps")
     assert all(set(row) == fields("Entry of promotions") for row in results["promotions"])
+    questions = [row for entry in results["pq"] for row in entry["cells"]]
+    assert len(questions) == 4
+    assert all(set(row) == fields("Entry of promotion questions") for row in questions)
 
 
 def test_another_study_is_refused_and_more_seeds_are_added(finished: Any, tmp_path: Path) -> None:
