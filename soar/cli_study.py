@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     )
     study.add_argument("--jobs", type=int, default=1, help="cells at a time (default: 1)")
     study.add_argument("--resume", action="store_true", help="continue the study in --out; finished cells stay")
+    study.add_argument("--collect", action="store_true", help="run nothing; write the results of the cells in --out")
     study.add_argument("--dry-run", action="store_true", help="list the cells and what each would do, run nothing")
     study.set_defaults(action=_study)
 
@@ -49,7 +50,8 @@ def _study(arguments: argparse.Namespace) -> int:
         return 0
     from soar.study import run_study
 
-    results = run_study(study, out, arguments.overrides, arguments.resume, max(1, arguments.jobs))
+    resume, run = arguments.resume or arguments.collect, not arguments.collect
+    results = run_study(study, out, arguments.overrides, resume, max(1, arguments.jobs), run)
     print((out / "study.md").read_text(encoding="utf-8"))
     print(f"page: {out / 'study.html'}")
     return int(any(cell["state"] != "finished" for cell in results["cells"]))

@@ -77,7 +77,7 @@ def screen(
     if missing:
         seed = seeds.derive(config.seed, "screen")
         count_correct(examiner, None, missing, attempts, seed, sampling, workers=workers, block=8, on_block=keep)
-    return found
+    return {problem.id: found[problem.id] for problem in problems}
 
 
 def reuse(folder: RunFolder, place: Path) -> None:

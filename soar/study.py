@@ -60,13 +60,14 @@ def run_study(
     extra: list[str],
     resume: bool = False,
     jobs: int = 1,
+    run: bool = True,
     say: Callable[[str], None] = print,
     run_cell: RunCell = run_in_process,
 ) -> dict[str, Any]:
     """Run what is left of a study in the folder `out`, `jobs` cells at a time; returns the content of study.json.
 
-    extra: `--set` overrides of every cell. Raises StudyError for a folder that holds another study or, without `resume`,
-    any; ConfigError for a cell that is not valid, before anything runs.
+    extra: `--set` overrides of every cell. run: False only collects what the cells hold now. Raises StudyError for a folder
+    that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything runs.
     """
     every = cells(study, out, extra)
     if out.exists() and not out.is_dir():
@@ -82,7 +83,7 @@ def run_study(
         leaders = [cell for cell in every if cell.shares is None]
         followers = [cell for cell in every if cell.shares is not None]
         failures: dict[str, str] = {}
-        for group in (leaders, followers):
+        for group in (leaders, followers) if run else ():
             failures |= _run_group(group, jobs, say, run_cell)
         return write_results(study, out, every, failures)
 

@@ -276,6 +276,11 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "a, seed 3 | failed: exit code 1: soar: model.path = 'builtin:nothing': no such embedded model" in shown
     assert "no such embedded model" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
+    (tmp_path / "out" / "study.md").unlink()
+    log = (tmp_path / "out" / "cells" / "a-seed3.log").read_bytes()
+    assert main([*arguments, "--collect"]) == 1
+    assert "a, seed 3 | unfinished" in capsys.readouterr().out
+    assert (tmp_path / "out" / "cells" / "a-seed3.log").read_bytes() == log
     assert main(["study", "nowhere"]) == 1
     assert "no study 'nowhere': expected a TOML file or one of: finding1, finding2" in capsys.readouterr().err
 
