@@ -20,6 +20,7 @@ ORDER = (
     "statistics",
     "config",
     "answers",
+    "sketches",
     "verifiers",
     "sources",
     "data",
