@@ -21,12 +21,13 @@ import json
 import numpy as np
 
 from soar import seeds
+from soar.candidates import candidates
 from soar.config import Config, load
 from soar.evaluate import count_correct
 from soar.rollout import Examiner
 from soar.teacher import OuterLoop, new_state
 from soar.types import Problem
-from soar.workbench import candidates, choose_workers, open_examiner
+from soar.workbench import choose_workers, open_examiner
 from soar.worlds import get_world
 
 DRAWS = 2000
@@ -78,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = [f"teacher.datasets={arguments.datasets}", f"student.repeats={arguments.repeats}"]
     config = load(arguments.recipe, [*shape, *arguments.overrides])
-    problems = get_world("tiny").real_problems(arguments.easier, 5) if arguments.easier else candidates(config)[0]
+    problems = get_world("tiny").real_problems(arguments.easier, 5) if arguments.easier else candidates(config).problems
     many: list[np.ndarray] = []
     greedy: list[np.ndarray] = []
     with open_examiner(config) as examiner:

@@ -69,16 +69,22 @@ class ModelConfig(Section):
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
-    source: str = "world:tiny"  # JSONL file, or world:NAME
+    source: str = "world:tiny"  # JSONL, JSON, CSV or parquet file, hub id, world:NAME or reasoning_gym:NAME
+    revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
+    split: str = "train"  # of a hub dataset
     format: Literal["tiny", "tags", "question_answer"] = "tags"
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function
     test_share: float = Field(0.5, gt=0, lt=1)
-    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all
+    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
     question_column: str | None = None
     answer_column: str | None = None
+    skip_bad_rows: bool = False  # leave out unreadable rows and conflicting duplicates instead of refusing the file
     verify_timeout_s: float = Field(5.0, gt=0)
     verify_workers: int = Field(0, ge=0)  # 0: one per core, at most 8
+    verify_memory_mb: int | None = Field(
+        None, ge=0
+    )  # of one worker; default 1,024 for math, 8,192 for a function; 0: any
 
 
 class ScreenConfig(Section):
@@ -88,6 +94,7 @@ class ScreenConfig(Section):
     max_successes: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0)
     from_run: str = ""  # run folder whose screening is used again; it must have been made in the same way
+    early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
 
 
 class SamplingConfig(Section):

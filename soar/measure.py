@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
+from soar.candidates import candidates
 from soar.config import Config, EvaluateConfig
 from soar.evaluate import count_correct, paired_difference, summarize
 from soar.policy import concat, load_adapter
 from soar.runs import Row
 from soar.types import UserError
-from soar.workbench import candidates, choose_workers, open_examiner, usable
+from soar.workbench import choose_workers, open_examiner, usable
 
 
 def measure(
@@ -24,8 +25,8 @@ def measure(
     interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval).
     advance(done, total): progress in problems. Raises UserError when no problem can be used.
     """
-    problems, notes, digest = candidates(config)
-    for line in notes:
+    loaded = candidates(config)
+    for line in loaded.report.lines():
         say(line)
     attempts = config.evaluate.attempts
     every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})
@@ -37,7 +38,7 @@ def measure(
         workers = choose_workers(backbone, config.threads)
         stacks = {"base": backbone.new_stack(0)}
         stacks |= {name: load_adapter(backbone, folder) for name, folder in adapters.items()}
-        problems, left_out = usable(examiner, config, problems, say)
+        problems, left_out = usable(examiner, config, loaded.problems, say)
         if not problems:
             raise UserError(
                 f"problems.source = {config.problems.source!r}: no problem can be used ({left_out['too_long']} too long, "
@@ -58,7 +59,7 @@ def measure(
     return {
         "problems": {
             "source": config.problems.source,
-            "sha256": digest,
+            "sha256": loaded.digest,
             "count": len(problems),
             "ids": [problem.id for problem in problems],
             "left_out": left_out,

@@ -16,19 +16,19 @@ from soar.config import Config
 from soar.data import split, write_hard
 from soar.evaluate import count_correct, paired_difference, summarize
 from soar.files import write_json, write_lines
+from soar.hardset import find_hard
 from soar.lessons import TeacherError
 from soar.policy import AdapterStack, concat, save_adapter
 from soar.progress import Progress
 from soar.record import Checkpoint, RunFolder
 from soar.report import write_report
 from soar.rollout import Examiner
-from soar.screening import evidence_key, reuse, screen, screen_event
 from soar.state import STAGES, RunState, from_checkpoint, to_checkpoint
 from soar.student import Population
 from soar.teacher import OuterLoop, new_state
 from soar.training_sets import Material, read_pq, read_teacher, training_questions
-from soar.types import Problem, Screening, UserError
-from soar.workbench import candidates, choose_workers, open_examiner, usable
+from soar.types import Problem, UserError
+from soar.workbench import choose_workers, open_examiner
 from soar.worlds import get_world
 
 
@@ -84,41 +84,18 @@ class Run:
         return {**self.state.seconds, name: self.state.seconds.get(name, 0.0) + time.monotonic() - started}
 
     def _find_hard(self, first: bool) -> None:
-        config, backbone = self.config, self.examiner.backbone
-        problems, notes, digest = candidates(config)
-        model_hash = backbone.base_digest()
-        self.folder.note_hashes(problems=digest, model=model_hash, prompts=self.examiner.fmt.fingerprint())
-        for line in notes:
-            self.progress.say(line)
-        problems, left_out = usable(self.examiner, config, problems, self.progress.say)
-        evidence = evidence_key(config, backbone, self.examiner.fmt, model_hash)
-        if config.screen.attempts:
-            if config.screen.from_run:
-                reuse(self.folder, Path(config.screen.from_run))
-            with self.progress.task("screening", len(problems)) as advance:
-                found = screen(self.examiner, problems, config, self.folder, evidence, self.workers, advance)
-        else:
-            found = {problem.id: Screening(0, 0) for problem in problems}
-        hard = [p for p in problems if found[p.id].successes <= config.screen.max_successes]
-        if config.problems.max_hard:
-            hard = hard[: config.problems.max_hard]
-        event = {**screen_event(found, config), **left_out}
+        config = self.config
+        found = find_hard(self.examiner, config, self.folder, self.workers, self.progress)
+        hard = found.problems
         if len(hard) < 4:
-            raise NothingToDo(
-                f"{len(hard)} of {len(problems)} problems are hard (at most {config.screen.max_successes} of "
-                f"{config.screen.attempts} attempts correct); {left_out['too_long']} more do not fit in the model's context, "
-                f"and the gold answers of {left_out['ungradable']} cannot be graded by problems.verifier = "
-                f"{config.problems.verifier!r}. A run needs at least 4: give harder problems, raise "
-                "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
-                "already has a signal."
-            )
+            raise NothingToDo(found.too_few(config))
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         if first:
             for name, part in (("train", self.hard_train), ("test", self.hard_test)):
-                write_hard(self.folder.path / "hard" / f"{name}.jsonl", part, [found[p.id] for p in part], evidence)
-            self.folder.append("metrics.jsonl", [event])
+                write_hard(self.folder.path / "hard" / f"{name}.jsonl", part, found.screenings(part), found.evidence)
+            self.folder.append("metrics.jsonl", [found.event])
         self.progress.say(
-            f"{len(hard)} of {len(problems)} candidates are hard: at most {config.screen.max_successes} of "
+            f"{len(hard)} of {len(found.found)} candidates are hard: at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
         )
 

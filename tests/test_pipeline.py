@@ -11,7 +11,7 @@ import pytest
 import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
-from soar import pipeline, workbench
+from soar import hardset, pipeline, workbench
 from soar.config import ConfigError
 from soar.data import DataError, read_hard
 from soar.evaluate import pass_at_k, summarize
@@ -242,7 +242,7 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def screen(examiner: Any, problems: list[Problem], *rest: Any) -> dict[str, Screening]:
         return {problem.id: Screening(int(i >= 3), 4) for i, problem in enumerate(problems)}
 
-    monkeypatch.setattr(pipeline, "screen", screen)
+    monkeypatch.setattr(hardset, "screen", screen)
     with pytest.raises(NothingToDo) as caught:
         run_tiny(tmp_path / "run", "problems.limit=6", "screen.max_successes=0")
     message = str(caught.value)
