@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from soar.config import Config, ConfigError
-from soar.data import LoadReport, load_problems
+from soar.data import LoadReport, evidence_path, load_problems
 from soar.types import Problem
 from soar.worlds import get_world
 
@@ -39,10 +40,12 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
             raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
         report = LoadReport(source, "world", rows=len(problems), kept=len(problems))
     else:
+        # a hard set has columns of its own, whatever those of the file were that it was made from
+        screened = evidence_path(Path(source).expanduser()).is_file()
         problems, report = load_problems(
             source,
-            question_column=config.problems.question_column,
-            answer_column=config.problems.answer_column,
+            question_column=None if screened else config.problems.question_column,
+            answer_column=None if screened else config.problems.answer_column,
             limit=limit,
             skip_bad_rows=config.problems.skip_bad_rows,
             hub_split=config.problems.split,

@@ -8,14 +8,16 @@ from typing import Any
 
 from soar.candidates import candidates
 from soar.config import Config
-from soar.data import DataError, check_evidence, evidence_path, read_hard, split_source
+from soar.data import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
+from soar.files import write_atomic, write_json
 from soar.progress import Progress
 from soar.record import RunFolder
 from soar.rollout import Examiner
+from soar.screen_table import table_lines
 from soar.screening import DECISIVE, evidence_key, screen, screen_event
 from soar.screening import reuse as copy_screening
 from soar.types import Problem, Screening
-from soar.workbench import usable
+from soar.workbench import choose_workers, open_examiner, usable
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,20 @@ def use_evidence(known: KnownHard, wanted: dict[str, Any]) -> dict[str, Any]:
             "without the evidence file the run screens by itself"
         ) from None
     return known.evidence
+
+
+def screen_folder(config: Config, out: Path, resume: bool, command: list[str], progress: Progress) -> list[str]:
+    """Screen the candidates of a config in the folder `out`; returns the table as lines.
+
+    Writes hard/screen.jsonl block by block, and at the end hard.jsonl with its evidence (none without hard problems),
+    screen.json (the `screen` event) and table.txt. Raises ConfigError, DataError and RunFolderError.
+    """
+    with RunFolder(out, config, command, resume) as folder, open_examiner(config) as examiner:
+        workers = choose_workers(examiner.backbone, config.threads)
+        hard = find_hard(examiner, config, folder, workers, progress, reuse=False)
+    if hard.problems:
+        write_hard(out / "hard.jsonl", hard.problems, hard.screenings(hard.problems), hard.evidence, columns=True)
+    write_json(out / "screen.json", hard.event)
+    lines = table_lines(list(hard.found.values()), hard.event, config)
+    write_atomic(out / "table.txt", ("\n".join(lines) + "\n").encode())
+    return lines

@@ -59,6 +59,7 @@ ORDER = (
     "record",
     "state",
     "screening",
+    "screen_table",
     "plan",
     "progress",
     "hardset",
@@ -78,6 +79,7 @@ ORDER = (
     "cli_student",
     "cli_eval",
     "cli_study",
+    "cli_screen",
     "cli",
 )
 """The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
@@ -106,6 +108,9 @@ TORCH_FREE = (
     "cli_student",
     "cli_eval",
     "cli_study",
+    "cli_screen",
+    "screen_table",
+    "candidates",
     "cli",
 )
 """Files that import without torch and transformers, so that checking and reading a run works on any laptop."""
