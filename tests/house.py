@@ -67,6 +67,8 @@ ORDER = (
     "figures",
     "sections",
     "report",
+    "check",
+    "check_model",
     "export",
     "pipeline",
     "measure",
@@ -80,6 +82,7 @@ ORDER = (
     "cli_eval",
     "cli_study",
     "cli_screen",
+    "cli_check",
     "cli",
 )
 """The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
@@ -109,6 +112,8 @@ TORCH_FREE = (
     "cli_eval",
     "cli_study",
     "cli_screen",
+    "cli_check",
+    "check",
     "screen_table",
     "candidates",
     "cli",
