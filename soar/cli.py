@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 
 import soar
-from soar import cli_check, cli_eval, cli_run, cli_screen, cli_student, cli_study
+from soar import cli_check, cli_eval, cli_run, cli_screen, cli_student, cli_study, cli_verify
 from soar.types import UserError
 
-COMMANDS = (cli_check, cli_screen, cli_run, cli_student, cli_eval, cli_study)  # in the order of the help
+COMMANDS = (cli_check, cli_screen, cli_run, cli_student, cli_eval, cli_study, cli_verify)  # in the order of the help
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "fits_budget",
     "load_problems",
     "make_problems",
+    "read_answer",
     "read_hard",
     "split",
     "split_source",
@@ -227,7 +228,7 @@ def _build(row: Row, report: LoadReport, max_question_chars: int) -> Problem | D
     question = _read_question(row, row.fields[str(names["question"])])
     if isinstance(question, Dropped):
         return question
-    answer = _read_answer(row, row.fields[str(names["answer"])], report)
+    answer = read_answer(row, row.fields[str(names["answer"])], report)
     if isinstance(answer, Dropped):
         return answer
     if len(question) > max_question_chars:
@@ -263,8 +264,8 @@ def _last_user_turn(row: Row, turns: list[Any]) -> Any:
     return "".join(str(part.get("text", "")) for part in content)
 
 
-def _read_answer(row: Row, value: Any, report: LoadReport) -> str | Dropped:
-    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none."""
+def read_answer(row: Row, value: Any, report: LoadReport) -> str | Dropped:
+    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Notes go to `report`."""
     if value is None:
         return Dropped(row.where, "empty answer", "null")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):

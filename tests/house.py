@@ -67,6 +67,7 @@ ORDER = (
     "figures",
     "sections",
     "report",
+    "verify_file",
     "check",
     "check_model",
     "export",
@@ -83,6 +84,7 @@ ORDER = (
     "cli_study",
     "cli_screen",
     "cli_check",
+    "cli_verify",
     "cli",
 )
 """The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
@@ -113,6 +115,8 @@ TORCH_FREE = (
     "cli_study",
     "cli_screen",
     "cli_check",
+    "cli_verify",
+    "verify_file",
     "check",
     "screen_table",
     "candidates",
