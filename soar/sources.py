@@ -234,7 +234,7 @@ def gym_rows(name: str, count: int, seed: int) -> Iterator[Row]:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise DataError(f"reasoning_gym:{name} needs the package reasoning-gym (pip install reasoning-gym)") from error
+        raise DataError(f"reasoning_gym:{name}: {error} (pip install reasoning-gym)") from error
     try:
         tasks = reasoning_gym.create_dataset(name, size=count, seed=seed)
     except (ValueError, KeyError) as error:

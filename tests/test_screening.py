@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
-from loop_helpers import events, hard_problems, read_jsonl, run_tiny, tiny_config
+from loop_helpers import easy_problems, events, hard_problems, read_jsonl, run_tiny, tiny_config
 
-from soar import screening
+from soar import candidates, screening
 from soar.config import SamplingConfig
-from soar.data import DataError
+from soar.data import DataError, LoadReport
 from soar.prompts import get_format
 from soar.record import RunFolder
 from soar.screening import screen, screen_event
@@ -82,7 +83,7 @@ def screened(path: Path, examiner: Any, problems: list[Problem], *overrides: str
         return found, folder.rows("hard/screen.jsonl"), done
 
 
-def test_screening_goes_on_where_it_stopped_in_the_same_blocks(tmp_path: Path) -> None:
+def test_screening_goes_on_where_it_stopped(tmp_path: Path) -> None:
     problems = hard_problems(20)
     found, rows, done = screened(tmp_path / "straight", Attempted(), problems)
     assert found == {f"hard-{i}": Screening(i, 100, 50) for i in range(20)}
@@ -175,3 +176,20 @@ def test_evidence_is_tied_to_what_made_it(change: str) -> None:
 
     differing = {name for name in key() if key()[name] != key(change)[name]}
     assert differing == {change.partition("=")[0].rpartition(".")[2].replace("path", "model")}
+
+
+def test_a_resumed_run_reads_the_commit_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def load(source: str, *, revision: str | None, **keys: Any) -> Any:
+        asked.append(revision)
+        report = LoadReport(source, "hub", revision=revision or "a" * 40)
+        return easy_problems(8), report
+
+    monkeypatch.setattr(candidates, "load_problems", load)
+    overrides = ("problems.source=owner/name", "screen.attempts=0", "teacher.steps=1", "arms.run=[]")
+    run_tiny(tmp_path / "run", *overrides)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["hashes"]["dataset_revision"] == "a" * 40
+    run_tiny(tmp_path / "run", *overrides, resume=True)
+    assert asked == [None, "a" * 40]
