@@ -88,7 +88,7 @@ def read_sketches(text: str) -> tuple[Sketch, ...]:
         return tuple(
             _matrix(matrix[2], point) if matrix is not None else _sketch(normalize(text), point) for point in POINTS
         )
-    except (_Unread, ZeroDivisionError, OverflowError):
+    except (_Unread, ZeroDivisionError, OverflowError, ValueError):
         return ()
 
 

@@ -22,8 +22,9 @@ from soar.cli import main
 from soar.prompts import get_format
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler, Rollouts
-from soar.types import Problem
+from soar.types import Problem, Verdict
 from soar.verify import VerifierPool
+from soar.workbench import open_examiner
 
 SETS = [part for override in TINY for part in ("--set", override)]
 NUMBERS = [Problem(f"p{i}", f"last 5{i}", str(i)) for i in range(8)]
@@ -90,6 +91,18 @@ def test_golds_of_a_large_file_are_checked_until_the_time_is_over(monkeypatch: p
     finding = check_golds(tiny_config(), NUMBERS)
     assert (finding.status, finding.facts["checked"]) == (Status.WARNING, 3)
     assert "5 more were not checked" in finding.message
+
+
+def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
+    greedy = tmp_path / "greedy.py"
+    greedy.write_text("def grade(completions, **_):\n    return [1.0 if bytearray(300 * 2**20) else 0.0]\n")
+    verifier = f"problems.verifier={greedy}:grade"
+    small = tiny_config(verifier, "problems.verify_memory_mb=250", "problems.verify_workers=1")
+    large = tiny_config(verifier, "problems.verify_memory_mb=0", "problems.verify_workers=1")
+    assert check_golds(small, NUMBERS[:1]).details == ("p0: crashed: '0'",)
+    assert check_golds(large, NUMBERS[:1]).details == ()
+    with open_examiner(small) as examiner:
+        assert examiner.verifier.check(["0"], ["0"]) == [Verdict.CRASHED]
 
 
 def test_a_finding_cannot_move_the_cursor() -> None:

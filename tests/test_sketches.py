@@ -25,11 +25,12 @@ DIFFERENT = [
     (r"[3,\infty)", r"(-\infty,3]"), (r"\begin{pmatrix}1\\ 2\end{pmatrix}", r"\begin{pmatrix}2\\ 1\end{pmatrix}"),
     (r"\begin{pmatrix}1\\ 2\end{pmatrix}", r"\begin{pmatrix}1 & 2\end{pmatrix}"), ("xy", "xz"), ("6 m", "5"),
 ]  # fmt: skip
+HUGE = "9^{200}" + "*9^{200}" * 2
 UNREAD = [
     "", "2 3", r"1\frac{1}{2}", "f(2)", "x(y+1)", "1/2x", "a/b/c", "sin x", "pi", "50%", "1/0", r"\frac{1}{x-x}", "x^23",
     "2^3^4", r"\pm 3", "x<3", "1,2", "(1,234)", "9^{9^{9^9}}", "(" * 50 + "1" + ")" * 50, "x" * 400, r"\text{Evelyn}",
     r"\sqrt{-1}", "(-8)^{1/3}", "5^{", "}", "2 or 3", "__import__('os')", r"\begin{pmatrix}1\\2&3\end{pmatrix}",
-    "\u0664", "1_6", "0^{-1}",
+    "\u0664", "1_6", "0^{-1}", "(-1)^{" + "9" * 90 + "^9*" + "9" * 90 + "^9}", f"(-1)^{{{HUGE}*{HUGE}-{HUGE}*{HUGE}}}",
 ]  # fmt: skip
 
 
@@ -80,3 +81,17 @@ def test_symbolic_checks_agree_with_the_quick_reading() -> None:
 
     assert [check_symbolic("math", one, other) for one, other in EQUAL[:7]] == [Verdict.CORRECT] * 7
     assert [check_symbolic("math", one, other) for one, other in DIFFERENT[:8]] == [Verdict.WRONG] * 8
+
+
+PIECES = [
+    *"0123456789xyie+-*/^(){}[],.= ", r"\frac", r"\sqrt", r"\pi", r"\cdot", r"\infty", "9" * 40, "{9^{99}}", r"\{", r"\}",
+    r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", "&", "10^{300}", "(-1)", "^{-1}", "ab",
+]  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), st.sampled_from(["42", "x^2", r"\pi", "(1,2)"]))
+def test_any_arrangement_of_its_own_language_is_read_or_left(text: str, other: str) -> None:
+    assert all(sketch.values for sketch in read_sketches(text))
+    assert not surely_different(text, text)
+    assert surely_different(text, other) == surely_different(other, text)
