@@ -17,7 +17,7 @@ from soar.config import Config
 from soar.figures import visible
 from soar.prompts import get_format
 from soar.types import Problem, UserError, Verdict
-from soar.verify import VerifierPool
+from soar.verify import NAMES, VerifierPool, columns_of
 
 GOLD_SECONDS = 25.0  # time for gold answers, so that a check of a large file stays under a minute
 GOLD_BATCH = 500
@@ -101,11 +101,11 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
 
 def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     """Grade every gold answer against itself: the verifier must find it correct, or no attempt ever will be."""
-    by_answer: dict[str, list[Problem]] = {}
-    for problem in problems:
-        by_answer.setdefault(problem.answer, []).append(problem)
-    answers, verdicts = list(by_answer), dict[str, Verdict]()
     name, limit = config.problems.verifier, time.monotonic() + GOLD_SECONDS
+    groups: dict[str, list[Problem]] = {}  # problems with one verdict; a function may look at their other columns
+    for problem in problems:
+        groups.setdefault(problem.answer if name in NAMES else problem.id, []).append(problem)
+    first_of, verdicts = [group[0] for group in groups.values()], list[Verdict]()
     try:
         with VerifierPool(
             name,
@@ -114,19 +114,23 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
             memory_mb=config.problems.verify_memory_mb,
             workers=config.problems.verify_workers,
         ) as pool:
-            for first in range(0, len(answers), GOLD_BATCH):
+            for first in range(0, len(first_of), GOLD_BATCH):
                 if first and time.monotonic() > limit:
                     break
-                batch = answers[first : first + GOLD_BATCH]
-                verdicts |= zip(batch, pool.check_golds(batch), strict=True)
+                batch = first_of[first : first + GOLD_BATCH]
+                verdicts += pool.check_golds([problem.answer for problem in batch], columns_of(batch))
     except UserError as error:
         return failed("golds", error)
-    return _gold_finding(name, by_answer, verdicts, len(problems))
+    judged = [
+        (problem, verdict)
+        for group, verdict in zip(groups.values(), verdicts, strict=False)  # the time may be over before the last
+        for problem in group
+    ]
+    return _gold_finding(name, judged, len(problems))
 
 
-def _gold_finding(name: str, by_answer: dict[str, list[Problem]], verdicts: dict[str, Verdict], total: int) -> Finding:
-    checked = sum(len(by_answer[answer]) for answer in verdicts)
-    bad = [(problem, verdict) for a, verdict in verdicts.items() if not verdict.solved for problem in by_answer[a]]
+def _gold_finding(name: str, judged: list[tuple[Problem, Verdict]], total: int) -> Finding:
+    checked, bad = len(judged), [(problem, verdict) for problem, verdict in judged if not verdict.solved]
     good = checked - len(bad)
     message = f"{good:,} of {checked:,} gold answers grade as correct by {name!r} ({good / max(1, checked):.2%})"
     details = [f"{p.id}: {verdict.value}: {p.answer[:100]!r}" for p, verdict in bad[:LISTED]]

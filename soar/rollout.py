@@ -18,7 +18,7 @@ from soar.prompts import PromptFormat
 from soar.rewards import student_reward
 from soar.sampler import Rollouts, Sampler, join
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool
+from soar.verify import VerifierPool, columns_of
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ class Examiner:
             rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
         texts = rollouts.texts(self.backbone)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
-        names = sorted({name for problems in problems_P_Q for problem in problems for name in problem.extra})
-        columns = {name: [problem.extra.get(name) for problem in asked] for name in names}
-        columns["question"] = [problem.question for problem in asked]
+        columns = columns_of(asked)
         with self._lock:
             verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
         rewards = [

@@ -15,7 +15,7 @@ from soar.prompts import get_format
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool
+from soar.verify import VerifierPool, columns_of
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
 Usable = tuple[list[Problem], dict[str, int]]
@@ -61,7 +61,7 @@ def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Cal
     kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
     for row in dropped[:5]:
         say(f"left out: {row}")
-    verdicts = examiner.verifier.check_golds([problem.answer for problem in kept])
+    verdicts = examiner.verifier.check_golds([problem.answer for problem in kept], columns_of(kept))
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")

@@ -81,6 +81,11 @@ def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     assert [row["id"] for row in finding.facts["not_correct"]] == ["b1", "b2"]
     assert check_golds(config, NUMBERS).status is Status.OK
     assert check_golds(config, [*NUMBERS[:3], *bad]).status is Status.FAIL
+    function = tmp_path / "by_level.py"
+    function.write_text("def grade(completions, level, question, **_):\n    return [float(level[0] == 'easy')]\n")
+    levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard"])]
+    by_level = check_golds(tiny_config(f"problems.verifier={function}:grade"), levels)
+    assert by_level.details == ("4: wrong: '1'",)
     missing = check_golds(tiny_config("problems.verifier=none.py:f"), NUMBERS)
     assert missing.status is Status.FAIL and "no file none.py" in missing.message
 
