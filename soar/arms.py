@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from soar import seeds
 from soar.config import Config, TrainedArm
 from soar.policy import AdapterStack
 from soar.rollout import Examiner
-from soar.student import Population, shuffled_passes, train_population
+from soar.student import Metrics, Midway, Population, shuffled_passes, train_population
 from soar.types import Problem
 
 TRAINED: tuple[str, ...] = get_args(TrainedArm)
@@ -64,36 +65,83 @@ def left_out(name: str, message: str) -> dict[str, Any]:
     return {"event": "alarm", "step": None, "kind": "arm left out", "arm": name, "message": message}
 
 
+@dataclass(frozen=True)
+class ArmProgress:
+    """An arm in the middle of its training."""
+
+    arm: str
+    midway: Midway
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of the arms' training.
+
+    on_step(arm): after each step. on_midway(progress, events): after a step whose number of steps done is `due`, with
+    the arm_step events since the last call. on_done(arm, population, events): once per arm, with the events that are left.
+    """
+
+    on_step: Callable[[str], None]
+    on_midway: Callable[[ArmProgress, list[dict[str, Any]]], None]
+    on_done: Callable[[str, Population, list[dict[str, Any]]], None]
+    due: Callable[[int], bool]
+
+
 def train_arms(
     examiner: Examiner,
     fresh: AdapterStack,
     batches: dict[str, list[list[Problem]]],
     config: Config,
     workers: int,
-    on_step: Callable[[str], None],
-    on_done: Callable[[str, Population, list[dict[str, Any]]], None],
+    listener: Listener,
+    begun: ArmProgress | None = None,
 ) -> dict[str, Population]:
     """Train every named arm from the fresh adapter, one after another; sampling is shared out among `workers` threads.
 
-    on_step(arm) after each step; on_done(arm, population, events) once per arm, in the order of `batches`: one arm_step
-    event a step, and an alarm when the student diverged.
+    Arms are reported in the order of `batches`: one arm_step event a step, and an alarm when the student diverged.
+    begun: the arm that an earlier process left in the middle.
     """
     done: dict[str, Population] = {}
     for name, arm_batches_S in batches.items():
         seed = seeds.derive(config.seed, "arm", name, "student")
-
-        def note(step: int, metrics: dict[str, float], arm: str = name) -> None:
-            on_step(arm)
-
-        lr = arm_learning_rate(name, config)
-        population = train_population(examiner, fresh, [arm_batches_S], [seed], config.student, lr, workers, note)
-        events = [
-            {"event": "arm_step", "arm": name, "step": step, **metrics}
-            for step, metrics in enumerate(population.metrics)
-        ]
+        midway = begun.midway if begun is not None and begun.arm == name else None
+        log = _ArmLog(name, midway.step if midway else 0, listener)
+        population = train_population(
+            examiner,
+            fresh,
+            [arm_batches_S],
+            [seed],
+            config.student,
+            arm_learning_rate(name, config),
+            workers,
+            log.note,
+            midway,
+            log.keep,
+            listener.due,
+        )
+        events = log.events(population.metrics)
         if population.failed_P.any():
             message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
             events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": name, "message": message})
         done[name] = population
-        on_done(name, population, events)
+        listener.on_done(name, population, events)
     return done
+
+
+class _ArmLog:
+    """The events of one arm. told: steps whose events were handed on; first: the step that its metrics begin with."""
+
+    def __init__(self, arm: str, first: int, listener: Listener) -> None:
+        self.arm, self.first, self.told, self.listener = arm, first, first, listener
+
+    def note(self, step: int, metrics: Metrics) -> None:
+        self.listener.on_step(self.arm)
+
+    def keep(self, midway: Midway) -> None:
+        self.listener.on_midway(ArmProgress(self.arm, midway), self.events(midway.metrics))
+
+    def events(self, metrics: list[Metrics]) -> list[dict[str, Any]]:
+        """The events that nobody has got yet, of all metrics so far."""
+        new = list(enumerate(metrics, start=self.first))[self.told - self.first :]
+        self.told = self.first + len(metrics)
+        return [{"event": "arm_step", "arm": self.arm, "step": step, **row} for step, row in new]

@@ -172,6 +172,7 @@ class PromotionConfig(Section):
 
     tau: float = 0.01
     window: int = Field(3, ge=1)
+    review: bool = False  # hold every promotion until a person accepts it (`soar review`)
 
 
 class ArmsConfig(Section):
@@ -189,6 +190,7 @@ class ArmsConfig(Section):
     real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
     pq_from: str = ""  # run folder or file of promotion questions; "": this run's
     teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t; "": this run's
+    save_steps: int = Field(10, ge=1)  # RLOO steps from one checkpoint to the next
 
 
 class JudgeConfig(Section):
@@ -213,6 +215,14 @@ class EvaluateConfig(Section):
     bootstrap: int = Field(2000, ge=100)
 
 
+class LimitsConfig(Section):
+    """Where a run pauses or its loop ends; 0: nowhere."""
+
+    max_hours: float = Field(0.0, ge=0)  # wall time of one process; the run pauses and can be resumed
+    max_tokens: int = Field(0, ge=0)  # sampled after screening, all processes together; the run pauses
+    max_promotions: int = Field(0, ge=0)  # the outer loop ends, arms and evaluation follow
+
+
 class Config(Section):
     """The whole run. `resolved()` is what the manifest records."""
 
@@ -230,9 +240,15 @@ class Config(Section):
     arms: ArmsConfig = ArmsConfig()
     judge: JudgeConfig = JudgeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if self.name in ("", ".", "..") or not self.name.isprintable() or set(self.name) & set("/\\"):
+            raise ValueError(
+                f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
+                "a run is put elsewhere by --out"
+            )
         if max(self.evaluate.ks) > self.evaluate.attempts:
             raise ValueError(
                 f"evaluate.ks asks for pass@{max(self.evaluate.ks)} from evaluate.attempts = {self.evaluate.attempts} "
@@ -351,6 +367,14 @@ def load(recipe: str | None = None, overrides: list[str] | None = None) -> Confi
         data = _merge(data, parse_override(text))
         where = f"{path} with --set"
     return build(data, where)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """The config with `--set` overrides on top. Raises ConfigError."""
+    data = config.resolved()
+    for text in overrides:
+        data = _merge(data, parse_override(text))
+    return build(data, "--set")
 
 
 def build(data: dict[str, Any], where: str = "config") -> Config:

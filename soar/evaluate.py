@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from soar.config import EvaluateConfig, SamplingConfig
-from soar.policy import AdapterStack
-from soar.rollout import Examiner
 from soar.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
+
+if TYPE_CHECKING:  # the estimators need no torch, so that a run can be checked without it
+    from soar.policy import AdapterStack
+    from soar.rollout import Examiner
 
 
 def summarize(
@@ -67,8 +70,12 @@ def count_correct(
 
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for part, (correct, truncated) in zip(blocks, pool.map(job, blocks), strict=True):
-            found.append((correct, truncated))
-            if on_block is not None:
-                on_block(part, correct, truncated)
+        jobs = [pool.submit(job, part) for part in blocks]
+        try:
+            for part, running in zip(blocks, jobs, strict=True):
+                found.append(running.result())
+                if on_block is not None:
+                    on_block(part, *found[-1])
+        finally:
+            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute the blocks that are left
     return np.concatenate([c for c, _ in found], axis=1), np.concatenate([t for _, t in found], axis=1)

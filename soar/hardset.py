@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,17 @@ class HardSet:
 
 
 def find_hard(
-    examiner: Examiner, config: Config, folder: RunFolder, workers: int, progress: Progress, reuse: bool = True
+    examiner: Examiner,
+    config: Config,
+    folder: RunFolder,
+    workers: int,
+    progress: Progress,
+    safe_point: Callable[[], None] | None = None,
+    reuse: bool = True,
 ) -> HardSet:
     """Load, leave out what cannot be used, screen, select.
 
+    safe_point: called after every saved block of screening; it may raise to stop there.
     reuse: a problem file with its evidence beside it is not screened again. With screen.attempts = 0 nothing is.
     Raises ConfigError, DataError, and RunFolderError when model, problems or prompts changed since the folder was begun.
     """
@@ -73,7 +81,13 @@ def find_hard(
         if config.screen.from_run:
             copy_screening(folder, Path(config.screen.from_run))
         with progress.task("screening", len(problems)) as advance:
-            found = screen(examiner, problems, config, folder, evidence, workers, advance)
+
+            def note(count: int) -> None:
+                advance(count)
+                if safe_point is not None:
+                    safe_point()
+
+            found = screen(examiner, problems, config, folder, evidence, workers, note)
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from soar import seeds
+from soar.alarms import alarm
 from soar.config import Config
+from soar.ledger import digest
 from soar.lessons import Lessons, teacher_prompt, write_lessons
 from soar.policy import AdapterStack
 from soar.promotion import decide
@@ -64,12 +66,16 @@ def new_state(examiner: Examiner, config: Config) -> LoopState:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, and every trial."""
+    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, every trial.
+
+    verdicts_P: per student, a hash over the reward questions and its verdicts on them, for the ledger.
+    """
 
     improvement_G_R: np.ndarray
     valid_G_R: np.ndarray
     baseline: float
     trials: list[Trial]
+    verdicts_P: list[str]
 
 
 class OuterLoop:
@@ -138,6 +144,8 @@ class OuterLoop:
         seed = seeds.derive(config.seed, "measure", state.step)
         rates: list[float] = []
         failed: list[bool] = population.failed_P.tolist()
+        verdicts_P: list[str] = []
+        asked = [problem.id for problem in questions]
         size = choose_chunk(self.examiner.backbone, G * R, self.workers)
         groups = [list(range(first, min(G * R, first + size))) for first in range(0, G * R, size)]
 
@@ -155,11 +163,14 @@ class OuterLoop:
             for members, attempts in zip(groups, pool.map(job, groups), strict=True):
                 state.student_rollouts += attempts.count
                 rates += attempts.pass_rate_P().tolist()
+                each = attempts.count // len(members)
+                said = [[v.value for v in attempts.verdicts[i * each : (i + 1) * each]] for i in range(len(members))]
+                verdicts_P += [digest([asked, words]) for words in said]
                 for p, diverged in zip(members, attempts.failed_P.tolist(), strict=True):
                     failed[p] = failed[p] or diverged
         trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
         rate_G_R = np.array(rates).reshape(G, R)
-        return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials)
+        return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials, verdicts_P)
 
     def _baseline_rate(self, questions: list[Problem]) -> float:
         """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
@@ -223,7 +234,7 @@ class OuterLoop:
         payment = pay(self.examiner, state, lessons, reward_G, self.config, self.workers)
         state.student_rollouts += payment.rollouts
         stats = self.learn(lessons, payment.reward_U)
-        events = [_alarm(number, "all students failed", "every student of this step produced NaN or inf")] * (
+        events = [alarm("all students failed", "every student of this step produced NaN or inf", number)] * (
             not rewards
         )
         if decision.promote:
@@ -271,6 +282,7 @@ class OuterLoop:
             "baseline_pass_rate": measured.baseline,
             "questions": len(problems),
             "student": state.baseline.digest(),
+            "verdicts": measured.verdicts_P[index],
         }
 
 
@@ -308,7 +320,3 @@ def _outer_event(
         "student_first": population.metrics[0],
         "student_last": population.metrics[-1],
     }
-
-
-def _alarm(step: int, kind: str, message: str) -> Event:
-    return {"event": "alarm", "step": step, "kind": kind, "message": message}

@@ -183,6 +183,8 @@ def remarks(run: Run) -> list[str]:
     """Sentences below the headline: the largest k, PQ, and what the figures do not show."""
     arms = run.arms
     lines: list[str] = []
+    if run.paused and not run.finished:
+        lines.append(f"Paused: {run.paused.get('reason')}. Continue with: {run.paused.get('resume')}")
     other = arms.get("hard_only") or arms.get("base")
     for name in ("ps", "pq"):
         arm = arms.get(name)

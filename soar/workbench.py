@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from soar.rollout import Examiner
 from soar.sampler import NativeSampler
 from soar.types import Problem, Verdict
 from soar.verify import VerifierPool, columns_of
+from soar.worlds import get_world
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
 Usable = tuple[list[Problem], dict[str, int]]
@@ -67,3 +69,19 @@ def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Cal
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
     gone = {problem.id for problem in bad}
     return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}
+
+
+def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
+    if not config.problems.source.startswith("world:"):
+        return rows
+    world = get_world(config.problems.source.removeprefix("world:"))
+    return [
+        {
+            **row,
+            "topic": world.topic(row["question"]),
+            "well_posed": world.well_posed(row["question"]),
+            "correct": world.solve(row["question"]) == row["answer"],
+        }
+        for row in rows
+    ]

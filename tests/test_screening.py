@@ -154,6 +154,17 @@ def test_rates_are_not_claimed_after_early_stopping() -> None:
     assert [event[name] for name in screening.SHARES if name != "truncated_share"] == [None] * 4
 
 
+def test_a_process_that_died_after_the_first_line_leaves_one_header(tmp_path: Path) -> None:
+    config, problems, evidence = tiny_config(), hard_problems(2), {"model": "m"}
+    with RunFolder(tmp_path, config, []) as folder:
+        folder.append(screening.SCREEN_FILE, [{"evidence": evidence}])
+        with open(tmp_path / screening.SCREEN_FILE, "a", encoding="utf-8") as file:
+            file.write('{"id": "hard-0", "succ')
+        screen(Attempted(), problems, config, folder, evidence, 1, lambda count: None)  # type: ignore[arg-type]
+        rows = folder.rows(screening.SCREEN_FILE)
+    assert [row.get("id") for row in rows] == [None, "hard-0", "hard-1"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
