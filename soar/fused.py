@@ -16,6 +16,7 @@ import torch
 
 from soar.config import ConfigError
 
+CHECKED = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared on a GPU (tests/gpu)
 ROTARY = "apply_rotary_pos_emb"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
@@ -54,7 +55,7 @@ def fuse(model: Any, wanted: str) -> bool:
         return False
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
 
-    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+    if model.config.model_type not in CHECKED or model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         return False
     ids = torch.arange(min(16, model.config.get_text_config().vocab_size), device=weight.device)[None]
     with torch.no_grad():

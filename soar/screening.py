@@ -151,7 +151,11 @@ def _attempt_blocks(
         yield from (attempt_block(examiner, part, config) for part in blocks)
         return
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda part: attempt_block(examiner, part, config), blocks)
+        jobs = [pool.submit(attempt_block, examiner, part, config) for part in blocks]
+        try:
+            yield from (running.result() for running in jobs)
+        finally:
+            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute the blocks that are left
 
 
 def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:

@@ -66,12 +66,13 @@ class StackOptimizer:
         return flat
 
     def restore(self, flat: dict[str, Tensor]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`. The step count lies where AdamW keeps it: with the weights only when it is fused."""
+        fused = bool(self.adamw.defaults["fused"])
         for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
             entries = {k.rpartition("/")[2]: v for k, v in flat.items() if k.rpartition("/")[0] == name}
             if entries:
                 self.adamw.state[parameter] = {
-                    k: v.clone() if k == "step" else v.clone().to(parameter.device) for k, v in entries.items()
+                    k: v.clone().to("cpu" if k == "step" and not fused else parameter.device) for k, v in entries.items()
                 }
 
 
