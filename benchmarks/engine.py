@@ -1,6 +1,7 @@
 """The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
 
-    python benchmarks/engine.py [--only decode-135m decode-3b adapters train-135m train-3b inner] [--out FILE] [--toy]
+    python benchmarks/engine.py [--out FILE] [--toy]
+        [--only decode-135m decode-3b adapters train-135m train-3b inner continuous]
 
 Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
@@ -122,31 +123,30 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
                 "milliseconds_per_step": 1000 * seconds / new,
             }
         )
-    profile_step(sampler, stack, policies, rows, length, attempts)
+    profiled(lambda: sample(sampler, stack, policies, rows, length, 24, attempts))
     sampler.decoder.release()
     if with_generate:
-        found += bench_generate(backbone, toy, rows, length, new, attempts)
+        found += bench_generate(toy, rows, length, new, attempts, continuous=False)
         for row in found[2:]:
             row["soar_ratio"] = found[0]["tokens_per_second"] / row["tokens_per_second"]
     return found
 
 
-def profile_step(
-    sampler: NativeSampler, stack: AdapterStack, policies: int, rows: int, length: int, attempts: int
-) -> None:
-    """Print where the device's time goes in a few decoding steps."""
+def profiled(work: Callable[[], Any]) -> None:
+    """Print where the device's time goes."""
     if not torch.cuda.is_available():
         return
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        sample(sampler, stack, policies, rows, length, 24, attempts)
+        work()
         wait()
     print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=60))
 
 
-def bench_generate(backbone: Backbone, toy: bool, rows: int, length: int, new: int, attempts: int) -> list[Row]:
-    """`transformers.generate` on the plain base model, sampling, no early end; static batches and continuous batching."""
+def bench_generate(toy: bool, rows: int, length: int, new: int, attempts: int, continuous: bool) -> list[Row]:
+    """`transformers.generate` on the plain base model, sampling, no early end: one static batch, or continuous batching."""
+    backbone = backbone_of("toy" if toy else "135m")
     model = base_model("toy" if toy else "135m", backbone.device)
     ids = torch.tensor(prompts_of(backbone, 1, rows // attempts, length)[0], device=backbone.device)
     ids = ids.repeat_interleave(attempts, 0)
@@ -156,31 +156,22 @@ def bench_generate(backbone: Backbone, toy: bool, rows: int, length: int, new: i
         with torch.no_grad():
             model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=True, **common)
 
-    found = [("generate", static)]
-
-    def continuous() -> None:
+    def batching() -> None:
         from transformers import GenerationConfig
 
         settings = GenerationConfig(do_sample=True, max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
         model.generate_batch(inputs=ids.tolist(), generation_config=settings, progress_bar=False)
 
-    found.append(("generate_batch (continuous batching)", continuous))
-    done = []
-    for label, work in found:
-        try:
-            seconds = timed(work, 1, 1)
-        except Exception as error:  # a peer that does not run here is a line of the table, not the end of it
-            print(f"{label}: {type(error).__name__}: {error}")
-            continue
-        done.append(
-            {
-                "section": "decode-135m",
-                "what": f"transformers {label}, base only",
-                "tokens_per_second": rows * new / seconds,
-                "seconds": seconds,
-            }
-        )
-    return done
+    label, work = ("generate_batch (continuous batching)", batching) if continuous else ("generate", static)
+    seconds = timed(work, 0 if continuous else 1, 1)
+    return [
+        {
+            "section": "continuous" if continuous else "decode-135m",
+            "what": f"transformers {label}, base only",
+            "tokens_per_second": rows * new / seconds,
+            "seconds": seconds,
+        }
+    ]
 
 
 def bench_adapters(toy: bool) -> list[Row]:
@@ -223,7 +214,13 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
         torch.zeros(rows, dtype=torch.bool),
     )
     advantage_B = torch.randn(rows, generator=generator)
-    seconds = timed(lambda: update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new), 1, 3)
+
+    def work() -> None:
+        update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new)
+
+    seconds = timed(work, 1, 3)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    profiled(work)
     _, per_token = step_bytes_and_flops(config, 1, 0, policies, 16)
     head = 2 * config.vocab_size * config.hidden_size
     tokens = rows * (length + new)
@@ -237,7 +234,7 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
             "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / ceiling[1],
             "seconds": seconds,
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+            "peak_gib": peak,
         }
     ]
 
@@ -285,28 +282,43 @@ def bench_inner(toy: bool) -> list[Row]:
         }
     ]
     examiner.sampler.decoder.release()  # type: ignore[attr-defined]
-    for label, extra in (("generate", {}), ("continuous batching", {"use_transformers_continuous_batching": True})):
-        try:
-            one = trl_seconds(name, questions, steps, prompts, attempts, new, extra)
-        except Exception as error:  # a peer that does not run here is a line, not the end of the table
-            print(f"TRL {label}: {type(error).__name__}: {error}")
-            continue
-        found.append(
-            {
-                "section": "inner",
-                "what": f"TRL RLOOTrainer ({label}), one student measured, times {students}",
-                "seconds": students * one,
-                "soar_ratio": students * one / seconds,
-            }
-        )
+    print(f"{found[0]['what']}: {seconds:.1f} s", flush=True)
+    one = trl_seconds(name, questions, steps, prompts, attempts, new, {})
+    found.append(
+        {
+            "section": "inner",
+            "what": f"TRL RLOOTrainer (generate), one student measured, times {students}",
+            "seconds": students * one,
+            "soar_ratio": students * one / seconds,
+        }
+    )
+    return found
+
+
+def bench_continuous(toy: bool) -> list[Row]:
+    """Continuous batching of transformers, by itself and inside TRL (one student, three steps, scaled to all)."""
+    from engine_trl import trl_seconds
+
+    rows, length, new = (32, 12, 8) if toy else (2048, 100, 160)
+    found = bench_generate(toy, rows, length, new, 4 if toy else 32, continuous=True)
+    students, prompts, attempts = (2, 2, 4) if toy else (16, 8, 32)
+    extra = {"use_transformers_continuous_batching": True}
+    one = trl_seconds("toy" if toy else "135m", dataset(3 * prompts), 3, prompts, attempts, new, extra) / 3
+    found.append(
+        {
+            "section": "continuous",
+            "what": f"TRL RLOOTrainer (continuous batching), {students} students x 10 steps by one measured",
+            "seconds": students * 10 * one,
+        }
+    )
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["decode-135m", "decode-3b", "adapters", "train-135m", "train-3b", "inner"]
+    names = ["decode-135m", "decode-3b", "adapters", "train-135m", "train-3b", "inner", "continuous"]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--out", type=Path, help="write the table as JSON")
+    parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
     arguments = parser.parse_args()
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
@@ -330,6 +342,7 @@ def main() -> None:
         "train-135m": lambda: bench_train("135m", arguments.toy, ceiling),
         "train-3b": lambda: bench_train("3b", arguments.toy, ceiling),
         "inner": lambda: bench_inner(arguments.toy),
+        "continuous": lambda: bench_continuous(arguments.toy),
     }
     rows: list[Row] = []
     for name in arguments.only:
@@ -344,7 +357,9 @@ def main() -> None:
             numbers = {k: v for k, v in row.items() if isinstance(v, float)}
             print(f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()))
         if arguments.out:
-            arguments.out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+            kept = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
+            kept = [row for row in kept if row["section"] not in {row["section"] for row in rows}]
+            arguments.out.write_text(json.dumps({**head, "rows": kept + rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

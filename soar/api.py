@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
+from soar.candidates import candidates
 from soar.config import Config, ConfigError, load
-from soar.evaluate import count_correct, summarize
+from soar.evaluate import count_correct
 from soar.lessons import Lessons
+from soar.measure import measure
 from soar.pipeline import execute
-from soar.policy import concat, load_adapter
 from soar.progress import Progress
 from soar.runs import Run, read_run
 from soar.student import Population
 from soar.teacher import Event, Measurement, OuterLoop
 from soar.types import Problem, Screening
 from soar.update import UpdateStats
-from soar.workbench import candidates, choose_workers, open_examiner, usable
+from soar.workbench import choose_workers, open_examiner, usable
 
 Problems = str | Path | Sequence[Problem | Mapping[str, Any]]
 
@@ -165,15 +166,14 @@ def screen(
     verifier: str | Callable[..., Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[tuple[Problem, Screening]]:
-    """How often the base model solves each problem, in `screen.attempts` attempts. Nothing is written.
+    """How often the base model solves each problem, in `screen.attempts` attempts, all of them. Nothing is written.
 
     problems: a file, a hub id, `world:NAME`, or a list of problems or rows. Raises UserError as the command line does.
     """
     with _problem_file(problems) as source:
         config = make_config(model, source, recipe, verifier, settings)
         with open_examiner(config) as examiner, Progress(quiet=True) as progress:
-            found, _, _ = candidates(config)
-            found, _ = usable(examiner, config, found, progress.say)
+            found, _ = usable(examiner, config, candidates(config).problems, progress.say)
             sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
             attempts, seed = config.screen.attempts, seeds.derive(config.seed, "screen")
             workers = choose_workers(examiner.backbone, config.threads)
@@ -197,7 +197,8 @@ def train(
     """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
 
     A list of problems is kept beside the folder as `OUT.problems.jsonl`. teacher_reward: what a dataset earns, instead of
-    the grounded reward; promotion still goes by measured improvement. Raises UserError as the command line does.
+    the grounded reward; promotion still goes by measured improvement. Raises UserError as the command line does, among
+    them `soar.stopping.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
     """
     path = Path(out)
     if problems is not None and not isinstance(problems, str | Path):
@@ -209,10 +210,15 @@ def train(
     command: list[str] = ["soar.train"]
     loop_class: type[OuterLoop] = OuterLoop
     if teacher_reward is not None:
+        if config.teacher.reward != "grounded":
+            raise ConfigError(
+                f"teacher.reward = {config.teacher.reward!r} and the function teacher_reward both say what the teacher is "
+                "paid; leave teacher.reward at 'grounded', or leave out teacher_reward"
+            )
         command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
         loop_class = _paid_by(teacher_reward)
     with Progress(quiet=quiet) as progress:
-        summary = execute(config, path, resume, command, progress, loop_class)
+        summary = execute(config, path, resume, command, progress, loop_class=loop_class)
     return Trained(path, summary)
 
 
@@ -239,23 +245,16 @@ def evaluate(
     """
     with _problem_file(problems) as source:
         config = make_config(model, source, recipe, verifier, settings)
-        with open_examiner(config) as examiner, Progress(quiet=True) as progress:
-            backbone = examiner.backbone
-            found, _, _ = candidates(config)
-            found, _ = usable(examiner, config, found, progress.say)
-            named = {name: load_adapter(backbone, Path(folder)) for name, folder in (adapters or {}).items()}
-            policies = {"base": backbone.new_stack(seeds.derive(config.seed, "student", "init")), **named}
-            sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
-            attempts, seed = config.evaluate.attempts, seeds.derive(config.seed, "evaluate")
-            workers = choose_workers(backbone, config.threads)
-            stack = concat(list(policies.values()))
-            correct_P_H, _ = count_correct(examiner, stack, found, attempts, seed, sampling, workers, block=8)
+        paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
+        with Progress(quiet=True) as progress, progress.task("evaluation", 1) as task:
+            found = measure(config, paths, progress.say, task.set)
+        known = {problem.id: problem for problem in candidates(config).problems}
+    problems_H = [known[name] for name in found["problems"]["ids"]]
     results = {}
-    for name, correct_H in zip(policies, correct_P_H.tolist(), strict=True):
-        measured: Any = summarize(correct_H, attempts, config.evaluate, seed)
-        pass_at = {int(k): share for k, share in measured["pass_at"].items()}
-        interval = {int(k): (low, high) for k, (low, high) in measured["interval_95"].items()}
-        results[name] = Evaluation(pass_at, interval, correct_H, found)
+    for name, row in found["policies"].items():
+        pass_at = {k: row["pass_at"][str(k)] for k in config.evaluate.ks}
+        interval = {k: tuple(row["interval_95"][str(k)]) for k in config.evaluate.ks}
+        results[name] = Evaluation(pass_at, interval, row["correct"], problems_H)
     return results
 
 
@@ -269,14 +268,17 @@ class PaidLoop(OuterLoop):
         self._measured = super().measure(population)
         return self._measured
 
-    def learn(self, lessons: Lessons, reward_G: list[float | None]) -> UpdateStats | None:
-        """One update of the teacher with the user's reward of each dataset. Raises ConfigError for a reward of no number."""
+    def learn(self, lessons: Lessons, reward_U: list[float | None]) -> UpdateStats | None:
+        """One update of the teacher with the user's reward of each dataset, in place of the grounded one in `reward_U`.
+
+        Raises ConfigError for a reward of no number.
+        """
         measured, number = self._measured, self.state.step
         self._paid: list[float | None] = []
         for k, problems in enumerate(lessons.problems_G_Q):
             valid = measured.valid_G_R[k].tolist()
             improvement = [v for v, good in zip(measured.improvement_G_R[k].tolist(), valid, strict=True) if good]
-            lesson = Lesson(problems, improvement, measured.baseline, reward_G[k], number, k)
+            lesson = Lesson(problems, improvement, measured.baseline, reward_U[k], number, k)
             paid = type(self).reward(lesson)
             if paid is not None and not (isinstance(paid, int | float) and abs(paid) < float("inf")):
                 raise ConfigError(

@@ -10,9 +10,13 @@ from soar.config import Config, load
 
 def recipe_arguments(command: argparse.ArgumentParser) -> None:
     """RECIPE, --model, --problems and --set."""
-    command.add_argument("recipe", nargs="?", help="a TOML file or a built-in recipe (default: tiny)")
+    command.add_argument(
+        "recipe", nargs="?", help="a TOML file, a built-in recipe, or a run folder for its config (default: tiny)"
+    )
     command.add_argument("--model", help="folder or hub id of a causal language model (model.path)")
-    command.add_argument("--problems", help="problem file or world:NAME (problems.source)")
+    command.add_argument(
+        "--problems", help="problem file, dataset id, world:NAME or reasoning_gym:NAME (problems.source)"
+    )
     command.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a config key"
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from soar.config import TrainedArm
 
 WEIGHT_FORMATS = ("peft", "merged")
 FORMATS = ("trl", "verl", "verifiers", "jsonl", "hf", *WEIGHT_FORMATS)
@@ -38,7 +40,11 @@ def add(commands: Any) -> None:
     export.add_argument("--questions", choices=("pq", "all"), default="pq", help="promotion questions, or all accepted")
     export.add_argument("--with-hard", action="store_true", help="add the hard training half, as the arm pq trains on")
     export.add_argument(
-        "--policy", choices=("student", "teacher", "pq", "hard_only"), default="student", help="for peft and merged"
+        "--policy",
+        choices=("student", "teacher", *get_args(TrainedArm)),
+        default="student",
+        metavar="POLICY",
+        help="for peft and merged: student (the promoted one, default), teacher, or an arm such as pq or hard_only",
     )
     export.set_defaults(action=_export)
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments
+from soar.config import Config, override
+from soar.stopping import StopRequest
 
 EXAMPLES = """examples:
   soar run                                        the embedded world, on two CPU cores
   soar run --out runs/mine --set teacher.steps=40 --set seed=1
   soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --out runs/qwen
   soar run --out runs/mine --resume               continue an interrupted run
+  soar run --out runs/mine --max-hours 8          pause in time; --resume continues
 """
 
 
@@ -28,6 +31,11 @@ def add(commands: Any) -> None:
     recipe_arguments(run)
     run.add_argument("--out", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run.add_argument("--review", action="store_true", help="hold every promotion until it is accepted (soar review)")
+    limits = run.add_argument_group("limits", "the run is saved when it stops; 0: no limit")
+    limits.add_argument("--max-hours", type=float, metavar="H", help="pause after so many hours of this process")
+    limits.add_argument("--max-tokens", type=int, metavar="N", help="pause after so many sampled tokens in all")
+    limits.add_argument("--max-promotions", type=int, metavar="N", help="end the outer loop after so many promotions")
     run.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, run nothing")
     run.add_argument("--quiet", action="store_true", help="print the summary only")
     run.set_defaults(action=_run)
@@ -39,8 +47,22 @@ def add(commands: Any) -> None:
     build.set_defaults(action=_world_build)
 
 
+def _run_config(arguments: argparse.Namespace) -> Config:
+    """Config of the arguments; --resume without a recipe takes the one that the run was begun with."""
+    keys = {"max_hours": "limits", "max_tokens": "limits", "max_promotions": "limits"}
+    given = {f"{section}.{key}": getattr(arguments, key) for key, section in keys.items()}
+    arguments.overrides += [f"{key}={value}" for key, value in given.items() if value is not None]
+    if arguments.review:
+        arguments.overrides.append("promotion.review=true")
+    if not arguments.resume or arguments.recipe or arguments.model or arguments.problems:
+        return config_of(arguments)
+    from soar.record import recorded_config
+
+    return override(recorded_config(arguments.out or Path("runs") / config_of(arguments).name), arguments.overrides)
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    config = config_of(arguments)
+    config = _run_config(arguments)
     if arguments.dry_run:
         from soar.plan import plan_lines
 
@@ -51,23 +73,24 @@ def _run(arguments: argparse.Namespace) -> int:
     from soar.progress import Progress
 
     out = arguments.out or Path("runs") / config.name
-    with Progress(quiet=arguments.quiet) as progress:
-        summary = execute(config, out, arguments.resume, arguments.command, progress)
-    print("\n".join(_summary_lines(summary)))
+    stop = StopRequest()
+    with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.say):
+        summary = execute(config, out, arguments.resume, arguments.command, progress, stop)
+    print("\n".join(summary_lines(summary)))
     print(f"report: {out / 'report.html'}")
     return 0
 
 
-def _summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The arms as a small table."""
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The arms of a summary as a small table."""
     ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
-    lines = ["arm        student rollouts  " + "  ".join(f"{'pass@' + str(k):>22}" for k in ks)]
+    lines = [f"{'arm':14s} {'student rollouts':>16s}  " + "  ".join(f"{'pass@' + str(k):>22}" for k in ks)]
     for arm, row in summary["arms"].items():
         cells = []
         for k in ks:
             low, high = row["interval_95"][str(k)]
             cells.append(f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]")
-        lines.append(f"{arm:10s} {row['student_rollouts']:16d}  " + "  ".join(cells))
+        lines.append(f"{arm:14s} {row['student_rollouts']:16d}  " + "  ".join(cells))
     for name, by_k in summary["paired"].items():
         k = min(by_k, key=int)
         low, high = by_k[k]["interval_95"]

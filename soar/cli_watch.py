@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = """examples:
-  soar watch runs/mine              a live view until the run is finished
+  soar watch runs/mine              a live view until the run is finished or paused
   soar watch runs/mine --once       the view once, for a script or a finished run
   soar watch runs/mine | tee log    plain lines, one for each event
 """

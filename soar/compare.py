@@ -8,7 +8,7 @@ runs each, the table says as much.
 from __future__ import annotations
 
 import json
-import math
+import statistics
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +21,7 @@ from soar.figures import STYLES, Axes, Series, line_chart
 from soar.files import write_atomic
 from soar.report import page
 from soar.runs import Run, count, numbers, read_run
-
-T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-)  # fmt: skip
-"""97.5 % quantile of Student's t with 1 to 20 degrees of freedom (any table); 1.96 is used above."""
+from soar.statistics import t_interval
 
 
 @dataclass(frozen=True)
@@ -40,16 +35,6 @@ class Entry:
     @property
     def seed(self) -> str:
         return str(self.run.manifest.get("seed", wording.DASH))
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Mean, and its 95 % t interval over the values; None as the interval of fewer than two."""
-    centre = math.fsum(values) / len(values)
-    error = sections.standard_error(values)
-    if error is None:
-        return centre, None
-    half = error * (T_95[len(values) - 2] if len(values) - 2 < len(T_95) else 1.96)
-    return centre, (centre - half, centre + half)
 
 
 def flat(config: object, prefix: str = "") -> dict[str, Any]:
@@ -114,7 +99,7 @@ def verdicts(found: Sequence[Entry]) -> list[str]:
 
 
 def _spread(gains: Sequence[float]) -> str:
-    centre, interval = t_interval(gains)
+    centre, interval = statistics.fmean(gains), t_interval(gains)
     digits = wording.percent_digits(centre)
     points = f"{100 * centre:+.{digits}f} percentage points".replace("-", wording.MINUS)
     if interval is None:
@@ -150,7 +135,7 @@ def result_tables(found: Sequence[Entry]) -> list[dict[str, Any]]:
 def _mean_cell(values: Sequence[float]) -> str:
     if not values:
         return wording.DASH
-    centre, interval = t_interval(values)
+    centre, interval = statistics.fmean(values), t_interval(values)
     interval = interval and (max(0.0, interval[0]), min(1.0, interval[1]))
     digits = wording.percent_digits(centre, interval)
     return f"{wording.percent(centre, digits)} {wording.bounds(interval, digits)}".strip()

@@ -11,24 +11,25 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from soar.types import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
-# A resumed run may change these: they say where and how fast the run computes, not what.
+# A resumed run may change these: they say where, how fast and how long the run computes, not what.
 HARMLESS = (
-    "name",
-    "threads",
-    "model.device",
-    "model.chunk",
-    "model.micro_batch_tokens",
-    "problems.verify_workers",
-    "log.sinks",
-    "log.project",
-)
+    "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "problems.verify_workers",
+    "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
+)  # fmt: skip
+
+TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
+TrainedArm = Literal[
+    "hard_only", "pq", "pq_mixed", "pq_curriculum", "pq_sample", "pq_well_posed", "pq_correct",
+    "base_t", "teacher_t", "self_instruct", "real",
+]  # fmt: skip
+Arm = Literal["base", "ps"] | TrainedArm
 
 
 class ConfigError(UserError, ValueError):
@@ -53,9 +54,8 @@ class ModelConfig(Section):
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
-    target_modules: tuple[str, ...] = (
-        "all-linear",
-    )  # name endings; all-linear: every linear layer but the output layer
+    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
+    fused_kernels: Literal["auto", "off"] = "auto"  # auto: liger-kernel's, where installed and on a GPU
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
 
@@ -63,16 +63,20 @@ class ModelConfig(Section):
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
-    source: str = "world:tiny"  # JSONL file, or world:NAME
+    source: str = "world:tiny"  # JSONL, JSON, CSV or parquet file, hub id, world:NAME or reasoning_gym:NAME
+    revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
+    split: str = "train"  # of a hub dataset
     format: Literal["tiny", "tags", "question_answer"] = "tags"
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function
     test_share: float = Field(0.5, gt=0, lt=1)
-    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all
+    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
     question_column: str | None = None
     answer_column: str | None = None
+    skip_bad_rows: bool = False  # leave out unreadable rows and conflicting duplicates instead of refusing the file
     verify_timeout_s: float = Field(5.0, gt=0)
     verify_workers: int = Field(0, ge=0)  # 0: one per core, at most 8
+    verify_memory_mb: int | None = Field(None, ge=0)  # of a worker; unset: math 1,024, function 8,192; 0: no limit
 
 
 class ScreenConfig(Section):
@@ -81,6 +85,8 @@ class ScreenConfig(Section):
     attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
     max_successes: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    from_run: str = ""  # run folder whose screening is used again; it must have been made in the same way
+    early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
 
 
 class SamplingConfig(Section):
@@ -109,12 +115,12 @@ class OptimizerConfig(Section):
 class TeacherConfig(Section):
     """Outer loop (method: the loop). g datasets of n questions a step."""
 
-    steps: int = Field(200, ge=1)
+    steps: int = Field(200, ge=0)  # 0: no outer loop, only arms
     datasets: int = Field(4, ge=2)  # g
     questions: int = Field(64, ge=1)  # n
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
-    reward: Literal["grounded", "none"] = "grounded"  # none: the teacher is never updated
+    reward: TeacherReward = "grounded"  # what the teacher learns from (`signals`); none: it is never updated
     subject: str = ""  # names the field in the teacher prompt; "": the seven MATH subjects
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
     reject_duplicates: bool = False  # within one outer step
@@ -133,6 +139,7 @@ class StudentConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)  # factor on the learning rate
+    common_seeds: bool = False  # students of one repeat share order and attempt seeds across datasets
     reward: Literal["binary", "paper"] = "paper"  # paper: 120 / 20 / 10 / 0
 
 
@@ -145,22 +152,50 @@ class RewardConfig(Section):
     baseline_attempts: int = Field(4, ge=1)  # the same for the baseline, once while it stands
 
 
+class IntrinsicConfig(Section):
+    """How the intrinsic teacher rewards (learnability, uncertainty, band) are measured and paid."""
+
+    attempts: int = Field(8, ge=2)  # of the baseline student at every written question
+    credit: Literal["question", "dataset"] = "question"  # own reward, or the mean of the dataset
+
+
 class PromotionConfig(Section):
     """When a student becomes the new baseline: mean reward of the last `window` steps above tau (method, step 3)."""
 
     tau: float = 0.01
     window: int = Field(3, ge=1)
+    review: bool = False  # hold every promotion until a person accepts it (`soar review`)
 
 
 class ArmsConfig(Section):
-    """What is trained and measured after the loop."""
+    """What is trained and measured after the loop (`arms`, `training_sets`)."""
 
-    run: tuple[Literal["base", "hard_only", "ps", "pq"], ...] = ("base", "hard_only", "ps", "pq")
+    run: tuple[Arm, ...] = ("base", "hard_only", "ps", "pq")
     pq_mode: Literal["mixed", "curriculum"] = "mixed"
-    curriculum_steps: int = Field(64, ge=1)  # PQ-only steps of `curriculum`
+    curriculum_steps: int = Field(64, ge=1)  # question-only steps of `curriculum`
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
-    pq_steps: int = Field(0, ge=0)  # RLOO steps of PQ; 0: the same as Hard-Only
+    pq_steps: int = Field(0, ge=0)  # RLOO steps of the arms with questions; 0: the same as Hard-Only
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
+    learning_rates: dict[TrainedArm, Annotated[float, Field(gt=0)]] = {}  # of single arms, each from its own sweep
+    questions: int = Field(128, ge=1)  # N of base_t, teacher_t, self_instruct and real
+    votes: int = Field(8, ge=1)  # attempts of the base at a question of self_instruct; the majority is its answer
+    real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
+    pq_from: str = ""  # run folder or file of promotion questions; "": this run's
+    teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t; "": this run's
+    save_steps: int = Field(10, ge=1)  # RLOO steps from one checkpoint to the next
+
+
+class JudgeConfig(Section):
+    """Who says which questions are well-posed and which answers correct (`judges`): finding 3."""
+
+    kind: Literal["auto", "oracle", "self_consistency", "endpoint"] = "auto"  # auto: oracle in a world, else base model
+    attempts: int = Field(16, ge=2)  # of the base model at a question (self_consistency)
+    agreement: float = Field(0.5, gt=0, le=1)  # share of its attempts that makes a majority (self_consistency)
+    url: str = ""  # OpenAI-compatible, up to and including /v1 (endpoint)
+    model: str = ""  # name that the endpoint knows
+    key_variable: str = "SOAR_JUDGE_KEY"  # environment variable with the endpoint's key; unset: none is sent
+    timeout_s: float = Field(60.0, gt=0)
+    retries: int = Field(2, ge=0)
 
 
 class EvaluateConfig(Section):
@@ -179,6 +214,14 @@ class LogConfig(Section):
     project: str = "soar"  # of wandb and trackio
 
 
+class LimitsConfig(Section):
+    """Where a run pauses or its loop ends; 0: nowhere."""
+
+    max_hours: float = Field(0.0, ge=0)  # wall time of one process; the run pauses and can be resumed
+    max_tokens: int = Field(0, ge=0)  # sampled after screening, all processes together; the run pauses
+    max_promotions: int = Field(0, ge=0)  # the outer loop ends, arms and evaluation follow
+
+
 class Config(Section):
     """The whole run. `resolved()` is what the manifest records."""
 
@@ -191,21 +234,38 @@ class Config(Section):
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     reward: RewardConfig = RewardConfig()
+    intrinsic: IntrinsicConfig = IntrinsicConfig()
     promotion: PromotionConfig = PromotionConfig()
     arms: ArmsConfig = ArmsConfig()
+    judge: JudgeConfig = JudgeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if self.name in ("", ".", "..") or not self.name.isprintable() or set(self.name) & set("/\\"):
+            raise ValueError(
+                f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
+                "a run is put elsewhere by --out"
+            )
         if max(self.evaluate.ks) > self.evaluate.attempts:
             raise ValueError(
                 f"evaluate.ks asks for pass@{max(self.evaluate.ks)} from evaluate.attempts = {self.evaluate.attempts} "
                 "samples; raise evaluate.attempts or drop the larger k"
             )
         if self.reward.mode == "greedy" and self.reward.attempts != 1:
+            raise ValueError('reward.attempts is for reward.mode = "sampled"; a greedy answer never changes, set 1')
+        trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
+        if trained and self.teacher.steps == 0 and self.arms.steps == 0:
             raise ValueError(
-                'reward.attempts is for reward.mode = "sampled"; a greedy answer is always the same, set 1'
+                "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; "
+                f"set arms.steps for the arm {trained[0]}"
+            )
+        if self.teacher.reward == "shuffled" and self.teacher.questions < 2:
+            raise ValueError(
+                'teacher.reward = "shuffled" permutes answers within a dataset; with teacher.questions = 1 nothing '
+                "changes, set 2 or more"
             )
         return self
 
@@ -247,6 +307,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _without_none(section: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config as a recipe would say it: keys without a value are left to their default."""
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in section.items() if v is not None}
+
+
 def parse_override(text: str) -> dict[str, Any]:
     """`a.b=value` -> {"a": {"b": value}}. The value is read as TOML where possible, else as text.
 
@@ -266,15 +331,20 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def find_recipe(recipe: str) -> Path:
-    """Path of a recipe given as a file or as a built-in name. Raises ConfigError with the built-in names."""
+    """Path of a recipe: a TOML file, a built-in name, or a run folder, whose manifest holds its config.
+
+    Raises ConfigError with the built-in names.
+    """
     path = Path(recipe)
+    if (path / "manifest.json").is_file():
+        return path / "manifest.json"
     if path.is_file():
         return path
     builtin = RECIPES / f"{recipe}.toml"
     if builtin.is_file():
         return builtin
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}")
+    raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}; or a run folder")
 
 
 def load(recipe: str | None = None, overrides: list[str] | None = None) -> Config:
@@ -284,14 +354,25 @@ def load(recipe: str | None = None, overrides: list[str] | None = None) -> Confi
     """
     path = find_recipe(recipe or "tiny")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = _without_none(json.loads(text)["config"]) if path.name == "manifest.json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: not the manifest of a run: {error}") from error
     where = str(path)
     for text in overrides or []:
         data = _merge(data, parse_override(text))
         where = f"{path} with --set"
     return build(data, where)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """The config with `--set` overrides on top. Raises ConfigError."""
+    data = config.resolved()
+    for text in overrides:
+        data = _merge(data, parse_override(text))
+    return build(data, "--set")
 
 
 def build(data: dict[str, Any], where: str = "config") -> Config:
@@ -301,7 +382,7 @@ def build(data: dict[str, Any], where: str = "config") -> Config:
     defaults are those of a whole Config, not those of the section's class.
     """
     try:
-        return Config.model_validate(_merge(Config().resolved(), data))
+        return Config.model_validate(_merge(Config().resolved(), data) if isinstance(data, dict) else data)
     except ValidationError as error:
         raise _explain(error, where) from error
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from soar.answers import extract
 from soar.files import write_atomic, write_json
-from soar.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
+from soar.sources import DataError, Row, file_rows, gym_rows, hub_revision, hub_rows, split_source
 from soar.types import Problem, Screening
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "fits_budget",
     "load_problems",
     "make_problems",
+    "read_answer",
     "read_hard",
     "split",
     "split_source",
@@ -60,7 +61,10 @@ class Dropped:
 
 @dataclass
 class LoadReport:
-    """What was read. columns: the mapping chosen (question, answer, id). notes: what was done to rows that are kept."""
+    """What was read. columns: the mapping chosen (question, answer, id). notes: what was done to rows that are kept.
+
+    revision: the commit of a hub dataset.
+    """
 
     source: str
     kind: str
@@ -69,11 +73,13 @@ class LoadReport:
     kept: int = 0
     dropped: list[Dropped] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    revision: str | None = None
 
     def lines(self, most: int = 10) -> list[str]:
         """The report as text lines, with at most `most` dropped rows listed."""
         mapping = ", ".join(f"{key} = column {name!r}" for key, name in self.columns.items() if name)
         text = [f"{self.source}: {self.kept} problems from {self.rows} rows" + (f" ({mapping})" if mapping else "")]
+        text += [f"  dataset revision {self.revision}"] if self.revision else []
         text += [f"  {count} x {note}" for note, count in self.notes.most_common()]
         counts = Counter(row.reason for row in self.dropped)
         text += [f"  dropped {count}: {reason}" for reason, count in counts.most_common()]
@@ -119,6 +125,8 @@ def load_problems(
         problems = problems[:limit] if limit else problems
         report.rows = report.kept = len(problems)
         return problems, report
+    if kind == "hub":
+        report.revision = revision = hub_revision(name, revision)
     rows = {
         "file": lambda: file_rows(name),
         "hub": lambda: hub_rows(name, hub_split, revision),
@@ -150,7 +158,7 @@ def make_problems(
         built = _build(row, report, max_question_chars)
         if isinstance(built, Dropped):
             if built.reason in REFUSED and not skip_bad_rows:
-                raise DataError(f"{built.where}: {built.reason}: {built.detail}; mend the row, or pass --skip-bad-rows")
+                raise DataError(f"{built.where}: {built.reason}: {built.detail}; mend the row, or {SKIP}")
             report.dropped.append(built)
             continue
         key = fingerprint(built.question)
@@ -175,6 +183,7 @@ MISSING = "missing column"
 MEDIA = "image, audio or video"
 WRONG_TYPE = "question or answer of a wrong type"
 REFUSED = (UNREADABLE, MISSING, WRONG_TYPE)
+SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 
 
 def _duplicate(row: Row, problem: Problem, where: str, answer: str, skip_bad_rows: bool) -> Dropped:
@@ -182,7 +191,7 @@ def _duplicate(row: Row, problem: Problem, where: str, answer: str, skip_bad_row
         return Dropped(row.where, "duplicate question", f"same as {where}")
     detail = f"answer {problem.answer!r}, but {answer!r} at {where}"
     if not skip_bad_rows:
-        raise DataError(f"{row.where}: same question with another answer: {detail}; mend one, or pass --skip-bad-rows")
+        raise DataError(f"{row.where}: same question with another answer: {detail}; mend one, or {SKIP}")
     return Dropped(row.where, "same question with another answer", detail)
 
 
@@ -219,7 +228,7 @@ def _build(row: Row, report: LoadReport, max_question_chars: int) -> Problem | D
     question = _read_question(row, row.fields[str(names["question"])])
     if isinstance(question, Dropped):
         return question
-    answer = _read_answer(row, row.fields[str(names["answer"])], report)
+    answer = read_answer(row, row.fields[str(names["answer"])], report)
     if isinstance(answer, Dropped):
         return answer
     if len(question) > max_question_chars:
@@ -255,8 +264,8 @@ def _last_user_turn(row: Row, turns: list[Any]) -> Any:
     return "".join(str(part.get("text", "")) for part in content)
 
 
-def _read_answer(row: Row, value: Any, report: LoadReport) -> str | Dropped:
-    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none."""
+def read_answer(row: Row, value: Any, report: LoadReport) -> str | Dropped:
+    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Notes go to `report`."""
     if value is None:
         return Dropped(row.where, "empty answer", "null")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -317,21 +326,26 @@ def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tu
 
 
 def write_hard(
-    path: Path, problems: Sequence[Problem], screenings: Sequence[Screening], evidence: Mapping[str, Any]
+    path: Path,
+    problems: Sequence[Problem],
+    screenings: Sequence[Screening],
+    evidence: Mapping[str, Any],
+    columns: bool = False,
 ) -> None:
     """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened.
 
-    evidence: model, revision, prompt fingerprint, attempts, temperature, max_tokens and the like. Both files appear
-    whole.
+    evidence: model, revision, prompt fingerprint, attempts, temperature, max_tokens and the like. columns: further
+    columns of the source are written too, for verifiers that read them. Both files appear whole.
     """
     lines = [
-        {
+        (problem.extra if columns else {})
+        | {
             "id": problem.id, "question": problem.question, "answer": problem.answer, "successes": screening.successes,
             "attempts": screening.attempts, "truncated": screening.truncated,
         }
         for problem, screening in zip(problems, screenings, strict=True)
     ]  # fmt: skip
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_atomic(path, "".join(json.dumps(line, default=str) + "\n" for line in lines).encode())
     write_json(evidence_path(path), dict(sorted(evidence.items())))
 
 

@@ -1,46 +1,24 @@
-"""Held-out pass@k with intervals.
+"""Held-out pass@k with intervals (`statistics` has the estimators).
 
-pass@k is the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, eq. 1): 1 - C(n - c, k) / C(n, k) for c correct of n
-samples. Intervals are percentile bootstraps over problems: they cover the choice of problems and, through the counts, the
-sampling noise, but not the spread over training seeds.
+Intervals are percentile bootstraps over problems: they cover the choice of problems and, through the counts, the sampling
+noise, but not the spread over training seeds, for which `study` runs several.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from soar import seeds
 from soar.config import EvaluateConfig, SamplingConfig
-from soar.policy import AdapterStack
-from soar.rollout import Examiner
+from soar.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
 
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that at least one of k draws without replacement from `samples` (of which `correct` solve) solves.
-
-    Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
-    """
-    if not (0 <= correct <= samples and 1 <= k <= samples):
-        raise ValueError(f"pass@{k} from {correct} correct of {samples} samples is not defined")
-    if samples - correct < k:
-        return 1.0
-    return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
-
-
-def bootstrap_interval(
-    values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of the mean over problems, by resampling problems with replacement."""
-    values = np.asarray(values_H, dtype=np.float64)
-    rng = seeds.generator(seed, "bootstrap")
-    picks = rng.integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+if TYPE_CHECKING:  # the estimators need no torch, so that a run can be checked without it
+    from soar.policy import AdapterStack
+    from soar.rollout import Examiner
 
 
 def summarize(
@@ -92,8 +70,12 @@ def count_correct(
 
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for part, (correct, truncated) in zip(blocks, pool.map(job, blocks), strict=True):
-            found.append((correct, truncated))
-            if on_block is not None:
-                on_block(part, correct, truncated)
+        jobs = [pool.submit(job, part) for part in blocks]
+        try:
+            for part, running in zip(blocks, jobs, strict=True):
+                found.append(running.result())
+                if on_block is not None:
+                    on_block(part, *found[-1])
+        finally:
+            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute the blocks that are left
     return np.concatenate([c for c, _ in found], axis=1), np.concatenate([t for _, t in found], axis=1)

@@ -1,4 +1,4 @@
-"""Two Triton kernels for decoding on a GPU: attention of one new token, and drawing it from the logits.
+"""Triton kernels for a GPU: attention of one new token, drawing it from the logits, and the log-probability of given tokens.
 
 Attention reads only the places that a row may see (from its start to the filled length, both on the device), so no mask
 is materialised, grouped key/value heads are read once, and one captured graph serves every length. Drawing reads the
@@ -115,6 +115,54 @@ if triton is not None:
         tl.store(token + row, tl.cast(chosen, tl.int64))
         tl.store(logprob + row, x - best - tl.log(total))
         tl.store(bad + row, strange > 0)
+
+    @triton.jit
+    def _choose(logits, target, chosen, total, row_stride, words, inverse_temperature, BLOCK: tl.constexpr):
+        row = tl.cast(tl.program_id(0), tl.int64)
+        base = logits + row * row_stride
+        best = float("-inf")
+        mass = 0.0
+        for v0 in range(0, words, BLOCK):
+            v = v0 + tl.arange(0, BLOCK)
+            x = tl.load(base + v, mask=v < words, other=float("-inf")).to(tl.float32) * inverse_temperature
+            higher = tl.maximum(best, tl.max(x, 0))
+            mass = mass * tl.exp(best - higher) + tl.sum(tl.exp(x - higher), 0)
+            best = higher
+        normaliser = best + tl.log(mass)
+        x = tl.load(base + tl.load(target + row)).to(tl.float32) * inverse_temperature
+        tl.store(total + row, normaliser)
+        tl.store(chosen + row, x - normaliser)
+
+    @triton.jit
+    def _slope(logits, target, total, gradient, row_stride, words, inverse_temperature, BLOCK: tl.constexpr):
+        row = tl.cast(tl.program_id(0), tl.int64)
+        v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        place = logits + row * row_stride + v
+        x = tl.load(place, mask=v < words, other=0.0).to(tl.float32) * inverse_temperature
+        one = (v == tl.load(target + row)).to(tl.float32)
+        slope = (one - tl.exp(x - tl.load(total + row))) * tl.load(gradient + row) * inverse_temperature
+        tl.store(place, slope.to(logits.dtype.element_ty), mask=v < words)
+
+
+def choose(logits_N_V: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log softmax(logits / temperature) at the target, log of the normaliser) [N], in one pass over the logits."""
+    N, V = logits_N_V.shape
+    chosen_N, total_N = (torch.empty(N, dtype=torch.float32, device=logits_N_V.device) for _ in range(2))
+    block = min(WORDS, max(16, triton.next_power_of_2(V)))
+    _choose[(N,)](
+        logits_N_V, target_N, chosen_N, total_N, logits_N_V.stride(0), V, 1.0 / temperature, BLOCK=block, num_warps=8
+    )
+    return chosen_N, total_N
+
+
+def slope_(logits_N_V: Tensor, target_N: Tensor, total_N: Tensor, gradient_N: Tensor, temperature: float) -> Tensor:
+    """Replace the logits by gradient_N times the slope of `choose` with respect to them."""
+    N, V = logits_N_V.shape
+    block = min(WORDS, max(16, triton.next_power_of_2(V)))
+    _slope[(N, triton.cdiv(V, block))](
+        logits_N_V, target_N, total_N, gradient_N, logits_N_V.stride(0), V, 1.0 / temperature, BLOCK=block, num_warps=8
+    )
+    return logits_N_V
 
 
 def decode_attention(

@@ -68,7 +68,7 @@ def write_lessons(
         attempt += 1
         texts, ended = rollouts.texts(examiner.backbone), rollouts.ended_B.tolist()
         rows = []
-        for row, outcome in enumerate(_read(examiner, run, texts, ended, seen)):
+        for row, outcome in enumerate(read_pairs(examiner, run, texts, ended, seen)):
             if len(accepted) == wanted:
                 break
             sampled += 1
@@ -85,10 +85,10 @@ def write_lessons(
     return Lessons(sets, join(kept), sampled, dict(rejected))
 
 
-def _read(
+def read_pairs(
     examiner: Examiner, config: Config, texts: list[str], ended: list[bool], seen: set[str] | None
 ) -> list[Problem | Rejection]:
-    """Problems or reasons; a question that leaves no room for the student's answer is too long."""
+    """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
     outcomes = parse_all(
         texts,
         examiner.fmt,

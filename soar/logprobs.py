@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from soar import kernels
 from soar.policy import Backbone
 from soar.rollouts import Rollouts
 
@@ -28,6 +29,12 @@ class _ChosenLogprob(torch.autograd.Function):
         size = head.rows()
         chosen, normaliser = [], []
         for first in range(0, len(hidden_N_D), size):
+            if head.fits(hidden_N_D):
+                plain_n_V = head.plain_logits(hidden_N_D[first : first + size])
+                value_n, total_n = kernels.choose(plain_n_V, target_N[first : first + size], temperature)
+                chosen.append(value_n)
+                normaliser.append(total_n)
+                continue
             scaled_n_V = head.logits(hidden_N_D[first : first + size]) / temperature
             total_n = scaled_n_V.logsumexp(-1)
             chosen.append(scaled_n_V.gather(1, target_N[first : first + size, None])[:, 0] - total_n)
@@ -43,6 +50,11 @@ class _ChosenLogprob(torch.autograd.Function):
         parts = []
         for first in range(0, len(hidden_N_D), size):
             part = slice(first, first + size)
+            if head.fits(hidden_N_D):
+                plain_n_V = head.plain_logits(hidden_N_D[part])
+                kernels.slope_(plain_n_V, target_N[part], total_N[part], gradient_N[part], ctx.temperature)
+                parts.append(plain_n_V @ head.weight_V_D)
+                continue
             logits_n_V = head.logits(hidden_N_D[part])
             slope_n_V = -torch.exp(logits_n_V / ctx.temperature - total_N[part, None])
             slope_n_V.scatter_add_(1, target_N[part, None], torch.ones_like(slope_n_V[:, :1]))
@@ -64,9 +76,17 @@ class _Head:
     def rows(self) -> int:
         return max(1, CHUNK // self.weight_V_D.shape[0])
 
+    def fits(self, hidden_N_D: Tensor) -> bool:
+        """Whether the kernels do this layer's work: on a GPU, without a soft cap."""
+        return self.softcap is None and kernels.available(hidden_N_D)
+
+    def plain_logits(self, hidden_n_D: Tensor) -> Tensor:
+        """[n, V] in the model's type, as in sampling, before any cap."""
+        return functional.linear(hidden_n_D, self.weight_V_D, self.bias)
+
     def logits(self, hidden_n_D: Tensor) -> Tensor:
-        """float32 [n, V]; the product is made in the model's type, as in sampling."""
-        logits_n_V = functional.linear(hidden_n_D, self.weight_V_D, self.bias).float()
+        """float32 [n, V], capped."""
+        logits_n_V = self.plain_logits(hidden_n_D).float()
         return logits_n_V if self.softcap is None else torch.tanh(logits_n_V / self.softcap) * self.softcap
 
 

@@ -1,7 +1,11 @@
-"""A whole run: load, screen, outer loop, arms, evaluation, summary, report. Each stage ends in a checkpoint."""
+"""A whole run: load, screen, outer loop, arms, evaluation, summary, report.
+
+Every stage can stop in its middle and goes on from there; between two safe points nothing is asked to stop.
+"""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -9,54 +13,85 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from soar import seeds
-from soar.arms import TRAINED, arm_batches, budget_steps, train_arms
+from soar import ledger, review, seeds
+from soar.alarms import screen_alarms, step_alarms
+from soar.arms import TRAINED, ArmProgress, Listener, arm_batches, arm_steps, left_out, train_arms
+from soar.checkpoints import Checkpoint
 from soar.config import Config
 from soar.data import split, write_hard
-from soar.evaluate import count_correct, paired_difference, summarize
-from soar.files import write_json
+from soar.evaluate import summarize
+from soar.faults import DeviceLost, MemoryShortage, is_device_lost, is_out_of_memory
+from soar.files import storage_errors, sync_tree, write_json, write_lines
+from soar.hardset import find_hard
+from soar.held_out import count_held_out
+from soar.lessons import TeacherError
 from soar.loggers import Loggers, check_installed
-from soar.policy import AdapterStack, concat, save_adapter
+from soar.policy import AdapterStack, save_adapter
 from soar.progress import Progress
-from soar.record import Checkpoint, RunFolder
+from soar.record import ADVICE, RunFolder, finite, write_hashes
 from soar.report import write_report
 from soar.rollout import Examiner
-from soar.screening import evidence_key, screen, screen_event
-from soar.state import STAGES, RunState, from_checkpoint, to_checkpoint
+from soar.runs import PAUSE_FILE
+from soar.scrub import scrub
+from soar.state import STAGES, Pending, RunState, from_checkpoint, to_checkpoint
+from soar.stopping import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.student import Population
+from soar.summary import loop_end, summary_of
 from soar.teacher import OuterLoop, new_state
-from soar.types import Problem, Screening, UserError
+from soar.training_sets import Material, read_pq, read_teacher, training_questions
+from soar.types import Problem, UserError
 from soar.watch import step_lines
-from soar.workbench import candidates, choose_workers, open_examiner, usable
-from soar.worlds import get_world
+from soar.workbench import choose_workers, labelled, open_examiner
 
 
 class NothingToDo(UserError):
     """The problem set holds too few hard problems for a run."""
 
 
+class StudentsFailed(UserError):
+    """Every student of an outer step produced NaN or inf."""
+
+
 class Run:
-    """One run in its folder; `execute` does what is left of it. loop_class: the outer loop, or one derived from it."""
+    """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
+
+    loop_class: the outer loop, or one derived from it.
+    """
 
     loop_class = OuterLoop
 
-    def __init__(self, config: Config, folder: RunFolder, examiner: Examiner, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        examiner: Examiner,
+        progress: Progress,
+        stop: StopRequest | None = None,
+    ) -> None:
         self.config, self.folder, self.examiner, self.progress = config, folder, examiner, progress
+        self.stop = stop or StopRequest()
+        self._began = time.monotonic()
         self.workers = choose_workers(examiner.backbone, config.threads)
         self.hard_train: list[Problem] = []
         self.hard_test: list[Problem] = []
         self.state = RunState("loop", new_state(examiner, config))
+        self.meter: TokenMeter | None = None
         self._current: tuple[str, float] | None = None
 
     def execute(self) -> dict[str, Any]:
-        """Do every stage that is not done; returns the summary."""
+        """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
+        (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         checkpoint = self.folder.load()
+        for line in self.folder.notes:
+            self.progress.say(line)
         with self._phase("screen"):
             self._find_hard(first=checkpoint is None)
         if checkpoint is None:
             self._save()
         else:
             self._restore(checkpoint)
+        self.meter = TokenMeter(self.examiner.sampler, self.state.tokens)
+        self.examiner.sampler = self.meter
         stages: dict[str, Callable[[], None]] = {"loop": self._loop, "arms": self._arms, "evaluate": self._evaluate}
         for name, stage in stages.items():
             if STAGES.index(self.state.stage) <= STAGES.index(name):
@@ -64,10 +99,27 @@ class Run:
                     stage()
                 self.state.stage = STAGES[STAGES.index(name) + 1]
                 self._save()
-        summary = self._summary()
+        summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
         write_report(self.folder.path)
+        write_hashes(self.folder.path)
         return summary
+
+    def _safe_point(self) -> None:
+        """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
+        hours = (time.monotonic() - self._began) / 3600
+        reason, code = self.stop.reason, self.stop.exit_code
+        if reason is None and (reason := limit_reached(self.config.limits, hours, self.state.tokens)) is not None:
+            code = Stopped.exit_code
+        if reason is not None:
+            raise Stopped(reason, f"Continue with: {resume_command(self.folder.path)}", code)
+
+    def pause(self, reason: str) -> None:
+        """Leave word of why the run is not finished, and the report so far."""
+        stage, step = self.state.stage, self.state.loop.step
+        command = resume_command(self.folder.path)
+        write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
+        write_report(self.folder.path)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -85,97 +137,159 @@ class Run:
         return {**self.state.seconds, name: self.state.seconds.get(name, 0.0) + time.monotonic() - started}
 
     def _find_hard(self, first: bool) -> None:
-        config, backbone = self.config, self.examiner.backbone
-        problems, notes, digest = candidates(config)
-        model_hash = backbone.base_digest()
-        self.folder.note_hashes(problems=digest, model=model_hash, prompts=self.examiner.fmt.fingerprint())
-        for line in notes:
-            self.progress.say(line)
-        problems, left_out = usable(self.examiner, config, problems, self.progress.say)
-        evidence = evidence_key(config, backbone, self.examiner.fmt, model_hash)
-        if config.screen.attempts:
-            with self.progress.task("screening", len(problems)) as advance:
-                found = screen(self.examiner, problems, config, self.folder, evidence, self.workers, advance)
-        else:
-            found = {problem.id: Screening(0, 0) for problem in problems}
-        hard = [p for p in problems if found[p.id].successes <= config.screen.max_successes]
-        if config.problems.max_hard:
-            hard = hard[: config.problems.max_hard]
-        event = {**screen_event(found, config), **left_out}
+        config = self.config
+        found = find_hard(self.examiner, config, self.folder, self.workers, self.progress, self._safe_point)
+        hard = found.problems
         if len(hard) < 4:
-            raise NothingToDo(
-                f"{len(hard)} of {len(problems)} problems are hard (at most {config.screen.max_successes} of "
-                f"{config.screen.attempts} attempts correct); {left_out['too_long']} more do not fit in the model's context, "
-                f"and the gold answers of {left_out['ungradable']} cannot be graded by problems.verifier = "
-                f"{config.problems.verifier!r}. A run needs at least 4: give harder problems, raise "
-                "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
-                "already has a signal."
-            )
+            raise NothingToDo(found.too_few(config))
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         if first:
             for name, part in (("train", self.hard_train), ("test", self.hard_test)):
-                write_hard(self.folder.path / "hard" / f"{name}.jsonl", part, [found[p.id] for p in part], evidence)
-            self.folder.append("metrics.jsonl", [event])
+                write_hard(self.folder.path / "hard" / f"{name}.jsonl", part, found.screenings(part), found.evidence)
+            self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
         self.progress.say(
-            f"{len(hard)} of {len(problems)} candidates are hard: at most {config.screen.max_successes} of "
+            f"{len(hard)} of {len(found.found)} candidates are hard: at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
         )
 
     def _loop(self) -> None:
         config, state = self.config, self.state.loop
+        self._settle()
         with (
             self.progress.task("outer loop", config.teacher.steps) as advance,
             self.progress.task("  students of this step", 1, transient=True) as inner,
         ):
             advance(state.step)
             loop = self.loop_class(self.examiner, self.hard_train, config, state, self.workers, inner.set)
-            while state.step < config.teacher.steps:
-                known = len(state.pq)
-                events, rows = loop.step()
-                self.folder.append("metrics.jsonl", events)
-                self.folder.append("questions.jsonl", self._labelled(rows))
-                self.folder.append("pq.jsonl", self._labelled(state.pq[known:]))
-                self._save()
-                for line in step_lines(events, rows):
-                    self.progress.say(line)
+            before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
+            while loop_end(config, state.step, state.promotions) is None:
+                before.append(self._outer_step(loop, before))
                 advance(1)
 
-    def _labelled(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
-        if not self.config.problems.source.startswith("world:"):
-            return rows
-        world = get_world(self.config.problems.source.removeprefix("world:"))
-        return [
-            {
-                **row,
-                "topic": world.topic(row["question"]),
-                "well_posed": world.well_posed(row["question"]),
-                "correct": world.solve(row["question"]) == row["answer"],
-            }
-            for row in rows
-        ]
+    def _outer_step(self, loop: OuterLoop, before: list[dict[str, Any]]) -> dict[str, Any]:
+        """One step, its lines in the files, and a checkpoint; returns its outer_step event."""
+        state = self.state.loop
+        baseline, pass_rates, known = state.baseline, state.pass_rates, len(state.pq)
+        events, rows = loop.step()
+        rows, promoted = labelled(self.config, rows), labelled(self.config, state.pq[known:])
+        alarms = step_alarms(finite(events[0]), rows, before, self.config.teacher.reward == "grounded")
+        promotion = next((event for event in events if event["event"] == "promotion"), None)
+        self.folder.append("metrics.jsonl", [*(event for event in events if event is not promotion), *alarms])
+        self.folder.append("questions.jsonl", rows)
+        if promotion is not None and self.config.promotion.review:
+            self.state.pending = Pending(promotion, promoted, baseline, pass_rates)
+        elif promotion is not None:
+            self._enter(promotion, promoted, "automatic", None)
+        self._save()
+        held = promotion if self.state.pending is not None else None
+        for line in step_lines([event for event in (*events, *alarms) if event is not held], rows):
+            self.progress.say(line)
+        if any(event.get("kind") == "all students failed" for event in events):
+            raise StudentsFailed(
+                f"every student of outer step {state.step - 1} produced NaN or inf, so the step has no reward; it is "
+                f"recorded and saved. {resume_command(self.folder.path)} goes on with the next step; if that fails too, "
+                'lower student.optimizer.lr or set model.dtype = "float32" in a new run'
+            )
+        self._settle()
+        self._safe_point()
+        return finite(events[0])
+
+    def _enter(self, promotion: dict[str, Any], rows: list[dict[str, Any]], decision: str, by: str | None) -> None:
+        """A promotion that stands, or one that a person refused, into the files."""
+        lines = self.folder.rows("ledger.jsonl")
+        previous = lines[-1]["sha256"] if lines else ledger.FIRST
+        self.folder.append("ledger.jsonl", [ledger.entry(previous, finite(promotion), rows, decision, by)])
+        if decision != review.REJECTED:
+            self.folder.append("metrics.jsonl", [promotion])
+            self.folder.append("pq.jsonl", rows)
+
+    def _settle(self) -> None:
+        """Do what a person decided on the promotion on hold; raises Stopped while there is no decision."""
+        pending, loop, path = self.state.pending, self.state.loop, self.folder.path
+        if pending is None:
+            return
+        promotion, step = finite(pending.promotion), pending.promotion["step"]
+        review.ask(path, promotion, finite(pending.rows))
+        answer = review.answer(path, promotion)
+        if answer is None:
+            show, go_on = f"soar review {shlex.quote(str(path))}", resume_command(path)
+            raise Stopped(
+                f"the promotion of outer step {step} waits for a person",
+                f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`",
+            )
+        decision, by = answer
+        if decision == review.REJECTED:
+            loop.baseline, loop.pass_rates = pending.baseline, pending.pass_rates
+            loop.promotions -= 1
+            del loop.pq[len(loop.pq) - len(pending.rows) :]
+        self._enter(promotion, pending.rows, decision, by)
+        self.folder.append("metrics.jsonl", [{"event": "review", "step": step, "decision": decision, "by": by}])
+        self.state.pending = None
+        self._save()
+        review.close(path)
+        self.progress.say(f"promotion of outer step {step}: {decision} by {by}")
 
     def _arms(self) -> None:
         config, state = self.config, self.state
-        steps = budget_steps(config, state.loop.student_rollouts)
-        pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(state.loop.pq)]
-        lengths = {"hard_only": steps, "pq": config.arms.pq_steps or steps}
         wanted = [arm for arm in TRAINED if arm in config.arms.run and arm not in state.arms]
-        if "pq" in wanted and not pq:
-            wanted.remove("pq")
-            self.progress.say("no promotion, so there are no promotion questions: the arm pq is left out")
-        batches: dict[str, list[list[Problem]]] = {
-            arm: arm_batches(arm, config, self.hard_train, pq, lengths[arm]) for arm in wanted
-        }
+        material = self._material()
+        batches: dict[str, list[list[Problem]]] = {}
+        told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
+        for arm in wanted:
+            if arm in told:
+                continue
+            try:
+                questions = training_questions(arm, self.examiner, config, material)
+            except TeacherError as error:
+                # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
+                self.folder.append("metrics.jsonl", [left_out(arm, str(error))])
+                self.progress.say(f"the arm {arm} is left out: {error}")
+                continue
+            if arm == "hard_only" or questions:
+                steps = arm_steps(arm, config, state.loop.student_rollouts)
+                batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)
+                self._keep_questions(arm, questions)
+        write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
         with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
+            begun = state.arm_progress
+            advance(begun.midway.step if begun else 0)
+
+            def keep_midway(progress: ArmProgress, events: list[dict[str, Any]]) -> None:
+                self.folder.append("metrics.jsonl", events)
+                state.arm_progress = progress
+                self._save()
+                self._safe_point()
 
             def keep(arm: str, population: Population, events: list[dict[str, Any]]) -> None:
                 self.folder.append("metrics.jsonl", events)
                 state.arms[arm], state.arm_rollouts[arm] = population.stack, population.rollouts
+                state.arm_progress = None
                 self._save()
+                self._safe_point()
+
+            def due(steps: int) -> bool:
+                return steps % config.arms.save_steps == 0 or self.stop.reason is not None
 
             fresh = self.examiner.backbone.new_stack(seeds.derive(config.seed, "student", "init"))
-            train_arms(self.examiner, fresh, batches, config, self.workers, lambda arm: advance(1), keep)
+            listener = Listener(lambda arm: advance(1), keep_midway, keep, due)
+            train_arms(self.examiner, fresh, batches, config, self.workers, listener, begun)
+
+    def _material(self) -> Material:
+        """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
+        arms, loop = self.config.arms, self.state.loop
+        rows, teacher = loop.pq, loop.teacher
+        if arms.pq_from:
+            rows = read_pq(Path(arms.pq_from))
+            self.folder.note_hashes(pq_from=ledger.questions_digest(rows))
+        if arms.teacher_from:
+            teacher = read_teacher(self.examiner.backbone, Path(arms.teacher_from))
+            self.folder.note_hashes(teacher_from=teacher.digest())
+        pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
+        return Material(pq, teacher, self.hard_test, self.workers, self.progress.say)
+
+    def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
+        rows = labelled(self.config, [{"question": p.question, "answer": p.answer} for p in questions])
+        write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
 
     def _policies(self) -> dict[str, AdapterStack]:
         fresh = self.examiner.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
@@ -185,7 +299,7 @@ class Run:
     def _evaluate(self) -> None:
         config, policies = self.config, self._policies()
         seed = seeds.derive(config.seed, "evaluate")
-        correct_P_H = self._count_correct(list(policies.values()), seed) if policies else []
+        correct_P_H = self._count_correct(policies, seed) if policies else []
         events = []
         for arm, correct_H in zip(policies, correct_P_H, strict=True):
             events.append(
@@ -200,67 +314,30 @@ class Run:
                 }
             )
         self.folder.append("metrics.jsonl", events)
-        for name, stack in {"teacher": self.state.loop.teacher, "student": self.state.loop.baseline}.items():
+        adapters = {"teacher": self.state.loop.teacher, "student": self.state.loop.baseline}
+        adapters |= {f"arms/{name}": stack for name, stack in self.state.arms.items()}
+        for name, stack in adapters.items():
             save_adapter(self.examiner.backbone, stack, self.folder.path / name)
-        for name, stack in self.state.arms.items():
-            save_adapter(self.examiner.backbone, stack, self.folder.path / "arms" / name)
+            sync_tree(self.folder.path / name)
 
-    def _count_correct(self, policies: list[AdapterStack], seed: int) -> list[list[int]]:
+    def _count_correct(self, policies: dict[str, AdapterStack], seed: int) -> list[list[int]]:
         """Correct attempts [policies][held-out problems]."""
-        config = self.config
-        sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
         with self.progress.task("evaluation", len(self.hard_test)) as advance:
-            correct_P_H, _ = count_correct(
-                self.examiner,
-                concat(policies),
-                self.hard_test,
-                config.evaluate.attempts,
-                seed,
-                sampling,
-                workers=self.workers,
-                block=8,
-                on_block=lambda part, correct, truncated: advance(len(part)),
+
+            def note(count: int) -> None:
+                advance(count)
+                self._safe_point()
+
+            return count_held_out(
+                self.examiner, policies, self.hard_test, self.config, self.folder, seed, self.workers, note
             )
-        return correct_P_H.tolist()
 
     def _rollouts(self, arm: str) -> int:
         return {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}[arm]
 
-    def _summary(self) -> dict[str, Any]:
-        config, state = self.config, self.state
-        events = {r["arm"]: r for r in self.folder.rows("metrics.jsonl") if r["event"] == "evaluation"}
-        arms = {
-            arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in events.items()
-        }
-        if "pq" in arms:
-            arms["pq"]["search_rollouts"] = state.loop.student_rollouts
-        pairs = [(a, "hard_only") for a in ("ps", "pq") if a in events and "hard_only" in events]
-        seed = seeds.derive(config.seed, "paired")
-        paired = {
-            f"{a} - {b}": {
-                str(k): paired_difference(
-                    events[a]["correct"],
-                    events[b]["correct"],
-                    config.evaluate.attempts,
-                    k,
-                    seed,
-                    config.evaluate.bootstrap,
-                )
-                for k in config.evaluate.ks
-            }
-            for a, b in pairs
-        }
-        return {
-            "arms": arms,
-            "paired": paired,
-            "promotions": state.loop.promotions,
-            "outer_steps": state.loop.step,
-            "seed": config.seed,
-            "teacher_rollouts": state.loop.teacher_rollouts,
-            "wall_seconds": {name: round(seconds, 1) for name, seconds in state.seconds.items()},
-        }
-
     def _save(self) -> None:
+        if self.meter is not None:
+            self.state.tokens = self.meter.tokens
         self.folder.save(to_checkpoint(replace(self.state, seconds=self._seconds())))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -270,7 +347,13 @@ class Run:
 
 
 def _loggers(config: Config, out: Path, progress: Progress) -> Loggers:
-    return Loggers.open(config.log.sinks, out, config.log.project, config.name, config.resolved(), progress.say)
+    """The sinks of `log.sinks`. They leave this machine, so they get no secret that a config may hold."""
+    name, resolved = scrub(config.name), scrub(config.resolved())
+
+    def say(text: str) -> None:
+        progress.say(scrub(text))
+
+    return Loggers.open(config.log.sinks, out, config.log.project, name, resolved, say)
 
 
 def execute(
@@ -279,19 +362,34 @@ def execute(
     resume: bool,
     command: list[str],
     progress: Progress,
+    stop: StopRequest | None = None,
     loop_class: type[OuterLoop] = OuterLoop,
 ) -> dict[str, Any]:
     """Run `config` in the folder `out`; returns the summary.
 
-    Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo.
+    Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion
+    on hold ends it at a safe point; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state
+    kept.
     """
     check_installed(config.log.sinks)
     with (
         RunFolder(out, config, command, resume) as folder,
-        closing(_loggers(config, out, progress)) as loggers,
+        closing(_loggers(config, out, progress)) as folder.on_events,
         open_examiner(config) as examiner,
     ):
-        folder.on_events = loggers
-        run = Run(config, folder, examiner, progress)
+        run = Run(config, folder, examiner, progress, stop)
         run.loop_class = loop_class
-        return run.execute()
+        try:
+            with storage_errors(out, ADVICE):
+                return run.execute()
+        except Stopped as stopped:
+            run.pause(stopped.reason)
+            raise
+        except (MemoryError, RuntimeError) as error:
+            again = f"Everything up to the last step is saved; continue with: {resume_command(out)}"
+            if is_out_of_memory(error):
+                lower = "lower model.chunk and model.micro_batch_tokens, which may change on --resume"
+                raise MemoryShortage(f"out of memory: {error}. Free memory or {lower}. {again}") from error
+            if is_device_lost(error):
+                raise DeviceLost(f"the accelerator failed: {error}. {again}") from error
+            raise

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from soar import attention
 from soar.config import ConfigError, ModelConfig
+from soar.fused import fuse
 from soar.pretrain import builtin_path
 
 
@@ -84,11 +85,10 @@ class AdapterStack:
                 out_P_N_O = out_P_N_O + base.bias
         else:
             low_P_N_r = torch.bmm(x_P_N_I, self.tensors[f"{name}.A"].to(x.dtype))
-            plain_P_N_O = base(x).reshape(policies, -1, base.out_features)
+            plain_P_N_O = base(x_P_N_I)
             b_P_r_O = self.tensors[f"{name}.B"].to(x.dtype)
-            # In place where no gradient is taken: the product is added to the base's output without a copy of it.
-            add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
-            out_P_N_O = add(plain_P_N_O, low_P_N_r, b_P_r_O, alpha=self.scale)
+            # In place: the base's output is nobody's input to a gradient, its weight being frozen.
+            out_P_N_O = plain_P_N_O.baddbmm_(low_P_N_r, b_P_r_O, alpha=self.scale)
         return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
 
     def _full_weight(self, name: str, base: nn.Linear) -> Tensor:
@@ -141,6 +141,7 @@ class Backbone:
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
         self.model = model.eval()
         attention.install(model)
+        self.fused = fuse(model, config.fused_kernels)
         self.tokenizer = tokenizer
         self.config = config
         for parameter in model.parameters():

@@ -59,11 +59,18 @@ class Task:
             self._owner.bars.refresh()
 
 
+class SteadyConsole(Console):
+    """A console whose closed pipe ends the output and not the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Progress:
     """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or SteadyConsole(stderr=True, highlight=False)
         self.quiet = quiet
         self.bars: Bars | None = None
 
@@ -97,7 +104,10 @@ class Progress:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            self.console.print(Text(line), soft_wrap=True)
+            try:
+                self.console.print(Text(line), soft_wrap=True)
+            except BrokenPipeError:  # rich before 13.8 does not ask the console
+                self.quiet = True
 
 
 def _clock(seconds: float) -> str:

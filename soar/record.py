@@ -1,60 +1,38 @@
-"""The run folder: manifest, JSONL events, checkpoints.
+"""The run folder: who may write in it, manifest, JSONL events, and checkpoints that remember how long those were.
 
 A contract that other tools read; docs/run_folder.md has the fields. Files are replaced whole by write, fsync and rename;
-JSONL files only grow, and a checkpoint remembers how long each was, so that a resumed run cuts off what came after it.
-Nothing is pickled: JSON and safetensors only.
+JSONL files only grow, and a resumed run cuts off what came after its checkpoint. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import soar
-from soar.config import HARMLESS, Config, difference
-from soar.files import write_json
+from soar.checkpoints import SCHEMA, Checkpoint, CheckpointStore, lost_lines, read_object
+from soar.config import HARMLESS, Config, ConfigError, build, difference
+from soar.files import StorageError, sha256_of, storage_errors, sync_file, sync_folder, write_json
+from soar.scrub import HIDDEN, scrub
 from soar.types import UserError
 
-SCHEMA = 1
-STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
+STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "ledger.jsonl")  # cut back on resume
+EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
+ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
 
 
 class RunFolderError(UserError):
     """A run folder that cannot be used as asked; nothing in it was changed."""
-
-
-@dataclass
-class Checkpoint:
-    """stage: what was going on. data: JSON-ready state. tensors: named arrays."""
-
-    stage: str
-    data: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise RunFolderError(f"{path} is damaged: it holds {type(value).__name__}, expected an object")
-    return value
 
 
 def finite(value: Any) -> Any:
@@ -77,38 +55,73 @@ def versions() -> dict[str, str]:
     return found
 
 
+def recorded_config(path: Path) -> Config:
+    """The config that the run in a folder was begun with. Raises RunFolderError."""
+    if not (path / "manifest.json").is_file():
+        raise RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
+    config = _recorded(read_object(path / "manifest.json"), path)
+    if HIDDEN in json.dumps(config.resolved()):
+        raise RunFolderError(
+            f"{path}/manifest.json holds a secret only as {HIDDEN}; give the recipe and the overrides that the run was "
+            "begun with"
+        )
+    return config
+
+
+def _recorded(manifest: dict[str, Any], path: Path) -> Config:
+    """A key that the recording version did not have yet counts with its default."""
+    try:
+        return build(manifest.get("config", {}), f"{path}/manifest.json")
+    except ConfigError as error:
+        raise RunFolderError(f"{error}; resume with the version that began the run") from error
+
+
 class RunFolder:
     """An open run folder, held by one process (use as a context manager).
 
-    Raises RunFolderError when the folder holds a run and `resume` is False, when another process holds it, when there is
-    nothing to resume, or when the config differs from the recorded one in a key that decides results.
+    notes: what a person should be told about the folder. Raises RunFolderError when the folder holds a run and `resume`
+    is False, when another process holds it, when there is nothing to resume, or when the config differs from the
+    recorded one in a key that decides results; StorageError when it cannot be written.
     """
 
     def __init__(self, path: Path, config: Config, command: list[str], resume: bool = False) -> None:
         self.path = path
         self.on_events: Callable[[list[dict[str, Any]]], None] | None = None  # gets what goes to metrics.jsonl
+        self.notes: list[str] = []
+        self._checkpoints = CheckpointStore(path / "state")
         self._lock = FileLock(str(path / ".lock"))
         exists = (path / "manifest.json").is_file()
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
-        if not resume and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+        others = [p.name for p in path.iterdir() if not _left_over(p.name)] if path.exists() else []
+        if not resume and others:
             raise RunFolderError(
                 f"{path} is not empty; give --resume to continue the run in it, or another --out"
                 if exists
                 else f"{path} is not empty and holds no run; give another --out"
             )
-        if resume and not exists:
+        # A run that was killed before its manifest was written leaves an empty folder: resuming it begins it.
+        if resume and not exists and (others or not path.exists()):
             raise RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
-        path.mkdir(parents=True, exist_ok=True)
+        with storage_errors(path, "Choose another --out, or permit writing there"):
+            path.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            try:
+                self.manifest = self._continue(config) if exists else self._begin(config, command)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _acquire(self) -> None:
+        """The lock is the system's own (flock), so that of a process that died is free."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise RunFolderError(f"{path} is in use by another process; wait for it or choose another --out") from None
-        try:
-            self.manifest = self._continue(config) if resume else self._begin(config, command)
-        except BaseException:
-            self._lock.release()
-            raise
+            raise RunFolderError(
+                f"{self.path} is in use by another process; wait for it or choose another --out"
+            ) from None
+        except NotImplementedError as error:
+            raise StorageError(f"{self.path} is on a disk without file locks: {error}; choose another --out") from error
 
     def __enter__(self) -> RunFolder:
         return self
@@ -121,10 +134,10 @@ class RunFolder:
     def _begin(self, config: Config, command: list[str]) -> dict[str, Any]:
         manifest = {
             "schema": SCHEMA,
-            "name": config.name,
+            "name": scrub(config.name),
             "seed": config.seed,
-            "command": command,
-            "config": config.resolved(),
+            "command": scrub(command),
+            "config": scrub(config.resolved()),
             "versions": versions(),
             "hashes": {},
         }
@@ -132,19 +145,27 @@ class RunFolder:
         return manifest
 
     def _continue(self, config: Config) -> dict[str, Any]:
-        manifest: dict[str, Any] = _read_json(self.path / "manifest.json")
-        if manifest.get("schema") != SCHEMA:
+        manifest: dict[str, Any] = read_object(self.path / "manifest.json")
+        schema = manifest.get("schema")
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
             raise RunFolderError(
-                f"{self.path}/manifest.json has schema {manifest.get('schema')!r}, this version reads {SCHEMA}; "
+                f"{self.path}/manifest.json has schema {schema!r}, this version reads 1 to {SCHEMA}; "
                 "resume with the version that began the run"
             )
-        changed = difference(manifest["config"], config.resolved())
+        changed = difference(_recorded(manifest, self.path).resolved(), scrub(config.resolved()))
         refused = [line for line in changed if line.split(":", 1)[0] not in HARMLESS]
         if refused:
             raise RunFolderError(
                 f"{self.path} was begun with another config; these keys decide results and cannot change on --resume:\n  "
                 + "\n  ".join(refused)
             )
+        self.notes += [f"changed on resume: {line}" for line in changed]
+        for old in self.path.rglob(".*.tmp"):
+            old.unlink(missing_ok=True)  # what a killed process was writing
+        if schema < SCHEMA:
+            self.notes.append(f"the folder was written under schema {schema} and goes on under schema {SCHEMA}")
+            manifest["schema"] = SCHEMA
+            write_json(self.path / "manifest.json", manifest)
         return manifest
 
     def note_hashes(self, **hashes: str) -> None:
@@ -156,81 +177,102 @@ class RunFolder:
                     f"{self.path}: {name} changed since the run began ({old[:12]} then, {value[:12]} now); "
                     "restore the old one or start a new run"
                 )
-        self.manifest["hashes"].update(hashes)
-        write_json(self.path / "manifest.json", self.manifest)
+        if {**self.manifest["hashes"], **hashes} != self.manifest["hashes"]:
+            self.manifest["hashes"].update(hashes)
+            with storage_errors(self.path, ADVICE):
+                write_json(self.path / "manifest.json", self.manifest)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Add lines to a JSONL file of the folder."""
+        """Add lines to a JSONL file of the folder. Raises StorageError."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
+        with storage_errors(path, ADVICE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(lines)
         if name == "metrics.jsonl" and self.on_events is not None:
             self.on_events(rows)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """All lines of a JSONL file of the folder ([] when it is absent); a half-written last line is cut off the file."""
+        """All lines of a JSONL file of the folder ([] when it is absent); a half-written last line is cut off the file.
+
+        A damaged line, as a loss of power may leave one: evidence is cut there and made again, since no checkpoint counts
+        on it; in any other file it raises RunFolderError.
+        """
         path = self.path / name
         if not path.is_file():
             return []
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
+        found: list[dict[str, Any]] = []
+        start = 0
+        for number, line in enumerate(content[:whole].split(b"\n"), start=1):
+            try:
+                if line and not isinstance(row := json.loads(line), dict):
+                    raise ValueError(f"it holds {type(row).__name__}, expected an object")
+            except (ValueError, RecursionError) as error:
+                if name in STREAMS:
+                    raise RunFolderError(
+                        f"{path}:{number} is damaged: {error}; restore the line from a copy, or start a new run"
+                    ) from error
+                self.notes.append(f"{path}:{number} is damaged: what follows is made again")
+                whole = start
+                break
+            found += [row] if line else []
+            start += len(line) + 1
         if whole < len(content):
             os.truncate(path, whole)
-        return [json.loads(line) for line in content[:whole].split(b"\n") if line]
+        return found
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint: a new folder, then the pointer to it; the one before is kept, older ones go."""
-        state = self.path / "state"
-        latest = self._pointer()
-        number = latest["number"] + 1 if latest else 0
-        temporary, final = state / f"{number:06d}.tmp", state / f"{number:06d}"
-        for folder in (temporary, final):
-            shutil.rmtree(folder, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, temporary / "tensors.safetensors"
-        )
-        sizes = {n: (self.path / n).stat().st_size for n in STREAMS if (self.path / n).is_file()}
-        write_json(temporary / "state.json", {"stage": checkpoint.stage, "sizes": sizes, "data": checkpoint.data})
-        digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(temporary.iterdir())}
-        os.replace(temporary, final)
-        write_json(state / "latest.json", {"number": number, "sha256": digests})
-        for old in state.iterdir():
-            if old.is_dir() and old.name not in (f"{number:06d}", f"{number - 1:06d}"):
-                shutil.rmtree(old, ignore_errors=True)
-
-    def _pointer(self) -> dict[str, Any] | None:
-        path = self.path / "state" / "latest.json"
-        return _read_json(path) if path.is_file() else None
+        """Write a checkpoint; the one before is kept. Raises StorageError, and the one before is still in force."""
+        with storage_errors(self.path / "state", ADVICE):
+            for name in (*STREAMS, *EVIDENCE):  # the lines that the checkpoint counts on are on disk before it is
+                if (self.path / name).is_file():
+                    sync_file(self.path / name)
+            sync_folder(self.path)
+            self._checkpoints.save(Checkpoint(checkpoint.stage, checkpoint.data, checkpoint.tensors, self._sizes()))
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint, its JSONL files cut to the length they had; None when there is none yet.
+        """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
 
-        Raises RunFolderError when a file does not match its checksum, or a JSONL file is shorter than it was.
+        One that does not match its checksums, or counts on lines that are lost, is passed over with a line in `notes`.
+        Raises CheckpointError when none is left.
         """
-        pointer = self._pointer()
-        if pointer is None:
-            self._cut({})
-            return None
-        folder = self.path / "state" / f"{pointer['number']:06d}"
-        for name, digest in pointer["sha256"].items():
-            if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise RunFolderError(f"{folder / name} is damaged: its checksum is not the recorded one")
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self._cut(state["sizes"])
-        return Checkpoint(state["stage"], state["data"], load_file(folder / "tensors.safetensors"))
-
-    def _cut(self, sizes: dict[str, int]) -> None:
-        found = {name: (self.path / name).stat().st_size for name in STREAMS if (self.path / name).is_file()}
-        for name, wanted in sizes.items():
-            if found.get(name, 0) < wanted:
-                raise RunFolderError(
-                    f"{self.path / name} has {found.get(name, 0)} bytes, but had {wanted} at the checkpoint: lines are lost; "
-                    "start a new run"
-                )
-        for name, size in found.items():
+        checkpoint = self._checkpoints.load(self._check_sizes, self.notes.append)
+        sizes = checkpoint.sizes if checkpoint else {}
+        for name, size in self._sizes().items():
             if size > sizes.get(name, 0):
                 os.truncate(self.path / name, sizes.get(name, 0))
+        return checkpoint
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: (self.path / name).stat().st_size for name in STREAMS if (self.path / name).is_file()}
+
+    def _check_sizes(self, checkpoint: Checkpoint) -> None:
+        found = self._sizes()
+        for name, wanted in checkpoint.sizes.items():
+            if found.get(name, 0) < wanted:
+                raise lost_lines(self.path / name, found.get(name, 0), wanted)
+
+
+HASHES = "hashes.json"
+UNHASHED = ("report.html", "manifest.json", "paused.json", HASHES)  # may be written again after the run
+UNHASHED_FOLDERS = ("state", "tensorboard", "wandb")  # checkpoints have their own; sinks write until they are closed
+
+
+def write_hashes(folder: Path) -> None:
+    """hashes.json: sha256 of every file of a finished run that is its own, for `soar doctor`."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        parts = Path(name).parts
+        left_out = any(part.startswith(".") for part in parts) or parts[0] in UNHASHED_FOLDERS or name in UNHASHED
+        if path.is_file() and not left_out:
+            found[name] = sha256_of(path)
+    write_json(folder / HASHES, found)
+
+
+def _left_over(name: str) -> bool:
+    """Whether a name is what a process leaves that was killed before it wrote its manifest."""
+    return name == ".lock" or (name.startswith(".manifest.json.") and name.endswith(".tmp"))

@@ -80,11 +80,17 @@ def _kind(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is tuple:
-        return f"list of {_kind(arguments[0])}" if typing.get_origin(arguments[0]) is not Literal else (
-            f"list from {_kind(arguments[0])}"
-        )  # fmt: skip
+        kind = _kind(arguments[0])
+        return f"list from {kind}" if kind.startswith("`") else f"list of {kind}"
+    if origin is typing.Annotated:
+        return _kind(arguments[0]) + _limits([bound for field in arguments[1:] for bound in field.metadata])
+    if origin is dict:
+        return f"table of {_kind(arguments[1])}, by {_kind(arguments[0])}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_kind(part) for part in arguments if part is not type(None)) + " (optional)"
+        kinds = [_kind(part) for part in arguments if part is not type(None)]
+        if type(None) in arguments:
+            return " or ".join(kinds) + " (optional)"
+        return ", ".join(kinds)
     return {int: "integer", float: "number", bool: "true or false", str: "text"}.get(annotation, str(annotation))
 
 

@@ -18,7 +18,7 @@ from soar.prompts import PromptFormat
 from soar.rewards import student_reward
 from soar.sampler import Rollouts, Sampler, join
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool
+from soar.verify import VerifierPool, columns_of
 
 
 @dataclass(frozen=True)
@@ -87,25 +87,27 @@ class Examiner:
         sampling: SamplingConfig,
         greedy: bool = False,
         workers: int = 1,
+        first: int = 0,
     ) -> Attempts:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each).
 
         A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its
         tokens do not depend on the other problems or their order. workers: threads that share out the problems of a
-        single policy.
+        single policy. first: number n of the first attempt.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
-        seed_P_Q = [_problem_seeds(seed, problems) for seed, problems in zip(seed_P, problems_P_Q, strict=True)]
+        seed_P_Q = [
+            [seeds.skip(own, first) for own in _problem_seeds(seed, problems)]
+            for seed, problems in zip(seed_P, problems_P_Q, strict=True)
+        ]
         if P == 1 and workers > 1:
             rollouts = self._sample_in_threads(stack, prompts_P_Q[0], attempts, seed_P_Q[0], sampling, greedy, workers)
         else:
             rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
         texts = rollouts.texts(self.backbone)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
-        names = sorted({name for problems in problems_P_Q for problem in problems for name in problem.extra})
-        columns = {name: [problem.extra.get(name) for problem in asked] for name in names}
-        columns["question"] = [problem.question for problem in asked]
+        columns = columns_of(asked)
         with self._lock:
             verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
         rewards = [

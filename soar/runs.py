@@ -17,6 +17,7 @@ from soar.types import UserError
 Row = dict[str, Any]
 
 MAX_NOTES_PER_FILE = 3
+PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
 
 
@@ -55,6 +56,7 @@ class Run:
     hard_train: list[Row] = field(default_factory=list)
     hard_test: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    paused: Row = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -201,6 +203,10 @@ def read_run(run_dir: Path) -> Run:
     if (run_dir / "summary.json").exists():
         summary, more = read_object(run_dir / "summary.json")
         notes += more
+    paused: Row = {}
+    if (run_dir / PAUSE_FILE).exists():
+        paused, more = read_object(run_dir / PAUSE_FILE)
+        notes += more
     lists: dict[str, list[Row]] = {}
     for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl"):
         lists[name], more = read_jsonl(run_dir / name, name)
@@ -218,4 +224,5 @@ def read_run(run_dir: Path) -> Run:
         hard_train=lists["hard/train.jsonl"],
         hard_test=lists["hard/test.jsonl"],
         notes=notes,
+        paused=paused,
     )

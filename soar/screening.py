@@ -3,38 +3,91 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.config import Config
+from soar.config import Config, ConfigError, ScreenConfig
 from soar.data import check_evidence
-from soar.evaluate import count_correct
 from soar.policy import Backbone
 from soar.prompts import PromptFormat
 from soar.record import RunFolder
 from soar.rollout import Examiner
+from soar.runs import read_jsonl
 from soar.types import Problem, Screening
 
 SCREEN_FILE = "hard/screen.jsonl"
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
 BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
+BLOCK = {"cpu": 8, "cuda": 16}  # problems attempted together
+FIRST_WAVE, WAVE_GROWTH = 8, 4  # with early_stop: 8 attempts, 24 more, 96 more ...
+# What a hard set shown with one configuration must have in common with a run that uses it. The seed and early stopping
+# are left out: another seed is another sample of the same evidence, and early stopping leaves the hard set as it is.
+DECISIVE = ("model_sha256", "dtype", "prompt", "verifier", "attempts", "temperature", "top_p", "max_tokens")
 
 
 def evidence_key(config: Config, backbone: Backbone, fmt: PromptFormat, model_hash: str) -> dict[str, Any]:
-    """What must be equal for evidence to be used again."""
+    """What must be equal for evidence to be added to."""
     sampling = config.student.sampling
     return {
         "model": config.model.path,
+        "revision": config.model.revision,
         "model_sha256": model_hash,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
         "prompt": fmt.fingerprint(),
         "verifier": config.problems.verifier,
         "attempts": config.screen.attempts,
+        "max_successes": config.screen.max_successes,
+        "early_stop": config.screen.early_stop,
         "temperature": config.screen.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
         "seed": config.seed,
     }
+
+
+def waves(config: ScreenConfig) -> Iterator[tuple[int, int]]:
+    """(first, last) attempt of each call: all at once, or with early_stop a few, and more where they are needed."""
+    first, last = 0, FIRST_WAVE if config.early_stop else config.attempts
+    while first < config.attempts:
+        last = min(last, config.attempts)
+        yield first, last
+        first, last = last, last * WAVE_GROWTH
+
+
+@dataclass
+class _Tally:
+    """Counts of one problem while its waves go on."""
+
+    successes: int = 0
+    attempts: int = 0
+    truncated: int = 0
+
+
+def attempt_block(examiner: Examiner, problems: list[Problem], config: Config) -> list[Screening]:
+    """Attempts of the base model at each problem; with screen.early_stop until it has too many successes to be hard.
+
+    Attempt n draws from (seed, problem id, n) alone, so the attempts of a problem that is never solved are the same
+    with and without early stopping.
+    """
+    sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
+    seed = seeds.derive(config.seed, "screen")
+    tallies = [_Tally() for _ in problems]
+    for first, last in waves(config.screen):
+        open_ = [i for i, tally in enumerate(tallies) if tally.successes <= config.screen.max_successes or not first]
+        if not open_:
+            break
+        result = examiner.attempt(None, [[problems[i] for i in open_]], last - first, [seed], sampling, first=first)
+        correct_Q = (result.solved_P_Q_N & result.valid_P_Q_N)[0].sum(-1).tolist()
+        truncated_Q = (~result.rollouts.ended_B.view(len(open_), last - first)).sum(-1).tolist()
+        for i, correct, truncated in zip(open_, correct_Q, truncated_Q, strict=True):
+            tallies[i].successes += correct
+            tallies[i].attempts = last
+            tallies[i].truncated += truncated
+    return [Screening(tally.successes, tally.attempts, tally.truncated) for tally in tallies]
 
 
 def screen(
@@ -48,40 +101,68 @@ def screen(
 ) -> dict[str, Screening]:
     """Attempts of the base model at every problem; evidence rows go to hard/screen.jsonl block by block.
 
-    Problems that the file already holds are not attempted again; rows made in another way raise data.DataError.
-    Returns problem id -> Screening.
+    Problems that the file already holds are not attempted again, except beside one that it lacks: blocks are cut from
+    the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows made in another
+    way raise data.DataError. Returns problem id -> Screening.
     """
     found: dict[str, Screening] = {}
-    for row in folder.rows(SCREEN_FILE):
+    rows = folder.rows(SCREEN_FILE)
+    for row in rows:
         if "evidence" in row:
             check_evidence(row["evidence"], evidence, f"{folder.path}/{SCREEN_FILE}")
         else:
             found[row["id"]] = Screening(row["successes"], row["attempts"], row["truncated"])
-    if not found:
+    if not rows:
         folder.append(SCREEN_FILE, [{"evidence": evidence}])
     on_problems(len(found))
-    missing = [problem for problem in problems if problem.id not in found]
-    attempts = config.screen.attempts
-    sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
+    size = BLOCK.get(examiner.backbone.device.type, BLOCK["cuda"])
+    blocks = [problems[first : first + size] for first in range(0, len(problems), size)]
+    blocks = [part for part in blocks if any(problem.id not in found for problem in part)]
+    for part, screenings in zip(blocks, _attempt_blocks(examiner, blocks, config, workers), strict=True):
+        fresh = [(p.id, s) for p, s in zip(part, screenings, strict=True) if p.id not in found]
+        found.update(fresh)
+        folder.append(
+            SCREEN_FILE,
+            [{"id": i, "successes": s.successes, "attempts": s.attempts, "truncated": s.truncated} for i, s in fresh],
+        )
+        on_problems(len(fresh))
+    return {problem.id: found[problem.id] for problem in problems}
 
-    def keep(part: list[Problem], correct_P_H: Any, truncated_P_H: Any) -> None:
-        rows = []
-        for problem, correct, truncated in zip(part, correct_P_H[0].tolist(), truncated_P_H[0].tolist(), strict=True):
-            found[problem.id] = Screening(correct, attempts, truncated)
-            rows.append({"id": problem.id, "successes": correct, "attempts": attempts, "truncated": truncated})
-        folder.append(SCREEN_FILE, rows)
-        on_problems(len(part))
 
-    if missing:
-        seed = seeds.derive(config.seed, "screen")
-        count_correct(examiner, None, missing, attempts, seed, sampling, workers=workers, block=8, on_block=keep)
-    return found
+def reuse(folder: RunFolder, place: Path) -> None:
+    """Copy the screening of another run folder, unless this one has begun its own; `screen` checks that it fits.
+
+    Raises ConfigError when there is none.
+    """
+    if (folder.path / SCREEN_FILE).is_file():
+        return
+    rows, notes = read_jsonl(place / SCREEN_FILE, SCREEN_FILE)
+    if not rows:
+        why = "; ".join(notes) or "it is empty"
+        raise ConfigError(f"screen.from_run = {str(place)!r}: {why}; give a run folder that was screened")
+    folder.append(SCREEN_FILE, rows)
+
+
+def _attempt_blocks(
+    examiner: Examiner, blocks: list[list[Problem]], config: Config, workers: int
+) -> Iterator[list[Screening]]:
+    """`attempt_block` for every block, in order, `workers` of them at a time."""
+    if workers == 1:
+        yield from (attempt_block(examiner, part, config) for part in blocks)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(attempt_block, examiner, part, config) for part in blocks]
+        try:
+            yield from (running.result() for running in jobs)
+        finally:
+            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute the blocks that are left
 
 
 def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:
     """The `screen` event: counts, histogram of success rates, and what a plain RL group would see.
 
-    Rates and shares are None where nothing was attempted (screen.attempts = 0).
+    Rates and shares are None where nothing was attempted (screen.attempts = 0), and where attempts ended early: success
+    rates of problems that were left at their first success are too high.
     """
     rows = list(found.values())
     histogram: Counter[str] = Counter()
@@ -94,12 +175,14 @@ def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:
     attempts = sum(row.attempts for row in rows)
     shares: dict[str, float | None] = dict.fromkeys(SHARES)
     if attempts:
+        shares["truncated_share"] = sum(row.truncated for row in rows) / attempts
+    if attempts and not any(row.attempts < config.screen.attempts for row in rows):
         wrong = sum((1 - row.pass_rate) ** group for row in rows) / len(rows)
         right = sum(row.pass_rate**group for row in rows) / len(rows)
         correct = sum(row.successes for row in rows) / attempts
-        truncated = sum(row.truncated for row in rows) / attempts
-        shares = dict(zip(SHARES, (correct, truncated, wrong, right, 1 - wrong - right), strict=True))
-    else:
+        shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
+        shares["frac_mixed"] = 1 - wrong - right
+    if not attempts:
         histogram.clear()
     return {
         "event": "screen",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from soar import wording
-from soar.figures import Axes, Series, bar_chart, line_chart
+from soar.figures import STYLES, Axes, Series, bar_chart, line_chart
 from soar.runs import Row, Run, count, natural, number, numbers
 
 MAX_STEPS_SHOWN = 500
@@ -77,7 +77,7 @@ def arms_section(run: Run) -> dict[str, Any]:
                 y=[arm.pass_at[k] for k in x],
                 low=[arm.interval[k][0] for k in x] if banded else (),
                 high=[arm.interval[k][1] for k in x] if banded else (),
-                style=known.index(arm.name) if arm.name in known else 4 + i % 4,
+                style=known.index(arm.name) % STYLES if arm.name in known else 4 + i % 4,
                 notes=[f"{wording.arm_name(arm.name)}, pass@{k}: {wording.with_interval(arm, k)}" for k in x],
             )
         )
@@ -246,7 +246,7 @@ def signal_section(run: Run) -> dict[str, Any]:
             if step is not None and share is not None:
                 x.append(step)
                 y.append(share)
-        style = known.index(name) if name in known else 4 + i % 4
+        style = known.index(name) % STYLES if name in known else 4 + i % 4
         series.append(Series(wording.arm_name(name), x, y, style=style))
         shares = {key: mean(_column(events, f"frac_{key}")) for key in ("all_wrong", "mixed", "all_right")}
         rows.append({"name": wording.arm_name(name), "steps": len(events), **shares})

@@ -44,6 +44,11 @@ def uniforms(seed_B: np.ndarray, steps: int) -> np.ndarray:
     return (bits_B_T >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
+def skip(seed: int, rows: int) -> int:
+    """The seed whose row i is row `rows` + i of `seed`, so that attempts can be drawn in several calls."""
+    return (seed + rows * int(_GOLDEN)) % 2**64
+
+
 def row_seeds(seed: int, rows: int) -> np.ndarray:
     """One seed a row, uint64 [rows]; row i's depends on (seed, i) alone."""
     with np.errstate(over="ignore"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ FILE_KINDS = {
     ".parquet": "parquet",
 }
 MAX_FIELD = 10_000_000
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class DataError(UserError, ValueError):
@@ -180,6 +182,35 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: not a parquet file ({error})") from error
 
 
+def hub_revision(name: str, revision: str | None) -> str:
+    """The commit that a hub dataset and a branch, tag or nothing stand for, so that a run can be repeated.
+
+    A whole commit hash is returned as it is. Raises DataError with the hub's reason.
+    """
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise DataError(_needs_datasets(name)) from error
+    try:
+        return str(HfApi().dataset_info(name.partition(":")[0], revision=revision).sha)
+    except Exception as error:  # the errors of the hub's HTTP client have no root of their own
+        raise _hub_error(name, f"revision {revision or 'main'!r}", error) from error
+
+
+def _needs_datasets(name: str) -> str:
+    return f"problems.source = {name!r} is a dataset id: it needs `datasets` (pip install soar-rl[hub])"
+
+
+def _hub_error(name: str, what: str, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DataError(
+        f"problems.source = {name!r}, {what}: {type(error).__name__}: {reason}. "
+        "Check the id, your access and the network, or download the file and name it"
+    )
+
+
 def hub_rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
     """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), streamed. Dataset scripts are not run.
 
@@ -188,20 +219,14 @@ def hub_rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
-            f"problems.source = {name!r} is a dataset id: it needs `datasets` (pip install soar-rl[hub])"
-        ) from error
+        raise DataError(_needs_datasets(name)) from error
     identifier, _, config = name.partition(":")
     try:
         rows = datasets.load_dataset(identifier, config or None, split=split, revision=revision, streaming=True)
         for number, fields in enumerate(rows, start=1):
             yield Row(f"{name}[{split}]:row {number}", dict(fields))
-    except (OSError, ValueError, RuntimeError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"problems.source = {name!r}, split {split!r}: {type(error).__name__}: {reason}. "
-            "Check the id, your access and the network, or download the file and name it"
-        ) from error
+    except Exception as error:  # the errors of the hub's HTTP client have no root of their own
+        raise _hub_error(name, f"split {split!r}", error) from error
 
 
 def gym_rows(name: str, count: int, seed: int) -> Iterator[Row]:
@@ -209,7 +234,7 @@ def gym_rows(name: str, count: int, seed: int) -> Iterator[Row]:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise DataError(f"reasoning_gym:{name} needs the package reasoning-gym (pip install reasoning-gym)") from error
+        raise DataError(f"reasoning_gym:{name}: {error} (pip install reasoning-gym)") from error
     try:
         tasks = reasoning_gym.create_dataset(name, size=count, seed=seed)
     except (ValueError, KeyError) as error:

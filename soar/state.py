@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from soar.arms import ArmProgress
+from soar.checkpoints import Checkpoint
 from soar.config import Config
 from soar.policy import AdapterStack
-from soar.record import Checkpoint
+from soar.student import Midway
 from soar.teacher import LoopState
 from soar.update import StackOptimizer
 
@@ -17,47 +21,88 @@ COUNTERS = ("step", "promotions", "window", "pq", "pass_rates", "student_rollout
 
 
 @dataclass
+class Pending:
+    """A promotion on hold. promotion: its event; rows: its questions; the rest is the baseline that a refusal restores."""
+
+    promotion: dict[str, Any]
+    rows: list[dict[str, Any]]
+    baseline: AdapterStack
+    pass_rates: dict[str, float | None]
+
+
+@dataclass
 class RunState:
-    """What a checkpoint holds: the stage to do next, the loop's state, finished arms, seconds per phase."""
+    """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
+
+    tokens: sampled since screening.
+    """
 
     stage: str
     loop: LoopState
     arms: dict[str, AdapterStack] = field(default_factory=dict)
     arm_rollouts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    arm_progress: ArmProgress | None = None
+    pending: Pending | None = None
+    tokens: int = 0
 
 
 def to_checkpoint(state: RunState) -> Checkpoint:
     """Stage, counters and every tensor of a run. Seeds are derived, so there is no random state to keep."""
-    loop = state.loop
-    tensors = {f"teacher/{k}": v for k, v in loop.teacher.tensors.items()}
-    tensors |= {f"baseline/{k}": v for k, v in loop.baseline.tensors.items()}
-    tensors |= {f"optimizer/{k}": v for k, v in loop.optimizer.state().items()}
+    loop, progress, pending = state.loop, state.arm_progress, state.pending
+    tensors = _prefixed("teacher", loop.teacher.tensors)
+    tensors |= _prefixed("baseline", loop.baseline.tensors)
+    tensors |= _prefixed("optimizer", loop.optimizer.state())
     for arm, stack in state.arms.items():
-        tensors |= {f"arm:{arm}/{k}": v for k, v in stack.tensors.items()}
-    data = {name: getattr(loop, name) for name in COUNTERS}
+        tensors |= _prefixed(f"arm:{arm}", stack.tensors)
+    data: dict[str, Any] = {name: getattr(loop, name) for name in COUNTERS}
     data |= {
         "kind": loop.baseline.kind,
         "scale": loop.baseline.scale,
         "arm_rollouts": state.arm_rollouts,
         "seconds": state.seconds,
+        "tokens": state.tokens,
+        "arm_progress": None,
+        "pending": None,
     }
+    if progress is not None:
+        midway = progress.midway
+        tensors |= _prefixed("midway", midway.stack.tensors)
+        tensors |= _prefixed("midway_optimizer", midway.optimizer)
+        known = {"arm": progress.arm, "step": midway.step, "rollouts": midway.rollouts}
+        data["arm_progress"] = {**known, "failed_P": midway.failed_P.tolist()}
+    if pending is not None:
+        tensors |= _prefixed("held", pending.baseline.tensors)
+        known = {"promotion": pending.promotion, "rows": pending.rows}
+        data["pending"] = {**known, "pass_rates": pending.pass_rates}
     return Checkpoint(state.stage, data, tensors)
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config) -> RunState:
     """Inverse of `to_checkpoint`, tensors on `device`."""
     data = checkpoint.data
 
-    def stack(prefix: str) -> AdapterStack:
+    def named(prefix: str) -> dict[str, Tensor]:
         start = f"{prefix}/"
-        named = {k.removeprefix(start): v.to(device) for k, v in checkpoint.tensors.items() if k.startswith(start)}
-        return AdapterStack(data["kind"], named, data["scale"])
+        return {k.removeprefix(start): v for k, v in checkpoint.tensors.items() if k.startswith(start)}
+
+    def stack(prefix: str) -> AdapterStack:
+        return AdapterStack(data["kind"], {k: v.to(device) for k, v in named(prefix).items()}, data["scale"])
 
     teacher = stack("teacher")
     optimizer = StackOptimizer(teacher, config.teacher.optimizer)
-    start = "optimizer/"
-    optimizer.restore({k.removeprefix(start): v for k, v in checkpoint.tensors.items() if k.startswith(start)})
+    optimizer.restore(named("optimizer"))
     loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
     arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
-    return RunState(checkpoint.stage, loop, arms, data["arm_rollouts"], data["seconds"])
+    state = RunState(checkpoint.stage, loop, arms, data["arm_rollouts"], data["seconds"], tokens=data["tokens"])
+    if (known := data["arm_progress"]) is not None:
+        failed_P = torch.tensor(known["failed_P"])
+        midway = Midway(known["step"], stack("midway"), named("midway_optimizer"), failed_P, known["rollouts"], [])
+        state.arm_progress = ArmProgress(known["arm"], midway)
+    if (held := data["pending"]) is not None:
+        state.pending = Pending(held["promotion"], held["rows"], stack("held"), held["pass_rates"])
+    return state

@@ -6,6 +6,7 @@ out: early stopping, a replay buffer, several updates per batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import StudentConfig
+from soar.faults import split_on_shortage
 from soar.policy import AdapterStack, Backbone, concat
 from soar.rloo import group_shares, leave_one_out
 from soar.rollout import Attempts, Examiner
@@ -32,6 +34,22 @@ class Population:
     failed_P: Tensor
     metrics: list[Metrics]
     rollouts: int
+
+
+@dataclass(frozen=True)
+class Midway:
+    """Students in the middle of their training: what `train_population` needs to go on as if it had not stopped.
+
+    step: RLOO steps done. optimizer: `update.StackOptimizer.state`. rollouts: spent so far. metrics: per step, since the
+    training began or was continued.
+    """
+
+    step: int
+    stack: AdapterStack
+    optimizer: dict[str, Tensor]
+    failed_P: Tensor
+    rollouts: int
+    metrics: list[Metrics]
 
 
 def shuffled_passes(problems: Sequence[Problem], seed: int, steps: int, per_step: int) -> list[list[Problem]]:
@@ -72,16 +90,23 @@ def train_population(
     lr: float,
     workers: int = 1,
     on_step: Callable[[int, Metrics], None] | None = None,
+    begun: Midway | None = None,
+    on_midway: Callable[[Midway], None] | None = None,
+    due: Callable[[int], bool] | None = None,
 ) -> Population:
     """Train P students from `start`; student p sees batches_P_S[p], one batch a step.
 
     start: one slice (every student starts from it) or P slices. It is not changed. seed_P: one seed per student; a
     student's numbers depend on its seed and batches, not on its neighbours (up to the rounding of batched products).
-    on_step(step, metrics) is called after each step of each chunk.
+    on_step(step, metrics) is called after each step of each chunk. on_midway(state) is called after every step whose
+    number of steps done is `due`, the last one excepted; `begun` is such a state to go on from. Both are for students
+    that are trained as one chunk. The metrics of a continued training are those of its own steps.
     """
     P = len(batches_P_S)
     chunk = choose_chunk(examiner.backbone, P, workers)
     groups = [list(range(first, min(P, first + chunk))) for first in range(0, P, chunk)]
+    if len(groups) > 1 and (begun is not None or on_midway is not None):
+        raise ValueError(f"{P} students in {len(groups)} chunks cannot be saved in the middle of their training")
 
     def job(members: list[int]) -> Population:
         slices = [0] * len(members) if start.policies == 1 else members
@@ -94,15 +119,21 @@ def train_population(
             lr,
             on_step,
             workers if len(groups) == 1 else 1,
+            begun,
+            on_midway if due is not None else None,
+            due or bool,
         )
+
+    def fitting(members: list[int]) -> list[Population]:
+        return split_on_shortage(job, members, logging.getLogger(__name__).warning, "students")
 
     if workers > 1 and len(groups) > 1:
         with ThreadPoolExecutor(workers) as pool:
-            done = list(pool.map(job, groups))
+            done = [part for parts in pool.map(fitting, groups) for part in parts]
     else:
-        done = [job(members) for members in groups]
-    sizes = [len(members) for members in groups]
-    metrics = [_mean_metrics([part.metrics[s] for part in done], sizes) for s in range(len(batches_P_S[0]))]
+        done = [part for members in groups for part in fitting(members)]
+    sizes = [part.stack.policies for part in done]
+    metrics = [_mean_metrics([part.metrics[s] for part in done], sizes) for s in range(len(done[0].metrics))]
     return Population(
         concat([part.stack for part in done]),
         torch.cat([part.failed_P for part in done]),
@@ -120,12 +151,21 @@ def _train_chunk(
     lr: float,
     on_step: Callable[[int, Metrics], None] | None,
     workers: int,
+    begun: Midway | None,
+    on_midway: Callable[[Midway], None] | None,
+    due: Callable[[int], bool],
 ) -> Population:
+    if begun is not None:
+        stack = begun.stack.select(list(range(stack.policies)))
     optimizer = StackOptimizer(stack, config.optimizer)
     failed_P = torch.zeros(stack.policies, dtype=torch.bool)
     metrics: list[Metrics] = []
-    rollouts = 0
-    for step in range(len(batches_P_S[0])):
+    first = rollouts = 0
+    if begun is not None:
+        optimizer.restore(begun.optimizer)
+        first, rollouts, failed_P = begun.step, begun.rollouts, begun.failed_P.clone()
+    steps = len(batches_P_S[0])
+    for step in range(first, steps):
         step_seed_P = [seeds.derive(seed, "attempts", step) for seed in seed_P]
         problems_P_Q = [batches[step] for batches in batches_P_S]
         attempts = examiner.attempt(stack, problems_P_Q, config.attempts, step_seed_P, config.sampling, workers=workers)
@@ -147,6 +187,8 @@ def _train_chunk(
         metrics.append(step_metrics(attempts, stats))
         if on_step is not None:
             on_step(step, metrics[-1])
+        if on_midway is not None and step + 1 < steps and due(step + 1):
+            on_midway(Midway(step + 1, stack, optimizer.state(), failed_P, rollouts, list(metrics)))
     for tensor in stack.tensors.values():
         tensor.requires_grad_(False)
     return Population(stack, failed_P, metrics, rollouts)

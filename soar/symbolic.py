@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import logging
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +29,7 @@ from sympy import (
 )
 
 from soar.answers import has_words, normalize, read_number, spell_unicode
+from soar.sketches import Sketch, clearly_different, in_order
 from soar.types import Verdict
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -102,18 +102,6 @@ def is_value(text: str, undefined: bool = False) -> bool:
     return not has_words(cleaned)
 
 
-@dataclass(frozen=True)
-class Sketch:
-    """Numerical values of a reading, at a fixed point where it has variables. name: of `x` in `x = 3`, else None.
-
-    shape: None for a number or a collection, rows and columns for a matrix. values: in order for a matrix, else sorted.
-    """
-
-    name: str | None
-    shape: tuple[int, int] | None
-    values: tuple[complex, ...]
-
-
 @lru_cache(maxsize=2048)
 def sketch(text: str) -> Sketch | None:
     """Values of an answer's first reading; None where they do not tell it from others (per cent, inequality, words)."""
@@ -137,8 +125,7 @@ def sketch(text: str) -> Sketch | None:
     if not values or len(values) > MAX_PARTS or any(part is None for part in values):
         return None
     numbers = [part for part in values if part is not None]
-    ordered = numbers if shape else sorted(numbers, key=lambda number: (round(number.real, 4), number.imag))
-    return Sketch(name, shape, tuple(ordered))
+    return Sketch(name, shape, tuple(numbers) if shape else in_order(numbers))
 
 
 def _value_at_point(value: Any) -> complex | None:
@@ -159,17 +146,6 @@ def _value_at_point(value: Any) -> complex | None:
     except Exception:  # undefined here, or not a number at all
         return None
     return number if cmath.isfinite(number) else None
-
-
-def clearly_different(a: Sketch | None, b: Sketch | None) -> bool:
-    """Whether two answers differ by far more than any tolerance, so that the slow symbolic comparison is not needed."""
-    if a is None or b is None or (a.shape is None) != (b.shape is None):
-        return False
-    if a.name is not None and b.name is not None and a.name != b.name:
-        return False
-    if a.shape != b.shape or len(a.values) != len(b.values):
-        return True
-    return any(abs(x - y) > 1e-5 + 1e-9 * max(abs(x), abs(y)) for x, y in zip(a.values, b.values, strict=True))
 
 
 def _equal(gold: Any, answer: Any) -> bool:

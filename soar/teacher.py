@@ -17,13 +17,16 @@ import numpy as np
 import torch
 
 from soar import seeds
+from soar.alarms import alarm
 from soar.config import Config
+from soar.ledger import digest
 from soar.lessons import Lessons, teacher_prompt, write_lessons
 from soar.policy import AdapterStack
 from soar.promotion import decide
 from soar.rewards import grounded
 from soar.rloo import leave_one_out
 from soar.rollout import Attempts, Examiner
+from soar.signals import deal, pay
 from soar.student import Metrics, Population, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Decision, Problem, Trial
 from soar.update import StackOptimizer, UpdateStats, learning_rate, update
@@ -63,12 +66,16 @@ def new_state(examiner: Examiner, config: Config) -> LoopState:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, and every trial."""
+    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, every trial.
+
+    verdicts_P: per student, a hash over the reward questions and its verdicts on them, for the ledger.
+    """
 
     improvement_G_R: np.ndarray
     valid_G_R: np.ndarray
     baseline: float
     trials: list[Trial]
+    verdicts_P: list[str]
 
 
 class OuterLoop:
@@ -104,7 +111,8 @@ class OuterLoop:
         batches, seed_P = [], []
         for k, problems in enumerate(lessons.problems_G_Q):
             for j in range(config.repeats):
-                seed = seeds.derive(self.config.seed, "student", state.step, k, j)
+                place = (j,) if config.common_seeds else (k, j)
+                seed = seeds.derive(self.config.seed, "student", state.step, *place)
                 batches.append(shuffled_passes(problems, seed, steps, config.prompts_per_step))
                 seed_P.append(seed)
         lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
@@ -136,6 +144,8 @@ class OuterLoop:
         seed = seeds.derive(config.seed, "measure", state.step)
         rates: list[float] = []
         failed: list[bool] = population.failed_P.tolist()
+        verdicts_P: list[str] = []
+        asked = [problem.id for problem in questions]
         size = choose_chunk(self.examiner.backbone, G * R, self.workers)
         groups = [list(range(first, min(G * R, first + size))) for first in range(0, G * R, size)]
 
@@ -153,11 +163,14 @@ class OuterLoop:
             for members, attempts in zip(groups, pool.map(job, groups), strict=True):
                 state.student_rollouts += attempts.count
                 rates += attempts.pass_rate_P().tolist()
+                each = attempts.count // len(members)
+                said = [[v.value for v in attempts.verdicts[i * each : (i + 1) * each]] for i in range(len(members))]
+                verdicts_P += [digest([asked, words]) for words in said]
                 for p, diverged in zip(members, attempts.failed_P.tolist(), strict=True):
                     failed[p] = failed[p] or diverged
         trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
         rate_G_R = np.array(rates).reshape(G, R)
-        return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials)
+        return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials, verdicts_P)
 
     def _baseline_rate(self, questions: list[Problem]) -> float:
         """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
@@ -181,18 +194,18 @@ class OuterLoop:
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
 
-    def learn(self, lessons: Lessons, reward_G: list[float | None]) -> UpdateStats | None:
-        """Step 4: every rollout of dataset k gets reward R_k; the baseline of a dataset is the mean of the others.
+    def learn(self, lessons: Lessons, reward_U: list[float | None]) -> UpdateStats | None:
+        """Step 4: every rollout gets the reward of its unit (dataset k, R_k); the baseline is the mean of the other units.
 
-        None, and the teacher as it was (no KL step, no momentum step), without a reward of any dataset.
+        reward_U: see `signals.Payment`. None, and the teacher as it was (no KL step, no momentum step), without a reward.
         """
         config, state = self.config.teacher, self.state
-        if config.reward == "none" or all(reward is None for reward in reward_G):
+        if all(reward is None for reward in reward_U):
             return None
-        values = torch.tensor([0.0 if reward is None else reward for reward in reward_G])
-        valid = torch.tensor([reward is not None for reward in reward_G])
-        advantage_G = leave_one_out(values, valid, config.optimizer.normalize_advantages)
-        advantage_B = advantage_G.repeat_interleave(config.questions)
+        values = torch.tensor([0.0 if reward is None else reward for reward in reward_U])
+        valid = torch.tensor([reward is not None for reward in reward_U])
+        advantage_U = leave_one_out(values, valid, config.optimizer.normalize_advantages)
+        advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
         return update(
             self.examiner.backbone,
             state.teacher,
@@ -207,7 +220,7 @@ class OuterLoop:
     def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
         """One outer step. Returns the events for metrics.jsonl and the rows for questions.jsonl; advances the state."""
         started = time.monotonic()
-        lessons = self.write()
+        lessons = deal(self.write(), self.config, self.state.step)
         population = self.teach(lessons)
         measured = self.measure(population)
         reward_G, error_G = grounded(measured.improvement_G_R.tolist(), measured.valid_G_R.tolist())
@@ -218,14 +231,17 @@ class OuterLoop:
             state.window.append(float(np.mean(rewards)))
         promotion = self.config.promotion
         decision = decide(state.window, reward_G, measured.trials, promotion.tau, promotion.window)
-        stats = self.learn(lessons, reward_G)
-        events = [_alarm(number, "all students failed", "every student of this step produced NaN or inf")] * (
+        payment = pay(self.examiner, state, lessons, reward_G, self.config, self.workers)
+        state.student_rollouts += payment.rollouts
+        stats = self.learn(lessons, payment.reward_U)
+        events = [alarm("all students failed", "every student of this step produced NaN or inf", number)] * (
             not rewards
         )
         if decision.promote:
             events.append(self._promote(decision, lessons, population, measured, reward_G))
         state.step += 1
         event = _outer_event(number, lessons, population, measured, reward_G, error_G, decision, stats)
+        event["teacher_reward_G"] = payment.reward_G
         event["student_rollouts"] = state.student_rollouts
         event["seconds"] = round(time.monotonic() - started, 3)
         rows = [
@@ -266,6 +282,7 @@ class OuterLoop:
             "baseline_pass_rate": measured.baseline,
             "questions": len(problems),
             "student": state.baseline.digest(),
+            "verdicts": measured.verdicts_P[index],
         }
 
 
@@ -303,7 +320,3 @@ def _outer_event(
         "student_first": population.metrics[0],
         "student_last": population.metrics[-1],
     }
-
-
-def _alarm(step: int, kind: str, message: str) -> Event:
-    return {"event": "alarm", "step": step, "kind": kind, "message": message}

@@ -25,6 +25,8 @@ from typing import Any
 class UserError(Exception):
     """An error whose message says what was found, what is expected and what to do: shown without a traceback."""
 
+    exit_code = 1
+
 
 class Verdict(str, Enum):
     """Outcome of checking one completion against one gold answer.

@@ -8,6 +8,7 @@ length into micro-batches that hold equally many rows of every policy, short pol
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
 
 CPU_LOGIT_BYTES = 1 << 29
+SMALLEST_MICRO_BATCH = 1024
 MEMORY_SHARE = 0.5  # of a GPU's free memory, for the activations of one pass
 
 
@@ -64,12 +66,13 @@ class StackOptimizer:
         return flat
 
     def restore(self, flat: dict[str, Tensor]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`. The step count lies where AdamW keeps it: with the weights only when it is fused."""
+        fused = bool(self.adamw.defaults["fused"])
         for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
             entries = {k.rpartition("/")[2]: v for k, v in flat.items() if k.rpartition("/")[0] == name}
             if entries:
                 self.adamw.state[parameter] = {
-                    k: v.clone() if k == "step" else v.clone().to(parameter.device) for k, v in entries.items()
+                    k: v.clone().to("cpu" if k == "step" and not fused else parameter.device) for k, v in entries.items()
                 }
 
 
@@ -100,45 +103,72 @@ def update(
     not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does.
     Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
     """
-    config, P = optimizer.config, stack.policies
-    device = backbone.device
-    with_kl = config.kl > 0.0
-    kept_P = _rows_that_count(rollouts, advantage_B, P, with_kl)
-    per_policy = rollouts.rows // P
-    gap_P, kl_P, tokens_P = torch.zeros(P), torch.zeros(P), torch.zeros(P)
+    config = optimizer.config
+    kept_P = _rows_that_count(rollouts, advantage_B, stack.policies, config.kl > 0.0)
+    normaliser = float(rollouts.rows // stack.policies * max_tokens)
+    limit = backbone.config.micro_batch_tokens or _token_limit(backbone)
+    while True:
+        try:
+            gap_P, kl_P, tokens_P = _accumulate(
+                backbone,
+                stack,
+                config,
+                rollouts,
+                advantage_B,
+                _micro_batches(rollouts, kept_P, limit),
+                temperature,
+                normaliser,
+            )
+            break
+        except torch.cuda.OutOfMemoryError:
+            if limit <= SMALLEST_MICRO_BATCH:
+                raise
+            limit //= 2
+            backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
+            warnings.warn(f"out of GPU memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
+        torch.cuda.empty_cache()
+    norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
+    count_P = tokens_P.clamp(min=1)
+    kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full((stack.policies,), math.nan)
+    return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
+
+
+def _accumulate(
+    backbone: Backbone,
+    stack: AdapterStack,
+    config: OptimizerConfig,
+    rollouts: Rollouts,
+    advantage_B: Tensor,
+    batches: list[tuple[list[int], Tensor]],
+    temperature: float,
+    normaliser: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the whole loss, from zero; returns sums per policy: log-probability gap, k3, tokens (on the CPU)."""
+    P, device = stack.policies, backbone.device
+    sums_3_P = torch.zeros(3, P, device=device)
     for tensor in stack.tensors.values():
         # Zeros and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient.
         tensor.grad = torch.zeros_like(tensor)
-    for rows, weight_B in _micro_batches(backbone, rollouts, kept_P):
+    for rows, weight_B in batches:
         part = rollouts.select(rows)
-        length_B = part.length_B
         with backbone.use(stack):
             logprob_B_T = token_logprobs(backbone, part, temperature)
         reference_B_T = None
-        if with_kl:
+        if config.kl > 0.0:
             with torch.no_grad(), backbone.use(None):
                 reference_B_T = token_logprobs(backbone, part, temperature)
         T = logprob_B_T.shape[1]
-        mask_B_T = ((torch.arange(T)[None] < length_B[:, None]) * weight_B[:, None]).to(device)
-        loss_B = policy_loss(
-            logprob_B_T,
-            mask_B_T,
-            advantage_B[torch.tensor(rows)].to(device),
-            float(per_policy * max_tokens),
-            reference_B_T,
-            config.kl,
-        )
-        loss_B.sum().backward()
+        mask_B_T = ((torch.arange(T)[None] < part.length_B[:, None]) * weight_B[:, None]).to(device)
+        advantage_b = advantage_B[torch.tensor(rows)].to(device)
+        policy_loss(logprob_B_T, mask_B_T, advantage_b, normaliser, reference_B_T, config.kl).sum().backward()
         with torch.no_grad():
             sampled_B_T = part.logprob_B_T[:, :T].to(device)
-            gap_P += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1).cpu()
-            tokens_P += mask_B_T.view(P, -1).sum(1).cpu()
+            sums_3_P[0] += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1)
             if reference_B_T is not None:
-                kl_P += k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).view(P, -1).sum(1).cpu()
-    norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
-    count_P = tokens_P.clamp(min=1)
-    kl_mean_P = kl_P / count_P if with_kl else torch.full((P,), math.nan)
-    return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
+                sums_3_P[1] += k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).view(P, -1).sum(1)
+            sums_3_P[2] += mask_B_T.view(P, -1).sum(1)
+    gap_P, kl_P, tokens_P = sums_3_P.cpu()
+    return gap_P, kl_P, tokens_P
 
 
 def _rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, with_kl: bool) -> list[list[int]]:
@@ -180,10 +210,10 @@ def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) ->
     return norm_P.cpu(), failed_P.cpu()
 
 
-def _micro_batches(backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int]]) -> list[tuple[list[int], Tensor]]:
+def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[tuple[list[int], Tensor]]:
     """Batches of row numbers (policy-major, equally many per policy) with a 0/1 weight per row, long rows first.
 
-    The padded tokens of a batch stay under model.micro_batch_tokens, or what the device's memory rule allows.
+    The padded tokens of a batch stay under `limit`, unless one row of every policy is more.
     """
     most = max(len(kept) for kept in kept_P)
     if most == 0:
@@ -194,7 +224,6 @@ def _micro_batches(backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int
 
     lengths = rollouts.length_B.tolist()
     sorted_P = [sorted(kept, key=size, reverse=True) for kept in kept_P]
-    limit = backbone.config.micro_batch_tokens or _token_limit(backbone)
     batches: list[tuple[list[int], Tensor]] = []
     first = 0
     while first < most:
@@ -216,7 +245,8 @@ def _token_limit(backbone: Backbone) -> int:
     """Padded tokens of one forward and backward pass.
 
     On a CPU by the logits (three float copies); on a GPU by the activations that a decoder layer keeps for the backward
-    pass, about 24 values of the hidden width and 6 of the inner width per token, within a share of the free memory.
+    pass, about 24 values of the hidden width and 6 of the inner width per token (half of that with fused kernels),
+    within a share of the free memory.
     """
     device = backbone.device
     if device.type != "cuda":
@@ -224,6 +254,7 @@ def _token_limit(backbone: Backbone) -> int:
     config = backbone.model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     per_token = config.num_hidden_layers * (24 * config.hidden_size + 6 * inner) * backbone.dtype.itemsize
+    per_token //= 2 if backbone.fused else 1
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(1024, min(65536, int(MEMORY_SHARE * (free + unused)) // per_token))
+    return max(1024, min(1 << 17, int(MEMORY_SHARE * (free + unused)) // per_token))

@@ -1,8 +1,9 @@
-"""Comparing an answer with a gold answer, as far as that can be done exactly and without a symbolic engine.
+"""Comparing an answer with a gold answer, as far as that can be done without a symbolic engine.
 
-`compare_math` decides equal texts, choice letters, rational numbers and lists of them, and returns None for the rest,
-which `verify.py` gives to math-verify in a worker process. Deciding rationals here also removes math-verify's false
-positives for tiny fractions. `50%` equals 50 and 0.5; `x=3` equals 3 and `3 or 5` is the set {3, 5} (math-verify).
+`compare_math` decides equal texts, choice letters, rational numbers and lists of them, and expressions whose values are
+far apart (`sketches.py`). It returns None for the rest, which `verify.py` gives to math-verify in a worker process.
+Deciding rationals here also removes math-verify's false positives for tiny fractions. `50%` equals 50 and 0.5; `x=3`
+equals 3 and `3 or 5` is the set {3, 5} (math-verify).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from soar.answers import (
     read_list,
     read_number,
 )
+from soar.sketches import surely_different
 from soar.types import Verdict
 
 
@@ -91,7 +93,7 @@ def compare_math(answer: str, gold: str) -> Verdict | None:
     """The verdict where it can be decided exactly without a symbolic engine, else None.
 
     Decided here: equal normalised text, choice letters, rationals, tuples and sets of rationals, a set against a tuple
-    or an interval, and answers too long to be parsed.
+    or an interval, expressions whose values are far apart (`sketches.py`), and answers too long to be parsed.
     """
     if answer == gold:
         return Verdict.CORRECT
@@ -109,7 +111,8 @@ def compare_math(answer: str, gold: str) -> Verdict | None:
     letter, chosen = read_choice(gold, bare=True), read_choice(answer, bare=True)
     if letter is not None and chosen is not None:
         return _verdict(letter == chosen)
-    return _compare_brackets(answer, gold)
+    verdict = _compare_brackets(answer, gold)
+    return Verdict.WRONG if verdict is None and surely_different(answer, gold) else verdict
 
 
 def _compare_brackets(answer: str, gold: str) -> Verdict | None:

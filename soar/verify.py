@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from soar.answers import MAX_COMPLETION_CHARS, extract, read_number
-from soar.types import Verdict
+from soar.types import Problem, Verdict
 from soar.verifiers import COMPARERS, compare_math
 from soar.workers import VerifierError, WorkerPool
 
@@ -128,19 +128,19 @@ class VerifierPool:
         known = self._verdicts.get((answer, gold))
         return compare_math(answer, gold) if known is None else known
 
-    def check_golds(self, golds: Sequence[str]) -> list[Verdict]:
+    def check_golds(self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None) -> list[Verdict]:
         """Whether each gold answer can be graded: CORRECT when the verifier reads it and finds it equal to itself.
 
         No shortcut for equal texts is taken: what `math` and `number` cannot read is UNSCORABLE, but a few words
         (`\\text{Saturday}`) are CORRECT for `math`, which compares them as text. A user function is given the gold
-        answer as a completion.
+        answer as a completion, with the further columns.
         """
         if self.name == "math":
             return self._pool.run([("math", gold, gold) for gold in golds])
         if self.name in NAMES:
             return self.check_answers(list(golds), golds)
         frame = "\\boxed{%s}" if self.answer_style == "boxed" else "Answer: %s"
-        return self.check([frame % gold for gold in golds], golds)
+        return self.check([frame % gold for gold in golds], golds, columns)
 
     def parsable(self, answers: Sequence[str]) -> list[bool]:
         """Whether each answer can serve as a gold answer.
@@ -159,6 +159,13 @@ class VerifierPool:
             known[answer] = verdict is Verdict.CORRECT
             _remember(self._parsable, answer, verdict is Verdict.CORRECT)
         return [bool(known[answer]) for answer in answers]
+
+
+def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
+    """The columns that a user function gets beside completion and gold answer: `question`, and those of the source."""
+    names = sorted({name for problem in problems for name in problem.extra})
+    columns = {name: [problem.extra.get(name) for problem in problems] for name in names}
+    return {**columns, "question": [problem.question for problem in problems]}
 
 
 def _remember(cache: dict[K, V], key: K, value: V) -> None:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from soar import wording
 from soar.figures import visible
-from soar.runs import Row, count, number, numbers, read_object, read_run
+from soar.runs import PAUSE_FILE, Row, count, number, numbers, read_object, read_run
 from soar.sections import mean, standard_error
 
 RECENT = 5  # outer steps whose mean time predicts the rest
@@ -74,6 +74,7 @@ class Watched:
     evaluations: dict[str, Row] = field(default_factory=dict)
     questions: list[Row] = field(default_factory=list)
     finished: bool = False
+    paused: Row = field(default_factory=dict)  # reason and command to continue of a run that stopped at a safe point
     age: float | None = None  # seconds since metrics.jsonl was written
 
     def key(self, section: str, name: str) -> float | None:
@@ -87,12 +88,24 @@ class Watched:
         return count(self.key("teacher", "steps"))
 
     @property
+    def loop_ended(self) -> bool:
+        """Whether the outer loop has made its steps or its promotions (`summary.loop_end`)."""
+        most = self.key("limits", "max_promotions")
+        steps_done = self.total is not None and len(self.steps) >= self.total
+        return steps_done or bool(most and len(self.promotions) >= most)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come: the run is finished, or a person has to continue it."""
+        return self.finished or bool(self.paused)
+
+    @property
     def stage(self) -> str:
         if self.finished:
             return "finished"
         if self.evaluations:
             return "evaluation"
-        if self.total is not None and len(self.steps) >= self.total:
+        if self.loop_ended:
             return "arms and evaluation"
         return "outer loop" if self.screen else "screening"
 
@@ -121,6 +134,8 @@ class Watcher:
         if last is not None:
             seen.questions = [row for row in rows if count(row.get("step")) == last]
         seen.finished = (seen.path / "summary.json").is_file()
+        paused = not seen.finished and (seen.path / PAUSE_FILE).is_file()
+        seen.paused = read_object(seen.path / PAUSE_FILE)[0] if paused else {}
         if (seen.path / "metrics.jsonl").is_file():
             seen.age = max(0.0, time.time() - (seen.path / "metrics.jsonl").stat().st_mtime)
         return events
@@ -182,19 +197,22 @@ def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118
     lines += [f"  {name:8s} {question_text(row, max(30, width - 30))}" for name, row in extremes(rows)]
     for event in events[1:]:
         if event.get("event") == "promotion":
-            lines.append(
-                f"  promoted dataset {event.get('dataset')}: pass rate {wording.decimal(event.get('baseline_pass_rate'))} "
-                f"→ {wording.decimal(event.get('pass_rate'))}"
-            )
+            lines.append(f"  {promotion_line(event)}")
         elif event.get("event") == "alarm":
             lines.append(f"  alarm: {one_line(event.get('kind'))}: {one_line(event.get('message'))}")
     return lines
 
 
+def promotion_line(event: Row) -> str:
+    """A promotion in words."""
+    rates = [wording.decimal(event.get(key)) for key in ("baseline_pass_rate", "pass_rate")]
+    return f"promoted dataset {count(event.get('dataset'))}: pass rate {' → '.join(rates)}"
+
+
 def time_left(seen: Watched) -> float | None:
     """Seconds that the outer loop still needs at the pace of the last steps; None when unknown."""
     taken = numbers([step.get("seconds") for step in seen.steps[-RECENT:]])
-    if not taken or seen.total is None:
+    if not taken or seen.total is None or seen.loop_ended:
         return None
     return max(0, seen.total - len(seen.steps)) * (mean(taken) or 0.0)
 
@@ -210,8 +228,11 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def view_rows(seen: Watched, width: int = 80) -> Iterator[tuple[str, str, str]]:
     """The view as (name, text, style), top to bottom."""
     name = one_line(seen.manifest.get("name") or seen.path.resolve().name)
-    age = "" if seen.finished or seen.age is None else f", last written {wording.duration(seen.age)} ago"
+    age = "" if seen.over or seen.age is None else f", last written {wording.duration(seen.age)} ago"
     yield "run", f"{name}: {seen.stage}{age}", "bold"
+    if seen.paused:
+        yield "paused", one_line(seen.paused.get("reason")), "bold yellow"
+        yield "continue", one_line(seen.paused.get("resume")), "yellow"
     if seen.screen:
         hard, tried = wording.whole(seen.screen.get("hard")), wording.whole(seen.screen.get("candidates"))
         yield "hard", f"{hard} of {tried} candidates", ""
@@ -237,7 +258,7 @@ def view_rows(seen: Watched, width: int = 80) -> Iterator[tuple[str, str, str]]:
 def _loop_rows(seen: Watched, width: int) -> Iterator[tuple[str, str, str]]:
     last, left = seen.steps[-1], time_left(seen)
     done, total = len(seen.steps), seen.total
-    ending = f", about {wording.duration(left)} left in the loop" if left and not seen.finished else ""
+    ending = f", about {wording.duration(left)} left in the loop" if left and not seen.over else ""
     yield "step", f"{done}{'' if total is None else f' of {total}'}{ending}", ""
     rollouts = wording.whole(last.get("student_rollouts"))
     texts = wording.whole(sum(count(step.get("sampled")) or 0 for step in seen.steps))
@@ -291,7 +312,7 @@ def plain(text: str, ascii_only: bool) -> str:
 
 
 def follow(path: Path, console: Console, every: float = 2.0, once: bool = False) -> None:
-    """Show a run until it is finished: a live view on a terminal, elsewhere the view once and then a line per event.
+    """Show a run until it is finished or paused: a live view on a terminal, elsewhere the view, then a line per event.
 
     Raises ReportError when `path` holds no run.
     """
@@ -302,20 +323,20 @@ def follow(path: Path, console: Console, every: float = 2.0, once: bool = False)
     def current() -> RenderableType:
         return view(watcher.seen, console.width, ascii_only)
 
-    if once or watcher.seen.finished:
+    if once or watcher.seen.over:
         console.print(current())
         return
     if console.is_terminal:
         from rich.live import Live
 
         with Live(current(), console=console, auto_refresh=False) as live:
-            while not watcher.seen.finished:
+            while not watcher.seen.over:
                 time.sleep(every)
                 watcher.update()
                 live.update(current(), refresh=True)
         return
     console.print(current())
-    while not watcher.seen.finished:
+    while not watcher.seen.over:
         time.sleep(every)
         for line in event_lines(watcher.update(), watcher.seen.questions):
             console.print(Text(plain(line, ascii_only)), soft_wrap=True)
@@ -334,6 +355,11 @@ def event_lines(events: Sequence[Row], questions: Sequence[Row]) -> list[str]:
             group = []
         if kind == "outer_step" or group:
             group.append(event)
+        elif kind == "promotion":  # one that was held for a review, or came after its step had been shown
+            lines.append(f"step {(count(event.get('step')) or 0) + 1:3d}  {promotion_line(event)}")
+        elif kind == "review":
+            decided = f"{one_line(event.get('decision'))} by {one_line(event.get('by'))}"
+            lines.append(f"step {(count(event.get('step')) or 0) + 1:3d}  promotion {decided}")
         elif kind == "alarm":
             lines.append(f"alarm: {one_line(event.get('kind'))}: {one_line(event.get('message'))}")
         elif kind == "evaluation":

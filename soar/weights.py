@@ -17,13 +17,20 @@ from soar.figures import visible
 from soar.files import write_atomic, write_json
 from soar.policy import resolve_path
 from soar.runs import Run, read_run
-from soar.wording import arm_name, with_interval
+from soar.wording import ARM_MEANINGS, arm_name, with_interval
 
-POLICIES = {"student": "student", "teacher": "teacher", "pq": "arms/pq", "hard_only": "arms/hard_only"}
-"""Name of a policy -> its adapter in the run folder. `student` is the promoted student (PS)."""
+ARM_OF = {"student": "ps", **{name: name for name in ARM_MEANINGS if name not in ("base", "ps")}}
+"""Name of a policy -> the arm that its held-out result stands under. `student` is the promoted student (PS)."""
 
-ARMS = {"student": "ps", "pq": "pq", "hard_only": "hard_only"}
+POLICIES = {
+    "student": "student",
+    "teacher": "teacher",
+    **{name: f"arms/{name}" for name in ARM_OF if name != "student"},
+}
+"""Name of a policy -> its adapter in the run folder."""
+
 MEANINGS = {
+    **ARM_MEANINGS,
     "student": "the promoted student of the outer loop (PS)",
     "teacher": "the teacher, which writes practice questions",
     "pq": "a fresh student trained on the promotion questions and the hard training half",
@@ -87,9 +94,9 @@ def model_card(run: Run, policy: str, merged: bool, rank: int) -> bytes:
     if not merged and rank > 64:
         lines += [f"The adapter has rank {rank}; servers with a limit on ranks need merged weights instead.", ""]
     arms = run.arms
-    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", ARMS.get(policy, ""))) if name in arms]
-    if policy in ARMS and ARMS[policy] in arms:
-        k = min(arms[ARMS[policy]].pass_at)
+    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", ARM_OF.get(policy, ""))) if name in arms]
+    if policy in ARM_OF and ARM_OF[policy] in arms:
+        k = min(arms[ARM_OF[policy]].pass_at)
         lines += [
             f"Held-out pass@{k} with 95 % intervals over problems, one run with seed {run.manifest.get('seed')}:",
             "",

@@ -14,12 +14,35 @@ MINUS = "\u2212"
 DASH = "\u2013"
 SAME_BUDGET = 0.05  # two student budgets that differ by less are called the same
 
-ARM_NAMES = {"base": "Base", "hard_only": "Hard-Only", "ps": "PS", "pq": "PQ"}
+ARM_NAMES = {
+    "base": "Base",
+    "hard_only": "Hard-Only",
+    "ps": "PS",
+    "pq": "PQ",
+    "pq_mixed": "PQ mixed",
+    "pq_curriculum": "PQ curriculum",
+    "pq_sample": "PQ sample",
+    "pq_well_posed": "PQ well-posed",
+    "pq_correct": "PQ correct",
+    "base_t": "Base-T",
+    "teacher_t": "Teacher-T",
+    "self_instruct": "Self-instruct",
+    "real": "Real",
+}
 ARM_MEANINGS = {
     "base": "the model before any training",
     "hard_only": "trained on the hard problems alone",
     "ps": "the promoted student of the SOAR loop",
     "pq": "a fresh student, trained on the promotion questions and the hard problems",
+    "pq_mixed": "as PQ, questions and hard problems together",
+    "pq_curriculum": "as PQ, first the questions, then the hard problems",
+    "pq_sample": "as PQ, with a random part of the questions",
+    "pq_well_posed": "as PQ, with as many well-posed questions",
+    "pq_correct": "as PQ, with as many correctly answered questions",
+    "base_t": "a fresh student, trained on questions of the untrained teacher and the hard problems",
+    "teacher_t": "a fresh student, trained on questions of the trained teacher and the hard problems",
+    "self_instruct": "as Base-T, with the base model's majority answers",
+    "real": "a fresh student, trained on easier real problems and the hard problems",
 }
 
 
@@ -160,6 +183,8 @@ def remarks(run: Run) -> list[str]:
     """Sentences below the headline: the largest k, PQ, and what the figures do not show."""
     arms = run.arms
     lines: list[str] = []
+    if run.paused and not run.finished:
+        lines.append(f"Paused: {run.paused.get('reason')}. Continue with: {run.paused.get('resume')}")
     other = arms.get("hard_only") or arms.get("base")
     for name in ("ps", "pq"):
         arm = arms.get(name)

@@ -1,22 +1,22 @@
-"""What every command opens: base model, sampler, prompts, verifier and candidate problems of a config."""
+"""What every command opens: base model, sampler, prompts and verifier of a config, and the problems it can use."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from soar.config import Config, ConfigError
-from soar.data import fits_budget, load_problems
+from soar.config import Config
+from soar.data import fits_budget
 from soar.policy import Backbone, load_backbone
 from soar.prompts import get_format
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool
+from soar.verify import VerifierPool, columns_of
 from soar.worlds import get_world
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
@@ -48,30 +48,10 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
         config.problems.verifier,
         answer_style=fmt.answer_style,
         timeout_s=config.problems.verify_timeout_s,
+        memory_mb=config.problems.verify_memory_mb,
         workers=config.problems.verify_workers,
     ) as verifier:
         yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
-
-
-def candidates(config: Config) -> tuple[list[Problem], list[str], str]:
-    """Candidate problems of a config, the loader's notes as lines, and a hash of the problems."""
-    source, limit = config.problems.source, config.problems.limit
-    if source.startswith("world:"):
-        try:
-            problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
-        except ValueError as error:
-            raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
-        notes = [f"{source}: {len(problems)} candidate problems"]
-    else:
-        problems, report = load_problems(
-            source,
-            question_column=config.problems.question_column,
-            answer_column=config.problems.answer_column,
-        )
-        notes = report.lines()
-        problems = problems[:limit] if limit else problems
-    digest = hashlib.sha256("\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems).encode()).hexdigest()
-    return problems, notes, digest
 
 
 def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:
@@ -83,9 +63,25 @@ def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Cal
     kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
     for row in dropped[:5]:
         say(f"left out: {row}")
-    verdicts = examiner.verifier.check_golds([problem.answer for problem in kept])
+    verdicts = examiner.verifier.check_golds([problem.answer for problem in kept], columns_of(kept))
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
     gone = {problem.id for problem in bad}
     return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}
+
+
+def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
+    if not config.problems.source.startswith("world:"):
+        return rows
+    world = get_world(config.problems.source.removeprefix("world:"))
+    return [
+        {
+            **row,
+            "topic": world.topic(row["question"]),
+            "well_posed": world.well_posed(row["question"]),
+            "correct": world.solve(row["question"]) == row["answer"],
+        }
+        for row in rows
+    ]

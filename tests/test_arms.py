@@ -10,8 +10,8 @@ import torch
 from loop_helpers import hard_problems, skills, tiny_config
 
 from soar import arms
-from soar.arms import arm_batches, budget_steps, train_arms
-from soar.student import Population
+from soar.arms import ArmProgress, Listener, arm_batches, budget_steps, train_arms
+from soar.student import Midway, Population
 from soar.types import Problem
 
 
@@ -48,32 +48,65 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
     given: dict[str, tuple[float, list[int], int]] = {}
 
     def train(
-        examiner: Any, fresh: Any, batches: Any, seeds: list[int], config: Any, lr: float, workers: int, on_step: Any
+        examiner: Any,
+        fresh: Any,
+        batches: Any,
+        seeds: list[int],
+        config: Any,
+        lr: float,
+        workers: int,
+        on_step: Any,
+        begun: Midway | None,
+        on_midway: Any,
+        due: Any,
     ) -> Population:
+        assert due(10)
         name = batches[0][0][0].id
         given[name] = (lr, seeds, workers)
         on_step(0, {})
-        return Population(skills([1.0]), torch.tensor([name == "second"]), [{"kl": 0.5}], 8)
+        first = begun.step if begun else 0
+        metrics = [{"kl": 0.5}] if begun is None else []
+        for step in range(first + len(metrics), 3):
+            metrics.append({"kl": float(step)})
+            on_midway(Midway(step + 1, skills([0.5]), {}, torch.tensor([False]), 8, list(metrics)))
+        return Population(skills([1.0]), torch.tensor([name == "second"]), [*metrics, {"kl": 9.0}], 8)
 
     monkeypatch.setattr(arms, "train_population", train)
     batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
+    parts: list[tuple[str, int, int]] = []
     steps: list[str] = []
     told: list[tuple[str, list[dict[str, Any]]]] = []
     config = tiny_config("arms.learning_rate=0.25")
-    found = train_arms(
-        None,  # type: ignore[arg-type]
-        skills([0.0]),
-        batches,
-        config,
-        2,
+    listener = Listener(
         steps.append,
+        lambda progress, rows: parts.append((progress.arm, progress.midway.step, len(rows))),
         lambda name, population, rows: told.append((name, rows)),
+        lambda step: step == 10,
     )
+    found = train_arms(None, skills([0.0]), batches, config, 2, listener)  # type: ignore[arg-type]
     assert list(found) == [name for name, _ in told] == ["first", "second"]
     assert steps == ["first", "second"]
-    assert told[0][1] == [{"event": "arm_step", "arm": "first", "step": 0, "kl": 0.5}]
+    assert parts == [("first", 2, 2), ("first", 3, 1), ("second", 2, 2), ("second", 3, 1)]
+    assert told[0][1] == [{"event": "arm_step", "arm": "first", "step": 3, "kl": 9.0}]
     alarm = told[1][1][1]
     assert (alarm["event"], alarm["kind"], alarm["arm"]) == ("alarm", "arm failed", "second")
     assert given["first"][0] == 0.25
     assert given["first"][1] != given["second"][1]
     assert given["first"][2] == 2
+
+
+def test_an_arm_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Midway | None] = {}
+
+    def train(*args: Any) -> Population:
+        asked[args[2][0][0][0].id] = args[8]
+        return Population(skills([1.0]), torch.tensor([False]), [{"kl": 1.0}, {"kl": 2.0}], 8)
+
+    monkeypatch.setattr(arms, "train_population", train)
+    told: list[dict[str, Any]] = []
+    listener = Listener(lambda arm: None, lambda *args: None, lambda name, found, rows: told.extend(rows), bool)
+    begun = ArmProgress("first", Midway(5, skills([0.5]), {}, torch.tensor([False]), 40, []))
+    batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
+    train_arms(None, skills([0.0]), batches, tiny_config(), 1, listener, begun)  # type: ignore[arg-type]
+    assert asked == {"first": begun.midway, "second": None}
+    assert [(row["arm"], row["step"]) for row in told] == [("first", 5), ("first", 6), ("second", 0), ("second", 1)]

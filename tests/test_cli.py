@@ -73,7 +73,7 @@ def test_dry_run_needs_no_torch_and_writes_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["run", "--set", "teacher.stps=3"], "unknown key 'teacher.stps'; did you mean 'steps'?"),
-        (["run", "--set", "teacher.steps=0"], "teacher.steps = 0: Input should be greater than or equal to 1"),
+        (["run", "--set", "teacher.steps=-1"], "teacher.steps = -1: Input should be greater than or equal to 0"),
         (["run", "--set", "teacher.steps=many"], "teacher.steps = 'many': Input should be a valid integer"),
         (["run", "--set", "teacher.steps"], "--set 'teacher.steps': expected key=value"),
         (["run", "--set", "evaluate.ks=[64]"], "evaluate.ks asks for pass@64 from evaluate.attempts = 32"),

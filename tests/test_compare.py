@@ -40,16 +40,6 @@ def said(folders: list[Path]) -> list[str]:
     return [line.replace("\u00a0", " ") for line in compare.verdicts(found)]
 
 
-def test_t_interval_by_hand() -> None:
-    assert compare.t_interval([0.5]) == (0.5, None)
-    centre, interval = compare.t_interval([1.0, 2.0, 3.0])  # standard error 3**-0.5, two degrees of freedom
-    assert centre == 2.0
-    assert interval == pytest.approx((2 - 4.303 * 3**-0.5, 2 + 4.303 * 3**-0.5))
-    many = compare.t_interval([0.0, 1.0] * 50)[1]
-    assert many is not None
-    assert many[1] - many[0] == pytest.approx(2 * 1.96 * (25 / 99 / 100) ** 0.5)
-
-
 @pytest.mark.parametrize(
     ("ps", "words"),
     [

@@ -71,7 +71,7 @@ def test_empty_sources_are_refused(tmp_path: Path) -> None:
 
 def test_broken_line_is_refused_with_its_number_or_skipped(tmp_path: Path) -> None:
     name = write(tmp_path / "a.jsonl", [row("q1", "1"), '{"question": "q2", "ans', row("q3", "3"), "[1]"])
-    with pytest.raises(DataError, match=r"a\.jsonl:2: unreadable row: not JSON .*--skip-bad-rows"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: unreadable row: not JSON .*problems.skip_bad_rows=true"):
         load_problems(name)
     problems, report = load_problems(name, skip_bad_rows=True)
     assert [p.answer for p in problems] == ["1", "3"]
@@ -328,17 +328,36 @@ def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_hub_rows_are_streamed_with_split_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, str | None]]) -> None:
+    class HfApi:
+        def dataset_info(self, name: str, revision: str | None) -> Any:
+            asked.append((name, revision))
+            return types.SimpleNamespace(sha=COMMIT)
+
+    fake_module(monkeypatch, "huggingface_hub", HfApi=HfApi)
+
+
+@pytest.mark.parametrize(("revision", "asks"), [(None, 1), ("v1", 1), (COMMIT, 0)])
+def test_hub_rows_are_streamed_with_split_and_pinned_revision(
+    monkeypatch: pytest.MonkeyPatch, revision: str | None, asks: int
+) -> None:
     asked: dict[str, Any] = {}
+    pinned: list[tuple[str, str | None]] = []
+    fake_hub(monkeypatch, pinned)
 
     def load_dataset(path: str, name: str | None, **keys: Any) -> list[dict[str, Any]]:
         asked.update(keys, path=path, name=name)
         return [row("q1", "#### 5"), row("q2", "6")]
 
     fake_module(monkeypatch, "datasets", load_dataset=load_dataset)
-    problems, _ = load_problems("hub:openai/gsm8k:main", hub_split="test", revision="abc123")
+    problems, report = load_problems("hub:openai/gsm8k:main", hub_split="test", revision=revision)
     assert [p.answer for p in problems] == ["5", "6"]
-    assert asked == {"path": "openai/gsm8k", "name": "main", "split": "test", "revision": "abc123", "streaming": True}
+    assert asked == {"path": "openai/gsm8k", "name": "main", "split": "test", "revision": COMMIT, "streaming": True}
+    assert pinned == [("openai/gsm8k", revision)] * asks
+    assert report.revision == COMMIT and f"  dataset revision {COMMIT}" in report.lines()
 
 
 @pytest.mark.parametrize(
@@ -355,14 +374,24 @@ def test_hub_errors_keep_the_hubs_reason(monkeypatch: pytest.MonkeyPatch, error:
         assert "trust_remote_code" not in keys
         raise error
 
+    class HfApi:
+        dataset_info = load_dataset
+
     fake_module(monkeypatch, "datasets", load_dataset=load_dataset)
     with pytest.raises(DataError) as caught:
-        load_problems("a/b")
+        load_problems("a/b", revision=COMMIT)
     assert str(error) in str(caught.value) and "download the file" in str(caught.value)
+    fake_module(monkeypatch, "huggingface_hub", HfApi=HfApi)
+    with pytest.raises(DataError) as caught:
+        load_problems("a/b")
+    assert str(error) in str(caught.value) and "revision 'main'" in str(caught.value)
 
 
 def test_optional_packages_are_named_when_they_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install soar-rl\[hub\]"):
+        load_problems("a/b", revision=COMMIT)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(DataError, match=r"pip install soar-rl\[hub\]"):
         load_problems("a/b")
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
@@ -443,7 +472,7 @@ def test_reliability_page_names_existing_tests() -> None:
     page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(test_\w+)::(test_\w+)`", page))
     numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
-    assert numbers == list(range(1, 70))
+    assert numbers == list(range(1, 109))
     missing = [
         f"{file}::{test}"
         for file, test in sorted(named)

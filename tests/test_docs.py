@@ -17,7 +17,7 @@ from loop_helpers import events, read_jsonl, tiny_config
 from soar import record
 
 DOCS = house.ROOT / "docs"
-ONLY_SOMETIMES = {"alarm"}  # kinds of events that a run without trouble does not write
+ONLY_SOMETIMES = {"alarm", "review"}  # kinds of events that a run without trouble does not write
 
 
 def sections(page: str) -> dict[str, list[list[str]]]:
@@ -66,21 +66,25 @@ def test_every_kind_of_event_has_a_section(tiny_run: Path) -> None:
 
 
 def test_alarms_are_explained() -> None:
-    """Alarms are made in two places; their keys and kinds are read from the source."""
+    """Alarms are made in three places; their keys, and their kinds in two more, are read from the source."""
     made: list[tuple[set[str], str]] = []
-    for room in ("teacher", "arms"):
+    for room in ("alarms", "arms"):
         tree = ast.parse((house.ROOT / "soar" / f"{room}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
                 found = {k.value: v for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)}
                 if isinstance(found.get("event"), ast.Constant) and found["event"].value == "alarm":
                     made.append(({str(k) for k in found}, ast.unparse(found["kind"])))
-    assert len(made) == 2
+    assert len(made) == 3
     assert {key for names, _ in made for key in names} == fields("alarm")
     page = (DOCS / "metrics.md").read_text(encoding="utf-8")
-    assert "`all students failed`" in page
-    assert "`arm failed`" in page
-    assert {kind for _, kind in made} == {"kind", "'arm failed'"}
+    assert {kind for _, kind in made} == {"kind", "'arm failed'", "'arm left out'"}
+    sources = [(house.ROOT / "soar" / f"{room}.py").read_text(encoding="utf-8") for room in ("alarms", "teacher")]
+    kinds = {kind for source in sources for kind in re.findall(r'(?:alarm\(|yield )"([a-z ]+)"', source)}
+    assert len(kinds) == 6
+    named = {"arm failed", "arm left out", "log-prob gap of the teacher", "log-prob gap of the students"}
+    for kind in kinds | named:
+        assert f"`{kind}`" in page
 
 
 @pytest.mark.parametrize("name", ["questions.jsonl", "pq.jsonl"])

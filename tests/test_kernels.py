@@ -47,6 +47,15 @@ for words in (50, 9000):
     assert (chosen[good] - logprob.gather(1, token[:, None])[good, 0]).abs().max() < 1e-4
     token, chosen, _ = kernels.draw(logits, None, 0.7)
     assert (token[good] == logits.argmax(-1)[good]).all()
+
+logits, target, gradient = torch.randn(9, 9000) * 3, torch.randint(0, 9000, (9,)), torch.randn(9)
+leaf = logits.clone().requires_grad_(True)
+wanted = torch.log_softmax(leaf / 0.7, -1).gather(1, target[:, None])[:, 0]
+(wanted * gradient).sum().backward()
+chosen, total = kernels.choose(logits, target, 0.7)
+assert (chosen - wanted).abs().max() < 1e-4
+assert (total - (logits / 0.7).logsumexp(-1)).abs().max() < 1e-4
+assert (kernels.slope_(logits.clone(), target, total, gradient, 0.7) - leaf.grad).abs().max() < 1e-5
 print("kernels agree")
 """
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
-from soar import pipeline, workbench
+from soar import hardset, held_out, pipeline, workbench
 from soar.config import ConfigError
 from soar.data import DataError, read_hard
 from soar.evaluate import pass_at_k, summarize
@@ -50,9 +50,10 @@ def test_files(tiny_run: Path) -> None:
         for name in ("adapter_config.json", "adapter_model.safetensors")
     }
     streams = {"manifest.json", "metrics.jsonl", "questions.jsonl", "pq.jsonl", "summary.json", "report.html"}
+    streams |= {"ledger.jsonl", "hashes.json"}
     hard = {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
     left = {name for name in names if not name.startswith("state/") and name != ".lock"}
-    assert left == streams | adapters | hard | {"hard/screen.jsonl"}
+    assert left == streams | adapters | hard | {"hard/screen.jsonl", "arms/pq/questions.jsonl"}
 
 
 def test_manifest(tiny_run: Path, backbone: Backbone) -> None:
@@ -170,7 +171,10 @@ def test_evaluations_and_summary(tiny_run: Path) -> None:
     assert summary["arms"]["pq"]["search_rollouts"] == loop_rollouts
     assert (summary["promotions"], summary["outer_steps"], summary["seed"]) == (2, 2, 0)
     assert set(summary["wall_seconds"]) == {"screen", "loop", "arms", "evaluate"}
-    assert set(summary) == {"arms", "paired", "promotions", "outer_steps", "seed", "teacher_rollouts", "wall_seconds"}
+    assert set(summary) - {"teacher_rollouts", "wall_seconds"} == {
+        "arms", "paired", "promotions", "outer_steps", "loop_end", "seed",
+    }  # fmt: skip
+    assert summary["loop_end"] == "teacher.steps = 2"
     assert summary["teacher_rollouts"] == sum(row["sampled"] for row in events(tiny_run, "outer_step"))
     assert set(summary["paired"]) == {"ps - hard_only", "pq - hard_only"}
     by_arm = {row["arm"]: row["correct"] for row in rows}
@@ -201,14 +205,14 @@ def test_each_arm_is_judged_by_its_own_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: Backbone
 ) -> None:
     judged: list[list[str]] = []
-    real = pipeline.count_correct
+    real = held_out.count_correct
 
     def spy(examiner: Any, stack: AdapterStack, problems: list[Problem], *rest: Any, **more: Any) -> Any:
         judged.append([stack.digest(p) for p in range(stack.policies)])
         assert [p.id for p in problems] == [row["id"] for row in read_jsonl(tmp_path / "run" / "hard" / "test.jsonl")]
         return real(examiner, stack, problems, *rest, **more)
 
-    monkeypatch.setattr(pipeline, "count_correct", spy)
+    monkeypatch.setattr(held_out, "count_correct", spy)
     changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", "teacher.steps=1")
     run_tiny(tmp_path / "run", *changes)
     trained = [
@@ -242,7 +246,7 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def screen(examiner: Any, problems: list[Problem], *rest: Any) -> dict[str, Screening]:
         return {problem.id: Screening(int(i >= 3), 4) for i, problem in enumerate(problems)}
 
-    monkeypatch.setattr(pipeline, "screen", screen)
+    monkeypatch.setattr(hardset, "screen", screen)
     with pytest.raises(NothingToDo) as caught:
         run_tiny(tmp_path / "run", "problems.limit=6", "screen.max_successes=0")
     message = str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 import torch
 from loop_helpers import read_jsonl, tiny_config
 
-from soar import record
+from soar import checkpoints, record
+from soar.checkpoints import Checkpoint, CheckpointError, migrate
 from soar.config import Config
 from soar.files import write_atomic, write_json
-from soar.record import Checkpoint, RunFolder, RunFolderError, finite
+from soar.record import RunFolder, RunFolderError, finite
 
 
 def begin(path: Path, config: Config | None = None) -> RunFolder:
@@ -112,6 +114,9 @@ def test_resume_names_the_keys_that_cannot_change(tmp_path: Path) -> None:
         "model.chunk=3",
         "model.micro_batch_tokens=512",
         "problems.verify_workers=1",
+        "arms.save_steps=3",
+        "limits.max_hours=1.5",
+        "limits.max_tokens=9",
     ],
 )
 def test_where_and_how_fast_may_change_on_resume(tmp_path: Path, change: str) -> None:
@@ -134,7 +139,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     begin(tmp_path).__exit__(None, None, None)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     write_json(tmp_path / "manifest.json", {**manifest, "schema": 99})
-    with pytest.raises(RunFolderError, match=r"has schema 99, this version reads \d+; resume with the version"):
+    with pytest.raises(RunFolderError, match=r"has schema 99, this version reads 1 to \d+; resume with the version"):
         RunFolder(tmp_path, tiny_config(), [], resume=True)
 
 
@@ -195,11 +200,11 @@ def test_lost_lines_are_found(tmp_path: Path) -> None:
         folder.append("metrics.jsonl", [{"event": "outer_step"}])
         os.truncate(tmp_path / "questions.jsonl", 5)
         metrics = (tmp_path / "metrics.jsonl").read_bytes()
-        with pytest.raises(RunFolderError, match=r"questions\.jsonl has 5 bytes, but had 24 at the checkpoint"):
+        with pytest.raises(CheckpointError, match=r"questions\.jsonl has 5 bytes, but had 24 at the checkpoint"):
             folder.load()
         assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
         (tmp_path / "questions.jsonl").unlink()
-        with pytest.raises(RunFolderError, match=r"questions\.jsonl has 0 bytes"):
+        with pytest.raises(CheckpointError, match=r"questions\.jsonl has 0 bytes"):
             folder.load()
 
 
@@ -211,11 +216,94 @@ def test_a_damaged_checkpoint_is_found(tmp_path: Path, name: str) -> None:
         content = bytearray(path.read_bytes())
         content[-2] ^= 1
         path.write_bytes(content)
-        with pytest.raises(RunFolderError, match=rf"{name} is damaged: its checksum is not the recorded one"):
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged: its checksum is not the recorded one"):
             folder.load()
         path.unlink()
-        with pytest.raises(RunFolderError, match=rf"{name} is damaged"):
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
             folder.load()
+
+
+DAMAGE: dict[str, tuple[str, bytes | None]] = {
+    "bit flip in the tensors": ("state/000002/tensors.safetensors", b"flip"),
+    "truncated tensors": ("state/000002/tensors.safetensors", b"half"),
+    "no tensors": ("state/000002/tensors.safetensors", None),
+    "bit flip in the state": ("state/000002/state.json", b"flip"),
+    "empty state": ("state/000002/state.json", b""),
+    "pointer is no JSON": ("state/latest.json", b"{"),
+    "pointer is a list": ("state/latest.json", b"[]"),
+    "pointer without a number": ("state/latest.json", b"{}"),
+    "lost lines": ("metrics.jsonl", b"half"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(tmp_path: Path, kind: str) -> None:
+    name, content = DAMAGE[kind]
+    with begin(tmp_path) as folder:
+        for step in range(3):
+            folder.append("metrics.jsonl", [{"event": "outer_step", "step": step}])
+            folder.save(checkpoint(step))
+    path = tmp_path / name
+    old = path.read_bytes()
+    if content is None:
+        path.unlink()
+    elif content == b"half":
+        os.truncate(path, len(old) // 2 if name != "metrics.jsonl" else len(old) - 1)
+    else:
+        path.write_bytes(old[:-2] + bytes([old[-2] ^ 1]) + old[-1:] if content == b"flip" else content)
+    pointer_only = name == "state/latest.json"  # then the newest checkpoint is still whole
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        found = folder.load()
+        assert found is not None
+        assert found.data["step"] == (2 if pointer_only else 1)
+        assert torch.equal(found.tensors["teacher/a"], torch.full((2, 3), float(found.data["step"])))
+        assert len(folder.rows("metrics.jsonl")) == found.data["step"] + 1
+        assert len(folder.notes) == 1
+        assert "damaged" in folder.notes[0] or "lines are lost" in folder.notes[0]
+        assert f"Going on from the checkpoint before, {tmp_path}/state/00000" in folder.notes[0]
+        folder.append("metrics.jsonl", [{"event": "outer_step", "step": 3}])
+        folder.save(checkpoint(3))
+        kept = sorted(p.name for p in (tmp_path / "state").iterdir())
+    assert kept == ["00000" + ("2" if pointer_only else "1"), "000003", "latest.json"]  # the damaged one went, not this
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        found = folder.load()
+        assert found is not None
+        assert (found.data["step"], folder.notes) == (3, [])
+
+
+def test_a_checkpoint_of_schema_1_is_migrated_and_of_a_newer_one_refused(tmp_path: Path) -> None:
+    with begin(tmp_path) as folder:
+        folder.save(checkpoint(0))
+        folder.save(checkpoint(1))
+    path = tmp_path / "state" / "000001"
+    state = json.loads((path / "state.json").read_text())
+    assert state["schema"] == checkpoints.SCHEMA == record.SCHEMA
+
+    def rewrite(schema: int | None) -> None:
+        write_json(path / "state.json", {k: v for k, v in {**state, "schema": schema}.items() if v is not None})
+        latest = json.loads((tmp_path / "state" / "latest.json").read_text())
+        latest["sha256"]["state.json"] = checkpoints.sha256_of(path / "state.json")
+        write_json(tmp_path / "state" / "latest.json", latest)
+
+    rewrite(None)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["config"]["limits"]
+    write_json(tmp_path / "manifest.json", {**manifest, "schema": 1})
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        assert "written under schema 1 and goes on under schema 2" in folder.notes[0]
+        found = folder.load()
+    assert found is not None
+    assert found.data == {"arm_progress": None, "pending": None, "tokens": 0, **checkpoint(1).data}
+    assert json.loads((tmp_path / "manifest.json").read_text())["schema"] == checkpoints.SCHEMA
+    rewrite(3)
+    with (
+        RunFolder(tmp_path, tiny_config(), [], resume=True) as folder,
+        pytest.raises(CheckpointError, match=r"has schema 3, this version reads 1 to 2; resume with the version"),
+    ):
+        folder.load()
+    assert sorted(checkpoints.MIGRATIONS) == list(range(1, checkpoints.SCHEMA))
+    with pytest.raises(CheckpointError, match="has schema 'x'"):
+        migrate({"schema": "x"}, path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
@@ -223,10 +311,11 @@ def test_damaged_json_is_named(tmp_path: Path, content: str) -> None:
     with begin(tmp_path) as folder:
         folder.save(checkpoint(0))
         (tmp_path / "state" / "latest.json").write_text(content)
-        with pytest.raises(RunFolderError, match=r"latest\.json is damaged"):
+        shutil.rmtree(tmp_path / "state" / "000000")
+        with pytest.raises(CheckpointError, match=r"latest\.json is damaged.*No other checkpoint is left"):
             folder.load()
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(RunFolderError, match=r"manifest\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         RunFolder(tmp_path, tiny_config(), [], resume=True)
 
 
@@ -241,7 +330,7 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before(
         folder.save(checkpoint(0))
         folder.append("metrics.jsonl", [{"event": "outer_step", "step": 0}])
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(record.os if moment == "replace" else record, moment, crash)
+            patch.setattr(checkpoints.os if moment == "replace" else checkpoints, moment, crash)
             folder.save(checkpoint(1))
         found = folder.load()
         assert found is not None
@@ -300,3 +389,20 @@ def test_write_atomic_keeps_the_old_file_until_the_new_is_whole(
     write_atomic(target, b"new content")
     assert target.read_bytes() == b"new content"
     assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("line", [b"\x00" * 20, b'{"id": "b", "n"', b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp_path: Path, line: bytes) -> None:
+    with begin(tmp_path) as folder:
+        for name in ("hard/screen.jsonl", "metrics.jsonl"):
+            folder.append(name, [{"id": "a"}, {"id": "b"}, {"id": "c"}])
+            rows = (tmp_path / name).read_bytes().split(b"\n")
+            (tmp_path / name).write_bytes(b"\n".join([rows[0], line, *rows[2:]]))
+        assert folder.rows("hard/screen.jsonl") == [{"id": "a"}]
+        assert folder.notes == [f"{tmp_path}/hard/screen.jsonl:2 is damaged: what follows is made again"]
+        folder.append("hard/screen.jsonl", [{"id": "b"}])
+        assert folder.rows("hard/screen.jsonl") == [{"id": "a"}, {"id": "b"}]
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        with pytest.raises(RunFolderError, match=r"metrics\.jsonl:2 is damaged: .*; restore the line from a copy"):
+            folder.rows("metrics.jsonl")
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before

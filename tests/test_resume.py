@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, without_clock, write_problems
 
-from soar import pipeline, screening, teacher
+from soar import held_out, pipeline, screening, student, teacher
+from soar.checkpoints import Checkpoint
 from soar.record import RunFolder
 
 # Teacher and students that move: graded rewards and larger groups, so that few groups are all alike; rewards that differ
@@ -27,6 +28,7 @@ CHANGES = (
     "student.reward=paper",
     "student.attempts=8",
     "student.prompts_per_step=3",
+    "arms.save_steps=1",
 )
 
 
@@ -46,7 +48,7 @@ def result(folder: Path) -> dict[str, Any]:
         name: hashlib.sha256((folder / name / "adapter_model.safetensors").read_bytes()).hexdigest()
         for name in ("teacher", "student", "arms/hard_only", "arms/pq")
     }
-    files = ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl")
+    files = ("questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/test.jsonl")
     return {
         "metrics": without_clock(events(folder)),
         "summary": without_clock(json.loads((folder / "summary.json").read_text())),
@@ -87,7 +89,8 @@ def test_another_seed_other_numbers(tmp_path: Path, source: str, whole: dict[str
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """Make the run die: in screening, after the first of three steps, amid a step, after an arm, in evaluation."""
+    """Make the run die: in screening, after the first of three steps, amid a step, amid an arm, after one, amid the
+    evaluation, after it."""
 
     def die(*args: Any, **more: Any) -> Any:
         raise Interrupted
@@ -111,24 +114,31 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
             return die() if self.state.step == 1 else found
 
         monkeypatch.setattr(teacher.OuterLoop, "learn", learn)
-    elif where == "arm":
-        real_train = pipeline.train_arms
+    elif where in ("arm", "midarm"):
+        real_save = RunFolder.save
 
-        def train(*args: Any) -> Any:
-            *most, on_done = args
-
-            def stop(*found: Any) -> None:
-                on_done(*found)
+        def save(self: RunFolder, checkpoint: Checkpoint) -> None:
+            real_save(self, checkpoint)
+            progress = checkpoint.data["arm_progress"]
+            if progress if where == "midarm" else checkpoint.data["arm_rollouts"]:
                 raise Interrupted
 
-            return real_train(*most, stop)
+        monkeypatch.setattr(RunFolder, "save", save)
+    elif where == "midevaluation":
+        real_append = RunFolder.append
 
-        monkeypatch.setattr(pipeline, "train_arms", train)
+        def append(self: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
+            real_append(self, name, rows)
+            if name == held_out.FILE and "id" in rows[0]:
+                raise Interrupted
+
+        monkeypatch.setattr(RunFolder, "append", append)
+        monkeypatch.setattr(held_out, "BLOCK", 4)
     else:
         monkeypatch.setattr(pipeline, "save_adapter", die)
 
 
-@pytest.mark.parametrize("where", ["screening", "step", "midstep", "arm", "evaluation"])
+@pytest.mark.parametrize("where", ["screening", "step", "midstep", "midarm", "arm", "midevaluation", "evaluation"])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, whole: dict[str, Any], where: str
 ) -> None:
@@ -137,14 +147,27 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         stop_at(patch, where)
         run_tiny(out, source, *CHANGES)
     assert not (out / "summary.json").exists()
-    done = {"screening": 0, "step": 1, "midstep": 1, "arm": 3, "evaluation": 3}[where]
+    done = {"screening": 0, "step": 1, "midstep": 1}.get(where, 3)
     assert len(events(out, "outer_step") if (out / "metrics.jsonl").exists() else []) == done
     with monkeypatch.context() as patch:
         counted: list[int] = []
         real = teacher.OuterLoop.step
         patch.setattr(teacher.OuterLoop, "step", lambda self: (counted.append(self.state.step), real(self))[1])
+        trained: list[int] = []
+        real_update = student.update
+        patch.setattr(student, "update", lambda *args: (trained.append(0), real_update(*args))[1])
+        measured: list[str] = []
+        real_count = held_out.count_correct
+        patch.setattr(
+            held_out,
+            "count_correct",
+            lambda *args, **more: (measured.extend(p.id for p in args[2]), real_count(*args, **more))[1],
+        )
         run_tiny(out, source, *CHANGES, resume=True)
     assert counted == list(range(done, 3))  # nothing that was done is done again
+    if where in ("midarm", "arm", "midevaluation", "evaluation"):
+        assert len(trained) == {"midarm": 3, "arm": 2}.get(where, 0)
+    assert len(measured) == {"midevaluation": 2, "evaluation": 0}.get(where, 6)
     assert result(out) == whole
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from loop_helpers import events, hard_problems, read_jsonl, run_tiny, tiny_config
+import torch
+from helpers import some_problems, tiny_backbone, tiny_examiner
+from loop_helpers import easy_problems, events, hard_problems, read_jsonl, run_tiny, tiny_config
 
-from soar import screening
-from soar.data import DataError
+from soar import candidates, screening
+from soar.config import SamplingConfig
+from soar.data import DataError, LoadReport
 from soar.prompts import get_format
 from soar.record import RunFolder
 from soar.screening import screen, screen_event
@@ -49,37 +53,116 @@ def test_a_run_can_trust_the_file(tmp_path: Path) -> None:
 
 
 class Attempted:
-    """Takes the place of `count_correct`: problem hard-i is solved i times, and truncated once."""
+    """An examiner whose attempt n at problem hard-i is correct when n >= 100 - i, and truncated when n is odd."""
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
+    def __init__(self, break_at: str = "") -> None:
+        self.asked: list[tuple[str, int, int]] = []
+        self.break_at = break_at
+        self.backbone = SimpleNamespace(device=torch.device("cpu"))
 
-    def __call__(
-        self, examiner: Any, stack: Any, problems: list[Problem], *rest: Any, on_block: Any, **more: Any
-    ) -> None:
-        for first in range(0, len(problems), 3):
-            part = problems[first : first + 3]
-            self.asked += [problem.id for problem in part]
-            correct_H = [int(problem.id.removeprefix("hard-")) for problem in part]
-            on_block(part, np.array([correct_H]), np.ones((1, len(part)), int))
+    def attempt(
+        self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, first: int = 0
+    ) -> Any:
+        (problems,) = problems_P_Q
+        if self.break_at in [problem.id for problem in problems]:
+            raise KeyboardInterrupt
+        self.asked += [(problem.id, first, attempts) for problem in problems]
+        number_N = torch.arange(first, first + attempts)
+        solved_Q_N = torch.stack([number_N >= 100 - int(p.id.removeprefix("hard-")) for p in problems])
+        ended_B = (number_N % 2 == 0).repeat(len(problems))
+        solved_P_Q_N = solved_Q_N[None]
+        rollouts = SimpleNamespace(ended_B=ended_B)
+        return SimpleNamespace(solved_P_Q_N=solved_P_Q_N, valid_P_Q_N=torch.ones_like(solved_P_Q_N), rollouts=rollouts)
 
 
-def test_screening_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempted, done = Attempted(), []
-    monkeypatch.setattr(screening, "count_correct", attempted)
-    config, problems, evidence = tiny_config(), hard_problems(8), {"model": "m", "attempts": 4}
+def screened(path: Path, examiner: Any, problems: list[Problem], *overrides: str, resume: bool = False) -> Any:
+    """(found, rows of the file, items told to the progress) of a screening by `examiner`."""
+    config, done = tiny_config("screen.attempts=100", "screen.max_successes=0", *overrides), []
+    with RunFolder(path, config, [], resume) as folder:
+        found = screen(examiner, problems, config, folder, {"model": "m"}, 1, done.append)
+        return found, folder.rows("hard/screen.jsonl"), done
+
+
+def test_screening_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    problems = hard_problems(20)
+    found, rows, done = screened(tmp_path / "straight", Attempted(), problems)
+    assert found == {f"hard-{i}": Screening(i, 100, 50) for i in range(20)}
+    assert rows[0] == {"evidence": {"model": "m"}}
+    assert rows[1:] == [{"id": f"hard-{i}", "successes": i, "attempts": 100, "truncated": 50} for i in range(20)]
+    assert done == [0, 8, 8, 4]
+    with pytest.raises(KeyboardInterrupt):
+        screened(tmp_path / "cut", Attempted(break_at="hard-17"), problems)
+    file = tmp_path / "cut" / "hard" / "screen.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 17
+    file.write_bytes(b"".join(lines[:12]) + lines[12][:9])
+    resumed = Attempted()
+    again, rows_again, done = screened(tmp_path / "cut", resumed, problems, resume=True)
+    assert (again, rows_again) == (found, rows)
+    assert file.read_bytes() == (tmp_path / "straight" / "hard" / "screen.jsonl").read_bytes()
+    assert [name for name, *_ in resumed.asked] == [f"hard-{i}" for i in range(8, 20)]
+    assert done == [11, 5, 4]
+
+
+def test_evidence_of_another_screening_is_not_added_to(tmp_path: Path) -> None:
+    config = tiny_config()
     with RunFolder(tmp_path, config, []) as folder:
-        screen(None, problems[:5], config, folder, evidence, 1, done.append)  # type: ignore[arg-type]
-        assert attempted.asked == [p.id for p in problems[:5]]
-        found = screen(None, problems, config, folder, evidence, 1, done.append)  # type: ignore[arg-type]
-        assert attempted.asked == [p.id for p in problems]
-        assert done == [0, 3, 2, 5, 3]
-        assert found == {f"hard-{i}": Screening(i, 4, 1) for i in range(8)}
-        rows = folder.rows("hard/screen.jsonl")
-        assert rows[0] == {"evidence": evidence}
-        assert rows[1:] == [{"id": f"hard-{i}", "successes": i, "attempts": 4, "truncated": 1} for i in range(8)]
-        with pytest.raises(DataError, match="model: screened with 'm', this run uses 'other'"):
-            screen(None, problems, config, folder, {**evidence, "model": "other"}, 1, done.append)  # type: ignore[arg-type]
+        folder.append("hard/screen.jsonl", [{"evidence": {"model": "other"}}])
+        with pytest.raises(DataError, match="model: screened with 'other', this run uses 'm'"):
+            screen(Attempted(), hard_problems(1), config, folder, {"model": "m"}, 1, print)  # type: ignore[arg-type]
+
+
+def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: Path) -> None:
+    names = (0, 1, 75, 99, 100)  # first success at attempt: never, 99, 25, 1, 0
+    problems = [hard_problems(101)[i] for i in names]
+    examiner = Attempted()
+    _, rows, _ = screened(tmp_path / "a", examiner, problems, "screen.early_stop=true")
+    assert [(row["successes"], row["attempts"]) for row in rows[1:]] == [(0, 100), (1, 100), (7, 32), (7, 8), (8, 8)]
+    assert [first for name, first, _ in examiner.asked if name == "hard-0"] == [0, 8, 32]
+    assert [count for name, _, count in examiner.asked if name == "hard-0"] == [8, 24, 68]
+    full, *_ = screened(tmp_path / "b", Attempted(), problems)
+    for most in (0, 1):
+        hard = {name for name, row in full.items() if row.successes <= most}
+        early, *_ = screened(
+            tmp_path / str(most), Attempted(), problems, "screen.early_stop=true", f"screen.max_successes={most}"
+        )
+        assert {name for name, row in early.items() if row.successes <= most} == hard
+        assert all(early[name] == full[name] for name in hard)
+
+
+def test_attempts_in_waves_are_the_attempts_of_one_call() -> None:
+    """On a real model, wave by wave: same seeds, same tokens, same verdicts."""
+    backbone = tiny_backbone(adapter="lora")
+    examiner, problems = tiny_examiner(backbone), some_problems(3)
+    sampling = SamplingConfig(max_tokens=6)
+    whole = examiner.attempt(None, [problems], 11, [7], sampling)
+    parts = [examiner.attempt(None, [problems], n, [7], sampling, first=first) for first, n in ((0, 4), (4, 7))]
+    joined = torch.cat([part.solved_P_Q_N for part in parts], dim=2)
+    assert torch.equal(whole.solved_P_Q_N, joined)
+    texts = whole.rollouts.texts(backbone)
+    first, second = (part.rollouts.texts(backbone) for part in parts)
+    for q in range(3):
+        assert texts[11 * q : 11 * q + 11] == first[4 * q : 4 * q + 4] + second[7 * q : 7 * q + 7]
+    assert len(set(texts)) > 3
+
+
+def test_rates_are_not_claimed_after_early_stopping() -> None:
+    config = tiny_config("screen.attempts=100", "screen.max_successes=0")
+    event = screen_event({"a": Screening(0, 100, 10), "b": Screening(2, 8, 1)}, config)
+    assert (event["candidates"], event["hard"], event["histogram"]["0"]) == (2, 1, 1)
+    assert event["truncated_share"] == pytest.approx(11 / 108)
+    assert [event[name] for name in screening.SHARES if name != "truncated_share"] == [None] * 4
+
+
+def test_a_process_that_died_after_the_first_line_leaves_one_header(tmp_path: Path) -> None:
+    config, problems, evidence = tiny_config(), hard_problems(2), {"model": "m"}
+    with RunFolder(tmp_path, config, []) as folder:
+        folder.append(screening.SCREEN_FILE, [{"evidence": evidence}])
+        with open(tmp_path / screening.SCREEN_FILE, "a", encoding="utf-8") as file:
+            file.write('{"id": "hard-0", "succ')
+        screen(Attempted(), problems, config, folder, evidence, 1, lambda count: None)  # type: ignore[arg-type]
+        rows = folder.rows(screening.SCREEN_FILE)
+    assert [row.get("id") for row in rows] == [None, "hard-0", "hard-1"]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +170,9 @@ def test_screening_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     [
         "screen.attempts=5",
         "screen.temperature=0.5",
+        "screen.early_stop=true",
+        "screen.max_successes=1",
+        "model.revision=v2",
         "student.sampling.max_tokens=9",
         "student.sampling.top_p=0.9",
         "seed=1",
@@ -96,7 +182,25 @@ def test_screening_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
 )
 def test_evidence_is_tied_to_what_made_it(change: str) -> None:
     def key(*overrides: str) -> dict[str, Any]:
-        return screening.evidence_key(tiny_config(*overrides), None, get_format("tiny"), "hash")  # type: ignore[arg-type]
+        backbone: Any = SimpleNamespace(dtype=torch.float32)
+        return screening.evidence_key(tiny_config(*overrides), backbone, get_format("tiny"), "hash")
 
     differing = {name for name in key() if key()[name] != key(change)[name]}
     assert differing == {change.partition("=")[0].rpartition(".")[2].replace("path", "model")}
+
+
+def test_a_resumed_run_reads_the_commit_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def load(source: str, *, revision: str | None, **keys: Any) -> Any:
+        asked.append(revision)
+        report = LoadReport(source, "hub", revision=revision or "a" * 40)
+        return easy_problems(8), report
+
+    monkeypatch.setattr(candidates, "load_problems", load)
+    overrides = ("problems.source=owner/name", "screen.attempts=0", "teacher.steps=1", "arms.run=[]")
+    run_tiny(tmp_path / "run", *overrides)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["hashes"]["dataset_revision"] == "a" * 40
+    run_tiny(tmp_path / "run", *overrides, resume=True)
+    assert asked == [None, "a" * 40]

@@ -14,7 +14,7 @@ from soar import seeds
 from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.policy import AdapterStack
 from soar.rloo import leave_one_out
-from soar.student import Metrics, Population, choose_chunk, inner_steps, shuffled_passes, train_population
+from soar.student import Metrics, Midway, Population, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Problem
 from soar.update import StackOptimizer, update
 
@@ -207,3 +207,42 @@ def test_chunk_sizes() -> None:
     assert [choose_chunk(free, 16, workers) for workers in (1, 2, 3)] == [8, 8, 6]
     assert [choose_chunk(free, policies, 2) for policies in (1, 2, 5)] == [1, 1, 3]
     assert [choose_chunk(fixed, policies, 1) for policies in (2, 3, 9)] == [2, 3, 3]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: int) -> None:
+    examiner = tiny_examiner(tiny_backbone(adapter=adapter))
+    start = random_stack(examiner.backbone, 1)
+    kept: list[Midway] = []
+
+    def keep(midway: Midway) -> None:
+        copies = {name: tensor.clone() for name, tensor in midway.optimizer.items()}
+        stack = midway.stack.select(list(range(midway.stack.policies)))
+        kept.append(Midway(midway.step, stack, copies, midway.failed_P.clone(), midway.rollouts, list(midway.metrics)))
+
+    def run(begun: Midway | None, due: int) -> Population:
+        arguments = (examiner, start, batches(2), [7, 8], CONFIG, LR, 1, None)
+        return train_population(*arguments, begun, keep, lambda step: step == due)
+
+    whole = run(None, stop)
+    (midway,) = kept
+    assert (midway.step, len(midway.metrics)) == (stop, stop)
+    rest = run(midway, 0)
+    assert same_stacks(rest.stack, whole.stack)
+    assert rest.rollouts == whole.rollouts
+    assert midway.metrics + rest.metrics == whole.metrics
+    assert rest.failed_P.tolist() == whole.failed_P.tolist()
+
+
+def test_a_failure_before_the_stop_is_remembered_and_chunks_cannot_be_saved() -> None:
+    examiner = tiny_examiner(tiny_backbone())
+    start = random_stack(examiner.backbone, 1)
+    optimizer = StackOptimizer(start.select([0]), CONFIG.optimizer).state()
+    begun = Midway(STEPS - 1, start, optimizer, torch.tensor([True]), 12, [])
+    found = train_population(examiner, start, batches(1), [7], CONFIG, LR, begun=begun)
+    assert found.failed_P.tolist() == [True]
+    assert found.rollouts == 12 + 12
+    small = tiny_examiner(tiny_backbone(chunk=1))
+    with pytest.raises(ValueError, match="2 students in 2 chunks cannot be saved"):
+        train_population(small, start, batches(2), [7, 8], CONFIG, LR, begun=begun)

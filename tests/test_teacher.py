@@ -13,6 +13,7 @@ from loop_helpers import ScriptedLoop, UpdateLog, skills, tiny_config, transcrip
 
 from soar import teacher
 from soar.config import Config
+from soar.ledger import digest
 
 NAN = float("nan")
 
@@ -135,7 +136,11 @@ def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> 
         "baseline_pass_rate": 0.0,
         "questions": 4,
         "student": digests[3],
+        "verdicts": promotion["verdicts"],
     }
+    asked = [problem.id for problem in loop.draw_reward_questions()]
+    said = ["correct" if int(name.removeprefix("hard-")) < 4 else "wrong" for name in asked]
+    assert promotion["verdicts"] == digest([asked, said])
     assert event["promoted"] is True
     assert loop.state.pq == [
         {"question": f"question 0 1 {i}", "answer": str(i), "step": 0, "dataset": 1, "reward": 5 / 8} for i in range(4)

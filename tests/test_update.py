@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
 
+from soar import update as update_room
 from soar.config import OptimizerConfig
 from soar.policy import AdapterStack, Backbone
 from soar.sampler import Rollouts
@@ -141,6 +142,28 @@ def test_micro_batches_of_any_size_give_the_same_gradient(kl: float) -> None:
         for name, gradient in gradient_after(tokens, kl).items():
             size = whole[name].abs().max().item()
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * size)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gradient_after(100_000, 0.0)
+    real, seen = update_room.token_logprobs, []
+
+    def short_of_memory(backbone: Backbone, part: Rollouts, temperature: float) -> Tensor:
+        seen.append(part.rows)
+        if len(seen) in (1, 3):  # once at the start, once with half a gradient there already
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(backbone, part, temperature)
+
+    monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 10)
+    monkeypatch.setattr(update_room, "token_logprobs", short_of_memory)
+    with pytest.warns(UserWarning, match="from here on micro-batches of 45 padded tokens"):
+        found = gradient_after(90, 0.0)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * whole[name].abs().max().item())
+    monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 90)
+    seen.clear()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        gradient_after(90, 0.0)
 
 
 def test_rows_without_advantage_are_skipped() -> None:

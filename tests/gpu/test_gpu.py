@@ -10,7 +10,7 @@ from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some
 
 from soar import kernels
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
-from soar.policy import Backbone
+from soar.policy import AdapterStack, Backbone
 from soar.sampler import NativeSampler, Rollouts
 from soar.update import StackOptimizer, update
 
@@ -24,6 +24,10 @@ def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.flo
     backbone = Backbone(model, tiny_tokenizer(), ModelConfig(lora_rank=4, lora_alpha=6.0))
     backbone.end_ids = frozenset(ENDS)
     return backbone
+
+
+def moved(stack: AdapterStack) -> AdapterStack:
+    return AdapterStack(stack.kind, {name: tensor.cuda() for name, tensor in stack.tensors.items()}, stack.scale)
 
 
 def rows_of(rollouts: Rollouts) -> list[list[int]]:
@@ -48,9 +52,7 @@ def test_captured_steps_draw_the_tokens_of_the_cpu(name: str) -> None:
     """float32: the tokens of the growing cache on the same GPU and of a CPU, but for ties of rounding."""
     gpu, cpu = backbone_on("cuda", name), backbone_on("cpu", name)
     stack_cpu = random_stack(cpu, 2)
-    stack_gpu = random_stack(gpu, 0 + 2)
-    for key, tensor in stack_cpu.tensors.items():
-        stack_gpu.tensors[key] = tensor.cuda()
+    stack_gpu = moved(stack_cpu)
     fixed, growing = draw(gpu, stack_gpu, static=True), draw(gpu, stack_gpu, static=False)
     plain = draw(cpu, stack_cpu, static=False)
     pairs = list(zip(rows_of(fixed), rows_of(growing), rows_of(plain), strict=True))
@@ -81,7 +83,7 @@ def test_greedy_equals_generate(name: str) -> None:
 def test_neighbours_change_few_rows_in_bfloat16() -> None:
     """How far a row depends on its batch on a GPU: counted, not hidden."""
     backbone = backbone_on("cuda", dtype=torch.bfloat16)
-    stack = random_stack(backbone, 1)
+    stack = moved(random_stack(backbone_on("cpu"), 1))
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
     prompts = some_prompts(8, seed=3)
     together = rows_of(NativeSampler(backbone).sample(stack, [prompts], 4, [list(range(8))], sampling))
@@ -134,8 +136,7 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu() -> None:
     for device in ("cpu", "cuda"):
         backbone = backbone_on(device)
         stack = random_stack(backbone_on("cpu"), 2)
-        for key in stack.tensors:
-            stack.tensors[key] = stack.tensors[key].to(device)
+        stack = moved(stack) if device == "cuda" else stack
         stats = update(backbone, stack, StackOptimizer(stack, OptimizerConfig()), rollouts, advantage_B, 1e-2, 1.0, 9)
         found.append((stats.gradient_norm_P, {k: t.detach().cpu() for k, t in stack.tensors.items()}))
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-3)

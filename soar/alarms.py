@@ -1,0 +1,92 @@
+"""Alarms: what a reader of the results must know, decided from the events of a run alone. Pure.
+
+Each alarm is raised when its condition begins, not again while it lasts. The thresholds are this package's own; the paper
+names none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
+TRUNCATED_SHARE = 0.5  # more completions cut off than this share
+LOGPROB_GAP = 0.1  # nats per token; rounding of bfloat16 gives up to about 0.03
+CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step was rewarded
+STILL_STEPS = 3  # steps in a row without a teacher gradient
+
+
+def alarm(kind: str, message: str, step: int | None = None) -> Row:
+    """An `alarm` event."""
+    return {"event": "alarm", "step": step, "kind": kind, "message": message}
+
+
+def screen_alarms(event: Row) -> list[Row]:
+    """Alarms of the `screen` event."""
+    share = event.get("truncated_share")
+    if share is None or share <= TRUNCATED_SHARE:
+        return []
+    return [alarm("truncation", f"{_percent(share)} of the attempts in screening hit the token budget; {_LONGER}")]
+
+
+def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], learns: bool = True) -> list[Row]:
+    """Alarms of one outer step.
+
+    event: its `outer_step` event. questions: its rows of questions.jsonl. before: the outer_step events before it,
+    oldest first. learns: whether the teacher is trained at all.
+    """
+    step, last = event["step"], before[-1] if before else None
+    now, then = dict(_conditions(event)), dict(_conditions(last)) if last is not None else {}
+    found = [alarm(kind, message, step) for kind, message in now.items() if kind not in then]
+    if learns:
+        run = [*before, event][-STILL_STEPS - 1 :]
+        still = [_no_gradient(row) for row in run]
+        if len(run) >= STILL_STEPS and all(still[-STILL_STEPS:]) and (len(run) == STILL_STEPS or not still[0]):
+            message = (
+                f"the datasets of the last {STILL_STEPS} steps were rewarded alike, so the teacher learned nothing"
+            )
+            found.append(alarm("no teacher gradient", message, step))
+    marks = [row["correct"] for row in questions if isinstance(row.get("correct"), bool)]
+    mean = event.get("reward_mean")
+    if marks and mean is not None and mean > 0 and sum(marks) < CORRECT_SHARE * len(marks):
+        message = (
+            f"mean reward {mean:+.4f} though only {sum(marks)} of {len(marks)} answers of the teacher are correct: "
+            "what is rewarded may not be the questions' content"
+        )
+        found.append(alarm("reward without correctness", message, step))
+    return found
+
+
+_LONGER = "raise max_tokens, or expect low pass rates"
+
+
+def _conditions(event: Row) -> Iterator[tuple[str, str]]:
+    """(kind, message) of what holds at one step."""
+    distinct = event.get("distinct_share")
+    if distinct is not None and distinct < DISTINCT_SHARE:
+        yield "teacher collapse", f"only {_percent(distinct)} of the teacher's questions differ from each other"
+    cut = event.get("rejected", {}).get("truncated", 0) / max(1, event.get("sampled") or 1)
+    if cut > TRUNCATED_SHARE:
+        yield "teacher truncation", f"{_percent(cut)} of the teacher's texts hit teacher.sampling.max_tokens; {_LONGER}"
+    students = event.get("student_last") or {}
+    share = students.get("completions/clipped_ratio")
+    if share is not None and share > TRUNCATED_SHARE:
+        yield "truncation", f"{_percent(share)} of the students' completions hit the token budget; {_LONGER}"
+    for who, gap in (("teacher", event.get("teacher_logprob_gap")), ("students", students.get("logprob_gap"))):
+        if gap is not None and gap > LOGPROB_GAP:
+            yield (
+                f"log-prob gap of the {who}",
+                f"sampler and trainer differ by {gap:.3f} nats per token: gradients are not those of the sampled policy",
+            )
+
+
+def _no_gradient(event: Row) -> bool:
+    paid_G = event.get("teacher_reward_G") or event.get("reward_G") or []
+    rewards = {reward for reward in paid_G if reward is not None}
+    return len(rewards) < 2 or event.get("teacher_grad_norm") == 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,56 @@
+"""The candidate problems of a config: what it names, loaded, before anything is asked of a model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from soar.config import Config, ConfigError
+from soar.data import LoadReport, evidence_path, load_problems
+from soar.types import Problem
+from soar.worlds import get_world
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """problems: in the order of the source. report: what the loader did. digest: sha256 of ids, questions and answers."""
+
+    problems: list[Problem]
+    report: LoadReport
+    digest: str
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What the manifest records of them."""
+        revision = {"dataset_revision": self.report.revision} if self.report.revision else {}
+        return {"problems": self.digest, **revision}
+
+
+def candidates(config: Config, revision: str | None = None) -> Candidates:
+    """Load the candidate problems of a config. Raises ConfigError and DataError.
+
+    revision: the commit of a hub dataset that a resumed run began with; None: problems.revision.
+    """
+    source, limit = config.problems.source, config.problems.limit
+    if source.startswith("world:"):
+        try:
+            problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
+        except ValueError as error:
+            raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
+        report = LoadReport(source, "world", rows=len(problems), kept=len(problems))
+    else:
+        # a hard set has columns of its own, whatever those of the file were that it was made from
+        screened = evidence_path(Path(source).expanduser()).is_file()
+        problems, report = load_problems(
+            source,
+            question_column=None if screened else config.problems.question_column,
+            answer_column=None if screened else config.problems.answer_column,
+            limit=limit,
+            skip_bad_rows=config.problems.skip_bad_rows,
+            hub_split=config.problems.split,
+            revision=revision or config.problems.revision,
+            seed=config.seed,
+        )
+    lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
+    return Candidates(problems, report, hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest())

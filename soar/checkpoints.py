@@ -1,0 +1,187 @@
+"""Checkpoints in a folder of their own: numbered folders, a pointer to the newest, the one before kept.
+
+A checkpoint is written into a temporary folder, every file is on disk before the folder gets its name, and only then
+does the pointer move; so a crash at any moment leaves a whole one in force. Checksums are verified on loading, and the
+one before is used when the newest is damaged. JSON and safetensors only; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from soar.files import sha256_of, sync_file, sync_folder, write_json
+from soar.types import UserError
+
+SCHEMA = 2
+POINTER, CHECKSUMS, STATE, TENSORS = "latest.json", "checksums.json", "state.json", "tensors.safetensors"
+
+
+class CheckpointError(UserError):
+    """No checkpoint of a run can be used; nothing in the folder was changed."""
+
+
+@dataclass
+class Checkpoint:
+    """stage: what was going on. data: JSON-ready state. tensors: named arrays. sizes: bytes of each JSONL file then."""
+
+    stage: str
+    data: dict[str, Any]
+    tensors: dict[str, Tensor]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def _from_1(state: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 knew no arm in the middle of its training, no promotion on hold and no token count."""
+    data = {"arm_progress": None, "pending": None, "tokens": 0, **state["data"]}
+    return {**state, "schema": 2, "data": data}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+"""schema -> the step that makes a state document of the next schema out of one of this."""
+
+
+def migrate(state: dict[str, Any], where: Path) -> dict[str, Any]:
+    """A state document of any schema that this version knows, in the newest one. Raises CheckpointError."""
+    schema = state.get("schema", 1)
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise CheckpointError(
+            f"{where} has schema {schema!r}, this version reads 1 to {SCHEMA}; resume with the version that wrote it"
+        )
+    while schema < SCHEMA:
+        state = MIGRATIONS[schema](state)
+        schema += 1
+    return state
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError when there is none, OSError when it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds {type(value).__name__}, expected an object")
+    return value
+
+
+class CheckpointStore:
+    """The checkpoints under one folder, written by one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._in_force: int | None = None  # the newest that was written or loaded whole
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and point at it; the one in force before is kept, others go. Raises OSError."""
+        number = max([*self.numbers(), -1]) + 1
+        temporary, final = self.folder / f"{number:06d}.tmp", self._path(number)
+        for old in (temporary, final):
+            shutil.rmtree(old, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            self._write(temporary, checkpoint)
+            digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / CHECKSUMS, digests)
+            sync_folder(temporary)
+            os.replace(temporary, final)
+            sync_folder(self.folder)
+            write_json(self.folder / POINTER, {"number": number, "sha256": digests})
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # on a full disk every byte counts
+            raise
+        before, self._in_force = self._in_force, number
+        keep = {self._path(number).name} | ({self._path(before).name} if before is not None else set())
+        for old in self.folder.iterdir():
+            if old.is_dir() and old.name not in keep:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+        try:
+            save_file(tensors, folder / TENSORS)
+        except SafetensorError as error:  # it words the system's refusals itself
+            raise OSError(errno.ENOSPC, f"safetensors: {error}", str(folder / TENSORS)) from error
+        sync_file(folder / TENSORS)
+        document = {"schema": SCHEMA, "stage": checkpoint.stage, "sizes": checkpoint.sizes, "data": checkpoint.data}
+        write_json(folder / STATE, document)
+
+    def numbers(self) -> list[int]:
+        """Numbers of the checkpoint folders, the newest first."""
+        if not self.folder.is_dir():
+            return []
+        found = (path.name for path in self.folder.iterdir() if path.is_dir())
+        return sorted((int(name) for name in found if name.isdecimal()), reverse=True)
+
+    def load(self, usable: Callable[[Checkpoint], None], say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None when none was ever in force.
+
+        usable(checkpoint) raises a UserError when the files beside it do not fit. Every one that is passed over is named
+        through `say`. Raises CheckpointError when there were some and none is left; a checkpoint of another schema is
+        not damage, so it is refused at once.
+        """
+        damage: list[str] = []
+        for number, checksums in self._in_order(damage):
+            try:
+                checkpoint = self._read(number, checksums)
+                usable(checkpoint)
+            except _Damaged as error:
+                damage.append(str(error))
+                continue
+            for line in damage:
+                say(f"{line}. Going on from the checkpoint before, {self._path(number)}")
+            self._in_force = number
+            return checkpoint
+        if damage:
+            raise CheckpointError(f"{damage[0]}. No other checkpoint is left; start a new run")
+        return None
+
+    def _in_order(self, damage: list[str]) -> Iterator[tuple[int, dict[str, str] | None]]:
+        """(number, its checksums, None where they are in its own folder), the one in force first."""
+        pointer = self.folder / POINTER
+        newest: int | None = None
+        if not pointer.is_file():
+            return  # the pointer is written last, so nothing was in force
+        try:
+            latest = read_object(pointer)
+            newest = int(latest["number"])
+            yield newest, dict(latest["sha256"])
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            damage.append(str(error) if isinstance(error, CheckpointError) else f"{pointer} is damaged: {error!r}")
+        for number in self.numbers():
+            if newest is None or number < newest:
+                yield number, None
+
+    def _read(self, number: int, checksums: dict[str, str] | None) -> Checkpoint:
+        folder = self._path(number)
+        try:
+            known = checksums if checksums is not None else read_object(folder / CHECKSUMS)
+        except (CheckpointError, OSError) as error:
+            raise _Damaged(f"{folder / CHECKSUMS} is damaged: {error}") from error
+        for name, digest in known.items():
+            if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+                raise _Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")
+        state = migrate(read_object(folder / STATE), folder / STATE)
+        return Checkpoint(state["stage"], state["data"], load_file(folder / TENSORS), state["sizes"])
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}"
+
+
+class _Damaged(CheckpointError):
+    """One checkpoint that is not whole; the one before may be."""
+
+
+def lost_lines(path: Path, found: int, wanted: int) -> CheckpointError:
+    """The damage that a JSONL file shorter than at the checkpoint is."""
+    return _Damaged(f"{path} has {found} bytes, but had {wanted} at the checkpoint: lines are lost")

@@ -1,0 +1,327 @@
+"""The doctor: does everything that a run folder says follow from its raw lines? Needs no torch.
+
+Each check names what it looked at and everything it found wrong. Numbers are recomputed by the functions that made them,
+from lines that nothing else in the folder was computed from: attempts per problem, questions, rewards. Left out, because
+the folder does not hold what they were made from: rewards of datasets (verdicts of single attempts are kept as a hash
+only), means over students, and times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soar import ledger, seeds
+from soar.config import Config, ConfigError, build
+from soar.evaluate import summarize
+from soar.files import sha256_of
+from soar.report import render
+from soar.runs import ReportError, Row, read_jsonl, read_object, read_run
+from soar.summary import summary_of
+
+CLOSE = 1e-9  # sums in another order differ in the last bits
+MOST = 5  # complaints of one kind that are spelled out
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was checked, what is wrong with it, and a remark."""
+
+    what: str
+    complaints: list[str]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The raw content of a run folder."""
+
+    path: Path
+    config: Config
+    rows: list[Row]
+    questions: list[Row]
+    pq: list[Row]
+    ledger: list[Row]
+    hard_train: list[Row]
+    hard_test: list[Row]
+    summary: Row
+
+    def of(self, kind: str) -> list[Row]:
+        """The events of one kind."""
+        return [row for row in self.rows if row.get("event") == kind]
+
+
+def examine(folder: Path) -> list[Check]:
+    """Every check of a run folder. Raises ReportError when the folder holds no run."""
+    if not (folder / "manifest.json").is_file():
+        raise ReportError(f"{folder}: no run folder: it has no manifest.json; give the folder that `soar run` wrote")
+    patient, complaints = _read(folder)
+    checks = [Check("every file can be read, every line is whole", complaints)]
+    if patient is None:
+        return checks
+    for what, look in (
+        ("hashes of the files", _hashes),
+        ("checksums of the checkpoints", _checkpoints),
+        ("completeness", _completeness),
+        ("screening and the hard set", _screening),
+        ("outer steps and their questions", _steps),
+        ("promotions and promotion questions", _promotions),
+        ("ledger of promotions", _ledger),
+        ("pass@k and intervals from the attempts", _evaluations),
+        ("summary.json from metrics.jsonl", _summary),
+        ("report.html from the files", _report),
+    ):
+        checks.append(_guarded(what, look, patient))
+    return checks
+
+
+def _guarded(what: str, look: Callable[[Patient], Check | Iterable[str]], patient: Patient) -> Check:
+    """A check that damaged content cannot stop."""
+    try:
+        found = look(patient)
+        check = found if isinstance(found, Check) else Check(what, list(found))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+        check = Check(what, [f"cannot be checked: {type(error).__name__}: {error}"])
+    left = len(check.complaints) - MOST
+    shown = [*check.complaints[:MOST], f"{left} more"] if left > 0 else check.complaints
+    return Check(what, shown, check.note)
+
+
+def _read(folder: Path) -> tuple[Patient | None, list[str]]:
+    manifest, notes = read_object(folder / "manifest.json")
+    lists: dict[str, list[Row]] = {}
+    for name in (
+        "metrics.jsonl", "questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/test.jsonl",
+    ):  # fmt: skip
+        lists[name], more = read_jsonl(folder / name, name) if (folder / name).exists() else ([], [])
+        notes += more
+    summary: Row = {}
+    if (folder / "summary.json").exists():
+        summary, more = read_object(folder / "summary.json")
+        notes += more
+    try:
+        config = build(manifest.get("config", {}), f"{folder}/manifest.json")
+    except ConfigError as error:
+        return None, [*notes, str(error)]
+    metrics, questions, pq, entries, train, test = lists.values()
+    return Patient(folder, config, metrics, questions, pq, entries, train, test, summary), notes
+
+
+def _hashes(patient: Patient) -> Check:
+    path = patient.path / "hashes.json"
+    if not path.is_file():
+        return Check("", [], "none yet: they are written when the run is finished")
+    known, complaints = read_object(path)
+    for name, digest in known.items():
+        if not (patient.path / name).is_file():
+            complaints.append(f"{name} is missing")
+        elif sha256_of(patient.path / name) != digest:
+            complaints.append(f"{name} was changed after the run: its sha256 is not that in hashes.json")
+    return Check("", complaints, f"{len(known)} files")
+
+
+def _checkpoints(patient: Patient) -> Check:
+    state = patient.path / "state"
+    if not (state / "latest.json").is_file():
+        return Check("", [], "no checkpoint yet")
+    latest, complaints = read_object(state / "latest.json")
+    number = int(latest["number"])
+    for folder in sorted(path for path in state.iterdir() if path.is_dir() and path.name.isdecimal()):
+        own, notes = read_object(folder / "checksums.json")
+        known = latest["sha256"] if int(folder.name) == number else own
+        complaints += notes
+        for name, digest in known.items():
+            if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+                complaints.append(f"{folder.name}/{name} is damaged: its checksum is not the recorded one")
+    document, notes = read_object(state / f"{number:06d}" / "state.json")
+    complaints += notes
+    for name, size in document.get("sizes", {}).items():
+        found = (patient.path / name).stat().st_size if (patient.path / name).is_file() else 0
+        if found < size:
+            complaints.append(f"{name} has {found} bytes, but had {size} at the last checkpoint: lines are lost")
+    return Check("", complaints, f"stage {document.get('stage')}")
+
+
+def _completeness(patient: Patient) -> Check:
+    if not patient.summary:
+        return Check("", [], "the run is not finished, so nothing can be missing yet")
+    arms = patient.of("evaluation")
+    trained = [f"arms/{row['arm']}" for row in arms if row["arm"] not in ("base", "ps")]
+    wanted = [
+        "hard/train.jsonl", "hard/test.jsonl", "metrics.jsonl", "questions.jsonl", "pq.jsonl", "report.html",
+        *(f"{name}/{file}" for name in ("teacher", "student", *trained)
+          for file in ("adapter_model.safetensors", "adapter_config.json")),
+    ]  # fmt: skip
+    complaints = [f"{name} is missing" for name in wanted if not (patient.path / name).is_file()]
+    steps = len(patient.of("outer_step"))
+    if steps != patient.config.teacher.steps and not patient.config.limits.max_promotions:
+        complaints.append(f"{steps} outer steps, but teacher.steps = {patient.config.teacher.steps}")
+    return Check("", complaints)
+
+
+def _screening(patient: Patient) -> Iterable[str]:
+    both = [row["question"] for row in (*patient.hard_train, *patient.hard_test)]
+    if len(set(both)) < len(both):
+        yield "a question stands twice in hard/train.jsonl and hard/test.jsonl"
+    events = patient.of("screen")
+    if len(events) != 1 and patient.of("outer_step"):
+        yield f"{len(events)} screen events, expected 1"
+    path = patient.path / "hard" / "screen.jsonl"
+    if not events or not path.is_file():
+        return
+    rows = [row for row in read_jsonl(path)[0] if "id" in row]
+    by_id = {row["id"]: row for row in rows}
+    attempts = sum(row["attempts"] for row in rows)
+    limit = patient.config.screen.max_successes
+    yield from _unequal("screen", events[0], {
+        "candidates": len(rows),
+        "hard": sum(row["successes"] <= limit for row in rows),
+        "pass_rate": sum(row["successes"] for row in rows) / attempts,
+        "truncated_share": sum(row["truncated"] for row in rows) / attempts,
+    })  # fmt: skip
+    for row in (*patient.hard_train, *patient.hard_test):
+        source = by_id.get(row["id"])
+        if source is None or any(source[key] != row[key] for key in ("successes", "attempts", "truncated")):
+            yield f"hard problem {row['id']}: its counts are not those of hard/screen.jsonl"
+        elif row["successes"] > limit:
+            yield f"hard problem {row['id']} was solved {row['successes']} times, at most {limit} are hard"
+
+
+def _steps(patient: Patient) -> Iterable[str]:
+    config, steps = patient.config, patient.of("outer_step")
+    if [row["step"] for row in steps] != list(range(len(steps))):
+        yield "the outer steps are not numbered 0, 1, 2, ..."
+    by_step: dict[int, list[Row]] = {}
+    for row in patient.questions:
+        by_step.setdefault(row["step"], []).append(row)
+    if sorted(by_step) != [row["step"] for row in steps]:
+        yield f"questions.jsonl holds steps {sorted(by_step)}, metrics.jsonl {[row['step'] for row in steps]}"
+    window: list[float] = []
+    refused = {row["step"] for row in patient.of("review") if row["decision"] == "rejected"}
+    for row in steps:
+        where, questions = f"outer step {row['step']}", by_step.get(row["step"], [])
+        rewards = [reward for reward in row["reward_G"] if reward is not None]
+        mean = sum(rewards) / len(rewards) if rewards else None
+        window += [mean] if mean is not None else []
+        last = window[-config.promotion.window :]
+        full = len(window) >= config.promotion.window
+        window_mean = sum(last) / config.promotion.window if full else None
+        yield from _unequal(where, row, {
+            "reward_mean": mean,
+            "window_mean": window_mean,
+            "accepted": len(questions),
+            "sampled": len(questions) + sum(row["rejected"].values()),
+            "distinct_share": len({q["question"] for q in questions}) / max(1, len(questions)),
+            "promoted": window_mean is not None and window_mean > config.promotion.tau and bool(rewards),
+        })  # fmt: skip
+        if row["promoted"]:
+            window = []
+        for question in questions:
+            if question["reward"] != row["reward_G"][question["dataset"]]:
+                yield f"{where}: a question of dataset {question['dataset']} has another reward than its dataset"
+                break
+    events = {row["step"] for row in patient.of("promotion")}
+    waiting = {row["step"] for row in steps if row["promoted"]} - events - refused
+    on_hold = (patient.path / "review.json").is_file()
+    if (events | refused | waiting) != {row["step"] for row in steps if row["promoted"]} or (waiting and not on_hold):
+        yield "the promotion events are not those of the outer steps that promoted"
+
+
+def _promotions(patient: Patient) -> Iterable[str]:
+    steps = {row["step"]: row for row in patient.of("outer_step")}
+    wanted: list[Row] = []
+    for event in patient.of("promotion"):
+        step, where = steps[event["step"]], f"promotion of step {event['step']}"
+        rewards = [reward for reward in step["reward_G"] if reward is not None]
+        own = [row for row in patient.questions if row["step"] == event["step"] and row["dataset"] == event["dataset"]]
+        wanted += own
+        yield from _unequal(where, event, {
+            "reward": max(rewards),
+            "dataset": step["reward_G"].index(max(rewards)),
+            "questions": len(own),
+            "baseline_pass_rate": step["baseline_pass_rate"],
+        })  # fmt: skip
+    keys = ("step", "dataset", "question", "answer", "reward")
+    if [[row[key] for key in keys] for row in patient.pq] != [[row[key] for key in keys] for row in wanted]:
+        yield "pq.jsonl does not hold the questions of the promoted datasets, in their order"
+
+
+def _ledger(patient: Patient) -> Check:
+    complaints = ledger.complaints(patient.ledger)
+    standing = [line for line in patient.ledger if line["decision"] != "rejected"]
+    events = patient.of("promotion")
+    if len(standing) != len(events):
+        complaints.append(f"{len(standing)} promotions stand in ledger.jsonl, {len(events)} in metrics.jsonl")
+    for line, event in zip(standing, events, strict=False):
+        complaints += _unequal(f"ledger of step {event['step']}", line, {key: event[key] for key in ledger.FIELDS})
+        rows = [row for row in patient.pq if row["step"] == event["step"]]
+        if ledger.questions_digest(rows) != line["questions_sha256"]:
+            complaints.append(f"ledger of step {event['step']}: pq.jsonl holds other questions than were promoted")
+    return Check("", complaints, f"{len(patient.ledger)} lines")
+
+
+def _evaluations(patient: Patient) -> Check:
+    config, events, complaints = patient.config, patient.of("evaluation"), []
+    seed = seeds.derive(config.seed, "evaluate")
+    steps = patient.of("outer_step")
+    group = config.student.prompts_per_step * config.student.attempts
+    for row in events:
+        where, arm = f"evaluation of {row['arm']}", row["arm"]
+        trained = sum(step["arm"] == arm for step in patient.of("arm_step")) * group
+        spent = {"base": 0, "ps": steps[-1]["student_rollouts"] if steps else 0}.get(arm, trained)
+        complaints += _unequal(where, row, {
+            **summarize(row["correct"], config.evaluate.attempts, config.evaluate, seed),
+            "problems": len(patient.hard_test),
+            "attempts": config.evaluate.attempts,
+            "student_rollouts": spent,
+        })  # fmt: skip
+        if len(row["correct"]) != len(patient.hard_test):
+            complaints.append(f"{where}: {len(row['correct'])} counts for {len(patient.hard_test)} held-out problems")
+    return Check("", complaints, f"{len(events)} arms")
+
+
+def _summary(patient: Patient) -> Check:
+    if not patient.summary:
+        return Check("", [], "the run is not finished")
+    found = summary_of(patient.rows, patient.config, {})
+    complaints = _unequal("summary.json", patient.summary, {k: v for k, v in found.items() if k != "wall_seconds"})
+    strange = sorted(set(patient.summary) - set(found))
+    complaints += [f"summary.json: {name} follows from nothing" for name in strange]
+    return Check("", complaints, "times are as measured")
+
+
+def _report(patient: Patient) -> Check:
+    path = patient.path / "report.html"
+    if not path.is_file():
+        return Check("", [] if not patient.summary else ["report.html is missing; `soar report` writes it"])
+    if path.read_bytes() == render(read_run(patient.path)).encode():
+        return Check("", [], "every number on the page follows from the files")
+    if not patient.summary:
+        return Check("", [], "the page is older than the files; `soar report` writes it anew")
+    return Check("", ["the page is not what the files say; `soar report` writes it anew (or another version wrote it)"])
+
+
+def _unequal(where: str, found: Row, wanted: Row) -> list[str]:
+    """One complaint for every key whose value is not the recomputed one."""
+    return [
+        f"{where}: {key} = {_short(found.get(key))}, but the lines give {_short(value)}"
+        for key, value in wanted.items()
+        if not _same(found.get(key), value)
+    ]
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, default=str)[:120]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str) and not isinstance(b, str):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, int | float) and not isinstance(b, bool):
+        return abs(a - b) <= CLOSE * max(1.0, abs(a), abs(b))
+    return type(a) is type(b) and bool(a == b)

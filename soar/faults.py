@@ -1,0 +1,107 @@
+"""Faults of the machine: out of memory, a device that is gone. What can be retried smaller is; the rest gets a name."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from soar.types import UserError
+
+T = TypeVar("T")
+
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "not enough memory")
+DEVICE_WORDS = (
+    "cuda error",
+    "nccl",
+    "cublas",
+    "cudnn",
+    "device-side assert",
+    "hip error",
+    "unspecified launch failure",
+)
+
+
+class MemoryShortage(UserError):
+    """The smallest piece of work does not fit in memory."""
+
+
+class DeviceLost(UserError):
+    """The accelerator failed; nothing that was saved is touched by it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on a device. Knows torch's errors without torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error says that the accelerator or its communication failed."""
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in DEVICE_WORDS)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def release_memory() -> None:
+    """Give back what a failed attempt still holds: its frames' tensors, and the caching allocator's blocks."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def halving(
+    work: Callable[[int], T], size: int, say: Callable[[str], None], what: str, key: str, smallest: int = 1
+) -> tuple[T, int]:
+    """(work(size), size); when memory runs out, with half the size again and again, saying so.
+
+    work must do all of its work anew at every call and leave nothing of a failed one behind. what: name of the unit
+    for the message ("rows a forward pass"); key: the config key that sets it. Raises MemoryShortage below `smallest`.
+    """
+    while True:
+        try:
+            return work(size), size
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = _first_line(error)
+        release_memory()
+        if size <= smallest:
+            raise MemoryShortage(
+                f"out of memory with {size} {what}, the least there is: {message}. Free memory or lower {key}; "
+                "continue with --resume"
+            )
+        size = max(smallest, size // 2)
+        say(f"out of memory: going on with {size} {what}")
+
+
+def split_on_shortage(
+    work: Callable[[list[int]], T], members: list[int], say: Callable[[str], None], what: str
+) -> list[T]:
+    """[work(members)]; when memory runs out, the results of both halves, in order, each halved again where needed.
+
+    Raises MemoryShortage when one member alone does not fit.
+    """
+    try:
+        return [work(members)]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = _first_line(error)
+    release_memory()
+    if len(members) == 1:
+        raise MemoryShortage(
+            f"out of memory with one of the {what} alone: {message}. Free memory or lower model.micro_batch_tokens and "
+            "continue with --resume, or begin a new run with fewer student.prompts_per_step or student.sampling.max_tokens"
+        )
+    half = len(members) // 2
+    say(f"out of memory with {len(members)} {what} at once: going on with {half}")
+    return [
+        *split_on_shortage(work, members[:half], say, what),
+        *split_on_shortage(work, members[half:], say, what),
+    ]

@@ -1,0 +1,92 @@
+"""Alarms are raised when their condition begins, and only then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from soar.alarms import CORRECT_SHARE, DISTINCT_SHARE, LOGPROB_GAP, STILL_STEPS, screen_alarms, step_alarms
+
+
+def step(number: int = 5, **changes: Any) -> dict[str, Any]:
+    """The event of a healthy step, with changes; `clipped` and `student_gap` are of its students."""
+    students = {
+        "completions/clipped_ratio": changes.pop("clipped", 0.1),
+        "logprob_gap": changes.pop("student_gap", 0.001),
+    }
+    return {
+        "event": "outer_step",
+        "step": number,
+        "reward_G": [0.1, 0.2, None],
+        "reward_mean": 0.15,
+        "distinct_share": 0.9,
+        "sampled": 20,
+        "rejected": {"truncated": 2},
+        "teacher_logprob_gap": 0.001,
+        "teacher_grad_norm": 0.5,
+        "student_last": students,
+        **changes,
+    }
+
+
+def kinds(*arguments: Any, **named: Any) -> list[str]:
+    return [row["kind"] for row in step_alarms(*arguments, **named)]
+
+
+CONDITIONS = {
+    "teacher collapse": ({"distinct_share": DISTINCT_SHARE - 0.01}, {"distinct_share": DISTINCT_SHARE}),
+    "truncation": ({"clipped": 0.51}, {"clipped": 0.5}),
+    "teacher truncation": ({"rejected": {"truncated": 11}}, {"rejected": {"truncated": 10}}),
+    "log-prob gap of the teacher": ({"teacher_logprob_gap": LOGPROB_GAP * 1.01}, {"teacher_logprob_gap": LOGPROB_GAP}),
+    "log-prob gap of the students": ({"student_gap": LOGPROB_GAP * 1.01}, {"student_gap": LOGPROB_GAP}),
+}
+
+
+def test_a_healthy_step_raises_nothing() -> None:
+    assert step_alarms(step(), [], []) == []
+    nothing = {"teacher_logprob_gap": None, "teacher_grad_norm": None, "student_gap": None, "rejected": {}}
+    assert step_alarms(step(**nothing), [], [step(4)]) == []
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind: str) -> None:
+    ill, well = CONDITIONS[kind]
+    assert kinds(step(**well), [], []) == []
+    (alarm,) = step_alarms(step(7, **ill), [], [step(6, **well)])
+    assert (alarm["event"], alarm["kind"], alarm["step"]) == ("alarm", kind, 7)
+    assert kinds(step(8, **ill), [], [step(6, **well), step(7, **ill)]) == []
+    assert kinds(step(9, **ill), [], [step(7, **ill), step(8, **well)]) == [kind]
+
+
+def test_a_teacher_without_gradient_for_some_steps() -> None:
+    still = [step(i, reward_G=[0.25, 0.25, None]) for i in range(6)]
+    zero = [step(i, teacher_grad_norm=0.0) for i in range(6)]
+    for rows in (still, zero, [still[0], zero[1], still[2], zero[3], zero[4]]):
+        raised = [kinds(row, [], rows[:i]) for i, row in enumerate(rows)]
+        assert raised == [[]] * (STILL_STEPS - 1) + [["no teacher gradient"]] + [[]] * (len(rows) - STILL_STEPS)
+    broken = [still[0], still[1], step(2), still[3], still[4]]
+    assert [kinds(row, [], broken[:i]) for i, row in enumerate(broken)] == [[]] * 5
+    assert kinds(still[2], [], still[:2], learns=False) == []  # teacher.reward = "none" is no accident
+
+
+def test_reward_without_correctness_needs_an_oracle_and_a_reward() -> None:
+    def rows(correct: int, count: int = 20) -> list[dict[str, Any]]:
+        return [{"question": "q", "correct": i < correct} for i in range(count)]
+
+    limit = int(CORRECT_SHARE * 20)
+    assert kinds(step(), rows(limit), []) == []
+    (alarm,) = step_alarms(step(), rows(limit - 1), [])
+    assert alarm["kind"] == "reward without correctness"
+    assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
+    assert kinds(step(reward_mean=0.0), rows(0), []) == []
+    assert kinds(step(reward_mean=None), rows(0), []) == []
+    assert kinds(step(), [{"question": "q"}], []) == []
+
+
+def test_screening_that_is_cut_off() -> None:
+    assert screen_alarms({"truncated_share": 0.5}) == []
+    assert screen_alarms({"truncated_share": None}) == []
+    (alarm,) = screen_alarms({"truncated_share": 0.75})
+    assert (alarm["kind"], alarm["step"]) == ("truncation", None)
+    assert alarm["message"].startswith("75 % of the attempts in screening hit the token budget")

@@ -1,0 +1,292 @@
+"""`soar check`: what each finding says, its advice, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+import torch
+from helpers import tiny_backbone
+from loop_helpers import TINY, tiny_config, write_problems
+
+from soar import check, check_model
+from soar.check import Finding, Status, can_work, check_golds, check_problems, summary
+from soar.check_model import budget_finding, context_finding, teacher_finding, tokenizer_finding
+from soar.cli import main
+from soar.prompts import get_format
+from soar.rollout import Examiner
+from soar.sampler import NativeSampler, Rollouts
+from soar.types import Problem, Verdict
+from soar.verify import VerifierPool
+from soar.workbench import open_examiner
+
+SETS = [part for override in TINY for part in ("--set", override)]
+NUMBERS = [Problem(f"p{i}", f"last 5{i}", str(i)) for i in range(8)]
+
+
+def config_for(path: Path, *overrides: str) -> Any:
+    return tiny_config(f'problems.source="{path}"', "problems.limit=0", *overrides)
+
+
+def test_problems_are_counted_with_mapping_and_places(tmp_path: Path) -> None:
+    rows = [{"problem": f"q{i}", "solution": rf"so \boxed{{{i}}}"} for i in range(9)]
+    rows += [{"problem": "q0", "solution": "#### 0"}, {"problem": "q9", "solution": None}]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finding, problems = check_problems(config_for(path))
+    assert (finding.status, len(problems)) == (Status.WARNING, 9)
+    assert finding.message.endswith("9 problems from 11 rows (question = column 'problem', answer = column 'solution')")
+    assert "  9 x answer taken from its box" in finding.details
+    assert f"    {path}:11: empty answer: null" in finding.details
+    assert (finding.facts["dropped"], finding.facts["columns"]["question"]) == (2, "problem")
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "advice"),
+    [
+        (3, Status.FAIL, "at least 4"),
+        (7, Status.WARNING, "reward.questions = 4, so rewards are coarser"),
+        (8, Status.OK, ""),
+    ],
+)
+def test_too_few_problems(tmp_path: Path, count: int, status: Status, advice: str) -> None:
+    finding, _ = check_problems(config_for(write_problems(tmp_path / "p.jsonl", NUMBERS[:count])))
+    assert finding.status is status
+    assert advice in finding.advice
+
+
+def test_unreadable_problems_fail_with_the_loaders_message(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "a", "answer": "1"}\n{"question": \n')
+    finding, problems = check_problems(config_for(path))
+    assert (finding.status, problems) == (Status.FAIL, [])
+    assert f"{path}:2: unreadable row: not JSON" in finding.message
+    again, kept = check_problems(config_for(path, "problems.skip_bad_rows=true"))
+    assert [p.question for p in kept] == ["a"] and again.facts["dropped"] == 1
+
+
+def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
+    config = tiny_config("problems.verifier=number")
+    bad = [Problem("b1", "q", "ba"), Problem("b2", "r", "\x1b[31mba")]
+    finding = check_golds(config, [*NUMBERS, *bad])
+    assert finding.status is Status.WARNING
+    assert finding.message == "8 of 10 gold answers grade as correct by 'number' (80.00%)"
+    assert finding.details == ("b1: unscorable: 'ba'", r"b2: unscorable: '\x1b[31mba'")
+    assert [row["id"] for row in finding.facts["not_correct"]] == ["b1", "b2"]
+    assert check_golds(config, NUMBERS).status is Status.OK
+    assert check_golds(config, [*NUMBERS[:3], *bad]).status is Status.FAIL
+    function = tmp_path / "by_level.py"
+    function.write_text("def grade(completions, level, question, **_):\n    return [float(level[0] == 'easy')]\n")
+    levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard"])]
+    by_level = check_golds(tiny_config(f"problems.verifier={function}:grade"), levels)
+    assert by_level.details == ("4: wrong: '1'",)
+    missing = check_golds(tiny_config("problems.verifier=none.py:f"), NUMBERS)
+    assert missing.status is Status.FAIL and "no file none.py" in missing.message
+
+
+def test_golds_of_a_large_file_are_checked_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "GOLD_SECONDS", -1.0)
+    monkeypatch.setattr(check, "GOLD_BATCH", 3)
+    finding = check_golds(tiny_config(), NUMBERS)
+    assert (finding.status, finding.facts["checked"]) == (Status.WARNING, 3)
+    assert "5 more were not checked" in finding.message
+
+
+def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
+    greedy = tmp_path / "greedy.py"
+    greedy.write_text("def grade(completions, **_):\n    return [1.0 if bytearray(300 * 2**20) else 0.0]\n")
+    verifier = f"problems.verifier={greedy}:grade"
+    small = tiny_config(verifier, "problems.verify_memory_mb=250", "problems.verify_workers=1")
+    large = tiny_config(verifier, "problems.verify_memory_mb=0", "problems.verify_workers=1")
+    assert check_golds(small, NUMBERS[:1]).details == ("p0: crashed: '0'",)
+    assert check_golds(large, NUMBERS[:1]).details == ()
+    with open_examiner(small) as examiner:
+        assert examiner.verifier.check(["0"], ["0"]) == [Verdict.CRASHED]
+
+
+def test_a_finding_cannot_move_the_cursor() -> None:
+    finding = Finding("x", Status.FAIL, "a\x1b[2Jb", "do\u202e", ("one\ntwo",))
+    lines = finding.lines()
+    assert lines[0] == "FAIL     x           a\u27e8U+001B\u27e9[2Jb"
+    assert [line.strip() for line in lines[1:]] == ["one", "two", "-> do\u27e8U+202E\u27e9"]
+
+
+def test_summary_counts() -> None:
+    ok, warning, fail = (Finding("x", status, "") for status in Status)
+    assert summary([ok]) == "yes: a run can work"
+    assert summary([ok, warning, warning]) == "yes: a run can work (2 warnings)"
+    assert summary([fail, warning]) == "no: 1 thing to mend before a run can work (1 warning)"
+    assert can_work([ok, warning]) and not can_work([ok, fail])
+
+
+class Speaker:
+    """A sampler that says the given texts one after another."""
+
+    def __init__(self, backbone: Any, texts: list[str]) -> None:
+        self.backbone, self.texts, self.calls = backbone, texts, [0]
+
+    def sample(self, stack: Any, prompts: Any, attempts: int, seeds: Any, sampling: Any, greedy: bool = False) -> Any:
+        first = self.calls[-1]
+        self.calls.append(first + attempts)
+        said = [self.texts[i % len(self.texts)] for i in range(first, first + attempts)]
+        ones = torch.ones(attempts, dtype=torch.bool)
+        rollouts = Rollouts((), torch.zeros(0), torch.full((attempts,), 10), torch.zeros(0), ones, ~ones)
+        return SpokenRollouts(said, rollouts)
+
+
+class SpokenRollouts:
+    def __init__(self, said: list[str], rollouts: Rollouts) -> None:
+        self.said, self.length_B, self.ended_B = said, rollouts.length_B, rollouts.ended_B
+
+    def texts(self, backbone: Any) -> list[str]:
+        return self.said
+
+
+def examiner_of(texts: list[str], **changes: Any) -> Examiner:
+    backbone = tiny_backbone(**changes)
+    sampler: Any = Speaker(backbone, texts)
+    return Examiner(backbone, sampler, get_format("question_answer"), VerifierPool("number"))
+
+
+GOOD, NO_ANSWER = " a b c\nAnswer: 7", " only a question"
+
+
+def teacher_config(*overrides: str) -> Any:
+    return tiny_config("student.sampling.max_tokens=20", "teacher.sampling.max_tokens=20", *overrides)
+
+
+def test_the_cost_of_an_accepted_pair() -> None:
+    examiner = examiner_of([GOOD, NO_ANSWER, NO_ANSWER, NO_ANSWER])
+    finding = teacher_finding(examiner, teacher_config(), 64)
+    assert finding.status is Status.OK
+    assert finding.message == "16 of 64 samples are problems; an accepted pair costs 4.0 samples, 40 tokens"
+    assert finding.details == ("rejected: no_answer 48", "an outer step needs 12 pairs: about 48 samples, 480 tokens")
+    assert examiner.sampler.calls == [0, 4, 12, 28, 60, 64]  # type: ignore[attr-defined]
+    rare = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config(), 32)
+    assert rare.status is Status.WARNING and rare.advice.startswith("it does not mark its answer")
+    hopeless = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config("teacher.max_tries=10"), 32)
+    assert hopeless.status is Status.FAIL and "teacher.max_tries = 10" in hopeless.advice
+
+
+def test_a_teacher_without_problems_shows_its_last_outputs() -> None:
+    texts = [f"nothing {i} \x1b[2J" for i in range(8)]
+    finding = teacher_finding(examiner_of(texts), teacher_config(), 8)
+    assert (finding.status, finding.facts["accepted"]) == (Status.FAIL, 0)
+    assert finding.facts["rejected"] == {"no_answer": 8}
+    assert finding.details[1:] == ("its last outputs:", *(f"  {text!r}" for text in texts[3:]))
+    assert "try another problems.format" in finding.advice
+    assert "\x1b" not in "".join(finding.lines())
+
+
+def test_teacher_samples_end_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_model, "TEACHER_SECONDS", 0.0)
+    finding = teacher_finding(examiner_of([GOOD]), teacher_config(), 64)
+    assert "4 of 4 samples are problems (0 s were over before 64)" in finding.message
+
+
+def test_a_teacher_prompt_that_does_not_fit_fails() -> None:
+    finding = teacher_finding(examiner_of([GOOD]), teacher_config("teacher.sampling.max_tokens=200"), 8)
+    assert finding.status is Status.FAIL and "lower it" in finding.message
+
+
+def test_context_and_budget() -> None:
+    examiner = examiner_of([])
+    problems = [Problem(str(i), "a " * 10 * i, "7 " * (2 * i)) for i in range(1, 9)]
+    room = len(examiner.prompt(problems[5]))
+    fits = tiny_config(f"student.sampling.max_tokens={examiner.backbone.context - room}")
+    finding = context_finding(examiner, fits, problems)
+    assert (finding.status, finding.facts["too_long"]) == (Status.WARNING, 2)
+    assert finding.message.endswith("2 of 8 problems do not fit")
+    assert context_finding(examiner, fits, problems[:6]).status is Status.OK
+    assert context_finding(examiner, fits, problems[3:]).status is Status.FAIL
+    short = tiny_config("student.sampling.max_tokens=22")
+    finding = budget_finding(examiner, short, problems)
+    assert (finding.status, finding.facts["over"], finding.facts["longest_gold"]) == (Status.WARNING, 2, 16)
+    assert finding.advice.startswith("raise student.sampling.max_tokens above 26")
+    assert budget_finding(examiner, short, problems[:6]).status is Status.OK
+    assert budget_finding(examiner, short, problems[5:]).status is Status.FAIL
+
+
+def test_tokenizer_with_two_bos_or_leaking_control_tokens_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone()
+    examiner = Examiner(backbone, NativeSampler(backbone), get_format("question_answer"), VerifierPool("number"))
+    problems = [Problem("a", "a <eos> b", "1")]
+    good = tokenizer_finding(examiner, problems)
+    assert good.status is Status.OK and good.facts["leaks"] == 0
+    assert good.message.startswith("0 BOS at the start, no chat template")
+
+    def careless(self: Any, tokenizer: Any, question: str) -> list[int]:
+        return [1, 1, *tokenizer.encode(question, add_special_tokens=False)]
+
+    monkeypatch.setattr(type(examiner.fmt), "student_ids", careless)
+    leaking = tokenizer_finding(examiner, problems)
+    assert leaking.status is Status.FAIL and leaking.facts["leaks"] == 2
+    assert any("'a <eos> b': <eos>" in line for line in leaking.details)
+    monkeypatch.setattr(check_model, "leaked_controls", lambda *_: [])
+    doubled = tokenizer_finding(examiner, problems)
+    assert doubled.status is Status.FAIL and doubled.message == "2 BOS at the start of a prompt, expected 0"
+
+
+def test_the_command_says_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_problems(tmp_path / "p.jsonl", NUMBERS)
+    words = ["check", "tiny", *SETS, "--set", "problems.limit=0", "--problems", str(source), "--samples", "8"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    names = [line.split()[1] for line in printed if line.startswith(("ok", "warning"))]
+    assert names == ["problems", "golds", "model", "tokenizer", "context", "budget", "teacher"]
+    assert printed[-1] == "yes: a run can work"
+    assert main([*words, "--json", "--set", "teacher.sampling.max_tokens=500"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["works"] is False
+    assert [f["name"] for f in report["findings"] if f["status"] == "FAIL"] == ["teacher"]
+    assert main([*words, "--model", str(tmp_path / "none")]) == 1
+    assert "FAIL     model       model.path" in capsys.readouterr().out
+
+
+def test_evidence_beside_the_file_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_problems(tmp_path / "p.jsonl", NUMBERS)
+    words = ["tiny", *SETS, "--set", "problems.limit=0"]
+    assert main(["screen", *words, "--problems", str(source), "--out", str(tmp_path / "s"), "--quiet"]) == 0
+    again = ["check", *words, "--problems", str(tmp_path / "s" / "hard.jsonl"), "--samples", "4"]
+    main(again)
+    assert "holds for this model and these settings" in capsys.readouterr().out
+    assert main([*again, "--set", "screen.temperature=0.5"]) == 1
+    assert "temperature: screened with 1.0, this run uses 0.5" in capsys.readouterr().out
+
+
+WITHOUT_TORCH = """
+import importlib.util, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "peft"}:
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name in {"torch", "transformers", "peft"} else real(name, *a)
+from soar.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "last"),
+    [(["--no-model"], "yes: a run can work"), ([], "yes: a run can work (1 warning)")],
+)
+def test_problems_are_checked_without_torch(tmp_path: Path, more: list[str], last: str) -> None:
+    source = write_problems(tmp_path / "p.jsonl", NUMBERS)
+    words = ["check", "tiny", *SETS, "--set", "problems.limit=0", "--problems", str(source), *more]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(house.ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == last
+    assert ("not checked: torch, transformers, peft not installed" in done.stdout) == (not more)

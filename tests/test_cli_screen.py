@@ -1,0 +1,224 @@
+"""`soar screen`: its files, its table, that it goes on after any interruption, and that a run uses its evidence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import house
+import pytest
+from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config, write_problems
+
+from soar import hardset
+from soar.cli import main
+from soar.screen_table import signal_lines, table_lines
+from soar.screening import screen_event
+from soar.types import Problem, Screening
+from soar.worlds import get_world
+
+OWN = ("problems.limit", "screen.")
+SETS = [part for override in TINY if not override.startswith(OWN) for part in ("--set", override)]
+HARD_ONLY = ["--set", "screen.max_successes=0"]
+FILES = ("hard.jsonl", "hard.jsonl.evidence.json", "hard/screen.jsonl", "screen.json", "table.txt")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of problems of which the embedded model solves some and others not."""
+    problems = [*easy_problems(12), *get_world("tiny").hard_problems(8, 0)]
+    rows = [{"uid": p.id, "task": p.question, "gold": p.answer, "level": i % 3} for i, p in enumerate(problems)]
+    path = tmp_path_factory.mktemp("source") / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def arguments(source: Path, out: Path, *more: str) -> list[str]:
+    names = ["--set", "problems.question_column=task", "--set", "problems.answer_column=gold"]
+    return ["screen", "--problems", str(source), "--out", str(out), *SETS, *names, *HARD_ONLY, "--attempts", "8", *more]
+
+
+@pytest.fixture(scope="module")
+def screened(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished screening. Change nothing in it."""
+    out = tmp_path_factory.mktemp("screened") / "out"
+    assert main([*arguments(source, out), "tiny", "--quiet"]) == 0
+    return out
+
+
+def test_files_and_table(source: Path, screened: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_jsonl(screened / "hard" / "screen.jsonl")
+    assert rows[0]["evidence"]["attempts"] == 8 and len(rows) == 21
+    hard = read_jsonl(screened / "hard.jsonl")
+    assert [row["id"] for row in hard] == [row["id"] for row in rows[1:] if row["successes"] == 0]
+    assert 8 <= len(hard) < 20 and {row["attempts"] for row in hard} == {8}
+    assert {"level", "question", "answer"} < set(hard[0])
+    assert json.loads((screened / "hard.jsonl.evidence.json").read_text()) == rows[0]["evidence"]
+    event = json.loads((screened / "screen.json").read_text())
+    assert (event["candidates"], event["hard"]) == (20, len(hard))
+    table = (screened / "table.txt").read_text().splitlines()
+    assert table[0] == "20 problems, 8 attempts each (temperature 1.0, at most 48 tokens)"
+    assert main([*arguments(source, screened, "--resume"), "tiny"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[: len(table)] == table
+    command = shlex.split(printed[-1].removeprefix("next: "))
+    assert command[:3] == ["soar", "run", "tiny"] and "problems.question_column=task" not in command
+    assert {"screen.attempts=8", "screen.max_successes=0", str(screened / "hard.jsonl")} < set(command)
+
+
+def test_early_stopping_finds_the_same_hard_set_with_fewer_attempts(
+    source: Path, screened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*arguments(source, tmp_path / "full", "--set", "screen.attempts=20"), "tiny", "--quiet"])
+    main([*arguments(source, tmp_path / "early", "--early-stop", "--set", "screen.attempts=20"), "tiny", "--quiet"])
+    full, early = (tmp_path / name / "hard.jsonl" for name in ("full", "early"))
+    assert early.read_bytes() == full.read_bytes()
+    counts = [
+        sum(row["attempts"] for row in read_jsonl(file.parent / "hard" / "screen.jsonl")[1:]) for file in (full, early)
+    ]
+    assert counts[0] == 400 > counts[1]
+    assert "1 or more (then stopped)" in capsys.readouterr().out
+
+
+def process(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "soar.cli", *words],
+        env={**os.environ, "PYTHONPATH": str(house.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_interrupted_screenings_end_like_a_straight_one(
+    source: Path, screened: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    running = process([*arguments(source, out), "tiny", "--quiet"])
+    file = out / "hard" / "screen.jsonl"
+    while running.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") > 8):
+        time.sleep(0.005)
+    running.send_signal(number)
+    _, errors = running.communicate()
+    if running.returncode:  # it may have finished before the signal
+        assert running.returncode == (130 if number is signal.SIGINT else -number)
+        assert errors == ("interrupted; continue with --resume\n" if number is signal.SIGINT else "")
+    assert main([*arguments(source, out, "--resume"), "tiny", "--quiet"]) == 0
+    for name in FILES:
+        assert (out / name).read_bytes() == (screened / name).read_bytes(), name
+
+
+def test_resume_refuses_another_model_prompt_or_file(source: Path, screened: Path, tmp_path: Path) -> None:
+    assert main(arguments(source, screened)) == 1
+    assert main([*arguments(source, screened, "--resume", "--set", "student.sampling.max_tokens=20"), "tiny"]) == 1
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(source.read_text().splitlines(keepends=True)[:-1]))
+    assert main([*arguments(other, screened, "--resume"), "tiny"]) == 1
+
+
+def run(hard: Path, out: Path, *more: str) -> int:
+    words = ["run", "tiny", "--problems", str(hard), "--out", str(out), *SETS, *HARD_ONLY, "--quiet"]
+    short = ["teacher.steps=1", "arms.run=[]", "screen.attempts=8", "problems.question_column=task"]
+    return main([*words, *(part for override in short for part in ("--set", override)), *more])
+
+
+def test_a_run_uses_the_evidence(screened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempted(*args: object) -> None:
+        raise AssertionError("screened again")
+
+    monkeypatch.setattr(hardset, "screen", attempted)
+    assert run(screened / "hard.jsonl", tmp_path / "run", "--set", "seed=3") == 0
+    (event,) = events(tmp_path / "run", "screen")
+    hard = read_jsonl(screened / "hard.jsonl")
+    assert (event["hard"], event["candidates"], event["frac_all_wrong"]) == (len(hard), len(hard), 1.0)
+    rows = [row for half in ("train", "test") for row in read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")]
+    assert {(row["id"], row["attempts"]) for row in rows} == {(row["id"], 8) for row in hard}
+    copied = (tmp_path / "run" / "hard" / "train.jsonl.evidence.json").read_bytes()
+    assert copied == (screened / "hard.jsonl.evidence.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("student.sampling.max_tokens=47", "max_tokens: screened with 48, this run uses 47"),
+        ("screen.attempts=9", "attempts: screened with 8, this run uses 9"),
+        ("problems.verifier=number", "verifier: screened with 'exact', this run uses 'number'"),
+        ("model.dtype=bfloat16", "model_sha256: screened with"),
+    ],
+)
+def test_a_run_refuses_evidence_made_in_another_way(
+    screened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, named: str
+) -> None:
+    assert run(screened / "hard.jsonl", tmp_path / "run", "--set", change) == 1
+    error = capsys.readouterr().err
+    assert named in error and str(screened / "hard.jsonl.evidence.json") in error
+    assert "Screen again with `soar screen`" in error
+
+
+def test_a_hard_set_without_its_evidence_is_screened(
+    screened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hard.jsonl").write_bytes((screened / "hard.jsonl").read_bytes())
+    words = ["--set", "screen.attempts=2", "--set", "problems.question_column=question"]
+    assert run(tmp_path / "hard.jsonl", tmp_path / "run", *words) == 0
+    rows = read_jsonl(tmp_path / "run" / "hard" / "screen.jsonl")
+    assert {row["attempts"] for row in rows[1:]} == {2}
+
+
+def test_no_hard_problem_leaves_no_hard_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_problems(tmp_path / "p.jsonl", [Problem("a", "last 57", "7"), Problem("b", "last 31", "1")])
+    words = ["screen", "tiny", "--problems", str(source), "--out", str(tmp_path / "out"), *SETS, "--quiet"]
+    assert main([*words, *HARD_ONLY, "--attempts", "12"]) == 0
+    printed = capsys.readouterr().out
+    assert "0 hard problems are too few for a run (at least 4)" in printed
+    assert "hard set:" not in printed and not (tmp_path / "out" / "hard.jsonl").exists()
+
+
+@pytest.mark.parametrize("words", [["--attempts", "0"], ["--attempts", "-1"], ["--problems", "none.jsonl"]])
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(["screen", *words, "--out", str(tmp_path / "out")]) == 1
+    assert "soar: " in capsys.readouterr().err
+
+
+def lines_of(counts: list[int], attempts: int, *overrides: str) -> list[str]:
+    config = tiny_config(f"screen.attempts={attempts}", "screen.max_successes=0", *overrides)
+    rows = {str(i): Screening(count, attempts, truncated=0) for i, count in enumerate(counts)}
+    return table_lines(list(rows.values()), screen_event(rows, config), config)
+
+
+def test_every_problem_is_in_one_row_of_the_table() -> None:
+    for attempts in (1, 2, 3, 8, 19, 20, 21, 128):
+        lines = lines_of(list(range(attempts + 1)), attempts)
+        counts = [int(line[29:37].replace(",", "")) for line in lines[3:9]]
+        assert sum(counts) == attempts + 1, attempts
+        assert counts[0] == counts[-1] == 1
+    lines = lines_of([0, 0, 0, 1, 2, 12, 13, 64, 65, 127, 128], 128)
+    assert [int(line[29:37]) for line in lines[3:9]] == [3, 1, 2, 2, 2, 1]
+    assert lines[3].endswith("  27.3%")
+
+
+def signals(counts: list[int], **event: float) -> str:
+    config = tiny_config("screen.attempts=100", "screen.max_successes=0", "student.attempts=4")
+    rows = {str(i): Screening(count, 100) for i, count in enumerate(counts)}
+    return "\n".join(signal_lines({**screen_event(rows, config), **event}, config))
+
+
+def test_words_for_what_plain_rl_sees() -> None:
+    nothing = signals([0] * 10)
+    assert "no learning signal: all rewards are zero. No attempt at any problem was correct" in nothing
+    assert "hard problems are too few" not in nothing
+    assert "no learning signal: all rewards are zero in nearly every group" in signals([0] * 99 + [1])
+    solved = signals([100] * 10)
+    assert "no learning signal: all rewards are equal, the problems are solved in nearly every group" in solved
+    assert "0 hard problems are too few for a run" in solved
+    half = signals([50] * 5 + [0] * 5)
+    assert "mixed (a learning signal)          43.8%" in half
+    assert "no learning signal" not in half and "Plain RL has a learning signal in 44% of these groups" in half
+    assert "Raise student.sampling.max_tokens (now 48)" in signals([0] * 10, truncated_share=0.6)
+    assert "Raise" not in signals([0] * 10, truncated_share=0.4)

@@ -1,0 +1,150 @@
+"""`soar verify`: counts per verdict, columns, listings, labels, and gold answers against themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+
+from soar import verify_file
+from soar.cli import main
+
+FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
+ROWS = [
+    {"completion": r"so \boxed{1}", "gold": "1", "ok": True},
+    {"completion": r"so \boxed{2}", "gold": r"... \boxed{1}", "ok": True},
+    {"completion": "none", "gold": "work #### 0", "ok": 0},
+    {"completion": [{"role": "assistant", "content": r"\boxed{\frac{1}{2}}"}], "gold": 0.5, "ok": 0.4},
+    {"completion": None, "gold": 0, "ok": "false"},
+    {"completion": r"\boxed{3}", "gold": "three", "ok": False},
+]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def verified(*words: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    code = main(["verify", *words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_counts_shares_and_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "c.jsonl", ROWS)
+    code, found = verified(source, "--verifier", "number", "--show", "2", capsys=capsys)
+    assert code == 0
+    assert {name: count for name, count in found["counts"].items() if count} == {
+        "correct": 2, "wrong": 1, "no_answer": 2, "unscorable": 1,
+    }  # fmt: skip
+    assert found["shares"]["no_answer"] == pytest.approx(2 / 6)
+    assert found["columns"] == {"completion": "completion", "gold": "gold"}
+    assert [(row["where"], row["verdict"], row["answer"], row["gold"]) for row in found["listed"]] == [
+        (f"{source}:2", "wrong", "2", "1"),
+        (f"{source}:3", "no_answer", None, "0"),
+    ]
+    assert main(["verify", source, "--verifier", "number", "--show", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "6 rows (completion = column 'completion', gold = column 'gold')"
+    assert lines[2].split() == ["correct", "2", "33.33%"]
+    assert lines[-2:] == ["not correct, the first 1:", f"  {source}:2: wrong: '2' against '1'"]
+
+
+def test_labels_show_where_the_verifier_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "c.jsonl", ROWS)
+    _, found = verified(source, "--verifier", "number", "--label-column", "ok", capsys=capsys)
+    assert found["agree"] == 4
+    assert [(row["where"], row["label"]) for row in found["listed"]] == [(f"{source}:2", True), (f"{source}:4", False)]
+    write(tmp_path / "c.jsonl", [{**ROWS[0], "ok": "perhaps"}])
+    assert main(["verify", source, "--verifier", "number", "--label-column", "ok"]) == 1
+    assert f"{source}:1: label 'perhaps', expected true, false or a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"Response": r"\boxed{7}", "answer": "7"}, {"completion": "Response", "gold": "answer"}),
+        ({"answer": "7", "ground_truth": "7"}, {"completion": "answer", "gold": "ground_truth"}),
+        ({"answer": "7", "solution": r"\boxed{7}"}, {"completion": "answer", "gold": "solution"}),
+        ({"output": r"\boxed{7}", "answer": "7", "solution": "x"}, {"completion": "output", "gold": "answer"}),
+    ],
+)
+def test_columns_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, str], columns: dict[str, str]
+) -> None:
+    _, found = verified(write(tmp_path / "c.jsonl", [row]), "--verifier", "exact", capsys=capsys)
+    assert found["columns"] == columns
+    assert found["counts"]["correct"] == 1
+
+
+def test_golds_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prose = "Yes, because every such triangle has two equal angles and so on"
+    rows = [{"question": "q", "answer": "7"}, {"question": "r", "answer": prose}]
+    source = write(tmp_path / "p.jsonl", rows)
+    assert main(["verify", source, "--golds", "--workers", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert "gold answers that do not grade as correct, the first 1:" in printed and f"{source}:2: unscorable" in printed
+    assert main(["verify", source, "--golds", "--verifier", "exact"]) == 0
+
+
+def test_user_functions_get_whole_completions_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"completion": "level", "gold": "x", "level": level} for level in ("hard", "easy")]
+    rows += [{"completion": "raise", "gold": "x", "level": ""}]
+    name = f"{FUNCTIONS}:obey"
+    _, found = verified(write(tmp_path / "c.jsonl", rows), "--verifier", name, "--workers", "1", capsys=capsys)
+    assert (found["counts"]["correct"], found["counts"]["wrong"], found["counts"]["crashed"]) == (1, 1, 1)
+    assert "KeyError" in found["last_error"]
+
+
+def test_many_rows_are_graded_in_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_file, "BLOCK", 3)
+    rows = [{"completion": rf"\boxed{{{i % 2}}}", "gold": "1"} for i in range(10)]
+    _, found = verified(write(tmp_path / "c.jsonl", rows), "--verifier", "number", capsys=capsys)
+    assert (found["rows"], found["counts"]["correct"], len(found["listed"])) == (10, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "x", "gold": "1"}], "no completion column: looked for completion, response, output"),
+        ([{"completion": "x", "reply": "1"}], "no gold column: looked for gold, ground_truth"),
+        ([ROWS[0], '{"completion": '], "c.jsonl:2: not JSON"),
+        ([ROWS[0], {"completion": "x"}], "c.jsonl:2: no 'gold' here, as the first row has"),
+        ([ROWS[0], {"completion": "x", "gold": None}], "c.jsonl:2: empty answer: null; mend or remove the line"),
+        ([""], "c.jsonl: no rows"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[Any], message: str
+) -> None:
+    assert main(["verify", write(tmp_path / "c.jsonl", rows), "--verifier", "number"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_answer_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1\x1b[2J"}]
+    main(["verify", write(tmp_path / "c.jsonl", rows), "--verifier", "exact"])
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\u202e" not in printed and "\\x1b[2J" in printed
+
+
+def test_verify_needs_no_torch(tmp_path: Path) -> None:
+    source = write(tmp_path / "c.jsonl", ROWS)
+    script = (
+        "import sys; from soar.cli import main; main(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "verify", source, "--verifier", "number"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(house.ROOT)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]" and done.stderr == ""

@@ -1,0 +1,168 @@
+"""Out of memory is recognised, halved and said; a lost device is named; a failed student touches nobody else."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import events, run_tiny
+from test_student import STUDENTS, near, train
+
+from soar import pipeline, student
+from soar.faults import (
+    DeviceLost,
+    MemoryShortage,
+    halving,
+    is_device_lost,
+    is_out_of_memory,
+    split_on_shortage,
+)
+
+SHORTAGES = [
+    MemoryError(),
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_memory_errors_are_recognised_and_others_are_not(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+    assert not is_device_lost(error)
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("text", ["CUDA error: an illegal memory access", "NCCL communicator was aborted"])
+def test_lost_devices_are_recognised(text: str) -> None:
+    assert is_device_lost(RuntimeError(text))
+    assert not is_device_lost(ValueError(text))
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_halving_goes_down_until_it_fits_and_says_so(error: BaseException) -> None:
+    tried: list[int] = []
+    said: list[str] = []
+
+    def work(size: int) -> str:
+        tried.append(size)
+        if size > 13:
+            raise error
+        return f"done with {size}"
+
+    assert halving(work, 100, said.append, "rows a forward pass", "model.chunk") == ("done with 12", 12)
+    assert tried == [100, 50, 25, 12]
+    assert said == [f"out of memory: going on with {n} rows a forward pass" for n in (50, 25, 12)]
+
+
+def test_halving_ends_in_a_named_error_and_lets_others_through() -> None:
+    def never(size: int) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nsecond line")
+
+    with pytest.raises(
+        MemoryShortage, match=r"with 3 rows, the least there is: CUDA out of memory\. Free memory or lower"
+    ):
+        halving(never, 10, lambda line: None, "rows", "model.micro_batch_tokens", smallest=3)
+
+    def wrong(size: int) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        halving(wrong, 10, lambda line: None, "rows", "key")
+
+
+def test_splitting_keeps_the_order_and_names_what_does_not_fit_alone() -> None:
+    said: list[str] = []
+
+    def work(members: list[int]) -> list[int]:
+        if len(members) > 2 or (0 in members and len(members) > 1):
+            raise MemoryError
+        return [10 * member for member in members]
+
+    assert split_on_shortage(work, [0, 1, 2, 3, 4], said.append, "students") == [[0], [10], [20], [30, 40]]
+    assert said[0] == "out of memory with 5 students at once: going on with 2"
+
+    def hungry(members: list[int]) -> None:
+        if 3 in members:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryShortage, match="out of memory with one of the students alone: no room"):
+        split_on_shortage(hungry, [1, 2, 3], said.append, "students")
+
+
+def test_a_population_that_does_not_fit_is_trained_in_halves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train()
+    real = student.update
+
+    def tight(backbone: Any, stack: Any, *rest: Any) -> Any:
+        if stack.policies > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(backbone, stack, *rest)
+
+    monkeypatch.setattr(student, "update", tight)
+    with caplog.at_level(logging.WARNING, "soar.student"):
+        halves = train()
+    assert f"out of memory with {STUDENTS} students at once" in caplog.text
+    near(halves.stack, whole.stack)
+    assert halves.rollouts == whole.rollouts
+    assert len(halves.metrics) == len(whole.metrics)
+    assert halves.metrics[0]["pass_rate"] == pytest.approx(whole.metrics[0]["pass_rate"])
+
+
+FAULTS: list[tuple[RuntimeError, type[Exception], str]] = [
+    (
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        MemoryShortage,
+        "lower model.chunk and model.micro_batch_tokens",
+    ),
+    (RuntimeError("CUDA error: unspecified launch failure"), DeviceLost, "the accelerator failed: CUDA error"),
+]
+
+
+@pytest.mark.parametrize(("fault", "named", "words"), FAULTS, ids=["memory", "device"])
+def test_a_fault_in_a_run_is_named_and_the_state_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: RuntimeError, named: type[Exception], words: str
+) -> None:
+    changes = ("teacher.steps=2", 'arms.run=["base"]')
+    real = pipeline.OuterLoop.step
+
+    def step(loop: Any) -> Any:
+        if loop.state.step == 1:
+            raise fault
+        return real(loop)
+
+    with monkeypatch.context() as patch, pytest.raises(named) as caught:
+        patch.setattr(pipeline.OuterLoop, "step", step)
+        run_tiny(tmp_path / "run", *changes)
+    assert words in str(caught.value)
+    assert f"soar run --out {tmp_path}/run --resume" in str(caught.value)
+    run_tiny(tmp_path / "run", *changes, resume=True)
+    assert [row["step"] for row in events(tmp_path / "run", "outer_step")] == [0, 1]
+
+
+def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("teacher.steps=2", 'arms.run=["base"]')
+    real = pipeline.OuterLoop.teach
+
+    def diverge(self: Any, lessons: Any) -> Any:
+        population = real(self, lessons)
+        population.failed_P[:] = True
+        return population
+
+    with monkeypatch.context() as patch, pytest.raises(pipeline.StudentsFailed) as caught:
+        patch.setattr(pipeline.OuterLoop, "teach", diverge)
+        run_tiny(tmp_path / "run", *changes)
+    assert "every student of outer step 0 produced NaN or inf" in str(caught.value)
+    first, alarm = events(tmp_path / "run")[1:]
+    assert (first["failed_students"], first["reward_mean"], first["teacher_kl"]) == (6, None, None)
+    assert alarm["kind"] == "all students failed"
+    summary = run_tiny(tmp_path / "run", *changes, resume=True)
+    assert summary["outer_steps"] == 2
+    assert [row["failed_students"] for row in events(tmp_path / "run", "outer_step")] == [6, 0]

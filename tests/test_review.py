@@ -1,0 +1,135 @@
+"""Promotions on hold: a person accepts or rejects, and the run does exactly that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+from loop_helpers import events, read_jsonl, run_tiny, without_clock
+
+from soar import ledger, review
+from soar.cli import main
+from soar.doctor import examine
+from soar.stopping import Stopped
+
+CHANGES = ("teacher.steps=3", "promotion.review=true", 'arms.run=["ps","pq"]')
+
+
+def until_review(out: Path, *changes: str, resume: bool = False) -> None:
+    with pytest.raises(Stopped) as caught:
+        run_tiny(out, *CHANGES, *changes, resume=resume)
+    assert caught.value.exit_code == 3
+    assert "waits for a person; everything is saved" in str(caught.value)
+    assert f"`soar review {out}`" in str(caught.value)
+
+
+def test_accepting_everything_is_the_run_without_review(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "free", "teacher.steps=3", 'arms.run=["ps","pq"]')
+    out = tmp_path / "held"
+    for step in range(3):
+        until_review(out, resume=step > 0)
+        assert len(events(out, "outer_step")) == step + 1
+        assert len(events(out, "promotion")) == step  # not entered before it is accepted
+        assert len(read_jsonl(out / "pq.jsonl") if step else []) == 4 * step
+        until_review(out, resume=True)  # asking again changes nothing
+        review.decide(out, review.ACCEPTED, "ann")
+    run_tiny(out, *CHANGES, resume=True)
+    free, held = (without_clock(events(tmp_path / name)) for name in ("free", "held"))
+    assert [row for row in held if row["event"] != "review"] == free
+    assert [row for row in held if row["event"] == "review"] == [
+        {"event": "review", "step": step, "decision": "accepted", "by": "ann"} for step in range(3)
+    ]
+    assert read_jsonl(out / "pq.jsonl") == read_jsonl(tmp_path / "free" / "pq.jsonl")
+    for name in ("teacher", "student", "arms/pq"):
+        weights = [(tmp_path / run / name / "adapter_model.safetensors").read_bytes() for run in ("free", "held")]
+        assert weights[0] == weights[1]
+    lines = read_jsonl(out / "ledger.jsonl")
+    assert [(line["step"], line["decision"], line["by"]) for line in lines] == [
+        (step, "accepted", "ann") for step in range(3)
+    ]
+    assert ledger.complaints(lines) == []
+    assert [line["decision"] for line in read_jsonl(tmp_path / "free" / "ledger.jsonl")] == ["automatic"] * 3
+    assert not (out / review.FILE).exists()
+    assert [check.complaints for check in examine(out)] == [[]] * 11
+
+
+def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    until_review(out)
+    first = json.loads((out / review.FILE).read_text())["promotion"]
+    review.decide(out, review.REJECTED, "ann")
+    until_review(out, resume=True)
+    assert events(out, "promotion") == []
+    assert [check.complaints for check in examine(out)] == [[]] * 11  # of an unfinished run with one on hold
+    second = json.loads((out / review.FILE).read_text())["promotion"]
+    assert (first["step"], second["step"]) == (0, 1)
+    review.decide(out, review.ACCEPTED, "bob")
+    until_review(out, resume=True)
+    review.decide(out, review.REJECTED, "ann")
+    summary = run_tiny(out, *CHANGES, resume=True)
+    assert summary["promotions"] == 1
+    assert [row["promoted"] for row in events(out, "outer_step")] == [True] * 3
+    assert [row["step"] for row in events(out, "promotion")] == [1]
+    assert {row["step"] for row in read_jsonl(out / "pq.jsonl")} == {1}
+    assert [line["decision"] for line in read_jsonl(out / "ledger.jsonl")] == ["rejected", "accepted", "rejected"]
+    # The refused student is nobody's baseline: the next step starts from the base model again, on the same questions.
+    rates = [row["baseline_pass_rate"] for row in events(out, "outer_step")]
+    assert events(out, "promotion")[0]["baseline_pass_rate"] == rates[1]
+    assert [check.complaints for check in examine(out)] == [[]] * 11
+
+
+def test_the_command_shows_questions_and_effect_and_takes_the_decision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promotion = {"step": 4, "dataset": 2, "repeat": 1, "reward": 0.125, "pass_rate": 0.25, "baseline_pass_rate": 0.125}
+    hostile = "two\nlines \x1b[31m\u202e" + "x" * 5000
+    review.ask(tmp_path, promotion, [{"question": "3 a+4", "answer": "7", "correct": False}, {"question": hostile}])
+    assert main(["review", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert lines[0] == "outer step 4: dataset 2, student 1"
+    assert lines[1] == "  reward +0.1250: pass rate on the hard reward questions +0.2500, baseline +0.1250"
+    assert lines[3:5] == ["    1. 3 a+4", "       answer: 7  (wrong by the world's oracle)"]
+    assert lines[-1] == "decision: none yet"
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert max(map(len, lines)) < 1100
+    assert review.answer(tmp_path, promotion) is None
+    assert main(["review", str(tmp_path), "--reject", "--by", "ann"]) == 0
+    assert "decision: rejected by ann" in capsys.readouterr().out
+    assert review.answer(tmp_path, promotion) == ("rejected", "ann")
+    review.ask(tmp_path, promotion, json.loads((tmp_path / review.FILE).read_text())["questions"])
+    assert review.answer(tmp_path, promotion) == ("rejected", "ann")  # asking again keeps a decision
+    assert main(["review", str(tmp_path), "--accept"]) == 0
+    assert review.answer(tmp_path, promotion)[0] == "accepted"  # type: ignore[index]
+    assert review.answer(tmp_path, {**promotion, "step": 5}) is None  # nothing is said about another promotion
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"promotion": 3, "questions": []}'])
+def test_nothing_to_review_and_damage_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    assert main(["review", str(tmp_path)]) == 1
+    assert "has no promotion to review (no review.json)" in capsys.readouterr().err
+    (tmp_path / review.FILE).write_text(content)
+    assert main(["review", str(tmp_path), "--accept"]) == 1
+    assert "review.json is damaged" in capsys.readouterr().err
+    assert (tmp_path / review.FILE).read_text() == content
+
+
+def test_review_and_doctor_need_no_torch(tiny_run: Path) -> None:
+    script = (
+        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from soar.cli import main\n"
+        "print(main(['doctor', sys.argv[1]]), main(['review', sys.argv[1]]))\n"
+    )
+    environment: dict[str, Any] = {"PYTHONPATH": str(house.ROOT), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny_run)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-2:] == ["all 11 checks are well", "0 1"]

@@ -1,0 +1,194 @@
+"""What the teacher is paid: known attempts give known rewards, advantages and promotions, for every reward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import ScriptedLoop, UpdateLog, events, read_jsonl, run_tiny, skills, tiny_config
+from recited import ANSWERS, Recited
+
+from soar import seeds, teacher
+from soar.answers import extract
+from soar.config import Config, ConfigError
+from soar.lessons import Lessons
+from soar.signals import ballot, deal, pay, success_rates, votes
+from soar.types import Problem
+from soar.workbench import open_examiner
+
+PAID = {
+    # s: 0, 1, 1/2, 1/4, 0; share of the majority: 1/2, 1, 1/2, 1/4, 0.
+    "learnability": [0.0, 0.0, 0.5, 0.75, 0.0, None],
+    "uncertainty": [1.0, 0.0, 1.0, 0.5, 0.0, 0.0],
+    "band": [0.0, 0.0, 1.0, 1.0, 0.0, None],
+}
+
+
+def lessons_of(*sets: list[str]) -> Lessons:
+    problems = [[Problem(f"{k}-{i}", q, "1") for i, q in enumerate(names)] for k, names in enumerate(sets)]
+    return Lessons(problems, None, 6, {})  # type: ignore[arg-type]
+
+
+def config_of(reward: str, *more: str) -> Config:
+    return tiny_config(f"teacher.reward={reward}", "intrinsic.attempts=4", *more)
+
+
+SETS = (["never", "always", "half"], ["once", "silent", "unscorable"])
+
+
+@pytest.mark.parametrize("reward", list(PAID))
+def test_known_attempts_give_the_known_rewards(reward: str) -> None:
+    examiner: Any = Recited()
+    state = SimpleNamespace(step=3, baseline=skills([0.0]))
+    paid = pay(examiner, state, lessons_of(*SETS), [0.5, None], config_of(reward))
+    assert paid.reward_U == PAID[reward]
+    assert paid.rollouts == 24
+    first, second = PAID[reward][:3], [r for r in PAID[reward][3:] if r is not None]
+    means = [sum(first) / 3, sum(second) / len(second)]  # type: ignore[arg-type]
+    assert paid.reward_G == pytest.approx(means)
+    (call,) = examiner.asked
+    assert call["stack"] is state.baseline
+    assert call["seeds"] == [seeds.derive(0, "intrinsic", 3)]
+    whole = pay(examiner, state, lessons_of(*SETS), [0.5, None], config_of(reward, "intrinsic.credit=dataset"))
+    assert whole.reward_U == whole.reward_G == pytest.approx(means)
+
+
+@pytest.mark.parametrize("reward", ["grounded", "shuffled"])
+def test_grounded_rewards_are_the_measured_improvement(reward: str) -> None:
+    examiner: Any = Recited()
+    paid = pay(examiner, SimpleNamespace(step=0, baseline=None), lessons_of(*SETS), [0.5, None], config_of(reward))  # type: ignore[arg-type]
+    assert (paid.reward_U, paid.reward_G, paid.rollouts) == ([0.5, None], [0.5, None], 0)
+    assert examiner.asked == []
+
+
+def test_an_untrained_teacher_is_not_paid() -> None:
+    examiner: Any = Recited()
+    paid = pay(examiner, SimpleNamespace(step=0, baseline=None), lessons_of(*SETS), [0.5, None], config_of("none"))  # type: ignore[arg-type]
+    assert (paid.reward_U, paid.reward_G) == ([], [None, None])
+
+
+def test_success_and_votes_agree_with_their_definitions() -> None:
+    examiner: Any = Recited()
+    problems = [[Problem(q, q, "1") for q in ANSWERS]]
+    attempts = examiner.attempt(None, problems, 4, [0], None)
+    assert success_rates(attempts) == [0.0, 1.0, 0.5, 0.25, 0.0, None]
+    assert votes(examiner, attempts) == [("2", 0.5), ("1", 1.0), ("1", 0.5), ("1", 0.25), (None, 0.0), ("1", 1.0)]
+
+
+def test_equal_votes() -> None:
+    assert ballot("0.50") == ballot("1/2") == ballot("\\frac{1}{2}")
+    assert ballot("1,000") == ballot("1000")
+    assert ballot(" Blue ") == ballot("Blue") != ballot("red")
+    assert len({ballot("x+1"), ballot("1+x")}) == 2
+
+
+def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question() -> None:
+    sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(7)] for k in range(3)]
+    lessons = Lessons(sets, None, 21, {})  # type: ignore[arg-type]
+    config = config_of("shuffled")
+    dealt = deal(lessons, config, 2).problems_G_Q
+    for before, after in zip(sets, dealt, strict=True):
+        assert [p.question for p in after] == [p.question for p in before]
+        assert Counter(p.answer for p in after) == Counter(p.answer for p in before)
+        assert all(a.answer != b.answer for a, b in zip(after, before, strict=True))
+    assert deal(lessons, config, 2).problems_G_Q == dealt
+    assert [[p.answer for p in s] for s in deal(lessons, config, 3).problems_G_Q] != [
+        [p.answer for p in s] for s in dealt
+    ]
+    assert deal(lessons, config_of("grounded"), 2) is lessons
+    with pytest.raises(ConfigError, match=r'teacher.reward = "shuffled" permutes answers .*teacher.questions = 1'):
+        config_of("shuffled", "teacher.questions=1")
+
+
+class Paid(ScriptedLoop):
+    """A scripted loop whose baseline's attempts at written questions are recited: question i of a set is KINDS[i]."""
+
+    KINDS = ("half", "never", "once", "always")
+
+    def write(self) -> Lessons:
+        lessons = super().write()
+        sets = [[Problem(p.id, self.KINDS[i], "1") for i, p in enumerate(ps)] for ps in lessons.problems_G_Q]
+        return Lessons(sets, lessons.rollouts, lessons.sampled, lessons.rejected)
+
+
+def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = UpdateLog(datasets=3)
+    monkeypatch.setattr(teacher, "update", log)
+    recited: Any = Recited()
+    monkeypatch.setattr(teacher, "pay", lambda examiner, *rest: pay(recited, *rest))
+    plain = (
+        "reward.mode=greedy",
+        "reward.attempts=1",
+        "reward.questions=8",
+        "teacher.optimizer.normalize_advantages=false",
+    )
+    loop = Paid(config_of("learnability", "promotion.tau=0.01", *plain), [[[8, 8], [0, 0], [4, 4]]])
+    (event, promotion), _ = loop.step()
+    paid = [0.5, 0.0, 0.75, 0.0]
+    assert event["teacher_reward_G"] == pytest.approx([sum(paid) / 4] * 3)
+    assert event["reward_G"] == [1.0, 0.0, 0.5]
+    assert promotion["dataset"] == 0
+    mean = sum(paid) / 4
+    wanted = [(reward - mean) * 12 / 11 for reward in paid]  # each minus the mean of the 11 others
+    for row in log.advantages[0].tolist():
+        assert row == pytest.approx(wanted, abs=1e-6)
+    assert recited.asked[0]["stack"].tensors["skill"].item() == 0.0  # the baseline before the promotion
+    assert event["student_rollouts"] == 3 * 2 * 8 + 8 + 12 * 4
+
+
+def test_common_seeds_are_shared_across_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, list[int]] = {}
+    for common in ("true", "false"):
+
+        def train(examiner: Any, start: Any, batches: Any, seed_P: list[int], *rest: Any, key: str = common) -> Any:
+            found[key] = seed_P
+            raise InterruptedError
+
+        monkeypatch.setattr(teacher, "train_population", train)
+        loop = ScriptedLoop(tiny_config(f"student.common_seeds={common}"), [])
+        with pytest.raises(InterruptedError):
+            teacher.OuterLoop.teach(loop, ScriptedLoop.write(loop))
+    assert found["true"] == found["true"][:2] * 3
+    assert len(set(found["true"])) == 2
+    assert len(set(found["false"])) == 6
+
+
+def test_a_real_run_pays_what_the_baseline_shows(tmp_path: Path) -> None:
+    """The first step's learnability, recomputed from the written questions and the base model's attempts."""
+    overrides = ("teacher.reward=learnability", "intrinsic.attempts=4", "arms.run=[]", "teacher.steps=1")
+    run_tiny(tmp_path / "run", *overrides)
+    (event,) = events(tmp_path / "run", "outer_step")
+    rows = read_jsonl(tmp_path / "run" / "questions.jsonl")
+    config = tiny_config(*overrides)
+    from soar.data import fingerprint
+
+    problems = [Problem(fingerprint(r["question"])[:16], r["question"], r["answer"]) for r in rows]
+    with open_examiner(config) as examiner:
+        torch.set_num_threads(1)
+        seed = seeds.derive(0, "intrinsic", 0)
+        attempts = examiner.attempt(None, [problems], 4, [seed], config.student.sampling)
+        texts = attempts.rollouts.texts(examiner.backbone)
+    said = [extract(text, "marker") for text in texts]
+    rates = [sum(said[4 * i + n] == p.answer for n in range(4)) / 4 for i, p in enumerate(problems)]
+    paid = [0.0 if rate == 0 else 1 - rate for rate in rates]
+    assert sum(paid) > 0
+    assert event["teacher_reward_G"] == pytest.approx([sum(paid[k * 4 : k * 4 + 4]) / 4 for k in range(3)])
+    assert event["teacher_grad_norm"] > 0
+
+
+def test_shuffled_runs_train_on_what_they_record(tmp_path: Path) -> None:
+    plain, null = ("arms.run=[]", "teacher.steps=1"), ("teacher.reward=shuffled",)
+    run_tiny(tmp_path / "plain", *plain)
+    run_tiny(tmp_path / "null", *plain, *null)
+    one, other = (read_jsonl(tmp_path / name / "questions.jsonl") for name in ("plain", "null"))
+    assert [r["question"] for r in one] == [r["question"] for r in other]
+    assert [r["answer"] for r in one] != [r["answer"] for r in other]
+    assert sum(r["correct"] for r in other) < sum(r["correct"] for r in one)
+    pq = read_jsonl(tmp_path / "null" / "pq.jsonl")
+    assert {(r["question"], r["answer"]) for r in pq} <= {(r["question"], r["answer"]) for r in other}

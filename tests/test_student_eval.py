@@ -1,0 +1,115 @@
+"""`soar student` and `soar eval`: what they make of their arguments, and that they agree with a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_helpers import TINY, easy_problems, events, read_jsonl, write_problems
+
+from soar.cli import main
+from soar.cli_student import student_config
+from soar.config import Config, ConfigError
+from soar.evaluate import pass_at_k
+
+
+def asked(train: str, *overrides: str, recipe: str | None = "tiny", steps: int | None = 5) -> Config:
+    arguments = argparse.Namespace(
+        train=train, recipe=recipe, model=None, problems=None, overrides=list(overrides), steps=steps
+    )
+    return student_config(arguments)
+
+
+def test_training_sets_become_arms(tiny_run: Path) -> None:
+    assert asked("hard").arms.run == ("base", "hard_only")
+    assert asked("selfinstruct").arms.run == ("base", "self_instruct")
+    config = asked(f"pq:{tiny_run}")
+    assert (config.arms.run, config.arms.pq_from, config.screen.from_run) == (("base", "pq"), str(tiny_run), "")
+    assert (config.teacher.steps, config.arms.steps, config.arms.pq_steps) == (0, 5, 0)
+    assert asked("file:easy.jsonl").arms.real == "easy.jsonl"
+    # Without a recipe the run's own config and screening are used.
+    config = asked(f"teacher:{tiny_run}", recipe=None)
+    assert (config.student.attempts, config.problems.limit, config.screen.from_run) == (4, 12, str(tiny_run))
+    assert config.arms.teacher_from == str(tiny_run)
+    assert asked("hard", "arms.steps=9").arms.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("everything", "--train 'everything': expected one of hard, pq"),
+        ("pq", "--train 'pq': expected pq:PATH"),
+        ("pq:", "--train 'pq:': expected pq:PATH"),
+        ("hard:x", "--train 'hard:x': expected hard"),
+    ],
+)
+def test_training_sets_that_are_none(train: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        asked(train)
+    with pytest.raises(ConfigError, match=r"set arms\.steps for the arm hard_only"):
+        asked("hard", steps=None)
+
+
+def test_a_student_on_a_runs_questions(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "student"
+    arguments = ["student", "--train", f"pq:{tiny_run}", "--steps", "2", "--out", str(out), "--quiet"]
+    assert main(arguments) == 0
+    assert "pq " in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["arms"]) == ["base", "pq"]
+    mine, theirs = ({e["arm"]: e["correct"] for e in events(f, "evaluation")} for f in (out, tiny_run))
+    assert mine["base"] == theirs["base"]
+    assert mine["pq"] == theirs["pq"]  # two steps on the same questions with the same seeds
+    assert main(arguments) == 1
+    assert main([*arguments, "--resume"]) == 0
+
+
+def test_eval_repeats_the_runs_own_evaluation(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "eval.json"
+    adapters = [str(tiny_run / name) for name in ("student", "arms/pq")]
+    problems = str(tiny_run / "hard" / "test.jsonl")
+    assert main(["eval", "--adapter", *adapters, "--problems", problems, "--out", str(out), "--quiet"]) == 0
+    found = json.loads(out.read_text())
+    run: dict[str, Any] = {event["arm"]: event for event in events(tiny_run, "evaluation")}
+    assert list(found["policies"]) == ["base", *adapters]
+    for name, arm in zip(found["policies"], ("base", "ps", "pq"), strict=True):
+        policy = found["policies"][name]
+        assert policy["correct"] == run[arm]["correct"]
+        assert policy["pass_at"]["1"] == run[arm]["pass_at"]["1"]
+        assert policy["interval_95"]["4"] == run[arm]["interval_95"]["4"]
+        assert list(policy["pass_at"]) == ["1", "2", "3", "4"]
+    assert set(found["paired"]) == {f"{name} - base" for name in adapters}
+    assert found["problems"]["ids"] == [row["id"] for row in read_jsonl(tiny_run / "hard" / "test.jsonl")]
+    shown = capsys.readouterr().out
+    assert shown.startswith("6 problems, 4 attempts each\npolicy")
+    assert f"result: {out}" in shown
+
+
+def test_eval_of_the_base_model_on_easy_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = write_problems(tmp_path / "easy.jsonl", easy_problems(10)), tmp_path / "eval.json"
+    sets = [part for override in TINY for part in ("--set", override)]
+    assert main(["eval", "tiny", *sets, "--problems", str(path), "--out", str(out), "--quiet"]) == 0
+    found = json.loads(out.read_text())
+    base = found["policies"]["base"]
+    assert (found["problems"]["count"], found["paired"]) == (10, {})
+    assert sum(base["correct"]) > 0
+    assert base["pass_at"]["2"] == pytest.approx(sum(pass_at_k(4, c, 2) for c in base["correct"]) / 10)
+    assert 0 <= base["truncated_share"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "--problems: expected the problem file"),
+        (["eval", "--adapter", "nowhere", "--problems", "x.jsonl"], "--adapter nowhere: no adapter there"),
+        (["eval", "tiny", "--problems", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_eval_says_what_is_missing(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,296 @@
+"""Studies: what their files may say, their cells, and what comes out of a toy study, also of a failed or resumed one."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_helpers import TINY, events, read_jsonl
+from test_docs import fields
+
+from soar import study as study_room
+from soar.analysis import hashed_ngrams, vendi_score
+from soar.cli import main
+from soar.config import ConfigError
+from soar.pipeline import execute
+from soar.progress import Progress
+from soar.statistics import paired_over_seeds, pass_at_k
+from soar.studies import STUDIES, Cell, Study, cells, comparisons, find_study, read_study
+from soar.study import StudyError, run_in_process, run_study
+from soar.study_page import tables
+
+TOY = """
+name = "toy"
+question = "Is <b>this</b> shown \u202eas it is?"
+seeds = [0, 1]
+ks = [1, 4]
+set = ['arms.run=["base", "hard_only", "ps"]', "arms.steps=1", "student.repeats=1"]
+[variants.grounded]
+[variants.learnability]
+set = ["teacher.reward=learnability", 'arms.run=["ps"]']
+"""
+
+
+def toy(tmp_path: Path, text: str = TOY) -> Study:
+    path = tmp_path / "toy.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_study(path)
+
+
+class InThisProcess:
+    """Runs cells without a new process. ran: names of cells; fails: names of cells that fail."""
+
+    def __init__(self, fails: tuple[str, ...] = ()) -> None:
+        self.ran: list[str] = []
+        self.fails = fails
+
+    def __call__(self, cell: Cell, threads: int) -> str | None:
+        self.ran.append(cell.name)
+        if cell.name in self.fails:
+            return "exit code 1: no luck"
+        resume = (cell.folder / "manifest.json").is_file()
+        execute(cell.config, cell.folder, resume, ["soar", "run"], Progress(quiet=True))
+        return None
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], InThisProcess]:
+    """A toy study of 2 variants x 2 seeds, one cell of which failed at first and was done by a resume."""
+    folder = tmp_path_factory.mktemp("study")
+    study, run_cell = toy(folder), InThisProcess(fails=("learnability-seed1",))
+    first = run_study(study, folder / "out", list(TINY), say=lambda line: None, run_cell=run_cell)
+    states = {(c["variant"], c["seed"]): (c["state"], c["reason"]) for c in first["cells"]}
+    assert states.pop(("learnability", 1)) == ("failed", "exit code 1: no luck")
+    assert set(states.values()) == {("finished", None)}
+    assert len(first["arms"][-1]["seeds"]) == 1
+    run_cell.fails = ()
+    results = run_study(study, folder / "out", list(TINY), resume=True, say=lambda line: None, run_cell=run_cell)
+    return folder, results, run_cell
+
+
+def test_finished_cells_stay_and_failed_ones_are_done_again(finished: Any) -> None:
+    _, results, run_cell = finished
+    once = ["grounded-seed0", "grounded-seed1", "learnability-seed0", "learnability-seed1"]
+    assert run_cell.ran == [*once, "learnability-seed1"]
+    assert {cell["state"] for cell in results["cells"]} == {"finished"}
+
+
+def test_cells_of_a_seed_share_their_screening(finished: Any) -> None:
+    folder, _, _ = finished
+    for seed in (0, 1):
+        one, other = (folder / "out" / "cells" / f"{v}-seed{seed}" for v in ("grounded", "learnability"))
+        for name in ("hard/screen.jsonl", "hard/test.jsonl"):
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+        config = json.loads((other / "manifest.json").read_text())["config"]
+        assert config["screen"]["from_run"] == str(one)
+        assert config["seed"] == seed
+
+
+def test_arms_are_the_cells_means(finished: Any) -> None:
+    folder, results, _ = finished
+    assert [(row["variant"], row["arm"]) for row in results["arms"]] == [
+        ("grounded", "base"),
+        ("grounded", "hard_only"),
+        ("grounded", "ps"),
+        ("learnability", "ps"),
+    ]
+    for row in results["arms"]:
+        means = []
+        for seed in row["seeds"]:
+            cell = folder / "out" / "cells" / f"{row['variant']}-seed{seed}"
+            (event,) = [e for e in events(cell, "evaluation") if e["arm"] == row["arm"]]
+            means.append(event["pass_at"]["1"])
+        assert row["seeds"] == [0, 1]
+        assert row["pass_at"]["1"]["per_seed"] == pytest.approx(means)
+        assert row["pass_at"]["1"]["mean"] == pytest.approx(statistics.fmean(means))
+        assert set(row["pass_at"]) == {"1", "4"}
+
+
+def test_comparisons_pair_the_same_problems(finished: Any) -> None:
+    _, results, _ = finished
+    named = {(row["a"], row["b"]): row for row in results["comparisons"]}
+    assert set(named) == {("grounded:ps", "grounded:hard_only"), ("learnability:ps", "grounded:hard_only")}
+    assert all((row["seeds"], row["left_out"]) == ([0, 1], 0) for row in named.values())
+    assert set(named["grounded:ps", "grounded:hard_only"]["pass_at"]["4"]) == set(
+        paired_over_seeds([[1], [0]], [[0], [0]], 4, 4, 0, 100)
+    )
+
+
+def test_teachers_and_promotions(finished: Any) -> None:
+    folder, results, _ = finished
+    grounded = next(row for row in results["teachers"] if row["variant"] == "grounded")
+    cell = folder / "out" / "cells" / "grounded-seed0"
+    first = [r["question"] for r in read_jsonl(cell / "questions.jsonl") if r["step"] == 0]
+    assert grounded["cells"][0]["first"]["vendi"] == pytest.approx(vendi_score(hashed_ngrams(first)))
+    assert grounded["cells"][0]["first"]["questions"] == 12
+    (promotions, *_) = results["promotions"]
+    # tau -2, window 1: every one of two steps promotes, in both seeds.
+    assert (promotions["windows"], promotions["promotions"], promotions["share"]) == (4, 4, 1.0)
+    assert promotions["interval_95"] == pytest.approx([4 / (4 + 1.959964**2), 1.0])
+    assert [row["step"] for row in results["curves"]["grounded"]] == [0, 1]
+    pq = read_jsonl(cell / "pq.jsonl")
+    found = results["pq"][0]["cells"][0]
+    assert (found["questions"], found["judge"]) == (len(pq), "oracle")
+    assert found["correct"] == pytest.approx(sum(row["correct"] for row in pq) / len(pq))
+
+
+def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
+    folder, results, _ = finished
+    page = (folder / "out" / "study.html").read_text(encoding="utf-8")
+    assert "Is &lt;b&gt;this&lt;/b&gt; shown \u27e8U+202E\u27e9as it is?" in page
+    assert "<script" not in page
+    text = (folder / "out" / "study.md").read_text(encoding="utf-8")
+    for table in tables(results):
+        assert f"## {table.title}" in text
+        for row in table.rows:
+            assert len(row) == len(table.header)
+            plain = " | ".join(" ".join(cell.replace("\u00a0", " ").split()) for cell in row)
+            assert f"| {plain} |" in text
+    assert len(page) > 5000
+
+
+def test_study_json_is_what_was_returned(finished: Any) -> None:
+    folder, results, _ = finished
+    written = json.loads((folder / "out" / "study.json").read_text())
+    assert written == json.loads(json.dumps(results))
+    assert written["definition"]["extra"] == list(TINY)
+
+
+def test_every_field_of_the_results_is_explained(finished: Any) -> None:
+    _, results, _ = finished
+    assert set(results) == fields("study.json")
+    assert all(set(row) == fields("Entry of a study arm") for row in results["arms"])
+    spread = fields("Spread over seeds")
+    for row in [*results["arms"], *results["comparisons"]]:
+        assert all(set(found) <= spread for found in row["pass_at"].values())
+    assert spread == {key for row in (results["arms"][0], results["comparisons"][0]) for key in row["pass_at"]["1"]}
+    for teacher in results["teachers"]:
+        for row in teacher["cells"]:
+            assert set(row) == fields("Entry of a teacher")
+            assert set(row["first"]) == set(row["last"]) == fields("Figures of a teacher's outer steps")
+    assert all(set(row) == fields("Entry of promotions") for row in results["promotions"])
+    questions = [row for entry in results["pq"] for row in entry["cells"]]
+    assert len(questions) == 4
+    assert all(set(row) == fields("Entry of promotion questions") for row in questions)
+
+
+def test_another_study_is_refused_and_more_seeds_are_added(finished: Any, tmp_path: Path) -> None:
+    folder, _, _ = finished
+    out, extra = folder / "out", list(TINY)
+    nothing = InThisProcess(fails=("grounded-seed2", "learnability-seed2"))
+    with pytest.raises(StudyError, match="holds a study; give --resume"):
+        run_study(toy(tmp_path), out, extra, run_cell=nothing)
+    with pytest.raises(StudyError, match=r"begun as another study:\n  extra"):
+        run_study(toy(tmp_path), out, [*extra, "teacher.steps=3"], resume=True, run_cell=nothing)
+    fewer = toy(tmp_path, TOY.replace("[0, 1]", "[0]"))
+    with pytest.raises(StudyError, match=r"seeds: \[1\] left out"):
+        run_study(fewer, out, extra, resume=True, run_cell=nothing)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    with pytest.raises(StudyError, match="not empty and holds no study"):
+        run_study(toy(tmp_path), tmp_path / "other", extra, run_cell=nothing)
+    assert nothing.ran == []
+    more = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]"))
+    results = run_study(more, out, extra, resume=True, say=lambda line: None, run_cell=nothing)
+    assert nothing.ran == ["grounded-seed2", "learnability-seed2"]
+    assert [cell["state"] for cell in results["cells"]].count("failed") == 2
+    assert results["arms"][0]["seeds"] == [0, 1]
+
+
+def test_a_finished_cell_with_another_config_is_refused(finished: Any, tmp_path: Path) -> None:
+    folder, _, _ = finished
+    (cell, *_) = cells(toy(tmp_path), folder / "out", [*TINY, "teacher.steps=9"])
+    with pytest.raises(StudyError, match=r"teacher\.steps: 2 -> 9"):
+        study_room._finished(cell)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('name = "toy"', "name = 'a b'"), "name: "),
+        (("[variants.grounded]", "[variant.grounded]"), "variant: .*known keys: name, question"),
+        (("[variants.grounded]", '[variants."../up"]'), r"variant '\.\./up': letters, digits and _ only"),
+        (("seeds = [0, 1]", "seeds = [0, 0]"), r"seeds = \[0, 0\]: expected different numbers"),
+        (
+            ("ks = [1, 4]", 'compare = [["x:ps", "grounded:ps"]]'),
+            "compare: 'x:ps' is no VARIANT:ARM; variants: grounded",
+        ),
+        (("ks = [1, 4]", "ks = "), "not a TOML file"),
+    ],
+)
+def test_study_files_that_cannot_be_used(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        toy(tmp_path, TOY.replace(*change))
+
+
+def test_a_cell_that_is_not_valid_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    study = toy(tmp_path, TOY.replace("teacher.reward=learnability", "teacher.reward=luck"))
+    run_cell = InThisProcess()
+    with pytest.raises(ConfigError, match=r"teacher\.reward = 'luck'"):
+        run_study(study, tmp_path / "out", list(TINY), run_cell=run_cell)
+    assert not (tmp_path / "out").exists()
+
+
+def test_screening_is_shared_only_where_it_is_the_same(tmp_path: Path) -> None:
+    text = TOY.replace("teacher.reward=learnability", "screen.attempts=7")
+    shared = [cell.shares for cell in cells(toy(tmp_path, text), tmp_path / "out", [])]
+    assert shared == [None] * 4
+    shared = [cell.shares for cell in cells(toy(tmp_path), tmp_path / "out", [])]
+    assert shared == [None, None, *(tmp_path / "out" / "cells" / f"grounded-seed{s}" for s in (0, 1))]
+
+
+def test_default_comparisons_are_with_hard_only() -> None:
+    study = Study.model_validate({"name": "x", "variants": {"a": {}, "b": {}}})
+    results = [("a", "base"), ("a", "hard_only"), ("a", "ps"), ("b", "ps")]
+    reference = ("a", "hard_only")
+    assert comparisons(study, results) == [(("a", "ps"), reference), (("b", "ps"), reference)]
+    assert comparisons(study, [*results, ("b", "hard_only")])[1] == (("b", "ps"), ("b", "hard_only"))
+    assert comparisons(study, [("b", "ps")]) == []
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda p: p.stem)
+def test_built_in_studies_are_valid(path: Path) -> None:
+    study = read_study(find_study(f"studies/{path.stem}"))
+    assert study.name == path.stem
+    every = cells(study, Path("out"), [])
+    assert len(every) == len(study.variants) * len(study.seeds)
+    has = {(cell.variant, arm) for cell in every for arm in cell.config.arms.run}
+    for pair in study.compare:
+        for name in pair:
+            variant, _, arm = name.partition(":")
+            assert (variant, arm) in has, name
+
+
+def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One cell that fails, with its reason in the log and in the table; the exit code says so."""
+    text = 'name = "one"\nseeds = [3]\nset = ["model.path=builtin:nothing", "teacher.steps=1"]\n[variants.a]\n'
+    (tmp_path / "one.toml").write_text(text)
+    arguments = ["study", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert re.search(r"a-seed3: .*seed=3.*\n  screening ", capsys.readouterr().out)
+    assert main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "a, seed 3 | failed: exit code 1: soar: model.path = 'builtin:nothing': no such embedded model" in shown
+    assert "no such embedded model" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
+    (tmp_path / "out" / "study.md").unlink()
+    log = (tmp_path / "out" / "cells" / "a-seed3.log").read_bytes()
+    assert main([*arguments, "--collect"]) == 1
+    assert "a, seed 3 | unfinished" in capsys.readouterr().out
+    assert (tmp_path / "out" / "cells" / "a-seed3.log").read_bytes() == log
+    assert main(["study", "nowhere"]) == 1
+    assert "no study 'nowhere': expected a TOML file or one of: finding1, finding2" in capsys.readouterr().err
+
+
+def test_a_cell_in_its_own_process_is_the_run(tmp_path: Path) -> None:
+    text = TOY.replace("[0, 1]", "[0]").replace('"base", "hard_only", "ps"', '"base"')
+    (cell, *_) = cells(toy(tmp_path, text), tmp_path / "out", [*TINY, "teacher.steps=0", "screen.attempts=1"])
+    assert run_in_process(cell, 1) is None
+    manifest = json.loads((cell.folder / "manifest.json").read_text())
+    assert {**manifest["config"], "threads": 1} == {**cell.config.resolved(), "threads": 1}
+    assert study_room._finished(cell)
+    counts = [event["correct"] for event in events(cell.folder, "evaluation")]
+    assert pass_at_k(4, counts[0][0], 1) <= 1.0

@@ -1,0 +1,151 @@
+"""What surrounds a run changes nothing in it: closed output, odd terminals, few file handles, hash seeds, secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import house
+import pytest
+from loop_helpers import TINY, events, read_jsonl, without_clock
+
+from soar.cli import main
+from soar.progress import Progress, SteadyConsole
+from soar.types import UserError
+
+SECRETS = {
+    "HF_TOKEN": "hf_" + "Secret0" * 4,
+    "WANDB_API_KEY": "0badc0ffee0badc0ffee",
+    "MY_PASSWORD": "correct-horse-battery",
+}
+FEW_FILES = 64
+START = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, ({few}, {few}))
+from soar.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]:
+    """Folder, exit code and command of the tiny run in surroundings that are all odd at once.
+
+    Nobody reads stdout and stderr; the locale is not UTF-8; the terminal is narrow and without colour; hashes of text are
+    randomised; few files may be open; the environment holds secrets, and one of them stands in the command.
+    """
+    out = tmp_path_factory.mktemp("odd") / "run"
+    sets = [part for override in (*TINY, f"name={SECRETS['MY_PASSWORD']}") for part in ("--set", override)]
+    command = [sys.executable, "-c", START.format(few=FEW_FILES), "run", "--out", str(out), *sets]
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "HOME": str(out.parent),
+        "PYTHONPATH": str(house.ROOT),
+        "PYTHONHASHSEED": "12345",
+        "LC_ALL": "C",
+        "NO_COLOR": "1",
+        "COLUMNS": "40",
+        "OMP_NUM_THREADS": "1",
+        **SECRETS,
+    }
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, env=environment, stdout=writing, stderr=writing, timeout=300)
+    finally:
+        os.close(writing)
+    return out, done.returncode, command
+
+
+def test_a_run_whose_output_nobody_reads_is_finished(odd: tuple[Path, int, list[str]]) -> None:
+    out, code, _ = odd
+    assert code == 0
+    assert (out / "summary.json").is_file()
+    assert (out / "hashes.json").is_file()
+
+
+def test_surroundings_change_no_number(odd: tuple[Path, int, list[str]], tiny_run: Path) -> None:
+    out = odd[0]
+    assert without_clock(events(out)) == without_clock(events(tiny_run))
+    for name in ("questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/screen.jsonl"):
+        assert (out / name).read_bytes() == (tiny_run / name).read_bytes(), name
+    for name in ("teacher", "student", "arms/hard_only", "arms/pq"):
+        weights = [(folder / name / "adapter_model.safetensors").read_bytes() for folder in (out, tiny_run)]
+        assert weights[0] == weights[1], name
+
+
+def test_no_file_of_a_run_holds_a_secret(odd: tuple[Path, int, list[str]]) -> None:
+    out, _, command = odd
+    assert SECRETS["MY_PASSWORD"] in " ".join(command)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        for secret in SECRETS.values():
+            assert secret.encode() not in content, path
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["name"] == manifest["config"]["name"] == "[hidden]"
+    assert "name=[hidden]" in manifest["command"]
+
+
+def test_the_doctor_agrees(odd: tuple[Path, int, list[str]]) -> None:
+    assert main(["doctor", str(odd[0])]) == 0
+
+
+def test_a_hidden_config_is_not_resumed_by_itself(
+    odd: tuple[Path, int, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--resume", "--out", str(odd[0])]) == 1
+    assert "holds a secret only as [hidden]; give the recipe" in capsys.readouterr().err
+
+
+def test_errors_show_no_secret_and_no_control_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> None:
+        raise UserError("cannot reach https://ann:pw123456@hub with only-here-secret \x1b[2J")
+
+    monkeypatch.setenv("HUB_TOKEN", "only-here-secret")
+    monkeypatch.setattr("soar.pipeline.execute", fail)
+    assert main(["run", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == "soar: cannot reach https://[hidden]@hub with [hidden] \u27e8U+001B\u27e9[2J\n"
+
+
+def test_a_closed_pipe_ends_the_output_and_not_the_program() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", encoding="utf-8") as closed:
+        progress = Progress(SteadyConsole(file=closed))
+        with progress:
+            for _ in range(3):
+                progress.say("a line")
+        closed_console = progress.console.quiet
+        assert closed_console
+        # What the file still holds cannot be written either; drop it, so that closing it does not raise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
+
+
+def test_no_wall_clock_decides_anything() -> None:
+    """Durations come from a monotonic clock, so that a clock that is set back changes nothing."""
+    for path in sorted((house.ROOT / "soar").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert "time.time()" not in source, path.name
+        assert "datetime.now" not in source, path.name
+
+
+def test_ledger_of_the_odd_run_is_whole(odd: tuple[Path, int, list[str]]) -> None:
+    from soar import ledger
+
+    assert ledger.complaints(read_jsonl(odd[0] / "ledger.jsonl")) == []
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr("soar.pipeline.execute", fail)
+    with pytest.raises(BrokenPipeError, match="a worker is gone"):
+        main(["run", "--out", str(tmp_path / "run")])
