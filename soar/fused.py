@@ -16,7 +16,13 @@ import torch
 
 from soar.config import ConfigError
 
-CHECKED = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared on a GPU (tests/gpu)
+CHECKED = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+)  # model types whose tokens were compared on a GPU (tests/gpu)
 ROTARY = "apply_rotary_pos_emb"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 

@@ -72,7 +72,8 @@ class StackOptimizer:
             entries = {k.rpartition("/")[2]: v for k, v in flat.items() if k.rpartition("/")[0] == name}
             if entries:
                 self.adamw.state[parameter] = {
-                    k: v.clone().to("cpu" if k == "step" and not fused else parameter.device) for k, v in entries.items()
+                    k: v.clone().to("cpu" if k == "step" and not fused else parameter.device)
+                    for k, v in entries.items()
                 }
 
 

@@ -124,6 +124,9 @@ class Watcher:
         seen = self.seen
         if not seen.manifest:
             seen.manifest, _ = read_object(seen.path / "manifest.json")
+        # Looked at before the events: a run that is over has written them all.
+        finished = (seen.path / "summary.json").is_file()
+        paused = not finished and (seen.path / PAUSE_FILE).is_file()
         events, again = self._metrics.new()
         if again:
             self.seen = seen = Watched(seen.path, seen.manifest)
@@ -133,8 +136,7 @@ class Watcher:
         last = max((step for row in rows if (step := count(row.get("step"))) is not None), default=None)
         if last is not None:
             seen.questions = [row for row in rows if count(row.get("step")) == last]
-        seen.finished = (seen.path / "summary.json").is_file()
-        paused = not seen.finished and (seen.path / PAUSE_FILE).is_file()
+        seen.finished = finished
         seen.paused = read_object(seen.path / PAUSE_FILE)[0] if paused else {}
         if (seen.path / "metrics.jsonl").is_file():
             seen.age = max(0.0, time.time() - (seen.path / "metrics.jsonl").stat().st_mtime)

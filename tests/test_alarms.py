@@ -67,6 +67,8 @@ def test_a_teacher_without_gradient_for_some_steps() -> None:
         assert raised == [[]] * (STILL_STEPS - 1) + [["no teacher gradient"]] + [[]] * (len(rows) - STILL_STEPS)
     broken = [still[0], still[1], step(2), still[3], still[4]]
     assert [kinds(row, [], broken[:i]) for i, row in enumerate(broken)] == [[]] * 5
+    paid = [step(i, reward_G=[0.25, 0.25, None], teacher_reward_G=[0.0, 1.0, None]) for i in range(3)]
+    assert kinds(paid[2], [], paid[:2]) == [], "what the teacher was paid decides"
     assert kinds(still[2], [], still[:2], learns=False) == []  # teacher.reward = "none" is no accident
 
 

@@ -17,6 +17,7 @@ from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
 import soar
 from soar import api
 from soar.config import ConfigError
+from soar.stopping import Stopped
 
 EXAMPLES = house.ROOT / "examples"
 SETTINGS: dict[str, Any] = {}
@@ -110,6 +111,21 @@ def test_a_teacher_reward_has_to_be_a_number(tmp_path: Path, value: Any) -> None
         ConfigError, match=r"teacher_reward returned .* for dataset 0 of step 0: expected a number or None"
     ):
         soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=lambda lesson: value)
+
+
+def test_a_teacher_reward_beside_another_is_refused(tmp_path: Path) -> None:
+    settings = SETTINGS | {"teacher.reward": "learnability"}
+    with pytest.raises(ConfigError, match=r"teacher\.reward = 'learnability' and the function teacher_reward both say"):
+        soar.train(out=tmp_path / "run", settings=settings, teacher_reward=lambda lesson: 1.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_pauses_is_continued(tiny_run: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"limits.max_tokens": 1}
+    with pytest.raises(Stopped, match=r"limits\.max_tokens = 1 reached"):
+        soar.train(out=tmp_path / "run", settings=settings)
+    run = soar.train(out=tmp_path / "run", settings=SETTINGS, resume=True)
+    assert run.summary["arms"] == json.loads((tiny_run / "summary.json").read_text())["arms"]
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_reference_page_is_current(tmp_path: Path, capsys: pytest.CaptureFix
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in section.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
 
 
@@ -130,6 +130,8 @@ def test_the_reference_has_every_key_with_its_default() -> None:
     assert keys["screen.attempts"].meaning == "0: trust the file, screen nothing"
     assert keys["problems.test_share"].kind == "number, 0 < x < 1"
     assert keys["model.lora_rank"].kind == "integer \u2265 1"
+    assert keys["arms.run"].kind.startswith("list from `base`, `ps`, `hard_only`, ")
+    assert keys["arms.learning_rates"].kind.startswith("table of number > 0, by `hard_only`, ")
     assert keys["log.sinks"].kind == "list from `tensorboard`, `wandb`, `trackio`"
     assert keys["model.target_modules"].meaning.startswith("name endings; all-linear")
 
@@ -153,7 +155,7 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
     assert {"run ", "report ", "watch "} <= {f"{word.strip()} " for word in complete(script, "soar ")}
     assert complete(script, "soar wat") == ["watch "]
     assert complete(script, "soar run sma") == ["small-1gpu "]
-    assert complete(script, "soar run --re") == ["--resume "]
+    assert complete(script, "soar run --resu") == ["--resume "]
     assert complete(script, "soar run --set teacher.optimizer.warm") == ["teacher.optimizer.warmup_steps="]
     assert complete(script, "soar run --out x --set promotion.t") == ["promotion.tau="]
     assert set(complete(script, "soar export r --format ")) == set(cli.cli_export.FORMATS)

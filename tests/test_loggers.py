@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import events, run_tiny
+from loop_helpers import events, run_tiny, tiny_config
 
-from soar import loggers
+from soar import doctor, loggers, pipeline
 from soar.cli import main
 from soar.loggers import LoggerError, Loggers, flatten
+from soar.progress import Progress
 
 
 class Kept:
@@ -103,6 +105,10 @@ def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     lengths = [item.value for item in found.Scalars("hard_only/completions/mean_length")]
     arm = [e for e in events(tmp_path / "run", "arm_step") if e["arm"] == "hard_only"]
     assert lengths == pytest.approx([e["completions/mean_length"] for e in arm])
+    assert [line for check in doctor.examine(tmp_path / "run") for line in check.complaints] == []
+    hashes = json.loads((tmp_path / "run" / "hashes.json").read_text())
+    assert "metrics.jsonl" in hashes
+    assert not [name for name in hashes if name.startswith("tensorboard/")], "the sink writes until it is closed"
 
 
 def fake_tool() -> tuple[Any, list[Any]]:
@@ -163,6 +169,24 @@ def test_a_sink_that_cannot_start_is_left_out(tmp_path: Path, monkeypatch: pytes
     sinks = Loggers.open(["wandb"], tmp_path, "soar", "mine", {}, said.append)
     sinks([{"event": "arm_step", "arm": "pq", "step": 0, "kl": 0.5}])
     assert said == ["log.sinks: wandb could not be started and is left out: RuntimeError: no login"]
+
+
+def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def init(**settings: Any) -> None:
+        sent.append(settings)
+        raise RuntimeError("refused opensesame")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    monkeypatch.setenv("MY_API_KEY", "opensesame")
+    said: list[str] = []
+    config = tiny_config("name=run-opensesame", "judge.url=https://me:opensesame@host/v1", 'log.sinks=["wandb"]')
+    with Progress(quiet=True) as progress:
+        monkeypatch.setattr(progress, "say", said.append)
+        pipeline._loggers(config, tmp_path, progress)
+    assert (sent[0]["name"], sent[0]["config"]["judge"]["url"]) == ("run-[hidden]", "https://[hidden]@host/v1")
+    assert said == ["log.sinks: wandb could not be started and is left out: RuntimeError: refused [hidden]"]
 
 
 def test_a_sink_that_is_not_installed_is_refused_before_anything_is_written(

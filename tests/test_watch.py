@@ -87,6 +87,40 @@ def test_the_stage_follows_the_events(tmp_path: Path) -> None:
     assert stages == ["screening", "outer loop", "arms and evaluation", "evaluation"]
 
 
+def test_a_loop_that_ends_by_its_promotions_is_not_awaited(tmp_path: Path) -> None:
+    folder = begin(tmp_path, steps=10)
+    config = {"teacher": {"steps": 10}, "limits": {"max_promotions": 1}}
+    run_folders.write_json(folder / "manifest.json", {"name": "mine", "config": config})
+    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
+    assert rows_of(folder)["step"] == "1 of 10, about 9 min 00 s left in the loop"
+    add(folder, "metrics.jsonl", {"event": "promotion", "step": 0, "baseline_pass_rate": 0.1, "pass_rate": 0.2})
+    assert rows_of(folder)["step"] == "1 of 10"
+    assert rows_of(folder)["run"].startswith("mine: arms and evaluation")
+
+
+def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
+    folder, out = begin(tmp_path), io.StringIO()
+    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
+    paused = {"reason": "limits.max_hours = 8 reached\x1b[2J", "resume": "soar run --out mine --resume"}
+    run_folders.write_json(folder / "paused.json", paused)
+    shown = rows_of(folder)
+    assert (shown["run"], shown["step"]) == ("mine: outer loop", "1 of 10")
+    assert (shown["paused"], shown["continue"]) == ("limits.max_hours = 8 reached⟨U+001B⟩[2J", paused["resume"])
+    watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
+    assert "soar run --out mine --resume" in out.getvalue()
+    run_folders.write_json(folder / "summary.json", {"arms": {}})
+    assert "paused" not in rows_of(folder)
+
+
+def test_a_promotion_that_was_held_and_its_decision_are_lines() -> None:
+    promotion = {"event": "promotion", "step": 1, "dataset": 2, "pass_rate": 0.5, "baseline_pass_rate": 0.25}
+    decided = {"event": "review", "step": 1, "decision": "accepted", "by": "ann\n"}
+    assert watch.event_lines([promotion, decided], []) == [
+        "step   2  promoted dataset 2: pass rate 0.2500 → 0.5000",
+        "step   2  promotion accepted by ann",
+    ]
+
+
 def test_a_finished_run_ends_with_its_headline(tiny_run: Path) -> None:
     from soar import runs, wording
 
