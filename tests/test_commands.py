@@ -23,8 +23,8 @@ import pytest
 from soar import cli
 from soar.cli import main
 
-PAGES = [house.ROOT / "README.md", house.ROOT / "CONTRIBUTING.md", *sorted((house.ROOT / "docs").glob("*.md"))]
-RUN = {"report", "watch", "export", "init", "config-reference", "completion"}
+PAGES = [house.ROOT / "README.md", house.ROOT / "CONTRIBUTING.md", *sorted((house.ROOT / "docs").rglob("*.md"))]
+RUN = {"report", "watch", "export", "init", "doctor", "config-reference", "completion"}
 PROJECT = tomllib.loads((house.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -62,7 +62,8 @@ def place(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         (tmp_path / "runs" / name).symlink_to(tiny_run)
     rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(4)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "hard.jsonl").write_text(text)
+    for name in ("hard.jsonl", "problems.jsonl"):
+        (tmp_path / name).write_text(text)
     (tmp_path / "mine.csv").write_text("task,result\nWhat is 1 + 1?,2\n")
     (tmp_path / "recipe.toml").write_text('name = "recipe"\n')
     monkeypatch.chdir(tmp_path)
@@ -76,7 +77,7 @@ def check_soar(words: list[str]) -> None:
     if words[0] == "run":
         words = [word for word in words if word != "--resume"]
         assert main([*words, *([] if "--dry-run" in words else ["--dry-run"])]) == 0
-    elif words[0] in RUN:
+    elif words[0] in RUN or "--no-model" in words or "--golds" in words:
         force = ["--force"] if words[0] == "init" else []
         assert main([*words, *force]) == 0
 
@@ -135,7 +136,7 @@ def test_every_command_has_help_and_an_example(capsys: pytest.CaptureFixture[str
     shown = {line.split()[1] for _, line in examples_of_help()}
     for module in cli.COMMANDS:
         assert "examples:" in getattr(module, "EXAMPLES", ""), module.__name__
-    assert {"run", "watch", "report", "export", "init", "completion"} <= shown
+    assert {"run", "watch", "report", "export", "init", "doctor", "review", "completion"} <= shown
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
