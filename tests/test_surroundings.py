@@ -132,7 +132,8 @@ def test_no_wall_clock_decides_anything() -> None:
     """Durations come from a monotonic clock, so that a clock that is set back changes nothing."""
     for path in sorted((house.ROOT / "soar").glob("*.py")):
         source = path.read_text(encoding="utf-8")
-        assert "time.time()" not in source, path.name
+        # How long ago a file was written is shown by `soar watch`, and files know the wall clock only.
+        assert source.count("time.time()") == (path.name == "watch.py"), path.name
         assert "datetime.now" not in source, path.name
 
 
