@@ -27,6 +27,7 @@ FIRST_WAVE = 4
 QUESTIONS = 500  # questions that are encoded to look for control tokens
 BOX_TOKENS = 10  # what stands around an answer: a box or a mark, and the end token
 LOW_RATE = 0.1
+ENOUGH = 16  # teacher texts without a problem among them that count as a no
 
 HINTS = {
     Reason.NO_QUESTION: "it does not keep to the asked form: try another problems.format or an instruction-tuned model",
@@ -206,6 +207,9 @@ def _teacher_report(
     hint = HINTS[reasons.most_common(1)[0][0]] if reasons else ""
     if not accepted:
         details += ["its last outputs:", *(f"  {text[:300]!r}" for text in last)]
+        if sampled < min(samples, ENOUGH):
+            message += "; too few to say whether it can"
+            return Finding("teacher", Status.WARNING, message, hint, tuple(details), facts)
         return Finding("teacher", Status.FAIL, message, hint, tuple(details), facts)
     pairs = teacher.datasets * teacher.questions
     each, tokens = sampled / accepted, facts["tokens"] / accepted

@@ -188,6 +188,9 @@ def test_teacher_samples_end_when_the_time_is_over(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(check_model, "TEACHER_SECONDS", 0.0)
     finding = teacher_finding(examiner_of([GOOD]), teacher_config(), 64)
     assert "4 of 4 samples are problems (0 s were over before 64)" in finding.message
+    finding = teacher_finding(examiner_of(["nothing"]), teacher_config(), 64)
+    assert finding.status is Status.WARNING  # four texts are no evidence that the teacher cannot
+    assert "0 of 4 samples are problems (0 s were over before 64); too few to say" in finding.message
 
 
 def test_a_teacher_prompt_that_does_not_fit_fails() -> None:
