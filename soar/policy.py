@@ -237,6 +237,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Bytes of a CUDA device that a new tensor could take: free ones, and those that torch holds unused."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def resolve_path(path: str) -> str:
     """`builtin:NAME` -> folder inside the package; anything else unchanged (a folder or a hub id)."""
     if not path.startswith("builtin:"):

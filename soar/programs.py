@@ -12,7 +12,7 @@ from torch import Tensor
 from soar import kernels
 from soar.attention import StaticLayer, Window, decoding, static_cache
 from soar.policy import AdapterStack, Backbone
-from soar.rollouts import inverse_cdf
+from soar.rollouts import draw
 
 
 @dataclass(frozen=True)
@@ -123,18 +123,9 @@ class Program:
     def _draw(self, logits_R_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = self.shape
         uniform_R = None if shape.greedy else self.uniform_T_R.index_select(0, self.step_1)[0]
-        temperature = 1.0 if shape.greedy else shape.temperature
         if kernels.available(logits_R_V) and shape.top_p == 1.0:
-            return kernels.draw(logits_R_V, uniform_R, temperature)
-        scaled_R_V = logits_R_V.float() / temperature
-        bad_R = ~torch.isfinite(scaled_R_V).all(dim=1)
-        scaled_R_V = torch.where(bad_R[:, None], torch.zeros_like(scaled_R_V), scaled_R_V)
-        logprob_R_V = torch.log_softmax(scaled_R_V, dim=-1)
-        if uniform_R is None:
-            token_R = scaled_R_V.argmax(dim=-1)
-        else:
-            token_R = inverse_cdf(logprob_R_V.exp(), uniform_R, shape.top_p)
-        return token_R, logprob_R_V.gather(1, token_R[:, None])[:, 0], bad_R
+            return kernels.draw(logits_R_V, uniform_R, shape.temperature)
+        return draw(logits_R_V.float(), uniform_R, shape.temperature, shape.top_p)
 
     def step(self) -> None:
         """Run `body` once, captured where the device can. Capturing keeps the state as it was."""

@@ -71,6 +71,22 @@ def join(parts: list[Rollouts]) -> Rollouts:
     )
 
 
+def draw(
+    logits_B_V: Tensor, uniform_B: Tensor | None, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(token_B, logprob_B under the temperature, bad_B) of float32 logits; uniform_B None: the most likely token.
+
+    bad_B: the row holds NaN or inf; its token means nothing.
+    """
+    bad_B = ~torch.isfinite(logits_B_V).all(dim=1)
+    logits_B_V = torch.where(bad_B[:, None], torch.zeros_like(logits_B_V), logits_B_V)
+    if uniform_B is not None:
+        logits_B_V = logits_B_V / temperature
+    logprob_B_V = torch.log_softmax(logits_B_V, dim=-1)
+    token_B = logits_B_V.argmax(dim=-1) if uniform_B is None else inverse_cdf(logprob_B_V.exp(), uniform_B, top_p)
+    return token_B, logprob_B_V.gather(1, token_B[:, None])[:, 0], bad_B
+
+
 def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Tensor:
     """Token [B] whose cumulative interval holds the uniform number.
 

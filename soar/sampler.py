@@ -20,8 +20,8 @@ from soar import seeds
 from soar.attention import buffer_cache
 from soar.config import SamplingConfig
 from soar.decode import PLACE_STEP, StaticDecoder, slots_for
-from soar.policy import AdapterStack, Backbone
-from soar.rollouts import Rollouts, inverse_cdf, join
+from soar.policy import AdapterStack, Backbone, free_bytes
+from soar.rollouts import Rollouts, draw, join
 
 __all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
 
@@ -72,9 +72,7 @@ class NativeSampler:
         device = self.backbone.device
         if device.type != "cuda":
             return CACHE_BYTES
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(MEMORY_SHARE * (free + unused + self.decoder.held_bytes()))
+        return int(MEMORY_SHARE * (free_bytes(device) + self.decoder.held_bytes()))
 
     @torch.no_grad()
     def sample(
@@ -230,20 +228,13 @@ class _Run:
 
     def _draw(self, logits_b_V: Tensor, step: int) -> Tensor:
         """Draw one token for every live slot, note it in the rows that have not ended, return it."""
-        bad_b = ~torch.isfinite(logits_b_V).all(dim=1)
-        logits_b_V = torch.where(bad_b[:, None], torch.zeros_like(logits_b_V), logits_b_V)
-        if not self.greedy:
-            logits_b_V = logits_b_V / self.sampling.temperature
-        logprob_b_V = torch.log_softmax(logits_b_V, dim=-1)
-        if self.uniform_B_T is None:
-            token_b = logits_b_V.argmax(dim=-1)
-        else:
-            token_b = inverse_cdf(logprob_b_V.exp(), self.uniform_B_T[self.row_b, step], self.sampling.top_p)
+        uniform_b = None if self.uniform_B_T is None else self.uniform_B_T[self.row_b, step]
+        token_b, logprob_b, bad_b = draw(logits_b_V, uniform_b, self.sampling.temperature, self.sampling.top_p)
         live = ~self.ended_B[self.row_b]
         rows = self.row_b[live]
         token_live = token_b[live]
         self.tokens_B_T[rows, step] = token_live
-        self.logprob_B_T[rows, step] = logprob_b_V[live].gather(1, token_live[:, None])[:, 0]
+        self.logprob_B_T[rows, step] = logprob_b[live]
         self.length_B[rows] = step + 1
         self.failed_B[rows] |= bad_b[live]
         self.ended_B[rows] = torch.isin(token_live, self.end_ids) | bad_b[live]

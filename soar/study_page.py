@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from soar import __version__
 from soar.figures import STYLES, Axes, Series, line_chart, visible
-from soar.report import TEMPLATES, style_hash
+from soar.report import page as render
 from soar.runs import Row
 from soar.wording import DASH, arm_name, bounds, duration, percent, percent_digits, whole
 
@@ -233,21 +231,13 @@ def charts(results: Row) -> list[tuple[str, Markup]]:
 
 def page(results: Row) -> str:
     """The HTML page. Every text in it is escaped, and characters that hide or reorder text are made visible."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
-    )
-    style = (Path(TEMPLATES) / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("study.html").render(
-        results=results,
-        tables=tables(results),
-        charts=charts(results),
-        unfinished=sum(cell["state"] != "finished" for cell in results["cells"]),
-        style=Markup(style),
-        style_hash=style_hash(style),
-        version=__version__,
+    return render(
+        "study.html",
+        {
+            "results": results,
+            "tables": tables(results),
+            "charts": charts(results),
+            "unfinished": sum(cell["state"] != "finished" for cell in results["cells"]),
+            "version": __version__,
+        },
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from soar.config import OptimizerConfig
 from soar.logprobs import token_logprobs
-from soar.policy import AdapterStack, Backbone
+from soar.policy import AdapterStack, Backbone, free_bytes
 from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
 
@@ -256,6 +256,4 @@ def _token_limit(backbone: Backbone) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     per_token = config.num_hidden_layers * (24 * config.hidden_size + 6 * inner) * backbone.dtype.itemsize
     per_token //= 2 if backbone.fused else 1
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(1024, min(1 << 17, int(MEMORY_SHARE * (free + unused)) // per_token))
+    return max(1024, min(1 << 17, int(MEMORY_SHARE * free_bytes(device)) // per_token))

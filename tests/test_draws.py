@@ -14,7 +14,8 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import SamplingConfig
-from soar.sampler import NativeSampler, inverse_cdf
+from soar.rollouts import inverse_cdf
+from soar.sampler import NativeSampler
 
 PROMPT = [1, 9, 12, 20]
 
