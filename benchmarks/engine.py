@@ -28,10 +28,10 @@ from engine_models import SHAPES, backbone_of, base_model, dataset, random_stack
 from transformers import LlamaConfig
 
 import soar
-from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.policy import AdapterStack, Backbone
 from soar.rollouts import Rollouts
 from soar.sampler import NativeSampler
+from soar.settings import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.update import StackOptimizer, update
 
 Row = dict[str, Any]

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from soar.config import ModelConfig
 from soar.policy import AdapterStack, Backbone
+from soar.settings import ModelConfig
 
 SHAPES: dict[str, dict[str, int]] = {
     "135m": {

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from soar import seeds
-from soar.config import Config, TrainedArm
+from soar.config import Config
 from soar.policy import AdapterStack
 from soar.rollout import Examiner
+from soar.settings import TrainedArm
 from soar.student import Metrics, Midway, Population, shuffled_passes, train_population
 from soar.types import Problem
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from soar.config import TrainedArm
+from soar.settings import TrainedArm
 
 WEIGHT_FORMATS = ("peft", "merged")
 FORMATS = ("trl", "verl", "verifiers", "jsonl", "hf", *WEIGHT_FORMATS)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from soar import seeds
 from soar.attention import whole_cache
-from soar.config import SamplingConfig
 from soar.policy import AdapterStack, Backbone
 from soar.programs import Program, Shape, Storage
 from soar.rollouts import Rollouts
+from soar.settings import SamplingConfig
 
 CHECK = 8  # steps between looks at which rows have ended; each look waits for the device
 KEPT_PROGRAMS = 12

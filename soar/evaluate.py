@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from soar.config import EvaluateConfig, SamplingConfig
+from soar.settings import EvaluateConfig, SamplingConfig
 from soar.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from soar import seeds
-from soar.config import Config, ConfigError, JudgeConfig
+from soar.config import Config, ConfigError
 from soar.rollout import Examiner
+from soar.settings import JudgeConfig
 from soar.signals import ballot, votes
 from soar.types import Problem, UserError, Verdict
 from soar.verify import NAMES

@@ -8,10 +8,11 @@ from typing import Any
 
 from soar import seeds
 from soar.candidates import candidates
-from soar.config import Config, EvaluateConfig
+from soar.config import Config
 from soar.evaluate import count_correct, paired_difference, summarize
 from soar.policy import concat, load_adapter
 from soar.runs import Row
+from soar.settings import EvaluateConfig
 from soar.types import UserError
 from soar.workbench import choose_workers, open_examiner, usable
 

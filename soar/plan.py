@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import get_args
 
-from soar.config import Config, TrainedArm
+from soar.config import Config
+from soar.settings import TrainedArm
 
 SIZE = re.compile(r"(?<![\w.])(\d{1,4}(?:\.\d{1,3})?)([bBmM])(?![a-zA-Z0-9])")
 RATE_PARAMETERS = 3.2e9

@@ -26,9 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from soar import attention
-from soar.config import ConfigError, ModelConfig
+from soar.config import ConfigError
 from soar.fused import fuse
 from soar.pretrain import builtin_path
+from soar.settings import ModelConfig
 
 
 @dataclass

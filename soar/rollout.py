@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from soar import seeds
-from soar.config import SamplingConfig
 from soar.policy import AdapterStack, Backbone
 from soar.prompts import PromptFormat
 from soar.rewards import student_reward
 from soar.sampler import Rollouts, Sampler, join
+from soar.settings import SamplingConfig
 from soar.types import Problem, Verdict
 from soar.verify import VerifierPool, columns_of
 

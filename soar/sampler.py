@@ -18,10 +18,10 @@ from torch import Tensor
 
 from soar import seeds
 from soar.attention import buffer_cache
-from soar.config import SamplingConfig
 from soar.decode import PLACE_STEP, StaticDecoder, slots_for
 from soar.policy import AdapterStack, Backbone, free_bytes
 from soar.rollouts import Rollouts, draw, join
+from soar.settings import SamplingConfig
 
 __all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.config import Config, ConfigError, ScreenConfig
+from soar.config import Config, ConfigError
 from soar.data import check_evidence
 from soar.policy import Backbone
 from soar.prompts import PromptFormat
 from soar.record import RunFolder
 from soar.rollout import Examiner
 from soar.runs import read_jsonl
+from soar.settings import ScreenConfig
 from soar.types import Problem, Screening
 
 SCREEN_FILE = "hard/screen.jsonl"

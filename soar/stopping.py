@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from soar.config import LimitsConfig
+from soar.settings import LimitsConfig
 from soar.types import UserError
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from soar import seeds
-from soar.config import StudentConfig
 from soar.faults import split_on_shortage
 from soar.policy import AdapterStack, Backbone, concat
 from soar.rloo import group_shares, leave_one_out
 from soar.rollout import Attempts, Examiner
+from soar.settings import StudentConfig
 from soar.types import Problem
 from soar.update import StackOptimizer, UpdateStats, update
 

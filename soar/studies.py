@@ -24,7 +24,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from soar.config import RECIPES, Config, ConfigError, Section, find_recipe, load
+from soar.config import RECIPES, Config, ConfigError, find_recipe, load
+from soar.settings import Section
 
 STUDIES = RECIPES / "studies"
 # What decides whether two cells of one seed have the same hard problems with the same evidence.

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from soar.config import OptimizerConfig
 from soar.logprobs import token_logprobs
 from soar.policy import AdapterStack, Backbone, free_bytes
 from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
+from soar.settings import OptimizerConfig
 
 CPU_LOGIT_BYTES = 1 << 29
 SMALLEST_MICRO_BATCH = 1024

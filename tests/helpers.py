@@ -25,11 +25,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from soar.config import ModelConfig
 from soar.policy import AdapterStack, Backbone
 from soar.prompts import PromptFormat
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler, Rollouts
+from soar.settings import ModelConfig
 from soar.types import Problem, Verdict
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other

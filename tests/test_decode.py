@@ -7,10 +7,10 @@ import torch
 from helpers import ARCHITECTURES, EOS, random_stack, some_prompts, tiny_backbone
 
 from soar import programs
-from soar.config import SamplingConfig
 from soar.decode import slots_for
 from soar.policy import Backbone
 from soar.sampler import NativeSampler, Rollouts
+from soar.settings import SamplingConfig
 
 STEPS = 40
 

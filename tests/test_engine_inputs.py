@@ -8,9 +8,10 @@ from helpers import PAD, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
 
 from soar import record
-from soar.config import ConfigError, ModelConfig, SamplingConfig
+from soar.config import ConfigError
 from soar.policy import Backbone
 from soar.sampler import NativeSampler
+from soar.settings import ModelConfig, SamplingConfig
 
 
 @pytest.mark.parametrize("change", ["student.attempts=1", "teacher.datasets=1"])

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import easy_problems, tiny_config
 
-from soar.config import EvaluateConfig
 from soar.evaluate import bootstrap_interval, count_correct, paired_difference, pass_at_k, summarize
 from soar.policy import AdapterStack, Backbone
+from soar.settings import EvaluateConfig
 from soar.workbench import open_examiner
 
 

@@ -19,10 +19,10 @@ from loop_helpers import read_jsonl, tiny_config
 
 from soar import export, weights
 from soar.cli import main
-from soar.config import ModelConfig
 from soar.export import ExportError
 from soar.policy import Backbone, load_adapter, load_backbone, save_adapter
 from soar.runs import ReportError, read_run
+from soar.settings import ModelConfig
 from soar.worlds import ANSWER_MARK
 
 

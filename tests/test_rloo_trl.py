@@ -17,9 +17,9 @@ import torch
 from helpers import EOS, handmade_rollouts, tiny_backbone, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from soar.config import OptimizerConfig
 from soar.rloo import leave_one_out
 from soar.sampler import Rollouts
+from soar.settings import OptimizerConfig
 from soar.update import StackOptimizer, update
 
 trl = pytest.importorskip("trl")

@@ -9,8 +9,8 @@ import torch
 from helpers import BOS, CONTEXT, WORDS, some_problems, tiny_backbone, tiny_examiner
 from helpers import random_stack as stack_of
 
-from soar.config import SamplingConfig
 from soar.rollout import Attempts, Examiner
+from soar.settings import SamplingConfig
 from soar.types import Problem, Verdict
 from soar.verify import VerifierPool
 

@@ -21,9 +21,9 @@ from helpers import (
 )
 from torch import Tensor
 
-from soar.config import SamplingConfig
 from soar.policy import AdapterStack, Backbone
 from soar.sampler import NativeSampler, Rollouts, join
+from soar.settings import SamplingConfig
 from soar.update import token_logprobs
 
 ENDS = [EOS, 7, 20]  # several, so that random models do end

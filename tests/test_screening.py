@@ -13,11 +13,11 @@ from helpers import some_problems, tiny_backbone, tiny_examiner
 from loop_helpers import easy_problems, events, hard_problems, read_jsonl, run_tiny, tiny_config
 
 from soar import candidates, screening
-from soar.config import SamplingConfig
 from soar.data import DataError, LoadReport
 from soar.prompts import get_format
 from soar.record import RunFolder
 from soar.screening import screen, screen_event
+from soar.settings import SamplingConfig
 from soar.types import Problem, Screening
 
 

@@ -18,8 +18,8 @@ from loop_helpers import TINY, events, read_jsonl, run_tiny, without_clock
 
 from soar import held_out, pipeline, screening, student
 from soar.cli import main
-from soar.config import LimitsConfig
 from soar.record import RunFolder
+from soar.settings import LimitsConfig
 from soar.stopping import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soar import seeds
-from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.policy import AdapterStack
 from soar.rloo import leave_one_out
+from soar.settings import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.student import Metrics, Midway, Population, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Problem
 from soar.update import StackOptimizer, update

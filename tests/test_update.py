@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from soar import update as update_room
-from soar.config import OptimizerConfig
 from soar.policy import AdapterStack, Backbone
 from soar.sampler import Rollouts
+from soar.settings import OptimizerConfig
 from soar.update import StackOptimizer, UpdateStats, learning_rate, update
 
 POLICIES, ROWS, MAX_TOKENS, TEMPERATURE, LR = 3, 4, 10, 0.8, 0.01

@@ -9,9 +9,9 @@ import torch
 from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
 
 from soar import kernels
-from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.policy import AdapterStack, Backbone
 from soar.sampler import NativeSampler, Rollouts
+from soar.settings import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.update import StackOptimizer, update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
