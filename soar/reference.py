@@ -1,4 +1,4 @@
-"""Every config key with its type, default and meaning, read from `settings.py` and `config.py`: for docs/config.md and `soar init`.
+"""Every config key with its type, default and meaning, read from the source of the models: for docs/config.md, `soar init`.
 
 The meaning of a key stands as a comment behind it (or as the docstring of its section), so the source is read as text
 beside the models. A test compares docs/config.md with what is generated here.
