@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from soar import ledger, seeds
+from soar.analysis import step_vendi
 from soar.config import Config, ConfigError, build
 from soar.evaluate import summarize
 from soar.files import sha256_of
@@ -217,6 +218,8 @@ def _steps(patient: Patient) -> Iterable[str]:
             "distinct_share": len({q["question"] for q in questions}) / max(1, len(questions)),
             "promoted": window_mean is not None and window_mean > config.promotion.tau and bool(rewards),
         })  # fmt: skip
+        if "vendi" in row and questions:  # runs of older versions have none
+            yield from _unequal(where, row, {"vendi": step_vendi([q["question"] for q in questions])})
         if row["promoted"]:
             window = []
         for question in questions:

@@ -82,6 +82,7 @@ EVENTS: dict[str, tuple[str, str, Any, str]] = {
     "accepted": ("outer_step", "accepted", 13, "outer step 0: accepted"),
     "sampled": ("outer_step", "sampled", 11, "outer step 0: sampled"),
     "distinct": ("outer_step", "distinct_share", 0.5, "outer step 0: distinct_share"),
+    "diversity": ("outer_step", "vendi", 2.5, "outer step 0: vendi"),
     "number": ("outer_step", "step", 5, "the outer steps are not numbered 0, 1, 2"),
     "promotion reward": ("promotion", "reward", 0.9, "promotion of step 0: reward"),
     "promoted student": ("promotion", "student", "0" * 64, "ledger of step 0: student"),
