@@ -108,7 +108,7 @@ def test_killed_and_interrupted_screenings_end_like_a_straight_one(
     _, errors = running.communicate()
     if running.returncode:  # it may have finished before the signal
         assert running.returncode == (130 if number is signal.SIGINT else -number)
-        assert errors == ("interrupted; continue with --resume\n" if number is signal.SIGINT else "")
+        assert errors == ("soar: interrupted; continue with --resume\n" if number is signal.SIGINT else "")
     assert main([*arguments(source, out, "--resume"), "tiny", "--quiet"]) == 0
     for name in FILES:
         assert (out / name).read_bytes() == (screened / name).read_bytes(), name
