@@ -95,7 +95,7 @@ def process(words: list[str]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_and_interrupted_screenings_end_like_a_straight_one(
     source: Path, screened: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -107,8 +107,11 @@ def test_killed_and_interrupted_screenings_end_like_a_straight_one(
     running.send_signal(number)
     _, errors = running.communicate()
     if running.returncode:  # it may have finished before the signal
-        assert running.returncode == (130 if number is signal.SIGINT else -number)
-        assert errors == ("soar: interrupted; continue with --resume\n" if number is signal.SIGINT else "")
+        assert running.returncode == (-number if number is signal.SIGKILL else 128 + number)
+        command = shlex.join(["soar", *arguments(source, out), "tiny", "--quiet", "--resume"])
+        told = f"soar: stopped by {number.name}; everything is saved. Continue with: {command}\n"
+        heard = f"{number.name}: the step in hand is finished and saved first; once more stops at once\n"
+        assert errors == ("" if number is signal.SIGKILL else heard + told)
     assert main([*arguments(source, out, "--resume"), "tiny", "--quiet"]) == 0
     for name in FILES:
         assert (out / name).read_bytes() == (screened / name).read_bytes(), name
