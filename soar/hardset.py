@@ -70,7 +70,8 @@ def find_hard(
     """
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     model_hash = examiner.backbone.base_digest()
-    folder.note_hashes(**loaded.hashes, model=model_hash, prompts=examiner.fmt.fingerprint())
+    dtype = str(examiner.backbone.dtype).removeprefix("torch.")  # before the model's: it tells why that one changed
+    folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=examiner.fmt.fingerprint())
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(examiner, config, loaded.problems, progress.say)
