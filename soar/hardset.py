@@ -15,8 +15,8 @@ from soar.files import write_atomic, write_json
 from soar.progress import Progress
 from soar.record import RunFolder
 from soar.rollout import Examiner
-from soar.screen_table import table_lines
-from soar.screening import DECISIVE, evidence_key, screen, screen_event
+from soar.screen_table import screen_event, table_lines
+from soar.screening import DECISIVE, evidence_key, screen
 from soar.screening import reuse as copy_screening
 from soar.scrub import scrub
 from soar.stopping import Stopped, StopRequest
