@@ -12,10 +12,18 @@ from typing import Any
 Row = dict[str, Any]
 
 DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
+DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share of the first step's
 TRUNCATED_SHARE = 0.5  # more completions cut off than this share
 LOGPROB_GAP = 0.1  # nats per token; rounding of bfloat16 gives up to about 0.03
 CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step was rewarded
 STILL_STEPS = 3  # steps in a row without a teacher gradient
+
+
+KINDS = (
+    "teacher collapse", "teacher diversity", "teacher truncation", "truncation", "log-prob gap of the teacher",
+    "log-prob gap of the students", "no teacher gradient", "reward without correctness",
+)  # fmt: skip
+"""What `step_alarms` and `screen_alarms` raise, so what can be raised again from the events."""
 
 
 def alarm(kind: str, message: str, step: int | None = None) -> Row:
@@ -38,7 +46,8 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
     oldest first. learns: whether the teacher is trained at all.
     """
     step, last = event["step"], before[-1] if before else None
-    now, then = dict(_conditions(event)), dict(_conditions(last)) if last is not None else {}
+    first = before[0] if before else event
+    now, then = dict(_conditions(event, first)), dict(_conditions(last, first)) if last is not None else {}
     found = [alarm(kind, message, step) for kind, message in now.items() if kind not in then]
     if learns:
         run = [*before, event][-STILL_STEPS - 1 :]
@@ -62,11 +71,18 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
 _LONGER = "raise max_tokens, or expect low pass rates"
 
 
-def _conditions(event: Row) -> Iterator[tuple[str, str]]:
-    """(kind, message) of what holds at one step."""
+def _conditions(event: Row, first: Row) -> Iterator[tuple[str, str]]:
+    """(kind, message) of what holds at one step. first: the event of the run's first step."""
     distinct = event.get("distinct_share")
     if distinct is not None and distinct < DISTINCT_SHARE:
         yield "teacher collapse", f"only {_percent(distinct)} of the teacher's questions differ from each other"
+    vendi, start = event.get("vendi"), first.get("vendi")
+    if vendi is not None and start is not None and vendi < DIVERSITY_SHARE * start:
+        yield (
+            "teacher diversity",
+            f"the teacher's questions are as diverse as {vendi:.1f} unrelated ones, those of its first step were as "
+            f"{start:.1f} (Vendi score over their wording)",
+        )
     cut = event.get("rejected", {}).get("truncated", 0) / max(1, event.get("sampled") or 1)
     if cut > TRUNCATED_SHARE:
         yield "teacher truncation", f"{_percent(cut)} of the teacher's texts hit teacher.sampling.max_tokens; {_LONGER}"

@@ -120,6 +120,14 @@ def diversity(texts: Sequence[str], embed: Embed, seed: int) -> tuple[float, flo
     return statistics.fmean(scores), statistics.stdev(scores)
 
 
+def step_vendi(texts: Sequence[str]) -> float:
+    """Vendi score of all texts of one outer step, at least one: between 1 and their number. Needs no model.
+
+    Rounded, so that the last bits of a sum in another order (other threads) change no metric.
+    """
+    return round(vendi_score(hashed_ngrams(texts)), 6)
+
+
 def topic_entropy(topics: Sequence[str]) -> float | None:
     """Entropy in bits of the topics' shares; None for none."""
     if not topics:

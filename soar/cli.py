@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import soar
 from soar import (
@@ -23,8 +23,10 @@ from soar import (
     cli_study,
     cli_verify,
     cli_watch,
+    streams,
 )
 from soar.figures import visible
+from soar.files import STORAGE_ERRNOS
 from soar.scrub import scrub
 from soar.types import UserError
 
@@ -52,6 +54,22 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 1 refused or failed, 3 paused (a limit, or a promotion on hold), 130 and 143 stopped by SIGINT and SIGTERM.
     """
+    streams.prepare()
+    try:
+        code = _main(argv)
+    except BrokenPipeError:
+        if not streams.reader_gone(sys.stdout):
+            raise
+        code = 0  # whoever read the output has gone (`soar ... | head`); what the command did is done
+    finally:
+        lost = streams.settle()
+    if lost is not None:
+        _complain(lost)
+        return code or 1
+    return code
+
+
+def _main(argv: list[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "action"):
@@ -59,31 +77,26 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     arguments.root = parser
     arguments.command = ["soar", *(sys.argv[1:] if argv is None else argv)]
-    code = _do(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:  # nobody reads it any more; the interpreter would fail on flushing it again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return code
-
-
-def _do(arguments: argparse.Namespace) -> int:
     action: Callable[[argparse.Namespace], int] = arguments.action
     try:
         return action(arguments)
-    except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            return 0  # whoever read the output has gone (`soar ... | head`); what the command did is done
-        raise
     except KeyboardInterrupt:
-        print("interrupted; continue with --resume", file=sys.stderr)
+        _complain("interrupted" + ("; continue with --resume" if hasattr(arguments, "resume") else ""))
         return 130
     except UserError as error:
-        print(f"soar: {visible(scrub(str(error)))}", file=sys.stderr)
+        _complain(visible(scrub(str(error))))
         return error.exit_code
+    except OSError as error:
+        if error.errno not in STORAGE_ERRNOS:
+            raise
+        _complain(f"{visible(str(error.filename or 'the output'))}: {error.strerror}")
+        return 1
+
+
+def _complain(text: str) -> None:
+    """One message on standard error, whether or not anyone reads it."""
+    with suppress(OSError):
+        print(f"soar: {text}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

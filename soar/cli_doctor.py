@@ -10,6 +10,8 @@ from soar.figures import visible
 
 EXAMPLES = """examples:
   soar doctor runs/mine             one line a check; exit code 1 when something is wrong
+  soar doctor runs/screen           a folder of soar screen; studies/NAME: of soar study, with all its runs
+  soar doctor eval.json             what soar eval wrote
 """
 
 
@@ -17,7 +19,7 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser(
         "doctor",
-        help="check a run folder: hashes, completeness, every number recomputed",
+        help="check a run, screening or study folder, or an eval file: hashes, completeness, every number recomputed",
         description="Checks the hashes of a run folder, that nothing is missing, and that summary, report, promotions "
         "and evaluations follow from the raw lines. Exit code 0: all is well; 1: something is not.",
         epilog=EXAMPLES,
@@ -28,9 +30,9 @@ def add(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from soar.doctor import examine
+    from soar.audits import audit
 
-    checks = examine(arguments.run)
+    checks = audit(arguments.run)
     for check in checks:
         print(f"{'ok ' if not check.complaints else 'BAD'}  {check.what}{': ' + check.note if check.note else ''}")
         for line in check.complaints:

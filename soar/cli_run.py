@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or Path("runs") / config.name
     stop = StopRequest()
-    with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.say):
+    with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):
         summary = execute(config, out, arguments.resume, arguments.command, progress, stop)
     print("\n".join(summary_lines(summary)))
     print(f"report: {out / 'report.html'}")

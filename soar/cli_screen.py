@@ -9,6 +9,7 @@ from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments
 from soar.config import ConfigError
+from soar.stopping import StopRequest
 
 READING = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
 EXAMPLES = """examples:
@@ -47,8 +48,9 @@ def _screen(arguments: argparse.Namespace) -> int:
     from soar.hardset import screen_folder
     from soar.progress import Progress
 
-    with Progress(quiet=arguments.quiet) as progress:
-        lines = screen_folder(config, arguments.out, arguments.resume, arguments.command, progress)
+    stop = StopRequest()
+    with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):
+        lines = screen_folder(config, arguments.out, arguments.resume, arguments.command, progress, stop)
     print("\n".join(lines))
     hard = arguments.out / "hard.jsonl"
     print(f"evidence: {arguments.out / 'hard' / 'screen.jsonl'}")

@@ -10,6 +10,7 @@ from typing import Any
 from soar.cli_common import config_of, recipe_arguments
 from soar.cli_run import summary_lines
 from soar.config import Config, ConfigError
+from soar.stopping import StopRequest
 
 EXAMPLES = """examples:
   soar student tiny --train hard --steps 200 --out runs/hard                Hard-Only
@@ -83,8 +84,9 @@ def _student(arguments: argparse.Namespace) -> int:
     from soar.pipeline import execute
     from soar.progress import Progress
 
-    with Progress(quiet=arguments.quiet) as progress:
-        summary = execute(config, arguments.out, arguments.resume, arguments.command, progress)
+    stop = StopRequest()
+    with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):
+        summary = execute(config, arguments.out, arguments.resume, arguments.command, progress, stop)
     print("\n".join(summary_lines(summary)))
     print(f"adapter: {arguments.out / 'arms'}; report: {arguments.out / 'report.html'}")
     return 0

@@ -8,31 +8,23 @@ only), means over students, and times.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from soar import ledger, seeds
+from soar.alarms import KINDS, screen_alarms, step_alarms
+from soar.analysis import step_vendi
+from soar.checks import Check, guarded, unequal
 from soar.config import Config, ConfigError, build
 from soar.evaluate import summarize
 from soar.files import sha256_of
 from soar.report import render
 from soar.runs import ReportError, Row, read_jsonl, read_object, read_run
+from soar.screen_table import screen_event
 from soar.summary import summary_of
-
-CLOSE = 1e-9  # sums in another order differ in the last bits
-MOST = 5  # complaints of one kind that are spelled out
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was checked, what is wrong with it, and a remark."""
-
-    what: str
-    complaints: list[str]
-    note: str = ""
+from soar.types import Screening
 
 
 @dataclass(frozen=True)
@@ -68,26 +60,15 @@ def examine(folder: Path) -> list[Check]:
         ("completeness", _completeness),
         ("screening and the hard set", _screening),
         ("outer steps and their questions", _steps),
+        ("alarms from the steps", _alarms),
         ("promotions and promotion questions", _promotions),
         ("ledger of promotions", _ledger),
         ("pass@k and intervals from the attempts", _evaluations),
         ("summary.json from metrics.jsonl", _summary),
         ("report.html from the files", _report),
     ):
-        checks.append(_guarded(what, look, patient))
+        checks.append(guarded(what, partial(look, patient)))
     return checks
-
-
-def _guarded(what: str, look: Callable[[Patient], Check | Iterable[str]], patient: Patient) -> Check:
-    """A check that damaged content cannot stop."""
-    try:
-        found = look(patient)
-        check = found if isinstance(found, Check) else Check(what, list(found))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
-        check = Check(what, [f"cannot be checked: {type(error).__name__}: {error}"])
-    left = len(check.complaints) - MOST
-    shown = [*check.complaints[:MOST], f"{left} more"] if left > 0 else check.complaints
-    return Check(what, shown, check.note)
 
 
 def _read(folder: Path) -> tuple[Patient | None, list[str]]:
@@ -151,7 +132,8 @@ def _completeness(patient: Patient) -> Check:
     arms = patient.of("evaluation")
     trained = [f"arms/{row['arm']}" for row in arms if row["arm"] not in ("base", "ps")]
     wanted = [
-        "hard/train.jsonl", "hard/test.jsonl", "metrics.jsonl", "questions.jsonl", "pq.jsonl", "report.html",
+        "hard/train.jsonl", "hard/test.jsonl", "metrics.jsonl", "report.html",
+        *(["questions.jsonl"] if patient.of("outer_step") else []), *(["pq.jsonl"] if patient.of("promotion") else []),
         *(f"{name}/{file}" for name in ("teacher", "student", *trained)
           for file in ("adapter_model.safetensors", "adapter_config.json")),
     ]  # fmt: skip
@@ -174,14 +156,9 @@ def _screening(patient: Patient) -> Iterable[str]:
         return
     rows = [row for row in read_jsonl(path)[0] if "id" in row]
     by_id = {row["id"]: row for row in rows}
-    attempts = sum(row["attempts"] for row in rows)
     limit = patient.config.screen.max_successes
-    yield from _unequal("screen", events[0], {
-        "candidates": len(rows),
-        "hard": sum(row["successes"] <= limit for row in rows),
-        "pass_rate": sum(row["successes"] for row in rows) / attempts,
-        "truncated_share": sum(row["truncated"] for row in rows) / attempts,
-    })  # fmt: skip
+    found = {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows}
+    yield from unequal("screen", events[0], screen_event(found, patient.config))
     for row in (*patient.hard_train, *patient.hard_test):
         source = by_id.get(row["id"])
         if source is None or any(source[key] != row[key] for key in ("successes", "attempts", "truncated")):
@@ -209,7 +186,7 @@ def _steps(patient: Patient) -> Iterable[str]:
         last = window[-config.promotion.window :]
         full = len(window) >= config.promotion.window
         window_mean = sum(last) / config.promotion.window if full else None
-        yield from _unequal(where, row, {
+        yield from unequal(where, row, {
             "reward_mean": mean,
             "window_mean": window_mean,
             "accepted": len(questions),
@@ -217,6 +194,8 @@ def _steps(patient: Patient) -> Iterable[str]:
             "distinct_share": len({q["question"] for q in questions}) / max(1, len(questions)),
             "promoted": window_mean is not None and window_mean > config.promotion.tau and bool(rewards),
         })  # fmt: skip
+        if "vendi" in row and questions:  # runs of older versions have none
+            yield from unequal(where, row, {"vendi": step_vendi([q["question"] for q in questions])})
         if row["promoted"]:
             window = []
         for question in questions:
@@ -230,6 +209,23 @@ def _steps(patient: Patient) -> Iterable[str]:
         yield "the promotion events are not those of the outer steps that promoted"
 
 
+def _alarms(patient: Patient) -> Iterable[str]:
+    """An alarm that was taken out is found, and one that follows from nothing."""
+    steps, learns = patient.of("outer_step"), patient.config.teacher.reward == "grounded"
+    wanted = [found for event in patient.of("screen") for found in screen_alarms(event)]
+    for number, event in enumerate(steps):
+        own = [row for row in patient.questions if row["step"] == event["step"]]
+        wanted += step_alarms(event, own, steps[:number], learns)
+    kinds = {row["kind"] for row in wanted} | set(KINDS)
+    found = [row for row in patient.of("alarm") if row["kind"] in kinds]
+    for row in wanted:
+        if row not in found:
+            yield f"step {row['step']}: the alarm {row['kind']!r} is missing"
+    for row in found:
+        if row not in wanted:
+            yield f"step {row['step']}: the alarm {row['kind']!r} follows from nothing"
+
+
 def _promotions(patient: Patient) -> Iterable[str]:
     steps = {row["step"]: row for row in patient.of("outer_step")}
     wanted: list[Row] = []
@@ -238,7 +234,7 @@ def _promotions(patient: Patient) -> Iterable[str]:
         rewards = [reward for reward in step["reward_G"] if reward is not None]
         own = [row for row in patient.questions if row["step"] == event["step"] and row["dataset"] == event["dataset"]]
         wanted += own
-        yield from _unequal(where, event, {
+        yield from unequal(where, event, {
             "reward": max(rewards),
             "dataset": step["reward_G"].index(max(rewards)),
             "questions": len(own),
@@ -256,7 +252,7 @@ def _ledger(patient: Patient) -> Check:
     if len(standing) != len(events):
         complaints.append(f"{len(standing)} promotions stand in ledger.jsonl, {len(events)} in metrics.jsonl")
     for line, event in zip(standing, events, strict=False):
-        complaints += _unequal(f"ledger of step {event['step']}", line, {key: event[key] for key in ledger.FIELDS})
+        complaints += unequal(f"ledger of step {event['step']}", line, {key: event[key] for key in ledger.FIELDS})
         rows = [row for row in patient.pq if row["step"] == event["step"]]
         if ledger.questions_digest(rows) != line["questions_sha256"]:
             complaints.append(f"ledger of step {event['step']}: pq.jsonl holds other questions than were promoted")
@@ -272,7 +268,7 @@ def _evaluations(patient: Patient) -> Check:
         where, arm = f"evaluation of {row['arm']}", row["arm"]
         trained = sum(step["arm"] == arm for step in patient.of("arm_step")) * group
         spent = {"base": 0, "ps": steps[-1]["student_rollouts"] if steps else 0}.get(arm, trained)
-        complaints += _unequal(where, row, {
+        complaints += unequal(where, row, {
             **summarize(row["correct"], config.evaluate.attempts, config.evaluate, seed),
             "problems": len(patient.hard_test),
             "attempts": config.evaluate.attempts,
@@ -287,7 +283,7 @@ def _summary(patient: Patient) -> Check:
     if not patient.summary:
         return Check("", [], "the run is not finished")
     found = summary_of(patient.rows, patient.config, {})
-    complaints = _unequal("summary.json", patient.summary, {k: v for k, v in found.items() if k != "wall_seconds"})
+    complaints = unequal("summary.json", patient.summary, {k: v for k, v in found.items() if k != "wall_seconds"})
     strange = sorted(set(patient.summary) - set(found))
     complaints += [f"summary.json: {name} follows from nothing" for name in strange]
     return Check("", complaints, "times are as measured")
@@ -302,26 +298,3 @@ def _report(patient: Patient) -> Check:
     if not patient.summary:
         return Check("", [], "the page is older than the files; `soar report` writes it anew")
     return Check("", ["the page is not what the files say; `soar report` writes it anew (or another version wrote it)"])
-
-
-def _unequal(where: str, found: Row, wanted: Row) -> list[str]:
-    """One complaint for every key whose value is not the recomputed one."""
-    return [
-        f"{where}: {key} = {_short(found.get(key))}, but the lines give {_short(value)}"
-        for key, value in wanted.items()
-        if not _same(found.get(key), value)
-    ]
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, default=str)[:120]
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str) and not isinstance(b, str):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, float) and isinstance(b, int | float) and not isinstance(b, bool):
-        return abs(a - b) <= CLOSE * max(1.0, abs(a), abs(b))
-    return type(a) is type(b) and bool(a == b)

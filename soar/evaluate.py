@@ -6,12 +6,13 @@ noise, but not the spread over training seeds, for which `study` runs several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from soar import seeds
 from soar.settings import EvaluateConfig, SamplingConfig
 from soar.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
@@ -42,6 +43,32 @@ def paired_difference(
         pass_at_k(samples, a, k) - pass_at_k(samples, b, k) for a, b in zip(correct_a_H, correct_b_H, strict=True)
     ]
     return {"difference": float(np.mean(values)), "interval_95": list(bootstrap_interval(values, seed, resamples))}
+
+
+def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """What `soar eval` reports of correct attempts per problem: policies with intervals, differences from `base`.
+
+    seed: of the run. Raises KeyError without `base`.
+    """
+    place, paired_place, base_H = seeds.derive(seed, "evaluate"), seeds.derive(seed, "paired"), counts["base"]
+    return {
+        "attempts": config.attempts,
+        "temperature": config.temperature,
+        "bootstrap": config.bootstrap,
+        "seed": seed,
+        "policies": {
+            name: {**summarize(correct_H, config.attempts, config, place), "correct": list(correct_H)}
+            for name, correct_H in counts.items()
+        },
+        "paired": {
+            f"{name} - base": {
+                str(k): paired_difference(correct_H, base_H, config.attempts, k, paired_place, config.bootstrap)
+                for k in config.ks
+            }
+            for name, correct_H in counts.items()
+            if name != "base"
+        },
+    }
 
 
 def count_correct(

@@ -55,29 +55,22 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def halving(
-    work: Callable[[int], T], size: int, say: Callable[[str], None], what: str, key: str, smallest: int = 1
-) -> tuple[T, int]:
-    """(work(size), size); when memory runs out, with half the size again and again, saying so.
+def halving(work: Callable[[int], T], size: int, smaller: Callable[[int], None], smallest: int = 1) -> tuple[T, int]:
+    """(work(size), size); when memory runs out, with half the size again and again.
 
-    work must do all of its work anew at every call and leave nothing of a failed one behind. what: name of the unit
-    for the message ("rows a forward pass"); key: the config key that sets it. Raises MemoryShortage below `smallest`.
+    work must do all of its work anew at every call and leave nothing of a failed one behind. smaller(size) is told of
+    every size that is gone down to, before it is tried: it says so, and frees what the caller holds itself. The shortage
+    of a `smallest` piece is raised as it came: who can make other pieces (`split_on_shortage`) has to see it.
     """
     while True:
         try:
             return work(size), size
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if size <= smallest or not is_out_of_memory(error):
                 raise
-            message = _first_line(error)
-        release_memory()
-        if size <= smallest:
-            raise MemoryShortage(
-                f"out of memory with {size} {what}, the least there is: {message}. Free memory or lower {key}; "
-                "continue with --resume"
-            )
         size = max(smallest, size // 2)
-        say(f"out of memory: going on with {size} {what}")
+        smaller(size)
+        release_memory()  # out here: while an error is being handled, its frames hold their tensors
 
 
 def split_on_shortage(

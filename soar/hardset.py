@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from soar.files import write_atomic, write_json
 from soar.progress import Progress
 from soar.record import RunFolder
 from soar.rollout import Examiner
-from soar.screen_table import table_lines
-from soar.screening import DECISIVE, evidence_key, screen, screen_event
+from soar.screen_table import screen_event, table_lines
+from soar.screening import DECISIVE, evidence_key, screen
 from soar.screening import reuse as copy_screening
+from soar.scrub import scrub
+from soar.stopping import Stopped, StopRequest
 from soar.types import Problem, Screening
 from soar.workbench import choose_workers, open_examiner, usable
 
@@ -67,7 +70,8 @@ def find_hard(
     """
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     model_hash = examiner.backbone.base_digest()
-    folder.note_hashes(**loaded.hashes, model=model_hash, prompts=examiner.fmt.fingerprint())
+    dtype = str(examiner.backbone.dtype).removeprefix("torch.")  # before the model's: it tells why that one changed
+    folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=examiner.fmt.fingerprint())
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(examiner, config, loaded.problems, progress.say)
@@ -127,15 +131,24 @@ def use_evidence(known: KnownHard, wanted: dict[str, Any]) -> dict[str, Any]:
     return known.evidence
 
 
-def screen_folder(config: Config, out: Path, resume: bool, command: list[str], progress: Progress) -> list[str]:
+def screen_folder(
+    config: Config, out: Path, resume: bool, command: list[str], progress: Progress, stop: StopRequest | None = None
+) -> list[str]:
     """Screen the candidates of a config in the folder `out`; returns the table as lines.
 
     Writes hard/screen.jsonl block by block, and at the end hard.jsonl with its evidence (none without hard problems),
-    screen.json (the `screen` event) and table.txt. Raises ConfigError, DataError and RunFolderError.
+    screen.json (the `screen` event) and table.txt. Raises ConfigError, DataError and RunFolderError; Stopped after a block
+    of problems when `stop` asks for it.
     """
+
+    def safe_point() -> None:
+        if stop is not None and stop.reason is not None:
+            again = shlex.join([*command, *([] if resume else ["--resume"])])
+            raise Stopped(stop.reason, f"Continue with: {scrub(again)}", stop.exit_code)
+
     with RunFolder(out, config, command, resume) as folder, open_examiner(config) as examiner:
         workers = choose_workers(examiner.backbone, config.threads)
-        hard = find_hard(examiner, config, folder, workers, progress, reuse=False)
+        hard = find_hard(examiner, config, folder, workers, progress, safe_point, reuse=False)
     if hard.problems:
         write_hard(out / "hard.jsonl", hard.problems, hard.screenings(hard.problems), hard.evidence, columns=True)
     write_json(out / "screen.json", hard.event)

@@ -20,7 +20,10 @@ Row = dict[str, Any]
 Values = dict[str, float]
 
 RENAMED = {"reward_mean": "reward"}
-PLAIN = ("baseline_pass_rate", "best_pass_rate", "window_mean", "distinct_share", "failed_students", "student_rollouts")
+PLAIN = (
+    "baseline_pass_rate", "best_pass_rate", "window_mean", "distinct_share", "vendi", "failed_students",
+    "student_rollouts",
+)  # fmt: skip
 TEACHER = {"teacher_kl": "kl", "teacher_grad_norm": "grad_norm", "teacher_logprob_gap": "logprob_gap"}
 
 

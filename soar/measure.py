@@ -9,10 +9,9 @@ from typing import Any
 from soar import seeds
 from soar.candidates import candidates
 from soar.config import Config
-from soar.evaluate import count_correct, paired_difference, summarize
+from soar.evaluate import count_correct, results_of
 from soar.policy import concat, load_adapter
 from soar.runs import Row
-from soar.settings import EvaluateConfig
 from soar.types import UserError
 from soar.workbench import choose_workers, open_examiner, usable
 
@@ -56,7 +55,13 @@ def measure(
             examiner, stack, problems, attempts, seed, sampling, workers=workers, block=8, on_block=note
         )
     rows = zip(stacks, correct_P_H.tolist(), truncated_P_H.sum(1).tolist(), strict=True)
-    counts = {name: (correct_H, truncated) for name, correct_H, truncated in rows}
+    counts: dict[str, list[int]] = {}
+    truncated_share: dict[str, float] = {}
+    for name, correct_H, truncated in rows:
+        counts[name], truncated_share[name] = correct_H, truncated / (attempts * len(correct_H))
+    found = results_of(counts, every_k, config.seed)
+    for name, row in found["policies"].items():
+        row["truncated_share"] = truncated_share[name]
     return {
         "problems": {
             "source": config.problems.source,
@@ -65,32 +70,5 @@ def measure(
             "ids": [problem.id for problem in problems],
             "left_out": left_out,
         },
-        **_results(config, counts, every_k, seed),
-    }
-
-
-def _results(config: Config, counts: dict[str, tuple[list[int], int]], every_k: EvaluateConfig, seed: int) -> Row:
-    """Everything but the problems. counts: name -> (correct attempts per problem, truncated attempts)."""
-    attempts, base_H = every_k.attempts, counts["base"][0]
-    paired_seed = seeds.derive(config.seed, "paired")
-    return {
-        "attempts": attempts,
-        "temperature": every_k.temperature,
-        "seed": config.seed,
-        "policies": {
-            name: {
-                **summarize(correct_H, attempts, every_k, seed),
-                "truncated_share": truncated / (attempts * len(correct_H)),
-                "correct": correct_H,
-            }
-            for name, (correct_H, truncated) in counts.items()
-        },
-        "paired": {
-            f"{name} - base": {
-                str(k): paired_difference(correct_H, base_H, attempts, k, paired_seed, every_k.bootstrap)
-                for k in every_k.ks
-            }
-            for name, (correct_H, _) in counts.items()
-            if name != "base"
-        },
+        **found,
     }

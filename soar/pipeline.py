@@ -83,7 +83,7 @@ class Run:
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         checkpoint = self.folder.load()
         for line in self.folder.notes:
-            self.progress.say(line)
+            self.progress.insist(line)
         with self._phase("screen"):
             self._find_hard(first=checkpoint is None)
         if checkpoint is None:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -238,6 +239,22 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` -> bfloat16 on a GPU that computes in it, else float32, and a GPU without it is told of in a warning."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type != "cuda":
+        return torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    warnings.warn(
+        "this GPU does not compute in bfloat16: going on in float32, which takes twice the memory "
+        '(model.dtype = "bfloat16" emulates it, slowly)',
+        stacklevel=2,
+    )
+    return torch.float32
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes of a CUDA device that a new tensor could take: free ones, and those that torch holds unused."""
     free, _ = torch.cuda.mem_get_info(device)
@@ -266,9 +283,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     logging.disable_progress_bar()  # loading takes seconds, and the run has its own progress
 
     device = choose_device(config.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.dtype)
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    dtype = choose_dtype(config.dtype, device)
     path = resolve_path(config.path)
     common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     if config.gguf_file:

@@ -104,10 +104,14 @@ class Progress:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            try:
-                self.console.print(Text(line), soft_wrap=True)
-            except BrokenPipeError:  # rich before 13.8 does not ask the console
-                self.quiet = True
+            self.insist(line)
+
+    def insist(self, line: str) -> None:
+        """Print a line even when quiet: the answer to what a person did just now."""
+        try:
+            self.console.print(Text(line), soft_wrap=True)
+        except BrokenPipeError:  # rich before 13.8 does not ask the console
+            self.console.quiet = True
 
 
 def _clock(seconds: float) -> str:

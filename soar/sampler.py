@@ -19,6 +19,7 @@ from torch import Tensor
 from soar import seeds
 from soar.attention import buffer_cache
 from soar.decode import PLACE_STEP, StaticDecoder, slots_for
+from soar.faults import halving, is_out_of_memory
 from soar.policy import AdapterStack, Backbone, free_bytes
 from soar.rollouts import Rollouts, draw, join
 from soar.settings import SamplingConfig
@@ -105,23 +106,27 @@ class NativeSampler:
         per_call = self._prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
         parts_C_P: list[list[Rollouts]] = []
         first = 0
-        while first < Q:
-            last = min(Q, first + per_call)
+
+        def batch(size: int) -> Rollouts:
+            last = min(Q, first + size)
             prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
             seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
             try:
-                rollouts = self._batch(stack, prompts, attempts, seeds_B, sampling, greedy)
-            except torch.cuda.OutOfMemoryError:
-                self.decoder.release()
-                if per_call == 1:
-                    raise
-                per_call = max(1, per_call // 2)
-                self.max_rows = per_call * P * attempts
-                warnings.warn(f"out of GPU memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
-                continue
-            rows = (last - first) * attempts
+                return self._batch(stack, prompts, attempts, seeds_B, sampling, greedy)
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    self.decoder.release()
+                raise
+
+        def smaller(size: int) -> None:
+            self.max_rows = size * P * attempts
+            warnings.warn(f"out of memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
+
+        while first < Q:
+            rollouts, per_call = halving(batch, per_call, smaller)
+            rows = rollouts.rows // P
             parts_C_P.append([rollouts.select(list(range(p * rows, (p + 1) * rows))) for p in range(P)])
-            first = last
+            first += rows // attempts
         if len(parts_C_P) == 1 and P == 1:
             return parts_C_P[0][0]
         return join([parts[p] for p in range(P) for parts in parts_C_P])

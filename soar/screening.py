@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from soar.settings import ScreenConfig
 from soar.types import Problem, Screening
 
 SCREEN_FILE = "hard/screen.jsonl"
-SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
-BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
 BLOCK = {"cpu": 8, "cuda": 16}  # problems attempted together
 FIRST_WAVE, WAVE_GROWTH = 8, 4  # with early_stop: 8 attempts, 24 more, 96 more ...
 # What a hard set shown with one configuration must have in common with a run that uses it. The seed and early stopping
@@ -157,39 +154,3 @@ def _attempt_blocks(
             yield from (running.result() for running in jobs)
         finally:
             pool.shutdown(cancel_futures=True)  # a run that stops here does not compute the blocks that are left
-
-
-def screen_event(found: dict[str, Screening], config: Config) -> dict[str, Any]:
-    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see.
-
-    Rates and shares are None where nothing was attempted (screen.attempts = 0), and where attempts ended early: success
-    rates of problems that were left at their first success are too high.
-    """
-    rows = list(found.values())
-    histogram: Counter[str] = Counter()
-    for row in rows:
-        if row.successes == 0:
-            histogram["0"] += 1
-        else:
-            histogram[next(label for limit, label in BUCKETS if row.pass_rate <= limit)] += 1
-    group = config.student.attempts
-    attempts = sum(row.attempts for row in rows)
-    shares: dict[str, float | None] = dict.fromkeys(SHARES)
-    if attempts:
-        shares["truncated_share"] = sum(row.truncated for row in rows) / attempts
-    if attempts and not any(row.attempts < config.screen.attempts for row in rows):
-        wrong = sum((1 - row.pass_rate) ** group for row in rows) / len(rows)
-        right = sum(row.pass_rate**group for row in rows) / len(rows)
-        correct = sum(row.successes for row in rows) / attempts
-        shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
-        shares["frac_mixed"] = 1 - wrong - right
-    if not attempts:
-        histogram.clear()
-    return {
-        "event": "screen",
-        "candidates": len(rows),
-        "hard": sum(row.successes <= config.screen.max_successes for row in rows),
-        "attempts": config.screen.attempts,
-        "histogram": {label: histogram[label] for label in ["0", *(name for _, name in BUCKETS)]},
-        **shares,
-    }

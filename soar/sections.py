@@ -271,7 +271,7 @@ def _shares(rows: Sequence[Row], key: str) -> float | None:
 
 
 def change_section(run: Run) -> dict[str, Any]:
-    """How the accepted questions changed over outer steps: topics, quality, length, distinct share."""
+    """How the accepted questions changed over outer steps: topics, quality, length, distinct share, diversity."""
     steps = sorted({s for row in run.questions if (s := count(row.get("step"))) is not None})
     size = max(1, math.ceil(len(steps) / MAX_BINS))
     bins = [steps[i : i + size] for i in range(0, len(steps), size)]
@@ -281,15 +281,16 @@ def change_section(run: Run) -> dict[str, Any]:
     for row in run.questions:
         if (place := of_step.get(count(row.get("step")) or 0)) is not None:
             grouped[place].append(row)
-    distinct: dict[int, list[Row]] = {}
+    events_of: dict[int, list[Row]] = {}
     for event in run.steps:
-        distinct.setdefault(of_step.get(count(event.get("step")) or 0, -1), []).append(event)
+        events_of.setdefault(of_step.get(count(event.get("step")) or 0, -1), []).append(event)
     rows = [
         {
             "name": names[i],
             "questions": len(group),
             "length": mean([float(len(str(row.get("question", "")))) for row in group]),
-            "distinct": mean(_column(distinct.get(i, []), "distinct_share")),
+            "distinct": mean(_column(events_of.get(i, []), "distinct_share")),
+            "vendi": mean(_column(events_of.get(i, []), "vendi")),
             "well_posed": _shares(group, "well_posed"),
             "correct": _shares(group, "correct"),
             "middle": (bins[i][0] + bins[i][-1]) / 2,

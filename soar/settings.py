@@ -32,7 +32,7 @@ class ModelConfig(Section):
     revision: str | None = None  # hub revision; pinned in the manifest
     trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank

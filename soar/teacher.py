@@ -18,6 +18,7 @@ import torch
 
 from soar import seeds
 from soar.alarms import alarm
+from soar.analysis import step_vendi
 from soar.config import Config
 from soar.ledger import digest
 from soar.lessons import Lessons, teacher_prompt, write_lessons
@@ -313,6 +314,7 @@ def _outer_event(
         "sampled": lessons.sampled,
         "rejected": lessons.rejected,
         "distinct_share": len(set(questions)) / len(questions),
+        "vendi": step_vendi(questions),
         "teacher_kl": None if stats is None else stats.kl_P[0].item(),
         "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
         "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soar.faults import halving
 from soar.logprobs import token_logprobs
 from soar.policy import AdapterStack, Backbone, free_bytes
 from soar.rloo import k3, policy_loss
@@ -107,27 +108,17 @@ def update(
     config = optimizer.config
     kept_P = _rows_that_count(rollouts, advantage_B, stack.policies, config.kl > 0.0)
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
+
+    def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        batches = _micro_batches(rollouts, kept_P, limit)
+        return _accumulate(backbone, stack, config, rollouts, advantage_B, batches, temperature, normaliser)
+
+    def smaller(limit: int) -> None:
+        backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
+        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
+
     limit = backbone.config.micro_batch_tokens or _token_limit(backbone)
-    while True:
-        try:
-            gap_P, kl_P, tokens_P = _accumulate(
-                backbone,
-                stack,
-                config,
-                rollouts,
-                advantage_B,
-                _micro_batches(rollouts, kept_P, limit),
-                temperature,
-                normaliser,
-            )
-            break
-        except torch.cuda.OutOfMemoryError:
-            if limit <= SMALLEST_MICRO_BATCH:
-                raise
-            limit //= 2
-            backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
-            warnings.warn(f"out of GPU memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
-        torch.cuda.empty_cache()
+    (gap_P, kl_P, tokens_P), _ = halving(accumulate, limit, smaller, SMALLEST_MICRO_BATCH)
     norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full((stack.policies,), math.nan)

@@ -191,10 +191,12 @@ def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118
     rewards = numbers(step.get("reward_G"))
     error = standard_error(rewards)
     spread = "" if error is None else f" ± {error:.4f}"
+    vendi = number(step.get("vendi"))
     lines = [
         f"step {(count(step.get('step')) or 0) + 1:3d}  reward {signed(step.get('reward_mean'))}{spread} "
         f"(best {signed(max(rewards, default=None))})  baseline {wording.decimal(step.get('baseline_pass_rate'))}  "
         f"accepted {step.get('accepted')}/{step.get('sampled')}  distinct {number(step.get('distinct_share')) or 0:.2f}"
+        + ("" if vendi is None else f"  vendi {vendi:.1f}")
     ]
     lines += [f"  {name:8s} {question_text(row, max(30, width - 30))}" for name, row in extremes(rows)]
     for event in events[1:]:

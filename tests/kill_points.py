@@ -171,9 +171,19 @@ def read_killed(folder: Path) -> None:
     write_report(folder)
 
 
+def stage_of(folder: Path) -> str:
+    """What the run was at by its last checkpoint; `screen` before the first."""
+    pointer = folder / "state" / "latest.json"
+    if not pointer.exists():
+        return "screen"
+    number = json.loads(pointer.read_text(encoding="utf-8"))["number"]
+    return str(json.loads((pointer.parent / f"{number:06d}" / "state.json").read_text(encoding="utf-8"))["stage"])
+
+
 def kill_and_resume(config: Config, folder: Path, at: int, again: int | None, wanted: dict[str, Any]) -> dict[str, Any]:
     """One kill, perhaps a second one while resuming, then to the end. Says how each process ended and what differs."""
     ends = [in_fork(lambda: one_run(config, folder, at))]
+    stage = stage_of(folder)
     readable = not (folder / "manifest.json").exists() or in_fork(lambda: read_killed(folder)) == 0
     if again is not None:
         ends.append(in_fork(lambda: one_run(config, folder, again)))
@@ -181,7 +191,7 @@ def kill_and_resume(config: Config, folder: Path, at: int, again: int | None, wa
         ends.append(in_fork(lambda: one_run(config, folder, None)))
     found = result(folder) if ends[-1] == 0 else {}
     different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    return {"at": at, "ends": ends, "readable": readable, "different": different}
+    return {"at": at, "stage": stage, "ends": ends, "readable": readable, "different": different}
 
 
 def main(folder: Path, count: int, lanes: int, seed: int) -> int:

@@ -84,6 +84,7 @@ def outer_step(rng: random.Random, step: int, datasets: int, moved: int) -> dict
         "sampled": 16 * datasets + rng.randrange(40),
         "rejected": {"no_answer": rng.randrange(12), "truncated": rng.randrange(6), "duplicate": rng.randrange(3)},
         "distinct_share": round(0.97 - 0.004 * step, 3),
+        "vendi": round(31.25 - 0.5 * step, 3),
         "teacher_kl": round(0.002 * step, 4),
         "failed_students": 1 if step == 7 else 0,
         "student_rollouts": step * datasets * 15 * 128,

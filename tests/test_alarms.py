@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from soar.alarms import CORRECT_SHARE, DISTINCT_SHARE, LOGPROB_GAP, STILL_STEPS, screen_alarms, step_alarms
+from soar.alarms import (
+    CORRECT_SHARE,
+    DISTINCT_SHARE,
+    DIVERSITY_SHARE,
+    LOGPROB_GAP,
+    STILL_STEPS,
+    screen_alarms,
+    step_alarms,
+)
+from soar.analysis import step_vendi
 
 
 def step(number: int = 5, **changes: Any) -> dict[str, Any]:
@@ -21,6 +30,7 @@ def step(number: int = 5, **changes: Any) -> dict[str, Any]:
         "reward_G": [0.1, 0.2, None],
         "reward_mean": 0.15,
         "distinct_share": 0.9,
+        "vendi": 12.0,
         "sampled": 20,
         "rejected": {"truncated": 2},
         "teacher_logprob_gap": 0.001,
@@ -57,6 +67,30 @@ def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind: str) -> N
     assert (alarm["event"], alarm["kind"], alarm["step"]) == ("alarm", kind, 7)
     assert kinds(step(8, **ill), [], [step(6, **well), step(7, **ill)]) == []
     assert kinds(step(9, **ill), [], [step(7, **ill), step(8, **well)]) == [kind]
+
+
+def test_diversity_is_compared_with_the_first_step() -> None:
+    first, limit = step(0), DIVERSITY_SHARE * 12.0
+    assert kinds(step(1, vendi=limit), [], [first]) == []
+    (alarm,) = step_alarms(step(1, vendi=limit - 0.1), [], [first])
+    assert alarm["kind"] == "teacher diversity"
+    assert "as diverse as 5.9 unrelated ones, those of its first step were as 12.0" in alarm["message"]
+    assert kinds(step(2, vendi=1.0), [], [first, step(1, vendi=1.0)]) == []  # it lasts
+    assert kinds(step(2, vendi=1.0), [], [first, step(1)]) == ["teacher diversity"]
+    assert kinds(step(0, vendi=1.0), [], []) == []  # there is nothing to compare it with yet
+    assert kinds(step(1, vendi=1.0), [], [step(0, vendi=None)]) == []  # begun by a version that did not record it
+
+
+def test_questions_that_become_alike_though_none_is_repeated() -> None:
+    """What the distinct share cannot see: one form with other numbers in it."""
+    subjects = ["apples in a basket", "the angle of two lines", "a train to Oslo", "prime factors", "a die", "old maps"]
+    varied = [f"What follows for {subject} after {7 * i} days?" for i, subject in enumerate(subjects)]
+    varied += [f"{subject}: prove or refute claim {i}" for i, subject in enumerate(subjects)]
+    alike = [f"Ann has {i} apples and Bob has 3. How many apples do they have together?" for i in range(12)]
+    assert len(set(varied)) == len(set(alike)) == 12
+    first, later = step(0, vendi=step_vendi(varied)), step(1, vendi=step_vendi(alike))
+    assert kinds(later, [], [first]) == ["teacher diversity"]
+    assert kinds(step(1, vendi=step_vendi(varied[::-1])), [], [first]) == []
 
 
 def test_a_teacher_without_gradient_for_some_steps() -> None:

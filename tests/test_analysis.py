@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soar.analysis import SAMPLE, collapsed, describe, diversity, embedder, hashed_ngrams, topic_entropy, vendi_score
+from soar.analysis import (
+    SAMPLE,
+    collapsed,
+    describe,
+    diversity,
+    embedder,
+    hashed_ngrams,
+    step_vendi,
+    topic_entropy,
+    vendi_score,
+)
 from soar.types import UserError
 
 
@@ -57,6 +67,18 @@ def test_diversity_takes_samples_of_one_size() -> None:
     assert abs(mean - few) < 5 * sd
     assert diversity([], hashed_ngrams, 0) is None
     assert diversity(["same"] * 300, hashed_ngrams, 0) == pytest.approx((1.0, 0.0))
+
+
+def test_vendi_of_a_step_counts_its_questions_without_a_model() -> None:
+    assert step_vendi(["a b c"] * 5) == 1.0
+    assert step_vendi(["", ""]) == 1.0
+    unrelated = ["aaa aaa", "bbb bbb", "ccc ccc", "ddd ddd"]
+    assert step_vendi(unrelated) == pytest.approx(4.0, abs=0.1)
+    assert 1.0 < step_vendi([*unrelated, *unrelated[:1] * 4]) < 4.0
+    assert step_vendi(["x" * 1_000_000, "\ud800\x00\u202e"]) == pytest.approx(
+        2.0, abs=0.1
+    )  # hostile text costs no time
+    assert step_vendi(unrelated) == step_vendi(unrelated[::-1])
 
 
 def test_topic_entropy() -> None:

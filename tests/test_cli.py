@@ -115,7 +115,7 @@ def test_an_interrupt_is_exit_code_130(
 
     monkeypatch.setattr("soar.pipeline.execute", stop)
     assert main(["run", "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "interrupted; continue with --resume\n"
+    assert capsys.readouterr().err == "soar: interrupted; continue with --resume\n"
 
 
 def test_an_error_nobody_foresaw_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

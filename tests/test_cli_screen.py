@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,7 @@ from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config, w
 
 from soar import hardset
 from soar.cli import main
-from soar.screen_table import signal_lines, table_lines
-from soar.screening import screen_event
+from soar.screen_table import screen_event, signal_lines, table_lines
 from soar.types import Problem, Screening
 from soar.worlds import get_world
 
@@ -95,7 +95,7 @@ def process(words: list[str]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_and_interrupted_screenings_end_like_a_straight_one(
     source: Path, screened: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -107,11 +107,53 @@ def test_killed_and_interrupted_screenings_end_like_a_straight_one(
     running.send_signal(number)
     _, errors = running.communicate()
     if running.returncode:  # it may have finished before the signal
-        assert running.returncode == (130 if number is signal.SIGINT else -number)
-        assert errors == ("interrupted; continue with --resume\n" if number is signal.SIGINT else "")
+        assert running.returncode == (-number if number is signal.SIGKILL else 128 + number)
+        command = shlex.join(["soar", *arguments(source, out), "tiny", "--quiet", "--resume"])
+        told = f"soar: stopped by {number.name}; everything is saved. Continue with: {command}\n"
+        heard = f"{number.name}: the step in hand is finished and saved first; once more stops at once\n"
+        assert errors == ("" if number is signal.SIGKILL else heard + told)
     assert main([*arguments(source, out, "--resume"), "tiny", "--quiet"]) == 0
     for name in FILES:
         assert (out / name).read_bytes() == (screened / name).read_bytes(), name
+
+
+SICK = {
+    "count": ("hard/screen.jsonl", '"successes": 0', '"successes": 4', "screen.json: "),
+    "lost line": ("hard/screen.jsonl", None, None, "screen.json: candidates"),
+    "event": ("screen.json", '"hard": ', '"hard": 1', "screen.json: hard"),
+    "table": ("table.txt", "hard: ", "hard: 1", "table.txt is not what the lines give"),
+    "hard set": ("hard.jsonl", None, None, "hard.jsonl does not hold the hard problems"),
+    "evidence": ("hard.jsonl.evidence.json", '"attempts": ', '"attempts": 1', "the evidence beside hard.jsonl is not"),
+}
+
+
+@pytest.mark.parametrize("what", SICK)
+def test_the_doctor_recomputes_a_screening(
+    screened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    folder = Path(shutil.copytree(screened, tmp_path / "out"))
+    assert main(["doctor", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all 4 checks are well"
+    name, old, new, words = SICK[what]
+    text = (folder / name).read_text()
+    if old is None or new is None:  # the last line is lost
+        changed = "".join(text.splitlines(keepends=True)[:-1])
+    else:
+        changed = text.replace(old, new, 1)
+    assert changed != text
+    (folder / name).write_text(changed)
+    assert main(["doctor", str(folder)]) == 1
+    assert words in capsys.readouterr().out
+
+
+def test_the_doctor_waits_for_an_unfinished_screening(
+    screened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(screened, tmp_path / "out"))
+    for name in ("screen.json", "table.txt", "hard.jsonl"):
+        (folder / name).unlink()
+    assert main(["doctor", str(folder)]) == 0
+    assert "screen.json and table.txt from the counts: the screening is not finished" in capsys.readouterr().out
 
 
 def test_resume_refuses_another_model_prompt_or_file(source: Path, screened: Path, tmp_path: Path) -> None:

@@ -470,6 +470,9 @@ def test_evidence_made_in_another_way_is_refused_by_key() -> None:
 def test_reliability_page_names_existing_tests() -> None:
     tests = Path(__file__).parent
     page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in page.partition("\n## Measured")[0].splitlines() if line.startswith("|")]
+    rows = [line for line in rows if not re.match(r"\|[-|]+\|$|.*\| test \|$", line)]
+    assert [line for line in rows if not re.search(r"`test_\w+::test_\w+` \|$", line)] == []  # every row names one
     named = set(re.findall(r"`(test_\w+)::(test_\w+)`", page))
     numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
     assert numbers == list(range(1, 109))

@@ -148,7 +148,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(programs.Program, "body", body)
     sampler = NativeSampler(backbone, static=True)
-    with pytest.warns(UserWarning, match="out of GPU memory: from here on at most 4 rows a batch"):
+    with pytest.warns(UserWarning, match="out of memory: from here on at most 4 rows a batch"):
         found = sampler.sample(None, prompts_of(1, 4), 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
     assert same(found, wanted)
     monkeypatch.setattr(programs.Program, "body", lambda self: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no")))

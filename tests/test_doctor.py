@@ -48,7 +48,7 @@ def test_a_healthy_run_has_no_complaints(folder: Path, capsys: pytest.CaptureFix
     assert complaints(folder) == {}
     assert main(["doctor", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "all 11 checks are well"
+    assert lines[-1] == "all 12 checks are well"
     assert "ok   report.html from the files: every number on the page follows from the files" in lines
 
 
@@ -59,7 +59,7 @@ def test_exit_code_and_words_of_a_sick_one(folder: Path, capsys: pytest.CaptureF
     files = len(json.loads((folder / "hashes.json").read_text()))
     assert f"BAD  hashes of the files: {files} files" in lines
     assert "     pq.jsonl is missing" in lines
-    assert lines[-1].endswith(" of 11 checks found something")
+    assert lines[-1].endswith(" of 12 checks found something")
 
 
 def test_a_changed_byte_of_any_file_is_found(folder: Path) -> None:
@@ -82,6 +82,7 @@ EVENTS: dict[str, tuple[str, str, Any, str]] = {
     "accepted": ("outer_step", "accepted", 13, "outer step 0: accepted"),
     "sampled": ("outer_step", "sampled", 11, "outer step 0: sampled"),
     "distinct": ("outer_step", "distinct_share", 0.5, "outer step 0: distinct_share"),
+    "diversity": ("outer_step", "vendi", 2.5, "outer step 0: vendi"),
     "number": ("outer_step", "step", 5, "the outer steps are not numbered 0, 1, 2"),
     "promotion reward": ("promotion", "reward", 0.9, "promotion of step 0: reward"),
     "promoted student": ("promotion", "student", "0" * 64, "ledger of step 0: student"),
@@ -146,6 +147,17 @@ def test_a_changed_summary_is_found(folder: Path, keys: tuple[str, ...], value: 
     write_report(folder)
     assert list(complaints(folder)) == ["summary.json from metrics.jsonl"]
     assert keys[0] in str(complaints(folder))
+
+
+def test_an_alarm_that_was_taken_out_or_invented_is_found(folder: Path) -> None:
+    assert [row["kind"] for row in events(folder, "alarm")] == []
+    invented = {"event": "alarm", "step": 1, "kind": "truncation", "message": "x"}
+    rewrite(folder, "metrics.jsonl", lambda rows: rows.append(invented))
+    write_report(folder)
+    assert complaints(folder) == {"alarms from the steps": ["step 1: the alarm 'truncation' follows from nothing"]}
+    rewrite(folder, "metrics.jsonl", lambda rows: rows.pop())
+    rewrite(folder, "metrics.jsonl", lambda rows: first(rows, "outer_step").update(teacher_logprob_gap=0.5))
+    assert "step 0: the alarm 'log-prob gap of the teacher' is missing" in str(complaints(folder))
 
 
 def test_a_changed_page_is_found(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def test_lost_devices_are_recognised(text: str) -> None:
 
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
-def test_halving_goes_down_until_it_fits_and_says_so(error: BaseException) -> None:
+def test_halving_goes_down_until_it_fits_and_tells(error: BaseException) -> None:
     tried: list[int] = []
-    said: list[str] = []
+    told: list[int] = []
 
     def work(size: int) -> str:
         tried.append(size)
@@ -53,25 +54,43 @@ def test_halving_goes_down_until_it_fits_and_says_so(error: BaseException) -> No
             raise error
         return f"done with {size}"
 
-    assert halving(work, 100, said.append, "rows a forward pass", "model.chunk") == ("done with 12", 12)
+    assert halving(work, 100, told.append) == ("done with 12", 12)
     assert tried == [100, 50, 25, 12]
-    assert said == [f"out of memory: going on with {n} rows a forward pass" for n in (50, 25, 12)]
+    assert told == [50, 25, 12]
 
 
-def test_halving_ends_in_a_named_error_and_lets_others_through() -> None:
+def test_halving_lets_the_last_shortage_and_other_errors_through() -> None:
+    told: list[int] = []
+
     def never(size: int) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nsecond line")
 
-    with pytest.raises(
-        MemoryShortage, match=r"with 3 rows, the least there is: CUDA out of memory\. Free memory or lower"
-    ):
-        halving(never, 10, lambda line: None, "rows", "model.micro_batch_tokens", smallest=3)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        halving(never, 10, told.append, smallest=3)
+    assert told == [5, 3]
 
     def wrong(size: int) -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        halving(wrong, 10, lambda line: None, "rows", "key")
+        halving(wrong, 10, told.append)
+    assert told == [5, 3]
+
+
+def test_halving_holds_nothing_of_a_failed_attempt_when_it_tries_again() -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    class Block:
+        """Stands for a large tensor."""
+
+    def work(size: int) -> bool:
+        if size == 1:
+            return alive[0]() is None
+        block = Block()
+        alive.append(weakref.ref(block))
+        raise MemoryError
+
+    assert halving(work, 2, lambda size: None) == (True, 1)
 
 
 def test_splitting_keeps_the_order_and_names_what_does_not_fit_alone() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def test_points_lie_in_every_part_of_a_run(killed: tuple[Path, dict[str, int], l
         "fsync",
     ):
         assert part in names
+
+
+def test_every_stage_was_killed_in_its_middle(killed: tuple[Path, dict[str, int], list[dict[str, Any]]]) -> None:
+    stages = Counter(line["stage"] for line in killed[2])
+    assert set(stages) == {"screen", "loop", "arms", "evaluate", "done"}
+    assert min(stages.values()) >= 2, stages
 
 
 def test_choose_takes_each_kind_and_follows_its_seed() -> None:

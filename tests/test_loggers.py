@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import events, run_tiny, tiny_config
+from loop_helpers import TINY, events, run_tiny, tiny_config, without_clock
 
 from soar import doctor, loggers, pipeline
 from soar.cli import main
@@ -169,6 +169,30 @@ def test_a_sink_that_cannot_start_is_left_out(tmp_path: Path, monkeypatch: pytes
     sinks = Loggers.open(["wandb"], tmp_path, "soar", "mine", {}, said.append)
     sinks([{"event": "arm_step", "arm": "pq", "step": 0, "kl": 0.5}])
     assert said == ["log.sinks: wandb could not be started and is left out: RuntimeError: no login"]
+
+
+def test_a_tracker_that_goes_down_amid_a_run_changes_nothing(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """wandb up to the second outer step; then its server is gone, and its `finish` fails too."""
+    tool, calls = fake_tool()
+    run = tool.init(project="", name="")
+
+    def log(values: dict[str, float]) -> None:
+        calls.append(values)
+        if values.get("steps/outer_step") == 1:
+            raise ConnectionError("api.wandb.example is unreachable")
+
+    run.log = run.finish = log
+    monkeypatch.setitem(sys.modules, "wandb", tool)
+    monkeypatch.setattr("soar.pipeline.check_installed", lambda kinds: None)
+    words = [part for override in (*TINY, 'log.sinks=["wandb"]') for part in ("--set", override)]
+    assert main(["run", "--out", str(tmp_path / "run"), *words]) == 0
+    said = capsys.readouterr().err
+    assert said.count("unreachable") == 1
+    assert "log.sinks: wandb failed and is left out from here on; metrics.jsonl has everything (ConnectionError" in said
+    assert [c["steps/outer_step"] for c in calls if isinstance(c, dict) and "steps/outer_step" in c] == [0, 1]
+    assert without_clock(events(tmp_path / "run")) == without_clock(events(tiny_run))
 
 
 def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

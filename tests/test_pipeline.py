@@ -12,6 +12,7 @@ import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
 from soar import hardset, held_out, pipeline, workbench
+from soar.analysis import hashed_ngrams, vendi_score
 from soar.config import ConfigError
 from soar.data import DataError, read_hard
 from soar.evaluate import pass_at_k, summarize
@@ -139,6 +140,8 @@ def test_questions_and_promotion_questions(tiny_run: Path) -> None:
     for row in steps:
         mine = [q["question"] for q in questions if q["step"] == row["step"]]
         assert row["distinct_share"] == len(set(mine)) / len(mine)
+        assert row["vendi"] == pytest.approx(vendi_score(hashed_ngrams(mine)), abs=1e-6)
+        assert 1.0 < row["vendi"] < len(mine)
     pq = read_jsonl(tiny_run / "pq.jsonl")
     chosen = {(row["step"], row["dataset"]) for row in promotions}
     key = ("step", "dataset", "question", "answer", "reward", "topic", "well_posed", "correct")

@@ -411,6 +411,13 @@ def test_histogram_keeps_every_problem() -> None:
     assert bars({"0": 1, "999999999": 1})[-1][1] == 1
 
 
+def test_diversity_of_the_questions_is_in_the_table() -> None:
+    steps = [{"event": "outer_step", "step": i, "vendi": v} for i, v in ((1, 30.0), (2, None))]
+    rows = [{"step": 1, "question": "q"}, {"step": 2, "question": "r"}]
+    section = sections.change_section(runs.Run(path=Path(), questions=rows, events={"outer_step": steps}))
+    assert [row["vendi"] for row in section["rows"]] == [30.0, None]
+
+
 def test_topics_by_hand() -> None:
     rows = [{"step": 1, "question": "q", "topic": t} for t in ("a", "a", "b", None)] + [
         {"step": 2, "question": "four", "topic": "b", "well_posed": True, "correct": False}

@@ -16,7 +16,8 @@ from soar import candidates, screening
 from soar.data import DataError, LoadReport
 from soar.prompts import get_format
 from soar.record import RunFolder
-from soar.screening import screen, screen_event
+from soar.screen_table import SHARES, screen_event
+from soar.screening import screen
 from soar.settings import SamplingConfig
 from soar.types import Problem, Screening
 
@@ -40,7 +41,7 @@ def test_screen_event_by_hand() -> None:
 def test_screen_event_claims_nothing_where_nothing_was_attempted() -> None:
     event = screen_event({"a": Screening(0, 0), "b": Screening(0, 0)}, tiny_config("screen.attempts=0"))
     assert (event["candidates"], event["hard"]) == (2, 2)
-    assert [event[name] for name in screening.SHARES] == [None] * 5
+    assert [event[name] for name in SHARES] == [None] * 5
     assert sum(event["histogram"].values()) == 0
 
 
@@ -151,7 +152,7 @@ def test_rates_are_not_claimed_after_early_stopping() -> None:
     event = screen_event({"a": Screening(0, 100, 10), "b": Screening(2, 8, 1)}, config)
     assert (event["candidates"], event["hard"], event["histogram"]["0"]) == (2, 1, 1)
     assert event["truncated_share"] == pytest.approx(11 / 108)
-    assert [event[name] for name in screening.SHARES if name != "truncated_share"] == [None] * 4
+    assert [event[name] for name in SHARES if name != "truncated_share"] == [None] * 4
 
 
 def test_a_process_that_died_after_the_first_line_leaves_one_header(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -267,3 +268,71 @@ def test_max_promotions_ends_the_loop_and_the_rest_follows(tmp_path: Path, whole
     assert set(summary["arms"]) == set(whole["summary"]["arms"])
     assert whole["summary"]["loop_end"] == "teacher.steps = 2"
     assert without_clock(events(tmp_path / "run")[:3]) == whole["metrics"][:3]
+
+
+TERMINAL = """
+import os, pty, signal, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.executable, [sys.executable, "-m", "soar.cli", *sys.argv[2:]])
+presses, pressed, seen = int(sys.argv[1]), 0, b""
+while True:
+    try:
+        part = os.read(terminal, 65536)
+    except OSError:  # the last process that had the terminal has ended
+        break
+    seen += part
+    cue = b"students of this step" if pressed == 0 else b"once more stops at once"
+    if pressed < presses and cue in seen:
+        pressed += os.write(terminal, b"\\x03")
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+sys.stdout.buffer.write(seen)
+sys.exit(code)
+"""
+
+
+def on_a_terminal(out: Path, presses: int, *more: str) -> tuple[int, str]:
+    """A run on a terminal of its own at which Ctrl-C is pressed in the outer loop: exit code, all that was shown."""
+    words = [sys.executable, "-c", TERMINAL, str(presses), "run", "--out", str(out), *SETS, *more]
+    environment = {**os.environ, "PYTHONPATH": str(house.ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, timeout=300)
+    return done.returncode, done.stdout.decode()
+
+
+def workers_of(out: Path) -> list[str]:
+    """Processes that still name the run's folder in their command."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(out).encode() in (place / "cmdline").read_bytes() and int(place.name) != os.getpid():
+                found.append(place.name)
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a pseudo-terminal and /proc")
+def test_ctrl_c_on_a_terminal_once_and_twice(tmp_path: Path, whole: dict[str, Any]) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    code, shown = on_a_terminal(once, 1)
+    assert code == 130, shown
+    assert "SIGINT: the step in hand is finished and saved first; once more stops at once" in shown
+    assert "soar: stopped by SIGINT; everything is saved. Continue with: soar run --out" in shown.replace("\r\n", "")
+    assert "Traceback" not in shown
+    assert len(events(once, "outer_step")) == json.loads((once / "paused.json").read_text())["step"] >= 1
+    assert shown.rstrip().rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "the cursor is shown again"
+    assert main(["run", "--out", str(once), "--resume", "--quiet"]) == 0
+    assert result(once) == whole
+
+    long = [
+        part for key in ("steps", "max_steps") for part in ("--set", f"student.{key}=2000")
+    ]  # nothing ends by itself
+    code, shown = on_a_terminal(twice, 2, *long)
+    assert code == 130, shown
+    assert "everything is saved" not in shown
+    assert "Traceback" not in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
+    assert not (twice / "paused.json").exists()
+    assert workers_of(twice) == []
+    with RunFolder(twice, pipeline_config(twice), [], resume=True) as folder:
+        checkpoint = folder.load()
+    assert checkpoint is not None
+    assert (checkpoint.stage, checkpoint.data["step"]) == ("loop", 0)

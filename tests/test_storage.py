@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -272,3 +273,40 @@ def test_checksums_are_of_what_was_written(tmp_path: Path) -> None:
     assert known == {name: checkpoints.sha256_of(folder_0 / name) for name in ("state.json", "tensors.safetensors")}
     latest = json.loads((tmp_path / "state" / "latest.json").read_text())
     assert latest == {"number": 0, "sha256": known}
+
+
+MOUNT = """
+mount -t tmpfs -o size={small}k tmpfs {disk} || exit 99
+{soar} run --quiet --out {disk}/run {sets} 2> {disk}.said
+echo $? > {disk}.code
+mount -o remount,size=64m {disk} || exit 98
+{soar} run --quiet --out {disk}/run --resume || exit 97
+cp -r {disk}/run {disk}.run
+"""
+
+
+def can_mount() -> bool:
+    try:
+        return (
+            subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode
+            == 0
+        )
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not can_mount(), reason="no right to mount a small disk")
+def test_a_disk_of_its_own_that_runs_full(tmp_path: Path, whole: tuple[list[Any], int]) -> None:
+    """A real file system with too few blocks for a second checkpoint; then it gets more."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    soar = f"PYTHONPATH={shlex.quote(str(house.ROOT))} {shlex.quote(sys.executable)} -m soar.cli"
+    script = MOUNT.format(small=2600, disk=shlex.quote(str(disk)), soar=soar, sets=shlex.join(SETS))
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=300)
+    said = (tmp_path / "disk.said").read_text()
+    assert done.returncode == 0, done.stderr + said
+    assert (tmp_path / "disk.code").read_text() == "1\n", "the disk was large enough"
+    assert "Traceback" not in said
+    assert "No space left on device" in said
+    assert "What was saved before is intact" in said
+    assert without_clock(events(tmp_path / "disk.run")) == whole[0]

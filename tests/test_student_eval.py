@@ -86,6 +86,15 @@ def test_eval_repeats_the_runs_own_evaluation(
     assert set(found["paired"]) == {f"{name} - base" for name in adapters}
     assert found["problems"]["ids"] == [row["id"] for row in read_jsonl(tiny_run / "hard" / "test.jsonl")]
     shown = capsys.readouterr().out
+    assert main(["doctor", str(out)]) == 0
+    found["policies"][adapters[0]]["correct"][0] += 1
+    out.write_text(json.dumps(found))
+    assert main(["doctor", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert f"policy {adapters[0]}: pass_at" in said
+    assert "eval.json: paired" in said
+    assert main(["doctor", str(tiny_run / "summary.json")]) == 1
+    assert "no result of `soar eval`" in capsys.readouterr().err
     assert shown.startswith("6 problems, 4 attempts each\npolicy")
     assert f"result: {out}" in shown
 

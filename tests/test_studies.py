@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     run_cell.fails = ()
     results = run_study(study, folder / "out", list(TINY), resume=True, say=lambda line: None, run_cell=run_cell)
     return folder, results, run_cell
+
+
+def test_the_doctor_recomputes_a_study(finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(finished[0] / "out", tmp_path / "out"))
+    assert main(["doctor", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "ok   cell learnability-seed1: 12 checks" in lines
+    assert "ok   study.json and its pages from the cells: 4 cells" in lines
+    results = json.loads((folder / "study.json").read_text())
+    results["arms"][0]["pass_at"]["1"]["mean"] += 0.01
+    (folder / "study.json").write_text(json.dumps(results))
+    (folder / "cells" / "grounded-seed0" / "pq.jsonl").write_text("{}\n")
+    assert main(["doctor", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "study.json: arms" in said
+    assert "study.md is not what study.json says" in said
+    assert "hashes of the files: pq.jsonl was changed after the run" in said
+    (folder / "definition.json").write_text("[]")
+    assert main(["doctor", str(folder)]) == 1
 
 
 def test_finished_cells_stay_and_failed_ones_are_done_again(finished: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,17 @@ SECRETS = {
     "MY_PASSWORD": "correct-horse-battery",
 }
 FEW_FILES = 64
+OFFLINE = """
+import os, sys
+
+def offline(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        if event != "socket.connect" or isinstance(arguments[1], tuple):  # a path is a socket of this machine
+            print("network:", event, arguments[1:], flush=True)
+            os._exit(77)
+
+sys.addaudithook(offline)
+"""
 START = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, ({few}, {few}))
@@ -39,7 +51,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]
     """
     out = tmp_path_factory.mktemp("odd") / "run"
     sets = [part for override in (*TINY, f"name={SECRETS['MY_PASSWORD']}") for part in ("--set", override)]
-    command = [sys.executable, "-c", START.format(few=FEW_FILES), "run", "--out", str(out), *sets]
+    command = [sys.executable, "-c", OFFLINE + START.format(few=FEW_FILES), "run", "--out", str(out), *sets]
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(out.parent),
@@ -65,6 +77,22 @@ def test_a_run_whose_output_nobody_reads_is_finished(odd: tuple[Path, int, list[
     assert code == 0
     assert (out / "summary.json").is_file()
     assert (out / "hashes.json").is_file()
+
+
+def test_nothing_is_uploaded_or_fetched(odd: tuple[Path, int, list[str]], tiny_run: Path, tmp_path: Path) -> None:
+    """The odd run would have ended at its first connection; so do the exports, and this shows that they would."""
+    assert odd[1] == 0
+    exports = [["export", str(tiny_run), "--format", form] for form in ("hf", "trl", "jsonl")]
+    words = [[*export, "--out", str(tmp_path / str(i))] for i, export in enumerate(exports)]
+    start = f"{OFFLINE}\nfrom soar.cli import main\nassert not any(main(words) for words in {words!r})\n"
+    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    connect = "import socket\nsocket.create_connection(('192.0.2.1', 9))\n"
+    for script, code in ((start, 0), (OFFLINE + connect, 77)):
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+    for path in sorted((house.ROOT / "soar").rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"push_to_hub|upload_f|create_repo|create_commit", source), path.name
 
 
 def test_surroundings_change_no_number(odd: tuple[Path, int, list[str]], tiny_run: Path) -> None:

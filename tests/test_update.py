@@ -144,14 +144,23 @@ def test_micro_batches_of_any_size_give_the_same_gradient(kl: float) -> None:
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * size)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+SHORTAGES = [
+    torch.cuda.OutOfMemoryError("no room"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=["GPU", "CPU"])
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, shortage: RuntimeError
+) -> None:
     whole = gradient_after(100_000, 0.0)
     real, seen = update_room.token_logprobs, []
 
     def short_of_memory(backbone: Backbone, part: Rollouts, temperature: float) -> Tensor:
         seen.append(part.rows)
         if len(seen) in (1, 3):  # once at the start, once with half a gradient there already
-            raise torch.cuda.OutOfMemoryError("no room")
+            raise shortage
         return real(backbone, part, temperature)
 
     monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 10)
@@ -162,7 +171,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch: p
         torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * whole[name].abs().max().item())
     monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 90)
     seen.clear()
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(type(shortage)):
         gradient_after(90, 0.0)
 
 

@@ -151,6 +151,7 @@ def test_the_lines_of_a_step() -> None:
         "  promoted dataset 1: pass rate 0.0200 → 0.0600",
         "  alarm: all students failed: every student",
     ]
+    assert watch.step_lines([step(3, [0.0], vendi=3.14)])[0].endswith("distinct 0.50  vendi 3.1")
 
 
 def test_questions_that_all_earned_the_same_are_one_line() -> None:

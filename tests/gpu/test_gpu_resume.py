@@ -1,0 +1,107 @@
+"""On a GPU: a run that is killed and resumed against one that was not. Skipped without one.
+
+What is asked for: the draws are derived from the place in the run and a resumed run computes the same batches, so the
+same kernels on the same device give the same numbers, except where a kernel adds in an order of its own (atomics).
+Lines are therefore compared for equality first; where a run is not even equal to its own repetition, the resumed run
+has to differ from the straight one no more than the repetition does. The level that was reached is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+import torch
+from loop_helpers import TINY, events, read_jsonl, without_clock
+from safetensors.torch import load_file
+from test_resume import CHANGES
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+ADAPTERS = ("teacher", "student", "arms/hard_only", "arms/pq")
+SETS = [part for override in (*TINY, *CHANGES, "model.device=cuda") for part in ("--set", override)]
+
+# Ends the process by SIGKILL at the n-th call of the update of the named file.
+KILLED = """
+import importlib, os, signal, sys
+room, calls = importlib.import_module(sys.argv[1]), [int(sys.argv[2])]
+real = room.update
+
+def update(*arguments, **named):
+    calls[0] -= 1
+    if calls[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **named)
+
+room.update = update
+from soar.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+POINTS = [("soar.teacher", 1), ("soar.student", 6)]
+"""Amid the second outer step (before the teacher learns), and amid the students of a later one."""
+
+
+def run(out: Path, *more: str, killed: tuple[str, int] | None = None) -> int:
+    words = ["run", "--quiet", "--out", str(out), *more]
+    start = ["-m", "soar.cli"] if killed is None else ["-c", KILLED, killed[0], str(killed[1])]
+    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    return subprocess.run([sys.executable, *start, *words], env=environment, timeout=300).returncode
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{key}": tensor
+        for name in ADAPTERS
+        for key, tensor in load_file(out / name / "adapter_model.safetensors").items()
+    }
+
+
+def result(out: Path) -> dict[str, Any]:
+    names = ("questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/test.jsonl")
+    return {"metrics": without_clock(events(out)), **{name: read_jsonl(out / name) for name in names}}
+
+
+def distance(a: Path, b: Path) -> float:
+    """Largest difference of two runs' adapters, relative to the largest weight."""
+    one, other = weights(a), weights(b)
+    largest = max(tensor.abs().max().item() for tensor in one.values())
+    return max((one[key] - other[key]).abs().max().item() for key in one) / largest
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts, and beside it, as `again`, the same once more."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("straight", "again"):
+        assert run(folder / name, *SETS) == 0
+    return folder / "straight"
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point[0].removeprefix("soar."))
+def test_a_killed_and_resumed_run_is_as_near_as_a_repeated_one(
+    straight: Path, tmp_path: Path, point: tuple[str, int]
+) -> None:
+    out, again = tmp_path / "killed", straight.with_name("again")
+    assert run(out, *SETS, killed=point) == -signal.SIGKILL
+    assert not (out / "summary.json").exists()
+    before = json.loads((out / "state" / "latest.json").read_text())["number"]
+    assert run(out, "--resume") == 0
+    assert json.loads((out / "state" / "latest.json").read_text())["number"] > before
+    wanted, repeated, found = result(straight), result(again), result(out)
+    equal = distance(straight, out)
+    print(f"{point[0]}: resumed = straight: {found == wanted}, weights differ by {equal:.2e}; repeated = straight: "
+          f"{repeated == wanted}, by {distance(straight, again):.2e}")  # fmt: skip
+    assert len(found["metrics"]) == len(wanted["metrics"])
+    assert found["hard/train.jsonl"] == wanted["hard/train.jsonl"]
+    if repeated == wanted:
+        assert found == wanted
+        assert equal <= distance(straight, again)
+    else:
+        first = next(row for row in wanted["metrics"] if row["event"] == "outer_step")
+        assert next(row for row in found["metrics"] if row["event"] == "outer_step")["accepted"] == first["accepted"]
