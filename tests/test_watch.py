@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,13 +15,15 @@ from typing import Any
 import house
 import pytest
 import run_folders
-from loop_helpers import read_jsonl
+from loop_helpers import read_jsonl, tiny_config
 from rich.console import Console
 
 from soar import watch
 from soar.cli import main
+from soar.pipeline import execute
+from soar.progress import Progress
 from soar.runs import ReportError
-from soar.watch import Tail, Watcher
+from soar.watched import Tail, Watcher
 
 SCRIPT = "import sys\nfrom soar.cli import main\nsys.exit(main())\n"
 
@@ -226,6 +229,31 @@ def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "mine: outer loop" in out.getvalue()
     assert "mine: finished" in out.getvalue()
     assert "\x1b[" in out.getvalue()
+
+
+def test_a_run_shows_its_own_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    out = io.StringIO()
+    with Progress(Console(file=out, width=40, height=50, force_terminal=True)) as progress:
+        execute(tiny_config(), tmp_path / "run", False, [], progress)
+    last = out.getvalue()[out.getvalue().rindex("tiny: finished") :]
+    for name in ("step ", "cost ", "reward ", "hard pass ", "promoted ", "question ", "PQ ", "result "):
+        assert f"\n{name}" in re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", last).replace("\r", ""), name
+    assert not re.search("\x1b\\[[0-9;]*3[0-7]m", out.getvalue()), "no colours"
+
+
+def test_a_run_keeps_its_last_view_when_its_folder_cannot_be_read(tmp_path: Path) -> None:
+    folder, out = begin(tmp_path), io.StringIO()
+    console = Console(file=out, width=80)
+    current = watch.own_view(folder, console)
+    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
+    before = current()
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    assert current() is before
+    console.print(before)
+    assert "mine: outer loop" in out.getvalue() and "last written" not in out.getvalue()
 
 
 @pytest.mark.parametrize("width", [40, 80])
