@@ -55,6 +55,17 @@ def test_what_is_said_over_seeds(tmp_path: Path, ps: list[float], words: str) ->
     assert line == start + "PS minus Hard-Only at pass@1, " + words.format(over="(95 % t interval over runs)")
 
 
+def test_budgets_that_differ_are_said_over_seeds(tmp_path: Path) -> None:
+    folders = seeded(tmp_path, [0.2, 0.21, 0.19])
+    summary = json.loads((folders[1] / "summary.json").read_text())
+    summary["arms"]["ps"]["student_rollouts"] = 3 * summary["arms"]["hard_only"]["student_rollouts"]
+    run_folders.write_json(folders[1] / "summary.json", summary)
+    words = (
+        "SOAR is ahead, but with 3 times the student rollouts, which may be why (in the run where they differ most)."
+    )
+    assert said(folders)[0].endswith(words)
+
+
 def test_runs_are_pooled_only_with_equal_configs(tmp_path: Path) -> None:
     folders = seeded(tmp_path, [0.2, 0.3]) + seeded(tmp_path, [0.1], promotion={"tau": 0.05, "window": 3})
     found = compare.entries([runs.read_run(folder) for folder in folders])

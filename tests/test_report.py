@@ -121,7 +121,14 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
         (
             make_run({"ps": PS, "hard_only": arm(0.021, 0.01, 0.034, 700)}),
             "Held-out pass@1: SOAR's promoted student 12.3 % [9.1, 15.5] against 2.1 % [1.0, 3.4] for Hard-Only "
-            "(student rollouts: 1,000 against 700): the 95 % intervals do not overlap, so SOAR is ahead in this run.",
+            "(student rollouts: 1,000 against 700): the 95 % intervals do not overlap, so SOAR is ahead in this run, but "
+            "with 1.4 times the student rollouts, which may be why.",
+        ),
+        (
+            make_run({"pq": {**PS, "search_rollouts": 500}, "hard_only": arm(0.021, 0.01, 0.034, 1000)}),
+            "Held-out pass@1: a fresh student on SOAR's promotion questions (PQ) 12.3 % [9.1, 15.5] against 2.1 % [1.0, 3.4] "
+            "for Hard-Only (student rollouts: 1,500 with the search against 1,000): the 95 % intervals do not overlap, so "
+            "SOAR is ahead in this run, but with 1.5 times the student rollouts, which may be why.",
         ),
         (
             make_run({"ps": HARD, "hard_only": PS}),
@@ -136,7 +143,8 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
         (
             make_run({"pq": PS, "base": arm(0.0006, 0.0, 0.001, 0)}),
             "Held-out pass@1: a fresh student on SOAR's promotion questions (PQ) 12.3 % [9.1, 15.5] against "
-            "0.06 % [0.00, 0.10] for Base: the 95 % intervals do not overlap, so SOAR is ahead in this run.",
+            "0.06 % [0.00, 0.10] for Base: the 95 % intervals do not overlap, so SOAR is above the untrained model in this "
+            "run.",
         ),
         (
             make_run({"ps": {"pass_at": {"1": 0.5}}, "hard_only": {"pass_at": {"1": 0.1}}}),
@@ -188,7 +196,25 @@ def test_remarks_name_what_the_figures_do_not_show() -> None:
     assert not any("No student was promoted" in line or "Hard-Only was not" in line for line in lines)
     assert sum(line.startswith("PQ at pass@1: 12.3") for line in lines) == 1
     assert not any(line.startswith("PS at pass@1:") for line in lines), "the headline says it already"
-    assert any("took 5,000 student rollouts; they are not counted in the budget of PQ." in line for line in lines)
+    assert any(
+        "took 1,000 student rollouts. The loop that found its questions took 5,000 more" in line for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "reference", "ahead", "words"),
+    [
+        (1040, 1000, True, ""),
+        (1400, 1000, True, ", but with 1.4 times the student rollouts, which may be why"),
+        (700, 1000, True, ", with 0.7 times the student rollouts"),
+        (700, 1000, False, ", but with 0.7 times the student rollouts, which may be why"),
+        (24_600, 1000, False, ", with 25 times the student rollouts"),
+        (None, 1000, True, ", but the student budgets are not recorded, and they may be why"),
+    ],
+)
+def test_budgets_that_differ_are_said(own: int | None, reference: int, ahead: bool, words: str) -> None:
+    one, other = (runs.Arm(n, {1: 0.5}, {}, student_rollouts=b) for n, b in (("ps", own), ("hard_only", reference)))
+    assert wording.budget_caveat(wording.budget_ratio(one, other), ahead) == words
 
 
 @pytest.mark.parametrize(
