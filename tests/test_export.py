@@ -196,6 +196,7 @@ def test_the_environment_package_is_whole(
     right = types.SimpleNamespace(last_reply=f"{ANSWER_MARK} {promoted[0]['answer']}")
     assert asyncio.run(tasks[0].correct(right)) == 1.0
     assert asyncio.run(tasks[0].correct(types.SimpleNamespace(last_reply=None))) == 0.0
+    assert asyncio.run(tasks[0].validate(None)) is True
     del sys.modules["soar_tiny"], sys.modules["soar_tiny.taskset"]
 
 
