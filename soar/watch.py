@@ -63,7 +63,7 @@ def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118
     error = standard_error(rewards)
     spread = "" if error is None else f" ± {error:.4f}"
     lines = [
-        f"step {(count(step.get('step')) or 0) + 1:3d}  reward {signed(step.get('reward_mean'))}{spread} "
+        f"step {count(step.get('step')) or 0:3d}  reward {signed(step.get('reward_mean'))}{spread} "
         f"(best {signed(max(rewards, default=None))})  baseline {wording.decimal(step.get('baseline_pass_rate'))}  "
         f"accepted {step.get('accepted')}/{step.get('sampled')}  distinct {number(step.get('distinct_share')) or 0:.2f}"
     ]
@@ -132,7 +132,7 @@ def _loop_rows(seen: Watched, width: int) -> Iterator[tuple[str, str, str]]:
     last, left = seen.steps[-1], time_left(seen)
     done, total = len(seen.steps), seen.total
     ending = f", about {wording.duration(left)} left in the loop" if left and not seen.over else ""
-    yield "step", f"{done}{'' if total is None else f' of {total}'}{ending}", ""
+    yield "steps", f"{done}{'' if total is None else f' of {total}'} done{ending}", ""
     rollouts = wording.whole(last.get("student_rollouts"))
     texts = wording.whole(sum(count(step.get("sampled")) or 0 for step in seen.steps))
     spent = wording.duration(sum(numbers([step.get("seconds") for step in seen.steps])))
@@ -158,7 +158,7 @@ def _loop_rows(seen: Watched, width: int) -> Iterator[tuple[str, str, str]]:
     if seen.promotions:
         event = seen.promotions[-1]
         rise = f"{wording.decimal(event.get('baseline_pass_rate'))} → {wording.decimal(event.get('pass_rate'))}"
-        text = f"{len(seen.promotions)}, the last in step {(count(event.get('step')) or 0) + 1}: {rise}"
+        text = f"{len(seen.promotions)}, the last in step {count(event.get('step')) or 0}: {rise}"
         yield "promoted", text, "green"
     else:
         yield "promoted", "none yet" if not seen.finished else "none", ""
@@ -250,10 +250,10 @@ def event_lines(events: Sequence[Row], questions: Sequence[Row]) -> list[str]:
         if kind == "outer_step" or group:
             group.append(event)
         elif kind == "promotion":  # one that was held for a review, or came after its step had been shown
-            lines.append(f"step {(count(event.get('step')) or 0) + 1:3d}  {promotion_line(event)}")
+            lines.append(f"step {count(event.get('step')) or 0:3d}  {promotion_line(event)}")
         elif kind == "review":
             decided = f"{one_line(event.get('decision'))} by {one_line(event.get('by'))}"
-            lines.append(f"step {(count(event.get('step')) or 0) + 1:3d}  promotion {decided}")
+            lines.append(f"step {count(event.get('step')) or 0:3d}  promotion {decided}")
         elif kind == "alarm":
             lines.append(f"alarm: {one_line(event.get('kind'))}: {one_line(event.get('message'))}")
         elif kind == "evaluation":

@@ -13,9 +13,11 @@ import pytest
 import run_folders
 from test_report import BROWSER, Page, browse
 
-from soar import compare, pictures, runs
+from soar import compare, figures, pictures, runs
 from soar.cli import main
 from soar.runs import ReportError
+
+CHARTS = ("pass-at-k", "reward", "rates", "screening", "signal", "quality", "length", "diversity", "topics")
 
 
 def seeded(tmp_path: Path, ps: list[float], seeds: list[int] | None = None, **changes: Any) -> list[Path]:
@@ -136,7 +138,7 @@ def folder(tmp_path: Path) -> Path:
 def test_charts_as_svg_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(folder), "--figures", str(tmp_path / "out")]) == 0
     names = {Path(line).name for line in capsys.readouterr().out.splitlines()}
-    assert names == {f"{n}.svg" for n in ("pass-at-k", "reward", "rates", "screening", "signal", "quality", "topics")}
+    assert names == {f"{n}.svg" for n in CHARTS}
     for name in names:
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         root = xml.etree.ElementTree.fromstring(text)
@@ -152,8 +154,8 @@ def test_charts_as_png_files(folder: Path, tmp_path: Path) -> None:
     files = pictures.write_pictures(folder, tmp_path / "out", png=True)
     reward = (tmp_path / "out" / "reward.png").read_bytes()
     assert reward[:8] == b"\x89PNG\r\n\x1a\n"
-    assert int.from_bytes(reward[16:20], "big") == 480 * pictures.PNG_ZOOM
-    assert len(files) == 14
+    assert int.from_bytes(reward[16:20], "big") == figures.WIDTH * pictures.PNG_ZOOM
+    assert len(files) == 2 * len(CHARTS)
 
 
 def test_png_without_its_library_says_so(

@@ -352,6 +352,6 @@ def test_no_run_and_no_pyarrow(tiny_run: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ReportError, match="no run folder"):
         export.export_questions(tmp_path, tmp_path / "out", "jsonl")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ExportError, match="pip install pyarrow"):
+    with pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
         export.export_questions(tiny_run, tmp_path / "out", "verl")
     assert not (tmp_path / "out").exists()

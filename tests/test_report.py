@@ -16,7 +16,7 @@ import run_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from soar import figures, report, runs, sections, wording
+from soar import changes, figures, report, runs, sections, wording
 from soar.report import write_report
 from soar.runs import ReportError
 
@@ -326,7 +326,7 @@ def test_page_is_usable_without_eyes_and_mouse(page: Page) -> None:
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     charts = page.all("svg")
-    assert len(charts) == 7
+    assert len(charts) == 9
     for chart in charts:
         names = str(chart["aria-labelledby"]).split()
         assert chart["role"] == "img" and len(names) == 2 and set(names) <= set(ids)
@@ -441,13 +441,13 @@ def test_topics_by_hand() -> None:
     rows = [{"step": 1, "question": "q", "topic": t} for t in ("a", "a", "b", None)] + [
         {"step": 2, "question": "four", "topic": "b", "well_posed": True, "correct": False}
     ]
-    section = sections.change_section(runs.Run(path=Path(), questions=rows))
+    section = changes.change_section(runs.Run(path=Path(), questions=rows))
     assert section["topic_rows"] == [("a", [pytest.approx(2 / 3), 0.0]), ("b", [pytest.approx(1 / 3), 1.0])]
     first, second = section["rows"]
     assert (first["questions"], first["length"], first["well_posed"]) == (4, 1.0, None)
     assert (second["length"], second["well_posed"], second["correct"]) == (4.0, 1.0, 0.0)
     many = [{"step": s, "question": "q", "topic": f"t{s % 9}"} for s in range(1, 101)]
-    section = sections.change_section(runs.Run(path=Path(), questions=many))
+    section = changes.change_section(runs.Run(path=Path(), questions=many))
     assert (
         len(section["rows"]) == 12 and section["rows"][0]["name"] == "1\u20139" and section["rows"][-1]["name"] == "100"
     )
@@ -456,14 +456,31 @@ def test_topics_by_hand() -> None:
         assert sum(shares[i] for _, shares in section["topic_rows"]) == pytest.approx(1)
 
 
+def test_length_and_diversity_by_hand() -> None:
+    """Lengths 0 to 10 have 1 and 9 as their tenths; equal texts have Vendi score 1, unrelated ones their number."""
+    words = ("alpha", "brick", "cloud", "dwarf", "epoch", "fjord", "gummy", "hinge")
+    rows: list[dict[str, Any]] = [{"step": 0, "question": "x" * n} for n in range(11)]
+    rows += [{"step": 1, "question": "the same"} for _ in range(9)] + [{"step": 2, "question": w} for w in words]
+    rows += [{"step": 3, "question": "too few for a score"}]
+    section = changes.change_section(runs.Run(path=Path(), questions=rows))
+    first, same, unlike, few = section["rows"]
+    assert (first["shortest"], first["length"], first["longest"]) == (1, 5, 9)
+    assert section["vendi_of"] == 8, "every score is of as many questions as the smallest group has"
+    assert same["vendi"] == pytest.approx(1) and same["vendi_share"] == pytest.approx(1 / 8)
+    assert 7.5 < unlike["vendi"] <= 8 and few["vendi"] is None
+    assert section["length"].count("<polygon") > 0 and section["diversity"].count("<polyline") == 1
+    nothing = changes.change_section(runs.Run(path=Path()))
+    assert nothing["rows"] == [] and nothing["length"] == nothing["diversity"] == ""
+
+
 def test_difficulty_is_the_pass_rate_on_the_questions(tiny_run: Path) -> None:
     run = runs.read_run(tiny_run)
-    chart = sections.change_section(run)["difficulty"]
+    chart = changes.change_section(run)["difficulty"]
     assert chart.count("<polyline") == 2 and "last training step" in chart
     top = max(event[part]["pass_rate"] for event in run.steps for part in ("student_first", "student_last"))
     assert top > 0
     empty = runs.Run(path=Path(), events={"outer_step": [{"step": 1, "student_first": 3, "student_last": {}}]})
-    assert sections.change_section(empty)["difficulty"] == ""
+    assert changes.change_section(empty)["difficulty"] == ""
     page = Page(report.render(run))
     sampled, rollouts = sum(e["sampled"] for e in run.steps), run.steps[-1]["student_rollouts"]
     assert (
