@@ -152,7 +152,7 @@ def _mean_cell(values: Sequence[float]) -> str:
 
 
 def charts(found: Sequence[Entry]) -> dict[str, Any]:
-    """Teacher reward over steps, and pass@k of PS and of Hard-Only, one line a run."""
+    """Teacher reward over steps, and pass@k of PS, Hard-Only and PQ, one line a run."""
     rewards = []
     for i, entry in enumerate(found):
         rows = [row for row in sections.step_rows(entry.run) if row["mean"] is not None]
@@ -165,7 +165,10 @@ def charts(found: Sequence[Entry]) -> dict[str, Any]:
         x_label="outer step",
         y_label="reward",
     )
-    return {"reward": line_chart(reward, rewards), **{arm: _pass_chart(found, arm) for arm in ("ps", "hard_only")}}
+    return {
+        "reward": line_chart(reward, rewards),
+        **{arm: _pass_chart(found, arm) for arm in ("ps", "hard_only", "pq")},
+    }
 
 
 def _pass_chart(found: Sequence[Entry], arm: str) -> Any:

@@ -116,7 +116,7 @@ def test_the_page_is_whole_and_escapes_everything(
     assert "\x1b" not in html and "\u202e" not in html and "49" not in page.text
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    assert len(page.all("svg")) == 3
+    assert len(page.all("svg")) == 4
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None and policy.startswith("default-src 'none'; ")
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))

@@ -352,6 +352,12 @@ def contrast(one: str, other: str) -> float:
     return (a + 0.05) / (b + 0.05)
 
 
+def mixed(one: str, other: str, share: float) -> str:
+    """CSS color-mix(in srgb, one share, other)."""
+    pairs = [(int(one[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
+
+
 def test_colours_have_contrast_in_both_themes() -> None:
     assert round(contrast("#000000", "#ffffff"), 2) == 21.0
     style = (report.TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -359,10 +365,14 @@ def test_colours_have_contrast_in_both_themes() -> None:
         dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{.*?\}", style, re.S)
     )
     assert len(light) == len(dark) == 17
+    mix = re.search(r"tr\.promoted > \* \{ background: color-mix\(in srgb, var\(--c3\) (\d+)%, var\(--card\)\)", style)
+    assert mix is not None
     for theme in (light, dark):
         for text in ("--ink", "--quiet", "--accent"):
             assert min(contrast(theme[text], theme[ground]) for ground in ("--page", "--card")) >= 4.5, text
         assert contrast(theme["--warn"], theme["--warn-page"]) >= 4.5
+        promoted = mixed(theme["--c3"], theme["--card"], int(mix.group(1)) / 100)
+        assert min(contrast(theme[text], promoted) for text in ("--ink", "--quiet")) >= 4.5
         assert min(contrast(theme[f"--c{i}"], theme["--card"]) for i in range(8)) >= 3
 
 
@@ -513,7 +523,7 @@ def test_line_chart_puts_points_where_they_belong() -> None:
     points = re.search(r'<polyline class="c0 line" points="([^"]*)"', chart)
     assert points is not None
     xy = [tuple(map(float, pair.split(","))) for pair in points.group(1).split()]
-    assert xy == [(58.0, 272.0), (261.0, 151.0), (464.0, 30.0)], "log2 makes 4 the middle of 1 and 16"
+    assert xy == [(56.0, 244.0), (221.0, 137.0), (386.0, 30.0)], "log2 makes 4 the middle of 1 and 16"
     assert '<title id="k-t">&lt;T&gt;</title><desc id="k-d">D</desc>' in chart and "<title>&lt;c&gt;</title>" in chart
     assert Page(chart).wrong == []
 
@@ -533,7 +543,7 @@ def test_stacked_bars_add_up() -> None:
         and h1 == pytest.approx(3 * h0, abs=0.2)
         and h2 == pytest.approx(3 * h0, abs=0.2)
     )
-    assert y0 + h0 == pytest.approx(y2 + h2) == pytest.approx(272)
+    assert y0 + h0 == pytest.approx(y2 + h2) == pytest.approx(244)
 
 
 def test_empty_charts_are_no_markup() -> None:
