@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from soar.analysis import SAMPLE, hashed_ngrams, vendi_score
 from soar.figures import Axes, Series, bar_chart, line_chart
 from soar.runs import Row, Run, count
 from soar.sections import MAX_BINS, column, line, mean
@@ -75,6 +74,10 @@ def _vendi(grouped: Sequence[Sequence[Row]]) -> tuple[int, list[float | None]]:
 
     All scores are of the same number of questions, evenly spaced in their group, since others could not be compared.
     """
+    if all(len(group) < FEWEST for group in grouped):
+        return 0, [None] * len(grouped)
+    from soar.analysis import SAMPLE, hashed_ngrams, vendi_score  # numpy, which no other part of the page needs
+
     texts = [[str(row.get("question", ""))[:MAX_CHARACTERS] for row in group] for group in grouped]
     drawn = min([SAMPLE, *(len(group) for group in texts if len(group) >= FEWEST)])
     scores: list[float | None] = []

@@ -46,6 +46,8 @@ COMMANDS = (
 )
 """In the order of the help."""
 
+TRAINING = ("torch", "transformers", "peft")  # what the extra `train` brings
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the `soar` command. Returns the exit code.
@@ -84,6 +86,14 @@ def _do(arguments: argparse.Namespace) -> int:
     except UserError as error:
         print(f"soar: {visible(scrub(str(error)))}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        print(
+            f"soar: this command runs a model and needs {error.name}, which is not installed: pip install 'soar-rl[train]'",
+            file=sys.stderr,
+        )
+        return UserError.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
