@@ -48,7 +48,7 @@ def examples_of_help() -> list[tuple[str, str]]:
     """The example lines in the help of every command."""
     found = []
     for name, module in ((m.__name__, m) for m in cli.COMMANDS):
-        for line in getattr(module, "EXAMPLES", "").splitlines():
+        for line in (getattr(module, "EXAMPLES", "") + getattr(module, "BUILD_EXAMPLES", "")).splitlines():
             match = re.match(r"  (soar .*?)(?:\s{2,}.*)?$", line)
             if match:
                 found.append((name, re.sub(r"\s*[>|].*$", "", match.group(1))))
