@@ -48,6 +48,8 @@ COMMANDS = (
 )
 """In the order of the help."""
 
+TRAINING = ("torch", "transformers", "peft")  # what the extra `train` brings
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the `soar` command. Returns the exit code.
@@ -86,6 +88,13 @@ def _main(argv: list[str] | None) -> int:
     except UserError as error:
         _complain(visible(scrub(str(error))))
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        _complain(
+            f"this command runs a model and needs {error.name}, which is not installed: pip install 'soar-rl[train]'"
+        )
+        return UserError.exit_code
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS:
             raise

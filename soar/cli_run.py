@@ -19,6 +19,11 @@ EXAMPLES = """examples:
   soar run --out runs/mine --max-hours 8          pause in time; --resume continues
 """
 
+BUILD_EXAMPLES = """examples:
+  soar world build --out worlds/again               the language model of the embedded world, from its recipe
+  soar world build --out worlds/short --steps 200   a short one, to try a change
+"""
+
 
 def add(commands: Any) -> None:
     """Add the commands to the parser."""
@@ -40,7 +45,12 @@ def add(commands: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="print the summary only")
     run.set_defaults(action=_run)
     world = commands.add_parser("world", help="the embedded world").add_subparsers(metavar="COMMAND", required=True)
-    build = world.add_parser("build", help="pretrain the embedded world's language model again")
+    build = world.add_parser(
+        "build",
+        help="pretrain the embedded world's language model again",
+        epilog=BUILD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     build.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--steps", type=int, default=None, help="optimizer steps (default: as shipped)")

@@ -92,20 +92,30 @@ def verdicts(found: Sequence[Entry]) -> list[str]:
             lines.append(f"{who}: PS and Hard-Only have not both been measured.")
             continue
         gains = [arms["ps"].pass_at[ks[0]] - arms["hard_only"].pass_at[ks[0]] for arms in measured]
-        lines.append(f"{who}: PS minus Hard-Only at pass@{ks[0]}, {_spread(gains)}.")
+        ratios = [wording.budget_ratio(arms["ps"], arms["hard_only"]) for arms in measured]
+        lines.append(f"{who}: PS minus Hard-Only at pass@{ks[0]}, {_spread(gains, ratios)}.")
         if len({entry.seed for entry in mine}) < len(mine):
             lines.append(f"{group} holds a seed more than once: those runs are no independent evidence.")
     return lines
 
 
-def _spread(gains: Sequence[float]) -> str:
+def _spread(gains: Sequence[float], ratios: Sequence[float | None]) -> str:
+    """Mean gain with its interval, and what it says; ratios: student budgets of PS over Hard-Only, run by run."""
     centre, interval = statistics.fmean(gains), t_interval(gains)
     digits = wording.percent_digits(centre)
     points = f"{100 * centre:+.{digits}f} percentage points".replace("-", wording.MINUS)
     if interval is None:
         return f"{points} in one run, which says nothing about other seeds"
-    ahead = "SOAR is ahead" if interval[0] > 0 else "SOAR is behind" if interval[1] < 0 else "no difference is shown"
-    return f"mean of {len(gains)} runs {points} {wording.bounds(interval, digits)} (95\u00a0% t interval over runs): {ahead}"
+    said = "no difference is shown"
+    if interval[0] > 0 or interval[1] < 0:
+        ahead = interval[0] > 0
+        known = [ratio for ratio in ratios if ratio is not None]
+        pick = max if ahead else min  # the run whose budget explains most
+        caveat = wording.budget_caveat(pick(known) if len(known) == len(ratios) else None, ahead)
+        said = f"SOAR is {'ahead' if ahead else 'behind'}{caveat}"
+        if caveat and len(set(ratios)) > 1:
+            said += " (in the run where they differ most)"
+    return f"mean of {len(gains)} runs {points} {wording.bounds(interval, digits)} (95\u00a0% t interval over runs): {said}"
 
 
 def result_tables(found: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -142,7 +152,7 @@ def _mean_cell(values: Sequence[float]) -> str:
 
 
 def charts(found: Sequence[Entry]) -> dict[str, Any]:
-    """Teacher reward over steps, and pass@k of PS and of Hard-Only, one line a run."""
+    """Teacher reward over steps, and pass@k of PS, Hard-Only and PQ, one line a run."""
     rewards = []
     for i, entry in enumerate(found):
         rows = [row for row in sections.step_rows(entry.run) if row["mean"] is not None]
@@ -155,7 +165,10 @@ def charts(found: Sequence[Entry]) -> dict[str, Any]:
         x_label="outer step",
         y_label="reward",
     )
-    return {"reward": line_chart(reward, rewards), **{arm: _pass_chart(found, arm) for arm in ("ps", "hard_only")}}
+    return {
+        "reward": line_chart(reward, rewards),
+        **{arm: _pass_chart(found, arm) for arm in ("ps", "hard_only", "pq")},
+    }
 
 
 def _pass_chart(found: Sequence[Entry], arm: str) -> Any:

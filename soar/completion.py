@@ -102,6 +102,6 @@ def _fish(found: list[Command]) -> str:
             lines.append(f"complete -c soar -n {inside} -a {shlex.quote(word)}")
         for option, values in command.options.items():
             flag = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
-            value = "" if values is None else f" -r -a {shlex.quote(' '.join(values))}" if values else " -r"
+            value = "" if values is None else f" -x -a {shlex.quote(' '.join(values))}" if values else " -r"
             lines.append(f"complete -c soar -n {inside} {flag}{value}")
     return "\n".join([*lines, ""])

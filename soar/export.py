@@ -164,7 +164,7 @@ def parquet(rows: list[Row]) -> bytes:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ExportError("--format verl writes parquet and needs pyarrow: pip install pyarrow") from error
+        raise ExportError("--format verl writes parquet and needs pyarrow: pip install 'soar-rl[parquet]'") from error
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
     return bytes(sink.getvalue())

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 12, 46
+WIDTH, HEIGHT = 400, 270  # narrow, so that a phone shrinks the text little
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 44
 LEGEND_LINE = 18
-CHARACTER = 7.0  # mean width of a 14 px character (the largest in use), for laying out the legend
+CHARACTER = 6.5  # mean width of a 13 px character (the largest in use), for laying out the legend
 STYLES = 8
 DASHES = ("", "7 3", "", "2 3", "9 3 2 3", "4 4", "1 4", "12 4")
 JOINERS = {"\u200c", "\u200d"}  # needed by Persian and by emoji, and harmless
@@ -167,11 +167,12 @@ def _marker(style: int, x: float, y: float, note: str = "") -> Markup:
 def _legend(entries: Sequence[tuple[Markup, str]]) -> tuple[list[Markup], int]:
     """Legend rows above the plot, wrapped to the width, and how many rows there are."""
     parts: list[Markup] = []
-    x, row = float(LEFT), 0
+    start = 10.0
+    x, row = start, 0
     for swatch, label in entries:
         width = 30 + CHARACTER * len(label) + 14
-        if x > LEFT and x + width > WIDTH:
-            x, row = float(LEFT), row + 1
+        if x > start and x + width > WIDTH:
+            x, row = start, row + 1
         y = TOP + LEGEND_LINE * row
         group = Markup('<g transform="translate({} {})">{}{}</g>')
         parts.append(group.format(x, y, swatch, _text(30, 4, label)))
@@ -254,7 +255,7 @@ def bar_chart(axes: Axes, names: Sequence[str], stacks: Sequence[Series]) -> Mar
     frame = _Frame(axes, (-0.5, len(names) - 0.5), totals, rows)
     slot = (WIDTH - LEFT - RIGHT) / len(names)
     longest = max(map(len, names))
-    every = max(1, math.ceil((CHARACTER * longest + 8) / slot))
+    every = max(1, math.ceil((CHARACTER * longest + 2) / slot))
     shown = [(frame.x(i), name) for i, name in enumerate(names) if i % every == 0]
     parts = legend + frame.draw_axes(shown)
     for i, name in enumerate(names):

@@ -16,7 +16,7 @@ from soar.runs import read_run
 from soar.types import UserError
 
 FONT = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', Arial, sans-serif"
-PNG_ZOOM = 3  # 480 units wide: 1,440 pixels
+PNG_ZOOM = 3  # 400 units wide: 1,200 pixels
 
 
 class PictureError(UserError):
@@ -30,7 +30,7 @@ def chart_style() -> str:
     colours = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", root.group() if root else ""))
     before_media = style.split("@media (max-width")[0]
     rules = re.findall(r"^\.(?:chart (?!\{)|grid|line|band|mark|c\d).*$", before_media, re.MULTILINE)
-    text = "\n".join([f"text {{ font: 13px {FONT}; }}", *rules])
+    text = "\n".join([f"text {{ font: 12px {FONT}; }}", *rules])
     return re.sub(r"var\((--[\w-]+)\)", lambda match: colours[match.group(1)], text)
 
 

@@ -40,7 +40,7 @@ from soar.summary import loop_end, summary_of
 from soar.teacher import OuterLoop, new_state
 from soar.training_sets import Material, read_pq, read_teacher, training_questions
 from soar.types import Problem, UserError
-from soar.watch import step_lines
+from soar.watch import own_view, step_lines
 from soar.workbench import choose_workers, labelled, open_examiner
 
 
@@ -157,7 +157,7 @@ class Run:
         self._settle()
         with (
             self.progress.task("outer loop", config.teacher.steps) as advance,
-            self.progress.task("  students of this step", 1, transient=True) as inner,
+            self.progress.task("  students", 1, transient=True) as inner,
         ):
             advance(state.step)
             loop = self.loop_class(self.examiner, self.hard_train, config, state, self.workers, inner.set)
@@ -165,6 +165,8 @@ class Run:
             while loop_end(config, state.step, state.promotions) is None:
                 before.append(self._outer_step(loop, before))
                 advance(1)
+                self._settle()
+                self._safe_point()
 
     def _outer_step(self, loop: OuterLoop, before: list[dict[str, Any]]) -> dict[str, Any]:
         """One step, its lines in the files, and a checkpoint; returns its outer_step event."""
@@ -190,8 +192,6 @@ class Run:
                 f"recorded and saved. {resume_command(self.folder.path)} goes on with the next step; if that fails too, "
                 'lower student.optimizer.lr or set model.dtype = "float32" in a new run'
             )
-        self._settle()
-        self._safe_point()
         return finite(events[0])
 
     def _enter(self, promotion: dict[str, Any], rows: list[dict[str, Any]], decision: str, by: str | None) -> None:
@@ -377,6 +377,7 @@ def execute(
         closing(_loggers(config, out, progress)) as folder.on_events,
         open_examiner(config) as examiner,
     ):
+        progress.show(own_view(out, progress.console))
         run = Run(config, folder, examiner, progress, stop)
         run.loop_class = loop_class
         try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
 PLAIN_SECONDS = 20.0  # a plain progress line at most this often
+REDRAWS = 2  # a second: often enough for bars, and cheap beside training on the same cores
+NARROW = 60  # columns below which a bar would leave no room for its numbers
 
 
 class Task:
@@ -56,7 +59,7 @@ class Task:
         if self._owner.bars is not None and self._bar is not None:
             if self.transient:
                 self._owner.bars.remove_task(self._bar)
-            self._owner.bars.refresh()
+            self._owner.redraw()
 
 
 class SteadyConsole(Console):
@@ -67,31 +70,42 @@ class SteadyConsole(Console):
 
 
 class Progress:
-    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off."""
+    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off.
+
+    `show` puts a view under the bars; it is asked for anew at every redraw, from a thread of its own.
+    """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
         self.quiet = quiet
         self.bars: Bars | None = None
+        self._live: Live | None = None
+        self._view: Callable[[], RenderableType] | None = None
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal and not self.quiet:
-            self.bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.bars.start()
+        # A dumb terminal cannot move its cursor, so it gets lines as a file does.
+        if self.console.is_terminal and not self.console.is_dumb_terminal and not self.quiet:
+            name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+            wide = (name, BarColumn(), done, TimeElapsedColumn(), TextColumn("left"), left)
+            columns = wide if self.console.width >= NARROW else (name, done, left)
+            self.bars = Bars(*columns, console=self.console)
+            self._live = Live(console=self.console, get_renderable=self._drawn, refresh_per_second=REDRAWS)
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.bars is not None:
-            self.bars.stop()
-            self.bars = None
+        if self._live is not None:
+            self._live.stop()
+        self._live = self.bars = self._view = None
+
+    def show(self, view: Callable[[], RenderableType] | None) -> None:
+        """Keep what `view` returns under the bars until the end or another view; it must not raise."""
+        self._view = view
+
+    def _drawn(self) -> RenderableType:
+        """Bars first: a terminal too low for everything cuts the end off."""
+        assert self.bars is not None
+        return Group(self.bars.get_renderable(), *([self._view()] if self._view is not None else []))
 
     @contextmanager
     def task(self, name: str, total: int, transient: bool = False) -> Iterator[Task]:
@@ -101,6 +115,11 @@ class Progress:
             yield task
         finally:
             task.close()
+
+    def redraw(self) -> None:
+        """Draw now what the next redraw would draw."""
+        if self._live is not None:
+            self._live.refresh()
 
     def say(self, line: str) -> None:
         if not self.quiet:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from soar import __version__, sections, wording
+from soar import __version__, changes, sections, wording
 from soar.figures import visible
 from soar.files import write_atomic
 from soar.runs import Run, number, numbers, read_run
@@ -60,7 +60,7 @@ def content(run: Run) -> dict[str, Any]:
         "outer": sections.loop_section(run),
         "screening": sections.screening_section(run),
         "signal": sections.signal_section(run),
-        "change": sections.change_section(run),
+        "change": changes.change_section(run),
         "questions": sections.questions_section(run.questions, MAX_QUESTIONS),
         "pq": sections.questions_section(run.pq, MAX_PQ),
         "alarms": run.events.get("alarm", [])[:MAX_ALARMS],

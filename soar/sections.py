@@ -13,9 +13,7 @@ from soar.runs import Row, Run, count, natural, number, numbers
 
 MAX_STEPS_SHOWN = 500
 MAX_NAMED_BINS = 40
-MAX_BINS = 12  # groups of outer steps in "how the questions changed", and bars of the screening chart
-TOPIC_STYLES = (2, 1, 3, 4, 5, 6, 7, 0)
-MAX_TOPICS = len(TOPIC_STYLES) - 1  # the last style is for all other topics
+MAX_BINS = 12  # bars of a chart
 MAX_TOPIC_CHOICES = 60
 MAX_HARD_EXAMPLES = 10
 MAX_SIGNAL_POINTS = 120
@@ -52,7 +50,8 @@ def evenly(rows: Sequence[Row], limit: int, keys: Sequence[str] = ("step", "data
     return [rows[i] for i in sorted(i for group in kept for i in group[:share])]
 
 
-def _line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step") -> Series:
+def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step") -> Series:
+    """A chart's line through the rows that have a number under `key` and one under `x`."""
     points = [(number(row.get(x)), number(row.get(key))) for row in rows]
     known = [(a, b) for a, b in points if a is not None and b is not None]
     return Series(label, [a for a, _ in known], [b for _, b in known], style=style)
@@ -163,8 +162,8 @@ def loop_section(run: Run) -> dict[str, Any]:
         marks=marks,
         mark_label="promotion",
     )
-    window = _line("mean of the window", rows, "window_mean", 1)
-    lines = [_line("baseline student", rows, "baseline_pass_rate", 0), _line("best student", rows, "best_pass_rate", 2)]
+    window = line("mean of the window", rows, "window_mean", 1)
+    lines = [line("baseline student", rows, "baseline_pass_rate", 0), line("best student", rows, "best_pass_rate", 2)]
     return {
         "rows": rows[-MAX_STEPS_SHOWN:],
         "left_out": max(0, len(rows) - MAX_STEPS_SHOWN),
@@ -242,13 +241,13 @@ def signal_section(run: Run) -> dict[str, Any]:
         blocks = [events[j : j + size] for j in range(0, len(events), size)]
         x, y = [], []
         for block in blocks:
-            step, share = mean(_column(block, "step")), mean(_column(block, "frac_mixed"))
+            step, share = mean(column(block, "step")), mean(column(block, "frac_mixed"))
             if step is not None and share is not None:
                 x.append(step)
                 y.append(share)
         style = known.index(name) % STYLES if name in known else 4 + i % 4
         series.append(Series(wording.arm_name(name), x, y, style=style))
-        shares = {key: mean(_column(events, f"frac_{key}")) for key in ("all_wrong", "mixed", "all_right")}
+        shares = {key: mean(column(events, f"frac_{key}")) for key in ("all_wrong", "mixed", "all_right")}
         rows.append({"name": wording.arm_name(name), "steps": len(events), **shares})
     axes = Axes(
         key="signal",
@@ -261,102 +260,9 @@ def signal_section(run: Run) -> dict[str, Any]:
     return {"rows": rows, "chart": line_chart(axes, series)}
 
 
-def _column(rows: Sequence[Row], key: str) -> list[float]:
+def column(rows: Sequence[Row], key: str) -> list[float]:
+    """The numbers under a key."""
     return numbers([row.get(key) for row in rows])
-
-
-def _shares(rows: Sequence[Row], key: str) -> float | None:
-    known = [row[key] for row in rows if isinstance(row.get(key), bool)]
-    return mean([float(value) for value in known])
-
-
-def change_section(run: Run) -> dict[str, Any]:
-    """How the accepted questions changed over outer steps: topics, quality, length, distinct share, diversity."""
-    steps = sorted({s for row in run.questions if (s := count(row.get("step"))) is not None})
-    size = max(1, math.ceil(len(steps) / MAX_BINS))
-    bins = [steps[i : i + size] for i in range(0, len(steps), size)]
-    names = [str(b[0]) if len(b) == 1 else f"{b[0]}\u2013{b[-1]}" for b in bins]
-    of_step = {step: i for i, b in enumerate(bins) for step in b}
-    grouped: list[list[Row]] = [[] for _ in bins]
-    for row in run.questions:
-        if (place := of_step.get(count(row.get("step")) or 0)) is not None:
-            grouped[place].append(row)
-    events_of: dict[int, list[Row]] = {}
-    for event in run.steps:
-        events_of.setdefault(of_step.get(count(event.get("step")) or 0, -1), []).append(event)
-    rows = [
-        {
-            "name": names[i],
-            "questions": len(group),
-            "length": mean([float(len(str(row.get("question", "")))) for row in group]),
-            "distinct": mean(_column(events_of.get(i, []), "distinct_share")),
-            "vendi": mean(_column(events_of.get(i, []), "vendi")),
-            "well_posed": _shares(group, "well_posed"),
-            "correct": _shares(group, "correct"),
-            "middle": (bins[i][0] + bins[i][-1]) / 2,
-        }
-        for i, group in enumerate(grouped)
-    ]
-    axes = Axes(
-        key="quality",
-        title="Quality of the questions over outer steps",
-        description="Share of questions that are well-posed, have a correct answer, and are distinct; see the table.",
-        x_label="outer step",
-        y_label="questions",
-        percent=True,
-    )
-    quality = [("well-posed", "well_posed"), ("correct answer", "correct"), ("distinct", "distinct")]
-    lines = [_line(label, rows, key, style, "middle") for style, (label, key) in zip((2, 3, 0), quality, strict=True)]
-    parts = {"quality": line_chart(axes, lines), "difficulty": _difficulty(run)}
-    return {"rows": rows, **parts, **_topics(names, grouped)}
-
-
-def _difficulty(run: Run) -> Any:
-    """Chart of how often students solved the questions they were trained on, in their first and their last step."""
-    rows = []
-    for event in run.steps:
-        inner = {key: event[key] for key in ("student_first", "student_last") if isinstance(event.get(key), dict)}
-        rows.append({"step": event.get("step"), **{key: part.get("pass_rate") for key, part in inner.items()}})
-    axes = Axes(
-        key="difficulty",
-        title="Difficulty of the questions over outer steps",
-        description="Share of attempts at the teacher's questions that gave the teacher's answer: mean over the students of "
-        "a step in their first and in their last training step.",
-        x_label="outer step",
-        y_label="attempts right",
-        percent=True,
-    )
-    lines = [
-        _line("first training step", rows, "student_first", 0),
-        _line("last training step", rows, "student_last", 2),
-    ]
-    return line_chart(axes, lines)
-
-
-def _topics(names: list[str], grouped: list[list[Row]]) -> dict[str, Any]:
-    counted = [Counter(str(row["topic"]) for row in group if row.get("topic")) for group in grouped]
-    total = sum(counted, Counter())
-    topics = [topic for topic, _ in total.most_common(MAX_TOPICS)]
-    other = len(total) > MAX_TOPICS
-    table: list[tuple[str, list[float]]] = []
-    for topic in topics:
-        table.append((topic, [c[topic] / (c.total() or 1) for c in counted]))
-    if other:
-        rest = [sum(n for t, n in c.items() if t not in topics) / (c.total() or 1) for c in counted]
-        table.append(("all other", rest))
-    axes = Axes(
-        key="topics",
-        title="Topics of the questions over outer steps",
-        description="Share of each topic among the accepted questions; see the table.",
-        x_label="outer step",
-        y_label="questions",
-        percent=True,
-    )
-    stacks = [
-        Series(topic, range(len(names)), shares, style=style)
-        for style, (topic, shares) in zip(TOPIC_STYLES, table, strict=False)
-    ]
-    return {"topic_names": names, "topic_rows": table, "topics": bar_chart(axes, names, stacks if total else [])}
 
 
 def questions_section(rows: list[Row], limit: int) -> dict[str, Any]:
@@ -381,5 +287,5 @@ def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
         total = dict(rows).get("total")
         rows = [(name, seconds) for name, seconds in rows if name != "total"]
         return rows, total if total is not None else math.fsum(seconds for _, seconds in rows)
-    taken = _column(run.steps, "seconds")
+    taken = column(run.steps, "seconds")
     return ([("outer loop so far", math.fsum(taken))], math.fsum(taken)) if taken else ([], None)

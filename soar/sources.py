@@ -170,7 +170,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise DataError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from error
+        raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'soar-rl[parquet]'") from error
     try:
         table = parquet.ParquetFile(path)
         number = 0

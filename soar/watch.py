@@ -1,15 +1,9 @@
-"""A run as it goes, read from its folder: the lines of `soar run`, and the view of `soar watch`. Needs no torch.
-
-Nothing is asked of the process that runs: a watcher reads `metrics.jsonl` and `questions.jsonl` as they grow, so it can
-come and go, sit on another machine with the same disk, and look at a run that ended long ago.
-"""
+"""A run as it goes, shown: the lines of `soar run`, and the view that it shares with `soar watch`. Needs no torch."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +13,10 @@ from rich.text import Text
 
 from soar import wording
 from soar.figures import visible
-from soar.runs import PAUSE_FILE, Row, count, number, numbers, read_object, read_run
+from soar.runs import Row, count, number, numbers, read_arm, read_run
 from soar.sections import mean, standard_error
+from soar.types import UserError
+from soar.watched import Watched, Watcher
 
 RECENT = 5  # outer steps whose mean time predicts the rest
 MAX_TEXT = 300
@@ -28,131 +24,6 @@ BARS = "▁▂▃▄▅▆▇█"
 ASCII = str.maketrans(
     {"±": "+-", "τ": "tau", "\u2212": "-", "\u2013": "-", "→": ">", "\u00a0": " ", "«": '"', "»": '"'}
 )
-
-
-class Tail:
-    """The rows of a JSONL file as they are added. A file that became shorter (a resumed run) is read again from its start."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.offset = path, 0
-
-    def new(self) -> tuple[list[Row], bool]:
-        """Rows since the last call, and whether everything before must be forgotten. Half a last line waits."""
-        try:
-            size = self.path.stat().st_size
-        except OSError:
-            return [], False
-        again = size < self.offset
-        self.offset = 0 if again else self.offset
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            content = file.read(size - self.offset)
-        whole = content.rfind(b"\n") + 1
-        self.offset += whole
-        rows = []
-        for line in content[:whole].split(b"\n"):
-            try:
-                row = json.loads(line.decode("utf-8", errors="surrogateescape")) if line.strip() else None
-            except (ValueError, RecursionError):
-                row = None  # the report names lines that cannot be read
-            if isinstance(row, dict):
-                rows.append(row)
-        return rows, again
-
-
-@dataclass
-class Watched:
-    """What is known of a run: its config, all events but the arms' steps, and the questions of the last outer step."""
-
-    path: Path
-    manifest: Row = field(default_factory=dict)
-    steps: list[Row] = field(default_factory=list)
-    promotions: list[Row] = field(default_factory=list)
-    alarms: list[Row] = field(default_factory=list)
-    screen: Row = field(default_factory=dict)
-    arm_steps: dict[str, int] = field(default_factory=dict)
-    evaluations: dict[str, Row] = field(default_factory=dict)
-    questions: list[Row] = field(default_factory=list)
-    finished: bool = False
-    paused: Row = field(default_factory=dict)  # reason and command to continue of a run that stopped at a safe point
-    age: float | None = None  # seconds since metrics.jsonl was written
-
-    def key(self, section: str, name: str) -> float | None:
-        """A number of the recorded config, None where it has none."""
-        config = self.manifest.get("config")
-        part = config.get(section) if isinstance(config, dict) else None
-        return number(part.get(name)) if isinstance(part, dict) else None
-
-    @property
-    def total(self) -> int | None:
-        return count(self.key("teacher", "steps"))
-
-    @property
-    def loop_ended(self) -> bool:
-        """Whether the outer loop has made its steps or its promotions (`summary.loop_end`)."""
-        most = self.key("limits", "max_promotions")
-        steps_done = self.total is not None and len(self.steps) >= self.total
-        return steps_done or bool(most and len(self.promotions) >= most)
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come: the run is finished, or a person has to continue it."""
-        return self.finished or bool(self.paused)
-
-    @property
-    def stage(self) -> str:
-        if self.finished:
-            return "finished"
-        if self.evaluations:
-            return "evaluation"
-        if self.loop_ended:
-            return "arms and evaluation"
-        return "outer loop" if self.screen else "screening"
-
-
-class Watcher:
-    """Keeps a `Watched` up to date. Raises ReportError when the folder holds no run."""
-
-    def __init__(self, path: Path) -> None:
-        if not (path / "manifest.json").is_file():
-            read_run(path)
-        self.seen = Watched(path)
-        self._metrics, self._questions = Tail(path / "metrics.jsonl"), Tail(path / "questions.jsonl")
-
-    def update(self) -> list[Row]:
-        """Read what is new; returns the new events."""
-        seen = self.seen
-        if not seen.manifest:
-            seen.manifest, _ = read_object(seen.path / "manifest.json")
-        # Looked at before the events: a run that is over has written them all.
-        finished = (seen.path / "summary.json").is_file()
-        paused = not finished and (seen.path / PAUSE_FILE).is_file()
-        events, again = self._metrics.new()
-        if again:
-            self.seen = seen = Watched(seen.path, seen.manifest)
-        for event in events:
-            self._take(event)
-        rows, _ = self._questions.new()
-        last = max((step for row in rows if (step := count(row.get("step"))) is not None), default=None)
-        if last is not None:
-            seen.questions = [row for row in rows if count(row.get("step")) == last]
-        seen.finished = finished
-        seen.paused = read_object(seen.path / PAUSE_FILE)[0] if paused else {}
-        if (seen.path / "metrics.jsonl").is_file():
-            seen.age = max(0.0, time.time() - (seen.path / "metrics.jsonl").stat().st_mtime)
-        return events
-
-    def _take(self, event: Row) -> None:
-        seen, kind = self.seen, event.get("event")
-        if kind == "screen":
-            seen.screen = event
-        elif kind == "arm_step":
-            arm = str(event.get("arm"))
-            seen.arm_steps[arm] = seen.arm_steps.get(arm, 0) + 1
-        elif kind == "evaluation":
-            seen.evaluations[str(event.get("arm"))] = event
-        elif kind in ("outer_step", "promotion", "alarm"):
-            {"outer_step": seen.steps, "promotion": seen.promotions, "alarm": seen.alarms}[str(kind)].append(event)
 
 
 def one_line(text: object, limit: int = MAX_TEXT) -> str:
@@ -193,7 +64,7 @@ def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118
     spread = "" if error is None else f" ± {error:.4f}"
     vendi = number(step.get("vendi"))
     lines = [
-        f"step {(count(step.get('step')) or 0) + 1:3d}  reward {signed(step.get('reward_mean'))}{spread} "
+        f"step {count(step.get('step')) or 0:3d}  reward {signed(step.get('reward_mean'))}{spread} "
         f"(best {signed(max(rewards, default=None))})  baseline {wording.decimal(step.get('baseline_pass_rate'))}  "
         f"accepted {step.get('accepted')}/{step.get('sampled')}  distinct {number(step.get('distinct_share')) or 0:.2f}"
         + ("" if vendi is None else f"  vendi {vendi:.1f}")
@@ -249,21 +120,21 @@ def view_rows(seen: Watched, width: int = 80) -> Iterator[tuple[str, str, str]]:
         yield "alarm", f"{one_line(alarm.get('kind'))}: {one_line(alarm.get('message'))}", "bold red"
     if len(seen.alarms) > 2:
         yield "alarms", f"{len(seen.alarms)} in all", "red"
-    if seen.evaluations:
-        run = read_run(seen.path)
-        for name, result in run.arms.items():
+    for name, row in seen.evaluations.items():
+        result = read_arm(name, row)
+        if result.pass_at:
             ks = sorted({min(result.pass_at), max(result.pass_at)})
             shares = ", ".join(f"pass@{k} {wording.with_interval(result, k)}" for k in ks)
             yield wording.arm_name(name), shares, ""
-        if seen.finished:
-            yield "result", wording.headline(run), "bold"
+    if seen.finished:
+        yield "result", wording.headline(read_run(seen.path)), "bold"
 
 
 def _loop_rows(seen: Watched, width: int) -> Iterator[tuple[str, str, str]]:
     last, left = seen.steps[-1], time_left(seen)
     done, total = len(seen.steps), seen.total
     ending = f", about {wording.duration(left)} left in the loop" if left and not seen.over else ""
-    yield "step", f"{done}{'' if total is None else f' of {total}'}{ending}", ""
+    yield "steps", f"{done}{'' if total is None else f' of {total}'} done{ending}", ""
     rollouts = wording.whole(last.get("student_rollouts"))
     texts = wording.whole(sum(count(step.get("sampled")) or 0 for step in seen.steps))
     spent = wording.duration(sum(numbers([step.get("seconds") for step in seen.steps])))
@@ -289,7 +160,7 @@ def _loop_rows(seen: Watched, width: int) -> Iterator[tuple[str, str, str]]:
     if seen.promotions:
         event = seen.promotions[-1]
         rise = f"{wording.decimal(event.get('baseline_pass_rate'))} → {wording.decimal(event.get('pass_rate'))}"
-        text = f"{len(seen.promotions)}, the last in step {(count(event.get('step')) or 0) + 1}: {rise}"
+        text = f"{len(seen.promotions)}, the last in step {count(event.get('step')) or 0}: {rise}"
         yield "promoted", text, "green"
     else:
         yield "promoted", "none yet" if not seen.finished else "none", ""
@@ -313,6 +184,27 @@ def plain(text: str, ascii_only: bool) -> str:
         return text
     known = text.translate(ASCII).translate({ord(bar): "_.-=+*#@"[i] for i, bar in enumerate(BARS)})
     return known.encode("ascii", "backslashreplace").decode()
+
+
+def own_view(path: Path, console: Console) -> Callable[[], RenderableType]:
+    """The view of a run for the terminal that it runs in; gives what was last known when a file cannot be read.
+
+    Raises ReportError when `path` holds no run.
+    """
+    watcher = Watcher(path)
+    shown: RenderableType = Text()
+
+    def current() -> RenderableType:
+        nonlocal shown
+        try:
+            watcher.update()
+            watcher.seen.age = None  # the bars say that the run goes on
+            shown = view(watcher.seen, console.width, console.options.ascii_only)
+        except (OSError, UserError):
+            return shown  # a view is never worth a run
+        return shown
+
+    return current
 
 
 def follow(path: Path, console: Console, every: float = 2.0, once: bool = False) -> None:
@@ -360,10 +252,10 @@ def event_lines(events: Sequence[Row], questions: Sequence[Row]) -> list[str]:
         if kind == "outer_step" or group:
             group.append(event)
         elif kind == "promotion":  # one that was held for a review, or came after its step had been shown
-            lines.append(f"step {(count(event.get('step')) or 0) + 1:3d}  {promotion_line(event)}")
+            lines.append(f"step {count(event.get('step')) or 0:3d}  {promotion_line(event)}")
         elif kind == "review":
             decided = f"{one_line(event.get('decision'))} by {one_line(event.get('by'))}"
-            lines.append(f"step {(count(event.get('step')) or 0) + 1:3d}  promotion {decided}")
+            lines.append(f"step {count(event.get('step')) or 0:3d}  promotion {decided}")
         elif kind == "alarm":
             lines.append(f"alarm: {one_line(event.get('kind'))}: {one_line(event.get('message'))}")
         elif kind == "evaluation":

@@ -126,28 +126,61 @@ def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
         if difference is not None and len(interval) == 2:
             digits = percent_digits(difference)
             points = f"{100 * difference:+.{digits}f} percentage points {bounds((interval[0], interval[1]), digits)}"
-            return f"{points.replace('-', MINUS)}, {_verdict(interval[0], interval[1])}"
+            return f"{points.replace('-', MINUS)}, {_verdict(interval[0], interval[1], arm, other)}"
     if k not in arm.interval or k not in other.interval:
         return "without intervals nothing can be said about the difference"
     low, high = arm.interval[k][0] - other.interval[k][1], arm.interval[k][1] - other.interval[k][0]
     apart = "do not overlap" if low > 0 or high < 0 else "overlap"
-    return f"the 95\u00a0% intervals {apart}, {_verdict(low, high)}"
+    return f"the 95\u00a0% intervals {apart}, {_verdict(low, high, arm, other)}"
 
 
-def _verdict(low: float, high: float) -> str:
-    if low > 0:
-        return "so SOAR is ahead in this run"
-    return "so SOAR is behind in this run" if high < 0 else "so this run does not show a difference"
+def _verdict(low: float, high: float, arm: Arm, other: Arm) -> str:
+    """What the ends of a difference's interval say, and whether the student budgets may be why."""
+    if low <= 0 <= high:
+        return "so this run does not show a difference"
+    if other.name == "base":
+        return f"so SOAR is {'above' if low > 0 else 'below'} the untrained model in this run"
+    return (
+        f"so SOAR is {'ahead' if low > 0 else 'behind'} in this run{budget_caveat(budget_ratio(arm, other), low > 0)}"
+    )
+
+
+def rollouts(arm: Arm) -> int | None:
+    """Student rollouts behind an arm, those included that found the questions it was trained on."""
+    return None if arm.student_rollouts is None else arm.student_rollouts + (arm.search_rollouts or 0)
+
+
+def budget_ratio(arm: Arm, other: Arm) -> float | None:
+    """Student rollouts of `arm` over those of `other`, searches included; 1 within SAME_BUDGET, None when unknown."""
+    own, reference = rollouts(arm), rollouts(other)
+    if own is None or not reference:
+        return None
+    return 1.0 if abs(own - reference) <= SAME_BUDGET * max(own, reference) else own / reference
+
+
+def budget_caveat(ratio: float | None, ahead: bool) -> str:
+    """What to add to `ahead` or `behind`; nothing at the same budget."""
+    if ratio is None:
+        return ", but the student budgets are not recorded, and they may be why"
+    if ratio == 1:
+        return ""
+    times = (
+        f"with {ratio:,.2g} times the student rollouts"
+        if ratio < 10
+        else f"with {ratio:,.0f} times the student rollouts"
+    )
+    return f", but {times}, which may be why" if (ratio > 1) == ahead else f", {times}"
 
 
 def budget(arm: Arm, other: Arm) -> str:
     """Whether two arms had the same student budget (SAME_BUDGET), else both budgets; nothing when unknown."""
-    own, reference = arm.student_rollouts, other.student_rollouts
-    if other.name == "base" or own is None or reference is None:
+    ratio = budget_ratio(arm, other)
+    if other.name == "base" or ratio is None:
         return ""
-    if abs(own - reference) <= SAME_BUDGET * max(own, reference):
+    if ratio == 1:
         return " at the same student budget"
-    return f" (student rollouts: {own:,} against {reference:,})"
+    search = " with the search" if arm.search_rollouts else ""
+    return f" (student rollouts: {rollouts(arm):,}{search} against {rollouts(other):,})"
 
 
 def headline(run: Run) -> str:
@@ -200,8 +233,8 @@ def remarks(run: Run) -> list[str]:
         lines.append("No student was promoted, so PS is the base model itself.")
     if "pq" in arms and arms["pq"].search_rollouts:
         lines.append(
-            f"The loop that found the promotion questions took {arms['pq'].search_rollouts:,} student rollouts; "
-            "they are not counted in the budget of PQ."
+            f"PQ's own training took {whole(arms['pq'].student_rollouts)} student rollouts. The loop that found its "
+            f"questions took {arms['pq'].search_rollouts:,} more; where budgets are compared here, both are counted."
         )
     if ("ps" in arms or "pq" in arms) and "hard_only" not in arms:
         lines.append("Hard-Only was not measured, so nothing here tells SOAR from ordinary training.")

@@ -183,3 +183,17 @@ def test_world_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["world", "build", "--out", str(tmp_path / "model"), "--steps", "1"]) == 0
     assert f"world model written to {tmp_path / 'model'} (1 steps)" in capsys.readouterr().out
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "model").iterdir()}
+
+
+def test_a_missing_torch_is_named_with_what_installs_it(tmp_path: Path) -> None:
+    program = (
+        "import sys\nsys.modules['torch'] = None\nfrom soar.cli import main\nsys.exit(main(['run', '--out', 'x']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "soar: this command runs a model and needs torch, which is not installed: pip install 'soar-rl[train]'\n"
+    )
+    assert list(tmp_path.iterdir()) == []

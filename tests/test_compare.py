@@ -13,9 +13,11 @@ import pytest
 import run_folders
 from test_report import BROWSER, Page, browse
 
-from soar import compare, pictures, runs
+from soar import compare, figures, pictures, runs
 from soar.cli import main
 from soar.runs import ReportError
+
+CHARTS = ("pass-at-k", "reward", "rates", "screening", "signal", "quality", "length", "diversity", "topics")
 
 
 def seeded(tmp_path: Path, ps: list[float], seeds: list[int] | None = None, **changes: Any) -> list[Path]:
@@ -53,6 +55,17 @@ def test_what_is_said_over_seeds(tmp_path: Path, ps: list[float], words: str) ->
     (line,) = said(seeded(tmp_path, ps))
     start = f"A: {len(ps)} run{'s' if len(ps) > 1 else ''} (seed {', '.join(map(str, range(len(ps))))}): "
     assert line == start + "PS minus Hard-Only at pass@1, " + words.format(over="(95 % t interval over runs)")
+
+
+def test_budgets_that_differ_are_said_over_seeds(tmp_path: Path) -> None:
+    folders = seeded(tmp_path, [0.2, 0.21, 0.19])
+    summary = json.loads((folders[1] / "summary.json").read_text())
+    summary["arms"]["ps"]["student_rollouts"] = 3 * summary["arms"]["hard_only"]["student_rollouts"]
+    run_folders.write_json(folders[1] / "summary.json", summary)
+    words = (
+        "SOAR is ahead, but with 3 times the student rollouts, which may be why (in the run where they differ most)."
+    )
+    assert said(folders)[0].endswith(words)
 
 
 def test_runs_are_pooled_only_with_equal_configs(tmp_path: Path) -> None:
@@ -103,7 +116,7 @@ def test_the_page_is_whole_and_escapes_everything(
     assert "\x1b" not in html and "\u202e" not in html and "49" not in page.text
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    assert len(page.all("svg")) == 3
+    assert len(page.all("svg")) == 4
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None and policy.startswith("default-src 'none'; ")
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
@@ -125,7 +138,7 @@ def folder(tmp_path: Path) -> Path:
 def test_charts_as_svg_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(folder), "--figures", str(tmp_path / "out")]) == 0
     names = {Path(line).name for line in capsys.readouterr().out.splitlines()}
-    assert names == {f"{n}.svg" for n in ("pass-at-k", "reward", "rates", "screening", "signal", "quality", "topics")}
+    assert names == {f"{n}.svg" for n in CHARTS}
     for name in names:
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         root = xml.etree.ElementTree.fromstring(text)
@@ -141,8 +154,8 @@ def test_charts_as_png_files(folder: Path, tmp_path: Path) -> None:
     files = pictures.write_pictures(folder, tmp_path / "out", png=True)
     reward = (tmp_path / "out" / "reward.png").read_bytes()
     assert reward[:8] == b"\x89PNG\r\n\x1a\n"
-    assert int.from_bytes(reward[16:20], "big") == 480 * pictures.PNG_ZOOM
-    assert len(files) == 14
+    assert int.from_bytes(reward[16:20], "big") == figures.WIDTH * pictures.PNG_ZOOM
+    assert len(files) == 2 * len(CHARTS)
 
 
 def test_png_without_its_library_says_so(

@@ -14,7 +14,7 @@ import pytest
 import run_folders
 from loop_helpers import events, read_jsonl, tiny_config
 
-from soar import record
+from soar import record, wording
 
 DOCS = house.ROOT / "docs"
 ONLY_SOMETIMES = {"alarm", "review"}  # kinds of events that a run without trouble does not write
@@ -185,3 +185,18 @@ def test_the_made_up_runs_of_the_report_tests_use_real_fields(tiny_run: Path, tm
     assert keys(events(folder, "alarm")) <= fields("alarm")
     for name in ("questions.jsonl", "pq.jsonl"):
         assert keys(read_jsonl(folder / name)) <= fields(name)
+
+
+def test_the_picture_of_the_readme_shows_its_table() -> None:
+    readme = (house.ROOT / "README.md").read_text(encoding="utf-8")
+    picture = (DOCS / "figures" / "demo-pass-at-k.svg").read_text(encoding="utf-8").replace("\u00a0", " ")
+    table = readme[readme.index("| arm | student rollouts |") :].split("\n\n")[0].splitlines()
+    ks = re.findall(r"pass@(\d+)", table[0])
+    assert len(table) == 6 and ks == ["1", "8", "32"]
+    for row in table[2:]:
+        name, _, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        for k, cell in zip(ks, cells, strict=True):
+            share, low, high = (100 * float(number) for number in re.findall(r"[\d.]+", cell))
+            note = re.search(rf"{wording.arm_name(name)}, pass@{k}: ([\d.]+) % \[([\d.]+), ([\d.]+)\]", picture)
+            assert note is not None, (name, k)
+            assert [float(n) for n in note.groups()] == pytest.approx([share, low, high], abs=0.101)

@@ -196,6 +196,7 @@ def test_the_environment_package_is_whole(
     right = types.SimpleNamespace(last_reply=f"{ANSWER_MARK} {promoted[0]['answer']}")
     assert asyncio.run(tasks[0].correct(right)) == 1.0
     assert asyncio.run(tasks[0].correct(types.SimpleNamespace(last_reply=None))) == 0.0
+    assert asyncio.run(tasks[0].validate(None)) is True
     del sys.modules["soar_tiny"], sys.modules["soar_tiny.taskset"]
 
 
@@ -351,6 +352,6 @@ def test_no_run_and_no_pyarrow(tiny_run: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ReportError, match="no run folder"):
         export.export_questions(tmp_path, tmp_path / "out", "jsonl")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ExportError, match="pip install pyarrow"):
+    with pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
         export.export_questions(tiny_run, tmp_path / "out", "verl")
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -162,6 +163,22 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
     assert complete(script, "soar world bu") == ["build "]
     assert complete(script, "soar world build --st") == ["--steps "]
     assert complete(script, "soar report --res") == [""], "an option of another command is not offered"
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish on this machine")
+def test_fish_completes_commands_options_and_values(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(completion.script(cli._parser(), "fish"))
+
+    def offered(line: str) -> list[str]:
+        program = f"source {tmp_path / 'script'}; complete -C {shlex.quote(line)}"
+        done = subprocess.run(["fish", "--no-config", "-c", program], capture_output=True, text=True, check=True)
+        return [found.partition("\t")[0] for found in done.stdout.splitlines()]
+
+    assert offered("soar wat") == ["watch"]
+    assert offered("soar run --resu") == ["--resume"]
+    assert offered("soar run --set promotion.t") == ["promotion.tau="]
+    assert set(offered("soar export r --format ")) == set(cli.cli_export.FORMATS), "and no files"
+    assert offered("soar report --res") == []
 
 
 def test_every_command_is_completed_in_every_shell() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from soar import progress
 from soar.progress import Progress
@@ -54,6 +55,40 @@ def test_bars_on_a_terminal() -> None:
     assert "4/4" in out.getvalue()
     assert "a line" in out.getvalue()
     assert report.bars is None
+
+
+def test_a_view_stands_under_the_bars_and_is_asked_for_anew() -> None:
+    report, out = plain(force_terminal=True, color_system=None)
+    state = {"text": "first"}
+    with report, report.task("outer loop", 4):
+        report.show(lambda: Text(state["text"]))
+        report.redraw()
+        state["text"] = "second"
+        report.say("a line")
+    shown = out.getvalue()
+    assert shown.index("first") < shown.index("a line") < shown.index("second")
+    assert shown.rindex("outer loop") < shown.rindex("second")
+
+
+@pytest.mark.parametrize(("width", "bar"), [(40, False), (80, True)])
+def test_bars_leave_room_for_their_numbers(width: int, bar: bool) -> None:
+    out = io.StringIO()
+    report = Progress(Console(file=out, width=width, force_terminal=True, color_system=None, legacy_windows=False))
+    with report, report.task("outer loop", 200) as advance:
+        advance(160)
+    last = [line for line in out.getvalue().splitlines() if "160/200" in line][-1]
+    assert ("━" in last) == bar
+    assert "…" not in last
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    report, out = plain(force_terminal=True)
+    with report, report.task("outer loop", 4) as advance:
+        report.show(lambda: Text("a view"))
+        advance(1)
+        report.say("a line")
+    assert out.getvalue() == "a line\n"
 
 
 def test_text_is_shown_as_it_is_and_quiet_is_quiet() -> None:

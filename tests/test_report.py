@@ -16,7 +16,7 @@ import run_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from soar import figures, report, runs, sections, wording
+from soar import changes, figures, report, runs, sections, wording
 from soar.report import write_report
 from soar.runs import ReportError
 
@@ -121,7 +121,14 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
         (
             make_run({"ps": PS, "hard_only": arm(0.021, 0.01, 0.034, 700)}),
             "Held-out pass@1: SOAR's promoted student 12.3 % [9.1, 15.5] against 2.1 % [1.0, 3.4] for Hard-Only "
-            "(student rollouts: 1,000 against 700): the 95 % intervals do not overlap, so SOAR is ahead in this run.",
+            "(student rollouts: 1,000 against 700): the 95 % intervals do not overlap, so SOAR is ahead in this run, but "
+            "with 1.4 times the student rollouts, which may be why.",
+        ),
+        (
+            make_run({"pq": {**PS, "search_rollouts": 500}, "hard_only": arm(0.021, 0.01, 0.034, 1000)}),
+            "Held-out pass@1: a fresh student on SOAR's promotion questions (PQ) 12.3 % [9.1, 15.5] against 2.1 % [1.0, 3.4] "
+            "for Hard-Only (student rollouts: 1,500 with the search against 1,000): the 95 % intervals do not overlap, so "
+            "SOAR is ahead in this run, but with 1.5 times the student rollouts, which may be why.",
         ),
         (
             make_run({"ps": HARD, "hard_only": PS}),
@@ -136,7 +143,8 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
         (
             make_run({"pq": PS, "base": arm(0.0006, 0.0, 0.001, 0)}),
             "Held-out pass@1: a fresh student on SOAR's promotion questions (PQ) 12.3 % [9.1, 15.5] against "
-            "0.06 % [0.00, 0.10] for Base: the 95 % intervals do not overlap, so SOAR is ahead in this run.",
+            "0.06 % [0.00, 0.10] for Base: the 95 % intervals do not overlap, so SOAR is above the untrained model in this "
+            "run.",
         ),
         (
             make_run({"ps": {"pass_at": {"1": 0.5}}, "hard_only": {"pass_at": {"1": 0.1}}}),
@@ -188,7 +196,25 @@ def test_remarks_name_what_the_figures_do_not_show() -> None:
     assert not any("No student was promoted" in line or "Hard-Only was not" in line for line in lines)
     assert sum(line.startswith("PQ at pass@1: 12.3") for line in lines) == 1
     assert not any(line.startswith("PS at pass@1:") for line in lines), "the headline says it already"
-    assert any("took 5,000 student rollouts; they are not counted in the budget of PQ." in line for line in lines)
+    assert any(
+        "took 1,000 student rollouts. The loop that found its questions took 5,000 more" in line for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "reference", "ahead", "words"),
+    [
+        (1040, 1000, True, ""),
+        (1400, 1000, True, ", but with 1.4 times the student rollouts, which may be why"),
+        (700, 1000, True, ", with 0.7 times the student rollouts"),
+        (700, 1000, False, ", but with 0.7 times the student rollouts, which may be why"),
+        (24_600, 1000, False, ", with 25 times the student rollouts"),
+        (None, 1000, True, ", but the student budgets are not recorded, and they may be why"),
+    ],
+)
+def test_budgets_that_differ_are_said(own: int | None, reference: int, ahead: bool, words: str) -> None:
+    one, other = (runs.Arm(n, {1: 0.5}, {}, student_rollouts=b) for n, b in (("ps", own), ("hard_only", reference)))
+    assert wording.budget_caveat(wording.budget_ratio(one, other), ahead) == words
 
 
 @pytest.mark.parametrize(
@@ -300,7 +326,7 @@ def test_page_is_usable_without_eyes_and_mouse(page: Page) -> None:
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     charts = page.all("svg")
-    assert len(charts) == 7
+    assert len(charts) == 9
     for chart in charts:
         names = str(chart["aria-labelledby"]).split()
         assert chart["role"] == "img" and len(names) == 2 and set(names) <= set(ids)
@@ -326,6 +352,12 @@ def contrast(one: str, other: str) -> float:
     return (a + 0.05) / (b + 0.05)
 
 
+def mixed(one: str, other: str, share: float) -> str:
+    """CSS color-mix(in srgb, one share, other)."""
+    pairs = [(int(one[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
+
+
 def test_colours_have_contrast_in_both_themes() -> None:
     assert round(contrast("#000000", "#ffffff"), 2) == 21.0
     style = (report.TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -333,10 +365,14 @@ def test_colours_have_contrast_in_both_themes() -> None:
         dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{.*?\}", style, re.S)
     )
     assert len(light) == len(dark) == 17
+    mix = re.search(r"tr\.promoted > \* \{ background: color-mix\(in srgb, var\(--c3\) (\d+)%, var\(--card\)\)", style)
+    assert mix is not None
     for theme in (light, dark):
         for text in ("--ink", "--quiet", "--accent"):
             assert min(contrast(theme[text], theme[ground]) for ground in ("--page", "--card")) >= 4.5, text
         assert contrast(theme["--warn"], theme["--warn-page"]) >= 4.5
+        promoted = mixed(theme["--c3"], theme["--card"], int(mix.group(1)) / 100)
+        assert min(contrast(theme[text], promoted) for text in ("--ink", "--quiet")) >= 4.5
         assert min(contrast(theme[f"--c{i}"], theme["--card"]) for i in range(8)) >= 3
 
 
@@ -411,24 +447,24 @@ def test_histogram_keeps_every_problem() -> None:
     assert bars({"0": 1, "999999999": 1})[-1][1] == 1
 
 
-def test_diversity_of_the_questions_is_in_the_table() -> None:
+def test_recorded_diversity_is_in_the_table() -> None:
     steps = [{"event": "outer_step", "step": i, "vendi": v} for i, v in ((1, 30.0), (2, None))]
     rows = [{"step": 1, "question": "q"}, {"step": 2, "question": "r"}]
-    section = sections.change_section(runs.Run(path=Path(), questions=rows, events={"outer_step": steps}))
-    assert [row["vendi"] for row in section["rows"]] == [30.0, None]
+    section = changes.change_section(runs.Run(path=Path(), questions=rows, events={"outer_step": steps}))
+    assert [row["vendi_all"] for row in section["rows"]] == [30.0, None]
 
 
 def test_topics_by_hand() -> None:
     rows = [{"step": 1, "question": "q", "topic": t} for t in ("a", "a", "b", None)] + [
         {"step": 2, "question": "four", "topic": "b", "well_posed": True, "correct": False}
     ]
-    section = sections.change_section(runs.Run(path=Path(), questions=rows))
+    section = changes.change_section(runs.Run(path=Path(), questions=rows))
     assert section["topic_rows"] == [("a", [pytest.approx(2 / 3), 0.0]), ("b", [pytest.approx(1 / 3), 1.0])]
     first, second = section["rows"]
     assert (first["questions"], first["length"], first["well_posed"]) == (4, 1.0, None)
     assert (second["length"], second["well_posed"], second["correct"]) == (4.0, 1.0, 0.0)
     many = [{"step": s, "question": "q", "topic": f"t{s % 9}"} for s in range(1, 101)]
-    section = sections.change_section(runs.Run(path=Path(), questions=many))
+    section = changes.change_section(runs.Run(path=Path(), questions=many))
     assert (
         len(section["rows"]) == 12 and section["rows"][0]["name"] == "1\u20139" and section["rows"][-1]["name"] == "100"
     )
@@ -437,14 +473,31 @@ def test_topics_by_hand() -> None:
         assert sum(shares[i] for _, shares in section["topic_rows"]) == pytest.approx(1)
 
 
+def test_length_and_diversity_by_hand() -> None:
+    """Lengths 0 to 10 have 1 and 9 as their tenths; equal texts have Vendi score 1, unrelated ones their number."""
+    words = ("alpha", "brick", "cloud", "dwarf", "epoch", "fjord", "gummy", "hinge")
+    rows: list[dict[str, Any]] = [{"step": 0, "question": "x" * n} for n in range(11)]
+    rows += [{"step": 1, "question": "the same"} for _ in range(9)] + [{"step": 2, "question": w} for w in words]
+    rows += [{"step": 3, "question": "too few for a score"}]
+    section = changes.change_section(runs.Run(path=Path(), questions=rows))
+    first, same, unlike, few = section["rows"]
+    assert (first["shortest"], first["length"], first["longest"]) == (1, 5, 9)
+    assert section["vendi_of"] == 8, "every score is of as many questions as the smallest group has"
+    assert same["vendi"] == pytest.approx(1) and same["vendi_share"] == pytest.approx(1 / 8)
+    assert 7.5 < unlike["vendi"] <= 8 and few["vendi"] is None
+    assert section["length"].count("<polygon") > 0 and section["diversity"].count("<polyline") == 1
+    nothing = changes.change_section(runs.Run(path=Path()))
+    assert nothing["rows"] == [] and nothing["length"] == nothing["diversity"] == ""
+
+
 def test_difficulty_is_the_pass_rate_on_the_questions(tiny_run: Path) -> None:
     run = runs.read_run(tiny_run)
-    chart = sections.change_section(run)["difficulty"]
+    chart = changes.change_section(run)["difficulty"]
     assert chart.count("<polyline") == 2 and "last training step" in chart
     top = max(event[part]["pass_rate"] for event in run.steps for part in ("student_first", "student_last"))
     assert top > 0
     empty = runs.Run(path=Path(), events={"outer_step": [{"step": 1, "student_first": 3, "student_last": {}}]})
-    assert sections.change_section(empty)["difficulty"] == ""
+    assert changes.change_section(empty)["difficulty"] == ""
     page = Page(report.render(run))
     sampled, rollouts = sum(e["sampled"] for e in run.steps), run.steps[-1]["student_rollouts"]
     assert (
@@ -477,7 +530,7 @@ def test_line_chart_puts_points_where_they_belong() -> None:
     points = re.search(r'<polyline class="c0 line" points="([^"]*)"', chart)
     assert points is not None
     xy = [tuple(map(float, pair.split(","))) for pair in points.group(1).split()]
-    assert xy == [(58.0, 272.0), (261.0, 151.0), (464.0, 30.0)], "log2 makes 4 the middle of 1 and 16"
+    assert xy == [(56.0, 244.0), (221.0, 137.0), (386.0, 30.0)], "log2 makes 4 the middle of 1 and 16"
     assert '<title id="k-t">&lt;T&gt;</title><desc id="k-d">D</desc>' in chart and "<title>&lt;c&gt;</title>" in chart
     assert Page(chart).wrong == []
 
@@ -497,7 +550,7 @@ def test_stacked_bars_add_up() -> None:
         and h1 == pytest.approx(3 * h0, abs=0.2)
         and h2 == pytest.approx(3 * h0, abs=0.2)
     )
-    assert y0 + h0 == pytest.approx(y2 + h2) == pytest.approx(272)
+    assert y0 + h0 == pytest.approx(y2 + h2) == pytest.approx(244)
 
 
 def test_empty_charts_are_no_markup() -> None:

@@ -161,7 +161,7 @@ def test_no_wall_clock_decides_anything() -> None:
     for path in sorted((house.ROOT / "soar").glob("*.py")):
         source = path.read_text(encoding="utf-8")
         # How long ago a file was written is shown by `soar watch`, and files know the wall clock only.
-        assert source.count("time.time()") == (path.name == "watch.py"), path.name
+        assert source.count("time.time()") == (path.name == "watched.py"), path.name
         assert "datetime.now" not in source, path.name
 
 

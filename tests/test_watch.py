@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,13 +15,15 @@ from typing import Any
 import house
 import pytest
 import run_folders
-from loop_helpers import read_jsonl
+from loop_helpers import read_jsonl, tiny_config
 from rich.console import Console
 
 from soar import watch
 from soar.cli import main
+from soar.pipeline import execute
+from soar.progress import Progress
 from soar.runs import ReportError
-from soar.watch import Tail, Watcher
+from soar.watched import Tail, Watcher
 
 SCRIPT = "import sys\nfrom soar.cli import main\nsys.exit(main())\n"
 
@@ -62,12 +65,12 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
     assert rows_of(folder) == {
         "run": "mine: outer loop, last written 3.0 s ago",
         "hard": "12 of 40 candidates",
-        "step": "2 of 10, about 20 min 00 s left in the loop",
+        "steps": "2 of 10 done, about 20 min 00 s left in the loop",
         "cost": "2,000 student rollouts, 20 teacher texts, 5 min 00 s",
         "reward": "+0.0200 ± 0.0200, window +0.0200, τ 0.01",
         "": "▁▁ +0.020 to +0.020",
         "hard pass": "baseline 0.0200, best student 0.0500",
-        "promoted": "1, the last in step 2: 0.0200 → 0.0600",
+        "promoted": "1, the last in step 1: 0.0200 → 0.0600",
         "best": "+0.0400  «good» 3",
         "worst": "+0.0000  «bad» 2",
         "alarm": "odd: something odd",
@@ -92,9 +95,9 @@ def test_a_loop_that_ends_by_its_promotions_is_not_awaited(tmp_path: Path) -> No
     config = {"teacher": {"steps": 10}, "limits": {"max_promotions": 1}}
     run_folders.write_json(folder / "manifest.json", {"name": "mine", "config": config})
     add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
-    assert rows_of(folder)["step"] == "1 of 10, about 9 min 00 s left in the loop"
+    assert rows_of(folder)["steps"] == "1 of 10 done, about 9 min 00 s left in the loop"
     add(folder, "metrics.jsonl", {"event": "promotion", "step": 0, "baseline_pass_rate": 0.1, "pass_rate": 0.2})
-    assert rows_of(folder)["step"] == "1 of 10"
+    assert rows_of(folder)["steps"] == "1 of 10 done"
     assert rows_of(folder)["run"].startswith("mine: arms and evaluation")
 
 
@@ -104,7 +107,7 @@ def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
     paused = {"reason": "limits.max_hours = 8 reached\x1b[2J", "resume": "soar run --out mine --resume"}
     run_folders.write_json(folder / "paused.json", paused)
     shown = rows_of(folder)
-    assert (shown["run"], shown["step"]) == ("mine: outer loop", "1 of 10")
+    assert (shown["run"], shown["steps"]) == ("mine: outer loop", "1 of 10 done")
     assert (shown["paused"], shown["continue"]) == ("limits.max_hours = 8 reached⟨U+001B⟩[2J", paused["resume"])
     watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
     assert "soar run --out mine --resume" in out.getvalue()
@@ -116,8 +119,8 @@ def test_a_promotion_that_was_held_and_its_decision_are_lines() -> None:
     promotion = {"event": "promotion", "step": 1, "dataset": 2, "pass_rate": 0.5, "baseline_pass_rate": 0.25}
     decided = {"event": "review", "step": 1, "decision": "accepted", "by": "ann\n"}
     assert watch.event_lines([promotion, decided], []) == [
-        "step   2  promoted dataset 2: pass rate 0.2500 → 0.5000",
-        "step   2  promotion accepted by ann",
+        "step   1  promoted dataset 2: pass rate 0.2500 → 0.5000",
+        "step   1  promotion accepted by ann",
     ]
 
 
@@ -128,7 +131,7 @@ def test_a_finished_run_ends_with_its_headline(tiny_run: Path) -> None:
     assert shown["run"] == "tiny: finished"
     assert shown["result"] == wording.headline(runs.read_run(tiny_run)).replace("\u00a0", " ")
     assert {"Base", "Hard-Only", "PS", "PQ"} <= set(shown)
-    assert "left" not in shown["step"]
+    assert "left" not in shown["steps"]
 
 
 def test_the_lines_of_a_step() -> None:
@@ -143,7 +146,7 @@ def test_the_lines_of_a_step() -> None:
     ]
     lines = watch.step_lines(events, rows, width=70)
     assert lines[0] == (
-        "step   4  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50"
+        "step   3  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50"
     )
     assert lines[1] == f"  best     +0.0400  «{'x' * 39}…» 1"
     assert lines[2] == "  worst    +0.0000  «⟨U+001B⟩[31mred⟨U+202E⟩» 2 3"
@@ -199,7 +202,7 @@ def test_lines_for_a_pipe_come_as_the_run_writes(tmp_path: Path) -> None:
     thread.join(30)
     assert not thread.is_alive()
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    assert lines[0].split()[:3] == ["run", "mine:", "outer"] or lines[0].endswith("mine: finished")
+    assert "mine: " in lines[0], "the view as it was at some moment of the run"
     assert any("mine: finished" in line for line in lines)
     assert any(line.startswith("PS") and "25.0" in line for line in lines)
 
@@ -227,6 +230,31 @@ def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "mine: outer loop" in out.getvalue()
     assert "mine: finished" in out.getvalue()
     assert "\x1b[" in out.getvalue()
+
+
+def test_a_run_shows_its_own_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    out = io.StringIO()
+    with Progress(Console(file=out, width=40, height=50, force_terminal=True)) as progress:
+        execute(tiny_config(), tmp_path / "run", False, [], progress)
+    last = out.getvalue()[out.getvalue().rindex("tiny: finished") :]
+    for name in ("steps ", "cost ", "reward ", "hard pass ", "promoted ", "question ", "PQ ", "result "):
+        assert f"\n{name}" in re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", last).replace("\r", ""), name
+    assert not re.search("\x1b\\[[0-9;]*3[0-7]m", out.getvalue()), "no colours"
+
+
+def test_a_run_keeps_its_last_view_when_its_folder_cannot_be_read(tmp_path: Path) -> None:
+    folder, out = begin(tmp_path), io.StringIO()
+    console = Console(file=out, width=80)
+    current = watch.own_view(folder, console)
+    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
+    before = current()
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    assert current() is before
+    console.print(before)
+    assert "mine: outer loop" in out.getvalue() and "last written" not in out.getvalue()
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -277,4 +305,4 @@ def test_a_damaged_run_is_still_shown(tiny_run: Path, tmp_path: Path) -> None:
     bad = [{"event": "outer_step", "step": "x", "reward_G": "no", "seconds": None, "student_first": 3}]
     run_folders.write_jsonl(tmp_path / "metrics.jsonl", [*bad, *read_jsonl(tiny_run / "metrics.jsonl")[:3]])
     run_folders.write_jsonl(tmp_path / "questions.jsonl", [{"step": None}, {"question": 3, "reward": True, "step": 1}])
-    assert rows_of(tmp_path)["step"] == "2"
+    assert rows_of(tmp_path)["steps"] == "2 done"
