@@ -1,15 +1,16 @@
 """The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
 
-    python benchmarks/engine.py [--out FILE] [--toy]
-        [--only decode-135m decode-3b adapters train-135m train-3b inner continuous]
+    python benchmarks/engine.py [--out FILE] [--toy] [--profile]
+        [--only micro decode-135m decode-3b adapters train-135m train-3b inner continuous]
 
 Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
 logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
 `transformers.generate` on the base model. adapters: the same rows with 1, 4, 16, 64 adapters. train: tokens a second and
 MFU (FLOPs of the forward pass and of the gradients with respect to activations, base weights frozen; recomputation is
-not counted). inner: 16 students x 10 RLOO steps, and TRL's RLOOTrainer for one student, times 16. --toy: tiny shapes,
-any device, to see that the script runs.
+not counted). micro: single operations of a decoding step (engine_micro.py). inner: 16 students x 10 RLOO steps, and TRL's
+RLOOTrainer for one student, times 16. --profile: where the device's time goes in a decoding step and in an update.
+--toy: tiny shapes, any device, to see that the script runs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine_micro import bench_micro
 from engine_models import SHAPES, backbone_of, base_model, dataset, random_stack, reward_of_text, tokenizer_of
 from transformers import LlamaConfig
 
@@ -108,9 +110,15 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
     sampler = NativeSampler(backbone)
     runs = 1 if name == "3b" else 3
     found = []
-    for label, given in ((f"{policies} adapters", stack), ("base only", None)):
+    plain = NativeSampler(backbone, fused=False)
+    ways: list[tuple[str, AdapterStack | None, NativeSampler]] = [
+        (f"{policies} adapters", stack, sampler),
+        ("base only", None, sampler),
+        (f"{policies} adapters, transformers' step", stack, plain),
+    ]
+    for label, given, by in ways[: 2 if name == "3b" else 3]:
         count = policies if given is not None else 1
-        seconds = timed(lambda s=given, c=count: sample(sampler, s, c, rows, length, new, attempts), 1, runs)
+        seconds = timed(lambda b=by, s=given, c=count: sample(b, s, c, rows, length, new, attempts), 1, runs)
         size, flops = step_bytes_and_flops(config, rows, length + new / 2, count if given is not None else 0, 16)
         ideal = new * max(size / ceiling[0], flops / ceiling[1])
         found.append(
@@ -123,25 +131,30 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
                 "milliseconds_per_step": 1000 * seconds / new,
             }
         )
+        if by is plain:
+            plain.decoder.release()
     profiled(lambda: sample(sampler, stack, policies, rows, length, 24, attempts))
     sampler.decoder.release()
     if with_generate:
         found += bench_generate(toy, rows, length, new, attempts, continuous=False)
-        for row in found[2:]:
+        for row in found[3:]:
             row["soar_ratio"] = found[0]["tokens_per_second"] / row["tokens_per_second"]
     return found
 
 
+PROFILE = False
+
+
 def profiled(work: Callable[[], Any]) -> None:
-    """Print where the device's time goes."""
-    if not torch.cuda.is_available():
+    """With --profile: print where the device's time goes."""
+    if not PROFILE or not torch.cuda.is_available():
         return
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         wait()
-    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=60))
+    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=60))
 
 
 def bench_generate(toy: bool, rows: int, length: int, new: int, attempts: int, continuous: bool) -> list[Row]:
@@ -316,11 +329,14 @@ def bench_continuous(toy: bool) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["decode-135m", "decode-3b", "adapters", "train-135m", "train-3b", "inner", "continuous"]
+    names = ["micro", "decode-135m", "decode-3b", "adapters", "train-135m", "train-3b", "inner", "continuous"]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
+    global PROFILE
+    PROFILE = arguments.profile
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     ceiling = ceilings(arguments.toy)
@@ -336,6 +352,7 @@ def main() -> None:
         f"{device}, torch {torch.__version__}: copy {ceiling[0] / 1e12:.2f} TB/s, bf16 {ceiling[1] / 1e12:.0f} TFLOP/s"
     )
     sections: dict[str, Callable[[], list[Row]]] = {
+        "micro": lambda: bench_micro(arguments.toy, ceiling[0]),
         "decode-135m": lambda: bench_decode("135m", arguments.toy, ceiling, True),
         "decode-3b": lambda: bench_decode("3b", arguments.toy, ceiling, False),
         "adapters": lambda: bench_adapters(arguments.toy),
@@ -353,7 +370,7 @@ def main() -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        for row in [row for row in rows if row["section"].startswith(name)]:
+        for row in [row for row in rows if row["section"].startswith(name) and name != "micro"]:  # printed as they came
             numbers = {k: v for k, v in row.items() if isinstance(v, float)}
             print(f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()))
         if arguments.out:

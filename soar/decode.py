@@ -19,6 +19,7 @@ from torch import Tensor
 
 from soar import seeds
 from soar.attention import whole_cache
+from soar.lean import LeanModel, lean_of
 from soar.policy import AdapterStack, Backbone
 from soar.programs import Program, Shape, Storage
 from soar.rollouts import Rollouts
@@ -40,10 +41,14 @@ def slots_for(rows: int) -> int:
 
 
 class StaticDecoder:
-    """Keeps the fixed buffers and programs of one backbone between calls. One call at a time."""
+    """Keeps the fixed buffers and programs of one backbone between calls. One call at a time.
 
-    def __init__(self, backbone: Backbone) -> None:
+    fused: take the step of lean.py where the model is of a kind that it knows; False: transformers' forward pass.
+    """
+
+    def __init__(self, backbone: Backbone, fused: bool = False) -> None:
         self.backbone = backbone
+        self.lean: LeanModel | None = lean_of(backbone) if fused else None
         self.programs: dict[Shape, Program] = {}
         self.storage: Storage | None = None
         self.slots: dict[int, AdapterStack] = {}
@@ -87,12 +92,17 @@ class StaticDecoder:
             return None
         held = self.slots.get(stack.policies)
         dtype = self.backbone.dtype
-        if held is None or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items()):
-            tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
-            held = self.slots[stack.policies] = AdapterStack(stack.kind, tensors, stack.scale)
-            self.programs.clear()
-        if held.scale != stack.scale:
-            held.scale = stack.scale
+        if (
+            held is None
+            or held.scale != stack.scale
+            or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items())
+        ):
+            if self.lean is not None:
+                held = self.lean.hold(stack)
+            else:
+                tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
+                held = AdapterStack(stack.kind, tensors, stack.scale)
+            self.slots[stack.policies] = held
             self.programs.clear()
         names = list(stack.tensors)
         torch._foreach_copy_([held.tensors[n] for n in names], [stack.tensors[n].detach() for n in names])
@@ -103,7 +113,7 @@ class StaticDecoder:
         assert self.storage is not None
         found = self.programs.pop(shape, None)
         if found is None:
-            found = Program(self.backbone, stack, self.storage, shape)
+            found = Program(self.backbone, stack, self.storage, shape, self.lean)
         self.programs[shape] = found
         while len(self.programs) > KEPT_PROGRAMS:
             del self.programs[next(iter(self.programs))]

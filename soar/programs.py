@@ -11,6 +11,7 @@ from torch import Tensor
 
 from soar import kernels
 from soar.attention import StaticLayer, Window, decoding, static_cache
+from soar.lean import LeanModel
 from soar.policy import AdapterStack, Backbone
 from soar.rollouts import draw
 
@@ -63,8 +64,16 @@ class Storage:
 class Program:
     """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
 
-    def __init__(self, backbone: Backbone, stack: AdapterStack | None, storage: Storage, shape: Shape) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        stack: AdapterStack | None,
+        storage: Storage,
+        shape: Shape,
+        lean: LeanModel | None = None,
+    ) -> None:
         self.backbone, self.stack, self.shape, self.pool = backbone, stack, shape, storage.pool
+        self.lean = lean
         device, rows = backbone.device, shape.rows
         self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -91,7 +100,14 @@ class Program:
 
     def body(self) -> None:
         """One step: forward the last token of every slot, then draw and note the next."""
-        with decoding(Window(self.start_R, self.filled_1)):
+        window = Window(self.start_R, self.filled_1)
+        if self.lean is not None:
+            logits_R_V = self.lean.logits(
+                self.token_R_1, self.position_R_1, self.layers, window, self.place_1, self.stack
+            )
+            self.note(logits_R_V)
+            return
+        with decoding(window):
             out = self.backbone.model(
                 input_ids=self.token_R_1,
                 attention_mask=self.mask,

@@ -48,13 +48,18 @@ class NativeSampler:
     """The default engine: one process, one device, any transformers causal LM with standard linear layers.
 
     max_rows: rows of one batch at most; 0: by memory. static: decode at fixed addresses (decode.py); None: on a GPU.
+    fused: with the step of lean.py where it knows the model; None: on a GPU, unless `model.fused_kernels` is off.
     """
 
-    def __init__(self, backbone: Backbone, max_rows: int = 0, static: bool | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, max_rows: int = 0, static: bool | None = None, fused: bool | None = None
+    ) -> None:
         self.backbone = backbone
         self.max_rows = max_rows
         self.static = backbone.device.type == "cuda" if static is None else static
-        self.decoder = StaticDecoder(backbone)
+        if fused is None:
+            fused = backbone.device.type == "cuda" and backbone.config.fused_kernels != "off"
+        self.decoder = StaticDecoder(backbone, fused and self.static)
 
     def rows_per_call(self, positions: int) -> int:
         """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""

@@ -59,10 +59,55 @@ assert (kernels.slope_(logits.clone(), target, total, gradient, 0.7) - leaf.grad
 print("kernels agree")
 """
 
+FUSED = """
+import torch
+from soar import layer_kernels, products
+
+torch.manual_seed(0)
+P, width, K, rank = 3, 20, 72, 5
+x = torch.randn(P * width, K)
+for sizes, with_bias, with_residual in (([48, 16, 16], True, False), ([40], False, True)):
+    N = sum(sizes)
+    weight, residual = torch.randn(N, K), torch.randn(P * width, N) if with_residual else None
+    bias = torch.randn(N) if with_bias else None
+    a, b, first = torch.randn(P, K, rank * len(sizes)), torch.zeros(P, rank * len(sizes), N), 0
+    for i, size in enumerate(sizes):
+        b[:, i * rank : (i + 1) * rank, first : first + size] = torch.randn(P, rank, size)
+        first += size
+    for adapters in (products.Adapters(a, b, rank, 0.7), None):
+        wanted = products.project_plain(x, weight, bias, adapters, residual)
+        for tile in (products.Tile(16, 16, 4, 2, 32), products.Tile(32, 16, 4, 2, 64)):
+            found = products.project_kernel(x, weight, bias, adapters, sizes, residual, tile)
+            assert (found - wanted).abs().max() < 1e-4, (sizes, tile)
+
+weight, a, b = torch.randn(2 * 40, K), torch.randn(P, K, 2 * rank), torch.zeros(P, 2 * rank, 80)
+b[:, :rank, :40], b[:, rank:, 40:] = torch.randn(P, rank, 40), torch.randn(P, rank, 40)
+for adapters in (products.Adapters(a, b, rank, 0.7), None):
+    found = products.gated_kernel(x, weight, adapters, products.Tile(16, 32, 4, 2, 32))
+    assert (found - products.gated_plain(x, weight, adapters)).abs().max() < 1e-3
+
+scale = torch.randn(K)
+assert (layer_kernels.norm_kernel(x, scale, 1e-5) - layer_kernels.norm_plain(x, scale, 1e-5)).abs().max() < 1e-5
+
+for D, H, KV in ((8, 3, 1), (48, 4, 2)):
+    qkv = torch.randn(7, (H + 2 * KV) * D)
+    cos, sin = torch.randn(7, D), torch.randn(7, D)
+    place = torch.tensor([3])
+    for norms in (None, layer_kernels.HeadNorm(torch.randn(D), torch.randn(D), 1e-6)):
+        found, wanted = ([torch.zeros(7, KV, 6, D) for _ in range(2)] for _ in range(2))
+        query = layer_kernels.enter_kernel(qkv.clone(), cos, sin, *found, place, H, norms)
+        plain = layer_kernels.enter_plain(qkv.clone(), cos, sin, *wanted, place, H, norms)
+        assert (query - plain).abs().max() < 1e-5
+        for one, other in zip(found, wanted):
+            assert (one - other).abs().max() < 1e-5
+print("kernels agree")
+"""
+
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_kernels_agree_with_pytorch() -> None:
+@pytest.mark.parametrize("program", [PROGRAM, FUSED], ids=["attention and drawing", "fused step"])
+def test_kernels_agree_with_pytorch(program: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "kernels agree" in done.stdout
