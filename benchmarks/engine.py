@@ -30,6 +30,7 @@ from engine_models import SHAPES, backbone_of, base_model, dataset, random_stack
 from transformers import LlamaConfig
 
 import soar
+from soar.groups import Group
 from soar.policy import AdapterStack, Backbone
 from soar.rollouts import Rollouts
 from soar.sampler import NativeSampler
@@ -231,6 +232,11 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
     def work() -> None:
         update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new)
 
+    Group.on = False
+    apart = timed(work, 1, 1 if name == "3b" else 2)
+    Group.on = True
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     seconds = timed(work, 1, 3)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     profiled(work)
@@ -247,6 +253,7 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
             "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / ceiling[1],
             "seconds": seconds,
+            "seconds_with_layers_apart": apart,
             "peak_gib": peak,
         }
     ]

@@ -14,7 +14,7 @@ from engine_models import SHAPES, device_of
 from torch import Tensor
 from torch.nn import functional
 
-from soar import kernels, layer_kernels, products
+from soar import adapted, kernels, layer_kernels, products
 from soar.attention import Window, decoding, grouped_attention
 from soar.rollouts import draw
 
@@ -46,6 +46,11 @@ def microseconds(works: list[Callable[[], Any]]) -> float:
         ended_at.synchronize()
         found.append(1000 * began_at.elapsed_time(ended_at) / len(works))
     return min(found)
+
+
+def wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class Micro:
@@ -132,6 +137,43 @@ class Micro:
         equal = all(torch.equal(results[0], r) for r in results)
         print(f"    relative gap to PyTorch {gap:.1e}; all tiles equal bit for bit: {equal}", flush=True)
 
+    def training(self, what: str, inputs: int, sizes: list[int]) -> None:
+        """Forward and backward pass of joined layers with adapters: autograd of each, and ours (adapted.py)."""
+        x, grad = self.random(self.rows, inputs).requires_grad_(True), self.random(self.rows, sum(sizes))
+        weight, joined = self.random(sum(sizes), inputs), self.adapters(inputs, sizes, 1)[0]
+        parts, first = [], 0
+        for i, size in enumerate(sizes):
+            low = slice(i * RANK, (i + 1) * RANK)
+            pair = joined.a_P_K_W[:, :, low], joined.b_P_W_N[:, low, first : first + size]
+            parts.append(tuple(part.float().contiguous().requires_grad_(True) for part in pair))
+            first += size
+        rows_P, flops = x.view(self.policies, -1, inputs), 4.0 * self.rows * inputs * sum(sizes)
+
+        def apart() -> None:
+            outs, first = [], 0
+            for size, (a, b) in zip(sizes, parts, strict=True):
+                plain = functional.linear(rows_P, weight[first : first + size])
+                low = torch.bmm(rows_P, a.to(self.kind))
+                outs.append(plain.baddbmm_(low, b.to(self.kind), alpha=2.0))
+                first += size
+            torch.autograd.backward(outs, list(grad.view(self.policies, -1, sum(sizes)).split(sizes, dim=-1)))
+
+        def ours() -> None:
+            adapted.adapted(x, weight, None, sizes, 2.0, parts).backward(grad)  # type: ignore[arg-type]
+
+        before = adapted.LARGEST_WEIGHT
+        for way, call, limit in (("apart", apart, 0), ("joined, PyTorch", ours, 0), ("joined, ours", ours, 1 << 40)):
+            adapted.LARGEST_WEIGHT = limit
+            for _ in range(2):
+                call()
+            wait_for_device()
+            began = time.perf_counter()
+            for _ in range(5):
+                call()
+            wait_for_device()
+            self.note(f"training {what}", way, 2e5 * (time.perf_counter() - began), 0.0, flops)
+        adapted.LARGEST_WEIGHT = before
+
     def separate(
         self, x: Tensor, w: Tensor, a: products.Adapters, sizes: list[int], added: Tensor | None, is_gated: bool
     ) -> Tensor:
@@ -216,5 +258,9 @@ def bench_micro(toy: bool, bandwidth: float) -> list[Row]:
         micro.product("gate, up, product", hidden, [inner, inner], is_gated=True)
         micro.product("down + residual", inner, [hidden], residual=True)
         micro.between()
-        found += micro.found
+        long = Micro(name, 64 if toy else 1 << 16 if name == "135m" else 1 << 14, micro.policies, bandwidth)
+        long.training("query, key, value", hidden, [query, kv, kv])
+        long.training("gate, up", hidden, [inner, inner])
+        long.training("down", inner, [hidden])
+        found += micro.found + long.found
     return found

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soar.adapted import join_weights
 from soar.attention import StaticLayer, Window, decoding, grouped_attention, static_cache
 from soar.layer_kernels import HeadNorm, enter, norm
 from soar.policy import AdapterStack, Backbone, StackedLinear
@@ -212,9 +213,7 @@ def _joined(modules: list[Any]) -> Joined:
     sizes = [linear.out_features for linear in linears]
     if len(linears) == 1:
         return Joined(linears[0].weight.data, linears[0].bias, sizes, names)
-    weight_N_K = torch.cat([linear.weight.data for linear in linears])
-    for linear, part in zip(linears, weight_N_K.split(sizes), strict=True):
-        linear.weight.data = part
+    weight_N_K = join_weights(linears)
     biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     return Joined(weight_N_K, torch.cat(biases) if biases else None, sizes, names)
 

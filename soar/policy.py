@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from soar import attention
 from soar.config import ConfigError
 from soar.fused import fuse
+from soar.groups import Group, Waiting, grouped
 from soar.pretrain import builtin_path
 from soar.settings import ModelConfig
 
@@ -119,17 +120,24 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.base = base
+        self.group: Group | None = None
         self._active = active
 
     def forward(self, x: Tensor) -> Tensor:
         stack = self._active.stack
-        return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
+        if stack is None:
+            return self.base(x)
+        if self.group is not None and self.group.takes(stack):
+            return self.group.output(self, x, stack)
+        return stack.apply(self.name, self.base, x)
 
 
 class _Active(threading.local):
     """The stack in use, shared by all wrapped layers of one model; each thread has its own."""
 
-    stack: AdapterStack | None = None
+    def __init__(self) -> None:
+        self.stack: AdapterStack | None = None
+        self.waiting: Waiting = {}
 
 
 class Backbone:
@@ -151,6 +159,9 @@ class Backbone:
         self.device, self.dtype = weight.device, weight.dtype
         self._active = _Active()
         self.layers = _wrap_linears(model, config.target_modules, self._active)
+        self.groups: list[Group] = []
+        if self.device.type == "cuda" and config.fused_kernels != "off":
+            self.join_layers()
         self.end_ids = _end_ids(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -162,6 +173,12 @@ class Backbone:
                 f"{self.vocabulary}; use the tokenizer that belongs to the model, or resize the embeddings first"
             )
 
+    def join_layers(self) -> None:
+        """Train layers that read the same input as one product with its own gradient (adapted.py)."""
+        if self.groups or self.config.adapter != "lora":
+            return
+        self.groups = grouped(self.model, self.layers, self._active)
+
     @contextmanager
     def use(self, stack: AdapterStack | None) -> Iterator[None]:
         """Within the block, forward passes go through `stack` (None: the base model)."""
@@ -171,6 +188,7 @@ class Backbone:
             yield
         finally:
             self._active.stack = before
+            self._active.waiting.clear()
             if stack is not None:
                 stack.forget_merged()
 

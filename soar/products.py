@@ -77,9 +77,10 @@ if triton is not None:
 
     @triton.jit
     def _project(
-        x, weight, bias, residual, low_a, low_b, out, width, K, N, scale, x_row, first_split, second_split, A_WIDTH,
+        x, weight, bias, residual, low_a, low_b, out, low_out, width, K, N, scale, x_row, w_n, w_k,
+        first_split, second_split, A_WIDTH,
         RANK: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
-        HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ADAPTED: tl.constexpr,
+        HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ADAPTED: tl.constexpr, KEEP_LOW: tl.constexpr,
     ):  # fmt: skip
         blocks = tl.cdiv(width, BM)
         policy = tl.cast(tl.program_id(0) // blocks, tl.int64)
@@ -98,7 +99,7 @@ if triton is not None:
         for k0 in range(0, K, BK):
             k = k0 + tl.arange(0, BK)
             x_place = x + row[:, None] * x_row + k[None, :]
-            w_place = weight + column[None, :] * K + k[:, None]
+            w_place = weight + column[None, :] * w_n + k[:, None] * w_k
             if EVEN:
                 xs, ws = tl.load(x_place), tl.load(w_place)
             else:
@@ -111,6 +112,12 @@ if triton is not None:
             place = policy * A_WIDTH * N + (part * RANK + j)[:, None] * N + column[None, :]
             b = tl.load(low_b + place, mask=(j < RANK)[:, None], other=0.0)
             acc += scale * tl.dot(low.to(b.dtype), b, input_precision="ieee")
+            if KEEP_LOW:  # noqa: SIM102  # known when the kernel is compiled, the next only when it runs
+                if (n0 == 0) | (n0 == first_split) | (n0 == second_split):
+                    low_place = low_out + row[:, None] * A_WIDTH + part * RANK + j[None, :]
+                    tl.store(
+                        low_place, low.to(low_out.dtype.element_ty), mask=(local < width)[:, None] & (j < RANK)[None, :]
+                    )
         if HAS_BIAS:
             acc += tl.load(bias + column).to(tl.float32)[None, :]
         place = row[:, None] * N + n[None, :]
@@ -262,8 +269,9 @@ def project_kernel(
     sizes: list[int],
     residual_R_N: Tensor | None = None,
     tile: Tile | None = None,
+    low_R_W: Tensor | None = None,
 ) -> Tensor:
-    """`project` by the Triton kernel; tile None: the fastest for this shape."""
+    """`project` by the Triton kernel; tile None: the fastest for this shape. low_R_W: takes x A, where given."""
     R, K = x_R_K.shape
     N = weight_N_K.shape[0]
     out_R_N = x_R_K.new_empty(R, N)
@@ -274,14 +282,15 @@ def project_kernel(
     def launch(t: Tile) -> None:
         _project[(policies * triton.cdiv(width, t.rows), triton.cdiv(N, t.columns))](
             x_R_K, weight_N_K, x_R_K if bias_N is None else bias_N, x_R_K if residual_R_N is None else residual_R_N,
-            a, b, out_R_N, width, K, N, scale, x_R_K.stride(0), splits[0], splits[1], a.shape[-1],
+            a, b, out_R_N, x_R_K if low_R_W is None else low_R_W, width, K, N, scale, x_R_K.stride(0),
+            weight_N_K.stride(0), weight_N_K.stride(1), splits[0], splits[1], a.shape[-1],
             RANK=rank, RP=max(16, triton.next_power_of_2(rank)), BM=t.rows, BN=t.columns, BK=t.inner,
             EVEN=K % t.inner == 0, HAS_BIAS=bias_N is not None, HAS_RESIDUAL=residual_R_N is not None,
-            ADAPTED=adapters is not None, num_warps=t.warps, num_stages=t.stages,
+            ADAPTED=adapters is not None, KEEP_LOW=low_R_W is not None, num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
 
     if tile is None:
-        key = ("project", K, N, policies, rank, len(sizes), residual_R_N is None, x_R_K.dtype)
+        key = ("project", K, N, policies, rank, len(sizes), residual_R_N is None, weight_N_K.stride(1), x_R_K.dtype)
         tile = pick(R, key, fitting(TILES, width, sizes if adapters is not None else [N]), launch)
     launch(tile)
     return out_R_N

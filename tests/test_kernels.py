@@ -48,6 +48,16 @@ for words in (50, 9000):
     token, chosen, _ = kernels.draw(logits, None, 0.7)
     assert (token[good] == logits.argmax(-1)[good]).all()
 
+ended, failed = torch.rand(300) < 0.3, torch.rand(300) < 0.1
+state = [torch.randint(0, 9, (300,)), ended, failed, torch.zeros(300).long(), torch.arange(300)]
+drawn = torch.randint(0, 6, (300,)), torch.randn(300), torch.rand(300) < 0.2
+written, wanted = [torch.zeros(4, 300).long(), torch.zeros(4, 300)], [torch.zeros(4, 300).long(), torch.zeros(4, 300)]
+live, stop = ~state[1], drawn[2] | (drawn[0] == 5) | (drawn[0] == 2)
+after = [state[0] + live, state[1] | stop, state[2] | (live & drawn[2]), drawn[0], state[4] + 1]
+wanted[0][3], wanted[1][3] = torch.where(live, drawn[0], 1), torch.where(live, drawn[1], 0.0)
+kernels.note(drawn, torch.tensor([5, 2]), written, state, torch.tensor([3]), 1)
+assert all(torch.equal(one, other) for one, other in zip(written + state, wanted + after))
+
 logits, target, gradient = torch.randn(9, 9000) * 3, torch.randint(0, 9000, (9,)), torch.randn(9)
 leaf = logits.clone().requires_grad_(True)
 wanted = torch.log_softmax(leaf / 0.7, -1).gather(1, target[:, None])[:, 0]
@@ -61,7 +71,7 @@ print("kernels agree")
 
 FUSED = """
 import torch
-from soar import layer_kernels, products
+from soar import gradient_kernels, kernels, layer_kernels, products
 
 torch.manual_seed(0)
 P, width, K, rank = 3, 20, 72, 5
@@ -100,6 +110,30 @@ for D, H, KV in ((8, 3, 1), (48, 4, 2)):
         assert (query - plain).abs().max() < 1e-5
         for one, other in zip(found, wanted):
             assert (one - other).abs().max() < 1e-5
+
+# With the sums x A kept, and with the weight turned, as the backward pass takes them.
+weight, bias = torch.randn(80, K), None
+a, b = torch.randn(P, K, 3 * rank), torch.zeros(P, 3 * rank, 80)
+for i, part in enumerate((slice(0, 48), slice(48, 64), slice(64, 80))):
+    b[:, i * rank : (i + 1) * rank, part] = torch.randn(P, rank, part.stop - part.start)
+adapters, low = products.Adapters(a, b, rank, 0.7), torch.empty(P * width, 3 * rank)
+products.project_kernel(x, weight, None, adapters, [48, 16, 16], None, products.Tile(16, 16, 4, 2, 32), low)
+assert (low.view(P, width, -1) - torch.bmm(x.view(P, width, K), a)).abs().max() < 1e-4
+grad = torch.randn(P * width, 80)
+turned = products.Adapters(b.transpose(1, 2).contiguous(), a.transpose(1, 2).contiguous(), 3 * rank, 0.7)
+found = products.project_kernel(grad, weight.T, None, turned, [K], None, products.Tile(32, 16, 4, 2, 32))
+assert (found - products.project_plain(grad, weight.T, None, turned, None)).abs().max() < 1e-3
+
+for M in (20, 700):
+    tall, thin = torch.randn(2, M, 72), torch.randn(2, M, 15)
+    found = gradient_kernels.outer_kernel(tall, thin, 0.5)
+    assert (found - torch.bmm(tall.transpose(1, 2), thin) * 0.5).abs().max() < 1e-3
+pair, grad = torch.randn(7, 2 * 40, requires_grad=True), torch.randn(7, 40)
+wanted = gradient_kernels.silu_mul(pair)
+wanted.backward(grad)
+kernels.available = lambda tensor: True
+assert (gradient_kernels.silu_mul(pair.detach()) - wanted).abs().max() < 1e-5
+assert (gradient_kernels.silu_mul_back(pair.detach(), grad) - pair.grad).abs().max() < 1e-5
 print("kernels agree")
 """
 
