@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soar import gradient_kernels, kernels, products
+from soar import gradient_kernels, products
 from soar.products import Adapters
-
-LARGEST_WEIGHT = 1 << 23  # elements of a weight up to which our kernel is used instead of cuBLAS with adapters after it
 
 
 def join_weights(linears: list[nn.Linear]) -> Tensor:
@@ -60,8 +58,7 @@ def _with_low(
     x_M_K: Tensor, weight_N_K: Tensor, bias_N: Tensor | None, adapters: Adapters, sizes: list[int]
 ) -> tuple[Tensor, Tensor]:
     """(x W^T + bias + scale x A B, x A) for rows ordered by policy."""
-    fits = kernels.available(x_M_K) and all(size % 32 == 0 for size in sizes) and x_M_K.shape[1] % 16 == 0
-    if fits and weight_N_K.numel() <= LARGEST_WEIGHT:
+    if products.by_kernel(x_M_K, weight_N_K, sizes):
         low_M_W = x_M_K.new_empty(x_M_K.shape[0], adapters.a_P_K_W.shape[2])
         return products.project_kernel(x_M_K, weight_N_K, bias_N, adapters, sizes, None, None, low_M_W), low_M_W
     low_P_m_W = torch.bmm(x_M_K.view(adapters.policies, -1, x_M_K.shape[1]), adapters.a_P_K_W)

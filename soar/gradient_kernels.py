@@ -67,7 +67,7 @@ if triton is not None:
 
 def outer(tall_P_M_C: Tensor, thin_P_M_W: Tensor, scale: float) -> Tensor:
     """scale * tall^T thin for every policy, float32 [P, C, W]: the gradient of an adapter."""
-    if not kernels.available(tall_P_M_C):
+    if not kernels.available(tall_P_M_C) or tall_P_M_C.dtype.itemsize > 2:
         return torch.bmm(tall_P_M_C.transpose(1, 2), thin_P_M_W).float() * scale
     return outer_kernel(tall_P_M_C.contiguous(), thin_P_M_W.contiguous(), scale)
 

@@ -216,8 +216,10 @@ def fitting(tiles: tuple[Tile, ...], width: int, sizes: list[int]) -> list[Tile]
     return list(dict.fromkeys(t for t in every if last or all(size % t.columns == 0 for size in sizes)))
 
 
-def _by_kernel(x_R_K: Tensor, weight_N_K: Tensor) -> bool:
-    return kernels.available(x_R_K) and weight_N_K.numel() <= LARGEST_WEIGHT and x_R_K.shape[1] % 16 == 0
+def by_kernel(x_R_K: Tensor, weight_N_K: Tensor, sizes: list[int]) -> bool:
+    """Whether our kernels are the way for this product: on a GPU, 16-bit, in whole tiles, the weight not too large."""
+    small = weight_N_K.numel() <= LARGEST_WEIGHT and x_R_K.dtype.itemsize == 2
+    return small and kernels.available(x_R_K) and all(size % 16 == 0 for size in [x_R_K.shape[1], *sizes])
 
 
 def project(
@@ -229,14 +231,14 @@ def project(
     residual_R_N: Tensor | None = None,
 ) -> Tensor:
     """residual + x W^T + bias + scale (x A_p) B_p, [R, N]; sizes: columns of each part (at most three)."""
-    if _by_kernel(x_R_K, weight_N_K) and all(size % 16 == 0 for size in sizes):
+    if by_kernel(x_R_K, weight_N_K, sizes):
         return project_kernel(x_R_K, weight_N_K, bias_N, adapters, sizes, residual_R_N)
     return project_plain(x_R_K, weight_N_K, bias_N, adapters, residual_R_N)
 
 
 def gated(x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None) -> Tensor:
     """silu(gate) * up [R, N] of the joined weight (gate's rows above up's), each with its adapter."""
-    if _by_kernel(x_R_K, weight_2N_K):
+    if by_kernel(x_R_K, weight_2N_K, [weight_2N_K.shape[0] // 2]):
         return gated_kernel(x_R_K, weight_2N_K, adapters)
     return gated_plain(x_R_K, weight_2N_K, adapters)
 
