@@ -310,8 +310,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
-    global PROFILE
-    PROFILE = arguments.profile
+    globals()["PROFILE"] = arguments.profile
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     ceiling = ceilings(arguments.toy)

@@ -24,6 +24,7 @@ from soar.policy import AdapterStack, Backbone
 from soar.programs import Program, Shape, Storage
 from soar.rollouts import Rollouts
 from soar.settings import SamplingConfig
+from soar.stops import StopStrings
 
 CHECK = 8  # steps between looks at which rows have ended; each look waits for the device
 KEPT_PROGRAMS = 12
@@ -156,6 +157,8 @@ class _Call:
             sampling.top_p,
         )
         self.first = 0  # step from which the current program's notes count
+        self.stops = StopStrings(self.backbone, sampling.stop) if sampling.stop else None
+        self.looked = 0  # tokens in which stop strings were looked for
         self._begin(seeds_B)
 
     def _begin(self, seeds_B: np.ndarray) -> None:
@@ -215,6 +218,7 @@ class _Call:
         steps = self.shape.steps
         for step in range(1, steps):
             if step % CHECK == 0 or step == 1:
+                self._stop(step)
                 live_P_w = ~self.program.ended_R.view(self.policies, -1)
                 live = int(live_P_w.sum(1).max())
                 if live == 0:
@@ -224,6 +228,9 @@ class _Call:
                     self._narrow(live_P_w, width, step)
             self.program.step()
         self._collect(steps)
+        self._stop(steps)
+        if self.stops is not None:  # rows ran on behind their stop string until somebody looked
+            self.logprob_B_T *= torch.arange(steps, device=self.length_B.device) < self.length_B[:, None]
         longest = int(self.length_B.max())
         return Rollouts(
             tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts)),
@@ -243,6 +250,22 @@ class _Call:
         self.length_B[rows] = program.length_R[inside_R]
         self.ended_B[rows] = program.ended_R[inside_R]
         self.failed_B[rows] = program.failed_R[inside_R]
+
+    def _stop(self, upto: int) -> None:
+        """End the rows whose text holds a stop string, at the token that completed it."""
+        if self.stops is None:
+            return
+        self._collect(upto)
+        for row, length in self.stops.ends(self.tokens_B_T, self.length_B, self.looked, upto):
+            slot_R = (self.row_R == row) & self.inside_R
+            for kept_B, slots_R, value in (
+                (self.length_B, self.program.length_R, length),
+                (self.ended_B, self.program.ended_R, True),
+                (self.failed_B, self.program.failed_R, False),
+            ):
+                kept_B[row] = value
+                slots_R.masked_fill_(slot_R, value)
+        self.looked = upto
 
     def _narrow(self, live_P_w: Tensor, width: int, step: int) -> None:
         """Move the live rows to the program of `width` slots a policy; ended rows fill up."""

@@ -4,7 +4,7 @@ The native engine runs transformers' own model classes with our cache and attent
 and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches.
 A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and
 the position. On a GPU the steps run at fixed addresses as captured graphs (decode.py); on a CPU over a growing cache.
-Left out here: stop strings, paged blocks.
+Left out here: paged blocks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from soar.decode import PLACE_STEP, StaticDecoder, slots_for
 from soar.policy import AdapterStack, Backbone, free_bytes
 from soar.rollouts import Rollouts, draw, join
 from soar.settings import SamplingConfig
+from soar.stops import StopStrings
 
 __all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
 
@@ -178,6 +179,7 @@ class _Run:
         self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.failed_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
+        self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
         self.row_b = torch.arange(rows, device=device)  # live slot -> row of the result
 
     def finish(self) -> Rollouts:
@@ -185,6 +187,9 @@ class _Run:
             logits_b_V, cache, mask_b_S = self._prefill()
             for step in range(self.sampling.max_tokens):
                 token_b = self._draw(logits_b_V, step)
+                if self.stops is not None:
+                    for row, _ in self.stops.ends(self.tokens_B_T, self.length_B, step, step + 1):
+                        self.ended_B[row] = True
                 if step + 1 == self.sampling.max_tokens:
                     break
                 keep = self._retire()

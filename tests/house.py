@@ -47,6 +47,7 @@ ORDER = (
     "fused",
     "policy",
     "rollouts",
+    "stops",
     "lean",
     "programs",
     "decode",
