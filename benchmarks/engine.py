@@ -1,15 +1,16 @@
 """The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
 
-    python benchmarks/engine.py [--out FILE] [--toy]
-        [--only decode-135m decode-3b adapters train-135m train-3b inner continuous]
+    python benchmarks/engine.py [--out FILE] [--toy] [--profile]
+        [--only micro decode-135m decode-3b adapters train-135m train-3b inner batching continuous]
 
 Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
 logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
-`transformers.generate` on the base model. adapters: the same rows with 1, 4, 16, 64 adapters. train: tokens a second and
-MFU (FLOPs of the forward pass and of the gradients with respect to activations, base weights frozen; recomputation is
-not counted). inner: 16 students x 10 RLOO steps, and TRL's RLOOTrainer for one student, times 16. --toy: tiny shapes,
-any device, to see that the script runs.
+`transformers.generate` on the base model; batching: its continuous batching. adapters: the same rows with 1, 4, 16, 64
+adapters. train: tokens a second and MFU (FLOPs of the forward pass and of the gradients with respect to activations, base
+weights frozen; recomputation is not counted). micro: single operations of a decoding step (engine_micro.py). inner: 16
+students x 10 RLOO steps, and TRL's RLOOTrainer for one student, times 16. --profile: where the device's time goes in a
+decoding step and in an update. --toy: tiny shapes, any device, to see that the script runs.
 """
 
 from __future__ import annotations
@@ -24,35 +25,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_models import SHAPES, backbone_of, base_model, dataset, random_stack, reward_of_text, tokenizer_of
+from engine_generate import bench_batching, bench_generate
+from engine_micro import bench_micro
+from engine_models import (
+    SHAPES,
+    backbone_of,
+    dataset,
+    prompts_of,
+    random_stack,
+    reward_of_text,
+    timed,
+    tokenizer_of,
+    wait,
+)
 from transformers import LlamaConfig
 
 import soar
-from soar.policy import AdapterStack, Backbone
+from soar.groups import Group
+from soar.policy import AdapterStack
 from soar.rollouts import Rollouts
 from soar.sampler import NativeSampler
 from soar.settings import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.update import StackOptimizer, update
 
 Row = dict[str, Any]
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def timed(work: Callable[[], Any], warm: int = 1, runs: int = 3) -> float:
-    """Seconds of the fastest of `runs` runs after `warm` more."""
-    found = []
-    for run in range(warm + runs):
-        wait()
-        began = time.perf_counter()
-        work()
-        wait()
-        if run >= warm:
-            found.append(time.perf_counter() - began)
-    return min(found)
 
 
 def ceilings(toy: bool) -> tuple[float, float]:
@@ -65,11 +61,6 @@ def ceilings(toy: bool) -> tuple[float, float]:
     one = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     rate = 2 * side**3 / timed(lambda: one @ one, 3, 10)
     return bandwidth, rate
-
-
-def prompts_of(backbone: Backbone, policies: int, per_policy: int, length: int) -> list[list[list[int]]]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(5, backbone.vocabulary, (policies, per_policy, length), generator=generator).tolist()
 
 
 def sample(
@@ -108,9 +99,18 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
     sampler = NativeSampler(backbone)
     runs = 1 if name == "3b" else 3
     found = []
-    for label, given in ((f"{policies} adapters", stack), ("base only", None)):
+    plain = NativeSampler(backbone, fused=False)
+    print(
+        f"joined step: {sampler.decoder.lean is not None}, liger: {backbone.fused}, joined layers: {len(backbone.groups)}"
+    )
+    ways: list[tuple[str, AdapterStack | None, NativeSampler]] = [
+        (f"{policies} adapters", stack, sampler),
+        ("base only", None, sampler),
+        (f"{policies} adapters, transformers' step", stack, plain),
+    ]
+    for label, given, by in ways[: 2 if name == "3b" else 3]:
         count = policies if given is not None else 1
-        seconds = timed(lambda s=given, c=count: sample(sampler, s, c, rows, length, new, attempts), 1, runs)
+        seconds = timed(lambda b=by, s=given, c=count: sample(b, s, c, rows, length, new, attempts), 1, runs)
         size, flops = step_bytes_and_flops(config, rows, length + new / 2, count if given is not None else 0, 16)
         ideal = new * max(size / ceiling[0], flops / ceiling[1])
         found.append(
@@ -123,55 +123,30 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
                 "milliseconds_per_step": 1000 * seconds / new,
             }
         )
+        if by is plain:
+            plain.decoder.release()
     profiled(lambda: sample(sampler, stack, policies, rows, length, 24, attempts))
     sampler.decoder.release()
     if with_generate:
-        found += bench_generate(toy, rows, length, new, attempts, continuous=False)
-        for row in found[2:]:
+        found += bench_generate(toy, rows, length, new, attempts)
+        for row in found[3:]:
             row["soar_ratio"] = found[0]["tokens_per_second"] / row["tokens_per_second"]
     return found
 
 
+PROFILE = False
+
+
 def profiled(work: Callable[[], Any]) -> None:
-    """Print where the device's time goes."""
-    if not torch.cuda.is_available():
+    """With --profile: print where the device's time goes."""
+    if not PROFILE or not torch.cuda.is_available():
         return
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         wait()
-    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=60))
-
-
-def bench_generate(toy: bool, rows: int, length: int, new: int, attempts: int, continuous: bool) -> list[Row]:
-    """`transformers.generate` on the plain base model, sampling, no early end: one static batch, or continuous batching."""
-    backbone = backbone_of("toy" if toy else "135m")
-    model = base_model("toy" if toy else "135m", backbone.device)
-    ids = torch.tensor(prompts_of(backbone, 1, rows // attempts, length)[0], device=backbone.device)
-    ids = ids.repeat_interleave(attempts, 0)
-    common: dict[str, Any] = {"do_sample": True, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0}
-
-    def static() -> None:
-        with torch.no_grad():
-            model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=True, **common)
-
-    def batching() -> None:
-        from transformers import GenerationConfig
-
-        settings = GenerationConfig(do_sample=True, max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
-        model.generate_batch(inputs=ids.tolist(), generation_config=settings, progress_bar=False)
-
-    label, work = ("generate_batch (continuous batching)", batching) if continuous else ("generate", static)
-    seconds = timed(work, 0 if continuous else 1, 1)
-    return [
-        {
-            "section": "continuous" if continuous else "decode-135m",
-            "what": f"transformers {label}, base only",
-            "tokens_per_second": rows * new / seconds,
-            "seconds": seconds,
-        }
-    ]
+    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=60))
 
 
 def bench_adapters(toy: bool) -> list[Row]:
@@ -218,6 +193,11 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
     def work() -> None:
         update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new)
 
+    Group.on = False
+    apart = timed(work, 1, 1 if name == "3b" else 2)
+    Group.on = True
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     seconds = timed(work, 1, 3)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     profiled(work)
@@ -234,6 +214,7 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
             "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / ceiling[1],
             "seconds": seconds,
+            "seconds_with_layers_apart": apart,
             "peak_gib": peak,
         }
     ]
@@ -296,31 +277,40 @@ def bench_inner(toy: bool) -> list[Row]:
 
 
 def bench_continuous(toy: bool) -> list[Row]:
-    """Continuous batching of transformers, by itself and inside TRL (one student, three steps, scaled to all)."""
+    """Continuous batching of transformers inside TRL (one student, three steps, scaled to all)."""
     from engine_trl import trl_seconds
 
-    rows, length, new = (32, 12, 8) if toy else (2048, 100, 160)
-    found = bench_generate(toy, rows, length, new, 4 if toy else 32, continuous=True)
-    students, prompts, attempts = (2, 2, 4) if toy else (16, 8, 32)
+    students, prompts, attempts, new = (2, 2, 4, 8) if toy else (16, 8, 32, 160)
     extra = {"use_transformers_continuous_batching": True}
     one = trl_seconds("toy" if toy else "135m", dataset(3 * prompts), 3, prompts, attempts, new, extra) / 3
-    found.append(
+    return [
         {
             "section": "continuous",
             "what": f"TRL RLOOTrainer (continuous batching), {students} students x 10 steps by one measured",
             "seconds": students * 10 * one,
         }
-    )
-    return found
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["decode-135m", "decode-3b", "adapters", "train-135m", "train-3b", "inner", "continuous"]
+    names = [
+        "micro",
+        "decode-135m",
+        "decode-3b",
+        "adapters",
+        "train-135m",
+        "train-3b",
+        "inner",
+        "batching",
+        "continuous",
+    ]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
+    globals()["PROFILE"] = arguments.profile
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     ceiling = ceilings(arguments.toy)
@@ -336,12 +326,14 @@ def main() -> None:
         f"{device}, torch {torch.__version__}: copy {ceiling[0] / 1e12:.2f} TB/s, bf16 {ceiling[1] / 1e12:.0f} TFLOP/s"
     )
     sections: dict[str, Callable[[], list[Row]]] = {
+        "micro": lambda: bench_micro(arguments.toy, ceiling[0]),
         "decode-135m": lambda: bench_decode("135m", arguments.toy, ceiling, True),
         "decode-3b": lambda: bench_decode("3b", arguments.toy, ceiling, False),
         "adapters": lambda: bench_adapters(arguments.toy),
         "train-135m": lambda: bench_train("135m", arguments.toy, ceiling),
         "train-3b": lambda: bench_train("3b", arguments.toy, ceiling),
         "inner": lambda: bench_inner(arguments.toy),
+        "batching": lambda: bench_batching(arguments.toy),
         "continuous": lambda: bench_continuous(arguments.toy),
     }
     rows: list[Row] = []
@@ -353,7 +345,7 @@ def main() -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        for row in [row for row in rows if row["section"].startswith(name)]:
+        for row in [row for row in rows if row["section"].startswith(name) and name != "micro"]:  # printed as they came
             numbers = {k: v for k, v in row.items() if isinstance(v, float)}
             print(f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()))
         if arguments.out:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,29 @@ SHAPES: dict[str, dict[str, int]] = {
         "head_dim": 8,
     },
 }
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], Any], warm: int = 1, runs: int = 3) -> float:
+    """Seconds of the fastest of `runs` runs after `warm` more."""
+    found = []
+    for run in range(warm + runs):
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        if run >= warm:
+            found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def prompts_of(backbone: Backbone, policies: int, per_policy: int, length: int) -> list[list[list[int]]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, backbone.vocabulary, (policies, per_policy, length), generator=generator).tolist()
 
 
 def device_of() -> torch.device:

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from soar import seeds
 from soar.attention import whole_cache
+from soar.lean import LeanModel, lean_of
 from soar.policy import AdapterStack, Backbone
 from soar.programs import Program, Shape, Storage
 from soar.rollouts import Rollouts
 from soar.settings import SamplingConfig
+from soar.stops import StopStrings
 
 CHECK = 8  # steps between looks at which rows have ended; each look waits for the device
 KEPT_PROGRAMS = 12
@@ -40,10 +42,14 @@ def slots_for(rows: int) -> int:
 
 
 class StaticDecoder:
-    """Keeps the fixed buffers and programs of one backbone between calls. One call at a time."""
+    """Keeps the fixed buffers and programs of one backbone between calls. One call at a time.
 
-    def __init__(self, backbone: Backbone) -> None:
+    fused: take the step of lean.py where the model is of a kind that it knows; False: transformers' forward pass.
+    """
+
+    def __init__(self, backbone: Backbone, fused: bool = False) -> None:
         self.backbone = backbone
+        self.lean: LeanModel | None = lean_of(backbone) if fused else None
         self.programs: dict[Shape, Program] = {}
         self.storage: Storage | None = None
         self.slots: dict[int, AdapterStack] = {}
@@ -87,12 +93,17 @@ class StaticDecoder:
             return None
         held = self.slots.get(stack.policies)
         dtype = self.backbone.dtype
-        if held is None or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items()):
-            tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
-            held = self.slots[stack.policies] = AdapterStack(stack.kind, tensors, stack.scale)
-            self.programs.clear()
-        if held.scale != stack.scale:
-            held.scale = stack.scale
+        if (
+            held is None
+            or held.scale != stack.scale
+            or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items())
+        ):
+            if self.lean is not None:
+                held = self.lean.hold(stack)
+            else:
+                tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
+                held = AdapterStack(stack.kind, tensors, stack.scale)
+            self.slots[stack.policies] = held
             self.programs.clear()
         names = list(stack.tensors)
         torch._foreach_copy_([held.tensors[n] for n in names], [stack.tensors[n].detach() for n in names])
@@ -103,7 +114,7 @@ class StaticDecoder:
         assert self.storage is not None
         found = self.programs.pop(shape, None)
         if found is None:
-            found = Program(self.backbone, stack, self.storage, shape)
+            found = Program(self.backbone, stack, self.storage, shape, self.lean)
         self.programs[shape] = found
         while len(self.programs) > KEPT_PROGRAMS:
             del self.programs[next(iter(self.programs))]
@@ -146,6 +157,8 @@ class _Call:
             sampling.top_p,
         )
         self.first = 0  # step from which the current program's notes count
+        self.stops = StopStrings(self.backbone, sampling.stop) if sampling.stop else None
+        self.looked = 0  # tokens in which stop strings were looked for
         self._begin(seeds_B)
 
     def _begin(self, seeds_B: np.ndarray) -> None:
@@ -205,6 +218,7 @@ class _Call:
         steps = self.shape.steps
         for step in range(1, steps):
             if step % CHECK == 0 or step == 1:
+                self._stop(step)
                 live_P_w = ~self.program.ended_R.view(self.policies, -1)
                 live = int(live_P_w.sum(1).max())
                 if live == 0:
@@ -214,6 +228,9 @@ class _Call:
                     self._narrow(live_P_w, width, step)
             self.program.step()
         self._collect(steps)
+        self._stop(steps)
+        if self.stops is not None:  # rows ran on behind their stop string until somebody looked
+            self.logprob_B_T *= torch.arange(steps, device=self.length_B.device) < self.length_B[:, None]
         longest = int(self.length_B.max())
         return Rollouts(
             tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts)),
@@ -233,6 +250,22 @@ class _Call:
         self.length_B[rows] = program.length_R[inside_R]
         self.ended_B[rows] = program.ended_R[inside_R]
         self.failed_B[rows] = program.failed_R[inside_R]
+
+    def _stop(self, upto: int) -> None:
+        """End the rows whose text holds a stop string, at the token that completed it."""
+        if self.stops is None:
+            return
+        self._collect(upto)
+        for row, length in self.stops.ends(self.tokens_B_T, self.length_B, self.looked, upto):
+            slot_R = (self.row_R == row) & self.inside_R
+            for kept_B, slots_R, value in (
+                (self.length_B, self.program.length_R, length),
+                (self.ended_B, self.program.ended_R, True),
+                (self.failed_B, self.program.failed_R, False),
+            ):
+                kept_B[row] = value
+                slots_R.masked_fill_(slot_R, value)
+        self.looked = upto
 
     def _narrow(self, live_P_w: Tensor, width: int, step: int) -> None:
         """Move the live rows to the program of `width` slots a policy; ended rows fill up."""

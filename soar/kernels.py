@@ -143,6 +143,49 @@ if triton is not None:
         slope = (one - tl.exp(x - tl.load(total + row))) * tl.load(gradient + row) * inverse_temperature
         tl.store(place, slope.to(logits.dtype.element_ty), mask=v < words)
 
+    @triton.jit
+    def _note(
+        token, logprob, bad, ends, tokens, logprobs, length, ended, failed, last, position, step_1, rows, pad, end_count,
+        BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = r < rows
+        place = tl.load(step_1) * rows + r
+        done = tl.load(ended + r, mask=inside, other=1).to(tl.int32)
+        ill = tl.load(bad + r, mask=inside, other=0).to(tl.int32)
+        word = tl.load(token + r, mask=inside, other=0)
+        stop = ill
+        for e in range(0, end_count):
+            stop = stop | (word == tl.load(ends + e)).to(tl.int32)
+        live = done == 0
+        tl.store(tokens + place, tl.where(live, word, pad), mask=inside)
+        tl.store(logprobs + place, tl.where(live, tl.load(logprob + r, mask=inside, other=0.0), 0.0), mask=inside)
+        tl.store(length + r, tl.load(length + r, mask=inside, other=0) + live.to(tl.int64), mask=inside)
+        before = tl.load(failed + r, mask=inside, other=0).to(tl.int32)
+        tl.store(failed + r, (before | (ill & live.to(tl.int32))) != 0, mask=inside)
+        tl.store(ended + r, (done | stop) != 0, mask=inside)
+        tl.store(last + r, word, mask=inside)
+        tl.store(position + r, tl.load(position + r, mask=inside, other=0) + 1, mask=inside)
+
+
+def note(
+    drawn: tuple[Tensor, Tensor, Tensor],
+    ends: Tensor,
+    written_T_R: tuple[Tensor, Tensor],
+    state_R: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    step_1: Tensor,
+    pad: int,
+) -> None:
+    """Write down a drawn token for every row that has not ended, as `programs.Program.note` says.
+
+    drawn: (token_R, logprob_R, bad_R). written_T_R: (tokens, log-probabilities), their row step_1 is written. state_R:
+    (length, ended, failed, last token, position), changed in place.
+    """
+    R = drawn[0].shape[0]
+    _note[(triton.cdiv(R, 256),)](
+        *drawn, ends, *written_T_R, *state_R, step_1, R, pad, ends.shape[0], BLOCK=256, num_warps=4
+    )
+
 
 def choose(logits_N_V: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(log softmax(logits / temperature) at the target, log of the normaliser) [N], in one pass over the logits."""

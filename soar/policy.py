@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,9 @@ from torch import Tensor, nn
 
 from soar import attention
 from soar.config import ConfigError
+from soar.devices import choose_device, choose_dtype
 from soar.fused import fuse
+from soar.groups import Group, Waiting, grouped
 from soar.pretrain import builtin_path
 from soar.settings import ModelConfig
 
@@ -120,17 +121,24 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.base = base
+        self.group: Group | None = None
         self._active = active
 
     def forward(self, x: Tensor) -> Tensor:
         stack = self._active.stack
-        return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
+        if stack is None:
+            return self.base(x)
+        if self.group is not None and self.group.takes(stack):
+            return self.group.output(self, x, stack)
+        return stack.apply(self.name, self.base, x)
 
 
 class _Active(threading.local):
     """The stack in use, shared by all wrapped layers of one model; each thread has its own."""
 
-    stack: AdapterStack | None = None
+    def __init__(self) -> None:
+        self.stack: AdapterStack | None = None
+        self.waiting: Waiting = {}
 
 
 class Backbone:
@@ -152,6 +160,9 @@ class Backbone:
         self.device, self.dtype = weight.device, weight.dtype
         self._active = _Active()
         self.layers = _wrap_linears(model, config.target_modules, self._active)
+        self.groups: list[Group] = []
+        if self.device.type == "cuda" and config.fused_kernels != "off":
+            self.join_layers()
         self.end_ids = _end_ids(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -163,6 +174,12 @@ class Backbone:
                 f"{self.vocabulary}; use the tokenizer that belongs to the model, or resize the embeddings first"
             )
 
+    def join_layers(self) -> None:
+        """Train layers that read the same input as one product with its own gradient (adapted.py)."""
+        if self.groups or self.config.adapter != "lora":
+            return
+        self.groups = grouped(self.model, self.layers, self._active)
+
     @contextmanager
     def use(self, stack: AdapterStack | None) -> Iterator[None]:
         """Within the block, forward passes go through `stack` (None: the base model)."""
@@ -172,6 +189,7 @@ class Backbone:
             yield
         finally:
             self._active.stack = before
+            self._active.waiting.clear()
             if stack is not None:
                 stack.forget_merged()
 
@@ -228,37 +246,6 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     if not found:
         raise ConfigError("model.path: neither model nor tokenizer names an end-of-text token (eos_token_id); set one")
     return frozenset(int(i) for i in found)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` -> cuda when present, else cpu. Raises ConfigError when a named CUDA device is absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"model.device = {name!r}: torch sees no CUDA device; use auto or cpu")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` -> bfloat16 on a GPU that computes in it, else float32, and a GPU without it is told of in a warning."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type != "cuda":
-        return torch.float32
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    warnings.warn(
-        "this GPU does not compute in bfloat16: going on in float32, which takes twice the memory "
-        '(model.dtype = "bfloat16" emulates it, slowly)',
-        stacklevel=2,
-    )
-    return torch.float32
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes of a CUDA device that a new tensor could take: free ones, and those that torch holds unused."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def resolve_path(path: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from soar import kernels
 from soar.attention import StaticLayer, Window, decoding, static_cache
+from soar.lean import LeanModel
 from soar.policy import AdapterStack, Backbone
 from soar.rollouts import draw
 
@@ -63,8 +64,16 @@ class Storage:
 class Program:
     """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
 
-    def __init__(self, backbone: Backbone, stack: AdapterStack | None, storage: Storage, shape: Shape) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        stack: AdapterStack | None,
+        storage: Storage,
+        shape: Shape,
+        lean: LeanModel | None = None,
+    ) -> None:
         self.backbone, self.stack, self.shape, self.pool = backbone, stack, shape, storage.pool
+        self.lean = lean
         device, rows = backbone.device, shape.rows
         self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -91,7 +100,14 @@ class Program:
 
     def body(self) -> None:
         """One step: forward the last token of every slot, then draw and note the next."""
-        with decoding(Window(self.start_R, self.filled_1)):
+        window = Window(self.start_R, self.filled_1)
+        if self.lean is not None:
+            logits_R_V = self.lean.logits(
+                self.token_R_1, self.position_R_1, self.layers, window, self.place_1, self.stack
+            )
+            self.note(logits_R_V)
+            return
+        with decoding(window):
             out = self.backbone.model(
                 input_ids=self.token_R_1,
                 attention_mask=self.mask,
@@ -104,21 +120,26 @@ class Program:
 
     def note(self, logits_R_V: Tensor) -> None:
         """Draw a token for every slot, write it down for the live ones, and move one place on."""
-        token_R, logprob_R, bad_R = self._draw(logits_R_V)
+        drawn = self._draw(logits_R_V)
+        if kernels.available(logits_R_V):
+            state = (self.length_R, self.ended_R, self.failed_R, self.token_R_1, self.position_R_1)
+            written = (self.tokens_T_R, self.logprob_T_R)
+            kernels.note(drawn, self.end_ids, written, state, self.step_1, self.backbone.pad_id)
+        else:
+            self._write(*drawn)
+        self.filled_1 += 1
+        torch._foreach_add_([self.place_1, self.step_1], 1)
+
+    def _write(self, token_R: Tensor, logprob_R: Tensor, bad_R: Tensor) -> None:
+        """What `kernels.note` does, in PyTorch."""
         live_R = ~self.ended_R
         self.tokens_T_R.index_copy_(0, self.step_1, torch.where(live_R, token_R, self.backbone.pad_id)[None])
         self.logprob_T_R.index_copy_(0, self.step_1, torch.where(live_R, logprob_R, 0.0)[None])
         self.length_R += live_R
         self.failed_R |= live_R & bad_R
-        stop_R = bad_R
-        for end in self.end_ids:
-            stop_R = stop_R | (token_R == end)
-        self.ended_R |= stop_R
+        self.ended_R |= bad_R | torch.isin(token_R, self.end_ids)
         self.token_R_1.copy_(token_R[:, None])
         self.position_R_1 += 1
-        self.filled_1 += 1
-        self.place_1 += 1
-        self.step_1 += 1
 
     def _draw(self, logits_R_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = self.shape

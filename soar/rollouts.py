@@ -17,7 +17,8 @@ class Rollouts:
     prompts: token ids of each row's prompt. tokens_B_T: completion ids, the end token included; what stands behind a
     row's length means nothing. length_B: tokens of the completion, end token included. logprob_B_T: log-probability
     (nats) of each sampled token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token or
-    failed (else it was truncated at max_tokens). failed_B: the model produced NaN or inf for this row, which ended it.
+    a stop string (which stays in its text), or failed; else it was truncated at max_tokens. failed_B: the model produced
+    NaN or inf for this row, which ended it.
     All tensors on the CPU.
     """
 
@@ -47,10 +48,11 @@ class Rollouts:
     def texts(self, backbone: Backbone) -> list[str]:
         """Completions as text, without the end token; other special tokens stay visible."""
         ids = []
-        for tokens_T, length, ended in zip(
-            self.tokens_B_T.tolist(), self.length_B.tolist(), self.ended_B.tolist(), strict=True
+        for tokens_T, length, failed in zip(
+            self.tokens_B_T.tolist(), self.length_B.tolist(), self.failed_B.tolist(), strict=True
         ):
-            ids.append(tokens_T[: length - 1] if ended else tokens_T[:length])
+            cut = failed or (length > 0 and tokens_T[length - 1] in backbone.end_ids)
+            ids.append(tokens_T[: length - 1] if cut else tokens_T[:length])
         return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 

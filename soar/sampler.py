@@ -4,7 +4,7 @@ The native engine runs transformers' own model classes with our cache and attent
 and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches.
 A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and
 the position. On a GPU the steps run at fixed addresses as captured graphs (decode.py); on a CPU over a growing cache.
-Left out here: stop strings, paged blocks.
+Left out here: paged blocks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from torch import Tensor
 from soar import seeds
 from soar.attention import buffer_cache
 from soar.decode import PLACE_STEP, StaticDecoder, slots_for
+from soar.devices import free_bytes
 from soar.faults import halving, is_out_of_memory
-from soar.policy import AdapterStack, Backbone, free_bytes
+from soar.policy import AdapterStack, Backbone
 from soar.rollouts import Rollouts, draw, join
 from soar.settings import SamplingConfig
+from soar.stops import StopStrings
 
 __all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
 
@@ -49,13 +51,18 @@ class NativeSampler:
     """The default engine: one process, one device, any transformers causal LM with standard linear layers.
 
     max_rows: rows of one batch at most; 0: by memory. static: decode at fixed addresses (decode.py); None: on a GPU.
+    fused: with the step of lean.py where it knows the model; None: on a GPU, unless `model.fused_kernels` is off.
     """
 
-    def __init__(self, backbone: Backbone, max_rows: int = 0, static: bool | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, max_rows: int = 0, static: bool | None = None, fused: bool | None = None
+    ) -> None:
         self.backbone = backbone
         self.max_rows = max_rows
         self.static = backbone.device.type == "cuda" if static is None else static
-        self.decoder = StaticDecoder(backbone)
+        if fused is None:
+            fused = backbone.device.type == "cuda" and backbone.config.fused_kernels != "off"
+        self.decoder = StaticDecoder(backbone, fused and self.static)
 
     def rows_per_call(self, positions: int) -> int:
         """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""
@@ -178,6 +185,7 @@ class _Run:
         self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.failed_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
+        self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
         self.row_b = torch.arange(rows, device=device)  # live slot -> row of the result
 
     def finish(self) -> Rollouts:
@@ -185,6 +193,9 @@ class _Run:
             logits_b_V, cache, mask_b_S = self._prefill()
             for step in range(self.sampling.max_tokens):
                 token_b = self._draw(logits_b_V, step)
+                if self.stops is not None:
+                    for row, _ in self.stops.ends(self.tokens_B_T, self.length_B, step, step + 1):
+                        self.ended_B[row] = True
                 if step + 1 == self.sampling.max_tokens:
                     break
                 keep = self._retire()

@@ -24,13 +24,13 @@ BLOCK = {"cpu": 8, "cuda": 16}  # problems attempted together
 FIRST_WAVE, WAVE_GROWTH = 8, 4  # with early_stop: 8 attempts, 24 more, 96 more ...
 # What a hard set shown with one configuration must have in common with a run that uses it. The seed and early stopping
 # are left out: another seed is another sample of the same evidence, and early stopping leaves the hard set as it is.
-DECISIVE = ("model_sha256", "dtype", "prompt", "verifier", "attempts", "temperature", "top_p", "max_tokens")
+DECISIVE = ("model_sha256", "dtype", "prompt", "verifier", "attempts", "temperature", "top_p", "max_tokens", "stop")
 
 
 def evidence_key(config: Config, backbone: Backbone, fmt: PromptFormat, model_hash: str) -> dict[str, Any]:
     """What must be equal for evidence to be added to."""
     sampling = config.student.sampling
-    return {
+    key = {
         "model": config.model.path,
         "revision": config.model.revision,
         "model_sha256": model_hash,
@@ -45,6 +45,8 @@ def evidence_key(config: Config, backbone: Backbone, fmt: PromptFormat, model_ha
         "max_tokens": sampling.max_tokens,
         "seed": config.seed,
     }
+    # Only where there are any, so that evidence from before there were stop strings still counts.
+    return key | ({"stop": list(sampling.stop)} if sampling.stop else {})
 
 
 def waves(config: ScreenConfig) -> Iterator[tuple[int, int]]:

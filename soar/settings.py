@@ -77,6 +77,7 @@ class SamplingConfig(Section):
     temperature: float = Field(1.0, gt=0)  # logits are divided by it
     top_p: float = Field(1.0, gt=0, le=1)  # smallest set of tokens with this probability; 1: all
     max_tokens: int = Field(1024, ge=1)  # budget of a completion; a longer one is cut and counts as truncated
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # a completion ends where its text holds one
 
 
 class OptimizerConfig(Section):

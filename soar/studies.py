@@ -30,7 +30,7 @@ from soar.settings import Section
 STUDIES = RECIPES / "studies"
 # What decides whether two cells of one seed have the same hard problems with the same evidence.
 SCREENED_WITH = ("model", "problems", "screen", "seed")
-SAMPLED_WITH = ("top_p", "max_tokens")
+SAMPLED_WITH = ("top_p", "max_tokens", "stop")
 
 
 class Variant(Section):

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soar.devices import free_bytes
 from soar.faults import halving
 from soar.logprobs import token_logprobs
-from soar.policy import AdapterStack, Backbone, free_bytes
+from soar.policy import AdapterStack, Backbone
 from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
 from soar.settings import OptimizerConfig

@@ -12,7 +12,8 @@ from loop_helpers import run_tiny, tiny_config
 
 from soar import record
 from soar.config import ConfigError
-from soar.policy import Backbone, choose_dtype
+from soar.devices import choose_dtype
+from soar.policy import Backbone
 from soar.sampler import NativeSampler
 from soar.settings import ModelConfig, SamplingConfig
 

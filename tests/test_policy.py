@@ -11,7 +11,8 @@ from helpers import ARCHITECTURES, WORDS, random_stack, same_stacks, tiny_backbo
 from torch import Tensor
 
 from soar.config import ConfigError
-from soar.policy import AdapterStack, Backbone, choose_device, concat, load_backbone
+from soar.devices import choose_device
+from soar.policy import AdapterStack, Backbone, concat, load_backbone
 from soar.settings import ModelConfig
 
 POLICIES, ROWS, LENGTH = 3, 2, 7

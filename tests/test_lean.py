@@ -1,0 +1,78 @@
+"""The joined decoding step gives what transformers' own forward pass gives, for the models that it knows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import ARCHITECTURES, random_stack, some_prompts, tiny_backbone
+
+from soar import lean
+from soar.lean import lean_of
+from soar.policy import Backbone
+from soar.sampler import NativeSampler, Rollouts
+from soar.settings import SamplingConfig
+
+KNOWN = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def sampled(backbone: Backbone, stack: object, fused: bool, greedy: bool = False) -> tuple[Rollouts, bool]:
+    prompts = some_prompts(6, seed=3)
+    prompts_P_Q = [prompts[:2], prompts[2:4], prompts[4:]]
+    sampler = NativeSampler(backbone, static=True, fused=fused)
+    sampling = SamplingConfig(max_tokens=30, temperature=0.8)
+    found = sampler.sample(stack, prompts_P_Q, 5, [[1, 2], [3, 4], [5, 6]], sampling, greedy)  # type: ignore[arg-type]
+    return found, sampler.decoder.lean is not None
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_joined_step_changes_nothing(name: str, greedy: bool) -> None:
+    backbone = tiny_backbone(name)
+    stack = random_stack(backbone, 3)
+    plain, used = sampled(backbone, stack, fused=False, greedy=greedy)
+    assert not used
+    fused, used = sampled(backbone, stack, fused=True, greedy=greedy)
+    assert used == (name in KNOWN)  # the others are left to transformers, without a word
+    assert torch.equal(fused.tokens_B_T, plain.tokens_B_T)
+    assert torch.equal(fused.length_B, plain.length_B)
+    assert torch.allclose(fused.logprob_B_T, plain.logprob_B_T, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("down_proj",)])
+def test_layers_without_an_adapter_stay_plain(targets: tuple[str, ...]) -> None:
+    backbone = tiny_backbone("qwen2", target_modules=targets)
+    stack = random_stack(backbone, 3, size=0.5)
+    plain, _ = sampled(backbone, stack, fused=False)
+    fused, used = sampled(backbone, stack, fused=True)
+    assert used
+    assert torch.equal(fused.tokens_B_T, plain.tokens_B_T)
+    assert not torch.equal(fused.tokens_B_T, sampled(backbone, None, fused=True)[0].tokens_B_T)
+
+
+def test_joined_weights_are_the_layers_own() -> None:
+    """No second copy of the weights, and nothing of the model changes: not its digest, not its logits."""
+    backbone = tiny_backbone("llama")
+    ids = torch.arange(8)[None]
+    before, logits = backbone.base_digest(), backbone.model(input_ids=ids).logits
+    made = lean_of(backbone)
+    assert made is not None
+    query = backbone.layers["model.layers.0.self_attn.q_proj"].base
+    joined = made.layers[0].qkv.weight_N_K
+    assert query.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+    assert backbone.base_digest() == before
+    assert torch.equal(backbone.model(input_ids=ids).logits, logits)
+
+
+def test_a_step_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone("llama")
+    monkeypatch.setattr(lean, "norm", lambda x, weight, eps: x * weight)
+    with pytest.warns(UserWarning, match="fused decoding step differs"):
+        assert lean_of(backbone) is None
+    assert lean_of(backbone) is None  # said once
+
+
+def test_an_unusual_layer_is_left_to_transformers() -> None:
+    backbone = tiny_backbone("llama", hidden_act="gelu")
+    assert lean_of(backbone) is None
+    backbone = tiny_backbone("llama", mlp_bias=True)
+    assert lean_of(backbone) is None
