@@ -75,7 +75,7 @@ def check_soar(words: list[str]) -> None:
     arguments = cli._parser().parse_args(words)
     assert hasattr(arguments, "action") or words == []
     if words[0] == "run":
-        words = [word for word in words if word != "--resume"]
+        words = [word for word in words if word not in ("--resume", "--calibrate")]
         assert main([*words, *([] if "--dry-run" in words else ["--dry-run"])]) == 0
     elif words[0] in RUN or "--no-model" in words or "--golds" in words:
         force = ["--force"] if words[0] == "init" else []
