@@ -38,6 +38,11 @@ class ModelConfig(Section):
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
     target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
     fused_kernels: Literal["auto", "off"] = "auto"  # auto: liger-kernel's, where installed and on a GPU
+    sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
+    vllm_memory: float = Field(
+        0.4, gt=0, lt=1
+    )  # share of a GPU's memory that vLLM takes, its own base weights included
+    vllm_devices: int = Field(1, ge=1)  # GPUs that vLLM splits the model among (tensor parallel)
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
 

@@ -14,7 +14,7 @@ from soar.data import fits_budget
 from soar.policy import Backbone, load_backbone
 from soar.prompts import get_format
 from soar.rollout import Examiner
-from soar.sampler import NativeSampler
+from soar.sampler import NativeSampler, Sampler
 from soar.types import Problem, Verdict
 from soar.verify import VerifierPool, columns_of
 from soar.worlds import get_world
@@ -39,6 +39,15 @@ def choose_workers(backbone: Backbone, threads: int) -> int:
     return cores if small else 1
 
 
+def open_sampler(backbone: Backbone, config: Config) -> Sampler:
+    """The engine that model.sampler names. Raises ConfigError."""
+    if config.model.sampler == "native":
+        return NativeSampler(backbone)
+    from soar.vllm_sampler import open_vllm
+
+    return open_vllm(backbone, config)
+
+
 @contextmanager
 def open_examiner(config: Config) -> Iterator[Examiner]:
     """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
@@ -51,7 +60,7 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
         memory_mb=config.problems.verify_memory_mb,
         workers=config.problems.verify_workers,
     ) as verifier:
-        yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
+        yield Examiner(backbone, open_sampler(backbone, config), fmt, verifier, config.student.reward)
 
 
 def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:

@@ -48,6 +48,8 @@ ORDER = (
     "programs",
     "decode",
     "sampler",
+    "vllm_worker",
+    "vllm_sampler",
     "logprobs",
     "symbolic",
     "workers",
