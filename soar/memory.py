@@ -194,8 +194,8 @@ class Memory:
     """Bytes that a run needs on its device.
 
     weights: of the frozen base. adapters: of `policies` adapters with gradients and moments. cache_row: keys and values of
-    one row with `row_tokens` tokens. activations: of the smallest pass of the update. rows: of one sampling call of all
-    students.
+    one row with `row_tokens` tokens. activations: of the smallest pass of the update, `pass_tokens`. rows: of one
+    sampling call of all students.
     """
 
     shape: ModelShape
@@ -206,6 +206,7 @@ class Memory:
     row_tokens: int
     cache_row: float
     rows: int
+    pass_tokens: int
     activations: float
 
     @property
@@ -224,8 +225,8 @@ class Memory:
             f"parameters x {TRAINED_BYTES} bytes (weight, gradient, two moments in float32)",
             f"  KV cache     {self.cache_row * self.rows / GIB:8.2f} GiB   {self.rows:,} rows x {self.row_tokens:,} tokens x "
             f"{self.cache_row / self.row_tokens:,.0f} bytes; less in smaller batches, {self.cache_row / GIB:.4f} a row",
-            f"  activations  {self.activations / GIB:8.2f} GiB   at least: {SMALLEST_MICRO_BATCH:,} tokens of one pass x "
-            f"{self.activations / SMALLEST_MICRO_BATCH:,.0f} bytes",
+            f"  activations  {self.activations / GIB:8.2f} GiB   at least: {self.pass_tokens:,} tokens of one pass x "
+            f"{self.activations / self.pass_tokens:,.0f} bytes",
             f"  least        {self.least / GIB:8.2f} GiB   weights, adapters, and one row or one smallest pass",
         ]
 
@@ -234,12 +235,15 @@ def memory_of(config: Config, shape: ModelShape, prompt_tokens: int, kind: str =
     """What a run needs. kind: type of the weights as loaded; "": by model.dtype and model.device.
 
     Policies: the students trained at once (model.chunk, or all), teacher and baseline. Quantization covers the linear
-    layers of the decoder; embeddings, norms and the output layer stay bfloat16.
+    layers of the decoder; embeddings, norms and the output layer keep their type.
     """
     model, student = config.model, config.student
     kind = kind or (model.dtype if model.dtype != "auto" else "float32" if model.device == "cpu" else "bfloat16")
     plain = BYTES[kind]
     weights = shape.parameters * plain
+    if model.quantization != "none":
+        weights -= shape.linear_parameters * (plain - BYTES[model.quantization])
+        kind = f"{model.quantization} in the layers, {kind} elsewhere"
     students = config.teacher.datasets * student.repeats
     policies = (min(students, model.chunk) if model.chunk else students) + 2
     own = shape.full_adapter_parameters() if model.adapter == "full" else shape.adapter_parameters(model.lora_rank)
@@ -253,7 +257,37 @@ def memory_of(config: Config, shape: ModelShape, prompt_tokens: int, kind: str =
         tokens,
         shape.cache_bytes(tokens, plain),
         students * student.prompts_per_step * student.attempts,
-        shape.activation_bytes(SMALLEST_MICRO_BATCH, plain),
+        model.micro_batch_tokens or SMALLEST_MICRO_BATCH,
+        shape.activation_bytes(model.micro_batch_tokens or SMALLEST_MICRO_BATCH, plain),
+    )
+
+
+def check_fits(config: Config, available: int | None, device: str) -> None:
+    """Refuse a base model that cannot work in so many bytes: with one student trained and one row sampled at a time.
+
+    A shape that the files do not tell, or memory that the system does not tell, is no reason to refuse. Raises TooLarge.
+    """
+    folder = model_folder(config.model.path, config.model.revision)
+    shape = read_shape(folder) if folder is not None else None
+    if shape is None or available is None:
+        return
+    alone = config.model_copy(update={"model": config.model.model_copy(update={"chunk": 1})})
+    kind = "float32" if device == "cpu" and config.model.dtype == "auto" else ""
+    needed = memory_of(alone, shape, 1, kind)
+    if needed.least <= available:
+        return
+    smaller = []
+    for name in ("8bit", "4bit"):
+        if config.model.quantization == "none" and config.model.adapter == "lora":
+            model = alone.model.model_copy(update={"quantization": name})
+            least = memory_of(alone.model_copy(update={"model": model}), shape, 1, kind).least
+            smaller.append(f'model.quantization = "{name}" needs {least / GIB:.1f} GiB')
+    raise TooLarge(
+        f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free, even with one "
+        f"student trained and one row sampled at a time:\n"
+        + "\n".join(needed.lines())
+        + "\n".join(["\nTake a larger device, a smaller model or a smaller model.micro_batch_tokens", *smaller])
+        + "\nOne process trains on one device: model.vllm_devices divides sampling alone."
     )
 
 

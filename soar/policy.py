@@ -29,6 +29,7 @@ from soar import attention
 from soar.config import ConfigError
 from soar.fused import fuse
 from soar.pretrain import builtin_path
+from soar.quantize import quantize
 from soar.settings import ModelConfig
 
 
@@ -255,7 +256,7 @@ def resolve_path(path: str) -> str:
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
-    """Load base model and tokenizer by transformers, freeze, wrap.
+    """Load base model and tokenizer by transformers, quantize where the config says so, freeze, wrap.
 
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
     loader's reason.
@@ -281,6 +282,8 @@ def load_backbone(config: ModelConfig) -> Backbone:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **weights)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
+    if config.quantization != "none":
+        quantize(model, int(config.quantization[0]), device)
     return Backbone(model.to(device), tokenizer, config)
 
 

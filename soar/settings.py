@@ -33,6 +33,9 @@ class ModelConfig(Section):
     trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
+    quantization: Literal["none", "8bit", "4bit"] = (
+        "none"  # of the frozen base: less memory, slower; adapters stay float32
+    )
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank

@@ -11,7 +11,8 @@ import torch
 
 from soar.config import Config
 from soar.data import fits_budget
-from soar.policy import Backbone, load_backbone
+from soar.memory import check_fits, machine_bytes
+from soar.policy import Backbone, choose_device, free_bytes, load_backbone
 from soar.prompts import get_format
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler, Sampler
@@ -39,6 +40,11 @@ def choose_workers(backbone: Backbone, threads: int) -> int:
     return cores if small else 1
 
 
+def device_bytes(device: torch.device) -> int | None:
+    """Bytes that a run could take on a device: the free ones of a GPU, all of the machine's; None where it is not told."""
+    return free_bytes(device) if device.type == "cuda" else machine_bytes()
+
+
 def open_sampler(backbone: Backbone, config: Config) -> Sampler:
     """The engine that model.sampler names. Raises ConfigError."""
     if config.model.sampler == "native":
@@ -50,7 +56,12 @@ def open_sampler(backbone: Backbone, config: Config) -> Sampler:
 
 @contextmanager
 def open_examiner(config: Config) -> Iterator[Examiner]:
-    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
+    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end.
+
+    Raises TooLarge before anything is loaded when the model does not fit its device.
+    """
+    device = choose_device(config.model.device)
+    check_fits(config, device_bytes(device), str(device))
     backbone = load_backbone(config.model)
     fmt = get_format(config.problems.format)
     with VerifierPool(

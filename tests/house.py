@@ -43,6 +43,7 @@ ORDER = (
     "kernels",
     "attention",
     "fused",
+    "quantize",
     "policy",
     "rollouts",
     "programs",
