@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from soar.config import Config
-from soar.memory import ModelShape, memory_of, shape_of
+from soar.memory import GIB, ModelShape, memory_of, shape_of
 from soar.runs import number
 from soar.workload import STAGES, Assumptions, Work, assumed, workload
 
@@ -163,7 +163,16 @@ def memory_lines(config: Config, assumptions: Assumptions, shape: ModelShape | N
     if shape is None:
         return ["memory per device: unknown, the model is not in the local cache and its name tells no size"]
     prompt = math.ceil(max(assumptions.question_prompt_tokens, assumptions.hard_prompt_tokens))
-    return ["memory per device", *memory_of(config, shape, prompt).lines()]
+    needed = memory_of(config, shape, prompt)
+    lines = ["memory per device", *needed.lines()]
+    if config.model.sampler == "vllm":
+        share, devices = config.model.vllm_memory, config.model.vllm_devices
+        own = needed.shape.parameters * 2 / GIB / devices
+        lines.append(
+            f"  vLLM         {share:8.0%} of each of {devices} GPU, by model.vllm_memory: its own {own:.2f} GiB of weights, "
+            "adapters and cache"
+        )
+    return lines
 
 
 def against(stage_seconds: Mapping[str, Any], wall_seconds: Mapping[str, Any]) -> list[tuple[str, float, float]]:

@@ -225,6 +225,9 @@ def test_dry_run_prints_everything(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "memory per device" in out and "guessed from the size" in out and "device-hours" in out
     assert "question_tokens                 100  given" in out
+    vllm = ["--set", "model.sampler=vllm", "--set", "model.vllm_devices=2"]
+    assert main(["run", "--dry-run", "--model", "x/M-3B", "--problems", "x.jsonl", *vllm]) == 0
+    assert "40% of each of 2 GPU, by model.vllm_memory: its own 2.79 GiB" in capsys.readouterr().out
     for wrong in ("question_tokens", "question_tokens=many", "nonsense=3"):
         assert main(["run", "--dry-run", "--assume", wrong]) == 1
 
