@@ -92,6 +92,8 @@ def check(line: str) -> None:
         assert subprocess.run(["make", "-n", *targets], cwd=house.ROOT, capture_output=True).returncode == 0, line
     elif program in ("python", "python3"):
         assert (house.ROOT / words[0]).is_file(), line
+    elif program == "pytest":
+        assert (house.ROOT / words[-1]).exists(), line
     elif program == "pip":
         assert words[0] == "install"
         extras = [extra for word in words for extra in re.findall(r"\[([\w,-]+)\]", word)]

@@ -1,6 +1,6 @@
 """vLLM itself against the native engine, on tiny random models; skipped where vLLM is not installed.
 
-    VLLM_CPU_KVCACHE_SPACE=1 python -m pytest -n 0 -s tests/test_vllm_real.py
+    pytest -n 0 -s tests/test_vllm_real.py
 
 prints the figures of docs/results/vllm.md.
 """
