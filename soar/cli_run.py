@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments
-from soar.config import Config, override
+from soar.config import Config, ConfigError, override
+from soar.forecast import against, against_lines, memory_lines, table_forecast
+from soar.plan import plan_lines
 from soar.stopping import StopRequest
+from soar.workload import Assumptions, assumed
 
 EXAMPLES = """examples:
   soar run                                        the embedded world, on two CPU cores
@@ -41,7 +44,15 @@ def add(commands: Any) -> None:
     limits.add_argument("--max-hours", type=float, metavar="H", help="pause after so many hours of this process")
     limits.add_argument("--max-tokens", type=int, metavar="N", help="pause after so many sampled tokens in all")
     limits.add_argument("--max-promotions", type=int, metavar="N", help="end the outer loop after so many promotions")
-    run.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, run nothing")
+    run.add_argument("--dry-run", action="store_true", help="print config, plan, memory and forecast, run nothing")
+    run.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure this device's rates first, about half a minute, for the forecast",
+    )
+    run.add_argument(
+        "--assume", action="append", default=[], metavar="NAME=VALUE", help="replace an assumption of the forecast"
+    )
     run.add_argument("--quiet", action="store_true", help="print the summary only")
     run.set_defaults(action=_run)
     world = commands.add_parser("world", help="the embedded world").add_subparsers(metavar="COMMAND", required=True)
@@ -73,21 +84,44 @@ def _run_config(arguments: argparse.Namespace) -> Config:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _run_config(arguments)
-    if arguments.dry_run:
-        from soar.plan import plan_lines
-
-        print(json.dumps(config.resolved(), indent=2))
-        print("\n".join(plan_lines(config)))
-        return 0
+    given = _assumptions(config, arguments.assume) if arguments.dry_run or arguments.calibrate else None
+    if arguments.dry_run and given is not None:
+        return _dry_run(config, given, arguments.calibrate)
     from soar.pipeline import execute
     from soar.progress import Progress
 
     out = arguments.out or Path("runs") / config.name
     stop = StopRequest()
     with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):
-        summary = execute(config, out, arguments.resume, arguments.command, progress, stop)
+        summary = execute(config, out, arguments.resume, arguments.command, progress, stop, assumptions=given)
     print("\n".join(summary_lines(summary)))
     print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _assumptions(config: Config, given: list[str]) -> Assumptions:
+    """Those of the config with what --assume replaces."""
+    values = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"--assume {text}: expected NAME=NUMBER") from error
+    return assumed(config).with_values(values, "given")
+
+
+def _dry_run(config: Config, given: Assumptions, measure: bool) -> int:
+    """Print what a run would do and cost. measure: load the model and calibrate."""
+    print(json.dumps(config.resolved(), indent=2))
+    print("\n".join(plan_lines(config)), flush=True)
+    if measure:
+        from soar.calibrate import calibrated_forecast
+
+        expected, shape = calibrated_forecast(config, given)
+    else:
+        expected, shape = table_forecast(config, given), None
+    print("\n".join([*memory_lines(config, expected.assumptions, shape), *expected.lines()]))
     return 0
 
 
@@ -106,6 +140,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         low, high = by_k[k]["interval_95"]
         lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
     lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
+    lines += against_lines(against(summary.get("forecast", {}), summary["wall_seconds"]))
     return lines
 
 

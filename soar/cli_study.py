@@ -42,11 +42,12 @@ def _study(arguments: argparse.Namespace) -> int:
         study = type(study).model_validate({**study.model_dump(), "seeds": arguments.seeds})
     out = arguments.out or Path("studies") / study.name
     if arguments.dry_run:
+        from soar.forecast import total_line
         from soar.plan import plan_lines
 
         for cell in cells(study, out, arguments.overrides):
             print(f"{cell.name}: {' '.join(cell.overrides)}")
-            print("\n".join(plan_lines(cell.config)[1:]))
+            print("\n".join([*plan_lines(cell.config)[1:], total_line(cell.config)]))
         return 0
     from soar.study import run_study
 

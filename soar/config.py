@@ -78,6 +78,11 @@ class Config(Section):
             )
         if self.reward.mode == "greedy" and self.reward.attempts != 1:
             raise ValueError('reward.attempts is for reward.mode = "sampled"; a greedy answer never changes, set 1')
+        if self.model.quantization != "none" and (self.model.adapter == "full" or self.model.sampler == "vllm"):
+            raise ValueError(
+                f'model.quantization = {self.model.quantization!r} is for model.adapter = "lora" and model.sampler = '
+                '"native": full adapters need the full weights, and vLLM would sample from another base model'
+            )
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
         if trained and self.teacher.steps == 0 and self.arms.steps == 0:
             raise ValueError(

@@ -16,6 +16,7 @@ from typing import Any
 from soar import ledger, review, seeds
 from soar.alarms import screen_alarms, step_alarms
 from soar.arms import TRAINED, ArmProgress, Listener, arm_batches, arm_steps, left_out, train_arms
+from soar.calibrate import forecast_event
 from soar.checkpoints import Checkpoint
 from soar.config import Config
 from soar.data import split, write_hard
@@ -25,14 +26,13 @@ from soar.files import storage_errors, sync_tree, write_json, write_lines
 from soar.hardset import find_hard
 from soar.held_out import count_held_out
 from soar.lessons import TeacherError
-from soar.loggers import Loggers, check_installed
+from soar.loggers import check_installed, open_loggers
 from soar.policy import AdapterStack, save_adapter
 from soar.progress import Progress
 from soar.record import ADVICE, RunFolder, finite, write_hashes
 from soar.report import write_report
 from soar.rollout import Examiner
 from soar.runs import PAUSE_FILE
-from soar.scrub import scrub
 from soar.state import STAGES, Pending, RunState, from_checkpoint, to_checkpoint
 from soar.stopping import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.student import Population
@@ -42,6 +42,7 @@ from soar.training_sets import Material, read_pq, read_teacher, training_questio
 from soar.types import Problem, UserError
 from soar.watch import own_view, step_lines
 from soar.workbench import choose_workers, labelled, open_examiner
+from soar.workload import Assumptions
 
 
 class NothingToDo(UserError):
@@ -76,6 +77,7 @@ class Run:
         self.hard_test: list[Problem] = []
         self.state = RunState("loop", new_state(examiner, config))
         self.meter: TokenMeter | None = None
+        self.assumptions: Assumptions | None = None
         self._current: tuple[str, float] | None = None
 
     def execute(self) -> dict[str, Any]:
@@ -84,6 +86,10 @@ class Run:
         checkpoint = self.folder.load()
         for line in self.folder.notes:
             self.progress.insist(line)
+        if checkpoint is None and self.assumptions is not None:
+            with self._phase("calibrate"):
+                event = forecast_event(self.examiner, self.config, self.workers, self.assumptions, self.progress.say)
+                self.folder.append("metrics.jsonl", [event])
         with self._phase("screen"):
             self._find_hard(first=checkpoint is None)
         if checkpoint is None:
@@ -346,16 +352,6 @@ class Run:
         self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
 
 
-def _loggers(config: Config, out: Path, progress: Progress) -> Loggers:
-    """The sinks of `log.sinks`. They leave this machine, so they get no secret that a config may hold."""
-    name, resolved = scrub(config.name), scrub(config.resolved())
-
-    def say(text: str) -> None:
-        progress.say(scrub(text))
-
-    return Loggers.open(config.log.sinks, out, config.log.project, name, resolved, say)
-
-
 def execute(
     config: Config,
     out: Path,
@@ -364,8 +360,9 @@ def execute(
     progress: Progress,
     stop: StopRequest | None = None,
     loop_class: type[OuterLoop] = OuterLoop,
+    assumptions: Assumptions | None = None,
 ) -> dict[str, Any]:
-    """Run `config` in the folder `out`; returns the summary.
+    """Run `config` in the folder `out`; returns the summary. assumptions: of a forecast to be made first, by calibration.
 
     Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion
     on hold ends it at a safe point; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state
@@ -374,12 +371,12 @@ def execute(
     check_installed(config.log.sinks)
     with (
         RunFolder(out, config, command, resume) as folder,
-        closing(_loggers(config, out, progress)) as folder.on_events,
+        closing(open_loggers(config, out, progress.say)) as folder.on_events,
         open_examiner(config) as examiner,
     ):
         progress.show(own_view(out, progress.console))
         run = Run(config, folder, examiner, progress, stop)
-        run.loop_class = loop_class
+        run.loop_class, run.assumptions = loop_class, assumptions
         try:
             with storage_errors(out, ADVICE):
                 return run.execute()

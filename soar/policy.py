@@ -31,6 +31,7 @@ from soar.devices import choose_device, choose_dtype
 from soar.fused import fuse
 from soar.groups import Group, Waiting, grouped
 from soar.pretrain import builtin_path
+from soar.quantize import quantize
 from soar.settings import ModelConfig
 
 
@@ -259,7 +260,7 @@ def resolve_path(path: str) -> str:
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
-    """Load base model and tokenizer by transformers, freeze, wrap.
+    """Load base model and tokenizer by transformers, quantize where the config says so, freeze, wrap.
 
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
     loader's reason.
@@ -283,6 +284,8 @@ def load_backbone(config: ModelConfig) -> Backbone:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **weights)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
+    if config.quantization != "none":
+        quantize(model, int(config.quantization[0]), device)
     return Backbone(model.to(device), tokenizer, config)
 
 

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from soar import __version__, changes, sections, wording
 from soar.figures import visible
 from soar.files import write_atomic
+from soar.forecast import against
 from soar.runs import Run, number, numbers, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -47,6 +48,11 @@ def verdict(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else wording.DASH
 
 
+def mapping(value: object) -> dict[str, Any]:
+    """The value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def content(run: Run) -> dict[str, Any]:
     """Everything that the page shows, by section."""
     phases, wall_seconds = sections.phases(run)
@@ -67,6 +73,7 @@ def content(run: Run) -> dict[str, Any]:
         "alarm_total": len(run.events.get("alarm", [])),
         "phases": phases,
         "wall_seconds": wall_seconds,
+        "forecast": against(mapping(run.summary.get("forecast")), mapping(run.summary.get("wall_seconds"))),
         "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
         "rollouts": max(rollouts, default=None),
         "version": __version__,

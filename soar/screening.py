@@ -118,7 +118,7 @@ def screen(
     size = BLOCK.get(examiner.backbone.device.type, BLOCK["cuda"])
     blocks = [problems[first : first + size] for first in range(0, len(problems), size)]
     blocks = [part for part in blocks if any(problem.id not in found for problem in part)]
-    for part, screenings in zip(blocks, _attempt_blocks(examiner, blocks, config, workers), strict=True):
+    for part, screenings in zip(blocks, attempt_blocks(examiner, blocks, config, workers), strict=True):
         fresh = [(p.id, s) for p, s in zip(part, screenings, strict=True) if p.id not in found]
         found.update(fresh)
         folder.append(
@@ -143,7 +143,7 @@ def reuse(folder: RunFolder, place: Path) -> None:
     folder.append(SCREEN_FILE, rows)
 
 
-def _attempt_blocks(
+def attempt_blocks(
     examiner: Examiner, blocks: list[list[Problem]], config: Config, workers: int
 ) -> Iterator[list[Screening]]:
     """`attempt_block` for every block, in order, `workers` of them at a time."""

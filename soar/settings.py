@@ -33,11 +33,19 @@ class ModelConfig(Section):
     trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
+    quantization: Literal["none", "8bit", "4bit"] = (
+        "none"  # of the frozen base: less memory, slower; adapters stay float32
+    )
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
     target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
     fused_kernels: Literal["auto", "off"] = "auto"  # auto: liger-kernel's, where installed and on a GPU
+    sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
+    vllm_memory: float = Field(
+        0.4, gt=0, lt=1
+    )  # share of a GPU's memory that vLLM takes, its own base weights included
+    vllm_devices: int = Field(1, ge=1)  # GPUs that vLLM splits the model among (tensor parallel)
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
 

@@ -23,6 +23,7 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
         arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
     }
     promotions = sum(row["event"] == "promotion" for row in rows)
+    expected = next((row["stage_seconds"] for row in rows if row["event"] == "forecast"), None)
     for arm, entry in arms.items():
         if (arm.startswith("pq") and not config.arms.pq_from) or (arm == "teacher_t" and not config.arms.teacher_from):
             entry["search_rollouts"] = steps[-1]["student_rollouts"] if steps else 0
@@ -35,6 +36,7 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
         "seed": config.seed,
         "teacher_rollouts": sum(row["sampled"] for row in steps),
         "wall_seconds": {name: round(seconds, 1) for name, seconds in wall_seconds.items()},
+        **({} if expected is None else {"forecast": expected}),
     }
 
 

@@ -11,10 +11,12 @@ import torch
 
 from soar.config import Config
 from soar.data import fits_budget
+from soar.devices import choose_device, free_bytes
+from soar.memory import check_fits, machine_bytes
 from soar.policy import Backbone, load_backbone
 from soar.prompts import get_format
 from soar.rollout import Examiner
-from soar.sampler import NativeSampler
+from soar.sampler import NativeSampler, Sampler
 from soar.types import Problem, Verdict
 from soar.verify import VerifierPool, columns_of
 from soar.worlds import get_world
@@ -39,9 +41,28 @@ def choose_workers(backbone: Backbone, threads: int) -> int:
     return cores if small else 1
 
 
+def device_bytes(device: torch.device) -> int | None:
+    """Bytes that a run could take on a device: the free ones of a GPU, all of the machine's; None where it is not told."""
+    return free_bytes(device) if device.type == "cuda" else machine_bytes()
+
+
+def open_sampler(backbone: Backbone, config: Config) -> Sampler:
+    """The engine that model.sampler names. Raises ConfigError."""
+    if config.model.sampler == "native":
+        return NativeSampler(backbone)
+    from soar.vllm_sampler import open_vllm
+
+    return open_vllm(backbone, config)
+
+
 @contextmanager
 def open_examiner(config: Config) -> Iterator[Examiner]:
-    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
+    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end.
+
+    Raises TooLarge before anything is loaded when the model does not fit its device.
+    """
+    device = choose_device(config.model.device)
+    check_fits(config, device_bytes(device), str(device))
     backbone = load_backbone(config.model)
     fmt = get_format(config.problems.format)
     with VerifierPool(
@@ -51,7 +72,7 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
         memory_mb=config.problems.verify_memory_mb,
         workers=config.problems.verify_workers,
     ) as verifier:
-        yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
+        yield Examiner(backbone, open_sampler(backbone, config), fmt, verifier, config.student.reward)
 
 
 def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:

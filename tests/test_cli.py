@@ -64,9 +64,11 @@ def test_dry_run_needs_no_torch_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     config, end = json.JSONDecoder().raw_decode(done.stdout)
     assert config == load(None, ["seed=5", *TINY]).resolved()
-    plan = done.stdout[end:].strip().splitlines()
-    assert plan[0] == "plan"
-    assert [line.split()[0] for line in plan[1:-1]] == ["screening", "outer", "144", "hard_only", "pq", "evaluation"]
+    plan, _, costs = done.stdout[end:].strip().partition("\nmemory per device\n")
+    first, *rest = plan.splitlines()
+    assert first == "plan"
+    assert [line.split()[0] for line in rest] == ["screening", "outer", "144", "hard_only", "pq", "evaluation"]
+    assert "\nforecast\n" in costs and "it rests on" in costs
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_wrong_argument_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_interrupt_is_exit_code_130(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*args: object) -> None:
+    def stop(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("soar.pipeline.execute", stop)
@@ -119,7 +121,7 @@ def test_an_interrupt_is_exit_code_130(
 
 
 def test_an_error_nobody_foresaw_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: object) -> None:
+    def broken(*args: object, **named: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("soar.pipeline.execute", broken)

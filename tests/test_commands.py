@@ -76,7 +76,7 @@ def check_soar(words: list[str]) -> None:
     arguments = cli._parser().parse_args(words)
     assert hasattr(arguments, "action") or words == []
     if words[0] == "run":
-        words = [word for word in words if word != "--resume"]
+        words = [word for word in words if word not in ("--resume", "--calibrate")]
         assert main([*words, *([] if "--dry-run" in words else ["--dry-run"])]) == 0
     elif words[0] == "doctor" and not Path(words[1]).exists():
         return  # a screening or a measurement, which test_doctor.py and others make
@@ -95,6 +95,8 @@ def check(line: str) -> None:
         assert subprocess.run(["make", "-n", *targets], cwd=house.ROOT, capture_output=True).returncode == 0, line
     elif program in ("python", "python3"):
         assert (house.ROOT / words[0]).is_file(), line
+    elif program == "pytest":
+        assert (house.ROOT / words[-1]).exists(), line
     elif program == "pip":
         assert words[0] == "install"
         extras = [extra for word in words for extra in re.findall(r"\[([\w,-]+)\]", word)]

@@ -17,7 +17,7 @@ from loop_helpers import events, read_jsonl, tiny_config
 from soar import record, wording
 
 DOCS = house.ROOT / "docs"
-ONLY_SOMETIMES = {"alarm", "review"}  # kinds of events that a run without trouble does not write
+ONLY_SOMETIMES = {"alarm", "review", "forecast"}  # kinds of events that a plain run without trouble does not write
 
 
 def sections(page: str) -> dict[str, list[list[str]]]:

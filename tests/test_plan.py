@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from loop_helpers import events, run_tiny, tiny_config
 
-from soar.plan import named_size, plan_lines
+from soar.plan import plan_lines
 
 
 def numbers(line: str) -> list[int]:
@@ -69,33 +69,3 @@ def test_a_plan_without_an_outer_loop() -> None:
     lines = plan_lines(tiny_config("teacher.steps=0", "arms.steps=3", 'arms.run=["base", "base_t", "real"]'))
     assert numbers(lines[3])[2:] == [0, 0, 0]
     assert [line.split()[:2] for line in lines[4:6]] == [["base_t", "24"], ["real", "24"]]
-
-
-def test_sizes_are_read_from_names() -> None:
-    names = {"meta-llama/Llama-3.2-3B-Instruct": 3e9, "SmolLM2-135M": 135e6, "Qwen2.5-0.5B-Instruct": 0.5e9}
-    assert {name: named_size(name) for name in names} == names
-    assert named_size("folder/7b/") == 7e9
-    assert [named_size(name) for name in ("builtin:tiny", "gpt2", "model-v2", "8bit-model")] == [None] * 4
-
-
-def test_the_forecast_by_hand() -> None:
-    config = tiny_config(
-        "model.path=Model-3.2B", "arms.steps=10", 'arms.run=["base", "hard_only", "real"]', "teacher.steps=2"
-    )
-    *rest, memory, hours = plan_lines(config)
-    assert rest == plan_lines(tiny_config("arms.steps=10", 'arms.run=["base", "hard_only", "real"]', "teacher.steps=2"))
-    # 8 policies; a rank-16 adapter of 24.32 million parameters, 16 bytes each.
-    assert f"{3.2e9 * 2 / 2**30:.1f} GiB of weights (3.2B parameters" in memory
-    assert f"{8 * 24.32e6 * 16 / 2**30:.1f} GiB of 8 adapters" in memory
-    big = tiny_config(
-        "model.path=Model-32B",
-        "student.attempts=4000",
-        "arms.steps=100",
-        "teacher.steps=1",
-        "student.sampling.max_tokens=1000",
-    )
-    loop = numbers(plan_lines(big)[3])[3]
-    tokens = (loop + 2 * 100 * 2 * 4000) * 1000 + 12 * 32
-    wanted = tokens * (1 / 23_700 + 1 / 19_000) * 10 / 3600
-    assert f"at most {wanted:,.0f} for loop and arms" in plan_lines(big)[-1]
-    assert hours.startswith("  GPU-hours    at most 0 ")

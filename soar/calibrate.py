@@ -1,0 +1,322 @@
+"""What this device needs for every part of a run, measured in about half a minute with the run's own functions.
+
+Each part is tried with few rows first, which also warms up, and then with as many as its share of the time allows, at most
+the run's own number. Nothing that is measured here enters the run: adapters and questions are thrown away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from soar import seeds
+from soar.arms import arm_learning_rate
+from soar.candidates import candidates
+from soar.config import Config
+from soar.evaluate import count_correct
+from soar.forecast import Forecast, Rates, forecast
+from soar.held_out import BLOCK as HELD_OUT_BLOCK
+from soar.lessons import Lessons, read_pairs, teacher_prompt
+from soar.memory import ModelShape, shape_of
+from soar.policy import concat
+from soar.rloo import leave_one_out
+from soar.rollout import Attempts, Examiner
+from soar.screening import BLOCK, attempt_blocks
+from soar.stopping import TokenMeter
+from soar.student import Population, choose_chunk, shuffled_passes, train_population
+from soar.teacher import LoopState, OuterLoop, new_state
+from soar.types import Problem
+from soar.workbench import choose_workers, open_examiner, usable
+from soar.workload import Assumptions, trained_arms
+
+PARTS = 6
+PILOT = 4
+
+
+@dataclass
+class _Log:
+    """Sums over the attempts of students: rows, tokens, and time apart from the updates."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    gradient_rows: int = 0
+    seconds: float = 0.0
+
+
+class _Observed(Examiner):
+    """An examiner that notes what it is asked, and then pays every second attempt, so that every row has a gradient.
+
+    The update is timed on rows that all count; how many would count is noted before.
+    """
+
+    def __init__(self, examiner: Examiner, config: Config) -> None:
+        super().__init__(examiner.backbone, examiner.sampler, examiner.fmt, examiner.verifier, examiner.scheme)
+        self.config, self.log = config, _Log()
+
+    def attempt(self, *arguments: Any, **named: Any) -> Attempts:
+        """As the examiner's, with other rewards."""
+        began = time.perf_counter()
+        found = super().attempt(*arguments, **named)
+        optimizer = self.config.student.optimizer
+        advantage = leave_one_out(found.reward_P_Q_N, found.valid_P_Q_N, optimizer.normalize_advantages)
+        counts = (advantage != 0) | (optimizer.kl > 0)
+        paid = (torch.arange(found.reward_P_Q_N.shape[-1]) % 2).float().expand_as(found.reward_P_Q_N).clone()
+        changed = Attempts(
+            found.rollouts,
+            found.verdicts,
+            paid,
+            found.solved_P_Q_N,
+            torch.ones_like(found.valid_P_Q_N),
+            found.truncated,
+            found.failed_P,
+        )
+        with self._lock:
+            log = self.log
+            log.rows += found.count
+            log.gradient_rows += int(counts.sum())
+            log.tokens += int(found.rollouts.length_B.sum())
+            log.prompt_tokens += sum(map(len, found.rollouts.prompts))
+            log.seconds += time.perf_counter() - began
+        return changed
+
+
+@dataclass
+class Calibration:
+    """Rates and measured assumptions as they come. shares: part -> rows timed at once, as a share of the run's."""
+
+    sample: dict[str, float] = field(default_factory=dict)
+    train: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    taken: float = 0.0
+
+    def rates(self, device: str) -> Rates:
+        """For `forecast`."""
+        partly = ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items() if share < 1)
+        note = f"; with part of the run's rows at once, which is slower on a GPU: {partly}" if partly else ""
+        return Rates(self.sample, self.train, f"measured on this device ({device}) in {self.taken:.0f} s{note}", True)
+
+
+class Calibrator:
+    """Times the parts of a run one after another. clock: seconds; a benchmark on a busy machine gives CPU time."""
+
+    def __init__(
+        self,
+        examiner: Examiner,
+        config: Config,
+        workers: int,
+        seconds: float = 30.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.config, self.workers, self.clock = config, workers, clock
+        self.meter = TokenMeter(examiner.sampler)
+        self.examiner = Examiner(examiner.backbone, self.meter, examiner.fmt, examiner.verifier, examiner.scheme)
+        self.limit = seconds / PARTS
+        self.found = Calibration()
+
+    def run(self, problems: Sequence[Problem]) -> Calibration:
+        """Everything that the config's run does, on these candidate problems."""
+        began = time.perf_counter()
+        state = new_state(self.examiner, self.config)
+        prompts = [len(self.examiner.prompt(problem)) for problem in problems]
+        self.found.measured["candidates"] = float(len(problems))
+        self.found.measured["hard_prompt_tokens"] = sum(prompts) / len(prompts)
+        hard = self._screen(list(problems))
+        questions, lessons = self._write(state)
+        if self.config.teacher.steps:
+            population = self._teach(state, questions or hard)
+            self._measure(state, population, hard)
+            self._learn(state, lessons)
+        if trained_arms(self.config):
+            self._arm(state, hard)
+        self._evaluate(state, hard)
+        self.found.taken = time.perf_counter() - began
+        return self.found
+
+    def _sized(self, part: str, full: int, work: Callable[[int], Any], smallest: int = 1) -> tuple[float, int, Any]:
+        """(seconds, tokens sampled, result) of `work` with as many rows as the time allows, after a trial with few."""
+        pilot = min(full, max(smallest, full // PILOT if full < 4 * PILOT else PILOT))
+        began = time.perf_counter()
+        work(pilot)
+        each = (time.perf_counter() - began) / pilot
+        size = min(full, max(pilot, int(self.limit / max(each, 1e-9))))
+        self.found.shares[part] = size / full
+        before, began = self.meter.tokens, self.clock()
+        result = work(size)
+        return max(1e-9, self.clock() - began), self.meter.tokens - before, result
+
+    def _screen(self, problems: list[Problem]) -> list[Problem]:
+        """Rate of screening; the tokens of an attempt, and the problems that were not solved."""
+        config, workers = self.config, self.workers
+        block = BLOCK.get(self.examiner.backbone.device.type, BLOCK["cuda"])
+        part = problems[: block * workers]
+        blocks = [part[first : first + block] for first in range(0, len(part), block)]
+
+        def work(attempts: int) -> list[Any]:
+            changed = config.model_copy(update={"screen": config.screen.model_copy(update={"attempts": attempts})})
+            return [row for rows in attempt_blocks(self.examiner, blocks, changed, workers) for row in rows]
+
+        seconds, tokens, rows = self._sized("screen", config.screen.attempts or 8, work)
+        self.found.sample["screen"] = tokens / seconds
+        attempts = sum(row.attempts for row in rows)
+        self.found.measured["hard_tokens"] = tokens / attempts
+        hard = [p for p, row in zip(part, rows, strict=True) if row.successes <= config.screen.max_successes]
+        self.found.measured["hard_share"] = len(hard) / len(part)
+        return hard or part
+
+    def _write(self, state: LoopState) -> tuple[list[Problem], Lessons | None]:
+        """Rate of the teacher, its acceptance, and its questions."""
+        config, examiner = self.config, self.examiner
+        prompt = teacher_prompt(examiner, config)
+        pairs = config.teacher.datasets * config.teacher.questions
+        seed = seeds.derive(config.seed, "calibrate", "teacher")
+
+        def work(count: int) -> tuple[Any, list[Any]]:
+            rollouts = examiner.sampler.sample(state.teacher, [[prompt]], count, [[seed]], config.teacher.sampling)
+            texts, ended = rollouts.texts(examiner.backbone), rollouts.ended_B.tolist()
+            return rollouts, read_pairs(examiner, config, texts, ended, None)
+
+        seconds, tokens, (rollouts, outcomes) = self._sized("write", pairs, work)
+        questions = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
+        measured = self.found.measured
+        self.found.sample["write"] = tokens / seconds
+        measured["teacher_tokens"] = tokens / len(outcomes)
+        measured["teacher_prompt_tokens"] = float(len(prompt))
+        if not questions:
+            return [], None
+        measured["texts_per_pair"] = len(outcomes) / len(questions)
+        rows = rollouts.select([row % rollouts.rows for row in range(pairs)])
+        n = config.teacher.questions
+        sets = [[questions[(k * n + i) % len(questions)] for i in range(n)] for k in range(config.teacher.datasets)]
+        return questions, Lessons(sets, rows, len(outcomes), {})
+
+    def _students(self, state: LoopState, batches_P_S: list[list[list[Problem]]], part: str) -> tuple[Population, _Log]:
+        """Train one RLOO step and note the rates of sampling and of the update under `part`."""
+        config = self.config
+        observed = _Observed(self.examiner, config)
+        seeds_P = [seeds.derive(config.seed, "calibrate", part, p) for p in range(len(batches_P_S))]
+        lr = config.student.optimizer.lr if part == "student" else arm_learning_rate("hard_only", config)
+
+        def work(attempts: int) -> tuple[Population, _Log, float]:
+            observed.log = _Log()
+            student = config.student.model_copy(update={"attempts": attempts})
+            began = time.perf_counter()
+            trained = train_population(observed, state.baseline, batches_P_S, seeds_P, student, lr, self.workers)
+            return trained, observed.log, time.perf_counter() - began
+
+        seconds, tokens, (population, log, wall) = self._sized(part, config.student.attempts, work, 2)
+        # Chunks run in parallel threads: the time goes to attempts and updates in the proportion of the threads' own.
+        chunk = choose_chunk(self.examiner.backbone, len(batches_P_S), self.workers)
+        threads = min(self.workers, -(-len(batches_P_S) // chunk))
+        share = min(0.99, log.seconds / max(1e-9, wall * threads))
+        self.found.sample[part] = tokens / (seconds * share)
+        self.found.train[part] = (log.tokens + log.prompt_tokens) / (seconds * (1 - share))
+        return population, log
+
+    def _teach(self, state: LoopState, questions: list[Problem]) -> Population:
+        config = self.config
+        students = config.teacher.datasets * config.student.repeats
+        batches = [
+            shuffled_passes(questions, seeds.derive(config.seed, "calibrate", p), 1, config.student.prompts_per_step)
+            for p in range(students)
+        ]
+        population, log = self._students(state, batches, "student")
+        measured = self.found.measured
+        measured["question_tokens"] = log.tokens / log.rows
+        measured["question_prompt_tokens"] = log.prompt_tokens / log.rows
+        measured["question_gradient_share"] = log.gradient_rows / log.rows
+        return population
+
+    def _measure(self, state: LoopState, population: Population, hard: list[Problem]) -> None:
+        config = self.config
+        asked = (hard * -(-config.reward.questions // len(hard)))[: config.reward.questions]
+
+        def work(questions: int) -> None:
+            state.pass_rates = dict.fromkeys((problem.id for problem in asked), 0.0)
+            OuterLoop(self.examiner, asked[:questions], config, state, self.workers).measure(population)
+
+        seconds, tokens, _ = self._sized("measure", config.reward.questions, work)
+        self.found.sample["measure"] = tokens / seconds
+
+    def _learn(self, state: LoopState, lessons: Lessons | None) -> None:
+        """The teacher's update, with rewards that give every row a gradient."""
+        units = self.config.teacher.datasets
+        if lessons is None or self.config.teacher.reward == "none":
+            self.found.train["teacher"] = self.found.train["student"]
+            return
+        loop = OuterLoop(self.examiner, [], self.config, state, self.workers)
+        began = self.clock()
+        loop.learn(lessons, [float(k % 2) for k in range(units)])
+        tokens = int(lessons.rollouts.length_B.sum()) + sum(map(len, lessons.rollouts.prompts))
+        self.found.train["teacher"] = tokens / max(1e-9, self.clock() - began)
+
+    def _arm(self, state: LoopState, hard: list[Problem]) -> None:
+        seed = seeds.derive(self.config.seed, "calibrate", "arm")
+        batches = [shuffled_passes(hard, seed, 1, self.config.student.prompts_per_step)]
+        _, log = self._students(state, batches, "arm")
+        self.found.measured["hard_gradient_share"] = log.gradient_rows / log.rows
+
+    def _evaluate(self, state: LoopState, hard: list[Problem]) -> None:
+        config, workers = self.config, self.workers
+        stack = concat([state.baseline] * max(1, len(config.arms.run)))
+        part = (hard * HELD_OUT_BLOCK * workers)[: HELD_OUT_BLOCK * workers]
+        sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
+
+        def work(attempts: int) -> None:
+            count_correct(self.examiner, stack, part, attempts, 0, sampling, workers, HELD_OUT_BLOCK)
+
+        seconds, tokens, _ = self._sized("evaluate", config.evaluate.attempts, work)
+        self.found.sample["evaluate"] = tokens / seconds
+
+
+def calibrate(
+    examiner: Examiner,
+    config: Config,
+    workers: int,
+    assumptions: Assumptions,
+    seconds: float = 30.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Assumptions, Rates]:
+    """Assumptions with what was measured, and the rates of this device. Raises ConfigError and DataError.
+
+    What was given by hand is kept. seconds: to be spent, about; a model whose single rows take longer takes longer.
+    """
+    problems, _ = usable(examiner, config, candidates(config).problems, lambda line: None)
+    calibrator = Calibrator(examiner, config, workers, seconds, clock)
+    found = calibrator.run(problems)
+    given = {name for name, origin in assumptions.origin.items() if origin in ("given", "screened before")}
+    values = {name: value for name, value in found.measured.items() if name not in given}
+    return assumptions.with_values(values, "measured"), found.rates(device_name(examiner))
+
+
+def calibrated_forecast(config: Config, assumptions: Assumptions) -> tuple[Forecast, ModelShape | None]:
+    """Load the model, calibrate, forecast. The shape has the parameters that were loaded. Raises as `calibrate`."""
+    with open_examiner(config) as examiner:
+        workers = choose_workers(examiner.backbone, config.threads)
+        return forecast(config, *calibrate(examiner, config, workers, assumptions)), shape_of(config)
+
+
+def forecast_event(
+    examiner: Examiner, config: Config, workers: int, assumptions: Assumptions, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Calibrate, say the forecast line by line, and return it as the first event of a run."""
+    say("calibrating: what does each part of this run cost here?")
+    expected = forecast(config, *calibrate(examiner, config, workers, assumptions))
+    for line in expected.lines():
+        say(line)
+    return expected.event(device_name(examiner))
+
+
+def device_name(examiner: Examiner) -> str:
+    """The device as a person would call it."""
+    device = examiner.backbone.device
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )

@@ -1,0 +1,69 @@
+"""The scaling study: its model against the measured rates, its bookkeeping, what it finds, and the page that quotes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def scaling() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scaling"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_model_gives_what_was_measured(scaling: ModuleType) -> None:
+    assert scaling.measured_decode() == pytest.approx(36_271, rel=0.01)
+    tokens = scaling.train_seconds(scaling.Setting("3B"), 1, 23_000)
+    assert tokens == pytest.approx(scaling.KL_FACTOR, rel=1e-3)
+
+
+@pytest.mark.parametrize("change", [{}, {"split": True}, {"per_node": True, "datasets": 8}, {"model": "70B"}])
+@pytest.mark.parametrize("gpus", [8, 48, 64])
+def test_every_gpu_second_is_accounted_for(scaling: ModuleType, gpus: int, change: dict[str, object]) -> None:
+    result = scaling.simulate(scaling.Setting(**{"model": "3B", "gpus": gpus, **change}))
+    left = gpus * result.seconds - sum(result.spent.values())
+    assert left == pytest.approx(0.0, abs=0.02 * gpus * result.seconds)
+    assert all(value >= 0 for value in result.spent.values())
+    again = scaling.simulate(scaling.Setting(**{"model": "3B", "gpus": gpus, **change}))
+    assert again.seconds == result.seconds
+
+
+def test_too_few_students_come_first(scaling: ModuleType) -> None:
+    def seconds(gpus: int, **change: object) -> float:
+        return float(scaling.simulate(scaling.Setting("3B", gpus, **change)).seconds)
+
+    result = scaling.simulate(scaling.Setting("3B", 64))
+    assert result.worst == "no student" and result.used == 16
+    assert seconds(512) == seconds(64) == seconds(16)
+    assert seconds(64, split=True) < 0.6 * seconds(64)
+    # The verifier: one core for everything costs less than two in a hundred.
+    assert seconds(8, cores=1) < 1.02 * seconds(8)
+
+
+def test_what_does_not_fit_is_refused(scaling: ModuleType) -> None:
+    with pytest.raises(scaling.TooSmall, match="141 GB of weights"):
+        scaling.simulate(scaling.Setting("70B", 1))
+    assert scaling.simulate(scaling.Setting("70B", 8)).replica == 2
+
+
+def test_the_page_quotes_the_script(
+    scaling: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scaling.py"])
+    scaling.main()
+    printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    quoted = [line.rstrip() for block in page.split("```")[1::2] for line in block.splitlines() if line.strip()]
+    assert len(quoted) > 40
+    assert [line for line in quoted if line not in printed] == []
