@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soar import gradient_kernels, products
+from soar import gradient_kernels
 from soar.products import Adapters
 
 
@@ -54,13 +54,8 @@ def join_adapters(
     return Adapters(a_P_K_W, b_P_W_N, rank, scale)
 
 
-def _with_low(
-    x_M_K: Tensor, weight_N_K: Tensor, bias_N: Tensor | None, adapters: Adapters, sizes: list[int]
-) -> tuple[Tensor, Tensor]:
+def _with_low(x_M_K: Tensor, weight_N_K: Tensor, bias_N: Tensor | None, adapters: Adapters) -> tuple[Tensor, Tensor]:
     """(x W^T + bias + scale x A B, x A) for rows ordered by policy."""
-    if products.by_kernel(x_M_K, weight_N_K, sizes):
-        low_M_W = x_M_K.new_empty(x_M_K.shape[0], adapters.a_P_K_W.shape[2])
-        return products.project_kernel(x_M_K, weight_N_K, bias_N, adapters, sizes, None, None, low_M_W), low_M_W
     low_P_m_W = torch.bmm(x_M_K.view(adapters.policies, -1, x_M_K.shape[1]), adapters.a_P_K_W)
     out_M_N = functional.linear(x_M_K, weight_N_K, bias_N)
     out_P_m_N = out_M_N.view(adapters.policies, -1, out_M_N.shape[1])
@@ -77,7 +72,7 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:
         adapters = join_adapters(list(parts[::2]), list(parts[1::2]), sizes, scale, x_M_K.dtype)
         assert adapters is not None
-        out_M_N, low_M_W = _with_low(x_M_K, weight_N_K, bias_N, adapters, sizes)
+        out_M_N, low_M_W = _with_low(x_M_K, weight_N_K, bias_N, adapters)
         ctx.save_for_backward(x_M_K, low_M_W)
         ctx.weight_N_K, ctx.adapters, ctx.sizes, ctx.with_parts = (
             weight_N_K,
@@ -98,7 +93,7 @@ class _Adapted(torch.autograd.Function):
         a_P_W_K = functional.pad(adapters.a_P_K_W.transpose(1, 2), (0, 0, 0, full - width)).contiguous()
         b_P_N_W = functional.pad(adapters.b_P_W_N.transpose(1, 2), (0, full - width)).contiguous()
         turned = Adapters(b_P_N_W, a_P_W_K, full, adapters.scale)
-        dx_M_K, back_M_W = _with_low(grad_M_N, ctx.weight_N_K.T, None, turned, [x_M_K.shape[1]])
+        dx_M_K, back_M_W = _with_low(grad_M_N, ctx.weight_N_K.T, None, turned)
         da_P_K_W = gradient_kernels.outer(x_M_K.view(P, -1, x_M_K.shape[1]), back_M_W.view(P, -1, full), adapters.scale)
         db_P_N_W = gradient_kernels.outer(
             grad_M_N.view(P, -1, grad_M_N.shape[1]), low_M_W.view(P, -1, width), adapters.scale

@@ -114,6 +114,8 @@ class StaticDecoder:
         assert self.storage is not None
         found = self.programs.pop(shape, None)
         if found is None:
+            if not self.programs:
+                self.storage.renew_pool()
             found = Program(self.backbone, stack, self.storage, shape, self.lean)
         self.programs[shape] = found
         while len(self.programs) > KEPT_PROGRAMS:

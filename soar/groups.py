@@ -30,6 +30,8 @@ class Group:
     """
 
     on = True
+    large = 1 << 23
+    """Elements of the joined weight from which two layers are joined: with fewer, each by itself is faster (H200, 135M)."""
 
     def __init__(self, layers: list[Any], active: Any) -> None:
         self.layers, self._active = layers, active
@@ -40,7 +42,8 @@ class Group:
 
     def takes(self, stack: Any) -> bool:
         """Whether the joined product is the way for this stack now."""
-        return bool(self.on and stack.kind == "lora" and torch.is_grad_enabled())
+        worth = len(self.layers) > 2 or self.weight_N_K.numel() >= self.large
+        return bool(self.on and worth and stack.kind == "lora" and torch.is_grad_enabled())
 
     def joined(self, x: Tensor, stack: Any) -> Tensor:
         """The outputs of all layers, one beside the other."""
@@ -53,8 +56,6 @@ class Group:
 
     def output(self, layer: Any, x: Tensor, stack: Any) -> Tensor:
         """The output of one of the layers."""
-        if len(self.layers) == 1:
-            return self.joined(x, stack)
         waiting = self._active.waiting.get(id(self))
         if waiting is None or waiting[0] is not x or layer.name not in waiting[1]:
             outputs = self.joined(x, stack).split(self.sizes, dim=-1)
@@ -67,17 +68,19 @@ class Group:
 
 
 def grouped(model: nn.Module, layers: dict[str, Any], active: Any) -> list[Group]:
-    """Every wrapped plain linear layer in a group, by itself or with its siblings."""
+    """Wrapped plain linear layers that read the same input, as groups; a layer without siblings stays as it is."""
     groups: list[Group] = []
     plain = {name: layer for name, layer in layers.items() if type(layer.base) is nn.Linear}
     for name, layer in plain.items():
         parent, _, child = name.rpartition(".")
         if layer.group is not None:
             continue
-        names = next((names for names in TOGETHER if child in names), (child,))
+        names = next((names for names in TOGETHER if child in names), ())
         siblings = [plain[f"{parent}.{n}"] for n in names if f"{parent}.{n}" in plain]
         alike = len({(s.base.in_features, s.base.bias is None) for s in siblings}) == 1
-        group = Group(siblings if len(siblings) == len(names) and alike else [layer], active)
+        if not names or len(siblings) < len(names) or not alike:
+            continue
+        group = Group(siblings, active)
         for one in group.layers:
             one.group = group
         groups.append(group)

@@ -6,15 +6,14 @@ SwiGLU block, silu(gate) * up, both with their adapters. A program of the kernel
 beside x W over the same pieces of x, and adds the low-rank term at the end, so no intermediate is written. The columns of
 a joined product belong to parts: part i has its own `rank` columns of A and rows of B.
 
-Tiles are chosen by timing them once for each shape (`pick`). All of them sum in the same order, so the choice does not
-change what is computed. Without a GPU, and for large weights, where cuBLAS is faster, the same is made of PyTorch's products.
+The first tile that fits is taken: on an H200 it was at most 1.3 times slower than the best one at every shape of a 135M
+model (benchmarks/engine.py --only micro times them all). Without a GPU, and for large weights, where cuBLAS is faster, the
+same is made of PyTorch's products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +28,6 @@ except ImportError:
     triton = None
 
 LARGEST_WEIGHT = 1 << 23  # elements of a weight up to which our kernel is used; a fixed rule, so that runs repeat
-
-MEASURED_ROWS = 256  # below this any tile will do, and compiling them all would take longer than it saves
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,10 @@ if triton is not None:
 
     @triton.jit
     def _project(
-        x, weight, bias, residual, low_a, low_b, out, low_out, width, K, N, scale, x_row, w_n, w_k,
+        x, weight, bias, residual, low_a, low_b, out, width, K, N, scale, x_row, w_n, w_k,
         first_split, second_split, A_WIDTH,
         RANK: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
-        HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ADAPTED: tl.constexpr, KEEP_LOW: tl.constexpr,
+        HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ADAPTED: tl.constexpr,
     ):  # fmt: skip
         blocks = tl.cdiv(width, BM)
         policy = tl.cast(tl.program_id(0) // blocks, tl.int64)
@@ -112,12 +109,6 @@ if triton is not None:
             place = policy * A_WIDTH * N + (part * RANK + j)[:, None] * N + column[None, :]
             b = tl.load(low_b + place, mask=(j < RANK)[:, None], other=0.0)
             acc += scale * tl.dot(low.to(b.dtype), b, input_precision="ieee")
-            if KEEP_LOW:  # noqa: SIM102  # known when the kernel is compiled, the next only when it runs
-                if (n0 == 0) | (n0 == first_split) | (n0 == second_split):
-                    low_place = low_out + row[:, None] * A_WIDTH + part * RANK + j[None, :]
-                    tl.store(
-                        low_place, low.to(low_out.dtype.element_ty), mask=(local < width)[:, None] & (j < RANK)[None, :]
-                    )
         if HAS_BIAS:
             acc += tl.load(bias + column).to(tl.float32)[None, :]
         place = row[:, None] * N + n[None, :]
@@ -170,41 +161,6 @@ if triton is not None:
         result = gate / (1.0 + tl.exp(-gate)) * up
         inside = (local < width)[:, None] & (n < N)[None, :]
         tl.store(out + row[:, None] * N + n[None, :], result.to(out.dtype.element_ty), mask=inside)
-
-
-_chosen: dict[tuple[Any, ...], Tile] = {}
-
-
-def pick(rows: int, key: tuple[Any, ...], tiles: list[Tile], launch: Callable[[Tile], None]) -> Tile:
-    """The fastest tile for this key, measured once on the device; the first one for few rows, or while a graph is made."""
-    found = _chosen.get((rows, *key))
-    if found is not None:
-        return found
-    if rows < MEASURED_ROWS or not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
-        return tiles[0]
-    seconds: dict[Tile, float] = {}
-    for tile in tiles:
-        try:
-            launch(tile)
-        except triton.runtime.errors.OutOfResources:
-            continue
-        seconds[tile] = milliseconds(lambda t=tile: launch(t))  # type: ignore[misc]
-    best = _chosen[(rows, *key)] = min(seconds, key=seconds.__getitem__) if seconds else tiles[-1]
-    return best
-
-
-def milliseconds(work: Callable[[], Any], each: int = 10, rounds: int = 3) -> float:
-    """Milliseconds of device time of one `work`: the least of `rounds` rounds of `each`."""
-    found = []
-    for _ in range(rounds):
-        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        began.record()
-        for _ in range(each):
-            work()
-        ended.record()
-        ended.synchronize()
-        found.append(began.elapsed_time(ended) / each)
-    return min(found)
 
 
 def fitting(tiles: tuple[Tile, ...], width: int, sizes: list[int]) -> list[Tile]:
@@ -271,9 +227,8 @@ def project_kernel(
     sizes: list[int],
     residual_R_N: Tensor | None = None,
     tile: Tile | None = None,
-    low_R_W: Tensor | None = None,
 ) -> Tensor:
-    """`project` by the Triton kernel; tile None: the fastest for this shape. low_R_W: takes x A, where given."""
+    """`project` by the Triton kernel; tile None: the first that fits."""
     R, K = x_R_K.shape
     N = weight_N_K.shape[0]
     out_R_N = x_R_K.new_empty(R, N)
@@ -284,22 +239,21 @@ def project_kernel(
     def launch(t: Tile) -> None:
         _project[(policies * triton.cdiv(width, t.rows), triton.cdiv(N, t.columns))](
             x_R_K, weight_N_K, x_R_K if bias_N is None else bias_N, x_R_K if residual_R_N is None else residual_R_N,
-            a, b, out_R_N, x_R_K if low_R_W is None else low_R_W, width, K, N, scale, x_R_K.stride(0),
+            a, b, out_R_N, width, K, N, scale, x_R_K.stride(0),
             weight_N_K.stride(0), weight_N_K.stride(1), splits[0], splits[1], a.shape[-1],
             RANK=rank, RP=max(16, triton.next_power_of_2(rank)), BM=t.rows, BN=t.columns, BK=t.inner,
             EVEN=K % t.inner == 0, HAS_BIAS=bias_N is not None, HAS_RESIDUAL=residual_R_N is not None,
-            ADAPTED=adapters is not None, KEEP_LOW=low_R_W is not None, num_warps=t.warps, num_stages=t.stages,
+            ADAPTED=adapters is not None, num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
 
     if tile is None:
-        key = ("project", K, N, policies, rank, len(sizes), residual_R_N is None, weight_N_K.stride(1), x_R_K.dtype)
-        tile = pick(R, key, fitting(TILES, width, sizes if adapters is not None else [N]), launch)
+        tile = fitting(TILES, width, sizes if adapters is not None else [N])[0]
     launch(tile)
     return out_R_N
 
 
 def gated_kernel(x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None, tile: Tile | None = None) -> Tensor:
-    """`gated` by the Triton kernel; tile None: the fastest for this shape."""
+    """`gated` by the Triton kernel; tile None: the first that fits."""
     R, K = x_R_K.shape
     N = weight_2N_K.shape[0] // 2
     out_R_N = x_R_K.new_empty(R, N)
@@ -314,7 +268,7 @@ def gated_kernel(x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None, 
         )  # fmt: skip
 
     if tile is None:
-        tile = pick(R, ("gated", K, N, policies, rank, x_R_K.dtype), fitting(GATED_TILES, width, [N]), launch)
+        tile = fitting(GATED_TILES, width, [N])[0]
     launch(tile)
     return out_R_N
 

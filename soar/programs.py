@@ -36,7 +36,12 @@ class Storage:
         self.layers, self.dtype, self.device = layers, dtype, device  # ((heads, width) of keys, of values) a layer
         self.flat: list[tuple[Tensor, Tensor]] = []
         self.tokens = 0
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.pool: Any = None
+        self.renew_pool()
+
+    def renew_pool(self) -> None:
+        """Memory for the graphs to come. torch ends a pool with its last graph, and cannot capture into it again."""
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def reserve(self, tokens: int) -> bool:
         """Make room for rows * places cached tokens; True when the addresses changed."""

@@ -111,19 +111,6 @@ for D, H, KV in ((8, 3, 1), (48, 4, 2)):
         for one, other in zip(found, wanted):
             assert (one - other).abs().max() < 1e-5
 
-# With the sums x A kept, and with the weight turned, as the backward pass takes them.
-weight, bias = torch.randn(80, K), None
-a, b = torch.randn(P, K, 3 * rank), torch.zeros(P, 3 * rank, 80)
-for i, part in enumerate((slice(0, 48), slice(48, 64), slice(64, 80))):
-    b[:, i * rank : (i + 1) * rank, part] = torch.randn(P, rank, part.stop - part.start)
-adapters, low = products.Adapters(a, b, rank, 0.7), torch.empty(P * width, 3 * rank)
-products.project_kernel(x, weight, None, adapters, [48, 16, 16], None, products.Tile(16, 16, 4, 2, 32), low)
-assert (low.view(P, width, -1) - torch.bmm(x.view(P, width, K), a)).abs().max() < 1e-4
-grad = torch.randn(P * width, 80)
-turned = products.Adapters(b.transpose(1, 2).contiguous(), a.transpose(1, 2).contiguous(), 3 * rank, 0.7)
-found = products.project_kernel(grad, weight.T, None, turned, [K], None, products.Tile(32, 16, 4, 2, 32))
-assert (found - products.project_plain(grad, weight.T, None, turned, None)).abs().max() < 1e-3
-
 for M in (20, 700):
     tall, thin = torch.randn(2, M, 72), torch.randn(2, M, 15)
     found = gradient_kernels.outer_kernel(tall, thin, 0.5)

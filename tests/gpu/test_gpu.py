@@ -142,3 +142,15 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu() -> None:
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-3)
     for key in found[0][1]:
         assert torch.allclose(found[0][1][key], found[1][1][key], atol=2e-3)
+
+
+def test_every_change_of_the_adapters_is_captured_again() -> None:
+    """Another number of policies drops every program; the graphs after it are captured all the same."""
+    backbone = backbone_on("cuda")
+    sampler, prompts = NativeSampler(backbone, static=True), some_prompts(4, seed=3)
+    for policies in (0, 1, 2, 0, 4):
+        stack = moved(random_stack(backbone_on("cpu"), policies)) if policies else None
+        given = [prompts[:2]] * max(1, policies)
+        sampler.sample(stack, given, 6, [[1, 2]] * max(1, policies), SamplingConfig(max_tokens=STEPS), False)
+        graphs = [program.graph for program in sampler.decoder.programs.values() if program.graph is not None]
+        assert graphs and all(graphs)
