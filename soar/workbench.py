@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.data import fits_budget
 from soar.policy import Backbone, load_backbone
-from soar.prompts import get_format
+from soar.prompts import get_format, line_break_ids
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler
 from soar.types import Problem, Verdict
@@ -44,6 +44,11 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
     """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
     backbone = load_backbone(config.model)
     fmt = get_format(config.problems.format)
+    if fmt.one_line:
+        try:
+            backbone.end_ids |= line_break_ids(backbone.tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"problems.format = {fmt.name!r}: {error}; use another format") from error
     with VerifierPool(
         config.problems.verifier,
         answer_style=fmt.answer_style,
