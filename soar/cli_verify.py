@@ -27,7 +27,9 @@ def add(commands: Any) -> None:
         "--verifier", default="math", help="math, number, exact, choice, module:function or file.py:function"
     )
     verify.add_argument("--golds", action="store_true", help="check every gold answer against itself")
-    verify.add_argument("--answer-style", choices=("boxed", "marker"), default="boxed", help="how completions answer")
+    verify.add_argument(
+        "--answer-style", choices=("boxed", "marker", "line"), default="boxed", help="how completions answer"
+    )
     verify.add_argument("--completion-column", metavar="NAME")
     verify.add_argument("--gold-column", metavar="NAME")
     verify.add_argument("--label-column", metavar="NAME", help="the file's own verdicts; list where they differ")

@@ -69,7 +69,7 @@ def parse(
 def _read_fields(text: str, fmt: PromptFormat, truncated: bool, strict: bool) -> Fields | Reason:
     if not text.strip():
         return Reason.TRUNCATED if truncated else Reason.EMPTY
-    reader = {"tiny": _read_marked, "tags": _read_tags, "question_answer": _read_labels}[fmt.name]
+    reader = READERS[fmt.name]
     fields = reader(text, fmt, strict)
     return Reason.TRUNCATED if truncated else fields
 
@@ -137,6 +137,22 @@ def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
     return question, line if strict else _lone_number(line)
+
+
+def _read_worked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """`3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the last number of its working."""
+    line = END_OF_TURN.split(text, maxsplit=1)[0].strip().split("\n", 1)[0]
+    question, found, working = line.partition(":")
+    if not found:
+        return Reason.NO_ANSWER
+    if ":" in working:
+        return Reason.TWO_PROBLEMS
+    if not working.strip():
+        return Reason.EMPTY
+    return question.strip(), extract(working, fmt.answer_style) or ""
+
+
+READERS = {"tiny": _read_marked, "tags": _read_tags, "question_answer": _read_labels, "sums": _read_worked}
 
 
 def _lone_number(line: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.data import fits_budget
 from soar.devices import choose_device, free_bytes
 from soar.memory import check_fits, machine_bytes
 from soar.policy import Backbone, load_backbone
-from soar.prompts import get_format
+from soar.prompts import get_format, line_break_ids
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler, Sampler
 from soar.types import Problem, Verdict
@@ -65,6 +65,11 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
     check_fits(config, device_bytes(device), str(device))
     backbone = load_backbone(config.model)
     fmt = get_format(config.problems.format)
+    if fmt.one_line:
+        try:
+            backbone.end_ids |= line_break_ids(backbone.tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"problems.format = {fmt.name!r}: {error}; use another format") from error
     with VerifierPool(
         config.problems.verifier,
         answer_style=fmt.answer_style,
