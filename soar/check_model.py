@@ -38,8 +38,14 @@ HINTS = {
     Reason.TWO_PROBLEMS: "it goes on after its first problem: try another problems.format",
     Reason.PLACEHOLDER: "it copies the example of the prompt: raise teacher.sampling.temperature or take a stronger model",
     Reason.EMPTY: "it writes nothing: check that model and tokenizer belong together",
+    Reason.READER_FAILED: "the domain's own read_problem raised or took too long: mend it",
     Reason.DUPLICATE: "it writes one question over and over: raise teacher.sampling.temperature",
 }
+
+
+def _hint(name: str) -> str:
+    known = {reason.value: text for reason, text in HINTS.items()}
+    return known.get(name, f"the domain refuses its problems ({name}): say in the teacher prompt what is asked for")
 
 
 def check_model(
@@ -169,7 +175,7 @@ def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding
     except UserError as error:
         return failed("teacher", error)
     seed, sampling = seeds.derive(config.seed, "check", "teacher"), config.teacher.sampling
-    reasons: Counter[Reason] = Counter()
+    reasons: Counter[str] = Counter()
     last: list[str] = []
     sampled = accepted = tokens = 0
     started = time.monotonic()
@@ -181,7 +187,7 @@ def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding
         for outcome in read_pairs(examiner, config, texts, rollouts.ended_B.tolist(), None):
             sampled += 1
             if isinstance(outcome, Rejection):
-                reasons[outcome.reason] += 1
+                reasons[outcome.name] += 1
                 last = [*last[-4:], outcome.text]
             else:
                 accepted += 1
@@ -191,20 +197,20 @@ def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding
         "sampled": sampled,
         "accepted": accepted,
         "tokens": tokens,
-        "rejected": {reason.value: count for reason, count in reasons.most_common()},
+        "rejected": dict(reasons.most_common()),
     }
     return _teacher_report(config, samples, facts, reasons, last)
 
 
 def _teacher_report(
-    config: Config, samples: int, facts: dict[str, Any], reasons: Counter[Reason], last: list[str]
+    config: Config, samples: int, facts: dict[str, Any], reasons: Counter[str], last: list[str]
 ) -> Finding:
     sampled, accepted, teacher = facts["sampled"], facts["accepted"], config.teacher
     message = f"{accepted} of {sampled} samples are problems"
     message += f" ({TEACHER_SECONDS:.0f} s were over before {samples})" if sampled < samples else ""
-    rejected = ", ".join(f"{reason.value} {count}" for reason, count in reasons.most_common())
+    rejected = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     details = [f"rejected: {rejected}"] if rejected else []
-    hint = HINTS[reasons.most_common(1)[0][0]] if reasons else ""
+    hint = _hint(reasons.most_common(1)[0][0]) if reasons else ""
     if not accepted:
         details += ["its last outputs:", *(f"  {text[:300]!r}" for text in last)]
         if sampled < min(samples, ENOUGH):

@@ -10,6 +10,7 @@ from typing import Any
 from soar.candidates import candidates
 from soar.config import Config
 from soar.data import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
+from soar.domains import domain_of
 from soar.files import write_atomic, write_json
 from soar.progress import Progress
 from soar.record import RunFolder
@@ -43,8 +44,8 @@ class HardSet:
         return (
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct); {event['too_long']} more do not fit in the model's context, "
-            f"and the gold answers of {event['ungradable']} cannot be graded by problems.verifier = "
-            f"{config.problems.verifier!r}. A run needs at least 4: give harder problems, raise "
+            f"and the gold answers of {event['ungradable']} cannot be graded by "
+            f"{domain_of(config.problems).label!r}. A run needs at least 4: give harder problems, raise "
             "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
             "already has a signal."
         )
@@ -67,7 +68,9 @@ def find_hard(
     """
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     model_hash = examiner.backbone.base_digest()
-    folder.note_hashes(**loaded.hashes, model=model_hash, prompts=examiner.fmt.fingerprint())
+    domain = domain_of(config.problems)
+    own = {"domain": domain.fingerprint()} if domain.own else {}
+    folder.note_hashes(**loaded.hashes, model=model_hash, prompts=examiner.fmt.fingerprint(), **own)
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(examiner, config, loaded.problems, progress.say)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from soar import seeds
 from soar.config import Config, ConfigError
+from soar.grading import read_problems
 from soar.policy import AdapterStack
-from soar.rewards import parse_all
 from soar.rollout import Examiner
 from soar.sampler import Rollouts, join
 from soar.types import Problem, Reason, Rejection, UserError
@@ -73,7 +73,7 @@ def write_lessons(
                 break
             sampled += 1
             if isinstance(outcome, Rejection):
-                rejected[outcome.reason.value] += 1
+                rejected[outcome.name] += 1
                 last = [*last[-4:], outcome.text]
             else:
                 accepted.append(outcome)
@@ -89,14 +89,8 @@ def read_pairs(
     examiner: Examiner, config: Config, texts: list[str], ended: list[bool], seen: set[str] | None
 ) -> list[Problem | Rejection]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
-    outcomes = parse_all(
-        texts,
-        examiner.fmt,
-        examiner.verifier,
-        truncated=[not e for e in ended],
-        seen=seen,
-        strict=config.teacher.strict_tags,
-    )
+    cut = [not e for e in ended]
+    outcomes = read_problems(examiner.verifier, examiner.fmt, texts, cut, seen, config.teacher.strict_tags)
     sampling = config.student.sampling
     return [
         Rejection(Reason.TOO_LONG, text)
@@ -112,6 +106,6 @@ def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], 
     return (
         f"the teacher wrote {accepted} acceptable pairs of {wanted} in {sampled} samples (rejected: {reasons}).\n"
         f"Its last outputs:\n{shown}\n"
-        "Try another problems.format, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
+        "Try another problems.format or domain, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
         "stronger model; raise teacher.max_tries if the share is small but not zero."
     )

@@ -70,7 +70,9 @@ class PromptFormat:
     teacher_prefill: beginning of the teacher's own turn, already in the prompt; `rewards.parse` puts it back.
     answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer the model.
     placeholders: what the teacher prompt itself says in place of question and answer. text_answers: whether words can
-    be answers.
+    be answers. pair_style: how a teacher text holds question and answer: `tags` (question tags, the boxed answer in answer
+    tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and after the first answer mark); "": tags
+    for boxed answers, labels for others.
     """
 
     name: str
@@ -84,6 +86,11 @@ class PromptFormat:
     control_words: tuple[str, ...] = ()
     placeholders: tuple[str, ...] = ()
     text_answers: bool = False
+    pair_style: Literal["", "tags", "labels", "marked"] = ""
+
+    def style_of_pairs(self) -> str:
+        """`tags`, `labels` or `marked`."""
+        return self.pair_style or ("tags" if self.answer_style == "boxed" else "labels")
 
     def teacher_text(self, subject: str = "") -> str:
         """What the teacher is asked. The teacher is never shown a hard problem."""
@@ -106,8 +113,12 @@ class PromptFormat:
     def fingerprint(self) -> str:
         """sha256 of everything in this format that shapes a prompt or the reading of an answer."""
         parts = {**asdict(self), "plain_turns": PLAIN_TURNS}
+        if parts["pair_style"] == BEFORE_PAIR_STYLES.get(self.name, ""):
+            del parts["pair_style"]  # evidence from before this field stays valid
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+
+BEFORE_PAIR_STYLES = {"tiny": "marked"}
 
 FORMATS = {
     "tiny": PromptFormat(
@@ -118,6 +129,7 @@ FORMATS = {
         turns=False,
         answer_marks=(ANSWER_MARK,),
         text_answers=True,
+        pair_style="marked",
         control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
     ),
     "tags": PromptFormat(

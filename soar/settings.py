@@ -48,8 +48,11 @@ class ProblemsConfig(Section):
     source: str = "world:tiny"  # JSONL, JSON, CSV or parquet file, hub id, world:NAME or reasoning_gym:NAME
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
-    format: Literal["tiny", "tags", "question_answer"] = "tags"
-    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function
+    domain: str = (
+        ""  # a built-in domain, file.py:NAME or module:NAME; has its own prompts and verifier. "": the next two
+    )
+    format: Literal["tiny", "tags", "question_answer"] = "tags"  # prompts; not read with problems.domain
+    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all

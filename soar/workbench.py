@@ -11,12 +11,13 @@ import torch
 
 from soar.config import Config
 from soar.data import fits_budget
+from soar.domains import domain_of
+from soar.grading import open_pool
 from soar.policy import Backbone, load_backbone
-from soar.prompts import get_format
 from soar.rollout import Examiner
 from soar.sampler import NativeSampler
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool, columns_of
+from soar.verify import columns_of
 from soar.worlds import get_world
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
@@ -42,16 +43,10 @@ def choose_workers(backbone: Backbone, threads: int) -> int:
 @contextmanager
 def open_examiner(config: Config) -> Iterator[Examiner]:
     """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
+    domain = domain_of(config.problems)  # before the model: a domain that cannot be loaded should not cost minutes
     backbone = load_backbone(config.model)
-    fmt = get_format(config.problems.format)
-    with VerifierPool(
-        config.problems.verifier,
-        answer_style=fmt.answer_style,
-        timeout_s=config.problems.verify_timeout_s,
-        memory_mb=config.problems.verify_memory_mb,
-        workers=config.problems.verify_workers,
-    ) as verifier:
-        yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
+    with open_pool(domain, config.problems) as verifier:
+        yield Examiner(backbone, NativeSampler(backbone), domain.prompts, verifier, config.student.reward)
 
 
 def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:
