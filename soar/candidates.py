@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soar.config import Config, ConfigError
-from soar.data import LoadReport, evidence_path, load_problems
+from soar.data import DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
+from soar.domains import Domain, domain_of
 from soar.types import Problem
 from soar.worlds import get_world
 
@@ -51,6 +52,33 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
             hub_split=config.problems.split,
             revision=revision or config.problems.revision,
             seed=config.seed,
+            options=config.problems.options,
         )
+    problems = arranged(domain_of(config.problems), problems, report)
     lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
     return Candidates(problems, report, hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> list[Problem]:
+    """The problems as the domain puts them to students; those that it cannot use go to `report.dropped` by their names.
+
+    Raises DataError when none is left.
+    """
+    if domain.arrange is None:
+        return problems
+    kept: dict[str, Problem] = {}
+    for problem in problems:
+        try:
+            made = domain.arrange(problem)
+        except Exception as error:  # a user's function may raise anything
+            made = f"{type(error).__name__}: {error}"
+        if isinstance(made, str):
+            report.dropped.append(Dropped(problem.id, f"domain {domain.name}: {made}"))
+        elif fingerprint(made.question) in kept:
+            report.dropped.append(Dropped(problem.id, "duplicate question", "after the domain has arranged it"))
+        else:
+            kept[fingerprint(made.question)] = made
+    report.kept = len(kept)
+    if not kept:
+        raise DataError(f"{report.source}: domain {domain.name} can use no problem; the first: {report.dropped[0]}")
+    return list(kept.values())

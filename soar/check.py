@@ -16,7 +16,7 @@ from soar.candidates import candidates
 from soar.config import Config
 from soar.domains import domain_of
 from soar.figures import visible
-from soar.grading import open_pool
+from soar.grading import DomainPool, open_pool
 from soar.types import Problem, UserError, Verdict
 from soar.verify import NAMES, columns_of
 
@@ -119,6 +119,8 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
                     break
                 batch = first_of[first : first + GOLD_BATCH]
                 verdicts += pool.check_golds([problem.answer for problem in batch], columns_of(batch))
+            listed = [p for p, v in zip(first_of, verdicts, strict=False) if not v.solved][:LISTED]
+            faults = pool.faults(listed) if isinstance(pool, DomainPool) else [""] * len(listed)
     except UserError as error:
         return failed("golds", error)
     judged = [
@@ -126,14 +128,17 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
         for group, verdict in zip(groups.values(), verdicts, strict=False)  # the time may be over before the last
         for problem in group
     ]
-    return _gold_finding(name, judged, len(problems), pool.last_error)
+    named = {problem.id: f" ({fault})" for problem, fault in zip(listed, faults, strict=True) if fault}
+    return _gold_finding(name, judged, len(problems), pool.last_error, named)
 
 
-def _gold_finding(name: str, judged: list[tuple[Problem, Verdict]], total: int, error: str | None) -> Finding:
+def _gold_finding(
+    name: str, judged: list[tuple[Problem, Verdict]], total: int, error: str | None, named: dict[str, str]
+) -> Finding:
     checked, bad = len(judged), [(problem, verdict) for problem, verdict in judged if not verdict.solved]
     good = checked - len(bad)
     message = f"{good:,} of {checked:,} gold answers grade as correct by {name!r} ({good / max(1, checked):.2%})"
-    details = [f"{p.id}: {verdict.value}: {p.answer[:100]!r}" for p, verdict in bad[:LISTED]]
+    details = [f"{p.id}: {verdict.value}{named.get(p.id, '')}: {p.answer[:100]!r}" for p, verdict in bad[:LISTED]]
     details += [f"... and {len(bad) - LISTED:,} more"] if len(bad) > LISTED else []
     details += [f"the last check that failed: {error[:300]}"] if error else []
     facts = {
@@ -148,7 +153,7 @@ def _gold_finding(name: str, judged: list[tuple[Problem, Verdict]], total: int, 
         advice = "check all with `soar verify FILE --golds`"
     if not good or good + total - checked < FEWEST:
         status = Status.FAIL
-        advice = "choose another problems.verifier (number, exact, choice, your own), or mend the answers"
+        advice = "choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"
     elif bad:
         status = Status.WARNING
         advice = (

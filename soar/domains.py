@@ -22,7 +22,15 @@ from soar.settings import ProblemsConfig
 from soar.types import Problem, UserError
 from soar.workers import VerifierError, load_module
 
-BUILTIN: dict[str, str] = {}
+BUILTIN: dict[str, str] = {
+    "science": "soar.science:QUANTITIES",
+    "science_plain": "soar.science:PLAIN_QUANTITIES",
+    "multiple_choice": "soar.science:CHOICES",
+    "multiple_choice_plain": "soar.science:PLAIN_CHOICES",
+    "procedural": "soar.procedural:PROCEDURAL",
+    "procedural_plain": "soar.procedural:PLAIN",
+    "procedural_scorer": "soar.procedural:SCORER",
+}
 """Name -> `module:NAME` of the domains that come with the package."""
 
 
@@ -44,6 +52,8 @@ class Domain:
     verify(answer, problem): True, False, a number (1 or more is correct), None (cannot be decided), or a `Verdict`.
     validate(problem): None for a problem that can be used, else the name of what is wrong with it; it is asked about
         gold problems and about written ones. Default: the gold answer must verify against itself.
+    arrange(problem): the problem as students get it, or the name of what is wrong with it: options shuffled, columns of a
+        file put into the question. Asked about loaded problems and about written ones; a second time it changes nothing.
     solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle (`judges`).
     prepare(): called once in every worker; raises where the domain cannot work here (a missing package).
 
@@ -58,6 +68,7 @@ class Domain:
     read_answer: Callable[[str], str | None] | None = None
     verify: Callable[[str, Problem], Any] | None = None
     validate: Callable[[Problem], str | None] | None = None
+    arrange: Callable[[Problem], Problem | str] | None = None
     solve: Callable[[str], str | None] | None = None
     prepare: Callable[[], None] | None = None
     examples: tuple[Problem, ...] = ()

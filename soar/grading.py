@@ -67,6 +67,12 @@ class DomainPool(VerifierPool):
         """Whether each gold problem can be used: CORRECT, or why not (UNSCORABLE where `validate` names something)."""
         return self._run("gold", list(golds), _rows(golds, columns))
 
+    def faults(self, problems: Sequence[Problem]) -> list[str]:
+        """What the domain says is wrong with each gold problem, "" where it names nothing."""
+        rows = _rows([p.answer for p in problems], columns_of(problems))
+        found = self._pool.read([("fault", p.answer, row) for p, row in zip(problems, rows, strict=True)])
+        return ["" if isinstance(text, Verdict) else str(json.loads(text))[:100] for text in found]
+
     def parsable(self, answers: Sequence[str]) -> list[bool]:
         """Any text; whether it can serve depends on its question (`usable_answers`)."""
         return [bool(answer.strip()) for answer in answers]
@@ -183,6 +189,7 @@ def load_worker(reference: str) -> Callable[..., Verdict | str]:
         "check": worker.check,
         "compare": worker.compare,
         "gold": worker.gold,
+        "fault": lambda text, row: json.dumps(worker.fault(_problem(row))),
         "read": worker.read,
         "extract": lambda text, row: json.dumps(worker.extract(text)),
         "solve": lambda text, row: json.dumps(domain.solve(text) if domain.solve else None),
@@ -213,11 +220,23 @@ class _Worker:
 
     def gold(self, answer: str, row: dict[str, Any]) -> Verdict:
         problem = _problem(row)
+        if self.fault(problem):
+            return Verdict.UNSCORABLE
+        if self.domain.arrange is not None:
+            made = self.domain.arrange(problem)
+            problem = problem if isinstance(made, str) else made
         if self.domain.validate is not None:
-            return Verdict.CORRECT if self.domain.validate(problem) is None else Verdict.UNSCORABLE
+            return Verdict.CORRECT
         if self.domain.verify is None and self.domain.verifier == "math":
-            return _symbolic("math", answer, answer)
-        return self._equal(answer, problem)
+            return _symbolic("math", problem.answer, problem.answer)
+        return self._equal(problem.answer, problem)
+
+    def fault(self, problem: Problem) -> str:
+        """What `arrange` or `validate` names."""
+        made = problem if self.domain.arrange is None else self.domain.arrange(problem)
+        if isinstance(made, str):
+            return made
+        return (self.domain.validate(made) if self.domain.validate else None) or ""
 
     def read(self, text: str, row: dict[str, Any]) -> str:
         """`{question, answer}` or `{reason, detail}` as JSON."""
@@ -248,8 +267,13 @@ class _Worker:
         reason = judge_fields(question, answer, domain.prompts, MAX_QUESTION_CHARS, domain.max_answer_chars, own)
         if reason is not None:
             return Rejection(reason, "")
-        wrong = self._wrong(Problem("", question, answer))
-        return (question, answer) if wrong is None else wrong
+        problem: Problem | str = Problem("", question, answer)
+        if domain.arrange is not None:
+            problem = domain.arrange(Problem("", question, answer))
+        if isinstance(problem, str):
+            return Rejection(Reason.REFUSED, "", problem)
+        wrong = self._wrong(problem)
+        return (problem.question, problem.answer) if wrong is None else wrong
 
     def _wrong(self, problem: Problem) -> Rejection | None:
         """What is wrong with a problem, by `validate` or by whether its answer can be checked."""

@@ -6,7 +6,7 @@ puts the sections together and reads recipes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,7 +45,10 @@ class ModelConfig(Section):
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
-    source: str = "world:tiny"  # JSONL, JSON, CSV or parquet file, hub id, world:NAME or reasoning_gym:NAME
+    source: str = "world:tiny"  # JSON(L), CSV, parquet file, hub id, world:NAME, science:NAME or reasoning_gym:NAME
+    options: dict[
+        str, Any
+    ] = {}  # of a generated source: level and topics of science:NAME, settings of a reasoning_gym one
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
     domain: str = (

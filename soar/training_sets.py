@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
+from soar.candidates import arranged
 from soar.config import Config, ConfigError
 from soar.data import find_leaks, load_problems
+from soar.domains import domain_of
 from soar.grading import usable_answers
 from soar.judges import open_judge
 from soar.lessons import teacher_prompt, write_lessons
@@ -97,6 +99,7 @@ def real_problems(examiner: Examiner, config: Config, material: Material) -> lis
         found, report = load_problems(source)
         for line in report.lines():
             material.say(line)
+        found = arranged(domain_of(config.problems), found, report)
         found, _ = usable(examiner, config, found, material.say)
     elif config.problems.source.startswith("world:"):
         world = get_world(config.problems.source.removeprefix("world:"))
