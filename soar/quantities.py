@@ -252,8 +252,8 @@ def compare_quantities(answer: str, gold: str) -> Verdict:
 
     Tolerance: what the gold answer states; else 1 %, or half a unit of its last written place where it is written with
     a point or a power of ten and two figures or more, whichever is larger. `[3 sf]`: the answer must be written with
-    three significant figures. Options in the answer are not read. No unit where the gold answer has one is wrong, unless `[unit optional]`; so is another
-    dimension.
+    three significant figures. Options in the answer are not read. No unit where the gold answer has one is wrong,
+    unless `[unit optional]`; so is another dimension.
     """
     read = read_gold(gold)
     if read is None:

@@ -246,3 +246,32 @@ def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, 
         assert pool.check([f"Answer: {good}", "Answer: 7"], [good, good]) == [Verdict.CORRECT, Verdict.WRONG]
         assert pool.read_answers([f"Answer: {good}", "x"]) == [good, None]
         assert pool.check_golds([good]) == [Verdict.CORRECT]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "changes"),
+    [
+        ("science-smollm2", ("Answer:", "3", "5", "m", "s"), {}),
+        (
+            "science-smollm2",
+            ("Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n"),
+            {"problems.domain": "multiple_choice_plain"},
+        ),
+        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {}),
+    ],
+)
+def test_the_recipes_of_domains_run_at_toy_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, words: tuple[str, ...], changes: dict[str, Any]
+) -> None:
+    if recipe.startswith("procedural"):
+        pytest.importorskip("reasoning_gym")
+    monkeypatch.setattr("test_any_model.WORDS", (*WORDS[:4], *words, "speed"))
+    if "problems.domain" in changes:
+        changes = {**changes, "problems.source": "science:choices"}
+    keep = {key: value for key, value in SMALL.items() if key not in ("problems.format", "problems.verifier")}
+    values = {**keep, "problems.limit": 8, "reward.mode": "greedy", "teacher.strict_tags": False, **changes}
+    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    model, out = save_model(tmp_path / "model", "llama", context=600), tmp_path / "run"
+    assert main(["run", recipe, "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0
+    assert json.loads((out / "summary.json").read_text())["outer_steps"] == 2
+    assert all(row["question"] for row in read_jsonl(out / "pq.jsonl"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_any_model import write_sums
 
 from soar import choices
 from soar.candidates import candidates
@@ -207,13 +206,11 @@ def test_exercises_worked_by_hand() -> None:
         ("science:quantities", '{topics=["alchemy"]}', "expected a list of speed"),
         ("science:quantities", "{depth=1}", "has 'depth': known are level and topics"),
         ("science:poems", "{}", "expected one of quantities, choices"),
-        ("FILE", "{level=1}", "is no generated source"),
     ],
 )
-def test_wrong_options_of_a_source_are_named(tmp_path: Path, source: str, options: str, message: str) -> None:
-    place = str(write_sums(tmp_path / "sums.jsonl")) if source == "FILE" else source
+def test_wrong_options_of_a_source_are_named(source: str, options: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        candidates(load("small-1gpu", [f"problems.source={place}", f"problems.options={options}"]))
+        candidates(load("small-1gpu", [f"problems.source={source}", f"problems.options={options}"]))
 
 
 @pytest.mark.parametrize(("source", "domain"), [("quantities", "science_plain"), ("choices", "multiple_choice_plain")])
