@@ -12,7 +12,7 @@ from typing import Any
 
 from soar import seeds
 from soar.check import FEWEST, LISTED, Finding, Status, failed
-from soar.config import Config
+from soar.config import Config, by_set
 from soar.data import fits_budget
 from soar.hardset import known_hard, use_evidence
 from soar.lessons import read_pairs, teacher_prompt
@@ -71,8 +71,9 @@ def _examine(
     evidence = _evidence_finding(examiner, config)
     if evidence is not None:
         yield evidence
-    say(f"asking the teacher for {samples} problems")
-    yield teacher_finding(examiner, config, samples)
+    for name, own in by_set(config).items():
+        say(f"asking the teacher for {samples} problems" + (f" of {name}" if name else ""))
+        yield teacher_finding(examiner.of_set(name), own, samples)
 
 
 def _model_finding(examiner: Examiner, config: Config) -> Finding:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.answers import MAX_ANSWER_CHARS
+from soar.config import Config, by_set
 from soar.prompts import PromptFormat, get_format
 from soar.settings import ProblemsConfig
 from soar.types import Problem, UserError
@@ -107,6 +108,11 @@ def domain_of(problems: ProblemsConfig) -> Domain:
     if problems.domain:
         return load_domain(problems.domain)
     return Domain(problems.format, get_format(problems.format), problems.verifier)
+
+
+def domains_of(config: Config) -> dict[str, Domain]:
+    """Name of a hard set -> its domain; {"": domain} where there is only one."""
+    return {name: domain_of(own.problems) for name, own in by_set(config).items()}
 
 
 def load_domain(reference: str) -> Domain:

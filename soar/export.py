@@ -70,6 +70,11 @@ def task_of(run: Run) -> Task:
     """Prompt format and verifier, or domain, that the manifest records. Raises ExportError, DomainError."""
     problems, model = run.config.get("problems"), run.config.get("model")
     path = model.get("path") if isinstance(model, dict) else None
+    if isinstance(problems, dict) and problems.get("sets"):
+        raise ExportError(
+            f"{run.path}: a mixed run has several prompts and verifiers ({', '.join(problems['sets'])}), and an export has "
+            "one; its questions with their sets stand in pq.jsonl"
+        )
     if isinstance(problems, dict) and problems.get("domain"):
         reference = str(problems["domain"])
         domain = load_domain(reference)

@@ -12,7 +12,7 @@ from typing import Any
 from soar import seeds
 from soar.config import Config, ConfigError
 from soar.data import check_evidence
-from soar.domains import domain_of
+from soar.domains import domains_of
 from soar.policy import Backbone
 from soar.prompts import PromptFormat
 from soar.record import RunFolder
@@ -33,15 +33,19 @@ DECISIVE = ("model_sha256", "dtype", "prompt", "verifier", "domain", "attempts",
 
 def evidence_key(config: Config, backbone: Backbone, fmt: PromptFormat, model_hash: str) -> dict[str, Any]:
     """What must be equal for evidence to be added to."""
-    sampling, domain = config.student.sampling, domain_of(config.problems)
+    sampling, domains = config.student.sampling, domains_of(config)
+    domain = next(iter(domains.values()))
+    own = {"domain": domain.fingerprint()} if domain.own else {}
+    if config.problems.sets:
+        own = {"domain": " ".join(f"{name}:{part.label}:{part.fingerprint()}" for name, part in domains.items())}
     return {
         "model": config.model.path,
         "revision": config.model.revision,
         "model_sha256": model_hash,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "prompt": fmt.fingerprint(),
-        "verifier": domain.label,
-        **({"domain": domain.fingerprint()} if domain.own else {}),
+        "verifier": "mixed" if config.problems.sets else domain.label,
+        **own,
         "attempts": config.screen.attempts,
         "max_successes": config.screen.max_successes,
         "early_stop": config.screen.early_stop,

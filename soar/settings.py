@@ -42,6 +42,22 @@ class ModelConfig(Section):
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
 
 
+class SetConfig(Section):
+    """One hard set of a mixed run (`problems.sets.NAME`). A key that is not given has the value it has in `problems`."""
+
+    source: str
+    domain: str | None = None
+    format: Literal["tiny", "tags", "question_answer"] | None = None
+    verifier: str | None = None
+    options: dict[str, Any] | None = None
+    revision: str | None = None
+    split: str | None = None
+    limit: int | None = Field(None, ge=0)
+    question_column: str | None = None
+    answer_column: str | None = None
+    subject: str | None = None  # in place of teacher.subject, in the teacher prompt of this set
+
+
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
@@ -54,6 +70,9 @@ class ProblemsConfig(Section):
     )
     format: Literal["tiny", "tags", "question_answer"] = "tags"  # prompts; not read with problems.domain
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
+    sets: dict[
+        str, SetConfig
+    ] = {}  # several hard sets in one run, each with source, domain and further keys of its own
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all

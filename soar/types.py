@@ -82,6 +82,11 @@ class Problem:
     answer: str
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def set(self) -> str:
+        """Name of its hard set in a mixed run (`problems.sets`), else whatever a column `set` holds, or ""."""
+        return str(self.extra.get("set") or "")
+
 
 @dataclass(frozen=True)
 class Rejection:

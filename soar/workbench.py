@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
-from soar.config import Config
+from soar.config import Config, by_set
 from soar.data import fits_budget
 from soar.domains import domain_of
 from soar.grading import open_pool
 from soar.policy import Backbone, load_backbone
-from soar.rollout import Examiner
+from soar.rollout import Examiner, Part
 from soar.sampler import NativeSampler
 from soar.types import Problem, Verdict
-from soar.verify import columns_of
 from soar.worlds import get_world
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
@@ -43,10 +42,17 @@ def choose_workers(backbone: Backbone, threads: int) -> int:
 @contextmanager
 def open_examiner(config: Config) -> Iterator[Examiner]:
     """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end."""
-    domain = domain_of(config.problems)  # before the model: a domain that cannot be loaded should not cost minutes
+    sets = by_set(config)
+    domains = {name: domain_of(own.problems) for name, own in sets.items()}  # before the model, which takes minutes
     backbone = load_backbone(config.model)
-    with open_pool(domain, config.problems) as verifier:
-        yield Examiner(backbone, NativeSampler(backbone), domain.prompts, verifier, config.student.reward)
+    with ExitStack() as pools:
+        parts = {
+            name: Part(domain.prompts, pools.enter_context(open_pool(domain, sets[name].problems)))
+            for name, domain in domains.items()
+        }
+        fmt, verifier = next(iter(parts.values()))
+        mixed = parts if config.problems.sets else None
+        yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward, mixed)
 
 
 def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:
@@ -58,7 +64,7 @@ def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Cal
     kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
     for row in dropped[:5]:
         say(f"left out: {row}")
-    verdicts = examiner.verifier.check_golds([problem.answer for problem in kept], columns_of(kept))
+    verdicts = examiner.grade(kept)
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
@@ -68,7 +74,7 @@ def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Cal
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
-    if not config.problems.source.startswith("world:"):
+    if config.problems.sets or not config.problems.source.startswith("world:"):
         return rows
     world = get_world(config.problems.source.removeprefix("world:"))
     return [
