@@ -48,6 +48,10 @@ ORDER = (
     "logprobs",
     "symbolic",
     "workers",
+    "seccomp",
+    "boxes",
+    "sandbox",
+    "assertions",
     "verify",
     "rewards",
     "domains",
@@ -121,8 +125,10 @@ ORDER = (
     "cli_review",
     "cli_doctor",
     "cli",
+    "jail",
 )
-"""The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
+"""The package from top to bottom: a file imports only files above it. This is the one place where the order stands.
+`jail` is last, so that nothing imports it."""
 
 TORCH_FREE = (
     "types",
@@ -140,6 +146,10 @@ TORCH_FREE = (
     "data",
     "recipe",
     "prompts",
+    "seccomp",
+    "boxes",
+    "sandbox",
+    "assertions",
     "verify",
     "rewards",
     "domains",
@@ -192,6 +202,9 @@ TORCH_FREE = (
     "cli",
 )
 """Files that import without torch and transformers, so that checking and reading a run works on any laptop."""
+
+RUNS_PROGRAMS = "jail"
+"""The one file that executes text written by a model. It is started as a process of its own, inside the sandbox."""
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
