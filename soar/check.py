@@ -100,6 +100,15 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
     return Finding("problems", status, first, advice, tuple(details), facts), loaded.problems
 
 
+def check_domain(config: Config) -> list[Finding]:
+    """What the domain says about this machine: one finding, or none for a domain that needs nothing of it."""
+    try:
+        domain = domain_of(config.problems)
+        return [Finding("domain", Status.OK, domain.describe())] if domain.describe else []
+    except UserError as error:
+        return [failed("domain", error)]
+
+
 def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     """Grade every gold answer against itself: the verifier must find it correct, or no attempt ever will be."""
     limit = time.monotonic() + GOLD_SECONDS

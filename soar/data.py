@@ -18,7 +18,7 @@ from typing import Any
 
 from soar.answers import extract
 from soar.files import write_atomic, write_json
-from soar.sources import DataError, Row, file_rows, gym_rows, hub_revision, hub_rows, science_rows, split_source
+from soar.sources import DataError, Row, file_rows, generated_rows, hub_revision, hub_rows, split_source
 from soar.types import Problem, Screening
 
 __all__ = [
@@ -128,12 +128,10 @@ def load_problems(
         return problems, report
     if kind == "hub":
         report.revision = revision = hub_revision(name, revision)
-    rows = {
-        "file": lambda: file_rows(name),
-        "hub": lambda: hub_rows(name, hub_split, revision),
-        "reasoning_gym": lambda: gym_rows(name, limit or 1000, seed, dict(options or {})),
-        "science": lambda: science_rows(name, limit or 1000, seed, dict(options or {})),
-    }[kind]()
+    if kind in ("file", "hub"):
+        rows = file_rows(name) if kind == "file" else hub_rows(name, hub_split, revision)
+    else:
+        rows = generated_rows(kind, name, limit, seed, dict(options or {}))
     wanted = {"question": question_column, "answer": answer_column}
     problems = make_problems(rows, report, wanted, limit, skip_bad_rows, max_question_chars)
     return problems, report

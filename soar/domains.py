@@ -24,6 +24,7 @@ from soar.types import Problem, UserError
 from soar.workers import VerifierError, load_module
 
 BUILTIN: dict[str, str] = {
+    "code": "soar.coding:CODE",
     "science": "soar.science:QUANTITIES",
     "science_plain": "soar.science:PLAIN_QUANTITIES",
     "multiple_choice": "soar.science:CHOICES",
@@ -57,6 +58,7 @@ class Domain:
         file put into the question. Asked about loaded problems and about written ones; a second time it changes nothing.
     solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle (`judges`).
     prepare(): called once in every worker; raises where the domain cannot work here (a missing package).
+    describe(): a sentence for `soar check` about what the domain found on this machine; raises as `prepare` does.
 
     examples: a few problems, for documentation and tests. max_answer_chars: longest gold answer. version: raise it when
     reading or checking changes, so that evidence made before is refused. reference: filled in by `load_domain`.
@@ -72,6 +74,7 @@ class Domain:
     arrange: Callable[[Problem], Problem | str] | None = None
     solve: Callable[[str], str | None] | None = None
     prepare: Callable[[], None] | None = None
+    describe: Callable[[], str] | None = None
     examples: tuple[Problem, ...] = ()
     max_answer_chars: int = MAX_ANSWER_CHARS
     version: int = 1

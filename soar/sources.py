@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soar.code_exercises import code_exercises, read_levels
 from soar.exercises import exercises
 from soar.types import UserError
 
@@ -27,7 +28,7 @@ FILE_KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-GENERATED = "world:NAME, science:NAME or reasoning_gym:NAME"
+GENERATED = "world:NAME, science:NAME, code:LEVEL or reasoning_gym:NAME"
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -46,12 +47,12 @@ class Row:
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(`world` | `reasoning_gym` | `science` | `file` | `hub`, name). A path that exists or ends like a data file is a file.
+    """(`world` | `reasoning_gym` | `science` | `code` | `file` | `hub`, name).
 
-    Raises DataError for an empty source and for an unknown prefix.
+    A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix.
     """
     prefix, colon, name = source.partition(":")
-    if colon and prefix in ("world", "reasoning_gym", "science", "hub") and name:
+    if colon and prefix in ("world", "reasoning_gym", "science", "code", "hub") and name:
         return prefix, name
     if not source.strip():
         raise DataError(
@@ -269,3 +270,19 @@ def science_rows(kind: str, count: int, seed: int, options: dict[str, Any]) -> I
             yield Row(f"science:{kind}:row {number}", fields)
     except ValueError as error:
         raise DataError(f"problems.source = 'science:{kind}': {error}") from error
+
+
+def code_rows(levels: str, count: int, seed: int) -> Iterator[Row]:
+    """`count` generated programming exercises of one level (`3`) or several (`2-4`). Raises DataError."""
+    try:
+        for number, fields in enumerate(code_exercises(read_levels(levels), count, seed), start=1):
+            yield Row(f"code:{levels}:row {number}", fields)
+    except ValueError as error:
+        raise DataError(f"problems.source = 'code:{levels}': {error}") from error
+
+
+def generated_rows(kind: str, name: str, limit: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
+    """`limit` rows (0: 1,000, of `code` 256) of `reasoning_gym`, `science` or `code`. Raises DataError."""
+    if kind == "code":
+        return code_rows(name, limit or 256, seed)
+    return {"reasoning_gym": gym_rows, "science": science_rows}[kind](name, limit or 1000, seed, options)
