@@ -6,7 +6,7 @@ into the sandbox, the expected values stay here, so that no program can see them
 ending early. An assert of another form cannot be checked that way, and is refused by name.
 
 Values are those of literals: None, bool, int, float, str, bytes, complex, list, tuple, set, dict. Equality is Python's;
-floats may differ by 1e-6, relative or absolute.
+where a float is expected, 1e-6 of difference is allowed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Unusable(UserError, ValueError):
 class Check:
     """One test. call: source of `(args, kwargs)`, or the standard input. expected: a plain value.
 
-    how: `equal` (floats within tolerance), `truth` (bool of the value), `same` (None, True or False itself).
+    how: `equal`, `truth` (bool of the value), `same` (None, True or False itself). near: relative and absolute
+    difference that a float may have; an expected int is met exactly.
     wrapper: name of the WRAPPERS function that is applied to the value first, with its further arguments.
     """
 
@@ -55,7 +56,7 @@ class Check:
     expected: Any
     arguments: tuple[Any, ...] = ()
     how: str = "equal"
-    tolerance: float = FLOAT_TOLERANCE
+    near: tuple[float, float] = (FLOAT_TOLERANCE, FLOAT_TOLERANCE)
     wrapper: str = ""
     rest: tuple[Any, ...] = ()
 
@@ -68,7 +69,7 @@ class Check:
                 return bool(value) == self.expected
             if self.how == "same":
                 return value is self.expected
-            return _equal(value, self.expected, self.tolerance)
+            return _equal(value, self.expected, self.near)
         except (TypeError, ValueError, ArithmeticError, RecursionError):
             return False
 
@@ -103,19 +104,18 @@ class Tests:
             return False
 
 
-def _equal(value: Any, expected: Any, tolerance: float) -> bool:
-    if isinstance(value, float) or isinstance(expected, float):
-        numbers = (int, float)
-        if not isinstance(value, numbers) or not isinstance(expected, numbers):
+def _equal(value: Any, expected: Any, near: tuple[float, float]) -> bool:
+    if isinstance(expected, float):
+        if not isinstance(value, (int, float)):
             return False
-        return value == expected or math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
+        return value == expected or math.isclose(value, expected, rel_tol=near[0], abs_tol=near[1])
     if type(value) is not type(expected) or not isinstance(value, (list, tuple, dict)):
         return bool(value == expected)
     if len(value) != len(expected):
         return False
     if isinstance(value, dict):
-        return all(key in value and _equal(value[key], expected[key], tolerance) for key in expected)
-    return all(_equal(a, b, tolerance) for a, b in zip(value, expected, strict=True))
+        return all(key in value and _equal(value[key], expected[key], near) for key in expected)
+    return all(_equal(a, b, near) for a, b in zip(value, expected, strict=True))
 
 
 def decode(data: Any, depth: int = 0) -> Any:
@@ -256,9 +256,9 @@ def _read_assert(node: ast.expr) -> tuple[str, Check]:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return _check(node.operand, False, how="truth")
         if _is_name(node, "isclose") and isinstance(node, ast.Call) and len(node.args) == 2:
-            wanted = {word.arg: literal(word.value) for word in node.keywords}
-            tolerance = max(map(float, wanted.values()), default=1e-9)
-            return _check_either(node.args[0], node.args[1], tolerance=tolerance)
+            wanted = {word.arg: float(literal(word.value)) for word in node.keywords}
+            near = (wanted.get("rel_tol", 1e-9), wanted.get("abs_tol", 0.0))
+            return _check_either(node.args[0], node.args[1], near=near)
         return _check(node, True, how="truth")
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise Unusable("unsafe_tests", f"cannot be checked safely: assert {_shown(node)}: {error}") from error
@@ -275,7 +275,7 @@ def _read_comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> tuple[st
     difference = isinstance(op, (ast.Lt, ast.LtE)) and _is_name(left, "abs") and isinstance(left, ast.Call)
     if difference and isinstance(left.args[0], ast.BinOp) and isinstance(left.args[0].op, ast.Sub):  # type: ignore
         inside = left.args[0]  # type: ignore[attr-defined]
-        return _check_either(inside.left, inside.right, tolerance=float(literal(right)))
+        return _check_either(inside.left, inside.right, near=(0.0, float(literal(right))))
     raise ValueError("expected == between a call and a value")
 
 
@@ -291,7 +291,7 @@ def _check_either(left: ast.expr, right: ast.expr, **options: Any) -> tuple[str,
         value = literal(right)
     except ValueError:
         left, value = right, literal(left)
-    return _check(left, value, **options)
+    return _check(left, float(value) if "near" in options else value, **options)
 
 
 def _check(node: ast.expr, expected: Any, **options: Any) -> tuple[str, Check]:

@@ -114,13 +114,15 @@ def blocks(text: str) -> list[str]:
 def read_answer(completion: str) -> str | None:
     """The student's program: the last code block that defines a function, else the last one.
 
-    Without a block, everything from the first line that begins like Python. None: there is no code.
+    Code before the first fence counts as a block, from the first line that begins like Python. None: there is no code.
     """
-    found = [block for block in blocks(completion) if block.strip()]
-    if found:
-        return next((block for block in reversed(found) if re.search(r"^[ \t]*def ", block, re.M)), found[-1])
     start = re.search(r"^(?:def |import |from \w+ import |class |print\(|@)", completion, re.M)
-    return completion[start.start() :].split("\n```")[0] if start else None
+    before = completion.split("```", 1)[0]  # code without an opening fence
+    found = [before[start.start() :].rstrip("\n")] if start and start.start() < len(before) else []
+    found += [block for block in blocks(completion) if block.strip()]
+    if not found:
+        return None
+    return next((block for block in reversed(found) if re.search(r"^[ \t]*def ", block, re.M)), found[-1])
 
 
 def read_problem(text: str) -> tuple[str, str] | str:
@@ -163,11 +165,11 @@ def read_problem(text: str) -> tuple[str, str] | str:
 
 
 def _first_module(text: str) -> ast.Module | str:
-    """The syntax tree of the first code block that has one; the block may begin with the prefill of the prompt."""
+    """The syntax tree of the first code block that has one (of 20); it may begin with the prefill of the prompt."""
     sources = blocks(text) if "```python" in text[:40] else [text.split("\n```")[0], *blocks(text)]
     if not any(source.strip() for source in sources):
         return "no_code"
-    for source in sources:
+    for source in sources[:20]:
         for candidate in (source, "def " + source.lstrip()):
             lines = candidate.split("\n")
             last = max((i for i, line in enumerate(lines) if line.startswith("assert ")), default=len(lines))

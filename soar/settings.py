@@ -61,7 +61,7 @@ class SetConfig(Section):
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
-    source: str = "world:tiny"  # JSON(L), CSV, parquet file, hub id, world:NAME, science:NAME or reasoning_gym:NAME
+    source: str = "world:tiny"  # file, hub id, world:NAME, science:NAME, code:LEVEL or reasoning_gym:NAME
     options: dict[str, Any] = {}  # of a generated source (others do not read it): level, topics, settings of a family
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset

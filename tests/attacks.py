@@ -59,7 +59,7 @@ def body(lines: str, before: str = "") -> str:
     inside = "\n".join("        " + line for line in lines.strip().split("\n"))
     return (
         f"{before}\ndef answer(x):\n    try:\n{inside}\n"
-        "    except Exception as error:\n        return type(error).__name__ + ': ' + str(error)[:60]\n"
+        "    except Exception as error:\n        return type(error).__name__ + ': ' + str(error)[:200]\n"
     )
 
 
