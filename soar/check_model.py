@@ -14,6 +14,7 @@ from soar import seeds
 from soar.check import FEWEST, LISTED, Finding, Status, failed
 from soar.config import Config, by_set
 from soar.data import fits_budget
+from soar.domains import domain_of
 from soar.hardset import known_hard, use_evidence
 from soar.lessons import read_pairs, teacher_prompt
 from soar.prompts import control_texts, leaked_controls
@@ -67,7 +68,10 @@ def _examine(
     yield tokenizer_finding(examiner, problems)
     if problems:
         yield context_finding(examiner, config, problems)
-        yield budget_finding(examiner, config, problems)
+        sets = {name for name, own in by_set(config).items() if domain_of(own.problems).gold_is_answer}
+        written = [problem for problem in problems if "" in sets or problem.set in sets]
+        if written:
+            yield budget_finding(examiner, config, written)
     evidence = _evidence_finding(examiner, config)
     if evidence is not None:
         yield evidence

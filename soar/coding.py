@@ -272,6 +272,7 @@ CODE = Domain(
     validate=validate,
     prepare=prepare,
     describe=describe,
+    gold_is_answer=False,
     max_answer_chars=MAX_CODE_CHARS,
     examples=(
         Problem(

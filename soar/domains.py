@@ -60,6 +60,7 @@ class Domain:
     prepare(): called once in every worker; raises where the domain cannot work here (a missing package).
     describe(): a sentence for `soar check` about what the domain found on this machine; raises as `prepare` does.
 
+    gold_is_answer: False where the gold answer is no text that a student could write (tests of a program).
     examples: a few problems, for documentation and tests. max_answer_chars: longest gold answer. version: raise it when
     reading or checking changes, so that evidence made before is refused. reference: filled in by `load_domain`.
     """
@@ -75,6 +76,7 @@ class Domain:
     solve: Callable[[str], str | None] | None = None
     prepare: Callable[[], None] | None = None
     describe: Callable[[], str] | None = None
+    gold_is_answer: bool = True
     examples: tuple[Problem, ...] = ()
     max_answer_chars: int = MAX_ANSWER_CHARS
     version: int = 1

@@ -378,3 +378,16 @@ def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
     assert 0 < step["student_first"]["pass_rate"] < 0.5
     questions = [json.loads(line)["question"] for line in (run / "questions.jsonl").read_text().splitlines()]
     assert {question.split("\n")[2] for question in questions} <= {f"def f{n}(x):" for n in (1, 2, 3)}
+
+
+@needs_sandbox
+def test_soar_check_does_not_take_tests_for_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = parrot(tmp_path / "model")
+    options = ["--set", f"model.path={model}", "--set", "problems.limit=4", "--set", "teacher.sampling.max_tokens=4"]
+    small = ["--set", "student.sampling.max_tokens=3", "--set", "problems.verify_workers=1", "--samples", "16"]
+    main(["check", "code-smollm2", *options, *small, "--json"])
+    found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["domain"]["message"].startswith("programs run in the sandbox")
+    assert found["golds"]["status"] == "ok"
+    assert "teacher" in found
+    assert "budget" not in found
