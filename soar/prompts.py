@@ -82,7 +82,9 @@ class PromptFormat:
     teacher_prefill: beginning of the teacher's own turn, already in the prompt; `rewards.parse` puts it back.
     answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer the model.
     placeholders: what the teacher prompt itself says in place of question and answer. text_answers: whether words can
-    be answers. one_line: a line break ends a completion.
+    be answers. one_line: a line break ends a completion. pair_style: how a teacher text holds question and answer: `tags`
+    (question tags, the boxed answer in answer tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and
+    after the first answer mark), `worked` (`sum: its working`); "": tags for boxed answers, labels for others.
     """
 
     name: str
@@ -97,6 +99,11 @@ class PromptFormat:
     placeholders: tuple[str, ...] = ()
     text_answers: bool = False
     one_line: bool = False
+    pair_style: Literal["", "tags", "labels", "marked", "worked"] = ""
+
+    def style_of_pairs(self) -> str:
+        """`tags`, `labels`, `marked` or `worked`."""
+        return self.pair_style or ("tags" if self.answer_style == "boxed" else "labels")
 
     def teacher_text(self, subject: str = "") -> str:
         """What the teacher is asked. The teacher is never shown a hard problem."""
@@ -119,8 +126,14 @@ class PromptFormat:
     def fingerprint(self) -> str:
         """sha256 of everything in this format that shapes a prompt or the reading of an answer."""
         parts = {**asdict(self), "plain_turns": PLAIN_TURNS}
+        if parts["pair_style"] == BEFORE_PAIR_STYLES.get(self.name, ""):
+            del parts["pair_style"]  # evidence from before this field stays valid, as from before the next
+        if not self.one_line:
+            del parts["one_line"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+
+BEFORE_PAIR_STYLES = {"tiny": "marked", "sums": "worked"}
 
 FORMATS = {
     "tiny": PromptFormat(
@@ -131,6 +144,7 @@ FORMATS = {
         turns=False,
         answer_marks=(ANSWER_MARK,),
         text_answers=True,
+        pair_style="marked",
         control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
     ),
     "tags": PromptFormat(
@@ -167,6 +181,7 @@ FORMATS = {
         teacher_template=SUMS_TEACHER,
         student_template=SUMS_STUDENT,
         turns=False,
+        pair_style="worked",
         one_line=True,
     ),
 }
