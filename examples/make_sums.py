@@ -1,6 +1,7 @@
 """Write sums with many terms as a problem file: easy to check, hard for a small language model.
 
 python examples/make_sums.py sums.jsonl --terms 4 5 6 --digits 2 --count 64
+python examples/make_sums.py sums.jsonl --terms 8 --digits 1 --signs + --bare     (for problems.format = "sums")
 """
 
 import argparse
@@ -8,17 +9,24 @@ import json
 import random
 
 
-def sums(terms: list[int], digits: int, count: int, seed: int) -> list[dict[str, str]]:
-    """Distinct questions like `What is 27 + 31 - 45 + 12?` with their answers."""
+def sums(
+    terms: list[int], digits: int, count: int, seed: int, signs: str = "+-", bare: bool = False
+) -> list[dict[str, str]]:
+    """Distinct questions like `What is 27 + 31 - 45 + 12?` with their answers; bare: only `27 + 31 - 45 + 12`.
+
+    Raises ValueError when 50 draws a question do not find enough distinct ones.
+    """
     rng = random.Random(seed)
     rows: dict[str, str] = {}
-    while len(rows) < count:
+    for _ in range(50 * count):
         numbers = [rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(rng.choice(terms))]
-        signs = [rng.choice("+-") for _ in numbers[1:]]
-        text = str(numbers[0]) + "".join(f" {sign} {n}" for sign, n in zip(signs, numbers[1:], strict=True))
-        total = numbers[0] + sum(n if sign == "+" else -n for sign, n in zip(signs, numbers[1:], strict=True))
-        rows[f"What is {text}?"] = str(total)
-    return [{"question": question, "answer": answer} for question, answer in rows.items()]
+        between = [rng.choice(signs) for _ in numbers[1:]]
+        text = str(numbers[0]) + "".join(f" {sign} {n}" for sign, n in zip(between, numbers[1:], strict=True))
+        total = numbers[0] + sum(n if sign == "+" else -n for sign, n in zip(between, numbers[1:], strict=True))
+        rows[text if bare else f"What is {text}?"] = str(total)
+        if len(rows) == count:
+            return [{"question": question, "answer": answer} for question, answer in rows.items()]
+    raise ValueError(f"only {len(rows)} distinct sums of {terms} terms with {digits} digits were found, not {count}")
 
 
 if __name__ == "__main__":
@@ -28,7 +36,10 @@ if __name__ == "__main__":
     parser.add_argument("--digits", type=int, default=2)
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signs", default="+-", help="a choice of + and -")
+    parser.add_argument("--bare", action="store_true", help="the sum alone, without words")
     arguments = parser.parse_args()
+    rows = sums(arguments.terms, arguments.digits, arguments.count, arguments.seed, arguments.signs, arguments.bare)
     with open(arguments.file, "w", encoding="utf-8") as file:
-        for row in sums(arguments.terms, arguments.digits, arguments.count, arguments.seed):
+        for row in rows:
             file.write(json.dumps(row) + "\n")

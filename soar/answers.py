@@ -28,7 +28,8 @@ def extract(completion: str, answer_style: str) -> str | None:
 
     `boxed`: content of the last complete `\\boxed{...}` (the innermost of nested ones; `\\fbox{7}` and `\\boxed 7`
     count). Boxes before it are ignored, so ten boxes are one answer. `marker`: the first line after the last `<ans>` or
-    `Answer:`, or the content of a box in it. Only the last MAX_COMPLETION_CHARS characters are read. An empty answer is
+    `Answer:`, or the content of a box in it. `line`: what stands behind the last `=` of the first line, or the whole line
+    without one. Only the last MAX_COMPLETION_CHARS characters are read. An empty answer is
     None.
     """
     text = completion[-MAX_COMPLETION_CHARS:]
@@ -36,7 +37,10 @@ def extract(completion: str, answer_style: str) -> str | None:
         return _last_box(text)
     if answer_style == "marker":
         return _after_mark(text)
-    raise ValueError(f"answer_style = {answer_style!r}: expected boxed or marker")
+    if answer_style == "line":
+        line = END_OF_TURN.split(completion[:MAX_COMPLETION_CHARS], maxsplit=1)[0].split("\n", 1)[0]
+        return line.rpartition("=")[2].strip() or None
+    raise ValueError(f"answer_style = {answer_style!r}: expected boxed, marker or line")
 
 
 def _last_box(text: str) -> str | None:

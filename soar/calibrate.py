@@ -55,7 +55,9 @@ class _Observed(Examiner):
     """
 
     def __init__(self, examiner: Examiner, config: Config) -> None:
-        super().__init__(examiner.backbone, examiner.sampler, examiner.fmt, examiner.verifier, examiner.scheme)
+        super().__init__(
+            examiner.backbone, examiner.sampler, examiner.fmt, examiner.verifier, examiner.scheme, examiner.parts
+        )
         self.config, self.log = config, _Log()
 
     def attempt(self, *arguments: Any, **named: Any) -> Attempts:
@@ -115,7 +117,9 @@ class Calibrator:
     ) -> None:
         self.config, self.workers, self.clock = config, workers, clock
         self.meter = TokenMeter(examiner.sampler)
-        self.examiner = Examiner(examiner.backbone, self.meter, examiner.fmt, examiner.verifier, examiner.scheme)
+        self.examiner = Examiner(
+            examiner.backbone, self.meter, examiner.fmt, examiner.verifier, examiner.scheme, examiner.parts
+        )
         self.limit = seconds / PARTS
         self.found = Calibration()
 

@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from soar.config import Config, ConfigError
-from soar.data import LoadReport, evidence_path, load_problems
+from soar.config import Config, ConfigError, by_set
+from soar.data import DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
+from soar.domains import Domain, domain_of
 from soar.types import Problem
 from soar.worlds import get_world
 
@@ -30,8 +31,34 @@ class Candidates:
 def candidates(config: Config, revision: str | None = None) -> Candidates:
     """Load the candidate problems of a config. Raises ConfigError and DataError.
 
-    revision: the commit of a hub dataset that a resumed run began with; None: problems.revision.
+    revision: the commit of a hub dataset that a resumed run began with; None: problems.revision. With problems.sets the ids
+    begin with the name of the set, and a question that an earlier set has too is left out.
     """
+    if not config.problems.sets:
+        return _one_set(config, revision)
+    whole = LoadReport(", ".join(f"{name} = {own.source}" for name, own in config.problems.sets.items()), "sets")
+    problems: dict[str, Problem] = {}
+    for name, own in by_set(config).items():
+        loaded = _one_set(own, None)
+        whole.rows += loaded.report.rows
+        whole.dropped += loaded.report.dropped
+        whole.notes.update({f"{name}: {note}": count for note, count in loaded.report.notes.items()})
+        for problem in loaded.problems:
+            if fingerprint(problem.question) in problems:
+                whole.dropped.append(Dropped(f"{name}/{problem.id}", "duplicate question", "another set has it"))
+                continue
+            marked = Problem(f"{name}/{problem.id}", problem.question, problem.answer, {**problem.extra, "set": name})
+            problems[fingerprint(problem.question)] = marked
+    whole.kept = len(problems)
+    return Candidates(list(problems.values()), whole, _digest(list(problems.values())))
+
+
+def _digest(problems: list[Problem]) -> str:
+    lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
+    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _one_set(config: Config, revision: str | None) -> Candidates:
     source, limit = config.problems.source, config.problems.limit
     if source.startswith("world:"):
         try:
@@ -51,6 +78,32 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
             hub_split=config.problems.split,
             revision=revision or config.problems.revision,
             seed=config.seed,
+            options=config.problems.options,
         )
-    lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
-    return Candidates(problems, report, hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest())
+    problems = arranged(domain_of(config.problems), problems, report)
+    return Candidates(problems, report, _digest(problems))
+
+
+def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> list[Problem]:
+    """The problems as the domain puts them to students; those that it cannot use go to `report.dropped` by their names.
+
+    Raises DataError when none is left.
+    """
+    if domain.arrange is None:
+        return problems
+    kept: dict[str, Problem] = {}
+    for problem in problems:
+        try:
+            made = domain.arrange(problem)
+        except Exception as error:  # a user's function may raise anything
+            made = f"{type(error).__name__}: {error}"
+        if isinstance(made, str):
+            report.dropped.append(Dropped(problem.id, f"domain {domain.name}: {made}"))
+        elif fingerprint(made.question) in kept:
+            report.dropped.append(Dropped(problem.id, "duplicate question", "after the domain has arranged it"))
+        else:
+            kept[fingerprint(made.question)] = made
+    report.kept = len(kept)
+    if not kept:
+        raise DataError(f"{report.source}: domain {domain.name} can use no problem; the first: {report.dropped[0]}")
+    return list(kept.values())

@@ -14,10 +14,11 @@ from typing import Any
 
 from soar.candidates import candidates
 from soar.config import Config
+from soar.domains import domain_of
 from soar.figures import visible
-from soar.prompts import get_format
+from soar.grading import DomainPool, open_pool
 from soar.types import Problem, UserError, Verdict
-from soar.verify import NAMES, VerifierPool, columns_of
+from soar.verify import NAMES, columns_of
 
 GOLD_SECONDS = 25.0  # time for gold answers, so that a check of a large file stays under a minute
 GOLD_BATCH = 500
@@ -99,26 +100,36 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
     return Finding("problems", status, first, advice, tuple(details), facts), loaded.problems
 
 
+def check_domain(config: Config) -> list[Finding]:
+    """What the domain says about this machine: one finding, or none for a domain that needs nothing of it."""
+    try:
+        domain = domain_of(config.problems)
+        return [Finding("domain", Status.OK, domain.describe())] if domain.describe else []
+    except UserError as error:
+        return [failed("domain", error)]
+
+
 def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     """Grade every gold answer against itself: the verifier must find it correct, or no attempt ever will be."""
-    name, limit = config.problems.verifier, time.monotonic() + GOLD_SECONDS
+    limit = time.monotonic() + GOLD_SECONDS
     groups: dict[str, list[Problem]] = {}  # problems with one verdict; a function may look at their other columns
+    try:
+        domain = domain_of(config.problems)
+    except UserError as error:
+        return failed("domain", error)
+    name = domain.label
     for problem in problems:
         groups.setdefault(problem.answer if name in NAMES else problem.id, []).append(problem)
     first_of, verdicts = [group[0] for group in groups.values()], list[Verdict]()
     try:
-        with VerifierPool(
-            name,
-            answer_style=get_format(config.problems.format).answer_style,
-            timeout_s=config.problems.verify_timeout_s,
-            memory_mb=config.problems.verify_memory_mb,
-            workers=config.problems.verify_workers,
-        ) as pool:
+        with open_pool(domain, config.problems) as pool:
             for first in range(0, len(first_of), GOLD_BATCH):
                 if first and time.monotonic() > limit:
                     break
                 batch = first_of[first : first + GOLD_BATCH]
                 verdicts += pool.check_golds([problem.answer for problem in batch], columns_of(batch))
+            listed = [p for p, v in zip(first_of, verdicts, strict=False) if not v.solved][:LISTED]
+            faults = pool.faults(listed) if isinstance(pool, DomainPool) else [""] * len(listed)
     except UserError as error:
         return failed("golds", error)
     judged = [
@@ -126,15 +137,19 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
         for group, verdict in zip(groups.values(), verdicts, strict=False)  # the time may be over before the last
         for problem in group
     ]
-    return _gold_finding(name, judged, len(problems))
+    named = {problem.id: f" ({fault})" for problem, fault in zip(listed, faults, strict=True) if fault}
+    return _gold_finding(name, judged, len(problems), pool.last_error, named)
 
 
-def _gold_finding(name: str, judged: list[tuple[Problem, Verdict]], total: int) -> Finding:
+def _gold_finding(
+    name: str, judged: list[tuple[Problem, Verdict]], total: int, error: str | None, named: dict[str, str]
+) -> Finding:
     checked, bad = len(judged), [(problem, verdict) for problem, verdict in judged if not verdict.solved]
     good = checked - len(bad)
     message = f"{good:,} of {checked:,} gold answers grade as correct by {name!r} ({good / max(1, checked):.2%})"
-    details = [f"{p.id}: {verdict.value}: {p.answer[:100]!r}" for p, verdict in bad[:LISTED]]
+    details = [f"{p.id}: {verdict.value}{named.get(p.id, '')}: {p.answer[:100]!r}" for p, verdict in bad[:LISTED]]
     details += [f"... and {len(bad) - LISTED:,} more"] if len(bad) > LISTED else []
+    details += [f"the last check that failed: {error[:300]}"] if error else []
     facts = {
         "checked": checked,
         "correct": good,
@@ -147,7 +162,7 @@ def _gold_finding(name: str, judged: list[tuple[Problem, Verdict]], total: int) 
         advice = "check all with `soar verify FILE --golds`"
     if not good or good + total - checked < FEWEST:
         status = Status.FAIL
-        advice = "choose another problems.verifier (number, exact, choice, your own), or mend the answers"
+        advice = "choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"
     elif bad:
         status = Status.WARNING
         advice = (

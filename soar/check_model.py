@@ -12,8 +12,9 @@ from typing import Any
 
 from soar import seeds
 from soar.check import FEWEST, LISTED, Finding, Status, failed
-from soar.config import Config
+from soar.config import Config, by_set
 from soar.data import fits_budget
+from soar.domains import domain_of
 from soar.hardset import known_hard, use_evidence
 from soar.lessons import read_pairs, teacher_prompt
 from soar.prompts import control_texts, leaked_controls
@@ -38,8 +39,14 @@ HINTS = {
     Reason.TWO_PROBLEMS: "it goes on after its first problem: try another problems.format",
     Reason.PLACEHOLDER: "it copies the example of the prompt: raise teacher.sampling.temperature or take a stronger model",
     Reason.EMPTY: "it writes nothing: check that model and tokenizer belong together",
+    Reason.READER_FAILED: "the domain's own read_problem raised or took too long: mend it",
     Reason.DUPLICATE: "it writes one question over and over: raise teacher.sampling.temperature",
 }
+
+
+def _hint(name: str) -> str:
+    known = {reason.value: text for reason, text in HINTS.items()}
+    return known.get(name, f"the domain refuses its problems ({name}): say in the teacher prompt what is asked for")
 
 
 def check_model(
@@ -61,12 +68,16 @@ def _examine(
     yield tokenizer_finding(examiner, problems)
     if problems:
         yield context_finding(examiner, config, problems)
-        yield budget_finding(examiner, config, problems)
+        sets = {name for name, own in by_set(config).items() if domain_of(own.problems).gold_is_answer}
+        written = [problem for problem in problems if "" in sets or problem.set in sets]
+        if written:
+            yield budget_finding(examiner, config, written)
     evidence = _evidence_finding(examiner, config)
     if evidence is not None:
         yield evidence
-    say(f"asking the teacher for {samples} problems")
-    yield teacher_finding(examiner, config, samples)
+    for name, own in by_set(config).items():
+        say(f"asking the teacher for {samples} problems" + (f" of {name}" if name else ""))
+        yield teacher_finding(examiner.of_set(name), own, samples)
 
 
 def _model_finding(examiner: Examiner, config: Config) -> Finding:
@@ -169,7 +180,7 @@ def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding
     except UserError as error:
         return failed("teacher", error)
     seed, sampling = seeds.derive(config.seed, "check", "teacher"), config.teacher.sampling
-    reasons: Counter[Reason] = Counter()
+    reasons: Counter[str] = Counter()
     last: list[str] = []
     sampled = accepted = tokens = 0
     started = time.monotonic()
@@ -181,7 +192,7 @@ def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding
         for outcome in read_pairs(examiner, config, texts, rollouts.ended_B.tolist(), None):
             sampled += 1
             if isinstance(outcome, Rejection):
-                reasons[outcome.reason] += 1
+                reasons[outcome.name] += 1
                 last = [*last[-4:], outcome.text]
             else:
                 accepted += 1
@@ -191,20 +202,20 @@ def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding
         "sampled": sampled,
         "accepted": accepted,
         "tokens": tokens,
-        "rejected": {reason.value: count for reason, count in reasons.most_common()},
+        "rejected": dict(reasons.most_common()),
     }
     return _teacher_report(config, samples, facts, reasons, last)
 
 
 def _teacher_report(
-    config: Config, samples: int, facts: dict[str, Any], reasons: Counter[Reason], last: list[str]
+    config: Config, samples: int, facts: dict[str, Any], reasons: Counter[str], last: list[str]
 ) -> Finding:
     sampled, accepted, teacher = facts["sampled"], facts["accepted"], config.teacher
     message = f"{accepted} of {sampled} samples are problems"
     message += f" ({TEACHER_SECONDS:.0f} s were over before {samples})" if sampled < samples else ""
-    rejected = ", ".join(f"{reason.value} {count}" for reason, count in reasons.most_common())
+    rejected = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     details = [f"rejected: {rejected}"] if rejected else []
-    hint = HINTS[reasons.most_common(1)[0][0]] if reasons else ""
+    hint = _hint(reasons.most_common(1)[0][0]) if reasons else ""
     if not accepted:
         details += ["its last outputs:", *(f"  {text[:300]!r}" for text in last)]
         if sampled < min(samples, ENOUGH):

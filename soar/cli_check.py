@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from soar.check import Finding, Status, can_work, check_golds, check_problems, summary
+from soar.check import Finding, Status, can_work, check_domain, check_golds, check_problems, summary
 from soar.cli_common import config_of, recipe_arguments
-from soar.config import Config
+from soar.config import Config, by_set
 
 EXAMPLES = """examples:
   soar check small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl
@@ -52,8 +52,11 @@ def _check(arguments: argparse.Namespace) -> int:
 def _findings(config: Config, arguments: argparse.Namespace) -> Iterator[Finding]:
     found, problems = check_problems(config)
     yield found
-    if problems:
-        yield check_golds(config, problems)
+    for name, own in by_set(config).items():
+        about = check_domain(own)
+        yield from about
+        if problems and can_work(about):
+            yield check_golds(own, [problem for problem in problems if not name or problem.set == name])
     if arguments.no_model:
         return
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]

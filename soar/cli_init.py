@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
     init.add_argument("--problems", required=True, help="problem file, hub id of a dataset, or world:NAME")
     init.add_argument("--question-column", help="default: the first column with a usual name")
     init.add_argument("--answer-column", help="the same for the gold answer")
+    init.add_argument("--domain", default="", help="a built-in domain, file.py:NAME or module:NAME (problems.domain)")
     init.add_argument("--name", help="name of the run (default: that of the file)")
     init.add_argument("--force", action="store_true", help="replace a file that exists")
     init.set_defaults(action=_init)
@@ -35,15 +36,18 @@ def add(commands: Any) -> None:
 
 def _init(arguments: argparse.Namespace) -> int:
     from soar.config import ConfigError
+    from soar.domains import load_domain
     from soar.files import write_atomic
     from soar.recipe import Draft, look_at_model, look_at_problems, recipe_text
 
     if arguments.file.exists() and not arguments.force:
         raise ConfigError(f"{arguments.file} exists; give --force to replace it, or another file name")
+    if arguments.domain:
+        load_domain(arguments.domain)  # a recipe that names a domain which cannot be loaded helps nobody
     parts = [
         Draft({"name": arguments.name or arguments.file.stem}),
         look_at_model(arguments.model),
-        look_at_problems(arguments.problems, arguments.question_column, arguments.answer_column),
+        look_at_problems(arguments.problems, arguments.question_column, arguments.answer_column, arguments.domain),
     ]
     draft = Draft({k: v for part in parts for k, v in part.keys.items()}, [n for part in parts for n in part.notes])
     write_atomic(arguments.file, recipe_text(draft).encode())

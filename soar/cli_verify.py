@@ -10,6 +10,7 @@ EXAMPLES = """examples:
   soar verify completions.jsonl                          columns completion and gold (or their usual names)
   soar verify completions.jsonl --verifier number --answer-style marker
   soar verify problems.jsonl --golds                     every gold answer against itself; exit code 1 if one fails
+  soar verify completions.jsonl --domain my.py:DOMAIN    as the domain reads and checks them
   soar verify completions.jsonl --label-column correct   where the verifier and your own labels differ
 """
 
@@ -26,8 +27,11 @@ def add(commands: Any) -> None:
     verify.add_argument(
         "--verifier", default="math", help="math, number, exact, choice, module:function or file.py:function"
     )
+    verify.add_argument("--domain", default="", help="a built-in domain, file.py:NAME or module:NAME, in place of both")
     verify.add_argument("--golds", action="store_true", help="check every gold answer against itself")
-    verify.add_argument("--answer-style", choices=("boxed", "marker"), default="boxed", help="how completions answer")
+    verify.add_argument(
+        "--answer-style", choices=("boxed", "marker", "line"), default="boxed", help="how completions answer"
+    )
     verify.add_argument("--completion-column", metavar="NAME")
     verify.add_argument("--gold-column", metavar="NAME")
     verify.add_argument("--label-column", metavar="NAME", help="the file's own verdicts; list where they differ")
@@ -39,18 +43,20 @@ def add(commands: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from soar.domains import load_domain
     from soar.figures import visible
+    from soar.grading import DomainPool
     from soar.types import Verdict
     from soar.verify import VerifierPool
     from soar.verify_file import grade_file, table_lines
 
     asked = {kind: getattr(arguments, f"{kind}_column") for kind in ("completion", "gold", "label")}
-    with VerifierPool(
-        arguments.verifier,
-        answer_style=arguments.answer_style,
-        timeout_s=arguments.timeout,
-        workers=max(0, arguments.workers),
-    ) as pool:
+    limits = {"timeout_s": arguments.timeout, "workers": max(0, arguments.workers)}
+    if arguments.domain:
+        opened: VerifierPool = DomainPool(load_domain(arguments.domain), **limits)
+    else:
+        opened = VerifierPool(arguments.verifier, answer_style=arguments.answer_style, **limits)
+    with opened as pool:
         grades = grade_file(arguments.file, pool, asked, arguments.golds, max(0, arguments.show))
         problem = pool.last_error
     if arguments.json:

@@ -40,6 +40,9 @@ HARMLESS = (
 )  # fmt: skip
 
 
+MIXED_ARMS = ("base", "hard_only", "ps", "pq", "pq_mixed", "pq_curriculum")
+
+
 class ConfigError(UserError, ValueError):
     """A recipe, override or combination of keys that cannot be used; the message says where and what to do."""
 
@@ -94,7 +97,20 @@ class Config(Section):
                 'teacher.reward = "shuffled" permutes answers within a dataset; with teacher.questions = 1 nothing '
                 "changes, set 2 or more"
             )
+        self._consistent_sets()
         return self
+
+    def _consistent_sets(self) -> None:
+        sets = self.problems.sets
+        bad = [name for name in sets if not name.isidentifier()]
+        if bad or len(sets) == 1:
+            found = repr(bad[0]) if bad else "one set"
+            raise ValueError(f"problems.sets: found {found}; expected two sets or more, each named by one word")
+        others = [arm for arm in self.arms.run if arm not in MIXED_ARMS]
+        if sets and others:
+            raise ValueError(f"arms.run: {others[0]} cannot be trained with problems.sets; use {', '.join(MIXED_ARMS)}")
+        if sets and self.teacher.reward == "uncertainty":
+            raise ValueError('teacher.reward = "uncertainty" counts votes, which problems.sets does not; use another')
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, JSON-ready."""
@@ -212,6 +228,20 @@ def build(data: dict[str, Any], where: str = "config") -> Config:
         return Config.model_validate(_merge(Config().resolved(), data) if isinstance(data, dict) else data)
     except ValidationError as error:
         raise _explain(error, where) from error
+
+
+def by_set(config: Config) -> dict[str, Config]:
+    """The hard sets of a config, by name, each as a config of its own; {"": config} where there is only one."""
+    found = {}
+    for name, own in config.problems.sets.items():
+        given = {key: value for key in type(own).model_fields if (value := getattr(own, key)) is not None}
+        subject = given.pop("subject", config.teacher.subject)
+        parts = {
+            "problems": config.problems.model_copy(update={**given, "sets": {}}),
+            "teacher": config.teacher.model_copy(update={"subject": subject}),
+        }
+        found[name] = config.model_copy(update=parts)
+    return found or {"": config}
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

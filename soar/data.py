@@ -18,7 +18,7 @@ from typing import Any
 
 from soar.answers import extract
 from soar.files import write_atomic, write_json
-from soar.sources import DataError, Row, file_rows, gym_rows, hub_revision, hub_rows, split_source
+from soar.sources import DataError, Row, file_rows, generated_rows, hub_revision, hub_rows, split_source
 from soar.types import Problem, Screening
 
 __all__ = [
@@ -105,13 +105,14 @@ def load_problems(
     hub_split: str = "train",
     revision: str | None = None,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
     worlds: WorldLoader | None = None,
 ) -> tuple[list[Problem], LoadReport]:
-    """Problems of a JSONL, JSON, CSV or parquet file, a Hugging Face dataset id, `world:NAME` or `reasoning_gym:NAME`.
+    """Problems of a JSONL, JSON, CSV or parquet file, a Hugging Face dataset id, or a generated source (`KIND:NAME`).
 
     question_column, answer_column: None picks the first known alias. limit: keep the first `limit` problems (0: all).
     skip_bad_rows: drop unreadable rows and conflicting duplicates instead of refusing the source.
-    worlds: gives the problems of `world:NAME` (a world is not imported here); seed: for generated sources.
+    worlds: gives the problems of `world:NAME` (a world is not imported here); seed, options: of other generated sources.
 
     Raises DataError: unreadable source, missing column, unreadable row, equal questions with different answers, no
     problem.
@@ -127,11 +128,10 @@ def load_problems(
         return problems, report
     if kind == "hub":
         report.revision = revision = hub_revision(name, revision)
-    rows = {
-        "file": lambda: file_rows(name),
-        "hub": lambda: hub_rows(name, hub_split, revision),
-        "reasoning_gym": lambda: gym_rows(name, limit or 1000, seed),
-    }[kind]()
+    if kind in ("file", "hub"):
+        rows = file_rows(name) if kind == "file" else hub_rows(name, hub_split, revision)
+    else:
+        rows = generated_rows(kind, name, limit, seed, dict(options or {}))
     wanted = {"question": question_column, "answer": answer_column}
     problems = make_problems(rows, report, wanted, limit, skip_bad_rows, max_question_chars)
     return problems, report

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from soar import __version__
+from soar.domains import load_domain
 from soar.figures import visible
 from soar.files import write_atomic
 from soar.prompts import FORMATS, PromptFormat, get_format
@@ -32,12 +33,13 @@ class ExportError(UserError):
 
 @dataclass(frozen=True)
 class Task:
-    """How the questions of a run are put and graded: prompt format, verifier, name of the run."""
+    """How the questions of a run are put and graded: prompt format, verifier or domain, name of the run."""
 
     name: str
     fmt: PromptFormat
     verifier: str
     model: str
+    domain: str = ""
 
     @property
     def module(self) -> str:
@@ -46,7 +48,7 @@ class Task:
 
     @property
     def ability(self) -> str:
-        return "math" if self.verifier in ("math", "number") else "reasoning"
+        return "math" if self.verifier in ("math", "number") and not self.domain else "reasoning"
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,24 @@ class Question:
 
 
 def task_of(run: Run) -> Task:
-    """Prompt format and verifier that the manifest records. Raises ExportError where it has none."""
+    """Prompt format and verifier, or domain, that the manifest records. Raises ExportError, DomainError."""
     problems, model = run.config.get("problems"), run.config.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    if isinstance(problems, dict) and problems.get("sets"):
+        raise ExportError(
+            f"{run.path}: a mixed run has several prompts and verifiers ({', '.join(problems['sets'])}), and an export has "
+            "one; its questions with their sets stand in pq.jsonl"
+        )
+    if isinstance(problems, dict) and problems.get("domain"):
+        reference = str(problems["domain"])
+        domain = load_domain(reference)
+        return Task(run.name, domain.prompts, domain.label, str(path or "unknown"), reference)
     fmt = problems.get("format") if isinstance(problems, dict) else None
     if not isinstance(problems, dict) or fmt not in FORMATS:
         raise ExportError(
             f"{run.path / 'manifest.json'}: config.problems.format = {fmt!r}, expected one of {', '.join(FORMATS)}; "
             "export with the version that wrote the run"
         )
-    path = model.get("path") if isinstance(model, dict) else None
     return Task(run.name, get_format(fmt), str(problems.get("verifier", "math")), str(path or "unknown"))
 
 
@@ -130,7 +141,9 @@ def trl_rows(task: Task, questions: list[Question]) -> list[Row]:
     rows: list[Row] = []
     for q in questions:
         prompt: Any = messages(task, q.question) if task.fmt.turns else task.fmt.student_text(q.question)
-        rows.append({"prompt": prompt, "solution": solution(task, q.answer), "answer": q.answer, **q.about()})
+        question = {"question": q.question} if task.domain else {}  # a domain's check may look at it
+        row = {"prompt": prompt, "solution": solution(task, q.answer), "answer": q.answer, **question}
+        rows.append({**row, **q.about()})
     return rows
 
 
@@ -173,7 +186,8 @@ def parquet(rows: list[Row]) -> bytes:
 def template(name: str, task: Task) -> bytes:
     """`templates/export/NAME.in` with `@KEY@` replaced by JSON text, which is valid Python and TOML for strings."""
     text = (TEMPLATES / "export" / f"{name}.in").read_text(encoding="utf-8")
-    values = {"VERIFIER": task.verifier, "STYLE": task.fmt.answer_style, "MODULE": task.module, "VERSION": __version__}
+    values = {"VERIFIER": task.verifier, "STYLE": task.fmt.answer_style, "DOMAIN": task.domain}
+    values |= {"MODULE": task.module, "VERSION": __version__}
     for key, value in values.items():
         text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))
     return text.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from soar.candidates import candidates
-from soar.config import Config
-from soar.data import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
+from soar.config import Config, by_set
+from soar.data import DataError, check_evidence, evidence_path, read_hard, split, split_source, write_hard
+from soar.domains import domains_of
 from soar.files import write_atomic, write_json
 from soar.progress import Progress
 from soar.record import RunFolder
@@ -42,12 +44,12 @@ class HardSet:
 
     def too_few(self, config: Config) -> str:
         """Why a run cannot begin with this hard set, and what to do."""
-        event = self.event
+        event, graders = self.event, ", ".join(domain.label for domain in domains_of(config).values())
         return (
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct); {event['too_long']} more do not fit in the model's context, "
-            f"and the gold answers of {event['ungradable']} cannot be graded by problems.verifier = "
-            f"{config.problems.verifier!r}. A run needs at least 4: give harder problems, raise "
+            f"and the gold answers of {event['ungradable']} cannot be graded by "
+            f"{graders!r}. A run needs at least 4: give harder problems, raise "
             "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
             "already has a signal."
         )
@@ -71,7 +73,10 @@ def find_hard(
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     model_hash = examiner.backbone.base_digest()
     dtype = str(examiner.backbone.dtype).removeprefix("torch.")  # before the model's: it tells why that one changed
-    folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=examiner.fmt.fingerprint())
+    domains = domains_of(config)
+    prints = [name + domain.fingerprint() for name, domain in domains.items() if domain.own or name]
+    own = {"domain": hashlib.sha256(" ".join(prints).encode()).hexdigest()} if prints else {}
+    folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=examiner.fmt.fingerprint(), **own)
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(examiner, config, loaded.problems, progress.say)
@@ -96,8 +101,37 @@ def find_hard(
         found = {problem.id: Screening(0, 0) for problem in problems}
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
     if config.problems.max_hard:
-        hard = hard[: config.problems.max_hard]
-    return HardSet(hard, found, evidence, {**screen_event(found, config), **left_out})
+        hard = [p for name in by_set(config) for p in _first(hard, name, config.problems.max_hard)]
+    event = {**screen_event(found, config), **left_out}
+    if config.problems.sets:
+        event["sets"] = {name: _counts(name, problems, hard) for name in config.problems.sets}
+    return HardSet(hard, found, evidence, event)
+
+
+def _counts(name: str, problems: list[Problem], hard: list[Problem]) -> dict[str, int]:
+    """Candidates and hard problems of one set."""
+    return {"candidates": sum(p.set == name for p in problems), "hard": sum(p.set == name for p in hard)}
+
+
+def split_sets(hard: list[Problem], config: Config) -> tuple[list[Problem], list[Problem]]:
+    """Training and test half; of a mixed run the halves of every set, so that each is in both.
+
+    Raises DataError naming a set with fewer than two hard problems.
+    """
+    halves = []
+    for name in by_set(config):
+        own = [problem for problem in hard if not name or problem.set == name]
+        if name and len(own) < 2:
+            raise DataError(
+                f"problems.sets.{name} has {len(own)} hard problems, and every set needs 2 or more; give it harder problems, "
+                "or leave it out"
+            )
+        halves.append(split(own, config.seed, config.problems.test_share))
+    return [p for train, _ in halves for p in train], [p for _, test in halves for p in test]
+
+
+def _first(hard: list[Problem], name: str, count: int) -> list[Problem]:
+    return [problem for problem in hard if not name or problem.set == name][:count]
 
 
 @dataclass(frozen=True)
@@ -111,6 +145,8 @@ class KnownHard:
 
 def known_hard(config: Config) -> KnownHard | None:
     """The screening that lies beside the problem file, or None. Raises DataError for a damaged one."""
+    if config.problems.sets:
+        return None
     kind, name = split_source(config.problems.source)
     where = evidence_path(Path(name).expanduser())
     if kind != "file" or not where.is_file():

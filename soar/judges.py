@@ -1,10 +1,11 @@
 """Is a written question well-posed, and is its written answer right? Three judges with one interface.
 
-`oracle` is exact and exists for embedded worlds only. `self_consistency` asks the base model itself: a question is called
-well-posed when enough of its attempts agree, an answer correct when it is their majority; a weak model is a weak judge,
-so its labels are evidence about agreement, not truth. `endpoint` asks a language model behind an OpenAI-compatible HTTP
-interface for a verdict and its own answer, and compares that answer with the written one by the run's verifier. What
-a judge cannot decide is None, and belongs to neither subset. The judge's text is parsed, never executed.
+`oracle` is exact and exists for embedded worlds and for domains that can solve their questions. `self_consistency`
+asks the base model itself: a question is called well-posed when enough of its attempts agree, an answer correct when
+it is their majority; a weak model is a weak judge, so its labels are evidence about agreement, not truth. `endpoint`
+asks a language model behind an OpenAI-compatible HTTP interface for a verdict and its own answer, and compares that
+answer with the written one by the run's verifier. What a judge cannot decide is None, and belongs to neither subset.
+The judge's text is parsed, never executed.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from soar import seeds
 from soar.config import Config, ConfigError
+from soar.grading import DomainPool
 from soar.rollout import Examiner
 from soar.settings import JudgeConfig
 from soar.signals import ballot, votes
 from soar.types import Problem, UserError, Verdict
-from soar.verify import NAMES
+from soar.verify import NAMES, columns_of
 from soar.worlds import World, get_world
 
 MAX_REPLY_BYTES = 1_000_000
@@ -85,6 +87,20 @@ class Oracle:
         return [Label(a is not None, a == p.answer) for a, p in zip(answers, problems, strict=True)]
 
 
+class DomainOracle:
+    """The exact judge of a domain that can solve its own questions."""
+
+    def __init__(self, pool: DomainPool) -> None:
+        self.pool, self.name = pool, f"oracle of domain {pool.domain.name}"
+
+    def label(self, problems: Sequence[Problem]) -> list[Label]:
+        answers = self.pool.solve([problem.question for problem in problems])
+        asked = [replace(p, answer=a or "") for p, a in zip(problems, answers, strict=True)]
+        written = [problem.answer for problem in problems]
+        verdicts = self.pool.check_answers(written, [p.answer for p in asked], columns_of(asked))
+        return [Label(a is not None, a is not None and v.solved) for a, v in zip(answers, verdicts, strict=True)]
+
+
 class SelfConsistency:
     """The base model's own agreement (see the module text)."""
 
@@ -120,7 +136,7 @@ class Endpoint:
                 f'judge.kind = "endpoint" needs judge.url (found {config.url!r}, expected http(s)://HOST/v1) and '
                 f"judge.model (found {config.model!r})"
             )
-        if examiner.verifier.name not in NAMES:
+        if not (examiner.verifier.name in NAMES or isinstance(examiner.verifier, DomainPool)):
             raise ConfigError(
                 f"problems.verifier = {examiner.verifier.name!r} reads whole completions, so it cannot compare a judge's "
                 f'answer; use one of {", ".join(NAMES)}, or judge.kind = "self_consistency"'
@@ -130,7 +146,11 @@ class Endpoint:
 
     def label(self, problems: Sequence[Problem]) -> list[Label]:
         opinions = [read_opinion(self._ask(problem)) for problem in problems]
-        verdicts = self.verifier.check_answers([answer for _, answer in opinions], [p.answer for p in problems])
+        answers, golds = [answer for _, answer in opinions], [p.answer for p in problems]
+        if isinstance(self.verifier, DomainPool):
+            verdicts = self.verifier.check_answers(answers, golds, columns_of(problems))
+        else:
+            verdicts = self.verifier.check_answers(answers, golds)
         labels = []
         for (well_posed, _), verdict in zip(opinions, verdicts, strict=True):
             decided = verdict in (Verdict.CORRECT, Verdict.WRONG)
@@ -184,10 +204,13 @@ def open_judge(examiner: Examiner, config: Config, workers: int = 1) -> Judge:
     """The judge that `judge.kind` names. Raises ConfigError."""
     kind, source = config.judge.kind, config.problems.source
     in_world = source.startswith("world:")
+    pool = examiner.verifier
+    if isinstance(pool, DomainPool) and pool.domain.solve is not None and kind in ("auto", "oracle"):
+        return DomainOracle(pool)
     if kind == "oracle" and not in_world:
         raise ConfigError(
-            f'judge.kind = "oracle": problems.source = {source!r} has no exact oracle, only world:NAME has; use '
-            '"endpoint" or "self_consistency"'
+            f'judge.kind = "oracle": problems.source = {source!r} has no exact oracle, only world:NAME and a domain with '
+            '`solve` have; use "endpoint" or "self_consistency"'
         )
     if kind == "endpoint":
         return Endpoint(config.judge, examiner)

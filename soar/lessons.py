@@ -6,12 +6,12 @@ Left out: several groups of datasets a step, off-policy reuse of teacher samples
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from soar import seeds
-from soar.config import Config, ConfigError
+from soar.config import Config, ConfigError, by_set
+from soar.grading import read_problems
 from soar.policy import AdapterStack
-from soar.rewards import parse_all
 from soar.rollout import Examiner
 from soar.sampler import Rollouts, join
 from soar.types import Problem, Reason, Rejection, UserError
@@ -29,6 +29,11 @@ class Lessons:
     rollouts: Rollouts
     sampled: int
     rejected: dict[str, int]
+
+    @property
+    def sets_G(self) -> list[str]:
+        """The hard set that each dataset was written for; "" in an unmixed run."""
+        return [problems[0].set for problems in self.problems_G_Q]
 
 
 def teacher_prompt(examiner: Examiner, config: Config) -> list[int]:
@@ -73,7 +78,7 @@ def write_lessons(
                 break
             sampled += 1
             if isinstance(outcome, Rejection):
-                rejected[outcome.reason.value] += 1
+                rejected[outcome.name] += 1
                 last = [*last[-4:], outcome.text]
             else:
                 accepted.append(outcome)
@@ -85,18 +90,48 @@ def write_lessons(
     return Lessons(sets, join(kept), sampled, dict(rejected))
 
 
+def sets_of_step(run: Config, step: int) -> list[str]:
+    """Which hard set each of the step's datasets is written for: in turn, so that all sets get equally many.
+
+    The order is drawn once from the run's seed. The teacher is told by the set's prompt and subject.
+    """
+    names = sorted(run.problems.sets)
+    order = seeds.generator(run.seed, "sets").permutation(len(names)).tolist()
+    G = run.teacher.datasets
+    return [names[order[(step * G + k) % len(names)]] for k in range(G)]
+
+
+def write_step(examiner: Examiner, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int) -> Lessons:
+    """`write_lessons`, in a mixed run for every set by its own prompts. Raises TeacherError and ConfigError."""
+    if not run.problems.sets:
+        return write_lessons(examiner, teacher, prompt, run, step)
+    sets_G = sets_of_step(run, step)
+    written: dict[str, Lessons] = {}
+    for name, own in by_set(run).items():
+        if name in sets_G:
+            count = own.teacher.model_copy(update={"datasets": sets_G.count(name)})
+            part = own.model_copy(update={"teacher": count, "seed": seeds.derive(run.seed, "set", name)})
+            view = examiner.of_set(name)
+            written[name] = write_lessons(view, teacher, teacher_prompt(view, part), part, step)
+    n, used = run.teacher.questions, Counter[str]()
+    problems_G_Q, rollouts = [], []
+    for name in sets_G:
+        k = used[name]
+        used[name] += 1
+        problems_G_Q.append([replace(p, extra={"set": name}) for p in written[name].problems_G_Q[k]])
+        rollouts.append(written[name].rollouts.select(list(range(k * n, (k + 1) * n))))
+    rejected: Counter[str] = Counter()
+    for lessons in written.values():
+        rejected.update(lessons.rejected)
+    return Lessons(problems_G_Q, join(rollouts), sum(lessons.sampled for lessons in written.values()), dict(rejected))
+
+
 def read_pairs(
     examiner: Examiner, config: Config, texts: list[str], ended: list[bool], seen: set[str] | None
 ) -> list[Problem | Rejection]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
-    outcomes = parse_all(
-        texts,
-        examiner.fmt,
-        examiner.verifier,
-        truncated=[not e for e in ended],
-        seen=seen,
-        strict=config.teacher.strict_tags,
-    )
+    cut = [not e for e in ended]
+    outcomes = read_problems(examiner.verifier, examiner.fmt, texts, cut, seen, config.teacher.strict_tags)
     sampling = config.student.sampling
     return [
         Rejection(Reason.TOO_LONG, text)
@@ -112,6 +147,6 @@ def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], 
     return (
         f"the teacher wrote {accepted} acceptable pairs of {wanted} in {sampled} samples (rejected: {reasons}).\n"
         f"Its last outputs:\n{shown}\n"
-        "Try another problems.format, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
+        "Try another problems.format or domain, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
         "stronger model; raise teacher.max_tries if the share is small but not zero."
     )

@@ -42,7 +42,7 @@ def measure(
         if not problems:
             raise UserError(
                 f"problems.source = {config.problems.source!r}: no problem can be used ({left_out['too_long']} too long, "
-                f"{left_out['ungradable']} with an answer that {config.problems.verifier!r} cannot grade)"
+                f"{left_out['ungradable']} with an answer that {examiner.verifier.name!r} cannot grade)"
             )
 
         def note(part: list[Any], correct_P_H: Any, truncated_P_H: Any) -> None:

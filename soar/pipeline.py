@@ -19,11 +19,11 @@ from soar.arms import TRAINED, ArmProgress, Listener, arm_batches, arm_steps, le
 from soar.calibrate import forecast_event
 from soar.checkpoints import Checkpoint
 from soar.config import Config
-from soar.data import split, write_hard
-from soar.evaluate import summarize
+from soar.data import write_hard
+from soar.evaluate import per_set, summarize
 from soar.faults import DeviceLost, MemoryShortage, is_device_lost, is_out_of_memory
 from soar.files import storage_errors, sync_tree, write_json, write_lines
-from soar.hardset import find_hard
+from soar.hardset import find_hard, split_sets
 from soar.held_out import count_held_out
 from soar.lessons import TeacherError
 from soar.loggers import check_installed, open_loggers
@@ -148,10 +148,11 @@ class Run:
         hard = found.problems
         if len(hard) < 4:
             raise NothingToDo(found.too_few(config))
-        self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
+        self.hard_train, self.hard_test = split_sets(hard, config)
         if first:
             for name, part in (("train", self.hard_train), ("test", self.hard_test)):
-                write_hard(self.folder.path / "hard" / f"{name}.jsonl", part, found.screenings(part), found.evidence)
+                where, mixed = self.folder.path / "hard" / f"{name}.jsonl", bool(config.problems.sets)
+                write_hard(where, part, found.screenings(part), found.evidence, columns=mixed)
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
         self.progress.say(
             f"{len(hard)} of {len(found.found)} candidates are hard: at most {config.screen.max_successes} of "
@@ -282,7 +283,7 @@ class Run:
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
-        arms, loop = self.config.arms, self.state.loop
+        config, arms, loop = self.config, self.config.arms, self.state.loop
         rows, teacher = loop.pq, loop.teacher
         if arms.pq_from:
             rows = read_pq(Path(arms.pq_from))
@@ -290,7 +291,10 @@ class Run:
         if arms.teacher_from:
             teacher = read_teacher(self.examiner.backbone, Path(arms.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
-        pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
+        marks = [{"set": row["set"]} if config.problems.sets and "set" in row else {} for row in rows]
+        pq = [
+            Problem(f"pq-{i}", r["question"], r["answer"], m) for i, (r, m) in enumerate(zip(rows, marks, strict=True))
+        ]
         return Material(pq, teacher, self.hard_test, self.workers, self.progress.say)
 
     def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
@@ -317,6 +321,7 @@ class Run:
                     "attempts": config.evaluate.attempts,
                     "student_rollouts": self._rollouts(arm),
                     "correct": correct_H,
+                    **per_set(correct_H, self.hard_test, config, seed),
                 }
             )
         self.folder.append("metrics.jsonl", events)

@@ -1,7 +1,9 @@
 """Every prompt, and its way to token ids.
 
-Three formats. `tags` is the paper's: question tags, the boxed answer in answer tags, a student that ends with a box.
-`question_answer` is a plain two-line form for small models. `tiny` is the embedded world's. The wording is our own.
+Four formats. `tags` is the paper's: question tags, the boxed answer in answer tags, a student that ends with a box.
+`question_answer` is a plain two-line form for small models. `sums` is a list of worked sums, one a line, that teacher and
+student continue: for models that follow a pattern better than an instruction. `tiny` is the embedded world's. The wording
+is our own.
 `PromptFormat.fingerprint` goes into the run record: evidence made with one prompt is not used with another.
 
 Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
@@ -20,7 +22,7 @@ from typing import Any, Literal
 
 from soar.worlds import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT
 
-AnswerStyle = Literal["boxed", "marker"]
+AnswerStyle = Literal["boxed", "marker", "line"]
 
 MATH_SUBJECTS = (
     "prealgebra, algebra, number theory, counting and probability, geometry, intermediate algebra, or precalculus"
@@ -55,6 +57,15 @@ Answer: ..."""
 QUESTION_ANSWER_STUDENT = """{question}
 Solve it step by step. End with "Answer:" and the number."""
 
+SUMS_TEACHER = """7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
+6 + 9: 6 + 9 = 15
+3 + 8 + 4 + 9: 3 + 8 = 11, 11 + 4 = 15, 15 + 9 = 24
+"""
+
+SUMS_STUDENT = """6 + 9: 6 + 9 = 15
+7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
+{question}:"""
+
 PLAIN_TURNS = "User: {content}\n\nAssistant:"
 SENTINEL = "QUESTIONSENTINEL"
 WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
@@ -64,13 +75,16 @@ WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
 class PromptFormat:
     """How teacher and student are asked, and how their answers are marked.
 
-    answer_style: `boxed` (last `\\boxed{...}`) or `marker` (text after the last answer mark).
+    answer_style: `boxed` (last `\\boxed{...}`), `marker` (text after the last answer mark) or `line` (what the first line
+    ends with, behind its last `=`).
     teacher_template holds `{subject}` or nothing; student_template holds `{question}`.
     turns: whether a prompt is a user turn (chat template, or `User:/Assistant:` without one) or raw text.
     teacher_prefill: beginning of the teacher's own turn, already in the prompt; `rewards.parse` puts it back.
     answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer the model.
     placeholders: what the teacher prompt itself says in place of question and answer. text_answers: whether words can
-    be answers.
+    be answers. one_line: a line break ends a completion. pair_style: how a teacher text holds question and answer: `tags`
+    (question tags, the boxed answer in answer tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and
+    after the first answer mark), `worked` (`sum: its working`); "": tags for boxed answers, labels for others.
     """
 
     name: str
@@ -84,6 +98,12 @@ class PromptFormat:
     control_words: tuple[str, ...] = ()
     placeholders: tuple[str, ...] = ()
     text_answers: bool = False
+    one_line: bool = False
+    pair_style: Literal["", "tags", "labels", "marked", "worked"] = ""
+
+    def style_of_pairs(self) -> str:
+        """`tags`, `labels`, `marked` or `worked`."""
+        return self.pair_style or ("tags" if self.answer_style == "boxed" else "labels")
 
     def teacher_text(self, subject: str = "") -> str:
         """What the teacher is asked. The teacher is never shown a hard problem."""
@@ -106,8 +126,14 @@ class PromptFormat:
     def fingerprint(self) -> str:
         """sha256 of everything in this format that shapes a prompt or the reading of an answer."""
         parts = {**asdict(self), "plain_turns": PLAIN_TURNS}
+        if parts["pair_style"] == BEFORE_PAIR_STYLES.get(self.name, ""):
+            del parts["pair_style"]  # evidence from before this field stays valid, as from before the next
+        if not self.one_line:
+            del parts["one_line"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+
+BEFORE_PAIR_STYLES = {"tiny": "marked", "sums": "worked"}
 
 FORMATS = {
     "tiny": PromptFormat(
@@ -118,6 +144,7 @@ FORMATS = {
         turns=False,
         answer_marks=(ANSWER_MARK,),
         text_answers=True,
+        pair_style="marked",
         control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
     ),
     "tags": PromptFormat(
@@ -147,6 +174,15 @@ FORMATS = {
             "answer",
             "...",
         ),
+    ),
+    "sums": PromptFormat(
+        name="sums",
+        answer_style="line",
+        teacher_template=SUMS_TEACHER,
+        student_template=SUMS_STUDENT,
+        turns=False,
+        pair_style="worked",
+        one_line=True,
     ),
 }
 
@@ -181,6 +217,15 @@ def _control_ids(tokenizer: Any, fmt: PromptFormat) -> dict[int, str]:
     if unknown is not None:
         added.pop(int(unknown), None)
     return added
+
+
+def line_break_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that are nothing but one to four line breaks. Raises ValueError when there is none."""
+    last = {_ids(tokenizer, "x" + "\n" * count)[-1] for count in (1, 2, 3, 4)}
+    found = frozenset(i for i in last if set(tokenizer.decode([i], skip_special_tokens=False)) == {"\n"})
+    if not found:
+        raise ValueError("the tokenizer has no token for a line break, which ends a completion in this prompt format")
+    return found
 
 
 def leaked_controls(tokenizer: Any, fmt: PromptFormat, question: str) -> list[str]:

@@ -29,6 +29,7 @@ KEYS = (
     "problems.source",
     "problems.question_column",
     "problems.answer_column",
+    "problems.domain",
     "problems.format",
     "problems.verifier",
     "screen.attempts",
@@ -92,8 +93,11 @@ def choose_verifier(problems: Sequence[Problem]) -> tuple[str, str]:
     return "math", f"{numbers:.0%} of the gold answers are plain numbers, the rest needs a symbolic comparison"
 
 
-def look_at_problems(source: str, question: str | None, answer: str | None) -> Draft:
-    """Columns, verifier and counts of a problem file or dataset. Raises DataError as a run would."""
+def look_at_problems(source: str, question: str | None, answer: str | None, domain: str = "") -> Draft:
+    """Columns, verifier and counts of a problem file or dataset. Raises DataError as a run would.
+
+    domain: the domain of the problems; it has a verifier of its own, so none is chosen.
+    """
     draft = Draft({"problems.source": source})
     if source.startswith("world:"):
         return draft
@@ -103,6 +107,9 @@ def look_at_problems(source: str, question: str | None, answer: str | None) -> D
         column = given or report.columns.get(key)
         if column:
             draft.keys[f"problems.{key}_column"] = column
+    if domain:
+        draft.keys["problems.domain"] = domain
+        return draft
     verifier, why = choose_verifier(problems)
     draft.keys["problems.verifier"] = verifier
     draft.notes.append(f"verifier {verifier}: {why}")
@@ -142,7 +149,7 @@ def recipe_text(draft: Draft, base: str = "small-1gpu") -> str:
     sections: dict[str, list[str]] = {}
     for key in (*KEYS, *sorted(set(_different(config)) - set(KEYS))):
         value = _value(config, key)
-        if value is not None:
+        if value is not None and (key != "problems.domain" or value):
             sections.setdefault(key.rpartition(".")[0], []).append(_line(key, value))
     for place, keys in sections.items():
         lines += (["", f"[{place}]"] if place else []) + keys

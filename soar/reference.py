@@ -91,7 +91,11 @@ def _kind(annotation: Any) -> str:
         if type(None) in arguments:
             return " or ".join(kinds) + " (optional)"
         return ", ".join(kinds)
-    return {int: "integer", float: "number", bool: "true or false", str: "text"}.get(annotation, str(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "sections"
+    return {int: "integer", float: "number", Any: "anything", bool: "true or false", str: "text"}.get(
+        annotation, str(annotation)
+    )
 
 
 def _limits(metadata: list[Any]) -> str:
@@ -143,7 +147,8 @@ def _parts(instance: BaseModel, path: str, meanings: dict[str, dict[str, str]]) 
 def markdown() -> str:
     """The reference as a Markdown page."""
     lines = [HEAD]
-    for part in parts():
+    one_set = _parts(settings.SetConfig(source=""), "problems.sets.NAME", _meanings(inspect.getsource(settings)))
+    for part in (*parts(), *one_set):
         title, about = (part.path, part.about) if part.path else ("Top level", "Keys outside of any section.")
         lines += [f"## {title}", "", about, "", "| key | value | default | meaning |", "|---|---|---|---|"]
         for key in part.keys:

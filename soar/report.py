@@ -21,6 +21,7 @@ from soar import __version__, changes, sections, wording
 from soar.figures import visible
 from soar.files import write_atomic
 from soar.forecast import against
+from soar.mixed_tables import mixed_section
 from soar.runs import Run, number, numbers, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,6 +64,7 @@ def content(run: Run) -> dict[str, Any]:
         "headline": wording.headline(run),
         "remarks": wording.remarks(run),
         "arms": sections.arms_section(run),
+        "mixed": mixed_section(run),
         "outer": sections.loop_section(run),
         "screening": sections.screening_section(run),
         "signal": sections.signal_section(run),

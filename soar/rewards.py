@@ -49,11 +49,11 @@ def parse(
     one is added. strict: tags exactly as asked (a missing slash, upper case, another order are refused).
     parsable: whether an answer can be checked against; None leaves that to `parse_all`, which asks a verifier pool.
     """
-    fields = _read_fields(text[:MAX_TEACHER_CHARS], fmt, truncated, strict)
+    fields = read_fields(text[:MAX_TEACHER_CHARS], fmt, truncated, strict)
     if isinstance(fields, Reason):
         return Rejection(fields, text)
     question, answer = fields
-    reason = _judge(question, answer, fmt, max_question_chars)
+    reason = judge_fields(question, answer, fmt, max_question_chars)
     if reason is None and parsable is not None and not parsable(answer):
         reason = Reason.UNPARSABLE_ANSWER
     if reason is not None:
@@ -66,10 +66,11 @@ def parse(
     return Problem(id=key[:16], question=question, answer=answer)
 
 
-def _read_fields(text: str, fmt: PromptFormat, truncated: bool, strict: bool) -> Fields | Reason:
+def read_fields(text: str, fmt: PromptFormat, truncated: bool, strict: bool) -> Fields | Reason:
+    """Question and answer as `fmt.pair_style` places them, or why there are none; nothing is said about their content."""
     if not text.strip():
         return Reason.TRUNCATED if truncated else Reason.EMPTY
-    reader = {"tiny": _read_marked, "tags": _read_tags, "question_answer": _read_labels}[fmt.name]
+    reader = READERS[fmt.style_of_pairs()]
     fields = reader(text, fmt, strict)
     return Reason.TRUNCATED if truncated else fields
 
@@ -120,7 +121,8 @@ def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
 
 
 def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
-    """`Question: ... Answer: ...`. Lenient: text after the first answer line is ignored, a lone number is taken out."""
+    """`Question: ... Answer: ...`. Lenient: text after the first answer line is ignored, and where words are no answers a
+    lone number is taken out of it."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
     text = END_OF_TURN.split(text, maxsplit=1)[0]
@@ -136,7 +138,23 @@ def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
         return Reason.TWO_PROBLEMS
     question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
-    return question, line if strict else _lone_number(line)
+    return question, line if strict or fmt.text_answers else _lone_number(line)
+
+
+def _read_worked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """`3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the last number of its working."""
+    line = END_OF_TURN.split(text, maxsplit=1)[0].strip().split("\n", 1)[0]
+    question, found, working = line.partition(":")
+    if not found:
+        return Reason.NO_ANSWER
+    if ":" in working:
+        return Reason.TWO_PROBLEMS
+    if not working.strip():
+        return Reason.EMPTY
+    return question.strip(), extract(working, fmt.answer_style) or ""
+
+
+READERS = {"marked": _read_marked, "tags": _read_tags, "labels": _read_labels, "worked": _read_worked}
 
 
 def _lone_number(line: str) -> str:
@@ -147,17 +165,27 @@ def _lone_number(line: str) -> str:
     return numbers[0] if len(numbers) == 1 else line
 
 
-def _judge(question: str, answer: str, fmt: PromptFormat, max_question_chars: int) -> Reason | None:
-    """What is wrong with a complete pair, as far as it can be told without a symbolic engine."""
+def judge_fields(
+    question: str,
+    answer: str,
+    fmt: PromptFormat,
+    max_question_chars: int = 4000,
+    max_answer_chars: int = MAX_ANSWER_CHARS,
+    any_answer: bool = False,
+) -> Reason | None:
+    """What is wrong with a complete pair, as far as it can be told without a symbolic engine.
+
+    any_answer: words can be answers whatever the format says.
+    """
     if not question or not answer:
         return Reason.EMPTY
     if _bare(question) in fmt.placeholders or _bare(answer) in fmt.placeholders:
         return Reason.PLACEHOLDER
-    if len(question) > max_question_chars or len(answer) > MAX_ANSWER_CHARS:
+    if len(question) > max_question_chars or len(answer) > max_answer_chars:
         return Reason.TOO_LONG
     if not normalize(answer):
         return Reason.EMPTY
-    words = not fmt.text_answers and has_words(answer) and not any(char.isdigit() for char in answer)
+    words = not (fmt.text_answers or any_answer) and has_words(answer) and not any(char.isdigit() for char in answer)
     return Reason.UNPARSABLE_ANSWER if words else None
 
 

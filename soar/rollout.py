@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +49,18 @@ class Attempts:
         return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
+class Part(NamedTuple):
+    """Prompts and verifier of one hard set in a mixed run."""
+
+    fmt: PromptFormat
+    verifier: VerifierPool
+
+
 class Examiner:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
-    scheme: student reward, `binary` or `paper` (see `rewards.student_reward`).
+    scheme: student reward, `binary` or `paper` (see `rewards.student_reward`). parts: in a mixed run, name of a hard set
+    -> its prompts and verifier, for the problems of that set (`Problem.set`); fmt and verifier are for all others.
     """
 
     def __init__(
@@ -61,18 +70,45 @@ class Examiner:
         fmt: PromptFormat,
         verifier: VerifierPool,
         scheme: Literal["binary", "paper"] = "binary",
+        parts: Mapping[str, Part] | None = None,
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
         self.scheme: Literal["binary", "paper"] = scheme
-        self._prompts: dict[str, list[int]] = {}
+        self.parts = dict(parts or {})
+        self._prompts: dict[tuple[str, str], list[int]] = {}
         self._lock = threading.Lock()
 
     def prompt(self, problem: Problem) -> list[int]:
         """Token ids of the student prompt for a problem (kept between calls)."""
+        part, key = self.parts.get(problem.set), (problem.set if self.parts else "", problem.question)
+        fmt = part.fmt if part is not None else self.fmt
         with self._lock:
-            if problem.question not in self._prompts:
-                self._prompts[problem.question] = self.fmt.student_ids(self.backbone.tokenizer, problem.question)
-            return self._prompts[problem.question]
+            if key not in self._prompts:
+                self._prompts[key] = fmt.student_ids(self.backbone.tokenizer, problem.question)
+            return self._prompts[key]
+
+    def of_set(self, name: str) -> Examiner:
+        """An examiner for the problems of one set alone; "" and an unmixed run: this one."""
+        if name not in self.parts:
+            return self
+        return Examiner(self.backbone, self.sampler, *self.parts[name], self.scheme)
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str] | None = None) -> list[Verdict]:
+        """Verdicts of completions, each by the verifier of its problem's set; without texts, of the gold answers."""
+        places: dict[str, list[int]] = {}
+        for i, problem in enumerate(problems):
+            places.setdefault(problem.set if problem.set in self.parts else "", []).append(i)
+        verdicts: dict[int, Verdict] = {}
+        for name, indices in places.items():
+            pool = self.parts[name].verifier if name in self.parts else self.verifier
+            own = [problems[i] for i in indices]
+            golds, columns = [problem.answer for problem in own], columns_of(own)
+            if texts is None:
+                found = pool.check_golds(golds, columns)
+            else:
+                found = pool.check([texts[i] for i in indices], golds, columns)
+            verdicts.update(zip(indices, found, strict=True))
+        return [verdicts[i] for i in range(len(problems))]
 
     def room(self, problem: Problem, sampling: SamplingConfig) -> bool:
         """Whether prompt and completion budget fit in the model's context."""
@@ -107,9 +143,8 @@ class Examiner:
             rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
         texts = rollouts.texts(self.backbone)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
-        columns = columns_of(asked)
         with self._lock:
-            verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
+            verdicts = self.grade(asked, texts)
         rewards = [
             student_reward(verdict, text, problem.answer, self.scheme)
             for verdict, text, problem in zip(verdicts, texts, asked, strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 from soar import seeds
 from soar.config import Config, ConfigError
 from soar.data import check_evidence
+from soar.domains import domains_of
 from soar.policy import Backbone
 from soar.prompts import PromptFormat
 from soar.record import RunFolder
@@ -24,19 +25,26 @@ BLOCK = {"cpu": 8, "cuda": 16}  # problems attempted together
 FIRST_WAVE, WAVE_GROWTH = 8, 4  # with early_stop: 8 attempts, 24 more, 96 more ...
 # What a hard set shown with one configuration must have in common with a run that uses it. The seed and early stopping
 # are left out: another seed is another sample of the same evidence, and early stopping leaves the hard set as it is.
-DECISIVE = ("model_sha256", "dtype", "prompt", "verifier", "attempts", "temperature", "top_p", "max_tokens", "stop")
+DECISIVE = (
+    "model_sha256", "dtype", "prompt", "verifier", "domain", "attempts", "temperature", "top_p", "max_tokens", "stop",
+)  # fmt: skip
 
 
 def evidence_key(config: Config, backbone: Backbone, fmt: PromptFormat, model_hash: str) -> dict[str, Any]:
     """What must be equal for evidence to be added to."""
-    sampling = config.student.sampling
+    sampling, domains = config.student.sampling, domains_of(config)
+    domain = next(iter(domains.values()))
+    own = {"domain": domain.fingerprint()} if domain.own else {}
+    if config.problems.sets:
+        own = {"domain": " ".join(f"{name}:{part.label}:{part.fingerprint()}" for name, part in domains.items())}
     key = {
         "model": config.model.path,
         "revision": config.model.revision,
         "model_sha256": model_hash,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "prompt": fmt.fingerprint(),
-        "verifier": config.problems.verifier,
+        "verifier": "mixed" if config.problems.sets else domain.label,
+        **own,
         "attempts": config.screen.attempts,
         "max_successes": config.screen.max_successes,
         "early_stop": config.screen.early_stop,

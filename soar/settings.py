@@ -6,7 +6,7 @@ puts the sections together and reads recipes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,14 +50,37 @@ class ModelConfig(Section):
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
 
 
+class SetConfig(Section):
+    """One hard set of a mixed run (`problems.sets.NAME`). A key that is not given has the value it has in `problems`."""
+
+    source: str
+    domain: str | None = None
+    format: Literal["tiny", "tags", "question_answer", "sums"] | None = None
+    verifier: str | None = None
+    options: dict[str, Any] | None = None
+    revision: str | None = None
+    split: str | None = None
+    limit: int | None = Field(None, ge=0)
+    question_column: str | None = None
+    answer_column: str | None = None
+    subject: str | None = None  # in place of teacher.subject, in the teacher prompt of this set
+
+
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
-    source: str = "world:tiny"  # JSONL, JSON, CSV or parquet file, hub id, world:NAME or reasoning_gym:NAME
+    source: str = "world:tiny"  # file, hub id, world:NAME, science:NAME, code:LEVEL or reasoning_gym:NAME
+    options: dict[str, Any] = {}  # of a generated source (others do not read it): level, topics, settings of a family
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
-    format: Literal["tiny", "tags", "question_answer"] = "tags"
-    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function
+    domain: str = (
+        ""  # a built-in domain, file.py:NAME or module:NAME; has its own prompts and verifier. "": the next two
+    )
+    format: Literal["tiny", "tags", "question_answer", "sums"] = "tags"  # prompts; not read with problems.domain
+    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
+    sets: dict[
+        str, SetConfig
+    ] = {}  # several hard sets in one run, each with source, domain and further keys of its own
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all

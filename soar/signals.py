@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from soar import seeds
-from soar.answers import extract, normalize, read_number
+from soar.answers import normalize, read_number
 from soar.config import Config
+from soar.grading import read_answers
 from soar.lessons import Lessons
 from soar.policy import AdapterStack
 from soar.rewards import band, learnability, majority, uncertainty
@@ -121,7 +122,7 @@ def votes(examiner: Examiner, attempts: Attempts) -> list[tuple[str | None, floa
     """Majority answer and its share for each question, over the first policy's attempts (see `rewards.majority`)."""
     _, Q, N = attempts.solved_P_Q_N.shape
     texts = attempts.rollouts.texts(examiner.backbone)[: Q * N]
-    answers = [extract(text, examiner.fmt.answer_style) for text in texts]
+    answers = read_answers(examiner.verifier, examiner.fmt, texts)
     found = []
     for q in range(Q):
         mine = answers[q * N : (q + 1) * N]

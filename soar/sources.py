@@ -6,6 +6,8 @@ JSONL, CSV and parquet are streamed. `data.py` turns rows into problems.
 from __future__ import annotations
 
 import csv
+import dataclasses
+import difflib
 import json
 import re
 import sys
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soar.code_exercises import code_exercises, read_levels
+from soar.exercises import exercises
 from soar.types import UserError
 
 FILE_KINDS = {
@@ -24,6 +28,7 @@ FILE_KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
+GENERATED = "world:NAME, science:NAME, code:LEVEL or reasoning_gym:NAME"
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -42,27 +47,27 @@ class Row:
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(`world` | `reasoning_gym` | `file` | `hub`, name). A path that exists or ends like a data file is a file.
+    """(`world` | `reasoning_gym` | `science` | `code` | `file` | `hub`, name).
 
-    Raises DataError for an empty source and for an unknown prefix.
+    A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix.
     """
     prefix, colon, name = source.partition(":")
-    if colon and prefix in ("world", "reasoning_gym", "hub") and name:
+    if colon and prefix in ("world", "reasoning_gym", "science", "code", "hub") and name:
         return prefix, name
     if not source.strip():
-        raise DataError("problems.source is empty: expected a file, a dataset id, world:NAME or reasoning_gym:NAME")
+        raise DataError(
+            "problems.source is empty: expected a file, a dataset id, world:NAME, science:NAME or reasoning_gym:NAME"
+        )
     path = Path(source)
     if path.exists() or path.suffix.lower() in FILE_KINDS or source.startswith((".", "/", "~")):
         return "file", source
     if colon and "/" not in prefix and "\\" not in name:
-        raise DataError(
-            f"problems.source = {source!r}: unknown kind {prefix!r}; expected world:NAME, reasoning_gym:NAME or hub:ID"
-        )
+        raise DataError(f"problems.source = {source!r}: unknown kind {prefix!r}; expected hub:ID, {GENERATED}")
     if source.count("/") == 1:
         return "hub", source
     raise DataError(
         f"problems.source = {source!r}: no such file, and not a dataset id of the form owner/name; "
-        f"expected a file ({', '.join(FILE_KINDS)}), owner/name, world:NAME or reasoning_gym:NAME"
+        f"expected a file ({', '.join(FILE_KINDS)}), owner/name, {GENERATED}"
     )
 
 
@@ -229,15 +234,55 @@ def hub_rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
         raise _hub_error(name, f"split {split!r}", error) from error
 
 
-def gym_rows(name: str, count: int, seed: int) -> Iterator[Row]:
-    """`count` generated rows of a reasoning-gym task. Its own scorers are never called: they execute answers."""
+def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
+    """`count` generated rows of a reasoning-gym family, with its metadata. options: settings of the family, its levels.
+
+    Columns: question, answer, family, metadata (JSON, for the family's own scorer). Raises DataError with the settings
+    that the family knows.
+    """
     try:
         import reasoning_gym
+        from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise DataError(f"reasoning_gym:{name}: {error} (pip install reasoning-gym)") from error
+        raise DataError(f"reasoning_gym:{name}: {error} (pip install 'soar-rl[procedural]')") from error
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise DataError(f"problems.source = 'reasoning_gym:{name}': no such family{hint}")
+    known = [f.name for f in dataclasses.fields(DATASETS[name][1]) if f.name not in ("size", "seed")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise DataError(f"problems.options has {unknown[0]!r}: {name} knows {', '.join(known) or 'none'}")
     try:
-        tasks = reasoning_gym.create_dataset(name, size=count, seed=seed)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"reasoning_gym:{name}: {error}") from error
+        tasks = reasoning_gym.create_dataset(name, size=count, seed=seed, **options)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise DataError(f"reasoning_gym:{name} with {options}: {error}") from error
     for number, task in enumerate(tasks, start=1):
-        yield Row(f"reasoning_gym:{name}:row {number}", {"question": task["question"], "answer": task["answer"]})
+        metadata = json.dumps(task.get("metadata", {}), default=str)
+        fields = {"question": task["question"], "answer": task["answer"], "family": name, "metadata": metadata}
+        yield Row(f"reasoning_gym:{name}:row {number}", fields)
+
+
+def science_rows(kind: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
+    """`count` exercises of `exercises.py`. Raises DataError."""
+    try:
+        for number, fields in enumerate(exercises(kind, count, seed, options), start=1):
+            yield Row(f"science:{kind}:row {number}", fields)
+    except ValueError as error:
+        raise DataError(f"problems.source = 'science:{kind}': {error}") from error
+
+
+def code_rows(levels: str, count: int, seed: int) -> Iterator[Row]:
+    """`count` generated programming exercises of one level (`3`) or several (`2-4`). Raises DataError."""
+    try:
+        for number, fields in enumerate(code_exercises(read_levels(levels), count, seed), start=1):
+            yield Row(f"code:{levels}:row {number}", fields)
+    except ValueError as error:
+        raise DataError(f"problems.source = 'code:{levels}': {error}") from error
+
+
+def generated_rows(kind: str, name: str, limit: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
+    """`limit` rows (0: 1,000, of `code` 256) of `reasoning_gym`, `science` or `code`. Raises DataError."""
+    if kind == "code":
+        return code_rows(name, limit or 256, seed)
+    return {"reasoning_gym": gym_rows, "science": science_rows}[kind](name, limit or 1000, seed, options)

@@ -21,7 +21,7 @@ from soar.alarms import alarm
 from soar.analysis import step_vendi
 from soar.config import Config
 from soar.ledger import digest
-from soar.lessons import Lessons, teacher_prompt, write_lessons
+from soar.lessons import Lessons, teacher_prompt, write_step
 from soar.policy import AdapterStack
 from soar.promotion import decide
 from soar.rewards import grounded
@@ -69,7 +69,8 @@ def new_state(examiner: Examiner, config: Config) -> LoopState:
 class Measurement:
     """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, every trial.
 
-    verdicts_P: per student, a hash over the reward questions and its verdicts on them, for the ledger.
+    verdicts_P: per student, a hash over the reward questions and its verdicts on them, for the ledger. sets: the same
+    per hard set of a mixed run.
     """
 
     improvement_G_R: np.ndarray
@@ -77,6 +78,7 @@ class Measurement:
     baseline: float
     trials: list[Trial]
     verdicts_P: list[str]
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class OuterLoop:
@@ -97,11 +99,11 @@ class OuterLoop:
     ) -> None:
         self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
         self.workers, self.on_inner = workers, on_inner
-        self.prompt = teacher_prompt(examiner, config)
+        self.prompt = [] if config.problems.sets else teacher_prompt(examiner, config)
 
     def write(self) -> Lessons:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
-        lessons = write_lessons(self.examiner, self.state.teacher, self.prompt, self.config, self.state.step)
+        lessons = write_step(self.examiner, self.state.teacher, self.prompt, self.config, self.state.step)
         self.state.teacher_rollouts += lessons.sampled
         return lessons
 
@@ -131,10 +133,18 @@ class OuterLoop:
         return population
 
     def draw_reward_questions(self) -> list[Problem]:
-        """Q_R: M questions of D_train without replacement, one draw for all students of the step."""
-        rng = seeds.generator(self.config.seed, "reward_questions", self.state.step)
-        count = min(self.config.reward.questions, len(self.hard_train))
-        return [self.hard_train[i] for i in sorted(rng.choice(len(self.hard_train), count, replace=False).tolist())]
+        """Q_R: M questions of D_train without replacement, one draw for all students of the step.
+
+        In a mixed run every set gives its share of them, and one at least.
+        """
+        drawn = []
+        for name in self.config.problems.sets or ("",):
+            own = [problem for problem in self.hard_train if not name or problem.set == name]
+            rng = seeds.generator(self.config.seed, "reward_questions", self.state.step, *([name] if name else []))
+            share = self.config.reward.questions * len(own) / len(self.hard_train)
+            count = min(max(1, round(share)), len(own))
+            drawn += [own[i] for i in sorted(rng.choice(len(own), count, replace=False).tolist())]
+        return drawn
 
     def measure(self, population: Population) -> Measurement:
         """Step 2b: pass rate of every student on Q_R minus the baseline's on the same questions."""
@@ -146,6 +156,7 @@ class OuterLoop:
         rates: list[float] = []
         failed: list[bool] = population.failed_P.tolist()
         verdicts_P: list[str] = []
+        solved_P_H: list[np.ndarray] = []
         asked = [problem.id for problem in questions]
         size = choose_chunk(self.examiner.backbone, G * R, self.workers)
         groups = [list(range(first, min(G * R, first + size))) for first in range(0, G * R, size)]
@@ -164,6 +175,7 @@ class OuterLoop:
             for members, attempts in zip(groups, pool.map(job, groups), strict=True):
                 state.student_rollouts += attempts.count
                 rates += attempts.pass_rate_P().tolist()
+                solved_P_H += list(_rate_H(attempts))
                 each = attempts.count // len(members)
                 said = [[v.value for v in attempts.verdicts[i * each : (i + 1) * each]] for i in range(len(members))]
                 verdicts_P += [digest([asked, words]) for words in said]
@@ -171,7 +183,21 @@ class OuterLoop:
                     failed[p] = failed[p] or diverged
         trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
         rate_G_R = np.array(rates).reshape(G, R)
-        return Measurement(rate_G_R - baseline, ~np.array(failed).reshape(G, R), baseline, trials, verdicts_P)
+        valid_G_R = ~np.array(failed).reshape(G, R)
+        sets = {name: self._of_set(name, questions, solved_P_H, valid_G_R) for name in config.problems.sets}
+        return Measurement(rate_G_R - baseline, valid_G_R, baseline, trials, verdicts_P, sets)
+
+    def _of_set(
+        self, name: str, questions: list[Problem], rate_P_H: list[np.ndarray], valid_G_R: np.ndarray
+    ) -> dict[str, Any]:
+        """The step's measurement on the reward questions of one set: baseline, and reward of every dataset."""
+        own = [h for h, problem in enumerate(questions) if problem.set == name]
+        known = [rate for h in own if (rate := self.state.pass_rates[questions[h].id]) is not None]
+        baseline = float(np.mean(known or [0.0]))
+        means = np.array([np.nanmean(rate_H[own]) if np.isfinite(rate_H[own]).any() else 0.0 for rate_H in rate_P_H])
+        rows: Any = (means - baseline).reshape(valid_G_R.shape).tolist()
+        reward_G, _ = grounded(rows, valid_G_R.tolist())
+        return {"questions": len(own), "baseline_pass_rate": baseline, "reward_G": reward_G}
 
     def _baseline_rate(self, questions: list[Problem]) -> float:
         """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
@@ -244,9 +270,11 @@ class OuterLoop:
         event = _outer_event(number, lessons, population, measured, reward_G, error_G, decision, stats)
         event["teacher_reward_G"] = payment.reward_G
         event["student_rollouts"] = state.student_rollouts
+        if measured.sets:
+            event |= {"set_G": lessons.sets_G, "sets": measured.sets}
         event["seconds"] = round(time.monotonic() - started, 3)
         rows = [
-            {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": reward_G[k]}
+            {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": reward_G[k], **_set(p)}
             for k, problems in enumerate(lessons.problems_G_Q)
             for p in problems
         ]
@@ -270,7 +298,14 @@ class OuterLoop:
         state.pass_rates = {}
         problems = lessons.problems_G_Q[k]
         state.pq += [
-            {"question": p.question, "answer": p.answer, "step": state.step, "dataset": k, "reward": reward_G[k]}
+            {
+                "question": p.question,
+                "answer": p.answer,
+                "step": state.step,
+                "dataset": k,
+                "reward": reward_G[k],
+                **_set(p),
+            }
             for p in problems
         ]
         return {
@@ -285,6 +320,18 @@ class OuterLoop:
             "student": state.baseline.digest(),
             "verdicts": measured.verdicts_P[index],
         }
+
+
+def _set(problem: Problem) -> dict[str, str]:
+    """The hard set of a written problem, for its row; nothing in an unmixed run."""
+    return {"set": problem.set} if problem.set else {}
+
+
+def _rate_H(attempts: Attempts) -> np.ndarray:
+    """Pass rate [P, H] on every question; NaN where no attempt could be scored."""
+    valid = attempts.valid_P_Q_N.float()
+    solved, count = (attempts.solved_P_Q_N * valid).sum(-1), valid.sum(-1)
+    return torch.where(count > 0, solved / count.clamp(min=1), torch.nan).numpy()
 
 
 def _outer_event(

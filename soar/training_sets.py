@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
+from soar.candidates import arranged
 from soar.config import Config, ConfigError
 from soar.data import find_leaks, load_problems
+from soar.domains import domain_of
+from soar.grading import usable_answers
 from soar.judges import open_judge
 from soar.lessons import teacher_prompt, write_lessons
 from soar.policy import AdapterStack, Backbone, load_adapter
@@ -83,8 +86,8 @@ def majority_answers(examiner: Examiner, written: list[Problem], config: Config,
         None, [written], config.arms.votes, [seed], config.student.sampling, workers=material.workers
     )
     winners = [winner or "" for winner, _ in votes(examiner, attempts)]
-    good = examiner.verifier.parsable(winners)
-    kept = [replace(p, answer=w) for p, w, ok in zip(written, winners, good, strict=True) if ok]
+    answered = [replace(p, answer=w) for p, w in zip(written, winners, strict=True)]
+    kept = [p for p, ok in zip(answered, usable_answers(examiner.verifier, answered), strict=True) if ok]
     material.say(f"self_instruct: {len(kept)} of {len(written)} questions have a majority answer")
     return kept
 
@@ -96,6 +99,7 @@ def real_problems(examiner: Examiner, config: Config, material: Material) -> lis
         found, report = load_problems(source)
         for line in report.lines():
             material.say(line)
+        found = arranged(domain_of(config.problems), found, report)
         found, _ = usable(examiner, config, found, material.say)
     elif config.problems.source.startswith("world:"):
         world = get_world(config.problems.source.removeprefix("world:"))

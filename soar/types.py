@@ -17,6 +17,7 @@ Everything here is plain data without torch, so that reports and checks load fas
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -49,7 +50,11 @@ class Verdict(str, Enum):
 
 
 class Reason(str, Enum):
-    """Why a teacher text is not a problem (`rewards.parse`)."""
+    """Why a teacher text is not a problem (`rewards.parse`).
+
+    REFUSED: the domain's own parser or validator says no, and names why in `Rejection.detail`. READER_FAILED: that code
+    raised, returned something else than asked, or was killed at its limit of time or memory.
+    """
 
     NO_QUESTION = "no_question"
     NO_ANSWER = "no_answer"
@@ -60,6 +65,8 @@ class Reason(str, Enum):
     UNPARSABLE_ANSWER = "unparsable_answer"
     TOO_LONG = "too_long"
     DUPLICATE = "duplicate"
+    REFUSED = "refused"
+    READER_FAILED = "reader_failed"
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,30 @@ class Problem:
     answer: str
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def set(self) -> str:
+        """Name of its hard set in a mixed run (`problems.sets`), else whatever a column `set` holds, or ""."""
+        return str(self.extra.get("set") or "")
+
 
 @dataclass(frozen=True)
 class Rejection:
-    """A teacher text that is not a problem, and why. `text` is kept for the last-outputs hint."""
+    """A teacher text that is not a problem, and why. `text` is kept for the last-outputs hint.
+
+    detail: a domain's own name of the reason (`no_options`), counted in place of `reason`; cut to a short identifier.
+    """
 
     reason: Reason
     text: str
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", re.sub(r"[^a-z0-9]+", "_", self.detail[:80].lower()).strip("_")[:40])
+
+    @property
+    def name(self) -> str:
+        """Under what the rejection is counted."""
+        return self.detail or self.reason.value
 
 
 @dataclass(frozen=True)

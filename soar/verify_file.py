@@ -9,7 +9,8 @@ from itertools import islice
 from typing import Any
 
 from soar.answers import extract
-from soar.data import DataError, Dropped, LoadReport, read_answer
+from soar.data import QUESTION_COLUMNS, DataError, Dropped, LoadReport, read_answer
+from soar.grading import DomainPool
 from soar.sources import Row, file_rows
 from soar.types import Verdict
 from soar.verify import NAMES, VerifierPool
@@ -125,20 +126,31 @@ def grade_file(
 def _grade(block: Sequence[Row], pool: VerifierPool, columns: dict[str, str], report: LoadReport) -> Iterator[Graded]:
     answers = [_gold(row, columns["gold"], report) for row in block]
     if "completion" not in columns:
-        verdicts = pool.check_golds(answers)
+        verdicts = pool.check_golds(answers, _further(block, columns, pool))
         found: list[str | None] = list(answers)
     else:
         texts = [_text(_field(row, columns["completion"])) for row in block]
         bare = columns["completion"].casefold() == BARE_COLUMN
-        found = [text or None if bare else extract(text, pool.answer_style) for text in texts]
-        if pool.name in NAMES:
-            verdicts = pool.check_answers(found, answers)
+        further = _further(block, columns, pool)
+        if isinstance(pool, DomainPool):
+            found = [text or None for text in texts] if bare else pool.read_answers(texts)
+            verdicts = pool.check_answers(found, answers, further)
         else:
-            extra = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
-            verdicts = pool.check(texts, answers, {name: [row.fields.get(name) for row in block] for name in extra})
+            found = [text or None if bare else extract(text, pool.answer_style) for text in texts]
+            verdicts = pool.check_answers(found, answers) if pool.name in NAMES else pool.check(texts, answers, further)
     for row, verdict, answer, gold in zip(block, verdicts, found, answers, strict=True):
         shown = None if answer is None else answer[:SHOWN]
         yield Graded(row.where, verdict, shown, gold[:SHOWN], _label(row, columns.get("label")))
+
+
+def _further(block: Sequence[Row], columns: dict[str, str], pool: VerifierPool) -> dict[str, list[Any]]:
+    """The other columns of the file, for a function or a domain; `question` under whatever usual name it has."""
+    names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
+    further = {name: [row.fields.get(name) for row in block] for name in names}
+    question = next((name for name in QUESTION_COLUMNS if name in further), None)
+    if isinstance(pool, DomainPool) and question is not None:
+        further["question"] = further[question]
+    return further
 
 
 def _field(row: Row, name: str) -> Any:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
-from soar.config import Config
+from soar.config import Config, ConfigError, by_set
 from soar.data import fits_budget
 from soar.devices import choose_device, free_bytes
+from soar.domains import Domain, domain_of
+from soar.grading import open_pool
 from soar.memory import check_fits, machine_bytes
 from soar.policy import Backbone, load_backbone
-from soar.prompts import get_format
-from soar.rollout import Examiner
+from soar.prompts import line_break_ids
+from soar.rollout import Examiner, Part
 from soar.sampler import NativeSampler, Sampler
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool, columns_of
 from soar.worlds import get_world
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
@@ -61,18 +62,38 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
 
     Raises TooLarge before anything is loaded when the model does not fit its device.
     """
+    sets = by_set(config)
+    domains = {name: domain_of(own.problems) for name, own in sets.items()}  # before the model, which takes minutes
     device = choose_device(config.model.device)
     check_fits(config, device_bytes(device), str(device))
     backbone = load_backbone(config.model)
-    fmt = get_format(config.problems.format)
-    with VerifierPool(
-        config.problems.verifier,
-        answer_style=fmt.answer_style,
-        timeout_s=config.problems.verify_timeout_s,
-        memory_mb=config.problems.verify_memory_mb,
-        workers=config.problems.verify_workers,
-    ) as verifier:
-        yield Examiner(backbone, open_sampler(backbone, config), fmt, verifier, config.student.reward)
+    _end_at_line_breaks(backbone, domains)
+    with ExitStack() as pools:
+        parts = {
+            name: Part(domain.prompts, pools.enter_context(open_pool(domain, sets[name].problems)))
+            for name, domain in domains.items()
+        }
+        fmt, verifier = next(iter(parts.values()))
+        mixed = parts if config.problems.sets else None
+        yield Examiner(backbone, open_sampler(backbone, config), fmt, verifier, config.student.reward, mixed)
+
+
+def _end_at_line_breaks(backbone: Backbone, domains: dict[str, Domain]) -> None:
+    """Let a line break end completions where the prompt format says so. Raises ConfigError."""
+    lines = {domain.prompts.name for domain in domains.values() if domain.prompts.one_line}
+    others = {domain.prompts.name for domain in domains.values()} - lines
+    if not lines:
+        return
+    name = min(lines)
+    if others:
+        raise ConfigError(
+            f"problems.sets: prompt format {name!r} ends a completion at a line break and {min(others)!r} does not; one "
+            "run has one end of a completion, so give all sets a format of the same kind"
+        )
+    try:
+        backbone.end_ids |= line_break_ids(backbone.tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"problems.format = {name!r}: {error}; use another format") from error
 
 
 def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:
@@ -84,7 +105,7 @@ def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Cal
     kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
     for row in dropped[:5]:
         say(f"left out: {row}")
-    verdicts = examiner.verifier.check_golds([problem.answer for problem in kept], columns_of(kept))
+    verdicts = examiner.grade(kept)
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
@@ -94,7 +115,7 @@ def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Cal
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
-    if not config.problems.source.startswith("world:"):
+    if config.problems.sets or not config.problems.source.startswith("world:"):
         return rows
     world = get_world(config.problems.source.removeprefix("world:"))
     return [

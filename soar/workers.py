@@ -29,6 +29,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
@@ -89,32 +90,40 @@ def limit_memory(memory_mb: int) -> None:
             logging.getLogger(__name__).debug("this system refuses a limit on resource %s of a verifier worker", kind)
 
 
-def initialize_worker(name: str, progress: Any, timeout_s: float, memory_mb: int) -> None:
+def initialize_worker(name: str, progress: Any, timeout_s: float, memory_mb: int, loader: str = "") -> None:
     """First thing in a worker. An error is kept and reported by the first chunk, so that the parent can name it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     strip_environment()
     _Worker.name, _Worker.progress, _Worker.timeout_s = name, progress, timeout_s
     try:
-        _Worker.check = _load_math() if name == "math" else _load_function(name)
+        if loader:
+            _Worker.check = load_function(loader)(name)
+        else:
+            _Worker.check = _load_math() if name == "math" else _load_function(name)
     except Exception as error:  # whatever a user's module raises on import must reach the user by name
-        _Worker.error = f"problems.verifier = {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        key = "problems.domain" if loader else "problems.verifier"
+        _Worker.error = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
     limit_memory(memory_mb)
 
 
-def run_chunk(slot: int, items: Sequence[tuple[Any, ...]]) -> str | None:
-    """Check `items` one after another; verdicts go to the shared bytes of `slot`. Returns the last error message.
+def run_chunk(slot: int, items: Sequence[tuple[Any, ...]]) -> tuple[str | None, dict[int, str]]:
+    """Check `items` one after another; verdicts go to the shared bytes of `slot`.
 
+    Returns the last error message, and place -> text of the checks that returned a text in place of a verdict.
     Raises VerifierError (in the parent) for what is wrong with the verifier rather than with an answer.
     """
     if _Worker.check is None:
         raise VerifierError(_Worker.error or "worker was not initialized")
-    message = None
+    message, texts = None, dict[int, str]()
     for index, item in enumerate(items):
         place = slot * CHUNK + index
         _Worker.progress[place] = RUNNING
         _set_timer(_Worker.timeout_s)
         try:
-            verdict = _Worker.check(*item)
+            found = _Worker.check(*item)
+            verdict = Verdict.CORRECT if isinstance(found, str) and not isinstance(found, Verdict) else found
+            if verdict is not found:
+                texts[index] = found
         except VerifierError:
             raise
         except Exception as error:  # a check may fail in any way; that is its verdict
@@ -122,7 +131,7 @@ def run_chunk(slot: int, items: Sequence[tuple[Any, ...]]) -> str | None:
         finally:
             _set_timer(0.0)
         _Worker.progress[place] = FIRST_CODE + VERDICTS.index(verdict)
-    return message
+    return message, texts
 
 
 def _set_timer(seconds: float) -> None:
@@ -141,24 +150,31 @@ def _load_math() -> Callable[..., Verdict]:
 
 def load_function(name: str) -> Callable[..., Any]:
     """The function behind `module:function` or `file.py:function`. Raises VerifierError saying what was looked for."""
+    module, attribute = load_module(name)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise VerifierError(f"{name.rpartition(':')[0]} has no function {attribute!r}")
+    return function
+
+
+def load_module(name: str) -> tuple[ModuleType, str]:
+    """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
     where, _, attribute = name.rpartition(":")
     if where.endswith(".py"):
         path = Path(where)
         if not path.is_file():
             raise VerifierError(f"no file {where}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"soar_user_{path.stem}", path)
         if spec is None or spec.loader is None:
             raise VerifierError(f"{where} is not a Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up by name
         spec.loader.exec_module(module)
     else:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         module = importlib.import_module(where)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise VerifierError(f"{where} has no function {attribute!r}")
-    return function
+    return module, attribute
 
 
 def _load_function(name: str) -> Callable[..., Verdict]:
@@ -214,18 +230,20 @@ class End(Enum):
 class WorkerPool:
     """Runs the checks of one verifier in `workers` processes; every check ends in a verdict. See the module's header.
 
-    name: `math`, or a user function. timeout_s: for one check. memory_mb: address space of a worker, 0 for no limit.
-    last_error: message of the last check that raised or lost its worker.
+    name: `math`, a user function, or what `loader` (`module:function`) makes a check of in each worker. timeout_s: for
+    one check. memory_mb: address space of a worker, 0 for no limit. last_error: message of the last check that raised
+    or lost its worker.
     """
 
-    def __init__(self, name: str, timeout_s: float, memory_mb: int, workers: int) -> None:
+    def __init__(self, name: str, timeout_s: float, memory_mb: int, workers: int, loader: str = "") -> None:
         self.name = name
         self.timeout_s = timeout_s
         self.workers = workers
         self.last_error: str | None = None
         self._context = multiprocessing.get_context("spawn")
         self._progress = self._context.RawArray("B", SLOTS * CHUNK)
-        self._arguments = (name, self._progress, timeout_s, memory_mb)
+        self._arguments = (name, self._progress, timeout_s, memory_mb, loader)
+        self._texts: dict[int, str] = {}
         self._pool: ProcessPool | None = None
         self._turn = threading.Lock()
 
@@ -242,18 +260,32 @@ class WorkerPool:
         Raises VerifierError; the workers are gone then.
         """
         with self._turn:
-            try:
-                return self._run(items)
-            except BaseException:
-                self.close()
-                raise
+            return self._guarded(items, CHUNK if HAS_TIMER else 1)
 
-    def _run(self, items: Sequence[tuple[Any, ...]]) -> list[Verdict]:
+    def read(self, items: Sequence[tuple[Any, ...]]) -> list[str | Verdict]:
+        """The text that each check returned, or the verdict of one that returned none (a killed one: TIMEOUT, CRASHED).
+
+        One check a task, since the texts of a task are lost with its worker. Raises VerifierError as `run` does.
+        """
+        with self._turn:
+            self._texts = {}
+            verdicts = self._guarded(items, 1)
+            lost = {Verdict.CORRECT: Verdict.CRASHED}  # the worker died between its verdict and its text
+            return [self._texts.get(i, lost.get(verdict, verdict)) for i, verdict in enumerate(verdicts)]
+
+    def _guarded(self, items: Sequence[tuple[Any, ...]], most: int) -> list[Verdict]:
+        try:
+            return self._run(items, most)
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, items: Sequence[tuple[Any, ...]], most: int) -> list[Verdict]:
         verdicts: list[Verdict | None] = [None] * len(items)
-        size = max(1, min(CHUNK if HAS_TIMER else 1, len(items) // (4 * self.workers)))
+        size = max(1, min(most, len(items) // (4 * self.workers)))
         waiting = deque(Chunk(list(range(i, min(i + size, len(items))))) for i in range(0, len(items), size))
         slots = deque(range(min(SLOTS, 4 * self.workers)))
-        running: dict[Future[str | None], Chunk] = {}
+        running: dict[Future[Any], Chunk] = {}
         failures = 0
         while waiting or running:
             while waiting and slots:
@@ -261,7 +293,7 @@ class WorkerPool:
                 chunk.slot = slots.popleft()
                 running[self._submit(chunk, items)] = chunk
             done, _ = wait(running, timeout=STALL_S + 2 * self._limit(CHUNK), return_when=FIRST_COMPLETED)
-            ends = {future: self._end(future) for future in done}
+            ends = {future: self._end(future, running[future]) for future in done}
             if not done or End.BROKEN in ends.values():
                 self.close()
                 ends |= {future: End.BROKEN for future in running if future not in ends}
@@ -283,7 +315,7 @@ class WorkerPool:
         """pebble's time limit of a chunk: enough for one check at its limit among ordinary ones of 100 ms."""
         return self.timeout_s + 0.5 + 0.1 * (checks - 1)
 
-    def _submit(self, chunk: Chunk, items: Sequence[tuple[Any, ...]]) -> Future[str | None]:
+    def _submit(self, chunk: Chunk, items: Sequence[tuple[Any, ...]]) -> Future[Any]:
         if self._pool is None:
             self._pool = ProcessPool(
                 self.workers,
@@ -298,13 +330,15 @@ class WorkerPool:
         try:
             return self._pool.schedule(run_chunk, args=(chunk.slot, payload), timeout=self._limit(len(payload)))
         except RuntimeError as error:  # the pool broke since the last call; this future makes `_run` replace it
-            failed: Future[str | None] = Future()
+            failed: Future[Any] = Future()
             failed.set_exception(BrokenProcessPool(str(error)))
             return failed
 
-    def _end(self, future: Future[str | None]) -> End:
+    def _end(self, future: Future[Any], chunk: Chunk) -> End:
         try:
-            self.last_error = future.result() or self.last_error
+            message, texts = future.result()
+            self.last_error = message or self.last_error
+            self._texts.update((chunk.indices[place], text) for place, text in texts.items())
             return End.DONE
         except BrokenProcessPool:
             return End.BROKEN

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import get_args
 
 from soar.candidates import candidates
-from soar.config import Config, ConfigError
+from soar.config import Config, ConfigError, by_set
 from soar.data import evidence_path
 from soar.settings import TrainedArm
 from soar.types import UserError
 
 STAGES = ("screen", "loop", "arms", "evaluate")
+GENERATED = ("world:", "science:", "code:", "reasoning_gym:")
 INTRINSIC = ("learnability", "uncertainty", "band")
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
 
@@ -75,8 +76,8 @@ def assumed(config: Config) -> Assumptions:
     )
     if student.optimizer.kl > 0:
         guess = guess.with_values({"question_gradient_share": 1.0, "hard_gradient_share": 1.0}, "by the KL term")
-    source = config.problems.source
-    local = source.startswith(("world:", "reasoning_gym:")) or Path(source).expanduser().is_file()
+    sources = [own.problems.source for own in by_set(config).values()]
+    local = all(source.startswith(GENERATED) or Path(source).expanduser().is_file() for source in sources)
     try:
         count = len(candidates(config).problems) if local else 0
     except (UserError, ImportError):

@@ -31,14 +31,12 @@ ORDER = (
     "answers",
     "sketches",
     "verifiers",
+    "exercises",
+    "code_exercises",
     "sources",
     "data",
     "recipe",
     "worlds",
-    "candidates",
-    "workload",
-    "memory",
-    "plan",
     "pretrain",
     "prompts",
     "kernels",
@@ -63,8 +61,23 @@ ORDER = (
     "logprobs",
     "symbolic",
     "workers",
+    "seccomp",
+    "boxes",
+    "sandbox",
+    "assertions",
     "verify",
     "rewards",
+    "domains",
+    "coding",
+    "grading",
+    "candidates",
+    "workload",
+    "memory",
+    "plan",
+    "quantities",
+    "choices",
+    "science",
+    "procedural",
     "rollout",
     "rloo",
     "update",
@@ -94,6 +107,7 @@ ORDER = (
     "figures",
     "sections",
     "changes",
+    "mixed_tables",
     "report",
     "verify_file",
     "check",
@@ -133,8 +147,10 @@ ORDER = (
     "cli_review",
     "cli_doctor",
     "cli",
+    "jail",
 )
-"""The package from top to bottom: a file imports only files above it. This is the one place where the order stands."""
+"""The package from top to bottom: a file imports only files above it. This is the one place where the order stands.
+`jail` is last, so that nothing imports it."""
 
 TORCH_FREE = (
     "types",
@@ -153,14 +169,28 @@ TORCH_FREE = (
     "data",
     "recipe",
     "prompts",
+    "seccomp",
+    "boxes",
+    "sandbox",
+    "assertions",
     "verify",
     "rewards",
+    "domains",
+    "coding",
+    "grading",
+    "exercises",
+    "code_exercises",
+    "quantities",
+    "choices",
+    "science",
+    "procedural",
     "promotion",
     "runs",
     "wording",
     "figures",
     "sections",
     "changes",
+    "mixed_tables",
     "report",
     "compare",
     "pictures",
@@ -205,6 +235,9 @@ TORCH_FREE = (
     "cli",
 )
 """Files that import without torch and transformers, so that checking and reading a run works on any laptop."""
+
+RUNS_PROGRAMS = "jail"
+"""The one file that executes text written by a model. It is started as a process of its own, inside the sandbox."""
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

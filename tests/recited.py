@@ -26,7 +26,7 @@ class Recited:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.fmt, self.backbone = SimpleNamespace(answer_style="marker"), None
+        self.fmt, self.backbone, self.verifier = SimpleNamespace(answer_style="marker"), None, None
 
     def attempt(
         self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, **more: Any

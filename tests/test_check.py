@@ -104,7 +104,10 @@ def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
     verifier = f"problems.verifier={greedy}:grade"
     small = tiny_config(verifier, "problems.verify_memory_mb=250", "problems.verify_workers=1")
     large = tiny_config(verifier, "problems.verify_memory_mb=0", "problems.verify_workers=1")
-    assert check_golds(small, NUMBERS[:1]).details == ("p0: crashed: '0'",)
+    assert check_golds(small, NUMBERS[:1]).details == (
+        "p0: crashed: '0'",
+        f"the last check that failed: {greedy}:grade: MemoryError: ",
+    )
     assert check_golds(large, NUMBERS[:1]).details == ()
     with open_examiner(small) as examiner:
         assert examiner.verifier.check(["0"], ["0"]) == [Verdict.CRASHED]

@@ -66,6 +66,12 @@ def place(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for name in ("hard.jsonl", "problems.jsonl"):
         (tmp_path / name).write_text(text)
     (tmp_path / "mine.csv").write_text("task,result\nWhat is 1 + 1?,2\n")
+    example = re.search(
+        r"```python\n(.*?)^```", (house.ROOT / "docs" / "domains.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert example is not None
+    (tmp_path / "roman.py").write_text(example[1])
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 9 plus 5?", "answer": "XIV"}\n')
     (tmp_path / "recipe.toml").write_text('name = "recipe"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path

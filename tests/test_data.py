@@ -8,6 +8,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -395,7 +396,7 @@ def test_optional_packages_are_named_when_they_are_missing(monkeypatch: pytest.M
     with pytest.raises(DataError, match=r"pip install soar-rl\[hub\]"):
         load_problems("a/b")
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(DataError, match="pip install reasoning-gym"):
+    with pytest.raises(DataError, match=r"pip install 'soar-rl\[procedural\]'"):
         load_problems("reasoning_gym:chain_sum")
 
 
@@ -404,12 +405,29 @@ def test_reasoning_gym_only_generates(monkeypatch: pytest.MonkeyPatch) -> None:
         def score_answer(self, *_: Any) -> float:
             raise AssertionError("its scorers execute answers")
 
-    def create_dataset(name: str, size: int, seed: int) -> Tasks:
-        return Tasks({"question": f"{name} {seed} {i}", "answer": i, "metadata": {}} for i in range(size))
+    @dataclass
+    class Settings:
+        terms: int = 2
+        size: int = 500
+        seed: int | None = None
+
+    def create_dataset(name: str, size: int, seed: int, terms: int = 2) -> Tasks:
+        if terms > 9:
+            raise AssertionError("terms must be at most 9")
+        return Tasks({"question": f"{name} {seed} {terms} {i}", "answer": i, "metadata": {}} for i in range(size))
 
     fake_module(monkeypatch, "reasoning_gym", create_dataset=create_dataset)
-    problems, _ = load_problems("reasoning_gym:chain_sum", limit=4, seed=7)
-    assert [(p.question, p.answer) for p in problems] == [(f"chain_sum 7 {i}", str(i)) for i in range(4)]
+    fake_module(monkeypatch, "reasoning_gym.factory", DATASETS={"chain_sum": (Tasks, Settings)})
+    problems, _ = load_problems("reasoning_gym:chain_sum", limit=4, seed=7, options={"terms": 3})
+    assert [(p.question, p.answer) for p in problems] == [(f"chain_sum 7 3 {i}", str(i)) for i in range(4)]
+    assert problems[0].extra == {"family": "chain_sum", "metadata": "{}"}
+    for source, options, message in (
+        ("chainsum", {}, "no such family; did you mean chain_sum"),
+        ("chain_sum", {"depth": 1}, "has 'depth': chain_sum knows terms"),
+        ("chain_sum", {"terms": 10}, "terms must be at most 9"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_problems(f"reasoning_gym:{source}", options=options)
 
 
 def test_fingerprint_is_blind_to_form_and_not_to_content() -> None:

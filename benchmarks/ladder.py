@@ -1,0 +1,123 @@
+"""Which sums does a model never solve, and what does it write itself as a teacher?
+
+    python benchmarks/ladder.py FOLDER [RECIPE] [--levels 1x3 1x8 2x4] [--count 128] [--attempts 32] [--set KEY=VALUE ...]
+
+A level DxT is sums of T numbers with D digits. Writes FOLDER/level-DxT.jsonl (`--candidates` problems) and measures the base
+model on the first `--count` of them: the pass rate sampled at temperature 1 and greedy, the share of
+problems that none of the attempts solved, and the share of attempts that hit the token limit. A hard set wants a level with a
+pass rate under 1 / (2 * screen.attempts), and levels with signal below it. Then what the untrained teacher writes: accepted
+share, reasons, distinct questions, right answers, and how many numbers its sums have. FOLDER/ladder.json holds all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+
+from make_sums import sums
+
+from soar import seeds
+from soar.config import Config, load
+from soar.data import fingerprint
+from soar.evaluate import count_correct
+from soar.lessons import read_pairs, teacher_prompt
+from soar.rollout import Examiner
+from soar.types import Problem, Rejection
+from soar.workbench import open_examiner
+
+LEVELS = ("1x2", "1x3", "1x4", "1x5", "1x6", "1x7", "2x2", "2x3", "2x4", "2x5", "3x2", "3x3", "3x4")
+SUM = re.compile(r"-?\d{1,6}(?: ?[+-] ?\d{1,6}){0,15}")
+
+
+def value(question: str) -> int | None:
+    """The value of a sum of integers, None for any other text."""
+    if not SUM.fullmatch(question):
+        return None
+    return sum(int(term) for term in re.findall(r"[+-]?\d+", question.replace(" ", "")))
+
+
+def measure(examiner: Examiner, problems: list[Problem], config: Config, attempts: int) -> dict[str, float]:
+    """What the base model can do on one level."""
+    sampling = config.student.sampling
+    correct, cut = count_correct(examiner, None, problems, attempts, seeds.derive(config.seed, "ladder"), sampling)
+    greedy = examiner.attempt(None, [problems], 1, [0], sampling, greedy=True)
+    return {
+        "pass@1": float(correct.mean()) / attempts,
+        "greedy": float(greedy.pass_rate_P()[0]),
+        "never solved": float((correct[0] == 0).mean()),
+        "truncated": float(cut.mean()) / attempts,
+    }
+
+
+def teacher_report(examiner: Examiner, config: Config, count: int) -> dict[str, Any]:
+    """What `count` texts of the untrained teacher hold."""
+    prompt = teacher_prompt(examiner, config)
+    seed = seeds.derive(config.seed, "ladder", "teacher")
+    rollouts = examiner.sampler.sample(None, [[prompt]], count, [[seed]], config.teacher.sampling)
+    texts = rollouts.texts(examiner.backbone)
+    outcomes = read_pairs(examiner, config, texts, rollouts.ended_B.tolist(), None)
+    pairs = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
+    reasons = Counter(outcome.reason.value for outcome in outcomes if isinstance(outcome, Rejection))
+    values = [value(pair.question) for pair in pairs]
+    good = [(pair, number) for pair, number in zip(pairs, values, strict=True) if number is not None]
+    return {
+        "accepted": len(pairs) / count,
+        "rejected": dict(reasons.most_common()),
+        "distinct": len({fingerprint(pair.question) for pair in pairs}) / max(1, len(pairs)),
+        "sums": len(good) / max(1, len(pairs)),
+        "right": sum(pair.answer == str(number) for pair, number in good) / max(1, len(good)),
+        "terms": dict(sorted(Counter(len(re.findall(r"\d+", pair.question)) for pair, _ in good).items())),
+        "texts": texts[:12],
+    }
+
+
+def main() -> None:
+    """Write, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("recipe", nargs="?", default="smollm2-sums")
+    parser.add_argument("--levels", nargs="+", default=list(LEVELS), metavar="DxT")
+    parser.add_argument("--candidates", type=int, default=1024)
+    parser.add_argument("--count", type=int, default=128)
+    parser.add_argument("--attempts", type=int, default=32)
+    parser.add_argument("--teacher-texts", type=int, default=512)
+    parser.add_argument("--signs", default="+")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    arguments = parser.parse_args()
+    config = load(arguments.recipe, arguments.overrides)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"levels": {}}
+    began = time.monotonic()
+    with open_examiner(config) as examiner:
+        print("level    pass@1   greedy  never solved  truncated", flush=True)
+        for level in arguments.levels:
+            digits, terms = (int(part) for part in level.split("x"))
+            possible = 9**terms if digits == 1 else (9 * 10 ** (digits - 1)) ** terms
+            count = min(arguments.candidates, possible // 2)
+            rows = sums([terms], digits, count, arguments.candidates + 31 * terms + digits, arguments.signs, bare=True)
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (arguments.folder / f"level-{level}.jsonl").write_text(lines, encoding="utf-8")
+            problems = [Problem(fingerprint(r["question"])[:16], r["question"], r["answer"]) for r in rows]
+            row = measure(examiner, problems[: arguments.count], config, arguments.attempts)
+            found["levels"][level] = row
+            print(
+                f"{level:6s} {row['pass@1']:8.5f} {row['greedy']:8.3f} {row['never solved']:13.3f}"
+                f" {row['truncated']:10.3f}",
+                flush=True,
+            )
+        found["teacher"] = teacher_report(examiner, config, arguments.teacher_texts)
+    found["seconds"] = round(time.monotonic() - began, 1)
+    print(json.dumps(found["teacher"], indent=1, ensure_ascii=False))
+    (arguments.folder / "ladder.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""The domain `code`: reading tests and programs, naming bad tasks, exercises, a toy run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import events
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from soar import coding, sandbox
+from soar.assertions import MAX_CHARS, MAX_TESTS, Unusable, decode, read_tests
+from soar.boxes import End, Outcome
+from soar.check import Status, check_domain
+from soar.cli import main
+from soar.code_exercises import LEVELS, code_exercises, read_levels
+from soar.coding import CODE, flaw, read_answer, read_problem, validate, verify
+from soar.config import load
+from soar.data import DataError
+from soar.domains import load_domain
+from soar.grading import DomainPool
+from soar.sandbox import BACKENDS, SandboxError
+from soar.sources import code_rows
+from soar.types import Problem, Verdict
+from soar.workers import VerifierError
+
+try:
+    sandbox.find_backend()
+    NO_SANDBOX = ""
+except SandboxError as error:
+    NO_SANDBOX = str(error)
+needs_sandbox = pytest.mark.skipif(bool(NO_SANDBOX), reason=NO_SANDBOX)
+
+ADD = '''add(a, b):
+    """Return the sum of a and b."""
+    return a + b
+
+assert add(1, 2) == 3
+assert add(0, 0) == 0, "zero"
+# a comment
+assert add(-1, 1) == 0
+```
+Text after the block.'''
+ADD_TASK = "Write a Python function:\n\ndef add(a, b):\n\nReturn the sum of a and b."
+ADD_TESTS = "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(-1, 1) == 0"
+
+
+def answers(*values: Any) -> Outcome:
+    return Outcome(End.DONE, dict(enumerate(values)))
+
+
+@pytest.mark.parametrize(
+    ("test", "right", "wrong"),
+    [
+        ("assert f(2) == 4", 4, 5),
+        ("assert 4 == f(2)", 4, "4"),
+        ("assert f(2) == True", 1, 2),
+        ("assert f(2) is True", True, 1),
+        ("assert f(2) is None", None, 0),
+        ("assert f(2)", "x", ""),
+        ("assert not f(2)", [], [0]),
+        ("assert f(2) == 0.3", 0.30000000000000004, 0.31),
+        ("assert f(2) == [1.0, 'a']", [1, "a"], [1.1, "a"]),
+        ("assert abs(f(2) - 1.5) < 0.01", 1.505, 1.6),
+        ("assert abs(f(2) - 1000) < 0.01", 1000.005, 1009),
+        ("assert math.isclose(f(2), 1.5, rel_tol=0.1)", 1.4, 1.2),
+        ("assert sorted(f(2)) == [1, 2]", {"set": [2, 1]}, [1, 1]),
+        ("assert len(f('ab')) == 3", "abc", "ab"),
+        ("assert round(f(2), 2) == 1.23", 1.2345, 1.24),
+        ("assert f(2) == (1, 2)", {"tuple": [1, 2]}, [1, 2]),
+        ("assert f(2) == {'a': [1]}", {"dict": [["a", [1]]]}, {"dict": [["a", [2]]]}),
+        ("assert f(2) == set()", {"set": []}, {"dict": []}),
+        ("assert f(2) == float('inf')", float("inf"), 1e300),
+        ("assert f(2) == 10**9 + 7", 1_000_000_007, 1e9),
+        ("assert f(2) == 'é' * 3", "ééé", "é"),
+        ("assert f([1] * 3, key={'a': (1,)}) == -1", -1, 1),
+        ('```python\n"""Tests."""\nimport math\nassert f(2) == 4  # four\n```', 4, None),
+        ('["assert f(2) == 4"]', 4, 3),
+    ],
+)
+def test_asserts_are_taken_apart(test: str, right: Any, wrong: Any) -> None:
+    tests = read_tests(test)
+    assert (tests.entry, len(tests.checks)) == ("f", 1)
+    assert tests.verdict(answers(right)) is Verdict.CORRECT
+    assert tests.verdict(answers(wrong)) is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("", "no_tests"),
+        ("# nothing", "no_tests"),
+        ("assert f(1) ==", "unreadable_tests"),
+        ("[1, 2]", "unreadable_tests"),
+        ('{"inputs": ["1"]}', "unreadable_tests"),
+        ("Input: 1\nInput: 2\nOutput: 3", "unreadable_tests"),
+        ("assert True", "unsafe_tests"),
+        ("assert f(g(1)) == 2", "unsafe_tests"),
+        ("assert f(1) == g(1)", "unsafe_tests"),
+        ("assert f(1) == 1\nassert g(1) == 2", "unsafe_tests"),
+        ("assert f(1) != 2", "unsafe_tests"),
+        ("assert f(1) == __import__('os').system('true')", "unsafe_tests"),
+        ("assert f(open('/etc/passwd')) == 1", "unsafe_tests"),
+        ("import os\nos.system('true')", "unsafe_tests"),
+        ("for i in range(3):\n    assert f(i) == i", "unsafe_tests"),
+        ("assert f(1) == 9**9**9", "unsafe_tests"),
+        ("assert f(1) == 10**64**2", "unsafe_tests"),
+        ("assert f(1) == [0] * 10**9", "unsafe_tests"),
+        ("assert f(1) == [[[0] * 1000] * 1000] * 1000", "unsafe_tests"),
+        ("assert f(1) == 1 / 0", "unsafe_tests"),
+        ("assert f(**{'a': 1}) == 1", "unsafe_tests"),
+        ("assert f(1) == {[]: 1}", "unsafe_tests"),
+        ("assert f(1) == " + "[" * 90 + "]" * 90, "unsafe_tests"),
+        ("assert f(1) == " + "[" * 900 + "]" * 900, "unreadable_tests"),
+        ("assert f(1) == " + "-" * 9000 + "1", "unreadable_tests"),
+        ("assert f(1) == " + "9" * 9000, "unreadable_tests"),
+        ("assert f(1) == '\0'", "unreadable_tests"),
+        ("\n".join(f"assert f({i}) == {i + 1}" for i in range(MAX_TESTS + 1)), "too_many_tests"),
+        ("x" * (MAX_CHARS + 1), "too_many_tests"),
+    ],
+)
+def test_tests_that_cannot_be_used_are_named(text: str, name: str) -> None:
+    with pytest.raises(Unusable) as caught:
+        read_tests(text)
+    assert caught.value.name == name
+
+
+def test_hostile_values_are_wrong_and_nothing_else() -> None:
+    tests = read_tests("assert sorted(f(1)) == [1]")
+    deep: Any = 0
+    for _ in range(100):
+        deep = [deep]
+    for value in (
+        deep,
+        {"dict": [[[], 1]]},
+        {"set": [[1]]},
+        {"bytes": "zz"},
+        {"unheard": 1},
+        {},
+        {"tuple": 3},
+        [1, "a"],
+    ):
+        assert tests.verdict(answers(value)) is Verdict.WRONG
+    assert tests.verdict(Outcome(End.DONE, {0: [1]}, {-1: "error"})) is Verdict.WRONG
+    assert tests.verdict(Outcome(End.DONE, {0: [1], 1: [1]})) is Verdict.WRONG
+    assert tests.verdict(Outcome(End.DONE)) is Verdict.WRONG
+    assert tests.verdict(Outcome(End.TIMEOUT, {0: [1]})) is Verdict.TIMEOUT
+    assert tests.verdict(Outcome(End.FLOOD, {0: [1]})) is Verdict.CRASHED
+    with pytest.raises(ValueError, match="deeply"):
+        decode(deep)
+
+
+@pytest.mark.parametrize(
+    ("tests", "name"),
+    [
+        ("assert f(1) == 2", "trivial_tests"),
+        ("assert f(1) == 2\nassert f(2) == 2", "trivial_tests"),
+        ("assert f(1) is None\nassert not f(2)", "trivial_tests"),
+        ("assert f(1)\nassert f(2)", "trivial_tests"),
+        ("assert f(1) == 1\nassert f([2]) == [2]", "trivial_tests"),
+        ("assert f(0, 1) == 1\nassert f(0, b=2) == 2", "trivial_tests"),
+        ("assert len(f('ab')) == 2\nassert len(f('abc')) == 3", "trivial_tests"),
+        ("assert f(1) == 2\nassert f(2) == 3\nassert f(1) == 4", "contradicting_tests"),
+        ("Input: 1\nOutput: 1\nInput: 2\nOutput: 2", "trivial_tests"),
+        ("Input: 1\nOutput: 5\nInput: 2\nOutput: 5", "trivial_tests"),
+        ("Input: 1\nOutput: 5\nInput: 1\nOutput: 6", "contradicting_tests"),
+        ("assert f(1) == 2\nassert f(2) == 3", None),
+        ("Input: 1\nOutput: 2\nInput: 2\nOutput: 3", None),
+    ],
+)
+def test_tests_that_say_too_little_are_named(tests: str, name: str | None) -> None:
+    assert flaw(read_tests(tests)) == name
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("tests", "program"),
+    [
+        ("assert f(1) == 2\nassert f(2) == 2", "def f(*a):\n    return 2"),
+        ("assert f(1) is None\nassert not f(2)", "def f(*a):\n    pass"),
+        ("assert f(0, 1) == 1\nassert f(0, b=2) == 2", "def f(a, b):\n    return b"),
+        ("Input: 1\nOutput: 1\nInput: 2\nOutput: 2", "print(input())"),
+    ],
+)
+def test_what_is_called_trivial_is_passed_by_a_trivial_program(tests: str, program: str) -> None:
+    assert verify(program, Problem("", "", tests)) is Verdict.CORRECT
+    assert flaw(read_tests(tests)) == "trivial_tests"
+
+
+@needs_sandbox
+def test_a_teacher_text_is_a_task_with_tests() -> None:
+    wanted = (ADD_TASK, ADD_TESTS)
+    texts = [
+        ADD,
+        "```python\ndef " + ADD,
+        "Here it is:\n```python\ndef " + ADD,
+        ADD.split("```")[0],
+        ADD.replace("    return a + b\n", "    ...\n"),  # no solution of its own
+    ]
+    assert [read_problem(text) for text in texts] == [wanted] * len(texts)
+    typed = read_problem(ADD.replace("add(a, b):", "add(a: int, b: int = 2) -> int:"))
+    assert typed[0].split("\n")[2] == "def add(a: int, b: int=2) -> int:"
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("change", "to", "name"),
+    [
+        (ADD, " ", "no_code"),
+        (ADD, "a story about numbers", "not_python"),
+        ('    """Return the sum of a and b."""\n', "", "no_docstring"),
+        ("Return the sum of a and b.", coding.PLACEHOLDER, "placeholder"),
+        (ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests"),
+        ("assert ", "# ", "no_tests"),
+        ("assert add", "assert plus", "no_function"),
+        ("assert add(1, 2) == 3\n", "", "trivial_tests"),
+        ("return a + b", "return a - b", "wrong_solution"),
+        ("return a + b", "while True: pass", "wrong_solution"),
+        ("return a + b", "import sys; sys.exit(0)", "wrong_solution"),
+        ("add(-1, 1) == 0", "add(1, 2) == 0", "contradicting_tests"),
+        ("add(-1, 1) == 0", "add(-1, 1) == eval('0')", "unsafe_tests"),
+    ],
+)
+def test_a_bad_teacher_text_is_named(change: str, to: str, name: str) -> None:
+    text = ADD.replace(change, to).replace(', "zero"', "")
+    assert read_problem(text) == name
+
+
+def test_the_program_is_taken_out_of_a_completion() -> None:
+    assert (
+        read_answer("Text\n```python\ndef f(x):\n    return x\n```\nMore\n```\nf(1)\n```")
+        == "def f(x):\n    return x\n"
+    )
+    assert read_answer("```\nprint(1)\n```\n```py\nprint(2)\n```") == "print(2)\n"
+    assert read_answer("```python\ndef f(x):\n    return x") == "def f(x):\n    return x"
+    assert read_answer("Sure.\ndef f(x):\n    return x\n```\nDone.") == "def f(x):\n    return x"
+    assert read_answer("import math\nprint(math.pi)") == "import math\nprint(math.pi)"
+    assert read_answer("The answer is 4.") is None
+    assert read_answer("") is None
+    assert read_answer("```python\n```") is None
+
+
+@needs_sandbox
+def test_equal_programs_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem("", "", "assert f(1) == 2\nassert f(2) == 3")
+    code = "def f(x):\n    return x + 1  # once\n"
+    assert verify(code, problem) is Verdict.CORRECT
+    box = coding._machine.sandbox
+    assert box is not None
+    monkeypatch.setattr(box, "run", lambda jobs: pytest.fail("was run again"))
+    assert verify(code, problem) is Verdict.CORRECT
+    assert verify("def f(x) return", problem) is Verdict.WRONG  # what Python cannot read is not sent at all
+    assert verify("x" * 30_000, problem) is Verdict.WRONG
+    assert verify(code, Problem("", "", "no tests")) is Verdict.UNSCORABLE
+
+
+def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: sandbox.Sandbox, jobs: Any) -> list[Outcome]:
+        raise SandboxError("the sandbox broke")
+
+    monkeypatch.setattr(sandbox.Sandbox, "run", broken)
+    with pytest.raises(VerifierError, match="the sandbox broke"):
+        verify("def f(x):\n    return 7\n", Problem("", "", "assert f(1) == 7\nassert f(2) == 8"))
+
+
+def test_soar_check_names_the_sandbox_or_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load("code-smollm2", [])
+    monkeypatch.setattr(coding, "find_backend", lambda: BACKENDS[0])
+    assert [(f.status, f.message) for f in check_domain(config)] == [(Status.OK, "programs run in the sandbox 'bwrap'")]
+
+    def none() -> str:
+        raise SandboxError("no sandbox works on this machine, so no program is run.\nInstall bubblewrap")
+
+    monkeypatch.setattr(coding, "find_backend", none)
+    assert [f.status for f in check_domain(config)] == [Status.FAIL]
+    assert check_domain(load("tiny", [])) == []
+
+
+def test_exercises_are_graded_different_and_the_same_every_time() -> None:
+    rows = list(code_exercises(list(LEVELS), 96, seed=0))
+    assert len({row["question"] for row in rows}) == 96
+    assert [row["level"] for row in rows[:9]] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
+    for row in rows:
+        tests = read_tests(row["answer"])
+        assert flaw(tests) is None
+        assert len(tests.checks) == 6
+        assert row["question"].count("\n") == row["level"] + 2
+        shown = row["question"].split("For example, ")[1].split(" returns ")[0]
+        assert shown not in row["answer"]
+    assert rows == list(code_exercises(list(LEVELS), 96, seed=0))
+    assert rows != list(code_exercises(list(LEVELS), 96, seed=1))
+
+
+@pytest.mark.parametrize("levels", ["", "0", "9", "3-1", "2-9", "two", "1-2-3"])
+def test_unknown_levels_are_refused(levels: str) -> None:
+    with pytest.raises(ValueError, match="expected a level from 1 to 8"):
+        read_levels(levels)
+    with pytest.raises(DataError, match=f"code:{levels}"):
+        list(code_rows(levels, 4, 0))
+
+
+@needs_sandbox
+def test_reference_solutions_pass_and_those_of_other_exercises_fail() -> None:
+    rows = [row for row in code_exercises([2, 3], 40, seed=3) if row["kind"] == "numbers"][:8]
+    problems = [Problem("", row["question"], row["answer"], {"solution": row["solution"]}) for row in rows]
+    assert [validate(problem) for problem in problems] == [None] * 8
+    mixed = [verify(row["solution"], problem) for row, problem in zip(rows[1:], problems[:-1], strict=True)]
+    assert mixed == [Verdict.WRONG] * 7
+    spoiled = Problem("", "", problems[0].answer, {"solution": rows[1]["solution"]})
+    assert validate(spoiled) == "wrong_solution"
+
+
+@needs_sandbox
+def test_the_pool_grades_in_killable_workers() -> None:
+    golds = [problem.answer for problem in CODE.examples]
+    columns = {"question": [problem.question for problem in CODE.examples]}
+    right = [
+        "```python\ndef double_odd(values):\n    return [2 * v for v in values if v % 2]\n```",
+        "```python\na, b = map(int, input().split())\nprint(a * b)\n```",
+    ]
+    with DomainPool(load_domain("code"), workers=1, timeout_s=20) as pool:
+        assert pool.check_golds(golds, columns) == [Verdict.CORRECT] * 2
+        assert pool.check(right, golds, columns) == [Verdict.CORRECT] * 2
+        assert pool.check(["I do not know", right[0]], golds, columns) == [Verdict.NO_ANSWER, Verdict.WRONG]
+        loop = "```python\ndef double_odd(values):\n    while True:\n        pass\n```"
+        assert pool.check([loop], golds[:1], {"question": [""]}) == [Verdict.TIMEOUT]
+        found = pool.read_problems([ADD, "nothing"], [False, False])
+        assert (found[0].question, found[0].answer) == (ADD_TASK, ADD_TESTS)  # type: ignore[union-attr]
+        assert found[1].name == "not_python"  # type: ignore[union-attr]
+
+
+TASK = 'f{n}(x):\n    """Return x plus {n}."""\n    return x + {n}\n\nassert f{n}(1) == {a}\nassert f{n}(5) == {b}\n```'
+PIECES = [
+    *(TASK.format(n=n, a=n + 1, b=n + 5) for n in (1, 2, 3)),
+    *(f"```python\ndef f{n}(x):\n    return x + {n}\n```" for n in (1, 2, 3)),
+]
+
+
+def parrot(folder: Path) -> Path:
+    """A random model that knows six texts: three tasks and their solutions, each one token."""
+    words = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *PIECES])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@needs_sandbox
+def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
+    small = {
+        "model.path": parrot(tmp_path / "model"), "problems.limit": 8, "screen.attempts": 4, "teacher.steps": 1,
+        "teacher.datasets": 2, "teacher.questions": 3, "teacher.sampling.max_tokens": 4, "student.sampling.max_tokens": 1,
+        "student.repeats": 1, "student.steps": 1, "student.prompts_per_step": 2, "student.attempts": 16,
+        "reward.questions": 2, "reward.attempts": 1, "reward.baseline_attempts": 1, "evaluate.attempts": 4,
+        "evaluate.ks": "[1, 4]", "arms.run": '["base", "ps"]', "problems.verify_timeout_s": 30, "model.device": "cpu",
+        "problems.verify_workers": 1, "model.lora_rank": 2,
+    }  # fmt: skip
+    options = [text for key, value in small.items() for text in ("--set", f"{key}={value}")]
+    run = tmp_path / "run"
+    assert main(["run", "code-smollm2", "--out", str(run), *options]) == 0
+    assert (run / "report.html").is_file()
+    step = next(event for event in events(run, "outer_step"))
+    assert step["accepted"] == 6
+    assert {"no_tests", "truncated"} <= set(step["rejected"])
+    assert 0 < step["student_first"]["pass_rate"] < 0.5
+    questions = [json.loads(line)["question"] for line in (run / "questions.jsonl").read_text().splitlines()]
+    assert {question.split("\n")[2] for question in questions} <= {f"def f{n}(x):" for n in (1, 2, 3)}
+
+
+@needs_sandbox
+def test_soar_check_does_not_take_tests_for_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = parrot(tmp_path / "model")
+    options = ["--set", f"model.path={model}", "--set", "problems.limit=4", "--set", "teacher.sampling.max_tokens=4"]
+    small = ["--set", "student.sampling.max_tokens=3", "--set", "problems.verify_workers=1", "--samples", "16"]
+    main(["check", "code-smollm2", *options, *small, "--json"])
+    found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["domain"]["message"].startswith("programs run in the sandbox")
+    assert found["golds"]["status"] == "ok"
+    assert "teacher" in found
+    assert "budget" not in found

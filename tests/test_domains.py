@@ -1,0 +1,278 @@
+"""Domains: the one in docs/domains.md, taken out of the page; hostile and broken ones; built-in ones as before."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+from loop_helpers import events, read_jsonl, write_problems
+from test_any_model import SMALL, save_model
+
+from soar.check import Status, check_golds
+from soar.cli import main
+from soar.config import load
+from soar.domains import Domain, DomainError, domain_of, load_domain
+from soar.grading import DomainPool, open_pool
+from soar.prompts import FORMATS
+from soar.settings import ProblemsConfig
+from soar.types import Problem, Reason, Rejection, Verdict
+
+PAGE = house.ROOT / "docs" / "domains.md"
+WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "X", "V", "I", "3", "plus")
+
+
+@pytest.fixture(scope="module")
+def roman(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example of the page, as a file."""
+    code = re.search(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert code is not None
+    path = tmp_path_factory.mktemp("domain") / "roman.py"
+    path.write_text(code[1], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pool(roman: Path) -> Iterator[DomainPool]:
+    with DomainPool(load_domain(f"{roman}:ROMAN"), workers=1) as made:
+        yield made
+
+
+def sums(path: Path, count: int = 8) -> Path:
+    rows = [(f"What is {n} plus {n}?", "I" * (n % 3) + "V") for n in range(1, count + 1)]
+    answers = ("IV", "V", "XII")
+    return write_problems(path, [Problem(f"p{i}", q, answers[i % 3]) for i, (q, _) in enumerate(rows)])
+
+
+def test_the_example_of_the_page_is_short_and_its_examples_verify(roman: Path, pool: DomainPool) -> None:
+    domain = load_domain(f"{roman}:ROMAN")
+    code = [line for line in roman.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(code) <= 60
+    assert pool.solve([p.question for p in domain.examples]) == [p.answer for p in domain.examples]
+    assert pool.solve(["What is love?"]) == [None]
+    questions = {"question": [p.question for p in domain.examples]}
+    golds = [p.answer for p in domain.examples]
+    assert pool.check_golds(golds, questions) == [Verdict.CORRECT] * 2
+    assert pool.check(["so Answer: xiv.", "Answer: XLI"], golds, questions) == [Verdict.CORRECT, Verdict.WRONG]
+    assert pool.check(["no mark"], ["XIV"], {"question": ["q"]}) == [Verdict.NO_ANSWER]
+    assert pool.check_answers([None, "XIV"], ["XIV", "XIV"]) == [Verdict.NO_ANSWER, Verdict.CORRECT]
+
+
+def test_teacher_texts_are_problems_or_named_rejections(pool: DomainPool) -> None:
+    texts = [
+        " What is 9 plus 5?\nAnswer: XIV",
+        " What is 1 plus 1?",
+        " Q Answer: IIII",
+        "",
+        " Cut Answer: V",
+        " Answer: V",
+    ]
+    cut = [False, False, False, False, True, False]
+    found = pool.read_problems(texts, cut)
+    assert isinstance(found[0], Problem)
+    assert (found[0].question, found[0].answer) == ("What is 9 plus 5?", "XIV")
+    names = [outcome.name for outcome in found[1:] if isinstance(outcome, Rejection)]
+    assert names == ["no_answer", "not_a_numeral", "empty", "truncated", "empty"]
+    seen: set[str] = set()
+    again = pool.read_problems(texts[:1] * 2, [False, False], seen)
+    assert isinstance(again[0], Problem) and again[1] == Rejection(Reason.DUPLICATE, texts[0])
+
+
+def test_a_run_with_the_example_of_the_page(
+    roman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("test_any_model.WORDS", WORDS)
+    model, problems = save_model(tmp_path / "model", "llama"), sums(tmp_path / "sums.jsonl")
+    values = {
+        **SMALL,
+        "problems.domain": f"{roman}:ROMAN",
+        "judge.kind": "oracle",
+        "arms.run": ["base", "ps", "pq_sample"],
+    }
+    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    place = ["--model", str(model), "--problems", str(problems)]
+    assert main(["check", "small-1gpu", *place, *sets, "--no-model"]) == 0
+    assert "8 of 8 gold answers grade as correct by 'domain roman'" in capsys.readouterr().out
+    assert main(["verify", str(problems), "--golds", "--domain", f"{roman}:ROMAN"]) == 0
+    assert main(["screen", "small-1gpu", *place, *sets, "--out", str(tmp_path / "screen"), "--quiet"]) == 0
+    hard = tmp_path / "screen" / "hard.jsonl"
+    sets += ["--set", f"problems.source={json.dumps(str(hard))}"]
+    out = tmp_path / "run"
+    assert main(["run", "small-1gpu", "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0
+    steps = events(out, "outer_step")
+    assert all("no_answer" in step["rejected"] and "not_a_numeral" in step["rejected"] for step in steps)
+    assert {row["answer"] for row in read_jsonl(out / "pq.jsonl")} <= {"X", "V", "I"}
+    assert read_jsonl(out / "pq_labels.jsonl")[0]["judge"] == "oracle of domain roman"
+    trl = tmp_path / "trl"
+    assert main(["export", str(out), "--format", "trl", "--out", str(trl), "--questions", "all"]) == 0
+    row = read_jsonl(trl / "train.jsonl")[0]
+    assert row["prompt"][0]["content"].endswith('End with "Answer:" and the value as a Roman numeral.')
+    changed = tmp_path / "changed.py"
+    changed.write_text(roman.read_text(encoding="utf-8") + "\n# another text\n", encoding="utf-8")
+    sets += ["--set", f"problems.domain={json.dumps(f'{changed}:ROMAN')}"]
+    assert main(["run", "small-1gpu", "--model", str(model), *sets, "--out", str(tmp_path / "other"), "--quiet"]) == 1
+    assert "domain: screened with" in capsys.readouterr().err
+
+
+HOSTILE = """
+import os, time
+from soar.domains import Domain
+from soar.prompts import FORMATS
+from soar.types import Verdict
+
+def read_problem(text):
+    if "raise" in text: raise RuntimeError("no")
+    if "hang" in text: time.sleep(60)
+    if "die" in text: os._exit(3)
+    if "shape" in text: return 7
+    if "kinds" in text: return "q", 7
+    if "odd" in text: return "  <b>Odd NAME!</b> " + 100 * "x"
+    return "What now?", text
+
+def verify(answer, problem):
+    return {"yes": True, "no": False, "half": 0.5, "none": None, "nan": float("nan"), "verdict": Verdict.NO_ANSWER,
+            "text": "yes"}.get(answer) if answer != "raise" else 1 / 0
+
+def validate(problem):
+    return None
+
+D = Domain("hostile", FORMATS["question_answer"], read_problem=read_problem, verify=verify, validate=validate)
+NOT = 7
+BAD_NAME = Domain("two words", FORMATS["tags"])
+BAD_VERIFIER = Domain("bad", FORMATS["tags"], verifier="guess")
+UNREADY = Domain("unready", FORMATS["tags"], prepare=lambda: 1 / 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("domain") / "hostile.py"
+    path.write_text(HOSTILE, encoding="utf-8")
+    return path
+
+
+def test_what_a_domain_raises_is_data(hostile: Path) -> None:
+    with DomainPool(load_domain(f"{hostile}:D"), timeout_s=1.5, workers=1) as pool:
+        texts = ["fine", "raise", "hang", "die", "shape", "kinds", "odd", "fine too"]
+        found = pool.read_problems(texts, [False] * len(texts))
+        names = [outcome.answer if isinstance(outcome, Problem) else outcome.name for outcome in found]
+        failed = Reason.READER_FAILED.value
+        odd = ("b_odd_name_b_" + 100 * "x")[:40]
+        assert names == ["fine", failed, "reader_timeout", failed, failed, failed, odd, "fine too"]
+        answers = ["yes", "no", "half", "none", "nan", "verdict", "text", "raise"]
+        expected = ["correct", "wrong", "wrong", "unscorable", "unscorable", "no_answer", "crashed", "crashed"]
+        assert [v.value for v in pool.check_answers(answers, ["g"] * 8)] == expected
+        assert "ZeroDivisionError" in str(pool.last_error) or "TypeError" in str(pool.last_error)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NOT", "'NOT' is int, expected a soar.domains.Domain"),
+        ("MISSING", "'MISSING' is NoneType"),
+        ("BAD_NAME", "name = 'two words', expected one word"),
+    ],
+)
+def test_a_reference_to_something_else_is_refused(hostile: Path, name: str, message: str) -> None:
+    with pytest.raises(DomainError, match=re.escape(message)):
+        load_domain(f"{hostile}:{name}")
+
+
+def test_unknown_and_broken_domains_are_refused(hostile: Path, tmp_path: Path) -> None:
+    with pytest.raises(DomainError, match=r"expected one of .*file\.py:NAME"):
+        load_domain("alchemy")
+    with pytest.raises(DomainError, match="no file"):
+        load_domain(f"{tmp_path}/none.py:X")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(DomainError, match="ZeroDivisionError"):
+        load_domain(f"{tmp_path}/broken.py:X")
+    for name, message in (
+        ("BAD_VERIFIER", "'guess', expected one of"),
+        ("UNREADY", "cannot be loaded: ZeroDivisionError"),
+    ):
+        config = load("small-1gpu", [f"problems.domain={hostile}:{name}", "problems.verify_workers=1"])
+        finding = check_golds(config, [Problem("p", "q", "a")])
+        assert finding.status is Status.FAIL
+        assert message in finding.message
+    finding = check_golds(load("small-1gpu", ["problems.domain=alchemy"]), [Problem("p", "q", "a")])
+    assert (finding.name, finding.status) == ("domain", Status.FAIL)
+
+
+def test_format_and_verifier_are_a_domain_as_before() -> None:
+    for name, fmt in FORMATS.items():
+        domain = domain_of(ProblemsConfig(format=name, verifier="number"))  # type: ignore[arg-type]
+        assert (domain.prompts, domain.verifier, domain.own) == (fmt, "number", False)
+        assert (domain.fingerprint(), domain.label) == (fmt.fingerprint(), "number")
+    with open_pool(domain_of(ProblemsConfig()), ProblemsConfig()) as pool:
+        assert not isinstance(pool, DomainPool) and pool.name == "math"
+
+
+def test_fingerprints_of_the_formats_are_those_of_earlier_evidence() -> None:
+    known = {
+        "tiny": "393c23405a2b6e25",
+        "tags": "80a049c9d9050809",
+        "question_answer": "92dc035a6b3e7b53",
+        "sums": "27ca531fb7412217",
+    }
+    assert {name: fmt.fingerprint()[:16] for name, fmt in FORMATS.items()} == known
+
+
+def test_a_fingerprint_covers_prompts_version_and_file(hostile: Path, tmp_path: Path) -> None:
+    domain = load_domain(f"{hostile}:D")
+    copy = tmp_path / "elsewhere.py"
+    copy.write_text(HOSTILE, encoding="utf-8")
+    assert load_domain(f"{copy}:D").fingerprint() == domain.fingerprint()
+    copy.write_text(HOSTILE.replace("time.sleep(60)", "time.sleep(61)"), encoding="utf-8")
+    changes: list[dict[str, Any]] = [{"version": 2}, {"prompts": FORMATS["tags"]}, {"verifier": "math"}, {"name": "x"}]
+    others = {Domain(**{**vars(domain), **change}).fingerprint() for change in changes}
+    others |= {load_domain(f"{copy}:D").fingerprint(), domain.fingerprint()}
+    assert len(others) == len(changes) + 2
+
+
+@pytest.mark.parametrize(("verifier", "bad"), [("math", "Saturday"), ("number", "x+y"), ("choice", ""), ("exact", "")])
+def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, verifier: str, bad: str) -> None:
+    file = tmp_path / "plain.py"
+    file.write_text(
+        "from soar.domains import Domain\nfrom soar.prompts import FORMATS\n"
+        f"D = Domain('plain', FORMATS['question_answer'], verifier={verifier!r})\n"
+    )
+    good = "B" if verifier == "choice" else "42"
+    with DomainPool(load_domain(f"{file}:D"), workers=1) as pool:
+        found = pool.read_problems([f" q1\nAnswer: {good}", f" q2\nAnswer: {bad}"], [False, False])
+        assert isinstance(found[0], Problem) and isinstance(found[1], Rejection)
+        assert pool.check([f"Answer: {good}", "Answer: 7"], [good, good]) == [Verdict.CORRECT, Verdict.WRONG]
+        assert pool.read_answers([f"Answer: {good}", "x"]) == [good, None]
+        assert pool.check_golds([good]) == [Verdict.CORRECT]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "changes"),
+    [
+        ("science-smollm2", ("Answer:", "3", "5", "m", "s"), {}),
+        (
+            "science-smollm2",
+            ("Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n"),
+            {"problems.domain": "multiple_choice_plain"},
+        ),
+        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {}),
+    ],
+)
+def test_the_recipes_of_domains_run_at_toy_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, words: tuple[str, ...], changes: dict[str, Any]
+) -> None:
+    if recipe.startswith("procedural"):
+        pytest.importorskip("reasoning_gym")
+    monkeypatch.setattr("test_any_model.WORDS", (*WORDS[:4], *words, "speed"))
+    if "problems.domain" in changes:
+        changes = {**changes, "problems.source": "science:choices"}
+    keep = {key: value for key, value in SMALL.items() if key not in ("problems.format", "problems.verifier")}
+    values = {**keep, "problems.limit": 8, "reward.mode": "greedy", "teacher.strict_tags": False, **changes}
+    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    model, out = save_model(tmp_path / "model", "llama", context=600), tmp_path / "run"
+    assert main(["run", recipe, "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0
+    assert json.loads((out / "summary.json").read_text())["outer_steps"] == 2
+    assert all(row["question"] for row in read_jsonl(out / "pq.jsonl"))

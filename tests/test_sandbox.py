@@ -1,0 +1,248 @@
+"""No program leaves the sandbox, none passes without solving its task, none stops the run (`attacks.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from attacks import ATTACKS, SQUARES, Attack, fill
+
+from soar import boxes, sandbox, seccomp
+from soar.assertions import decode, read_tests
+from soar.boxes import Box
+from soar.sandbox import BACKENDS, End, Job, Limits, Outcome, Sandbox, SandboxError
+from soar.types import UserError, Verdict
+
+WHY_NOT = {name: sandbox._trial(name) for name in BACKENDS}
+USABLE = [name for name in BACKENDS if not WHY_NOT[name]]
+LIMITS = Limits(cpu_s=1, wall_s=1.2, output_kb=64)
+TESTS = read_tests(SQUARES)
+
+
+def backend(name: str) -> object:
+    """A parameter that is skipped, with the reason, where the backend cannot be used."""
+    return pytest.param(name, marks=pytest.mark.skipif(name not in USABLE, reason=f"{name}: {WHY_NOT[name]}"))
+
+
+@dataclass
+class Watched:
+    """Things outside of the sandbox that attacks are after, and what happened to them."""
+
+    places: dict[str, object]
+    secret: Path
+    touched: list[str]
+
+
+@contextlib.contextmanager
+def outside(folder: Path) -> Iterator[Watched]:
+    """Listening sockets, a file, a signal handler; `touched` grows when anything reaches them."""
+    secret = folder / "secret.txt"
+    secret.write_text("the answer is 144")
+    touched: list[str] = []
+    tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", 0))
+    unix, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    unix.bind(str(folder / "socket"))
+    abstract.bind(f"\0soar-{os.getpid()}")
+    for listening in (unix, abstract):
+        listening.listen()
+    before = signal.signal(signal.SIGUSR1, lambda *_: touched.append("signal"))
+    places = {
+        "port": tcp.getsockname()[1],
+        "udp": udp.getsockname()[1],
+        "unix": str(folder / "socket"),
+        "abstract": f"\0soar-{os.getpid()}",
+        "secret": str(secret),
+        "pid": os.getpid(),
+    }
+    try:
+        yield Watched(places, secret, touched)
+        for name, listening in (("tcp", tcp), ("udp", udp), ("unix", unix), ("abstract", abstract)):
+            listening.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                listening.recv(1) if name == "udp" else listening.accept()
+                touched.append(name)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for listening in (tcp, udp, unix, abstract):
+            listening.close()
+
+
+def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome]:
+    """Run attacks, check that nothing outside was reached and that the next checks work, return what came back."""
+    with outside(folder) as watched, Sandbox(LIMITS, name, workers=2) as box:
+        outcomes = box.run([TESTS.job(fill(attack.source, watched.places)) for attack in attacks])
+        box.limits = Limits(wall_s=30)
+        after = box.run([TESTS.job("def answer(x):\n    return x * x\n")] * 2)
+        assert watched.secret.read_text() == "the answer is 144"
+    assert watched.touched == []
+    assert [TESTS.verdict(outcome) for outcome in after] == [Verdict.CORRECT] * 2
+    return {attack.name: outcome for attack, outcome in zip(attacks, outcomes, strict=True)}
+
+
+@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS if name != "bwrap-single"])
+def test_no_attack_escapes_and_none_is_graded_correct(name: str, tmp_path: Path) -> None:
+    outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
+    assert [attack for attack, outcome in outcomes.items() if TESTS.verdict(outcome) is Verdict.CORRECT] == []
+    assert [attack for attack, outcome in outcomes.items() if "escaped" in outcome.answers.values()] == []
+
+
+@pytest.mark.parametrize("name", [backend(name) for name in USABLE[:1] or BACKENDS[:1]])
+def test_no_attack_stops_the_run(name: str, tmp_path: Path) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group == "exhaust"], tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # kB
+    assert [attack for attack, outcome in outcomes.items() if TESTS.verdict(outcome) is Verdict.CORRECT] == []
+    assert [attack for attack, outcome in outcomes.items() if "escaped" in outcome.answers.values()] == []
+    for attack in ("infinite loop", "infinite loop that ignores signals", "sleep", "huge integer"):
+        assert outcomes[attack].end is End.TIMEOUT, attack
+    for attack in ("results without end", "huge result"):
+        assert outcomes[attack].end in (End.FLOOD, End.TIMEOUT), attack
+    assert outcomes["crash of the interpreter"].end is End.KILLED
+
+
+@pytest.mark.parametrize("name", [backend("bwrap-single")])
+def test_a_box_for_each_program_holds_a_sample_of_the_attacks(name: str, tmp_path: Path) -> None:
+    sample = [attack for attack in ATTACKS if attack.group != "exhaust"][::6]
+    outcomes = hand_in(name, sample, tmp_path)
+    assert [attack for attack, outcome in outcomes.items() if TESTS.verdict(outcome) is Verdict.CORRECT] == []
+    assert [attack for attack, outcome in outcomes.items() if "escaped" in outcome.answers.values()] == []
+
+
+def test_there_are_attacks_enough_and_every_name_is_used_once() -> None:
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 30
+    assert {attack.group for attack in ATTACKS} == {"escape", "forge", "exhaust"}
+
+
+@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+def test_a_program_is_run_and_its_values_keep_their_types(name: str) -> None:
+    source = (
+        "import collections, math\n"
+        "values = [None, True, 3, -2.5, 'é\\ud800', b'\\xff', 1j, [1, (2,)], {1, 2}, {(1, 2): 'a'}, math.inf,\n"
+        "          collections.Counter('aab'), object()]\n"
+        "def pick(i, *, sign=1):\n    print('noise')\n    return values[i]\n"
+    )
+    calls = "[" + ", ".join(f"(({i},), {{'sign': 2}})" for i in range(13)) + "]"
+    with Sandbox(Limits(wall_s=20), name, workers=1) as box:
+        outcome = box.run([Job(source, "pick", calls)])[0]
+    assert outcome.end is End.DONE
+    found = [decode(outcome.answers[i]) for i in range(12)]
+    assert found == [
+        None, True, 3, -2.5, "é\ud800", b"\xff", 1j, [1, (2,)], {1, 2}, {(1, 2): "a"}, float("inf"), {"a": 2, "b": 1},
+    ]  # fmt: skip
+    assert [type(value) for value in found[1:4]] == [bool, int, float]
+    assert outcome.errors == {12: "TypeError: a object cannot be compared"}
+
+
+@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+def test_programs_read_input_and_print(name: str) -> None:
+    tests = read_tests("Input:\n3 4\nOutput:\n7\n\nInput:\n1 2\nOutput:\n3\n")
+    readers = [
+        "a, b = map(int, input().split())\nprint(a + b)\n",
+        "import sys\nprint(sum(map(int, sys.stdin.read().split())))\n",
+        "import os\nos.write(1, b'%d' % sum(map(int, open(0).read().split())))\n",
+        "import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin.buffer.read().split())))\n    sys.exit()\n",
+    ]
+    wrong = ["print(7)\n", "", "print(input())\n"]
+    with Sandbox(Limits(wall_s=20), name, workers=1) as box:
+        verdicts = [tests.verdict(outcome) for outcome in box.run([tests.job(source) for source in readers + wrong])]
+    assert verdicts == [Verdict.CORRECT] * 4 + [Verdict.WRONG] * 3
+
+
+@pytest.mark.parametrize("name", [backend(name) for name in USABLE[:1]])
+def test_equal_programs_give_equal_values_whatever_the_hash_seed(name: str) -> None:
+    source = "import random\ndef f():\n    return list({'a', 'b', 'c', 'd', 'e'}) + [random.random()]\n"
+    answers = []
+    for _ in range(2):
+        with Sandbox(backend=name, workers=1) as box:
+            answers.append(box.run([Job(source, "f", "[((), {})]")] * 2))
+    assert len({str(outcome.answers) for outcomes in answers for outcome in outcomes}) == 1
+
+
+def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.find_backend.cache_clear()
+    monkeypatch.setattr(sandbox, "_trial", lambda name: f"{name} does not work")
+    try:
+        with pytest.raises(SandboxError, match=r"(?s)no program is run.*bwrap does not work.*apt install bubblewrap"):
+            Sandbox().run([Job("print(1)")])
+        with pytest.raises(SandboxError, match="expected auto, bwrap, bwrap-single, namespaces"):
+            Sandbox(backend="docker").run([Job("print(1)")])
+    finally:
+        sandbox.find_backend.cache_clear()
+
+
+def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = (USABLE or ["namespaces"])[-1]
+    if name not in USABLE:
+        pytest.skip(WHY_NOT[name])
+    open_filter = b"\x06\x00\x00\x00\x00\x00\xff\x7f"  # allows every call
+    monkeypatch.setitem(boxes._world(), "filter", open_filter.hex())
+    assert "the trial gave ['possible', 'possible'" in sandbox._trial(name)
+
+
+@pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
+def test_a_lost_server_is_replaced() -> None:
+    with Sandbox(backend=USABLE[0], workers=1) as box:
+        job = Job("def f():\n    return 1\n", "f", "[((), {})]")
+        box.run([job])
+        process = box._all[0]._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert box.run([job])[0].answers == {0: 1}
+
+
+@pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
+def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = (
+        "import os, threading\nfrom soar.sandbox import *\n"
+        f"box = Sandbox(Limits(wall_s=60), {USABLE[-1]!r}, workers=1)\n"
+        "job = Job('import time\\ntime.sleep(50)')\n"
+        "box.run([Job('')])\n"
+        "threading.Thread(target=box.run, args=([job],), daemon=True).start()\n"
+        "import time; time.sleep(0.5)\nprint(box._all[0]._process.pid, flush=True)\nos._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    pid = int(done.stdout)
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        if state == "Z":
+            break
+        threading.Event().wait(0.1)
+    else:
+        pytest.fail("the server outlived its parent")
+
+
+@pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
+def test_a_box_that_cannot_be_made_is_an_error_and_not_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(boxes._world(), "filter", "00")
+    box = Box(USABLE[0])
+    with pytest.raises(SandboxError, match="seccomp"):
+        box.ask(Job("print(1)"), LIMITS)
+    box.close()
+
+
+def test_the_filter_allows_no_call_that_leaves() -> None:
+    forbidden = {
+        "execve", "fork", "vfork", "clone", "clone3", "socket", "socketpair", "connect", "kill", "tgkill", "ptrace", "mount",
+        "unshare", "setns", "chroot", "bpf", "keyctl", "userfaultfd", "io_uring_setup", "memfd_create", "prctl", "seccomp",
+    }  # fmt: skip
+    for machine in seccomp.MACHINES:
+        assert not forbidden & set(seccomp.allowed(machine))
+        assert len(set(seccomp.allowed(machine).values())) == len(seccomp.allowed(machine))
+    with pytest.raises(UserError, match="not of riscv64"):
+        seccomp.build_filter("riscv64")

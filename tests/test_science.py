@@ -1,0 +1,244 @@
+"""Science: quantities with units, multiple choice, and the generated exercises."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soar import choices
+from soar.candidates import candidates
+from soar.check import Status, check_golds
+from soar.choices import Choices, arrange, read_choices, read_letter
+from soar.config import load
+from soar.data import DataError
+from soar.domains import BUILTIN, load_domain
+from soar.exercises import TOPICS, exercises, spell
+from soar.grading import DomainPool
+from soar.quantities import compare_quantities, read_gold, read_quantity, read_unit
+from soar.types import Problem, Rejection, Verdict
+
+C, W = Verdict.CORRECT, Verdict.WRONG
+
+SAME = [
+    ("9.8 m/s^2", "980 cm/s^2"), (r"9.8\ \text{m/s}^2", "9.8 m/s^2"), (r"9.8~\mathrm{m\,s^{-2}}", "9.8 m/s^2"),
+    ("9.8 meters per second squared", "9.8 m/s^2"), ("5 m/s/s", "5 m/s^2"), ("v = 3 m/s", "3 m/s"), ("about 3 m/s", "3 m/s"),
+    ("1.5 x 10^3 J", "1.5 kJ"), ("1.5×10³ J", "1500 J"), (r"1.5\times 10^{3} J", "1,500 J"), ("10^3 J", "1 kJ"),
+    ("3/4 m", "0.75 m"), ("5 µA", "5e-6 A"), ("20 kΩ", "20000 ohm"), ("100 Newtons", "100 kg m/s^2"), ("4 sec.", "4 s"),
+    ("4.18 J/(g K)", "4180 J/(kg °C)"), ("0.0821 L atm/(mol K)", "8.31 J/mol/K"), ("2 g/cm3", "2000 kg/m3"),
+    ("25 °C", "298.15 K"), (r"77 ^\circ F", "25 degrees Celsius"), ("-40 °C", "-40 °F"), ("10 Δ°C", "18 Δ°F"),
+    ("25 %", "0.25"), ("0.25", "25 %"), ("3.1416 rad", "180°"), ("0.5 M", "500 mmol/L"), ("60 mph", "26.8 m/s"),
+    ("9.80665 m/s^2", "9.8 m/s^2"), ("1.04 m", "1.0 m"), ("5", "5 m [unit optional]"), ("5.4 m", "5 m [+- 0.5]"),
+    ("5.4 m", "5 m [10 %]"), ("12.3 N", "12.3 N [3 sf]"), ("1200 N", "1.2e3 N [2 sf, 1 %]"), ("0 m", "0 m"),
+]  # fmt: skip
+DIFFERENT = [
+    ("10 m/s^2", "9.8 m/s^2"), ("5", "5 m"), ("5 s", "5 m"), ("12 V", "12"), ("0 °C", "0 K"), ("10 Δ°C", "10 °C"),
+    ("-5 m", "5 m"), ("12.30 N", "12.3 N [3 sf]"), ("1250 N", "1.2e3 N [2 sf]"), ("5.6 m", "5 m [+- 0.5]"), ("3.4", "3"),
+    ("m", "4 s"), ("", "4 s"), ("4 s or 5 s", "4 s"), ("4 s 5", "4 s"), ("1/0 s", "4 s"), ("0.001 m", "0 m"),
+    ("4 florps", "4 s"), ("4 (s", "4 s"), ("4 s)", "4 s"), ("4 s/", "4 s"), ("5 J/mol K", "5 J/(mol K)"),
+]  # fmt: skip
+HOSTILE = [
+    "9" * 500, "1e999 m", "10^999 m", "3 m^999999999", "3 m^9^9^9", "3 " + "m " * 90, "3 " + "(" * 90, "3 __import__('os')",
+    "3 m**m", "1e-999", "nan m", "inf s", "3 " + "a" * 190, "3 m^9 m^9 m^9 m^9 m^9 m^9 m^9 m^9 m^9", "\x00", "٣ m",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "gold"), SAME)
+def test_equal_quantities(answer: str, gold: str) -> None:
+    assert compare_quantities(answer, gold) is C
+
+
+@pytest.mark.parametrize(("answer", "gold"), DIFFERENT)
+def test_different_quantities(answer: str, gold: str) -> None:
+    assert compare_quantities(answer, gold) is W
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_wrong_and_no_gold_answer(text: str) -> None:
+    assert compare_quantities(text, "3 m") is W
+    assert read_gold(text) is None or read_quantity(text) is not None
+
+
+def test_reading() -> None:
+    found = read_quantity("0.0450 kg m/s")
+    assert found is not None
+    assert (found.value, found.figures, found.step) == (0.045, (3, 3), 1e-4)
+    assert found.unit == (("kilogram", 1), ("meter", 1), ("second", -1))
+    figures = {text: q.figures for text in ("1500", "1500.", "1.50e3", "0.05") if (q := read_quantity(text))}
+    assert figures == {"1500": (2, 4), "1500.": (2, 4), "1.50e3": (3, 3), "0.05": (1, 1)}
+    assert read_unit("J/(mol K)") == (("joule", 1), ("mole", -1), ("kelvin", -1))
+    assert read_unit("parrot") is None
+    assert read_gold("5 m [soon]") is None
+    assert read_gold("5 m [3 sf") is None
+    assert compare_quantities("5 m", "tall") is Verdict.UNSCORABLE
+
+
+METALS = Choices("Which metal?", ("iron", "copper", "a noble gas", "gold"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        *[(text, "B") for text in ("B", "(B)", "b", "B.", "(b)", "B) copper", "the answer is B", "**B**", "option B")],
+        *[(text, "B") for text in (r"\text{B}", r"\textbf{(B)}", "copper", "Copper.", "The correct answer is (B).")],
+        *[(text, "B") for text in ("I think B", "B because copper conducts", "The answer is copper")],
+        ("A noble gas", "C"),
+        *[
+            (text, None)
+            for text in ("A or B", "A and C", "A, B", "not B", "E", "Both A and B", "B) gold", "", "AB", "B C")
+        ],
+        ("iron and copper", None),
+    ],
+)
+def test_letters(answer: str, letter: str | None) -> None:
+    assert read_letter(answer, METALS) == letter
+
+
+def test_completions_commit_in_several_ways() -> None:
+    said = [r"so \boxed{B}", "Answer: (B)", "I say the answer is B.\nOk", "no idea", "A and B"]
+    assert [choices.read_answer(text) for text in said] == ["B", "(B)", "B.", None, None]
+
+
+def question(*options: str, stem: str = "What is it?") -> str:
+    return "\n".join([stem, *(f"{letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options, strict=False))])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "name"),
+    [
+        ("What is it?", "A", "no_options"),
+        (question("one"), "A", "no_options"),
+        (question("one", "two"), "C", "answer_not_an_option"),
+        (question("one", "two"), "three", "answer_not_an_option"),
+        (question("one", "two", " One."), "A", "duplicate_options"),
+        (question("one", "two").replace("B)", "C)"), "A", "options_out_of_order"),
+        (question("one", "two", stem=""), "A", "no_stem"),
+        (question("one", "two", "both A and B"), "A", "refers_to_letters"),
+    ],
+)
+def test_degenerate_questions_are_named(text: str, answer: str, name: str) -> None:
+    assert arrange(Problem("p", text, answer)) == name
+
+
+def test_options_are_shuffled_and_the_same_for_every_order_they_came_in() -> None:
+    made = [arrange(Problem("p", question("iron", "copper", "tin", "none of the above"), answer)) for answer in "ABCD"]
+    assert all(isinstance(p, Problem) for p in made)
+    problems: list[Any] = made
+    assert len({p.question for p in problems}) == 1
+    assert sorted(p.answer for p in problems) == ["A", "B", "C", "D"]
+    assert problems[3].answer == "D"  # stays last
+    other: Any = arrange(Problem("p", question("tin", "iron", "none of the above", "copper"), "copper"))
+    assert (other.question, other.answer) == (problems[1].question, problems[1].answer)
+    assert arrange(other) == other
+    assert choices.verify("copper", other) is C
+    assert choices.verify("tin", other) is W
+    assert choices.verify("A or B", other) is Verdict.NO_ANSWER
+    column: Any = arrange(Problem("p", "What is it?", "2", {"options": ["tin", "iron", "copper"], "level": 1}))
+    assert read_choices(column.question) != "no_options"
+    assert choices.verify("copper", column) is C
+    assert column.extra == {"level": 1}
+
+
+def test_the_place_of_the_right_option_cannot_be_learned() -> None:
+    """The teacher always writes the right option first; afterwards every letter is right about equally often."""
+    made = [
+        arrange(Problem("p", question("yes", "no", "maybe", "later", stem=f"Question {i}?"), "A")) for i in range(400)
+    ]
+    counts = Counter(p.answer for p in made if isinstance(p, Problem))
+    expected = 100
+    assert sum((counts[letter] - expected) ** 2 / expected for letter in "ABCD") < 16.3  # chi squared, p = 0.001
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DomainPool]:
+    with DomainPool(load_domain("multiple_choice"), workers=1) as made:
+        yield made
+
+
+def test_written_questions_are_shuffled_or_rejected(pool: DomainPool) -> None:
+    def text(body: str, answer: str) -> str:
+        return f"<question>\n{body}\n</question>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
+
+    bodies = [question("iron", "copper", "tin"), "What is it?", question("iron", "iron")]
+    found = pool.read_problems([text(bodies[0], "B"), text(bodies[1], "B"), text(bodies[2], "A")], [False] * 3)
+    assert isinstance(found[0], Problem)
+    assert choices.verify("copper", found[0]) is C
+    assert [f.name for f in found if isinstance(f, Rejection)] == ["no_options", "duplicate_options"]
+    told = [r"\boxed{copper}", r"\boxed{A or B}", "nothing"]
+    verdicts = pool.check(told, [found[0].answer] * 3, {"question": [found[0].question] * 3})
+    assert verdicts == [C, Verdict.NO_ANSWER, Verdict.NO_ANSWER]
+
+
+def test_exercises_are_many_distinct_and_depend_on_their_seed_alone() -> None:
+    rows = list(exercises("quantities", 300, 0, {}))
+    assert len({row["question"] for row in rows}) == 300
+    assert Counter(row["level"] for row in rows).keys() == {1, 2, 3}
+    assert {row["topic"] for row in rows} == set(TOPICS)
+    assert list(exercises("quantities", 20, 0, {})) == rows[:20]
+    assert list(exercises("quantities", 20, 1, {})) != rows[:20]
+    only = list(exercises("quantities", 20, 0, {"level": 2, "topics": ["ohm", "wave"]}))
+    assert {(row["level"], row["topic"]) for row in only} == {(2, "ohm"), (2, "wave")}
+    for row in rows:
+        assert compare_quantities(row["answer"], row["answer"]) is C
+    for row in exercises("choices", 300, 0, {}):
+        assert len(row["options"]) == 4
+        assert row["options"][0] == row["answer"]
+        assert [compare_quantities(option, row["answer"]) for option in row["options"]] == [C, W, W, W]
+
+
+def test_exercises_worked_by_hand() -> None:
+    """One of each kind of conversion, from the numbers in the question."""
+    rows = {row["question"]: row["answer"] for row in exercises("quantities", 300, 0, {})}
+    cyclist = "A cyclist rides at a constant speed of 13 m/s for 249 s. How far does the cyclist ride?"
+    assert compare_quantities("3237 m", rows[cyclist]) is C
+    block = "A block has a mass of 238 g and a volume of 27 cm^3. What is its density in kg/m^3?"
+    assert compare_quantities("8.8148 g/cm^3", rows[block]) is C
+    assert [spell(v) for v in (12.345, 0.04, 1234567.0, 5.0, 0.0)] == ["12.3", "0.0400", "1.23e6", "5.00", "0.00"]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("science:quantities", "{level=4}", "level = 4: expected 1, 2 or 3"),
+        ("science:quantities", '{topics=["alchemy"]}', "expected a list of speed"),
+        ("science:quantities", "{depth=1}", "has 'depth': known are level and topics"),
+        ("science:poems", "{}", "expected one of quantities, choices"),
+    ],
+)
+def test_wrong_options_of_a_source_are_named(source: str, options: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        candidates(load("small-1gpu", [f"problems.source={source}", f"problems.options={options}"]))
+
+
+@pytest.mark.parametrize(("source", "domain"), [("quantities", "science_plain"), ("choices", "multiple_choice_plain")])
+def test_the_sets_can_be_graded_by_their_domains(source: str, domain: str) -> None:
+    keys = [f"problems.source=science:{source}", f"problems.domain={domain}", "problems.limit=200"]
+    config = load("small-1gpu", [*keys, "problems.verify_workers=1"])
+    problems = candidates(config).problems
+    assert len(problems) == 200
+    finding = check_golds(config, problems)
+    assert (finding.status, finding.facts["correct"]) == (Status.OK, 200)
+
+
+def test_a_file_of_choices_loses_what_cannot_be_used_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "choices.jsonl"
+    rows = ['{"question": "Q1?", "answer": "yes", "options": ["yes", "no"]}', '{"question": "Q2?", "answer": "no"}']
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    loaded = candidates(load("small-1gpu", [f"problems.source={path}", "problems.domain=multiple_choice"]))
+    assert len(loaded.problems) == 1
+    assert "domain multiple_choice: no_options" in str(loaded.report.dropped[0])
+
+
+def test_every_built_in_domain_verifies_its_examples() -> None:
+    for name in BUILTIN:
+        domain = load_domain(name)
+        assert domain.name == name
+        assert domain.verify is not None
+        for problem in domain.examples:
+            made = domain.arrange(problem) if domain.arrange else problem
+            assert isinstance(made, Problem)
+            assert domain.verify(made.answer, made) is C
+            assert domain.validate is None or domain.validate(made) is None
