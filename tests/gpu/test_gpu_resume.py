@@ -50,7 +50,8 @@ POINTS = [("soar.teacher", 1), ("soar.student", 6)]
 def run(out: Path, *more: str, killed: tuple[str, int] | None = None) -> int:
     words = ["run", "--quiet", "--out", str(out), *more]
     start = ["-m", "soar.cli"] if killed is None else ["-c", KILLED, killed[0], str(killed[1])]
-    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    places = [str(house.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in places if place)}
     return subprocess.run([sys.executable, *start, *words], env=environment, timeout=300).returncode
 
 
