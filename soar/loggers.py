@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from soar.config import Config
+from soar.scrub import scrub
 from soar.types import UserError
 
 Row = dict[str, Any]
@@ -189,3 +191,9 @@ class Loggers:
                     f"log.sinks: {kind} failed and is left out from here on; metrics.jsonl has everything "
                     f"({type(error).__name__}: {error})"
                 )
+
+
+def open_loggers(config: Config, folder: Path, say: Callable[[str], None]) -> Loggers:
+    """The sinks of `log.sinks`. They leave this machine, so they get no secret that a config may hold."""
+    name, resolved = scrub(config.name), scrub(config.resolved())
+    return Loggers.open(config.log.sinks, folder, config.log.project, name, resolved, lambda text: say(scrub(text)))

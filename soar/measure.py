@@ -11,6 +11,7 @@ from soar.candidates import candidates
 from soar.config import Config
 from soar.evaluate import count_correct, paired_difference, summarize
 from soar.policy import concat, load_adapter
+from soar.ray_crew import open_crew
 from soar.runs import Row
 from soar.settings import EvaluateConfig
 from soar.types import UserError
@@ -52,9 +53,10 @@ def measure(
             advance(done, len(problems))
 
         stack = concat(list(stacks.values()))
-        correct_P_H, truncated_P_H = count_correct(
-            examiner, stack, problems, attempts, seed, sampling, workers=workers, block=8, on_block=note
-        )
+        with open_crew(config, examiner, None, say) as crew:
+            correct_P_H, truncated_P_H = count_correct(
+                examiner, stack, problems, attempts, seed, sampling, workers, block=8, on_block=note, crew=crew
+            )
     rows = zip(stacks, correct_P_H.tolist(), truncated_P_H.sum(1).tolist(), strict=True)
     counts = {name: (correct_H, truncated) for name, correct_H, truncated in rows}
     return {

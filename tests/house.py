@@ -51,6 +51,7 @@ ORDER = (
     "verify",
     "rewards",
     "rollout",
+    "crew",
     "rloo",
     "update",
     "student",
@@ -69,6 +70,9 @@ ORDER = (
     "checkpoints",
     "record",
     "state",
+    "ray_cluster",
+    "ray_worker",
+    "ray_crew",
     "held_out",
     "screening",
     "screen_table",
@@ -118,6 +122,8 @@ ORDER = (
 
 TORCH_FREE = (
     "types",
+    "crew",
+    "ray_cluster",
     "statistics",
     "files",
     "settings",
