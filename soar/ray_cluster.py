@@ -6,7 +6,7 @@ import importlib
 import os
 import signal
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from soar.config import Config, ConfigError
 
@@ -21,20 +21,24 @@ def import_ray() -> Any:
         ) from error
 
 
-def connect(ray: Any, config: Config, gpus: float) -> bool:
-    """Join the cluster of `cluster.address`, or start one on this machine; returns whether it was started here.
+Connection = Literal["found", "joined", "started"]
 
-    A Ray that this process is connected to already is used as it is. Raises ConfigError when the address does not answer.
+
+def connect(ray: Any, config: Config) -> Connection:
+    """Join the cluster of `cluster.address`, or start one on this machine.
+
+    A Ray that this process is connected to already is used as it is ("found"). Raises ConfigError when the address does not
+    answer.
     """
     if ray.is_initialized():
-        return False
+        return "found"
     cluster = config.cluster
     quiet = {"log_to_driver": False, "configure_logging": False}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if cluster.address:
             ray.init(address=cluster.address, **quiet)
-            return False
+            return "joined"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         cores = max(os.cpu_count() or 1, int(-(-cluster.workers * cluster.cpus // 1)))
         ray.init(
@@ -45,10 +49,11 @@ def connect(ray: Any, config: Config, gpus: float) -> bool:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
-        return True
+        return "started"
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        advice = "It is started with `ray start --head`; a Ray that asks for a token wants the same RAY_AUTH_TOKEN here"
         where = f"cluster.address = {cluster.address!r}" if cluster.address else "Ray"
-        raise ConfigError(f"{where} cannot be reached: {in_short(error)}; start it with `ray start --head`") from error
+        raise ConfigError(f"{where} cannot be reached: {in_short(error)}. {advice}") from error
     finally:
         _restore(handlers)
 

@@ -21,7 +21,7 @@ from typing import Any
 from soar import faults
 from soar.config import Config, ConfigError
 from soar.crew import Task, Tick, no_tick
-from soar.ray_cluster import connect, free_words, import_ray, in_short, workers_for
+from soar.ray_cluster import Connection, connect, free_words, import_ray, in_short, workers_for
 from soar.ray_worker import BUG, DEVICE, MEMORY, USER, Failure, Order, Reply, Worker
 from soar.record import RunFolder, versions
 from soar.rollout import Examiner
@@ -101,10 +101,11 @@ class RayCrew:
         self._tick, self._name = no_tick, ""
         self._ray = import_ray()
         self.size = 0
+        self._connection: Connection = "found"
 
     def __enter__(self) -> RayCrew:
         self._digest = self._examiner.backbone.base_digest()
-        self._mine = connect(self._ray, self.config, self.gpus)
+        self._connection = connect(self._ray, self.config)
         try:
             self.size = self.cluster.workers or workers_for(self._ray.cluster_resources(), self.cluster.cpus, self.gpus)
             self._check_room()
@@ -126,13 +127,14 @@ class RayCrew:
         self.close()
 
     def close(self) -> None:
-        """End the workers, and Ray where it was started here."""
+        """End the workers, and the connection to Ray where it was made here."""
         with suppress(Exception):  # a cluster that is gone cannot be told
             self._ray.wait([m.actor.close.remote() for m in self._members if m.ref is None] or [], timeout=CLOSE_S)
         for member in self._members:
-            self._kill(member)
+            with suppress(Exception):
+                self._ray.kill(member.actor, no_restart=True)
         self._members = []
-        if self._mine:
+        if self._connection != "found":
             self._ray.shutdown()
 
     def stream(
@@ -327,7 +329,7 @@ class RayCrew:
             )
         have = self._ray.cluster_resources()
         room = workers_for(have, self.cluster.cpus, self.gpus)
-        if self._mine and room < self.size:
+        if self._connection == "started" and room < self.size:
             raise ConfigError(
                 f"cluster.workers = {self.size}: each asks for {self.cluster.cpus:g} cores and {self.gpus:g} GPUs, this "
                 f"machine has {free_words(have)}, so {room} fit; lower cluster.workers, cluster.cpus or cluster.gpus"

@@ -54,7 +54,7 @@ SMALL = (
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
     """One local Ray for the whole file; a crew uses the Ray that its process is connected to."""
-    ray_cluster.connect(ray, tiny_config("cluster.workers=8"), 0.0)
+    ray_cluster.connect(ray, tiny_config("cluster.workers=8"))
     ray.cloudpickle.register_pickle_by_value(ray_pieces)  # workers do not see the folder of the tests
     yield
     ray.shutdown()
@@ -269,12 +269,12 @@ def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> Non
         ray, "init", lambda **named: (_ for _ in ()).throw(ConnectionError("ray client is not there\nx"))
     )
     with pytest.raises(ConfigError, match=r"cluster.address = 'ray://nowhere:1' cannot be reached: ray client is not"):
-        ray_cluster.connect(ray, tiny_config('cluster.address="ray://nowhere:1"'), 0.0)
+        ray_cluster.connect(ray, tiny_config('cluster.address="ray://nowhere:1"'))
 
 
 def test_more_workers_than_a_machine_holds(examiner: Examiner) -> None:
     desk = Desk(examiner, "cluster.gpus=3")
-    desk.crew._mine, desk.crew.size = True, 2
+    desk.crew._connection, desk.crew.size = "started", 2
     with pytest.raises(ConfigError, match=r"cluster.workers = 2: each asks for 1 cores and 3 GPUs, .* so 0 fit"):
         desk.crew._check_room()
 
