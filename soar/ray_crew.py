@@ -25,6 +25,7 @@ from soar.ray_cluster import Connection, connect, free_words, import_ray, in_sho
 from soar.ray_worker import BUG, DEVICE, MEMORY, USER, Failure, Order, Reply, Worker
 from soar.record import RunFolder, versions
 from soar.rollout import Examiner
+from soar.scrub import scrub
 from soar.stopping import TokenMeter
 from soar.types import UserError
 from soar.workbench import cores_of
@@ -368,7 +369,7 @@ def open_crew(
 
     def record(row: dict[str, Any]) -> None:
         if folder is not None:
-            folder.append(LOG_FILE, [row])
+            folder.append(LOG_FILE, [scrub(row)])
 
-    with RayCrew(config, examiner, cores_of(config.threads), say, record) as crew:
+    with RayCrew(config, examiner, cores_of(config.threads), lambda text: say(scrub(text)), record) as crew:
         yield crew

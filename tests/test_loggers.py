@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from loop_helpers import events, run_tiny, tiny_config
 
-from soar import doctor, loggers, pipeline
+from soar import doctor, loggers
 from soar.cli import main
 from soar.loggers import LoggerError, Loggers, flatten
-from soar.progress import Progress
 
 
 class Kept:
@@ -182,9 +181,7 @@ def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MY_API_KEY", "opensesame")
     said: list[str] = []
     config = tiny_config("name=run-opensesame", "judge.url=https://me:opensesame@host/v1", 'log.sinks=["wandb"]')
-    with Progress(quiet=True) as progress:
-        monkeypatch.setattr(progress, "say", said.append)
-        pipeline._loggers(config, tmp_path, progress)
+    loggers.open_loggers(config, tmp_path, said.append)
     assert (sent[0]["name"], sent[0]["config"]["judge"]["url"]) == ("run-[hidden]", "https://[hidden]@host/v1")
     assert said == ["log.sinks: wandb could not be started and is left out: RuntimeError: refused [hidden]"]
 

@@ -132,4 +132,4 @@ def test_review_and_doctor_need_no_torch(tiny_run: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, str(tiny_run)], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[-2:] == ["all 11 checks are well", "0 1"]
+    assert done.stdout.splitlines()[-2:] == ["all 12 checks are well", "0 1"]
