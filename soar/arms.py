@@ -8,12 +8,14 @@ and the search for the questions is reported beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from soar import seeds
 from soar.config import Config
+from soar.crew import Crew, Tick
 from soar.policy import AdapterStack
 from soar.rollout import Examiner
 from soar.settings import TrainedArm
@@ -68,22 +70,27 @@ def left_out(name: str, message: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ArmProgress:
-    """An arm in the middle of its training."""
+    """An arm in the middle of its training. untold: metrics of its last steps, where no listener has heard of them yet."""
 
     arm: str
     midway: Midway
+    untold: list[Metrics] = field(default_factory=list)
+
+
+Begun = Mapping[str, ArmProgress]
 
 
 @dataclass(frozen=True)
 class Listener:
     """Who hears of the arms' training.
 
-    on_step(arm): after each step. on_midway(progress, events): after a step whose number of steps done is `due`, with
-    the arm_step events since the last call. on_done(arm, population, events): once per arm, with the events that are left.
+    on_step(): after each step of any arm. on_midway(begun, events): after a step whose number of steps done is `due`,
+    with every arm that is in the middle and the arm_step events since the last call. on_done(arm, population, events):
+    once per arm, with the events that are left. Events come in the order of the arms, whatever order they finish in.
     """
 
-    on_step: Callable[[str], None]
-    on_midway: Callable[[ArmProgress, list[dict[str, Any]]], None]
+    on_step: Tick
+    on_midway: Callable[[dict[str, ArmProgress], list[dict[str, Any]]], None]
     on_done: Callable[[str, Population, list[dict[str, Any]]], None]
     due: Callable[[int], bool]
 
@@ -95,54 +102,149 @@ def train_arms(
     config: Config,
     workers: int,
     listener: Listener,
-    begun: ArmProgress | None = None,
+    begun: Begun | None = None,
+    crew: Crew | None = None,
 ) -> dict[str, Population]:
-    """Train every named arm from the fresh adapter, one after another; sampling is shared out among `workers` threads.
+    """Train every named arm from the fresh adapter: one after another, or all at once by a crew.
 
     Arms are reported in the order of `batches`: one arm_step event a step, and an alarm when the student diverged.
-    begun: the arm that an earlier process left in the middle.
+    begun: the arms that an earlier process left in the middle. workers: threads that share out the sampling of an arm.
     """
+    left = {name: progress for name, progress in (begun or {}).items() if name in batches}
+    if crew is not None:
+        return _train_together(examiner, fresh, batches, config, workers, listener, left, crew)
     done: dict[str, Population] = {}
-    for name, arm_batches_S in batches.items():
-        seed = seeds.derive(config.seed, "arm", name, "student")
-        midway = begun.midway if begun is not None and begun.arm == name else None
-        log = _ArmLog(name, midway.step if midway else 0, listener)
-        population = train_population(
-            examiner,
-            fresh,
-            [arm_batches_S],
-            [seed],
-            config.student,
-            arm_learning_rate(name, config),
-            workers,
-            log.note,
-            midway,
-            log.keep,
-            listener.due,
+    for name in batches:
+        log = _ArmLog(name, left.pop(name, None))
+
+        def keep(midway: Midway, name: str = name, log: _ArmLog = log) -> None:
+            listener.on_midway({name: ArmProgress(name, midway), **left}, log.events(midway.metrics))
+
+        done[name] = _train_one(
+            examiner, listener.on_step, fresh, batches, config, workers, name, log.midway, keep, listener.due
         )
-        events = log.events(population.metrics)
-        if population.failed_P.any():
-            message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
-            events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": name, "message": message})
-        done[name] = population
-        listener.on_done(name, population, events)
+        listener.on_done(name, done[name], log.last_events(done[name]))
+    return done
+
+
+def _train_one(
+    examiner: Examiner,
+    tick: Tick,
+    fresh: AdapterStack,
+    batches: dict[str, list[list[Problem]]],
+    config: Config,
+    workers: int,
+    name: str,
+    midway: Midway | None,
+    on_midway: Callable[[Midway], None],
+    due: Callable[[int], bool],
+) -> Population:
+    seed, lr = seeds.derive(config.seed, "arm", name, "student"), arm_learning_rate(name, config)
+    return train_population(
+        examiner, fresh, [batches[name]], [seed], config.student, lr, workers, tick, midway, on_midway, due
+    )
+
+
+class _Reached(Exception):
+    """Ends a training at the step that was asked for."""
+
+    def __init__(self, midway: Midway) -> None:
+        super().__init__("the step that was asked for is done")
+        self.midway = midway
+
+
+def arm_segment(
+    examiner: Examiner,
+    tick: Tick,
+    fresh: AdapterStack,
+    batches: dict[str, list[list[Problem]]],
+    config: Config,
+    workers: int,
+    name: str,
+    midway: Midway | None,
+    until: int,
+) -> Midway | Population:
+    """An arm up to the step `until`, or to its end, as a piece of work. Its state travels on the host."""
+
+    def stop(reached: Midway) -> None:
+        raise _Reached(reached)
+
+    fresh = fresh.to(examiner.backbone.device)
+    try:
+        return _train_one(
+            examiner, tick, fresh, batches, config, workers, name, midway, stop, lambda steps: steps == until
+        )
+    except _Reached as end:
+        found = end.midway
+        return replace(found, optimizer={key: value.cpu() for key, value in found.optimizer.items()})
+
+
+def _train_together(
+    examiner: Examiner,
+    fresh: AdapterStack,
+    batches: dict[str, list[list[Problem]]],
+    config: Config,
+    workers: int,
+    listener: Listener,
+    left: dict[str, ArmProgress],
+    crew: Crew,
+) -> dict[str, Population]:
+    """Every arm in segments of arms.save_steps, so that a lost worker costs one segment.
+
+    The first arm that is not done is reported as it goes. What the arms after it do is held back, so that the events are
+    those of arms trained one after another.
+    """
+    logs = {name: _ArmLog(name, left.get(name)) for name in batches}
+    save = config.arms.save_steps
+
+    def segment(name: str, midway: Midway | None) -> tuple[str, Midway | None, int]:
+        return name, midway, ((midway.step if midway else 0) // save + 1) * save
+
+    queue = deque((name, segment(name, log.midway)) for name, log in logs.items())
+    finished: dict[str, Population] = {}
+    done: dict[str, Population] = {}
+    results = crew.stream(arm_segment, (fresh, batches, config, workers), queue, listener.on_step)
+    for name, part in results:
+        if isinstance(part, Midway):
+            queue.append((name, segment(name, part)))
+            metrics = logs[name].untold + part.metrics
+            logs[name].untold = metrics
+            left[name] = ArmProgress(name, replace(part, metrics=[]), metrics)
+        else:
+            finished[name] = replace(part, stack=part.stack.to(examiner.backbone.device))
+        while (first := next((arm for arm in batches if arm not in done), None)) in finished:
+            assert first is not None
+            left.pop(first, None)
+            done[first] = finished[first]
+            listener.on_done(first, done[first], logs[first].last_events(done[first]))
+        if first is not None and left:
+            events = logs[first].events([]) if first in left else []
+            if first in left:
+                left[first] = replace(left[first], untold=[])
+            listener.on_midway(dict(left), events)
     return done
 
 
 class _ArmLog:
-    """The events of one arm. told: steps whose events were handed on; first: the step that its metrics begin with."""
+    """The events of one arm. midway: where its training goes on; untold: metrics of the steps before that which nobody has
+    heard of; told: steps whose events were handed on."""
 
-    def __init__(self, arm: str, first: int, listener: Listener) -> None:
-        self.arm, self.first, self.told, self.listener = arm, first, first, listener
-
-    def note(self, step: int, metrics: Metrics) -> None:
-        self.listener.on_step(self.arm)
-
-    def keep(self, midway: Midway) -> None:
-        self.listener.on_midway(ArmProgress(self.arm, midway), self.events(midway.metrics))
+    def __init__(self, arm: str, begun: ArmProgress | None) -> None:
+        self.arm, self.midway = arm, begun.midway if begun else None
+        self.untold = list(begun.untold) if begun else []
+        self.first = self.told = (begun.midway.step if begun else 0) - len(self.untold)
 
     def events(self, metrics: list[Metrics]) -> list[dict[str, Any]]:
-        """The events that nobody has got yet, of all metrics so far."""
-        new = list(enumerate(metrics, start=self.first))[self.told - self.first :]
-        self.told = self.first + len(metrics)
+        """The events that nobody has got yet, of all metrics since the training began or was continued."""
+        rows = [*self.untold, *metrics]
+        new = list(enumerate(rows, start=self.first))[self.told - self.first :]
+        self.told = self.first + len(rows)
         return [{"event": "arm_step", "arm": self.arm, "step": step, **row} for step, row in new]
+
+    def last_events(self, population: Population) -> list[dict[str, Any]]:
+        """What is left at the end, with the alarm when the student diverged."""
+        events = self.events(population.metrics)
+        if population.failed_P.any():
+            message = f"the student of the arm {self.arm} produced NaN or inf in training; its result says nothing"
+            events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": self.arm, "message": message})
+        return events

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ import torch
 from soar import seeds
 from soar.arms import arm_learning_rate
 from soar.candidates import candidates
-from soar.config import Config
+from soar.config import Config, by_set
+from soar.crew import spread
 from soar.evaluate import count_correct
 from soar.forecast import Forecast, Rates, forecast
 from soar.held_out import BLOCK as HELD_OUT_BLOCK
@@ -25,7 +26,7 @@ from soar.memory import ModelShape, shape_of
 from soar.policy import concat
 from soar.rloo import leave_one_out
 from soar.rollout import Attempts, Examiner
-from soar.screening import BLOCK, attempt_blocks
+from soar.screening import BLOCK, screen_block
 from soar.stopping import TokenMeter
 from soar.student import Population, choose_chunk, shuffled_passes, train_population
 from soar.teacher import LoopState, OuterLoop, new_state
@@ -163,7 +164,9 @@ class Calibrator:
 
         def work(attempts: int) -> list[Any]:
             changed = config.model_copy(update={"screen": config.screen.model_copy(update={"attempts": attempts})})
-            return [row for rows in attempt_blocks(self.examiner, blocks, changed, workers) for row in rows]
+            tasks = [(block,) for block in blocks]
+            found = spread(None, self.examiner, workers, screen_block, (changed,), tasks)
+            return [row for rows in found for row in rows]
 
         seconds, tokens, rows = self._sized("screen", config.screen.attempts or 8, work)
         self.found.sample["screen"] = tokens / seconds
@@ -175,7 +178,8 @@ class Calibrator:
 
     def _write(self, state: LoopState) -> tuple[list[Problem], Lessons | None]:
         """Rate of the teacher, its acceptance, and its questions."""
-        config, examiner = self.config, self.examiner
+        name, config = next(iter(by_set(self.config).items()))  # the first set stands for all of a mixed run
+        examiner = self.examiner.of_set(name)
         prompt = teacher_prompt(examiner, config)
         pairs = config.teacher.datasets * config.teacher.questions
         seed = seeds.derive(config.seed, "calibrate", "teacher")
@@ -187,6 +191,7 @@ class Calibrator:
 
         seconds, tokens, (rollouts, outcomes) = self._sized("write", pairs, work)
         questions = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
+        questions = [replace(problem, extra={"set": name}) for problem in questions] if name else questions
         measured = self.found.measured
         self.found.sample["write"] = tokens / seconds
         measured["teacher_tokens"] = tokens / len(outcomes)

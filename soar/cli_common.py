@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from soar.config import Config, load
+from soar.config import Config, ConfigError, load
 
 
 def recipe_arguments(command: argparse.ArgumentParser) -> None:
@@ -20,6 +20,29 @@ def recipe_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a config key"
     )
+
+
+def workers_argument(command: argparse.ArgumentParser) -> None:
+    """--workers."""
+    command.add_argument(
+        "--workers",
+        metavar="N|ADDRESS",
+        help="share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT)",
+    )
+
+
+def workers_overrides(workers: str | None) -> list[str]:
+    """The config keys that --workers sets. Raises ConfigError for what is neither a number nor an address."""
+    if workers is None:
+        return []
+    if workers.isdecimal():
+        return [f"cluster.workers={workers}"]
+    if workers != "auto" and ":" not in workers:
+        raise ConfigError(
+            f"--workers {workers!r}: expected a number of processes, or the address of a Ray cluster: auto, HOST:PORT or "
+            "ray://HOST:PORT; how many of them on a cluster says --set cluster.workers=N"
+        )
+    return [f"cluster.address={json.dumps(workers)}"]
 
 
 def config_of(arguments: argparse.Namespace) -> Config:

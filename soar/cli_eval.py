@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from soar.cli_common import config_of, recipe_arguments
+from soar.cli_common import config_of, recipe_arguments, workers_argument, workers_overrides
 from soar.config import Config, ConfigError
 
 EXAMPLES = """examples:
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument(
         "--adapter", type=Path, nargs="+", default=[], help="adapter folders; without any, the base model alone"
     )
+    workers_argument(evaluate)
     evaluate.add_argument("--out", type=Path, help="JSON file for the result")
     evaluate.add_argument("--quiet", action="store_true", help="print the result only")
     evaluate.set_defaults(action=_evaluate)
@@ -54,6 +55,7 @@ def evaluation_config(arguments: argparse.Namespace) -> Config:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    arguments.overrides += workers_overrides(arguments.workers)
     config = evaluation_config(arguments)
     from soar.files import write_json
     from soar.measure import measure

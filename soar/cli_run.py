@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from soar.cli_common import config_of, recipe_arguments
+from soar.cli_common import config_of, recipe_arguments, workers_argument, workers_overrides
 from soar.config import Config, ConfigError, override
 from soar.forecast import against, against_lines, memory_lines, table_forecast
 from soar.plan import plan_lines
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --out runs/qwen
   soar run --out runs/mine --resume               continue an interrupted run
   soar run --out runs/mine --max-hours 8          pause in time; --resume continues
+  soar run --out runs/mine --workers 2            share the work among two processes (docs/cluster.md)
 """
 
 BUILD_EXAMPLES = """examples:
@@ -40,6 +41,7 @@ def add(commands: Any) -> None:
     run.add_argument("--out", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--review", action="store_true", help="hold every promotion until it is accepted (soar review)")
+    workers_argument(run)
     limits = run.add_argument_group("limits", "the run is saved when it stops; 0: no limit")
     limits.add_argument("--max-hours", type=float, metavar="H", help="pause after so many hours of this process")
     limits.add_argument("--max-tokens", type=int, metavar="N", help="pause after so many sampled tokens in all")
@@ -73,6 +75,7 @@ def _run_config(arguments: argparse.Namespace) -> Config:
     keys = {"max_hours": "limits", "max_tokens": "limits", "max_promotions": "limits"}
     given = {f"{section}.{key}": getattr(arguments, key) for key, section in keys.items()}
     arguments.overrides += [f"{key}={value}" for key, value in given.items() if value is not None]
+    arguments.overrides += workers_overrides(arguments.workers)
     if arguments.review:
         arguments.overrides.append("promotion.review=true")
     if not arguments.resume or arguments.recipe or arguments.model or arguments.problems:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from soar.cli_common import config_of, recipe_arguments
+from soar.cli_common import config_of, recipe_arguments, workers_argument, workers_overrides
 from soar.config import ConfigError
 from soar.stopping import StopRequest
 
@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
     screen.add_argument(
         "--early-stop", action="store_true", help="stop at a problem once it is not hard (screen.early_stop)"
     )
+    workers_argument(screen)
     screen.add_argument("--resume", action="store_true", help="continue the screening in --out")
     screen.add_argument("--quiet", action="store_true", help="print the table only")
     screen.set_defaults(action=_screen)
@@ -41,6 +42,7 @@ def add(commands: Any) -> None:
 def _screen(arguments: argparse.Namespace) -> int:
     shorthands = [] if arguments.attempts is None else [f"screen.attempts={arguments.attempts}"]
     shorthands += ["screen.early_stop=true"] if arguments.early_stop else []
+    shorthands += workers_overrides(arguments.workers)
     arguments.overrides = [*shorthands, *arguments.overrides]
     config = config_of(arguments)
     if config.screen.attempts == 0:

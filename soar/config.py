@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from soar.settings import (
     ArmsConfig,
+    ClusterConfig,
     EvaluateConfig,
     IntrinsicConfig,
     JudgeConfig,
@@ -37,6 +38,8 @@ RECIPES = Path(__file__).parent / "recipes"
 HARMLESS = (
     "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "problems.verify_workers",
     "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
+    "cluster.workers", "cluster.address", "cluster.cpus", "cluster.gpus", "cluster.start_s", "cluster.silence_s",
+    "cluster.retries", "cluster.store_mb",
 )  # fmt: skip
 
 
@@ -66,6 +69,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
     limits: LimitsConfig = LimitsConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -65,6 +65,7 @@ def examine(folder: Path) -> list[Check]:
         ("ledger of promotions", _ledger),
         ("pass@k and intervals from the attempts", _evaluations),
         ("summary.json from metrics.jsonl", _summary),
+        ("workers and what they lost", _workers),
         ("report.html from the files", _report),
     ):
         checks.append(guarded(what, partial(look, patient)))
@@ -165,6 +166,30 @@ def _screening(patient: Patient) -> Iterable[str]:
             yield f"hard problem {row['id']}: its counts are not those of hard/screen.jsonl"
         elif row["successes"] > limit:
             yield f"hard problem {row['id']} was solved {row['successes']} times, at most {limit} are hard"
+
+
+def _workers(patient: Patient) -> Check:
+    """Every piece of work that lost its worker was done later, and no piece was done twice."""
+    path = patient.path / "workers.jsonl"
+    if not path.is_file():
+        return Check("", [], "none: one process did everything")
+    rows, complaints = read_jsonl(path, path.name)
+    open_pieces: set[int] = set()
+    done: set[int] = set()
+    for row in rows:
+        if row["event"] == "opened":  # another process counts its pieces from 1 again
+            open_pieces, done = set(), set()
+        elif row["event"] == "lost" and "piece" in row:
+            open_pieces.add(row["piece"])
+        elif row["event"] == "done":
+            if row["piece"] in done:
+                complaints.append(f"piece {row['piece']} ({row['work']}) was done twice")
+            done.add(row["piece"])
+            open_pieces.discard(row["piece"])
+    if patient.summary and open_pieces:
+        complaints.append(f"pieces {sorted(open_pieces)} lost their worker and were not done again")
+    lost = sum(row["event"] == "lost" for row in rows)
+    return Check("", complaints, f"{sum(row['event'] == 'started' for row in rows)} started, {lost} lost")
 
 
 def _steps(patient: Patient) -> Iterable[str]:

@@ -7,13 +7,13 @@ noise, but not the spread over training seeds, for which `study` runs several.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from soar import seeds
 from soar.config import Config
+from soar.crew import Crew, Tick, spread
 from soar.settings import EvaluateConfig, SamplingConfig
 from soar.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
@@ -91,28 +91,36 @@ def count_correct(
     workers: int = 1,
     block: int = 64,
     on_block: Callable[[list[Problem], np.ndarray, np.ndarray], None] | None = None,
+    crew: Crew | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(correct, truncated) attempts [P, H] of every slice (P = 1 for the base model) at the same problems and seeds.
 
-    Problems are taken in blocks, `workers` blocks at a time in threads; the counts do not depend on either number.
+    Problems are taken in blocks, by the crew or `workers` blocks at a time in threads; the counts depend on neither.
     on_block(problems, correct_P_H, truncated_P_H) is called in order as blocks are done.
     """
-    policies = stack.policies if stack is not None else 1
     blocks = [problems[first : first + block] for first in range(0, len(problems), block)]
-
-    def job(part: list[Problem]) -> tuple[np.ndarray, np.ndarray]:
-        result = examiner.attempt(stack, [part] * policies, attempts, [seed] * policies, sampling)
-        truncated = ~result.rollouts.ended_B.view(policies, len(part), attempts)
-        return (result.solved_P_Q_N & result.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()
-
+    common = (stack, attempts, seed, sampling)
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        jobs = [pool.submit(job, part) for part in blocks]
-        try:
-            for part, running in zip(blocks, jobs, strict=True):
-                found.append(running.result())
-                if on_block is not None:
-                    on_block(part, *found[-1])
-        finally:
-            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute the blocks that are left
+    results = spread(crew, examiner, workers, count_block, common, [(part,) for part in blocks])
+    for part, counts in zip(blocks, results, strict=True):
+        found.append(counts)
+        if on_block is not None:
+            on_block(part, *counts)
     return np.concatenate([c for c, _ in found], axis=1), np.concatenate([t for _, t in found], axis=1)
+
+
+def count_block(
+    examiner: Examiner,
+    tick: Tick,
+    stack: AdapterStack | None,
+    attempts: int,
+    seed: int,
+    sampling: SamplingConfig,
+    problems: list[Problem],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(correct, truncated) attempts [P, H] at a few problems, as a piece of work."""
+    policies = stack.policies if stack is not None else 1
+    own = stack.to(examiner.backbone.device) if stack is not None else None
+    result = examiner.attempt(own, [problems] * policies, attempts, [seed] * policies, sampling)
+    truncated = ~result.rollouts.ended_B.view(policies, len(problems), attempts)
+    return (result.solved_P_Q_N & result.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()

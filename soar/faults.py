@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from soar.types import UserError
@@ -53,6 +54,21 @@ def release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def saved_run(resume: str) -> Iterator[None]:
+    """Raises MemoryShortage and DeviceLost in place of what torch raises; the state is kept, `resume` goes on from it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        again = f"Everything up to the last step is saved; continue with: {resume}"
+        if is_out_of_memory(error):
+            lower = "lower model.chunk and model.micro_batch_tokens, which may change on --resume"
+            raise MemoryShortage(f"out of memory: {error}. Free memory or {lower}. {again}") from error
+        if is_device_lost(error):
+            raise DeviceLost(f"the accelerator failed: {error}. {again}") from error
+        raise
 
 
 def halving(work: Callable[[int], T], size: int, smaller: Callable[[int], None], smallest: int = 1) -> tuple[T, int]:

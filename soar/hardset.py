@@ -11,10 +11,12 @@ from typing import Any
 
 from soar.candidates import candidates
 from soar.config import Config, by_set
+from soar.crew import Crew
 from soar.data import DataError, check_evidence, evidence_path, read_hard, split, split_source, write_hard
 from soar.domains import domains_of
 from soar.files import write_atomic, write_json
 from soar.progress import Progress
+from soar.ray_crew import open_crew
 from soar.record import RunFolder
 from soar.rollout import Examiner
 from soar.screen_table import screen_event, table_lines
@@ -63,6 +65,7 @@ def find_hard(
     progress: Progress,
     safe_point: Callable[[], None] | None = None,
     reuse: bool = True,
+    crew: Crew | None = None,
 ) -> HardSet:
     """Load, leave out what cannot be used, screen, select.
 
@@ -96,7 +99,7 @@ def find_hard(
                 if safe_point is not None:
                     safe_point()
 
-            found = screen(examiner, problems, config, folder, evidence, workers, note)
+            found = screen(examiner, problems, config, folder, evidence, workers, note, crew)
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
@@ -184,7 +187,8 @@ def screen_folder(
 
     with RunFolder(out, config, command, resume) as folder, open_examiner(config) as examiner:
         workers = choose_workers(examiner.backbone, config.threads)
-        hard = find_hard(examiner, config, folder, workers, progress, safe_point, reuse=False)
+        with open_crew(config, examiner, folder, progress.say) as crew:
+            hard = find_hard(examiner, config, folder, workers, progress, safe_point, reuse=False, crew=crew)
     if hard.problems:
         write_hard(out / "hard.jsonl", hard.problems, hard.screenings(hard.problems), hard.evidence, columns=True)
     write_json(out / "screen.json", hard.event)

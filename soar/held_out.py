@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from soar.config import Config
+from soar.crew import Crew
 from soar.evaluate import count_correct
 from soar.policy import AdapterStack, concat
 from soar.record import RunFolder
@@ -25,6 +26,7 @@ def count_held_out(
     seed: int,
     workers: int,
     on_problems: Callable[[int], None],
+    crew: Crew | None = None,
 ) -> list[list[int]]:
     """Correct attempts [policies][problems] of every arm at the same problems and seeds.
 
@@ -58,6 +60,7 @@ def count_held_out(
             workers=workers,
             block=BLOCK,
             on_block=keep,
+            crew=crew,
         )
     return [[found[problem.id][p] for problem in problems] for p in range(len(policies))]
 

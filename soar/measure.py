@@ -11,6 +11,7 @@ from soar.candidates import candidates
 from soar.config import Config
 from soar.evaluate import count_correct, results_of
 from soar.policy import concat, load_adapter
+from soar.ray_crew import open_crew
 from soar.runs import Row
 from soar.types import UserError
 from soar.workbench import choose_workers, open_examiner, usable
@@ -51,9 +52,10 @@ def measure(
             advance(done, len(problems))
 
         stack = concat(list(stacks.values()))
-        correct_P_H, truncated_P_H = count_correct(
-            examiner, stack, problems, attempts, seed, sampling, workers=workers, block=8, on_block=note
-        )
+        with open_crew(config, examiner, None, say) as crew:
+            correct_P_H, truncated_P_H = count_correct(
+                examiner, stack, problems, attempts, seed, sampling, workers, block=8, on_block=note, crew=crew
+            )
     rows = zip(stacks, correct_P_H.tolist(), truncated_P_H.sum(1).tolist(), strict=True)
     counts: dict[str, list[int]] = {}
     truncated_share: dict[str, float] = {}

@@ -21,7 +21,7 @@ from soar.checkpoints import Checkpoint
 from soar.config import Config
 from soar.data import write_hard
 from soar.evaluate import per_set, summarize
-from soar.faults import DeviceLost, MemoryShortage, is_device_lost, is_out_of_memory
+from soar.faults import saved_run
 from soar.files import storage_errors, sync_tree, write_json, write_lines
 from soar.hardset import find_hard, split_sets
 from soar.held_out import count_held_out
@@ -29,6 +29,7 @@ from soar.lessons import TeacherError
 from soar.loggers import check_installed, open_loggers
 from soar.policy import AdapterStack, save_adapter
 from soar.progress import Progress
+from soar.ray_crew import RayCrew, open_crew
 from soar.record import ADVICE, RunFolder, finite, write_hashes
 from soar.report import write_report
 from soar.rollout import Examiner
@@ -56,6 +57,7 @@ class StudentsFailed(UserError):
 class Run:
     """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
 
+    crew: worker processes that share the work (`cluster`); None: this process does all of it.
     loop_class: the outer loop, or one derived from it.
     """
 
@@ -68,7 +70,9 @@ class Run:
         examiner: Examiner,
         progress: Progress,
         stop: StopRequest | None = None,
+        crew: RayCrew | None = None,
     ) -> None:
+        self.crew = crew
         self.config, self.folder, self.examiner, self.progress = config, folder, examiner, progress
         self.stop = stop or StopRequest()
         self._began = time.monotonic()
@@ -98,6 +102,8 @@ class Run:
             self._restore(checkpoint)
         self.meter = TokenMeter(self.examiner.sampler, self.state.tokens)
         self.examiner.sampler = self.meter
+        if self.crew is not None:
+            self.crew.meter = self.meter
         stages: dict[str, Callable[[], None]] = {"loop": self._loop, "arms": self._arms, "evaluate": self._evaluate}
         for name, stage in stages.items():
             if STAGES.index(self.state.stage) <= STAGES.index(name):
@@ -144,7 +150,9 @@ class Run:
 
     def _find_hard(self, first: bool) -> None:
         config = self.config
-        found = find_hard(self.examiner, config, self.folder, self.workers, self.progress, self._safe_point)
+        found = find_hard(
+            self.examiner, config, self.folder, self.workers, self.progress, self._safe_point, crew=self.crew
+        )
         hard = found.problems
         if len(hard) < 4:
             raise NothingToDo(found.too_few(config))
@@ -167,7 +175,7 @@ class Run:
             self.progress.task("  students", 1, transient=True) as inner,
         ):
             advance(state.step)
-            loop = self.loop_class(self.examiner, self.hard_train, config, state, self.workers, inner.set)
+            loop = self.loop_class(self.examiner, self.hard_train, config, state, self.workers, inner.set, self.crew)
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             while loop_end(config, state.step, state.promotions) is None:
                 before.append(self._outer_step(loop, before))
@@ -259,9 +267,9 @@ class Run:
         write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
         with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
             begun = state.arm_progress
-            advance(begun.midway.step if begun else 0)
+            advance(sum(progress.midway.step for progress in begun.values()))
 
-            def keep_midway(progress: ArmProgress, events: list[dict[str, Any]]) -> None:
+            def keep_midway(progress: dict[str, ArmProgress], events: list[dict[str, Any]]) -> None:
                 self.folder.append("metrics.jsonl", events)
                 state.arm_progress = progress
                 self._save()
@@ -270,7 +278,7 @@ class Run:
             def keep(arm: str, population: Population, events: list[dict[str, Any]]) -> None:
                 self.folder.append("metrics.jsonl", events)
                 state.arms[arm], state.arm_rollouts[arm] = population.stack, population.rollouts
-                state.arm_progress = None
+                state.arm_progress = {name: found for name, found in state.arm_progress.items() if name != arm}
                 self._save()
                 self._safe_point()
 
@@ -278,8 +286,8 @@ class Run:
                 return steps % config.arms.save_steps == 0 or self.stop.reason is not None
 
             fresh = self.examiner.backbone.new_stack(seeds.derive(config.seed, "student", "init"))
-            listener = Listener(lambda arm: advance(1), keep_midway, keep, due)
-            train_arms(self.examiner, fresh, batches, config, self.workers, listener, begun)
+            listener = Listener(lambda: advance(1), keep_midway, keep, due)
+            train_arms(self.examiner, fresh, batches, config, self.workers, listener, begun, self.crew)
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
@@ -340,7 +348,7 @@ class Run:
                 self._safe_point()
 
             return count_held_out(
-                self.examiner, policies, self.hard_test, self.config, self.folder, seed, self.workers, note
+                self.examiner, policies, self.hard_test, self.config, self.folder, seed, self.workers, note, self.crew
             )
 
     def _rollouts(self, arm: str) -> int:
@@ -378,21 +386,14 @@ def execute(
         RunFolder(out, config, command, resume) as folder,
         closing(open_loggers(config, out, progress.say)) as folder.on_events,
         open_examiner(config) as examiner,
+        open_crew(config, examiner, folder, progress.say) as crew,
     ):
         progress.show(own_view(out, progress.console))
-        run = Run(config, folder, examiner, progress, stop)
+        run = Run(config, folder, examiner, progress, stop, crew)
         run.loop_class, run.assumptions = loop_class, assumptions
         try:
-            with storage_errors(out, ADVICE):
+            with saved_run(resume_command(out)), storage_errors(out, ADVICE):
                 return run.execute()
         except Stopped as stopped:
             run.pause(stopped.reason)
-            raise
-        except (MemoryError, RuntimeError) as error:
-            again = f"Everything up to the last step is saved; continue with: {resume_command(out)}"
-            if is_out_of_memory(error):
-                lower = "lower model.chunk and model.micro_batch_tokens, which may change on --resume"
-                raise MemoryShortage(f"out of memory: {error}. Free memory or {lower}. {again}") from error
-            if is_device_lost(error):
-                raise DeviceLost(f"the accelerator failed: {error}. {again}") from error
             raise

@@ -57,6 +57,21 @@ class AdapterStack:
         """Detached copy of the named slices, in that order; a slice may be named more than once."""
         return AdapterStack(self.kind, {n: t.detach()[policies].clone() for n, t in self.tensors.items()}, self.scale)
 
+    def to(self, device: torch.device | str) -> AdapterStack:
+        """The same stack on a device: itself when it is there already."""
+        if all(tensor.device == torch.device(device) for tensor in self.tensors.values()):
+            return self
+        return AdapterStack(self.kind, {n: t.detach().to(device) for n, t in self.tensors.items()}, self.scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: plain arrays on the host, no gradients."""
+        arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.tensors.items()}
+        return {"kind": self.kind, "arrays": arrays, "scale": self.scale}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.kind, self.scale, self._merged = state["kind"], state["scale"], {}
+        self.tensors = {name: torch.tensor(array) for name, array in state["arrays"].items()}
+
     def repeat(self, times: int) -> AdapterStack:
         """Detached copies of a one-policy stack, `times` of them."""
         if self.policies != 1:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soar import seeds
 from soar.config import Config, ConfigError
+from soar.crew import Crew, Tick, spread
 from soar.data import check_evidence
 from soar.domains import domains_of
 from soar.policy import Backbone
@@ -106,12 +106,13 @@ def screen(
     evidence: dict[str, Any],
     workers: int,
     on_problems: Callable[[int], None],
+    crew: Crew | None = None,
 ) -> dict[str, Screening]:
     """Attempts of the base model at every problem; evidence rows go to hard/screen.jsonl block by block.
 
     Problems that the file already holds are not attempted again, except beside one that it lacks: blocks are cut from
     the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows made in another
-    way raise data.DataError. Returns problem id -> Screening.
+    way raise data.DataError. workers: threads, where no crew does the blocks. Returns problem id -> Screening.
     """
     found: dict[str, Screening] = {}
     rows = folder.rows(SCREEN_FILE)
@@ -126,7 +127,8 @@ def screen(
     size = BLOCK.get(examiner.backbone.device.type, BLOCK["cuda"])
     blocks = [problems[first : first + size] for first in range(0, len(problems), size)]
     blocks = [part for part in blocks if any(problem.id not in found for problem in part)]
-    for part, screenings in zip(blocks, attempt_blocks(examiner, blocks, config, workers), strict=True):
+    results = spread(crew, examiner, workers, screen_block, (config,), [(part,) for part in blocks])
+    for part, screenings in zip(blocks, results, strict=True):
         fresh = [(p.id, s) for p, s in zip(part, screenings, strict=True) if p.id not in found]
         found.update(fresh)
         folder.append(
@@ -151,16 +153,6 @@ def reuse(folder: RunFolder, place: Path) -> None:
     folder.append(SCREEN_FILE, rows)
 
 
-def attempt_blocks(
-    examiner: Examiner, blocks: list[list[Problem]], config: Config, workers: int
-) -> Iterator[list[Screening]]:
-    """`attempt_block` for every block, in order, `workers` of them at a time."""
-    if workers == 1:
-        yield from (attempt_block(examiner, part, config) for part in blocks)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(attempt_block, examiner, part, config) for part in blocks]
-        try:
-            yield from (running.result() for running in jobs)
-        finally:
-            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute the blocks that are left
+def screen_block(examiner: Examiner, tick: Tick, config: Config, problems: list[Problem]) -> list[Screening]:
+    """`attempt_block` as a piece of work."""
+    return attempt_block(examiner, problems, config)

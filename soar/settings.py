@@ -234,3 +234,18 @@ class LimitsConfig(Section):
     max_hours: float = Field(0.0, ge=0)  # wall time of one process; the run pauses and can be resumed
     max_tokens: int = Field(0, ge=0)  # sampled after screening, all processes together; the run pauses
     max_promotions: int = Field(0, ge=0)  # the outer loop ends, arms and evaluation follow
+
+
+class ClusterConfig(Section):
+    """Worker processes that share the work (docs/cluster.md). Needs the extra `ray`; the numbers do not depend on it."""
+
+    workers: int = Field(0, ge=0)  # processes; 0: none, or with an address one for each GPU (else core) of the cluster
+    address: str = ""  # of a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; "": Ray is started here
+    cpus: float = Field(1.0, gt=0)  # cores that a worker asks Ray for; also its verifier processes
+    gpus: float | None = Field(
+        None, ge=0
+    )  # GPUs that a worker asks for; unset: 1 where the run computes on one, else 0
+    start_s: float = Field(600.0, gt=0)  # a worker that has not loaded the model after so long is given up
+    silence_s: float = Field(1800.0, gt=0)  # a worker that shows no progress for so long is killed, its work done again
+    retries: int = Field(3, ge=0)  # how often one piece of work may lose its worker before the run stops
+    store_mb: int = Field(512, ge=80)  # shared memory of a Ray that is started here; what is over goes to the disk

@@ -12,6 +12,7 @@ from soar.arms import ArmProgress
 from soar.checkpoints import Checkpoint
 from soar.config import Config
 from soar.policy import AdapterStack
+from soar.record import finite
 from soar.student import Midway
 from soar.teacher import LoopState
 from soar.update import StackOptimizer
@@ -34,7 +35,8 @@ class Pending:
 class RunState:
     """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
 
-    tokens: sampled since screening.
+    tokens: sampled since screening. arm_progress: arms in the middle of their training; all but one of them have steps
+    that no event tells of yet, and such an arm is kept apart (`arms_ahead`), so that older checkpoints stay readable.
     """
 
     stage: str
@@ -42,14 +44,14 @@ class RunState:
     arms: dict[str, AdapterStack] = field(default_factory=dict)
     arm_rollouts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    arm_progress: ArmProgress | None = None
+    arm_progress: dict[str, ArmProgress] = field(default_factory=dict)
     pending: Pending | None = None
     tokens: int = 0
 
 
 def to_checkpoint(state: RunState) -> Checkpoint:
     """Stage, counters and every tensor of a run. Seeds are derived, so there is no random state to keep."""
-    loop, progress, pending = state.loop, state.arm_progress, state.pending
+    loop, pending = state.loop, state.pending
     tensors = _prefixed("teacher", loop.teacher.tensors)
     tensors |= _prefixed("baseline", loop.baseline.tensors)
     tensors |= _prefixed("optimizer", loop.optimizer.state())
@@ -63,14 +65,17 @@ def to_checkpoint(state: RunState) -> Checkpoint:
         "seconds": state.seconds,
         "tokens": state.tokens,
         "arm_progress": None,
+        "arms_ahead": [],
         "pending": None,
     }
-    if progress is not None:
-        midway = progress.midway
-        tensors |= _prefixed("midway", midway.stack.tensors)
-        tensors |= _prefixed("midway_optimizer", midway.optimizer)
-        known = {"arm": progress.arm, "step": midway.step, "rollouts": midway.rollouts}
-        data["arm_progress"] = {**known, "failed_P": midway.failed_P.tolist()}
+    for arm, progress in state.arm_progress.items():
+        prefix, midway = f"midway:{arm}" if progress.untold else "midway", progress.midway
+        tensors |= _prefixed(prefix, midway.stack.tensors) | _prefixed(f"{prefix}_optimizer", midway.optimizer)
+        known = {"arm": arm, "step": midway.step, "rollouts": midway.rollouts, "failed_P": midway.failed_P.tolist()}
+        if progress.untold:
+            data["arms_ahead"].append({**known, "untold": finite(progress.untold)})
+        else:
+            data["arm_progress"] = known
     if pending is not None:
         tensors |= _prefixed("held", pending.baseline.tensors)
         known = {"promotion": pending.promotion, "rows": pending.rows}
@@ -99,10 +104,12 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config
     loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
     arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
     state = RunState(checkpoint.stage, loop, arms, data["arm_rollouts"], data["seconds"], tokens=data["tokens"])
-    if (known := data["arm_progress"]) is not None:
-        failed_P = torch.tensor(known["failed_P"])
-        midway = Midway(known["step"], stack("midway"), named("midway_optimizer"), failed_P, known["rollouts"], [])
-        state.arm_progress = ArmProgress(known["arm"], midway)
+    first = [{**known, "untold": []}] if (known := data["arm_progress"]) is not None else []
+    for known in [*first, *data.get("arms_ahead", [])]:
+        arm, failed_P = known["arm"], torch.tensor(known["failed_P"])
+        prefix = f"midway:{arm}" if known["untold"] else "midway"
+        midway = Midway(known["step"], stack(prefix), named(f"{prefix}_optimizer"), failed_P, known["rollouts"], [])
+        state.arm_progress[arm] = ArmProgress(arm, midway, known["untold"])
     if (held := data["pending"]) is not None:
         state.pending = Pending(held["promotion"], held["rows"], stack("held"), held["pass_rates"])
     return state

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from soar import seeds
 from soar.alarms import alarm
 from soar.analysis import step_vendi
 from soar.config import Config
+from soar.crew import Crew, Tick, spread
 from soar.ledger import digest
 from soar.lessons import Lessons, teacher_prompt, write_step
 from soar.policy import AdapterStack
@@ -27,8 +27,9 @@ from soar.promotion import decide
 from soar.rewards import grounded
 from soar.rloo import leave_one_out
 from soar.rollout import Attempts, Examiner
+from soar.settings import RewardConfig, SamplingConfig
 from soar.signals import deal, pay
-from soar.student import Metrics, Population, choose_chunk, inner_steps, shuffled_passes, train_population
+from soar.student import Population, choose_chunk, chunks, inner_steps, shuffled_passes, train_population
 from soar.types import Decision, Problem, Trial
 from soar.update import StackOptimizer, UpdateStats, learning_rate, update
 
@@ -81,11 +82,48 @@ class Measurement:
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What students did on Q_R: pass rates (also by question), divergence, verdicts as words, attempts spent."""
+
+    rate_P: list[float]
+    rate_P_H: list[list[float]]
+    failed_P: list[bool]
+    words_P_B: list[list[str]]
+    rollouts: int
+
+
+def measure_share(
+    examiner: Examiner,
+    tick: Tick,
+    questions: list[Problem],
+    reward: RewardConfig,
+    sampling: SamplingConfig,
+    seed: int,
+    students: AdapterStack,
+) -> Measured:
+    """The students of one chunk on the reward questions, as a piece of work; all draw from the same seed."""
+    attempts = examiner.attempt(
+        students.to(examiner.backbone.device),
+        [questions] * students.policies,
+        reward.attempts,
+        [seed] * students.policies,
+        sampling,
+        greedy=reward.mode == "greedy",
+    )
+    each = attempts.count // students.policies
+    words = [verdict.value for verdict in attempts.verdicts]
+    words_P_B = [words[first : first + each] for first in range(0, attempts.count, each)]
+    rate_P, rate_P_H = attempts.pass_rate_P().tolist(), _rate_H(attempts).tolist()
+    return Measured(rate_P, rate_P_H, attempts.failed_P.tolist(), words_P_B, attempts.count)
+
+
 class OuterLoop:
     """The SOAR loop over one hard training set.
 
     examiner: puts problems to policies. hard_train: D_train; the teacher never sees it. workers: CPU worker threads.
-    on_inner(done, total): progress of the students of the current step.
+    on_inner(done, total): progress of the students of the current step. crew: worker processes that train and measure
+    the students; the teacher writes and learns in this one.
     """
 
     def __init__(
@@ -96,9 +134,10 @@ class OuterLoop:
         state: LoopState,
         workers: int = 1,
         on_inner: Callable[[int, int], None] | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
-        self.workers, self.on_inner = workers, on_inner
+        self.workers, self.on_inner, self.crew = workers, on_inner, crew
         self.prompt = [] if config.problems.sets else teacher_prompt(examiner, config)
 
     def write(self) -> Lessons:
@@ -119,18 +158,23 @@ class OuterLoop:
                 batches.append(shuffled_passes(problems, seed, steps, config.prompts_per_step))
                 seed_P.append(seed)
         lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
-        total = steps * len(seed_P)
+        total, size = steps * len(seed_P), self._chunk(len(seed_P))
         done = 0
 
-        def note(step: int, metrics: Metrics) -> None:
+        def note() -> None:
             nonlocal done
-            done += 1
+            done += size
             if self.on_inner is not None:
-                self.on_inner(min(total, done * max(1, total // (steps * self.workers))), total)
+                self.on_inner(min(total, done), total)
 
-        population = train_population(self.examiner, state.baseline, batches, seed_P, config, lr, self.workers, note)
+        population = train_population(
+            self.examiner, state.baseline, batches, seed_P, config, lr, self.workers, note, crew=self.crew
+        )
         state.student_rollouts += population.rollouts
         return population
+
+    def _chunk(self, policies: int) -> int:
+        return choose_chunk(self.examiner.backbone, policies, self.workers, self.crew)
 
     def draw_reward_questions(self) -> list[Problem]:
         """Q_R: M questions of D_train without replacement, one draw for all students of the step.
@@ -154,33 +198,19 @@ class OuterLoop:
         G, R = config.teacher.datasets, config.student.repeats
         seed = seeds.derive(config.seed, "measure", state.step)
         rates: list[float] = []
-        failed: list[bool] = population.failed_P.tolist()
+        diverged: list[bool] = []
         verdicts_P: list[str] = []
         solved_P_H: list[np.ndarray] = []
         asked = [problem.id for problem in questions]
-        size = choose_chunk(self.examiner.backbone, G * R, self.workers)
-        groups = [list(range(first, min(G * R, first + size))) for first in range(0, G * R, size)]
-
-        def job(members: list[int]) -> Attempts:
-            return self.examiner.attempt(
-                population.stack.select(members),
-                [questions] * len(members),
-                config.reward.attempts,
-                [seed] * len(members),
-                config.student.sampling,
-                greedy=config.reward.mode == "greedy",
-            )
-
-        with ThreadPoolExecutor(self.workers) as pool:
-            for members, attempts in zip(groups, pool.map(job, groups), strict=True):
-                state.student_rollouts += attempts.count
-                rates += attempts.pass_rate_P().tolist()
-                solved_P_H += list(_rate_H(attempts))
-                each = attempts.count // len(members)
-                said = [[v.value for v in attempts.verdicts[i * each : (i + 1) * each]] for i in range(len(members))]
-                verdicts_P += [digest([asked, words]) for words in said]
-                for p, diverged in zip(members, attempts.failed_P.tolist(), strict=True):
-                    failed[p] = failed[p] or diverged
+        common = (questions, config.reward, config.student.sampling, seed)
+        tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
+        for part in spread(self.crew, self.examiner, self.workers, measure_share, common, tasks):
+            state.student_rollouts += part.rollouts
+            rates += part.rate_P
+            solved_P_H += [np.array(rate_H) for rate_H in part.rate_P_H]
+            verdicts_P += [digest([asked, words]) for words in part.words_P_B]
+            diverged += part.failed_P
+        failed = [a or b for a, b in zip(population.failed_P.tolist(), diverged, strict=True)]
         trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
         rate_G_R = np.array(rates).reshape(G, R)
         valid_G_R = ~np.array(failed).reshape(G, R)
@@ -296,18 +326,8 @@ class OuterLoop:
         state.promotions += 1
         state.window = []
         state.pass_rates = {}
-        problems = lessons.problems_G_Q[k]
-        state.pq += [
-            {
-                "question": p.question,
-                "answer": p.answer,
-                "step": state.step,
-                "dataset": k,
-                "reward": reward_G[k],
-                **_set(p),
-            }
-            for p in problems
-        ]
+        problems, place = lessons.problems_G_Q[k], {"step": state.step, "dataset": k, "reward": reward_G[k]}
+        state.pq += [{"question": p.question, "answer": p.answer, **place, **_set(p)} for p in problems]
         return {
             "event": "promotion",
             "step": state.step,

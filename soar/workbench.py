@@ -26,14 +26,19 @@ SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads in
 Usable = tuple[list[Problem], dict[str, int]]
 
 
+def cores_of(threads: int) -> int:
+    """`threads`, or the cores that this process may use."""
+    if threads:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_workers(backbone: Backbone, threads: int) -> int:
     """CPU worker threads, and torch's own threads set to match.
 
     A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
     """
-    cores = (
-        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
-    )
+    cores = cores_of(threads)
     parameters = sum(p.numel() for p in backbone.model.parameters())
     if backbone.device.type != "cpu":
         return 1

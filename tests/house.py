@@ -79,6 +79,7 @@ ORDER = (
     "science",
     "procedural",
     "rollout",
+    "crew",
     "rloo",
     "update",
     "student",
@@ -98,6 +99,9 @@ ORDER = (
     "checkpoints",
     "record",
     "state",
+    "ray_cluster",
+    "ray_worker",
+    "ray_crew",
     "held_out",
     "screening",
     "screen_table",
@@ -154,6 +158,8 @@ ORDER = (
 
 TORCH_FREE = (
     "types",
+    "crew",
+    "ray_cluster",
     "statistics",
     "files",
     "settings",

@@ -63,7 +63,7 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
         assert due(10)
         name = batches[0][0][0].id
         given[name] = (lr, seeds, workers)
-        on_step(0, {})
+        on_step()
         first = begun.step if begun else 0
         metrics = [{"kl": 0.5}] if begun is None else []
         for step in range(first + len(metrics), 3):
@@ -78,14 +78,14 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
     told: list[tuple[str, list[dict[str, Any]]]] = []
     config = tiny_config("arms.learning_rate=0.25")
     listener = Listener(
-        steps.append,
-        lambda progress, rows: parts.append((progress.arm, progress.midway.step, len(rows))),
+        lambda: steps.append("step"),
+        lambda begun, rows: parts.extend((arm, found.midway.step, len(rows)) for arm, found in begun.items()),
         lambda name, population, rows: told.append((name, rows)),
         lambda step: step == 10,
     )
     found = train_arms(None, skills([0.0]), batches, config, 2, listener)  # type: ignore[arg-type]
     assert list(found) == [name for name, _ in told] == ["first", "second"]
-    assert steps == ["first", "second"]
+    assert steps == ["step", "step"]
     assert parts == [("first", 2, 2), ("first", 3, 1), ("second", 2, 2), ("second", 3, 1)]
     assert told[0][1] == [{"event": "arm_step", "arm": "first", "step": 3, "kl": 9.0}]
     alarm = told[1][1][1]
@@ -104,9 +104,9 @@ def test_an_arm_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(arms, "train_population", train)
     told: list[dict[str, Any]] = []
-    listener = Listener(lambda arm: None, lambda *args: None, lambda name, found, rows: told.extend(rows), bool)
-    begun = ArmProgress("first", Midway(5, skills([0.5]), {}, torch.tensor([False]), 40, []))
+    listener = Listener(lambda: None, lambda *args: None, lambda name, found, rows: told.extend(rows), bool)
+    begun = {"first": ArmProgress("first", Midway(5, skills([0.5]), {}, torch.tensor([False]), 40, []))}
     batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
     train_arms(None, skills([0.0]), batches, tiny_config(), 1, listener, begun)  # type: ignore[arg-type]
-    assert asked == {"first": begun.midway, "second": None}
+    assert asked == {"first": begun["first"].midway, "second": None}
     assert [(row["arm"], row["step"]) for row in told] == [("first", 5), ("first", 6), ("second", 0), ("second", 1)]

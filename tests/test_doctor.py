@@ -48,7 +48,7 @@ def test_a_healthy_run_has_no_complaints(folder: Path, capsys: pytest.CaptureFix
     assert complaints(folder) == {}
     assert main(["doctor", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "all 12 checks are well"
+    assert lines[-1] == "all 13 checks are well"
     assert "ok   report.html from the files: every number on the page follows from the files" in lines
 
 
@@ -59,7 +59,7 @@ def test_exit_code_and_words_of_a_sick_one(folder: Path, capsys: pytest.CaptureF
     files = len(json.loads((folder / "hashes.json").read_text()))
     assert f"BAD  hashes of the files: {files} files" in lines
     assert "     pq.jsonl is missing" in lines
-    assert lines[-1].endswith(" of 12 checks found something")
+    assert lines[-1].endswith(" of 13 checks found something")
 
 
 def test_a_changed_byte_of_any_file_is_found(folder: Path) -> None:

@@ -20,6 +20,7 @@ from soar.hardset import split_sets
 from soar.lessons import sets_of_step
 from soar.statistics import pass_at_k
 from soar.types import Problem, UserError
+from soar.workbench import open_examiner
 
 SETS = {
     "sums": {"format": "question_answer", "verifier": "number", "subject": "sums"},
@@ -93,7 +94,8 @@ def test_a_mixed_run_measures_every_set(
     command = ["small-1gpu", "--model", str(model), *sets]
     assert main(["check", *command, "--no-model"]) == 0
     assert "by 'domain multiple_choice_plain'" in capsys.readouterr().out
-    assert main(["run", *command, "--out", str(out), "--quiet"]) == 0, capsys.readouterr().err
+    assert main(["run", *command, "--out", str(out), "--quiet", "--calibrate"]) == 0, capsys.readouterr().err
+    assert events(out, "forecast")[0]["assumptions"]["candidates"] == 24
     (screened,) = events(out, "screen")
     assert {name: part["candidates"] for name, part in screened["sets"].items()} == {"sums": 12, "options": 12}
     for step in events(out, "outer_step"):
@@ -123,6 +125,17 @@ def test_a_mixed_run_measures_every_set(
     assert main(["export", str(out), "--format", "jsonl", "--out", str(tmp_path / "export")]) == 1
     assert "a mixed run has several prompts" in capsys.readouterr().err
     assert main(["run", *command, "--out", str(out), "--quiet", "--resume"]) == 0
+
+
+def test_sets_with_other_ends_of_a_completion_are_refused(tmp_path: Path) -> None:
+    config = load("small-1gpu", [*settings(tmp_path), 'problems.sets.sums.format="sums"'])
+    model = save_model(tmp_path / "model", "llama", context=600)
+    changed = config.model_copy(update={"model": config.model.model_copy(update={"path": str(model)})})
+    with (
+        pytest.raises(ConfigError, match=r"'sums' ends a completion at a line break and .* does not"),
+        open_examiner(changed),
+    ):
+        pass
 
 
 def test_a_problem_goes_to_the_verifier_of_its_set() -> None:

@@ -55,7 +55,7 @@ def test_accepting_everything_is_the_run_without_review(tmp_path: Path) -> None:
     assert ledger.complaints(lines) == []
     assert [line["decision"] for line in read_jsonl(tmp_path / "free" / "ledger.jsonl")] == ["automatic"] * 3
     assert not (out / review.FILE).exists()
-    assert [check.complaints for check in examine(out)] == [[]] * 12
+    assert [check.complaints for check in examine(out)] == [[]] * 13
 
 
 def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Pa
     review.decide(out, review.REJECTED, "ann")
     until_review(out, resume=True)
     assert events(out, "promotion") == []
-    assert [check.complaints for check in examine(out)] == [[]] * 12  # of an unfinished run with one on hold
+    assert [check.complaints for check in examine(out)] == [[]] * 13  # of an unfinished run with one on hold
     second = json.loads((out / review.FILE).read_text())["promotion"]
     assert (first["step"], second["step"]) == (0, 1)
     review.decide(out, review.ACCEPTED, "bob")
@@ -80,7 +80,7 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Pa
     # The refused student is nobody's baseline: the next step starts from the base model again, on the same questions.
     rates = [row["baseline_pass_rate"] for row in events(out, "outer_step")]
     assert events(out, "promotion")[0]["baseline_pass_rate"] == rates[1]
-    assert [check.complaints for check in examine(out)] == [[]] * 12
+    assert [check.complaints for check in examine(out)] == [[]] * 13
 
 
 def test_the_command_shows_questions_and_effect_and_takes_the_decision(
@@ -132,4 +132,4 @@ def test_review_and_doctor_need_no_torch(tiny_run: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, str(tiny_run)], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[-2:] == ["all 12 checks are well", "0 1"]
+    assert done.stdout.splitlines()[-2:] == ["all 13 checks are well", "0 1"]

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soar import seeds
+from soar.crew import no_tick
 from soar.policy import AdapterStack
 from soar.rloo import leave_one_out
 from soar.settings import OptimizerConfig, SamplingConfig, StudentConfig
-from soar.student import Metrics, Midway, Population, choose_chunk, inner_steps, shuffled_passes, train_population
+from soar.student import Midway, Population, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Problem
 from soar.update import StackOptimizer, update
 
@@ -164,15 +165,14 @@ def test_every_step_of_every_chunk_is_reported() -> None:
     seen: list[int] = []
     lock = threading.Lock()
 
-    def on_step(step: int, metrics: Metrics) -> None:
+    def on_step() -> None:
         with lock:
-            seen.append(step)
-        assert set(metrics) >= {"reward_mean", "pass_rate", "frac_mixed", "kl", "logprob_gap", "grad_norm"}
+            seen.append(threading.get_ident())
 
     examiner = tiny_examiner(tiny_backbone(chunk=2))
     start = random_stack(examiner.backbone, 1)
     train_population(examiner, start, batches(), list(range(STUDENTS)), CONFIG, LR, workers=2, on_step=on_step)
-    assert sorted(seen) == sorted([0, 1, 2] * 3)
+    assert len(seen) == STEPS * 3
 
 
 @given(st.integers(1, 12), st.integers(0, 2**40), st.integers(1, 7), st.integers(1, 6))
@@ -222,7 +222,7 @@ def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: i
         kept.append(Midway(midway.step, stack, copies, midway.failed_P.clone(), midway.rollouts, list(midway.metrics)))
 
     def run(begun: Midway | None, due: int) -> Population:
-        arguments = (examiner, start, batches(2), [7, 8], CONFIG, LR, 1, None)
+        arguments = (examiner, start, batches(2), [7, 8], CONFIG, LR, 1, no_tick)
         return train_population(*arguments, begun, keep, lambda step: step == due)
 
     whole = run(None, stop)

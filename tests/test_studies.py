@@ -77,7 +77,7 @@ def test_the_doctor_recomputes_a_study(finished: Any, tmp_path: Path, capsys: py
     folder = Path(shutil.copytree(finished[0] / "out", tmp_path / "out"))
     assert main(["doctor", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "ok   cell learnability-seed1: 12 checks" in lines
+    assert "ok   cell learnability-seed1: 13 checks" in lines
     assert "ok   study.json and its pages from the cells: 4 cells" in lines
     results = json.loads((folder / "study.json").read_text())
     results["arms"][0]["pass_at"]["1"]["mean"] += 0.01

@@ -1,0 +1,64 @@
+"""Pieces of work for `test_ray`: functions that worker processes import by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from soar import rollout
+from soar.crew import Tick
+from soar.lessons import TeacherError
+
+
+def double(examiner: Any, tick: Tick, offset: int, value: int) -> tuple[int, int]:
+    """(2 * value + offset, process id); a large value is slow."""
+    for _ in range(3):
+        tick()
+        time.sleep(0.01 * value)
+    return 2 * value + offset, os.getpid()
+
+
+def fail(examiner: Any, tick: Tick, how: str) -> None:
+    """Fail in one of the ways in which work can fail."""
+    errors = {
+        "user": TeacherError("the teacher wrote 0 acceptable pairs"),
+        "memory": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        "bug": KeyError("no such thing"),
+    }
+    raise errors[how]
+
+
+def end_once(examiner: Any, tick: Tick, marker: str, number: int, value: int) -> int:
+    """The first process that does this leaves a marker and gets a signal; the next one returns the value."""
+    path = Path(marker)
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    return value
+
+
+def always_end(examiner: Any, tick: Tick) -> None:
+    """No process survives this."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lose_device_once(examiner: Any, tick: Tick, marker: str) -> int:
+    """The first process that does this has lost its GPU; the next one returns 7."""
+    path = Path(marker)
+    if not path.exists():
+        path.touch()
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    return 7
+
+
+def warn(examiner: Any, tick: Tick) -> None:
+    """Say what a person should hear, and what only concerns another package."""
+    logging.getLogger("soar.student").warning("out of memory: going on with %d students", 2)
+    warnings.warn_explicit("half the rows", UserWarning, rollout.__file__, 1)
+    warnings.warn("of the tests, not of the package", stacklevel=1)

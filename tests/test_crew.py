@@ -1,0 +1,145 @@
+"""Work that is cut into pieces gives the same numbers whoever does the pieces, in whatever order they are done."""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_stack, same_stacks, tiny_backbone
+from loop_helpers import easy_problems, events, run_tiny, write_problems
+from test_resume import result
+
+from soar import pipeline
+from soar.checkpoints import Checkpoint
+from soar.crew import Task, Tick, no_tick, spread
+from soar.policy import AdapterStack
+from soar.record import RunFolder
+from soar.student import choose_chunk
+
+SMALL = (
+    "model.chunk=2",
+    "teacher.steps=1",
+    "promotion.tau=-1",
+    "student.optimizer.lr=0.01",
+    "student.attempts=8",
+    "arms.save_steps=1",
+    "arms.steps=3",
+    'arms.run=["base","hard_only","ps","pq","pq_curriculum"]',
+)
+
+
+class Contrary:
+    """A crew in this process. The newest piece is done first, and everything travels as bytes."""
+
+    size = 2
+    meter: Any = None
+
+    def __init__(self, examiner: Any) -> None:
+        self.examiner = examiner
+
+    def stream(
+        self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
+    ) -> Iterator[tuple[Any, Any]]:
+        while queue:
+            key, task = queue.pop()
+            sent = pickle.loads(pickle.dumps((common, task)))
+            yield key, pickle.loads(pickle.dumps(work(self.examiner, tick, *sent[0], *sent[1])))
+
+
+class Interrupted(Exception):
+    """Stands for a killed process."""
+
+
+@contextmanager
+def contrary(config: Any, examiner: Any, folder: Any, say: Any) -> Iterator[Contrary]:
+    yield Contrary(examiner)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = write_problems(tmp_path_factory.mktemp("problems") / "p.jsonl", easy_problems(14, seed=1))
+    return f'problems.source="{path}"'
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, Any]:
+    """The result of a run without a crew."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    run_tiny(out, source, *SMALL)
+    assert {row["arm"] for row in events(out, "arm_step")} == {"hard_only", "pq", "pq_curriculum"}
+    return result(out)
+
+
+def test_pieces_done_in_another_order_give_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pipeline, "open_crew", contrary)
+    run_tiny(tmp_path / "run", source, *SMALL)
+    assert result(tmp_path / "run") == alone
+
+
+@pytest.mark.parametrize("crew_first", [True, False])
+def test_arms_that_are_left_in_the_middle_go_on_with_or_without_a_crew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any], crew_first: bool
+) -> None:
+    real_save = RunFolder.save
+    kept: list[tuple[Any, int]] = []
+
+    def save(self: RunFolder, checkpoint: Checkpoint) -> None:
+        real_save(self, checkpoint)
+        kept.append((checkpoint.data["arm_progress"], len(checkpoint.data["arms_ahead"])))
+        if checkpoint.data["arm_progress"] or checkpoint.data["arms_ahead"]:
+            raise Interrupted
+
+    if crew_first:
+        monkeypatch.setattr(pipeline, "open_crew", contrary)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(RunFolder, "save", save)
+        run_tiny(tmp_path / "run", source, *SMALL)
+    first, ahead = kept[-1]
+    assert (first is None, ahead) == ((True, 1) if crew_first else (False, 0))  # a crew did the last arm first
+    monkeypatch.undo()
+    if not crew_first:
+        monkeypatch.setattr(pipeline, "open_crew", contrary)
+    run_tiny(tmp_path / "run", source, *SMALL, resume=True)
+    assert result(tmp_path / "run") == alone
+
+
+def add(examiner: int, tick: Tick, offset: int, value: int) -> int:
+    tick()
+    return examiner + offset + value
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("crew", [None, Contrary(100)])
+def test_results_come_in_the_order_of_the_tasks(threads: int, crew: Any) -> None:
+    ticks: list[int] = []
+    tasks = [(value,) for value in range(5)]
+    found = list(spread(crew, 100, threads, add, (10,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
+    assert found == [110, 111, 112, 113, 114]
+    assert len(ticks) == 5
+
+
+def test_an_adapter_travels_without_gradients_and_arrives_bit_for_bit() -> None:
+    stack = random_stack(tiny_backbone(), 3)
+    other = pickle.loads(pickle.dumps(stack.select([0, 1, 2]).trainable()))
+    assert isinstance(other, AdapterStack) and (other.kind, other.scale, other.policies) == (stack.kind, stack.scale, 3)
+    assert all(same_stacks(stack, other, p) for p in range(3))
+    assert not any(tensor.requires_grad for tensor in other.tensors.values())
+    assert other.to("cpu") is other
+    moved = other.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
+
+
+def test_a_crew_shares_out_a_gpu_population_but_cuts_a_cpu_one_as_without_it() -> None:
+    backbone, crew = tiny_backbone(), Contrary(None)
+    assert choose_chunk(backbone, 16, 2, crew) == choose_chunk(backbone, 16, 2) == 8
+    backbone.device = torch.device("cuda")
+    assert [choose_chunk(backbone, P, 1, crew) for P in (1, 15, 16)] == [1, 8, 8]
+    assert choose_chunk(backbone, 16, 1) == 16

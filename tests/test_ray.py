@@ -1,0 +1,306 @@
+"""Real worker processes: the numbers of one process, workers that die, hang or fail, and what a person is told."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray_pieces
+from loop_helpers import easy_problems, read_jsonl, run_tiny, tiny_config, write_problems
+from test_resume import result
+
+from soar import ray_cluster, ray_worker
+from soar.cli import main
+from soar.config import ConfigError
+from soar.crew import spread
+from soar.doctor import examine
+from soar.lessons import TeacherError
+from soar.ray_cluster import workers_for
+from soar.ray_crew import LOG_FILE, RayCrew, WorkerBug, WorkersLost, failure_of, open_crew
+from soar.ray_worker import Failure, Order, Reply, Worker
+from soar.record import RunFolder, versions
+from soar.rollout import Examiner
+from soar.screening import screen_block
+from soar.types import UserError
+from soar.workbench import open_examiner
+
+ray = pytest.importorskip("ray")
+
+SMALL = (
+    "threads=2",
+    "model.chunk=2",
+    "teacher.steps=2",
+    "reward.questions=6",
+    "promotion.tau=-1",
+    "teacher.optimizer.lr=0.003",
+    "teacher.optimizer.kl=0.05",
+    "student.optimizer.lr=0.01",
+    "student.attempts=8",
+    "arms.save_steps=2",
+    "arms.steps=3",
+    "cluster.start_s=120",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """One local Ray for the whole file; a crew uses the Ray that its process is connected to."""
+    ray_cluster.connect(ray, tiny_config("cluster.workers=8"))
+    ray.cloudpickle.register_pickle_by_value(ray_pieces)  # workers do not see the folder of the tests
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = write_problems(tmp_path_factory.mktemp("problems") / "p.jsonl", easy_problems(14, seed=1))
+    return f'problems.source="{path}"'
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, Any]:
+    """The result of a run in one process."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    run_tiny(out, source, *SMALL)
+    assert not (out / LOG_FILE).exists()
+    return result(out)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_numbers_of_one_process(
+    tmp_path: Path, source: str, alone: dict[str, Any], workers: int
+) -> None:
+    out = tmp_path / "run"
+    run_tiny(out, source, *SMALL, f"cluster.workers={workers}")
+    assert result(out) == alone
+    rows = read_jsonl(out / LOG_FILE)
+    assert [row["event"] for row in rows[: workers + 1]] == ["opened", *["started"] * workers]
+    done = [row for row in rows if row["event"] == "done"]
+    assert {row["work"] for row in done} == {
+        "screen_block", "train_share", "measure_share", "arm_segment", "count_block",
+    }  # fmt: skip
+    assert len({row["piece"] for row in done}) == len(done)
+    assert len({row["worker"] for row in done}) == workers
+
+
+def test_two_workers_one_of_them_killed_amid_a_step_give_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    killed: list[int] = []
+    real = RayCrew._give
+
+    def give(self: RayCrew, member: Any, piece: Any, *rest: Any) -> None:
+        real(self, member, piece, *rest)
+        if self._name == "train_share" and not killed:
+            killed.append(piece.number)
+            threading.Timer(0.1, os.kill, (member.about["pid"], signal.SIGKILL)).start()
+
+    monkeypatch.setattr(RayCrew, "_give", give)
+    run_tiny(out, source, *SMALL, "cluster.workers=2")
+    assert result(out) == alone
+    rows = read_jsonl(out / LOG_FILE)
+    (lost,) = [row for row in rows if row["event"] == "lost"]
+    (again,) = [row for row in rows if row["event"] == "done" and row["piece"] == killed[0]]
+    assert lost["piece"] == killed[0] and lost["work"] == "train_share"
+    assert again["worker"] != lost["worker"]
+    complaints = {check.what: check.complaints for check in examine(out)}
+    assert complaints["workers and what they lost"] == []
+    assert not any(complaints.values())
+
+
+class Desk:
+    """A crew of two with what it says and records."""
+
+    def __init__(self, examiner: Examiner, *overrides: str) -> None:
+        self.said: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+        config = tiny_config("cluster.workers=2", "cluster.start_s=120", "cluster.retries=1", *overrides)
+        self.crew = RayCrew(config, examiner, 1, self.said.append, self.rows.append)
+
+
+@pytest.fixture(scope="module")
+def examiner() -> Iterator[Examiner]:
+    with open_examiner(tiny_config()) as examiner:
+        yield examiner
+
+
+@pytest.fixture(scope="module")
+def shared(examiner: Examiner) -> Iterator[Desk]:
+    desk = Desk(examiner, "cluster.silence_s=3")
+    with desk.crew:
+        yield desk
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def ask(desk: Desk, work: Any, *tasks: tuple[Any, ...], common: tuple[Any, ...] = ()) -> list[Any]:
+    return list(spread(desk.crew, None, 1, work, common, tasks))  # type: ignore[arg-type]
+
+
+def test_results_come_in_order_from_all_workers_and_every_step_is_told(shared: Desk) -> None:
+    ticks: list[int] = []
+    tasks = [(30,), (1,), (2,), (3,)]
+    found = list(spread(shared.crew, None, 1, ray_pieces.double, (1,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
+    assert [value for value, _ in found] == [61, 3, 5, 7]
+    assert len({pid for _, pid in found}) == 2
+    assert len(ticks) == 12
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("user", TeacherError, "the teacher wrote 0 acceptable pairs"),
+        ("memory", MemoryError, "in a worker: CUDA out of memory"),
+        ("bug", WorkerBug, r'(?s)Traceback .*ray_pieces\.py.*KeyError: .no such thing'),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_worker_comes_back_as_what_it_is(shared: Desk, how: str, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        ask(shared, ray_pieces.fail, (how,))
+    assert ask(shared, ray_pieces.double, (1,), common=(0,))[0][0] == 2  # the crew goes on
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(signal.SIGSTOP, "no sign of progress for 3 s (cluster.silence_s)"), (signal.SIGKILL, "died")],
+)
+def test_a_worker_that_hangs_or_dies_is_replaced_and_its_work_done_again(
+    shared: Desk, tmp_path: Path, number: int, reason: str
+) -> None:
+    before = len(shared.rows)
+    tasks = [(str(tmp_path / "marker"), number, 5), (str(tmp_path), number, 6)]
+    assert ask(shared, ray_pieces.end_once, *tasks) == [5, 6]
+    (lost,) = [row for row in shared.rows[before:] if row["event"] == "lost"]
+    assert reason in lost["reason"]
+    assert (
+        f"worker {lost['worker']} is lost: {lost['reason']}; piece {lost['piece']} (end_once) is done again"
+        in shared.said
+    )
+    started = [row for row in shared.rows if row["event"] == "started"]
+    pid = next(row["pid"] for row in started if row["worker"] == lost["worker"])
+    assert any(is_gone(pid) or time.sleep(0.1) for _ in range(100))  # Ray has to collect it
+    assert ask(shared, ray_pieces.double, *[(1,)] * 4, common=(0,))
+    assert len(shared.crew._members) == 2
+
+
+def test_a_worker_without_its_gpu_is_replaced(shared: Desk, tmp_path: Path) -> None:
+    assert ask(shared, ray_pieces.lose_device_once, (str(tmp_path / "marker"),)) == [7]
+    assert shared.rows[-1]["event"] == "done"
+    assert any("unspecified launch failure" in row.get("reason", "") for row in shared.rows)
+
+
+def test_work_that_loses_every_worker_ends_the_run(shared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.crew, "cluster", shared.crew.cluster.model_copy(update={"retries": 0}))
+    with pytest.raises(WorkersLost, match=r"\(always_end\) lost its worker 1 times \(cluster.retries = 0\)"):
+        ask(shared, ray_pieces.always_end, ())
+
+
+def test_a_caller_that_stops_listening_leaves_the_crew_usable(shared: Desk) -> None:
+    queue: deque[Any] = deque((i, (20 * i,)) for i in range(1, 3))
+    stream = shared.crew.stream(ray_pieces.double, (0,), queue)
+    assert next(stream)[0] == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert [value for value, _ in ask(shared, ray_pieces.double, (1,), (2,), common=(0,))] == [2, 4]
+
+
+def test_a_worker_with_other_weights_is_refused_and_other_versions_are_named(shared: Desk) -> None:
+    about = {"host": "node-7", "pid": 1, "device": "cpu", "model_sha256": "0" * 64, "versions": versions()}
+    member: Any = SimpleNamespace(number=9, about={})
+    with pytest.raises(WorkersLost, match="worker 9 on node-7 loaded other weights than this process"):
+        shared.crew._welcome(member, Reply(about))
+    about |= {"model_sha256": shared.crew._digest, "versions": {**versions(), "torch": "1.0"}}
+    shared.crew._welcome(member, Reply(about))
+    assert shared.said[-1] == "worker 9 on node-7 has torch 1.0: last digits may differ"
+
+
+def test_a_worker_loads_counts_and_puts_errors_into_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_worker, "_hide_main", lambda: None)
+    failure = Worker(Order(tiny_config("model.path=no/such/folder").resolved(), os.getcwd())).open().failure
+    assert failure is not None and (failure.kind, failure.name) == ("user", "ConfigError")
+    with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
+        raise failure_of(failure)
+    worker = Worker(Order(tiny_config().resolved(), os.getcwd()))
+    about = worker.open()
+    assert about.failure is None and about.value["pid"] == os.getpid()
+    problems = easy_problems(2)
+    reply = worker.work(screen_block, (tiny_config(),), (problems,))
+    assert [row.attempts for row in reply.value] == [4, 4]
+    assert reply.tokens > 8 and worker.pulse()[1] > 2
+    assert worker.work(ray_pieces.warn, (), ()).notes == ["out of memory: going on with 2 students", "half the rows"]
+    worker.close()
+
+
+def test_without_ray_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.import_module
+
+    def missing(name: str, *rest: Any) -> Any:
+        if name == "ray":
+            raise ModuleNotFoundError("No module named 'ray'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert main(["run", "--out", str(tmp_path / "run"), "--workers", "2", "--quiet"]) == 1
+    assert "pip install 'soar-rl[ray]'" in capsys.readouterr().err
+    assert main(["run", "--out", str(tmp_path / "run"), "--workers", "two"]) == 1
+    assert "--workers 'two': expected a number of processes, or the address" in capsys.readouterr().err
+
+
+def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        ray, "init", lambda **named: (_ for _ in ()).throw(ConnectionError("ray client is not there\nx"))
+    )
+    with pytest.raises(ConfigError, match=r"cluster.address = 'ray://nowhere:1' cannot be reached: ray client is not"):
+        ray_cluster.connect(ray, tiny_config('cluster.address="ray://nowhere:1"'))
+
+
+def test_more_workers_than_a_machine_holds(examiner: Examiner) -> None:
+    desk = Desk(examiner, "cluster.gpus=3")
+    desk.crew._connection, desk.crew.size = "started", 2
+    with pytest.raises(ConfigError, match=r"cluster.workers = 2: each asks for 1 cores and 3 GPUs, .* so 0 fit"):
+        desk.crew._check_room()
+
+
+def test_nothing_is_asked_for_nothing_is_started(examiner: Examiner) -> None:
+    with open_crew(tiny_config(), examiner, None, print) as crew:
+        assert crew is None
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "count"),
+    [({"CPU": 8.0}, 1, 0, 8), ({"CPU": 8.0}, 3, 0, 2), ({"CPU": 64.0, "GPU": 8.0}, 1, 1, 8), ({"CPU": 8.0}, 1, 1, 0)],
+)
+def test_how_many_workers_a_cluster_holds(resources: dict[str, float], cpus: float, gpus: float, count: int) -> None:
+    assert workers_for(resources, cpus, gpus) == count
+
+
+def test_a_failure_becomes_the_error_of_its_class() -> None:
+    error = failure_of(Failure("user", "Stopped", "enough"))
+    assert (type(error).__name__, str(error)) == ("Stopped", "enough")
+    assert type(failure_of(Failure("user", "OfAnotherVersion", "x"))) is UserError
+
+
+def test_a_run_folder_of_workers_can_be_resumed_without_them(tmp_path: Path) -> None:
+    config = tiny_config("cluster.workers=2")
+    with RunFolder(tmp_path / "run", config, ["soar"]):
+        pass
+    with RunFolder(tmp_path / "run", tiny_config(), ["soar"], resume=True) as folder:
+        assert folder.notes == ["changed on resume: cluster.workers: 2 -> 0"]
