@@ -146,7 +146,9 @@ def test_common_seeds_are_shared_across_datasets(monkeypatch: pytest.MonkeyPatch
     found: dict[str, list[int]] = {}
     for common in ("true", "false"):
 
-        def train(examiner: Any, start: Any, batches: Any, seed_P: list[int], *rest: Any, key: str = common) -> Any:
+        def train(
+            examiner: Any, start: Any, batches: Any, seed_P: list[int], *rest: Any, key: str = common, **more: Any
+        ) -> Any:
             found[key] = seed_P
             raise InterruptedError
 

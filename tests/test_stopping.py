@@ -282,7 +282,7 @@ while True:
     except OSError:  # the last process that had the terminal has ended
         break
     seen += part
-    cue = b"students of this step" if pressed == 0 else b"once more stops at once"
+    cue = b"outer loop" if pressed == 0 else b"once more stops at once"
     if pressed < presses and cue in seen:
         pressed += os.write(terminal, b"\\x03")
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

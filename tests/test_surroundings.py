@@ -133,7 +133,7 @@ def test_a_hidden_config_is_not_resumed_by_itself(
 def test_errors_show_no_secret_and_no_control_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise UserError("cannot reach https://ann:pw123456@hub with only-here-secret \x1b[2J")
 
     monkeypatch.setenv("HUB_TOKEN", "only-here-secret")
@@ -172,7 +172,7 @@ def test_ledger_of_the_odd_run_is_whole(odd: tuple[Path, int, list[str]]) -> Non
 
 
 def test_a_pipe_that_breaks_elsewhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise BrokenPipeError("a worker is gone")
 
     monkeypatch.setattr("soar.pipeline.execute", fail)
