@@ -88,6 +88,30 @@ class _Observed(Examiner):
         return changed
 
 
+@dataclass(frozen=True)
+class Timed:
+    """One measurement: rows asked for (in units of the part), seconds, tokens sampled."""
+
+    size: int
+    seconds: float
+    tokens: int
+
+
+def at_full(points: Sequence[tuple[int, float]], full: int) -> float:
+    """Seconds of `full` rows from measured (rows, seconds): in proportion to one point, on the line through two."""
+    size, seconds = points[-1]
+    if size == full or len(points) == 1:
+        return seconds * full / size
+    few, less = points[0]
+    return seconds + max(0.0, (seconds - less) / (size - few)) * (full - size)
+
+
+def rate_at_full(points: Sequence[Timed], full: int) -> float:
+    """Tokens a second with `full` rows."""
+    last = points[-1]
+    return last.tokens * full / last.size / at_full([(point.size, point.seconds) for point in points], full)
+
+
 @dataclass
 class Calibration:
     """Rates and measured assumptions as they come. shares: part -> rows timed at once, as a share of the run's."""
@@ -101,7 +125,7 @@ class Calibration:
     def rates(self, device: str) -> Rates:
         """For `forecast`."""
         partly = ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items() if share < 1)
-        note = f"; with part of the run's rows at once, which is slower on a GPU: {partly}" if partly else ""
+        note = f"; from part of the run's rows: {partly}" if partly else ""
         return Rates(self.sample, self.train, f"measured on this device ({device}) in {self.taken:.0f} s{note}", True)
 
 
@@ -143,17 +167,29 @@ class Calibrator:
         self.found.taken = time.perf_counter() - began
         return self.found
 
-    def _sized(self, part: str, full: int, work: Callable[[int], Any], smallest: int = 1) -> tuple[float, int, Any]:
-        """(seconds, tokens sampled, result) of `work` with as many rows as the time allows, after a trial with few."""
+    def _sized(self, part: str, full: int, work: Callable[[int], Any], smallest: int = 1) -> tuple[list[Timed], Any]:
+        """`work` timed with as many rows as the time allows, after a trial with few, and its last result.
+
+        On a GPU few rows take nearly as long as many. There the trial is repeated and timed once everything is compiled,
+        and at least twice its rows are tried, so that `at_full` can tell what each row adds.
+        """
         pilot = min(full, max(smallest, full // PILOT if full < 4 * PILOT else PILOT))
         began = time.perf_counter()
         work(pilot)
-        each = (time.perf_counter() - began) / pilot
-        size = min(full, max(pilot, int(self.limit / max(each, 1e-9))))
+        each, points = (time.perf_counter() - began) / pilot, []
+        on_gpu = self.examiner.backbone.device.type == "cuda"
+        if on_gpu and pilot < full:
+            points.append(self._timed(pilot, work)[0])
+            each = points[0].seconds / pilot
+        size = min(full, max(2 * pilot if on_gpu else pilot, int(self.limit / max(each, 1e-9))))
         self.found.shares[part] = size / full
+        timed, result = self._timed(size, work)
+        return [*points, timed], result
+
+    def _timed(self, size: int, work: Callable[[int], Any]) -> tuple[Timed, Any]:
         before, began = self.meter.tokens, self.clock()
         result = work(size)
-        return max(1e-9, self.clock() - began), self.meter.tokens - before, result
+        return Timed(size, max(1e-9, self.clock() - began), self.meter.tokens - before), result
 
     def _screen(self, problems: list[Problem]) -> list[Problem]:
         """Rate of screening; the tokens of an attempt, and the problems that were not solved."""
@@ -168,10 +204,10 @@ class Calibrator:
             found = spread(None, self.examiner, workers, screen_block, (changed,), tasks)
             return [row for rows in found for row in rows]
 
-        seconds, tokens, rows = self._sized("screen", config.screen.attempts or 8, work)
-        self.found.sample["screen"] = tokens / seconds
-        attempts = sum(row.attempts for row in rows)
-        self.found.measured["hard_tokens"] = tokens / attempts
+        full = config.screen.attempts or 8
+        points, rows = self._sized("screen", full, work)
+        self.found.sample["screen"] = rate_at_full(points, full)
+        self.found.measured["hard_tokens"] = points[-1].tokens / sum(row.attempts for row in rows)
         hard = [p for p, row in zip(part, rows, strict=True) if row.successes <= config.screen.max_successes]
         self.found.measured["hard_share"] = len(hard) / len(part)
         return hard or part
@@ -189,12 +225,12 @@ class Calibrator:
             texts, ended = rollouts.texts(examiner.backbone), rollouts.ended_B.tolist()
             return rollouts, read_pairs(examiner, config, texts, ended, None)
 
-        seconds, tokens, (rollouts, outcomes) = self._sized("write", pairs, work)
+        points, (rollouts, outcomes) = self._sized("write", pairs, work)
         questions = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
         questions = [replace(problem, extra={"set": name}) for problem in questions] if name else questions
         measured = self.found.measured
-        self.found.sample["write"] = tokens / seconds
-        measured["teacher_tokens"] = tokens / len(outcomes)
+        self.found.sample["write"] = rate_at_full(points, pairs)
+        measured["teacher_tokens"] = points[-1].tokens / len(outcomes)
         measured["teacher_prompt_tokens"] = float(len(prompt))
         if not questions:
             return [], None
@@ -211,20 +247,26 @@ class Calibrator:
         seeds_P = [seeds.derive(config.seed, "calibrate", part, p) for p in range(len(batches_P_S))]
         lr = config.student.optimizer.lr if part == "student" else arm_learning_rate("hard_only", config)
 
-        def work(attempts: int) -> tuple[Population, _Log, float]:
-            observed.log = _Log()
-            student = config.student.model_copy(update={"attempts": attempts})
-            began = time.perf_counter()
-            trained = train_population(observed, state.baseline, batches_P_S, seeds_P, student, lr, self.workers)
-            return trained, observed.log, time.perf_counter() - began
-
-        seconds, tokens, (population, log, wall) = self._sized(part, config.student.attempts, work, 2)
         # Chunks run in parallel threads: the time goes to attempts and updates in the proportion of the threads' own.
         chunk = choose_chunk(self.examiner.backbone, len(batches_P_S), self.workers)
         threads = min(self.workers, -(-len(batches_P_S) // chunk))
-        share = min(0.99, log.seconds / max(1e-9, wall * threads))
-        self.found.sample[part] = tokens / (seconds * share)
-        self.found.train[part] = (log.tokens + log.prompt_tokens) / (seconds * (1 - share))
+        share: dict[int, float] = {}
+
+        def work(attempts: int) -> tuple[Population, _Log]:
+            observed.log = log = _Log()
+            student = config.student.model_copy(update={"attempts": attempts})
+            began = time.perf_counter()
+            trained = train_population(observed, state.baseline, batches_P_S, seeds_P, student, lr, self.workers)
+            share[attempts] = min(0.99, log.seconds / max(1e-9, (time.perf_counter() - began) * threads))
+            return trained, log
+
+        full = config.student.attempts
+        points, (population, log) = self._sized(part, full, work, 2)
+        more = full / points[-1].size
+        sampling = at_full([(point.size, point.seconds * share[point.size]) for point in points], full)
+        updating = at_full([(point.size, point.seconds * (1 - share[point.size])) for point in points], full)
+        self.found.sample[part] = points[-1].tokens * more / sampling
+        self.found.train[part] = (log.tokens + log.prompt_tokens) * more / updating
         return population, log
 
     def _teach(self, state: LoopState, questions: list[Problem]) -> Population:
@@ -249,8 +291,10 @@ class Calibrator:
             state.pass_rates = dict.fromkeys((problem.id for problem in asked), 0.0)
             OuterLoop(self.examiner, asked[:questions], config, state, self.workers).measure(population)
 
-        seconds, tokens, _ = self._sized("measure", config.reward.questions, work)
-        self.found.sample["measure"] = tokens / seconds
+        points, _ = self._sized("measure", len(asked), work)
+        self.found.sample["measure"] = rate_at_full(points, len(asked))
+        rows = points[-1].size * population.stack.policies * config.reward.attempts
+        self.found.measured["reward_tokens"] = points[-1].tokens / rows
 
     def _learn(self, state: LoopState, lessons: Lessons | None) -> None:
         """The teacher's update, with rewards that give every row a gradient."""
@@ -279,8 +323,8 @@ class Calibrator:
         def work(attempts: int) -> None:
             count_correct(self.examiner, stack, part, attempts, 0, sampling, workers, HELD_OUT_BLOCK)
 
-        seconds, tokens, _ = self._sized("evaluate", config.evaluate.attempts, work)
-        self.found.sample["evaluate"] = tokens / seconds
+        points, _ = self._sized("evaluate", config.evaluate.attempts, work)
+        self.found.sample["evaluate"] = rate_at_full(points, config.evaluate.attempts)
 
 
 def calibrate(

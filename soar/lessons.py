@@ -15,6 +15,7 @@ from soar.policy import AdapterStack
 from soar.rollout import Examiner
 from soar.sampler import Rollouts, join
 from soar.types import Problem, Reason, Rejection, UserError
+from soar.workload import FIRST_GUESS, texts_at_once
 
 
 class TeacherError(UserError):
@@ -66,8 +67,8 @@ def write_lessons(
     while len(accepted) < wanted:
         if sampled >= config.max_tries * wanted:
             raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
-        rate = max(len(accepted) / sampled, 1 / 16) if sampled else 0.8
-        count = min(int((wanted - len(accepted)) / rate * 1.1) + 8, 8 * wanted, config.max_tries * wanted - sampled)
+        rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
+        count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
         seed = seeds.derive(run.seed, "teacher", step, attempt)
         rollouts = examiner.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
         attempt += 1

@@ -21,6 +21,7 @@ from soar.types import UserError
 STAGES = ("screen", "loop", "arms", "evaluate")
 GENERATED = ("world:", "science:", "code:", "reasoning_gym:")
 INTRINSIC = ("learnability", "uncertainty", "band")
+FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first of a step is seen
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
 
 
@@ -28,7 +29,8 @@ WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
 class Assumptions:
     """What the config does not say. origin: name -> `assumed`, `given` or `measured`.
 
-    Tokens are means a row. gradient shares: rows of students that carry a gradient; without a KL term rows of a group
+    Tokens are means a row; reward_tokens of an attempt at a reward question, which is greedy unless the config says
+    otherwise (0: as hard_tokens). gradient shares: rows of students that carry a gradient; without a KL term rows of a group
     whose rewards are all equal carry none. promotions: in the whole outer loop.
     """
 
@@ -41,6 +43,7 @@ class Assumptions:
     question_tokens: float = 512.0
     hard_prompt_tokens: float = 150.0
     hard_tokens: float = 512.0
+    reward_tokens: float = 0.0
     question_gradient_share: float = 0.5
     hard_gradient_share: float = 0.05
     promotions: float = 0.0
@@ -137,6 +140,11 @@ def workload(config: Config, known: Assumptions) -> list[Work]:
     return [*works, Work("evaluate", "evaluation", "evaluate", attempts, attempts * known.hard_tokens, 0.0)]
 
 
+def texts_at_once(missing: int, wanted: int, accepted: float = FIRST_GUESS) -> int:
+    """Teacher texts of one call, for so many missing pairs of `wanted` when a share `accepted` of the texts holds one."""
+    return min(int(missing / accepted * 1.1) + 8, 8 * wanted)
+
+
 def trained_arms(config: Config) -> list[str]:
     """The arms of arms.run that are trained, in the order in which they are."""
     return [arm for arm in get_args(TrainedArm) if arm in config.arms.run]
@@ -145,7 +153,8 @@ def trained_arms(config: Config) -> list[str]:
 def _loop(config: Config, known: Assumptions, hard_train: float) -> list[Work]:
     teacher, student, reward = config.teacher, config.student, config.reward
     pairs = teacher.steps * teacher.datasets * teacher.questions
-    texts = pairs * known.texts_per_pair
+    wanted = teacher.datasets * teacher.questions
+    texts = max(pairs * known.texts_per_pair, teacher.steps * texts_at_once(wanted, wanted))
     students = teacher.steps * teacher.datasets * student.repeats
     steps = inner_steps_mean(config, known.promotions)
     sampled = students * steps * student.prompts_per_step * student.attempts
@@ -165,7 +174,7 @@ def _loop(config: Config, known: Assumptions, hard_train: float) -> list[Work]:
             "students measured",
             "measure",
             measured + intrinsic,
-            measured * known.hard_tokens + intrinsic * known.question_tokens,
+            measured * (known.reward_tokens or known.hard_tokens) + intrinsic * known.question_tokens,
             0.0,
         ),
         Work("loop", "teacher learns", "teacher", 0.0, 0.0, learned),

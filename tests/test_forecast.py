@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = {
     "candidates": 40.0, "hard_share": 0.5, "texts_per_pair": 2.0, "teacher_prompt_tokens": 10.0, "teacher_tokens": 20.0,
     "question_prompt_tokens": 5.0, "question_tokens": 15.0, "hard_prompt_tokens": 7.0, "hard_tokens": 30.0,
+    "reward_tokens": 0.0,
     "question_gradient_share": 0.5, "hard_gradient_share": 0.25, "promotions": 0.0,
 }  # fmt: skip
 KNOWN = Assumptions().with_values(NUMBERS, "given")

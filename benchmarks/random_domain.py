@@ -1,0 +1,54 @@
+"""A domain for random weights: any text is a problem, and a coin (the checksum of the completion) says what is right.
+
+`outer_step.py` uses it so that a model that knows nothing goes through a whole outer step: the teacher's texts are read, the
+students' attempts are graded, in worker processes as always, and half of the attempts earn a reward.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from soar.domains import Domain
+from soar.prompts import PromptFormat
+from soar.types import Problem
+
+QUESTION_WORDS = 80
+TEACHER_WORDS, STUDENT_WORDS = 240, 60  # of the instructions around it
+WORD_RANGE = (100, 200)  # words of the tokenizer that instructions are made of
+
+
+def words(count: int, first: int) -> str:
+    """So many words that `engine_models.tokenizer_of` knows as one token each."""
+    low, high = WORD_RANGE
+    return " ".join(f"w{low + (first + 7 * i) % (high - low)}" for i in range(count))
+
+
+def read_problem(text: str) -> tuple[str, str]:
+    """The first words of a teacher text as the question; the answer is always 1."""
+    return " ".join(text.split()[:QUESTION_WORDS]) or words(1, 0), "1"
+
+
+def read_answer(completion: str) -> str:
+    """1 or 0, by the checksum of the text."""
+    return str(zlib.crc32(completion.encode()) & 1)
+
+
+def verify(answer: str, problem: Problem) -> bool:
+    """Whether the coin fell on the gold answer."""
+    return answer == problem.answer
+
+
+RANDOM = Domain(
+    name="random",
+    prompts=PromptFormat(
+        name="random",
+        answer_style="line",
+        teacher_template=words(TEACHER_WORDS, 0),
+        student_template=f"{words(STUDENT_WORDS, 3)} {{question}}",
+        turns=False,
+        text_answers=True,
+    ),
+    read_problem=read_problem,
+    read_answer=read_answer,
+    verify=verify,
+)
