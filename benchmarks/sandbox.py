@@ -82,7 +82,7 @@ def attack_table(backend: str) -> int:
             said = outcome.detail or f"returned {next(iter(outcome.answers.values()), 'nothing')}"
             for value, name in hidden.items():
                 said = said.replace(value, name)
-            said = " ".join(said.replace("|", "/").replace("`", "'").split())
+            said = " ".join(said.replace("|", "/").replace("`", "'").encode("utf-8", "replace").decode().split())
             print(f"| {attack.name} | {verdict.value} | {said[:90]} |")
             if verdict.solved or "escaped" in outcome.answers.values():
                 bad.append(attack.name)

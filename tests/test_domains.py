@@ -42,6 +42,33 @@ def pool(roman: Path) -> Iterator[DomainPool]:
         yield made
 
 
+def test_the_test_of_the_page_passes(roman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    scope: dict[str, Any] = {}
+    exec(blocks[1], scope)
+    monkeypatch.chdir(roman.parent)
+    scope["test_roman"]()
+
+
+def test_a_domain_written_from_the_page_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = f"{Path(__file__).parent / 'atoms.py'}:ATOMS"
+    with DomainPool(load_domain(reference), workers=1) as made:
+        assert made.solve(["How many atoms are in one molecule of Al2(SO4)3?", "And of this?"]) == ["17", None]
+        text = "<question>{0}</question><answer>\\boxed{{{1}}}</answer>"
+        asked = "How many atoms are in one molecule of N2?"
+        texts = [text.format(asked, 2), text.format("How many?", 2), text.format(asked, "two"), asked]
+        good, *bad = made.read_problems(texts, [False] * 4)
+        assert isinstance(good, Problem) and (good.question, good.answer) == (asked, "2")
+        names = [outcome.name for outcome in bad if isinstance(outcome, Rejection)]
+        assert names == ["not_about_atoms", "not_a_count", "no_question"]
+        verdicts = made.check(["\\boxed{3.0}", "it is 3", "\\boxed{4}"], ["3"] * 3)
+        assert verdicts == [Verdict.CORRECT, Verdict.NO_ANSWER, Verdict.WRONG]
+    rows = [Problem(name, f"How many atoms are in one molecule of {name}?", n) for name, n in (("CO2", "3"), ("H", "1"))]
+    problems = write_problems(tmp_path / "atoms.jsonl", [*rows, Problem("bad", "What is an atom?", "small")])
+    assert main(["verify", str(problems), "--golds", "--domain", reference]) == 1
+    assert "correct              2" in capsys.readouterr().out
+
+
 def sums(path: Path, count: int = 8) -> Path:
     rows = [(f"What is {n} plus {n}?", "I" * (n % 3) + "V") for n in range(1, count + 1)]
     answers = ("IV", "V", "XII")
