@@ -34,7 +34,9 @@ def speed(workers: int, count: int) -> None:
     """Checks a second: a program that returns at once, and solutions of generated exercises against their tests."""
     rows = list(code_exercises([2, 4, 6], 30, seed=0))
     solutions = [read_tests(row["answer"]).job(row["solution"]) for row in rows]
-    print(f"| backend | {workers} workers: empty program | exercise of 6 tests | CPU ms a check | one alone, ms (median) |")
+    print(
+        f"| backend | {workers} workers: empty program | exercise of 6 tests | CPU ms a check | one alone, ms (median) |"
+    )
     print("|---|---|---|---|---|")
     for backend in BACKENDS:
         try:

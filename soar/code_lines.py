@@ -82,7 +82,7 @@ def read_problem(text: str) -> tuple[str, str] | str:
 
 
 def _results(code: str, name: str, task: str) -> list[tuple[str, str]]:
-    """Calls with the literal that each returns, of the kind of inputs that the task speaks of, else of the first that works."""
+    """Calls with the literal that each returns: inputs of the kind that the task speaks of, else of the first that works."""
     calls = [f"{name}({value})" for values in INPUTS.values() for value in values]
     outcome = run(code, read_tests("\n".join(f"assert {call}" for call in calls)))
     if outcome.end is not End.DONE:

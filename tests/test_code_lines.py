@@ -17,7 +17,10 @@ def test_a_line_is_a_task_whose_tests_come_from_its_function() -> None:
     found = read_problem(" first(x): return x[0] # Return the first letter.")
     assert isinstance(found, tuple)
     question, answer = found
-    assert question == "Write a Python function first(x). Return the first letter.\nFor example, first('Blue river') returns 'B'."
+    assert (
+        question
+        == "Write a Python function first(x). Return the first letter.\nFor example, first('Blue river') returns 'B'."
+    )
     assert len(read_tests(answer).checks) == 5  # the empty text has no first letter
     problem = Problem("", question, answer)
     assert verify(read_answer(" first(x): return x[:1]\nmore") or "", problem) is Verdict.CORRECT
@@ -55,7 +58,18 @@ def test_a_line_that_cannot_be_used_is_named(line: str, name: str) -> None:
 
 
 def test_a_value_is_spelled_alike_in_every_process() -> None:
-    for value in ({"b", "a"}, set(), frozenset({2, 1}), frozenset(), (1,), {"k": {"y", "x"}}, [(), {}], 1.5, b"a", None):
+    for value in (
+        {"b", "a"},
+        set(),
+        frozenset({2, 1}),
+        frozenset(),
+        (1,),
+        {"k": {"y", "x"}},
+        [(), {}],
+        1.5,
+        b"a",
+        None,
+    ):
         assert eval(spell(value)) == value
     assert spell({"b", "a", "c"}) == "{'a', 'b', 'c'}"
 
