@@ -27,6 +27,7 @@ from soar.types import UserError, Verdict
 MAX_CHARS = 20_000  # of the text of all tests
 MAX_TESTS = 64
 MAX_DEPTH = 40  # of nested values
+MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
 FLOAT_TOLERANCE = 1e-6
 WRAPPERS: dict[str, Callable[..., Any]] = {
     "abs": abs, "len": len, "list": list, "round": round, "set": set, "sorted": sorted, "tuple": tuple,
@@ -100,7 +101,7 @@ class Tests:
         """Whether the answer to one test, as JSON from the sandbox, is right."""
         try:
             return self.checks[index].passed(decode(answer) if self.entry else tidy(answer))
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, ArithmeticError, RecursionError):
             return False
 
 
@@ -238,8 +239,8 @@ def from_statements(body: list[ast.stmt]) -> Tests:
 def _shown(node: ast.AST) -> str:
     try:
         return repr(ast.unparse(node)[:80])
-    except RecursionError:
-        return "something deeply nested"
+    except (RecursionError, ValueError):
+        return "something deeply nested, or a number of thousands of digits"
 
 
 def _conjuncts(node: ast.expr) -> list[ast.expr]:
@@ -273,7 +274,12 @@ def _read_comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> tuple[st
             raise ValueError("`is` with a value that is not None, True or False")
         return _check(left, value, how="same")
     difference = isinstance(op, (ast.Lt, ast.LtE)) and _is_name(left, "abs") and isinstance(left, ast.Call)
-    if difference and isinstance(left.args[0], ast.BinOp) and isinstance(left.args[0].op, ast.Sub):  # type: ignore
+    if (
+        difference
+        and len(left.args) == 1
+        and isinstance(left.args[0], ast.BinOp)
+        and isinstance(left.args[0].op, ast.Sub)
+    ):  # type: ignore
         inside = left.args[0]  # type: ignore[attr-defined]
         return _check_either(inside.left, inside.right, near=(0.0, float(literal(right))))
     raise ValueError("expected == between a call and a value")
@@ -302,6 +308,8 @@ def _check(node: ast.expr, expected: Any, **options: Any) -> tuple[str, Check]:
         inner = node.args[0].func
         if not (isinstance(inner, ast.Name) and inner.id in LITERAL_CALLS):
             rest = tuple(literal(argument) for argument in node.args[1:])
+            if any(isinstance(value, int) and abs(value) > MAX_PLACES for value in rest):
+                raise ValueError(f"more than {MAX_PLACES} places of rounding")
             entry, check = _check(node.args[0], expected, **options)
             if check.wrapper:
                 raise ValueError("one function around the call at most")
@@ -353,7 +361,10 @@ def literal(node: ast.expr, depth: int = 0) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in LITERAL_CALLS:
         arguments = [literal(argument, deeper) for argument in node.args]
         if len(arguments) < 2 and not node.keywords:
-            return LITERAL_CALLS[node.func.id](*arguments)
+            value = LITERAL_CALLS[node.func.id](*arguments)
+            if value != value:
+                raise ValueError("nothing equals nan")
+            return value
     raise ValueError(f"{_shown(node)} is not a plain value")
 
 

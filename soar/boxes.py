@@ -286,5 +286,5 @@ def _outcome(report: dict[str, Any], output: bytes | None, limits: Limits) -> Ou
             if len(row) == 2:
                 answers.setdefault(row[0], row[1])
             else:
-                errors.setdefault(row[0], str(row[2])[:200])
+                errors.setdefault(row[0], str(row[2])[:200].encode("utf-8", "replace").decode())
     return Outcome(End.DONE, answers, errors, next(iter(errors.values()), ""), cpu_s)

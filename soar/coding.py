@@ -19,7 +19,7 @@ from typing import Any
 from soar.assertions import Tests, Unusable, from_statements, parse_source, read_tests
 from soar.domains import Domain
 from soar.prompts import PromptFormat
-from soar.sandbox import Limits, Sandbox, SandboxError, find_backend
+from soar.sandbox import Limits, Outcome, Sandbox, SandboxError, find_backend
 from soar.types import Problem, Verdict
 from soar.workers import VerifierError
 
@@ -76,6 +76,17 @@ def describe() -> str:
     return f"programs run in the sandbox {find_backend()!r}"
 
 
+def run(code: str, tests: Tests) -> Outcome:
+    """What the sandbox gives for a program and the calls of its tests. Raises VerifierError when it stopped working."""
+    try:
+        if _machine.sandbox is None:
+            prepare()
+        assert _machine.sandbox is not None
+        return _machine.sandbox.run([tests.job(code)])[0]
+    except SandboxError as error:
+        raise VerifierError(str(error)) from error
+
+
 def grade(code: str, tests: Tests, text: str) -> Verdict:
     """Whether a program passes all tests. text: what the tests were read from. Equal questions are asked once.
 
@@ -90,13 +101,7 @@ def grade(code: str, tests: Tests, text: str) -> Verdict:
     key = hashlib.sha256(f"{len(code)}:{code}{text}".encode("utf-8", "surrogatepass")).digest()
     if key in _machine.verdicts:
         return _machine.verdicts[key]
-    try:
-        if _machine.sandbox is None:
-            prepare()
-        assert _machine.sandbox is not None
-        verdict = tests.verdict(_machine.sandbox.run([tests.job(code)])[0])
-    except SandboxError as error:
-        raise VerifierError(str(error)) from error
+    verdict = tests.verdict(run(code, tests))
     _machine.verdicts[key] = verdict
     if len(_machine.verdicts) > CACHE_SIZE:
         _machine.verdicts.popitem(last=False)

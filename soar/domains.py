@@ -25,12 +25,15 @@ from soar.workers import VerifierError, load_module
 
 BUILTIN: dict[str, str] = {
     "code": "soar.coding:CODE",
+    "code_list": "soar.code_lines:CODE_LIST",
     "science": "soar.science:QUANTITIES",
     "science_plain": "soar.science:PLAIN_QUANTITIES",
+    "science_list": "soar.science:QUANTITY_LIST",
     "multiple_choice": "soar.science:CHOICES",
     "multiple_choice_plain": "soar.science:PLAIN_CHOICES",
     "procedural": "soar.procedural:PROCEDURAL",
     "procedural_plain": "soar.procedural:PLAIN",
+    "procedural_list": "soar.procedural:LISTED",
     "procedural_scorer": "soar.procedural:SCORER",
 }
 """Name -> `module:NAME` of the domains that come with the package."""

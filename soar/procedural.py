@@ -65,6 +65,10 @@ Question: ...
 Answer: ..."""
 PLAIN_STUDENT = """{question}
 End with "Answer:" and the answer."""
+LIST = """Question: State the final answer to the following arithmetic problem: 3 + 9 = Answer: 12
+Question: State the final answer to the following arithmetic problem: 8 - 2 + 5 = Answer: 11
+Question: State the final answer to the following arithmetic problem: 7 + 6 = Answer: 13
+"""
 PLACEHOLDERS = ("the full puzzle", "the final answer", "question", "answer", "...")
 
 JOINTS = re.compile(r"[\s,;\[\](){}'\"|]+")
@@ -190,3 +194,18 @@ PLAIN = replace(
         text_answers=True,
     ),
 )
+LISTED = replace(
+    PROCEDURAL,
+    name="procedural_list",
+    prompts=PromptFormat(
+        "procedural_list",
+        "line",
+        LIST,
+        LIST + "Question: {question} Answer:",
+        turns=False,
+        teacher_prefill="Question:",
+        text_answers=True,
+        one_line=True,
+    ),
+)
+"""A list of arithmetic, one problem a line, that a model of a few hundred million parameters continues."""

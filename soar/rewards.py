@@ -122,7 +122,7 @@ def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
 
 def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     """`Question: ... Answer: ...`. Lenient: text after the first answer line is ignored, and where words are no answers a
-    lone number is taken out of it."""
+    lone number is taken out of it. Where the answer ends a line (`line`), it is what stands behind the last `=` there."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
     text = END_OF_TURN.split(text, maxsplit=1)[0]
@@ -138,6 +138,8 @@ def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
         return Reason.TWO_PROBLEMS
     question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
+    if fmt.answer_style == "line":
+        return question, extract(line, "line") or ""
     return question, line if strict or fmt.text_answers else _lone_number(line)
 
 

@@ -1,4 +1,5 @@
-"""The domains `science` and `multiple_choice`, each in two forms: for instruction-tuned models, and plain for small ones."""
+"""The domains `science` and `multiple_choice`, each for instruction-tuned models and plain for small ones; and
+`science_list`, a list of worked exercises, one a line, that a model of a few hundred million parameters continues."""
 
 from __future__ import annotations
 
@@ -54,6 +55,13 @@ Answer: letter"""
 PLAIN_CHOICE_STUDENT = """{question}
 End with "Answer:" and the letter of the right option."""
 
+LIST = """Question: A car drives at 5 m/s for 4 s. How far does it go? Answer: 5 x 4 = 20 m
+Question: A block has a mass of 12 g and a volume of 3 cm^3. What is its density? Answer: 12 / 3 = 4 g/cm^3
+Question: A resistor of 6 ohm is connected to 12 V. What current flows? Answer: 12 / 6 = 2 A
+Question: A train moves at 20 m/s for 7 s. How far does it go? Answer: 20 x 7 = 140 m
+Question: A stone has a mass of 30 g and a volume of 5 cm^3. What is its density? Answer: 30 / 5 = 6 g/cm^3
+"""
+
 PLACEHOLDERS = ("the full problem statement", "the question", "number and unit", "letter", "question", "answer", "...")
 
 
@@ -107,6 +115,20 @@ PLAIN_QUANTITIES = replace(
     QUANTITIES,
     name="science_plain",
     prompts=_plain("science_plain", PLAIN_QUANTITY_TEACHER, PLAIN_QUANTITY_STUDENT),
+)
+QUANTITY_LIST = replace(
+    QUANTITIES,
+    name="science_list",
+    prompts=PromptFormat(
+        "science_list",
+        "line",
+        LIST,
+        LIST + "Question: {question} Answer:",
+        turns=False,
+        teacher_prefill="Question:",
+        text_answers=True,
+        one_line=True,
+    ),
 )
 CHOICES = Domain(
     name="multiple_choice",

@@ -114,6 +114,10 @@ def test_asserts_are_taken_apart(test: str, right: Any, wrong: Any) -> None:
         ("assert f(1) == 1 / 0", "unsafe_tests"),
         ("assert f(**{'a': 1}) == 1", "unsafe_tests"),
         ("assert f(1) == {[]: 1}", "unsafe_tests"),
+        ("assert round(f(1), -(10**9)) == 0", "unsafe_tests"),
+        ("assert f(1) == float('nan')", "unsafe_tests"),
+        ("assert f(0x" + "f" * 9000 + ") == 1", "unsafe_tests"),
+        ("assert abs() < 1", "unsafe_tests"),
         ("assert f(1) == " + "[" * 90 + "]" * 90, "unsafe_tests"),
         ("assert f(1) == " + "[" * 900 + "]" * 900, "unreadable_tests"),
         ("assert f(1) == " + "-" * 9000 + "1", "unreadable_tests"),
@@ -137,6 +141,7 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
     for value in (
         deep,
         {"dict": [[[], 1]]},
+        {"complex": [10**400, 0]},
         {"set": [[1]]},
         {"bytes": "zz"},
         {"unheard": 1},
@@ -366,7 +371,7 @@ def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
         "student.repeats": 1, "student.steps": 1, "student.prompts_per_step": 2, "student.attempts": 16,
         "reward.questions": 2, "reward.attempts": 1, "reward.baseline_attempts": 1, "evaluate.attempts": 4,
         "evaluate.ks": "[1, 4]", "arms.run": '["base", "ps"]', "problems.verify_timeout_s": 30, "model.device": "cpu",
-        "problems.verify_workers": 1, "model.lora_rank": 2,
+        "problems.verify_workers": 1, "model.lora_rank": 2, "problems.domain": "code", "screen.early_stop": "false",
     }  # fmt: skip
     options = [text for key, value in small.items() for text in ("--set", f"{key}={value}")]
     run = tmp_path / "run"
@@ -383,7 +388,16 @@ def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
 @needs_sandbox
 def test_soar_check_does_not_take_tests_for_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = parrot(tmp_path / "model")
-    options = ["--set", f"model.path={model}", "--set", "problems.limit=4", "--set", "teacher.sampling.max_tokens=4"]
+    options = [
+        "--set",
+        f"model.path={model}",
+        "--set",
+        "problems.domain=code",
+        "--set",
+        "problems.limit=4",
+        "--set",
+        "teacher.sampling.max_tokens=4",
+    ]
     small = ["--set", "student.sampling.max_tokens=3", "--set", "problems.verify_workers=1", "--samples", "16"]
     main(["check", "code-smollm2", *options, *small, "--json"])
     found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}

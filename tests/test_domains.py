@@ -42,6 +42,54 @@ def pool(roman: Path) -> Iterator[DomainPool]:
         yield made
 
 
+def test_the_test_of_the_page_passes(roman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    scope: dict[str, Any] = {}
+    exec(blocks[1], scope)
+    monkeypatch.chdir(roman.parent)
+    scope["test_roman"]()
+
+
+def test_a_domain_written_from_the_page_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = f"{Path(__file__).parent / 'atoms.py'}:ATOMS"
+    with DomainPool(load_domain(reference), workers=1) as made:
+        assert made.solve(["How many atoms are in one molecule of Al2(SO4)3?", "And of this?"]) == ["17", None]
+        text = "<question>{0}</question><answer>\\boxed{{{1}}}</answer>"
+        asked = "How many atoms are in one molecule of N2?"
+        texts = [text.format(asked, 2), text.format("How many?", 2), text.format(asked, "two"), asked]
+        good, *bad = made.read_problems(texts, [False] * 4)
+        assert isinstance(good, Problem) and (good.question, good.answer) == (asked, "2")
+        names = [outcome.name for outcome in bad if isinstance(outcome, Rejection)]
+        assert names == ["not_about_atoms", "not_a_count", "no_question"]
+        verdicts = made.check(["\\boxed{3.0}", "it is 3", "\\boxed{4}"], ["3"] * 3)
+        assert verdicts == [Verdict.CORRECT, Verdict.NO_ANSWER, Verdict.WRONG]
+    rows = [
+        Problem(name, f"How many atoms are in one molecule of {name}?", n) for name, n in (("CO2", "3"), ("H", "1"))
+    ]
+    problems = write_problems(tmp_path / "atoms.jsonl", [*rows, Problem("bad", "What is an atom?", "small")])
+    assert main(["verify", str(problems), "--golds", "--domain", reference]) == 1
+    assert "correct              2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("domain", "text", "pair", "right", "wrong"),
+    [
+        ("science_list", " A car drives at 3 m/s for 4 s. How far? Answer: 3 x 4 = 12 m", ("A car drives at 3 m/s for 4 s. How far?", "12 m"), " 4 x 3 = 1200 cm", " 12 s"),  # noqa: E501
+        ("procedural_list", " 3 + 4 = Answer: 7\nQuestion: 1", ("3 + 4 =", "7"), " 3 + 4 = 7.0", " 8"),
+    ],
+)  # fmt: skip
+def test_lists_hold_one_problem_a_line(domain: str, text: str, pair: tuple[str, str], right: str, wrong: str) -> None:
+    found = load_domain(domain)
+    with DomainPool(found, workers=1) as made:
+        good, none, prose = made.read_problems([text, " How far?", " How far? Answer:"], [False] * 3)
+        assert isinstance(good, Problem) and (good.question, good.answer) == pair
+        assert [outcome.name for outcome in (none, prose) if isinstance(outcome, Rejection)] == ["no_answer", "empty"]
+        verdicts = made.check([f"{right}\nQuestion: x Answer: 1", wrong, "\n12 m"], [pair[1]] * 3)
+        assert verdicts == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
+    shown = found.prompts.teacher_template.strip().splitlines()
+    assert all(line.startswith(found.prompts.teacher_prefill) for line in shown)
+
+
 def sums(path: Path, count: int = 8) -> Path:
     rows = [(f"What is {n} plus {n}?", "I" * (n % 3) + "V") for n in range(1, count + 1)]
     answers = ("IV", "V", "XII")
@@ -252,13 +300,13 @@ def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("recipe", "words", "changes"),
     [
-        ("science-smollm2", ("Answer:", "3", "5", "m", "s"), {}),
+        ("science-smollm2", ("Answer:", "3", "5", "m", "s"), {"problems.domain": "science_plain"}),
         (
             "science-smollm2",
             ("Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n"),
-            {"problems.domain": "multiple_choice_plain"},
+            {"problems.domain": "multiple_choice_plain", "problems.source": "science:choices"},
         ),
-        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {}),
+        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {"problems.domain": "procedural_plain"}),
     ],
 )
 def test_the_recipes_of_domains_run_at_toy_size(
@@ -267,8 +315,6 @@ def test_the_recipes_of_domains_run_at_toy_size(
     if recipe.startswith("procedural"):
         pytest.importorskip("reasoning_gym")
     monkeypatch.setattr("test_any_model.WORDS", (*WORDS[:4], *words, "speed"))
-    if "problems.domain" in changes:
-        changes = {**changes, "problems.source": "science:choices"}
     keep = {key: value for key, value in SMALL.items() if key not in ("problems.format", "problems.verifier")}
     values = {**keep, "problems.limit": 8, "reward.mode": "greedy", "teacher.strict_tags": False, **changes}
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
