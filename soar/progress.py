@@ -86,7 +86,7 @@ class Progress:
         # A dumb terminal cannot move its cursor, so it gets lines as a file does.
         if self.console.is_terminal and not self.console.is_dumb_terminal and not self.quiet:
             name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
-            wide = (name, BarColumn(), done, TimeElapsedColumn(), TextColumn("left"), left)
+            wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
             columns = wide if self.console.width >= NARROW else (name, done, left)
             self.bars = Bars(*columns, console=self.console)
             self._live = Live(console=self.console, get_renderable=self._drawn, refresh_per_second=REDRAWS)
