@@ -16,7 +16,7 @@ MAX_NAMED_BINS = 40
 MAX_BINS = 12  # bars of a chart
 MAX_TOPIC_CHOICES = 60
 MAX_HARD_EXAMPLES = 10
-MAX_SIGNAL_POINTS = 120
+MAX_SIGNAL_POINTS = 40
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -240,9 +240,9 @@ def signal_section(run: Run) -> dict[str, Any]:
     by_arm: dict[str, list[Row]] = {}
     for event in run.events.get("arm_step", []):
         by_arm.setdefault(str(event.get("arm")), []).append(event)
+    size = math.ceil(max(map(len, by_arm.values()), default=0) / MAX_SIGNAL_POINTS)  # steps a point, the same for all arms
     for i, (name, events) in enumerate(by_arm.items()):
         known = list(wording.ARM_NAMES)
-        size = math.ceil(len(events) / MAX_SIGNAL_POINTS)
         blocks = [events[j : j + size] for j in range(0, len(events), size)]
         x, y = [], []
         for block in blocks:
