@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 PLAIN_SECONDS = 20.0  # a plain progress line at most this often
+PLAIN_WIDTH = 118  # columns of a line where no terminal says how wide it is
 REDRAWS = 2  # a second: often enough for bars, and cheap beside training on the same cores
 NARROW = 60  # columns below which a bar would leave no room for its numbers
 
@@ -81,6 +82,11 @@ class Progress:
         self.bars: Bars | None = None
         self._live: Live | None = None
         self._view: Callable[[], RenderableType] | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns that a line should keep to."""
+        return self.console.width if self.console.is_terminal else PLAIN_WIDTH
 
     def __enter__(self) -> Progress:
         # A dumb terminal cannot move its cursor, so it gets lines as a file does.

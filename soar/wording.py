@@ -194,9 +194,12 @@ def asked(run: Run) -> str:
     most = count(screen.get("max_successes")) if isinstance(screen, dict) else None
     evidence = ""
     if attempts and most is not None:
-        times = f"in {attempts:,} attempts at each" if most == 0 else f"more than {most:,} times in {attempts:,} attempts"
+        times = (
+            f"in {attempts:,} attempts at each" if most == 0 else f"more than {most:,} times in {attempts:,} attempts"
+        )
         evidence = f", none of which it solved {times},"
-    return f"Asked: can {who or 'the model'} learn to solve {held_out}{of}{evidence} from practice questions that it writes itself?"
+    what = f"{held_out}{of}{evidence}"
+    return f"Asked: can {who or 'the model'} learn to solve {what} from practice questions that it writes itself?"
 
 
 def paused(run: Run) -> str | None:

@@ -22,7 +22,14 @@ from soar.cli import main
 from soar.worlds import get_world
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
-SIZES = [*TINY, "reward.mode=sampled", "model.adapter=full", "problems.format=tiny", "problems.verifier=exact", "student.sampling.max_tokens=24"]
+SIZES = [
+    *TINY,
+    "reward.mode=sampled",
+    "model.adapter=full",
+    "problems.format=tiny",
+    "problems.verifier=exact",
+    "student.sampling.max_tokens=24",
+]
 SIZES += ["teacher.sampling.max_tokens=24", "teacher.optimizer.warmup_steps=0", "student.optimizer.warmup_steps=0"]
 
 
@@ -70,7 +77,12 @@ def test_the_commands_of_the_readme_work_in_order(place: Path, capsys: pytest.Ca
     assert set(summary["arms"]) == {"base", "hard_only", "ps", "pq"}
     evidence = json.loads((place / "runs" / "mine" / "hard" / "train.jsonl").read_text().splitlines()[0])
     assert evidence["attempts"] == 4, "taken from the screening before"
-    for made in ("runs/screen/hard.jsonl", "runs/mine/report.html", "runs/mine/student/adapter_config.json", "eval.json"):
+    for made in (
+        "runs/screen/hard.jsonl",
+        "runs/mine/report.html",
+        "runs/mine/student/adapter_config.json",
+        "eval.json",
+    ):
         assert (place / made).is_file(), made
     assert "| shuffled, seed 0 | finished |" in (place / "studies" / "null" / "study.md").read_text()
 
