@@ -172,23 +172,11 @@ def charts(found: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _pass_chart(found: Sequence[Entry], arm: str) -> Any:
-    series = []
-    for i, entry in enumerate(found):
-        if arm in entry.run.arms:
-            pass_at = entry.run.arms[arm].pass_at
-            series.append(Series(entry.label, list(pass_at), list(pass_at.values()), style=i % STYLES))
-    ks = sorted({k for s in series for k in s.x})
-    axes = Axes(
-        key=f"pass-{arm}",
-        title=f"pass@k of {wording.arm_name(arm)}",
-        description="Share of held-out problems solved by one of k attempts, one line for each run; see the table.",
-        x_label="attempts per problem (k)",
-        y_label="problems solved",
-        percent=True,
-        log2=bool(ks) and ks[0] > 0,
-        x_ticks=[float(k) for k in ks],
-    )
-    return line_chart(axes, series)
+    measured = [(i, e.label, e.run.arms[arm].pass_at) for i, e in enumerate(found) if arm in e.run.arms]
+    series = [Series(label, list(shares), list(shares.values()), style=i % STYLES) for i, label, shares in measured]
+    ks = sorted({k for _, _, shares in measured for k in shares})
+    title = f"pass@k of {wording.arm_name(arm)}"
+    return line_chart(sections.pass_axes(f"pass-{arm}", title, "one line for each run", ks), series)
 
 
 def content(runs: Sequence[Run]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 400, 270  # narrow, so that a phone shrinks the text little
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 44
 LEGEND_LINE = 18
 CHARACTER = 6.5  # mean width of a 13 px character (the largest in use), for laying out the legend
+WIDE_CHARACTER = 8.3  # a digit of the widest font that a reader may have, for labels that must not touch
 STYLES = 8
 DASHES = ("", "7 3", "", "2 3", "9 3 2 3", "4 4", "1 4", "12 4")
 JOINERS = {"\u200c", "\u200d"}  # needed by Persian and by emoji, and harmless
@@ -255,7 +256,7 @@ def bar_chart(axes: Axes, names: Sequence[str], stacks: Sequence[Series]) -> Mar
     frame = _Frame(axes, (-0.5, len(names) - 0.5), totals, rows)
     slot = (WIDTH - LEFT - RIGHT) / len(names)
     longest = max(map(len, names))
-    every = max(1, math.ceil((CHARACTER * longest + 2) / slot))
+    every = max(1, math.ceil((WIDE_CHARACTER * longest + 6) / slot))
     shown = [(frame.x(i), name) for i, name in enumerate(names) if i % every == 0]
     parts = legend + frame.draw_axes(shown)
     for i, name in enumerate(names):

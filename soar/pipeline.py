@@ -199,7 +199,7 @@ class Run:
             self._enter(promotion, promoted, "automatic", None)
         self._save()
         held = promotion if self.state.pending is not None else None
-        for line in step_lines([event for event in (*events, *alarms) if event is not held], rows):
+        for line in step_lines([event for event in (*events, *alarms) if event is not held], rows, self.progress.width):
             self.progress.say(line)
         if any(event.get("kind") == "all students failed" for event in events):
             raise StudentsFailed(

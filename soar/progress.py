@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 PLAIN_SECONDS = 20.0  # a plain progress line at most this often
+PLAIN_WIDTH = 118  # columns of a line where no terminal says how wide it is
 REDRAWS = 2  # a second: often enough for bars, and cheap beside training on the same cores
 NARROW = 60  # columns below which a bar would leave no room for its numbers
 
@@ -82,11 +83,16 @@ class Progress:
         self._live: Live | None = None
         self._view: Callable[[], RenderableType] | None = None
 
+    @property
+    def width(self) -> int:
+        """Columns that a line should keep to."""
+        return self.console.width if self.console.is_terminal else PLAIN_WIDTH
+
     def __enter__(self) -> Progress:
         # A dumb terminal cannot move its cursor, so it gets lines as a file does.
         if self.console.is_terminal and not self.console.is_dumb_terminal and not self.quiet:
             name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
-            wide = (name, BarColumn(), done, TimeElapsedColumn(), TextColumn("left"), left)
+            wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
             columns = wide if self.console.width >= NARROW else (name, done, left)
             self.bars = Bars(*columns, console=self.console)
             self._live = Live(console=self.console, get_renderable=self._drawn, refresh_per_second=REDRAWS)

@@ -61,7 +61,9 @@ def content(run: Run) -> dict[str, Any]:
     rollouts = numbers([row.get("student_rollouts") for row in run.steps])
     return {
         "run": run,
+        "asked": wording.asked(run),
         "headline": wording.headline(run),
+        "paused": wording.paused(run),
         "remarks": wording.remarks(run),
         "arms": sections.arms_section(run),
         "mixed": mixed_section(run),

@@ -16,7 +16,7 @@ MAX_NAMED_BINS = 40
 MAX_BINS = 12  # bars of a chart
 MAX_TOPIC_CHOICES = 60
 MAX_HARD_EXAMPLES = 10
-MAX_SIGNAL_POINTS = 120
+MAX_SIGNAL_POINTS = 40
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -57,6 +57,20 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step")
     return Series(label, [a for a, _ in known], [b for _, b in known], style=style)
 
 
+def pass_axes(key: str, title: str, parts: str, ks: Sequence[int]) -> Axes:
+    """Axes of a chart of pass@k over k. parts: what its lines are, for the description."""
+    return Axes(
+        key=key,
+        title=title,
+        description=f"Share of held-out problems solved by one of k attempts, {parts}; see the table.",
+        x_label="attempts per problem (k)",
+        y_label="problems solved",
+        percent=True,
+        log2=bool(ks) and ks[0] > 0,
+        x_ticks=ks,
+    )
+
+
 def arms_section(run: Run) -> dict[str, Any]:
     """Table rows and chart of pass@k for every arm."""
     known = list(wording.ARM_NAMES)
@@ -80,16 +94,7 @@ def arms_section(run: Run) -> dict[str, Any]:
                 notes=[f"{wording.arm_name(arm.name)}, pass@{k}: {wording.with_interval(arm, k)}" for k in x],
             )
         )
-    axes = Axes(
-        key="pass-at-k",
-        title="pass@k on the held-out problems",
-        description="Share of held-out problems solved by one of k attempts, per arm, with 95 % bands; see the table.",
-        x_label="attempts per problem (k)",
-        y_label="problems solved",
-        percent=True,
-        log2=bool(ks) and ks[0] > 0,
-        x_ticks=ks,
-    )
+    axes = pass_axes("pass-at-k", "pass@k on the held-out problems", "per arm, with 95 % bands", ks)
     return {"rows": rows, "ks": ks, "chart": line_chart(axes, series)}
 
 
@@ -235,9 +240,11 @@ def signal_section(run: Run) -> dict[str, Any]:
     by_arm: dict[str, list[Row]] = {}
     for event in run.events.get("arm_step", []):
         by_arm.setdefault(str(event.get("arm")), []).append(event)
+    size = math.ceil(
+        max(map(len, by_arm.values()), default=0) / MAX_SIGNAL_POINTS
+    )  # steps a point, the same for all arms
     for i, (name, events) in enumerate(by_arm.items()):
         known = list(wording.ARM_NAMES)
-        size = math.ceil(len(events) / MAX_SIGNAL_POINTS)
         blocks = [events[j : j + size] for j in range(0, len(events), size)]
         x, y = [], []
         for block in blocks:

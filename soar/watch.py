@@ -57,18 +57,27 @@ def question_text(row: Row, limit: int = MAX_TEXT) -> str:
 
 
 def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118) -> list[str]:
-    """One outer step as lines: its figures, its promotion, its alarms, and the best and worst question."""
+    """One outer step as lines: its figures, its promotion, its alarms, and the best and worst question.
+
+    Figures that find no room in `width` columns go on, indented, in a further line.
+    """
     step = events[0]
     rewards = numbers(step.get("reward_G"))
     error = standard_error(rewards)
     spread = "" if error is None else f" ± {error:.4f}"
     vendi = number(step.get("vendi"))
-    lines = [
-        f"step {count(step.get('step')) or 0:3d}  reward {signed(step.get('reward_mean'))}{spread} "
-        f"(best {signed(max(rewards, default=None))})  baseline {wording.decimal(step.get('baseline_pass_rate'))}  "
-        f"accepted {step.get('accepted')}/{step.get('sampled')}  distinct {number(step.get('distinct_share')) or 0:.2f}"
-        + ("" if vendi is None else f"  vendi {vendi:.1f}")
-    ]
+    lines = [f"step {count(step.get('step')) or 0:3d}"]
+    for part in (
+        f"reward {signed(step.get('reward_mean'))}{spread} (best {signed(max(rewards, default=None))})",
+        f"baseline {wording.decimal(step.get('baseline_pass_rate'))}",
+        f"accepted {step.get('accepted')}/{step.get('sampled')}",
+        f"distinct {number(step.get('distinct_share')) or 0:.2f}",
+        *([] if vendi is None else [f"vendi {vendi:.1f}"]),
+    ):
+        if len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"{'':8s}  {part}")
     lines += [f"  {name:8s} {question_text(row, max(30, width - 30))}" for name, row in extremes(rows)]
     for event in events[1:]:
         if event.get("event") == "promotion":

@@ -100,8 +100,8 @@ def duration(seconds: object) -> str:
         return f"{value:.1f}{NBSP}s" if value < 10 else f"{value:.0f}{NBSP}s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
-        return f"{minutes}{NBSP}min {rest:02d}{NBSP}s"
-    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"
+        return f"{minutes}{NBSP}min{NBSP}{rest:02d}{NBSP}s"
+    return f"{minutes // 60}{NBSP}h{NBSP}{minutes % 60:02d}{NBSP}min"
 
 
 def moment(timestamp: object) -> str:
@@ -183,6 +183,32 @@ def budget(arm: Arm, other: Arm) -> str:
     return f" (student rollouts: {rollouts(arm):,}{search} against {rollouts(other):,})"
 
 
+def asked(run: Run) -> str:
+    """What the run set out to find, in one sentence; what its folder does not say is left out."""
+    problems, model, screen = (run.config.get(key) for key in ("problems", "model", "screen"))
+    who = model.get("path") if isinstance(model, dict) else None
+    source = problems.get("source") if isinstance(problems, dict) else None
+    of = f" of {source}" if isinstance(source, str) and source else ""
+    held_out = plural(len(run.hard_test), "held-out problem") if run.hard_test else "held-out problems"
+    attempts = count(screen.get("attempts")) if isinstance(screen, dict) else None
+    most = count(screen.get("max_successes")) if isinstance(screen, dict) else None
+    evidence = ""
+    if attempts and most is not None:
+        times = (
+            f"in {attempts:,} attempts at each" if most == 0 else f"more than {most:,} times in {attempts:,} attempts"
+        )
+        evidence = f", none of which it solved {times},"
+    what = f"{held_out}{of}{evidence}"
+    return f"Asked: can {who or 'the model'} learn to solve {what} from practice questions that it writes itself?"
+
+
+def paused(run: Run) -> str | None:
+    """Why an unfinished run waits, and the command that continues it; None for a run that does not wait."""
+    if not run.paused or run.finished:
+        return None
+    return f"Paused: {run.paused.get('reason')}. Continue with: {run.paused.get('resume')}"
+
+
 def headline(run: Run) -> str:
     """The result of the run in one sentence, with its interval, whatever it is."""
     arms = run.arms
@@ -216,8 +242,6 @@ def remarks(run: Run) -> list[str]:
     """Sentences below the headline: the largest k, PQ, and what the figures do not show."""
     arms = run.arms
     lines: list[str] = []
-    if run.paused and not run.finished:
-        lines.append(f"Paused: {run.paused.get('reason')}. Continue with: {run.paused.get('resume')}")
     other = arms.get("hard_only") or arms.get("base")
     for name in ("ps", "pq"):
         arm = arms.get(name)

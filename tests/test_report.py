@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from soar import changes, figures, report, runs, sections, wording
+from soar.compare import write_comparison
 from soar.report import write_report
 from soar.runs import ReportError
 
@@ -178,6 +179,25 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
 )
 def test_headline_says_what_was_found(run: runs.Run, sentence: str) -> None:
     assert said(run) == sentence
+
+
+def test_what_was_asked_is_said_as_far_as_it_is_known() -> None:
+    config: dict[str, Any] = {
+        "model": {"path": "M"},
+        "problems": {"source": "P"},
+        "screen": {"attempts": 128, "max_successes": 0},
+    }
+    hard: list[runs.Row] = [{}, {}]
+    whole = runs.Run(path=Path(), manifest={"config": config}, hard_test=hard)
+    assert wording.asked(whole) == (
+        "Asked: can M learn to solve 2 held-out problems of P, none of which it solved in 128 attempts at each, from "
+        "practice questions that it writes itself?"
+    )
+    config["screen"]["max_successes"] = 2
+    assert ", none of which it solved more than 2 times in 128 attempts, from" in wording.asked(whole)
+    assert wording.asked(runs.Run(path=Path())) == (
+        "Asked: can the model learn to solve held-out problems from practice questions that it writes itself?"
+    )
 
 
 def test_an_interval_of_zero_width_is_explained() -> None:
@@ -670,7 +690,16 @@ def test_page_in_a_browser(folder: Path, tmp_path: Path) -> None:
     document, messages = browse(write_report(folder), tmp_path / "profile")
     assert messages == []
     assert "576 of 576 match" in document and "48 of 48 match" in document
+    assert "Asked: can builtin:tiny learn to solve 96 held-out problems from practice questions" in document
     assert "<title>SOAR run tiny</title>" in document
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_comparison_in_a_browser(folder: Path, tmp_path: Path) -> None:
+    other = run_folders.write_run(tmp_path / "<script>document.title='owned'<!--", seed=1)
+    document, messages = browse(write_comparison([folder, other], tmp_path / "both.html"), tmp_path / "profile")
+    assert messages == []
+    assert "<title>2 SOAR runs</title>" in document and document.count('class="chart"') == 4
 
 
 DRIVE = """

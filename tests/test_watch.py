@@ -145,9 +145,13 @@ def test_the_lines_of_a_step() -> None:
         {"step": 3, "question": "\x1b[31mred\u202e", "answer": "2\n3", "reward": 0.0},
     ]
     lines = watch.step_lines(events, rows, width=70)
-    assert lines[0] == (
-        "step   3  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50"
-    )
+    assert lines[:2] == [
+        "step   3  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200",
+        "          accepted 8/10  distinct 0.50",
+    ]
+    (wide,) = watch.step_lines(events[:1])
+    assert wide == "step   3  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50"
+    lines = lines[1:]
     assert lines[1] == f"  best     +0.0400  «{'x' * 39}…» 1"
     assert lines[2] == "  worst    +0.0000  «⟨U+001B⟩[31mred⟨U+202E⟩» 2 3"
     assert lines[3:] == [
