@@ -88,14 +88,14 @@ class Run:
         """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         checkpoint = self.folder.load()
-        for line in self.folder.notes:
-            self.progress.insist(line)
+        self._tell()
         if checkpoint is None and self.assumptions is not None:
             with self._phase("calibrate"):
                 event = forecast_event(self.examiner, self.config, self.workers, self.assumptions, self.progress.say)
                 self.folder.append("metrics.jsonl", [event])
         with self._phase("screen"):
             self._find_hard(first=checkpoint is None)
+        self._tell()
         if checkpoint is None:
             self._save()
         else:
@@ -111,11 +111,19 @@ class Run:
                     stage()
                 self.state.stage = STAGES[STAGES.index(name) + 1]
                 self._save()
+        self._tell()
+        self._write_adapters()
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
         write_report(self.folder.path)
         write_hashes(self.folder.path)
         return summary
+
+    def _tell(self) -> None:
+        """What the folder has to say since the last time: damage that was passed over, what changed on resume."""
+        notes, self.folder.notes = self.folder.notes, []
+        for line in notes:
+            self.progress.insist(line)
 
     def _safe_point(self) -> None:
         """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
@@ -157,10 +165,12 @@ class Run:
         if len(hard) < 4:
             raise NothingToDo(found.too_few(config))
         self.hard_train, self.hard_test = split_sets(hard, config)
+        ids = [[problem.id for problem in part] for part in (self.hard_train, self.hard_test)]
+        self.folder.note_hashes(hard_set=ledger.digest(ids))  # a damaged count could make it another one
+        for name, part in (("train", self.hard_train), ("test", self.hard_test)):
+            where, mixed = self.folder.path / "hard" / f"{name}.jsonl", bool(config.problems.sets)
+            write_hard(where, part, found.screenings(part), found.evidence, columns=mixed)
         if first:
-            for name, part in (("train", self.hard_train), ("test", self.hard_test)):
-                where, mixed = self.folder.path / "hard" / f"{name}.jsonl", bool(config.problems.sets)
-                write_hard(where, part, found.screenings(part), found.evidence, columns=mixed)
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
         self.progress.say(
             f"{len(hard)} of {len(found.found)} candidates are hard: at most {config.screen.max_successes} of "
@@ -333,6 +343,9 @@ class Run:
                 }
             )
         self.folder.append("metrics.jsonl", events)
+
+    def _write_adapters(self) -> None:
+        """Teacher, promoted student and arms for other programs; a finished run that is resumed writes them again."""
         adapters = {"teacher": self.state.loop.teacher, "student": self.state.loop.baseline}
         adapters |= {f"arms/{name}": stack for name, stack in self.state.arms.items()}
         for name, stack in adapters.items():

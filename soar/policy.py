@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from soar import attention
 from soar.config import ConfigError
 from soar.devices import choose_device, choose_dtype
+from soar.files import tensor_errors
 from soar.fused import fuse
 from soar.groups import Group, Waiting, grouped
 from soar.pretrain import builtin_path
@@ -325,7 +326,8 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
         weights[f"base_model.model.{name}.lora_A.weight"] = a_r_I.contiguous().cpu()
         weights[f"base_model.model.{name}.lora_B.weight"] = b_O_r.contiguous().cpu()
         assert layer.base.in_features == a_r_I.shape[1]
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with tensor_errors(folder / "adapter_model.safetensors"):
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     rank = backbone.config.lora_rank if stack.kind == "lora" else max(ranks.values())
     pattern = {} if stack.kind == "lora" else ranks
     config = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def screen(
     way raise data.DataError. workers: threads, where no crew does the blocks. Returns problem id -> Screening.
     """
     found: dict[str, Screening] = {}
-    rows = folder.rows(SCREEN_FILE)
+    rows = folder.rows(SCREEN_FILE, partial(_usable, config.screen.attempts))
     for row in rows:
         if "evidence" in row:
             check_evidence(row["evidence"], evidence, f"{folder.path}/{SCREEN_FILE}")
@@ -137,6 +138,17 @@ def screen(
         )
         on_problems(len(fresh))
     return {problem.id: found[problem.id] for problem in problems}
+
+
+def _usable(attempts: int, number: int, row: dict[str, Any]) -> bool:
+    """Whether a line of hard/screen.jsonl says how it was screened (the first), or what came of a problem."""
+    if number == 1 or "evidence" in row:
+        return number == 1 and isinstance(row.get("evidence"), dict)
+    counts: list[Any] = [row.get(key) for key in ("successes", "truncated", "attempts")]
+    if not isinstance(row.get("id"), str) or any(type(count) is not int for count in counts):
+        return False
+    successes, truncated, made = counts
+    return 0 <= successes <= made <= attempts and 0 <= truncated <= made
 
 
 def reuse(folder: RunFolder, place: Path) -> None:
