@@ -26,6 +26,7 @@ STORAGE_ERRNOS = frozenset(
     }
 )  # fmt: skip
 """What a disk, or what lies on it under a name that is wanted, can say."""
+IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP})
 
 
 def sha256_of(path: Path) -> str:
@@ -104,6 +105,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, encoded(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
 
 
+def encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8; a file name that is not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def encoded(document: str) -> bytes:
     """JSON text as UTF-8; a lone surrogate, as a file name that is not UTF-8 holds, is written as its JSON escape."""
     return document.encode("utf-8", "backslashreplace")
@@ -146,5 +156,7 @@ def storage_errors(folder: Path, advice: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS:
             raise
-        where = error.filename or folder
+        where = error.filename2 or error.filename or folder
+        if error.errno in IN_THE_WAY:
+            advice = "Something else lies under that name: move it away, then continue with --resume"
         raise StorageError(f"{where} cannot be written: {error.strerror}. {advice}") from error

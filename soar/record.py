@@ -25,6 +25,7 @@ from soar.config import HARMLESS, Config, ConfigError, build, difference
 from soar.files import (
     StorageError,
     digest_of_start,
+    encodable,
     encoded,
     finite,
     odd_kind,
@@ -63,7 +64,7 @@ def versions() -> dict[str, str]:
 def recorded_config(path: Path) -> Config:
     """The config that the run in a folder was begun with. Raises RunFolderError."""
     if not (path / "manifest.json").is_file():
-        raise RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
+        raise _no_run(path)
     config = _recorded(read_object(path / "manifest.json"), path)
     if HIDDEN in json.dumps(config.resolved()):
         raise RunFolderError(
@@ -79,6 +80,17 @@ def _recorded(manifest: dict[str, Any], path: Path) -> Config:
         return build(manifest.get("config", {}), f"{path}/manifest.json")
     except ConfigError as error:
         raise RunFolderError(f"{error}; resume with the version that began the run") from error
+
+
+def _no_run(path: Path) -> RunFolderError:
+    """Why nothing in a folder without a manifest can be resumed, and what to do."""
+    if (path / "state").is_dir() or (path / "metrics.jsonl").is_file():
+        kind = odd_kind(path / "manifest.json") or "missing"
+        return RunFolderError(
+            f"{path}/manifest.json is {kind}, though other files of a run are there; restore it from a copy, or start a new "
+            "run with another --out"
+        )
+    return RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
 
 
 class RunFolder:
@@ -97,6 +109,8 @@ class RunFolder:
         self._hashed: dict[str, tuple[int, Any]] = {}  # JSONL file -> (bytes, sha256 of them so far)
         self._lock = FileLock(str(path / ".lock"))
         exists = (path / "manifest.json").is_file()
+        if not encodable(str(path)):
+            raise RunFolderError(f"{path}: the name is not UTF-8, which checkpoints need; give another --out")
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
         others = [p.name for p in path.iterdir() if not _left_over(p.name)] if path.exists() else []
@@ -108,7 +122,7 @@ class RunFolder:
             )
         # A run that was killed before its manifest was written leaves an empty folder: resuming it begins it.
         if resume and not exists and (others or not path.exists()):
-            raise RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
+            raise _no_run(path)
         with storage_errors(path, "Choose another --out, or permit writing there"):
             path.mkdir(parents=True, exist_ok=True)
             self._acquire()
@@ -209,6 +223,12 @@ class RunFolder:
             self.manifest["hashes"].update(hashes)
             with storage_errors(self.path, ADVICE):
                 write_json(self.path / "manifest.json", self.manifest)
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say what is in `notes`, once: damage that was passed over, what changed on resume."""
+        notes, self.notes = self.notes, []
+        for line in notes:
+            say(line)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add lines to a JSONL file of the folder. Raises StorageError."""
