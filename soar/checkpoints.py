@@ -7,7 +7,6 @@ one before is used when the newest is damaged. JSON and safetensors only; nothin
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -16,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from soar.files import sha256_of, sync_file, sync_folder, write_json
+from soar.files import sha256_of, sync_file, sync_folder, tensor_errors, write_json
 from soar.types import UserError
 
 SCHEMA = 2
@@ -33,12 +31,16 @@ class CheckpointError(UserError):
 
 @dataclass
 class Checkpoint:
-    """stage: what was going on. data: JSON-ready state. tensors: named arrays. sizes: bytes of each JSONL file then."""
+    """stage: what was going on. data: JSON-ready state. tensors: named arrays. sizes: bytes of each JSONL file then.
+
+    digests: sha256 of those bytes; {} in checkpoints of versions that kept none.
+    """
 
     stage: str
     data: dict[str, Any]
     tensors: dict[str, Tensor]
     sizes: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def _from_1(state: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +70,13 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError when there is none, OSError when it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy, or start a new run") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: it holds {type(value).__name__}, expected an object")
+        raise CheckpointError(
+            f"{path} is damaged: it holds {type(value).__name__}, expected an object; restore it from a copy, or start a "
+            "new run"
+        )
     return value
 
 
@@ -88,6 +93,8 @@ class CheckpointStore:
         temporary, final = self.folder / f"{number:06d}.tmp", self._path(number)
         for old in (temporary, final):
             shutil.rmtree(old, ignore_errors=True)
+            if old.is_symlink() or old.is_file():
+                old.unlink()
         temporary.mkdir(parents=True)
         try:
             self._write(temporary, checkpoint)
@@ -108,13 +115,11 @@ class CheckpointStore:
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-        try:
+        with tensor_errors(folder / TENSORS):
             save_file(tensors, folder / TENSORS)
-        except SafetensorError as error:  # it words the system's refusals itself
-            raise OSError(errno.ENOSPC, f"safetensors: {error}", str(folder / TENSORS)) from error
         sync_file(folder / TENSORS)
-        document = {"schema": SCHEMA, "stage": checkpoint.stage, "sizes": checkpoint.sizes, "data": checkpoint.data}
-        write_json(folder / STATE, document)
+        document = {"schema": SCHEMA, "stage": checkpoint.stage, "sizes": checkpoint.sizes}
+        write_json(folder / STATE, {**document, "digests": checkpoint.digests, "data": checkpoint.data})
 
     def numbers(self) -> list[int]:
         """Numbers of the checkpoint folders, the newest first."""
@@ -131,6 +136,8 @@ class CheckpointStore:
         not damage, so it is refused at once.
         """
         damage: list[str] = []
+        # The pointer is written last: when the first checkpoint was cut short there is none, and nothing was in force.
+        first = not (self.folder / POINTER).is_file() and self.numbers() in ([], [0])
         for number, checksums in self._in_order(damage):
             try:
                 checkpoint = self._read(number, checksums)
@@ -138,12 +145,14 @@ class CheckpointStore:
             except _Damaged as error:
                 damage.append(str(error))
                 continue
-            for line in damage:
+            for line in damage if not first else []:
                 say(f"{line}. Going on from the checkpoint before, {self._path(number)}")
             self._in_force = number
             return checkpoint
-        if damage:
-            raise CheckpointError(f"{damage[0]}. No other checkpoint is left; start a new run")
+        if damage and not first:
+            raise CheckpointError(
+                f"{damage[0]}. No other checkpoint is left; restore the file from a copy, or start a new run"
+            )
         return None
 
     def _in_order(self, damage: list[str]) -> Iterator[tuple[int, dict[str, str] | None]]:
@@ -151,13 +160,18 @@ class CheckpointStore:
         pointer = self.folder / POINTER
         newest: int | None = None
         if not pointer.is_file():
-            return  # the pointer is written last, so nothing was in force
+            damage.append(f"{pointer} is missing")
+            yield from ((number, None) for number in self.numbers())
+            return
         try:
             latest = read_object(pointer)
             newest = int(latest["number"])
             yield newest, dict(latest["sha256"])
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
-            damage.append(str(error) if isinstance(error, CheckpointError) else f"{pointer} is damaged: {error!r}")
+            words = (
+                str(error).split(";")[0] if isinstance(error, CheckpointError) else f"{pointer} is damaged: {error!r}"
+            )
+            damage.append(words)
         for number in self.numbers():
             if newest is None or number < newest:
                 yield number, None
@@ -166,13 +180,18 @@ class CheckpointStore:
         folder = self._path(number)
         try:
             known = checksums if checksums is not None else read_object(folder / CHECKSUMS)
-        except (CheckpointError, OSError) as error:
-            raise _Damaged(f"{folder / CHECKSUMS} is damaged: {error}") from error
+        except OSError as error:
+            raise _Damaged(f"{folder / CHECKSUMS} is damaged: {error.strerror}") from error
+        except CheckpointError as error:
+            raise _Damaged(str(error).split(";")[0]) from error
+        if missing := sorted({STATE, TENSORS} - known.keys()):
+            raise _Damaged(f"{folder} is damaged: no checksum of {missing[0]} is recorded")
         for name, digest in known.items():
             if not (folder / name).is_file() or sha256_of(folder / name) != digest:
                 raise _Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")
         state = migrate(read_object(folder / STATE), folder / STATE)
-        return Checkpoint(state["stage"], state["data"], load_file(folder / TENSORS), state["sizes"])
+        tensors, digests = load_file(folder / TENSORS), state.get("digests", {})
+        return Checkpoint(state["stage"], state["data"], tensors, state["sizes"], digests)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
@@ -185,3 +204,8 @@ class _Damaged(CheckpointError):
 def lost_lines(path: Path, found: int, wanted: int) -> CheckpointError:
     """The damage that a JSONL file shorter than at the checkpoint is."""
     return _Damaged(f"{path} has {found} bytes, but had {wanted} at the checkpoint: lines are lost")
+
+
+def changed_lines(path: Path) -> CheckpointError:
+    """The damage that a JSONL file with other content than at the checkpoint is."""
+    return _Damaged(f"{path} was changed: its lines up to the checkpoint have another checksum than the recorded one")

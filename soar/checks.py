@@ -9,6 +9,8 @@ from typing import Any
 
 CLOSE = 1e-9  # sums in another order differ in the last bits
 MOST = 5  # complaints of one kind that are spelled out
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, OSError)
+"""What looking at a damaged folder can raise."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ def guarded(what: str, look: Callable[[], Check | Iterable[str]]) -> Check:
     try:
         found = look()
         check = found if isinstance(found, Check) else Check(what, list(found))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+    except DAMAGE as error:
         check = Check(what, [f"cannot be checked: {type(error).__name__}: {error}"])
     left = len(check.complaints) - MOST
     shown = [*check.complaints[:MOST], f"{left} more"] if left > 0 else check.complaints

@@ -80,10 +80,11 @@ def _main(argv: list[str] | None) -> int:
     arguments.root = parser
     arguments.command = ["soar", *(sys.argv[1:] if argv is None else argv)]
     action: Callable[[argparse.Namespace], int] = arguments.action
+    again = hasattr(arguments, "resume")
     try:
         return action(arguments)
     except KeyboardInterrupt:
-        _complain("interrupted" + ("; continue with --resume" if hasattr(arguments, "resume") else ""))
+        _complain("interrupted" + ("; continue with --resume" if again else ""))
         return 130
     except UserError as error:
         _complain(visible(scrub(str(error))))
@@ -95,10 +96,13 @@ def _main(argv: list[str] | None) -> int:
             f"this command runs a model and needs {error.name}, which is not installed: pip install 'soar-rl[train]'"
         )
         return UserError.exit_code
+    except MemoryError:
+        _complain("out of memory; free memory" + (", then continue with --resume" if again else ""))
+        return 1
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS:
             raise
-        _complain(f"{visible(str(error.filename or 'the output'))}: {error.strerror}")
+        _complain(f"{visible(str(error.filename or 'the output or a temporary file'))}: {error.strerror}")
         return 1
 
 

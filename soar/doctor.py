@@ -8,6 +8,7 @@ only), means over students, and times.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -78,10 +79,10 @@ def _read(folder: Path) -> tuple[Patient | None, list[str]]:
     for name in (
         "metrics.jsonl", "questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/test.jsonl",
     ):  # fmt: skip
-        lists[name], more = read_jsonl(folder / name, name) if (folder / name).exists() else ([], [])
+        lists[name], more = read_jsonl(folder / name, name) if os.path.lexists(folder / name) else ([], [])
         notes += more
     summary: Row = {}
-    if (folder / "summary.json").exists():
+    if os.path.lexists(folder / "summary.json"):
         summary, more = read_object(folder / "summary.json")
         notes += more
     try:

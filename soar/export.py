@@ -19,7 +19,7 @@ from soar.domains import load_domain
 from soar.figures import visible
 from soar.files import write_atomic
 from soar.prompts import FORMATS, PromptFormat, get_format
-from soar.runs import Row, Run, read_run
+from soar.runs import Row, Run, changed_after_run, read_run
 from soar.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -314,6 +314,15 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     check_target(out)
     run = read_run(run_dir)
     task = task_of(run)
+    for name in ("pq.jsonl" if source == "pq" else "questions.jsonl", *(["hard/train.jsonl"] if with_hard else [])):
+        if changed_after_run(run_dir, name):
+            raise ExportError(
+                f"{run_dir / name} was changed after the run (hashes.json knows another sha256); restore it from a copy, "
+                "then export"
+            )
+        damaged = [note for note in run.notes if note.startswith(f"{name}:") and "not complete" not in note]
+        if damaged:
+            raise ExportError(f"{run_dir}/{damaged[0]}; an export would lack that line: restore it from a copy")
     questions = collect(run, source, with_hard)
     files = QUESTION_FORMATS[form](task, questions)
     files["README.md"] = data_card(run, task, questions, form)

@@ -6,6 +6,7 @@ import hashlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from soar.ray_crew import open_crew
 from soar.record import RunFolder
 from soar.rollout import Examiner
 from soar.screen_table import screen_event, table_lines
-from soar.screening import DECISIVE, evidence_key, screen
+from soar.screening import DECISIVE, SCREEN_FILE, evidence_key, screen
 from soar.screening import reuse as copy_screening
 from soar.scrub import scrub
 from soar.stopping import Stopped, StopRequest
@@ -91,7 +92,7 @@ def find_hard(
         progress.say(f"{known.where}: shown to be hard with {evidence['attempts']} attempts; not screened again")
     elif config.screen.attempts:
         if config.screen.from_run:
-            copy_screening(folder, Path(config.screen.from_run))
+            copy_screening(folder, Path(config.screen.from_run), partial(_same_problems, config, loaded.digest))
         with progress.task("screening", len(problems)) as advance:
 
             def note(count: int) -> None:
@@ -100,6 +101,7 @@ def find_hard(
                     safe_point()
 
             found = screen(examiner, problems, config, folder, evidence, workers, note, crew)
+        evidence = folder.rows(SCREEN_FILE)[0]["evidence"]  # of another run, where its screening is used again
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
@@ -109,6 +111,18 @@ def find_hard(
     if config.problems.sets:
         event["sets"] = {name: _counts(name, problems, hard) for name in config.problems.sets}
     return HardSet(hard, found, evidence, event)
+
+
+def _same_problems(config: Config, digest: str, manifest: dict[str, Any]) -> bool:
+    """Whether the run of a manifest had the candidates of this config, or more or fewer of the same by problems.limit."""
+    try:
+        known, limit = manifest["hashes"]["problems"], manifest["config"]["problems"]["limit"]
+    except (KeyError, TypeError):
+        return False
+    if known == digest or type(limit) is not int or limit == config.problems.limit:
+        return bool(known == digest)
+    as_many = config.problems.model_copy(update={"limit": limit})
+    return bool(candidates(config.model_copy(update={"problems": as_many})).digest == known)
 
 
 def _counts(name: str, problems: list[Problem], hard: list[Problem]) -> dict[str, int]:

@@ -66,7 +66,17 @@ def count_held_out(
 
 
 def _known(folder: RunFolder, header: dict[str, Any]) -> dict[str, list[int]]:
-    rows = folder.rows(FILE)
+    policies, attempts = len(header["arms"]), header["attempts"]
+
+    def usable(number: int, row: dict[str, Any]) -> bool:
+        if number == 1:
+            return "arms" in row
+        counts = row.get("correct")
+        if not isinstance(counts, list) or len(counts) != policies or not isinstance(row.get("id"), str):
+            return False
+        return all(type(count) is int and 0 <= count <= attempts for count in counts)
+
+    rows = folder.rows(FILE, usable)
     if rows and rows[0] == header:
         return {row["id"]: row["correct"] for row in rows[1:]}
     (folder.path / FILE).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from soar.config import Config
 from soar.data import write_hard
 from soar.evaluate import per_set, summarize
 from soar.faults import saved_run
-from soar.files import storage_errors, sync_tree, write_json, write_lines
+from soar.files import finite, storage_errors, sync_tree, write_json, write_lines
 from soar.hardset import find_hard, split_sets
 from soar.held_out import count_held_out
 from soar.lessons import TeacherError
@@ -30,11 +30,11 @@ from soar.loggers import check_installed, open_loggers
 from soar.policy import AdapterStack, save_adapter
 from soar.progress import Progress
 from soar.ray_crew import RayCrew, open_crew
-from soar.record import ADVICE, RunFolder, finite, write_hashes
+from soar.record import ADVICE, RunFolder, write_hashes
 from soar.report import write_report
 from soar.rollout import Examiner
 from soar.runs import PAUSE_FILE
-from soar.state import STAGES, Pending, RunState, from_checkpoint, to_checkpoint
+from soar.state import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.stopping import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.student import Population
 from soar.summary import loop_end, summary_of
@@ -86,16 +86,16 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
-        (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         checkpoint = self.folder.load()
-        for line in self.folder.notes:
-            self.progress.insist(line)
+        (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
+        self.folder.tell(self.progress.insist)
         if checkpoint is None and self.assumptions is not None:
             with self._phase("calibrate"):
                 event = forecast_event(self.examiner, self.config, self.workers, self.assumptions, self.progress.say)
                 self.folder.append("metrics.jsonl", [event])
         with self._phase("screen"):
             self._find_hard(first=checkpoint is None)
+        self.folder.tell(self.progress.insist)
         if checkpoint is None:
             self._save()
         else:
@@ -111,6 +111,10 @@ class Run:
                     stage()
                 self.state.stage = STAGES[STAGES.index(name) + 1]
                 self._save()
+        self.folder.tell(self.progress.insist)
+        for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
+            save_adapter(self.examiner.backbone, stack, self.folder.path / name)
+            sync_tree(self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
         write_report(self.folder.path)
@@ -157,10 +161,12 @@ class Run:
         if len(hard) < 4:
             raise NothingToDo(found.too_few(config))
         self.hard_train, self.hard_test = split_sets(hard, config)
+        ids = [[problem.id for problem in part] for part in (self.hard_train, self.hard_test)]
+        self.folder.note_hashes(hard_set=ledger.digest(ids))  # a damaged count could make it another one
+        for name, part in (("train", self.hard_train), ("test", self.hard_test)):
+            where, mixed = self.folder.path / "hard" / f"{name}.jsonl", bool(config.problems.sets)
+            write_hard(where, part, found.screenings(part), found.evidence, columns=mixed)
         if first:
-            for name, part in (("train", self.hard_train), ("test", self.hard_test)):
-                where, mixed = self.folder.path / "hard" / f"{name}.jsonl", bool(config.problems.sets)
-                write_hard(where, part, found.screenings(part), found.evidence, columns=mixed)
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
         self.progress.say(
             f"{len(hard)} of {len(found.found)} candidates are hard: at most {config.screen.max_successes} of "
@@ -333,11 +339,6 @@ class Run:
                 }
             )
         self.folder.append("metrics.jsonl", events)
-        adapters = {"teacher": self.state.loop.teacher, "student": self.state.loop.baseline}
-        adapters |= {f"arms/{name}": stack for name, stack in self.state.arms.items()}
-        for name, stack in adapters.items():
-            save_adapter(self.examiner.backbone, stack, self.folder.path / name)
-            sync_tree(self.folder.path / name)
 
     def _count_correct(self, policies: dict[str, AdapterStack], seed: int) -> list[list[int]]:
         """Correct attempts [policies][held-out problems]."""

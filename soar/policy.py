@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from soar import attention
 from soar.config import ConfigError
 from soar.devices import choose_device, choose_dtype
+from soar.files import tensor_errors, write_json
 from soar.fused import fuse
 from soar.groups import Group, Waiting, grouped
 from soar.pretrain import builtin_path
@@ -325,7 +327,10 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
         weights[f"base_model.model.{name}.lora_A.weight"] = a_r_I.contiguous().cpu()
         weights[f"base_model.model.{name}.lora_B.weight"] = b_O_r.contiguous().cpu()
         assert layer.base.in_features == a_r_I.shape[1]
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    target, temporary = folder / "adapter_model.safetensors", folder / f".adapter_model.{os.getpid()}.tmp"
+    with tensor_errors(target):
+        save_file(weights, temporary, metadata={"format": "pt"})
+    os.replace(temporary, target)
     rank = backbone.config.lora_rank if stack.kind == "lora" else max(ranks.values())
     pattern = {} if stack.kind == "lora" else ranks
     config = {
@@ -343,7 +348,7 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "adapter_config.json", config)
 
 
 def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:

@@ -6,12 +6,13 @@ JSONL files only grow, and a resumed run cuts off what came after its checkpoint
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,29 +20,34 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import soar
-from soar.checkpoints import SCHEMA, Checkpoint, CheckpointStore, lost_lines, read_object
+from soar.checkpoints import SCHEMA, Checkpoint, CheckpointStore, changed_lines, lost_lines, read_object
 from soar.config import HARMLESS, Config, ConfigError, build, difference
-from soar.files import StorageError, sha256_of, storage_errors, sync_file, sync_folder, write_json
+from soar.files import (
+    StorageError,
+    digest_of_start,
+    encodable,
+    encoded,
+    finite,
+    odd_kind,
+    sha256_of,
+    storage_errors,
+    sync_file,
+    sync_folder,
+    write_json,
+)
+from soar.runs import HASHES, read_jsonl
 from soar.scrub import HIDDEN, scrub
 from soar.types import UserError
 
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "ledger.jsonl")  # cut back on resume
 EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
+BEFORE_FIRST = ("forecast", "screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
 
 
 class RunFolderError(UserError):
     """A run folder that cannot be used as asked; nothing in it was changed."""
-
-
-def finite(value: Any) -> Any:
-    """The value with every NaN and infinity replaced by None: JSON has neither."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:
@@ -58,7 +64,7 @@ def versions() -> dict[str, str]:
 def recorded_config(path: Path) -> Config:
     """The config that the run in a folder was begun with. Raises RunFolderError."""
     if not (path / "manifest.json").is_file():
-        raise RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
+        raise _no_run(path)
     config = _recorded(read_object(path / "manifest.json"), path)
     if HIDDEN in json.dumps(config.resolved()):
         raise RunFolderError(
@@ -76,6 +82,17 @@ def _recorded(manifest: dict[str, Any], path: Path) -> Config:
         raise RunFolderError(f"{error}; resume with the version that began the run") from error
 
 
+def _no_run(path: Path) -> RunFolderError:
+    """Why nothing in a folder without a manifest can be resumed, and what to do."""
+    if (path / "state").is_dir() or (path / "metrics.jsonl").is_file():
+        kind = odd_kind(path / "manifest.json") or "missing"
+        return RunFolderError(
+            f"{path}/manifest.json is {kind}, though other files of a run are there; restore it from a copy, or start a new "
+            "run with another --out"
+        )
+    return RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
+
+
 class RunFolder:
     """An open run folder, held by one process (use as a context manager).
 
@@ -89,8 +106,11 @@ class RunFolder:
         self.on_events: Callable[[list[dict[str, Any]]], None] | None = None  # gets what goes to metrics.jsonl
         self.notes: list[str] = []
         self._checkpoints = CheckpointStore(path / "state")
+        self._hashed: dict[str, tuple[int, Any]] = {}  # JSONL file -> (bytes, sha256 of them so far)
         self._lock = FileLock(str(path / ".lock"))
         exists = (path / "manifest.json").is_file()
+        if not encodable(str(path)):
+            raise RunFolderError(f"{path}: the name is not UTF-8, which checkpoints need; give another --out")
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
         others = [p.name for p in path.iterdir() if not _left_over(p.name)] if path.exists() else []
@@ -102,7 +122,7 @@ class RunFolder:
             )
         # A run that was killed before its manifest was written leaves an empty folder: resuming it begins it.
         if resume and not exists and (others or not path.exists()):
-            raise RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
+            raise _no_run(path)
         with storage_errors(path, "Choose another --out, or permit writing there"):
             path.mkdir(parents=True, exist_ok=True)
             self._acquire()
@@ -146,6 +166,15 @@ class RunFolder:
 
     def _continue(self, config: Config) -> dict[str, Any]:
         manifest: dict[str, Any] = read_object(self.path / "manifest.json")
+        for name in (*STREAMS, *EVIDENCE):
+            if (kind := odd_kind(self.path / name)) is not None:
+                raise RunFolderError(f"{self.path / name} is {kind}, expected a file; restore it from a copy")
+        hashes = manifest.get("hashes")
+        if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+            raise RunFolderError(
+                f"{self.path}/manifest.json is damaged: hashes is no object of texts; restore it from a copy, or start a "
+                "new run"
+            )
         schema = manifest.get("schema")
         if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
             raise RunFolderError(
@@ -160,13 +189,26 @@ class RunFolder:
                 + "\n  ".join(refused)
             )
         self.notes += [f"changed on resume: {line}" for line in changed]
+        self._compare_versions(manifest.get("versions"))
         for old in self.path.rglob(".*.tmp"):
-            old.unlink(missing_ok=True)  # what a killed process was writing
+            if old.is_file():
+                old.unlink()  # what a killed process was writing
         if schema < SCHEMA:
             self.notes.append(f"the folder was written under schema {schema} and goes on under schema {SCHEMA}")
             manifest["schema"] = SCHEMA
             write_json(self.path / "manifest.json", manifest)
         return manifest
+
+    def _compare_versions(self, recorded: Any) -> None:
+        """Say what a person has to know who compares numbers: a resume is exact only with the same libraries."""
+        known = recorded if isinstance(recorded, dict) else {}
+        now = versions()
+        changed = [f"{name} {known.get(name)} -> {now[name]}" for name in now if known.get(name) != now[name]]
+        if changed:
+            self.notes.append(
+                f"begun with other versions ({', '.join(changed)}): what follows may differ in rounding from what would "
+                "have followed"
+            )
 
     def note_hashes(self, **hashes: str) -> None:
         """Add hashes to the manifest; raises RunFolderError when a recorded one differs (model or data changed)."""
@@ -182,22 +224,31 @@ class RunFolder:
             with storage_errors(self.path, ADVICE):
                 write_json(self.path / "manifest.json", self.manifest)
 
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say what is in `notes`, once: damage that was passed over, what changed on resume."""
+        notes, self.notes = self.notes, []
+        for line in notes:
+            say(line)
+
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add lines to a JSONL file of the folder. Raises StorageError."""
         path = self.path / name
         lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         with storage_errors(path, ADVICE):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(lines)
+            with open(path, "ab") as file:
+                file.writelines(map(encoded, lines))
         if name == "metrics.jsonl" and self.on_events is not None:
             self.on_events(rows)
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
+    def rows(
+        self, name: str, usable: Callable[[int, dict[str, Any]], bool] = lambda number, row: True
+    ) -> list[dict[str, Any]]:
         """All lines of a JSONL file of the folder ([] when it is absent); a half-written last line is cut off the file.
 
         A damaged line, as a loss of power may leave one: evidence is cut there and made again, since no checkpoint counts
-        on it; in any other file it raises RunFolderError.
+        on it; in any other file it raises RunFolderError. usable(number, row): whether the row of a line says what it has
+        to say; one that does not is damaged too.
         """
         path = self.path / name
         if not path.is_file():
@@ -210,6 +261,8 @@ class RunFolder:
             try:
                 if line and not isinstance(row := json.loads(line), dict):
                     raise ValueError(f"it holds {type(row).__name__}, expected an object")
+                if line and not usable(number, row):
+                    raise ValueError("it does not hold what it should")
             except (ValueError, RecursionError) as error:
                 if name in STREAMS:
                     raise RunFolderError(
@@ -222,6 +275,7 @@ class RunFolder:
             start += len(line) + 1
         if whole < len(content):
             os.truncate(path, whole)
+            self._hashed.pop(name, None)
         return found
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -231,15 +285,23 @@ class RunFolder:
                 if (self.path / name).is_file():
                     sync_file(self.path / name)
             sync_folder(self.path)
-            self._checkpoints.save(Checkpoint(checkpoint.stage, checkpoint.data, checkpoint.tensors, self._sizes()))
+            sizes = self._sizes()
+            digests = {name: self._digest(name, size) for name, size in sizes.items()}
+            self._checkpoints.save(replace(checkpoint, sizes=sizes, digests=digests))
 
     def load(self) -> Checkpoint | None:
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
 
-        One that does not match its checksums, or counts on lines that are lost, is passed over with a line in `notes`.
-        Raises CheckpointError when none is left.
+        One that does not match its checksums, or counts on lines that are lost or changed, is passed over with a line in
+        `notes`. Raises CheckpointError when none is left, RunFolderError when there is none though there was one.
         """
-        checkpoint = self._checkpoints.load(self._check_sizes, self.notes.append)
+        self._hashed.clear()  # lines are about to be cut
+        checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
+        if checkpoint is None and self._past_first():
+            raise RunFolderError(
+                f"{self.path}/state holds no checkpoint, but the run was past its first: resuming would begin anew and "
+                "drop what is recorded; restore state/ from a copy, or start a new run with another --out"
+            )
         sizes = checkpoint.sizes if checkpoint else {}
         for name, size in self._sizes().items():
             if size > sizes.get(name, 0):
@@ -249,14 +311,33 @@ class RunFolder:
     def _sizes(self) -> dict[str, int]:
         return {name: (self.path / name).stat().st_size for name in STREAMS if (self.path / name).is_file()}
 
-    def _check_sizes(self, checkpoint: Checkpoint) -> None:
+    def _digest(self, name: str, size: int) -> str:
+        """sha256 of the first `size` bytes of a JSONL file, which only grows while this process writes it."""
+        done, digest = self._hashed.get(name, (0, hashlib.sha256()))
+        if done > size:
+            done, digest = 0, hashlib.sha256()
+        with open(self.path / name, "rb") as file:
+            file.seek(done)
+            digest.update(file.read(size - done))
+        self._hashed[name] = (size, digest)
+        return str(digest.hexdigest())
+
+    def _past_first(self) -> bool:
+        """Whether the JSONL files hold lines that are written only after the first checkpoint."""
+        if any(self._sizes().get(name) for name in STREAMS if name != "metrics.jsonl"):
+            return True
+        return any(row.get("event") not in BEFORE_FIRST for row in read_jsonl(self.path / "metrics.jsonl")[0])
+
+    def _check_lines(self, checkpoint: Checkpoint) -> None:
         found = self._sizes()
         for name, wanted in checkpoint.sizes.items():
             if found.get(name, 0) < wanted:
                 raise lost_lines(self.path / name, found.get(name, 0), wanted)
+        for name, digest in checkpoint.digests.items():
+            if digest_of_start(self.path / name, checkpoint.sizes[name]) != digest:
+                raise changed_lines(self.path / name)
 
 
-HASHES = "hashes.json"
 UNHASHED = ("report.html", "manifest.json", "paused.json", HASHES)  # may be written again after the run
 UNHASHED_FOLDERS = ("state", "tensorboard", "wandb")  # checkpoints have their own; sinks write until they are closed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.figures import visible
-from soar.files import write_json
+from soar.files import finite, write_json
 from soar.runs import read_object
 from soar.types import UserError
 
@@ -32,9 +32,10 @@ def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> 
 def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | None:
     """(decision, by) on a promotion; None while there is none. A decision on another promotion does not count."""
     known, _ = read_object(folder / FILE)
+    by = known.get("by")
     if known.get("promotion") != promotion or known.get("decision") not in (ACCEPTED, REJECTED):
         return None
-    return known["decision"], known.get("by")
+    return known["decision"], by if by is None else str(by)
 
 
 def close(folder: Path) -> None:
@@ -49,7 +50,9 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} has no promotion to review (no {FILE}); only runs with promotion.review = true ask"
         )
     known, notes = read_object(folder / FILE)
-    if not isinstance(known.get("promotion"), dict) or not isinstance(known.get("questions"), list):
+    rows = known.get("questions")
+    whole = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not isinstance(known.get("promotion"), dict) or not whole:
         raise ReviewError(
             f"{folder / FILE} is damaged: {(notes or ['it holds no promotion'])[0]}; delete it, and the run will "
             "write it again when it is resumed"
@@ -59,7 +62,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def decide(folder: Path, decision: str, by: str) -> None:
     """Write the decision on the promotion that is up for review. Raises ReviewError."""
-    write_json(folder / FILE, {**read(folder), "decision": decision, "by": by})
+    write_json(folder / FILE, finite({**read(folder), "decision": decision, "by": by}))
 
 
 def lines(review: dict[str, Any]) -> list[str]:

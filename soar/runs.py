@@ -7,16 +7,19 @@ named in `Run.notes`, so that what a report shows is always what the files say. 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soar.files import odd_kind, sha256_of
 from soar.types import UserError
 
 Row = dict[str, Any]
 
 MAX_NOTES_PER_FILE = 3
+HASHES = "hashes.json"  # sha256 of every file of a finished run
 PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
 
@@ -146,8 +149,8 @@ def _items(value: object) -> Iterable[tuple[Any, Any]]:
 
 def read_object(path: Path) -> tuple[Row, list[str]]:
     """The JSON object in a file, and notes on what is wrong with it. A missing file is an empty object."""
-    if not path.exists():
-        return {}, [f"{path.name} is missing"]
+    if not path.is_file():
+        return {}, [_no_file(path, path.name)]
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except (OSError, ValueError, RecursionError) as error:
@@ -157,14 +160,19 @@ def read_object(path: Path) -> tuple[Row, list[str]]:
     return value, []
 
 
+def _no_file(path: Path, name: str) -> str:
+    kind = odd_kind(path)
+    return f"{name} is missing" if kind is None else f"{name} is {kind}, expected a file"
+
+
 def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
     """The JSON objects of a file, one a line, and notes on lines that were left out.
 
     A last line without its end is normal while a run is writing or after it was killed. A missing file is no rows.
     """
     name = name or path.name
-    if not path.exists():
-        return [], [f"{name} is missing"]
+    if not path.is_file():
+        return [], [_no_file(path, name)]
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -189,6 +197,12 @@ def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str
     return rows, notes
 
 
+def changed_after_run(run_dir: Path, name: str) -> bool:
+    """Whether a file of a finished run has another sha256 than the run left it with (`hashes.json`)."""
+    known = read_object(run_dir / HASHES)[0].get(name) if (run_dir / HASHES).is_file() else None
+    return known is not None and (run_dir / name).is_file() and sha256_of(run_dir / name) != known
+
+
 def read_run(run_dir: Path) -> Run:
     """Read a run folder. Raises ReportError when it has neither manifest.json nor metrics.jsonl."""
     if not (run_dir / "manifest.json").is_file() and not (run_dir / "metrics.jsonl").is_file():
@@ -200,11 +214,11 @@ def read_run(run_dir: Path) -> Run:
     metrics, more = read_jsonl(run_dir / "metrics.jsonl")
     notes += more
     summary: Row = {}
-    if (run_dir / "summary.json").exists():
+    if os.path.lexists(run_dir / "summary.json"):
         summary, more = read_object(run_dir / "summary.json")
         notes += more
     paused: Row = {}
-    if (run_dir / PAUSE_FILE).exists():
+    if os.path.lexists(run_dir / PAUSE_FILE):
         paused, more = read_object(run_dir / PAUSE_FILE)
         notes += more
     lists: dict[str, list[Row]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from soar.policy import Backbone
 from soar.prompts import PromptFormat
 from soar.record import RunFolder
 from soar.rollout import Examiner
-from soar.runs import read_jsonl
+from soar.runs import read_jsonl, read_object
 from soar.settings import ScreenConfig
 from soar.types import Problem, Screening
 
 SCREEN_FILE = "hard/screen.jsonl"
 BLOCK = {"cpu": 8, "cuda": 16}  # problems attempted together
 FIRST_WAVE, WAVE_GROWTH = 8, 4  # with early_stop: 8 attempts, 24 more, 96 more ...
+FREE = ("seed", "model", "revision")  # may differ in a screening that is used again: the weights are compared by hash
 # What a hard set shown with one configuration must have in common with a run that uses it. The seed and early stopping
 # are left out: another seed is another sample of the same evidence, and early stopping leaves the hard set as it is.
 DECISIVE = (
@@ -111,14 +113,19 @@ def screen(
     """Attempts of the base model at every problem; evidence rows go to hard/screen.jsonl block by block.
 
     Problems that the file already holds are not attempted again, except beside one that it lacks: blocks are cut from
-    the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows made in another
-    way raise data.DataError. workers: threads, where no crew does the blocks. Returns problem id -> Screening.
+    the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows of another run may
+    have another seed, which the rest is then drawn with too; rows made in another way raise data.DataError. workers:
+    threads, where no crew does the blocks. Returns problem id -> Screening.
     """
     found: dict[str, Screening] = {}
-    rows = folder.rows(SCREEN_FILE)
+    rows = folder.rows(SCREEN_FILE, partial(_usable, config.screen.attempts))
     for row in rows:
         if "evidence" in row:
-            check_evidence(row["evidence"], evidence, f"{folder.path}/{SCREEN_FILE}")
+            wanted = {key: value for key, value in evidence.items() if key not in FREE}
+            check_evidence(row["evidence"], wanted, f"{folder.path}/{SCREEN_FILE}")
+            config = config.model_copy(
+                update={"seed": row["evidence"].get("seed", config.seed)}
+            )  # what is left is drawn like the rest
         else:
             found[row["id"]] = Screening(row["successes"], row["attempts"], row["truncated"])
     if not rows:
@@ -139,10 +146,23 @@ def screen(
     return {problem.id: found[problem.id] for problem in problems}
 
 
-def reuse(folder: RunFolder, place: Path) -> None:
-    """Copy the screening of another run folder, unless this one has begun its own; `screen` checks that it fits.
+def _usable(attempts: int, number: int, row: dict[str, Any]) -> bool:
+    """Whether a line of hard/screen.jsonl says how it was screened (the first), or what came of a problem."""
+    if number == 1 or "evidence" in row:
+        known = row.get("evidence")
+        return number == 1 and isinstance(known, dict) and type(known.get("seed", 0)) is int
+    counts: list[Any] = [row.get(key) for key in ("successes", "truncated", "attempts")]
+    if not isinstance(row.get("id"), str) or any(type(count) is not int for count in counts):
+        return False
+    successes, truncated, made = counts
+    return 0 <= successes <= made <= attempts and 0 <= truncated <= made
 
-    Raises ConfigError when there is none.
+
+def reuse(folder: RunFolder, place: Path, same: Callable[[dict[str, Any]], bool]) -> None:
+    """Copy the screening of another run folder, unless this one has begun its own; `screen` checks how it was made.
+
+    same(manifest): whether the other run's problems are this one's; ids alone do not say that. Raises ConfigError when
+    there is no screening, or one of other problems.
     """
     if (folder.path / SCREEN_FILE).is_file():
         return
@@ -150,6 +170,11 @@ def reuse(folder: RunFolder, place: Path) -> None:
     if not rows:
         why = "; ".join(notes) or "it is empty"
         raise ConfigError(f"screen.from_run = {str(place)!r}: {why}; give a run folder that was screened")
+    if not same(read_object(place / "manifest.json")[0]):
+        raise ConfigError(
+            f"screen.from_run = {str(place)!r}: it screened other problems (hashes.problems in its manifest.json is not "
+            "this run's); give a run of the same problems, or leave the key out"
+        )
     folder.append(SCREEN_FILE, rows)
 
 

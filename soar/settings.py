@@ -98,7 +98,7 @@ class ScreenConfig(Section):
     attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
     max_successes: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0)
-    from_run: str = ""  # run folder whose screening is used again; it must have been made in the same way
+    from_run: str = ""  # run folder whose screening of the same problems is used again, if made in the same way
     early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
 
 

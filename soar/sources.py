@@ -77,7 +77,8 @@ def file_rows(source: str) -> Iterator[Row]:
     if path.is_dir():
         raise DataError(f"{path}: is a directory, expected a file; name one of the files in it")
     if not path.exists():
-        raise DataError(f"{path}: no such file")
+        place = "" if path.is_absolute() else f" in {Path.cwd()}, from where a relative path counts"
+        raise DataError(f"{path}: no such file{place}")
     kind = FILE_KINDS.get(path.suffix.lower())
     if kind is None:
         raise DataError(f"{path}: unknown ending {path.suffix!r}; expected one of {', '.join(FILE_KINDS)}")

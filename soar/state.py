@@ -11,8 +11,8 @@ from torch import Tensor
 from soar.arms import ArmProgress
 from soar.checkpoints import Checkpoint
 from soar.config import Config
+from soar.files import finite
 from soar.policy import AdapterStack
-from soar.record import finite
 from soar.student import Midway
 from soar.teacher import LoopState
 from soar.update import StackOptimizer
@@ -47,6 +47,12 @@ class RunState:
     arm_progress: dict[str, ArmProgress] = field(default_factory=dict)
     pending: Pending | None = None
     tokens: int = 0
+
+
+def adapters_of(state: RunState) -> dict[str, AdapterStack]:
+    """Teacher, promoted student and trained arms, by their folders in the run folder."""
+    arms = {f"arms/{name}": stack for name, stack in state.arms.items()}
+    return {"teacher": state.loop.teacher, "student": state.loop.baseline, **arms}
 
 
 def to_checkpoint(state: RunState) -> Checkpoint:

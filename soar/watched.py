@@ -22,10 +22,9 @@ class Tail:
 
     def new(self) -> tuple[list[Row], bool]:
         """Rows since the last call, and whether everything before must be forgotten. Half a last line waits."""
-        try:
-            size = self.path.stat().st_size
-        except OSError:
+        if not self.path.is_file():
             return [], False
+        size = self.path.stat().st_size
         again = size < self.offset
         self.offset = 0 if again else self.offset
         with open(self.path, "rb") as file:

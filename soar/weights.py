@@ -16,7 +16,7 @@ from soar.export import ExportError, check_target
 from soar.figures import visible
 from soar.files import write_atomic, write_json
 from soar.policy import resolve_path
-from soar.runs import Run, read_run
+from soar.runs import Run, changed_after_run, read_run
 from soar.wording import ARM_MEANINGS, arm_name, with_interval
 
 ARM_OF = {"student": "ps", **{name: name for name in ARM_MEANINGS if name not in ("base", "ps")}}
@@ -48,7 +48,29 @@ def _adapter_of(run_dir: Path, policy: str) -> Path:
                 f"{folder / name} is missing: adapters are written after the evaluation, and an arm that did not run has "
                 "none; finish the run with `soar run ... --resume`, or choose another --policy"
             )
+        if changed_after_run(run_dir, f"{POLICIES[policy]}/{name}"):
+            raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {_AGAIN}")
     return folder
+
+
+def _settings_of(adapter: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter whose weights are whole as far as their own header says. Raises ExportError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ExportError(f"{adapter / 'adapter_config.json'} is damaged ({error}); {_AGAIN}") from error
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise ExportError(f"{adapter / 'adapter_model.safetensors'} is damaged ({error}); {_AGAIN}") from error
+    return settings
+
+
+_AGAIN = "`soar run --out RUN --resume` writes it again from the last checkpoint"
 
 
 def _sources(run: Run) -> tuple[str, dict[str, Any]]:
@@ -124,7 +146,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     run = read_run(run_dir)
     adapter = _adapter_of(run_dir, policy)
     base, options = _sources(run)
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = _settings_of(adapter)
     settings["base_model_name_or_path"] = base
     out.mkdir(parents=True, exist_ok=True)
     _save_tokenizer(base, options, out)
@@ -157,6 +179,7 @@ def export_merged(run_dir: Path, out: Path, policy: str = "student") -> list[Pat
     check_target(out)
     run = read_run(run_dir)
     adapter = _adapter_of(run_dir, policy)
+    _settings_of(adapter)
     base, options = _sources(run)
     weights: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options, **weights)

@@ -19,8 +19,8 @@ from loop_helpers import read_jsonl, tiny_config
 from soar import checkpoints, record
 from soar.checkpoints import Checkpoint, CheckpointError, migrate
 from soar.config import Config
-from soar.files import write_atomic, write_json
-from soar.record import RunFolder, RunFolderError, finite
+from soar.files import finite, write_atomic, write_json
+from soar.record import RunFolder, RunFolderError
 
 
 def begin(path: Path, config: Config | None = None) -> RunFolder:

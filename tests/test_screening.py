@@ -13,6 +13,7 @@ from helpers import some_problems, tiny_backbone, tiny_examiner
 from loop_helpers import easy_problems, events, hard_problems, read_jsonl, run_tiny, tiny_config
 
 from soar import candidates, screening
+from soar.config import ConfigError
 from soar.data import DataError, LoadReport
 from soar.prompts import get_format
 from soar.record import RunFolder
@@ -108,9 +109,48 @@ def test_screening_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_evidence_of_another_screening_is_not_added_to(tmp_path: Path) -> None:
     config = tiny_config()
     with RunFolder(tmp_path, config, []) as folder:
-        folder.append("hard/screen.jsonl", [{"evidence": {"model": "other"}}])
-        with pytest.raises(DataError, match="model: screened with 'other', this run uses 'm'"):
-            screen(Attempted(), hard_problems(1), config, folder, {"model": "m"}, 1, print)  # type: ignore[arg-type]
+        folder.append("hard/screen.jsonl", [{"evidence": {"prompt": "other"}}])
+        with pytest.raises(DataError, match="prompt: screened with 'other', this run uses 'p'"):
+            screen(Attempted(), hard_problems(1), config, folder, {"prompt": "p"}, 1, print)  # type: ignore[arg-type]
+
+
+def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_path: Path) -> None:
+    problems, seeds_asked = hard_problems(12), []
+
+    class Seeded(Attempted):
+        def attempt(self, stack: Any, problems_P_Q: Any, attempts: int, seed_P: Any, *rest: Any, **more: Any) -> Any:
+            seeds_asked.append(seed_P)
+            return super().attempt(stack, problems_P_Q, attempts, seed_P, *rest, **more)
+
+    def run(name: str, seed: int, problems: list[Problem], source: str = "") -> Any:
+        config = tiny_config("screen.attempts=100", f"seed={seed}")
+        evidence = {"model": name, "prompt": "p", "seed": seed}
+        with RunFolder(tmp_path / name, config, []) as folder:
+            if source:
+                screening.reuse(folder, tmp_path / source, lambda manifest: manifest["seed"] == 3)
+            return screen(Seeded(), problems, config, folder, evidence, 1, lambda count: None)  # type: ignore[arg-type]
+
+    first = run("first", 3, problems[:8])
+    found = run("second", 4, problems, "first")
+    assert found == first | {f"hard-{i}": Screening(i, 100, 50) for i in range(8, 12)}
+    assert len(seeds_asked) == 2
+    assert seeds_asked[0] == seeds_asked[1]  # the rest is drawn with the seed of what is there
+    rows = read_jsonl(tmp_path / "second" / "hard" / "screen.jsonl")
+    assert rows[0] == {"evidence": {"model": "first", "prompt": "p", "seed": 3}}
+    with (
+        RunFolder(tmp_path / "third", tiny_config(), []) as folder,
+        pytest.raises(ConfigError, match=r"screen\.from_run = .*: it screened other problems"),
+    ):
+        screening.reuse(folder, tmp_path / "first", lambda manifest: False)
+    assert not (tmp_path / "third" / "hard").exists()
+
+
+def test_ids_alone_do_not_make_problems_the_same(tiny_run: Path, tmp_path: Path) -> None:
+    again = (f'screen.from_run="{tiny_run}"', "teacher.steps=0", "arms.run=[]")
+    with pytest.raises(ConfigError, match="it screened other problems"):
+        run_tiny(tmp_path / "seed", *again, "seed=1")  # the embedded world writes others for every seed
+    assert (tmp_path / "seed" / "manifest.json").is_file()
+    assert not (tmp_path / "seed" / "hard").exists()
 
 
 def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: Path) -> None:
