@@ -6,7 +6,8 @@ A level DxT is sums of T numbers with D digits. Writes FOLDER/level-DxT.jsonl (`
 model on the first `--count` of them: the pass rate sampled at temperature 1 and greedy, the share of
 problems that none of the attempts solved, and the share of attempts that hit the token limit. A hard set wants a level with a
 pass rate under 1 / (2 * screen.attempts), and levels with signal below it. Then what the untrained teacher writes: accepted
-share, reasons, distinct questions, right answers, and how many numbers its sums have. FOLDER/ladder.json holds all of it.
+share, reasons, distinct questions, right answers, and how many numbers its sums have (those with a right answer once each).
+FOLDER/ladder.json holds all of it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,23 @@ def value(question: str) -> int | None:
     return sum(int(term) for term in re.findall(r"[+-]?\d+", question.replace(" ", "")))
 
 
+def terms_of(question: str) -> int:
+    """How many numbers a sum has."""
+    return len(re.findall(r"\d+", question))
+
+
+def level_problems(level: str, count: int, seed: int, signs: str = "+") -> list[dict[str, str]]:
+    """Rows of `count` sums of a level DxT, fewer where a level has not twice as many."""
+    digits, terms = (int(part) for part in level.split("x"))
+    possible = 9**terms if digits == 1 else (9 * 10 ** (digits - 1)) ** terms
+    return sums([terms], digits, min(count, possible // 2), seed + 31 * terms + digits, signs, bare=True)
+
+
+def as_problems(rows: list[dict[str, str]]) -> list[Problem]:
+    """Problems of such rows."""
+    return [Problem(fingerprint(row["question"])[:16], row["question"], row["answer"]) for row in rows]
+
+
 def measure(examiner: Examiner, problems: list[Problem], config: Config, attempts: int) -> dict[str, float]:
     """What the base model can do on one level."""
     sampling = config.student.sampling
@@ -68,13 +86,15 @@ def teacher_report(examiner: Examiner, config: Config, count: int) -> dict[str, 
     reasons = Counter(outcome.reason.value for outcome in outcomes if isinstance(outcome, Rejection))
     values = [value(pair.question) for pair in pairs]
     good = [(pair, number) for pair, number in zip(pairs, values, strict=True) if number is not None]
+    right = {pair.question for pair, number in good if pair.answer == str(number)}
     return {
         "accepted": len(pairs) / count,
         "rejected": dict(reasons.most_common()),
         "distinct": len({fingerprint(pair.question) for pair in pairs}) / max(1, len(pairs)),
         "sums": len(good) / max(1, len(pairs)),
         "right": sum(pair.answer == str(number) for pair, number in good) / max(1, len(good)),
-        "terms": dict(sorted(Counter(len(re.findall(r"\d+", pair.question)) for pair, _ in good).items())),
+        "terms": dict(sorted(Counter(terms_of(pair.question) for pair, _ in good).items())),
+        "right terms": dict(sorted(Counter(terms_of(question) for question in right).items())),
         "texts": texts[:12],
     }
 
@@ -99,14 +119,10 @@ def main() -> None:
     with open_examiner(config) as examiner:
         print("level    pass@1   greedy  never solved  truncated", flush=True)
         for level in arguments.levels:
-            digits, terms = (int(part) for part in level.split("x"))
-            possible = 9**terms if digits == 1 else (9 * 10 ** (digits - 1)) ** terms
-            count = min(arguments.candidates, possible // 2)
-            rows = sums([terms], digits, count, arguments.candidates + 31 * terms + digits, arguments.signs, bare=True)
+            rows = level_problems(level, arguments.candidates, arguments.candidates, arguments.signs)
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (arguments.folder / f"level-{level}.jsonl").write_text(lines, encoding="utf-8")
-            problems = [Problem(fingerprint(r["question"])[:16], r["question"], r["answer"]) for r in rows]
-            row = measure(examiner, problems[: arguments.count], config, arguments.attempts)
+            row = measure(examiner, as_problems(rows[: arguments.count]), config, arguments.attempts)
             found["levels"][level] = row
             print(
                 f"{level:6s} {row['pass@1']:8.5f} {row['greedy']:8.3f} {row['never solved']:13.3f}"

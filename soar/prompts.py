@@ -2,8 +2,8 @@
 
 Four formats. `tags` is the paper's: question tags, the boxed answer in answer tags, a student that ends with a box.
 `question_answer` is a plain two-line form for small models. `sums` is a list of worked sums, one a line, that teacher and
-student continue: for models that follow a pattern better than an instruction. `tiny` is the embedded world's. The wording
-is our own.
+student continue (the teacher's list is its subject): for models that follow a pattern better than an instruction. `tiny`
+is the embedded world's. The wording is our own.
 `PromptFormat.fingerprint` goes into the run record: evidence made with one prompt is not used with another.
 
 Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
@@ -57,9 +57,11 @@ Answer: ..."""
 QUESTION_ANSWER_STUDENT = """{question}
 Solve it step by step. End with "Answer:" and the number."""
 
-SUMS_TEACHER = """7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
+WORKED_SUMS = """7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
 6 + 9: 6 + 9 = 15
-3 + 8 + 4 + 9: 3 + 8 = 11, 11 + 4 = 15, 15 + 9 = 24
+3 + 8 + 4 + 9: 3 + 8 = 11, 11 + 4 = 15, 15 + 9 = 24"""
+
+SUMS_TEACHER = """{subject}
 """
 
 SUMS_STUDENT = """6 + 9: 6 + 9 = 15
@@ -180,6 +182,7 @@ FORMATS = {
         answer_style="line",
         teacher_template=SUMS_TEACHER,
         student_template=SUMS_STUDENT,
+        default_subject=WORKED_SUMS,
         turns=False,
         pair_style="worked",
         one_line=True,

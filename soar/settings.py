@@ -135,7 +135,7 @@ class TeacherConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`signals`); none: it is never updated
-    subject: str = ""  # names the field in the teacher prompt; "": the seven MATH subjects
+    subject: str = ""  # the field in the teacher prompt, in `sums` the worked sums; "": that of the format
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
     reject_duplicates: bool = False  # within one outer step
     strict_tags: bool = False
