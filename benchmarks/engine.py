@@ -1,21 +1,24 @@
 """The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
 
-    python benchmarks/engine.py [--out FILE] [--toy] [--profile]
-        [--only micro decode-135m decode-3b adapters train-135m train-3b inner batching continuous]
+    python benchmarks/engine.py [--out FILE] [--toy] [--profile] [--only SECTION ...] [--seconds N]
 
 Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
 logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
 `transformers.generate` on the base model; batching: its continuous batching. adapters: the same rows with 1, 4, 16, 64
 adapters. train: tokens a second and MFU (FLOPs of the forward pass and of the gradients with respect to activations, base
-weights frozen; recomputation is not counted). micro: single operations of a decoding step (engine_micro.py). inner: 16
-students x 10 RLOO steps, and TRL's RLOOTrainer for one student, times 16. --profile: where the device's time goes in a
-decoding step and in an update. --toy: tiny shapes, any device, to see that the script runs.
+weights frozen; recomputation is not counted). micro: single operations of a decoding step (engine_micro.py). steps: one
+decoding step in several ways, in a process of its own (engine_steps.py); the best way is used from there on. inner: 16
+students x 10 RLOO steps with the time of its stages. trl: TRL's RLOOTrainer on the same work, one student, two steps
+measured, times 16 x 10, with `generate` and with its continuous batching. --profile: where the device's time goes in an
+update. --toy: tiny shapes, any device, to see that the script runs. --seconds: no section begins later. Every section is
+written to FILE when it ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -30,6 +33,8 @@ from engine_micro import bench_micro
 from engine_models import (
     SHAPES,
     backbone_of,
+    clocked,
+    commit,
     dataset,
     prompts_of,
     random_stack,
@@ -38,6 +43,8 @@ from engine_models import (
     tokenizer_of,
     wait,
 )
+from engine_steps import bench_steps, print_profile, tuned
+from engine_trl import bench_trl
 from transformers import LlamaConfig
 
 import soar
@@ -96,7 +103,7 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
     policies, attempts = (4, 4) if toy else (16, 32)
     backbone = backbone_of("toy" if toy else name)
     config, stack = backbone.model.config, random_stack(backbone, policies)
-    sampler = NativeSampler(backbone)
+    sampler = tuned(name, NativeSampler(backbone))
     runs = 1 if name == "3b" else 3
     found = []
     plain = NativeSampler(backbone, fused=False)
@@ -110,7 +117,11 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
     ]
     for label, given, by in ways[: 2 if name == "3b" else 3]:
         count = policies if given is not None else 1
-        seconds = timed(lambda b=by, s=given, c=count: sample(b, s, c, rows, length, new, attempts), 1, runs)
+        if name == "3b":  # kernels are made in a short call; a long one as warm-up would cost a minute
+            sample(by, given, count, rows, length, 8, attempts)
+        seconds = timed(
+            lambda b=by, s=given, c=count: sample(b, s, c, rows, length, new, attempts), int(name != "3b"), runs
+        )
         size, flops = step_bytes_and_flops(config, rows, length + new / 2, count if given is not None else 0, 16)
         ideal = new * max(size / ceiling[0], flops / ceiling[1])
         found.append(
@@ -125,7 +136,6 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
         )
         if by is plain:
             plain.decoder.release()
-    profiled(lambda: sample(sampler, stack, policies, rows, length, 24, attempts))
     sampler.decoder.release()
     if with_generate:
         found += bench_generate(toy, rows, length, new, attempts)
@@ -146,14 +156,14 @@ def profiled(work: Callable[[], Any]) -> None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         wait()
-    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=60))
+    print_profile(profiler, 1, 32)
 
 
 def bench_adapters(toy: bool) -> list[Row]:
     """The same rows, split among 1, 4, 16 and 64 adapters."""
     backbone = backbone_of("toy" if toy else "135m")
     rows, length, new = (64, 12, 8) if toy else (2048, 100, 64)
-    sampler, found = NativeSampler(backbone), []
+    sampler, found = tuned("135m", NativeSampler(backbone)), []
     for policies in (1, 4, 16) if toy else (1, 4, 16, 64):
         stack = random_stack(backbone, policies)
         attempts = min(32, rows // policies)
@@ -221,9 +231,8 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
 
 
 def bench_inner(toy: bool) -> list[Row]:
-    """16 students x 10 RLOO steps x 8 prompts x 32 attempts; TRL's trainer for one student, times 16."""
-    from engine_trl import trl_seconds
-
+    """16 students x 10 RLOO steps x 8 prompts x 32 attempts, and how long each stage of it takes."""
+    from soar import student
     from soar.rollout import Examiner
     from soar.student import train_population
     from soar.types import Problem, Verdict
@@ -239,7 +248,8 @@ def bench_inner(toy: bool) -> list[Row]:
 
     backbone = backbone_of(name)
     bare = PromptFormat("bare", "marker", teacher_template="", student_template="{question}", turns=False)
-    examiner = Examiner(backbone, NativeSampler(backbone), bare, Checker())  # type: ignore[arg-type]
+    sampler = tuned(name, NativeSampler(backbone))
+    examiner = Examiner(backbone, sampler, bare, Checker())  # type: ignore[arg-type]
     questions = dataset(prompts * steps)
     problems = [Problem(str(i), question, "-") for i, question in enumerate(questions)]
     config = StudentConfig(
@@ -254,58 +264,64 @@ def bench_inner(toy: bool) -> list[Row]:
     start = random_stack(backbone, 1)
     one_step = [steps_of[:1] for steps_of in batches]
     train_population(examiner, start, one_step, list(range(students)), config, 1e-5)  # kernels and graphs are made here
+    spent = {"sampling": 0.0, "update": 0.0}
+
+    sampler.sample = clocked(spent, "sampling", sampler.sample)  # type: ignore[method-assign]
+    student.update = clocked(spent, "update", student.update)
     seconds = timed(lambda: train_population(examiner, start, batches, list(range(students)), config, 1e-5), 0, 1)
+    student.update = update
     found = [
         {
             "section": "inner",
             "what": f"soar, {students} students x {steps} steps x {prompts} x {attempts}, {new} new tokens",
             "seconds": seconds,
+            **{f"{stage}_seconds": took for stage, took in spent.items()},
         }
     ]
-    examiner.sampler.decoder.release()  # type: ignore[attr-defined]
-    print(f"{found[0]['what']}: {seconds:.1f} s", flush=True)
-    one = trl_seconds(name, questions, steps, prompts, attempts, new, {})
-    found.append(
-        {
-            "section": "inner",
-            "what": f"TRL RLOOTrainer (generate), one student measured, times {students}",
-            "seconds": students * one,
-            "soar_ratio": students * one / seconds,
-        }
-    )
+    sampler.decoder.release()
     return found
 
 
-def bench_continuous(toy: bool) -> list[Row]:
-    """Continuous batching of transformers inside TRL (one student, three steps, scaled to all)."""
-    from engine_trl import trl_seconds
-
-    students, prompts, attempts, new = (2, 2, 4, 8) if toy else (16, 8, 32, 160)
-    extra = {"use_transformers_continuous_batching": True}
-    one = trl_seconds("toy" if toy else "135m", dataset(3 * prompts), 3, prompts, attempts, new, extra) / 3
-    return [
-        {
-            "section": "continuous",
-            "what": f"TRL RLOOTrainer (continuous batching), {students} students x 10 steps by one measured",
-            "seconds": students * 10 * one,
-        }
-    ]
+def run_sections(
+    arguments: argparse.Namespace, sections: dict[str, Callable[[], list[Row]]], head: Row, rows: list[Row]
+) -> None:
+    """One section after another; each is printed, and written to the file, when it ends."""
+    begun = time.perf_counter()
+    for name in arguments.only:
+        if time.perf_counter() - begun > arguments.seconds:
+            print(f"{name}: left out, {arguments.seconds:.0f} s are over", flush=True)
+            continue
+        print(f"--- {name} at {time.perf_counter() - begun:.0f} s", flush=True)
+        try:
+            rows += sections[name]()
+        except Exception:  # the other sections still have their say; the failure is printed and the table lacks it
+            traceback.print_exc()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        for row in [
+            row for row in rows if row["section"] == name and name != "micro" and "way" not in row
+        ]:  # printed as they came
+            numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+            print(
+                f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()),
+                flush=True,
+            )
+        if arguments.out:
+            kept = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
+            kept = [row for row in kept if row["section"] not in {row["section"] for row in rows}]
+            arguments.out.write_text(json.dumps({**head, "rows": kept + rows}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [
-        "micro",
-        "decode-135m",
-        "decode-3b",
-        "adapters",
-        "train-135m",
-        "train-3b",
-        "inner",
+        "steps-135m", "decode-135m", "train-135m", "inner", "trl", "steps-3b", "decode-3b", "adapters", "train-3b", "micro",
         "batching",
-        "continuous",
-    ]
+    ]  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no section begins later than this")
     parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--profile", action="store_true")
@@ -319,12 +335,14 @@ def main() -> None:
         "device": device,
         "torch": torch.__version__,
         "soar": soar.__version__,
+        "commit": commit(),
         "copy_bytes_per_second": ceiling[0],
         "matmul_flops_per_second": ceiling[1],
     }
     print(
         f"{device}, torch {torch.__version__}: copy {ceiling[0] / 1e12:.2f} TB/s, bf16 {ceiling[1] / 1e12:.0f} TFLOP/s"
     )
+    rows: list[Row] = []
     sections: dict[str, Callable[[], list[Row]]] = {
         "micro": lambda: bench_micro(arguments.toy, ceiling[0]),
         "decode-135m": lambda: bench_decode("135m", arguments.toy, ceiling, True),
@@ -334,24 +352,11 @@ def main() -> None:
         "train-3b": lambda: bench_train("3b", arguments.toy, ceiling),
         "inner": lambda: bench_inner(arguments.toy),
         "batching": lambda: bench_batching(arguments.toy),
-        "continuous": lambda: bench_continuous(arguments.toy),
+        "trl": lambda: bench_trl(arguments.toy, rows),
+        "steps-135m": lambda: bench_steps("135m", arguments.toy),
+        "steps-3b": lambda: bench_steps("3b", arguments.toy),
     }
-    rows: list[Row] = []
-    for name in arguments.only:
-        try:
-            rows += sections[name]()
-        except Exception:  # the other sections still have their say; the failure is printed and the table lacks it
-            traceback.print_exc()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        for row in [row for row in rows if row["section"].startswith(name) and name != "micro"]:  # printed as they came
-            numbers = {k: v for k, v in row.items() if isinstance(v, float)}
-            print(f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()))
-        if arguments.out:
-            kept = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
-            kept = [row for row in kept if row["section"] not in {row["section"] for row in rows}]
-            arguments.out.write_text(json.dumps({**head, "rows": kept + rows}, indent=2) + "\n", encoding="utf-8")
+    run_sections(arguments, sections, head, rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -46,6 +48,19 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
+def commit() -> str:
+    """The commit measured: SOAR_COMMIT, or git's."""
+    given = os.environ.get("SOAR_COMMIT")
+    if given:
+        return given
+    words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
 def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -62,6 +77,20 @@ def timed(work: Callable[[], Any], warm: int = 1, runs: int = 3) -> float:
         if run >= warm:
             found.append(time.perf_counter() - began)
     return min(found)
+
+
+def clocked(spent: dict[str, float], stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, its seconds added to spent[stage]."""
+
+    def run(*given: Any, **named: Any) -> Any:
+        wait()
+        began = time.perf_counter()
+        result = work(*given, **named)
+        wait()
+        spent[stage] += time.perf_counter() - began
+        return result
+
+    return run
 
 
 def prompts_of(backbone: Backbone, policies: int, per_policy: int, length: int) -> list[list[list[int]]]:

@@ -14,6 +14,7 @@ from soar import kernels
 try:
     import triton
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:
     triton = None
 
@@ -30,7 +31,10 @@ class HeadNorm:
 if triton is not None:
 
     @triton.jit
-    def _norm(x, weight, out, eps, N, BLOCK: tl.constexpr):
+    def _norm(x, weight, out, eps, N, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+        if EARLY:
+            gdc_wait()
+            gdc_launch_dependents()
         row = tl.cast(tl.program_id(0), tl.int64)
         n = tl.arange(0, BLOCK)
         values = tl.load(x + row * N + n, mask=n < N, other=0.0).to(tl.float32)
@@ -44,7 +48,11 @@ if triton is not None:
     def _enter(
         qkv, cos, sin, key, value, place_1, query_norm, key_norm, eps, cos_row, kv_row, kv_head, kv_place,
         H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr,
+        EARLY: tl.constexpr,
     ):  # fmt: skip
+        if EARLY:
+            gdc_wait()
+            gdc_launch_dependents()
         row = tl.cast(tl.program_id(0), tl.int64)
         place = tl.load(place_1).to(tl.int64)
         h, d = tl.arange(0, HP), tl.arange(0, HALF)
@@ -90,10 +98,10 @@ if triton is not None:
         tl.store(as_value + D // 2, turned_high, mask=is_value & inside)
 
 
-def norm(x_R_N: Tensor, weight_N: Tensor, eps: float) -> Tensor:
+def norm(x_R_N: Tensor, weight_N: Tensor, eps: float, early: bool = False) -> Tensor:
     """RMSNorm of every row, rounded as transformers rounds it."""
     if kernels.available(x_R_N):
-        return norm_kernel(x_R_N, weight_N, eps)
+        return norm_kernel(x_R_N, weight_N, eps, early)
     return norm_plain(x_R_N, weight_N, eps)
 
 
@@ -104,11 +112,14 @@ def norm_plain(x_R_N: Tensor, weight_N: Tensor, eps: float) -> Tensor:
     return weight_N * scaled_R_N.to(x_R_N.dtype)
 
 
-def norm_kernel(x_R_N: Tensor, weight_N: Tensor, eps: float) -> Tensor:
+def norm_kernel(x_R_N: Tensor, weight_N: Tensor, eps: float, early: bool = False) -> Tensor:
     """`norm` by the Triton kernel."""
     R, N = x_R_N.shape
     out_R_N = torch.empty_like(x_R_N)
-    _norm[(R,)](x_R_N, weight_N, out_R_N, eps, N, BLOCK=triton.next_power_of_2(N), num_warps=2 if N <= 1024 else 8)
+    _norm[(R,)](
+        x_R_N, weight_N, out_R_N, eps, N, BLOCK=triton.next_power_of_2(N), num_warps=2 if N <= 1024 else 8,
+        **kernels.start_early(early),
+    )  # fmt: skip
     return out_R_N
 
 
@@ -121,6 +132,7 @@ def enter(
     place_1: Tensor,
     heads: int,
     head_norm: HeadNorm | None = None,
+    early: bool = False,
 ) -> Tensor:
     """Turn the new token's queries and keys, write key and value at `place_1` of the cache; returns query [R, H, 1, D].
 
@@ -128,7 +140,7 @@ def enter(
     and key heads first.
     """
     if kernels.available(qkv_R_N):
-        return enter_kernel(qkv_R_N, cos_R_D, sin_R_D, key_R_K_S_D, value_R_K_S_D, place_1, heads, head_norm)
+        return enter_kernel(qkv_R_N, cos_R_D, sin_R_D, key_R_K_S_D, value_R_K_S_D, place_1, heads, head_norm, early)
     return enter_plain(qkv_R_N, cos_R_D, sin_R_D, key_R_K_S_D, value_R_K_S_D, place_1, heads, head_norm)
 
 
@@ -167,6 +179,7 @@ def enter_kernel(
     place_1: Tensor,
     heads: int,
     head_norm: HeadNorm | None = None,
+    early: bool = False,
 ) -> Tensor:
     """`enter` by the Triton kernel."""
     R, D, kv = qkv_R_N.shape[0], cos_R_D.shape[-1], key_R_K_S_D.shape[1]
@@ -178,6 +191,6 @@ def enter_kernel(
         0.0 if head_norm is None else head_norm.eps, cos_R_D.stride(0),
         key_R_K_S_D.stride(0), key_R_K_S_D.stride(1), key_R_K_S_D.stride(2),
         H=heads, KV=kv, D=D, HP=total, HALF=max(2, triton.next_power_of_2(D // 2)), NORMED=head_norm is not None,
-        num_warps=2 if total * D <= 2048 else 8,
+        num_warps=2 if total * D <= 2048 else 8, **kernels.start_early(early),
     )  # fmt: skip
     return qkv_R_N[:, : heads * D].view(R, heads, 1, D)

@@ -11,6 +11,8 @@ computes is compared with transformers' once.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soar import kernels
 from soar.adapted import join_weights
 from soar.attention import StaticLayer, Window, decoding, grouped_attention, static_cache
 from soar.layer_kernels import HeadNorm, enter, norm
@@ -60,8 +63,28 @@ class HeldStack(AdapterStack):
     joined: dict[int, Adapters] = field(default_factory=dict)
 
 
+@dataclass
+class Lane:
+    """The rows `rows` of a step, on their way through the layers on a stream of their own (None: the current one)."""
+
+    rows: slice
+    x_R_N: Tensor
+    cos_R_D: Tensor
+    sin_R_D: Tensor
+    window: Window
+    joined: dict[int, Adapters]
+    stream: Any = None
+
+
 class LeanModel:
-    """The decoding step of one backbone; made by `lean_of`."""
+    """The decoding step of one backbone; made by `lean_of`.
+
+    lanes: 2: the rows go in two halves, on a GPU on two streams, so that the attention of one half, which waits for
+    memory, runs beside the products of the other. early: a kernel may start while the one before it ends.
+    """
+
+    lanes = 1
+    early = False
 
     def __init__(self, backbone: Backbone, layers: list[LeanLayer]) -> None:
         self.backbone, self.layers = backbone, layers
@@ -69,6 +92,7 @@ class LeanModel:
         config = backbone.model.config
         self.heads = config.num_attention_heads
         self.head = backbone.model.get_output_embeddings()
+        self._streams: list[Any] = []
 
     def hold(self, stack: AdapterStack) -> HeldStack:
         """Buffers for a stack of this shape, filled by whoever holds it: every tensor is a view of its joined one."""
@@ -105,45 +129,121 @@ class LeanModel:
         joined = held.joined if isinstance(held, HeldStack) else {}
         x_R_N = self.decoder.embed_tokens(token_R_1)
         cos, sin = self.decoder.rotary_emb(x_R_N, position_ids=position_R_1)
-        cos_R_D, sin_R_D, x_R_N = cos[:, 0], sin[:, 0], x_R_N[:, 0]
+        lanes = self._cut(x_R_N[:, 0], cos[:, 0], sin[:, 0], window, joined, held.policies if held is not None else 1)
+        weight, last = self.head.weight, self.decoder.norm
+        if len(lanes) == 1:
+            (lane,) = lanes
+            for layer, kept in zip(self.layers, cache, strict=True):
+                self._layer(layer, kept, lane, place_1)
+            normed_R_N = norm(lane.x_R_N, last.weight, last.variance_epsilon, self.early)
+            return functional.linear(normed_R_N, weight, self.head.bias)
+        logits_R_V = x_R_N.new_empty(len(x_R_N), len(weight))
+        for lane in lanes:
+            _behind(lane.stream, _current(lane.stream))
         for layer, kept in zip(self.layers, cache, strict=True):
-            x_R_N = self._layer(layer, kept, x_R_N, cos_R_D, sin_R_D, window, place_1, joined)
-        last = self.decoder.norm
-        return functional.linear(norm(x_R_N, last.weight, last.variance_epsilon), self.head.weight, self.head.bias)
+            for lane in lanes:
+                self._layer(layer, kept, lane, place_1)
+        for lane in lanes:
+            with _on(lane.stream):
+                normed_R_N = norm(lane.x_R_N, last.weight, last.variance_epsilon, self.early)
+                torch.mm(normed_R_N, weight.T, out=logits_R_V[lane.rows])
+        for lane in lanes:
+            _behind(_current(lane.stream), lane.stream)
+        return logits_R_V if self.head.bias is None else logits_R_V.add_(self.head.bias)
 
-    def _layer(
+    def _cut(
         self,
-        layer: LeanLayer,
-        kept: StaticLayer,
         x_R_N: Tensor,
         cos_R_D: Tensor,
         sin_R_D: Tensor,
         window: Window,
-        place_1: Tensor,
         joined: dict[int, Adapters],
-    ) -> Tensor:
-        def times(part: Joined, given: Tensor, residual: Tensor | None = None) -> Tensor:
-            return project(given, part.weight_N_K, part.bias_N, joined.get(id(part)), part.sizes, residual)
+        policies: int,
+    ) -> list[Lane]:
+        """The rows as lanes: all of them, or two halves where the policies can be halved."""
+        R = len(x_R_N)
+        if self.lanes == 1 or R % 2 or (policies > 1 and policies % 2):
+            return [Lane(slice(0, R), x_R_N, cos_R_D, sin_R_D, window, joined)]
+        if x_R_N.is_cuda and not self._streams:
+            # The products go first: they are short, and the next of them waits for each.
+            self._streams = [torch.cuda.Stream(priority=p) for p in (-1, -1, 0)]
+        found = []
+        for i in range(2):
+            rows = slice(i * R // 2, (i + 1) * R // 2)
+            own = joined
+            if policies > 1:
+                half = slice(i * policies // 2, (i + 1) * policies // 2)
+                own = {
+                    key: Adapters(each.a_P_K_W[half], each.b_P_W_N[half], each.rank, each.scale)
+                    for key, each in joined.items()
+                }
+            seen = Window(window.start_B[rows], window.filled_1)
+            stream = self._streams[i] if self._streams else None
+            found.append(Lane(rows, x_R_N[rows], cos_R_D[rows], sin_R_D[rows], seen, own, stream))
+        return found
 
+    def _layer(self, layer: LeanLayer, kept: StaticLayer, lane: Lane, place_1: Tensor) -> None:
+        """One layer of the rows of a lane; lane.x_R_N becomes its output."""
+        joined, early = lane.joined, self.early
         assert kept.keys is not None and kept.values is not None
-        normed_R_N = norm(x_R_N, layer.first_norm.weight, layer.first_norm.variance_epsilon)
-        qkv_R_N = times(layer.qkv, normed_R_N)
-        query = enter(qkv_R_N, cos_R_D, sin_R_D, kept.keys, kept.values, place_1, self.heads, layer.head_norm)
-        with decoding(window):
-            scale, sliding = layer.attention.scaling, layer.sliding
-            seen, _ = grouped_attention(
-                layer.attention,
-                query,
-                kept.keys,
-                kept.values,
-                None,
-                scaling=scale,
-                sliding_window=sliding,
+        key, value = kept.keys[lane.rows], kept.values[lane.rows]
+
+        def times(part: Joined, given: Tensor, residual: Tensor | None, early: bool) -> Tensor:
+            return project(given, part.weight_N_K, part.bias_N, joined.get(id(part)), part.sizes, residual, early)
+
+        with _on(lane.stream):
+            normed_R_N = norm(lane.x_R_N, layer.first_norm.weight, layer.first_norm.variance_epsilon, early)
+            qkv_R_N = times(layer.qkv, normed_R_N, None, early)
+            query = enter(qkv_R_N, lane.cos_R_D, lane.sin_R_D, key, value, place_1, self.heads, layer.head_norm, early)
+            seen = query.new_empty(len(query), 1, *query.shape[1:2], query.shape[3]) if query.is_cuda else None
+        # Attention of all lanes is one after another on a stream of its own: beside it run products, not attention.
+        alone = lane.stream is None
+        attending = None if alone else self._streams[2]
+        _behind(attending, lane.stream)
+        with _on(attending):
+            seen = self._attend(layer, query, key, value, lane.window, seen, early and alone)
+        _behind(lane.stream, attending)
+        with _on(lane.stream):
+            x_R_N = times(layer.out, seen.reshape(len(query), -1), lane.x_R_N, early and alone)
+            normed_R_N = norm(x_R_N, layer.second_norm.weight, layer.second_norm.variance_epsilon, early)
+            part = layer.gate_up
+            inner_R_M = gated(normed_R_N, part.weight_N_K, joined.get(id(part)), early)
+            lane.x_R_N = times(layer.down, inner_R_M, x_R_N, early)
+
+    def _attend(
+        self,
+        layer: LeanLayer,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        window: Window,
+        out: Tensor | None,
+        early: bool,
+    ) -> Tensor:
+        """Attention of the new token [R, 1, H, D]; out: memory for it, of the stream that reads it (on a GPU)."""
+        scale, sliding = layer.attention.scaling, layer.sliding
+        if kernels.available(query):
+            return kernels.decode_attention(
+                query, key, value, window.start_B, window.filled_1, scale, None, sliding, out, early
             )
-        x_R_N = times(layer.out, seen.reshape(len(x_R_N), -1), x_R_N)
-        normed_R_N = norm(x_R_N, layer.second_norm.weight, layer.second_norm.variance_epsilon)
-        inner_R_M = gated(normed_R_N, layer.gate_up.weight_N_K, joined.get(id(layer.gate_up)))
-        return times(layer.down, inner_R_M, x_R_N)
+        with decoding(window):
+            return grouped_attention(layer.attention, query, key, value, None, scaling=scale, sliding_window=sliding)[0]
+
+
+def _current(stream: Any) -> Any:
+    return None if stream is None else torch.cuda.current_stream()
+
+
+def _behind(stream: Any, other: Any) -> None:
+    """What comes on `stream` waits for what is on `other` now."""
+    if stream is not None:
+        stream.wait_stream(other)
+
+
+@contextmanager
+def _on(stream: Any) -> Iterator[None]:
+    with nullcontext() if stream is None else torch.cuda.stream(stream):
+        yield
 
 
 def lean_of(backbone: Backbone) -> LeanModel | None:

@@ -24,6 +24,7 @@ from soar import kernels
 try:
     import triton
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:
     triton = None
 
@@ -44,6 +45,9 @@ class Tile:
 TILES = (Tile(64, 64, 4, 4), Tile(128, 64, 4, 4), Tile(128, 64, 8, 4), Tile(64, 128, 4, 3), Tile(128, 128, 8, 3),
          Tile(64, 32, 4, 4))  # fmt: skip
 GATED_TILES = (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 4), Tile(128, 32, 4, 4), Tile(128, 128, 8, 3))
+
+TRIED: dict[tuple[int, int], Tile] = {}
+"""(outputs, inputs) of a product -> a tile that a benchmark tries instead."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,11 @@ if triton is not None:
         x, weight, bias, residual, low_a, low_b, out, width, K, N, scale, x_row, w_n, w_k,
         first_split, second_split, A_WIDTH,
         RANK: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
-        HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ADAPTED: tl.constexpr,
+        HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ADAPTED: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
+        if EARLY:
+            gdc_wait()
+            gdc_launch_dependents()
         blocks = tl.cdiv(width, BM)
         policy = tl.cast(tl.program_id(0) // blocks, tl.int64)
         local = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
@@ -121,8 +128,11 @@ if triton is not None:
     def _gated(
         x, weight, low_a, low_b, out, width, K, N, scale, x_row, A_WIDTH,
         RANK: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
-        ADAPTED: tl.constexpr,
+        ADAPTED: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
+        if EARLY:
+            gdc_wait()
+            gdc_launch_dependents()
         blocks = tl.cdiv(width, BM)
         policy = tl.cast(tl.program_id(0) // blocks, tl.int64)
         local = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
@@ -166,7 +176,7 @@ if triton is not None:
 def fitting(tiles: tuple[Tile, ...], width: int, sizes: list[int]) -> list[Tile]:
     """Those of the tiles, cut to so many rows a policy, whose columns do not cross the end of a part."""
     rows = max(16, triton.next_power_of_2(width))
-    every = [t if t.rows <= rows else Tile(rows, t.columns, t.warps, t.stages) for t in tiles]
+    every = [t if t.rows <= rows else Tile(rows, t.columns, t.warps, t.stages, t.inner) for t in tiles]
     every += [Tile(min(64, rows), 16, 4, 4)]
     last = len(sizes) == 1
     return list(dict.fromkeys(t for t in every if last or all(size % t.columns == 0 for size in sizes)))
@@ -185,17 +195,18 @@ def project(
     adapters: Adapters | None,
     sizes: list[int],
     residual_R_N: Tensor | None = None,
+    early: bool = False,
 ) -> Tensor:
     """residual + x W^T + bias + scale (x A_p) B_p, [R, N]; sizes: columns of each part (at most three)."""
     if by_kernel(x_R_K, weight_N_K, sizes):
-        return project_kernel(x_R_K, weight_N_K, bias_N, adapters, sizes, residual_R_N)
+        return project_kernel(x_R_K, weight_N_K, bias_N, adapters, sizes, residual_R_N, early=early)
     return project_plain(x_R_K, weight_N_K, bias_N, adapters, residual_R_N)
 
 
-def gated(x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None) -> Tensor:
+def gated(x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None, early: bool = False) -> Tensor:
     """silu(gate) * up [R, N] of the joined weight (gate's rows above up's), each with its adapter."""
     if by_kernel(x_R_K, weight_2N_K, [weight_2N_K.shape[0] // 2]):
-        return gated_kernel(x_R_K, weight_2N_K, adapters)
+        return gated_kernel(x_R_K, weight_2N_K, adapters, early=early)
     return gated_plain(x_R_K, weight_2N_K, adapters)
 
 
@@ -227,6 +238,7 @@ def project_kernel(
     sizes: list[int],
     residual_R_N: Tensor | None = None,
     tile: Tile | None = None,
+    early: bool = False,
 ) -> Tensor:
     """`project` by the Triton kernel; tile None: the first that fits."""
     R, K = x_R_K.shape
@@ -243,16 +255,18 @@ def project_kernel(
             weight_N_K.stride(0), weight_N_K.stride(1), splits[0], splits[1], a.shape[-1],
             RANK=rank, RP=max(16, triton.next_power_of_2(rank)), BM=t.rows, BN=t.columns, BK=t.inner,
             EVEN=K % t.inner == 0, HAS_BIAS=bias_N is not None, HAS_RESIDUAL=residual_R_N is not None,
-            ADAPTED=adapters is not None, num_warps=t.warps, num_stages=t.stages,
+            ADAPTED=adapters is not None, num_warps=t.warps, num_stages=t.stages, **kernels.start_early(early),
         )  # fmt: skip
 
     if tile is None:
-        tile = fitting(TILES, width, sizes if adapters is not None else [N])[0]
+        tile = TRIED.get((N, K)) or fitting(TILES, width, sizes if adapters is not None else [N])[0]
     launch(tile)
     return out_R_N
 
 
-def gated_kernel(x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None, tile: Tile | None = None) -> Tensor:
+def gated_kernel(
+    x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None, tile: Tile | None = None, early: bool = False
+) -> Tensor:
     """`gated` by the Triton kernel; tile None: the first that fits."""
     R, K = x_R_K.shape
     N = weight_2N_K.shape[0] // 2
@@ -265,10 +279,11 @@ def gated_kernel(x_R_K: Tensor, weight_2N_K: Tensor, adapters: Adapters | None, 
             x_R_K, weight_2N_K, a, b, out_R_N, width, K, N, scale, x_R_K.stride(0), a.shape[-1],
             RANK=rank, RP=max(16, triton.next_power_of_2(rank)), BM=t.rows, BN=t.columns, BK=t.inner,
             EVEN=K % t.inner == 0, ADAPTED=adapters is not None, num_warps=t.warps, num_stages=t.stages,
+            **kernels.start_early(early),
         )  # fmt: skip
 
     if tile is None:
-        tile = fitting(GATED_TILES, width, [N])[0]
+        tile = TRIED.get((2 * N, K)) or fitting(GATED_TILES, width, [N])[0]
     launch(tile)
     return out_R_N
 

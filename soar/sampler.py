@@ -111,7 +111,7 @@ class NativeSampler:
             )
         seeds_P_B = np.stack([np.concatenate([seeds.row_seeds(s, attempts) for s in seed_Q]) for seed_Q in seed_P_Q])
         per_call = self._prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
-        parts_C_P: list[list[Rollouts]] = []
+        parts_C: list[Rollouts] = []
         first = 0
 
         def batch(size: int) -> Rollouts:
@@ -131,12 +131,12 @@ class NativeSampler:
 
         while first < Q:
             rollouts, per_call = halving(batch, per_call, smaller)
-            rows = rollouts.rows // P
-            parts_C_P.append([rollouts.select(list(range(p * rows, (p + 1) * rows))) for p in range(P)])
-            first += rows // attempts
-        if len(parts_C_P) == 1 and P == 1:
-            return parts_C_P[0][0]
-        return join([parts[p] for p in range(P) for parts in parts_C_P])
+            parts_C.append(rollouts)
+            first += rollouts.rows // (P * attempts)
+        if len(parts_C) == 1:
+            return parts_C[0]
+        each = [(part, part.rows // P) for part in parts_C]
+        return join([part.select(list(range(p * n, (p + 1) * n))) for p in range(P) for part, n in each])
 
     def _prompts_per_call(self, policies: int, questions: int, attempts: int, positions: int) -> int:
         """Prompts per policy in one batch; the batches of one call are of like size."""

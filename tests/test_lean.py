@@ -65,7 +65,7 @@ def test_joined_weights_are_the_layers_own() -> None:
 
 def test_a_step_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone("llama")
-    monkeypatch.setattr(lean, "norm", lambda x, weight, eps: x * weight)
+    monkeypatch.setattr(lean, "norm", lambda x, weight, eps, early=False: x * weight)
     with pytest.warns(UserWarning, match="fused decoding step differs"):
         assert lean_of(backbone) is None
     assert lean_of(backbone) is None  # said once
@@ -76,3 +76,25 @@ def test_an_unusual_layer_is_left_to_transformers() -> None:
     assert lean_of(backbone) is None
     backbone = tiny_backbone("llama", mlp_bias=True)
     assert lean_of(backbone) is None
+
+
+@pytest.mark.parametrize("policies", [0, 1, 2, 3, 4])
+def test_two_lanes_change_nothing(policies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in two halves, each with its own policies' adapters; three policies cannot be halved and stay together."""
+    backbone = tiny_backbone("qwen2")
+    made = lean_of(backbone)
+    assert made is not None
+    stack = random_stack(backbone, policies, size=0.5) if policies else None
+    every = some_prompts(4 * max(1, policies), seed=5)
+    prompts = [every[4 * p : 4 * p + 4] for p in range(max(1, policies))]
+    seeds = [[10 * p + q for q in range(4)] for p in range(max(1, policies))]
+    sampling = SamplingConfig(max_tokens=20, temperature=0.8)
+    found, cuts = [], []
+    cut = made._cut
+    monkeypatch.setattr(made, "_cut", lambda *given: cuts.append(len(made_lanes := cut(*given))) or made_lanes)
+    for lanes in (1, 2):
+        monkeypatch.setattr(made, "lanes", lanes)
+        found.append(NativeSampler(backbone, static=True, fused=True).sample(stack, prompts, 3, seeds, sampling))
+    assert set(cuts) == ({1} if policies == 3 else {1, 2})
+    assert torch.equal(found[0].tokens_B_T, found[1].tokens_B_T)
+    assert torch.allclose(found[0].logprob_B_T, found[1].logprob_B_T, atol=1e-5)
