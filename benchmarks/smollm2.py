@@ -34,9 +34,11 @@ from make_sums import sums
 from soar import seeds
 from soar.config import Config, load
 from soar.evaluate import count_correct
+from soar.faults import release_memory
 from soar.files import write_json
 from soar.prompts import WORKED_SUMS
 from soar.rollout import Examiner
+from soar.sampler import NativeSampler
 from soar.statistics import pass_at_k
 from soar.student import Midway, shuffled_passes, train_population
 from soar.training_sets import Material, majority_answers, teacher_questions
@@ -129,6 +131,16 @@ class Groundwork:
     def done(self, stage: str, key: str) -> bool:
         """Whether a result is there already."""
         return key in self.state.get(stage, {})
+
+    def measure(self, stages: list[str]) -> None:
+        """The stages that share one loaded model; its memory is given back."""
+        with open_examiner(self.config()) as examiner:
+            for name in stages:
+                getattr(self, name)(examiner)
+            if isinstance(examiner.sampler, NativeSampler):
+                examiner.sampler.decoder.release()
+        del examiner
+        release_memory()
 
     def prompts(self, examiner: Examiner) -> None:
         """What the untrained teacher writes behind each list."""
@@ -226,7 +238,7 @@ class Groundwork:
         ]
         arms = {row["arm"]: row["pass_at"] for row in rows if row["event"] == "evaluation"}
         row = {"code": code, "steps": steps, "arms": arms, "seconds": round(time.monotonic() - began, 1)}
-        self.note("pilot", f"1x{self.level()}", row)
+        self.note("pilot", f"1x{self.level()}" + (" unfinished" if code else ""), row)
 
     def soar(self, *words: str) -> int:
         """One command of the package with this folder's settings, its lines passed on."""
@@ -330,9 +342,7 @@ def main() -> None:
     work = Groundwork(parser.parse_args())
     try:
         if wanted := [name for name in ("prompts", "ladder", "bounds") if name in work.given.stages]:
-            with open_examiner(work.config()) as examiner:
-                for name in wanted:
-                    getattr(work, name)(examiner)
+            work.measure(wanted)
         for name in [name for name in ("screen", "pilot") if name in work.given.stages]:
             if not work.done(name, f"1x{work.level()}"):
                 getattr(work, name)()

@@ -18,6 +18,7 @@ from soar.memory import LLAMA, named_size
 from soar.pipeline import execute
 from soar.progress import Progress
 from soar.report import write_report
+from soar.sources import split_source
 from soar.workload import Assumptions, assumed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +102,15 @@ def test_the_papers_setting_from_the_table() -> None:
     seconds = rollouts * 512 / (36_271 * scale) + rollouts * (150 + 512) / (23_000 * scale / KL_FACTOR)
     assert by_name["students train"] == pytest.approx(seconds)
     assert "NVIDIA H200, decode-3b and train-3b" in "\n".join(expected.lines())
+
+
+def test_the_papers_recipe_is_complete_and_counted_without_a_network() -> None:
+    config = load("paper-math")
+    assert (split_source(config.problems.source)[0], config.problems.split) == ("hub", "test")
+    known = assumed(config)
+    assert (known.candidates, known.origin["candidates"]) == (5000, "problems.limit")
+    screening = table_forecast(config, known).works[0]
+    assert (screening.name, screening.rollouts) == ("screening", 5000 * 128)
 
 
 def test_the_table_is_what_was_measured() -> None:
