@@ -66,6 +66,12 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Pa
     until_review(out, resume=True)
     assert events(out, "promotion") == []
     assert [check.complaints for check in examine(out)] == [[]] * 13  # of an unfinished run with one on hold
+    held = (out / review.FILE).read_text()
+    (out / review.FILE).write_text(held.replace('"answer": "', '"answer": "1', 1))
+    review.decide(out, review.ACCEPTED, "ann")  # a person who saw other questions than were written
+    assert "review.json shows other questions" in str([check.complaints for check in examine(out)])
+    until_review(out, resume=True)  # is asked again
+    (out / review.FILE).write_text(held)
     second = json.loads((out / review.FILE).read_text())["promotion"]
     assert (first["step"], second["step"]) == (0, 1)
     review.decide(out, review.ACCEPTED, "bob")
