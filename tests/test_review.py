@@ -59,7 +59,7 @@ def test_accepting_everything_is_the_run_without_review(tmp_path: Path) -> None:
     assert [check.complaints for check in examine(out)] == [[]] * 13
 
 
-def held(out: Path) -> dict[str, bytes]:
+def kept_baseline(out: Path) -> dict[str, bytes]:
     """The baseline that a refusal of the promotion on hold restores."""
     with RunFolder(out, recorded_config(out), [], resume=True) as folder:
         checkpoint = folder.load()
@@ -71,11 +71,11 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Pa
     out = tmp_path / "run"
     until_review(out)
     first = json.loads((out / review.FILE).read_text())["promotion"]
-    fresh = held(out)
+    fresh = kept_baseline(out)
     review.decide(out, review.REJECTED, "ann")
     until_review(out, resume=True)
     assert events(out, "promotion") == []
-    assert held(out) == fresh != {}  # the refused student is nobody's baseline
+    assert kept_baseline(out) == fresh != {}  # the refused student is nobody's baseline
     assert [check.complaints for check in examine(out)] == [[]] * 13  # of an unfinished run with one on hold
     held = (out / review.FILE).read_text()
     (out / review.FILE).write_text(held.replace('"answer": "', '"answer": "1', 1))
