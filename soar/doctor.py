@@ -22,7 +22,7 @@ from soar.config import Config, ConfigError, build
 from soar.evaluate import summarize
 from soar.files import sha256_of
 from soar.report import render
-from soar.runs import ReportError, Row, read_jsonl, read_object, read_run
+from soar.runs import PAUSE_FILE, REVIEW_FILE, ReportError, Row, read_jsonl, read_object, read_run
 from soar.screen_table import screen_event
 from soar.summary import summary_of
 from soar.types import Screening
@@ -85,6 +85,8 @@ def _read(folder: Path) -> tuple[Patient | None, list[str]]:
     if os.path.lexists(folder / "summary.json"):
         summary, more = read_object(folder / "summary.json")
         notes += more
+    for name in (REVIEW_FILE, PAUSE_FILE):
+        notes += read_object(folder / name)[1] if os.path.lexists(folder / name) else []
     try:
         config = build(manifest.get("config", {}), f"{folder}/manifest.json")
     except ConfigError as error:
@@ -230,7 +232,7 @@ def _steps(patient: Patient) -> Iterable[str]:
                 break
     events = {row["step"] for row in patient.of("promotion")}
     waiting = {row["step"] for row in steps if row["promoted"]} - events - refused
-    on_hold = (patient.path / "review.json").is_file()
+    on_hold = (patient.path / REVIEW_FILE).is_file()
     if (events | refused | waiting) != {row["step"] for row in steps if row["promoted"]} or (waiting and not on_hold):
         yield "the promotion events are not those of the outer steps that promoted"
 
@@ -267,6 +269,12 @@ def _promotions(patient: Patient) -> Iterable[str]:
             "baseline_pass_rate": step["baseline_pass_rate"],
         })  # fmt: skip
     keys = ("step", "dataset", "question", "answer", "reward")
+    on_hold = read_object(patient.path / REVIEW_FILE)[0]
+    if held := on_hold.get("promotion"):
+        shown = [[row[key] for key in keys] for row in on_hold["questions"]]
+        own = [row for row in patient.questions if (row["step"], row["dataset"]) == (held["step"], held["dataset"])]
+        if shown != [[row[key] for key in keys] for row in own]:
+            yield f"{REVIEW_FILE} shows other questions than the dataset that waits for a decision has"
     if [[row[key] for key in keys] for row in patient.pq] != [[row[key] for key in keys] for row in wanted]:
         yield "pq.jsonl does not hold the questions of the promoted datasets, in their order"
 

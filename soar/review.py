@@ -11,10 +11,10 @@ from typing import Any
 
 from soar.figures import visible
 from soar.files import finite, write_json
+from soar.runs import REVIEW_FILE as FILE
 from soar.runs import read_object
 from soar.types import UserError
 
-FILE = "review.json"
 ACCEPTED, REJECTED = "accepted", "rejected"
 
 

@@ -21,6 +21,7 @@ Row = dict[str, Any]
 MAX_NOTES_PER_FILE = 3
 HASHES = "hashes.json"  # sha256 of every file of a finished run
 PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
+REVIEW_FILE = "review.json"  # a promotion that waits for a person
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
 
 

@@ -247,6 +247,7 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
     backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4").model)
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
+    (run / "hashes.json").unlink()  # another adapter than the run's own
     save_adapter(backbone, random_stack(backbone, 1, size=0.02), run / weights.POLICIES[policy])
     stack = load_adapter(backbone, run / weights.POLICIES[policy])
     question = read_jsonl(tiny_run / "hard" / "train.jsonl")[0]["question"]

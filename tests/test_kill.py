@@ -27,9 +27,17 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
     lanes = min(2, len(os.sched_getaffinity(0)))
     command = [sys.executable, "tests/kill_points.py", str(folder), str(POINTS), str(lanes), "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(house.ROOT)}
-    done = subprocess.run(command, cwd=house.ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    head, *lines = map(json.loads, done.stdout.splitlines())
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(
+        command, cwd=house.ROOT, env=environment, text=True, start_new_session=True, **both
+    ) as program:
+        try:
+            said, complaint = program.communicate()
+        except BaseException:  # a time limit: its forks go with it
+            os.killpg(program.pid, signal.SIGKILL)
+            raise
+    assert program.returncode == 0, complaint[-2000:]
+    head, *lines = map(json.loads, said.splitlines())
     return folder, head, lines
 
 

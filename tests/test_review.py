@@ -15,6 +15,7 @@ from loop_helpers import events, read_jsonl, run_tiny, without_clock
 from soar import ledger, review
 from soar.cli import main
 from soar.doctor import examine
+from soar.record import RunFolder, recorded_config
 from soar.stopping import Stopped
 
 CHANGES = ("teacher.steps=3", "promotion.review=true", 'arms.run=["ps","pq"]')
@@ -58,14 +59,30 @@ def test_accepting_everything_is_the_run_without_review(tmp_path: Path) -> None:
     assert [check.complaints for check in examine(out)] == [[]] * 13
 
 
+def kept_baseline(out: Path) -> dict[str, bytes]:
+    """The baseline that a refusal of the promotion on hold restores."""
+    with RunFolder(out, recorded_config(out), [], resume=True) as folder:
+        checkpoint = folder.load()
+    assert checkpoint is not None
+    return {k: v.numpy().tobytes() for k, v in checkpoint.tensors.items() if k.startswith("held/")}
+
+
 def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Path) -> None:
     out = tmp_path / "run"
     until_review(out)
     first = json.loads((out / review.FILE).read_text())["promotion"]
+    fresh = kept_baseline(out)
     review.decide(out, review.REJECTED, "ann")
     until_review(out, resume=True)
     assert events(out, "promotion") == []
+    assert kept_baseline(out) == fresh != {}  # the refused student is nobody's baseline
     assert [check.complaints for check in examine(out)] == [[]] * 13  # of an unfinished run with one on hold
+    held = (out / review.FILE).read_text()
+    (out / review.FILE).write_text(held.replace('"answer": "', '"answer": "1', 1))
+    review.decide(out, review.ACCEPTED, "ann")  # a person who saw other questions than were written
+    assert "review.json shows other questions" in str([check.complaints for check in examine(out)])
+    until_review(out, resume=True)  # is asked again
+    (out / review.FILE).write_text(held)
     second = json.loads((out / review.FILE).read_text())["promotion"]
     assert (first["step"], second["step"]) == (0, 1)
     review.decide(out, review.ACCEPTED, "bob")
@@ -77,7 +94,6 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Pa
     assert [row["step"] for row in events(out, "promotion")] == [1]
     assert {row["step"] for row in read_jsonl(out / "pq.jsonl")} == {1}
     assert [line["decision"] for line in read_jsonl(out / "ledger.jsonl")] == ["rejected", "accepted", "rejected"]
-    # The refused student is nobody's baseline: the next step starts from the base model again, on the same questions.
     rates = [row["baseline_pass_rate"] for row in events(out, "outer_step")]
     assert events(out, "promotion")[0]["baseline_pass_rate"] == rates[1]
     assert [check.complaints for check in examine(out)] == [[]] * 13

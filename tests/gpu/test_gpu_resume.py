@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +76,32 @@ def distance(a: Path, b: Path) -> float:
     return max((one[key] - other[key]).abs().max().item() for key in one) / largest
 
 
+def killed_and_resumed(out: Path, point: tuple[str, int]) -> tuple[int, bool, bool, int]:
+    """Exit code of the killed run, whether it was finished, whether the resumed one went on, and its exit code."""
+    code, finished = run(out, *SETS, killed=point), (out / "summary.json").exists()
+    before = json.loads((out / "state" / "latest.json").read_text())["number"]
+    resumed = run(out, "--resume")
+    return code, finished, json.loads((out / "state" / "latest.json").read_text())["number"] > before, resumed
+
+
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupts, and beside it, as `again`, the same once more."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[int, bool, bool, int]]]:
+    """A run that nothing interrupts, as `again` the same once more, and those that are killed, all at the same time."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("straight", "again"):
-        assert run(folder / name, *SETS) == 0
-    return folder / "straight"
+    with ThreadPoolExecutor(2 + len(POINTS)) as pool:
+        whole = [pool.submit(run, folder / name, *SETS) for name in ("straight", "again")]
+        cut = {room: pool.submit(killed_and_resumed, folder / room, (room, calls)) for room, calls in POINTS}
+        assert [job.result() for job in whole] == [0, 0]
+        return folder, {room: job.result() for room, job in cut.items()}
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point[0].removeprefix("soar."))
 def test_a_killed_and_resumed_run_is_as_near_as_a_repeated_one(
-    straight: Path, tmp_path: Path, point: tuple[str, int]
+    runs: tuple[Path, dict[str, tuple[int, bool, bool, int]]], point: tuple[str, int]
 ) -> None:
-    out, again = tmp_path / "killed", straight.with_name("again")
-    assert run(out, *SETS, killed=point) == -signal.SIGKILL
-    assert not (out / "summary.json").exists()
-    before = json.loads((out / "state" / "latest.json").read_text())["number"]
-    assert run(out, "--resume") == 0
-    assert json.loads((out / "state" / "latest.json").read_text())["number"] > before
+    folder, ends = runs
+    straight, again, out = folder / "straight", folder / "again", folder / point[0]
+    assert ends[point[0]] == (-signal.SIGKILL, False, True, 0)
     wanted, repeated, found = result(straight), result(again), result(out)
     equal = distance(straight, out)
     print(f"{point[0]}: resumed = straight: {found == wanted}, weights differ by {equal:.2e}; repeated = straight: "
