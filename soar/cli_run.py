@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):
         summary = execute(config, out, arguments.resume, arguments.command, progress, stop, assumptions=given)
-    print("\n".join(summary_lines(summary)))
+    print("\n".join(summary_lines(summary, columns())))
     print(f"report: {out / 'report.html'}")
     return 0
 
@@ -128,16 +130,26 @@ def _dry_run(config: Config, given: Assumptions, measure: bool) -> int:
     return 0
 
 
-def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The arms of a summary as a small table."""
+def columns() -> int | None:
+    """Columns of the terminal; None where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def summary_lines(summary: dict[str, Any], width: int | None = None) -> list[str]:
+    """The arms of a summary as a small table; the smallest and the largest k alone where `width` has no room for all."""
     ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
-    lines = [f"{'arm':14s} {'student rollouts':>16s}  " + "  ".join(f"{'pass@' + str(k):>22}" for k in ks)]
+    if width is not None and 27 + 25 * len(ks) > width:
+        ks = sorted({*ks[:1], *ks[-1:]})
+    lines = [f"{'arm':14s} {'rollouts':>12s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks)]
     for arm, row in summary["arms"].items():
         cells = []
         for k in ks:
             low, high = row["interval_95"][str(k)]
             cells.append(f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]")
-        lines.append(f"{arm:14s} {row['student_rollouts']:16d}  " + "  ".join(cells))
+        lines.append(f"{arm:14s} {row['student_rollouts']:12,d}  " + "  ".join(cells))
+    for arm, row in summary["arms"].items():
+        if row.get("search_rollouts"):
+            lines.append(f"{arm}: the loop that found its questions took {row['search_rollouts']:,} rollouts more")
     for name, by_k in summary["paired"].items():
         k = min(by_k, key=int)
         low, high = by_k[k]["interval_95"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments
-from soar.cli_run import summary_lines
+from soar.cli_run import columns, summary_lines
 from soar.config import Config, ConfigError
 from soar.stopping import StopRequest
 
@@ -87,6 +87,6 @@ def _student(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):
         summary = execute(config, arguments.out, arguments.resume, arguments.command, progress, stop)
-    print("\n".join(summary_lines(summary)))
+    print("\n".join(summary_lines(summary, columns())))
     print(f"adapter: {arguments.out / 'arms'}; report: {arguments.out / 'report.html'}")
     return 0

@@ -48,11 +48,12 @@ class HardSet:
     def too_few(self, config: Config) -> str:
         """Why a run cannot begin with this hard set, and what to do."""
         event, graders = self.event, ", ".join(domain.label for domain in domains_of(config).values())
+        longer = "lower student.sampling.max_tokens, give a model with a longer context, " if event["too_long"] else ""
         return (
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct); {event['too_long']} more do not fit in the model's context, "
             f"and the gold answers of {event['ungradable']} cannot be graded by "
-            f"{graders!r}. A run needs at least 4: give harder problems, raise "
+            f"{graders!r}. A run needs at least 4: {longer}give harder problems, raise "
             "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
             "already has a signal."
         )

@@ -135,19 +135,38 @@ def test_a_run_prints_its_table_and_records_its_command(tmp_path: Path, capsys: 
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads((out / "summary.json").read_text())
-    assert lines[0].split() == ["arm", "student", "rollouts", "pass@2", "pass@4"]
+    assert lines[0].split() == ["arm", "rollouts", "pass@2", "pass@4"]
     for line, (arm, row) in zip(lines[1:5], summary["arms"].items(), strict=True):
         low, high = row["interval_95"]["2"]
-        assert line.split()[:2] == [arm, str(row["student_rollouts"])]
+        assert line.split()[:2] == [arm, f"{row['student_rollouts']:,}"]
         assert f"{row['pass_at']['2']:.4f} [{low:.4f}, {high:.4f}]" in line
     difference = summary["paired"]["ps - hard_only"]["2"]["difference"]
-    assert lines[5].startswith(f"ps - hard_only: pass@2 difference {difference:+.4f} [")
+    assert (
+        lines[5]
+        == f"pq: the loop that found its questions took {summary['arms']['ps']['student_rollouts']:,} rollouts more"
+    )
+    assert lines[6].startswith(f"ps - hard_only: pass@2 difference {difference:+.4f} [")
     assert lines[-2:] == ["promotions: 1 in 1 outer steps", f"report: {out / 'report.html'}"]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["command"] == ["soar", *arguments]
     assert main(arguments) == 1
     assert "give --resume to continue the run in it, or another --out" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
+
+
+def test_the_table_keeps_to_a_terminal(tiny_run: Path) -> None:
+    row = {"pass_at": {}, "interval_95": {}, "student_rollouts": 1_234_567, "search_rollouts": 89_000}
+    for k in ("1", "4", "32"):
+        row["pass_at"][k], row["interval_95"][k] = 0.25, [0.125, 0.375]  # type: ignore[index]
+    summary = {"arms": {"pq": row}, "paired": {}, "promotions": 1, "outer_steps": 2, "wall_seconds": {}}
+    wide, narrow = cli_run.summary_lines(summary, None), cli_run.summary_lines(summary, 80)
+    assert [re.findall(r"pass@\d+", lines[0]) for lines in (wide, narrow)] == [
+        ["pass@1", "pass@4", "pass@32"],
+        ["pass@1", "pass@32"],
+    ]
+    assert narrow[1] == "pq                1,234,567  0.2500 [0.1250, 0.3750]  0.2500 [0.1250, 0.3750]"
+    assert narrow[2] == "pq: the loop that found its questions took 89,000 rollouts more"
+    assert max(map(len, narrow)) <= 80
 
 
 def test_resume_with_another_config_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,6 +256,10 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "3 of 6 problems are hard (at most 0 of 4 attempts correct); 0 more do not fit" in message
     assert "A run needs at least 4: give harder problems, raise screen.max_successes" in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    with pytest.raises(
+        NothingToDo, match=r"0 of 0 .*: lower student\.sampling\.max_tokens, give a model with a longer"
+    ):
+        run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 
 
 def test_problems_that_do_not_fit_are_counted_and_left_out(tmp_path: Path, backbone: Backbone) -> None:

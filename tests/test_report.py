@@ -341,7 +341,7 @@ def test_hostile_text_in_every_other_place(tmp_path: Path) -> None:
     assert page.text.count("<b onclick=x>\u27e8U+001B\u27e9\u27e8U+202E\u27e9{{7*7}}") >= 20
 
 
-def test_page_is_usable_without_eyes_and_mouse(page: Page) -> None:
+def test_page_is_usable_without_eyes_and_mouse(page: Page, html: str) -> None:
     assert page.all("html") == [{"lang": "en"}]
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
@@ -352,6 +352,9 @@ def test_page_is_usable_without_eyes_and_mouse(page: Page) -> None:
         assert chart["role"] == "img" and len(names) == 2 and set(names) <= set(ids)
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
     assert all("tabindex" in a and a.get("aria-label") for _, a in page.elements if a.get("role") == "region")
+    headings = [re.sub("<[^>]*>", "", text) for text in re.findall(r"<h2 [^>]*>(.*?)</h2>", html)]
+    regions = [str(a["aria-label"]) for _, a in page.elements if a.get("role") == "region"]
+    assert len({*headings, *regions}) == len(headings) + len(regions) > 20, "each is listed by its name"
     order = [name for name, _ in page.elements]
     for i, name in enumerate(order):
         if name in ("input", "select"):
