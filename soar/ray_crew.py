@@ -259,8 +259,8 @@ class RayCrew:
             self._members.append(_Member(self._hired, actor, actor.open.remote()))
         except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
             raise WorkersLost(
-                f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {__version__} with "
-                "the extras train and ray on every node, the head included"
+                f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {__version__} "
+                "with the extras train and ray on every node, the head included"
             ) from error
 
     def _worker_config(self) -> Config:

@@ -252,7 +252,7 @@ def test_a_cluster_without_this_package_is_named(shared: Desk, monkeypatch: pyte
         raise ImportError("No module named 'soar'")  # as Ray's client hands it on
 
     monkeypatch.setattr(shared.crew, "_ray", SimpleNamespace(remote=remote))
-    with pytest.raises(WorkersLost, match="cannot import this package: ImportError: No module .* Install soar-rl "):
+    with pytest.raises(WorkersLost, match=r"cannot import this package: ImportError: No module .* Install soar-rl "):
         shared.crew._hire()
     error = RuntimeError("The actor died, \x1b[36mray::Worker\x1b[39m (pid=1)\n  File x\nImportError: no soar here")
     assert ray_cluster.in_short(error) == "The actor died, ray::Worker (pid=1) ImportError: no soar here"
