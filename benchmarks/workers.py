@@ -4,7 +4,9 @@
 
 Every round trains and measures the students of one outer step twice: by a crew of one and by a crew of `--workers`, in
 turns which first. One thread a process, the same chunks, seeds and questions; the results are compared bit for bit.
-Prints the median seconds, the median of the paired ratios with its range, and what the machine was doing besides.
+Prints the median seconds, the median of the paired ratios with its range, and what the machine was doing besides. Wall time
+says nothing where other programs take the cores. Therefore also CPU seconds (Linux): of this process, and of each worker with
+its verifier; what this process and the busiest worker need is how long a step takes where each has a core of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ def main() -> None:
     problems = get_world("tiny").real_problems(32 * students + 64, 0)
     questions = problems[:64]
     seconds: dict[int, list[float]] = {1: [], many: []}
+    needed: dict[int, list[float]] = {1: [], many: []}
     found: list[Population] = []
     with open_examiner(config) as examiner:
         choose_workers(examiner.backbone, 1)
@@ -77,12 +81,25 @@ def main() -> None:
                 step(crew)  # the first pieces warm the workers up
             for number in range(arguments.rounds):
                 for crew in (one, two) if number % 2 else (two, one):
-                    began = time.perf_counter()
-                    found.append(step(crew))
-                    seconds[crew.size].append(time.perf_counter() - began)
+                    done, wall, cpu = measured(crew, step, number)
+                    found.append(done)
+                    seconds[crew.size].append(wall)
+                    needed[crew.size].append(cpu)
     ray.shutdown()
     assert len({"".join(done.stack.digest(p) for p in range(students)) for done in found}) == 1
-    report(seconds, found[0].rollouts, arguments.json)
+    report(seconds, needed, found[0].rollouts, arguments.json)
+
+
+def measured(crew: RayCrew, step: Callable[[Crew], Population], number: int) -> tuple[Population, float, float]:
+    """(students, wall seconds, CPU seconds of this process and the busiest worker) of one step."""
+    pids = [member.about["pid"] for member in crew._members]
+    before, own, began = cpu_seconds(pids), time.process_time(), time.perf_counter()
+    done = step(crew)
+    wall, own = time.perf_counter() - began, time.process_time() - own
+    spent = [after - first for first, after in zip(before, cpu_seconds(pids), strict=True)]
+    each = ", ".join(f"{cpu:.2f}" for cpu in spent)
+    print(f"round {number}, {crew.size} workers: {wall:.2f} s; CPU s here {own:.2f}, in the workers {each}", flush=True)
+    return done, wall, own + max(spent)
 
 
 def queue_of(done: Population, size: int) -> deque[tuple[int, Any]]:
@@ -90,18 +107,48 @@ def queue_of(done: Population, size: int) -> deque[tuple[int, Any]]:
     return deque(enumerate((done.stack.select(members),) for members in chunks(done.stack.policies, size)))
 
 
-def report(seconds: dict[int, list[float]], rollouts: int, out: Path | None) -> None:
+def cpu_seconds(pids: list[int]) -> list[float]:
+    """CPU time of each process with the processes that it started, those that have ended included; zeros without /proc."""
+    parent: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended meanwhile
+        parent[int(file.parent.name)] = int(fields[1])
+        ticks[int(file.parent.name)] = sum(map(int, fields[11:15]))
+    total = dict.fromkeys(pids, 0)
+    for pid, own in ticks.items():
+        above: int | None = pid
+        while above and above not in total:
+            above = parent.get(above)
+        if above:
+            total[above] += own
+    return [total[pid] / os.sysconf("SC_CLK_TCK") for pid in pids]
+
+
+def paired(times: dict[int, list[float]]) -> list[float]:
+    """One worker's time over many workers', round by round."""
+    one, more = times.values()
+    return [a / max(b, 1e-9) for a, b in zip(one, more, strict=True)]
+
+
+def report(seconds: dict[int, list[float]], needed: dict[int, list[float]], rollouts: int, out: Path | None) -> None:
     """Print the table; write the same figures as JSON."""
-    (lone, one), (many, more) = seconds.items()
-    ratios = [a / b for a, b in zip(one, more, strict=True)]
-    print(f"{rollouts} training rollouts a step; {os.cpu_count()} cores, load average now {os.getloadavg()[0]:.1f}")
-    for size, times in seconds.items():
-        print(f"{size} worker{'s' * (size > 1)}: median {statistics.median(times):.2f} s a step")
-    ratio = statistics.median(ratios)
-    print(f"paired ratio: median {ratio:.2f}, from {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds")
+    figures: dict[str, Any] = {"rollouts": rollouts, "load": os.getloadavg()[0], "cores": os.cpu_count()}
+    print(f"{rollouts} training rollouts a step; {os.cpu_count()} cores, load average now {figures['load']:.1f}")
+    for size in seconds:
+        wall, cpu = statistics.median(seconds[size]), statistics.median(needed[size])
+        who = f"{size} worker{'s' * (size > 1)}"
+        print(f"{who}: median {wall:.2f} s a step; this process and the busiest worker {cpu:.2f} CPU s")
+    for name, times in (("wall time", seconds), ("CPU time", needed)):
+        ratios = paired(times)
+        ratio, span = statistics.median(ratios), f"from {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds"
+        print(f"paired ratio, {name}: median {ratio:.2f}, {span}")
+        figures[name] = {"seconds": {str(size): each for size, each in times.items()}, "ratio": ratio}
     if out is not None:
-        figures = {"seconds": {str(lone): one, str(many): more}, "ratio": ratio, "rollouts": rollouts}
-        out.write_text(json.dumps({**figures, "load": os.getloadavg()[0], "cores": os.cpu_count()}) + "\n")
+        out.write_text(json.dumps(figures) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ class Calibrator:
             examiner.backbone, self.meter, examiner.fmt, examiner.verifier, examiner.scheme, examiner.parts
         )
         self.limit = seconds / PARTS
+        self.on_gpu = examiner.backbone.device.type == "cuda"
         self.found = Calibration()
 
     def run(self, problems: Sequence[Problem]) -> Calibration:
@@ -177,7 +178,7 @@ class Calibrator:
         began = time.perf_counter()
         work(pilot)
         each, points = (time.perf_counter() - began) / pilot, []
-        on_gpu = self.examiner.backbone.device.type == "cuda"
+        on_gpu = self.on_gpu
         if on_gpu and pilot < full:
             points.append(self._timed(pilot, work)[0])
             each = points[0].seconds / pilot

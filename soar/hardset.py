@@ -17,6 +17,7 @@ from soar.data import DataError, check_evidence, evidence_path, read_hard, split
 from soar.domains import domains_of
 from soar.files import write_atomic, write_json
 from soar.progress import Progress
+from soar.ray_cluster import check_cluster
 from soar.ray_crew import open_crew
 from soar.record import RunFolder
 from soar.rollout import Examiner
@@ -200,6 +201,7 @@ def screen_folder(
             again = shlex.join([*command, *([] if resume else ["--resume"])])
             raise Stopped(stop.reason, f"Continue with: {scrub(again)}", stop.exit_code)
 
+    check_cluster(config)
     with RunFolder(out, config, command, resume) as folder, open_examiner(config) as examiner:
         workers = choose_workers(examiner.backbone, config.threads)
         with open_crew(config, examiner, folder, progress.say) as crew:

@@ -11,6 +11,7 @@ from soar.candidates import candidates
 from soar.config import Config
 from soar.evaluate import count_correct, results_of
 from soar.policy import concat, load_adapter
+from soar.ray_cluster import check_cluster
 from soar.ray_crew import open_crew
 from soar.runs import Row
 from soar.types import UserError
@@ -34,6 +35,7 @@ def measure(
     sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
     seed = seeds.derive(config.seed, "evaluate")
     done = 0
+    check_cluster(config)
     with open_examiner(config) as examiner:
         backbone = examiner.backbone
         workers = choose_workers(backbone, config.threads)

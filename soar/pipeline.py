@@ -29,6 +29,7 @@ from soar.lessons import TeacherError
 from soar.loggers import check_installed, open_loggers
 from soar.policy import AdapterStack, save_adapter
 from soar.progress import Progress
+from soar.ray_cluster import check_cluster
 from soar.ray_crew import RayCrew, open_crew
 from soar.record import ADVICE, RunFolder, write_hashes
 from soar.report import write_report
@@ -378,11 +379,11 @@ def execute(
 ) -> dict[str, Any]:
     """Run `config` in the folder `out`; returns the summary. assumptions: of a forecast to be made first, by calibration.
 
-    Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion
-    on hold ends it at a safe point; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state
-    kept.
+    Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
+    hold ends it; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state kept.
     """
     check_installed(config.log.sinks)
+    check_cluster(config)
     with (
         RunFolder(out, config, command, resume) as folder,
         closing(open_loggers(config, out, progress.say)) as folder.on_events,

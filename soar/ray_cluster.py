@@ -4,20 +4,60 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
+import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from soar.config import Config, ConfigError
 
+CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 
-def import_ray() -> Any:
-    """The `ray` module. Raises ConfigError saying how to get it."""
+REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
+
+
+def import_ray(address: str = "") -> Any:
+    """The `ray` module, told to show this machine's token to the cluster at `address`. Raises ConfigError without Ray.
+
+    A Ray that was ever started by a program leaves a token, and a cluster that is started beside one asks for it; who joins
+    shows it only when told to before Ray is imported.
+    """
+    if address and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ConfigError(
             "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
+        ) from error
+
+
+def _has_token() -> bool:
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return given or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def check_cluster(config: Config) -> None:
+    """Refuse a cluster that cannot be there, before a model is loaded: Ray itself takes minutes to say so, or exits.
+
+    Raises ConfigError when Ray is missing or nothing listens at `cluster.address`.
+    """
+    cluster = config.cluster
+    if cluster.workers or cluster.address:
+        import_ray(cluster.address)
+    host, _, port = cluster.address.removeprefix(CLIENT).rpartition(":")
+    if not host or not port.isdigit():
+        return  # auto, or a form that Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        default = "10001" if cluster.address.startswith(CLIENT) else "6379"
+        raise ConfigError(
+            f"cluster.address = {cluster.address!r} cannot be reached: nothing answers at {host}, port {port} ({error}). "
+            f"Start the cluster there with `ray start --head`, and give the address and port that it prints (by default "
+            f"{default} for this kind of address)"
         ) from error
 
 
@@ -50,8 +90,8 @@ def connect(ray: Any, config: Config) -> Connection:
             **quiet,
         )
         return "started"
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        advice = "It is started with `ray start --head`; a Ray that asks for a token wants the same RAY_AUTH_TOKEN here"
+    except (ConnectionError, ValueError, RuntimeError, OSError, SystemExit) as error:  # Ray may end the process
+        advice = "It is started with `ray start --head`; a Ray that asks for a token wants its RAY_AUTH_TOKEN here"
         where = f"cluster.address = {cluster.address!r}" if cluster.address else "Ray"
         raise ConfigError(f"{where} cannot be reached: {in_short(error)}. {advice}") from error
     finally:
@@ -78,5 +118,6 @@ def free_words(resources: dict[str, float]) -> str:
 
 def in_short(error: BaseException) -> str:
     """The first and the last line of an error that say something: what Ray saw, and what it came from."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # Ray's colours
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"[:500]

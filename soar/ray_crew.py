@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from soar import faults
+from soar import __version__, faults
 from soar.config import Config, ConfigError
 from soar.crew import Task, Tick, no_tick
 from soar.ray_cluster import Connection, connect, free_words, import_ray, in_short, workers_for
@@ -100,7 +100,7 @@ class RayCrew:
         self._hired = self._pieces = self._failed_starts = 0
         self._again: deque[_Piece] = deque()
         self._tick, self._name = no_tick, ""
-        self._ray = import_ray()
+        self._ray = import_ray(self.cluster.address)
         self.size = 0
         self._connection: Connection = "found"
 
@@ -166,7 +166,8 @@ class RayCrew:
 
     def _give(self, member: _Member, piece: _Piece, work: Callable[..., Any], shared: Any) -> None:
         member.piece, member.silent_s = piece, 0.0
-        member.ref = member.actor.work.remote(work, shared, piece.task)
+        task = self._ray.put(piece.task)  # adapters: too large for a message of Ray's client
+        member.ref = member.actor.work.remote(work, shared, task)
 
     def _finished(self) -> list[tuple[Any, Any]]:
         """Wait for one beat at most; (key, result) of every piece that is done. Looks after the workers meanwhile."""
@@ -253,8 +254,14 @@ class RayCrew:
         self._hired += 1
         order = Order(self._worker_config().resolved(), os.getcwd())
         options = {"num_cpus": self.cluster.cpus, "num_gpus": self.gpus, "max_concurrency": 2, "max_restarts": 0}
-        actor = self._ray.remote(Worker).options(**options).remote(order)
-        self._members.append(_Member(self._hired, actor, actor.open.remote()))
+        try:
+            actor = self._ray.remote(Worker).options(**options).remote(order)
+            self._members.append(_Member(self._hired, actor, actor.open.remote()))
+        except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
+            raise WorkersLost(
+                f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {__version__} "
+                "with the extras train and ray on every node, the head included"
+            ) from error
 
     def _worker_config(self) -> Config:
         """The run's config as a worker needs it: its share of the cores for verifying, whichever GPU Ray gives it."""

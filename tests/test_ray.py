@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ import ray_pieces
 from loop_helpers import easy_problems, read_jsonl, run_tiny, tiny_config, write_problems
 from test_resume import result
 
-from soar import ray_cluster, ray_worker
+from soar import pipeline, ray_cluster, ray_worker
 from soar.cli import main
 from soar.config import ConfigError
 from soar.crew import spread
@@ -246,6 +247,17 @@ def test_a_worker_loads_counts_and_puts_errors_into_words(monkeypatch: pytest.Mo
     worker.close()
 
 
+def test_a_cluster_without_this_package_is_named(shared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remote(cls: type) -> Any:
+        raise ImportError("No module named 'soar'")  # as Ray's client hands it on
+
+    monkeypatch.setattr(shared.crew, "_ray", SimpleNamespace(remote=remote))
+    with pytest.raises(WorkersLost, match=r"cannot import this package: ImportError: No module .* Install soar-rl "):
+        shared.crew._hire()
+    error = RuntimeError("The actor died, \x1b[36mray::Worker\x1b[39m (pid=1)\n  File x\nImportError: no soar here")
+    assert ray_cluster.in_short(error) == "The actor died, ray::Worker (pid=1) ImportError: no soar here"
+
+
 def test_without_ray_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,12 +276,60 @@ def test_without_ray_the_error_says_what_to_install(
 
 
 def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray raises becomes a ConfigError, even where it ends the process: it does after minutes without a head."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(
-        ray, "init", lambda **named: (_ for _ in ()).throw(ConnectionError("ray client is not there\nx"))
-    )
-    with pytest.raises(ConfigError, match=r"cluster.address = 'ray://nowhere:1' cannot be reached: ray client is not"):
-        ray_cluster.connect(ray, tiny_config('cluster.address="ray://nowhere:1"'))
+    for error in (ConnectionError("ray client is not there\nx"), SystemExit(15)):
+        monkeypatch.setattr(ray, "init", lambda error=error, **named: (_ for _ in ()).throw(error))
+        expected = rf"cluster.address = 'ray://nowhere:1' cannot be reached: {str(error).splitlines()[0]}"
+        with pytest.raises(ConfigError, match=expected):
+            ray_cluster.connect(ray, tiny_config('cluster.address="ray://nowhere:1"'))
+
+
+@pytest.mark.parametrize("kind", ["ray://", ""])
+def test_a_closed_port_is_named_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(pipeline, "open_examiner", lambda config: pytest.fail("the model was loaded first"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        address = f"{kind}127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["run", "--out", str(tmp_path / "run"), "--workers", address, "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert f"cluster.address = {address!r} cannot be reached: nothing answers at 127.0.0.1, port" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_open_port_and_addresses_without_one_are_left_to_ray() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ray_cluster.check_cluster(tiny_config(f'cluster.address="ray://127.0.0.1:{server.getsockname()[1]}"'))
+    for address in ("auto", "ray://head", "local"):
+        ray_cluster.check_cluster(tiny_config(f'cluster.address="{address}"'))
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "mode", "after"),
+    [
+        ("ray://head:1", True, None, "token"),
+        ("head:1", True, None, "token"),
+        ("", True, None, None),
+        ("ray://head:1", False, None, None),
+        ("ray://head:1", True, "disabled", "disabled"),
+    ],
+)
+def test_the_token_of_this_machine_is_shown_to_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, token: bool, mode: str | None, after: str | None
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ray_cluster.Path, "home", lambda: tmp_path)
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    assert ray_cluster.import_ray(address) is ray
+    assert os.environ.get("RAY_AUTH_MODE") == after
 
 
 def test_more_workers_than_a_machine_holds(examiner: Examiner) -> None:
