@@ -21,6 +21,7 @@ EXAMPLES = """examples:
 ARMS = {
     "hard": ("hard_only", None),
     "pq": ("pq", "arms.pq_from"),
+    "pq_mixed": ("pq_mixed", "arms.pq_from"),
     "pq_curriculum": ("pq_curriculum", "arms.pq_from"),
     "pq_sample": ("pq_sample", "arms.pq_from"),
     "pq_well_posed": ("pq_well_posed", "arms.pq_from"),
