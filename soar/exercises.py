@@ -17,6 +17,7 @@ from typing import Any
 KINDS = ("quantities", "choices")
 LEVELS = (1, 2, 3)
 OPTIONS = 4
+MOST_MISSES = 20_000  # exercises in a row that are known or not as asked for
 NUMBER = re.compile(r"(?<!\^)\b\d+(?:\.\d+)?")  # exponents of units are none
 
 
@@ -294,10 +295,11 @@ def exercises(kind: str, count: int, seed: int, options: dict[str, Any]) -> Iter
         over = largest and any(float(text) > largest for text in NUMBER.findall(exercise.question))
         if over or exercise.question in seen or len(answers) < OPTIONS:
             misses += 1
-            if misses > 100 * count + 1000:
+            if misses > MOST_MISSES:
                 raise ValueError(f"these options have {len(seen)} different exercises, but {count} are asked for")
             continue
         seen.add(exercise.question)
+        misses = 0
         row = {"question": exercise.question, "answer": answers[0], "topic": topic, "level": at}
         yield row if kind == "quantities" else {**row, "options": answers}
 
