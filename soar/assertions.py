@@ -273,15 +273,15 @@ def _read_comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> tuple[st
         if value is not None and not isinstance(value, bool):
             raise ValueError("`is` with a value that is not None, True or False")
         return _check(left, value, how="same")
-    difference = isinstance(op, (ast.Lt, ast.LtE)) and _is_name(left, "abs") and isinstance(left, ast.Call)
     if (
-        difference
+        isinstance(op, (ast.Lt, ast.LtE))
+        and isinstance(left, ast.Call)
+        and _is_name(left, "abs")
         and len(left.args) == 1
-        and isinstance(left.args[0], ast.BinOp)
-        and isinstance(left.args[0].op, ast.Sub)
-    ):  # type: ignore
-        inside = left.args[0]  # type: ignore[attr-defined]
-        return _check_either(inside.left, inside.right, near=(0.0, float(literal(right))))
+    ):
+        inside = left.args[0]
+        if isinstance(inside, ast.BinOp) and isinstance(inside.op, ast.Sub):
+            return _check_either(inside.left, inside.right, near=(0.0, float(literal(right))))
     raise ValueError("expected == between a call and a value")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 KINDS = ("quantities", "choices")
 LEVELS = (1, 2, 3)
 OPTIONS = 4
+MOST_MISSES = 20_000  # exercises in a row that are known or not as asked for
+NUMBER = re.compile(r"(?<!\^)\b\d+(?:\.\d+)?")  # exponents of units are none
 
 
 @dataclass(frozen=True)
@@ -258,19 +261,22 @@ def spell(value: float) -> str:
     return f"{rounded:.{max(0, digits)}f}"
 
 
-def read_options(kind: str, options: dict[str, Any]) -> tuple[int, list[str]]:
-    """(level, topics) of `problems.options`. Raises ValueError for an unknown kind, key, level or topic."""
+def read_options(kind: str, options: dict[str, Any]) -> tuple[int, list[str], int]:
+    """(level, topics, largest) of `problems.options`. Raises ValueError for an unknown kind, key, level or topic."""
     if kind not in KINDS:
         raise ValueError(f"expected one of {', '.join(KINDS)}")
-    unknown = sorted(set(options) - {"level", "topics"})
+    unknown = sorted(set(options) - {"level", "topics", "largest"})
     if unknown:
-        raise ValueError(f"problems.options has {unknown[0]!r}: known are level and topics")
+        raise ValueError(f"problems.options has {unknown[0]!r}: known are level, topics and largest")
     level, topics = options.get("level", 0), options.get("topics", list(TOPICS))
     if level not in (0, *LEVELS) or isinstance(level, bool):
         raise ValueError(f"problems.options.level = {level!r}: expected 1, 2 or 3, or 0 for all in turn")
     if not isinstance(topics, list) or not topics or any(topic not in TOPICS for topic in topics):
         raise ValueError(f"problems.options.topics = {topics!r}: expected a list of {', '.join(TOPICS)}")
-    return level, topics
+    largest = options.get("largest", 0)
+    if not isinstance(largest, int) or isinstance(largest, bool) or largest < 0:
+        raise ValueError(f"problems.options.largest = {largest!r}: expected a whole number, or 0 for any")
+    return level, topics, largest
 
 
 def exercises(kind: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -278,7 +284,7 @@ def exercises(kind: str, count: int, seed: int, options: dict[str, Any]) -> Iter
 
     Exercise i depends on (seed, i) and the options alone. Raises ValueError.
     """
-    level, topics = read_options(kind, options)
+    level, topics, largest = read_options(kind, options)
     seen: set[str] = set()
     number = misses = 0
     while len(seen) < count:
@@ -286,12 +292,14 @@ def exercises(kind: str, count: int, seed: int, options: dict[str, Any]) -> Iter
         exercise = TOPICS[topic](random.Random(f"{seed}:{topic}:{at}:{number}"), at)
         number += 1
         answers = _answers(exercise)
-        if exercise.question in seen or len(answers) < OPTIONS:
+        over = largest and any(float(text) > largest for text in NUMBER.findall(exercise.question))
+        if over or exercise.question in seen or len(answers) < OPTIONS:
             misses += 1
-            if misses > 100 * count + 1000:
+            if misses > MOST_MISSES:
                 raise ValueError(f"these options have {len(seen)} different exercises, but {count} are asked for")
             continue
         seen.add(exercise.question)
+        misses = 0
         row = {"question": exercise.question, "answer": answers[0], "topic": topic, "level": at}
         yield row if kind == "quantities" else {**row, "options": answers}
 

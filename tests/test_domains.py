@@ -289,7 +289,7 @@ def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, 
         f"D = Domain('plain', FORMATS['question_answer'], verifier={verifier!r})\n"
     )
     good = "B" if verifier == "choice" else "42"
-    with DomainPool(load_domain(f"{file}:D"), workers=1) as pool:
+    with DomainPool(load_domain(f"{file}:D"), workers=1, timeout_s=60) as pool:
         found = pool.read_problems([f" q1\nAnswer: {good}", f" q2\nAnswer: {bad}"], [False, False])
         assert isinstance(found[0], Problem) and isinstance(found[1], Rejection)
         assert pool.check([f"Answer: {good}", "Answer: 7"], [good, good]) == [Verdict.CORRECT, Verdict.WRONG]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,15 @@ def test_exercises_are_many_distinct_and_depend_on_their_seed_alone() -> None:
         assert [compare_quantities(option, row["answer"]) for option in row["options"]] == [C, W, W, W]
 
 
+def test_no_number_is_larger_than_asked_for() -> None:
+    options = {"level": 1, "topics": ["speed", "density"], "largest": 30}
+    rows = list(exercises("quantities", 60, 0, options))
+    numbers = [int(n) for row in rows for n in re.findall(r"(?<!\^)\b\d+", row["question"])]
+    assert max(numbers) <= 30 and len({row["topic"] for row in rows}) == 2
+    assert any(int(n) > 30 for row in exercises("quantities", 60, 0, {"level": 1, "topics": ["speed"]})
+               for n in re.findall(r"\d+", row["question"]))  # fmt: skip
+
+
 def test_exercises_worked_by_hand() -> None:
     """One of each kind of conversion, from the numbers in the question."""
     rows = {row["question"]: row["answer"] for row in exercises("quantities", 300, 0, {})}
@@ -204,7 +214,9 @@ def test_exercises_worked_by_hand() -> None:
     [
         ("science:quantities", "{level=4}", "level = 4: expected 1, 2 or 3"),
         ("science:quantities", '{topics=["alchemy"]}', "expected a list of speed"),
-        ("science:quantities", "{depth=1}", "has 'depth': known are level and topics"),
+        ("science:quantities", "{depth=1}", "has 'depth': known are level, topics and largest"),
+        ("science:quantities", '{largest="ten"}', "expected a whole number"),
+        ("science:quantities", '{level=1, topics=["heat"], largest=9}', "have 0 different exercises"),
         ("science:poems", "{}", "expected one of quantities, choices"),
     ],
 )
@@ -240,6 +252,6 @@ def test_every_built_in_domain_verifies_its_examples() -> None:
         for problem in domain.examples:
             made = domain.arrange(problem) if domain.arrange else problem
             assert isinstance(made, Problem)
-            if name != "code":  # there the answer column holds tests: test_coding.py grades the examples
+            if domain.gold_is_answer:  # the gold answers of code are tests: test_coding.py grades its examples
                 assert domain.verify(made.answer, made) is C
             assert domain.validate is None or domain.validate(made) is None
