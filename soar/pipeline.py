@@ -1,7 +1,4 @@
-"""A whole run: load, screen, outer loop, arms, evaluation, summary, report.
-
-Every stage can stop in its middle and goes on from there; between two safe points nothing is asked to stop.
-"""
+"""A whole run, stage by stage; each can stop at its safe points and goes on from there."""
 
 from __future__ import annotations
 
