@@ -1,6 +1,6 @@
 """What a student gains from a question set: pass rate on hard candidates by share of useful questions and learning rate.
 
-    python benchmarks/students.py [--lr 1e-3 3e-3] [--share 0.25 0.5 1.0] [--students 4]
+    python benchmarks/students.py [--lr 1e-3 3e-3] [--share 0.25 0.5 1.0] [--students 4] [--set student.steps=48 ...]
 
 The question sets are drawn from the untrained teacher of the embedded world and sorted by its oracle. Prints, for each
 learning rate and share, the students' pass rate on their own questions in the first and the last step, and the mean and
@@ -40,11 +40,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--share", type=float, nargs="+", default=[0.25, 0.5, 1.0])
     parser.add_argument("--students", type=int, default=4)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    config, world = load("tiny"), get_world("tiny")
+    config, world = load("tiny", arguments.overrides), get_world("tiny")
     hard = world.hard_problems(64, 3)
     with open_examiner(config) as examiner:
-        workers = choose_workers(examiner.backbone, 0)
+        workers = choose_workers(examiner.backbone, config.threads)
         pool = teacher_questions(examiner, 1500)
         useful = [p for p in pool if world.useful(p.question)]
         other = [p for p in pool if not world.useful(p.question)]
@@ -66,7 +67,10 @@ def main() -> None:
                 correct, _ = count_correct(examiner, done.stack, hard, SAMPLES, 11, sampling, workers=workers)
                 rates = correct.mean(axis=1) / SAMPLES
                 first, last = done.metrics[0]["pass_rate"], done.metrics[-1]["pass_rate"]
-                print(f"{lr:<8g} {share:5.2f}  {first:13.2f} -> {last:.2f}   {rates.mean():17.4f}   {rates.max():9.4f}")
+                print(
+                    f"{lr:<8g} {share:5.2f}  {first:13.2f} -> {last:.2f}   {rates.mean():17.4f}   {rates.max():9.4f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
