@@ -103,8 +103,8 @@ def find_hard(
                     safe_point()
 
             found = screen(examiner, problems, config, folder, evidence, workers, note, crew)
-        if problems:  # the evidence of another run, where its screening is used again
-            evidence = folder.rows(SCREEN_FILE)[0]["evidence"]
+        if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
+            evidence = rows[0]["evidence"]
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
