@@ -18,7 +18,7 @@ from typing import Any
 
 from soar.answers import MARK, MAX_ANSWER_CHARS, extract, normalize, read_number
 from soar.domains import Domain
-from soar.prompts import PromptFormat
+from soar.prompts import PromptFormat, worked_list
 from soar.types import Problem, UserError, Verdict
 from soar.verifiers import compare_number
 
@@ -197,15 +197,6 @@ PLAIN = replace(
 LISTED = replace(
     PROCEDURAL,
     name="procedural_list",
-    prompts=PromptFormat(
-        "procedural_list",
-        "line",
-        LIST,
-        LIST + "Question: {question} Answer:",
-        turns=False,
-        teacher_prefill="Question:",
-        text_answers=True,
-        one_line=True,
-    ),
+    prompts=worked_list("procedural_list", LIST),
 )
 """A list of arithmetic, one problem a line, that a model of a few hundred million parameters continues."""

@@ -135,6 +135,20 @@ class PromptFormat:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def worked_list(name: str, examples: str) -> PromptFormat:
+    """A list of solved problems, one a line (`Question: ... Answer: ...`), that a small model goes on with in either role."""
+    return PromptFormat(
+        name=name,
+        answer_style="line",
+        teacher_template=examples,
+        student_template=examples + "Question: {question} Answer:",
+        turns=False,
+        teacher_prefill="Question:",
+        text_answers=True,
+        one_line=True,
+    )
+
+
 BEFORE_PAIR_STYLES = {"tiny": "marked", "sums": "worked"}
 
 FORMATS = {

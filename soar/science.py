@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from soar import choices
 from soar.domains import Domain
-from soar.prompts import PromptFormat
+from soar.prompts import PromptFormat, worked_list
 from soar.quantities import compare_quantities, read_gold, registry
 from soar.types import Problem, Verdict
 
@@ -119,16 +119,7 @@ PLAIN_QUANTITIES = replace(
 QUANTITY_LIST = replace(
     QUANTITIES,
     name="science_list",
-    prompts=PromptFormat(
-        "science_list",
-        "line",
-        LIST,
-        LIST + "Question: {question} Answer:",
-        turns=False,
-        teacher_prefill="Question:",
-        text_answers=True,
-        one_line=True,
-    ),
+    prompts=worked_list("science_list", LIST),
 )
 CHOICES = Domain(
     name="multiple_choice",
