@@ -202,7 +202,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def charts(results: Row) -> list[tuple[str, Markup]]:
-    """(caption, chart): pass@k of the arms, reward and distinct questions over outer steps."""
+    """(caption, chart): pass@k of the arms, reward and shares of the questions over outer steps; none without figures."""
     single = len(results["curves"]) == 1
     ks = [int(k) for k in _ks(results["arms"])]
     arms = []
@@ -218,10 +218,12 @@ def charts(results: Row) -> list[tuple[str, Markup]]:
     for key, wording, y, share in (
         ("reward_mean", "Grounded reward over outer steps, mean over seeds", "reward", False),
         ("distinct_share", "Distinct questions over outer steps, mean over seeds", "distinct", True),
+        ("well_posed", "Well-posed questions over outer steps, mean over seeds", "well-posed", True),
+        ("correct", "Correct answers over outer steps, mean over seeds", "correct", True),
     ):
         curves = []
         for i, (variant, rows) in enumerate(results["curves"].items()):
-            known = [row for row in rows if row[key] is not None]
+            known = [row for row in rows if row.get(key) is not None]
             x, values = [row["step"] for row in known], [row[key] for row in known]
             curves.append(Series(variant, x, values, style=i % STYLES))
         axes = Axes(key.replace("_", "-"), wording, f"{wording}, one line a variant.", "outer step", y, share)

@@ -202,17 +202,27 @@ def _promotions(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> Ro
     }
 
 
+STEP_FIGURES = ("reward_mean", "distinct_share", "baseline_pass_rate")
+LABELS = ("well_posed", "correct")  # of questions, where there is an oracle
+
+
 def _curves(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> list[Row]:
     """Means over seeds of the figures of every outer step."""
     by_step: dict[int, list[Row]] = {}
+    written: dict[int, list[Row]] = {}
     for cell in cells:
         run = runs.get(cell.name)
-        for event in run.steps if run is not None and cell.variant == variant else []:
-            by_step.setdefault(count(event.get("step")) or 0, []).append(event)
-    keys = ("reward_mean", "distinct_share", "baseline_pass_rate")
+        if run is None or cell.variant != variant:
+            continue
+        for rows, kept in ((run.steps, by_step), (run.questions, written)):
+            for row in rows:
+                kept.setdefault(count(row.get("step")) or 0, []).append(row)
     found = []
     for step, events in sorted(by_step.items()):
-        known = {key: numbers([event.get(key) for event in events]) for key in keys}
+        known = {key: numbers([event.get(key) for event in events]) for key in STEP_FIGURES}
+        for key in LABELS:
+            labels = [row.get(key) for row in written.get(step, [])]
+            known[key] = [float(label) for label in labels if isinstance(label, bool)]
         means = {key: statistics.fmean(values) if values else None for key, values in known.items()}
         found.append({"step": step, "seeds": len(events), **means})
     return found

@@ -151,7 +151,16 @@ def test_teachers_and_promotions(finished: Any) -> None:
     # tau -2, window 1: every one of two steps promotes, in both seeds.
     assert (promotions["windows"], promotions["promotions"], promotions["share"]) == (4, 4, 1.0)
     assert promotions["interval_95"] == pytest.approx([4 / (4 + 1.959964**2), 1.0])
-    assert [row["step"] for row in results["curves"]["grounded"]] == [0, 1]
+    curve = results["curves"]["grounded"]
+    assert [row["step"] for row in curve] == [0, 1]
+    written = [
+        row
+        for seed in (0, 1)
+        for row in read_jsonl(folder / "out" / "cells" / f"grounded-seed{seed}" / "questions.jsonl")
+        if row["step"] == 1
+    ]
+    for label in ("well_posed", "correct"):
+        assert curve[1][label] == pytest.approx(sum(row[label] for row in written) / len(written))
     pq = read_jsonl(cell / "pq.jsonl")
     found = results["pq"][0]["cells"][0]
     assert (found["questions"], found["judge"]) == (len(pq), "oracle")
