@@ -14,9 +14,10 @@ from soar import probe, student, teacher
 from soar.calibrate import Calibrator
 from soar.decode import slots_for
 from soar.policy import AdapterStack
-from soar.probe import at_full
+from soar.probe import at_full, widths
 from soar.rollout import Examiner
 from soar.rollouts import Rollouts
+from soar.sampler import NativeSampler
 from soar.student import shuffled_passes, train_population
 from soar.teacher import LoopState, OuterLoop, new_state
 from soar.update import UpdateStats, _micro_batches
@@ -170,3 +171,27 @@ def test_students_of_a_known_device_are_forecast_within_five_percent(
     expected = (4 * 40 * 4 + 40 * config.reward.baseline_attempts) * tokens / rate
     print(f"measurement {expected / actual - 1:+.1%}")
     assert expected == pytest.approx(actual, rel=0.05)
+
+
+def test_every_part_is_measured_in_a_gpus_way_with_the_real_sampler() -> None:
+    config = tiny_config("student.attempts=16", "evaluate.attempts=12", "screen.attempts=12", "reward.questions=6")
+    with open_examiner(config) as examiner:
+        made = Examiner(
+            examiner.backbone, NativeSampler(examiner.backbone, static=True), examiner.fmt, examiner.verifier
+        )
+        calibrator = Calibrator(made, config, 1, 0.6)
+        calibrator.on_gpu = True
+        found = calibrator.run(easy_problems(12))
+    assert set(found.sample) == {"screen", "write", "student", "measure", "arm", "evaluate"}
+    assert set(found.train) == {"student", "teacher", "arm"}
+    assert all(0 < rate < 1e9 for rate in [*found.sample.values(), *found.train.values()])
+    assert all(0 < share <= 1 for share in found.shares.values())
+    assert calibrator.meter.budget is None
+
+
+def test_rows_that_have_ended_leave_the_batch() -> None:
+    length_B = np.array([1.0, 2.0, 3.0, 8.0])
+    assert widths(length_B, 8, 100).tolist() == [8, 6, 4, 2, 2, 2, 2, 2]
+    assert widths(length_B, 8, 3).tolist() == [8, 6, 4]
+    # In slots: of two policies, 4 each, halved when half would do.
+    assert widths(length_B, 8, 100, 2).tolist() == [8, 8, 4, 2, 2, 2, 2, 2]
