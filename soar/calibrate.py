@@ -20,7 +20,7 @@ from soar.candidates import candidates
 from soar.config import Config, by_set
 from soar.crew import spread
 from soar.evaluate import count_correct
-from soar.forecast import Forecast, Rates, forecast
+from soar.forecast import Forecast, Rates, Sharing, forecast
 from soar.held_out import BLOCK as HELD_OUT_BLOCK
 from soar.lessons import Lessons, read_pairs, teacher_prompt
 from soar.memory import ModelShape, shape_of
@@ -341,7 +341,8 @@ def calibrated_forecast(config: Config, assumptions: Assumptions) -> tuple[Forec
     """Load the model, calibrate, forecast. The shape has the parameters that were loaded. Raises as `calibrate`."""
     with open_examiner(config) as examiner:
         workers = choose_workers(examiner.backbone, config.threads)
-        return forecast(config, *calibrate(examiner, config, workers, assumptions)), shape_of(config)
+        known, rates = calibrate(examiner, config, workers, assumptions)
+        return forecast(config, known, rates, sharing_of(examiner, config, workers)), shape_of(config)
 
 
 def forecast_event(
@@ -349,10 +350,18 @@ def forecast_event(
 ) -> dict[str, Any]:
     """Calibrate, say the forecast line by line, and return it as the first event of a run."""
     say("calibrating: what does each part of this run cost here?")
-    expected = forecast(config, *calibrate(examiner, config, workers, assumptions))
+    known, rates = calibrate(examiner, config, workers, assumptions)
+    expected = forecast(config, known, rates, sharing_of(examiner, config, workers))
     for line in expected.lines():
         say(line)
     return expected.event(device_name(examiner))
+
+
+def sharing_of(examiner: Examiner, config: Config, workers: int) -> Sharing:
+    """How the config's worker processes, each like this one, will share the run. workers: threads of a process."""
+    kind, P = examiner.backbone.device.type, config.teacher.datasets * config.student.repeats
+    chunk = config.model.chunk if kind == "cuda" else choose_chunk(examiner.backbone, P, workers)
+    return Sharing(config.cluster.workers, workers, chunk, BLOCK.get(kind, BLOCK["cuda"]))
 
 
 def device_name(examiner: Examiner) -> str:
