@@ -43,6 +43,7 @@ class Device:
     def __init__(self) -> None:
         self.now = self.once = 0.0
         self.shapes: set[Any] = set()
+        self.short: list[tuple[int, int]] = []  # (rows, tokens of the longest prompt) of calls with a small budget
 
     def prompts_per_call(self, policies: int, questions: int, attempts: int, positions: int) -> int:
         most = max(1, BATCH // (policies * attempts))
@@ -56,6 +57,8 @@ class Device:
         draws_B = np.array([np.random.default_rng(s).exponential(300.0) for s in seeds_B])
         length_B = np.clip(1 + draws_B.astype(int), 1, sampling.max_tokens)
         asked = [tuple(ids) for own in prompts_P_Q for ids in own for _ in range(attempts)]
+        if sampling.max_tokens < 320:
+            self.short.append((len(asked), max(map(len, asked))))
         per_call = self.prompts_per_call(P, Q, attempts, 0)
         for first in range(0, Q, per_call):
             inside = [(b // attempts) % Q in range(first, first + per_call) for b in range(len(asked))]
@@ -150,7 +153,6 @@ def test_students_of_a_known_device_are_forecast_within_five_percent(
     actual = in_run(device, lambda: step(full))
     began = device.now - device.once
     population = calibrator._teach(state, problems)
-    print(device.now - device.once - began, device.once)
     assert device.now - device.once - began < 2 * calibrator.limit
     found, measured = calibrator.found, calibrator.found.measured
     rows = 4 * 4 * full
@@ -159,6 +161,10 @@ def test_students_of_a_known_device_are_forecast_within_five_percent(
     print(f"actual {actual:.2f} s, before {before / actual - 1:+.1%}, now {expected / actual - 1:+.1%}")
     assert abs(before / actual - 1) > 0.25
     assert expected == pytest.approx(actual, rel=0.05)
+    # Few steps of one whole batch, with the cache as long as it is on average: half of 320 tokens, or less.
+    rows_in_batch, prompts = max(rows for rows, _ in device.short), [prompt for _, prompt in device.short]
+    assert BATCH / 2 < rows_in_batch <= BATCH
+    assert all(100 < prompt - measured["question_prompt_tokens"] < 160 for prompt in prompts)
     assert 0 < found.shares["student"] < 1 and 0 < found.shares["student update"] < 1
     calibrator._measure(state, population, problems)
     rate, tokens = found.sample["measure"], measured["reward_tokens"]
