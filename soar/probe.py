@@ -80,7 +80,8 @@ class Probe:
 
     While `budget` is set a call decodes so many tokens of its first batch, after prompts lengthened by `extra` tokens, and
     answers with completions kept from the last call in full, in turns: what follows, grading above all, has its real work.
-    rows, policies, batches: of the last short call: as that batch was wide, for `widths`, and as the call would have had.
+    rows, policies: of the batch of the last short call, for `widths`; asked, batches: rows and batches that the call would
+    have had; calls: short ones so far.
     """
 
     def __init__(self, sampler: Sampler, backbone: Backbone) -> None:
@@ -89,7 +90,8 @@ class Probe:
         self.budget: int | None = None
         self.extra = 0
         self.kept: Rollouts | None = None
-        self.rows, self.policies, self.batches, self.longest_budget = 0, 0, 1.0, 0
+        self.rows, self.asked, self.policies, self.batches, self.longest_budget = 0, 0, 0, 1.0, 0
+        self.calls = 0
         self._lock = threading.Lock()
 
     def sample(
@@ -137,6 +139,8 @@ class Probe:
         short = sampling.model_copy(update={"max_tokens": self.budget})
         self.sampler.sample(stack, prompts, attempts, seeds, short, greedy)
         self.rows, self.batches = P * most * attempts, Q / most
+        self.asked = P * Q * attempts
+        self.calls += 1
         self.policies = P if getattr(self.sampler, "static", False) else 0
         rows = P * Q * attempts
         asked = tuple(tuple(ids) for own in prompts_P_Q for ids in own for _ in range(attempts))
@@ -157,6 +161,7 @@ class Stopwatch:
 
     def __init__(self, clock: Callable[[], float], limit: float) -> None:
         self.clock, self.limit = clock, limit
+        self.narrow: dict[int, tuple[float, float]] = {}  # sampling calls -> (rows, seconds) of a step of few rows
 
     def seconds(self, work: Callable[[], Any]) -> float:
         """Of one call."""
@@ -168,26 +173,28 @@ class Stopwatch:
         """(seconds, share of the steps that were timed) of work(full), which samples through `probe`.
 
         The probe has sampled work(few) in full. What a step costs is a line in the rows that it computes, through the
-        steps of few rows and of the run's own; the rows that live at each step are those of the completions kept.
+        steps of few rows (of the first part that needs it) and of the run's own. The rows that live at each step are those
+        of the completions kept.
         """
         length_B, budget = probe.length_B().astype(float), probe.longest_budget
         first = max(1, min(SHORT, budget // LONGER))
         probe.extra = max(0, int((length_B**2).sum() / (2 * length_B.sum())) - first)
         try:
-            probe.budget = second = min(budget, LONGER * first)
-            work(few)
-            slope_few = (
-                self.seconds(lambda: work(few)) / second
-            )  # with what comes before the first step: small for few rows
-            rows_few = probe.rows
+            second = min(budget, LONGER * first)
             wide = self._steps(probe, full, work, [first, second])
-            rows, batches = probe.rows, probe.batches
+            rows, batches, asked = probe.rows, probe.batches, probe.asked
+            probe.calls, probe.budget = 0, second
+            work(few)
+            calls = probe.calls  # a part may sample for several at once: its steps are those of all of them
+            if calls not in self.narrow:
+                # With what comes before the first step: small for few rows.
+                slope_few = self.seconds(lambda: work(few)) / second
+                self.narrow[calls] = self._live(probe, length_B, probe.rows, (0, second)), slope_few
+            probe.asked = asked
         finally:
             probe.budget, probe.extra = None, 0
-        live_few, live = (
-            self._live(probe, length_B, rows_few, (0, second)),
-            self._live(probe, length_B, rows, wide.steps),
-        )
+        live_few, slope_few = self.narrow[calls]
+        live = self._live(probe, length_B, rows, wide.steps)
         each = max(0.0, (wide.slope - slope_few) / (live - live_few)) if live > live_few else wide.slope / live
         fixed = max(0.0, wide.slope - each * live)
         width_T = widths(length_B, rows, budget, probe.policies)
