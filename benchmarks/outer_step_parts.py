@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_models import SHAPES, backbone_of, wait
+from engine_models import SHAPES, backbone_of, commit, wait
 from random_domain import QUESTION_WORDS, RANDOM, words
 
 import soar
@@ -253,6 +253,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         settings = {k: v for k, v in vars(arguments).items() if k != "json"}
         figures = {
+            "date": time.strftime("%Y-%m-%d"), "commit": commit(),
             "device": device, "torch": torch.__version__, "soar": soar.__version__, "settings": settings,
             "forecast_s": lines_of(expected), "actual_s": loop.taken, "sampling_s": loop.sampling, "errors": errors,
             "calibrated": expected.event(device), "rates": {"sample": dict(own.sample), "train": dict(own.train)},

@@ -1,7 +1,8 @@
 """What this device needs for every part of a run, measured in about half a minute with the run's own functions.
 
-Each part is tried with few rows first, which also warms up, and then with as many as its share of the time allows, at most
-the run's own number. Nothing that is measured here enters the run: adapters and questions are thrown away.
+Each part is tried with few rows first, which also warms up and tells how long completions are. What then fits in its share
+of the time is timed in full. Else, on a CPU, as many rows as fit, and the line through two sizes; on a GPU, where few rows
+cost nearly what many do, all rows for a few steps (`probe.py`). Nothing that is measured here enters the run.
 """
 
 from __future__ import annotations
@@ -19,102 +20,31 @@ from soar.candidates import candidates
 from soar.config import Config, by_set
 from soar.crew import spread
 from soar.evaluate import count_correct
-from soar.forecast import Forecast, Rates, forecast
+from soar.forecast import Forecast, Rates, Sharing, forecast
 from soar.held_out import BLOCK as HELD_OUT_BLOCK
 from soar.lessons import Lessons, read_pairs, teacher_prompt
 from soar.memory import ModelShape, shape_of
 from soar.policy import concat
-from soar.rloo import leave_one_out
-from soar.rollout import Attempts, Examiner
+from soar.probe import Log, Observed, Probe, Stopwatch, Timed, at_full, rate_at_full
+from soar.rollout import Examiner
+from soar.rollouts import Rollouts
 from soar.screening import BLOCK, screen_block
-from soar.stopping import TokenMeter
 from soar.student import Population, choose_chunk, shuffled_passes, train_population
 from soar.teacher import LoopState, OuterLoop, new_state
 from soar.types import Problem
+from soar.update import StackOptimizer
 from soar.workbench import choose_workers, open_examiner, usable
 from soar.workload import Assumptions, trained_arms
 
 PARTS = 6
 PILOT = 4
-
-
-@dataclass
-class _Log:
-    """Sums over the attempts of students: rows, tokens, and time apart from the updates."""
-
-    rows: int = 0
-    prompt_tokens: int = 0
-    tokens: int = 0
-    gradient_rows: int = 0
-    seconds: float = 0.0
-
-
-class _Observed(Examiner):
-    """An examiner that notes what it is asked, and then pays every second attempt, so that every row has a gradient.
-
-    The update is timed on rows that all count; how many would count is noted before.
-    """
-
-    def __init__(self, examiner: Examiner, config: Config) -> None:
-        super().__init__(
-            examiner.backbone, examiner.sampler, examiner.fmt, examiner.verifier, examiner.scheme, examiner.parts
-        )
-        self.config, self.log = config, _Log()
-
-    def attempt(self, *arguments: Any, **named: Any) -> Attempts:
-        """As the examiner's, with other rewards."""
-        began = time.perf_counter()
-        found = super().attempt(*arguments, **named)
-        optimizer = self.config.student.optimizer
-        advantage = leave_one_out(found.reward_P_Q_N, found.valid_P_Q_N, optimizer.normalize_advantages)
-        counts = (advantage != 0) | (optimizer.kl > 0)
-        paid = (torch.arange(found.reward_P_Q_N.shape[-1]) % 2).float().expand_as(found.reward_P_Q_N).clone()
-        changed = Attempts(
-            found.rollouts,
-            found.verdicts,
-            paid,
-            found.solved_P_Q_N,
-            torch.ones_like(found.valid_P_Q_N),
-            found.truncated,
-            found.failed_P,
-        )
-        with self._lock:
-            log = self.log
-            log.rows += found.count
-            log.gradient_rows += int(counts.sum())
-            log.tokens += int(found.rollouts.length_B.sum())
-            log.prompt_tokens += sum(map(len, found.rollouts.prompts))
-            log.seconds += time.perf_counter() - began
-        return changed
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One measurement: rows asked for (in units of the part), seconds, tokens sampled."""
-
-    size: int
-    seconds: float
-    tokens: int
-
-
-def at_full(points: Sequence[tuple[int, float]], full: int) -> float:
-    """Seconds of `full` rows from measured (rows, seconds): in proportion to one point, on the line through two."""
-    size, seconds = points[-1]
-    if size == full or len(points) == 1:
-        return seconds * full / size
-    few, less = points[0]
-    return seconds + max(0.0, (seconds - less) / (size - few)) * (full - size)
-
-
-def rate_at_full(points: Sequence[Timed], full: int) -> float:
-    """Tokens a second with `full` rows."""
-    last = points[-1]
-    return last.tokens * full / last.size / at_full([(point.size, point.seconds) for point in points], full)
+GPU_PILOTS = {"write": 32, "measure": 16, "student": 8, "arm": 8}  # there rows are cheap, and lengths need some
+APART = 3  # two sizes on a CPU: the larger at least so many times the smaller
 
 
 @dataclass
 class Calibration:
-    """Rates and measured assumptions as they come. shares: part -> rows timed at once, as a share of the run's."""
+    """Rates and measured assumptions as they come. shares: part -> what was timed, as a share of the run's rows or steps."""
 
     sample: dict[str, float] = field(default_factory=dict)
     train: dict[str, float] = field(default_factory=dict)
@@ -125,7 +55,7 @@ class Calibration:
     def rates(self, device: str) -> Rates:
         """For `forecast`."""
         partly = ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items() if share < 1)
-        note = f"; from part of the run's rows: {partly}" if partly else ""
+        note = f"; from a share of the rows or steps: {partly}" if partly else ""
         return Rates(self.sample, self.train, f"measured on this device ({device}) in {self.taken:.0f} s{note}", True)
 
 
@@ -141,11 +71,12 @@ class Calibrator:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config, self.workers, self.clock = config, workers, clock
-        self.meter = TokenMeter(examiner.sampler)
+        self.meter = Probe(examiner.sampler, examiner.backbone)
         self.examiner = Examiner(
             examiner.backbone, self.meter, examiner.fmt, examiner.verifier, examiner.scheme, examiner.parts
         )
         self.limit = seconds / PARTS
+        self.watch = Stopwatch(clock, self.limit)
         self.on_gpu = examiner.backbone.device.type == "cuda"
         self.found = Calibration()
 
@@ -168,29 +99,46 @@ class Calibrator:
         self.found.taken = time.perf_counter() - began
         return self.found
 
-    def _sized(self, part: str, full: int, work: Callable[[int], Any], smallest: int = 1) -> tuple[list[Timed], Any]:
-        """`work` timed with as many rows as the time allows, after a trial with few, and its last result.
+    def _sized(
+        self, part: str, full: int, work: Callable[[int], Any], smallest: int = 1, like_before: bool = False
+    ) -> tuple[list[Timed], Any]:
+        """Measurements of `work` for `at_full`, and the result of its last call in full length. See the module's header.
 
-        On a GPU few rows take nearly as long as many. There the trial is repeated and timed once everything is compiled,
-        and at least twice its rows are tried, so that `at_full` can tell what each row adds.
+        On a GPU a size is called once before it is timed: graphs are captured and kernels compiled there. like_before:
+        completions are as long as those of the part before, so none need be sampled in full; there is no result then.
         """
-        pilot = min(full, max(smallest, full // PILOT if full < 4 * PILOT else PILOT))
-        began = time.perf_counter()
-        work(pilot)
-        each, points = (time.perf_counter() - began) / pilot, []
-        on_gpu = self.on_gpu
-        if on_gpu and pilot < full:
+        pilot = self._pilot(part, full, smallest)
+        if self.on_gpu and like_before and pilot < full:
+            mean = float(self.meter.length_B().mean())
+            seconds, self.found.shares[part] = self.watch.decoding(self.meter, pilot, full, work)
+            return [Timed(full, seconds, int(mean * self.meter.asked), self.meter.asked)], None
+        began = self.clock()
+        result = work(pilot)
+        each = (self.clock() - began) / pilot
+        if self.on_gpu and pilot < full and 2 * each * full > self.limit:
+            first = self.meter.length_B()
+            tokens, rows = int(first.sum()), len(first)
+            seconds, self.found.shares[part] = self.watch.decoding(self.meter, pilot, full, work)
+            return [Timed(full, seconds, tokens * full // pilot, rows * full // pilot)], result
+        size, points = full if self.on_gpu else min(full, max(pilot, int(self.limit / max(each, 1e-9)))), []
+        if self.on_gpu and pilot < full:
+            work(full)
+        if APART * pilot <= size < full:
             points.append(self._timed(pilot, work)[0])
-            each = points[0].seconds / pilot
-        size = min(full, max(2 * pilot if on_gpu else pilot, int(self.limit / max(each, 1e-9))))
         self.found.shares[part] = size / full
         timed, result = self._timed(size, work)
         return [*points, timed], result
 
+    def _pilot(self, part: str, full: int, smallest: int) -> int:
+        if self.on_gpu:
+            return min(full, GPU_PILOTS.get(part, PILOT))
+        return min(full, max(smallest, full // PILOT if full < 4 * PILOT else PILOT))
+
     def _timed(self, size: int, work: Callable[[int], Any]) -> tuple[Timed, Any]:
-        before, began = self.meter.tokens, self.clock()
+        tokens, count, began = self.meter.tokens, self.meter.count, self.clock()
         result = work(size)
-        return Timed(size, max(1e-9, self.clock() - began), self.meter.tokens - before), result
+        seconds = max(1e-9, self.clock() - began)
+        return Timed(size, seconds, self.meter.tokens - tokens, self.meter.count - count), result
 
     def _screen(self, problems: list[Problem]) -> list[Problem]:
         """Rate of screening; the tokens of an attempt, and the problems that were not solved."""
@@ -208,7 +156,7 @@ class Calibrator:
         full = config.screen.attempts or 8
         points, rows = self._sized("screen", full, work)
         self.found.sample["screen"] = rate_at_full(points, full)
-        self.found.measured["hard_tokens"] = points[-1].tokens / sum(row.attempts for row in rows)
+        self.found.measured["hard_tokens"] = points[-1].tokens / points[-1].rows
         hard = [p for p, row in zip(part, rows, strict=True) if row.successes <= config.screen.max_successes]
         self.found.measured["hard_share"] = len(hard) / len(part)
         return hard or part
@@ -231,7 +179,7 @@ class Calibrator:
         questions = [replace(problem, extra={"set": name}) for problem in questions] if name else questions
         measured = self.found.measured
         self.found.sample["write"] = rate_at_full(points, pairs)
-        measured["teacher_tokens"] = points[-1].tokens / len(outcomes)
+        measured["teacher_tokens"] = points[-1].tokens / points[-1].rows
         measured["teacher_prompt_tokens"] = float(len(prompt))
         if not questions:
             return [], None
@@ -241,20 +189,22 @@ class Calibrator:
         sets = [[questions[(k * n + i) % len(questions)] for i in range(n)] for k in range(config.teacher.datasets)]
         return questions, Lessons(sets, rows, len(outcomes), {})
 
-    def _students(self, state: LoopState, batches_P_S: list[list[list[Problem]]], part: str) -> tuple[Population, _Log]:
+    def _students(self, state: LoopState, batches_P_S: list[list[list[Problem]]], part: str) -> tuple[Population, Log]:
         """Train one RLOO step and note the rates of sampling and of the update under `part`."""
         config = self.config
-        observed = _Observed(self.examiner, config)
         seeds_P = [seeds.derive(config.seed, "calibrate", part, p) for p in range(len(batches_P_S))]
         lr = config.student.optimizer.lr if part == "student" else arm_learning_rate("hard_only", config)
+        if self.on_gpu and self._pilot(part, config.student.attempts, 2) < config.student.attempts:
+            return self._apart(part, state, batches_P_S, seeds_P, lr)
+        observed = Observed(self.examiner, config)
 
         # Chunks run in parallel threads: the time goes to attempts and updates in the proportion of the threads' own.
         chunk = choose_chunk(self.examiner.backbone, len(batches_P_S), self.workers)
         threads = min(self.workers, -(-len(batches_P_S) // chunk))
         share: dict[int, float] = {}
 
-        def work(attempts: int) -> tuple[Population, _Log]:
-            observed.log = log = _Log()
+        def work(attempts: int) -> tuple[Population, Log]:
+            observed.log = log = Log()
             student = config.student.model_copy(update={"attempts": attempts})
             began = time.perf_counter()
             trained = train_population(observed, state.baseline, batches_P_S, seeds_P, student, lr, self.workers)
@@ -269,6 +219,40 @@ class Calibrator:
         self.found.sample[part] = points[-1].tokens * more / sampling
         self.found.train[part] = (log.tokens + log.prompt_tokens) * more / updating
         return population, log
+
+    def _apart(
+        self, part: str, state: LoopState, batches_P_S: list[list[list[Problem]]], seeds_P: list[int], lr: float
+    ) -> tuple[Population, Log]:
+        """`_students` for a GPU: attempts for a few steps, then the update with a few micro-batches.
+
+        One chunk is timed, of the size that a process of the run would have. The students returned are untrained.
+        """
+        student, P = self.config.student, len(batches_P_S)
+        chunk, pilot = self._chunk(P), self._pilot(part, student.attempts, 2)
+        observed = Observed(self.examiner, self.config)
+        stack = concat([state.baseline] * chunk)
+
+        def attempt(attempts: int) -> Rollouts:
+            asked = [batches[0] for batches in batches_P_S[:chunk]]
+            return observed.attempt(stack, asked, attempts, seeds_P[:chunk], student.sampling).rollouts
+
+        tried, log = attempt(pilot), observed.log
+        observed.log = Log()
+        each = len(batches_P_S[0][0]) * student.attempts
+        seconds, sampled = self.watch.decoding(self.meter, pilot, student.attempts, attempt)
+        optimizer = StackOptimizer(stack, student.optimizer.model_copy(update={"lr": lr}))
+        update_s, updated = self.watch.updating(self.examiner.backbone, stack, optimizer, tried, each, student.sampling)
+        self.found.shares |= {part: sampled, f"{part} update": updated}
+        self.found.sample[part] = chunk * each * log.tokens / log.rows / seconds
+        self.found.train[part] = chunk * each * (log.tokens + log.prompt_tokens) / log.rows / update_s
+        return Population(concat([state.baseline] * P), torch.zeros(P, dtype=torch.bool), [], 0), log
+
+    def _chunk(self, policies: int) -> int:
+        """Students of one forward pass; with workers on GPUs, as many as one of them gets."""
+        crew = self.config.cluster.workers
+        if crew and self.on_gpu and not self.config.model.chunk:
+            return -(-policies // crew)
+        return choose_chunk(self.examiner.backbone, policies, self.workers)
 
     def _teach(self, state: LoopState, questions: list[Problem]) -> Population:
         config = self.config
@@ -294,8 +278,7 @@ class Calibrator:
 
         points, _ = self._sized("measure", len(asked), work)
         self.found.sample["measure"] = rate_at_full(points, len(asked))
-        rows = points[-1].size * population.stack.policies * config.reward.attempts
-        self.found.measured["reward_tokens"] = points[-1].tokens / rows
+        self.found.measured["reward_tokens"] = points[-1].tokens / points[-1].rows
 
     def _learn(self, state: LoopState, lessons: Lessons | None) -> None:
         """The teacher's update, with rewards that give every row a gradient."""
@@ -303,10 +286,23 @@ class Calibrator:
         if lessons is None or self.config.teacher.reward == "none":
             self.found.train["teacher"] = self.found.train["student"]
             return
+        teacher = self.config.teacher
+        prompts = sum(map(len, lessons.rollouts.prompts))
+        if self.on_gpu:
+            seconds, self.found.shares["teacher update"] = self.watch.updating(
+                self.examiner.backbone,
+                state.teacher,
+                state.optimizer,
+                lessons.rollouts,
+                lessons.rollouts.rows,
+                teacher.sampling,
+            )
+            self.found.train["teacher"] = (int(lessons.rollouts.length_B.sum()) + prompts) / seconds
+            return
         loop = OuterLoop(self.examiner, [], self.config, state, self.workers)
         began = self.clock()
         loop.learn(lessons, [float(k % 2) for k in range(units)])
-        tokens = int(lessons.rollouts.length_B.sum()) + sum(map(len, lessons.rollouts.prompts))
+        tokens = int(lessons.rollouts.length_B.sum()) + prompts
         self.found.train["teacher"] = tokens / max(1e-9, self.clock() - began)
 
     def _arm(self, state: LoopState, hard: list[Problem]) -> None:
@@ -324,7 +320,7 @@ class Calibrator:
         def work(attempts: int) -> None:
             count_correct(self.examiner, stack, part, attempts, 0, sampling, workers, HELD_OUT_BLOCK)
 
-        points, _ = self._sized("evaluate", config.evaluate.attempts, work)
+        points, _ = self._sized("evaluate", config.evaluate.attempts, work, like_before=bool(trained_arms(config)))
         self.found.sample["evaluate"] = rate_at_full(points, config.evaluate.attempts)
 
 
@@ -352,7 +348,8 @@ def calibrated_forecast(config: Config, assumptions: Assumptions) -> tuple[Forec
     """Load the model, calibrate, forecast. The shape has the parameters that were loaded. Raises as `calibrate`."""
     with open_examiner(config) as examiner:
         workers = choose_workers(examiner.backbone, config.threads)
-        return forecast(config, *calibrate(examiner, config, workers, assumptions)), shape_of(config)
+        known, rates = calibrate(examiner, config, workers, assumptions)
+        return forecast(config, known, rates, sharing_of(examiner, config, workers)), shape_of(config)
 
 
 def forecast_event(
@@ -360,10 +357,18 @@ def forecast_event(
 ) -> dict[str, Any]:
     """Calibrate, say the forecast line by line, and return it as the first event of a run."""
     say("calibrating: what does each part of this run cost here?")
-    expected = forecast(config, *calibrate(examiner, config, workers, assumptions))
+    known, rates = calibrate(examiner, config, workers, assumptions)
+    expected = forecast(config, known, rates, sharing_of(examiner, config, workers))
     for line in expected.lines():
         say(line)
     return expected.event(device_name(examiner))
+
+
+def sharing_of(examiner: Examiner, config: Config, workers: int) -> Sharing:
+    """How the config's worker processes, each like this one, will share the run. workers: threads of a process."""
+    kind, P = examiner.backbone.device.type, config.teacher.datasets * config.student.repeats
+    chunk = config.model.chunk if kind == "cuda" else choose_chunk(examiner.backbone, P, workers)
+    return Sharing(config.cluster.workers, workers, chunk, BLOCK.get(kind, BLOCK["cuda"]))
 
 
 def device_name(examiner: Examiner) -> str:

@@ -18,6 +18,7 @@ from soar.workload import STAGES, Assumptions, Work, assumed, workload
 
 PAPER_HOURS = "the paper's run: 1,536 to 1,920 GPU-hours (32 H100 or H200 for 48 to 60 hours)"
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
+HELD_OUT_PROBLEMS = 8  # of a piece of the evaluation (held_out.BLOCK)
 SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such models are bound by overhead
 
 
@@ -66,13 +67,66 @@ def table_rates(parameters: float, kl_student: bool, kl_teacher: bool) -> Rates 
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """How `cluster.workers` share a run (docs/cluster.md). workers: 0 for none.
+
+    threads: chunks that one process does at a time, with the rates measured that way. chunk: students of a piece, 0: an
+    equal share for each worker. block: problems of a piece of screening.
+    """
+
+    workers: int = 0
+    threads: int = 1
+    chunk: int = 0
+    block: int = 16
+
+    def pieces(self, work: Work, config: Config, known: Assumptions) -> int:
+        """Into how many a part of a run is cut, an arm excepted."""
+        if work.kind in ("student", "measure"):
+            students = config.teacher.datasets * config.student.repeats
+            return math.ceil(students / (self.chunk or math.ceil(students / self.workers)))
+        if work.kind == "screen":
+            return max(1, math.ceil(known.candidates / self.block))
+        hard = known.candidates * known.hard_share
+        if config.problems.max_hard:
+            hard = min(hard, config.problems.max_hard)
+        return max(1, math.ceil(hard * config.problems.test_share / HELD_OUT_PROBLEMS))
+
+    def factor(self, work: Work, config: Config, known: Assumptions) -> float:
+        """Time with the workers over time without, of a part that is cut into pieces: rounds over rounds."""
+        if not self.workers or not work.shared:
+            return 1.0
+        pieces = self.pieces(work, config, known)
+        here, there = (math.ceil(pieces / min(each, pieces)) for each in (self.threads, self.workers))
+        return 1.0 - work.shared + work.shared * there / here
+
+    def arms(self, seconds: Sequence[float]) -> float:
+        """Time of the arms: one after another, or the longest first, each to the worker that is free first."""
+        free = [0.0] * max(1, self.workers)
+        for each in sorted(seconds, reverse=True):
+            free[free.index(min(free))] += each
+        return max(free)
+
+    def line(self, works: Sequence[Work], config: Config, known: Assumptions) -> str:
+        """What the workers share, in words."""
+        cut = {w.name: self.pieces(w, config, known) for w in works if w.shared and w.kind != "arm" and w.rollouts}
+        each = ", ".join(f"{name} {count:,}" for name, count in cut.items())
+        arms = sum(work.kind == "arm" for work in works)
+        return (
+            f"  time with {self.workers} workers, which share what is cut into pieces ({each}; arms {arms}); the teacher and "
+            "the baseline's measurement stay with one process"
+        )
+
+
+@dataclass(frozen=True)
 class Forecast:
-    """works with their seconds on one device; None where there is no rate."""
+    """works with their wall seconds; None where there is no rate. shared: a line on the workers that share them."""
 
     works: tuple[Work, ...]
     seconds: tuple[float | None, ...]
     assumptions: Assumptions
     rates: Rates | None
+    workers: int = 0
+    shared: str = ""
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage; {} without rates."""
@@ -108,7 +162,9 @@ class Forecast:
         if self.rates is None or total is None:
             body.append("  no time: no rate is known for a model of this size; --calibrate measures it here")
         else:
-            body.append(f"  {total / 3600:,.2f} device-hours on one device; {PAPER_HOURS}")
+            hours, devices = total / 3600, f"{self.workers} devices" if self.workers else "one device"
+            body.append(f"  {hours * max(1, self.workers):,.2f} device-hours on {devices}; {PAPER_HOURS}")
+            body += [self.shared] if self.shared else []
             body.append(f"  rates: {self.rates.source}")
             body += _rate_lines(self.rates)
         return ["forecast", head, *body, "it rests on (--assume NAME=VALUE replaces one)", *self.assumptions.lines()]
@@ -126,17 +182,30 @@ def _time(seconds: float | None) -> str:
     return f"{seconds:,.1f} s" if seconds < 600 else f"{seconds / 3600:,.2f} h"
 
 
-def forecast(config: Config, assumptions: Assumptions, rates: Rates | None) -> Forecast:
-    """Seconds of a part = tokens sampled / sampling rate of its kind + tokens trained / training rate of its kind."""
+def forecast(config: Config, assumptions: Assumptions, rates: Rates | None, sharing: Sharing = Sharing()) -> Forecast:
+    """Seconds of a part = tokens sampled / sampling rate of its kind + tokens trained / training rate of its kind.
+
+    With workers the parts that they share take as many rounds of pieces as are needed; a piece takes what it takes here.
+    """
     works = workload(config, assumptions)
 
-    def seconds(work: Work) -> float | None:
-        if rates is None:
-            return None
+    def one(work: Work, rates: Rates) -> float:
         taken = work.sampled / rates.sample[work.kind] if work.sampled else 0.0
         return taken + (work.trained / rates.train[work.kind] if work.trained else 0.0)
 
-    return Forecast(tuple(works), tuple(seconds(work) for work in works), assumptions, rates)
+    if rates is None:
+        return Forecast(tuple(works), (None,) * len(works), assumptions, None, sharing.workers)
+    alone = [one(work, rates) for work in works]
+    arms = [seconds for work, seconds in zip(works, alone, strict=True) if work.kind == "arm"]
+    together = sharing.arms(arms) / sum(arms) if sum(arms) else 1.0
+    seconds = tuple(
+        before * (together if work.kind == "arm" else sharing.factor(work, config, assumptions))
+        for work, before in zip(works, alone, strict=True)
+    )
+    line = sharing.line(works, config, assumptions) if sharing.workers else ""
+    if not sharing.workers and config.cluster.address:
+        line = "  time of one process: how many workers the cluster has room for is not known beforehand"
+    return Forecast(tuple(works), seconds, assumptions, rates, sharing.workers, line)
 
 
 def table_forecast(config: Config, assumptions: Assumptions) -> Forecast:
@@ -144,7 +213,7 @@ def table_forecast(config: Config, assumptions: Assumptions) -> Forecast:
     shape = shape_of(config)
     kl_student, kl_teacher = config.student.optimizer.kl > 0, config.teacher.optimizer.kl > 0
     rates = None if shape is None else table_rates(shape.parameters, kl_student, kl_teacher)
-    return forecast(config, assumptions, rates)
+    return forecast(config, assumptions, rates, Sharing(config.cluster.workers, chunk=config.model.chunk))
 
 
 def total_line(config: Config) -> str:

@@ -110,7 +110,7 @@ class NativeSampler:
                 f"{self.backbone.context}; shorten the prompt or lower max_tokens"
             )
         seeds_P_B = np.stack([np.concatenate([seeds.row_seeds(s, attempts) for s in seed_Q]) for seed_Q in seed_P_Q])
-        per_call = self._prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
+        per_call = self.prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
         parts_C: list[Rollouts] = []
         first = 0
 
@@ -138,7 +138,7 @@ class NativeSampler:
         each = [(part, part.rows // P) for part in parts_C]
         return join([part.select(list(range(p * n, (p + 1) * n))) for p in range(P) for part, n in each])
 
-    def _prompts_per_call(self, policies: int, questions: int, attempts: int, positions: int) -> int:
+    def prompts_per_call(self, policies: int, questions: int, attempts: int, positions: int) -> int:
         """Prompts per policy in one batch; the batches of one call are of like size."""
         if self.static:
             positions = -(-positions // PLACE_STEP) * PLACE_STEP

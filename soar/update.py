@@ -118,7 +118,7 @@ def update(
         backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
         warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
 
-    limit = backbone.config.micro_batch_tokens or _token_limit(backbone)
+    limit = micro_batch_limit(backbone)
     (gap_P, kl_P, tokens_P), _ = halving(accumulate, limit, smaller, SMALLEST_MICRO_BATCH)
     norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
     count_P = tokens_P.clamp(min=1)
@@ -232,6 +232,11 @@ def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> l
         batches.append((rows, torch.tensor(weights)))
         first += take
     return batches
+
+
+def micro_batch_limit(backbone: Backbone) -> int:
+    """Padded tokens of one forward and backward pass: `model.micro_batch_tokens`, or by memory."""
+    return backbone.config.micro_batch_tokens or _token_limit(backbone)
 
 
 def _token_limit(backbone: Backbone) -> int:

@@ -104,7 +104,8 @@ class Work:
     """One line of a forecast.
 
     stage: as in `wall_seconds` of summary.json. kind: whose rates apply. sampled: tokens of completions. trained: tokens
-    of prompts and completions that pass forward and backward.
+    of prompts and completions that pass forward and backward. shared: share of the work that worker processes take over;
+    the rest is the driver's.
     """
 
     stage: str
@@ -113,6 +114,7 @@ class Work:
     rollouts: float
     sampled: float
     trained: float
+    shared: float = 1.0
 
 
 def inner_steps_mean(config: Config, promotions: float) -> float:
@@ -167,7 +169,7 @@ def _loop(config: Config, known: Assumptions, hard_train: float) -> list[Work]:
     learned = pairs * (known.teacher_prompt_tokens + known.teacher_tokens) if teacher.reward != "none" else 0.0
     measured = students * asked * reward.attempts + baseline
     return [
-        Work("loop", "teacher writes", "write", texts, texts * known.teacher_tokens, 0.0),
+        Work("loop", "teacher writes", "write", texts, texts * known.teacher_tokens, 0.0, 0.0),
         Work("loop", "students train", "student", sampled, sampled * known.question_tokens, trained),
         Work(
             "loop",
@@ -176,8 +178,9 @@ def _loop(config: Config, known: Assumptions, hard_train: float) -> list[Work]:
             measured + intrinsic,
             measured * (known.reward_tokens or known.hard_tokens) + intrinsic * known.question_tokens,
             0.0,
+            students * asked * reward.attempts / max(1.0, measured + intrinsic),
         ),
-        Work("loop", "teacher learns", "teacher", 0.0, 0.0, learned),
+        Work("loop", "teacher learns", "teacher", 0.0, 0.0, learned, 0.0),
     ]
 
 

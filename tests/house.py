@@ -127,6 +127,7 @@ ORDER = (
     "doctor",
     "weights",
     "loggers",
+    "probe",
     "calibrate",
     "pipeline",
     "measure",

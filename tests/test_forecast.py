@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from soar import doctor, forecast, memory, workload
 from soar.cli import main
 from soar.config import ConfigError, load
-from soar.forecast import KL_FACTOR, PAPER_HOURS, Rates, against, table_forecast, table_rates
+from soar.forecast import KL_FACTOR, PAPER_HOURS, Rates, Sharing, against, table_forecast, table_rates
 from soar.memory import LLAMA, named_size
 from soar.pipeline import execute
 from soar.progress import Progress
@@ -88,6 +88,34 @@ def test_seconds_by_hand() -> None:
     text = "\n".join(expected.lines())
     assert f"{total / 3600:,.2f} device-hours" in text and PAPER_HOURS in text and "1,536 to 1,920" in text
     assert "hard_gradient_share            0.25  given" in text
+
+
+def test_workers_share_what_is_cut_into_pieces() -> None:
+    # 6 students in chunks of 2 are 3 pieces, 40 candidates in blocks of 8 are 5, 10 held-out problems are 2 of 8 at most.
+    config = tiny_config(*FIXED, "arms.curriculum_steps=2", "cluster.workers=2")
+    kinds = ("screen", "write", "student", "measure", "arm", "evaluate", "teacher")
+    rates = Rates(dict.fromkeys(kinds, 50.0), dict.fromkeys(kinds, 20.0), "by hand")
+
+    def seconds(sharing: Sharing) -> dict[str, float]:
+        expected = forecast.forecast(config, KNOWN, rates, sharing)
+        found = {w.name: s for w, s in zip(expected.works, expected.seconds, strict=True) if s is not None}
+        return {**found, **expected.stage_seconds()}
+
+    alone, two = seconds(Sharing()), seconds(Sharing(2, 1, 2, 8))
+    share = {name: two[name] / alone[name] for name in alone}
+    assert share["teacher writes"] == share["teacher learns"] == 1
+    assert share["students train"] == pytest.approx(2 / 3) and share["screening"] == pytest.approx(3 / 5)
+    # 96 attempts of the students are shared, 24 of the baseline are not.
+    assert share["students measured"] == pytest.approx((96 * 2 / 3 + 24) / 120)
+    assert share["evaluation"] == pytest.approx(1 / 2)
+    assert two["arms"] == pytest.approx(max(alone["hard_only"], alone["pq"]))  # each of two arms has a worker
+    # No more workers than pieces are of use; three threads of this process did three chunks at a time already.
+    assert seconds(Sharing(8, 1, 2, 8))["students train"] == seconds(Sharing(3, 1, 2, 8))["students train"]
+    assert seconds(Sharing(3, 3, 2, 8))["students train"] == alone["students train"]
+    text = "\n".join(forecast.forecast(config, KNOWN, rates, Sharing(2, 1, 2, 8)).lines())
+    assert "with 2 workers" in text and "students train 3" in text and "on 2 devices" in text
+    address = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 0, "address": "auto"})})
+    assert "not known beforehand" in "\n".join(forecast.forecast(address, KNOWN, rates).lines())
 
 
 def test_the_papers_setting_from_the_table() -> None:
@@ -239,6 +267,8 @@ def test_dry_run_prints_everything(capsys: pytest.CaptureFixture[str]) -> None:
     vllm = ["--set", "model.sampler=vllm", "--set", "model.vllm_devices=2"]
     assert main(["run", "--dry-run", "--model", "x/M-3B", "--problems", "x.jsonl", *vllm]) == 0
     assert "40% of each of 2 GPU, by model.vllm_memory: its own 2.79 GiB" in capsys.readouterr().out
+    assert main(["run", "--dry-run", "--model", "x/M-3B", "--problems", "x.jsonl", "--workers", "4"]) == 0
+    assert "time with 4 workers" in capsys.readouterr().out
     for wrong in ("question_tokens", "question_tokens=many", "nonsense=3"):
         assert main(["run", "--dry-run", "--assume", wrong]) == 1
 

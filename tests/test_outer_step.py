@@ -13,7 +13,8 @@ import house
 import pytest
 from loop_helpers import tiny_config
 
-from soar.calibrate import Calibrator, Timed, at_full, rate_at_full
+from soar.calibrate import Calibrator
+from soar.probe import Timed, at_full, rate_at_full
 
 SCRIPT = house.ROOT / "benchmarks" / "outer_step.py"
 TOY = {
@@ -47,24 +48,23 @@ def test_an_outer_step_of_random_weights_is_forecast_done_and_compared(tmp_path:
     assert "extrapolated, not measured" in done.stdout
 
 
-def test_a_calibration_on_a_gpu_times_two_sizes() -> None:
-    """Sizes that are tried: the trial twice, and at least twice its rows; a call takes 2 s and half a second a row."""
+def test_a_calibration_on_a_cpu_times_two_sizes_where_not_all_rows_fit() -> None:
+    """A call takes 2 s and half a second a row; 16 s a part."""
     now, sizes = [0.0], []
 
     def work(size: int) -> None:
         sizes.append(size)
         now[0] += 2.0 + 0.5 * size
 
-    backbone = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    backbone = SimpleNamespace(device=SimpleNamespace(type="cpu"))
     parts = dict.fromkeys(("sampler", "fmt", "verifier", "scheme", "parts"))
     examiner: Any = SimpleNamespace(backbone=backbone, **parts)
-    calibrator = Calibrator(examiner, tiny_config(), 1, seconds=6.0, clock=lambda: now[0])
+    calibrator = Calibrator(examiner, tiny_config(), 1, seconds=96.0, clock=lambda: now[0])
     points, _ = calibrator._sized("write", 32, work)
-    assert sizes == [4, 4, 8] and [point.size for point in points] == [4, 8]
+    assert sizes == [4, 4, 16] and [point.size for point in points] == [4, 16]
     assert at_full([(point.size, point.seconds) for point in points], 32) == 2.0 + 0.5 * 32
-    assert calibrator.found.shares["write"] == 0.25
+    assert calibrator.found.shares["write"] == 0.5
     sizes.clear()
-    calibrator.on_gpu = False
     points, _ = calibrator._sized("write", 4, work)
     assert sizes == [1, 4] and len(points) == 1
 
