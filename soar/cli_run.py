@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
     run.add_argument(
         "--calibrate",
         action="store_true",
-        help="measure this device's rates first, about half a minute, for the forecast",
+        help="measure this device's rates first, half a minute to two, for the forecast",
     )
     run.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE", help="replace an assumption of the forecast"
