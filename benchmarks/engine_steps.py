@@ -157,7 +157,12 @@ class Steps:
         ):  # fmt: skip
             key = tuple(part.weight_N_K.shape)
             sizes = part.sizes if part is not layer.gate_up else [part.sizes[0]]
-            first = products.fitting(products.GATED_TILES if part is layer.gate_up else products.TILES, width, sizes)[0]
+            paired = part is layer.gate_up
+            first = (
+                products.fitting(products.GATED_TILES, width, sizes)[0]
+                if paired
+                else products.tile_of(*key, width, sizes)
+            )
             chosen = None
             for tile in products.fitting(tiles, width, sizes)[:-1]:
                 if tile == first:
