@@ -11,6 +11,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,11 +45,18 @@ class UpdateStats:
 
 
 class StackOptimizer:
-    """AdamW over the tensors of one stack, fresh at construction."""
+    """AdamW over the tensors of one stack, fresh at construction.
+
+    The gradients of all tensors lie in one buffer, those of one shape beside each other: a model has hundreds of
+    adapters, and a launch for each of them, several times an update, costs a small model more than the arithmetic.
+    """
 
     def __init__(self, stack: AdapterStack, config: OptimizerConfig) -> None:
         self.config = config
         self.names = sorted(stack.tensors)
+        self.stack = stack
+        self._flat: Tensor | None = None
+        self._blocks: list[tuple[list[int], Tensor]] = []
         stack.trainable()
         self.adamw = torch.optim.AdamW(
             [stack.tensors[name] for name in self.names],
@@ -58,6 +66,43 @@ class StackOptimizer:
             weight_decay=config.weight_decay,
             fused=all(tensor.is_cuda for tensor in stack.tensors.values()) or None,
         )
+
+    def zero(self) -> None:
+        """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
+        tensors = [self.stack.tensors[name] for name in self.names]
+        if self._flat is None:
+            self._flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors), requires_grad=False)
+            of_shape: dict[torch.Size, list[int]] = {}
+            for i, tensor in enumerate(tensors):
+                of_shape.setdefault(tensor.shape, []).append(i)
+            first = 0
+            for shape, members in of_shape.items():
+                part = self._flat[first : first + len(members) * shape.numel()]
+                self._blocks.append((members, part.view(len(members), *shape)))
+                first += part.numel()
+        for members, block in self._blocks:
+            for i, gradient in zip(members, block.unbind(), strict=True):
+                tensors[i].grad = gradient
+        self._flat.zero_()
+
+    def squares_P(self) -> Tensor:
+        """Squared norm of each policy's gradient, on the CPU: one look at the device."""
+        sums_N_P = [block.flatten(2).pow(2).sum(2) for _, block in self._blocks]
+        order = torch.tensor([i for members, _ in self._blocks for i in members])
+        found_N_P = torch.cat(sums_N_P).cpu().numpy()
+        named_N_P = np.empty_like(found_N_P)
+        named_N_P[order.numpy()] = found_N_P
+        # One after another in the order of the names, for a sum that does not depend on the number of policies.
+        return torch.from_numpy(np.add.accumulate(named_N_P, axis=0)[-1].copy())
+
+    def scale_(self, factor_P: Tensor) -> None:
+        """Multiply each policy's gradient; by 0 also what is not finite."""
+        assert self._flat is not None
+        if (factor_P == 0.0).any():
+            self._flat.nan_to_num_(0.0, 0.0, 0.0)
+        if (factor_P != 1.0).any():
+            for _, block in self._blocks:
+                block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
 
     def state(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`."""
@@ -112,7 +157,7 @@ def update(
 
     def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
         batches = _micro_batches(rollouts, kept_P, limit)
-        return _accumulate(backbone, stack, config, rollouts, advantage_B, batches, temperature, normaliser)
+        return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
     def smaller(limit: int) -> None:
         backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
@@ -129,7 +174,7 @@ def update(
 def _accumulate(
     backbone: Backbone,
     stack: AdapterStack,
-    config: OptimizerConfig,
+    optimizer: StackOptimizer,
     rollouts: Rollouts,
     advantage_B: Tensor,
     batches: list[tuple[list[int], Tensor]],
@@ -137,11 +182,9 @@ def _accumulate(
     normaliser: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the whole loss, from zero; returns sums per policy: log-probability gap, k3, tokens (on the CPU)."""
-    P, device = stack.policies, backbone.device
+    P, device, config = stack.policies, backbone.device, optimizer.config
     sums_3_P = torch.zeros(3, P, device=device)
-    for tensor in stack.tensors.values():
-        # Zeros and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient.
-        tensor.grad = torch.zeros_like(tensor)
+    optimizer.zero()
     for rows, weight_B in batches:
         part = rollouts.select(rows)
         with backbone.use(stack):
@@ -178,29 +221,19 @@ def _rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, wit
 
 def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
     """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
-    gradients = [stack.tensors[name].grad for name in optimizer.names]
-    square_P = torch.zeros(stack.policies, device=next(iter(stack.tensors.values())).device)
-    for gradient in gradients:
-        if gradient is not None:
-            square_P = square_P + gradient.pow(2).flatten(1).sum(1)
-    norm_P = square_P.sqrt()
+    norm_P = optimizer.squares_P().sqrt()
     failed_P = ~torch.isfinite(norm_P)
     scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
-    factor_P = torch.where(failed_P, torch.zeros_like(norm_P), scale_P)
-    before = {}
-    for name, gradient in zip(optimizer.names, gradients, strict=True):
-        if gradient is not None:
-            shape = (-1,) + (1,) * (gradient.dim() - 1)
-            gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(factor_P.view(shape))
-        if failed_P.any():
-            before[name] = stack.tensors[name].detach().clone()
+    optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
+    failed = failed_P.nonzero()[:, 0].tolist()
+    before = {name: stack.tensors[name].detach()[failed].clone() for name in optimizer.names if failed}
     for group in optimizer.adamw.param_groups:
         group["lr"] = lr
     optimizer.adamw.step()
     with torch.no_grad():
         for name, old in before.items():
-            stack.tensors[name][failed_P] = old[failed_P]
-    return norm_P.cpu(), failed_P.cpu()
+            stack.tensors[name][failed] = old
+    return norm_P, failed_P
 
 
 def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[tuple[list[int], Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from helpers import tiny_backbone as backbone_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soar import update as update_room
 from soar.policy import AdapterStack, Backbone
@@ -359,3 +361,33 @@ def test_one_prompt_token_is_enough() -> None:
             for row, completion in enumerate([[5, 6, EOS], [7]])
         )
     assert stats.gap_P[0].item() == pytest.approx(-total / 4, rel=1e-4)
+
+
+class _Work(TorchDispatchMode):
+    """Counts the operators that touch elements: on a GPU each is a launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view and "detach" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_launches_around_the_optimizer_do_not_grow_with_the_number_of_adapters() -> None:
+    """Zeroing, norms and clipping took seven launches for each of a model's hundreds of tensors, and waits for the device."""
+    counts = []
+    for layers in (2, 4):
+        backbone = backbone_of("llama", num_hidden_layers=layers)
+        stack = random_stack(backbone, POLICIES)
+        optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"clip": 1e-3}))
+        step(backbone, stack, optimizer)
+        with _Work() as work:
+            optimizer.zero()
+            factor_P = optimizer.squares_P() + 0.5
+            optimizer.scale_(factor_P)
+        counts.append((len(stack.tensors), work.count))
+    print("tensors, launches:", counts)
+    assert counts[1][0] > 1.5 * counts[0][0]
+    assert counts[0][1] == counts[1][1] < counts[0][0]
