@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from soar import recompute
 from soar.devices import free_bytes
-from soar.faults import halving
+from soar.faults import halving, is_out_of_memory, release_memory
 from soar.logprobs import token_logprobs
 from soar.policy import AdapterStack, Backbone
 from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
 from soar.settings import OptimizerConfig
+
+T = TypeVar("T")
 
 CPU_LOGIT_BYTES = 1 << 29
 SMALLEST_MICRO_BATCH = 1024
@@ -159,16 +164,35 @@ def update(
         batches = _micro_batches(rollouts, kept_P, limit)
         return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
-    def smaller(limit: int) -> None:
-        backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
-        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
-
-    limit = backbone.config.micro_batch_tokens or _token_limit(backbone)
-    (gap_P, kl_P, tokens_P), _ = halving(accumulate, limit, smaller, SMALLEST_MICRO_BATCH)
+    gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
     norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full((stack.policies,), math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
+
+
+def _fitting(backbone: Backbone, accumulate: Callable[[int], T]) -> T:
+    """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing.
+
+    model.gradient_checkpointing: `on` recomputes from the start, `off` never.
+    """
+    wish, size = backbone.config.gradient_checkpointing, backbone.config.micro_batch_tokens
+    if wish == "on":
+        recompute.turn_on(backbone)
+
+    def smaller(limit: int) -> None:
+        backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
+        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
+
+    try:
+        return halving(accumulate, size or _token_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
+    except (MemoryError, RuntimeError) as error:
+        if wish != "auto" or not is_out_of_memory(error) or not recompute.turn_on(backbone):
+            raise
+    release_memory()  # out here: while an error is being handled, its frames hold their tensors
+    backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": size})
+    warnings.warn("out of memory: from here on with gradient checkpointing", stacklevel=2)
+    return halving(accumulate, size or _token_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
 
 
 def _accumulate(
@@ -272,13 +296,15 @@ def _token_limit(backbone: Backbone) -> int:
 
     On a CPU by the logits (three float copies); on a GPU by the activations that a decoder layer keeps for the backward
     pass, about 24 values of the hidden width and 6 of the inner width per token (half of that with fused kernels),
-    within a share of the free memory.
+    within a share of the free memory. When layers recompute, all but one keep their input alone.
     """
     device = backbone.device
     if device.type != "cuda":
         return max(256, min(16384, CPU_LOGIT_BYTES // (12 * backbone.vocabulary)))
     config = backbone.model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_token = config.num_hidden_layers * (24 * config.hidden_size + 6 * inner) * backbone.dtype.itemsize
-    per_token //= 2 if backbone.fused else 1
+    layer = (24 * config.hidden_size + 6 * inner) // (2 if backbone.fused else 1)
+    layers = config.num_hidden_layers
+    kept = layers * config.hidden_size + layer if recompute.is_on(backbone) else layers * layer
+    per_token = kept * backbone.dtype.itemsize
     return max(1024, min(1 << 17, int(MEMORY_SHARE * free_bytes(device)) // per_token))
