@@ -178,7 +178,7 @@ if triton is not None:
 
 def fitting(tiles: tuple[Tile, ...], width: int, sizes: list[int]) -> list[Tile]:
     """Those of the tiles, cut to so many rows a policy, whose columns do not cross the end of a part."""
-    rows = max(16, triton.next_power_of_2(width))
+    rows = max(16, 1 << (width - 1).bit_length())
     every = [t if t.rows <= rows else Tile(rows, t.columns, t.warps, t.stages, t.inner) for t in tiles]
     every += [Tile(min(64, rows), 16, 4, 4)]
     last = len(sizes) == 1

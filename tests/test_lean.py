@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from helpers import ARCHITECTURES, random_stack, some_prompts, tiny_backbone
@@ -122,8 +120,7 @@ def test_the_way_of_a_step_follows_rows_policies_and_device() -> None:
     assert made is not None and made.way(1 << 20, 16) == (1, False)  # a CPU
 
 
-def test_deep_products_take_a_tall_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "triton", SimpleNamespace(next_power_of_2=lambda n: 1 << (n - 1).bit_length()))
+def test_deep_products_take_a_tall_tile() -> None:
     down = products.tile_of(576, 1536, 128, [576])
     assert (down.rows, down.columns, down.warps, down.stages, down.inner) == (128, 64, 4, 4, 64)
     assert products.tile_of(576, 1536, 64, [576]).rows == 64  # few rows a policy
