@@ -129,6 +129,41 @@ class StackOptimizer:
                 }
 
 
+class _Cast:
+    """Adapters in the compute type, cast once an update instead of in every pass; `stack` is what passes go through.
+
+    Layers that are trained as one (groups.py) cast for themselves, and give float32 gradients.
+    """
+
+    def __init__(self, backbone: Backbone, stack: AdapterStack) -> None:
+        self.given, self.names, self.stack = stack.tensors, [], stack
+        if stack.kind != "lora" or backbone.dtype == torch.float32:
+            return
+        for name, layer in backbone.layers.items():
+            if layer.group is None or not layer.group.trained_as_one(stack):
+                self.names += [f"{name}.A", f"{name}.B"]
+        leaves = {name: torch.empty_like(stack.tensors[name], dtype=backbone.dtype) for name in self.names}
+        with torch.no_grad():
+            torch._foreach_copy_(list(leaves.values()), [stack.tensors[name] for name in self.names])
+        self.stack = AdapterStack(stack.kind, {**stack.tensors, **leaves}, stack.scale).trainable()
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the gradients of a pass to those in float32; pieces, so that little is held twice."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for name in self.names:
+            leaf, total = self.stack.tensors[name], self.given[name].grad
+            if leaf.grad is not None and total is not None:
+                pairs.append((total, leaf.grad))
+                leaf.grad = None
+        while pairs:
+            totals, found = zip(*pairs[:64], strict=True)
+            del pairs[:64]
+            wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in found]
+            torch._foreach_copy_(wide, list(found))
+            torch._foreach_add_(list(totals), wide)
+
+
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
     """Learning rate at 0-based `step` of `total`: linear warm-up, then constant or cosine to zero."""
     if step < config.warmup_steps:
@@ -209,9 +244,10 @@ def _accumulate(
     P, device, config = stack.policies, backbone.device, optimizer.config
     sums_3_P = torch.zeros(3, P, device=device)
     optimizer.zero()
+    cast = _Cast(backbone, stack)
     for rows, weight_B in batches:
         part = rollouts.select(rows)
-        with backbone.use(stack):
+        with backbone.use(cast.stack):
             logprob_B_T = token_logprobs(backbone, part, temperature)
         reference_B_T = None
         if config.kl > 0.0:
@@ -221,6 +257,7 @@ def _accumulate(
         mask_B_T = ((torch.arange(T)[None] < part.length_B[:, None]) * weight_B[:, None]).to(device)
         advantage_b = advantage_B[torch.tensor(rows)].to(device)
         policy_loss(logprob_B_T, mask_B_T, advantage_b, normaliser, reference_B_T, config.kl).sum().backward()
+        cast.collect()
         with torch.no_grad():
             sampled_B_T = part.logprob_B_T[:, :T].to(device)
             sums_3_P[0] += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1)
