@@ -39,6 +39,7 @@ from engine_models import (
     prompts_of,
     random_stack,
     reward_of_text,
+    surroundings,
     timed,
     tokenizer_of,
     wait,
@@ -147,16 +148,16 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
 PROFILE = False
 
 
-def profiled(work: Callable[[], Any]) -> None:
-    """With --profile: print where the device's time goes."""
+def profiled(work: Callable[[], Any]) -> list[Row]:
+    """With --profile: print where the device's time goes, and give it as rows."""
     if not PROFILE or not torch.cuda.is_available():
-        return
+        return []
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         wait()
-    print_profile(profiler, 1, 32)
+    return print_profile(profiler, 1, 32)
 
 
 def bench_adapters(toy: bool) -> list[Row]:
@@ -210,7 +211,7 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
         torch.cuda.reset_peak_memory_stats()
     seconds = timed(work, 1, 3)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    profiled(work)
+    kernels = profiled(work)
     _, per_token = step_bytes_and_flops(config, 1, 0, policies, 16)
     head = 2 * config.vocab_size * config.hidden_size
     tokens = rows * (length + new)
@@ -226,6 +227,7 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
             "seconds": seconds,
             "seconds_with_layers_apart": apart,
             "peak_gib": peak,
+            **({"kernels": kernels} if kernels else {}),
         }
     ]
 
@@ -336,6 +338,7 @@ def main() -> None:
         "torch": torch.__version__,
         "soar": soar.__version__,
         "commit": commit(),
+        **surroundings(),
         "copy_bytes_per_second": ceiling[0],
         "matmul_flops_per_second": ceiling[1],
     }

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def commit() -> str:
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions of what takes part, and the host: its cores, and what else computed on them (load average)."""
+    found: dict[str, Any] = {}
+    for name in ("transformers", "triton", "liger_kernel", "trl", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {"versions": found, "cpu_count": os.cpu_count(), "load_average": os.getloadavg()[0]}
 
 
 def wait() -> None:

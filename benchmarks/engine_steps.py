@@ -157,7 +157,12 @@ class Steps:
         ):  # fmt: skip
             key = tuple(part.weight_N_K.shape)
             sizes = part.sizes if part is not layer.gate_up else [part.sizes[0]]
-            first = products.fitting(products.GATED_TILES if part is layer.gate_up else products.TILES, width, sizes)[0]
+            paired = part is layer.gate_up
+            first = (
+                products.fitting(products.GATED_TILES, width, sizes)[0]
+                if paired
+                else products.tile_of(*key, width, sizes)
+            )
             chosen = None
             for tile in products.fitting(tiles, width, sizes)[:-1]:
                 if tile == first:
@@ -188,17 +193,24 @@ class Steps:
             for _ in range(4):
                 program.step()
             _wait()
-        print_profile(profiler, 4, rows)
+        kernels = print_profile(profiler, 4, rows)
+        places = int(program.filled_1)
+        self.found.append({"section": f"steps-{self.name}", "what": f"profile at {places} places", "kernels": kernels})
 
 
-def print_profile(profiler: Any, times: int, rows: int) -> None:
-    """Kernels by time: microseconds and number per step."""
+def print_profile(profiler: Any, times: int, rows: int) -> list[Row]:
+    """Kernels by time: microseconds and number per step, the first `rows` printed, all given back."""
     events = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
     total = sum(e.self_device_time_total for e in events)
     print(f"  kernels {total / times:,.0f} us, {sum(e.count for e in events) / times:,.0f} launches, each by itself:")
-    for e in sorted(events, key=lambda e: -e.self_device_time_total)[:rows]:
+    events.sort(key=lambda e: -e.self_device_time_total)
+    for e in events[:rows]:
         print(f"  {e.self_device_time_total / times:9,.0f} us  {e.count / times:6.0f} x  "
               f"{e.self_device_time_total / e.count:8.1f} us  {e.key[:86]}", flush=True)  # fmt: skip
+    return [
+        {"kernel": e.key[:86], "launches": e.count / times, "microseconds": e.self_device_time_total / times}
+        for e in events
+    ]
 
 
 def _wait() -> None:

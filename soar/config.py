@@ -36,7 +36,8 @@ from soar.types import UserError
 RECIPES = Path(__file__).parent / "recipes"
 # A resumed run may change these: they say where, how fast and how long the run computes, not what.
 HARMLESS = (
-    "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "problems.verify_workers",
+    "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "model.gradient_checkpointing",
+    "problems.verify_workers",
     "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
     "cluster.workers", "cluster.address", "cluster.cpus", "cluster.gpus", "cluster.start_s", "cluster.silence_s",
     "cluster.retries", "cluster.store_mb",

@@ -42,8 +42,12 @@ class Group:
 
     def takes(self, stack: Any) -> bool:
         """Whether the joined product is the way for this stack now."""
+        return self.trained_as_one(stack) and torch.is_grad_enabled()
+
+    def trained_as_one(self, stack: Any) -> bool:
+        """Whether the layers are joined where gradients are taken."""
         worth = len(self.layers) > 2 or self.weight_N_K.numel() >= self.large
-        return bool(self.on and worth and stack.kind == "lora" and torch.is_grad_enabled())
+        return bool(self.on and worth and stack.kind == "lora")
 
     def joined(self, x: Tensor, stack: Any) -> Tensor:
         """The outputs of all layers, one beside the other."""

@@ -25,10 +25,11 @@ from soar.adapted import join_weights
 from soar.attention import StaticLayer, Window, decoding, grouped_attention, static_cache
 from soar.layer_kernels import HeadNorm, enter, norm
 from soar.policy import AdapterStack, Backbone, StackedLinear
-from soar.products import Adapters, gated, project
+from soar.products import Adapters, by_kernel, gated, project
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}  # of the largest logit
+LANE_ROWS = 1024  # rows of a lane, at least: with fewer its products no longer fill the device
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ class LeanModel:
     """The decoding step of one backbone; made by `lean_of`.
 
     lanes: 2: the rows go in two halves, on a GPU on two streams, so that the attention of one half, which waits for
-    memory, runs beside the products of the other. early: a kernel may start while the one before it ends.
+    memory, runs beside the products of the other. early: a kernel may start while the one before it ends. None: as
+    `way_of` says; a test or benchmark sets them.
     """
 
-    lanes = 1
-    early = False
+    lanes: int | None = None
+    early: bool | None = None
 
     def __init__(self, backbone: Backbone, layers: list[LeanLayer]) -> None:
         self.backbone, self.layers = backbone, layers
@@ -93,6 +95,18 @@ class LeanModel:
         self.heads = config.num_attention_heads
         self.head = backbone.model.get_output_embeddings()
         self._streams: list[Any] = []
+        # Products of cuBLAS stay on one stream: two lanes would read a large weight twice, and it knows no early start.
+        self._ours = all(
+            by_kernel(torch.empty(0, part.weight_N_K.shape[1], dtype=backbone.dtype, device=backbone.device),
+                      part.weight_N_K, part.sizes)
+            for layer in layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        )  # fmt: skip
+        self._major = torch.cuda.get_device_capability(backbone.device)[0] if self._ours else 0
+
+    def way(self, rows: int, policies: int) -> tuple[int, bool]:
+        """(lanes, early) of a step with so many rows."""
+        lanes, early = way_of(rows, policies, self._ours, self._major)
+        return lanes if self.lanes is None else self.lanes, early if self.early is None else self.early
 
     def hold(self, stack: AdapterStack) -> HeldStack:
         """Buffers for a stack of this shape, filled by whoever holds it: every tensor is a view of its joined one."""
@@ -129,23 +143,25 @@ class LeanModel:
         joined = held.joined if isinstance(held, HeldStack) else {}
         x_R_N = self.decoder.embed_tokens(token_R_1)
         cos, sin = self.decoder.rotary_emb(x_R_N, position_ids=position_R_1)
-        lanes = self._cut(x_R_N[:, 0], cos[:, 0], sin[:, 0], window, joined, held.policies if held is not None else 1)
+        policies = held.policies if held is not None else 1
+        count, early = self.way(len(x_R_N), policies)
+        lanes = self._cut(count, x_R_N[:, 0], cos[:, 0], sin[:, 0], window, joined, policies)
         weight, last = self.head.weight, self.decoder.norm
         if len(lanes) == 1:
             (lane,) = lanes
             for layer, kept in zip(self.layers, cache, strict=True):
-                self._layer(layer, kept, lane, place_1)
-            normed_R_N = norm(lane.x_R_N, last.weight, last.variance_epsilon, self.early)
+                self._layer(layer, kept, lane, place_1, early)
+            normed_R_N = norm(lane.x_R_N, last.weight, last.variance_epsilon, early)
             return functional.linear(normed_R_N, weight, self.head.bias)
         logits_R_V = x_R_N.new_empty(len(x_R_N), len(weight))
         for lane in lanes:
             _behind(lane.stream, _current(lane.stream))
         for layer, kept in zip(self.layers, cache, strict=True):
             for lane in lanes:
-                self._layer(layer, kept, lane, place_1)
+                self._layer(layer, kept, lane, place_1, early)
         for lane in lanes:
             with _on(lane.stream):
-                normed_R_N = norm(lane.x_R_N, last.weight, last.variance_epsilon, self.early)
+                normed_R_N = norm(lane.x_R_N, last.weight, last.variance_epsilon, early)
                 torch.mm(normed_R_N, weight.T, out=logits_R_V[lane.rows])
         for lane in lanes:
             _behind(_current(lane.stream), lane.stream)
@@ -153,6 +169,7 @@ class LeanModel:
 
     def _cut(
         self,
+        count: int,
         x_R_N: Tensor,
         cos_R_D: Tensor,
         sin_R_D: Tensor,
@@ -162,7 +179,7 @@ class LeanModel:
     ) -> list[Lane]:
         """The rows as lanes: all of them, or two halves where the policies can be halved."""
         R = len(x_R_N)
-        if self.lanes == 1 or R % 2 or (policies > 1 and policies % 2):
+        if count == 1 or R % 2 or (policies > 1 and policies % 2):
             return [Lane(slice(0, R), x_R_N, cos_R_D, sin_R_D, window, joined)]
         if x_R_N.is_cuda and not self._streams:
             # The products go first: they are short, and the next of them waits for each.
@@ -182,9 +199,9 @@ class LeanModel:
             found.append(Lane(rows, x_R_N[rows], cos_R_D[rows], sin_R_D[rows], seen, own, stream))
         return found
 
-    def _layer(self, layer: LeanLayer, kept: StaticLayer, lane: Lane, place_1: Tensor) -> None:
+    def _layer(self, layer: LeanLayer, kept: StaticLayer, lane: Lane, place_1: Tensor, early: bool) -> None:
         """One layer of the rows of a lane; lane.x_R_N becomes its output."""
-        joined, early = lane.joined, self.early
+        joined = lane.joined
         assert kept.keys is not None and kept.values is not None
         key, value = kept.keys[lane.rows], kept.values[lane.rows]
 
@@ -244,6 +261,18 @@ def _behind(stream: Any, other: Any) -> None:
 def _on(stream: Any) -> Iterator[None]:
     with nullcontext() if stream is None else torch.cuda.stream(stream):
         yield
+
+
+def way_of(rows: int, policies: int, ours: bool, major: int) -> tuple[int, bool]:
+    """(lanes, early) of a step, by what was faster on an H200 (docs/performance.md).
+
+    ours: all products of the layers are made by the kernels of products.py; major: compute capability of the device, which
+    knows early starts from 9 on. Two lanes take rows for both, and policies that can be halved (or rows of one).
+    """
+    if not ours:
+        return 1, False
+    halves = (policies <= 1 or policies % 2 == 0) and rows >= 2 * LANE_ROWS
+    return 2 if halves else 1, major >= 9
 
 
 def lean_of(backbone: Backbone) -> LeanModel | None:

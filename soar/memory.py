@@ -66,9 +66,13 @@ class ModelShape:
         """Keys and values of one row with so many tokens."""
         return tokens * self.layers * 2 * self.kv_heads * self.head_dim * bytes_each
 
-    def activation_bytes(self, tokens: int, bytes_each: float) -> float:
-        """What the backward pass of so many tokens keeps: per layer 24 values of the hidden and 6 of the inner width."""
-        return tokens * self.layers * (24 * self.hidden + 6 * self.inner) * bytes_each
+    def activation_bytes(self, tokens: int, bytes_each: float, recompute: bool = False) -> float:
+        """What the backward pass of so many tokens keeps: per layer 24 values of the hidden and 6 of the inner width.
+
+        recompute: with gradient checkpointing that of one layer, and every layer's input.
+        """
+        layer = 24 * self.hidden + 6 * self.inner
+        return tokens * (self.layers * self.hidden + layer if recompute else self.layers * layer) * bytes_each
 
 
 def counted(
@@ -258,7 +262,9 @@ def memory_of(config: Config, shape: ModelShape, prompt_tokens: int, kind: str =
         shape.cache_bytes(tokens, plain),
         students * student.prompts_per_step * student.attempts,
         model.micro_batch_tokens or SMALLEST_MICRO_BATCH,
-        shape.activation_bytes(model.micro_batch_tokens or SMALLEST_MICRO_BATCH, plain),
+        shape.activation_bytes(
+            model.micro_batch_tokens or SMALLEST_MICRO_BATCH, plain, model.gradient_checkpointing == "on"
+        ),
     )
 
 
@@ -271,7 +277,10 @@ def check_fits(config: Config, available: int | None, device: str) -> None:
     shape = read_shape(folder) if folder is not None else None
     if shape is None or available is None:
         return
-    alone = config.model_copy(update={"model": config.model.model_copy(update={"chunk": 1})})
+    # What the update comes to when memory runs out: one student, gradient checkpointing unless it is off.
+    way = "off" if config.model.gradient_checkpointing == "off" else "on"
+    least = config.model.model_copy(update={"chunk": 1, "gradient_checkpointing": way})
+    alone = config.model_copy(update={"model": least})
     kind = "float32" if device == "cpu" and config.model.dtype == "auto" else ""
     needed = memory_of(alone, shape, 1, kind)
     if needed.least <= available:
@@ -280,8 +289,8 @@ def check_fits(config: Config, available: int | None, device: str) -> None:
     for name in ("8bit", "4bit"):
         if config.model.quantization == "none" and config.model.adapter == "lora":
             model = alone.model.model_copy(update={"quantization": name})
-            least = memory_of(alone.model_copy(update={"model": model}), shape, 1, kind).least
-            smaller.append(f'model.quantization = "{name}" needs {least / GIB:.1f} GiB')
+            needs = memory_of(alone.model_copy(update={"model": model}), shape, 1, kind).least
+            smaller.append(f'model.quantization = "{name}" needs {needs / GIB:.1f} GiB')
     raise TooLarge(
         f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free, even with one "
         f"student trained and one row sampled at a time:\n"

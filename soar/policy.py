@@ -198,6 +198,11 @@ class Backbone:
             return
         self.groups = grouped(self.model, self.layers, self._active)
 
+    @property
+    def active(self) -> AdapterStack | None:
+        """The stack that forward passes of this thread go through now."""
+        return self._active.stack
+
     @contextmanager
     def use(self, stack: AdapterStack | None) -> Iterator[None]:
         """Within the block, forward passes go through `stack` (None: the base model)."""

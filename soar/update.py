@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from soar import recompute
 from soar.devices import free_bytes
-from soar.faults import halving
+from soar.faults import halving, is_out_of_memory, release_memory
 from soar.logprobs import token_logprobs
 from soar.policy import AdapterStack, Backbone
 from soar.rloo import k3, policy_loss
 from soar.sampler import Rollouts
 from soar.settings import OptimizerConfig
+
+T = TypeVar("T")
 
 CPU_LOGIT_BYTES = 1 << 29
 SMALLEST_MICRO_BATCH = 1024
@@ -44,11 +50,18 @@ class UpdateStats:
 
 
 class StackOptimizer:
-    """AdamW over the tensors of one stack, fresh at construction."""
+    """AdamW over the tensors of one stack, fresh at construction.
+
+    The gradients of all tensors lie in one buffer, those of one shape beside each other: a model has hundreds of
+    adapters, and a launch for each of them, several times an update, costs a small model more than the arithmetic.
+    """
 
     def __init__(self, stack: AdapterStack, config: OptimizerConfig) -> None:
         self.config = config
         self.names = sorted(stack.tensors)
+        self.stack = stack
+        self._flat: Tensor | None = None
+        self._blocks: list[tuple[list[int], Tensor]] = []
         stack.trainable()
         self.adamw = torch.optim.AdamW(
             [stack.tensors[name] for name in self.names],
@@ -58,6 +71,43 @@ class StackOptimizer:
             weight_decay=config.weight_decay,
             fused=all(tensor.is_cuda for tensor in stack.tensors.values()) or None,
         )
+
+    def zero(self) -> None:
+        """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
+        tensors = [self.stack.tensors[name] for name in self.names]
+        if self._flat is None:
+            self._flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors), requires_grad=False)
+            of_shape: dict[torch.Size, list[int]] = {}
+            for i, tensor in enumerate(tensors):
+                of_shape.setdefault(tensor.shape, []).append(i)
+            first = 0
+            for shape, members in of_shape.items():
+                part = self._flat[first : first + len(members) * shape.numel()]
+                self._blocks.append((members, part.view(len(members), *shape)))
+                first += part.numel()
+        for members, block in self._blocks:
+            for i, gradient in zip(members, block.unbind(), strict=True):
+                tensors[i].grad = gradient
+        self._flat.zero_()
+
+    def squares_P(self) -> Tensor:
+        """Squared norm of each policy's gradient, on the CPU: one look at the device."""
+        sums_N_P = [block.flatten(2).pow(2).sum(2) for _, block in self._blocks]
+        order = torch.tensor([i for members, _ in self._blocks for i in members])
+        found_N_P = torch.cat(sums_N_P).cpu().numpy()
+        named_N_P = np.empty_like(found_N_P)
+        named_N_P[order.numpy()] = found_N_P
+        # One after another in the order of the names, for a sum that does not depend on the number of policies.
+        return torch.from_numpy(np.add.accumulate(named_N_P, axis=0)[-1].copy())
+
+    def scale_(self, factor_P: Tensor) -> None:
+        """Multiply each policy's gradient; by 0 also what is not finite."""
+        assert self._flat is not None
+        if (factor_P == 0.0).any():
+            self._flat.nan_to_num_(0.0, 0.0, 0.0)
+        if (factor_P != 1.0).any():
+            for _, block in self._blocks:
+                block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
 
     def state(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`."""
@@ -77,6 +127,41 @@ class StackOptimizer:
                     k: v.clone().to("cpu" if k == "step" and not fused else parameter.device)
                     for k, v in entries.items()
                 }
+
+
+class _Cast:
+    """Adapters in the compute type, cast once an update instead of in every pass; `stack` is what passes go through.
+
+    Layers that are trained as one (groups.py) cast for themselves, and give float32 gradients.
+    """
+
+    def __init__(self, backbone: Backbone, stack: AdapterStack) -> None:
+        self.given, self.names, self.stack = stack.tensors, [], stack
+        if stack.kind != "lora" or backbone.dtype == torch.float32:
+            return
+        for name, layer in backbone.layers.items():
+            if layer.group is None or not layer.group.trained_as_one(stack):
+                self.names += [f"{name}.A", f"{name}.B"]
+        leaves = {name: torch.empty_like(stack.tensors[name], dtype=backbone.dtype) for name in self.names}
+        with torch.no_grad():
+            torch._foreach_copy_(list(leaves.values()), [stack.tensors[name] for name in self.names])
+        self.stack = AdapterStack(stack.kind, {**stack.tensors, **leaves}, stack.scale).trainable()
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the gradients of a pass to those in float32; pieces, so that little is held twice."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for name in self.names:
+            leaf, total = self.stack.tensors[name], self.given[name].grad
+            if leaf.grad is not None and total is not None:
+                pairs.append((total, leaf.grad))
+                leaf.grad = None
+        while pairs:
+            totals, found = zip(*pairs[:64], strict=True)
+            del pairs[:64]
+            wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in found]
+            torch._foreach_copy_(wide, list(found))
+            torch._foreach_add_(list(totals), wide)
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
@@ -112,24 +197,43 @@ def update(
 
     def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
         batches = _micro_batches(rollouts, kept_P, limit)
-        return _accumulate(backbone, stack, config, rollouts, advantage_B, batches, temperature, normaliser)
+        return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
-    def smaller(limit: int) -> None:
-        backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
-        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
-
-    limit = micro_batch_limit(backbone)
-    (gap_P, kl_P, tokens_P), _ = halving(accumulate, limit, smaller, SMALLEST_MICRO_BATCH)
+    gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
     norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full((stack.policies,), math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
 
 
+def _fitting(backbone: Backbone, accumulate: Callable[[int], T]) -> T:
+    """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing.
+
+    model.gradient_checkpointing: `on` recomputes from the start, `off` never.
+    """
+    wish, size = backbone.config.gradient_checkpointing, backbone.config.micro_batch_tokens
+    if wish == "on":
+        recompute.turn_on(backbone)
+
+    def smaller(limit: int) -> None:
+        backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
+        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
+
+    try:
+        return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
+    except (MemoryError, RuntimeError) as error:
+        if wish != "auto" or not is_out_of_memory(error) or not recompute.turn_on(backbone):
+            raise
+    release_memory()  # out here: while an error is being handled, its frames hold their tensors
+    backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": size})
+    warnings.warn("out of memory: from here on with gradient checkpointing", stacklevel=2)
+    return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
+
+
 def _accumulate(
     backbone: Backbone,
     stack: AdapterStack,
-    config: OptimizerConfig,
+    optimizer: StackOptimizer,
     rollouts: Rollouts,
     advantage_B: Tensor,
     batches: list[tuple[list[int], Tensor]],
@@ -137,14 +241,13 @@ def _accumulate(
     normaliser: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the whole loss, from zero; returns sums per policy: log-probability gap, k3, tokens (on the CPU)."""
-    P, device = stack.policies, backbone.device
+    P, device, config = stack.policies, backbone.device, optimizer.config
     sums_3_P = torch.zeros(3, P, device=device)
-    for tensor in stack.tensors.values():
-        # Zeros and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient.
-        tensor.grad = torch.zeros_like(tensor)
+    optimizer.zero()
+    cast = _Cast(backbone, stack)
     for rows, weight_B in batches:
         part = rollouts.select(rows)
-        with backbone.use(stack):
+        with backbone.use(cast.stack):
             logprob_B_T = token_logprobs(backbone, part, temperature)
         reference_B_T = None
         if config.kl > 0.0:
@@ -154,6 +257,7 @@ def _accumulate(
         mask_B_T = ((torch.arange(T)[None] < part.length_B[:, None]) * weight_B[:, None]).to(device)
         advantage_b = advantage_B[torch.tensor(rows)].to(device)
         policy_loss(logprob_B_T, mask_B_T, advantage_b, normaliser, reference_B_T, config.kl).sum().backward()
+        cast.collect()
         with torch.no_grad():
             sampled_B_T = part.logprob_B_T[:, :T].to(device)
             sums_3_P[0] += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1)
@@ -178,29 +282,19 @@ def _rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, wit
 
 def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
     """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
-    gradients = [stack.tensors[name].grad for name in optimizer.names]
-    square_P = torch.zeros(stack.policies, device=next(iter(stack.tensors.values())).device)
-    for gradient in gradients:
-        if gradient is not None:
-            square_P = square_P + gradient.pow(2).flatten(1).sum(1)
-    norm_P = square_P.sqrt()
+    norm_P = optimizer.squares_P().sqrt()
     failed_P = ~torch.isfinite(norm_P)
     scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
-    factor_P = torch.where(failed_P, torch.zeros_like(norm_P), scale_P)
-    before = {}
-    for name, gradient in zip(optimizer.names, gradients, strict=True):
-        if gradient is not None:
-            shape = (-1,) + (1,) * (gradient.dim() - 1)
-            gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(factor_P.view(shape))
-        if failed_P.any():
-            before[name] = stack.tensors[name].detach().clone()
+    optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
+    failed = failed_P.nonzero()[:, 0].tolist()
+    before = {name: stack.tensors[name].detach()[failed].clone() for name in optimizer.names if failed}
     for group in optimizer.adamw.param_groups:
         group["lr"] = lr
     optimizer.adamw.step()
     with torch.no_grad():
         for name, old in before.items():
-            stack.tensors[name][failed_P] = old[failed_P]
-    return norm_P.cpu(), failed_P.cpu()
+            stack.tensors[name][failed] = old
+    return norm_P, failed_P
 
 
 def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[tuple[list[int], Tensor]]:
@@ -244,13 +338,15 @@ def _token_limit(backbone: Backbone) -> int:
 
     On a CPU by the logits (three float copies); on a GPU by the activations that a decoder layer keeps for the backward
     pass, about 24 values of the hidden width and 6 of the inner width per token (half of that with fused kernels),
-    within a share of the free memory.
+    within a share of the free memory. When layers recompute, all but one keep their input alone.
     """
     device = backbone.device
     if device.type != "cuda":
         return max(256, min(16384, CPU_LOGIT_BYTES // (12 * backbone.vocabulary)))
     config = backbone.model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_token = config.num_hidden_layers * (24 * config.hidden_size + 6 * inner) * backbone.dtype.itemsize
-    per_token //= 2 if backbone.fused else 1
+    layer = (24 * config.hidden_size + 6 * inner) // (2 if backbone.fused else 1)
+    layers = config.num_hidden_layers
+    kept = layers * config.hidden_size + layer if recompute.is_on(backbone) else layers * layer
+    per_token = kept * backbone.dtype.itemsize
     return max(1024, min(1 << 17, int(MEMORY_SHARE * free_bytes(device)) // per_token))

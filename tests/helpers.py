@@ -23,6 +23,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from soar.policy import AdapterStack, Backbone
@@ -65,6 +67,11 @@ ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             "sliding_window": WINDOW,
             "layer_types": ["sliding_attention", "full_attention"],
         },
+    ),
+    "smollm3": (
+        SmolLM3ForCausalLM,
+        SmolLM3Config,
+        {"num_key_value_heads": 2, "tie_word_embeddings": True, "no_rope_layers": [1, 0]},
     ),
     "mistral": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 2, "sliding_window": WINDOW}),
 }

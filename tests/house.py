@@ -82,6 +82,7 @@ ORDER = (
     "rollout",
     "crew",
     "rloo",
+    "recompute",
     "update",
     "student",
     "promotion",

@@ -90,6 +90,13 @@ for sizes, with_bias, with_residual in (([48, 16, 16], True, False), ([40], Fals
             found = products.project_kernel(x, weight, bias, adapters, sizes, residual, tile)
             assert (found - wanted).abs().max() < 1e-4, (sizes, tile)
 
+# The tiles that are taken by themselves, many and few rows a policy, more and fewer inputs than outputs.
+for M, N, deep in ((128, 64, 192), (16, 64, 192), (128, 192, 64)):
+    y, weight = torch.randn(2 * M, deep), torch.randn(N, deep)
+    adapters = products.Adapters(torch.randn(2, deep, rank), torch.randn(2, rank, N), rank, 0.7)
+    found = products.project_kernel(y, weight, None, adapters, [N])
+    assert (found - products.project_plain(y, weight, None, adapters, None)).abs().max() < 1e-3
+
 weight, a, b = torch.randn(2 * 40, K), torch.randn(P, K, 2 * rank), torch.zeros(P, 2 * rank, 80)
 b[:, :rank, :40], b[:, rank:, 40:] = torch.randn(P, rank, 40), torch.randn(P, rank, 40)
 for adapters in (products.Adapters(a, b, rank, 0.7), None):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, random_stack, some_prompts, tiny_backbone
 
-from soar import lean
-from soar.lean import lean_of
+from soar import lean, products
+from soar.lean import lean_of, way_of
 from soar.policy import Backbone
 from soar.sampler import NativeSampler, Rollouts
 from soar.settings import SamplingConfig
@@ -89,12 +89,39 @@ def test_two_lanes_change_nothing(policies: int, monkeypatch: pytest.MonkeyPatch
     prompts = [every[4 * p : 4 * p + 4] for p in range(max(1, policies))]
     seeds = [[10 * p + q for q in range(4)] for p in range(max(1, policies))]
     sampling = SamplingConfig(max_tokens=20, temperature=0.8)
-    found, cuts = [], []
+    found, most = [], []
+    cuts: list[int] = []
     cut = made._cut
     monkeypatch.setattr(made, "_cut", lambda *given: cuts.append(len(made_lanes := cut(*given))) or made_lanes)
-    for lanes in (1, 2):
+    # None: by itself, as on a GPU with rows enough for two lanes.
+    monkeypatch.setattr(made, "_ours", True)
+    monkeypatch.setattr(made, "_major", 9)
+    monkeypatch.setattr(lean, "LANE_ROWS", 4)
+    for lanes in (1, 2, None):
         monkeypatch.setattr(made, "lanes", lanes)
+        cuts.clear()
         found.append(NativeSampler(backbone, static=True, fused=True).sample(stack, prompts, 3, seeds, sampling))
-    assert set(cuts) == ({1} if policies == 3 else {1, 2})
-    assert torch.equal(found[0].tokens_B_T, found[1].tokens_B_T)
-    assert torch.allclose(found[0].logprob_B_T, found[1].logprob_B_T, atol=1e-5)
+        most.append(max(cuts))
+    assert most == ([1, 1, 1] if policies == 3 else [1, 2, 2])
+    for other in found[1:]:
+        assert torch.equal(found[0].tokens_B_T, other.tokens_B_T)
+        assert torch.allclose(found[0].logprob_B_T, other.logprob_B_T, atol=1e-5)
+
+
+def test_the_way_of_a_step_follows_rows_policies_and_device() -> None:
+    hopper = {"ours": True, "major": 9}
+    assert way_of(2048, 16, **hopper) == (2, True)  # the benchmark's step
+    assert way_of(4096, 1, **hopper) == (2, True)
+    assert way_of(1024, 16, **hopper) == (1, True)  # too few rows for two
+    assert way_of(2048, 3, **hopper) == (1, True)  # three policies cannot be halved
+    assert way_of(2048, 16, ours=True, major=8) == (2, False)
+    assert way_of(2048, 16, ours=False, major=9) == (1, False)  # products of cuBLAS
+    made = lean_of(tiny_backbone("llama"))
+    assert made is not None and made.way(1 << 20, 16) == (1, False)  # a CPU
+
+
+def test_deep_products_take_a_tall_tile() -> None:
+    down = products.tile_of(576, 1536, 128, [576])
+    assert (down.rows, down.columns, down.warps, down.stages, down.inner) == (128, 64, 4, 4, 64)
+    assert products.tile_of(576, 1536, 64, [576]).rows == 64  # few rows a policy
+    assert products.tile_of(960, 576, 128, [576, 192, 192]) == products.TILES[0]

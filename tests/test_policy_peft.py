@@ -41,7 +41,7 @@ def peft_model(name: str, folder: Path) -> Any:
 def near(ours: Tensor, theirs: Tensor) -> None:
     size = theirs.abs().max().item()
     assert size > 1e-3
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * size)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5 * size)
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "mistral"])

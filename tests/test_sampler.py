@@ -23,6 +23,7 @@ from torch import Tensor
 
 from soar.policy import AdapterStack, Backbone
 from soar.sampler import NativeSampler, Rollouts, join
+from soar.seeds import skip
 from soar.settings import SamplingConfig
 from soar.update import token_logprobs
 
@@ -120,6 +121,26 @@ def test_rows_do_not_depend_on_what_shares_the_batch() -> None:
     ]
     for variant in variants:
         assert variant == {key: whole[key] for key in variant}
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_prompt_is_read_once_for_all_its_attempts_and_that_changes_nothing(static: bool) -> None:
+    backbone = ending_backbone()
+    stack = random_stack(backbone, 2)
+    prompts = some_prompts(4)
+    prompts_P_Q, seeds_P_Q = [prompts[:2], prompts[2:]], [[1, 2], [3, 4]]
+    read: list[int] = []  # rows of every pass over more than one token
+    backbone.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, given: read.append(given[0].shape[0]) if given[0].shape[1] > 1 else None
+    )
+    shared = NativeSampler(backbone, static=static).sample(stack, prompts_P_Q, 5, seeds_P_Q, SAMPLING)
+    assert read == [4]
+    read.clear()
+    repeated_P_Q = [[ids for ids in prompts for _ in range(5)] for prompts in prompts_P_Q]
+    skipped_P_Q = [[skip(seed, n) for seed in seeds for n in range(5)] for seeds in seeds_P_Q]
+    apart = NativeSampler(backbone, static=static).sample(stack, repeated_P_Q, 1, skipped_P_Q, SAMPLING)
+    assert read == [20]  # every row its own prompt
+    assert rows_of(apart) == rows_of(shared)
 
 
 def test_ended_rows_are_retired_and_the_rest_stays_in_order() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from helpers import tiny_backbone as backbone_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soar import update as update_room
 from soar.policy import AdapterStack, Backbone
@@ -359,3 +362,60 @@ def test_one_prompt_token_is_enough() -> None:
             for row, completion in enumerate([[5, 6, EOS], [7]])
         )
     assert stats.gap_P[0].item() == pytest.approx(-total / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_casting_once_an_update_gives_the_bytes_of_casting_in_every_pass(
+    adapter: str, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bfloat16 base, three micro-batches; gradients are summed in float32 either way."""
+    found, passes = [], []
+    for once in (True, False):
+        backbone = backbone_of("llama", adapter, dtype=torch.bfloat16, micro_batch_tokens=45)
+        if joined:
+            backbone.join_layers()
+        if not once:
+            monkeypatch.setattr(
+                update_room, "_Cast", lambda _, stack: SimpleNamespace(stack=stack, collect=lambda: None)
+            )
+        stack = random_stack(backbone, POLICIES)
+        optimizer = StackOptimizer(stack, PLAIN)
+        with _Work() as work:
+            step(backbone, stack, optimizer)
+        passes.append(work.count)
+        found.append((stack, {name: tensor.grad for name, tensor in stack.tensors.items()}))
+    assert same_stacks(found[0][0], found[1][0])
+    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
+    assert not same_stacks(found[0][0], random_stack(backbone, POLICIES))
+    print(f"{adapter}, joined {joined}: {passes[1]} operators with casts in every pass, {passes[0]} with one")
+
+
+class _Work(TorchDispatchMode):
+    """Counts the operators that touch elements: on a GPU each is a launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view and not any(word in str(func) for word in ("detach", "empty"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_launches_around_the_optimizer_do_not_grow_with_the_number_of_adapters() -> None:
+    """Zeroing, norms and clipping took seven launches for each of a model's hundreds of tensors, and waits for the device."""
+    counts = []
+    for layers in (2, 4):
+        backbone = backbone_of("llama", num_hidden_layers=layers)
+        stack = random_stack(backbone, POLICIES)
+        optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"clip": 1e-3}))
+        step(backbone, stack, optimizer)
+        with _Work() as work:
+            optimizer.zero()
+            factor_P = optimizer.squares_P() + 0.5
+            optimizer.scale_(factor_P)
+        counts.append((len(stack.tensors), work.count))
+    print("tensors, launches:", counts)
+    assert counts[1][0] > 1.5 * counts[0][0]
+    assert counts[0][1] == counts[1][1] < counts[0][0]

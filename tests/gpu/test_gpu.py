@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
 
-from soar import kernels
+from soar import kernels, lean
 from soar.lean import lean_of
 from soar.policy import AdapterStack, Backbone
 from soar.sampler import NativeSampler, Rollouts
@@ -20,8 +20,8 @@ ENDS = [EOS, 7, 20]
 STEPS = 40
 
 
-def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.float32) -> Backbone:
-    model = tiny_model(name, dtype=dtype).to(device)
+def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.float32, **changes: int) -> Backbone:
+    model = tiny_model(name, dtype=dtype, **changes).to(device)
     backbone = Backbone(model, tiny_tokenizer(), ModelConfig(lora_rank=4, lora_alpha=6.0))
     backbone.end_ids = frozenset(ENDS)
     return backbone
@@ -163,12 +163,50 @@ def test_lanes_and_early_kernels_draw_the_same_tokens(name: str, lanes: int, ear
     """Kernels of two streams, or of one that overlap, read nothing before it is written: run after run."""
     backbone = backbone_on("cuda", name, torch.bfloat16)
     stack = moved(random_stack(backbone_on("cpu", name), 2))
-    plain = draw(backbone, stack, static=True, attempts=24)
     made = lean_of(backbone)
     assert made is not None
+    made.lanes, made.early = 1, False
+    plain = draw(backbone, stack, static=True, attempts=24)
     made.lanes, made.early = lanes, early
     for _ in range(3):
         found = draw(backbone, stack, static=True, attempts=24)
         equal = sum(a == b for a, b in zip(rows_of(found), rows_of(plain), strict=True))
         print(f"{name}, {lanes} lanes, early {early}: {equal} of {plain.rows} rows equal")
         assert equal >= 0.5 * plain.rows
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_way_that_is_taken_by_itself_draws_the_same_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths for which our kernels make all products, and rows enough for two lanes."""
+    wide = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    backbone = backbone_on("cuda", name, torch.bfloat16, **wide)
+    stack = moved(random_stack(backbone_on("cpu", name, **wide), 2))
+    made = lean_of(backbone)
+    assert made is not None
+    monkeypatch.setattr(lean, "LANE_ROWS", 16)
+    made.lanes, made.early = 1, False
+    plain = draw(backbone, stack, static=True, attempts=24)
+    made.lanes = made.early = None
+    assert made.way(plain.rows, 2) == (2, torch.cuda.get_device_capability()[0] >= 9)
+    for _ in range(3):
+        found = draw(backbone, stack, static=True, attempts=24)
+        equal = sum(a == b for a, b in zip(rows_of(found), rows_of(plain), strict=True))
+        print(f"{name}, by itself: {equal} of {plain.rows} rows equal")
+        assert equal >= 0.5 * plain.rows
+
+
+def test_gradient_checkpointing_on_the_gpu_gives_the_same_step() -> None:
+    """What is computed again in autograd's own thread goes through the same adapters."""
+    found = []
+    for way in ("off", "on"):
+        backbone = backbone_on("cuda")
+        backbone.config = backbone.config.model_copy(update={"gradient_checkpointing": way})
+        stack = moved(random_stack(backbone_on("cpu"), 3))
+        advantage_B = torch.linspace(-1.0, 1.0, 12)
+        stats = update(
+            backbone, stack, StackOptimizer(stack, OptimizerConfig()), random_rollouts(12), advantage_B, 1e-2, 1.0, 9
+        )
+        assert not stats.failed_P.any()
+        found.append(stack.tensors)
+    for key in found[0]:
+        assert torch.allclose(found[0][key], found[1][key], atol=1e-4), key
