@@ -2,7 +2,7 @@
 
 What is replaced is named in `small`: the model is the embedded one, so nothing is downloaded, and the sizes are those of
 `loop_helpers.TINY`. Everything else is the page's: recipes, options, the files that one command leaves for the next. `make`,
-`pip`, Ray and what needs a GPU are in test_commands.py.
+`pip` and all other pages are in test_pages_all.py.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def small(words: list[str]) -> list[str]:
     return words
 
 
-@pytest.fixture
-def place(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+LEFT_OUT = ("soar study finding1",)  # ten cells of eight arms: test_studies.py
+
+
+def fill_place(tiny_run: Path, tmp_path: Path) -> None:
     """What the pages assume: problem files, and finished runs named `demo` and `seed0` to `seed2`."""
     rows = [{"question": p.question, "answer": p.answer} for p in get_world("tiny").hard_problems(12, 0)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -56,6 +58,11 @@ def place(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (tmp_path / "runs").mkdir()
     for name in ("demo", "seed0", "seed1", "seed2"):
         shutil.copytree(tiny_run, tmp_path / "runs" / name)
+
+
+@pytest.fixture
+def place(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    fill_place(tiny_run, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -71,7 +78,7 @@ def run_page(name: str, leave_out: tuple[str, ...] = ()) -> list[str]:
 
 
 def test_the_commands_of_the_readme_work_in_order(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = run_page("README.md", leave_out=("soar study finding1",))  # ten cells of eight arms: test_studies.py
+    lines = run_page("README.md", leave_out=LEFT_OUT)
     assert {line.split()[1] for line in lines} == {"check", "screen", "run", "study", "student", "eval"}
     summary = json.loads((place / "runs" / "mine" / "summary.json").read_text())
     assert set(summary["arms"]) == {"base", "hard_only", "ps", "pq"}
