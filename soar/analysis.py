@@ -149,12 +149,13 @@ def describe(rows: Sequence[dict[str, Any]], embed: Embed, seed: int) -> dict[st
         "vendi": None if score is None else score[0],
         "vendi_sd": None if score is None else score[1],
         "topic_entropy": topic_entropy([str(row["topic"]) for row in rows if row.get("topic")]),
-        "well_posed": _share(rows, "well_posed"),
-        "correct": _share(rows, "correct"),
+        "well_posed": label_share(rows, "well_posed"),
+        "correct": label_share(rows, "correct"),
     }
 
 
-def _share(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+def label_share(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Share of the rows with a label `key` in which it is true; None where none has one."""
     known = [row[key] for row in rows if isinstance(row.get(key), bool)]
     return sum(known) / len(known) if known else None
 

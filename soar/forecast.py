@@ -14,11 +14,10 @@ from typing import Any
 from soar.config import Config
 from soar.memory import GIB, ModelShape, memory_of, shape_of
 from soar.runs import number
-from soar.workload import STAGES, Assumptions, Work, assumed, workload
+from soar.workload import HELD_OUT_BLOCK, STAGES, Assumptions, Work, assumed, workload
 
 PAPER_HOURS = "the paper's run: 1,536 to 1,920 GPU-hours (32 H100 or H200 for 48 to 60 hours)"
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
-HELD_OUT_PROBLEMS = 8  # of a piece of the evaluation (held_out.BLOCK)
 SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such models are bound by overhead
 
 
@@ -89,7 +88,7 @@ class Sharing:
         hard = known.candidates * known.hard_share
         if config.problems.max_hard:
             hard = min(hard, config.problems.max_hard)
-        return max(1, math.ceil(hard * config.problems.test_share / HELD_OUT_PROBLEMS))
+        return max(1, math.ceil(hard * config.problems.test_share / HELD_OUT_BLOCK))
 
     def factor(self, work: Work, config: Config, known: Assumptions) -> float:
         """Time with the workers over time without, of a part that is cut into pieces: rounds over rounds."""

@@ -12,9 +12,10 @@ from soar.policy import AdapterStack, concat
 from soar.record import RunFolder
 from soar.rollout import Examiner
 from soar.types import Problem
+from soar.workload import HELD_OUT_BLOCK
 
 FILE = "state/evaluation.jsonl"
-BLOCK = 8  # problems from one save to the next
+BLOCK = HELD_OUT_BLOCK  # problems from one save to the next
 
 
 def count_held_out(

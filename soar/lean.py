@@ -11,8 +11,7 @@ computes is compared with transformers' once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,10 +256,9 @@ def _behind(stream: Any, other: Any) -> None:
         stream.wait_stream(other)
 
 
-@contextmanager
-def _on(stream: Any) -> Iterator[None]:
-    with nullcontext() if stream is None else torch.cuda.stream(stream):
-        yield
+def _on(stream: Any) -> Any:
+    """What comes in this block goes to `stream`; None: to the current one."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def way_of(rows: int, policies: int, ours: bool, major: int) -> tuple[int, bool]:

@@ -142,9 +142,8 @@ class Probe:
         self.asked = P * Q * attempts
         self.calls += 1
         self.policies = P if getattr(self.sampler, "static", False) else 0
-        rows = P * Q * attempts
         asked = tuple(tuple(ids) for own in prompts_P_Q for ids in own for _ in range(attempts))
-        return replace(self.kept.select([row % self.kept.rows for row in range(rows)]), prompts=asked)
+        return replace(self.kept.select([row % self.kept.rows for row in range(len(asked))]), prompts=asked)
 
 
 @dataclass(frozen=True)

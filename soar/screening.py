@@ -123,9 +123,8 @@ def screen(
         if "evidence" in row:
             wanted = {key: value for key, value in evidence.items() if key not in FREE}
             check_evidence(row["evidence"], wanted, f"{folder.path}/{SCREEN_FILE}")
-            config = config.model_copy(
-                update={"seed": row["evidence"].get("seed", config.seed)}
-            )  # what is left is drawn like the rest
+            seed = row["evidence"].get("seed", config.seed)  # what is left is drawn like the rest
+            config = config.model_copy(update={"seed": seed})
         else:
             found[row["id"]] = Screening(row["successes"], row["attempts"], row["truncated"])
     if not rows:

@@ -240,9 +240,8 @@ def signal_section(run: Run) -> dict[str, Any]:
     by_arm: dict[str, list[Row]] = {}
     for event in run.events.get("arm_step", []):
         by_arm.setdefault(str(event.get("arm")), []).append(event)
-    size = math.ceil(
-        max(map(len, by_arm.values()), default=0) / MAX_SIGNAL_POINTS
-    )  # steps a point, the same for all arms
+    longest = max(map(len, by_arm.values()), default=0)
+    size = math.ceil(longest / MAX_SIGNAL_POINTS)  # steps a point, the same for all arms
     for i, (name, events) in enumerate(by_arm.items()):
         known = list(wording.ARM_NAMES)
         blocks = [events[j : j + size] for j in range(0, len(events), size)]

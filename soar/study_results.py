@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from soar import seeds
-from soar.analysis import Embed, collapsed, describe, embedder
+from soar.analysis import Embed, collapsed, describe, embedder, label_share
 from soar.runs import ReportError, Row, Run, count, number, numbers, read_jsonl, read_run
 from soar.statistics import over_seeds, paired_over_seeds, wilson_interval
 from soar.studies import Cell, Study, comparisons
@@ -220,9 +220,7 @@ def _curves(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> list[R
     found = []
     for step, events in sorted(by_step.items()):
         known = {key: numbers([event.get(key) for event in events]) for key in STEP_FIGURES}
-        for key in LABELS:
-            labels = [row.get(key) for row in written.get(step, [])]
-            known[key] = [float(label) for label in labels if isinstance(label, bool)]
         means = {key: statistics.fmean(values) if values else None for key, values in known.items()}
-        found.append({"step": step, "seeds": len(events), **means})
+        shares = {key: label_share(written.get(step, []), key) for key in LABELS}
+        found.append({"step": step, "seeds": len(events), **means, **shares})
     return found

@@ -22,6 +22,7 @@ STAGES = ("screen", "loop", "arms", "evaluate")
 GENERATED = ("world:", "science:", "code:", "reasoning_gym:")
 INTRINSIC = ("learnability", "uncertainty", "band")
 FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first of a step is seen
+HELD_OUT_BLOCK = 8  # held-out problems of one piece of the evaluation
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
 
 
