@@ -67,6 +67,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
+    build.add_argument("--world", default="tiny", choices=("tiny", "tiny-rare"))
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--steps", type=int, default=None, help="optimizer steps (default: as shipped)")
     build.set_defaults(action=_world_build)
@@ -160,9 +161,9 @@ def summary_lines(summary: dict[str, Any], width: int | None = None) -> list[str
 
 
 def _world_build(arguments: argparse.Namespace) -> int:
-    from soar.pretrain import Recipe, build, print_progress
+    from soar.pretrain import build, print_progress
 
     recipe = {} if arguments.steps is None else {"steps": arguments.steps}
-    build(arguments.out, arguments.seed, progress=print_progress(), **recipe)
-    print(f"world model written to {arguments.out} ({recipe.get('steps', Recipe.steps)} steps)")
+    losses = build(arguments.out, arguments.seed, arguments.world, print_progress(), **recipe)
+    print(f"world model written to {arguments.out} ({len(losses)} steps)")
     return 0

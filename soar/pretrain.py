@@ -1,6 +1,6 @@
 """Pretrains the embedded world's small language model and writes it as a standard model folder.
 
-    soar world build --out DIR [--seed 0] [--steps N]
+    soar world build --out DIR [--world tiny] [--seed 0] [--steps N]
 
 The result is an ordinary Llama-config model with a fast tokenizer: `AutoModelForCausalLM.from_pretrained(OUT_DIR)` and
 `AutoTokenizer.from_pretrained(OUT_DIR)` load it, so nothing in the loop knows that it is small. Plain next-token
@@ -263,10 +263,11 @@ def build(
 ) -> list[float]:
     """Pretrain the model of a world and write its folder. Returns the losses.
 
-    recipe: fields of `Recipe`, for example steps=100. Raises ValueError for an unknown world, TypeError for an unknown
-    field. Threads: torch's own setting (`torch.set_num_threads`), which the caller chooses.
+    recipe: fields of `Recipe`, for example steps=100, which is by default the world's own. Raises ValueError for an unknown
+    world, TypeError for an unknown field. Threads: torch's own setting (`torch.set_num_threads`), which the caller chooses.
     """
-    model, tokens, losses = train(worlds.get_world(world), Recipe(**recipe), seed, progress)
+    source = worlds.get_world(world)
+    model, tokens, losses = train(source, Recipe(**{"steps": source.pretraining_steps, **recipe}), seed, progress)
     save(model, tokens, Path(out_dir))
     return losses
 

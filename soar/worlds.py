@@ -1,4 +1,4 @@
-"""Problem sources that need no download: the embedded world `tiny`.
+"""Problem sources that need no download: the embedded worlds `tiny` and `tiny-rare`.
 
 The world is a two-digit counter. `47 c+8 d+5` starts at 47 and has two steps: step c adds 8, step d adds 5; past 99 the
 counter goes on at 00. Labels run on in the alphabet from any letter. The answer is the counter's reading after every
@@ -38,10 +38,12 @@ class World(ABC):
     """A problem source with an exact oracle. All methods are pure; seeds fix every draw.
 
     name: as in `world:NAME`. topics: every label `topic` can return, the useful one first, `ill-posed` last.
+    pretraining_steps: optimizer steps of its language model.
     """
 
     name: str
     topics: tuple[str, ...]
+    pretraining_steps: int
 
     @abstractmethod
     def solve(self, question: str) -> str | None:
@@ -159,6 +161,7 @@ class TinyWorld(World):
 
     name = "tiny"
     topics = (*_SOLVERS, ILL_POSED)
+    pretraining_steps = 4000
 
     # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
@@ -350,7 +353,19 @@ class TinyWorld(World):
         return STUDENT_TEMPLATE.format(question=question), f"{work} {ANSWER_MARK} {answer}"
 
 
-_WORLDS: dict[str, World] = {world.name: world for world in (TinyWorld(),)}
+class RareWorld(TinyWorld):
+    """The same world with a teacher that seldom asks a useful question: 13 % of its texts in place of 42 %.
+
+    So its own questions are too few for a fresh student, right ones are not, and a better teacher has room (docs/log.md).
+    """
+
+    name = "tiny-rare"
+    pretraining_steps = 5000
+    ask_share = 0.5
+    ask_counter = 0.15
+
+
+_WORLDS: dict[str, World] = {world.name: world for world in (TinyWorld(), RareWorld())}
 
 
 def get_world(name: str) -> World:
