@@ -28,16 +28,19 @@ from soar.types import UserError
 
 DEFINITION = "definition.json"
 
-RunCell = Callable[[Cell, int], str | None]
-"""(cell, threads; 0: its own choice) -> None when it finished, else why not."""
+RunCell = Callable[[Cell, int, str | None], str | None]
+"""(cell, threads; 0: its own choice, device or None) -> None when it finished, else why not."""
 
 
 class StudyError(UserError):
     """A study folder that cannot be used as asked."""
 
 
-def run_in_process(cell: Cell, threads: int) -> str | None:
-    """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder."""
+def run_in_process(cell: Cell, threads: int, device: str | None) -> str | None:
+    """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder.
+
+    device: an entry of CUDA_VISIBLE_DEVICES, the one that the process sees; None: all that this one sees.
+    """
     command = [sys.executable, "-m", "soar.cli", "run", cell.recipe]
     for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
         command += ["--set", override]
@@ -46,8 +49,10 @@ def run_in_process(cell: Cell, threads: int) -> str | None:
         command.append("--resume")
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(f"{cell.name}.log")
+    seen = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
     with open(log, "ab") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=seen)
+    code = done.returncode
     if code == 0:
         return None
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -84,7 +89,7 @@ def run_study(
         followers = [cell for cell in every if cell.shares is not None]
         failures: dict[str, str] = {}
         for group in (leaders, followers) if run else ():
-            failures |= _run_group(group, jobs, say, run_cell)
+            failures |= _run_group(group, jobs, say, run_cell, visible_gpus() if jobs > 1 else ())
         return write_results(study, out, every, failures)
 
 
@@ -110,19 +115,41 @@ def _claim(study: Study, out: Path, extra: list[str], resume: bool) -> None:
     write_json(path, wanted)
 
 
-def _run_group(group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell) -> dict[str, str]:
-    """Run the cells that are not finished, `jobs` at a time; returns why cells failed."""
+def visible_gpus() -> list[str]:
+    """Entries of CUDA_VISIBLE_DEVICES for the GPUs that this process sees, [] without any; no CUDA context is made."""
+    import torch
+
+    count = torch.cuda.device_count()
+    given = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
+    return given[:count] if given else [str(i) for i in range(count)]
+
+
+def _run_group(
+    group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell, gpus: Sequence[str]
+) -> dict[str, str]:
+    """Run the cells that are not finished, `jobs` at a time; returns why cells failed.
+
+    Each begins on the GPU with the fewest cells, unless it names a device or divides its work among workers itself.
+    """
     left = [cell for cell in group if not _finished(cell)]
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
     failures: dict[str, str] = {}
+    busy = dict.fromkeys(gpus if len(gpus) > 1 and jobs > 1 else (), 0)
 
     lock = threading.Lock()
 
     def job(cell: Cell) -> str | None:
+        model = cell.config.model
+        alone = model.device == "auto" and model.vllm_devices == 1 and not cell.config.cluster.workers
         with lock:
-            say(f"{cell.name}: begins")
-        why = run_cell(cell, 0 if cell.config.threads else threads)
+            device = min(busy, key=busy.__getitem__) if busy and alone else None
+            if device is not None:
+                busy[device] += 1
+            say(f"{cell.name}: begins" + (f" on GPU {device}" if device is not None else ""))
+        why = run_cell(cell, 0 if cell.config.threads else threads, device)
         with lock:
+            if device is not None:
+                busy[device] -= 1
             say(f"{cell.name}: {why or 'finished'}")
         return why
 

@@ -6,17 +6,21 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from loop_helpers import TINY, events, read_jsonl
 from test_docs import fields
 
 from soar import study as study_room
 from soar.analysis import hashed_ngrams, vendi_score
 from soar.cli import main
-from soar.config import ConfigError
+from soar.config import ConfigError, override
 from soar.pipeline import execute
 from soar.progress import Progress
 from soar.statistics import paired_over_seeds, pass_at_k
@@ -49,7 +53,7 @@ class InThisProcess:
         self.ran: list[str] = []
         self.fails = fails
 
-    def __call__(self, cell: Cell, threads: int) -> str | None:
+    def __call__(self, cell: Cell, threads: int, device: str | None) -> str | None:
         self.ran.append(cell.name)
         if cell.name in self.fails:
             return "exit code 1: no luck"
@@ -317,9 +321,47 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
 def test_a_cell_in_its_own_process_is_the_run(tmp_path: Path) -> None:
     text = TOY.replace("[0, 1]", "[0]").replace('"base", "hard_only", "ps"', '"base"')
     (cell, *_) = cells(toy(tmp_path, text), tmp_path / "out", [*TINY, "teacher.steps=0", "screen.attempts=1"])
-    assert run_in_process(cell, 1) is None
+    assert run_in_process(cell, 1, None) is None
     manifest = json.loads((cell.folder / "manifest.json").read_text())
     assert {**manifest["config"], "threads": 1} == {**cell.config.resolved(), "threads": 1}
     assert study_room._finished(cell)
     counts = [event["correct"] for event in events(cell.folder, "evaluation")]
     assert pass_at_k(4, counts[0][0], 1) <= 1.0
+
+
+def test_cells_are_dealt_out_to_the_gpus(tmp_path: Path) -> None:
+    study = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2, 3]"))
+    every = cells(study, tmp_path / "out", list(TINY))
+    together, began, found = threading.Barrier(3, timeout=60), threading.Lock(), []
+
+    def note(cell: Cell, threads: int, device: str | None) -> None:
+        with began:
+            found.append((cell.name, device))
+        together.wait()
+
+    said: list[str] = []
+    study_room._run_group(every[:6], 3, said.append, note, ["0", "3"])
+    first = [device for _, device in found[:3]]
+    assert sorted(device or "" for device in first) in (["0", "0", "3"], ["0", "3", "3"])
+    assert {device for _, device in found} == {"0", "3"}
+    assert sum("begins on GPU 3" in line for line in said) == sum(device == "3" for _, device in found)
+
+    found.clear()
+    own = [replace(cell, config=override(cell.config, ["model.device=cpu"])) for cell in every[:3]]
+    study_room._run_group(own, 3, said.append, note, ["0", "3"])
+    study_room._run_group(every[:3], 3, said.append, note, ["0"])
+    assert [device for _, device in found] == [None] * 6
+
+
+def test_a_cell_sees_the_gpu_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(study_room.subprocess, "run", lambda *a, env, **k: seen.append(env) or done)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
+    cell = cells(toy(tmp_path), tmp_path / "out", list(TINY))[0]
+    assert run_in_process(cell, 1, "2") is None and run_in_process(cell, 1, None) is None
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["2", "1, 2"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert study_room.visible_gpus() == ["1", "2"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert study_room.visible_gpus() == ["0", "1"]
