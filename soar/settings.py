@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
 TrainedArm = Literal[
@@ -19,9 +19,18 @@ Arm = Literal["base", "ps"] | TrainedArm
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are frozen."""
+    """Base of every section: unknown keys are refused, values are frozen. "" takes an optional key away."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_none(cls, data: Any) -> Any:
+        """TOML has no null, so `--set model.gguf_file=""` stands for it."""
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {key: None if value == "" and key in optional else value for key, value in data.items()}
 
 
 class ModelConfig(Section):
