@@ -42,6 +42,7 @@ class Device:
 
     def __init__(self) -> None:
         self.now = self.once = 0.0
+        self.updates = self.disturbed = 0  # updates so far; the one that takes 5 s more (0: none)
         self.shapes: set[Any] = set()
         self.short: list[tuple[int, int]] = []  # (rows, tokens of the longest prompt) of calls with a small budget
 
@@ -87,6 +88,9 @@ class Device:
         if "update" not in self.shapes:
             self.shapes.add("update")
             self._first_time(3.0)
+        self.updates += 1
+        if self.updates == self.disturbed:
+            self.now += 5.0
         for rows, _ in _micro_batches(rollouts, kept, TOKENS):
             widest = max(len(rollouts.prompts[row]) + int(rollouts.length_B[row]) for row in rows)
             self.now += 0.030 + 100e-6 * widest * len(rows)
@@ -177,6 +181,19 @@ def test_students_of_a_known_device_are_forecast_within_five_percent(
     expected = 4 * 40 * 4 * tokens / rate  # the baseline has been asked already, here and in the calibration
     print(f"measurement {expected / actual - 1:+.1%}")
     assert expected == pytest.approx(actual, rel=0.05)
+
+
+@pytest.mark.parametrize("disturbed", [2, 3])
+def test_one_disturbed_timing_of_the_update_does_not_mislead(
+    device: Device, prepared: tuple[Calibrator, LoopState, Any], disturbed: int
+) -> None:
+    calibrator, state, problems = prepared
+    calibrator._teach(state, problems)
+    undisturbed = calibrator.found.train["student"]
+    device.updates, device.disturbed = 0, disturbed
+    calibrator._teach(state, problems)
+    assert device.updates > disturbed
+    assert calibrator.found.train["student"] == pytest.approx(undisturbed, rel=0.05)
 
 
 def test_every_part_is_measured_in_a_gpus_way_with_the_real_sampler() -> None:
