@@ -41,6 +41,12 @@ SMOLLM2 = "SmolLM2's recipe is fixed in it; the same script is in ADDED"
 SPANS = "a pipe of the shell; test_streams::test_a_reader_that_has_gone_is_no_error_for_any_command"
 SUITE = "a file of this suite"
 
+WARM = (
+    "a model file and a GPU; test_student_eval::test_a_student_on_a_runs_questions, "
+    "test_export::test_merged_weights_are_base_plus_adapter"
+)
+RARE = "hours on a CPU; test_rare_world::test_the_recipe_runs_and_the_script_says_what_its_teacher_asked"
+
 PROCEDURAL = next(
     line for line in commands((house.ROOT / "docs/results/domains.md").read_text()) if "procedural" in line
 )
@@ -55,6 +61,23 @@ LISTED = {
     "pip install -c constraints.txt -e '.[train]'": INSTALLS,
     "soar study finding1 --out studies/finding1": STUDIES,
     "soar study embedded --jobs 20 --set threads=1 --out studies/embedded": STUDIES,
+    "soar study teachers --jobs 25 --set threads=1 --out studies/teachers": STUDIES,
+    "soar study smollm2 --jobs 3 --set model.path=warm --set problems.source=hard.jsonl --set arms.real=easier.jsonl "
+    "--out studies/smollm2": STUDIES,
+    "soar student smollm2-sums --model DIR --problems six.jsonl --train file:short.jsonl --steps 60 "
+    "--set arms.curriculum_steps=60 --set student.optimizer.kl=0.01 --set arms.learning_rate=2e-4 --set screen.attempts=0 "
+    "--set arms.questions=256 --set student.sampling.max_tokens=64 --set evaluate.attempts=1 "
+    '--set "evaluate.ks=[1]" --set seed=3 --out runs/warm': WARM,
+    "soar export runs/warm --format merged --policy real --out warm": WARM,
+    "python benchmarks/ladder.py ladder smollm2-warm --levels 1x3 1x4 1x5 1x6 1x7 1x8 --count 64 --attempts 16 "
+    "--teacher-texts 256 --set model.path=warm": WARM,
+    "soar run tiny-rare --set seed=20": RARE,
+    "soar run tiny-rare --set teacher.steps=0 --set 'arms.run=[\"real\"]' --set arms.real=FILE": RARE,
+    "python benchmarks/teacher_drift.py studies/teachers": RARE,
+    "soar world build --world tiny-rare --out worlds/rare": "minutes; "
+    "test_worlds::test_pretraining_is_reproducible_and_learns",
+    "python benchmarks/world.py --model builtin:tiny-rare": "half a minute; "
+    "test_rare_world::test_its_untrained_teacher_seldom_asks_a_useful_question",
     "soar study STUDY --out DIR": STUDIES,
     "soar study NAME": STUDIES,
     "soar run --out runs/mine --workers 2": RAY,
@@ -93,7 +116,14 @@ LISTED = {
 LEARNS = "--set threads=1 --set student.steps=1"
 ASKS = "--candidates 8 --count 4 --attempts 2 --set threads=1 --set student.sampling.max_tokens=4 "
 ASKS += "--set problems.format=question_answer --set teacher.sampling.max_tokens=4"
+MAKE_SUMS = (
+    "short.jsonl --terms 2 3 4 --digits 1 --count 300 --signs + --bare --seed 72",
+    "six.jsonl --terms 6 --digits 1 --count 16 --signs + --bare",
+    "hard.jsonl --terms 7 8 --digits 1 --count 448 --signs + --bare --seed 1024",
+    "easier.jsonl --terms 4 5 6 --digits 1 --count 400 --signs + --bare --seed 1025",
+)
 ADDED = {
+    **{f"python examples/make_sums.py {words}": "" for words in MAKE_SUMS},
     "python benchmarks/quantize.py": "--rows 4",
     "python benchmarks/fuzz.py": "--cases 50",
     "python benchmarks/students.py": f"--lr 1e-3 --share 0.5 --students 1 {LEARNS}",

@@ -1,0 +1,63 @@
+"""What the teachers of a study on an embedded world asked, step by step.
+
+    python benchmarks/teacher_drift.py studies/teachers [--steps 0 4 9 14 19]
+
+For every variant, over its seeds: the share of useful questions (the hard set's topic, with its rare skill), how many of
+those have the right answer, the share of ill-posed texts, and the share of different questions. Read from the cells'
+questions.jsonl and judged by the world's oracle. Below each row the commonest first words of the last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from soar.runs import read_jsonl
+from soar.worlds import World, get_world
+
+
+def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, float, float]:
+    """(useful, right of useful, ill-posed, distinct) of the questions of one step."""
+    useful = [row for row in rows if world.useful(row["question"])]
+    right = sum(world.solve(row["question"]) == row["answer"] for row in useful) / max(1, len(useful))
+    ill_posed = sum(not world.well_posed(row["question"]) for row in rows) / len(rows)
+    return len(useful) / len(rows), right, ill_posed, len({row["question"] for row in rows}) / len(rows)
+
+
+def cells_of(folder: Path) -> dict[str, list[Path]]:
+    """Variant -> its cells that have written questions."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("cells/*-seed*/questions.jsonl")):
+        found.setdefault(path.parent.name.rpartition("-seed")[0], []).append(path.parent)
+    return found
+
+
+def main() -> None:
+    """Print the table of every variant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 4, 9, 14, 19])
+    arguments = parser.parse_args()
+    print("useful / right of useful / ill-posed / distinct, in %")
+    print(f"{'variant':14s}" + "".join(f"{f'step {step}':>20s}" for step in arguments.steps))
+    for variant, folders in cells_of(arguments.folder).items():
+        source = json.loads((folders[0] / "manifest.json").read_text(encoding="utf-8"))["config"]["problems"]["source"]
+        world = get_world(source.removeprefix("world:"))
+        rows = [row for folder in folders for row in read_jsonl(folder / "questions.jsonl")[0]]
+        last = [row["question"] for row in rows if row["step"] == max(arguments.steps)]
+        words = Counter("number" if text[:1].isdigit() else text.split(" ")[0] for text in last).most_common(3)
+        line = f"{variant:14s}"
+        for step in arguments.steps:
+            here = [row for row in rows if row["step"] == step]
+            line += (
+                f"{' / '.join(f'{100 * share:.0f}' for share in shares(here, world)):>20s}" if here else f"{'-':>20s}"
+            )
+        print(line)
+        print(f"{'':14s}" + ", ".join(f"{word} {100 * count / len(last):.0f} %" for word, count in words), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The world tiny-rare: its text, its shipped model, its recipe, and the script that says what its teachers ask."""
+
+from __future__ import annotations
+
+import random
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import house
+import pytest
+from loop_helpers import TINY, read_jsonl
+
+from soar.config import load
+from soar.lessons import teacher_prompt
+from soar.pipeline import execute
+from soar.progress import Progress
+from soar.rewards import parse_all
+from soar.types import Problem
+from soar.workbench import open_examiner
+from soar.worlds import TEACHER_PROMPT, RareWorld, World, get_world
+
+
+def useful_share(world: World, count: int) -> float:
+    """Of the teacher's part of the pretraining text."""
+    rng = random.Random(3)
+    texts = [world.pretraining_text(rng) for _ in range(count)]
+    asked = [text.split(" <ans> ")[0].strip() for prompt, text in texts if prompt == TEACHER_PROMPT]
+    return sum(map(world.useful, asked)) / len(asked)
+
+
+def test_useful_questions_are_rare_in_its_text_and_it_is_the_same_task() -> None:
+    rare, tiny = get_world("tiny-rare"), get_world("tiny")
+    assert isinstance(rare, RareWorld)
+    assert useful_share(rare, 4000) < 0.5 * useful_share(tiny, 4000)
+    assert [p.question for p in rare.hard_problems(20, 5)] == [p.question for p in tiny.hard_problems(20, 5)]
+
+
+def test_its_untrained_teacher_seldom_asks_a_useful_question() -> None:
+    shares = {}
+    for recipe in ("tiny-rare", "tiny"):
+        config = load(recipe, ["threads=1", "model.device=cpu"])
+        world = get_world(recipe)
+        with open_examiner(config) as examiner:
+            prompt = teacher_prompt(examiner, config)
+            rollouts = examiner.sampler.sample(None, [[prompt]], 600, [[1]], config.teacher.sampling)
+            cut = [not ended for ended in rollouts.ended_B.tolist()]
+            texts = rollouts.texts(examiner.backbone)
+            pairs = parse_all(texts, examiner.fmt, examiner.verifier, truncated=cut)
+        useful = [p for p in pairs if isinstance(p, Problem) and world.useful(p.question)]
+        shares[recipe] = len(useful) / len(pairs)
+        assert sum(world.solve(p.question) == p.answer for p in useful) / len(useful) > 0.5
+    assert 0.09 < shares["tiny-rare"] < 0.18 < 0.35 < shares["tiny"]
+
+
+def test_the_recipe_runs_and_the_script_says_what_its_teacher_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load("tiny-rare", [*TINY, "seed=4", "model.device=cpu"])
+    out = tmp_path / "study" / "cells" / "grounded-seed4"
+    summary = execute(config, out, False, ["soar", "run"], Progress(quiet=True))
+    assert summary["outer_steps"] == 2
+    shutil.copytree(out, tmp_path / "study" / "cells" / "none-seed4")
+    script = house.ROOT / "benchmarks" / "teacher_drift.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "study"), "--steps", "0", "1", "7"])
+    runpy.run_path(str(script), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.startswith(("grounded", "none"))]
+    assert [row[0] for row in rows] == ["grounded", "none"] and rows[0][1:] == rows[1][1:]
+    assert rows[0][-1] == "-" and len(rows[0]) == 1 + 7 + 7 + 1
+    # Ill-posed and different questions of the first step, by hand.
+    world = get_world("tiny-rare")
+    first = [row["question"] for row in read_jsonl(out / "questions.jsonl") if row["step"] == 0]
+    ill_posed = sum(world.solve(question) is None for question in first) / len(first)
+    assert rows[0][5] == f"{100 * ill_posed:.0f}" and rows[0][7] == f"{100 * len(set(first)) / len(first):.0f}"
