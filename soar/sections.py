@@ -50,6 +50,18 @@ def evenly(rows: Sequence[Row], limit: int, keys: Sequence[str] = ("step", "data
     return [rows[i] for i in sorted(i for group in kept for i in group[:share])]
 
 
+def arm_styles(run: Run) -> dict[str, int]:
+    """Style of every arm in all charts of a page: its own where no arm before it has that, else the first that is free."""
+    known = list(wording.ARM_NAMES)
+    there = {*run.arms, *(str(event.get("arm")) for event in run.events.get("arm_step", []))}
+    found: dict[str, int] = {}
+    for name in [*filter(there.__contains__, known), *sorted(there.difference(known))]:
+        own = known.index(name) % STYLES if name in known else STYLES // 2
+        free = [style for style in range(STYLES) if style not in found.values()]
+        found[name] = own if own in free or not free else free[0]
+    return found
+
+
 def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step") -> Series:
     """A chart's line through the rows that have a number under `key` and one under `x`."""
     points = [(number(row.get(x)), number(row.get(key))) for row in rows]
@@ -77,8 +89,8 @@ def arms_section(run: Run) -> dict[str, Any]:
     names = [n for n in known if n in run.arms] + [n for n in run.arms if n not in known]
     arms = [run.arms[name] for name in names]
     ks = sorted({k for arm in arms for k in arm.pass_at})
-    rows, series = [], []
-    for i, arm in enumerate(arms):
+    rows, series, styles = [], [], arm_styles(run)
+    for arm in arms:
         x = list(arm.pass_at)
         banded = all(k in arm.interval for k in x)
         cells = [wording.with_interval(arm, k) if k in arm.pass_at else wording.DASH for k in ks]
@@ -90,7 +102,7 @@ def arms_section(run: Run) -> dict[str, Any]:
                 y=[arm.pass_at[k] for k in x],
                 low=[arm.interval[k][0] for k in x] if banded else (),
                 high=[arm.interval[k][1] for k in x] if banded else (),
-                style=known.index(arm.name) % STYLES if arm.name in known else 4 + i % 4,
+                style=styles[arm.name],
                 notes=[f"{wording.arm_name(arm.name)}, pass@{k}: {wording.with_interval(arm, k)}" for k in x],
             )
         )
@@ -242,8 +254,8 @@ def signal_section(run: Run) -> dict[str, Any]:
         by_arm.setdefault(str(event.get("arm")), []).append(event)
     longest = max(map(len, by_arm.values()), default=0)
     size = math.ceil(longest / MAX_SIGNAL_POINTS)  # steps a point, the same for all arms
-    for i, (name, events) in enumerate(by_arm.items()):
-        known = list(wording.ARM_NAMES)
+    styles = arm_styles(run)
+    for name, events in by_arm.items():
         blocks = [events[j : j + size] for j in range(0, len(events), size)]
         x, y = [], []
         for block in blocks:
@@ -251,8 +263,7 @@ def signal_section(run: Run) -> dict[str, Any]:
             if step is not None and share is not None:
                 x.append(step)
                 y.append(share)
-        style = known.index(name) % STYLES if name in known else 4 + i % 4
-        series.append(Series(wording.arm_name(name), x, y, style=style))
+        series.append(Series(wording.arm_name(name), x, y, style=styles[name]))
         shares = {key: mean(column(events, f"frac_{key}")) for key in ("all_wrong", "mixed", "all_right")}
         rows.append({"name": wording.arm_name(name), "steps": len(events), **shares})
     axes = Axes(

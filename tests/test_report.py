@@ -408,6 +408,17 @@ def test_page_says_what_it_leaves_out(tmp_path: Path) -> None:
     assert [sum(a["data-step"] == str(step) for a in rows) for step in (1, 2, 3)] == [200, 200, 200]
 
 
+def test_no_two_arms_of_a_page_look_alike() -> None:
+    arm = {"pass_at": {"1": 0.1}, "interval_95": {"1": [0.0, 0.2]}}
+    summary = {"arms": dict.fromkeys(("teacher_t", "ps", "pq", "my_own"), arm)}
+    steps = [{"event": "arm_step", "arm": name, "step": 0} for name in ("teacher_t", "pq", "real", "hard_only")]
+    styles = sections.arm_styles(runs.Run(path=Path(), summary=summary, events={"arm_step": steps}))
+    assert set(styles) == {"teacher_t", "ps", "pq", "real", "hard_only", "my_own"}
+    assert len(set(styles.values())) == 6
+    known = list(wording.ARM_NAMES)
+    assert all(styles[name] == known.index(name) for name in ("hard_only", "ps", "pq"))
+
+
 def test_evenly_takes_the_same_number_of_every_dataset() -> None:
     rows = [{"step": s, "dataset": d, "i": i} for s in (1, 2) for d in (0, 1) for i in range(5)]
     kept = sections.evenly(rows, 11)
