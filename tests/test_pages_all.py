@@ -41,10 +41,11 @@ SMOLLM2 = "SmolLM2's recipe is fixed in it; the same script is in ADDED"
 SPANS = "a pipe of the shell; test_streams::test_a_reader_that_has_gone_is_no_error_for_any_command"
 SUITE = "a file of this suite"
 
-PROCEDURAL = next(
-    line for line in commands((house.ROOT / "docs/results/domains.md").read_text()) if "procedural" in line
-)
-PROCEDURAL = " ".join(PROCEDURAL.split())  # twenty lines of options
+DOMAIN_RUNS = {  # one of them has three lines of options
+    " ".join(line.split())
+    for line in commands((house.ROOT / "docs/results/domains.md").read_text())
+    if line.startswith("soar run")
+}
 
 LISTED = {
     "make demo": f"installs, then `soar run`: {README}",
@@ -66,7 +67,7 @@ LISTED = {
     "soar review DIR --accept": "needs a promotion that waits; "
     "test_review::test_the_command_shows_questions_and_effect_and_takes_the_decision",
     "soar check science-smollm2 --model DIR --set model.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf --samples 32": RECIPES,
-    PROCEDURAL: RECIPES,
+    **dict.fromkeys(DOMAIN_RUNS, RECIPES),
     "python benchmarks/ladder.py FOLDER --levels 1x3 --teacher-texts 48 --set model.path=DIR "
     "--set teacher.sampling.temperature=0.7": SMOLLM2,
     "pytest -n 0 -s tests/test_vllm_real.py": SUITE,
