@@ -225,6 +225,8 @@ def read_run(run_dir: Path) -> Run:
     lists: dict[str, list[Row]] = {}
     for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl"):
         lists[name], more = read_jsonl(run_dir / name, name)
+        if name == "pq.jsonl" and not os.path.lexists(run_dir / name):
+            more = more if any(row.get("event") == "promotion" for row in metrics) else []  # it begins with a promotion
         notes += more
     events: dict[str, list[Row]] = {}
     for row in metrics:

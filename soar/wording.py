@@ -121,23 +121,31 @@ def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
     paired = run.summary.get("paired")
     pair = paired.get(f"{arm.name} - {other.name}") if isinstance(paired, dict) else None
     entry = pair.get(str(k)) if isinstance(pair, dict) else None
+    untrained = is_base(run, arm)
     if isinstance(entry, dict):
         difference, interval = number(entry.get("difference")), numbers(entry.get("interval_95"))
         if difference is not None and len(interval) == 2:
             digits = percent_digits(difference)
             points = f"{100 * difference:+.{digits}f} percentage points {bounds((interval[0], interval[1]), digits)}"
-            return f"{points.replace('-', MINUS)}, {_verdict(interval[0], interval[1], arm, other)}"
+            return f"{points.replace('-', MINUS)}, {_verdict(interval[0], interval[1], arm, other, untrained)}"
     if k not in arm.interval or k not in other.interval:
         return "without intervals nothing can be said about the difference"
     low, high = arm.interval[k][0] - other.interval[k][1], arm.interval[k][1] - other.interval[k][0]
     apart = "do not overlap" if low > 0 or high < 0 else "overlap"
-    return f"the 95\u00a0% intervals {apart}, {_verdict(low, high, arm, other)}"
+    return f"the 95\u00a0% intervals {apart}, {_verdict(low, high, arm, other, untrained)}"
 
 
-def _verdict(low: float, high: float, arm: Arm, other: Arm) -> str:
+def is_base(run: Run, arm: Arm) -> bool:
+    """Whether the arm is PS of a run that promoted no student, which is the base model: nothing of SOAR is in it."""
+    return arm.name == "ps" and count(run.summary.get("promotions")) == 0
+
+
+def _verdict(low: float, high: float, arm: Arm, other: Arm, untrained: bool) -> str:
     """What the ends of a difference's interval say, and whether the student budgets may be why."""
     if low <= 0 <= high:
         return "so this run does not show a difference"
+    if untrained:
+        return f"so {arm_name(other.name)} is {'below' if low > 0 else 'above'} the untrained model in this run"
     if other.name == "base":
         return f"so SOAR is {'above' if low > 0 else 'below'} the untrained model in this run"
     return (
@@ -232,9 +240,11 @@ def headline(run: Run) -> str:
     if not shared:
         return f"{start}: the arms have no pass@k in common, so they cannot be compared."
     k = shared[0]
+    if is_base(run, soar):
+        who = "PS, the base model since no student was promoted,"
     return (
         f"{start} pass@{k}: {who} {with_interval(soar, k)} against {with_interval(other, k)} for "
-        f"{arm_name(other.name)}{budget(soar, other)}: {comparison(run, soar, other, k)}."
+        f"{arm_name(other.name)}{'' if is_base(run, soar) else budget(soar, other)}: {comparison(run, soar, other, k)}."
     )
 
 
@@ -251,9 +261,10 @@ def remarks(run: Run) -> list[str]:
             assert arm is not None and other is not None
             lines.append(
                 f"{arm_name(name)} at pass@{k}: {with_interval(arm, k)} against {with_interval(other, k)} for "
-                f"{arm_name(other.name)}{budget(arm, other)}: {comparison(run, arm, other, k)}."
+                f"{arm_name(other.name)}{'' if is_base(run, arm) else budget(arm, other)}: "
+                f"{comparison(run, arm, other, k)}."
             )
-    if "ps" in arms and count(run.summary.get("promotions")) == 0:
+    if "ps" in arms and is_base(run, arms["ps"]):
         lines.append("No student was promoted, so PS is the base model itself.")
     if "pq" in arms and arms["pq"].search_rollouts:
         lines.append(

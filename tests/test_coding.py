@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import house
 import pytest
 import torch
 from loop_helpers import events
@@ -361,6 +362,13 @@ def parrot(folder: Path) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def test_the_page_counts_the_exercises_whose_step_makes_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (house.ROOT / "docs/results/domains.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    count = capsys.readouterr().out.strip()
+    assert f"The exercises of level 1 whose step does not matter, {count}:" in page
 
 
 @needs_sandbox

@@ -47,10 +47,11 @@ WARM = (
 )
 RARE = "hours on a CPU; test_rare_world::test_the_recipe_runs_and_the_script_says_what_its_teacher_asked"
 
-PROCEDURAL = next(
-    line for line in commands((house.ROOT / "docs/results/domains.md").read_text()) if "procedural" in line
-)
-PROCEDURAL = " ".join(PROCEDURAL.split())  # twenty lines of options
+DOMAIN_RUNS = {  # one of them has three lines of options
+    " ".join(line.split())
+    for line in commands((house.ROOT / "docs/results/domains.md").read_text())
+    if line.startswith("soar run")
+}
 
 LISTED = {
     "make demo": f"installs, then `soar run`: {README}",
@@ -89,7 +90,7 @@ LISTED = {
     "soar review DIR --accept": "needs a promotion that waits; "
     "test_review::test_the_command_shows_questions_and_effect_and_takes_the_decision",
     "soar check science-smollm2 --model DIR --set model.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf --samples 32": RECIPES,
-    PROCEDURAL: RECIPES,
+    **dict.fromkeys(DOMAIN_RUNS, RECIPES),
     "python benchmarks/ladder.py FOLDER --levels 1x3 --teacher-texts 48 --set model.path=DIR "
     "--set teacher.sampling.temperature=0.7": SMOLLM2,
     "pytest -n 0 -s tests/test_vllm_real.py": SUITE,

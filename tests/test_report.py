@@ -207,6 +207,17 @@ def test_an_interval_of_zero_width_is_explained() -> None:
     assert not any(line.startswith(words) for line in wording.remarks(make_run({"ps": HARD, "hard_only": something})))
 
 
+def test_without_a_promotion_no_difference_is_credited_to_soar() -> None:
+    better = make_run({"ps": PS, "hard_only": arm(0.0, 0.0, 0.0, 100)}, promotions=0, paired=paired(0.123, 0.09, 0.15))
+    assert said(better) == (
+        "Held-out pass@1: PS, the base model since no student was promoted, 12.3 % [9.1, 15.5] against 0.0 % [0.0, 0.0] "
+        "for Hard-Only: +12.3 percentage points [9.0, 15.0], so Hard-Only is below the untrained model in this run."
+    )
+    worse = make_run({"ps": HARD, "hard_only": PS}, promotions=0, paired=paired(-0.102, -0.134, -0.07))
+    assert "so Hard-Only is above the untrained model" in said(worse)
+    assert not any("SOAR is" in line for run in (better, worse) for line in (said(run), *wording.remarks(run)))
+
+
 def test_remarks_name_what_the_figures_do_not_show() -> None:
     lines = wording.remarks(make_run({"ps": PS, "base": arm(0.01, 0.0, 0.02, 0)}, promotions=0))
     assert "No student was promoted, so PS is the base model itself." in lines
@@ -591,6 +602,15 @@ def test_empty_charts_are_no_markup() -> None:
     axes = figures.Axes(key="k", title="T", description="D", x_label="x", y_label="y")
     assert figures.line_chart(axes, [figures.Series("s", [], [])]) == ""
     assert figures.bar_chart(axes, [], []) == ""
+
+
+def test_the_file_of_promotion_questions_is_missed_only_after_a_promotion(tmp_path: Path) -> None:
+    run_folders.write_run(tmp_path, steps=7)
+    (tmp_path / "pq.jsonl").unlink()
+    assert "pq.jsonl is missing" in str(runs.read_run(tmp_path).notes)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(x for x in lines if json.loads(x)["event"] != "promotion"))
+    assert runs.read_run(tmp_path).notes == []
 
 
 def test_unfinished_run_with_half_a_line(tmp_path: Path) -> None:
