@@ -219,6 +219,7 @@ def screening_section(run: Run) -> dict[str, Any]:
         "event": event,
         "bins": bins,
         "chart": bar_chart(axes, names, [bars]),
+        "taken": len(rows) if rows and (count(event.get("hard")) or 0) > len(rows) else None,
         "train": len(run.hard_train),
         "test": len(run.hard_test),
         "truncated": sum(count(r.get("truncated")) or 0 for r in rows),

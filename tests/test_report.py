@@ -298,7 +298,7 @@ def test_page_shows_the_figures_of_the_summary(folder: Path, page: Page) -> None
         "3 min 16 s",
         "6 min 31 s",
         "138,240",
-        "645 candidates were tried 128 times each; 192 were kept",
+        "645 candidates were tried 128 times each; 192 were hard",
     ):
         assert words in text
     assert "soar run --out runs/demo --set 'name=my demo'" in text
@@ -417,6 +417,14 @@ def test_page_says_what_it_leaves_out(tmp_path: Path) -> None:
     rows = [a for a in page.all("tr") if "data-step" in a]
     assert len(rows) == 600
     assert [sum(a["data-step"] == str(step) for a in rows) for step in (1, 2, 3)] == [200, 200, 200]
+
+
+def test_the_page_says_how_many_of_the_hard_problems_were_taken() -> None:
+    half: list[runs.Row] = [{"id": "a"}, {"id": "b"}]
+    for hard, taken in ((9, 4), (4, None), ("many", None)):
+        events: dict[str, list[runs.Row]] = {"screen": [{"event": "screen", "hard": hard}]}
+        run = runs.Run(path=Path(), events=events, hard_train=half, hard_test=half)
+        assert sections.screening_section(run)["taken"] == taken
 
 
 def test_no_two_arms_of_a_page_look_alike() -> None:
