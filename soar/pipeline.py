@@ -29,7 +29,7 @@ from soar.progress import Progress
 from soar.ray_cluster import check_cluster
 from soar.ray_crew import RayCrew, open_crew
 from soar.record import ADVICE, RunFolder, write_hashes
-from soar.report import write_report
+from soar.report import report_at_the_end
 from soar.rollout import Examiner
 from soar.runs import PAUSE_FILE
 from soar.state import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
@@ -115,7 +115,7 @@ class Run:
             sync_tree(self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
-        write_report(self.folder.path)
+        report_at_the_end(self.folder.path, self.progress.insist)
         write_hashes(self.folder.path)
         return summary
 
@@ -133,7 +133,7 @@ class Run:
         stage, step = self.state.stage, self.state.loop.step
         command = resume_command(self.folder.path)
         write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
-        write_report(self.folder.path)
+        report_at_the_end(self.folder.path, self.progress.insist)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

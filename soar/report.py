@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,19 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     target = out or run_dir / "report.html"
     write_atomic(target, html.encode())
     return target
+
+
+def report_at_the_end(run_dir: Path, say: Callable[[str], None]) -> None:
+    """`write_report` of a run that ends: a page that cannot be made is told to `say`, and the run ends as it would.
+
+    Hours of work must not end in a traceback because of a figure. Raises OSError as `write_report` does.
+    """
+    try:
+        write_report(run_dir)
+    except OSError:
+        raise
+    except Exception as error:  # whatever it is: the run's results are written and do not depend on the page
+        say(
+            f"report.html could not be made ({type(error).__name__}: {error}); everything else of the run is saved. "
+            f"Another version may make it: soar report {shlex.quote(str(run_dir))}"
+        )
