@@ -170,9 +170,9 @@ def _exercise(rng: random.Random, level: int, kind: str) -> dict[str, Any] | Non
     given, steps, ends, draw = KINDS[kind]
     chain = [(step, rng.randint(step.low, step.high)) for step in rng.sample(steps, level)] + [(rng.choice(ends), 0)]
 
-    def run(value: Any) -> Any:
-        for step, k in chain:
-            value = step.run(value, k)
+    def run(value: Any, without: int | None = None) -> Any:
+        for number, (step, k) in enumerate(chain):
+            value = value if number == without else step.run(value, k)
         return value
 
     inputs = list({repr(value): value for value in (draw(rng) for _ in range(4 * TESTS))}.values())
@@ -188,6 +188,8 @@ def _exercise(rng: random.Random, level: int, kind: str) -> dict[str, Any] | Non
     example, *rest = [useful[0], *(pair for pair in chosen if pair is not useful[0])]
     if len({_shown(result) for _, result in rest}) < 2:
         return None
+    if any(all(run(value, without) == result for value, result in rest) for without in range(level)):
+        return None  # one of the steps makes no difference to the tests
     name = f"change_{kind}"
     told = [f"{number}. {step.words.format(k=k)}" for number, (step, k) in enumerate(chain, start=1)]
     lines = [f"    x = {step.code.format(k=k)}" for step, k in chain[:-1]]

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
 import torch
 from loop_helpers import events
@@ -364,11 +363,15 @@ def parrot(folder: Path) -> Path:
     return folder
 
 
-def test_the_page_counts_the_exercises_whose_step_makes_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (house.ROOT / "docs/results/domains.md").read_text(encoding="utf-8")
-    exec(page.split("```python\n")[1].split("```")[0], {})
-    count = capsys.readouterr().out.strip()
-    assert f"The exercises of level 1 whose step does not matter, {count}:" in page
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_step_of_an_exercise_makes_a_difference_to_its_tests(level: int) -> None:
+    for row in code_exercises([level], 24, seed=level):
+        head, *steps, last = row["solution"].split("\n")
+        exec("\n".join([head, *steps, last, row["answer"]]), {})
+        for left_out in range(len(steps)):
+            shorter = [head, *steps[:left_out], *steps[left_out + 1 :], last]
+            with pytest.raises((AssertionError, ValueError)):
+                exec("\n".join([*shorter, row["answer"]]), {})
 
 
 @needs_sandbox
