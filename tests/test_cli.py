@@ -16,7 +16,7 @@ from loop_helpers import TINY, run_tiny
 import soar
 from soar import cli_common, cli_run
 from soar.cli import main
-from soar.config import RECIPES, load
+from soar.config import RECIPES, ConfigError, load
 
 SETS = [part for override in TINY for part in ("--set", override)]
 
@@ -218,3 +218,13 @@ def test_a_missing_torch_is_named_with_what_installs_it(tmp_path: Path) -> None:
         "soar: this command runs a model and needs torch, which is not installed: pip install 'soar-rl[train]'\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_text_takes_an_optional_key_away() -> None:
+    assert load("smollm2-sums", []).model.gguf_file is not None
+    for text in ("model.gguf_file=", 'model.gguf_file=""'):
+        assert load("smollm2-sums", [text]).model.gguf_file is None
+    config = load("smollm2-sums", ['teacher.subject=""', 'model.revision=""'])
+    assert config.teacher.subject == "" and config.model.revision is None
+    with pytest.raises(ConfigError, match=r"teacher\.steps"):
+        load("smollm2-sums", ['teacher.steps=""'])
