@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -26,8 +25,6 @@ from soar import kernels
 
 NAME = "soar"
 GROWTH = 16  # positions by which a full buffer grows
-# Not cuDNN's attention: it plans every new shape, and nearly every micro-batch of an update has one (docs/performance.md).
-WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -92,10 +89,9 @@ def grouped_attention(
         if grouped and attention_mask is not None:
             repeats = heads // key.shape[1]
             key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
-        with sdpa_kernel(WITHOUT_PLANS):
-            out = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=grouped
-            )
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
         return out.transpose(1, 2).contiguous(), None
     kv_heads, S = key.shape[1], key.shape[2]
     group = heads // kv_heads
