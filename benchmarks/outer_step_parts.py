@@ -239,6 +239,11 @@ def main(arguments: argparse.Namespace) -> None:
             say("the outer step:")
             loop = TimedLoop(examiner, hard, config, new_state(examiner, config), workers)
             events, _ = loop.step()
+            first = dict(loop.taken)
+            if arguments.warm:
+                say("once more, for the comparison:")
+                loop.state.pass_rates.clear()  # so that the baseline is measured again, as in the forecast
+                events, _ = loop.step()
     errors = compare(lines_of(expected), loop.taken)
     gap = events[0]["student_last"]["logprob_gap"]
     length = statistics.fmean([loop.counted["students train"][1] / loop.counted["students train"][0]])
@@ -255,7 +260,8 @@ def main(arguments: argparse.Namespace) -> None:
         figures = {
             "date": time.strftime("%Y-%m-%d"), "commit": commit(),
             "device": device, "torch": torch.__version__, "soar": soar.__version__, "settings": settings,
-            "forecast_s": lines_of(expected), "actual_s": loop.taken, "sampling_s": loop.sampling, "errors": errors,
+            "forecast_s": lines_of(expected), "actual_s": loop.taken, "first_step_s": first,
+            "sampling_s": loop.sampling, "errors": errors,
             "calibrated": expected.event(device), "rates": {"sample": dict(own.sample), "train": dict(own.train)},
             "paper_step": paper, "seconds": time.perf_counter() - began,
         }  # fmt: skip

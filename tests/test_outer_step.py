@@ -26,11 +26,18 @@ TOY = {
 @pytest.mark.timeout(300)
 def test_an_outer_step_of_random_weights_is_forecast_done_and_compared(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    command = [sys.executable, str(SCRIPT), *(f"--{key}={value}" for key, value in TOY.items()), f"--json={out}"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        *(f"--{key}={value}" for key, value in TOY.items()),
+        f"--json={out}",
+        "--warm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text(encoding="utf-8"))
     parts = {"teacher writes", "students train", "students measured", "teacher learns"}
+    assert set(figures["first_step_s"]) == parts and figures["first_step_s"] != figures["actual_s"]
     assert set(figures["forecast_s"]) == set(figures["actual_s"]) == parts
     assert all(seconds > 0 for seconds in figures["actual_s"].values())
     for part in parts:
