@@ -105,6 +105,7 @@ def page(template: str, values: dict[str, Any]) -> str:
         wording.percent,
         wording.whole,
         wording.decimal,
+        wording.tenths,
         wording.duration,
         wording.arm_name,
         wording.moment,

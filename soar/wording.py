@@ -91,6 +91,12 @@ def decimal(value: object) -> str:
     return DASH if result is None else f"{result:z.4f}".replace("-", MINUS)
 
 
+def tenths(value: object) -> str:
+    """A number with one decimal; a dash for anything that is no number."""
+    result = number(value)
+    return DASH if result is None else f"{result:z.1f}".replace("-", MINUS)
+
+
 def duration(seconds: object) -> str:
     """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`; a dash for anything that is no number."""
     value = number(seconds)

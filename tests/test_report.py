@@ -262,6 +262,8 @@ def test_budgets_that_differ_are_said(own: int | None, reference: int, ahead: bo
         (wording.duration("soon"), "\u2013"),
         (wording.decimal(-0.00001), "0.0000"),
         (wording.decimal(-0.5), "\u22120.5000"),
+        (wording.tenths(53.4499), "53.4"),
+        (wording.tenths("many"), wording.DASH),
         (wording.whole(1234567), "1,234,567"),
         (wording.whole(True), "\u2013"),
         (wording.moment("2026-01-31T09:30:00+00:00"), "2026-01-31 09:30 UTC"),
