@@ -15,6 +15,7 @@ from soar.forecast import against, against_lines, memory_lines, table_forecast
 from soar.plan import plan_lines
 from soar.stopping import StopRequest
 from soar.workload import Assumptions, assumed
+from soar.worlds import NAMES
 
 EXAMPLES = """examples:
   soar run                                        the embedded world, on two CPU cores
@@ -67,7 +68,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
-    build.add_argument("--world", default="tiny", choices=("tiny", "tiny-rare"))
+    build.add_argument("--world", default="tiny", choices=NAMES)
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--steps", type=int, default=None, help="optimizer steps (default: as shipped)")
     build.set_defaults(action=_world_build)

@@ -45,7 +45,7 @@ class Recipe:
     learning_rate: its highest value, after a linear warm-up and before a cosine to a hundredth.
     """
 
-    steps: int = 4000
+    steps: int = worlds.TinyWorld.pretraining_steps
     rows: int = 32
     row: int = 64
     learning_rate: float = 3e-3

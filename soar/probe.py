@@ -42,8 +42,8 @@ class Timed:
     rows: int = 0
 
 
-def at_full(points: Sequence[tuple[int, float]], full: int) -> float:
-    """Seconds of `full` rows from measured (rows, seconds): in proportion to one point, on the line through two."""
+def at_full(points: Sequence[tuple[float, float]], full: float) -> float:
+    """Seconds of `full` rows (or tokens) from measured (rows, seconds): in proportion to one, on the line through two."""
     size, seconds = points[-1]
     if size == full or len(points) == 1:
         return seconds * full / size
@@ -256,16 +256,13 @@ class Stopwatch:
                 work()
             return float(size_B[rows].sum()) * P, min(self.seconds(work) for _ in range(1 + again))
 
-        tokens, seconds = timed([int(median)] * first, 1)
-        wanted = mean * P * full
-        if first == full:
-            return seconds * wanted / tokens, 1.0
-        many = max(LONGER, min(16, int(self.limit / (4 * seconds))))
-        more = min(full, many * first)
-        most = by_size[max(0, (len(by_size) - more) // 2) :][:more]
-        more_tokens, more_seconds = timed([int(most[row % len(most)]) for row in range(more)], 0)
-        each = max(0.0, more_seconds - seconds) / (more_tokens - tokens) if more_tokens > tokens else 0.0
-        return more_seconds + each * max(0.0, wanted - more_tokens), more / full
+        points, more = [timed([int(median)] * first, 1)], first
+        if first < full:
+            many = max(LONGER, min(16, int(self.limit / (4 * points[0][1]))))
+            more = min(full, many * first)
+            most = by_size[max(0, (len(by_size) - more) // 2) :][:more]
+            points.append(timed([int(most[row % len(most)]) for row in range(more)], 0))
+        return at_full(points, mean * P * full), more / full
 
 
 @dataclass

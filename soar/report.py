@@ -105,7 +105,6 @@ def page(template: str, values: dict[str, Any]) -> str:
         wording.percent,
         wording.whole,
         wording.decimal,
-        wording.tenths,
         wording.duration,
         wording.arm_name,
         wording.moment,

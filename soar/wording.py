@@ -85,16 +85,10 @@ def whole(value: object) -> str:
     return DASH if result is None else f"{result:,}"
 
 
-def decimal(value: object) -> str:
-    """A number with four decimals; a dash for anything that is no number."""
+def decimal(value: object, digits: int = 4) -> str:
+    """A number with so many decimals; a dash for anything that is no number."""
     result = number(value)
-    return DASH if result is None else f"{result:z.4f}".replace("-", MINUS)
-
-
-def tenths(value: object) -> str:
-    """A number with one decimal; a dash for anything that is no number."""
-    result = number(value)
-    return DASH if result is None else f"{result:z.1f}".replace("-", MINUS)
+    return DASH if result is None else f"{result:z.{digits}f}".replace("-", MINUS)
 
 
 def duration(seconds: object) -> str:

@@ -368,8 +368,11 @@ class RareWorld(TinyWorld):
 _WORLDS: dict[str, World] = {world.name: world for world in (TinyWorld(), RareWorld())}
 
 
+NAMES = tuple(sorted(_WORLDS))
+
+
 def get_world(name: str) -> World:
     """The world of that name. Raises ValueError with the known names."""
     if name not in _WORLDS:
-        raise ValueError(f"no world {name!r}; known worlds: {', '.join(sorted(_WORLDS))}")
+        raise ValueError(f"no world {name!r}; known worlds: {', '.join(NAMES)}")
     return _WORLDS[name]

@@ -7,6 +7,7 @@ import torch
 from helpers import ARCHITECTURES, random_stack, some_prompts, tiny_backbone
 
 from soar import lean, products
+from soar.fused import probe_ids
 from soar.lean import lean_of, way_of
 from soar.policy import Backbone
 from soar.sampler import NativeSampler, Rollouts
@@ -125,3 +126,11 @@ def test_deep_products_take_a_tall_tile() -> None:
     assert (down.rows, down.columns, down.warps, down.stages, down.inner) == (128, 64, 4, 4, 64)
     assert products.tile_of(576, 1536, 64, [576]).rows == 64  # few rows a policy
     assert products.tile_of(960, 576, 128, [576, 192, 192]) == products.TILES[0]
+
+
+def test_the_check_of_fused_kernels_does_not_ask_about_special_tokens() -> None:
+    for vocabulary in (8, 300, 49_152):
+        ids = probe_ids(vocabulary)
+        assert torch.equal(ids, probe_ids(vocabulary))
+        assert ids.min() >= 0 and ids.max() < vocabulary
+    assert (ids > 100).all() and len(set(ids.tolist())) > 30
