@@ -2,12 +2,12 @@
 
     python benchmarks/ladder.py FOLDER [RECIPE] [--levels 1x3 1x8 2x4] [--count 128] [--attempts 32] [--set KEY=VALUE ...]
 
-A level DxT is sums of T numbers with D digits. Writes FOLDER/level-DxT.jsonl (`--candidates` problems) and measures the base
-model on the first `--count` of them: the pass rate sampled at temperature 1 and greedy, the share of
-problems that none of the attempts solved, and the share of attempts that hit the token limit. A hard set wants a level with a
-pass rate under 1 / (2 * screen.attempts), and levels with signal below it. Then what the untrained teacher writes: accepted
-share, reasons, distinct questions, right answers, and how many numbers its sums have (those with a right answer once each).
-FOLDER/ladder.json holds all of it.
+A level DxT is sums of T numbers with D digits; in the format `totals` (recipe smollm2-warm) the answer is every running
+total. Writes FOLDER/level-DxT.jsonl (`--candidates` problems) and measures the base model on the first `--count` of them:
+the pass rate sampled at temperature 1 and greedy, the share of problems that none of the attempts solved, and the share of
+attempts that hit the token limit. A hard set wants a level with a pass rate under 1 / (2 * screen.attempts), and levels with
+signal below it. Then what the untrained teacher writes: accepted share, reasons, distinct questions, right answers, and how
+many numbers its sums have (those with a right answer once each). FOLDER/ladder.json holds all of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import sys
 import time
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from soar.types import Problem, Rejection
 from soar.workbench import open_examiner
 
 LEVELS = ("1x2", "1x3", "1x4", "1x5", "1x6", "1x7", "2x2", "2x3", "2x4", "2x5", "3x2", "3x3", "3x4")
+TERM = re.compile(r"[+-]?\d+")
 SUM = re.compile(r"-?\d{1,6}(?: ?[+-] ?\d{1,6}){0,15}")
 
 
@@ -42,7 +44,7 @@ def value(question: str) -> int | None:
     """The value of a sum of integers, None for any other text."""
     if not SUM.fullmatch(question):
         return None
-    return sum(int(term) for term in re.findall(r"[+-]?\d+", question.replace(" ", "")))
+    return sum(map(int, TERM.findall(question.replace(" ", ""))))
 
 
 def terms_of(question: str) -> int:
@@ -50,11 +52,20 @@ def terms_of(question: str) -> int:
     return len(re.findall(r"\d+", question))
 
 
-def level_problems(level: str, count: int, seed: int, signs: str = "+") -> list[dict[str, str]]:
+def answer_of(question: str, totals: bool) -> str | None:
+    """The right answer to a sum (totals: its running totals), None for any other text."""
+    found = value(question)
+    if found is None or not totals:
+        return None if found is None else str(found)
+    steps = accumulate(map(int, TERM.findall(question.replace(" ", ""))))
+    return ", ".join([str(total) for total in steps][1:])
+
+
+def level_problems(level: str, count: int, seed: int, signs: str = "+", totals: bool = False) -> list[dict[str, str]]:
     """Rows of `count` sums of a level DxT, fewer where a level has not twice as many."""
     digits, terms = (int(part) for part in level.split("x"))
     possible = 9**terms if digits == 1 else (9 * 10 ** (digits - 1)) ** terms
-    return sums([terms], digits, min(count, possible // 2), seed + 31 * terms + digits, signs, bare=True)
+    return sums([terms], digits, min(count, possible // 2), seed + 31 * terms + digits, signs, bare=True, totals=totals)
 
 
 def as_problems(rows: list[dict[str, str]]) -> list[Problem]:
@@ -84,15 +95,15 @@ def teacher_report(examiner: Examiner, config: Config, count: int) -> dict[str, 
     outcomes = read_pairs(examiner, config, texts, rollouts.ended_B.tolist(), None)
     pairs = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     reasons = Counter(outcome.reason.value for outcome in outcomes if isinstance(outcome, Rejection))
-    values = [value(pair.question) for pair in pairs]
-    good = [(pair, number) for pair, number in zip(pairs, values, strict=True) if number is not None]
-    right = {pair.question for pair, number in good if pair.answer == str(number)}
+    answers = [answer_of(pair.question, config.problems.format == "totals") for pair in pairs]
+    good = [(pair, answer) for pair, answer in zip(pairs, answers, strict=True) if answer is not None]
+    right = {pair.question for pair, answer in good if pair.answer == answer}
     return {
         "accepted": len(pairs) / count,
         "rejected": dict(reasons.most_common()),
         "distinct": len({fingerprint(pair.question) for pair in pairs}) / max(1, len(pairs)),
         "sums": len(good) / max(1, len(pairs)),
-        "right": sum(pair.answer == str(number) for pair, number in good) / max(1, len(good)),
+        "right": sum(pair.answer == answer for pair, answer in good) / max(1, len(good)),
         "terms": dict(sorted(Counter(terms_of(pair.question) for pair, _ in good).items())),
         "right terms": dict(sorted(Counter(terms_of(question) for question in right).items())),
         "texts": texts[:12],
@@ -115,11 +126,12 @@ def main() -> None:
     config = load(arguments.recipe, arguments.overrides)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"levels": {}}
+    totals = config.problems.format == "totals"
     began = time.monotonic()
     with open_examiner(config) as examiner:
         print("level    pass@1   greedy  never solved  truncated", flush=True)
         for level in arguments.levels:
-            rows = level_problems(level, arguments.candidates, arguments.candidates, arguments.signs)
+            rows = level_problems(level, arguments.candidates, arguments.candidates, arguments.signs, totals)
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (arguments.folder / f"level-{level}.jsonl").write_text(lines, encoding="utf-8")
             row = measure(examiner, as_problems(rows[: arguments.count]), config, arguments.attempts)

@@ -20,6 +20,7 @@ MAX_NUMBER_CHARS = 400
 MARK = re.compile(r"<ans>|(?<![a-z])answer(?: is)?\s{0,3}(?:\*\*|__)?\s{0,3}:", re.IGNORECASE)
 END_OF_TURN = re.compile(r"<(?:eos|pad|/s|\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
 BOX = re.compile(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])")
+TOTAL = re.compile(r"\s{0,3}(-?\d{1,30})(?!\d|\.\d)")  # what a step of a working comes to
 BARE_BOX = re.compile(r"[^\s{}$\\.,;]+")
 
 
@@ -29,18 +30,23 @@ def extract(completion: str, answer_style: str) -> str | None:
     `boxed`: content of the last complete `\\boxed{...}` (the innermost of nested ones; `\\fbox{7}` and `\\boxed 7`
     count). Boxes before it are ignored, so ten boxes are one answer. `marker`: the first line after the last `<ans>` or
     `Answer:`, or the content of a box in it. `line`: what stands behind the last `=` of the first line, or the whole line
-    without one. Only the last MAX_COMPLETION_CHARS characters are read. An empty answer is
-    None.
+    without one. `totals`: the whole numbers behind every `=` of the first line (`12, 20`), None where one has none. Only
+    the last MAX_COMPLETION_CHARS characters are read, of a line the first. An empty answer is None.
     """
     text = completion[-MAX_COMPLETION_CHARS:]
     if answer_style == "boxed":
         return _last_box(text)
     if answer_style == "marker":
         return _after_mark(text)
-    if answer_style == "line":
+    if answer_style in ("line", "totals"):
         line = END_OF_TURN.split(completion[:MAX_COMPLETION_CHARS], maxsplit=1)[0].split("\n", 1)[0]
-        return line.rpartition("=")[2].strip() or None
-    raise ValueError(f"answer_style = {answer_style!r}: expected boxed, marker or line")
+        return _totals(line) if answer_style == "totals" else line.rpartition("=")[2].strip() or None
+    raise ValueError(f"answer_style = {answer_style!r}: expected boxed, marker, line or totals")
+
+
+def _totals(line: str) -> str | None:
+    found = [TOTAL.match(piece) for piece in line.split("=")[1:]]
+    return ", ".join(match[1] for match in found if match) if found and all(found) else None
 
 
 def _last_box(text: str) -> str | None:

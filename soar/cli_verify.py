@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     verify.add_argument("--domain", default="", help="a built-in domain, file.py:NAME or module:NAME, in place of both")
     verify.add_argument("--golds", action="store_true", help="check every gold answer against itself")
     verify.add_argument(
-        "--answer-style", choices=("boxed", "marker", "line"), default="boxed", help="how completions answer"
+        "--answer-style", choices=("boxed", "marker", "line", "totals"), default="boxed", help="how completions answer"
     )
     verify.add_argument("--completion-column", metavar="NAME")
     verify.add_argument("--gold-column", metavar="NAME")

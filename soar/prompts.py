@@ -1,9 +1,10 @@
 """Every prompt, and its way to token ids.
 
-Four formats. `tags` is the paper's: question tags, the boxed answer in answer tags, a student that ends with a box.
+Five formats. `tags` is the paper's: question tags, the boxed answer in answer tags, a student that ends with a box.
 `question_answer` is a plain two-line form for small models. `sums` is a list of worked sums, one a line, that teacher and
-student continue (the teacher's list is its subject): for models that follow a pattern better than an instruction. `tiny`
-is the embedded world's. The wording is our own.
+student continue (the teacher's list is its subject): for models that follow a pattern better than an instruction. `totals`
+is the same list, with every running total as the answer, where a lucky end is no solution. `tiny` is the embedded world's.
+The wording is our own.
 `PromptFormat.fingerprint` goes into the run record: evidence made with one prompt is not used with another.
 
 Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
@@ -17,12 +18,12 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from soar.worlds import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT
 
-AnswerStyle = Literal["boxed", "marker", "line"]
+AnswerStyle = Literal["boxed", "marker", "line", "totals"]
 
 MATH_SUBJECTS = (
     "prealgebra, algebra, number theory, counting and probability, geometry, intermediate algebra, or precalculus"
@@ -77,8 +78,8 @@ WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
 class PromptFormat:
     """How teacher and student are asked, and how their answers are marked.
 
-    answer_style: `boxed` (last `\\boxed{...}`), `marker` (text after the last answer mark) or `line` (what the first line
-    ends with, behind its last `=`).
+    answer_style: `boxed` (last `\\boxed{...}`), `marker` (text after the last answer mark), `line` (what the first line
+    ends with, behind its last `=`) or `totals` (what stands behind every `=` of the first line).
     teacher_template holds `{subject}` or nothing; student_template holds `{question}`.
     turns: whether a prompt is a user turn (chat template, or `User:/Assistant:` without one) or raw text.
     teacher_prefill: beginning of the teacher's own turn, already in the prompt; `rewards.parse` puts it back.
@@ -202,6 +203,7 @@ FORMATS = {
         one_line=True,
     ),
 }
+FORMATS["totals"] = replace(FORMATS["sums"], name="totals", answer_style="totals")
 
 
 def get_format(name: str) -> PromptFormat:

@@ -65,7 +65,7 @@ class SetConfig(Section):
 
     source: str
     domain: str | None = None
-    format: Literal["tiny", "tags", "question_answer", "sums"] | None = None
+    format: Literal["tiny", "tags", "question_answer", "sums", "totals"] | None = None
     verifier: str | None = None
     options: dict[str, Any] | None = None
     revision: str | None = None
@@ -86,7 +86,9 @@ class ProblemsConfig(Section):
     domain: str = (
         ""  # a built-in domain, file.py:NAME or module:NAME; has its own prompts and verifier. "": the next two
     )
-    format: Literal["tiny", "tags", "question_answer", "sums"] = "tags"  # prompts; not read with problems.domain
+    format: Literal["tiny", "tags", "question_answer", "sums", "totals"] = (
+        "tags"  # prompts; not read with problems.domain
+    )
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
     sets: dict[
         str, SetConfig
@@ -145,7 +147,7 @@ class TeacherConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`signals`); none: it is never updated
-    subject: str = ""  # the field in the teacher prompt, in `sums` the worked sums; "": that of the format
+    subject: str = ""  # the field in the teacher prompt, in `sums` and `totals` the worked sums; "": that of the format
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
     reject_duplicates: bool = False  # within one outer step
     strict_tags: bool = False

@@ -265,6 +265,7 @@ def test_fingerprints_of_the_formats_are_those_of_earlier_evidence() -> None:
         "tags": "80a049c9d9050809",
         "question_answer": "92dc035a6b3e7b53",
         "sums": "5781eb74af9cdc94",
+        "totals": "cf51b4f2003a730e",
     }
     assert {name: fmt.fingerprint()[:16] for name, fmt in FORMATS.items()} == known
 

@@ -291,3 +291,18 @@ def test_sums(text: str, outcome: object) -> None:
     numbers = VerifierPool("number")
     result = parse(text, get_format("sums"), truncated=False, parsable=lambda answer: numbers.parsable([answer])[0])
     assert (result.reason if isinstance(result, Rejection) else (result.question, result.answer)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "7, 12")),
+        ("3 + 4: 3 + 4 = 7\n1 + 1: 2", ("3 + 4", "7")),
+        ("3 + 4: 7", Reason.EMPTY),
+        ("3 + 4: 3 + 4 = 7, so x = y", Reason.EMPTY),
+        ("3 + 4 = 7", Reason.NO_ANSWER),
+    ],
+)
+def test_running_totals_of_a_written_sum(text: str, outcome: object) -> None:
+    result = parse(text, get_format("totals"), truncated=False)
+    assert (result.reason if isinstance(result, Rejection) else (result.question, result.answer)) == outcome

@@ -97,6 +97,33 @@ def test_extract_line(text: str, answer: str | None) -> None:
     assert extract(text, "line") == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" 3 + 4 = 7, 7 + 5 = 12\n1 + 1 = 2", "7, 12"),
+        ("3 + 4 = 7, and 7 + 5 = 12.", "7, 12"),
+        ("3 - 9 = -6, -6 + 1 =-5<|im_end|> = 9", "-6, -5"),
+        ("3 + 4 = seven, 7 + 5 = 12", None),
+        ("3 + 4 = 7.5", None),
+        ("3 + 4 = ", None),
+        ("12", None),
+        ("", None),
+        ("= " * 100_000, None),
+        ("= " + "9" * 31, None),
+    ],
+)
+def test_running_totals(text: str, answer: str | None) -> None:
+    assert extract(text, "totals") == answer
+
+
+def test_a_lucky_end_is_no_running_total() -> None:
+    right, lucky = "3 + 4 = 7, 7 + 5 = 12", "3 + 5 = 8, 8 + 4 = 12"
+    with VerifierPool("number", answer_style="line") as end, VerifierPool("exact", answer_style="totals") as totals:
+        assert end.check([right, lucky], ["12", "12"]) == [Verdict.CORRECT] * 2
+        assert totals.check([right, lucky, "?"], ["7, 12"] * 3) == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
+        assert totals.check_golds(["7, 12", "7"]) == [Verdict.CORRECT] * 2
+
+
 def test_extract_reads_only_the_end_of_a_long_completion() -> None:
     assert extract(r"\boxed{1}" + " " * 200_000, "boxed") is None
     assert extract("x" * 200_000 + r"\boxed{1}", "boxed") == "1"
@@ -325,7 +352,7 @@ def test_read_reward_counts_only_full_marks() -> None:
 def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
     with pytest.raises(VerifierError, match="expected one of math, number, exact, choice"):
         VerifierPool("maths")
-    with pytest.raises(ValueError, match="expected boxed, marker or line"):
+    with pytest.raises(ValueError, match="expected boxed, marker, line or totals"):
         VerifierPool("exact", answer_style="latex")
     with VerifierPool("exact") as pool, pytest.raises(ValueError, match="2 completions, but 1 gold"):
         pool.check(["a", "b"], ["a"])
