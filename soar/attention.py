@@ -117,11 +117,16 @@ def _visible(window: Window, places: int, sliding: int | None) -> Tensor:
 
 
 def install(model: Any) -> None:
-    """Make `model` use `grouped_attention`. Raises ValueError for a model class without pluggable attention."""
+    """Make `model` use `grouped_attention`. Raises ValueError for a model class without pluggable attention.
+
+    Turns cuDNN's attention off in this process: it plans every new shape, nearly every micro-batch has one, and an update
+    of the 3B shape takes a fifth longer with it (docs/performance.md).
+    """
     if not getattr(model, "_supports_attention_backend", False):
         raise ValueError(
             f"{type(model).__name__} has no pluggable attention (older than transformers' interface for it)"
         )
+    torch.backends.cuda.enable_cudnn_sdp(False)
     ALL_ATTENTION_FUNCTIONS.register(NAME, grouped_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -233,8 +233,9 @@ class Stopwatch:
         """(seconds, share of the rows that was timed) of one update with `full` rows of every policy.
 
         One micro-batch of rows of `rollouts` of the median length, then several of the lengths around it, so that as little
-        is padded as in a full update; the line through the two, in tokens, is extended. The one micro-batch is done once
-        untimed, then timed twice; the faster counts, since what disturbs it would be extended too.
+        is padded as in a full update; the line through the two, in tokens, is extended. Each is done once untimed (memory and
+        kernels of new shapes), the one micro-batch then timed twice; the faster counts, since what disturbs it would be
+        extended too.
         optimizer: of the stack, whose weights change.
         """
         P = stack.policies
@@ -243,7 +244,7 @@ class Stopwatch:
         median = by_size[len(by_size) // 2]
         first = min(full, max(1, int(micro_batch_limit(backbone) // (size_B[median] * P))))
 
-        def timed(rows: list[int], again: int) -> tuple[float, float]:
+        def timed(rows: list[int], times: int) -> tuple[float, float]:
             part = rollouts.select(rows * P)
             advantage_B = torch.ones(part.rows)
             advantage_B[::2] = -1.0
@@ -252,16 +253,15 @@ class Stopwatch:
                 lr, limit = optimizer.config.lr, sampling.max_tokens
                 update(backbone, stack, optimizer, part, advantage_B, lr, sampling.temperature, limit)
 
-            if again:
-                work()
-            return float(size_B[rows].sum()) * P, min(self.seconds(work) for _ in range(1 + again))
+            work()
+            return float(size_B[rows].sum()) * P, min(self.seconds(work) for _ in range(times))
 
-        points, more = [timed([int(median)] * first, 1)], first
+        points, more = [timed([int(median)] * first, 2)], first
         if first < full:
-            many = max(LONGER, min(16, int(self.limit / (4 * points[0][1]))))
+            many = max(LONGER, min(16, int(self.limit / (6 * points[0][1]))))
             more = min(full, many * first)
             most = by_size[max(0, (len(by_size) - more) // 2) :][:more]
-            points.append(timed([int(most[row % len(most)]) for row in range(more)], 0))
+            points.append(timed([int(most[row % len(most)]) for row in range(more)], 1))
         return at_full(points, mean * P * full), more / full
 
 

@@ -157,7 +157,7 @@ def test_students_of_a_known_device_are_forecast_within_five_percent(
     actual = in_run(device, lambda: step(full))
     began = device.now - device.once
     population = calibrator._teach(state, problems)
-    assert device.now - device.once - began < 2 * calibrator.limit
+    assert device.now - device.once - began < 2.5 * calibrator.limit  # two parts, each new shape once untimed
     found, measured = calibrator.found, calibrator.found.measured
     rows = 4 * 4 * full
     expected = rows * measured["question_tokens"] / found.sample["student"]
