@@ -96,7 +96,7 @@ def real_problems(examiner: Examiner, config: Config, material: Material) -> lis
     """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out."""
     source, count = config.arms.real, config.arms.questions
     if source:
-        found, report = load_problems(source)
+        found, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
         for line in report.lines():
             material.say(line)
         found = arranged(domain_of(config.problems), found, report)

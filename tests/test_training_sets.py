@@ -16,6 +16,7 @@ from test_docs import fields
 from soar import training_sets
 from soar.arms import arm_batches, arm_learning_rate, arm_steps
 from soar.config import Config, ConfigError
+from soar.data import DataError
 from soar.lessons import TeacherError
 from soar.policy import AdapterStack
 from soar.rollout import Examiner
@@ -103,6 +104,12 @@ def test_real_problems_of_a_file(examiner: Examiner, tmp_path: Path) -> None:
     assert {p.question for p in found} < {p.question for p in problems}
     with pytest.raises(ConfigError, match="has no problem left to train on"):
         training_questions("real", examiner, config, material(test=problems))
+    again = path.read_text(encoding="utf-8") + json.dumps({"question": problems[0].question, "answer": "-1"}) + "\n"
+    path.write_text(again, encoding="utf-8")
+    with pytest.raises(DataError, match="same question with another answer.*skip_bad_rows=true"):
+        training_questions("real", examiner, config, material())
+    settings = settings_of(f'arms.real="{path}"', "problems.skip_bad_rows=true")
+    assert training_questions("real", examiner, settings, material()) == found
     with pytest.raises(ConfigError, match=r'arms.real = "" and problems.source = \'p.jsonl\' is no embedded world'):
         training_questions("real", examiner, settings_of("problems.source=p.jsonl"), material())
 
