@@ -123,8 +123,8 @@ ASKS += "--set problems.format=question_answer --set teacher.sampling.max_tokens
 MAKE_SUMS = (
     "short.jsonl --terms 2 3 4 --digits 1 --count 300 --signs + --bare --seed 72",
     "six.jsonl --terms 6 --digits 1 --count 16 --signs + --bare",
-    "hard.jsonl --terms 7 8 --digits 1 --count 448 --signs + --bare --seed 1024",
-    "easier.jsonl --terms 4 5 6 --digits 1 --count 400 --signs + --bare --seed 1025",
+    "hard.jsonl --terms 7 8 --digits 1 --count 280 --signs + --bare --totals --seed 1024",
+    "easier.jsonl --terms 4 5 6 --digits 1 --count 400 --signs + --bare --totals --seed 1025",
 )
 ADDED = {
     **{f"python examples/make_sums.py {words}": "" for words in MAKE_SUMS},
