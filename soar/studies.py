@@ -4,7 +4,7 @@
     question = "..."                      what the study answers, shown on its page
     recipe = "tiny"                       a built-in recipe, or a file beside the study
     seeds = [0, 1, 2]
-    set = ["teacher.steps=20"]            overrides of every cell
+    set = ["teacher.steps=20"]            overrides of every cell; {seed} in one stands for the cell's seed
     compare = [["grounded:ps", "learnability:ps"]]
     [variants.grounded]
     set = []
@@ -126,7 +126,8 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
     for variant, own in study.variants.items():
         for seed in study.seeds:
             folder = out / "cells" / f"{variant}-seed{seed}"
-            overrides = (*study.set, *own.set, *extra, f"seed={seed}", f'name="{study.name}-{variant}"')
+            given = (line.replace("{seed}", str(seed)) for line in (*study.set, *own.set, *extra))
+            overrides = (*given, f"seed={seed}", f'name="{study.name}-{variant}"')
             config = load(recipe, list(overrides))
             leader = leaders.setdefault(seed, Cell(variant, seed, folder, recipe, overrides, config, None))
             shares = None

@@ -73,8 +73,7 @@ LISTED = {
     "python benchmarks/ladder.py ladder smollm2-warm --levels 1x3 1x4 1x5 1x6 1x7 1x8 --count 64 --attempts 16 "
     "--teacher-texts 256 --set model.path=warm": WARM,
     "soar run tiny-rare --set seed=20": RARE,
-    "soar student tiny-rare --set seed=30 --train pq_well_posed:studies/teachers/cells/grounded-seed30 --steps 160 "
-    "--out runs/subset": "needs that study; test_student_eval::test_a_student_on_a_runs_questions",
+    "soar study subsets": STUDIES,
     "soar run tiny-rare --set teacher.steps=0 --set 'arms.run=[\"real\"]' --set arms.real=FILE": RARE,
     "python benchmarks/teacher_drift.py studies/teachers": RARE,
     "soar world build --world tiny-rare --out worlds/rare": "minutes; "

@@ -268,6 +268,15 @@ def test_a_cell_that_is_not_valid_is_refused_before_anything_runs(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_override_may_hold_the_seed_of_its_cell(tmp_path: Path) -> None:
+    study = toy(tmp_path, TOY.replace('"student.repeats=1"', "'arms.pq_from=\"runs/a-seed{seed}\"'"))
+    found = cells(study, tmp_path / "out", ['arms.teacher_from="b-{seed}-{seed}"'])
+    assert [(c.seed, c.config.arms.pq_from, c.config.arms.teacher_from) for c in found if c.variant == "grounded"] == [
+        (0, "runs/a-seed0", "b-0-0"),
+        (1, "runs/a-seed1", "b-1-1"),
+    ]
+
+
 def test_screening_is_shared_only_where_it_is_the_same(tmp_path: Path) -> None:
     text = TOY.replace("teacher.reward=learnability", "screen.attempts=7")
     shared = [cell.shares for cell in cells(toy(tmp_path, text), tmp_path / "out", [])]
