@@ -5,7 +5,7 @@
 
 One outer step of the paper's setting: the teacher writes on one replica, its adapter's students train in their own replicas
 (sample, verify, update, ten times), are measured, and come back; the teacher learns. A replica is the fewest GPUs that hold
-the model. Rates are those of one H200 (benchmarks/results/h200.json, docs/performance.md) and of the verifier
+the model. Rates are those of one H200 (the table of soar/forecast.py, docs/performance.md) and of the verifier
 (docs/reliability.md); other sizes by bytes moved and FLOPs at the same share of the roofline. ASSUMED names what is not
 measured.
 """
@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 from soar.forecast import KL_FACTOR, TABLE
 from soar.memory import LLAMA, TRAINED_BYTES, ModelShape
 
-COPY = 4.209e12  # bytes a second, measured beside decode-3b
-ROOFLINE = 0.423  # share that decode-3b reached with 16 adapters
+COPY = 4.144e12  # bytes a second, measured beside decode-3b
+ROOFLINE = 0.481  # share that decode-3b reached with 16 adapters
 LAYER_SECONDS = 5e-3 / 30  # a decoding step's small kernels: 5 ms in 30 layers (docs/performance.md)
 GPU_BYTES = 141e9
 CHECKS = 41_000 / 16.0  # verifier checks per CPU second: 41,000 in 15.8 to 16.2 (docs/reliability.md)

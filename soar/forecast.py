@@ -1,7 +1,7 @@
 """How long a run will take: counted tokens over measured rates, by stage and arm, beside what it then took.
 
-Rates come from a calibration on the user's own device (`calibrate.py`), or from the table of rates that
-benchmarks/results/h200.json holds. Needs no torch.
+Rates come from a calibration on the user's own device (`calibrate.py`), or from a table of measured ones (`TABLE`). Needs no
+torch.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class Known:
     source: str
 
 
+MEASURED = "benchmarks/results/h200-default.json and h200-attention.json"
 TABLE = (
-    Known("NVIDIA H200", 134.5e6, 285_829, 202_814, "decode-135m and train-135m of benchmarks/results/h200.json"),
-    Known("NVIDIA H200", 3.213e9, 36_271, 23_000, "decode-3b and train-3b of benchmarks/results/h200.json"),
+    Known("NVIDIA H200", 134.5e6, 388_839, 203_744, f"decode-135m and train-135m of {MEASURED}"),
+    Known("NVIDIA H200", 3.213e9, 40_572, 32_966, f"decode-3b and train-3b of {MEASURED}"),
 )
 
 

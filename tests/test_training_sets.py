@@ -106,7 +106,7 @@ def test_real_problems_of_a_file(examiner: Examiner, tmp_path: Path) -> None:
         training_questions("real", examiner, config, material(test=problems))
     again = path.read_text(encoding="utf-8") + json.dumps({"question": problems[0].question, "answer": "-1"}) + "\n"
     path.write_text(again, encoding="utf-8")
-    with pytest.raises(DataError, match="same question with another answer.*skip_bad_rows=true"):
+    with pytest.raises(DataError, match=r"same question with another answer.*skip_bad_rows=true"):
         training_questions("real", examiner, config, material())
     settings = settings_of(f'arms.real="{path}"', "problems.skip_bad_rows=true")
     assert training_questions("real", examiner, settings, material()) == found
