@@ -31,7 +31,7 @@ def extract(completion: str, answer_style: str) -> str | None:
     count). Boxes before it are ignored, so ten boxes are one answer. `marker`: the first line after the last `<ans>` or
     `Answer:`, or the content of a box in it. `line`: what stands behind the last `=` of the first line, or the whole line
     without one. `totals`: the whole numbers behind every `=` of the first line (`12, 20`), None where one has none. Only
-    the last MAX_COMPLETION_CHARS characters are read, of a line the first. An empty answer is None.
+    the last MAX_COMPLETION_CHARS characters are read (the first, for `line` and `totals`). An empty answer is None.
     """
     text = completion[-MAX_COMPLETION_CHARS:]
     if answer_style == "boxed":
