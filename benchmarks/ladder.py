@@ -57,8 +57,8 @@ def answer_of(question: str, totals: bool) -> str | None:
     found = value(question)
     if found is None or not totals:
         return None if found is None else str(found)
-    steps = accumulate(map(int, TERM.findall(question.replace(" ", ""))))
-    return ", ".join([str(total) for total in steps][1:])
+    steps = [str(total) for total in accumulate(map(int, TERM.findall(question.replace(" ", ""))))]
+    return ", ".join(steps[1:] or steps)
 
 
 def level_problems(level: str, count: int, seed: int, signs: str = "+", totals: bool = False) -> list[dict[str, str]]:

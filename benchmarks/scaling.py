@@ -23,7 +23,7 @@ from soar.memory import LLAMA, TRAINED_BYTES, ModelShape
 
 COPY = 4.144e12  # bytes a second, measured beside decode-3b
 ROOFLINE = 0.481  # share that decode-3b reached with 16 adapters
-LAYER_SECONDS = 5e-3 / 30  # a decoding step's small kernels: 5 ms in 30 layers (docs/performance.md)
+LAYER_SECONDS = 2.5e-3 / 30  # a decoding step's kernels but attention: 2.5 ms in 30 layers (docs/performance.md)
 GPU_BYTES = 141e9
 CHECKS = 41_000 / 16.0  # verifier checks per CPU second: 41,000 in 15.8 to 16.2 (docs/reliability.md)
 RANK = 16

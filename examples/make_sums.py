@@ -33,8 +33,8 @@ def sums(
         between = [rng.choice(signs) for _ in numbers[1:]]
         text = str(numbers[0]) + "".join(f" {sign} {n}" for sign, n in zip(between, numbers[1:], strict=True))
         signed = [numbers[0], *(n if sign == "+" else -n for sign, n in zip(between, numbers[1:], strict=True))]
-        answers = [str(total) for total in accumulate(signed)][1:]
-        rows[text if bare else f"What is {text}?"] = ", ".join(answers) if totals else answers[-1]
+        answers = [str(total) for total in accumulate(signed)]
+        rows[text if bare else f"What is {text}?"] = ", ".join(answers[1:] or answers) if totals else answers[-1]
         if len(rows) == count:
             return [{"question": question, "answer": answer} for question, answer in rows.items()]
     raise ValueError(f"only {len(rows)} distinct sums of {terms} terms with {digits} digits were found, not {count}")

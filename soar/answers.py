@@ -20,7 +20,8 @@ MAX_NUMBER_CHARS = 400
 MARK = re.compile(r"<ans>|(?<![a-z])answer(?: is)?\s{0,3}(?:\*\*|__)?\s{0,3}:", re.IGNORECASE)
 END_OF_TURN = re.compile(r"<(?:eos|pad|/s|\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
 BOX = re.compile(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])")
-TOTAL = re.compile(r"\s{0,3}(-?\d{1,30})(?!\d|\.\d)")  # what a step of a working comes to
+TOTAL = re.compile(r"\s{0,3}(-?[0-9]{1,30})(?![0-9]|[.,][0-9]|[A-Za-z_/!^%])")  # what a step of a working comes to
+TOTALS = re.compile(r"-?[0-9]{1,30}(?:, -?[0-9]{1,30}){0,999}")  # how a gold answer is written
 BARE_BOX = re.compile(r"[^\s{}$\\.,;]+")
 
 
@@ -46,7 +47,7 @@ def extract(completion: str, answer_style: str) -> str | None:
 
 def _totals(line: str) -> str | None:
     found = [TOTAL.match(piece) for piece in line.split("=")[1:]]
-    return ", ".join(match[1] for match in found if match) if found and all(found) else None
+    return ", ".join(str(int(match[1])) for match in found if match) if found and all(found) else None
 
 
 def _last_box(text: str) -> str | None:

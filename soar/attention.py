@@ -119,8 +119,8 @@ def _visible(window: Window, places: int, sliding: int | None) -> Tensor:
 def install(model: Any) -> None:
     """Make `model` use `grouped_attention`. Raises ValueError for a model class without pluggable attention.
 
-    Turns cuDNN's attention off in this process: it plans every new shape, nearly every micro-batch has one, and an update
-    of the 3B shape takes a fifth longer with it (docs/performance.md).
+    Turns cuDNN's attention off in this process: nearly every micro-batch has a new shape, and updates of a run at the 3B
+    shape took a fifth longer with it (docs/performance.md).
     """
     if not getattr(model, "_supports_attention_backend", False):
         raise ValueError(

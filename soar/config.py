@@ -102,8 +102,22 @@ class Config(Section):
                 'teacher.reward = "shuffled" permutes answers within a dataset; with teacher.questions = 1 nothing '
                 "changes, set 2 or more"
             )
+        self._consistent_totals()
         self._consistent_sets()
         return self
+
+    def _consistent_totals(self) -> None:
+        shared = self.problems
+        asked = {"problems": (shared.domain, shared.format, shared.verifier)} if not shared.sets else {}
+        for name, own in shared.sets.items():
+            own_or_shared = ((getattr(own, key) or getattr(shared, key)) for key in ("domain", "format", "verifier"))
+            asked[f"problems.sets.{name}"] = tuple(own_or_shared)
+        for where, (domain, fmt, verifier) in asked.items():
+            if not domain and fmt == "totals" and verifier != "exact":
+                raise ValueError(
+                    f'{where}.format = "totals" compares lists of numbers (`12, 20`) as text; expected {where}.verifier = '
+                    f'"exact", found {verifier!r}'
+                )
 
     def _consistent_sets(self) -> None:
         sets = self.problems.sets

@@ -144,7 +144,7 @@ def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
 
 
 def _read_worked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
-    """`3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the last number of its working."""
+    """`3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the end of its working (`totals`: every total)."""
     line = END_OF_TURN.split(text, maxsplit=1)[0].strip().split("\n", 1)[0]
     question, found, working = line.partition(":")
     if not found:

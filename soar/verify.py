@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-from soar.answers import MAX_COMPLETION_CHARS, extract, read_number
+from soar.answers import MAX_COMPLETION_CHARS, TOTALS, extract, read_number
 from soar.types import Problem, Verdict
 from soar.verifiers import COMPARERS, compare_math
 from soar.workers import VerifierError, WorkerPool
@@ -132,13 +132,17 @@ class VerifierPool:
         """Whether each gold answer can be graded: CORRECT when the verifier reads it and finds it equal to itself.
 
         No shortcut for equal texts is taken: what `math` and `number` cannot read is UNSCORABLE, but a few words
-        (`\\text{Saturday}`) are CORRECT for `math`, which compares them as text. A user function is given the gold
-        answer as a completion, with the further columns.
+        (`\\text{Saturday}`) are CORRECT for `math`, which compares them as text. For the answer style `totals` a gold answer
+        is written `12, 20`. A user function is given the gold answer as a completion, with the further columns.
         """
         if self.name == "math":
             return self._pool.run([("math", gold, gold) for gold in golds])
         if self.name in NAMES:
-            return self.check_answers(list(golds), golds)
+            found = self.check_answers(list(golds), golds)
+            if self.answer_style == "totals":
+                pairs = zip(golds, found, strict=True)
+                return [verdict if TOTALS.fullmatch(gold) else Verdict.UNSCORABLE for gold, verdict in pairs]
+            return found
         frame = "\\boxed{%s}" if self.answer_style == "boxed" else "Answer: %s"
         return self.check([frame % gold for gold in golds], golds, columns)
 

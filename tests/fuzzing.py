@@ -53,7 +53,9 @@ def check_text(text: str, other: str) -> int:
         outcome = parse(text, fmt, truncated=False)
         if isinstance(outcome, Problem):
             accepted += 1
-            assert outcome.question and outcome.answer and outcome.question in text and outcome.answer in text
+            assert outcome.question and outcome.answer and outcome.question in text
+            parts = outcome.answer.replace("-", "").split(", ") if fmt.answer_style == "totals" else [outcome.answer]
+            assert all(part in text for part in parts)
             assert len(outcome.question) <= 4000 and len(outcome.answer) <= MAX_ANSWER_CHARS
             assert parse(text, fmt, truncated=False, seen={fingerprint(outcome.question)}) == Rejection(
                 Reason.DUPLICATE, text

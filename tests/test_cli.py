@@ -220,6 +220,14 @@ def test_a_missing_torch_is_named_with_what_installs_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_running_totals_are_compared_as_text() -> None:
+    message = r'problems\.format = "totals" compares .*; expected problems\.verifier = "exact", found \'math\''
+    with pytest.raises(ConfigError, match=message):
+        load("small-1gpu", ["problems.format=totals"])
+    assert load("small-1gpu", ["problems.format=totals", "problems.verifier=exact"]).problems.format == "totals"
+    assert load("small-1gpu", ["problems.format=totals", "problems.domain=science"]).problems.verifier == "math"
+
+
 def test_an_empty_text_takes_an_optional_key_away() -> None:
     assert load("smollm2-sums", []).model.gguf_file is not None
     for text in ("model.gguf_file=", 'model.gguf_file=""'):

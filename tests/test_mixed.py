@@ -54,6 +54,7 @@ def test_each_set_is_a_config_of_its_own(tmp_path: Path) -> None:
         ('arms.run=["base","self_instruct"]', "self_instruct cannot be trained with problems.sets"),
         ('teacher.reward="uncertainty"', "counts votes"),
         ('problems.sets.two-words.source="x.jsonl"', "each named by one word"),
+        ('problems.sets.sums.format="totals"', r'sets\.sums\.verifier = "exact", found \'number\''),
     ],
 )
 def test_what_a_mixed_run_cannot_do_is_refused(tmp_path: Path, change: str, message: str) -> None:

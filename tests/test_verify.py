@@ -110,6 +110,14 @@ def test_extract_line(text: str, answer: str | None) -> None:
         ("", None),
         ("= " * 100_000, None),
         ("= " + "9" * 31, None),
+        ("3 + 4 = 7 + 5 = 12", "7, 12"),
+        ("3 + 4 = 7,7 + 5 = 12", None),
+        ("= 7,000", None),
+        ("= 7/2", None),
+        ("= 7e3", None),
+        ("= 7x", None),
+        ("= \u0667", None),
+        ("= 007, 1 - 1 = -0", "7, 0"),
     ],
 )
 def test_running_totals(text: str, answer: str | None) -> None:
@@ -121,7 +129,7 @@ def test_a_lucky_end_is_no_running_total() -> None:
     with VerifierPool("number", answer_style="line") as end, VerifierPool("exact", answer_style="totals") as totals:
         assert end.check([right, lucky], ["12", "12"]) == [Verdict.CORRECT] * 2
         assert totals.check([right, lucky, "?"], ["7, 12"] * 3) == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
-        assert totals.check_golds(["7, 12", "7"]) == [Verdict.CORRECT] * 2
+        assert totals.check_golds(["7, 12", "7", "7,12", "a"]) == [Verdict.CORRECT] * 2 + [Verdict.UNSCORABLE] * 2
 
 
 def test_extract_reads_only_the_end_of_a_long_completion() -> None:
