@@ -18,13 +18,12 @@ import re
 import sys
 import time
 from collections import Counter
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-from make_sums import sums
+from make_sums import running_totals, sums
 
 from soar import seeds
 from soar.config import Config, load
@@ -40,25 +39,17 @@ TERM = re.compile(r"[+-]?\d+")
 SUM = re.compile(r"-?\d{1,6}(?: ?[+-] ?\d{1,6}){0,15}")
 
 
-def value(question: str) -> int | None:
-    """The value of a sum of integers, None for any other text."""
+def answer_of(question: str, totals: bool = False) -> str | None:
+    """The right answer to a sum of integers (totals: every running total), None for any other text."""
     if not SUM.fullmatch(question):
         return None
-    return sum(map(int, TERM.findall(question.replace(" ", ""))))
+    answers = running_totals([int(term) for term in TERM.findall(question.replace(" ", ""))])
+    return ", ".join(answers) if totals else answers[-1]
 
 
 def terms_of(question: str) -> int:
     """How many numbers a sum has."""
     return len(re.findall(r"\d+", question))
-
-
-def answer_of(question: str, totals: bool) -> str | None:
-    """The right answer to a sum (totals: its running totals), None for any other text."""
-    found = value(question)
-    if found is None or not totals:
-        return None if found is None else str(found)
-    steps = [str(total) for total in accumulate(map(int, TERM.findall(question.replace(" ", ""))))]
-    return ", ".join(steps[1:] or steps)
 
 
 def level_problems(level: str, count: int, seed: int, signs: str = "+", totals: bool = False) -> list[dict[str, str]]:

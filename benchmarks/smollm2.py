@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ladder import as_problems, level_problems, teacher_report, value
+from ladder import answer_of, as_problems, level_problems, teacher_report
 from make_sums import sums
 
 from soar import seeds
@@ -284,10 +284,8 @@ def training_sets(examiner: Examiner, config: Config, test: list[Problem], note:
     }
     right = {}
     for name, problems in found.items():
-        pairs = [(p, value(p.question)) for p in problems]
-        pairs = [(p, total) for p, total in pairs if total is not None]
-        good = sum(p.answer == str(total) for p, total in pairs)
-        right[name] = [good, len(pairs), len(problems)]
+        pairs = [(p.answer, answer) for p in problems if (answer := answer_of(p.question)) is not None]
+        right[name] = [sum(given == answer for given, answer in pairs), len(pairs), len(problems)]
     note("sets", "right, sums, questions", right)
     return {name: problems for name, problems in found.items() if problems or name == "hard only"}
 

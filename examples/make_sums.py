@@ -11,6 +11,12 @@ import random
 from itertools import accumulate
 
 
+def running_totals(numbers: list[int]) -> list[str]:
+    """What each step of adding the numbers comes to; a lone number is its own total."""
+    totals = [str(total) for total in accumulate(numbers)]
+    return totals[1:] or totals
+
+
 def sums(
     terms: list[int],
     digits: int,
@@ -33,8 +39,8 @@ def sums(
         between = [rng.choice(signs) for _ in numbers[1:]]
         text = str(numbers[0]) + "".join(f" {sign} {n}" for sign, n in zip(between, numbers[1:], strict=True))
         signed = [numbers[0], *(n if sign == "+" else -n for sign, n in zip(between, numbers[1:], strict=True))]
-        answers = [str(total) for total in accumulate(signed)]
-        rows[text if bare else f"What is {text}?"] = ", ".join(answers[1:] or answers) if totals else answers[-1]
+        answers = running_totals(signed)
+        rows[text if bare else f"What is {text}?"] = ", ".join(answers) if totals else answers[-1]
         if len(rows) == count:
             return [{"question": question, "answer": answer} for question, answer in rows.items()]
     raise ValueError(f"only {len(rows)} distinct sums of {terms} terms with {digits} digits were found, not {count}")

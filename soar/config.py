@@ -107,16 +107,12 @@ class Config(Section):
         return self
 
     def _consistent_totals(self) -> None:
-        shared = self.problems
-        asked = {"problems": (shared.domain, shared.format, shared.verifier)} if not shared.sets else {}
-        for name, own in shared.sets.items():
-            own_or_shared = ((getattr(own, key) or getattr(shared, key)) for key in ("domain", "format", "verifier"))
-            asked[f"problems.sets.{name}"] = tuple(own_or_shared)
-        for where, (domain, fmt, verifier) in asked.items():
-            if not domain and fmt == "totals" and verifier != "exact":
+        for name, part in by_set(self).items():
+            where, own = f"problems.sets.{name}" if name else "problems", part.problems
+            if own.format == "totals" and own.verifier != "exact" and not own.domain:
                 raise ValueError(
                     f'{where}.format = "totals" compares lists of numbers (`12, 20`) as text; expected {where}.verifier = '
-                    f'"exact", found {verifier!r}'
+                    f'"exact", found {own.verifier!r}'
                 )
 
     def _consistent_sets(self) -> None:

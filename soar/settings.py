@@ -16,6 +16,7 @@ TrainedArm = Literal[
     "base_t", "teacher_t", "self_instruct", "real",
 ]  # fmt: skip
 Arm = Literal["base", "ps"] | TrainedArm
+Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
 
 
 class Section(BaseModel):
@@ -65,7 +66,7 @@ class SetConfig(Section):
 
     source: str
     domain: str | None = None
-    format: Literal["tiny", "tags", "question_answer", "sums", "totals"] | None = None
+    format: Format | None = None
     verifier: str | None = None
     options: dict[str, Any] | None = None
     revision: str | None = None
@@ -86,9 +87,7 @@ class ProblemsConfig(Section):
     domain: str = (
         ""  # a built-in domain, file.py:NAME or module:NAME; has its own prompts and verifier. "": the next two
     )
-    format: Literal["tiny", "tags", "question_answer", "sums", "totals"] = (
-        "tags"  # prompts; not read with problems.domain
-    )
+    format: Format = "tags"  # prompts; not read with problems.domain
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
     sets: dict[
         str, SetConfig

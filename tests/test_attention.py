@@ -66,6 +66,12 @@ def test_what_would_be_ignored_is_refused(extra: str) -> None:
         grouped_attention(nn.Module(), query, key, value, None, **{extra: torch.zeros(4)})
 
 
+def test_cudnn_attention_is_off_for_a_model_that_is_made_ready() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    tiny_backbone("llama")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_a_model_without_pluggable_attention_is_refused() -> None:
     class Old(nn.Module):
         pass

@@ -85,8 +85,9 @@ class Device:
     ) -> UpdateStats:
         each = rollouts.rows // stack.policies
         kept = [list(range(p * each, (p + 1) * each)) for p in range(stack.policies)]
-        if "update" not in self.shapes:
-            self.shapes.add("update")
+        shape = ("update", rollouts.rows)
+        if shape not in self.shapes:
+            self.shapes.add(shape)
             self._first_time(3.0)
         self.updates += 1
         if self.updates == self.disturbed:

@@ -70,6 +70,7 @@ LISTED = {
     "--set arms.questions=256 --set student.sampling.max_tokens=64 --set evaluate.attempts=1 "
     '--set "evaluate.ks=[1]" --set seed=3 --out runs/warm': WARM,
     "soar export runs/warm --format merged --policy real --out warm": WARM,
+    "soar run smollm2-warm --model warm --problems pilot.jsonl --set arms.real=easier.jsonl --set seed=20": WARM,
     "python benchmarks/ladder.py ladder smollm2-warm --levels 1x3 1x4 1x5 1x6 1x7 1x8 --count 64 --attempts 16 "
     "--teacher-texts 256 --set model.path=warm": WARM,
     "soar run tiny-rare --set seed=20": RARE,
