@@ -63,8 +63,16 @@ LISTED = {
     "soar study finding1 --out studies/finding1": STUDIES,
     "soar study embedded --jobs 20 --set threads=1 --out studies/embedded": STUDIES,
     "soar study teachers --jobs 25 --set threads=1 --out studies/teachers": STUDIES,
-    "soar study smollm2 --jobs 3 --set model.path=warm --set problems.source=hard.jsonl --set arms.real=easier.jsonl "
+    "soar study smollm2 --jobs 6 --set model.path=warm --set problems.source=hard.jsonl --set arms.real=easier.jsonl "
     "--out studies/smollm2": STUDIES,
+    "soar study smollm2 --seeds 0 1 2 --jobs 3 --set model.path=warm --set problems.source=hard.jsonl "
+    "--set arms.real=easier.jsonl --set teacher.steps=4 --set limits.max_promotions=0 --set student.sampling.max_tokens=96 "
+    "--set student.optimizer.kl=0.01 --set student.optimizer.clip=1 --set reward.questions=64 --set promotion.tau=0.005 "
+    "--set arms.curriculum_steps=15 --set arms.steps=48 --out studies/seven-eight": STUDIES,
+    "soar student smollm2-warm --model warm --problems hard.jsonl --train hard --steps 256 --set seed=0 "
+    "--out runs/long0": WARM,
+    "soar student --train pq_curriculum:PILOT --steps 64 --out OUT": WARM,
+    "python benchmarks/cells.py studies/smollm2": "reads that study; tests/test_cells.py reads a small one",
     "soar student smollm2-sums --model DIR --problems six.jsonl --train file:short.jsonl --steps 60 "
     "--set arms.curriculum_steps=60 --set student.optimizer.kl=0.01 --set arms.learning_rate=2e-4 --set screen.attempts=0 "
     "--set arms.questions=256 --set student.sampling.max_tokens=64 --set evaluate.attempts=1 "
@@ -125,6 +133,8 @@ MAKE_SUMS = (
     "six.jsonl --terms 6 --digits 1 --count 16 --signs + --bare",
     "hard.jsonl --terms 7 8 --digits 1 --count 280 --signs + --bare --totals --seed 1024",
     "easier.jsonl --terms 4 5 6 --digits 1 --count 400 --signs + --bare --totals --seed 1025",
+    "hard.jsonl --terms 9 10 --digits 1 --count 280 --signs + --bare --totals --seed 1024",
+    "easier.jsonl --terms 4 5 6 7 --digits 1 --count 400 --signs + --bare --totals --seed 1025",
 )
 ADDED = {
     **{f"python examples/make_sums.py {words}": "" for words in MAKE_SUMS},
