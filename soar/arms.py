@@ -1,15 +1,16 @@
 """The arms of a run after the outer loop: what is trained, on what, with which budget.
 
-Hard-Only gets as many student rollouts as the whole outer loop spent on training and measuring students. Every other arm
+Hard-Only gets as many student rollouts as the whole outer loop spent on training and measuring students. `ps_hard` goes on
+from the promoted student on the hard training half (ours; the paper samples from that student as it is). Every other arm
 trains a fresh base student on its questions (`training_sets`) and the hard training half; its own rollouts are counted,
-and the search for the questions is reported beside them.
+and the search for questions and promoted student is reported beside them.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -18,15 +19,24 @@ from soar.config import Config
 from soar.crew import Crew, Tick
 from soar.policy import AdapterStack
 from soar.rollout import Examiner
-from soar.settings import TrainedArm
+from soar.settings import HARD_ARMS, TrainedArm
 from soar.student import Metrics, Midway, Population, shuffled_passes, train_population
 from soar.types import Problem
 
 TRAINED: tuple[str, ...] = get_args(TrainedArm)
 
 
+def arms_left(config: Config, done: Container[str], promotions: int, say: Callable[[str], None]) -> list[str]:
+    """The trained arms of arms.run that are not `done`, in their order; `ps_hard` wants a promoted student."""
+    wanted: list[str] = [arm for arm in TRAINED if arm in config.arms.run and arm not in done]
+    if "ps_hard" in wanted and not promotions:
+        say("no promotion, so there is no promoted student: the arm ps_hard is left out")
+        wanted.remove("ps_hard")
+    return wanted
+
+
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
-    """RLOO steps of an arm: those of Hard-Only, or arms.pq_steps where it has questions."""
+    """RLOO steps of an arm: those of Hard-Only, or arms.pq_steps for the others."""
     own = 0 if name == "hard_only" else config.arms.pq_steps
     return own or budget_steps(config, loop_rollouts)
 
@@ -51,7 +61,7 @@ def arm_batches(
     hard problems only. The arms pq_mixed and pq_curriculum say it in their name, for the others arms.pq_mode decides.
     """
     seed, per_step = seeds.derive(config.seed, "arm", name), config.student.prompts_per_step
-    if name == "hard_only":
+    if name in HARD_ARMS:
         return shuffled_passes(hard_train, seed, steps, per_step)
     if name not in TRAINED:
         raise ValueError(f"arm {name!r} is not trained")
@@ -78,6 +88,8 @@ class ArmProgress:
 
 
 Begun = Mapping[str, ArmProgress]
+Starts = Mapping[str, AdapterStack]
+"""Arm -> the one slice that its student starts from."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class Listener:
 
 def train_arms(
     examiner: Examiner,
-    fresh: AdapterStack,
+    starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
     workers: int,
@@ -105,14 +117,14 @@ def train_arms(
     begun: Begun | None = None,
     crew: Crew | None = None,
 ) -> dict[str, Population]:
-    """Train every named arm from the fresh adapter: one after another, or all at once by a crew.
+    """Train every named arm from its start: one after another, or all at once by a crew.
 
     Arms are reported in the order of `batches`: one arm_step event a step, and an alarm when the student diverged.
     begun: the arms that an earlier process left in the middle. workers: threads that share out the sampling of an arm.
     """
     left = {name: progress for name, progress in (begun or {}).items() if name in batches}
     if crew is not None:
-        return _train_together(examiner, fresh, batches, config, workers, listener, left, crew)
+        return _train_together(examiner, starts, batches, config, workers, listener, left, crew)
     done: dict[str, Population] = {}
     for name in batches:
         log = _ArmLog(name, left.pop(name, None))
@@ -121,7 +133,7 @@ def train_arms(
             listener.on_midway({name: ArmProgress(name, midway), **left}, log.events(midway.metrics))
 
         done[name] = _train_one(
-            examiner, listener.on_step, fresh, batches, config, workers, name, log.midway, keep, listener.due
+            examiner, listener.on_step, starts, batches, config, workers, name, log.midway, keep, listener.due
         )
         listener.on_done(name, done[name], log.last_events(done[name]))
     return done
@@ -130,7 +142,7 @@ def train_arms(
 def _train_one(
     examiner: Examiner,
     tick: Tick,
-    fresh: AdapterStack,
+    starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
     workers: int,
@@ -141,7 +153,7 @@ def _train_one(
 ) -> Population:
     seed, lr = seeds.derive(config.seed, "arm", name, "student"), arm_learning_rate(name, config)
     return train_population(
-        examiner, fresh, [batches[name]], [seed], config.student, lr, workers, tick, midway, on_midway, due
+        examiner, starts[name], [batches[name]], [seed], config.student, lr, workers, tick, midway, on_midway, due
     )
 
 
@@ -156,7 +168,7 @@ class _Reached(Exception):
 def arm_segment(
     examiner: Examiner,
     tick: Tick,
-    fresh: AdapterStack,
+    starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
     workers: int,
@@ -169,10 +181,10 @@ def arm_segment(
     def stop(reached: Midway) -> None:
         raise _Reached(reached)
 
-    fresh = fresh.to(examiner.backbone.device)
+    starts = {name: starts[name].to(examiner.backbone.device)}
     try:
         return _train_one(
-            examiner, tick, fresh, batches, config, workers, name, midway, stop, lambda steps: steps == until
+            examiner, tick, starts, batches, config, workers, name, midway, stop, lambda steps: steps == until
         )
     except _Reached as end:
         found = end.midway
@@ -181,7 +193,7 @@ def arm_segment(
 
 def _train_together(
     examiner: Examiner,
-    fresh: AdapterStack,
+    starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
     workers: int,
@@ -203,7 +215,7 @@ def _train_together(
     queue = deque((name, segment(name, log.midway)) for name, log in logs.items())
     finished: dict[str, Population] = {}
     done: dict[str, Population] = {}
-    results = crew.stream(arm_segment, (fresh, batches, config, workers), queue, listener.on_step)
+    results = crew.stream(arm_segment, (starts, batches, config, workers), queue, listener.on_step)
     for name, part in results:
         if isinstance(part, Midway):
             queue.append((name, segment(name, part)))

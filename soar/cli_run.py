@@ -151,7 +151,8 @@ def summary_lines(summary: dict[str, Any], width: int | None = None) -> list[str
         lines.append(f"{arm:14s} {row['student_rollouts']:12,d}  " + "  ".join(cells))
     for arm, row in summary["arms"].items():
         if row.get("search_rollouts"):
-            lines.append(f"{arm}: the loop that found its questions took {row['search_rollouts']:,} rollouts more")
+            what = "the student it starts from" if arm == "ps_hard" else "its questions"
+            lines.append(f"{arm}: the loop that found {what} took {row['search_rollouts']:,} rollouts more")
     for name, by_k in summary["paired"].items():
         k = min(by_k, key=int)
         low, high = by_k[k]["interval_95"]

@@ -44,7 +44,7 @@ HARMLESS = (
 )  # fmt: skip
 
 
-MIXED_ARMS = ("base", "hard_only", "ps", "pq", "pq_mixed", "pq_curriculum")
+MIXED_ARMS = ("base", "hard_only", "ps", "ps_hard", "pq", "pq_mixed", "pq_curriculum")
 
 
 class ConfigError(UserError, ValueError):

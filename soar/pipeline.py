@@ -12,7 +12,7 @@ from typing import Any
 
 from soar import ledger, review, seeds
 from soar.alarms import screen_alarms, step_alarms
-from soar.arms import TRAINED, ArmProgress, Listener, arm_batches, arm_steps, left_out, train_arms
+from soar.arms import ArmProgress, Listener, arm_batches, arm_steps, arms_left, left_out, train_arms
 from soar.calibrate import forecast_event
 from soar.checkpoints import Checkpoint
 from soar.config import Config
@@ -32,6 +32,7 @@ from soar.record import ADVICE, RunFolder, write_hashes
 from soar.report import report_at_the_end
 from soar.rollout import Examiner
 from soar.runs import PAUSE_FILE
+from soar.settings import HARD_ARMS
 from soar.state import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.stopping import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.student import Population
@@ -250,13 +251,10 @@ class Run:
 
     def _arms(self) -> None:
         config, state = self.config, self.state
-        wanted = [arm for arm in TRAINED if arm in config.arms.run and arm not in state.arms]
         material = self._material()
         batches: dict[str, list[list[Problem]]] = {}
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
-        for arm in wanted:
-            if arm in told:
-                continue
+        for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
             try:
                 questions = training_questions(arm, self.examiner, config, material)
             except TeacherError as error:
@@ -264,7 +262,7 @@ class Run:
                 self.folder.append("metrics.jsonl", [left_out(arm, str(error))])
                 self.progress.say(f"the arm {arm} is left out: {error}")
                 continue
-            if arm == "hard_only" or questions:
+            if arm in HARD_ARMS or questions:
                 steps = arm_steps(arm, config, state.loop.student_rollouts)
                 batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)
                 self._keep_questions(arm, questions)
@@ -289,9 +287,9 @@ class Run:
             def due(steps: int) -> bool:
                 return steps % config.arms.save_steps == 0 or self.stop.reason is not None
 
-            fresh = self.examiner.backbone.new_stack(seeds.derive(config.seed, "student", "init"))
+            starts = {arm: state.loop.baseline if arm == "ps_hard" else self._fresh() for arm in batches}
             listener = Listener(lambda: advance(1), keep_midway, keep, due)
-            train_arms(self.examiner, fresh, batches, config, self.workers, listener, begun, self.crew)
+            train_arms(self.examiner, starts, batches, config, self.workers, listener, begun, self.crew)
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
@@ -313,9 +311,12 @@ class Run:
         rows = labelled(self.config, [{"question": p.question, "answer": p.answer} for p in questions])
         write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
 
+    def _fresh(self) -> AdapterStack:
+        """The adapter that every student starts from: the base model itself."""
+        return self.examiner.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
+
     def _policies(self) -> dict[str, AdapterStack]:
-        fresh = self.examiner.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
-        every = {"base": fresh, "ps": self.state.loop.baseline, **self.state.arms}
+        every = {"base": self._fresh(), "ps": self.state.loop.baseline, **self.state.arms}
         return {arm: every[arm] for arm in self.config.arms.run if arm in every}
 
     def _evaluate(self) -> None:

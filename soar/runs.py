@@ -35,7 +35,7 @@ class Arm:
 
     pass_at: k -> pass@k as a share. interval: k -> 95 % interval (low, high), for the k that have one.
     problems, attempts, student_rollouts: counts, None where the file has none. search_rollouts: what the loop spent
-    on finding the questions that the arm was trained on, over and above student_rollouts.
+    on finding what the arm was trained on or starts from, over and above student_rollouts.
     """
 
     name: str

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
 TrainedArm = Literal[
-    "hard_only", "pq", "pq_mixed", "pq_curriculum", "pq_sample", "pq_well_posed", "pq_correct",
+    "hard_only", "ps_hard", "pq", "pq_mixed", "pq_curriculum", "pq_sample", "pq_well_posed", "pq_correct",
     "base_t", "teacher_t", "self_instruct", "real",
 ]  # fmt: skip
 Arm = Literal["base", "ps"] | TrainedArm
+HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "ps_hard")  # trained on the hard problems alone
 Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
 
 
@@ -199,7 +200,7 @@ class ArmsConfig(Section):
     pq_mode: Literal["mixed", "curriculum"] = "mixed"
     curriculum_steps: int = Field(64, ge=1)  # question-only steps of `curriculum`
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
-    pq_steps: int = Field(0, ge=0)  # RLOO steps of the arms with questions; 0: the same as Hard-Only
+    pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
     learning_rates: dict[TrainedArm, Annotated[float, Field(gt=0)]] = {}  # of single arms, each from its own sweep
     questions: int = Field(128, ge=1)  # N of base_t, teacher_t, self_instruct and real

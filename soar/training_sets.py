@@ -29,6 +29,7 @@ from soar.lessons import teacher_prompt, write_lessons
 from soar.policy import AdapterStack, Backbone, load_adapter
 from soar.rollout import Examiner
 from soar.runs import read_jsonl
+from soar.settings import HARD_ARMS
 from soar.signals import votes
 from soar.types import Problem
 from soar.workbench import usable
@@ -53,11 +54,11 @@ class Material:
 
 
 def training_questions(arm: str, examiner: Examiner, config: Config, material: Material) -> list[Problem]:
-    """Questions of an arm, [] for hard_only and where there are none (the reason goes to `material.say`).
+    """Questions of an arm, [] for those on hard problems alone and where there are none (the reason goes to `material.say`).
 
     Raises ConfigError when the config names no source for them, TeacherError when a teacher writes too few.
     """
-    if arm == "hard_only":
+    if arm in HARD_ARMS:
         return []
     if arm in PQ_ARMS or arm in PQ_SUBSETS:
         if not material.pq:

@@ -15,7 +15,7 @@ from typing import get_args
 from soar.candidates import candidates
 from soar.config import Config, ConfigError, by_set
 from soar.data import evidence_path
-from soar.settings import TrainedArm
+from soar.settings import HARD_ARMS, TrainedArm
 from soar.types import UserError
 
 STAGES = ("screen", "loop", "arms", "evaluate")
@@ -186,13 +186,13 @@ def _loop(config: Config, known: Assumptions, hard_train: float) -> list[Work]:
 
 
 def _arm(arm: str, config: Config, known: Assumptions, hard_train: float, spent: float) -> Work:
-    """An arm on hard problems and, unless it is Hard-Only, on questions: mixed by their numbers, or one after the other."""
+    """An arm on hard problems and, unless it has those alone, on questions: mixed by number, or one after the other."""
     student, arms = config.student, config.arms
     per_step = student.prompts_per_step * student.attempts
     fixed = 0 if arm == "hard_only" else arms.pq_steps
     steps = fixed or arms.steps or max(1, math.ceil(spent / per_step))
     promoted = max(1.0, known.promotions) * config.teacher.questions
-    questions = 0.0 if arm == "hard_only" else promoted if arm.startswith("pq") else float(arms.questions)
+    questions = 0.0 if arm in HARD_ARMS else promoted if arm.startswith("pq") else float(arms.questions)
     mode = {"pq_mixed": "mixed", "pq_curriculum": "curriculum"}.get(arm, arms.pq_mode)
     share = questions / max(1.0, questions + hard_train)
     if mode == "curriculum" and questions:

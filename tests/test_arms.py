@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from loop_helpers import hard_problems, skills, tiny_config
+from loop_helpers import hard_problems, run_tiny, skills, tiny_config
+from safetensors.torch import load_file
 
 from soar import arms
-from soar.arms import ArmProgress, Listener, arm_batches, budget_steps, train_arms
+from soar.arms import ArmProgress, Listener, arm_batches, arms_left, budget_steps, train_arms
 from soar.student import Midway, Population
 from soar.types import Problem
 
@@ -31,6 +33,8 @@ def test_what_the_arms_train_on() -> None:
     only = arm_batches("hard_only", config, hard, pq, 9)
     assert [len(batch) for batch in only] == [2] * 9
     assert Counter(asked(only)) == {p.id: 3 for p in hard}  # three whole passes
+    going_on = arm_batches("ps_hard", config, hard, [], 9)
+    assert Counter(asked(going_on)) == Counter(asked(only)) and going_on != only
     mixed = arm_batches("pq", config, hard, pq, 10)
     assert Counter(asked(mixed)) == {p.id: 2 for p in [*hard, *pq]}
     config = tiny_config("arms.pq_mode=curriculum", "arms.curriculum_steps=4")
@@ -83,7 +87,7 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
         lambda name, population, rows: told.append((name, rows)),
         lambda step: step == 10,
     )
-    found = train_arms(None, skills([0.0]), batches, config, 2, listener)  # type: ignore[arg-type]
+    found = train_arms(None, dict.fromkeys(batches, skills([0.0])), batches, config, 2, listener)  # type: ignore[arg-type]
     assert list(found) == [name for name, _ in told] == ["first", "second"]
     assert steps == ["step", "step"]
     assert parts == [("first", 2, 2), ("first", 3, 1), ("second", 2, 2), ("second", 3, 1)]
@@ -107,6 +111,33 @@ def test_an_arm_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> No
     listener = Listener(lambda: None, lambda *args: None, lambda name, found, rows: told.extend(rows), bool)
     begun = {"first": ArmProgress("first", Midway(5, skills([0.5]), {}, torch.tensor([False]), 40, []))}
     batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
-    train_arms(None, skills([0.0]), batches, tiny_config(), 1, listener, begun)  # type: ignore[arg-type]
+    train_arms(None, dict.fromkeys(batches, skills([0.0])), batches, tiny_config(), 1, listener, begun)  # type: ignore[arg-type]
     assert asked == {"first": begun["first"].midway, "second": None}
     assert [(row["arm"], row["step"]) for row in told] == [("first", 5), ("first", 6), ("second", 0), ("second", 1)]
+
+
+def test_without_a_promotion_nothing_goes_on_from_its_student() -> None:
+    config, said = tiny_config('arms.run=["ps", "ps_hard", "hard_only", "pq"]'), list[str]()
+    assert arms_left(config, {"pq"}, 1, said.append) == ["hard_only", "ps_hard"] and not said
+    assert arms_left(config, set(), 0, said.append) == ["hard_only", "pq"]
+    assert said == ["no promotion, so there is no promoted student: the arm ps_hard is left out"]
+    assert arms_left(config, {"ps_hard"}, 0, said.append) == ["hard_only", "pq"] and len(said) == 1
+
+
+def test_the_promoted_student_goes_on_with_the_hard_problems(tmp_path: Path) -> None:
+    """With a rate of nearly nothing an arm stays where it starts."""
+    run = tmp_path / "run"
+    keys = ['arms.run=["base", "ps", "ps_hard", "hard_only"]', "arms.steps=2", "arms.learning_rates.ps_hard=1e-12"]
+    summary = run_tiny(run, *keys, "arms.learning_rates.hard_only=1e-12")
+    assert summary["promotions"] > 0
+    promoted, going_on, alone = (
+        load_file(run / folder / "adapter_model.safetensors")
+        for folder in ("student", "arms/ps_hard", "arms/hard_only")
+    )
+    away = max((promoted[key] - alone[key]).abs().max().item() for key in promoted)
+    assert away > 1e-6
+    assert max((promoted[key] - going_on[key]).abs().max().item() for key in promoted) < away / 100
+    arm = summary["arms"]["ps_hard"]
+    assert arm["search_rollouts"] == summary["arms"]["ps"]["student_rollouts"]
+    assert arm["student_rollouts"] == summary["arms"]["hard_only"]["student_rollouts"]
+    assert "ps_hard - hard_only" in summary["paired"]
