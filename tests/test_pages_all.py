@@ -56,6 +56,8 @@ DOMAIN_RUNS = {  # one of them has three lines of options
 LISTED = {
     "make demo": f"installs, then `soar run`: {README}",
     "make test": "installs, then this suite",
+    'soar run tiny --set \'arms.run=["base", "hard_only", "ps", "ps_hard", "pq"]\'': f"minutes: {README}; "
+    "test_arms::test_the_promoted_student_goes_on_with_the_hard_problems",
     "make smollm2": f"installs; {RECIPES}",
     "pip install 'soar-rl[train]'": INSTALLS,
     "pip install 'soar-rl[ray]'": INSTALLS,
