@@ -287,7 +287,8 @@ class Run:
             def due(steps: int) -> bool:
                 return steps % config.arms.save_steps == 0 or self.stop.reason is not None
 
-            starts = {arm: state.loop.baseline if arm == "ps_hard" else self._fresh() for arm in batches}
+            fresh = self._fresh()
+            starts = {arm: state.loop.baseline if arm == "ps_hard" else fresh for arm in batches}
             listener = Listener(lambda: advance(1), keep_midway, keep, due)
             train_arms(self.examiner, starts, batches, config, self.workers, listener, begun, self.crew)
 

@@ -25,8 +25,9 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
     promotions = sum(row["event"] == "promotion" for row in rows)
     expected = next((row["stage_seconds"] for row in rows if row["event"] == "forecast"), None)
     for arm, entry in arms.items():
-        searched = (arm.startswith("pq") and not config.arms.pq_from) or arm == "ps_hard"
-        if searched or (arm == "teacher_t" and not config.arms.teacher_from):
+        own_questions = arm.startswith("pq") and not config.arms.pq_from
+        own_teacher = arm == "teacher_t" and not config.arms.teacher_from
+        if own_questions or own_teacher or arm == "ps_hard":
             entry["search_rollouts"] = steps[-1]["student_rollouts"] if steps else 0
     return {
         "arms": arms,

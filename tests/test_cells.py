@@ -52,14 +52,28 @@ def test_curves_lengths_and_right_questions(
     write(run / "hard" / "test.jsonl", *test)
     counts = [{"id": "a", "correct": [1, 5]}, {"id": "b", "correct": [0, 2]}, {"id": "c", "correct": [2, 0]}]
     write(run / "state" / "evaluation.jsonl", {"arms": {"base": "x", "pq": "y"}}, *counts)
-    write(tmp_path / "cells" / "soar-seed1" / "metrics.jsonl", *arm_steps("hard_only", 0.0, 0.5))
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path), "--steps", "2", "4", "--mean", "2"])
+    metrics = tmp_path / "cells" / "soar-seed1" / "metrics.jsonl"
+    write(metrics, *arm_steps("hard_only", 0.0, 0.5), *arm_steps("ps_hard", 0.5, 0.0))
+    metrics.write_text(metrics.read_text(encoding="utf-8") + '{"event": "arm_st', encoding="utf-8")  # cut off in a line
+    write(tmp_path / "candidates.jsonl", *({**row, "answer": "0"} for row in test))
+    write(
+        tmp_path / "cells" / "soar-seed1" / "hard" / "screen.jsonl",
+        {"evidence": {}},
+        {"id": "a", "attempts": 2000, "successes": 1},
+        {"id": "b", "attempts": 8, "successes": 0},
+        {"id": "c", "attempts": 4, "successes": 2},
+    )
+    options = ["--steps", "2", "4", "--mean", "2", "--problems", str(tmp_path / "candidates.jsonl")]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path), *options])
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert table_rows(capsys.readouterr().out) == [
+    out = capsys.readouterr().out
+    assert out.endswith("| 2 | 8 | 0 |\n| 3 | 2,004 | 3 |\n")
+    assert table_rows(out) == [
         ["soar-seed0", "hard_only", "0.00", "50.00", "3"],
         ["soar-seed0", "pq", "50.00", "0.00", "–"],  # its hits are on questions, and a failed step counts as none
         ["soar-seed1", "hard_only", "25.00", "–", "2"],
+        ["soar-seed1", "ps_hard", "25.00", "–", "1"],  # on hard problems from its first step
         ["soar-seed0", "2", "1", "base 0 pq 2"],
         ["soar-seed0", "3", "2", "base 3 pq 5"],
         ["soar-seed0", "3", "1"],

@@ -74,7 +74,7 @@ LISTED = {
     "soar student smollm2-warm --model warm --problems hard.jsonl --train hard --steps 256 --set seed=0 "
     "--out runs/long0": WARM,
     "soar student --train pq_curriculum:PILOT --steps 64 --out OUT": WARM,
-    "python benchmarks/cells.py studies/smollm2": "reads that study; tests/test_cells.py reads a small one",
+    "python benchmarks/cells.py studies/smollm2 --problems hard.jsonl": "reads that study; test_cells reads a small one",
     "soar student smollm2-sums --model DIR --problems six.jsonl --train file:short.jsonl --steps 60 "
     "--set arms.curriculum_steps=60 --set student.optimizer.kl=0.01 --set arms.learning_rate=2e-4 --set screen.attempts=0 "
     "--set arms.questions=256 --set student.sampling.max_tokens=64 --set evaluate.attempts=1 "
