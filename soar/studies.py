@@ -118,7 +118,8 @@ def read_study(path: Path) -> Study:
 def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
     """Every cell with its config; the first variant's cells come first. Raises ConfigError for any that is not valid.
 
-    A cell uses the screening of the first variant's cell of its seed where both screen the same problems in the same way.
+    A cell uses the screening of the first variant's cell of its seed where both screen the same problems in the same way,
+    unless its config names a run whose screening it uses.
     """
     recipe = str(find_recipe(study.recipe))
     found: list[Cell] = []
@@ -131,7 +132,8 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
             config = load(recipe, list(overrides))
             leader = leaders.setdefault(seed, Cell(variant, seed, folder, recipe, overrides, config, None))
             shares = None
-            if leader.folder != folder and config.screen.attempts and screened_alike(leader.config, config):
+            screens = config.screen.attempts and not config.screen.from_run
+            if leader.folder != folder and screens and screened_alike(leader.config, config):
                 shares = leader.folder
                 overrides = (*overrides, f"screen.from_run={json.dumps(str(shares))}")
                 config = load(recipe, list(overrides))

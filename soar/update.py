@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,9 +38,9 @@ MEMORY_SHARE = 0.5  # of a GPU's free memory, for the activations of one pass
 class UpdateStats:
     """Per-policy figures of one step, on the CPU.
 
-    gradient_norm_P before clipping; kl_P mean k3 per trained token (nan without a KL term); gap_P mean absolute
-    difference between sampler and trainer log-probabilities per token (nats); failed_P loss or gradient was NaN or inf:
-    that policy was not changed.
+    gradient_norm_P before clipping; kl_P mean k3 per trained token (nan without a KL term and for a policy that waits);
+    gap_P mean absolute difference between sampler and trainer log-probabilities per token (nats); failed_P loss or
+    gradient was NaN or inf: that policy was not changed.
     """
 
     gradient_norm_P: Tensor
@@ -108,6 +109,15 @@ class StackOptimizer:
         if (factor_P != 1.0).any():
             for _, block in self._blocks:
                 block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's own averages, `<name>/exp_avg` and `<name>/exp_avg_sq`; {} before the first step."""
+        found = {}
+        for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
+            for key, value in self.adamw.state.get(parameter, {}).items():
+                if key != "step":
+                    found[f"{name}/{key}"] = value
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`."""
@@ -188,11 +198,18 @@ def update(
 
     The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
     A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
-    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does.
+    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does; with
+    optimizer.wait_for_signal a policy whose advantages are all 0 keeps its weights and AdamW's moments, and only the
+    count of steps, which the stack shares, goes on. (AdamW divides by the gradient's size: the KL term alone, a hundredth
+    of the gradient of a few successes, moves a fresh optimizer by the whole learning rate.)
     Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
     """
     config = optimizer.config
     kept_P = _rows_that_count(rollouts, advantage_B, stack.policies, config.kl > 0.0)
+    waits_P = torch.zeros(stack.policies, dtype=torch.bool)
+    if config.wait_for_signal:
+        waits_P = ~(advantage_B.cpu() != 0.0).view(stack.policies, -1).any(1)
+        kept_P = [[] if waits else kept for kept, waits in zip(kept_P, waits_P.tolist(), strict=True)]
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
     def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,9 +217,9 @@ def update(
         return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
-    norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
+    norm_P, failed_P = _clip_and_step(stack, optimizer, lr, waits_P)
     count_P = tokens_P.clamp(min=1)
-    kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full((stack.policies,), math.nan)
+    kl_mean_P = (kl_P / count_P).masked_fill(waits_P if config.kl > 0.0 else torch.tensor(True), math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
 
 
@@ -280,21 +297,28 @@ def _rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, wit
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
-def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
-    """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
+def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, waits_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip each policy's gradient by its own norm, step the finite ones that do not wait; returns (norm_P, failed_P)."""
     norm_P = optimizer.squares_P().sqrt()
     failed_P = ~torch.isfinite(norm_P)
     scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
     optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
-    failed = failed_P.nonzero()[:, 0].tolist()
-    before = {name: stack.tensors[name].detach()[failed].clone() for name in optimizer.names if failed}
     for group in optimizer.adamw.param_groups:
         group["lr"] = lr
-    optimizer.adamw.step()
+    with kept_as_they_are(stack.tensors, failed_P | waits_P), kept_as_they_are(optimizer.moments(), waits_P):
+        optimizer.adamw.step()
+    return norm_P, failed_P
+
+
+@contextmanager
+def kept_as_they_are(tensors: Mapping[str, Tensor], these_P: Tensor) -> Iterator[None]:
+    """Undo in these policies what the block writes into tensors whose first axis is the policy."""
+    which = these_P.nonzero()[:, 0].tolist()
+    before = {name: tensor.detach()[which].clone() for name, tensor in tensors.items() if which}
+    yield
     with torch.no_grad():
         for name, old in before.items():
-            stack.tensors[name][failed] = old
-    return norm_P, failed_P
+            tensors[name][which] = old
 
 
 def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[tuple[list[int], Tensor]]:
