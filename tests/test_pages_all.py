@@ -45,6 +45,7 @@ WARM = (
     "a model file and a GPU; test_student_eval::test_a_student_on_a_runs_questions, "
     "test_export::test_merged_weights_are_base_plus_adapter"
 )
+CELLS = "reads that study; test_cells reads a small one"
 RARE = "hours on a CPU; test_rare_world::test_the_recipe_runs_and_the_script_says_what_its_teacher_asked"
 
 DOMAIN_RUNS = {  # one of them has three lines of options
@@ -65,16 +66,26 @@ LISTED = {
     "soar study finding1 --out studies/finding1": STUDIES,
     "soar study embedded --jobs 20 --set threads=1 --out studies/embedded": STUDIES,
     "soar study teachers --jobs 25 --set threads=1 --out studies/teachers": STUDIES,
-    "soar study smollm2 --jobs 6 --set model.path=warm --set problems.source=hard.jsonl --set arms.real=easier.jsonl "
+    "soar study smollm2 --jobs 8 --set model.path=warm --set problems.source=hard.jsonl --set arms.real=easier.jsonl "
     "--out studies/smollm2": STUDIES,
+    "soar study smollm2-students --jobs 24 --set model.path=warm --set problems.source=hard.jsonl "
+    "--set arms.real=easier.jsonl --out studies/smollm2-students": STUDIES,
+    "soar study smollm2 --seeds 0 1 2 3 4 5 --jobs 6 --set model.path=warm --set problems.source=hard.jsonl "
+    "--set arms.real=easier.jsonl --set teacher.datasets=4 --set arms.steps=64 --set arms.curriculum_steps=6 "
+    "--set arms.learning_rate=3e-4 --out studies/six-seeds": STUDIES,
+    "soar student smollm2-warm --model warm --problems hard.jsonl "
+    "--train pq_curriculum:studies/six-seeds/cells/soar-seed0 --set screen.attempts=0 --set seed=0 --out OUT": WARM,
     "soar study smollm2 --seeds 0 1 2 --jobs 3 --set model.path=warm --set problems.source=hard.jsonl "
     "--set arms.real=easier.jsonl --set teacher.steps=4 --set limits.max_promotions=0 --set student.sampling.max_tokens=96 "
     "--set student.optimizer.kl=0.01 --set student.optimizer.clip=1 --set reward.questions=64 --set promotion.tau=0.005 "
-    "--set arms.curriculum_steps=15 --set arms.steps=48 --out studies/seven-eight": STUDIES,
+    "--set arms.curriculum_steps=15 --set arms.learning_rate=3e-4 --set teacher.datasets=4 "
+    "--out studies/seven-eight": STUDIES,
     "soar student smollm2-warm --model warm --problems hard.jsonl --train hard --steps 256 --set seed=0 "
     "--out runs/long0": WARM,
     "soar student --train pq_curriculum:PILOT --steps 64 --out OUT": WARM,
-    "python benchmarks/cells.py studies/smollm2 --problems hard.jsonl": "reads that study; test_cells reads a small one",
+    "python benchmarks/cells.py studies/six-seeds --problems hard.jsonl": CELLS,
+    "python benchmarks/cells.py studies/smollm2 --problems hard.jsonl": CELLS,
+    "python benchmarks/cells.py studies/smollm2-students": CELLS,
     "soar student smollm2-sums --model DIR --problems six.jsonl --train file:short.jsonl --steps 60 "
     "--set arms.curriculum_steps=60 --set student.optimizer.kl=0.01 --set arms.learning_rate=2e-4 --set screen.attempts=0 "
     "--set arms.questions=256 --set student.sampling.max_tokens=64 --set evaluate.attempts=1 "

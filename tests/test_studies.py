@@ -283,6 +283,9 @@ def test_screening_is_shared_only_where_it_is_the_same(tmp_path: Path) -> None:
     assert shared == [None] * 4
     shared = [cell.shares for cell in cells(toy(tmp_path), tmp_path / "out", [])]
     assert shared == [None, None, *(tmp_path / "out" / "cells" / f"grounded-seed{s}" for s in (0, 1))]
+    own = cells(toy(tmp_path), tmp_path / "out", ['screen.from_run="before-{seed}"'])
+    assert [cell.shares for cell in own] == [None] * 4
+    assert {cell.config.screen.from_run for cell in own} == {"before-0", "before-1"}
 
 
 def test_default_comparisons_are_with_hard_only() -> None:

@@ -242,6 +242,22 @@ def test_a_policy_that_waits_for_a_signal_keeps_weights_and_moments(waits: bool)
     assert {int(value) for key, value in optimizer.state().items() if key.endswith("/step")} == {3}
 
 
+@pytest.mark.parametrize(("waits", "learning_rates"), [(False, (5.0, 5.3)), (True, (0.45, 0.55))])
+def test_what_adamw_makes_of_one_success(waits: bool, learning_rates: tuple[float, float]) -> None:
+    """One batch with a signal after 16 without, 30 more without. Momentum repeats the step, unless the policy waits."""
+    backbone = backbone_of()
+    stack = random_stack(backbone, POLICIES)
+    before = stack.select(list(range(POLICIES)))
+    optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"eps": 1e-20, "wait_for_signal": waits}))
+    silence = torch.zeros(POLICIES * ROWS)
+    for advantage_B in (*[silence] * 16, ADVANTAGE, *[silence] * 30):
+        step(backbone, stack, optimizer, advantage_B=advantage_B)
+    for name, tensor in stack.tensors.items():
+        moved = (tensor - before.tensors[name]).abs() / LR
+        least, most = learning_rates
+        assert least < moved[moved > 0].median() < most
+
+
 def test_waiting_counts_the_same_alone_and_in_company_and_saves_the_work() -> None:
     config = PLAIN.model_copy(update={"kl": 0.1, "wait_for_signal": True})
     backbone = backbone_of()
