@@ -22,6 +22,7 @@ MAX_NOTES_PER_FILE = 3
 HASHES = "hashes.json"  # sha256 of every file of a finished run
 PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
 REVIEW_FILE = "review.json"  # a promotion that waits for a person
+BEGINS_WITH = {"questions.jsonl": "outer_step", "pq.jsonl": "promotion"}  # without such an event there is no file
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
 
 
@@ -225,8 +226,8 @@ def read_run(run_dir: Path) -> Run:
     lists: dict[str, list[Row]] = {}
     for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl"):
         lists[name], more = read_jsonl(run_dir / name, name)
-        if name == "pq.jsonl" and not os.path.lexists(run_dir / name):
-            more = more if any(row.get("event") == "promotion" for row in metrics) else []  # it begins with a promotion
+        if name in BEGINS_WITH and not os.path.lexists(run_dir / name):
+            more = more if any(row.get("event") == BEGINS_WITH[name] for row in metrics) else []
         notes += more
     events: dict[str, list[Row]] = {}
     for row in metrics:

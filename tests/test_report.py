@@ -614,12 +614,13 @@ def test_empty_charts_are_no_markup() -> None:
     assert figures.bar_chart(axes, [], []) == ""
 
 
-def test_the_file_of_promotion_questions_is_missed_only_after_a_promotion(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "event"), [("pq.jsonl", "promotion"), ("questions.jsonl", "outer_step")])
+def test_a_file_is_missed_only_after_the_event_it_begins_with(tmp_path: Path, name: str, event: str) -> None:
     run_folders.write_run(tmp_path, steps=7)
-    (tmp_path / "pq.jsonl").unlink()
-    assert "pq.jsonl is missing" in str(runs.read_run(tmp_path).notes)
+    (tmp_path / name).unlink()
+    assert f"{name} is missing" in str(runs.read_run(tmp_path).notes)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "metrics.jsonl").write_text("".join(x for x in lines if json.loads(x)["event"] != "promotion"))
+    (tmp_path / "metrics.jsonl").write_text("".join(x for x in lines if json.loads(x)["event"] != event))
     assert runs.read_run(tmp_path).notes == []
 
 
