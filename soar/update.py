@@ -200,8 +200,8 @@ def update(
     A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
     not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does; with
     optimizer.wait_for_signal a policy whose advantages are all 0 keeps its weights and AdamW's moments, and only the
-    count of steps, which the stack shares, goes on. (AdamW divides by the gradient's size: the KL term alone, a tenth of the
-    gradient of a few successes or less, moves a fresh optimizer's weights by the whole learning rate.)
+    count of steps, which the stack shares, goes on. (AdamW divides by the gradient's size: the KL term alone, about a tenth
+    of the gradient of a few successes, moves a fresh optimizer's weights by the whole learning rate.)
     Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
     """
     config = optimizer.config
