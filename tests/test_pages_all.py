@@ -96,6 +96,7 @@ LISTED = {
     "--teacher-texts 256 --set model.path=warm": WARM,
     "soar run tiny-rare --set seed=20": RARE,
     "soar study subsets": STUDIES,
+    "soar study sweep --jobs 2 --set threads=1 --out studies/sweep": STUDIES,
     "soar run tiny-rare --set teacher.steps=0 --set 'arms.run=[\"real\"]' --set arms.real=FILE": RARE,
     "python benchmarks/teacher_drift.py studies/teachers": RARE,
     "soar world build --world tiny-rare --out worlds/rare": "minutes; "
