@@ -110,22 +110,22 @@ class StackOptimizer:
             for _, block in self._blocks:
                 block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
 
+    def _flat_state(self) -> dict[str, Tensor]:
+        """AdamW's own tensors, `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
+        named = zip(self.names, self.adamw.param_groups[0]["params"], strict=True)
+        return {
+            f"{name}/{key}": value
+            for name, parameter in named
+            for key, value in self.adamw.state.get(parameter, {}).items()
+        }
+
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's own averages, `<name>/exp_avg` and `<name>/exp_avg_sq`; {} before the first step."""
-        found = {}
-        for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
-            for key, value in self.adamw.state.get(parameter, {}).items():
-                if key != "step":
-                    found[f"{name}/{key}"] = value
-        return found
+        """The part of AdamW's own tensors whose first axis is the policy."""
+        return {key: value for key, value in self._flat_state().items() if not key.endswith("/step")}
 
     def state(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`."""
-        flat = {}
-        for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
-            for key, value in self.adamw.state.get(parameter, {}).items():
-                flat[f"{name}/{key}"] = value.detach().clone()
-        return flat
+        return {key: value.detach().clone() for key, value in self._flat_state().items()}
 
     def restore(self, flat: dict[str, Tensor]) -> None:
         """Inverse of `state`. The step count lies where AdamW keeps it: with the weights only when it is fused."""
@@ -205,11 +205,7 @@ def update(
     Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
     """
     config = optimizer.config
-    kept_P = _rows_that_count(rollouts, advantage_B, stack.policies, config.kl > 0.0)
-    waits_P = torch.zeros(stack.policies, dtype=torch.bool)
-    if config.wait_for_signal:
-        waits_P = ~(advantage_B.cpu() != 0.0).view(stack.policies, -1).any(1)
-        kept_P = [[] if waits else kept for kept, waits in zip(kept_P, waits_P.tolist(), strict=True)]
+    kept_P, waits_P = _rows_that_count(rollouts, advantage_B, stack.policies, config)
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
     def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,7 +215,7 @@ def update(
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
     norm_P, failed_P = _clip_and_step(stack, optimizer, lr, waits_P)
     count_P = tokens_P.clamp(min=1)
-    kl_mean_P = (kl_P / count_P).masked_fill(waits_P if config.kl > 0.0 else torch.tensor(True), math.nan)
+    kl_mean_P = (kl_P / count_P).masked_fill(waits_P | (config.kl == 0.0), math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
 
 
@@ -285,16 +281,24 @@ def _accumulate(
     return gap_P, kl_P, tokens_P
 
 
-def _rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, with_kl: bool) -> list[list[int]]:
-    """Numbers of the rows of each policy that carry a gradient. Raises ValueError as `update` says."""
+def _rows_that_count(
+    rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig
+) -> tuple[list[list[int]], Tensor]:
+    """Numbers of the rows of each policy that carry a gradient, and waits_P: who takes no step for want of a signal.
+
+    Raises ValueError as `update` says.
+    """
     if rollouts.rows % policies or advantage_B.shape != (rollouts.rows,):
         raise ValueError(
             f"{rollouts.rows} rollouts with advantages {list(advantage_B.shape)} for {policies} policies; "
             "give every policy equally many rollouts and every rollout one advantage"
         )
-    counts_P_B = (((advantage_B != 0.0) | with_kl) & (rollouts.length_B > 0)).view(policies, -1)
+    signal_P_B = (advantage_B != 0.0).view(policies, -1)
+    waits_P = ~signal_P_B.any(1) & config.wait_for_signal
+    with_kl_P = ~waits_P & (config.kl > 0.0)
+    counts_P_B = (signal_P_B | with_kl_P[:, None]) & (rollouts.length_B > 0).view(policies, -1)
     first_P = range(0, rollouts.rows, counts_P_B.shape[1])
-    return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
+    return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)], waits_P
 
 
 def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, waits_P: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,7 +309,8 @@ def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, wa
     optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
     for group in optimizer.adamw.param_groups:
         group["lr"] = lr
-    with kept_as_they_are(stack.tensors, failed_P | waits_P), kept_as_they_are(optimizer.moments(), waits_P):
+    moments = optimizer.moments() if waits_P.any() else {}
+    with kept_as_they_are(stack.tensors, failed_P | waits_P), kept_as_they_are(moments, waits_P):
         optimizer.adamw.step()
     return norm_P, failed_P
 

@@ -203,22 +203,29 @@ def test_without_any_advantage_nothing_moves() -> None:
     assert not stats.failed_P.any()
 
 
-def test_a_step_without_signal_counts_the_same_alone_and_in_company() -> None:
-    """Policy 0 has no advantage at first. AdamW's bias correction must not depend on whether a neighbour has one."""
+def alone_and_in_company(config: OptimizerConfig, signals: list[bool]) -> list[int]:
+    """Policy 0 by itself and in a stack moves the same; it has advantages in the steps named. Its trained rows by step."""
     backbone = backbone_of()
     stack = random_stack(backbone, POLICIES)
     quiet = ADVANTAGE.clone()
     quiet[:ROWS] = 0.0
     alone = stack.select([0])
-    one, all_of_them = StackOptimizer(alone, PLAIN), StackOptimizer(stack, PLAIN)
-    first_rows = rollouts().select(list(range(ROWS)))
-    for advantage_B in (quiet, quiet, ADVANTAGE, quiet):
+    one, all_of_them = StackOptimizer(alone, config), StackOptimizer(stack, config)
+    first_rows, trained_rows = rollouts().select(list(range(ROWS))), []
+    for signal in signals:
+        advantage_B = ADVANTAGE if signal else quiet
         step(backbone, stack, all_of_them, advantage_B=advantage_B)
-        step(backbone, alone, one, first_rows, advantage_B[:ROWS])
+        trained_rows.append(step(backbone, alone, one, first_rows, advantage_B[:ROWS]).trained_rows)
     start = random_stack(backbone, 1).tensors
     for name, tensor in alone.tensors.items():
         assert (tensor[0] - start[name][0]).abs().max() > LR / 2
         torch.testing.assert_close(stack.tensors[name][0], tensor[0], rtol=0, atol=0.02 * LR)
+    return trained_rows
+
+
+def test_a_step_without_signal_counts_the_same_alone_and_in_company() -> None:
+    """Policy 0 has no advantage at first. AdamW's bias correction must not depend on whether a neighbour has one."""
+    alone_and_in_company(PLAIN, [False, False, True, False])
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -260,21 +267,7 @@ def test_what_adamw_makes_of_one_success(waits: bool, learning_rates: tuple[floa
 
 def test_waiting_counts_the_same_alone_and_in_company_and_saves_the_work() -> None:
     config = PLAIN.model_copy(update={"kl": 0.1, "wait_for_signal": True})
-    backbone = backbone_of()
-    stack = random_stack(backbone, POLICIES)
-    quiet = ADVANTAGE.clone()
-    quiet[:ROWS] = 0.0
-    alone = stack.select([0])
-    one, all_of_them = StackOptimizer(alone, config), StackOptimizer(stack, config)
-    first_rows = rollouts().select(list(range(ROWS)))
-    for advantage_B in (quiet, ADVANTAGE, quiet, ADVANTAGE):
-        step(backbone, stack, all_of_them, advantage_B=advantage_B)
-        stats = step(backbone, alone, one, first_rows, advantage_B[:ROWS])
-        assert stats.trained_rows == (0 if advantage_B is quiet else ROWS)
-    start = random_stack(backbone, 1).tensors
-    for name, tensor in alone.tensors.items():
-        assert (tensor[0] - start[name][0]).abs().max() > LR / 2
-        torch.testing.assert_close(stack.tensors[name][0], tensor[0], rtol=0, atol=0.02 * LR)
+    assert alone_and_in_company(config, [False, True, False, True]) == [0, ROWS, 0, ROWS]
 
 
 @pytest.mark.parametrize("ill", ["weights", "advantage", "huge advantage"])
