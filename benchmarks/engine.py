@@ -49,12 +49,12 @@ from engine_trl import bench_trl
 from transformers import LlamaConfig
 
 import soar
-from soar.groups import Group
-from soar.policy import AdapterStack
-from soar.rollouts import Rollouts
-from soar.sampler import NativeSampler
-from soar.settings import OptimizerConfig, SamplingConfig, StudentConfig
-from soar.update import StackOptimizer, update
+from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
+from soar.engine.groups import Group
+from soar.engine.policy import AdapterStack
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
+from soar.engine.update import StackOptimizer, update
 
 Row = dict[str, Any]
 
@@ -234,9 +234,9 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
 
 def bench_inner(toy: bool) -> list[Row]:
     """16 students x 10 RLOO steps x 8 prompts x 32 attempts, and how long each stage of it takes."""
-    from soar import student
-    from soar.rollout import Examiner
-    from soar.student import train_population
+    from soar.loop import student
+    from soar.loop.rollout import Examiner
+    from soar.loop.student import train_population
     from soar.types import Problem, Verdict
 
     students, steps, prompts, attempts, new = (2, 2, 2, 4, 8) if toy else (16, 10, 8, 32, 160)
@@ -246,7 +246,7 @@ def bench_inner(toy: bool) -> list[Row]:
         def check(self, texts: list[str], golds: list[str], columns: Any = None) -> list[Verdict]:
             return [Verdict.CORRECT if reward_of_text(text) else Verdict.WRONG for text in texts]
 
-    from soar.prompts import PromptFormat
+    from soar.problems.prompts import PromptFormat
 
     backbone = backbone_of(name)
     bare = PromptFormat("bare", "marker", teacher_template="", student_template="{question}", turns=False)

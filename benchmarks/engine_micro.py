@@ -14,9 +14,9 @@ from engine_models import SHAPES, device_of
 from torch import Tensor
 from torch.nn import functional
 
-from soar import adapted, kernels, layer_kernels, products
-from soar.attention import Window, decoding, grouped_attention
-from soar.rollouts import draw
+from soar.engine import adapted, kernels, layer_kernels, products
+from soar.engine.attention import Window, decoding, grouped_attention
+from soar.engine.rollouts import draw
 
 Row = dict[str, Any]
 RANK, POLICIES = 16, 16

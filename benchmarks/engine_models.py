@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from soar.policy import AdapterStack, Backbone
-from soar.settings import ModelConfig
+from soar.config import ModelConfig
+from soar.engine.policy import AdapterStack, Backbone
 
 SHAPES: dict[str, dict[str, int]] = {
     "135m": {

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from engine_models import backbone_of, prompts_of, random_stack
 
-from soar import products
-from soar.policy import AdapterStack
-from soar.products import Tile
-from soar.programs import Shape
-from soar.sampler import NativeSampler
-from soar.settings import SamplingConfig
+from soar.config import SamplingConfig
+from soar.engine import products
+from soar.engine.graphs import Shape
+from soar.engine.policy import AdapterStack
+from soar.engine.products import Tile
+from soar.engine.sampler import NativeSampler
 
 Row = dict[str, Any]
 SIZES = {"toy": (32, 12, 8, 4), "135m": (2048, 100, 160, 16), "3b": (1024, 100, 520, 16)}

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from reasoning_gym.factory import DATASETS
 
-from soar.data import DataError, load_problems
-from soar.domains import load_domain
+from soar.domains.procedural import EVALUATES, _scorer, kind_of
 from soar.files import write_atomic
-from soar.grading import DomainPool
-from soar.procedural import EVALUATES, _scorer, kind_of
+from soar.problems.domain import load_domain
+from soar.problems.load import DataError, load_problems
+from soar.problems.pool import DomainPool
+from soar.problems.verify import columns_of
 from soar.types import Problem, Verdict
-from soar.verify import columns_of
 
 
 def spoiled(answer: str, rng: random.Random) -> list[str]:

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from soar import pipeline
-from soar.calibrate import calibrate
 from soar.config import Config, load
-from soar.forecast import against, forecast
-from soar.progress import Progress
-from soar.workbench import choose_workers, open_examiner
-from soar.workload import STAGES, assumed
+from soar.plan import forecast
+from soar.plan.calibrate import calibrate
+from soar.plan.forecast import STAGES, against, assumed
+from soar.run import pipeline
+from soar.run.progress import Progress
+from soar.run.setup import choose_workers, open_examiner
 
 SHORT = (
     "problems.limit=64",

@@ -27,12 +27,12 @@ from make_sums import running_totals, sums
 
 from soar import seeds
 from soar.config import Config, load
-from soar.data import fingerprint
-from soar.evaluate import count_correct
-from soar.lessons import read_pairs, teacher_prompt
-from soar.rollout import Examiner
+from soar.loop.evaluate import count_correct
+from soar.loop.rollout import Examiner
+from soar.loop.write import read_pairs, teacher_prompt
+from soar.problems.load import fingerprint
+from soar.run.setup import open_examiner
 from soar.types import Problem, Rejection
-from soar.workbench import open_examiner
 
 LEVELS = ("1x2", "1x3", "1x4", "1x5", "1x6", "1x7", "2x2", "2x3", "2x4", "2x5", "3x2", "3x3", "3x4")
 TERM = re.compile(r"[+-]?\d+")

@@ -18,18 +18,18 @@ from engine_models import SHAPES, backbone_of, commit, wait
 from random_domain import QUESTION_WORDS, RANDOM, words
 
 import soar
-from soar.calibrate import calibrate, device_name
-from soar.candidates import candidates
 from soar.config import Config, load
-from soar.domains import load_domain
-from soar.forecast import Forecast, Rates, forecast
-from soar.grading import open_pool
-from soar.memory import GIB, LLAMA, counted, memory_of
-from soar.rollout import Attempts, Examiner
-from soar.sampler import NativeSampler
-from soar.teacher import OuterLoop, new_state
-from soar.workbench import choose_workers, usable
-from soar.workload import Assumptions, assumed
+from soar.domains.candidates import candidates
+from soar.engine.memory import GIB, LLAMA, counted, memory_of
+from soar.engine.sampler import NativeSampler
+from soar.loop.rollout import Attempts, Examiner
+from soar.loop.teacher import OuterLoop, new_state
+from soar.plan import forecast
+from soar.plan.calibrate import calibrate, device_name
+from soar.plan.forecast import Assumptions, Forecast, Rates, assumed
+from soar.problems.domain import load_domain
+from soar.problems.pool import open_pool
+from soar.run.setup import choose_workers, usable
 
 PAPER_STEP_HOURS = (1536 / 200, 1920 / 200)  # GPU-hours of the paper's run in 200 outer steps, arms and all
 PAPER_MEANS = (256, 400, 512)  # completion tokens of the extrapolation; the paper does not give its own

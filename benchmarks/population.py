@@ -15,9 +15,9 @@ import time
 import torch
 
 from soar.config import load
-from soar.student import shuffled_passes, train_population
-from soar.workbench import open_examiner
-from soar.worlds import get_world
+from soar.domains.world import get_world
+from soar.loop.student import shuffled_passes, train_population
+from soar.run.setup import open_examiner
 
 
 def main() -> None:

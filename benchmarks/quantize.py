@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from soar.logprobs import token_logprobs
-from soar.policy import Backbone, load_backbone
-from soar.prompts import get_format
-from soar.quantize import QuantizedLinear
-from soar.sampler import NativeSampler
-from soar.settings import ModelConfig, SamplingConfig
-from soar.worlds import get_world
+from soar.config import ModelConfig, SamplingConfig
+from soar.domains.world import get_world
+from soar.engine.logprobs import token_logprobs
+from soar.engine.policy import Backbone, load_backbone
+from soar.engine.quantize import QuantizedLinear
+from soar.engine.sampler import NativeSampler
+from soar.problems.prompts import get_format
 
 
 def linear_bytes(backbone: Backbone) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import zlib
 
-from soar.domains import Domain
-from soar.prompts import PromptFormat
+from soar.problems.domain import Domain
+from soar.problems.prompts import PromptFormat
 from soar.types import Problem
 
 QUESTION_WORDS = 80

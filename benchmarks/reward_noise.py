@@ -21,14 +21,14 @@ import json
 import numpy as np
 
 from soar import seeds
-from soar.candidates import candidates
 from soar.config import Config, load
-from soar.evaluate import count_correct
-from soar.rollout import Examiner
-from soar.teacher import OuterLoop, new_state
+from soar.domains.candidates import candidates
+from soar.domains.world import get_world
+from soar.loop.evaluate import count_correct
+from soar.loop.rollout import Examiner
+from soar.loop.teacher import OuterLoop, new_state
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem
-from soar.workbench import choose_workers, open_examiner
-from soar.worlds import get_world
 
 DRAWS = 2000
 

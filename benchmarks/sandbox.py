@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from attacks import ATTACKS, SQUARES, fill
 from test_sandbox import outside
 
-from soar.assertions import read_tests
 from soar.code_exercises import code_exercises
-from soar.sandbox import BACKENDS, Job, Limits, Sandbox, SandboxError, find_backend
+from soar.domains.code import read_tests
+from soar.sandbox.run import BACKENDS, Job, Limits, Sandbox, SandboxError, find_backend
 
 GROUPS = {
     "escape": "leave the sandbox",

@@ -5,7 +5,7 @@
 
 One outer step of the paper's setting: the teacher writes on one replica, its adapter's students train in their own replicas
 (sample, verify, update, ten times), are measured, and come back; the teacher learns. A replica is the fewest GPUs that hold
-the model. Rates are those of one H200 (the table of soar/forecast.py, docs/performance.md) and of the verifier
+the model. Rates are those of one H200 (the table of soar/plan/forecast.py, docs/performance.md) and of the verifier
 (docs/reliability.md); other sizes by bytes moved and FLOPs at the same share of the roofline. ASSUMED names what is not
 measured.
 """
@@ -18,8 +18,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from soar.forecast import KL_FACTOR, TABLE
-from soar.memory import LLAMA, TRAINED_BYTES, ModelShape
+from soar.engine.memory import LLAMA, TRAINED_BYTES, ModelShape
+from soar.plan.forecast import KL_FACTOR, TABLE
 
 COPY = 4.144e12  # bytes a second, measured beside decode-3b
 ROOFLINE = 0.481  # share that decode-3b reached with 16 adapters

@@ -33,17 +33,16 @@ from make_sums import sums
 
 from soar import seeds
 from soar.config import Config, load
-from soar.evaluate import count_correct
-from soar.faults import release_memory
-from soar.files import write_json
-from soar.prompts import WORKED_SUMS
-from soar.rollout import Examiner
-from soar.sampler import NativeSampler
-from soar.statistics import pass_at_k
-from soar.student import Midway, shuffled_passes, train_population
-from soar.training_sets import Material, majority_answers, teacher_questions
+from soar.engine.sampler import NativeSampler
+from soar.files import release_memory, write_json
+from soar.loop.arms import Material, majority_answers, teacher_questions
+from soar.loop.evaluate import count_correct
+from soar.loop.rollout import Examiner
+from soar.loop.statistics import pass_at_k
+from soar.loop.student import Midway, shuffled_passes, train_population
+from soar.problems.prompts import WORKED_SUMS
+from soar.run.setup import open_examiner
 from soar.types import Problem
-from soar.workbench import open_examiner
 
 STAGES = ("prompts", "ladder", "bounds", "screen", "pilot")
 TUNING, STUDY = 7_000, 1_024  # seeds of the sums: those that choices are made on, and those of the study

@@ -13,13 +13,13 @@ import argparse
 import random
 
 from soar.config import load
-from soar.evaluate import count_correct
-from soar.rewards import parse_all
-from soar.rollout import Examiner
-from soar.student import shuffled_passes, train_population
+from soar.domains.world import get_world
+from soar.loop.evaluate import count_correct
+from soar.loop.rollout import Examiner
+from soar.loop.student import shuffled_passes, train_population
+from soar.problems.parse import parse_all
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem
-from soar.workbench import choose_workers, open_examiner
-from soar.worlds import get_world
 
 SAMPLES = 16
 

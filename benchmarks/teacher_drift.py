@@ -15,8 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from soar.runs import read_jsonl
-from soar.worlds import World, get_world
+from soar.domains.world import World, get_world
+from soar.report.runs import read_jsonl
 
 
 def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, float, float]:

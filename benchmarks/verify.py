@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from bombs import BOMBS, HARMLESS
 
-from soar.data import load_problems
+from soar.problems.load import load_problems
+from soar.problems.verify import VerifierPool
 from soar.types import Verdict
-from soar.verify import VerifierPool
 
 CHECKS = 41_000
 ATTEMPTS = 32

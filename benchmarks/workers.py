@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from soar.config import load
-from soar.crew import Crew
-from soar.ray_cluster import connect, import_ray
-from soar.ray_crew import RayCrew
-from soar.student import Population, chunks, shuffled_passes, train_population
-from soar.teacher import measure_share
+from soar.domains.world import get_world
+from soar.loop.parallel import Crew
+from soar.loop.student import Population, chunks, shuffled_passes, train_population
+from soar.loop.teacher import measure_share
+from soar.run.ray_cluster import connect, import_ray
+from soar.run.ray_crew import RayCrew
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem
-from soar.workbench import choose_workers, open_examiner
-from soar.worlds import get_world
 
 
 def main() -> None:

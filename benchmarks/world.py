@@ -16,13 +16,13 @@ import torch
 
 from soar import seeds
 from soar.config import load
-from soar.evaluate import count_correct
-from soar.lessons import teacher_prompt
-from soar.rewards import parse_all
-from soar.rollout import Examiner
+from soar.domains.world import TinyWorld, get_world
+from soar.loop.evaluate import count_correct
+from soar.loop.rollout import Examiner
+from soar.loop.write import teacher_prompt
+from soar.problems.parse import parse_all
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem
-from soar.workbench import choose_workers, open_examiner
-from soar.worlds import TinyWorld, get_world
 
 ATTEMPTS = 100
 

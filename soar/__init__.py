@@ -34,7 +34,7 @@ class _Package(ModuleType):
 
     @evaluate.setter
     def evaluate(self, module: ModuleType) -> None:
-        """`from soar.evaluate import ...` finds the module in sys.modules all the same."""
+        """`from soar.loop.evaluate import ...` finds the module in sys.modules all the same."""
 
 
 sys.modules[__name__].__class__ = _Package

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.candidates import candidates
 from soar.config import Config, ConfigError, load
-from soar.evaluate import count_correct
-from soar.lessons import Lessons
-from soar.measure import measure
-from soar.pipeline import execute
-from soar.progress import Progress
-from soar.runs import Run, read_run
-from soar.student import Population
-from soar.teacher import Event, Measurement, OuterLoop
+from soar.domains.candidates import candidates
+from soar.engine.update import UpdateStats
+from soar.loop.evaluate import count_correct
+from soar.loop.student import Population
+from soar.loop.teacher import Event, Measurement, OuterLoop
+from soar.loop.write import Lessons
+from soar.report.runs import Run, read_run
+from soar.run.measure import measure
+from soar.run.pipeline import execute
+from soar.run.progress import Progress
+from soar.run.setup import choose_workers, open_examiner, usable
 from soar.types import Problem, Screening
-from soar.update import UpdateStats
-from soar.workbench import choose_workers, open_examiner, usable
 
 Problems = str | Path | Sequence[Problem | Mapping[str, Any]]
 
@@ -198,7 +198,7 @@ def train(
 
     A list of problems is kept beside the folder as `OUT.problems.jsonl`. teacher_reward: what a dataset earns, instead of
     the grounded reward; promotion still goes by measured improvement. Raises UserError as the command line does, among
-    them `soar.stopping.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
+    them `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
     """
     path = Path(out)
     if problems is not None and not isinstance(problems, str | Path):

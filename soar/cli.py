@@ -25,9 +25,8 @@ from soar import (
     cli_watch,
     streams,
 )
-from soar.figures import visible
-from soar.files import STORAGE_ERRNOS
-from soar.scrub import scrub
+from soar.files import STORAGE_ERRNOS, scrub
+from soar.report.figures import visible
 from soar.types import UserError
 
 COMMANDS = (

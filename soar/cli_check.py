@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from soar.check import Finding, Status, can_work, check_domain, check_golds, check_problems, summary
 from soar.cli_common import config_of, recipe_arguments
 from soar.config import Config, by_set
+from soar.plan.preflight import Finding, Status, can_work, check_domain, check_golds, check_problems, summary
 
 EXAMPLES = """examples:
   soar check small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl
@@ -68,6 +68,6 @@ def _findings(config: Config, arguments: argparse.Namespace) -> Iterator[Finding
             "pip install 'soar-rl[train]', or give --no-model",
         )
         return
-    from soar.check_model import check_model
+    from soar.plan.preflight import check_model
 
     yield from check_model(config, problems, max(1, arguments.samples), lambda line: print(line, file=sys.stderr))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from soar.figures import visible
+from soar.report.figures import visible
 
 EXAMPLES = """examples:
   soar doctor runs/mine             one line a check; exit code 1 when something is wrong
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from soar.audits import audit
+    from soar.run.audits import audit
 
     checks = audit(arguments.run)
     for check in checks:

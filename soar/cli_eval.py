@@ -58,8 +58,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     arguments.overrides += workers_overrides(arguments.workers)
     config = evaluation_config(arguments)
     from soar.files import write_json
-    from soar.measure import measure
-    from soar.progress import Progress
+    from soar.run.measure import measure
+    from soar.run.progress import Progress
 
     adapters = {str(folder): folder for folder in arguments.adapter}
     with Progress(quiet=arguments.quiet) as progress, progress.task("evaluation", 1) as task:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from soar.settings import TrainedArm
+from soar.config import TrainedArm
 
 WEIGHT_FORMATS = ("peft", "merged")
 FORMATS = ("trl", "verl", "verifiers", "jsonl", "hf", *WEIGHT_FORMATS)
@@ -51,12 +51,12 @@ def add(commands: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.format in WEIGHT_FORMATS:
-        from soar.weights import export_adapter, export_merged
+        from soar.report.weights import export_adapter, export_merged
 
         write = export_adapter if arguments.format == "peft" else export_merged
         files = write(arguments.run, arguments.out, arguments.policy)
     else:
-        from soar.export import export_questions
+        from soar.report.export import export_questions
 
         files = export_questions(
             arguments.run, arguments.out, arguments.format, arguments.questions, arguments.with_hard

@@ -36,8 +36,8 @@ def add(commands: Any) -> None:
 
 def _init(arguments: argparse.Namespace) -> int:
     from soar.config import ConfigError
-    from soar.domains import load_domain
     from soar.files import write_atomic
+    from soar.problems.domain import load_domain
     from soar.recipe import Draft, look_at_model, look_at_problems, recipe_text
 
     if arguments.file.exists() and not arguments.force:

@@ -33,10 +33,10 @@ def add(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from soar.report import write_report
+    from soar.report.page import write_report
 
     if arguments.figures is not None:
-        from soar.pictures import write_pictures
+        from soar.report.pictures import write_pictures
 
         if len(arguments.runs) > 1:
             arguments.parser.error("--figures takes one run")
@@ -44,7 +44,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(path)
         return 0
     if len(arguments.runs) > 1:
-        from soar.compare import write_comparison
+        from soar.studies.compare import write_comparison
 
         print(write_comparison(arguments.runs, arguments.out or Path("comparison.html")))
         return 0

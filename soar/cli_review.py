@@ -7,8 +7,8 @@ import getpass
 from pathlib import Path
 from typing import Any
 
-from soar import review
-from soar.stopping import resume_command
+from soar.run import folder as review
+from soar.run.interrupts import resume_command
 
 EXAMPLES = """examples:
   soar review runs/mine                       the promotion that waits, with its questions

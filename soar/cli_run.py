@@ -11,11 +11,9 @@ from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments, workers_argument, workers_overrides
 from soar.config import Config, ConfigError, override
-from soar.forecast import against, against_lines, memory_lines, table_forecast
-from soar.plan import plan_lines
-from soar.stopping import StopRequest
-from soar.workload import Assumptions, assumed
-from soar.worlds import NAMES
+from soar.domains.world import NAMES
+from soar.plan.forecast import Assumptions, against, against_lines, assumed, memory_lines, plan_lines, table_forecast
+from soar.run.interrupts import StopRequest
 
 EXAMPLES = """examples:
   soar run                                        the embedded world, on two CPU cores
@@ -84,7 +82,7 @@ def _run_config(arguments: argparse.Namespace) -> Config:
         arguments.overrides.append("promotion.review=true")
     if not arguments.resume or arguments.recipe or arguments.model or arguments.problems:
         return config_of(arguments)
-    from soar.record import recorded_config
+    from soar.run.folder import recorded_config
 
     return override(recorded_config(arguments.out or Path("runs") / config_of(arguments).name), arguments.overrides)
 
@@ -94,8 +92,8 @@ def _run(arguments: argparse.Namespace) -> int:
     given = _assumptions(config, arguments.assume) if arguments.dry_run or arguments.calibrate else None
     if arguments.dry_run and given is not None:
         return _dry_run(config, given, arguments.calibrate)
-    from soar.pipeline import execute
-    from soar.progress import Progress
+    from soar.run.pipeline import execute
+    from soar.run.progress import Progress
 
     out = arguments.out or Path("runs") / config.name
     stop = StopRequest()
@@ -123,7 +121,7 @@ def _dry_run(config: Config, given: Assumptions, measure: bool) -> int:
     print(json.dumps(config.resolved(), indent=2))
     print("\n".join(plan_lines(config)), flush=True)
     if measure:
-        from soar.calibrate import calibrated_forecast
+        from soar.plan.calibrate import calibrated_forecast
 
         expected, shape = calibrated_forecast(config, given)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments, workers_argument, workers_overrides
 from soar.config import ConfigError
-from soar.stopping import StopRequest
+from soar.run.interrupts import StopRequest
 
 READING = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
 EXAMPLES = """examples:
@@ -47,8 +47,8 @@ def _screen(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     if config.screen.attempts == 0:
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
-    from soar.hardset import screen_folder
-    from soar.progress import Progress
+    from soar.run.progress import Progress
+    from soar.run.screen import screen_folder
 
     stop = StopRequest()
     with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):

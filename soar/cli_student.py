@@ -10,7 +10,7 @@ from typing import Any
 from soar.cli_common import config_of, recipe_arguments
 from soar.cli_run import columns, summary_lines
 from soar.config import Config, ConfigError
-from soar.stopping import StopRequest
+from soar.run.interrupts import StopRequest
 
 EXAMPLES = """examples:
   soar student tiny --train hard --steps 200 --out runs/hard                Hard-Only
@@ -82,8 +82,8 @@ def student_config(arguments: argparse.Namespace) -> Config:
 
 def _student(arguments: argparse.Namespace) -> int:
     config = student_config(arguments)
-    from soar.pipeline import execute
-    from soar.progress import Progress
+    from soar.run.pipeline import execute
+    from soar.run.progress import Progress
 
     stop = StopRequest()
     with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):

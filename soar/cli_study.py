@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from soar.studies import cells, find_study, read_study
+from soar.studies.study import cells, find_study, read_study
 
 EXAMPLES = """examples:
   soar study finding1 --out studies/finding1 --jobs 2
@@ -42,14 +42,13 @@ def _study(arguments: argparse.Namespace) -> int:
         study = type(study).model_validate({**study.model_dump(), "seeds": arguments.seeds})
     out = arguments.out or Path("studies") / study.name
     if arguments.dry_run:
-        from soar.forecast import total_line
-        from soar.plan import plan_lines
+        from soar.plan.forecast import plan_lines, total_line
 
         for cell in cells(study, out, arguments.overrides):
             print(f"{cell.name}: {' '.join(cell.overrides)}")
             print("\n".join([*plan_lines(cell.config)[1:], total_line(cell.config)]))
         return 0
-    from soar.study import run_study
+    from soar.studies.study import run_study
 
     resume, run = arguments.resume or arguments.collect, not arguments.collect
     results = run_study(study, out, arguments.overrides, resume, max(1, arguments.jobs), run)

@@ -43,11 +43,11 @@ def add(commands: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from soar.domains import load_domain
-    from soar.figures import visible
-    from soar.grading import DomainPool
+    from soar.problems.domain import load_domain
+    from soar.problems.pool import DomainPool
+    from soar.problems.verify import VerifierPool
+    from soar.report.figures import visible
     from soar.types import Verdict
-    from soar.verify import VerifierPool
     from soar.verify_file import grade_file, table_lines
 
     asked = {kind: getattr(arguments, f"{kind}_column") for kind in ("completion", "gold", "label")}

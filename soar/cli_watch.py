@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 def _watch(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from soar.watch import follow
+    from soar.report.watch import follow
 
     class Quiet(Console):
         """Ends without a word when its reader went away."""

@@ -1,4 +1,9 @@
-"""Configuration: one TOML file at most one screen long, everything else defaulted and named in `settings.py`.
+"""The sections of a recipe: every key with its type, default and meaning.
+
+Defaults are the paper's setting (arXiv 2601.18778, experimental setup) unless the comment says otherwise. `config.py`
+puts the sections together and reads recipes.
+
+Configuration: one TOML file at most one screen long, everything else defaulted and named in `settings.py`.
 
 An unknown key is an error that names the nearest known one.
 `load` merges, in this order: defaults, the recipe (a file or the name of a built-in one), `--set a.b=value` overrides.
@@ -10,28 +15,265 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from soar.settings import (
-    ArmsConfig,
-    ClusterConfig,
-    EvaluateConfig,
-    IntrinsicConfig,
-    JudgeConfig,
-    LimitsConfig,
-    LogConfig,
-    ModelConfig,
-    ProblemsConfig,
-    PromotionConfig,
-    RewardConfig,
-    ScreenConfig,
-    Section,
-    StudentConfig,
-    TeacherConfig,
-)
 from soar.types import UserError
+
+TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
+TrainedArm = Literal[
+    "hard_only", "ps_hard", "pq", "pq_mixed", "pq_curriculum", "pq_sample", "pq_well_posed", "pq_correct",
+    "base_t", "teacher_t", "self_instruct", "real",
+]  # fmt: skip
+Arm = Literal["base", "ps"] | TrainedArm
+HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "ps_hard")  # trained on the hard problems alone
+Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen. "" takes an optional key away."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_none(cls, data: Any) -> Any:
+        """TOML has no null, so `--set model.gguf_file=""` stands for it."""
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {key: None if value == "" and key in optional else value for key, value in data.items()}
+
+
+class ModelConfig(Section):
+    """The one frozen base model, shared by teacher and students, and the kind of adapter stacked on it."""
+
+    path: str = "builtin:tiny"  # folder, hub id, or builtin:tiny (the embedded world's model)
+    gguf_file: str | None = None  # name of a GGUF file inside `path`
+    revision: str | None = None  # hub revision; pinned in the manifest
+    trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
+    quantization: Literal["none", "8bit", "4bit"] = (
+        "none"  # of the frozen base: less memory, slower; adapters stay float32
+    )
+    adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
+    lora_rank: int = Field(16, ge=1)  # rank of every adapter
+    lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
+    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
+    fused_kernels: Literal["auto", "off"] = "auto"  # auto: liger-kernel's, where installed and on a GPU
+    sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
+    vllm_memory: float = Field(
+        0.4, gt=0, lt=1
+    )  # share of a GPU's memory that vLLM takes, its own base weights included
+    vllm_devices: int = Field(1, ge=1)  # GPUs that vLLM splits the model among (tensor parallel)
+    chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
+    micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: when one row of every policy does not fit
+
+
+class SetConfig(Section):
+    """One hard set of a mixed run (`problems.sets.NAME`). A key that is not given has the value it has in `problems`."""
+
+    source: str
+    domain: str | None = None
+    format: Format | None = None
+    verifier: str | None = None
+    options: dict[str, Any] | None = None
+    revision: str | None = None
+    split: str | None = None
+    limit: int | None = Field(None, ge=0)
+    question_column: str | None = None
+    answer_column: str | None = None
+    subject: str | None = None  # in place of teacher.subject, in the teacher prompt of this set
+
+
+class ProblemsConfig(Section):
+    """Where the hard problems come from and how they are put to the model."""
+
+    source: str = "world:tiny"  # file, hub id, world:NAME, science:NAME, code:LEVEL or reasoning_gym:NAME
+    options: dict[str, Any] = {}  # of a generated source (others do not read it): level, topics, settings of a family
+    revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
+    split: str = "train"  # of a hub dataset
+    domain: str = (
+        ""  # a built-in domain, file.py:NAME or module:NAME; has its own prompts and verifier. "": the next two
+    )
+    format: Format = "tags"  # prompts; not read with problems.domain
+    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
+    sets: dict[
+        str, SetConfig
+    ] = {}  # several hard sets in one run, each with source, domain and further keys of its own
+    test_share: float = Field(0.5, gt=0, lt=1)
+    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
+    max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
+    question_column: str | None = None
+    answer_column: str | None = None
+    skip_bad_rows: bool = False  # leave out unreadable rows and conflicting duplicates instead of refusing the file
+    verify_timeout_s: float = Field(5.0, gt=0)
+    verify_workers: int = Field(0, ge=0)  # 0: one per core, at most 8
+    verify_memory_mb: int | None = Field(None, ge=0)  # of a worker; unset: math 1,024, function 8,192; 0: no limit
+
+
+class ScreenConfig(Section):
+    """fail@K: a problem is hard when at most `max_successes` of `attempts` rollouts of the base are correct."""
+
+    attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
+    max_successes: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    from_run: str = ""  # run folder whose screening of the same problems is used again, if made in the same way
+    early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
+
+
+class SamplingConfig(Section):
+    """How completions are drawn."""
+
+    temperature: float = Field(1.0, gt=0)  # logits are divided by it
+    top_p: float = Field(1.0, gt=0, le=1)  # smallest set of tokens with this probability; 1: all
+    max_tokens: int = Field(1024, ge=1)  # budget of a completion; a longer one is cut and counts as truncated
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # a completion ends where its text holds one
+
+
+class OptimizerConfig(Section):
+    """AdamW; one optimizer state per policy, gradients clipped per policy."""
+
+    lr: float = Field(1e-5, gt=0)  # peak learning rate
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)  # decoupled, towards the base model
+    clip: float = Field(1.0, gt=0)  # largest norm of a policy's gradient
+    kl: float = Field(0.001, ge=0)  # k3 estimator against the base model, in the loss
+    wait_for_signal: bool = False  # no step while all advantages are 0, where the KL term alone would pull back
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero at the last step
+    warmup_steps: int = Field(0, ge=0)  # linear, before the schedule
+    normalize_advantages: bool = False  # divide by the standard deviation (not in the paper)
+
+
+class TeacherConfig(Section):
+    """Outer loop (method: the loop). g datasets of n questions a step."""
+
+    steps: int = Field(200, ge=0)  # 0: no outer loop, only arms
+    datasets: int = Field(4, ge=2)  # g
+    questions: int = Field(64, ge=1)  # n
+    sampling: SamplingConfig = SamplingConfig(max_tokens=512)
+    optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
+    reward: TeacherReward = "grounded"  # what the teacher learns from (`signals`); none: it is never updated
+    subject: str = ""  # the field in the teacher prompt, in `sums` and `totals` the worked sums; "": that of the format
+    max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
+    reject_duplicates: bool = False  # within one outer step
+    strict_tags: bool = False
+
+
+class StudentConfig(Section):
+    """Inner loop: RLOO from the baseline student on one dataset."""
+
+    repeats: int = Field(4, ge=1)  # r
+    steps: int = Field(10, ge=1)  # RLOO steps of one inner loop
+    extra_steps_per_promotion: int = Field(5, ge=0)  # added to `steps` after each promotion
+    max_steps: int = Field(20, ge=1)  # limit of `steps` with what promotions added
+    prompts_per_step: int = Field(8, ge=1)  # questions in one RLOO step
+    attempts: int = Field(32, ge=2)  # group size of RLOO
+    sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)  # factor on the learning rate
+    common_seeds: bool = False  # students of one repeat share order and attempt seeds across datasets
+    reward: Literal["binary", "paper"] = "paper"  # paper: 120 / 20 / 10 / 0
+
+
+class RewardConfig(Section):
+    """How a student's improvement on hard problems is measured (Q_R)."""
+
+    questions: int = Field(64, ge=1)  # M
+    mode: Literal["greedy", "sampled"] = "greedy"
+    attempts: int = Field(1, ge=1)  # per reward question, when sampled
+    baseline_attempts: int = Field(4, ge=1)  # the same for the baseline, once while it stands
+
+
+class IntrinsicConfig(Section):
+    """How the intrinsic teacher rewards (learnability, uncertainty, band) are measured and paid."""
+
+    attempts: int = Field(8, ge=2)  # of the baseline student at every written question
+    credit: Literal["question", "dataset"] = "question"  # own reward, or the mean of the dataset
+
+
+class PromotionConfig(Section):
+    """When a student becomes the new baseline: mean reward of the last `window` steps above tau (method, step 3)."""
+
+    tau: float = 0.01
+    window: int = Field(3, ge=1)
+    review: bool = False  # hold every promotion until a person accepts it (`soar review`)
+
+
+class ArmsConfig(Section):
+    """What is trained and measured after the loop (`arms`, `training_sets`)."""
+
+    run: tuple[Arm, ...] = ("base", "hard_only", "ps", "pq")
+    pq_mode: Literal["mixed", "curriculum"] = "mixed"
+    curriculum_steps: int = Field(64, ge=1)  # question-only steps of `curriculum`
+    steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
+    pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
+    learning_rate: float = Field(0.0, ge=0)  # 0: the student's
+    learning_rates: dict[TrainedArm, Annotated[float, Field(gt=0)]] = {}  # of single arms, each from its own sweep
+    questions: int = Field(128, ge=1)  # N of base_t, teacher_t, self_instruct and real
+    votes: int = Field(8, ge=1)  # attempts of the base at a question of self_instruct; the majority is its answer
+    real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
+    pq_from: str = ""  # run folder or file of promotion questions; "": this run's
+    teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t; "": this run's
+    save_steps: int = Field(10, ge=1)  # RLOO steps from one checkpoint to the next
+
+
+class JudgeConfig(Section):
+    """Who says which questions are well-posed and which answers correct (`judges`): finding 3."""
+
+    kind: Literal["auto", "oracle", "self_consistency", "endpoint"] = "auto"  # auto: oracle in a world, else base model
+    attempts: int = Field(16, ge=2)  # of the base model at a question (self_consistency)
+    agreement: float = Field(0.5, gt=0, le=1)  # share of its attempts that makes a majority (self_consistency)
+    url: str = ""  # OpenAI-compatible, up to and including /v1 (endpoint)
+    model: str = ""  # name that the endpoint knows
+    key_variable: str = "SOAR_JUDGE_KEY"  # environment variable with the endpoint's key; unset: none is sent
+    timeout_s: float = Field(60.0, gt=0)
+    retries: int = Field(2, ge=0)
+
+
+class EvaluateConfig(Section):
+    """pass@k on the held-out half, from `attempts` samples a problem."""
+
+    attempts: int = Field(32, ge=1)
+    ks: tuple[int, ...] = (1, 4, 8, 16, 32)
+    temperature: float = Field(1.0, gt=0)
+    bootstrap: int = Field(2000, ge=100)
+
+
+class LogConfig(Section):
+    """Where the numbers of metrics.jsonl are sent as well; each sink is an extra of the same name."""
+
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    project: str = "soar"  # of wandb and trackio
+
+
+class LimitsConfig(Section):
+    """Where a run pauses or its loop ends; 0: nowhere."""
+
+    max_hours: float = Field(0.0, ge=0)  # wall time of one process; the run pauses and can be resumed
+    max_tokens: int = Field(0, ge=0)  # sampled after screening, all processes together; the run pauses
+    max_promotions: int = Field(0, ge=0)  # the outer loop ends, arms and evaluation follow
+
+
+class ClusterConfig(Section):
+    """Worker processes that share the work (docs/cluster.md). Needs the extra `ray`; the numbers do not depend on it."""
+
+    workers: int = Field(0, ge=0)  # processes; 0: none, or with an address one for each GPU (else core) of the cluster
+    address: str = ""  # of a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; "": Ray is started here
+    cpus: float = Field(1.0, gt=0)  # cores that a worker asks Ray for; also its verifier processes
+    gpus: float | None = Field(
+        None, ge=0
+    )  # GPUs that a worker asks for; unset: 1 where the run computes on one, else 0
+    start_s: float = Field(600.0, gt=0)  # a worker that has not loaded the model after so long is given up
+    silence_s: float = Field(1800.0, gt=0)  # a worker that shows no progress for so long is killed, its work done again
+    retries: int = Field(3, ge=0)  # how often one piece of work may lose its worker before the run stops
+    store_mb: int = Field(512, ge=80)  # shared memory of a Ray that is started here; what is over goes to the disk
+
 
 RECIPES = Path(__file__).parent / "recipes"
 # A resumed run may change these: they say where, how fast and how long the run computes, not what.

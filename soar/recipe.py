@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soar.answers import read_choice, read_number
 from soar.config import Config, load
-from soar.data import load_problems
+from soar.problems.answers import read_choice, read_number
+from soar.problems.load import load_problems
 from soar.reference import meaning, toml
 from soar.types import Problem
 

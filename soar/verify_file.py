@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from soar.answers import extract
-from soar.data import QUESTION_COLUMNS, DataError, Dropped, LoadReport, read_answer
-from soar.grading import DomainPool
-from soar.sources import Row, file_rows
+from soar.problems.answers import extract
+from soar.problems.load import QUESTION_COLUMNS, DataError, Dropped, LoadReport, read_answer
+from soar.problems.pool import DomainPool
+from soar.problems.sources import Row, file_rows
+from soar.problems.verify import NAMES, VerifierPool
 from soar.types import Verdict
-from soar.verify import NAMES, VerifierPool
 
 COMPLETION_COLUMNS = ("completion", "response", "output", "generation", "prediction", "answer")
 GOLD_COLUMNS = ("gold", "ground_truth", "expected_answer", "target", "answer", "solution")

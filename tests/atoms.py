@@ -2,8 +2,8 @@
 
 import re
 
-from soar.domains import Domain
-from soar.prompts import PromptFormat
+from soar.problems.domain import Domain
+from soar.problems.prompts import PromptFormat
 from soar.types import Problem
 
 ASKED = re.compile(r"How many atoms are in one molecule of ([A-Za-z0-9()]{1,30})\?")

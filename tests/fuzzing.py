@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from soar.answers import MAX_ANSWER_CHARS, extract, has_words, normalize, read_choice, read_list, read_number
-from soar.data import fingerprint
-from soar.prompts import FORMATS
-from soar.rewards import mentions, parse
+from soar.loop.rollout import mentions
+from soar.problems.answers import MAX_ANSWER_CHARS, extract, has_words, normalize, read_choice, read_list, read_number
+from soar.problems.load import fingerprint
+from soar.problems.parse import parse
+from soar.problems.prompts import FORMATS
+from soar.problems.verify import compare_choice, compare_exact, compare_math, compare_number
 from soar.types import Problem, Reason, Rejection, Verdict
-from soar.verifiers import compare_choice, compare_exact, compare_math, compare_number
 
 FRAGMENTS = [
     "<question>What is 6 times 7?</question>", "<answer>\\boxed{42}</answer>", "\\boxed{42}", "<ans> 42",

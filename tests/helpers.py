@@ -27,11 +27,11 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from soar.policy import AdapterStack, Backbone
-from soar.prompts import PromptFormat
-from soar.rollout import Examiner
-from soar.sampler import NativeSampler, Rollouts
-from soar.settings import ModelConfig
+from soar.config import ModelConfig
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.sampler import NativeSampler, Rollouts
+from soar.loop.rollout import Examiner
+from soar.problems.prompts import PromptFormat
 from soar.types import Problem, Verdict
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other

@@ -29,15 +29,19 @@ import torch
 from loop_helpers import easy_problems, tiny_config, write_problems
 from test_resume import CHANGES
 
-from soar import checkpoints, held_out, pipeline, record, student, teacher
 from soar.config import Config
-from soar.policy import load_backbone
-from soar.progress import Progress
-from soar.prompts import get_format
-from soar.report import write_report
-from soar.rollout import Examiner
-from soar.sampler import NativeSampler
-from soar.verify import VerifierPool
+from soar.engine.policy import load_backbone
+from soar.engine.sampler import NativeSampler
+from soar.loop import student, teacher
+from soar.loop.rollout import Examiner
+from soar.problems.prompts import get_format
+from soar.problems.verify import VerifierPool
+from soar.report.page import write_report
+from soar.run import checkpoint as checkpoints
+from soar.run import folder as record
+from soar.run import measure as held_out
+from soar.run import pipeline
+from soar.run.progress import Progress
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from soar.config import Config, load
-from soar.lessons import Lessons
-from soar.pipeline import execute
-from soar.policy import AdapterStack, Backbone
-from soar.progress import Progress
-from soar.rollout import Attempts
-from soar.sampler import Rollouts
-from soar.student import Population
-from soar.teacher import LoopState, OuterLoop
+from soar.domains.world import ANSWER_MARK, get_world
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.sampler import Rollouts
+from soar.engine.update import StackOptimizer, UpdateStats
+from soar.loop.rollout import Attempts
+from soar.loop.student import Population
+from soar.loop.teacher import LoopState, OuterLoop
+from soar.loop.write import Lessons
+from soar.run.pipeline import execute
+from soar.run.progress import Progress
 from soar.types import Problem, Verdict
-from soar.update import StackOptimizer, UpdateStats
-from soar.worlds import ANSWER_MARK, get_world
 
 TINY = (
     "threads=1",

@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from soar import rollout
-from soar.crew import Tick
-from soar.lessons import TeacherError
+from soar.loop import rollout
+from soar.loop.parallel import Tick
+from soar.loop.write import TeacherError
 
 
 def double(examiner: Any, tick: Tick, offset: int, value: int) -> tuple[int, int]:
@@ -59,6 +59,6 @@ def lose_device_once(examiner: Any, tick: Tick, marker: str) -> int:
 
 def warn(examiner: Any, tick: Tick) -> None:
     """Say what a person should hear, and what only concerns another package."""
-    logging.getLogger("soar.student").warning("out of memory: going on with %d students", 2)
+    logging.getLogger("soar.loop.student").warning("out of memory: going on with %d students", 2)
     warnings.warn_explicit("half the rows", UserWarning, rollout.__file__, 1)
     warnings.warn("of the tests, not of the package", stacklevel=1)

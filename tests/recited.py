@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from soar.rollout import Attempts
+from soar.loop.rollout import Attempts
 from soar.types import Problem, Verdict
 
 ANSWERS = {

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from soar.alarms import (
+from soar.report.questions import step_vendi
+from soar.run.alarms import (
     CORRECT_SHARE,
     DISTINCT_SHARE,
     DIVERSITY_SHARE,
@@ -15,7 +16,6 @@ from soar.alarms import (
     screen_alarms,
     step_alarms,
 )
-from soar.analysis import step_vendi
 
 
 def step(number: int = 5, **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soar.analysis import (
+from soar.report.questions import (
     SAMPLE,
     collapsed,
     describe,

@@ -17,7 +17,7 @@ from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
 import soar
 from soar import api
 from soar.config import ConfigError
-from soar.stopping import Stopped
+from soar.run.interrupts import Stopped
 
 EXAMPLES = house.ROOT / "examples"
 SETTINGS: dict[str, Any] = {}
@@ -143,10 +143,10 @@ def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None
         "assert 'torch' not in sys.modules\n"
         "assert soar.Problem('a', 'b', 'c').answer == 'c'\n"
         "assert 'torch' not in sys.modules\n"
-        "from soar.evaluate import pass_at_k\n"
+        "from soar.loop.evaluate import pass_at_k\n"
         "import soar.evaluate\n"
         "assert soar.evaluate is soar.api.evaluate, soar.evaluate\n"
-        "assert sys.modules['soar.evaluate'].pass_at_k is pass_at_k\n"
+        "assert sys.modules['soar.loop.evaluate'].pass_at_k is pass_at_k\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=house.ROOT)
     assert done.returncode == 0, done.stderr

@@ -11,9 +11,9 @@ import torch
 from loop_helpers import hard_problems, run_tiny, skills, tiny_config
 from safetensors.torch import load_file
 
-from soar import arms
-from soar.arms import ArmProgress, Listener, arm_batches, arms_left, budget_steps, train_arms
-from soar.student import Midway, Population
+from soar.loop import arms
+from soar.loop.arms import ArmProgress, Listener, arm_batches, arms_left, budget_steps, train_arms
+from soar.loop.student import Midway, Population
 from soar.types import Problem
 
 

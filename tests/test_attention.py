@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
 
-from soar import attention
-from soar.attention import BufferLayer, buffer_cache, grouped_attention
+from soar.engine import attention
+from soar.engine.attention import BufferLayer, buffer_cache, grouped_attention
 
 
 def states(heads: int, kv_heads: int, length: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,18 +10,19 @@ import pytest
 import torch
 from loop_helpers import easy_problems, tiny_config
 
-from soar import probe, student, teacher
-from soar.calibrate import Calibrator
-from soar.decode import slots_for
-from soar.policy import AdapterStack
-from soar.probe import at_full, widths
-from soar.rollout import Examiner
-from soar.rollouts import Rollouts
-from soar.sampler import NativeSampler
-from soar.student import shuffled_passes, train_population
-from soar.teacher import LoopState, OuterLoop, new_state
-from soar.update import UpdateStats, _micro_batches
-from soar.workbench import open_examiner
+from soar.engine.graphs import slots_for
+from soar.engine.policy import AdapterStack
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
+from soar.engine.update import UpdateStats, _micro_batches
+from soar.loop import student, teacher
+from soar.loop.rollout import Examiner
+from soar.loop.student import shuffled_passes, train_population
+from soar.loop.teacher import LoopState, OuterLoop, new_state
+from soar.plan import probe
+from soar.plan.calibrate import Calibrator
+from soar.plan.probe import at_full, widths
+from soar.run.setup import open_examiner
 
 BATCH = 300  # rows that fit in the memory of the device
 TOKENS = 4096  # of a micro-batch

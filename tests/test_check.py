@@ -15,16 +15,27 @@ import torch
 from helpers import tiny_backbone
 from loop_helpers import TINY, tiny_config, write_problems
 
-from soar import check, check_model
-from soar.check import Finding, Status, can_work, check_golds, check_problems, summary
-from soar.check_model import budget_finding, context_finding, teacher_finding, tokenizer_finding
 from soar.cli import main
-from soar.prompts import get_format
-from soar.rollout import Examiner
-from soar.sampler import NativeSampler, Rollouts
+from soar.engine.sampler import NativeSampler, Rollouts
+from soar.loop.rollout import Examiner
+from soar.plan import preflight as check
+from soar.plan import preflight as check_model
+from soar.plan.preflight import (
+    Finding,
+    Status,
+    budget_finding,
+    can_work,
+    check_golds,
+    check_problems,
+    context_finding,
+    summary,
+    teacher_finding,
+    tokenizer_finding,
+)
+from soar.problems.prompts import get_format
+from soar.problems.verify import VerifierPool
+from soar.run.setup import open_examiner
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool
-from soar.workbench import open_examiner
 
 SETS = [part for override in TINY for part in ("--set", override)]
 NUMBERS = [Problem(f"p{i}", f"last 5{i}", str(i)) for i in range(8)]

@@ -115,7 +115,7 @@ def test_an_interrupt_is_exit_code_130(
     def stop(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("soar.pipeline.execute", stop)
+    monkeypatch.setattr("soar.run.pipeline.execute", stop)
     assert main(["run", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "soar: interrupted; continue with --resume\n"
 
@@ -124,7 +124,7 @@ def test_an_error_nobody_foresaw_keeps_its_traceback(tmp_path: Path, monkeypatch
     def broken(*args: object, **named: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("soar.pipeline.execute", broken)
+    monkeypatch.setattr("soar.run.pipeline.execute", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         main(["run", "--out", str(tmp_path / "run")])
 

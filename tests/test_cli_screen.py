@@ -16,11 +16,11 @@ import house
 import pytest
 from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config, write_problems
 
-from soar import hardset
 from soar.cli import main
-from soar.screen_table import screen_event, signal_lines, table_lines
+from soar.domains.world import get_world
+from soar.run import screen as hardset
+from soar.run.screen import screen_event, signal_lines, table_lines
 from soar.types import Problem, Screening
-from soar.worlds import get_world
 
 OWN = ("problems.limit", "screen.")
 SETS = [part for override in TINY if not override.startswith(OWN) for part in ("--set", override)]

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from soar import cli, cli_run
-from soar.config import HARMLESS
-from soar.settings import ClusterConfig
+from soar.config import HARMLESS, ClusterConfig
 
 FILES = house.ROOT / "examples" / "cluster"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from test_coding import needs_sandbox
 
-from soar.assertions import read_tests
-from soar.code_lines import CODE_LIST, read_answer, read_problem, spell
-from soar.coding import verify
+from soar.domains.code import read_tests, verify
+from soar.domains.code_lines import CODE_LIST, read_answer, read_problem, spell
 from soar.types import Problem, Verdict
 
 pytestmark = needs_sandbox

@@ -12,21 +12,31 @@ from loop_helpers import events
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from soar import coding, sandbox
-from soar.assertions import MAX_CHARS, MAX_TESTS, Unusable, decode, read_tests
-from soar.boxes import End, Outcome
-from soar.check import Status, check_domain
 from soar.cli import main
 from soar.code_exercises import LEVELS, code_exercises, read_levels
-from soar.coding import CODE, flaw, read_answer, read_problem, validate, verify
 from soar.config import load
-from soar.data import DataError
-from soar.domains import load_domain
-from soar.grading import DomainPool
-from soar.sandbox import BACKENDS, SandboxError
-from soar.sources import code_rows
+from soar.domains import code as coding
+from soar.domains.code import (
+    CODE,
+    MAX_CHARS,
+    MAX_TESTS,
+    Unusable,
+    decode,
+    flaw,
+    read_answer,
+    read_problem,
+    read_tests,
+    validate,
+    verify,
+)
+from soar.plan.preflight import Status, check_domain
+from soar.problems.domain import load_domain
+from soar.problems.load import DataError
+from soar.problems.pool import DomainPool, VerifierError
+from soar.problems.sources import code_rows
+from soar.sandbox import run as sandbox
+from soar.sandbox.run import BACKENDS, End, Outcome, SandboxError
 from soar.types import Problem, Verdict
-from soar.workers import VerifierError
 
 try:
     sandbox.find_backend()

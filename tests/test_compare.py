@@ -13,9 +13,10 @@ import pytest
 import run_folders
 from test_report import BROWSER, Page, browse
 
-from soar import compare, figures, pictures, runs
 from soar.cli import main
-from soar.runs import ReportError
+from soar.report import figures, pictures, runs
+from soar.report.runs import ReportError
+from soar.studies import compare
 
 CHARTS = ("pass-at-k", "reward", "rates", "screening", "signal", "quality", "length", "diversity", "topics")
 

@@ -15,12 +15,12 @@ from helpers import random_stack, same_stacks, tiny_backbone
 from loop_helpers import easy_problems, events, run_tiny, write_problems
 from test_resume import result
 
-from soar import pipeline
-from soar.checkpoints import Checkpoint
-from soar.crew import Task, Tick, no_tick, spread
-from soar.policy import AdapterStack
-from soar.record import RunFolder
-from soar.student import choose_chunk
+from soar.engine.policy import AdapterStack
+from soar.loop.parallel import Task, Tick, no_tick, spread
+from soar.loop.student import choose_chunk
+from soar.run import pipeline
+from soar.run.checkpoint import Checkpoint
+from soar.run.folder import RunFolder
 
 SMALL = (
     "model.chunk=2",

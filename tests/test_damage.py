@@ -15,11 +15,11 @@ import pytest
 import torch
 from loop_helpers import TINY, events, read_jsonl, run_tiny, tiny_config, without_clock
 
-from soar import record
-from soar.checkpoints import Checkpoint, CheckpointError
 from soar.cli import main
 from soar.files import sha256_of, write_json
-from soar.record import RunFolder, RunFolderError
+from soar.run import folder as record
+from soar.run.checkpoint import Checkpoint, CheckpointError
+from soar.run.folder import RunFolder, RunFolderError
 
 SETS = [part for override in TINY for part in ("--set", override)]
 

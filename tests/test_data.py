@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from soar.data import (
+from soar.problems.load import (
     DataError,
     LoadReport,
     check_evidence,
@@ -28,7 +28,7 @@ from soar.data import (
     split,
     write_hard,
 )
-from soar.sources import Row, file_rows, split_source
+from soar.problems.sources import Row, file_rows, split_source
 from soar.types import Problem, Screening
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, EOS, random_stack, some_prompts, tiny_backbone
 
-from soar import programs
-from soar.decode import slots_for
-from soar.policy import Backbone
-from soar.sampler import NativeSampler, Rollouts
-from soar.settings import SamplingConfig
+from soar.config import SamplingConfig
+from soar.engine import graphs as programs
+from soar.engine.graphs import slots_for
+from soar.engine.policy import Backbone
+from soar.engine.sampler import NativeSampler, Rollouts
 
 STEPS = 40
 

@@ -14,7 +14,8 @@ import pytest
 import run_folders
 from loop_helpers import events, read_jsonl, tiny_config
 
-from soar import record, wording
+from soar.report import text as wording
+from soar.run import folder as record
 
 DOCS = house.ROOT / "docs"
 ONLY_SOMETIMES = {"alarm", "review", "forecast"}  # kinds of events that a plain run without trouble does not write

@@ -12,9 +12,9 @@ import pytest
 from loop_helpers import events, read_jsonl, run_tiny
 
 from soar.cli import main
-from soar.doctor import examine
 from soar.files import sha256_of, write_json
-from soar.report import write_report
+from soar.report.page import write_report
+from soar.run.doctor import examine
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_damaged_checkpoints_are_found(folder: Path) -> None:
 
 
 def test_an_unfinished_run_is_no_sick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from soar import pipeline
+    from soar.run import pipeline
 
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt

@@ -13,13 +13,12 @@ import pytest
 from loop_helpers import events, read_jsonl, write_problems
 from test_any_model import SMALL, save_model
 
-from soar.check import Status, check_golds
 from soar.cli import main
-from soar.config import load
-from soar.domains import Domain, DomainError, domain_of, load_domain
-from soar.grading import DomainPool, open_pool
-from soar.prompts import FORMATS
-from soar.settings import ProblemsConfig
+from soar.config import ProblemsConfig, load
+from soar.plan.preflight import Status, check_golds
+from soar.problems.domain import Domain, DomainError, domain_of, load_domain
+from soar.problems.pool import DomainPool, open_pool
+from soar.problems.prompts import FORMATS
 from soar.types import Problem, Reason, Rejection, Verdict
 
 PAGE = house.ROOT / "docs" / "domains.md"
@@ -168,8 +167,8 @@ def test_a_run_with_the_example_of_the_page(
 
 HOSTILE = """
 import os, time
-from soar.domains import Domain
-from soar.prompts import FORMATS
+from soar.problems.domain import Domain
+from soar.problems.prompts import FORMATS
 from soar.types import Verdict
 
 def read_problem(text):
@@ -220,7 +219,7 @@ def test_what_a_domain_raises_is_data(hostile: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("NOT", "'NOT' is int, expected a soar.domains.Domain"),
+        ("NOT", "'NOT' is int, expected a soar.problems.domain.Domain"),
         ("MISSING", "'MISSING' is NoneType"),
         ("BAD_NAME", "name = 'two words', expected one word"),
     ],
@@ -286,7 +285,7 @@ def test_a_fingerprint_covers_prompts_version_and_file(hostile: Path, tmp_path: 
 def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, verifier: str, bad: str) -> None:
     file = tmp_path / "plain.py"
     file.write_text(
-        "from soar.domains import Domain\nfrom soar.prompts import FORMATS\n"
+        "from soar.problems.domain import Domain\nfrom soar.problems.prompts import FORMATS\n"
         f"D = Domain('plain', FORMATS['question_answer'], verifier={verifier!r})\n"
     )
     good = "B" if verifier == "choice" else "42"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soar import seeds
-from soar.rollouts import inverse_cdf
-from soar.sampler import NativeSampler
-from soar.settings import SamplingConfig
+from soar.config import SamplingConfig
+from soar.engine.rollouts import inverse_cdf
+from soar.engine.sampler import NativeSampler
 
 PROMPT = [1, 9, 12, 20]
 

@@ -10,12 +10,10 @@ import torch
 from helpers import PAD, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import run_tiny, tiny_config
 
-from soar import record
-from soar.config import ConfigError
-from soar.devices import choose_dtype
-from soar.policy import Backbone
-from soar.sampler import NativeSampler
-from soar.settings import ModelConfig, SamplingConfig
+from soar.config import ConfigError, ModelConfig, SamplingConfig
+from soar.engine.policy import Backbone, choose_dtype
+from soar.engine.sampler import NativeSampler
+from soar.run import folder as record
 
 
 @pytest.mark.parametrize("change", ["student.attempts=1", "teacher.datasets=1"])

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import easy_problems, tiny_config
 
-from soar.evaluate import bootstrap_interval, count_correct, paired_difference, pass_at_k, summarize
-from soar.policy import AdapterStack, Backbone
-from soar.settings import EvaluateConfig
-from soar.workbench import open_examiner
+from soar.config import EvaluateConfig
+from soar.engine.policy import AdapterStack, Backbone
+from soar.loop.evaluate import bootstrap_interval, count_correct, paired_difference, pass_at_k, summarize
+from soar.run.setup import open_examiner
 
 
 @pytest.mark.parametrize("samples", range(1, 9))

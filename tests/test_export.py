@@ -17,13 +17,13 @@ import torch
 from helpers import random_stack
 from loop_helpers import read_jsonl, tiny_config
 
-from soar import export, weights
 from soar.cli import main
-from soar.export import ExportError
-from soar.policy import Backbone, load_adapter, load_backbone, save_adapter
-from soar.runs import ReportError, read_run
-from soar.settings import ModelConfig
-from soar.worlds import ANSWER_MARK
+from soar.config import ModelConfig
+from soar.domains.world import ANSWER_MARK
+from soar.engine.policy import Backbone, load_adapter, load_backbone, save_adapter
+from soar.report import export, weights
+from soar.report.export import ExportError
+from soar.report.runs import ReportError, read_run
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_plain_rows_are_the_promotion_questions_and_soar_reads_them(tiny_run: Pa
     keys = ("question", "answer", "step", "dataset", "reward")
     assert [{k: row[k] for k in keys} for row in rows] == [{k: row[k] for k in keys} for row in source]
     assert {row["kind"] for row in rows} == {"pq"}
-    from soar.data import load_problems
+    from soar.problems.load import load_problems
 
     problems, _ = load_problems(str(tmp_path / "out" / "questions.jsonl"), skip_bad_rows=True)
     assert {p.question for p in problems} <= {row["question"] for row in source}

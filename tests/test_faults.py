@@ -12,8 +12,7 @@ import torch
 from loop_helpers import events, run_tiny
 from test_student import STUDENTS, near, train
 
-from soar import pipeline, student
-from soar.faults import (
+from soar.files import (
     DeviceLost,
     MemoryShortage,
     halving,
@@ -21,6 +20,8 @@ from soar.faults import (
     is_out_of_memory,
     split_on_shortage,
 )
+from soar.loop import student
+from soar.run import pipeline
 
 SHORTAGES = [
     MemoryError(),
@@ -124,7 +125,7 @@ def test_a_population_that_does_not_fit_is_trained_in_halves(
         return real(backbone, stack, *rest)
 
     monkeypatch.setattr(student, "update", tight)
-    with caplog.at_level(logging.WARNING, "soar.student"):
+    with caplog.at_level(logging.WARNING, "soar.loop.student"):
         halves = train()
     assert f"out of memory with {STUDENTS} students at once" in caplog.text
     near(halves.stack, whole.stack)

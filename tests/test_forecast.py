@@ -11,16 +11,28 @@ import torch
 from loop_helpers import events, tiny_config, without_clock
 from safetensors.torch import save_file
 
-from soar import doctor, forecast, memory, workload
 from soar.cli import main
 from soar.config import ConfigError, load
-from soar.forecast import KL_FACTOR, PAPER_HOURS, Rates, Sharing, against, table_forecast, table_rates
-from soar.memory import LLAMA, named_size
-from soar.pipeline import execute
-from soar.progress import Progress
-from soar.report import write_report
-from soar.sources import split_source
-from soar.workload import Assumptions, assumed
+from soar.engine import memory
+from soar.engine.memory import LLAMA, named_size
+from soar.plan import forecast
+from soar.plan import forecast as workload
+from soar.plan.forecast import (
+    KL_FACTOR,
+    PAPER_HOURS,
+    Assumptions,
+    Rates,
+    Sharing,
+    against,
+    assumed,
+    table_forecast,
+    table_rates,
+)
+from soar.problems.sources import split_source
+from soar.report.page import write_report
+from soar.run import doctor
+from soar.run.pipeline import execute
+from soar.run.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = {

@@ -7,8 +7,8 @@ import torch
 from helpers import ARCHITECTURES, WORDS, random_stack, tiny_backbone
 from torch import Tensor
 
-from soar.groups import Group
-from soar.policy import AdapterStack, Backbone
+from soar.engine.groups import Group
+from soar.engine.policy import AdapterStack, Backbone
 
 POLICIES = 3
 

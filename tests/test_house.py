@@ -91,13 +91,13 @@ def test_links_of_pages_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "import soar.report",
-        "from soar.report import write_report",
+        "import soar.report.page",
+        "from soar.report.page import write_report",
         "from soar import report",
         "from .report import write_report",
         "from . import report",
-        "def late():\n    from soar.report import write_report",
-        "from soar.data import load",
+        "def late():\n    from soar.report.page import write_report",
+        "from soar.problems.load import load",
         "import soar.unheard_of",
     ],
 )

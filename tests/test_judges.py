@@ -13,12 +13,12 @@ import pytest
 from loop_helpers import tiny_config
 from recited import ANSWERS, Recited
 
-from soar import judges
 from soar.config import Config, ConfigError
-from soar.judges import Endpoint, JudgeError, Label, Oracle, SelfConsistency, open_judge, read_opinion
+from soar.domains.world import get_world
+from soar.loop import judges
+from soar.loop.judges import Endpoint, JudgeError, Label, Oracle, SelfConsistency, open_judge, read_opinion
+from soar.problems.verify import VerifierPool
 from soar.types import Problem
-from soar.verify import VerifierPool
-from soar.worlds import get_world
 
 
 def test_the_oracle_is_the_worlds() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import torch
-from soar import kernels
+from soar.engine import kernels
 
 torch.manual_seed(0)
 B, H, K, S = 5, 9, 3, 150
@@ -71,7 +71,10 @@ print("kernels agree")
 
 FUSED = """
 import torch
-from soar import gradient_kernels, kernels, layer_kernels, products
+from soar.engine import gradient_kernels
+from soar.engine import kernels
+from soar.engine import layer_kernels
+from soar.engine import products
 
 torch.manual_seed(0)
 P, width, K, rank = 3, 20, 72, 5

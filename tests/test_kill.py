@@ -82,8 +82,8 @@ def test_points_lie_in_every_part_of_a_run(killed: tuple[Path, dict[str, int], l
         "os.rename .manifest.json.N.tmp",
         "os.rename .summary.json.N.tmp",
         "NativeSampler.sample",
-        "soar.student.update",
-        "soar.teacher.update",
+        "soar.loop.student.update",
+        "soar.loop.teacher.update",
         "fsync",
     ):
         assert part in names

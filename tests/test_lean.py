@@ -6,12 +6,12 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, random_stack, some_prompts, tiny_backbone
 
-from soar import lean, products
-from soar.fused import probe_ids
-from soar.lean import lean_of, way_of
-from soar.policy import Backbone
-from soar.sampler import NativeSampler, Rollouts
-from soar.settings import SamplingConfig
+from soar.config import SamplingConfig
+from soar.engine import lean, products
+from soar.engine.fused import probe_ids
+from soar.engine.lean import lean_of, way_of
+from soar.engine.policy import Backbone
+from soar.engine.sampler import NativeSampler, Rollouts
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from soar import ledger
+from soar.run import ledger
 
 PROMOTION = {
     "event": "promotion", "step": 3, "dataset": 1, "repeat": 0, "reward": 0.25, "pass_rate": 0.5,

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from loop_helpers import TINY, events, run_tiny, tiny_config, without_clock
 
-from soar import doctor, loggers
 from soar.cli import main
-from soar.loggers import LoggerError, Loggers, flatten
+from soar.run import doctor
+from soar.run import sinks as loggers
+from soar.run.sinks import LoggerError, Loggers, flatten
 
 
 class Kept:
@@ -80,7 +81,7 @@ def test_a_whole_run_reaches_its_sinks_and_changes_nothing(
     kept = Kept()
     monkeypatch.setattr(loggers, "_open", lambda *arguments: kept)
     monkeypatch.setattr(loggers, "check_installed", lambda kinds: None)
-    monkeypatch.setattr("soar.pipeline.check_installed", lambda kinds: None)
+    monkeypatch.setattr("soar.run.pipeline.check_installed", lambda kinds: None)
     run_tiny(tmp_path / "run", 'log.sinks=["wandb"]')
     assert kept.closed
     wanted = [flat for event in events(tmp_path / "run") if (flat := flatten(event)) is not None]
@@ -184,7 +185,7 @@ def test_a_tracker_that_goes_down_amid_a_run_changes_nothing(
 
     run.log = run.finish = log
     monkeypatch.setitem(sys.modules, "wandb", tool)
-    monkeypatch.setattr("soar.pipeline.check_installed", lambda kinds: None)
+    monkeypatch.setattr("soar.run.pipeline.check_installed", lambda kinds: None)
     words = [part for override in (*TINY, 'log.sinks=["wandb"]') for part in ("--set", override)]
     assert main(["run", "--out", str(tmp_path / "run"), *words]) == 0
     said = capsys.readouterr().err

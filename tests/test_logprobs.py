@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, plain_logprobs, random_rollouts, random_stack, tiny_backbone, tiny_model
 
-from soar import logprobs
-from soar.logprobs import token_logprobs
+from soar.engine import logprobs
+from soar.engine.logprobs import token_logprobs
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -12,15 +12,15 @@ import pytest
 from loop_helpers import events, read_jsonl
 from test_any_model import SMALL, save_model, write_sums
 
-from soar.candidates import candidates
 from soar.cli import main
 from soar.config import Config, ConfigError, by_set, load
-from soar.evaluate import summarize
-from soar.hardset import split_sets
-from soar.lessons import sets_of_step
-from soar.statistics import pass_at_k
+from soar.domains.candidates import candidates
+from soar.loop.evaluate import summarize
+from soar.loop.statistics import pass_at_k
+from soar.loop.write import sets_of_step
+from soar.run.screen import split_sets
+from soar.run.setup import open_examiner
 from soar.types import Problem, UserError
-from soar.workbench import open_examiner
 
 SETS = {
     "sums": {"format": "question_answer", "verifier": "number", "subject": "sums"},
@@ -142,8 +142,8 @@ def test_sets_with_other_ends_of_a_completion_are_refused(tmp_path: Path) -> Non
 def test_a_problem_goes_to_the_verifier_of_its_set() -> None:
     from helpers import WordChecker, tiny_backbone, tiny_examiner
 
-    from soar.prompts import FORMATS
-    from soar.rollout import Part
+    from soar.loop.rollout import Part
+    from soar.problems.prompts import FORMATS
 
     examiner = tiny_examiner(tiny_backbone())
     one, other = WordChecker(), WordChecker()
@@ -163,8 +163,8 @@ def test_a_problem_goes_to_the_verifier_of_its_set() -> None:
 
 
 def test_the_report_survives_damaged_sets(tmp_path: Path) -> None:
-    from soar.mixed_tables import mixed_section
-    from soar.runs import Run
+    from soar.report.runs import Run
+    from soar.studies.mixed_tables import mixed_section
 
     damaged: list[Any] = [
         7,

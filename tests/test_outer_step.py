@@ -13,8 +13,8 @@ import house
 import pytest
 from loop_helpers import tiny_config
 
-from soar.calibrate import Calibrator
-from soar.probe import Timed, at_full, rate_at_full
+from soar.plan.calibrate import Calibrator
+from soar.plan.probe import Timed, at_full, rate_at_full
 
 SCRIPT = house.ROOT / "benchmarks" / "outer_step.py"
 TOY = {

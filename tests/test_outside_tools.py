@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from loop_helpers import events, read_jsonl
 
-from soar import export
-from soar.loggers import Loggers, flatten
-from soar.worlds import ANSWER_MARK
+from soar.domains.world import ANSWER_MARK
+from soar.report import export
+from soar.run.sinks import Loggers, flatten
 
 
 def test_verifiers_loads_and_scores_the_package(

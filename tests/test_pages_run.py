@@ -19,7 +19,7 @@ from loop_helpers import TINY
 from test_commands import commands, options_by_command
 
 from soar.cli import main
-from soar.worlds import get_world
+from soar.domains.world import get_world
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 SIZES = [

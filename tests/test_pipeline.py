@@ -11,18 +11,21 @@ import pytest
 import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
-from soar import hardset, held_out, pipeline, workbench
-from soar.analysis import hashed_ngrams, vendi_score
 from soar.config import ConfigError
-from soar.data import DataError, read_hard
-from soar.evaluate import pass_at_k, summarize
-from soar.pipeline import NothingToDo
-from soar.policy import AdapterStack, Backbone, load_adapter, load_backbone, resolve_path
-from soar.prompts import get_format
-from soar.student import inner_steps
+from soar.domains.world import get_world
+from soar.engine.policy import AdapterStack, Backbone, load_adapter, load_backbone, resolve_path
+from soar.loop.evaluate import pass_at_k, summarize
+from soar.loop.student import inner_steps
+from soar.problems.load import DataError, read_hard
+from soar.problems.prompts import get_format
+from soar.report.questions import hashed_ngrams, vendi_score
+from soar.run import measure as held_out
+from soar.run import pipeline
+from soar.run import screen as hardset
+from soar.run import setup as workbench
+from soar.run.pipeline import NothingToDo
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem, Screening
-from soar.workbench import choose_workers, open_examiner
-from soar.worlds import get_world
 
 ARMS = ["base", "hard_only", "ps", "pq"]
 INNER = {"reward_mean", "pass_rate", "frac_all_wrong", "frac_all_right", "frac_mixed", "frac_reward_zero_std"} | {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from loop_helpers import events, run_tiny, tiny_config
 
-from soar.plan import plan_lines
+from soar.plan.forecast import plan_lines
 
 
 def numbers(line: str) -> list[int]:

@@ -10,10 +10,8 @@ import torch
 from helpers import ARCHITECTURES, WORDS, random_stack, same_stacks, tiny_backbone, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from soar.config import ConfigError
-from soar.devices import choose_device
-from soar.policy import AdapterStack, Backbone, concat, load_backbone
-from soar.settings import ModelConfig
+from soar.config import ConfigError, ModelConfig
+from soar.engine.policy import AdapterStack, Backbone, choose_device, concat, load_backbone
 
 POLICIES, ROWS, LENGTH = 3, 2, 7
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from soar import procedural
-from soar.domains import load_domain
-from soar.grading import DomainPool
-from soar.procedural import EVALUATES, NUMBERS, TEXTS, compare, kind_of, read_marked
+from soar.domains import procedural
+from soar.domains.procedural import EVALUATES, NUMBERS, TEXTS, compare, kind_of, read_marked
+from soar.problems.domain import load_domain
+from soar.problems.pool import DomainPool
 from soar.types import Problem, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG
@@ -93,7 +93,7 @@ def test_written_puzzles_are_compared_without_a_family() -> None:
 
 def test_real_families(tmp_path: Any) -> None:
     pytest.importorskip("reasoning_gym")
-    from soar.data import load_problems
+    from soar.problems.load import load_problems
 
     problems, _ = load_problems("reasoning_gym:chain_sum", limit=3, seed=1, options={"min_terms": 6, "max_terms": 6})
     assert all(p.question.count("+") + p.question.count(" - ") >= 4 for p in problems)

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from soar import progress
-from soar.progress import Progress
+from soar.run import progress
+from soar.run.progress import Progress
 
 
 def plain(**more: Any) -> tuple[Progress, io.StringIO]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import transcription
 
-from soar.promotion import decide, lower_median
+from soar.loop.promotion import decide, lower_median
 from soar.types import Trial
 
 # Sixteenths, so that sums are exact, ties are common and the mean meets tau exactly at times.

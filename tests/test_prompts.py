@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from soar.prompts import FORMATS, encode_plain, get_format, line_break_ids
+from soar.problems.prompts import FORMATS, encode_plain, get_format, line_break_ids
 
 transformers = pytest.importorskip("transformers")
 

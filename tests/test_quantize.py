@@ -12,14 +12,13 @@ from helpers import random_stack, some_prompts, tiny_backbone, tiny_model, tiny_
 from loop_helpers import events, run_tiny, tiny_config
 from torch import nn
 
-from soar import memory
-from soar.config import ConfigError
-from soar.memory import BYTES, GIB, TooLarge, check_fits, memory_of
-from soar.policy import Backbone, load_backbone
-from soar.quantize import NF4, QuantizedLinear, quantize
-from soar.sampler import NativeSampler
-from soar.settings import ModelConfig, OptimizerConfig, SamplingConfig
-from soar.update import StackOptimizer, update
+from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
+from soar.engine import memory
+from soar.engine.memory import BYTES, GIB, TooLarge, check_fits, memory_of
+from soar.engine.policy import Backbone, load_backbone
+from soar.engine.quantize import NF4, QuantizedLinear, quantize
+from soar.engine.sampler import NativeSampler
+from soar.engine.update import StackOptimizer, update
 
 
 def linear(outputs: int = 48, inputs: int = 80, bias: bool = True, seed: int = 0) -> nn.Linear:
@@ -147,11 +146,11 @@ def config_of_70b(folder: Path) -> str:
 
 
 def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from soar.workbench import open_examiner
+    from soar.run.setup import open_examiner
 
     path = config_of_70b(tmp_path / "big")
     config = tiny_config(f"model.path={path}", "model.adapter=lora", "model.dtype=bfloat16")
-    monkeypatch.setattr("soar.workbench.machine_bytes", lambda: 80 * GIB)
+    monkeypatch.setattr("soar.run.setup.machine_bytes", lambda: 80 * GIB)
     with pytest.raises(TooLarge) as refused, open_examiner(config):
         pass
     said = str(refused.value)

@@ -13,13 +13,13 @@ import pytest
 from loop_helpers import TINY, read_jsonl
 
 from soar.config import load
-from soar.lessons import teacher_prompt
-from soar.pipeline import execute
-from soar.progress import Progress
-from soar.rewards import parse_all
+from soar.domains.world import TEACHER_PROMPT, RareWorld, World, get_world
+from soar.loop.write import teacher_prompt
+from soar.problems.parse import parse_all
+from soar.run.pipeline import execute
+from soar.run.progress import Progress
+from soar.run.setup import open_examiner
 from soar.types import Problem
-from soar.workbench import open_examiner
-from soar.worlds import TEACHER_PROMPT, RareWorld, World, get_world
 
 
 def useful_share(world: World, count: int) -> float:

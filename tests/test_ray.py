@@ -19,20 +19,20 @@ import ray_pieces
 from loop_helpers import easy_problems, read_jsonl, run_tiny, tiny_config, write_problems
 from test_resume import result
 
-from soar import pipeline, ray_cluster, ray_worker
 from soar.cli import main
 from soar.config import ConfigError
-from soar.crew import spread
-from soar.doctor import examine
-from soar.lessons import TeacherError
-from soar.ray_cluster import workers_for
-from soar.ray_crew import LOG_FILE, RayCrew, WorkerBug, WorkersLost, failure_of, open_crew
-from soar.ray_worker import Failure, Order, Reply, Worker
-from soar.record import RunFolder, versions
-from soar.rollout import Examiner
-from soar.screening import screen_block
+from soar.loop.parallel import spread
+from soar.loop.rollout import Examiner
+from soar.loop.write import TeacherError
+from soar.run import pipeline, ray_cluster, ray_worker
+from soar.run.doctor import examine
+from soar.run.folder import RunFolder, versions
+from soar.run.ray_cluster import workers_for
+from soar.run.ray_crew import LOG_FILE, RayCrew, WorkerBug, WorkersLost, failure_of, open_crew
+from soar.run.ray_worker import Failure, Order, Reply, Worker
+from soar.run.screen import screen_block
+from soar.run.setup import open_examiner
 from soar.types import UserError
-from soar.workbench import open_examiner
 
 ray = pytest.importorskip("ray")
 

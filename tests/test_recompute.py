@@ -9,12 +9,12 @@ import torch
 from helpers import ARCHITECTURES, random_rollouts, random_stack, same_stacks, tiny_backbone
 from torch import Tensor
 
-from soar import recompute
-from soar import update as update_room
-from soar.policy import AdapterStack, Backbone
-from soar.rollouts import Rollouts
-from soar.settings import OptimizerConfig
-from soar.update import StackOptimizer, update
+from soar.config import OptimizerConfig
+from soar.engine import update as recompute
+from soar.engine import update as update_room
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Rollouts
+from soar.engine.update import StackOptimizer, update
 
 POLICIES = 3
 ADVANTAGE = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, 0.5, -3.0, 0.0, 0.25, 1.0, -1.0, 0.5])
@@ -53,7 +53,7 @@ def test_the_step_is_the_same_bit_for_bit(name: str, adapter: str) -> None:
 
 
 def test_joined_layers_recompute_through_their_own_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soar.groups.Group.large", 0)
+    monkeypatch.setattr("soar.engine.groups.Group.large", 0)
     found = []
     for way in ("off", "on"):
         backbone = tiny_backbone("llama", gradient_checkpointing=way)

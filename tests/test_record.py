@@ -16,11 +16,12 @@ import pytest
 import torch
 from loop_helpers import read_jsonl, tiny_config
 
-from soar import checkpoints, record
-from soar.checkpoints import Checkpoint, CheckpointError, migrate
 from soar.config import Config
 from soar.files import finite, write_atomic, write_json
-from soar.record import RunFolder, RunFolderError
+from soar.run import checkpoint as checkpoints
+from soar.run import folder as record
+from soar.run.checkpoint import Checkpoint, CheckpointError, migrate
+from soar.run.folder import RunFolder, RunFolderError
 
 
 def begin(path: Path, config: Config | None = None) -> RunFolder:
@@ -73,7 +74,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
         "from soar.config import Config\n"
-        "from soar.record import RunFolder, RunFolderError\n"
+        "from soar.run.folder import RunFolder, RunFolderError\n"
         "try:\n    RunFolder(Path(sys.argv[2]), Config(), [], resume=True)\n"
         "except RunFolderError as error:\n    print(error)\n"
     )

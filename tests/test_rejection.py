@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from soar.rloo import leave_one_out, policy_loss
+from soar.engine.rloo import leave_one_out, policy_loss
 
 Text = tuple[int, ...]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from loop_helpers import run_tiny
 
-from soar import report
 from soar.cli import main
+from soar.report import page as report
 
 
 def test_a_run_ends_without_its_page(

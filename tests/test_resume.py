@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, without_clock, write_problems
 
-from soar import held_out, pipeline, screening, student, teacher
-from soar.checkpoints import Checkpoint
-from soar.record import RunFolder
+from soar.loop import student, teacher
+from soar.run import measure as held_out
+from soar.run import pipeline
+from soar.run import screen as screening
+from soar.run.checkpoint import Checkpoint
+from soar.run.folder import RunFolder
 
 # Teacher and students that move: graded rewards and larger groups, so that few groups are all alike; rewards that differ
 # between datasets; a KL term that counts from the second step on.

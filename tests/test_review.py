@@ -12,11 +12,12 @@ import house
 import pytest
 from loop_helpers import events, read_jsonl, run_tiny, without_clock
 
-from soar import ledger, review
 from soar.cli import main
-from soar.doctor import examine
-from soar.record import RunFolder, recorded_config
-from soar.stopping import Stopped
+from soar.run import folder as review
+from soar.run import ledger
+from soar.run.doctor import examine
+from soar.run.folder import RunFolder, recorded_config
+from soar.run.interrupts import Stopped
 
 CHANGES = ("teacher.steps=3", "promotion.review=true", 'arms.run=["ps","pq"]')
 

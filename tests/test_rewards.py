@@ -6,22 +6,13 @@ import math
 
 import pytest
 
-from soar.data import fingerprint
-from soar.prompts import FORMATS, PromptFormat, get_format
-from soar.rewards import (
-    band,
-    count_reasons,
-    grounded,
-    learnability,
-    majority,
-    mentions,
-    parse,
-    parse_all,
-    student_reward,
-    uncertainty,
-)
+from soar.loop.rewards import band, grounded, learnability, majority, uncertainty
+from soar.loop.rollout import mentions, student_reward
+from soar.problems.load import fingerprint
+from soar.problems.parse import count_reasons, parse, parse_all
+from soar.problems.prompts import FORMATS, PromptFormat, get_format
+from soar.problems.verify import VerifierPool
 from soar.types import Problem, Reason, Rejection, Verdict
-from soar.verify import VerifierPool
 
 TAGS, LABELS, TINY = get_format("tags"), get_format("question_answer"), get_format("tiny")
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soar.rloo import group_shares, k3, leave_one_out, policy_loss
+from soar.engine.rloo import group_shares, k3, leave_one_out, policy_loss
 
 
 def close(found: torch.Tensor, expected: object, tolerance: float = 1e-6) -> None:

@@ -17,10 +17,10 @@ import torch
 from helpers import EOS, handmade_rollouts, tiny_backbone, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from soar.rloo import leave_one_out
-from soar.sampler import Rollouts
-from soar.settings import OptimizerConfig
-from soar.update import StackOptimizer, update
+from soar.config import OptimizerConfig
+from soar.engine.rloo import leave_one_out
+from soar.engine.sampler import Rollouts
+from soar.engine.update import StackOptimizer, update
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

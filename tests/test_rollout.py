@@ -9,10 +9,10 @@ import torch
 from helpers import BOS, CONTEXT, WORDS, some_problems, tiny_backbone, tiny_examiner
 from helpers import random_stack as stack_of
 
-from soar.rollout import Attempts, Examiner
-from soar.settings import SamplingConfig
+from soar.config import SamplingConfig
+from soar.loop.rollout import Attempts, Examiner
+from soar.problems.verify import VerifierPool
 from soar.types import Problem, Verdict
-from soar.verify import VerifierPool
 
 SAMPLING = SamplingConfig(max_tokens=12)
 

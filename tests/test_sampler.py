@@ -21,11 +21,11 @@ from helpers import (
 )
 from torch import Tensor
 
-from soar.policy import AdapterStack, Backbone
-from soar.sampler import NativeSampler, Rollouts, join
+from soar.config import SamplingConfig
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.sampler import NativeSampler, Rollouts, join
+from soar.engine.update import token_logprobs
 from soar.seeds import skip
-from soar.settings import SamplingConfig
-from soar.update import token_logprobs
 
 ENDS = [EOS, 7, 20]  # several, so that random models do end
 STEPS = 24  # past the first growth of the cache

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from attacks import ATTACKS, SQUARES, Attack, fill
 
-from soar import boxes, sandbox, seccomp
-from soar.assertions import decode, read_tests
-from soar.boxes import Box
-from soar.sandbox import BACKENDS, End, Job, Limits, Outcome, Sandbox, SandboxError
+from soar.domains.code import decode, read_tests
+from soar.sandbox import run as boxes
+from soar.sandbox import run as sandbox
+from soar.sandbox import seccomp
+from soar.sandbox.run import BACKENDS, Box, End, Job, Limits, Outcome, Sandbox, SandboxError
 from soar.types import UserError, Verdict
 
 WHY_NOT = {name: sandbox._trial(name) for name in BACKENDS}
@@ -205,7 +206,7 @@ def test_a_lost_server_is_replaced() -> None:
 @pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
 def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = (
-        "import os, threading\nfrom soar.sandbox import *\n"
+        "import os, threading\nfrom soar.sandbox.run import *\n"
         f"box = Sandbox(Limits(wall_s=60), {USABLE[-1]!r}, workers=1)\n"
         "job = Job('import time\\ntime.sleep(50)')\n"
         "box.run([Job('')])\n"

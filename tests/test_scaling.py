@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from soar.forecast import TABLE
+from soar.plan.forecast import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 

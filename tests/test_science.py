@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from soar import choices
-from soar.candidates import candidates
-from soar.check import Status, check_golds
-from soar.choices import Choices, arrange, read_choices, read_letter
 from soar.config import load
-from soar.data import DataError
-from soar.domains import BUILTIN, load_domain
+from soar.domains import choice as choices
+from soar.domains.candidates import candidates
+from soar.domains.choice import Choices, arrange, read_choices, read_letter
+from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
 from soar.exercises import TOPICS, exercises, spell
-from soar.grading import DomainPool
-from soar.quantities import compare_quantities, read_gold, read_quantity, read_unit
+from soar.plan.preflight import Status, check_golds
+from soar.problems.domain import BUILTIN, load_domain
+from soar.problems.load import DataError
+from soar.problems.pool import DomainPool
 from soar.types import Problem, Rejection, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG

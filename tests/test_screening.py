@@ -12,14 +12,13 @@ import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
 from loop_helpers import easy_problems, events, hard_problems, read_jsonl, run_tiny, tiny_config
 
-from soar import candidates, screening
-from soar.config import ConfigError
-from soar.data import DataError, LoadReport
-from soar.prompts import get_format
-from soar.record import RunFolder
-from soar.screen_table import SHARES, screen_event
-from soar.screening import screen
-from soar.settings import SamplingConfig
+from soar.config import ConfigError, SamplingConfig
+from soar.domains import candidates
+from soar.problems.load import DataError, LoadReport
+from soar.problems.prompts import get_format
+from soar.run import screen as screening
+from soar.run.folder import RunFolder
+from soar.run.screen import SHARES, screen, screen_event
 from soar.types import Problem, Screening
 
 
@@ -127,7 +126,7 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
         evidence = {"model": name, "prompt": "p", "seed": seed}
         with RunFolder(tmp_path / name, config, []) as folder:
             if source:
-                screening.reuse(folder, tmp_path / source, lambda manifest: manifest["seed"] == 3)
+                screening.copy_screening(folder, tmp_path / source, lambda manifest: manifest["seed"] == 3)
             return screen(Seeded(), problems, config, folder, evidence, 1, lambda count: None)  # type: ignore[arg-type]
 
     first = run("first", 3, problems[:8])
@@ -141,7 +140,7 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
         RunFolder(tmp_path / "third", tiny_config(), []) as folder,
         pytest.raises(ConfigError, match=r"screen\.from_run = .*: it screened other problems"),
     ):
-        screening.reuse(folder, tmp_path / "first", lambda manifest: False)
+        screening.copy_screening(folder, tmp_path / "first", lambda manifest: False)
     assert not (tmp_path / "third" / "hard").exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from soar.scrub import HIDDEN, scrub, secret_values
+from soar.files import HIDDEN, scrub, secret_values
 
 ENVIRONMENT = {
     "HF_TOKEN": "not-by-form-1",

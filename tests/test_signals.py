@@ -12,13 +12,14 @@ import torch
 from loop_helpers import ScriptedLoop, UpdateLog, events, read_jsonl, run_tiny, skills, tiny_config
 from recited import ANSWERS, Recited
 
-from soar import seeds, teacher
-from soar.answers import extract
+from soar import seeds
 from soar.config import Config, ConfigError
-from soar.lessons import Lessons
-from soar.signals import ballot, deal, pay, success_rates, votes
+from soar.loop import teacher
+from soar.loop.rewards import ballot, deal, pay, success_rates, votes
+from soar.loop.write import Lessons
+from soar.problems.answers import extract
+from soar.run.setup import open_examiner
 from soar.types import Problem
-from soar.workbench import open_examiner
 
 PAID = {
     # s: 0, 1, 1/2, 1/4, 0; share of the majority: 1/2, 1, 1/2, 1/4, 0.
@@ -168,7 +169,7 @@ def test_a_real_run_pays_what_the_baseline_shows(tmp_path: Path) -> None:
     (event,) = events(tmp_path / "run", "outer_step")
     rows = read_jsonl(tmp_path / "run" / "questions.jsonl")
     config = tiny_config(*overrides)
-    from soar.data import fingerprint
+    from soar.problems.load import fingerprint
 
     problems = [Problem(fingerprint(r["question"])[:16], r["question"], r["answer"]) for r in rows]
     with open_examiner(config) as examiner:

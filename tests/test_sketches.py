@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soar.sketches import read_sketches, surely_different
+from soar.problems.sketches import read_sketches, surely_different
+from soar.problems.verify import compare_math
 from soar.types import Verdict
-from soar.verifiers import compare_math
 
 EQUAL = [
     (r"2\sqrt{3}", r"\sqrt{12}"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), ("x^2+2x+1", "(x+1)^2"),
@@ -77,7 +77,7 @@ def test_spellings_of_one_expression_agree_and_a_shift_is_seen(pair: tuple[str, 
 
 
 def test_symbolic_checks_agree_with_the_quick_reading() -> None:
-    from soar.symbolic import check_symbolic
+    from soar.problems.symbolic import check_symbolic
 
     assert [check_symbolic("math", one, other) for one, other in EQUAL[:7]] == [Verdict.CORRECT] * 7
     assert [check_symbolic("math", one, other) for one, other in DIFFERENT[:8]] == [Verdict.WRONG] * 8

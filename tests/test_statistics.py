@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soar.statistics import (
+from soar.loop.statistics import (
     FLIPS,
     hierarchical_interval,
     over_seeds,

@@ -17,11 +17,14 @@ import house
 import pytest
 from loop_helpers import TINY, events, read_jsonl, run_tiny, without_clock
 
-from soar import held_out, pipeline, screening, student
 from soar.cli import main
-from soar.record import RunFolder
-from soar.settings import LimitsConfig
-from soar.stopping import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
+from soar.config import LimitsConfig
+from soar.loop import student
+from soar.run import measure as held_out
+from soar.run import pipeline
+from soar.run import screen as screening
+from soar.run.folder import RunFolder
+from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")
 SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
@@ -124,7 +127,7 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(
 def test_the_second_signal_ends_the_process_and_its_workers_at_once(tmp_path: Path) -> None:
     script = """
 import multiprocessing, os, signal, sys, time
-from soar.stopping import StopRequest
+from soar.run.interrupts import StopRequest
 
 if __name__ == "__main__":
     stop = StopRequest()
@@ -235,7 +238,7 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(
 
 
 def pipeline_config(out: Path) -> Any:
-    from soar.record import recorded_config
+    from soar.run.folder import recorded_config
 
     return recorded_config(out)
 

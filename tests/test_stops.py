@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import random_stack, some_prompts, tiny_backbone
 
-from soar import decode
-from soar.policy import Backbone
-from soar.sampler import NativeSampler, Rollouts
-from soar.settings import SamplingConfig
+from soar.config import SamplingConfig
+from soar.engine import graphs as decode
+from soar.engine.policy import Backbone
+from soar.engine.sampler import NativeSampler, Rollouts
 
 
 def sampled(backbone: Backbone, stop: tuple[str, ...], static: bool) -> Rollouts:

@@ -20,12 +20,12 @@ import pytest
 import torch
 from loop_helpers import TINY, events, run_tiny, tiny_config, without_clock
 
-from soar import checkpoints
-from soar.checkpoints import Checkpoint
 from soar.cli import main
 from soar.config import ConfigError
 from soar.files import StorageError, storage_errors, write_atomic
-from soar.record import RunFolder, RunFolderError
+from soar.run import checkpoint as checkpoints
+from soar.run.checkpoint import Checkpoint
+from soar.run.folder import RunFolder, RunFolderError
 
 CHANGES = ("teacher.steps=2", 'arms.run=["base","ps"]')
 SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(os, "mkdir", refuse)
-    monkeypatch.setattr("soar.pipeline.open_examiner", refuse)
+    monkeypatch.setattr("soar.run.pipeline.open_examiner", refuse)
     assert main(["run", "--out", str(tmp_path / "run"), *SETS]) == 1
     said = capsys.readouterr().err
     assert said == (
@@ -207,7 +207,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path: Path) -> 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom soar.config import Config\n"
-        "from soar.record import RunFolder\n"
+        "from soar.run.folder import RunFolder\n"
         "folder = RunFolder(Path(sys.argv[1]), Config(), [])\n"
         "print('held', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -12,7 +12,8 @@ import house
 import pytest
 import run_folders
 
-from soar import review, streams
+from soar import streams
+from soar.run import folder as review
 
 # One process imports the package; every command runs in a fork of it, as `COMMAND > STDOUT` would, buffered or not.
 SCRIPT = """

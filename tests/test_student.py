@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soar import seeds
-from soar.crew import no_tick
-from soar.policy import AdapterStack
-from soar.rloo import leave_one_out
-from soar.settings import OptimizerConfig, SamplingConfig, StudentConfig
-from soar.student import Midway, Population, choose_chunk, inner_steps, shuffled_passes, train_population
+from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
+from soar.engine.policy import AdapterStack
+from soar.engine.rloo import leave_one_out
+from soar.engine.update import StackOptimizer, update
+from soar.loop.parallel import no_tick
+from soar.loop.student import Midway, Population, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Problem
-from soar.update import StackOptimizer, update
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
 CONFIG = StudentConfig(

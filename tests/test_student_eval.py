@@ -13,7 +13,7 @@ from loop_helpers import TINY, easy_problems, events, read_jsonl, write_problems
 from soar.cli import main
 from soar.cli_student import student_config
 from soar.config import Config, ConfigError
-from soar.evaluate import pass_at_k
+from soar.loop.evaluate import pass_at_k
 
 
 def asked(train: str, *overrides: str, recipe: str | None = "tiny", steps: int | None = 5) -> Config:

@@ -17,16 +17,26 @@ import torch
 from loop_helpers import TINY, events, read_jsonl
 from test_docs import fields
 
-from soar import study as study_room
-from soar.analysis import hashed_ngrams, vendi_score
 from soar.cli import main
 from soar.config import ConfigError, override
-from soar.pipeline import execute
-from soar.progress import Progress
-from soar.statistics import paired_over_seeds, pass_at_k
-from soar.studies import STUDIES, Cell, Study, cells, comparisons, find_study, read_study
-from soar.study import StudyError, run_in_process, run_study
-from soar.study_page import tables
+from soar.loop.statistics import paired_over_seeds, pass_at_k
+from soar.report.questions import hashed_ngrams, vendi_score
+from soar.run.pipeline import execute
+from soar.run.progress import Progress
+from soar.studies import study as study_room
+from soar.studies.page import tables
+from soar.studies.study import (
+    STUDIES,
+    Cell,
+    Study,
+    StudyError,
+    cells,
+    comparisons,
+    find_study,
+    read_study,
+    run_in_process,
+    run_study,
+)
 
 TOY = """
 name = "toy"

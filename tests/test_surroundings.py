@@ -14,7 +14,7 @@ import pytest
 from loop_helpers import TINY, events, read_jsonl, without_clock
 
 from soar.cli import main
-from soar.progress import Progress, SteadyConsole
+from soar.run.progress import Progress, SteadyConsole
 from soar.types import UserError
 
 SECRETS = {
@@ -137,7 +137,7 @@ def test_errors_show_no_secret_and_no_control_characters(
         raise UserError("cannot reach https://ann:pw123456@hub with only-here-secret \x1b[2J")
 
     monkeypatch.setenv("HUB_TOKEN", "only-here-secret")
-    monkeypatch.setattr("soar.pipeline.execute", fail)
+    monkeypatch.setattr("soar.run.pipeline.execute", fail)
     assert main(["run", "--out", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err == "soar: cannot reach https://[hidden]@hub with [hidden] \u27e8U+001B\u27e9[2J\n"
 
@@ -166,7 +166,7 @@ def test_no_wall_clock_decides_anything() -> None:
 
 
 def test_ledger_of_the_odd_run_is_whole(odd: tuple[Path, int, list[str]]) -> None:
-    from soar import ledger
+    from soar.run import ledger
 
     assert ledger.complaints(read_jsonl(odd[0] / "ledger.jsonl")) == []
 
@@ -175,6 +175,6 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error(tmp_path: Path, monkeypatch: p
     def fail(*args: object, **options: object) -> None:
         raise BrokenPipeError("a worker is gone")
 
-    monkeypatch.setattr("soar.pipeline.execute", fail)
+    monkeypatch.setattr("soar.run.pipeline.execute", fail)
     with pytest.raises(BrokenPipeError, match="a worker is gone"):
         main(["run", "--out", str(tmp_path / "run")])

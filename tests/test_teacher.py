@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import ScriptedLoop, UpdateLog, skills, tiny_config, transcription
 
-from soar import teacher
 from soar.config import Config
-from soar.ledger import digest
+from soar.loop import teacher
+from soar.run.ledger import digest
 
 NAN = float("nan")
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from loop_helpers import easy_problems, rollouts_of, teacher_text, tiny_config
 
-from soar import teacher
 from soar.config import Config, ConfigError
-from soar.lessons import TeacherError
-from soar.policy import Backbone
-from soar.rollout import Examiner
-from soar.sampler import Rollouts
-from soar.teacher import OuterLoop, new_state
+from soar.domains.world import ANSWER_MARK, get_world
+from soar.engine.policy import Backbone
+from soar.engine.sampler import Rollouts
+from soar.loop import teacher
+from soar.loop.rollout import Examiner
+from soar.loop.teacher import OuterLoop, new_state
+from soar.loop.write import TeacherError
+from soar.run.setup import open_examiner
 from soar.types import Problem
-from soar.workbench import open_examiner
-from soar.worlds import ANSWER_MARK, get_world
 
 
 @pytest.fixture(scope="module")

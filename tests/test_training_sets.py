@@ -13,17 +13,25 @@ from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_confi
 from recited import ANSWERS, Recited
 from test_docs import fields
 
-from soar import training_sets
-from soar.arms import arm_batches, arm_learning_rate, arm_steps
 from soar.config import Config, ConfigError
-from soar.data import DataError
-from soar.lessons import TeacherError
-from soar.policy import AdapterStack
-from soar.rollout import Examiner
-from soar.training_sets import Material, majority_answers, read_pq, read_teacher, training_questions
+from soar.domains.world import get_world
+from soar.engine.policy import AdapterStack
+from soar.loop import arms as training_sets
+from soar.loop.arms import (
+    Material,
+    arm_batches,
+    arm_learning_rate,
+    arm_steps,
+    majority_answers,
+    read_pq,
+    read_teacher,
+    training_questions,
+)
+from soar.loop.rollout import Examiner
+from soar.loop.write import TeacherError
+from soar.problems.load import DataError
+from soar.run.setup import open_examiner
 from soar.types import Problem
-from soar.workbench import open_examiner
-from soar.worlds import get_world
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +217,7 @@ def test_questions_and_screening_of_another_run(
     def never(*args: Any, **more: Any) -> Any:
         raise AssertionError("screened again")
 
-    from soar import screening
+    from soar.run import screen as screening
 
     monkeypatch.setattr(screening, "attempt_block", never)
     sources = (f'arms.pq_from="{tiny_run}"', f'arms.teacher_from="{tiny_run}"', f'screen.from_run="{tiny_run}"')

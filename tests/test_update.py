@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soar import update as update_room
-from soar.policy import AdapterStack, Backbone
-from soar.sampler import Rollouts
-from soar.settings import OptimizerConfig
-from soar.update import StackOptimizer, UpdateStats, learning_rate, update
+from soar.config import OptimizerConfig
+from soar.engine import update as update_room
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.sampler import Rollouts
+from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
 
 POLICIES, ROWS, MAX_TOKENS, TEMPERATURE, LR = 3, 4, 10, 0.8, 0.01
 ADVANTAGE = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, 0.0, -3.0, 0.0, 0.25, 1.0, -1.0, 0.5])

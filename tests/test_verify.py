@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from bombs import BOMBS, HARMLESS
 
-from soar.answers import MAX_ANSWER_CHARS, has_words, normalize, read_choice, read_list, read_number
-from soar.data import load_problems
+from soar.problems.answers import MAX_ANSWER_CHARS, has_words, normalize, read_choice, read_list, read_number
+from soar.problems.load import load_problems
+from soar.problems.pool import CHUNK, read_reward, strip_environment
+from soar.problems.verify import VerifierError, VerifierPool, extract
 from soar.types import Verdict
-from soar.verify import VerifierError, VerifierPool, extract
-from soar.workers import CHUNK, read_reward, strip_environment
 
 FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
 DATA = Path(os.environ.get("SOAR_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -420,7 +420,7 @@ def test_pool_is_usable_from_threads_and_after_close(pool: VerifierPool) -> None
 def test_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from soar.verify import VerifierPool, VerifierError\n"
+        "from soar.problems.verify import VerifierPool, VerifierError\n"
         "pool = VerifierPool('math', workers=1, timeout_s=5)\n"
         "try:\n    print(pool.check([r'\\boxed{x+1}'], ['1+x']))\n"
         "except VerifierError as error:\n    print('REFUSED', error)\n"

@@ -12,14 +12,13 @@ from helpers import PAD, random_stack, some_prompts, tiny_backbone
 from loop_helpers import events, run_tiny, tiny_config
 from torch import Tensor
 
-from soar.alarms import LOGPROB_GAP
-from soar.config import ConfigError
-from soar.policy import AdapterStack, Backbone
-from soar.rollouts import Rollouts
-from soar.sampler import NativeSampler
-from soar.settings import OptimizerConfig, SamplingConfig
-from soar.update import StackOptimizer, update
-from soar.vllm_sampler import Completion, Request, VllmSampler, open_vllm, rollouts_of
+from soar.config import ConfigError, OptimizerConfig, SamplingConfig
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
+from soar.engine.update import StackOptimizer, update
+from soar.engine.vllm import Completion, Request, VllmSampler, open_vllm, rollouts_of
+from soar.run.alarms import LOGPROB_GAP
 
 GREEDY = SamplingConfig(max_tokens=12)
 
@@ -213,7 +212,7 @@ def test_a_whole_run_goes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
             super().__init__(backbone)
             engines.append(self)
 
-    monkeypatch.setattr("soar.vllm_sampler.VllmEngine", Small)
+    monkeypatch.setattr("soar.engine.vllm.VllmEngine", Small)
     changes = (
         "model.adapter=lora",
         "model.sampler=vllm",

@@ -15,12 +15,12 @@ import pytest
 import torch
 from helpers import BOS, random_stack, some_prompts, tiny_model, tiny_tokenizer
 
-from soar.policy import AdapterStack, Backbone
-from soar.rollouts import Rollouts
-from soar.sampler import NativeSampler
-from soar.settings import ModelConfig, OptimizerConfig, SamplingConfig
-from soar.update import StackOptimizer, update
-from soar.vllm_sampler import VllmEngine, VllmSampler
+from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
+from soar.engine.update import StackOptimizer, update
+from soar.engine.vllm import VllmEngine, VllmSampler
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 vllm = pytest.importorskip("vllm")

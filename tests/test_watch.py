@@ -18,12 +18,12 @@ import run_folders
 from loop_helpers import read_jsonl, tiny_config
 from rich.console import Console
 
-from soar import watch
 from soar.cli import main
-from soar.pipeline import execute
-from soar.progress import Progress
-from soar.runs import ReportError
-from soar.watched import Tail, Watcher
+from soar.report import watch
+from soar.report.runs import ReportError
+from soar.report.watch import Tail, Watcher
+from soar.run.pipeline import execute
+from soar.run.progress import Progress
 
 SCRIPT = "import sys\nfrom soar.cli import main\nsys.exit(main())\n"
 
@@ -125,7 +125,8 @@ def test_a_promotion_that_was_held_and_its_decision_are_lines() -> None:
 
 
 def test_a_finished_run_ends_with_its_headline(tiny_run: Path) -> None:
-    from soar import runs, wording
+    from soar.report import runs
+    from soar.report import text as wording
 
     shown = rows_of(tiny_run)
     assert shown["run"] == "tiny: finished"

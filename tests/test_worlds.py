@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from soar import worlds
+from soar.domains import world as worlds
 
 WORLD = worlds.get_world("tiny")
 
@@ -148,7 +148,7 @@ def test_unknown_world_names_the_known_ones() -> None:
 
 
 def test_worlds_need_no_torch() -> None:
-    code = "import sys, soar.worlds; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, soar.domains.world; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
 
-from soar import kernels, lean
-from soar.lean import lean_of
-from soar.policy import AdapterStack, Backbone
-from soar.sampler import NativeSampler, Rollouts
-from soar.settings import ModelConfig, OptimizerConfig, SamplingConfig
-from soar.update import StackOptimizer, update
+from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
+from soar.engine import kernels, lean
+from soar.engine.lean import lean_of
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.sampler import NativeSampler, Rollouts
+from soar.engine.update import StackOptimizer, update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ENDS = [EOS, 7, 20]

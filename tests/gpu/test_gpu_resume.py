@@ -44,7 +44,7 @@ room.update = update
 from soar.cli import main
 sys.exit(main(sys.argv[3:]))
 """
-POINTS = [("soar.teacher", 1), ("soar.student", 6)]
+POINTS = [("soar.loop.teacher", 1), ("soar.loop.student", 6)]
 """Amid the second outer step (before the teacher learns), and amid the students of a later one."""
 
 

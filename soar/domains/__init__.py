@@ -1,0 +1,1 @@
+"""Kinds of problems with their own prompts and verifiers; torch-free."""

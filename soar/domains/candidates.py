@@ -1,0 +1,109 @@
+"""The candidate problems of a config: what it names, loaded, before anything is asked of a model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from soar.config import Config, ConfigError, by_set
+from soar.domains.world import get_world
+from soar.problems.domain import Domain, domain_of
+from soar.problems.load import DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
+from soar.types import Problem
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """problems: in the order of the source. report: what the loader did. digest: sha256 of ids, questions and answers."""
+
+    problems: list[Problem]
+    report: LoadReport
+    digest: str
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What the manifest records of them."""
+        revision = {"dataset_revision": self.report.revision} if self.report.revision else {}
+        return {"problems": self.digest, **revision}
+
+
+def candidates(config: Config, revision: str | None = None) -> Candidates:
+    """Load the candidate problems of a config. Raises ConfigError and DataError.
+
+    revision: the commit of a hub dataset that a resumed run began with; None: problems.revision. With problems.sets the ids
+    begin with the name of the set, and a question that an earlier set has too is left out.
+    """
+    if not config.problems.sets:
+        return _one_set(config, revision)
+    whole = LoadReport(", ".join(f"{name} = {own.source}" for name, own in config.problems.sets.items()), "sets")
+    problems: dict[str, Problem] = {}
+    for name, own in by_set(config).items():
+        loaded = _one_set(own, None)
+        whole.rows += loaded.report.rows
+        whole.dropped += loaded.report.dropped
+        whole.notes.update({f"{name}: {note}": count for note, count in loaded.report.notes.items()})
+        for problem in loaded.problems:
+            if fingerprint(problem.question) in problems:
+                whole.dropped.append(Dropped(f"{name}/{problem.id}", "duplicate question", "another set has it"))
+                continue
+            marked = Problem(f"{name}/{problem.id}", problem.question, problem.answer, {**problem.extra, "set": name})
+            problems[fingerprint(problem.question)] = marked
+    whole.kept = len(problems)
+    return Candidates(list(problems.values()), whole, _digest(list(problems.values())))
+
+
+def _digest(problems: list[Problem]) -> str:
+    lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
+    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _one_set(config: Config, revision: str | None) -> Candidates:
+    source, limit = config.problems.source, config.problems.limit
+    if source.startswith("world:"):
+        try:
+            problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
+        except ValueError as error:
+            raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
+        report = LoadReport(source, "world", rows=len(problems), kept=len(problems))
+    else:
+        # a hard set has columns of its own, whatever those of the file were that it was made from
+        screened = evidence_path(Path(source).expanduser()).is_file()
+        problems, report = load_problems(
+            source,
+            question_column=None if screened else config.problems.question_column,
+            answer_column=None if screened else config.problems.answer_column,
+            limit=limit,
+            skip_bad_rows=config.problems.skip_bad_rows,
+            hub_split=config.problems.split,
+            revision=revision or config.problems.revision,
+            seed=config.seed,
+            options=config.problems.options,
+        )
+    problems = arranged(domain_of(config.problems), problems, report)
+    return Candidates(problems, report, _digest(problems))
+
+
+def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> list[Problem]:
+    """The problems as the domain puts them to students; those that it cannot use go to `report.dropped` by their names.
+
+    Raises DataError when none is left.
+    """
+    if domain.arrange is None:
+        return problems
+    kept: dict[str, Problem] = {}
+    for problem in problems:
+        try:
+            made = domain.arrange(problem)
+        except Exception as error:  # a user's function may raise anything
+            made = f"{type(error).__name__}: {error}"
+        if isinstance(made, str):
+            report.dropped.append(Dropped(problem.id, f"domain {domain.name}: {made}"))
+        elif fingerprint(made.question) in kept:
+            report.dropped.append(Dropped(problem.id, "duplicate question", "after the domain has arranged it"))
+        else:
+            kept[fingerprint(made.question)] = made
+    report.kept = len(kept)
+    if not kept:
+        raise DataError(f"{report.source}: domain {domain.name} can use no problem; the first: {report.dropped[0]}")
+    return list(kept.values())

@@ -1,0 +1,202 @@
+"""Problems of reasoning-gym families (`reasoning_gym:NAME`), graded by our own comparison or by the family's scorer.
+
+`procedural` grades families whose problems have one right answer: numbers by value, everything else as text. It refuses
+those with many right answers, by the name `many_answers`. `procedural_scorer` asks the family's own scorer there, in the
+killable workers, except where that scorer evaluates the answer as code (EVALUATES): those are refused as
+`scorer_runs_text`, since model-written text is never executed. `benchmarks/families.py` measures all of it. Problems of the
+teacher have no family, and are compared as numbers or as text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from soar.problems.answers import MARK, MAX_ANSWER_CHARS, extract, normalize, read_number
+from soar.problems.domain import Domain
+from soar.problems.prompts import PromptFormat, worked_list
+from soar.problems.verify import compare_number
+from soar.types import Problem, UserError, Verdict
+
+NUMBERS = frozenset(
+    """advanced_geometry aiw basic_arithmetic binary_alternation chain_sum circuit_logic coin_flip count_bits
+    count_primes decimal_arithmetic decimal_chain_sum dice gcd gsm_symbolic largest_island lcm leg_counting
+    letter_counting maze number_format number_sequence products rectangle_count rotten_oranges self_reference
+    simple_equations simple_geometry""".split()  # noqa: SIM905
+)
+"""Families whose answer is one number."""
+TEXTS = frozenset(
+    """ab acre arc_1d arc_agi base_conversion bf binary_matrix bitwise_arithmetic caesar_cipher calendar_arithmetic
+    color_cube_rotation complex_arithmetic course_schedule cryptarithm emoji_mystery family_relationships
+    figlet_font fraction_simplification futoshiki game_of_life game_of_life_halting isomorphic_strings kakurasu
+    letter_jumble list_functions mahjong_puzzle manipulate_matrix mini_sudoku modulo_grid needle_haystack
+    number_filtering number_sorting pool_matrix prime_factorization ransom_note rearc rotate_matrix
+    sentence_reordering spell_backward spiral_matrix string_insertion string_manipulation string_splitting
+    string_synthesis sudoku survo syllogism time_intervals word_sequence_reversal word_sorting zebra_puzzles""".split()  # noqa: SIM905
+)
+"""Families with one right answer that is no plain number: a word, a list, a grid."""
+EVALUATES = frozenset(
+    """binary_matrix countdown intermediate_integration n_queens polynomial_multiplication puzzle24 simple_integration
+    spiral_matrix string_insertion""".split()  # noqa: SIM905
+)
+"""Families whose scorer (reasoning-gym 0.1.25) hands the answer to `eval` or to sympy's parser, which evaluates."""
+
+TEACHER = """Write one new, original and challenging puzzle about {subject}.
+It should have one final answer that can be checked. You may think first. Then write exactly one puzzle, in this form:
+
+<question>
+the full puzzle
+</question>
+<answer>
+\\boxed{the final answer}
+</answer>
+
+Put nothing but the puzzle between the question tags, and nothing but the boxed answer between the answer tags.
+Reasoning belongs outside of the tags."""
+STUDENT = """{question}
+
+Reason step by step, and end with the final answer in \\boxed{}."""
+PLAIN_TEACHER = """Write a puzzle about {subject}. Format:
+Question: ...
+Answer: ..."""
+PLAIN_STUDENT = """{question}
+End with "Answer:" and the answer."""
+LIST = """Question: State the final answer to the following arithmetic problem: 3 + 9 = Answer: 12
+Question: State the final answer to the following arithmetic problem: 8 - 2 + 5 = Answer: 11
+Question: State the final answer to the following arithmetic problem: 7 + 6 = Answer: 13
+"""
+PLACEHOLDERS = ("the full puzzle", "the final answer", "question", "answer", "...")
+
+JOINTS = re.compile(r"[\s,;\[\](){}'\"|]+")
+
+
+def kind_of(family: str) -> str:
+    """How answers of a family are graded: `number`, `text`, `scorer` or `refused`."""
+    if family in NUMBERS:
+        return "number"
+    if family in TEXTS:
+        return "text"
+    return "refused" if family in EVALUATES else "scorer"
+
+
+def compare(answer: str, gold: str) -> Verdict:
+    """Equal values where the gold answer is a number, else equal words.
+
+    Words: the texts without case, white space, commas, quotes and brackets, which models and families write differently.
+    """
+    if read_number(gold) is not None:
+        return compare_number(answer, gold)
+    return Verdict.CORRECT if words(answer) == words(gold) else Verdict.WRONG
+
+
+def words(text: str) -> list[str]:
+    """What of a text is compared."""
+    plain = normalize(text) if len(text) <= MAX_ANSWER_CHARS else text
+    return [word for word in JOINTS.split(plain.casefold()) if word]
+
+
+def read_marked(completion: str) -> str | None:
+    """What follows the last answer mark, up to a blank line: a grid is an answer of several lines."""
+    marks = [match.end() for match in MARK.finditer(completion)]
+    if not marks:
+        return None
+    found = completion[marks[-1] :].strip().split("\n\n", 1)[0].strip()
+    boxed = extract(found, "boxed") if "box" in found else None
+    return boxed or found or None
+
+
+def family_of(problem: Problem) -> str:
+    """Name of the problem's family; "" for a problem from elsewhere."""
+    return str(problem.extra.get("family") or "")
+
+
+def verify(answer: str, problem: Problem) -> Verdict:
+    """By our own comparison; UNSCORABLE for a family with many right answers."""
+    family = family_of(problem)
+    return (
+        compare(answer, problem.answer) if kind_of(family) in ("number", "text") or not family else Verdict.UNSCORABLE
+    )
+
+
+def validate(problem: Problem) -> str | None:
+    """`many_answers` for a family that our comparison cannot grade."""
+    family = family_of(problem)
+    return None if not family or kind_of(family) in ("number", "text") else "many_answers"
+
+
+@lru_cache(maxsize=8)
+def _scorer(family: str) -> Callable[..., float]:
+    try:
+        from reasoning_gym.factory import get_score_answer_fn
+    except ImportError as error:
+        raise UserError(f"the scorer of {family} needs reasoning-gym: pip install 'soar-rl[procedural]'") from error
+    return get_score_answer_fn(family)
+
+
+def verify_by_scorer(answer: str, problem: Problem) -> Verdict:
+    """By our own comparison where it can grade the family, else by the family's scorer (1 is correct, less is wrong)."""
+    family = family_of(problem)
+    kind = kind_of(family) if family else "text"
+    if kind in ("number", "text"):
+        return compare(answer, problem.answer)
+    if kind == "refused" or "metadata" not in problem.extra:
+        return Verdict.UNSCORABLE
+    entry: dict[str, Any] = {"question": problem.question, "answer": problem.answer}
+    entry["metadata"] = json.loads(problem.extra["metadata"])
+    score = _scorer(family)(answer=answer, entry=entry)
+    return Verdict.CORRECT if float(score) >= 1 else Verdict.WRONG
+
+
+def validate_for_scorer(problem: Problem) -> str | None:
+    """`scorer_runs_text`, or `gold_answer_refused` where the scorer does not accept the family's own answer."""
+    family = family_of(problem)
+    if family and kind_of(family) == "refused":
+        return "scorer_runs_text"
+    return None if verify_by_scorer(problem.answer, problem).solved else "gold_answer_refused"
+
+
+PROCEDURAL = Domain(
+    name="procedural",
+    prompts=PromptFormat(
+        "procedural",
+        "boxed",
+        TEACHER,
+        STUDENT,
+        default_subject="arithmetic, sequences, sorting, or logic",
+        placeholders=PLACEHOLDERS,
+        text_answers=True,
+    ),
+    verify=verify,
+    validate=validate,
+    examples=(
+        Problem("gcd", "Find the greatest common divisor of 12 and 18.", "6"),
+        Problem("sort", "Sort these words: pear, apple, fig.", "apple, fig, pear"),
+    ),
+)
+SCORER = replace(PROCEDURAL, name="procedural_scorer", verify=verify_by_scorer, validate=validate_for_scorer)
+PLAIN = replace(
+    PROCEDURAL,
+    name="procedural_plain",
+    read_answer=read_marked,
+    prompts=PromptFormat(
+        "procedural_plain",
+        "marker",
+        PLAIN_TEACHER,
+        PLAIN_STUDENT,
+        default_subject="adding and subtracting small numbers",
+        teacher_prefill="Question:",
+        answer_marks=("Answer:",),
+        placeholders=PLACEHOLDERS,
+        text_answers=True,
+    ),
+)
+LISTED = replace(
+    PROCEDURAL,
+    name="procedural_list",
+    prompts=worked_list("procedural_list", LIST),
+)
+"""A list of arithmetic, one problem a line, that a model of a few hundred million parameters continues."""

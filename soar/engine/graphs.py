@@ -1,0 +1,468 @@
+"""The decoding step of one shape, in buffers that stay where they are, captured as a CUDA graph on a GPU.
+
+Decoding at fixed addresses, for a GPU: one captured graph a step, whatever the length.
+
+A step is one forward pass for one new token of every row, the draw of the next token, and the bookkeeping, all in buffers
+that stay where they are; so it is captured as a CUDA graph once for a shape and replayed. The step reads how far the
+cache is filled from the device (`attention.decoding`), so the number of tokens does not matter to the graph. Rows are
+slots, equally many per policy; when the live rows of every policy fit in half the slots, they move to the program of
+half the width. Adapters are copied into fixed buffers in the compute type at every call. Without a GPU the same step
+runs uncaptured, which is how the tests compare it with the growing-cache path of `sampler.py`.
+Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soar import seeds
+from soar.config import SamplingConfig
+from soar.engine import kernels
+from soar.engine.attention import StaticLayer, Window, decoding, static_cache, whole_cache
+from soar.engine.lean import LeanModel, lean_of
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Rollouts, StopStrings, draw
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a captured step depends on."""
+
+    policies: int  # 0: the base model
+    rows: int
+    places: int
+    steps: int
+    greedy: bool
+    temperature: float
+    top_p: float
+
+
+class Storage:
+    """Flat key and value memory of every layer, viewed in the shape of whichever program runs."""
+
+    def __init__(self, layers: list[tuple[tuple[int, int], tuple[int, int]]], dtype: torch.dtype, device: Any) -> None:
+        self.layers, self.dtype, self.device = layers, dtype, device  # ((heads, width) of keys, of values) a layer
+        self.flat: list[tuple[Tensor, Tensor]] = []
+        self.tokens = 0
+        self.pool: Any = None
+        self.renew_pool()
+
+    def renew_pool(self) -> None:
+        """Memory for the graphs to come. torch ends a pool with its last graph, and cannot capture into it again."""
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+
+    def reserve(self, tokens: int) -> bool:
+        """Make room for rows * places cached tokens; True when the addresses changed."""
+        if tokens <= self.tokens:
+            return False
+        self.flat = []
+        self.flat = [
+            tuple(torch.zeros(tokens * heads * width, dtype=self.dtype, device=self.device) for heads, width in layer)  # type: ignore[misc]
+            for layer in self.layers
+        ]
+        self.tokens = tokens
+        return True
+
+    def view(self, rows: int, places: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [rows, heads, places, width] of every layer."""
+        return [
+            tuple(
+                flat[: rows * heads * places * width].view(rows, heads, places, width)
+                for flat, (heads, width) in zip(pair, layer, strict=True)
+            )  # type: ignore[misc]
+            for pair, layer in zip(self.flat, self.layers, strict=True)
+        ]
+
+
+class Program:
+    """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stack: AdapterStack | None,
+        storage: Storage,
+        shape: Shape,
+        lean: LeanModel | None = None,
+    ) -> None:
+        self.backbone, self.stack, self.shape, self.pool = backbone, stack, shape, storage.pool
+        self.lean = lean
+        device, rows = backbone.device, shape.rows
+        self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.start_R = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.filled_1 = torch.zeros(1, dtype=torch.int32, device=device)
+        self.place_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self.step_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self.uniform_T_R = torch.zeros(shape.steps, rows, device=device)
+        self.tokens_T_R = torch.zeros(shape.steps, rows, dtype=torch.long, device=device)
+        self.logprob_T_R = torch.zeros(shape.steps, rows, device=device)
+        self.length_R = torch.zeros(rows, dtype=torch.long, device=device)
+        self.ended_R = torch.ones(rows, dtype=torch.bool, device=device)
+        self.failed_R = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
+        self.mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # four axes: the model takes it as it is
+        self.layers = [StaticLayer(k, v, self.place_1) for k, v in storage.view(rows, shape.places)]
+        self.cache = static_cache(backbone.model.config, self.layers)
+        self.graph: Any = None
+
+    def state(self) -> list[Tensor]:
+        """Buffers that a step changes, the cache and the outputs aside."""
+        moving = [self.token_R_1, self.position_R_1, self.filled_1, self.place_1, self.step_1]
+        return [*moving, self.length_R, self.ended_R, self.failed_R]
+
+    def body(self) -> None:
+        """One step: forward the last token of every slot, then draw and note the next."""
+        window = Window(self.start_R, self.filled_1)
+        if self.lean is not None:
+            logits_R_V = self.lean.logits(
+                self.token_R_1, self.position_R_1, self.layers, window, self.place_1, self.stack
+            )
+            self.note(logits_R_V)
+            return
+        with decoding(window):
+            out = self.backbone.model(
+                input_ids=self.token_R_1,
+                attention_mask=self.mask,
+                position_ids=self.position_R_1,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.note(out.logits[:, -1])
+
+    def note(self, logits_R_V: Tensor) -> None:
+        """Draw a token for every slot, write it down for the live ones, and move one place on."""
+        drawn = self._draw(logits_R_V)
+        if kernels.available(logits_R_V):
+            state = (self.length_R, self.ended_R, self.failed_R, self.token_R_1, self.position_R_1)
+            written = (self.tokens_T_R, self.logprob_T_R)
+            kernels.note(drawn, self.end_ids, written, state, self.step_1, self.backbone.pad_id)
+        else:
+            self._write(*drawn)
+        self.filled_1 += 1
+        torch._foreach_add_([self.place_1, self.step_1], 1)
+
+    def _write(self, token_R: Tensor, logprob_R: Tensor, bad_R: Tensor) -> None:
+        """What `kernels.note` does, in PyTorch."""
+        live_R = ~self.ended_R
+        self.tokens_T_R.index_copy_(0, self.step_1, torch.where(live_R, token_R, self.backbone.pad_id)[None])
+        self.logprob_T_R.index_copy_(0, self.step_1, torch.where(live_R, logprob_R, 0.0)[None])
+        self.length_R += live_R
+        self.failed_R |= live_R & bad_R
+        self.ended_R |= bad_R | torch.isin(token_R, self.end_ids)
+        self.token_R_1.copy_(token_R[:, None])
+        self.position_R_1 += 1
+
+    def _draw(self, logits_R_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = self.shape
+        uniform_R = None if shape.greedy else self.uniform_T_R.index_select(0, self.step_1)[0]
+        if kernels.available(logits_R_V) and shape.top_p == 1.0:
+            return kernels.draw(logits_R_V, uniform_R, shape.temperature)
+        return draw(logits_R_V.float(), uniform_R, shape.temperature, shape.top_p)
+
+    def step(self) -> None:
+        """Run `body` once, captured where the device can. Capturing keeps the state as it was."""
+        if self.graph is None and self.backbone.device.type == "cuda":
+            self.graph = self._capture()
+        if self.graph:
+            self.graph.replay()
+        else:
+            with self.backbone.use(self.stack):
+                self.body()
+
+    def _capture(self) -> Any:
+        """The CUDA graph of `body`, or False when the model cannot be captured (said once)."""
+        before = [tensor.clone() for tensor in self.state()]
+        graph: Any = torch.cuda.CUDAGraph()
+        try:
+            with self.backbone.use(self.stack):
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    self.body()
+                torch.cuda.current_stream().wait_stream(side)
+                with torch.cuda.graph(graph, pool=self.pool):
+                    self.body()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            warnings.warn(f"decoding without a CUDA graph, which is slower: {error}", stacklevel=2)
+            graph = False
+        for tensor, old in zip(self.state(), before, strict=True):
+            tensor.copy_(old)
+        return graph
+
+
+CHECK = 8  # steps between looks at which rows have ended; each look waits for the device
+KEPT_PROGRAMS = 12
+PLACE_STEP = 64  # cache capacity is rounded up to this, so that calls of like lengths share a program
+
+
+def slots_for(rows: int) -> int:
+    """Slots per policy for so many rows: the next number of the form 2^n or 3 * 2^n, so that few programs exist."""
+    size = 1
+    while size < rows:
+        if size >= 2 and size * 3 // 2 >= rows:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+class StaticDecoder:
+    """Keeps the fixed buffers and programs of one backbone between calls. One call at a time.
+
+    fused: take the step of lean.py where the model is of a kind that it knows; False: transformers' forward pass.
+    """
+
+    def __init__(self, backbone: Backbone, fused: bool = False) -> None:
+        self.backbone = backbone
+        self.lean: LeanModel | None = lean_of(backbone) if fused else None
+        self.programs: dict[Shape, Program] = {}
+        self.storage: Storage | None = None
+        self.slots: dict[int, AdapterStack] = {}
+
+    def supports(self, stack: AdapterStack | None) -> bool:
+        """Whether this model (only caches of keys and values) and stack (none or lora) can be decoded here."""
+        fits = stack is None or stack.kind == "lora"
+        return fits and whole_cache(self.backbone.model.config) is not None
+
+    def held_bytes(self) -> int:
+        """Memory of the cache that is kept between calls."""
+        pairs = self.storage.flat if self.storage is not None else []
+        return sum(tensor.numel() * tensor.element_size() for pair in pairs for tensor in pair)
+
+    def release(self) -> None:
+        """Give all memory back."""
+        self.programs.clear()
+        self.slots.clear()
+        self.storage = None
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def run(
+        self,
+        stack: AdapterStack | None,
+        prompts_U: list[list[int]],
+        attempts: int,
+        seeds_B: np.ndarray,
+        sampling: SamplingConfig,
+        greedy: bool,
+    ) -> Rollouts:
+        """`attempts` completions of each prompt, rows policy-major; arguments as in `NativeSampler.sample`."""
+        held = self._hold(stack)
+        with self.backbone.use(held):
+            run = _Call(self, held, prompts_U, attempts, seeds_B, sampling, greedy)
+        return run.finish()
+
+    def _hold(self, stack: AdapterStack | None) -> AdapterStack | None:
+        """The stack in the compute type, at addresses that stay."""
+        if stack is None:
+            return None
+        held = self.slots.get(stack.policies)
+        dtype = self.backbone.dtype
+        if (
+            held is None
+            or held.scale != stack.scale
+            or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items())
+        ):
+            if self.lean is not None:
+                held = self.lean.hold(stack)
+            else:
+                tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
+                held = AdapterStack(stack.kind, tensors, stack.scale)
+            self.slots[stack.policies] = held
+            self.programs.clear()
+        names = list(stack.tensors)
+        torch._foreach_copy_([held.tensors[n] for n in names], [stack.tensors[n].detach() for n in names])
+        return held
+
+    def program(self, shape: Shape, stack: AdapterStack | None) -> Program:
+        """The program of a shape, made when it is new; the least recently used ones are dropped."""
+        assert self.storage is not None
+        found = self.programs.pop(shape, None)
+        if found is None:
+            if not self.programs:
+                self.storage.renew_pool()
+            found = Program(self.backbone, stack, self.storage, shape, self.lean)
+        self.programs[shape] = found
+        while len(self.programs) > KEPT_PROGRAMS:
+            del self.programs[next(iter(self.programs))]
+        return found
+
+
+class _Call:
+    """One batch on its way: prefill, place in slots, step, move to narrower programs, collect."""
+
+    def __init__(
+        self,
+        decoder: StaticDecoder,
+        stack: AdapterStack | None,
+        prompts_U: list[list[int]],
+        attempts: int,
+        seeds_B: np.ndarray,
+        sampling: SamplingConfig,
+        greedy: bool,
+    ) -> None:
+        self.decoder, self.backbone, self.stack = decoder, decoder.backbone, stack
+        self.prompts_U, self.attempts = prompts_U, attempts
+        self.policies = stack.policies if stack is not None else 1
+        self.rows = len(prompts_U) * attempts
+        self.longest = max(len(ids) for ids in prompts_U)
+        device, steps = self.backbone.device, sampling.max_tokens
+        self.tokens_B_T = torch.full((self.rows, steps), self.backbone.pad_id, dtype=torch.long, device=device)
+        self.logprob_B_T = torch.zeros(self.rows, steps, device=device)
+        self.length_B = torch.zeros(self.rows, dtype=torch.long, device=device)
+        self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
+        self.failed_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
+        places = -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
+        width = slots_for(self.rows // self.policies)
+        self.shape = Shape(
+            0 if stack is None else self.policies,
+            self.policies * width,
+            places,
+            steps,
+            greedy,
+            sampling.temperature,
+            sampling.top_p,
+        )
+        self.first = 0  # step from which the current program's notes count
+        self.stops = StopStrings(self.backbone, sampling.stop) if sampling.stop else None
+        self.looked = 0  # tokens in which stop strings were looked for
+        self._begin(seeds_B)
+
+    def _begin(self, seeds_B: np.ndarray) -> None:
+        """Prefill, and put every row into its slot of the first program."""
+        device, backbone = self.backbone.device, self.backbone
+        longest, pad = self.longest, backbone.pad_id
+        ids_U_S = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in self.prompts_U], device=device)
+        mask_U_S = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in self.prompts_U], device=device)
+        cache = whole_cache(backbone.model.config)
+        assert cache is not None
+        logits_U_V = backbone.model(
+            input_ids=ids_U_S,
+            attention_mask=mask_U_S,
+            position_ids=(mask_U_S.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        decoder, shape = self.decoder, self.shape
+        if decoder.storage is None:
+            sizes = [
+                ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
+                for layer in cache.layers
+            ]
+            decoder.storage = Storage(sizes, cache.layers[0].keys.dtype, device)
+        if decoder.storage.reserve(shape.rows * shape.places):
+            decoder.programs.clear()
+        program = self.program = decoder.program(shape, self.stack)
+        width, each = shape.rows // self.policies, self.rows // self.policies
+        slot_R = torch.arange(shape.rows, device=device)
+        inside_R = slot_R % width < each
+        # Slots beyond the rows hold a copy of the policy's last row and are ended from the start.
+        row_R = slot_R // width * each + (slot_R % width).clamp(max=each - 1)
+        self.row_R, self.inside_R = row_R, inside_R
+        prompt_R = row_R // self.attempts
+        for layer, old in zip(program.layers, cache.layers, strict=True):
+            assert layer.keys is not None and layer.values is not None
+            layer.keys[:, :, :longest] = old.keys.index_select(0, prompt_R)
+            layer.values[:, :, :longest] = old.values.index_select(0, prompt_R)
+            old.keys = old.values = None
+        lengths_U = mask_U_S.sum(1)
+        program.position_R_1.copy_(lengths_U[prompt_R][:, None] - 1)
+        program.start_R.copy_(longest - lengths_U[prompt_R])
+        program.filled_1.fill_(longest)
+        program.place_1.fill_(longest - 1)
+        program.step_1.zero_()
+        if not shape.greedy:
+            uniform_B_T = torch.from_numpy(seeds.uniforms(seeds_B, shape.steps)).to(device)
+            program.uniform_T_R.copy_(uniform_B_T[row_R].T)
+        program.length_R.zero_()
+        program.ended_R.copy_(~inside_R)
+        program.failed_R.zero_()
+        program.note(logits_U_V[prompt_R])
+
+    def finish(self) -> Rollouts:
+        """Step until every row has ended or the budget is spent."""
+        steps = self.shape.steps
+        for step in range(1, steps):
+            if step % CHECK == 0 or step == 1:
+                self._stop(step)
+                live_P_w = ~self.program.ended_R.view(self.policies, -1)
+                live = int(live_P_w.sum(1).max())
+                if live == 0:
+                    break
+                width = slots_for(live)
+                if width * 2 <= live_P_w.shape[1]:
+                    self._narrow(live_P_w, width, step)
+            self.program.step()
+        self._collect(steps)
+        self._stop(steps)
+        if self.stops is not None:  # rows ran on behind their stop string until somebody looked
+            self.logprob_B_T *= torch.arange(steps, device=self.length_B.device) < self.length_B[:, None]
+        longest = int(self.length_B.max())
+        return Rollouts(
+            tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts)),
+            self.tokens_B_T[:, :longest].cpu(),
+            self.length_B.cpu(),
+            self.logprob_B_T[:, :longest].cpu(),
+            self.ended_B.cpu(),
+            self.failed_B.cpu(),
+        )
+
+    def _collect(self, upto: int) -> None:
+        """Take what the current program noted in steps first .. upto - 1."""
+        program, inside_R = self.program, self.inside_R
+        rows = self.row_R[inside_R]
+        self.tokens_B_T[rows, self.first : upto] = program.tokens_T_R[self.first : upto, inside_R].T
+        self.logprob_B_T[rows, self.first : upto] = program.logprob_T_R[self.first : upto, inside_R].T
+        self.length_B[rows] = program.length_R[inside_R]
+        self.ended_B[rows] = program.ended_R[inside_R]
+        self.failed_B[rows] = program.failed_R[inside_R]
+
+    def _stop(self, upto: int) -> None:
+        """End the rows whose text holds a stop string, at the token that completed it."""
+        if self.stops is None:
+            return
+        self._collect(upto)
+        for row, length in self.stops.ends(self.tokens_B_T, self.length_B, self.looked, upto):
+            slot_R = (self.row_R == row) & self.inside_R
+            for kept_B, slots_R, value in (
+                (self.length_B, self.program.length_R, length),
+                (self.ended_B, self.program.ended_R, True),
+                (self.failed_B, self.program.failed_R, False),
+            ):
+                kept_B[row] = value
+                slots_R.masked_fill_(slot_R, value)
+        self.looked = upto
+
+    def _narrow(self, live_P_w: Tensor, width: int, step: int) -> None:
+        """Move the live rows to the program of `width` slots a policy; ended rows fill up."""
+        self._collect(step)
+        old = self.program
+        order_P_w = live_P_w.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        first_P = torch.arange(self.policies, device=order_P_w.device)[:, None] * live_P_w.shape[1]
+        keep = (order_P_w + first_P).reshape(-1)
+        shape = self.shape = replace(self.shape, rows=self.policies * width)
+        new = self.decoder.program(shape, self.stack)
+        for before, after in zip(old.layers, new.layers, strict=True):
+            assert before.keys is not None and before.values is not None
+            assert after.keys is not None and after.values is not None
+            # The new view lies over the old one in memory, so the rows are gathered aside first.
+            keys, values = before.keys.index_select(0, keep), before.values.index_select(0, keep)
+            after.keys.copy_(keys)
+            after.values.copy_(values)
+        for name in ("token_R_1", "position_R_1", "start_R", "length_R", "ended_R", "failed_R"):
+            getattr(new, name).copy_(getattr(old, name)[keep])
+        for name in ("filled_1", "place_1", "step_1"):
+            getattr(new, name).copy_(getattr(old, name))
+        new.uniform_T_R.copy_(old.uniform_T_R[:, keep])
+        self.row_R, self.inside_R = self.row_R[keep], self.inside_R[keep]
+        self.program, self.first = new, step

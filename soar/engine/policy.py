@@ -1,0 +1,430 @@
+"""Which device and which number type the base model takes, and how much memory a GPU has left.
+
+One frozen base model and the adapters stacked on it.
+
+The textbook way keeps one model, or one PEFT adapter, per student. Here the policies are a tensor axis: every linear
+layer of the base holds, for the active `AdapterStack`, one slice per policy, and rows of a batch are ordered by policy,
+equally many per policy. Rows of different policies never meet in a product, so neither outputs nor gradients mix.
+
+Two kinds of adapter: `lora` (A_P_I_r, B_P_r_O, output + (x A) B * scale) and `full` (delta_P_I_O, one full weight
+change per policy, for tiny models). No adapter at all is the base model, which serves as the reference of the KL term.
+Left out: adapters on embeddings and on the output layer, Conv1D layers (GPT-2), fused expert tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from soar.config import ConfigError, ModelConfig
+from soar.engine import attention
+from soar.engine.fused import fuse
+from soar.engine.groups import Group, Waiting, grouped
+from soar.engine.quantize import quantize
+from soar.files import tensor_errors, write_json
+from soar.pretrain import builtin_path
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` -> cuda when present, else cpu. Raises ConfigError when a named CUDA device is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"model.device = {name!r}: torch sees no CUDA device; use auto or cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` -> bfloat16 on a GPU that computes in it, else float32, and a GPU without it is told of in a warning."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type != "cuda":
+        return torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    warnings.warn(
+        "this GPU does not compute in bfloat16: going on in float32, which takes twice the memory "
+        '(model.dtype = "bfloat16" emulates it, slowly)',
+        stacklevel=2,
+    )
+    return torch.float32
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of a CUDA device that a new tensor could take: free ones, and those that torch holds unused."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+@dataclass
+class AdapterStack:
+    """P adapters of one shape.
+
+    tensors: parameter name -> tensor with the policy axis first. Names are `<module>.A` [P, in, rank] and
+    `<module>.B` [P, rank, out] for lora, `<module>.delta` [P, in, out] for full. All float32.
+    scale: factor on the low-rank product (alpha / rank); unused by full.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor]
+    scale: float = 1.0
+    _merged: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def policies(self) -> int:
+        return next(iter(self.tensors.values())).shape[0]
+
+    def select(self, policies: list[int]) -> AdapterStack:
+        """Detached copy of the named slices, in that order; a slice may be named more than once."""
+        return AdapterStack(self.kind, {n: t.detach()[policies].clone() for n, t in self.tensors.items()}, self.scale)
+
+    def to(self, device: torch.device | str) -> AdapterStack:
+        """The same stack on a device: itself when it is there already."""
+        if all(tensor.device == torch.device(device) for tensor in self.tensors.values()):
+            return self
+        return AdapterStack(self.kind, {n: t.detach().to(device) for n, t in self.tensors.items()}, self.scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: plain arrays on the host, no gradients."""
+        arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.tensors.items()}
+        return {"kind": self.kind, "arrays": arrays, "scale": self.scale}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.kind, self.scale, self._merged = state["kind"], state["scale"], {}
+        self.tensors = {name: torch.tensor(array) for name, array in state["arrays"].items()}
+
+    def repeat(self, times: int) -> AdapterStack:
+        """Detached copies of a one-policy stack, `times` of them."""
+        if self.policies != 1:
+            raise ValueError(f"repeat is for a stack of one policy, this one has {self.policies}")
+        return self.select([0] * times)
+
+    def trainable(self) -> AdapterStack:
+        """Mark every tensor as a leaf that takes gradients; returns self."""
+        for tensor in self.tensors.values():
+            tensor.requires_grad_(True)
+        return self
+
+    def digest(self, policy: int = 0) -> str:
+        """sha256 over one slice: equal exactly when every weight is equal bit for bit."""
+        sha = hashlib.sha256()
+        for name in sorted(self.tensors):
+            sha.update(name.encode())
+            sha.update(self.tensors[name][policy].detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+    def apply(self, name: str, base: nn.Linear, x: Tensor) -> Tensor:
+        """Output of the linear layer `name` for rows x [P*B, ..., in], ordered by policy."""
+        policies = self.policies
+        if x.shape[0] % policies:
+            raise ValueError(f"{x.shape[0]} rows do not divide among {policies} policies; give each equally many")
+        x_P_N_I = x.reshape(policies, -1, x.shape[-1])
+        if self.kind == "full":
+            out_P_N_O = torch.bmm(x_P_N_I, self._full_weight(name, base).to(x.dtype))
+            if base.bias is not None:
+                out_P_N_O = out_P_N_O + base.bias
+        else:
+            low_P_N_r = torch.bmm(x_P_N_I, self.tensors[f"{name}.A"].to(x.dtype))
+            plain_P_N_O = base(x_P_N_I)
+            b_P_r_O = self.tensors[f"{name}.B"].to(x.dtype)
+            # In place: the base's output is nobody's input to a gradient, its weight being frozen.
+            out_P_N_O = plain_P_N_O.baddbmm_(low_P_N_r, b_P_r_O, alpha=self.scale)
+        return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
+
+    def _full_weight(self, name: str, base: nn.Linear) -> Tensor:
+        """Base weight plus delta [P, in, out]; kept between calls while no gradient is taken (see `Backbone.use`)."""
+        if torch.is_grad_enabled():
+            return base.weight.T + self.tensors[f"{name}.delta"]
+        merged = self._merged.get(name)  # one look: another thread that uses this stack may forget at any time
+        if merged is None:
+            merged = self._merged[name] = base.weight.T + self.tensors[f"{name}.delta"]
+        return merged
+
+    def forget_merged(self) -> None:
+        self._merged.clear()
+
+
+def concat(stacks: list[AdapterStack]) -> AdapterStack:
+    """Stacks of one kind and shape joined along the policy axis (detached copy)."""
+    first = stacks[0]
+    tensors = {name: torch.cat([s.tensors[name].detach() for s in stacks]) for name in first.tensors}
+    return AdapterStack(first.kind, tensors, first.scale)
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear layer that adds the active stack's slice for each row (see the module text)."""
+
+    def __init__(self, name: str, base: nn.Linear, active: _Active) -> None:
+        super().__init__()
+        self.name = name
+        self.base = base
+        self.group: Group | None = None
+        self._active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        stack = self._active.stack
+        if stack is None:
+            return self.base(x)
+        if self.group is not None and self.group.takes(stack):
+            return self.group.output(self, x, stack)
+        return stack.apply(self.name, self.base, x)
+
+
+class _Active(threading.local):
+    """The stack in use, shared by all wrapped layers of one model; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.stack: AdapterStack | None = None
+        self.waiting: Waiting = {}
+
+
+class Backbone:
+    """The frozen base model with its wrapped linear layers and its tokenizer.
+
+    Attributes: model (transformers causal LM in eval mode, no parameter takes gradients), tokenizer, device, dtype,
+    layers (module name -> StackedLinear), end_ids (token ids that end a completion), pad_id, context (max positions).
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
+        self.model = model.eval()
+        attention.install(model)
+        self.fused = fuse(model, config.fused_kernels)
+        self.tokenizer = tokenizer
+        self.config = config
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self._active = _Active()
+        self.layers = _wrap_linears(model, config.target_modules, self._active)
+        self.groups: list[Group] = []
+        if self.device.type == "cuda" and config.fused_kernels != "off":
+            self.join_layers()
+        self.end_ids = _end_ids(model, tokenizer)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        self.context = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 30)
+        if len(tokenizer) > self.vocabulary:
+            raise ConfigError(
+                f"model.path: the tokenizer has {len(tokenizer)} tokens but the model's output layer only "
+                f"{self.vocabulary}; use the tokenizer that belongs to the model, or resize the embeddings first"
+            )
+
+    def join_layers(self) -> None:
+        """Train layers that read the same input as one product with its own gradient (adapted.py)."""
+        if self.groups or self.config.adapter != "lora":
+            return
+        self.groups = grouped(self.model, self.layers, self._active)
+
+    @property
+    def active(self) -> AdapterStack | None:
+        """The stack that forward passes of this thread go through now."""
+        return self._active.stack
+
+    @contextmanager
+    def use(self, stack: AdapterStack | None) -> Iterator[None]:
+        """Within the block, forward passes go through `stack` (None: the base model)."""
+        before = self._active.stack
+        self._active.stack = stack
+        try:
+            yield
+        finally:
+            self._active.stack = before
+            self._active.waiting.clear()
+            if stack is not None:
+                stack.forget_merged()
+
+    def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
+        """Fresh adapters that change nothing yet: B = 0 (lora, A uniform in +-1/sqrt(in) as PEFT), delta = 0 (full)."""
+        tensors: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(seed % (1 << 63))
+        rank = self.config.lora_rank
+        for name, layer in self.layers.items():
+            inputs, outputs = layer.base.in_features, layer.base.out_features
+            if self.config.adapter == "full":
+                tensors[f"{name}.delta"] = torch.zeros(policies, inputs, outputs, device=self.device)
+                continue
+            a_I_r = (torch.rand(inputs, rank, generator=generator) * 2 - 1) / math.sqrt(inputs)
+            tensors[f"{name}.A"] = a_I_r.to(self.device).repeat(policies, 1, 1)
+            tensors[f"{name}.B"] = torch.zeros(policies, rank, outputs, device=self.device)
+        return AdapterStack(self.config.adapter, tensors, self.config.lora_alpha / rank)
+
+    def base_digest(self) -> str:
+        """sha256 over all base weights (names and bytes)."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()
+
+
+def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: _Active) -> dict[str, StackedLinear]:
+    output_layer = model.get_output_embeddings()  # type: ignore[operator]
+    chosen: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        named = targets == ("all-linear",) or any(name == t or name.endswith(f".{t}") for t in targets)
+        if named and isinstance(module, nn.Linear) and module is not output_layer:
+            chosen[name] = module
+    if not chosen:
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ConfigError(
+            f"model.target_modules = {list(targets)} names no linear layer of this model, so no adapter would train; "
+            f"linear layers here: {', '.join(linears) or 'none'}"
+        )
+    wrapped = {}
+    for name, module in chosen.items():
+        parent_name, _, child = name.rpartition(".")
+        wrapped[name] = StackedLinear(name, module, active)
+        setattr(model.get_submodule(parent_name), child, wrapped[name])
+    return wrapped
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+    if not found:
+        raise ConfigError("model.path: neither model nor tokenizer names an end-of-text token (eos_token_id); set one")
+    return frozenset(int(i) for i in found)
+
+
+def resolve_path(path: str) -> str:
+    """`builtin:NAME` -> folder inside the package; anything else unchanged (a folder or a hub id)."""
+    if not path.startswith("builtin:"):
+        return path
+    try:
+        return str(builtin_path(path.removeprefix("builtin:")))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_backbone(config: ModelConfig) -> Backbone:
+    """Load base model and tokenizer by transformers, quantize where the config says so, freeze, wrap.
+
+    Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
+    loader's reason.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes seconds, and the run has its own progress
+
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    path = resolve_path(config.path)
+    common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    if config.gguf_file:
+        common["gguf_file"] = config.gguf_file
+    else:
+        common["trust_remote_code"] = config.trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **common)
+        weights: dict[str, Any] = {} if config.gguf_file else {"use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **weights)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
+    if config.quantization != "none":
+        quantize(model, int(config.quantization[0]), device)
+    return Backbone(model.to(device), tokenizer, config)
+
+
+def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
+    """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`.
+
+    A full delta is written as an exact LoRA of rank min(in, out): one factor is the identity.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name, layer in backbone.layers.items():
+        if stack.kind == "lora":
+            a_r_I = stack.tensors[f"{name}.A"][policy].detach().T
+            b_O_r = stack.tensors[f"{name}.B"][policy].detach().T
+        else:
+            delta_O_I = stack.tensors[f"{name}.delta"][policy].detach().T
+            outputs, inputs = delta_O_I.shape
+            square = torch.eye(min(inputs, outputs), device=delta_O_I.device)
+            a_r_I, b_O_r = (square, delta_O_I) if inputs <= outputs else (delta_O_I, square)
+        ranks[name] = a_r_I.shape[0]
+        weights[f"base_model.model.{name}.lora_A.weight"] = a_r_I.contiguous().cpu()
+        weights[f"base_model.model.{name}.lora_B.weight"] = b_O_r.contiguous().cpu()
+        assert layer.base.in_features == a_r_I.shape[1]
+    target, temporary = folder / "adapter_model.safetensors", folder / f".adapter_model.{os.getpid()}.tmp"
+    with tensor_errors(target):
+        save_file(weights, temporary, metadata={"format": "pt"})
+    os.replace(temporary, target)
+    rank = backbone.config.lora_rank if stack.kind == "lora" else max(ranks.values())
+    pattern = {} if stack.kind == "lora" else ranks
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": backbone.config.path,
+        "revision": backbone.config.revision,
+        "r": rank,
+        "lora_alpha": stack.scale * rank if stack.kind == "lora" else float(rank),
+        "rank_pattern": pattern,
+        "alpha_pattern": {name: float(r) for name, r in pattern.items()},
+        "target_modules": sorted(backbone.layers),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    write_json(folder / "adapter_config.json", config)
+
+
+def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
+    """Read an adapter that `save_adapter` wrote as one policy.
+
+    With model.adapter = "lora" a lora of the same rank; with "full" a full delta or any lora, multiplied out. Raises
+    ConfigError when a layer is missing or unknown, or a shape does not fit.
+    """
+    weights = load_file(folder / "adapter_model.safetensors")
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    known = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
+    if strange := sorted(set(weights) - known):
+        raise ConfigError(
+            f"{folder}: {strange[0]} and {len(strange) - 1} more fit no layer that model.target_modules names; "
+            "set model.target_modules as it was for this adapter"
+        )
+    fresh = backbone.new_stack(seed=0)
+    alpha, rank = float(settings["lora_alpha"]), float(settings["r"])
+    alphas, ranks = settings.get("alpha_pattern") or {}, settings.get("rank_pattern") or {}
+    for name, layer in backbone.layers.items():
+        try:
+            a_r_I = weights[f"base_model.model.{name}.lora_A.weight"].to(backbone.device)
+            b_O_r = weights[f"base_model.model.{name}.lora_B.weight"].to(backbone.device)
+        except KeyError as error:
+            raise ConfigError(f"{folder}: no weights for layer {name}; the adapter belongs to another model") from error
+        found, expected = (a_r_I.shape[1], b_O_r.shape[0]), (layer.base.in_features, layer.base.out_features)
+        if found != expected:
+            raise ConfigError(f"{folder}: layer {name} is {found} (in, out), expected {expected}; use its own model")
+        if fresh.kind == "full":
+            scale = float(alphas.get(name, alpha)) / float(ranks.get(name, rank))
+            fresh.tensors[f"{name}.delta"] = ((b_O_r @ a_r_I) * scale).T.contiguous()[None]
+        elif a_r_I.shape[0] != backbone.config.lora_rank:
+            wanted = backbone.config.lora_rank
+            raise ConfigError(
+                f"{folder}: rank {a_r_I.shape[0]}, expected model.lora_rank = {wanted}; set it to the file's"
+            )
+        else:
+            fresh.tensors[f"{name}.A"] = a_r_I.T.contiguous()[None]
+            fresh.tensors[f"{name}.B"] = b_O_r.T.contiguous()[None]
+    if fresh.kind == "lora":
+        fresh.scale = alpha / rank
+    return fresh

@@ -1,0 +1,149 @@
+"""Sampled completions as one record, and the draw of a token from its distribution.
+
+Stop strings: where a completion ends because its text holds one of them.
+
+A row ends with the first token that completes a stop string, whatever the interval at which is looked: tokens behind it
+are cut. Only a token whose own text ends in the last letter of a stop string, or is no whole letter, can complete one;
+all others are passed over without decoding anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soar.engine.policy import Backbone
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled completions, rows policy-major.
+
+    prompts: token ids of each row's prompt. tokens_B_T: completion ids, the end token included; what stands behind a
+    row's length means nothing. length_B: tokens of the completion, end token included. logprob_B_T: log-probability
+    (nats) of each sampled token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token or
+    a stop string (which stays in its text), or failed; else it was truncated at max_tokens. failed_B: the model produced
+    NaN or inf for this row, which ended it.
+    All tensors on the CPU.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    tokens_B_T: Tensor
+    length_B: Tensor
+    logprob_B_T: Tensor
+    ended_B: Tensor
+    failed_B: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: list[int]) -> Rollouts:
+        """The named rows, in that order."""
+        index = torch.tensor(rows, dtype=torch.long)
+        return Rollouts(
+            tuple(self.prompts[i] for i in rows),
+            self.tokens_B_T[index],
+            self.length_B[index],
+            self.logprob_B_T[index],
+            self.ended_B[index],
+            self.failed_B[index],
+        )
+
+    def texts(self, backbone: Backbone) -> list[str]:
+        """Completions as text, without the end token; other special tokens stay visible."""
+        ids = []
+        for tokens_T, length, failed in zip(
+            self.tokens_B_T.tolist(), self.length_B.tolist(), self.failed_B.tolist(), strict=True
+        ):
+            cut = failed or (length > 0 and tokens_T[length - 1] in backbone.end_ids)
+            ids.append(tokens_T[: length - 1] if cut else tokens_T[:length])
+        return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def join(parts: list[Rollouts]) -> Rollouts:
+    """Rollouts one after another; completions padded to the longest."""
+    longest = max(part.tokens_B_T.shape[1] for part in parts)
+
+    def wide(tensor_B_T: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor_B_T, (0, longest - tensor_B_T.shape[1]))
+
+    return Rollouts(
+        tuple(prompt for part in parts for prompt in part.prompts),
+        torch.cat([wide(part.tokens_B_T) for part in parts]),
+        torch.cat([part.length_B for part in parts]),
+        torch.cat([wide(part.logprob_B_T) for part in parts]),
+        torch.cat([part.ended_B for part in parts]),
+        torch.cat([part.failed_B for part in parts]),
+    )
+
+
+def draw(
+    logits_B_V: Tensor, uniform_B: Tensor | None, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(token_B, logprob_B under the temperature, bad_B) of float32 logits; uniform_B None: the most likely token.
+
+    bad_B: the row holds NaN or inf; its token means nothing.
+    """
+    bad_B = ~torch.isfinite(logits_B_V).all(dim=1)
+    logits_B_V = torch.where(bad_B[:, None], torch.zeros_like(logits_B_V), logits_B_V)
+    if uniform_B is not None:
+        logits_B_V = logits_B_V / temperature
+    logprob_B_V = torch.log_softmax(logits_B_V, dim=-1)
+    token_B = logits_B_V.argmax(dim=-1) if uniform_B is None else inverse_cdf(logprob_B_V.exp(), uniform_B, top_p)
+    return token_B, logprob_B_V.gather(1, token_B[:, None])[:, 0], bad_B
+
+
+def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Tensor:
+    """Token [B] whose cumulative interval holds the uniform number.
+
+    top_p < 1 keeps the smallest set of most likely tokens whose mass reaches top_p (nucleus sampling), renormalised.
+    """
+    if top_p < 1.0:
+        sorted_B_V, order_B_V = probs_B_V.sort(dim=-1, descending=True)
+        outside_B_V = sorted_B_V.cumsum(-1) - sorted_B_V >= top_p
+        kept_B_V = sorted_B_V.masked_fill(outside_B_V, 0.0)
+        return order_B_V.gather(1, inverse_cdf(kept_B_V, uniform_B)[:, None])[:, 0]
+    cdf_B_V = probs_B_V.cumsum(-1)
+    target_B_1 = uniform_B[:, None] * cdf_B_V[:, -1:]
+    token_B = torch.searchsorted(cdf_B_V, target_B_1, right=True)[:, 0]
+    return token_B.clamp(max=probs_B_V.shape[1] - 1)
+
+
+class StopStrings:
+    """The stop strings of one sampling, for one tokenizer."""
+
+    def __init__(self, backbone: Backbone, strings: tuple[str, ...]) -> None:
+        self.tokenizer, self.strings = backbone.tokenizer, strings
+        words = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=False)
+        last = {text[-1] for text in strings}
+        can = torch.zeros(backbone.vocabulary, dtype=torch.bool)
+        # A space alone may decode to nothing, and a part of a letter to the replacement character.
+        can[: len(words)] = torch.tensor(
+            [not word.strip() or "\ufffd" in word or bool(last & set(word)) for word in words]
+        )
+        self.can_end_V = can.to(backbone.device)
+        self.reach = max(len(text.encode()) for text in strings) + 8  # tokens that a stop string can be spread over
+
+    def ends(self, tokens_B_T: Tensor, length_B: Tensor, first: int, upto: int) -> Iterator[tuple[int, int]]:
+        """(row, length with the stop string) of rows that one of the tokens first .. upto - 1 ends."""
+        place_t = torch.arange(first, upto, device=length_B.device)
+        can_B_t = self.can_end_V[tokens_B_T[:, first:upto]] & (place_t < length_B[:, None])
+        rows = can_B_t.any(1).nonzero()[:, 0]
+        if rows.numel() == 0:
+            return
+        lengths, can = length_B[rows].tolist(), can_B_t[rows].tolist()
+        for row, ids, length, can_t in zip(rows.tolist(), tokens_B_T[rows, :upto].tolist(), lengths, can, strict=True):
+            if not self._in(ids[max(0, first - self.reach) : min(length, upto)]):
+                continue
+            for n in (first + i + 1 for i, possible in enumerate(can_t) if possible):
+                if self._in(ids[:n]):
+                    yield row, n
+                    break
+
+    def _in(self, ids: list[int]) -> bool:
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return any(stop in text for stop in self.strings)

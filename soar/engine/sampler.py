@@ -1,0 +1,267 @@
+"""Rollouts from a population: the Sampler protocol and the native engine.
+
+The native engine runs transformers' own model classes with our cache and attention function. A prompt is prefilled once
+and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches.
+A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and
+the position. On a GPU the steps run at fixed addresses as captured graphs (decode.py); on a CPU over a growing cache.
+Left out here: paged blocks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soar import seeds
+from soar.config import SamplingConfig
+from soar.engine.attention import buffer_cache
+from soar.engine.graphs import PLACE_STEP, StaticDecoder, slots_for
+from soar.engine.policy import AdapterStack, Backbone, free_bytes
+from soar.engine.rollouts import Rollouts, StopStrings, draw, join
+from soar.files import halving, is_out_of_memory
+
+__all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
+
+MAX_ROWS = {"cpu": 2048, "cuda": 8192}
+CACHE_BYTES = 2 << 30  # on a CPU
+MEMORY_SHARE = 0.7  # of a GPU's free memory, for cache and logits
+
+
+class Sampler(Protocol):
+    """Draws completions for a population. `sample` below documents the arguments."""
+
+    def sample(
+        self,
+        stack: AdapterStack | None,
+        prompts_P_Q: list[list[list[int]]],
+        attempts: int,
+        seed_P_Q: list[list[int]],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Rollouts: ...
+
+
+class NativeSampler:
+    """The default engine: one process, one device, any transformers causal LM with standard linear layers.
+
+    max_rows: rows of one batch at most; 0: by memory. static: decode at fixed addresses (decode.py); None: on a GPU.
+    fused: with the step of lean.py where it knows the model; None: on a GPU, unless `model.fused_kernels` is off.
+    """
+
+    def __init__(
+        self, backbone: Backbone, max_rows: int = 0, static: bool | None = None, fused: bool | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.max_rows = max_rows
+        self.static = backbone.device.type == "cuda" if static is None else static
+        if fused is None:
+            fused = backbone.device.type == "cuda" and backbone.config.fused_kernels != "off"
+        self.decoder = StaticDecoder(backbone, fused and self.static)
+
+    def rows_per_call(self, positions: int) -> int:
+        """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""
+        if self.max_rows:
+            return self.max_rows
+        kind, config = self.backbone.device.type, self.backbone.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cache = config.num_hidden_layers * 2 * heads * head_dim * positions * self.backbone.dtype.itemsize
+        logits = 16 * self.backbone.vocabulary
+        return max(1, min(MAX_ROWS.get(kind, 2048), self._memory() // (cache + logits)))
+
+    def _memory(self) -> int:
+        """Bytes that cache and logits of one batch may take."""
+        device = self.backbone.device
+        if device.type != "cuda":
+            return CACHE_BYTES
+        return int(MEMORY_SHARE * (free_bytes(device) + self.decoder.held_bytes()))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        stack: AdapterStack | None,
+        prompts_P_Q: list[list[list[int]]],
+        attempts: int,
+        seed_P_Q: list[list[int]],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Rollouts:
+        """`attempts` completions of each prompt, for each policy.
+
+        prompts_P_Q: token ids, equally many prompts per policy; policy p's prompts are answered by slice p of `stack`
+        (None: the base model; then P may be anything). seed_P_Q: one seed per prompt; its attempt n draws from
+        (seed, n) alone, whatever shares the batch. Returns P * Q * attempts rows in the order (p, q, n).
+        Raises ValueError when policies have different numbers of prompts or a prompt leaves no room in the context.
+        """
+        questions = {len(prompts) for prompts in prompts_P_Q}
+        if len(questions) != 1 or (stack is not None and stack.policies != len(prompts_P_Q)):
+            raise ValueError("give every policy of the stack the same number of prompts")
+        Q, P = questions.pop(), len(prompts_P_Q)
+        longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
+        if longest + sampling.max_tokens > self.backbone.context:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_tokens = {sampling.max_tokens} exceed the model's context of "
+                f"{self.backbone.context}; shorten the prompt or lower max_tokens"
+            )
+        seeds_P_B = np.stack([np.concatenate([seeds.row_seeds(s, attempts) for s in seed_Q]) for seed_Q in seed_P_Q])
+        per_call = self.prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
+        parts_C: list[Rollouts] = []
+        first = 0
+
+        def batch(size: int) -> Rollouts:
+            last = min(Q, first + size)
+            prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
+            seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
+            try:
+                return self._batch(stack, prompts, attempts, seeds_B, sampling, greedy)
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    self.decoder.release()
+                raise
+
+        def smaller(size: int) -> None:
+            self.max_rows = size * P * attempts
+            warnings.warn(f"out of memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
+
+        while first < Q:
+            rollouts, per_call = halving(batch, per_call, smaller)
+            parts_C.append(rollouts)
+            first += rollouts.rows // (P * attempts)
+        if len(parts_C) == 1:
+            return parts_C[0]
+        each = [(part, part.rows // P) for part in parts_C]
+        return join([part.select(list(range(p * n, (p + 1) * n))) for p in range(P) for part, n in each])
+
+    def prompts_per_call(self, policies: int, questions: int, attempts: int, positions: int) -> int:
+        """Prompts per policy in one batch; the batches of one call are of like size."""
+        if self.static:
+            positions = -(-positions // PLACE_STEP) * PLACE_STEP
+        most = max(1, self.rows_per_call(positions) // (policies * attempts))
+        while self.static and most > 1 and policies * slots_for(most * attempts) > self.rows_per_call(positions):
+            most -= 1
+        return -(-questions // -(-questions // most))
+
+    def _batch(
+        self,
+        stack: AdapterStack | None,
+        prompts_U: list[list[int]],
+        attempts: int,
+        seeds_B: np.ndarray,
+        sampling: SamplingConfig,
+        greedy: bool,
+    ) -> Rollouts:
+        if self.static and self.decoder.supports(stack):
+            return self.decoder.run(stack, prompts_U, attempts, seeds_B, sampling, greedy)
+        return _Run(self.backbone, stack, prompts_U, attempts, seeds_B, sampling, greedy).finish()
+
+
+class _Run:
+    """One batch on its way: prefill, then one token a step until every row has ended."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stack: AdapterStack | None,
+        prompts: list[list[int]],
+        attempts: int,
+        seeds_B: np.ndarray,
+        sampling: SamplingConfig,
+        greedy: bool,
+    ) -> None:
+        self.backbone, self.stack, self.sampling, self.greedy = backbone, stack, sampling, greedy
+        self.policies = stack.policies if stack is not None else 1
+        self.prompts, self.attempts = prompts, attempts
+        device, rows, steps = backbone.device, len(prompts) * attempts, sampling.max_tokens
+        self.uniform_B_T = None if greedy else torch.from_numpy(seeds.uniforms(seeds_B, steps)).to(device)
+        self.tokens_B_T = torch.full((rows, steps), backbone.pad_id, dtype=torch.long, device=device)
+        self.logprob_B_T = torch.zeros(rows, steps, device=device)
+        self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.failed_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
+        self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
+        self.row_b = torch.arange(rows, device=device)  # live slot -> row of the result
+
+    def finish(self) -> Rollouts:
+        with self.backbone.use(self.stack):
+            logits_b_V, cache, mask_b_S = self._prefill()
+            for step in range(self.sampling.max_tokens):
+                token_b = self._draw(logits_b_V, step)
+                if self.stops is not None:
+                    for row, _ in self.stops.ends(self.tokens_B_T, self.length_B, step, step + 1):
+                        self.ended_B[row] = True
+                if step + 1 == self.sampling.max_tokens:
+                    break
+                keep = self._retire()
+                if keep is not None:
+                    if keep.numel() == 0:
+                        break
+                    cache.batch_select_indices(keep)
+                    mask_b_S, token_b, self.row_b = mask_b_S[keep], token_b[keep], self.row_b[keep]
+                mask_b_S = torch.cat([mask_b_S, mask_b_S.new_ones(len(mask_b_S), 1)], dim=1)
+                position_b_1 = mask_b_S.sum(1, keepdim=True) - 1
+                logits_b_V = self._forward(token_b[:, None], mask_b_S, position_b_1, cache)
+        longest = int(self.length_B.max())
+        attempts = self.attempts
+        return Rollouts(
+            tuple(tuple(ids) for ids in self.prompts for _ in range(attempts)),
+            self.tokens_B_T[:, :longest].cpu(),
+            self.length_B.cpu(),
+            self.logprob_B_T[:, :longest].cpu(),
+            self.ended_B.cpu(),
+            self.failed_B.cpu(),
+        )
+
+    def _prefill(self) -> tuple[Tensor, Any, Tensor]:
+        """Next-token logits, cache and attention mask of all rows; every prompt is run once."""
+        device, pad = self.backbone.device, self.backbone.pad_id
+        longest = max(len(ids) for ids in self.prompts)
+        ids_U_S = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in self.prompts], device=device)
+        mask_U_S = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in self.prompts], device=device)
+        position_U_S = (mask_U_S.cumsum(1) - 1).clamp(min=0)
+        cache = buffer_cache(self.backbone.model.config)
+        logits_U_V = self._forward(ids_U_S, mask_U_S, position_U_S, cache)
+        repeat = torch.arange(len(self.prompts), device=device).repeat_interleave(self.attempts)
+        cache.batch_select_indices(repeat)
+        return logits_U_V[repeat], cache, mask_U_S[repeat]
+
+    def _forward(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
+        out = self.backbone.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float()
+
+    def _draw(self, logits_b_V: Tensor, step: int) -> Tensor:
+        """Draw one token for every live slot, note it in the rows that have not ended, return it."""
+        uniform_b = None if self.uniform_B_T is None else self.uniform_B_T[self.row_b, step]
+        token_b, logprob_b, bad_b = draw(logits_b_V, uniform_b, self.sampling.temperature, self.sampling.top_p)
+        live = ~self.ended_B[self.row_b]
+        rows = self.row_b[live]
+        token_live = token_b[live]
+        self.tokens_B_T[rows, step] = token_live
+        self.logprob_B_T[rows, step] = logprob_b[live]
+        self.length_B[rows] = step + 1
+        self.failed_B[rows] |= bad_b[live]
+        self.ended_B[rows] = torch.isin(token_live, self.end_ids) | bad_b[live]
+        return token_b
+
+    def _retire(self) -> Tensor | None:
+        """Slots to keep (each policy keeps equally many, ended rows fill up), or None while it is not worth it."""
+        live_P_b = ~self.ended_B[self.row_b].reshape(self.policies, -1)
+        keep = int(live_P_b.sum(1).max())
+        width = live_P_b.shape[1]
+        if keep > 0.8 * width:
+            return None
+        order_P_b = live_P_b.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :keep]
+        order_P_b = order_P_b.sort(dim=1).values
+        first_P = torch.arange(self.policies, device=order_P_b.device)[:, None] * width
+        return (order_P_b + first_P).reshape(-1)

@@ -1,0 +1,281 @@
+"""The sampler of model.sampler = "vllm": one vLLM engine, the policies as LoRA adapters of its requests.
+
+An adapter is loaded from tensors, without a file, whenever its weights are new to the engine: every content gets an id that
+is never used again, so no cached prefix of an older version can be taken for it, and versions that a call does not need
+make room. Prompts go in as token ids, each row with its own seed. Temperature, top_p, budget, greedy and the end tokens mean
+what they mean to the native engine, and so do log-probabilities where top_p is 1; below that vLLM gives those of the
+truncated distribution, which are larger by at most -log(top_p). The draws are vLLM's own: a run is repeatable with its seed,
+but not the run of the native engine. vLLM keeps its own copy of the base weights.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soar import seeds
+from soar.config import Config, ConfigError, SamplingConfig
+from soar.engine.policy import AdapterStack, Backbone, resolve_path
+from soar.engine.rollouts import Rollouts, StopStrings
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
+PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to draw. adapter: id of a loaded adapter, 0 for the base model. seed: of this row alone."""
+
+    prompt: tuple[int, ...]
+    adapter: int
+    seed: int
+    sampling: SamplingConfig
+    greedy: bool
+    end_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """tokens with the end token, logprobs one a token, ended: by an end token and not by the budget."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    ended: bool
+
+
+class Engine(Protocol):
+    """What the sampler asks of vLLM; the tests have another one."""
+
+    def load(self, adapter: int, tensors: dict[str, Tensor], rank: int, alpha: float) -> None:
+        """Take an adapter under a new id. tensors: PEFT names -> A [rank, in], B [out, rank]."""
+
+    def drop(self, adapter: int) -> None:
+        """Forget an adapter."""
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        """Completions in the order of the requests."""
+
+
+class VllmSampler:
+    """Draws completions for a population; `sampler.NativeSampler.sample` documents the arguments.
+
+    slots: adapters that the engine holds at once. A population of more is sampled in parts.
+    """
+
+    def __init__(self, backbone: Backbone, engine: Engine, slots: int, context: int | None = None) -> None:
+        self.backbone, self.engine, self.slots = backbone, engine, slots
+        self.context = min(backbone.context, context or backbone.context)
+        self.loaded: dict[str, int] = {}  # digest -> adapter id, the least recently used first
+        self._last = 0
+        self._lock = threading.Lock()  # an engine takes one call at a time
+
+    def sample(
+        self,
+        stack: AdapterStack | None,
+        prompts_P_Q: list[list[list[int]]],
+        attempts: int,
+        seed_P_Q: list[list[int]],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Rollouts:
+        """As the native engine's, rows in the order (p, q, n)."""
+        if len({len(prompts) for prompts in prompts_P_Q}) != 1 or (
+            stack is not None and stack.policies != len(prompts_P_Q)
+        ):
+            raise ValueError("give every policy of the stack the same number of prompts")
+        longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
+        if longest + sampling.max_tokens > self.context:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_tokens = {sampling.max_tokens} exceed the engine's context of "
+                f"{self.context}; shorten the prompt or lower max_tokens"
+            )
+        completions: list[Completion] = []
+        with self._lock:
+            for first in range(0, len(prompts_P_Q), self.slots):
+                part = range(first, min(len(prompts_P_Q), first + self.slots))
+                adapters = [0] * len(part) if stack is None else self._adapters(stack, part)
+                requests = [
+                    request
+                    for p, adapter in zip(part, adapters, strict=True)
+                    for prompt, seed in zip(prompts_P_Q[p], seed_P_Q[p], strict=True)
+                    for request in self._requests(prompt, adapter, seed, attempts, sampling, greedy)
+                ]
+                completions += self.engine.generate(requests)
+        rows = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
+        rollouts = rollouts_of(rows, completions, self.backbone.pad_id)
+        return cut_at_stops(rollouts, StopStrings(self.backbone, sampling.stop)) if sampling.stop else rollouts
+
+    def _requests(
+        self, prompt: list[int], adapter: int, seed: int, attempts: int, sampling: SamplingConfig, greedy: bool
+    ) -> list[Request]:
+        ends = tuple(sorted(self.backbone.end_ids))
+        own = seeds.row_seeds(seed, attempts) & np.uint64((1 << 63) - 1)
+        sampling = sampling.model_copy(update={"stop": ()})  # the engine has no tokenizer: cut_at_stops ends the rows
+        return [Request(tuple(prompt), adapter, int(row), sampling, greedy, ends) for row in own.tolist()]
+
+    def _adapters(self, stack: AdapterStack, policies: Sequence[int]) -> list[int]:
+        """Ids of the named slices as they are now; what is new is loaded, what is old makes room."""
+        digests = [stack.digest(p) for p in policies]
+        wanted = set(digests)
+        for digest, p in zip(digests, policies, strict=True):
+            if digest in self.loaded:
+                self.loaded[digest] = self.loaded.pop(digest)
+                continue
+            while len(self.loaded) >= self.slots:
+                oldest = next(known for known in self.loaded if known not in wanted)
+                self.engine.drop(self.loaded.pop(oldest))
+            self._last += 1
+            rank = self.backbone.config.lora_rank
+            self.engine.load(self._last, peft_tensors(self.backbone, stack, p), rank, stack.scale * rank)
+            self.loaded[digest] = self._last
+        return [self.loaded[digest] for digest in digests]
+
+
+def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[str, Tensor]:
+    """One slice under PEFT's names, on the CPU: A [rank, in], B [out, rank]."""
+    found = {}
+    for name in backbone.layers:
+        for part in "AB":
+            tensor = stack.tensors[f"{name}.{part}"][policy].detach().T.contiguous().cpu()
+            found[f"base_model.model.{name}.lora_{part}.weight"] = tensor
+    return found
+
+
+def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completion], pad: int) -> Rollouts:
+    """Completions as one record. A row with a log-probability that is no number has failed, and ends there."""
+    longest = max((len(row.tokens) for row in completions), default=0)
+    tokens_B_T = torch.full((len(completions), max(1, longest)), pad, dtype=torch.long)
+    logprob_B_T = torch.zeros(tokens_B_T.shape)
+    for row, completion in enumerate(completions):
+        tokens_B_T[row, : len(completion.tokens)] = torch.tensor(list(completion.tokens), dtype=torch.long)
+        logprob_B_T[row, : len(completion.logprobs)] = torch.tensor(list(completion.logprobs))
+    failed_B = ~torch.isfinite(logprob_B_T).all(dim=1)
+    return Rollouts(
+        prompts,
+        tokens_B_T,
+        torch.tensor([len(row.tokens) for row in completions]),
+        logprob_B_T.nan_to_num(0.0, 0.0, 0.0),
+        torch.tensor([row.ended for row in completions]) | failed_B,
+        failed_B,
+    )
+
+
+def cut_at_stops(rollouts: Rollouts, stops: StopStrings) -> Rollouts:
+    """The same rows, each ended by the token that completes its first stop string."""
+    device, steps = stops.can_end_V.device, rollouts.tokens_B_T.shape[1]
+    length_B, ended_B = rollouts.length_B.clone(), rollouts.ended_B.clone()
+    for row, length in stops.ends(rollouts.tokens_B_T.to(device), rollouts.length_B.to(device), 0, steps):
+        length_B[row], ended_B[row] = length, True
+    inside_B_T = torch.arange(steps) < length_B[:, None]
+    logprob_B_T = rollouts.logprob_B_T * inside_B_T
+    return replace(rollouts, length_B=length_B, ended_B=ended_B, logprob_B_T=logprob_B_T)
+
+
+class VllmEngine:
+    """vLLM in this process. rank, slots: largest adapter and how many at once. context: tokens of prompt and completion.
+
+    memory: share of the GPU that vLLM takes for weights and cache. devices: GPUs that it splits the model among.
+    """
+
+    def __init__(self, backbone: Backbone, rank: int, slots: int, context: int, memory: float, devices: int) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            import vllm
+        except ImportError as error:
+            raise ConfigError(
+                f'model.sampler = "vllm": vLLM cannot be imported ({error}); install it with '
+                'pip install "soar-rl[train,vllm]", or set model.sampler = "native"'
+            ) from error
+        self.vllm, config = vllm, backbone.config
+        try:
+            self.llm = vllm.LLM(
+                resolve_path(config.path),
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                skip_tokenizer_init=True,
+                dtype=str(backbone.dtype).removeprefix("torch."),
+                enable_lora=True,
+                max_lora_rank=next(size for size in RANKS if size >= rank),
+                max_loras=slots,
+                max_model_len=context,
+                gpu_memory_utilization=memory,
+                tensor_parallel_size=devices,
+                logprobs_mode="processed_logprobs",
+                worker_extension_cls="soar.engine.vllm_worker.AdapterExtension",
+                disable_log_stats=True,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ConfigError(f'model.sampler = "vllm": vLLM does not start: {error}') from error
+
+    def load(self, adapter: int, tensors: dict[str, Tensor], rank: int, alpha: float) -> None:
+        """Into every worker, under a new id. Raises ConfigError for a layer that vLLM puts no adapter on."""
+        try:
+            held = self.llm.collective_rpc("soar_load", args=(adapter, tensors, rank, alpha))
+        except ValueError as error:
+            raise ConfigError(f'model.sampler = "vllm": {error}') from error
+        if not all(held):
+            raise RuntimeError(f"vLLM did not keep adapter {adapter}; this version of vLLM may not fit")
+
+    def drop(self, adapter: int) -> None:
+        """From every worker."""
+        self.llm.collective_rpc("soar_drop", args=(adapter,))
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        """All requests in one call; vLLM batches them as they come."""
+        from vllm.lora.request import LoRARequest
+
+        prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
+        adapters = [
+            LoRARequest(f"soar-{request.adapter}", request.adapter, "in memory") if request.adapter else None
+            for request in requests
+        ]
+        outputs = self.llm.generate(
+            prompts, [self._parameters(request) for request in requests], lora_request=adapters, use_tqdm=False
+        )
+        found = []
+        for output in outputs:
+            row = output.outputs[0]
+            logprobs = [step[token].logprob for token, step in zip(row.token_ids, row.logprobs, strict=True)]
+            found.append(Completion(tuple(row.token_ids), logprobs, row.finish_reason == "stop"))
+        return found
+
+    def _parameters(self, request: Request) -> Any:
+        sampling = request.sampling
+        return self.vllm.SamplingParams(
+            temperature=0.0 if request.greedy else sampling.temperature,
+            top_p=1.0 if request.greedy else sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            stop_token_ids=list(request.end_ids),
+            ignore_eos=True,  # the end tokens are those of stop_token_ids, as in the native engine
+            logprobs=0,
+            detokenize=False,
+        )
+
+
+def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:
+    """The sampler of a config. Raises ConfigError where vLLM cannot serve it, with what to set instead."""
+    model = config.model
+    if model.adapter != "lora":
+        raise ConfigError(
+            'model.sampler = "vllm" serves LoRA adapters; set model.adapter = "lora" or sampler = "native"'
+        )
+    if model.gguf_file:
+        raise ConfigError(
+            'model.sampler = "vllm" reads no model.gguf_file; convert the model, or set sampler = "native"'
+        )
+    if model.lora_rank > RANKS[-1]:
+        raise ConfigError(f'model.lora_rank = {model.lora_rank}: model.sampler = "vllm" serves at most {RANKS[-1]}')
+    slots = max(config.teacher.datasets * config.student.repeats, len(config.arms.run), 1)
+    budget = max(config.student.sampling.max_tokens, config.teacher.sampling.max_tokens)
+    context = min(backbone.context, budget + PROMPT_ROOM)
+    engine = VllmEngine(backbone, model.lora_rank, slots, context, model.vllm_memory, model.vllm_devices)
+    return VllmSampler(backbone, engine, slots, context)

@@ -1,0 +1,125 @@
+"""Held-out pass@k with intervals (`statistics` has the estimators).
+
+Intervals are percentile bootstraps over problems: they cover the choice of problems and, through the counts, the sampling
+noise, but not the spread over training seeds, for which `study` runs several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from soar import seeds
+from soar.config import Config, EvaluateConfig, SamplingConfig
+from soar.loop.parallel import Crew, Tick, spread
+from soar.loop.statistics import bootstrap_interval, pass_at_k
+from soar.types import Problem
+
+if TYPE_CHECKING:  # the estimators need no torch, so that a run can be checked without it
+    from soar.engine.policy import AdapterStack
+    from soar.loop.rollout import Examiner
+
+
+def summarize(
+    correct_H: Sequence[int], samples: int, config: EvaluateConfig, seed: int
+) -> dict[str, dict[str, object]]:
+    """`pass_at` and `interval_95`, keyed by k as text, from correct counts per problem."""
+    pass_at: dict[str, object] = {}
+    interval: dict[str, object] = {}
+    for k in config.ks:
+        values = [pass_at_k(samples, correct, k) for correct in correct_H]
+        pass_at[str(k)] = float(np.mean(values))
+        interval[str(k)] = list(bootstrap_interval(values, seed, config.bootstrap))
+    return {"pass_at": pass_at, "interval_95": interval}
+
+
+def per_set(correct_H: Sequence[int], problems: Sequence[Problem], config: Config, seed: int) -> dict[str, object]:
+    """`sets`: number of problems and `summarize` of every hard set of a mixed run; {} in an unmixed one."""
+    found = {}
+    for name in config.problems.sets:
+        own = [correct for correct, problem in zip(correct_H, problems, strict=True) if problem.set == name]
+        found[name] = {"problems": len(own), **summarize(own, config.evaluate.attempts, config.evaluate, seed)}
+    return {"sets": found} if found else {}
+
+
+def paired_difference(
+    correct_a_H: Sequence[int], correct_b_H: Sequence[int], samples: int, k: int, seed: int, resamples: int
+) -> dict[str, object]:
+    """Mean of pass@k(a) - pass@k(b) over the same problems, with its bootstrap interval."""
+    values = [
+        pass_at_k(samples, a, k) - pass_at_k(samples, b, k) for a, b in zip(correct_a_H, correct_b_H, strict=True)
+    ]
+    return {"difference": float(np.mean(values)), "interval_95": list(bootstrap_interval(values, seed, resamples))}
+
+
+def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """What `soar eval` reports of correct attempts per problem: policies with intervals, differences from `base`.
+
+    seed: of the run. Raises KeyError without `base`.
+    """
+    place, paired_place, base_H = seeds.derive(seed, "evaluate"), seeds.derive(seed, "paired"), counts["base"]
+    return {
+        "attempts": config.attempts,
+        "temperature": config.temperature,
+        "bootstrap": config.bootstrap,
+        "seed": seed,
+        "policies": {
+            name: {**summarize(correct_H, config.attempts, config, place), "correct": list(correct_H)}
+            for name, correct_H in counts.items()
+        },
+        "paired": {
+            f"{name} - base": {
+                str(k): paired_difference(correct_H, base_H, config.attempts, k, paired_place, config.bootstrap)
+                for k in config.ks
+            }
+            for name, correct_H in counts.items()
+            if name != "base"
+        },
+    }
+
+
+def count_correct(
+    examiner: Examiner,
+    stack: AdapterStack | None,
+    problems: list[Problem],
+    attempts: int,
+    seed: int,
+    sampling: SamplingConfig,
+    workers: int = 1,
+    block: int = 64,
+    on_block: Callable[[list[Problem], np.ndarray, np.ndarray], None] | None = None,
+    crew: Crew | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(correct, truncated) attempts [P, H] of every slice (P = 1 for the base model) at the same problems and seeds.
+
+    Problems are taken in blocks, by the crew or `workers` blocks at a time in threads; the counts depend on neither.
+    on_block(problems, correct_P_H, truncated_P_H) is called in order as blocks are done.
+    """
+    blocks = [problems[first : first + block] for first in range(0, len(problems), block)]
+    common = (stack, attempts, seed, sampling)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    results = spread(crew, examiner, workers, count_block, common, [(part,) for part in blocks])
+    for part, counts in zip(blocks, results, strict=True):
+        found.append(counts)
+        if on_block is not None:
+            on_block(part, *counts)
+    return np.concatenate([c for c, _ in found], axis=1), np.concatenate([t for _, t in found], axis=1)
+
+
+def count_block(
+    examiner: Examiner,
+    tick: Tick,
+    stack: AdapterStack | None,
+    attempts: int,
+    seed: int,
+    sampling: SamplingConfig,
+    problems: list[Problem],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(correct, truncated) attempts [P, H] at a few problems, as a piece of work."""
+    policies = stack.policies if stack is not None else 1
+    own = stack.to(examiner.backbone.device) if stack is not None else None
+    result = examiner.attempt(own, [problems] * policies, attempts, [seed] * policies, sampling)
+    truncated = ~result.rollouts.ended_B.view(policies, len(problems), attempts)
+    return (result.solved_P_Q_N & result.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()

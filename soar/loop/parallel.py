@@ -1,0 +1,78 @@
+"""Independent pieces of work, done by threads of this process or by a crew of worker processes.
+
+A piece of work is a function of this package, called as `work(examiner, tick, *common, *task)`. Every random draw in it
+is seeded by its arguments, and how a stage is cut into pieces does not depend on who does them, so threads of this
+process and any number of workers give the same numbers. tick is called after each step of a longer piece.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:  # nothing here needs torch
+    from soar.loop.rollout import Examiner
+
+T = TypeVar("T")
+Tick = Callable[[], None]
+Task = tuple[Any, ...]
+
+
+def no_tick() -> None:
+    """For work that nobody watches."""
+
+
+class Crew(Protocol):
+    """Worker processes, each with an examiner of its own (`ray_crew.RayCrew`). size: how many were asked for."""
+
+    size: int
+
+    def stream(
+        self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
+    ) -> Iterator[tuple[Any, Any]]:
+        """(key, result) of every (key, task) in `queue` as it is done; more may be added to `queue` between two results.
+
+        Raises what the work raised if that is a UserError, and a UserError when workers are lost again and again.
+        """
+        ...
+
+
+def spread(
+    crew: Crew | None,
+    examiner: Examiner,
+    threads: int,
+    work: Callable[..., T],
+    common: Task,
+    tasks: Sequence[Task],
+    tick: Tick = no_tick,
+) -> Iterator[T]:
+    """work(examiner, tick, *common, *task) of every task, in the order of the tasks.
+
+    crew: who does it; None: `threads` threads of this process. What is not begun when the caller stops listening is
+    never done.
+    """
+    if crew is not None:
+        yield from _in_order(crew.stream(work, common, deque(enumerate(tasks)), tick))
+        return
+    if threads <= 1 or len(tasks) == 1:
+        yield from (work(examiner, tick, *common, *task) for task in tasks)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = [pool.submit(work, examiner, tick, *common, *task) for task in tasks]
+        try:
+            yield from (running.result() for running in jobs)
+        finally:
+            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute what is left
+
+
+def _in_order(results: Iterator[tuple[int, T]]) -> Iterator[T]:
+    """Results numbered from 0, each as soon as all before it are there."""
+    early: dict[int, T] = {}
+    number = 0
+    for key, result in results:
+        early[key] = result
+        while number in early:
+            yield early.pop(number)
+            number += 1

@@ -1,0 +1,220 @@
+"""Attempts: problems put to policies, completions checked and scored."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from soar import seeds
+from soar.config import SamplingConfig
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.sampler import Rollouts, Sampler, join
+from soar.problems.prompts import PromptFormat
+from soar.problems.verify import VerifierPool, columns_of
+from soar.types import Problem, Verdict
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """N attempts of each policy at each of its problems.
+
+    rollouts and verdicts: rows in the order (policy, question, attempt). reward_P_Q_N: student reward (points).
+    solved_P_Q_N: the verdict was correct. valid_P_Q_N: False where the verdict is unscorable (excluded from means).
+    truncated: completions that hit the token budget. failed_P: the policy produced NaN or inf.
+    """
+
+    rollouts: Rollouts
+    verdicts: list[Verdict]
+    reward_P_Q_N: Tensor
+    solved_P_Q_N: Tensor
+    valid_P_Q_N: Tensor
+    truncated: int
+    failed_P: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.verdicts)
+
+    def pass_rate_P(self) -> Tensor:
+        """Mean over questions and attempts that could be scored [P]."""
+        valid = self.valid_P_Q_N.float()
+        return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+
+
+class Part(NamedTuple):
+    """Prompts and verifier of one hard set in a mixed run."""
+
+    fmt: PromptFormat
+    verifier: VerifierPool
+
+
+class Examiner:
+    """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
+
+    scheme: student reward, `binary` or `paper` (see `rewards.student_reward`). parts: in a mixed run, name of a hard set
+    -> its prompts and verifier, for the problems of that set (`Problem.set`); fmt and verifier are for all others.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sampler: Sampler,
+        fmt: PromptFormat,
+        verifier: VerifierPool,
+        scheme: Literal["binary", "paper"] = "binary",
+        parts: Mapping[str, Part] | None = None,
+    ) -> None:
+        self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
+        self.scheme: Literal["binary", "paper"] = scheme
+        self.parts = dict(parts or {})
+        self._prompts: dict[tuple[str, str], list[int]] = {}
+        self._lock = threading.Lock()
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """Token ids of the student prompt for a problem (kept between calls)."""
+        part, key = self.parts.get(problem.set), (problem.set if self.parts else "", problem.question)
+        fmt = part.fmt if part is not None else self.fmt
+        with self._lock:
+            if key not in self._prompts:
+                self._prompts[key] = fmt.student_ids(self.backbone.tokenizer, problem.question)
+            return self._prompts[key]
+
+    def of_set(self, name: str) -> Examiner:
+        """An examiner for the problems of one set alone; "" and an unmixed run: this one."""
+        if name not in self.parts:
+            return self
+        return Examiner(self.backbone, self.sampler, *self.parts[name], self.scheme)
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str] | None = None) -> list[Verdict]:
+        """Verdicts of completions, each by the verifier of its problem's set; without texts, of the gold answers."""
+        places: dict[str, list[int]] = {}
+        for i, problem in enumerate(problems):
+            places.setdefault(problem.set if problem.set in self.parts else "", []).append(i)
+        verdicts: dict[int, Verdict] = {}
+        for name, indices in places.items():
+            pool = self.parts[name].verifier if name in self.parts else self.verifier
+            own = [problems[i] for i in indices]
+            golds, columns = [problem.answer for problem in own], columns_of(own)
+            if texts is None:
+                found = pool.check_golds(golds, columns)
+            else:
+                found = pool.check([texts[i] for i in indices], golds, columns)
+            verdicts.update(zip(indices, found, strict=True))
+        return [verdicts[i] for i in range(len(problems))]
+
+    def room(self, problem: Problem, sampling: SamplingConfig) -> bool:
+        """Whether prompt and completion budget fit in the model's context."""
+        return len(self.prompt(problem)) + sampling.max_tokens <= self.backbone.context
+
+    def attempt(
+        self,
+        stack: AdapterStack | None,
+        problems_P_Q: list[list[Problem]],
+        attempts: int,
+        seed_P: list[int],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+        workers: int = 1,
+        first: int = 0,
+    ) -> Attempts:
+        """N attempts of policy p at problems_P_Q[p] (equally many problems each).
+
+        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its
+        tokens do not depend on the other problems or their order. workers: threads that share out the problems of a
+        single policy. first: number n of the first attempt.
+        """
+        P, Q = len(problems_P_Q), len(problems_P_Q[0])
+        prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
+        seed_P_Q = [
+            [seeds.skip(own, first) for own in _problem_seeds(seed, problems)]
+            for seed, problems in zip(seed_P, problems_P_Q, strict=True)
+        ]
+        if P == 1 and workers > 1:
+            rollouts = self._sample_in_threads(stack, prompts_P_Q[0], attempts, seed_P_Q[0], sampling, greedy, workers)
+        else:
+            rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
+        texts = rollouts.texts(self.backbone)
+        asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
+        with self._lock:
+            verdicts = self.grade(asked, texts)
+        rewards = [
+            student_reward(verdict, text, problem.answer, self.scheme)
+            for verdict, text, problem in zip(verdicts, texts, asked, strict=True)
+        ]
+        shape = (P, Q, attempts)
+        return Attempts(
+            rollouts,
+            verdicts,
+            torch.tensor(rewards, dtype=torch.float32).view(shape),
+            torch.tensor([v.solved for v in verdicts]).view(shape),
+            torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape),
+            int((~rollouts.ended_B).sum()),
+            rollouts.failed_B.view(P, -1).any(1),
+        )
+
+    def _sample_in_threads(
+        self,
+        stack: AdapterStack | None,
+        prompts_Q: list[list[int]],
+        attempts: int,
+        seed_Q: list[int],
+        sampling: SamplingConfig,
+        greedy: bool,
+        workers: int,
+    ) -> Rollouts:
+        """The prompts of one policy, shared out among threads; every prompt has its own seed, so the draws are the same."""
+        size = -(-len(prompts_Q) // workers)
+        parts = [slice(first, first + size) for first in range(0, len(prompts_Q), size)]
+
+        def job(part: slice) -> Rollouts:
+            return self.sampler.sample(stack, [prompts_Q[part]], attempts, [seed_Q[part]], sampling, greedy)
+
+        with ThreadPoolExecutor(workers) as pool:
+            return join(list(pool.map(job, parts)))
+
+
+def _problem_seeds(seed: int, problems: list[Problem]) -> list[int]:
+    before: Counter[str] = Counter()
+    found = []
+    for problem in problems:
+        found.append(seeds.derive(seed, problem.id, before[problem.id]))
+        before[problem.id] += 1
+    return found
+
+
+WORD = re.compile(r"\\?[A-Za-z]+|\d+(?:[.,]\d+)*|\S")
+
+
+def mentions(completion: str, gold: str) -> bool:
+    """Whether the gold answer occurs in the text as a run of tokens (`42` is not in `142`). Method, room point 6."""
+    wanted = WORD.findall(gold)
+    if not wanted or wanted[0] not in completion:
+        return False
+    words = WORD.findall(completion)
+    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
+
+
+def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal["binary", "paper"]) -> float:
+    """Reward of one student attempt.
+
+    `binary`: 1 correct, 0 else. `paper`: 120 correct; 20 answered, wrong, but the gold answer occurs in the text;
+    10 answered otherwise; 0 no answer (paper, experimental setup). A check that timed out or crashed counts as
+    answered. UNSCORABLE gives 0; a mean over attempts leaves such attempts out by their verdict.
+    """
+    if scheme == "binary":
+        return 1.0 if verdict.solved else 0.0
+    if scheme != "paper":
+        raise ValueError(f"student.reward = {scheme!r}: expected binary or paper")
+    if verdict.solved:
+        return 120.0
+    if verdict in (Verdict.NO_ANSWER, Verdict.UNSCORABLE):
+        return 0.0
+    return 20.0 if mentions(completion, gold) else 10.0

@@ -1,0 +1,389 @@
+"""Outer loop: the teacher writes, students learn, improvement on hard problems is measured, the teacher learns.
+
+One `OuterLoop` holds the whole state of a run between two outer steps; `step` does one. Teacher and students share one
+sampler, one verifier, one RLOO and one update: they differ only in where the reward comes from. Left out: several groups of
+datasets a step, off-policy reuse of teacher samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from soar import seeds
+from soar.config import Config, RewardConfig, SamplingConfig
+from soar.engine.policy import AdapterStack
+from soar.engine.rloo import leave_one_out
+from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
+from soar.loop.parallel import Crew, Tick, spread
+from soar.loop.promotion import decide
+from soar.loop.rewards import deal, grounded, pay
+from soar.loop.rollout import Attempts, Examiner
+from soar.loop.student import Population, choose_chunk, chunks, inner_steps, shuffled_passes, train_population
+from soar.loop.write import Lessons, teacher_prompt, write_step
+from soar.report.questions import step_vendi
+from soar.run.alarms import alarm
+from soar.run.ledger import digest
+from soar.types import Decision, Problem, Trial
+
+Event = dict[str, Any]
+
+
+@dataclass
+class LoopState:
+    """Everything that lasts from one outer step to the next.
+
+    step: outer steps done. teacher, baseline: stacks of one policy. window: mean step rewards since the last promotion.
+    pq: promotion questions as JSON-ready rows. pass_rates: the baseline's pass rate per reward question (None: it
+    cannot be scored), kept while the baseline stands. student_rollouts: completions sampled by students in training and
+    measurement, cumulative.
+    """
+
+    teacher: AdapterStack
+    optimizer: StackOptimizer
+    baseline: AdapterStack
+    step: int = 0
+    promotions: int = 0
+    window: list[float] = field(default_factory=list)
+    pq: list[dict[str, Any]] = field(default_factory=list)
+    pass_rates: dict[str, float | None] = field(default_factory=dict)
+    student_rollouts: int = 0
+    teacher_rollouts: int = 0
+
+
+def new_state(examiner: Examiner, config: Config) -> LoopState:
+    """Teacher and baseline student as fresh adapters on the base model (method: both start as copies of it)."""
+    backbone = examiner.backbone
+    teacher = backbone.new_stack(seeds.derive(config.seed, "teacher", "init"))
+    baseline = backbone.new_stack(seeds.derive(config.seed, "student", "init"))
+    return LoopState(teacher, StackOptimizer(teacher, config.teacher.optimizer), baseline)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, every trial.
+
+    verdicts_P: per student, a hash over the reward questions and its verdicts on them, for the ledger. sets: the same
+    per hard set of a mixed run.
+    """
+
+    improvement_G_R: np.ndarray
+    valid_G_R: np.ndarray
+    baseline: float
+    trials: list[Trial]
+    verdicts_P: list[str]
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What students did on Q_R: pass rates (also by question), divergence, verdicts as words, attempts spent."""
+
+    rate_P: list[float]
+    rate_P_H: list[list[float]]
+    failed_P: list[bool]
+    words_P_B: list[list[str]]
+    rollouts: int
+
+
+def measure_share(
+    examiner: Examiner,
+    tick: Tick,
+    questions: list[Problem],
+    reward: RewardConfig,
+    sampling: SamplingConfig,
+    seed: int,
+    students: AdapterStack,
+) -> Measured:
+    """The students of one chunk on the reward questions, as a piece of work; all draw from the same seed."""
+    attempts = examiner.attempt(
+        students.to(examiner.backbone.device),
+        [questions] * students.policies,
+        reward.attempts,
+        [seed] * students.policies,
+        sampling,
+        greedy=reward.mode == "greedy",
+    )
+    each = attempts.count // students.policies
+    words = [verdict.value for verdict in attempts.verdicts]
+    words_P_B = [words[first : first + each] for first in range(0, attempts.count, each)]
+    rate_P, rate_P_H = attempts.pass_rate_P().tolist(), _rate_H(attempts).tolist()
+    return Measured(rate_P, rate_P_H, attempts.failed_P.tolist(), words_P_B, attempts.count)
+
+
+class OuterLoop:
+    """The SOAR loop over one hard training set.
+
+    examiner: puts problems to policies. hard_train: D_train; the teacher never sees it. workers: CPU worker threads.
+    on_inner(done, total): progress of the students of the current step. crew: worker processes that train and measure
+    the students; the teacher writes and learns in this one.
+    """
+
+    def __init__(
+        self,
+        examiner: Examiner,
+        hard_train: list[Problem],
+        config: Config,
+        state: LoopState,
+        workers: int = 1,
+        on_inner: Callable[[int, int], None] | None = None,
+        crew: Crew | None = None,
+    ) -> None:
+        self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
+        self.workers, self.on_inner, self.crew = workers, on_inner, crew
+        self.prompt = [] if config.problems.sets else teacher_prompt(examiner, config)
+
+    def write(self) -> Lessons:
+        """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
+        lessons = write_step(self.examiner, self.state.teacher, self.prompt, self.config, self.state.step)
+        self.state.teacher_rollouts += lessons.sampled
+        return lessons
+
+    def teach(self, lessons: Lessons) -> Population:
+        """Step 2a: one student per dataset and repeat, trained from the baseline; student order is (dataset, repeat)."""
+        config, state = self.config.student, self.state
+        steps = inner_steps(config, state.promotions)
+        batches, seed_P = [], []
+        for k, problems in enumerate(lessons.problems_G_Q):
+            for j in range(config.repeats):
+                place = (j,) if config.common_seeds else (k, j)
+                seed = seeds.derive(self.config.seed, "student", state.step, *place)
+                batches.append(shuffled_passes(problems, seed, steps, config.prompts_per_step))
+                seed_P.append(seed)
+        lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
+        total, size = steps * len(seed_P), self._chunk(len(seed_P))
+        done = 0
+
+        def note() -> None:
+            nonlocal done
+            done += size
+            if self.on_inner is not None:
+                self.on_inner(min(total, done), total)
+
+        population = train_population(
+            self.examiner, state.baseline, batches, seed_P, config, lr, self.workers, note, crew=self.crew
+        )
+        state.student_rollouts += population.rollouts
+        return population
+
+    def _chunk(self, policies: int) -> int:
+        return choose_chunk(self.examiner.backbone, policies, self.workers, self.crew)
+
+    def draw_reward_questions(self) -> list[Problem]:
+        """Q_R: M questions of D_train without replacement, one draw for all students of the step.
+
+        In a mixed run every set gives its share of them, and one at least.
+        """
+        drawn = []
+        for name in self.config.problems.sets or ("",):
+            own = [problem for problem in self.hard_train if not name or problem.set == name]
+            rng = seeds.generator(self.config.seed, "reward_questions", self.state.step, *([name] if name else []))
+            share = self.config.reward.questions * len(own) / len(self.hard_train)
+            count = min(max(1, round(share)), len(own))
+            drawn += [own[i] for i in sorted(rng.choice(len(own), count, replace=False).tolist())]
+        return drawn
+
+    def measure(self, population: Population) -> Measurement:
+        """Step 2b: pass rate of every student on Q_R minus the baseline's on the same questions."""
+        config, state = self.config, self.state
+        questions = self.draw_reward_questions()
+        baseline = self._baseline_rate(questions)
+        G, R = config.teacher.datasets, config.student.repeats
+        seed = seeds.derive(config.seed, "measure", state.step)
+        rates: list[float] = []
+        diverged: list[bool] = []
+        verdicts_P: list[str] = []
+        solved_P_H: list[np.ndarray] = []
+        asked = [problem.id for problem in questions]
+        common = (questions, config.reward, config.student.sampling, seed)
+        tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
+        for part in spread(self.crew, self.examiner, self.workers, measure_share, common, tasks):
+            state.student_rollouts += part.rollouts
+            rates += part.rate_P
+            solved_P_H += [np.array(rate_H) for rate_H in part.rate_P_H]
+            verdicts_P += [digest([asked, words]) for words in part.words_P_B]
+            diverged += part.failed_P
+        failed = [a or b for a, b in zip(population.failed_P.tolist(), diverged, strict=True)]
+        trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
+        rate_G_R = np.array(rates).reshape(G, R)
+        valid_G_R = ~np.array(failed).reshape(G, R)
+        sets = {name: self._of_set(name, questions, solved_P_H, valid_G_R) for name in config.problems.sets}
+        return Measurement(rate_G_R - baseline, valid_G_R, baseline, trials, verdicts_P, sets)
+
+    def _of_set(
+        self, name: str, questions: list[Problem], rate_P_H: list[np.ndarray], valid_G_R: np.ndarray
+    ) -> dict[str, Any]:
+        """The step's measurement on the reward questions of one set: baseline, and reward of every dataset."""
+        own = [h for h, problem in enumerate(questions) if problem.set == name]
+        known = [rate for h in own if (rate := self.state.pass_rates[questions[h].id]) is not None]
+        baseline = float(np.mean(known or [0.0]))
+        means = np.array([np.nanmean(rate_H[own]) if np.isfinite(rate_H[own]).any() else 0.0 for rate_H in rate_P_H])
+        rows: Any = (means - baseline).reshape(valid_G_R.shape).tolist()
+        reward_G, _ = grounded(rows, valid_G_R.tolist())
+        return {"questions": len(own), "baseline_pass_rate": baseline, "reward_G": reward_G}
+
+    def _baseline_rate(self, questions: list[Problem]) -> float:
+        """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
+
+        In sampled mode with reward.baseline_attempts attempts, so that its noise, common to all students, is small.
+        """
+        config, state = self.config, self.state
+        greedy = config.reward.mode == "greedy"
+        missing = [problem for problem in questions if problem.id not in state.pass_rates]
+        if missing:
+            attempts = 1 if greedy else config.reward.baseline_attempts
+            seed = seeds.derive(config.seed, "baseline", state.step)
+            result = self.examiner.attempt(
+                state.baseline, [missing], attempts, [seed], config.student.sampling, greedy, self.workers
+            )
+            state.student_rollouts += result.count
+            valid_H = result.valid_P_Q_N[0].sum(-1).tolist()
+            solved_H = (result.solved_P_Q_N & result.valid_P_Q_N)[0].sum(-1).tolist()
+            for problem, solved, valid in zip(missing, solved_H, valid_H, strict=True):
+                state.pass_rates[problem.id] = solved / valid if valid else None
+        rates = [state.pass_rates[problem.id] for problem in questions]
+        return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
+
+    def learn(self, lessons: Lessons, reward_U: list[float | None]) -> UpdateStats | None:
+        """Step 4: every rollout gets the reward of its unit (dataset k, R_k); the baseline is the mean of the other units.
+
+        reward_U: see `signals.Payment`. None, and the teacher as it was (no KL step, no momentum step), without a reward.
+        """
+        config, state = self.config.teacher, self.state
+        if all(reward is None for reward in reward_U):
+            return None
+        values = torch.tensor([0.0 if reward is None else reward for reward in reward_U])
+        valid = torch.tensor([reward is not None for reward in reward_U])
+        advantage_U = leave_one_out(values, valid, config.optimizer.normalize_advantages)
+        advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
+        return update(
+            self.examiner.backbone,
+            state.teacher,
+            state.optimizer,
+            lessons.rollouts,
+            advantage_B,
+            learning_rate(config.optimizer, state.step, config.steps),
+            config.sampling.temperature,
+            config.sampling.max_tokens,
+        )
+
+    def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
+        """One outer step. Returns the events for metrics.jsonl and the rows for questions.jsonl; advances the state."""
+        started = time.monotonic()
+        lessons = deal(self.write(), self.config, self.state.step)
+        population = self.teach(lessons)
+        measured = self.measure(population)
+        reward_G, error_G = grounded(measured.improvement_G_R.tolist(), measured.valid_G_R.tolist())
+        rewards = [reward for reward in reward_G if reward is not None]
+        state = self.state
+        number = state.step
+        if rewards:
+            state.window.append(float(np.mean(rewards)))
+        promotion = self.config.promotion
+        decision = decide(state.window, reward_G, measured.trials, promotion.tau, promotion.window)
+        payment = pay(self.examiner, state, lessons, reward_G, self.config, self.workers)
+        state.student_rollouts += payment.rollouts
+        stats = self.learn(lessons, payment.reward_U)
+        events = [alarm("all students failed", "every student of this step produced NaN or inf", number)] * (
+            not rewards
+        )
+        if decision.promote:
+            events.append(self._promote(decision, lessons, population, measured, reward_G))
+        state.step += 1
+        event = _outer_event(number, lessons, population, measured, reward_G, error_G, decision, stats)
+        event["teacher_reward_G"] = payment.reward_G
+        event["student_rollouts"] = state.student_rollouts
+        if measured.sets:
+            event |= {"set_G": lessons.sets_G, "sets": measured.sets}
+        event["seconds"] = round(time.monotonic() - started, 3)
+        rows = [
+            {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": reward_G[k], **_set(p)}
+            for k, problems in enumerate(lessons.problems_G_Q)
+            for p in problems
+        ]
+        return [event, *events], rows
+
+    def _promote(
+        self,
+        decision: Decision,
+        lessons: Lessons,
+        population: Population,
+        measured: Measurement,
+        reward_G: list[float | None],
+    ) -> Event:
+        """Step 3: the chosen student becomes the baseline, its questions join PQ, the window restarts."""
+        assert decision.dataset is not None and decision.repeat is not None
+        state, k = self.state, decision.dataset
+        index = k * self.config.student.repeats + decision.repeat
+        state.baseline = population.stack.select([index])
+        state.promotions += 1
+        state.window = []
+        state.pass_rates = {}
+        problems, place = lessons.problems_G_Q[k], {"step": state.step, "dataset": k, "reward": reward_G[k]}
+        state.pq += [{"question": p.question, "answer": p.answer, **place, **_set(p)} for p in problems]
+        return {
+            "event": "promotion",
+            "step": state.step,
+            "dataset": k,
+            "repeat": decision.repeat,
+            "reward": reward_G[k],
+            "pass_rate": measured.trials[index].pass_rate,
+            "baseline_pass_rate": measured.baseline,
+            "questions": len(problems),
+            "student": state.baseline.digest(),
+            "verdicts": measured.verdicts_P[index],
+        }
+
+
+def _set(problem: Problem) -> dict[str, str]:
+    """The hard set of a written problem, for its row; nothing in an unmixed run."""
+    return {"set": problem.set} if problem.set else {}
+
+
+def _rate_H(attempts: Attempts) -> np.ndarray:
+    """Pass rate [P, H] on every question; NaN where no attempt could be scored."""
+    valid = attempts.valid_P_Q_N.float()
+    solved, count = (attempts.solved_P_Q_N * valid).sum(-1), valid.sum(-1)
+    return torch.where(count > 0, solved / count.clamp(min=1), torch.nan).numpy()
+
+
+def _outer_event(
+    step: int,
+    lessons: Lessons,
+    population: Population,
+    measured: Measurement,
+    reward_G: list[float | None],
+    error_G: list[float | None],
+    decision: Decision,
+    stats: UpdateStats | None,
+) -> Event:
+    rewards = [reward for reward in reward_G if reward is not None]
+    questions = [problem.question for problems in lessons.problems_G_Q for problem in problems]
+    return {
+        "event": "outer_step",
+        "step": step,
+        "reward_G": reward_G,
+        "reward_se_G": error_G,
+        "reward_mean": float(np.mean(rewards)) if rewards else None,
+        "baseline_pass_rate": measured.baseline,
+        "best_pass_rate": max((t.pass_rate for t in measured.trials if not t.failed), default=None),
+        "window_mean": decision.window_mean,
+        "promoted": decision.promote,
+        "reason": decision.reason,
+        "accepted": len(questions),
+        "sampled": lessons.sampled,
+        "rejected": lessons.rejected,
+        "distinct_share": len(set(questions)) / len(questions),
+        "vendi": step_vendi(questions),
+        "teacher_kl": None if stats is None else stats.kl_P[0].item(),
+        "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
+        "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),
+        "failed_students": sum(trial.failed for trial in measured.trials),
+        "student_first": population.metrics[0],
+        "student_last": population.metrics[-1],
+    }

@@ -1,0 +1,1 @@
+"""Before a run: will it work, and what will it cost."""

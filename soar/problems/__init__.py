@@ -1,0 +1,1 @@
+"""Problems, their golds and everything that turns text into a verdict; torch-free."""

@@ -1,0 +1,234 @@
+"""Teacher text -> problem. `parse` is the only way from model-written text to a `Problem`; it says why when there is none."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from soar.problems.answers import (
+    END_OF_TURN,
+    LOOSE_NUMBER,
+    MAX_ANSWER_CHARS,
+    extract,
+    has_words,
+    normalize,
+    read_number,
+)
+from soar.problems.load import fingerprint
+from soar.problems.prompts import PromptFormat
+from soar.types import Problem, Reason, Rejection
+
+# Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
+TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(question|answer)\s{0,3}>", re.IGNORECASE)
+TAGS_AS_ASKED = ["<question>", "</question>", "<answer>", "</answer>"]
+QUESTION_LABEL = re.compile(
+    r"(?:^|\n)[ \t>#*_]{0,9}question[ \t]{0,3}\d{0,3}[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
+)
+ANSWER_LABEL = re.compile(
+    r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
+)
+MAX_TEACHER_CHARS = 100_000
+
+Fields = tuple[str, str]
+
+
+def parse(
+    text: str,
+    fmt: PromptFormat,
+    *,
+    truncated: bool,
+    seen: set[str] | None = None,
+    strict: bool = False,
+    max_question_chars: int = 4000,
+    parsable: Callable[[str], bool] | None = None,
+) -> Problem | Rejection:
+    """The problem in one teacher completion, or the reason why there is none.
+
+    truncated: the completion hit its token budget. seen: fingerprints of questions that count as duplicates; the new
+    one is added. strict: tags exactly as asked (a missing slash, upper case, another order are refused).
+    parsable: whether an answer can be checked against; None leaves that to `parse_all`, which asks a verifier pool.
+    """
+    fields = read_fields(text[:MAX_TEACHER_CHARS], fmt, truncated, strict)
+    if isinstance(fields, Reason):
+        return Rejection(fields, text)
+    question, answer = fields
+    reason = judge_fields(question, answer, fmt, max_question_chars)
+    if reason is None and parsable is not None and not parsable(answer):
+        reason = Reason.UNPARSABLE_ANSWER
+    if reason is not None:
+        return Rejection(reason, text)
+    key = fingerprint(question)
+    if seen is not None:
+        if key in seen:
+            return Rejection(Reason.DUPLICATE, text)
+        seen.add(key)
+    return Problem(id=key[:16], question=question, answer=answer)
+
+
+def read_fields(text: str, fmt: PromptFormat, truncated: bool, strict: bool) -> Fields | Reason:
+    """Question and answer as `fmt.pair_style` places them, or why there are none; nothing is said about their content."""
+    if not text.strip():
+        return Reason.TRUNCATED if truncated else Reason.EMPTY
+    reader = READERS[fmt.style_of_pairs()]
+    fields = reader(text, fmt, strict)
+    return Reason.TRUNCATED if truncated else fields
+
+
+def _read_marked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """`question <ans> answer`."""
+    text = END_OF_TURN.split(text, maxsplit=1)[0]
+    mark = fmt.answer_marks[0]
+    question, found, answer = text.partition(mark)
+    if not found:
+        return Reason.NO_ANSWER
+    if mark in answer:
+        return Reason.TWO_PROBLEMS
+    return question.strip(), answer.strip()
+
+
+def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """Contents of the question tags, and of the box in the answer tags.
+
+    Lenient: a second opening tag closes the first (the missing slash), upper case and the other order are accepted. A
+    field inside another one, or one without an end, does not count; two of a kind are two problems. Strict: the four
+    tags as asked, and no others.
+    """
+    tags = list(TAG.finditer(text))
+    found: dict[str, list[str]] = {"question": [], "answer": []}
+    position = 0
+    while position + 1 < len(tags):
+        begin, end = tags[position], tags[position + 1]
+        kind = begin[2].lower()
+        as_asked = (begin[0], end[0]) == (f"<{kind}>", f"</{kind}>")
+        if begin[1] == "" and end[2].lower() == kind and (as_asked or not strict):
+            found[kind].append(text[begin.end() : end.start()].strip())
+            position += 2
+        else:
+            position += 1
+    for kind, missing in (("question", Reason.NO_QUESTION), ("answer", Reason.NO_ANSWER)):
+        if not found[kind]:
+            return missing
+    if len(found["question"]) > 1 or len(found["answer"]) > 1:
+        return Reason.TWO_PROBLEMS
+    question, boxed = found["question"][0], found["answer"][0]
+    if not question or not boxed:
+        return Reason.EMPTY
+    if strict and [tag[0] for tag in tags] != TAGS_AS_ASKED:
+        return Reason.TWO_PROBLEMS if len(tags) > len(TAGS_AS_ASKED) else Reason.NO_QUESTION
+    answer = extract(boxed, fmt.answer_style)
+    return Reason.NO_ANSWER if answer is None else (question, answer)
+
+
+def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """`Question: ... Answer: ...`. Lenient: text after the first answer line is ignored, and where words are no answers a
+    lone number is taken out of it. Where the answer ends a line (`line`), it is what stands behind the last `=` there."""
+    if not QUESTION_LABEL.match(text.lstrip()):
+        text = f"{fmt.teacher_prefill} {text}"
+    text = END_OF_TURN.split(text, maxsplit=1)[0]
+    questions = list(QUESTION_LABEL.finditer(text))
+    if not questions:
+        return Reason.NO_QUESTION
+    if strict and len(questions) > 1:
+        return Reason.TWO_PROBLEMS
+    answer_label = ANSWER_LABEL.search(text, questions[0].end())
+    if answer_label is None:
+        return Reason.NO_ANSWER
+    if len(questions) > 1 and questions[1].start() < answer_label.start():
+        return Reason.TWO_PROBLEMS
+    question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
+    line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
+    if fmt.answer_style == "line":
+        return question, extract(line, "line") or ""
+    return question, line if strict or fmt.text_answers else _lone_number(line)
+
+
+def _read_worked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+    """`3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the end of its working (`totals`: every total)."""
+    line = END_OF_TURN.split(text, maxsplit=1)[0].strip().split("\n", 1)[0]
+    question, found, working = line.partition(":")
+    if not found:
+        return Reason.NO_ANSWER
+    if ":" in working:
+        return Reason.TWO_PROBLEMS
+    if not working.strip():
+        return Reason.EMPTY
+    return question.strip(), extract(working, fmt.answer_style) or ""
+
+
+READERS = {"marked": _read_marked, "tags": _read_tags, "labels": _read_labels, "worked": _read_worked}
+
+
+def _lone_number(line: str) -> str:
+    """`12 apples` -> `12`, `5 + 7 = 12` -> `12`; the line itself when it is a number already or has several."""
+    if len(line) > MAX_ANSWER_CHARS or read_number(line) is not None:
+        return line
+    numbers = LOOSE_NUMBER.findall(line.rpartition("=")[2])
+    return numbers[0] if len(numbers) == 1 else line
+
+
+def judge_fields(
+    question: str,
+    answer: str,
+    fmt: PromptFormat,
+    max_question_chars: int = 4000,
+    max_answer_chars: int = MAX_ANSWER_CHARS,
+    any_answer: bool = False,
+) -> Reason | None:
+    """What is wrong with a complete pair, as far as it can be told without a symbolic engine.
+
+    any_answer: words can be answers whatever the format says.
+    """
+    if not question or not answer:
+        return Reason.EMPTY
+    if _bare(question) in fmt.placeholders or _bare(answer) in fmt.placeholders:
+        return Reason.PLACEHOLDER
+    if len(question) > max_question_chars or len(answer) > max_answer_chars:
+        return Reason.TOO_LONG
+    if not normalize(answer):
+        return Reason.EMPTY
+    words = not (fmt.text_answers or any_answer) and has_words(answer) and not any(char.isdigit() for char in answer)
+    return Reason.UNPARSABLE_ANSWER if words else None
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".:") or text
+
+
+def parse_all(
+    texts: Sequence[str],
+    fmt: PromptFormat,
+    pool: Any,
+    *,
+    truncated: Sequence[bool],
+    seen: set[str] | None = None,
+    strict: bool = False,
+    max_question_chars: int = 4000,
+) -> list[Problem | Rejection]:
+    """`parse` for a batch, with answers checked by `pool.parsable` (verify.VerifierPool) in its worker processes."""
+    if len(truncated) != len(texts):
+        raise ValueError(f"{len(texts)} texts, but {len(truncated)} truncated flags")
+    first = [
+        parse(text, fmt, truncated=cut, strict=strict, max_question_chars=max_question_chars)
+        for text, cut in zip(texts, truncated, strict=True)
+    ]
+    answers = list({result.answer: None for result in first if isinstance(result, Problem)})
+    good = dict(zip(answers, pool.parsable(answers), strict=True)) if answers else {}
+    results: list[Problem | Rejection] = []
+    for text, result in zip(texts, first, strict=True):
+        if isinstance(result, Problem) and not good[result.answer]:
+            result = Rejection(Reason.UNPARSABLE_ANSWER, text)
+        elif isinstance(result, Problem) and seen is not None:
+            key = fingerprint(result.question)
+            if key in seen:
+                result = Rejection(Reason.DUPLICATE, text)
+            seen.add(key)
+        results.append(result)
+    return results
+
+
+def count_reasons(results: Sequence[Problem | Rejection]) -> dict[str, int]:
+    """How many results were rejected for each reason, most frequent first."""
+    counts = Counter(result.reason.value for result in results if isinstance(result, Rejection))
+    return dict(counts.most_common())

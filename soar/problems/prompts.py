@@ -1,0 +1,316 @@
+"""Every prompt, and its way to token ids.
+
+Five formats. `tags` is the paper's: question tags, the boxed answer in answer tags, a student that ends with a box.
+`question_answer` is a plain two-line form for small models. `sums` is a list of worked sums, one a line, that teacher and
+student continue (the teacher's list is its subject): for models that follow a pattern better than an instruction. `totals`
+is the same list, with every running total as the answer, where a lucky end is no solution. `tiny` is the embedded world's.
+The wording is our own.
+`PromptFormat.fingerprint` goes into the run record: evidence made with one prompt is not used with another.
+
+Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
+and with none else. And text that somebody else wrote (a question, a subject) never yields control ids: `<|im_end|>` in
+a question reaches the model as the characters it is made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from soar.domains.world import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT
+
+AnswerStyle = Literal["boxed", "marker", "line", "totals"]
+
+MATH_SUBJECTS = (
+    "prealgebra, algebra, number theory, counting and probability, geometry, intermediate algebra, or precalculus"
+)
+WORD_PROBLEM_SUBJECT = "everyday arithmetic"
+
+QUESTION_PLACEHOLDER = "the full problem statement"
+ANSWER_PLACEHOLDER = "the final answer"
+
+TAGS_TEACHER = f"""Write one new, original and challenging mathematics problem from {{subject}}.
+It should take at least two or three steps of reasoning to solve, and have one final answer that can be checked.
+You may think first. Then write exactly one problem, in this form:
+
+<question>
+{QUESTION_PLACEHOLDER}
+</question>
+<answer>
+\\boxed{{{ANSWER_PLACEHOLDER}}}
+</answer>
+
+Put nothing but the problem between the question tags, and nothing but the boxed answer between the answer tags.
+Reasoning belongs outside of the tags."""
+
+TAGS_STUDENT = """{question}
+
+Reason step by step, and end with the final answer in \\boxed{}."""
+
+QUESTION_ANSWER_TEACHER = """Write a math word problem about {subject}. Format:
+Question: ...
+Answer: ..."""
+
+QUESTION_ANSWER_STUDENT = """{question}
+Solve it step by step. End with "Answer:" and the number."""
+
+WORKED_SUMS = """7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
+6 + 9: 6 + 9 = 15
+3 + 8 + 4 + 9: 3 + 8 = 11, 11 + 4 = 15, 15 + 9 = 24"""
+
+SUMS_TEACHER = """{subject}
+"""
+
+SUMS_STUDENT = """6 + 9: 6 + 9 = 15
+7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
+{question}:"""
+
+PLAIN_TURNS = "User: {content}\n\nAssistant:"
+SENTINEL = "QUESTIONSENTINEL"
+WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How teacher and student are asked, and how their answers are marked.
+
+    answer_style: `boxed` (last `\\boxed{...}`), `marker` (text after the last answer mark), `line` (what the first line
+    ends with, behind its last `=`) or `totals` (what stands behind every `=` of the first line).
+    teacher_template holds `{subject}` or nothing; student_template holds `{question}`.
+    turns: whether a prompt is a user turn (chat template, or `User:/Assistant:` without one) or raw text.
+    teacher_prefill: beginning of the teacher's own turn, already in the prompt; `rewards.parse` puts it back.
+    answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer the model.
+    placeholders: what the teacher prompt itself says in place of question and answer. text_answers: whether words can
+    be answers. one_line: a line break ends a completion. pair_style: how a teacher text holds question and answer: `tags`
+    (question tags, the boxed answer in answer tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and
+    after the first answer mark), `worked` (`sum: its working`); "": tags for boxed answers, labels for others.
+    """
+
+    name: str
+    answer_style: AnswerStyle
+    teacher_template: str
+    student_template: str
+    default_subject: str = ""
+    turns: bool = True
+    teacher_prefill: str = ""
+    answer_marks: tuple[str, ...] = ()
+    control_words: tuple[str, ...] = ()
+    placeholders: tuple[str, ...] = ()
+    text_answers: bool = False
+    one_line: bool = False
+    pair_style: Literal["", "tags", "labels", "marked", "worked"] = ""
+
+    def style_of_pairs(self) -> str:
+        """`tags`, `labels`, `marked` or `worked`."""
+        return self.pair_style or ("tags" if self.answer_style == "boxed" else "labels")
+
+    def teacher_text(self, subject: str = "") -> str:
+        """What the teacher is asked. The teacher is never shown a hard problem."""
+        return self.teacher_template.replace("{subject}", subject or self.default_subject)
+
+    def student_text(self, question: str) -> str:
+        """What the student is asked."""
+        return self.student_template.replace("{question}", question)
+
+    def teacher_ids(self, tokenizer: Any, subject: str = "") -> list[int]:
+        """Token ids of the teacher prompt; the subject is encoded as plain text. Ends inside the assistant turn."""
+        return _encode_prompt(
+            tokenizer, self, self.teacher_template, "{subject}", subject or self.default_subject, self.teacher_prefill
+        )
+
+    def student_ids(self, tokenizer: Any, question: str) -> list[int]:
+        """Token ids of the student prompt; the question is encoded as plain text."""
+        return _encode_prompt(tokenizer, self, self.student_template, "{question}", question, "")
+
+    def fingerprint(self) -> str:
+        """sha256 of everything in this format that shapes a prompt or the reading of an answer."""
+        parts = {**asdict(self), "plain_turns": PLAIN_TURNS}
+        if parts["pair_style"] == BEFORE_PAIR_STYLES.get(self.name, ""):
+            del parts["pair_style"]  # evidence from before this field stays valid, as from before the next
+        if not self.one_line:
+            del parts["one_line"]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def worked_list(name: str, examples: str) -> PromptFormat:
+    """A list of solved problems, one a line (`Question: ... Answer: ...`), that a small model goes on with in either role."""
+    return PromptFormat(
+        name=name,
+        answer_style="line",
+        teacher_template=examples,
+        student_template=examples + "Question: {question} Answer:",
+        turns=False,
+        teacher_prefill="Question:",
+        text_answers=True,
+        one_line=True,
+    )
+
+
+BEFORE_PAIR_STYLES = {"tiny": "marked", "sums": "worked"}
+
+FORMATS = {
+    "tiny": PromptFormat(
+        name="tiny",
+        answer_style="marker",
+        teacher_template=TEACHER_PROMPT,
+        student_template=STUDENT_TEMPLATE,
+        turns=False,
+        answer_marks=(ANSWER_MARK,),
+        text_answers=True,
+        pair_style="marked",
+        control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
+    ),
+    "tags": PromptFormat(
+        name="tags",
+        answer_style="boxed",
+        teacher_template=TAGS_TEACHER,
+        student_template=TAGS_STUDENT,
+        default_subject=MATH_SUBJECTS,
+        placeholders=(QUESTION_PLACEHOLDER, ANSWER_PLACEHOLDER, "[question]", "[answer]", "question", "answer", "..."),
+    ),
+    "question_answer": PromptFormat(
+        name="question_answer",
+        answer_style="marker",
+        teacher_template=QUESTION_ANSWER_TEACHER,
+        student_template=QUESTION_ANSWER_STUDENT,
+        default_subject=WORD_PROBLEM_SUBJECT,
+        teacher_prefill="Question:",
+        answer_marks=("Answer:",),
+        placeholders=(
+            "the problem",
+            "the number",
+            "number",
+            "[question]",
+            "[answer]",
+            "<number>",
+            "question",
+            "answer",
+            "...",
+        ),
+    ),
+    "sums": PromptFormat(
+        name="sums",
+        answer_style="line",
+        teacher_template=SUMS_TEACHER,
+        student_template=SUMS_STUDENT,
+        default_subject=WORKED_SUMS,
+        turns=False,
+        pair_style="worked",
+        one_line=True,
+    ),
+}
+FORMATS["totals"] = replace(FORMATS["sums"], name="totals", answer_style="totals")
+
+
+def get_format(name: str) -> PromptFormat:
+    """The format called `name`. Raises ValueError with the known names."""
+    if name not in FORMATS:
+        raise ValueError(f"problems.format = {name!r}: expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _render(tokenizer: Any, fmt: PromptFormat, content: str, prefill: str) -> str:
+    """The whole prompt as text, control tokens of the chat template included."""
+    if not fmt.turns:
+        return content + prefill
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": content}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(text) + prefill
+    text = PLAIN_TURNS.replace("{content}", content)
+    return f"{text} {prefill}" if prefill else text
+
+
+def _control_ids(tokenizer: Any, fmt: PromptFormat) -> dict[int, str]:
+    """Ids that steer the model, with their text: added tokens (special or not) and the format's control words."""
+    added = {int(i): str(text) for text, i in tokenizer.get_added_vocab().items()}
+    special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    added |= {int(i): str(text) for text, i in special}
+    vocabulary = tokenizer.get_vocab() if fmt.control_words else {}
+    added |= {int(i): word for word, i in vocabulary.items() if word.strip(WORD_MARKS) in fmt.control_words}
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None:
+        added.pop(int(unknown), None)
+    return added
+
+
+def line_break_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that are nothing but one to four line breaks. Raises ValueError when there is none."""
+    last = {_ids(tokenizer, "x" + "\n" * count)[-1] for count in (1, 2, 3, 4)}
+    found = frozenset(i for i in last if set(tokenizer.decode([i], skip_special_tokens=False)) == {"\n"})
+    if not found:
+        raise ValueError("the tokenizer has no token for a line break, which ends a completion in this prompt format")
+    return found
+
+
+def leaked_controls(tokenizer: Any, fmt: PromptFormat, question: str) -> list[str]:
+    """Texts of control ids that a question added to (or took from) those of the student prompt; [] as it should be."""
+    control = _control_ids(tokenizer, fmt)
+    found, wanted = ([i for i in fmt.student_ids(tokenizer, text) if i in control] for text in (question, "x"))
+    extra = Counter(found)
+    extra.subtract(wanted)
+    return [control[i] for i, count in extra.items() if count]
+
+
+def control_texts(tokenizer: Any, fmt: PromptFormat) -> list[str]:
+    """Every text that is a control token of this tokenizer, or a control word of the format."""
+    return sorted(set(_control_ids(tokenizer, fmt).values()))
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)] if text else []
+
+
+def encode_plain(tokenizer: Any, text: str, control: dict[int, str]) -> list[int]:
+    """Ids of `text` with none of the ids in `control`: every control text in it is cut after its first character.
+
+    Cutting, unlike `split_special_tokens`, works for slow and fast tokenizers and for added tokens that are not
+    special. A character that the tokenizer knows only as a control id is left out.
+    """
+    ids = _ids(tokenizer, text)
+    if not control.keys() & set(ids):
+        return ids
+    if len(text) < 2:
+        return [i for i in ids if i not in control]
+    words = (word.strip(WORD_MARKS) for word in control.values())
+    known = sorted((re.escape(word) for word in words if len(word) > 1), key=len, reverse=True)
+    cuts = [match.start() + 1 for match in re.finditer("|".join(known), text)] if known else []
+    cuts = cuts or [len(text) // 2]
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    return [i for piece in pieces for i in encode_plain(tokenizer, piece, control)]
+
+
+def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, text: str, prefill: str) -> list[int]:
+    """Ids of the prompt with `text` in the place of `slot`.
+
+    The rendered prompt is encoded in one piece, as the model was trained. Only where `text` changes the sequence of
+    control ids, or the template alters it, is it encoded in three pieces with the middle one as plain text.
+    """
+    control = _control_ids(tokenizer, fmt)
+    frame = _render(tokenizer, fmt, template.replace(slot, SENTINEL), prefill)
+    if SENTINEL not in frame:
+        ids = _ids(tokenizer, frame)
+        return _with_one_bos(tokenizer, ids)
+    before, _, after = frame.partition(SENTINEL)
+    ids = _ids(tokenizer, before + text + after)
+    wanted = [i for i in _ids(tokenizer, before + "x" + after) if i in control]
+    if [i for i in ids if i in control] != wanted:
+        stem = before.rstrip(" ")
+        middle = before[len(stem) :] + text
+        ids = _ids(tokenizer, stem) + encode_plain(tokenizer, middle, control) + _ids(tokenizer, after)
+    return _with_one_bos(tokenizer, ids)
+
+
+def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """`ids` with exactly one BOS in front if the tokenizer puts one before plain text; a doubled one is reduced."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None:
+        return ids
+    while ids[:2] == [bos, bos]:
+        ids = ids[1:]
+    adds_bos = list(tokenizer.encode("a"))[:1] == [bos]
+    return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids

@@ -1,0 +1,331 @@
+"""Promotion questions for other trainers: TRL, verl, verifiers and prime-rl, plain JSONL, a Hugging Face dataset.
+
+Needs no torch. The prompt of a row is what the run's students were asked, and `reward.py` beside the rows grades with the
+verifier that the run used, so another trainer continues where the run stopped. The answers are the teacher's own and
+were never checked for truth; every card says so. Left out: the rollouts themselves, which no other trainer could use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soar import __version__
+from soar.files import write_atomic
+from soar.problems.domain import load_domain
+from soar.problems.prompts import FORMATS, PromptFormat, get_format
+from soar.report.figures import visible
+from soar.report.runs import Row, Run, changed_after_run, read_run
+from soar.types import UserError
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+MAX_EXAMPLES = 3
+SOURCES = ("pq", "all")
+
+
+class ExportError(UserError):
+    """A run folder or target folder that cannot be used for the export asked for."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the questions of a run are put and graded: prompt format, verifier or domain, name of the run."""
+
+    name: str
+    fmt: PromptFormat
+    verifier: str
+    model: str
+    domain: str = ""
+
+    @property
+    def module(self) -> str:
+        """The run's name as a Python module: `my run` -> `soar_my_run`."""
+        return "soar_" + (re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_") or "run")
+
+    @property
+    def ability(self) -> str:
+        return "math" if self.verifier in ("math", "number") and not self.domain else "reasoning"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One exported row. kind: `pq`, `accepted` or `hard`; step, dataset, reward: None for hard problems."""
+
+    question: str
+    answer: str
+    kind: str
+    step: int | None = None
+    dataset: int | None = None
+    reward: float | None = None
+
+    def about(self) -> Row:
+        return {"kind": self.kind, "step": self.step, "dataset": self.dataset, "reward": self.reward}
+
+
+def task_of(run: Run) -> Task:
+    """Prompt format and verifier, or domain, that the manifest records. Raises ExportError, DomainError."""
+    problems, model = run.config.get("problems"), run.config.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    if isinstance(problems, dict) and problems.get("sets"):
+        raise ExportError(
+            f"{run.path}: a mixed run has several prompts and verifiers ({', '.join(problems['sets'])}), and an export has "
+            "one; its questions with their sets stand in pq.jsonl"
+        )
+    if isinstance(problems, dict) and problems.get("domain"):
+        reference = str(problems["domain"])
+        domain = load_domain(reference)
+        return Task(run.name, domain.prompts, domain.label, str(path or "unknown"), reference)
+    fmt = problems.get("format") if isinstance(problems, dict) else None
+    if not isinstance(problems, dict) or fmt not in FORMATS:
+        raise ExportError(
+            f"{run.path / 'manifest.json'}: config.problems.format = {fmt!r}, expected one of {', '.join(FORMATS)}; "
+            "export with the version that wrote the run"
+        )
+    return Task(run.name, get_format(fmt), str(problems.get("verifier", "math")), str(path or "unknown"))
+
+
+def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Question]:
+    """The questions to export, in file order: promotion questions or all accepted ones, then the hard training half.
+
+    Rows without a text question and answer are left out. Raises ExportError when nothing is left.
+    """
+    if source not in SOURCES:
+        raise ExportError(f"--questions {source!r}: expected one of {', '.join(SOURCES)}")
+    rows, kind = (run.pq, "pq") if source == "pq" else (run.questions, "accepted")
+    found = [_question(row, kind) for row in rows]
+    if not any(found):
+        hint = (
+            "no student was promoted, so there are none; export every accepted question with --questions all"
+            if source == "pq"
+            else "the run has not finished an outer step yet"
+        )
+        raise ExportError(
+            f"{run.path / (source.replace('all', 'questions') + '.jsonl')}: no question to export; {hint}"
+        )
+    if with_hard:
+        found += [_question(row, "hard") for row in run.hard_train]
+    return [question for question in found if question is not None]
+
+
+def _question(row: Row, kind: str) -> Question | None:
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not isinstance(answer, str):
+        return None
+    place = {key: row.get(key) if isinstance(row.get(key), int) else None for key in ("step", "dataset")}
+    reward = row.get("reward")
+    known = float(reward) if isinstance(reward, int | float) and not isinstance(reward, bool) else None
+    return Question(_encodable(question), _encodable(answer), kind, reward=known, **place)
+
+
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which no UTF-8 file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def messages(task: Task, question: str) -> list[dict[str, str]]:
+    """The student prompt as a chat of one user turn."""
+    return [{"role": "user", "content": task.fmt.student_text(question)}]
+
+
+def solution(task: Task, answer: str) -> str:
+    """The gold answer as TRL's `accuracy_reward` reads it: math-verify finds bare LaTeX only between dollar signs."""
+    return f"${answer}$" if task.verifier == "math" and "$" not in answer else answer
+
+
+def trl_rows(task: Task, questions: list[Question]) -> list[Row]:
+    """`prompt` (a chat, or text for formats without turns), `solution`, and where the row comes from."""
+    rows: list[Row] = []
+    for q in questions:
+        prompt: Any = messages(task, q.question) if task.fmt.turns else task.fmt.student_text(q.question)
+        question = {"question": q.question} if task.domain else {}  # a domain's check may look at it
+        row = {"prompt": prompt, "solution": solution(task, q.answer), "answer": q.answer, **question}
+        rows.append({**row, **q.about()})
+    return rows
+
+
+def verl_rows(task: Task, questions: list[Question]) -> list[Row]:
+    """The five fields of verl's data preparation: data_source, prompt, ability, reward_model, extra_info."""
+    return [
+        {
+            "data_source": task.module,
+            "prompt": messages(task, q.question),
+            "ability": task.ability,
+            "reward_model": {"style": "rule", "ground_truth": q.answer},
+            "extra_info": {"index": i, "split": "train", "question": q.question, "answer": q.answer, **q.about()},
+        }
+        for i, q in enumerate(questions)
+    ]
+
+
+def plain_rows(task: Task, questions: list[Question]) -> list[Row]:
+    """`question`, `answer` and where the row comes from: what `soar run --problems` reads."""
+    return [{"question": q.question, "answer": q.answer, **q.about()} for q in questions]
+
+
+def jsonl(rows: list[Row]) -> bytes:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+
+
+def parquet(rows: list[Row]) -> bytes:
+    """Rows as one parquet file. Raises ExportError when pyarrow is missing."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ExportError("--format verl writes parquet and needs pyarrow: pip install 'soar-rl[parquet]'") from error
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return bytes(sink.getvalue())
+
+
+def template(name: str, task: Task) -> bytes:
+    """`templates/export/NAME.in` with `@KEY@` replaced by JSON text, which is valid Python and TOML for strings."""
+    text = (TEMPLATES / "export" / f"{name}.in").read_text(encoding="utf-8")
+    values = {"VERIFIER": task.verifier, "STYLE": task.fmt.answer_style, "DOMAIN": task.domain}
+    values |= {"MODULE": task.module, "VERSION": __version__}
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))
+    return text.encode()
+
+
+def _trl(task: Task, questions: list[Question]) -> dict[str, bytes]:
+    return {"train.jsonl": jsonl(trl_rows(task, questions)), "reward.py": template("reward.py", task)}
+
+
+def _verl(task: Task, questions: list[Question]) -> dict[str, bytes]:
+    return {"train.parquet": parquet(verl_rows(task, questions)), "reward.py": template("reward.py", task)}
+
+
+def _verifiers(task: Task, questions: list[Question]) -> dict[str, bytes]:
+    rows = [
+        {"prompt": task.fmt.student_text(q.question), "answer": q.answer, "question": q.question, **q.about()}
+        for q in questions
+    ]
+    return {
+        "pyproject.toml": template("pyproject.toml", task),
+        f"{task.module}/__init__.py": template("taskset_init.py", task),
+        f"{task.module}/taskset.py": template("taskset.py", task),
+        f"{task.module}/questions.jsonl": jsonl(rows),
+    }
+
+
+def _jsonl(task: Task, questions: list[Question]) -> dict[str, bytes]:
+    return {"questions.jsonl": jsonl(plain_rows(task, questions))}
+
+
+def _hub(task: Task, questions: list[Question]) -> dict[str, bytes]:
+    return {"data/train.jsonl": jsonl(plain_rows(task, questions))}
+
+
+QUESTION_FORMATS: dict[str, Callable[[Task, list[Question]], dict[str, bytes]]] = {
+    "trl": _trl,
+    "verl": _verl,
+    "verifiers": _verifiers,
+    "jsonl": _jsonl,
+    "hf": _hub,
+}
+"""Format -> files of the export, by path."""
+
+USE = {
+    "trl": """```python
+from datasets import load_dataset
+from reward import accuracy  # or trl.rewards.accuracy_reward
+from trl import RLOOTrainer
+
+questions = load_dataset("json", data_files="train.jsonl", split="train")
+RLOOTrainer(model="MODEL", reward_funcs=accuracy, train_dataset=questions).train()
+```""",
+    "verl": """```sh
+python -m verl.trainer.main_ppo algorithm.adv_estimator=rloo data.train_files=train.parquet \\
+  data.return_raw_chat=True custom_reward_function.path=reward.py custom_reward_function.name=compute_score ...
+```""",
+    "verifiers": "Install with `pip install -e .` beside verifiers 0.4 or later; the taskset id is the package name.",
+    "jsonl": """```sh
+soar run small-1gpu --model MODEL --problems questions.jsonl
+```""",
+    "hf": """```python
+from datasets import load_dataset
+
+questions = load_dataset("path/to/this/folder", split="train")
+```""",
+}
+
+
+def data_card(run: Run, task: Task, questions: list[Question], form: str) -> bytes:
+    """README.md of an export: what the rows are, how they came about, what nobody checked, and how to use them."""
+    counts = {kind: sum(q.kind == kind for q in questions) for kind in ("pq", "accepted", "hard")}
+    names = {"pq": "promotion questions", "accepted": "accepted questions", "hard": "hard training problems"}
+    shown = json.dumps([{"question": q.question, "answer": q.answer} for q in questions[:MAX_EXAMPLES]], indent=2)
+    data_file = {"hf": "data/train.jsonl", "jsonl": "questions.jsonl", "trl": "train.jsonl", "verl": "train.parquet"}
+    front = ["---", "tags: [soar, reinforcement-learning, synthetic]", "task_categories: [text-generation]"]
+    if form in data_file:
+        front += ["configs:", "- config_name: default", "  data_files:", "  - split: train"]
+        front.append(f"    path: {data_file[form]}")
+    seed, steps = run.manifest.get("seed"), len(run.steps)
+    parts = [
+        *front,
+        "---",
+        f"# Questions of the SOAR run {json.dumps(visible(task.name))}",
+        "",
+        f"{', '.join(f'{n:,} {names[kind]}' for kind, n in counts.items() if n)}; "
+        f"{len({q.question for q in questions}):,} different questions.",
+        "",
+        "A teacher copy of a language model wrote the questions and was rewarded with the measured improvement of student",
+        "copies on hard problems ([SOAR, arXiv 2601.18778](https://arxiv.org/abs/2601.18778)). Promotion questions are",
+        "the datasets whose students became the new baseline. **The answers are the teacher's own; nobody checked them**,",
+        "and some are wrong. `reward` is the improvement that the whole dataset of a question brought, not a measure of",
+        "the single question. A model wrote the texts: treat them as untrusted input.",
+        "",
+        f"- Teacher and students: adapters on `{visible(task.model)}`; seed {json.dumps(seed)}, {steps} outer steps",
+        f"- Graded by the verifier `{visible(task.verifier)}`, answers in the style `{task.fmt.answer_style}`",
+        f"- Written by soar {__version__}",
+        "",
+        "## Use",
+        "",
+        USE[form],
+        "",
+        "## The first rows",
+        "",
+        "``````json",
+        shown,
+        "``````",
+        "",
+    ]
+    return "\n".join(parts).encode()
+
+
+def check_target(out: Path) -> None:
+    """Raises ExportError when `out` is a file or a folder that holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"--out {out}: it exists and is not an empty folder; give another one")
+
+
+def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", with_hard: bool = False) -> list[Path]:
+    """Write the questions of a run folder into the new folder `out`; returns the files written.
+
+    form: a key of QUESTION_FORMATS. source: `pq` or `all` accepted questions. with_hard: the hard training half too.
+    Raises ReportError for no run folder, ExportError for nothing to export, a target in use or a missing library.
+    """
+    check_target(out)
+    run = read_run(run_dir)
+    task = task_of(run)
+    for name in ("pq.jsonl" if source == "pq" else "questions.jsonl", *(["hard/train.jsonl"] if with_hard else [])):
+        if changed_after_run(run_dir, name):
+            raise ExportError(
+                f"{run_dir / name} was changed after the run (hashes.json knows another sha256); restore it from a copy, "
+                "then export"
+            )
+        damaged = [note for note in run.notes if note.startswith(f"{name}:") and "not complete" not in note]
+        if damaged:
+            raise ExportError(f"{run_dir}/{damaged[0]}; an export would lack that line: restore it from a copy")
+    questions = collect(run, source, with_hard)
+    files = QUESTION_FORMATS[form](task, questions)
+    files["README.md"] = data_card(run, task, questions, form)
+    for name, content in files.items():
+        write_atomic(out / name, content)
+    return [out / name for name in files]

@@ -1,0 +1,306 @@
+"""Reading a run folder: finished, still running, interrupted or damaged. Needs no torch.
+
+A reader never fails on what it finds: a missing file, half a last line or a value of the wrong type is left out and
+named in `Run.notes`, so that what a report shows is always what the files say. `record.py` writes these files.
+
+summary.json from the events of a run and its config. Pure, needs no torch.
+
+Nothing but the wall times comes from anywhere else, so that every number can be recomputed from metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soar import seeds
+from soar.config import Config
+from soar.files import odd_kind, sha256_of
+from soar.loop.evaluate import paired_difference
+from soar.types import UserError
+
+Row = dict[str, Any]
+
+MAX_NOTES_PER_FILE = 3
+HASHES = "hashes.json"  # sha256 of every file of a finished run
+PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
+REVIEW_FILE = "review.json"  # a promotion that waits for a person
+BEGINS_WITH = {"questions.jsonl": "outer_step", "pq.jsonl": "promotion"}  # without such an event there is no file
+LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
+
+
+class ReportError(UserError):
+    """A folder that holds no run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Held-out result of one arm.
+
+    pass_at: k -> pass@k as a share. interval: k -> 95 % interval (low, high), for the k that have one.
+    problems, attempts, student_rollouts: counts, None where the file has none. search_rollouts: what the loop spent
+    on finding what the arm was trained on or starts from, over and above student_rollouts.
+    """
+
+    name: str
+    pass_at: dict[int, float]
+    interval: dict[int, tuple[float, float]]
+    problems: int | None = None
+    attempts: int | None = None
+    student_rollouts: int | None = None
+    search_rollouts: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says. Lists are in file order; `steps` has one outer step event per step, ascending."""
+
+    path: Path
+    manifest: Row = field(default_factory=dict)
+    summary: Row = field(default_factory=dict)
+    events: dict[str, list[Row]] = field(default_factory=dict)
+    questions: list[Row] = field(default_factory=list)
+    pq: list[Row] = field(default_factory=list)
+    hard_train: list[Row] = field(default_factory=list)
+    hard_test: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    paused: Row = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest.get("name") or self.path.resolve().name)
+
+    @property
+    def config(self) -> Row:
+        config = self.manifest.get("config")
+        return config if isinstance(config, dict) else {}
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary)
+
+    @property
+    def steps(self) -> list[Row]:
+        """The outer step events, the last one of a step that was done again after an interruption."""
+        by_step = {count(row.get("step")): row for row in self.events.get("outer_step", [])}
+        return [by_step[step] for step in sorted(s for s in by_step if s is not None)]
+
+    @property
+    def promotions(self) -> list[Row]:
+        """One event per promotion, ascending by step."""
+        by_step = {count(row.get("step")): row for row in self.events.get("promotion", [])}
+        return [by_step[step] for step in sorted(s for s in by_step if s is not None)]
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """Arms of the summary; while the run is unfinished, the arms evaluated so far."""
+        named = self.summary.get("arms")
+        rows = dict(named) if isinstance(named, dict) else {}
+        if not rows:
+            rows = {str(row.get("arm")): row for row in self.events.get("evaluation", []) if row.get("arm")}
+        arms = {name: read_arm(name, row) for name, row in rows.items() if isinstance(row, dict)}
+        return {name: arm for name, arm in arms.items() if arm.pass_at}
+
+
+def number(value: object) -> float | None:
+    """`value` as a float, or None for anything else: text, booleans, NaN, and sizes beyond LARGEST."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if abs(result) <= LARGEST else None
+
+
+def numbers(values: object) -> list[float]:
+    """The finite numbers of a list; nothing for anything else."""
+    if not isinstance(values, list | tuple):
+        return []
+    return [x for x in map(number, values) if x is not None]
+
+
+def count(value: object) -> int | None:
+    """`value` as an integer, or None for anything else."""
+    result = number(value)
+    return int(result) if result is not None else None
+
+
+def natural(key: object) -> int | None:
+    """The number that a JSON key such as "32" spells, or None."""
+    text = str(key)
+    return int(text) if text.isdecimal() and len(text) <= 9 else None
+
+
+def read_arm(name: str, row: Row) -> Arm:
+    """One arm from its entry in summary.json or from an evaluation event."""
+    pass_at, interval = row.get("pass_at"), row.get("interval_95")
+    shares = {k: number(v) for name, v in _items(pass_at) if (k := natural(name))}
+    bounds = {k: numbers(v) for name, v in _items(interval) if (k := natural(name))}
+    return Arm(
+        name=name,
+        pass_at={k: v for k, v in sorted(shares.items()) if v is not None},
+        interval={k: (v[0], v[1]) for k, v in sorted(bounds.items()) if len(v) == 2},
+        problems=count(row.get("problems")),
+        attempts=count(row.get("attempts")),
+        student_rollouts=count(row.get("student_rollouts")),
+        search_rollouts=count(row.get("search_rollouts")),
+    )
+
+
+def _items(value: object) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, dict) else ()
+
+
+def read_object(path: Path) -> tuple[Row, list[str]]:
+    """The JSON object in a file, and notes on what is wrong with it. A missing file is an empty object."""
+    if not path.is_file():
+        return {}, [_no_file(path, path.name)]
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [f"{path.name} cannot be read: {error}"]
+    if not isinstance(value, dict):
+        return {}, [f"{path.name} holds {type(value).__name__}, expected a JSON object"]
+    return value, []
+
+
+def _no_file(path: Path, name: str) -> str:
+    kind = odd_kind(path)
+    return f"{name} is missing" if kind is None else f"{name} is {kind}, expected a file"
+
+
+def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
+    """The JSON objects of a file, one a line, and notes on lines that were left out.
+
+    A last line without its end is normal while a run is writing or after it was killed. A missing file is no rows.
+    """
+    name = name or path.name
+    if not path.is_file():
+        return [], [_no_file(path, name)]
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        return [], [f"{name} cannot be read: {error}"]
+    rows: list[Row] = []
+    notes: list[str] = []
+    for line_number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8", errors="surrogateescape"))
+        except (ValueError, RecursionError) as error:
+            last = line_number == len(lines)
+            notes.append(f"{name}:{line_number}: " + ("the last line is not complete" if last else f"no JSON: {error}"))
+            continue
+        if isinstance(value, dict):
+            rows.append(value)
+        else:
+            notes.append(f"{name}:{line_number}: holds {type(value).__name__}, expected a JSON object")
+    if len(notes) > MAX_NOTES_PER_FILE:
+        notes = [*notes[:MAX_NOTES_PER_FILE], f"{name}: {len(notes) - MAX_NOTES_PER_FILE} more lines were left out"]
+    return rows, notes
+
+
+def changed_after_run(run_dir: Path, name: str) -> bool:
+    """Whether a file of a finished run has another sha256 than the run left it with (`hashes.json`)."""
+    known = read_object(run_dir / HASHES)[0].get(name) if (run_dir / HASHES).is_file() else None
+    return known is not None and (run_dir / name).is_file() and sha256_of(run_dir / name) != known
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read a run folder. Raises ReportError when it has neither manifest.json nor metrics.jsonl."""
+    if not (run_dir / "manifest.json").is_file() and not (run_dir / "metrics.jsonl").is_file():
+        raise ReportError(
+            f"{run_dir}: no run folder: it has neither manifest.json nor metrics.jsonl; "
+            "give the folder that `soar run --out` wrote"
+        )
+    manifest, notes = read_object(run_dir / "manifest.json")
+    metrics, more = read_jsonl(run_dir / "metrics.jsonl")
+    notes += more
+    summary: Row = {}
+    if os.path.lexists(run_dir / "summary.json"):
+        summary, more = read_object(run_dir / "summary.json")
+        notes += more
+    paused: Row = {}
+    if os.path.lexists(run_dir / PAUSE_FILE):
+        paused, more = read_object(run_dir / PAUSE_FILE)
+        notes += more
+    lists: dict[str, list[Row]] = {}
+    for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl"):
+        lists[name], more = read_jsonl(run_dir / name, name)
+        if name in BEGINS_WITH and not os.path.lexists(run_dir / name):
+            more = more if any(row.get("event") == BEGINS_WITH[name] for row in metrics) else []
+        notes += more
+    events: dict[str, list[Row]] = {}
+    for row in metrics:
+        events.setdefault(str(row.get("event")), []).append(row)
+    return Run(
+        path=run_dir,
+        manifest=manifest,
+        summary=summary,
+        events=events,
+        questions=lists["questions.jsonl"],
+        pq=lists["pq.jsonl"],
+        hard_train=lists["hard/train.jsonl"],
+        hard_test=lists["hard/test.jsonl"],
+        notes=notes,
+        paused=paused,
+    )
+
+
+Row_summary = dict[str, Any]
+
+
+def summary_of(rows: Sequence[Row_summary], config: Config, wall_seconds: dict[str, float]) -> Row_summary:
+    """The summary of a run with the events `rows`. docs/metrics.md has its fields."""
+    steps = [row for row in rows if row["event"] == "outer_step"]
+    evaluations = {row["arm"]: row for row in rows if row["event"] == "evaluation"}
+    arms = {
+        arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
+    }
+    promotions = sum(row["event"] == "promotion" for row in rows)
+    expected = next((row["stage_seconds"] for row in rows if row["event"] == "forecast"), None)
+    for arm, entry in arms.items():
+        own_questions = arm.startswith("pq") and not config.arms.pq_from
+        own_teacher = arm == "teacher_t" and not config.arms.teacher_from
+        if own_questions or own_teacher or arm == "ps_hard":
+            entry["search_rollouts"] = steps[-1]["student_rollouts"] if steps else 0
+    return {
+        "arms": arms,
+        "paired": _paired(evaluations, config),
+        "promotions": promotions,
+        "outer_steps": len(steps),
+        "loop_end": loop_end(config, len(steps), promotions),
+        "seed": config.seed,
+        "teacher_rollouts": sum(row["sampled"] for row in steps),
+        "wall_seconds": {name: round(seconds, 1) for name, seconds in wall_seconds.items()},
+        **({} if expected is None else {"forecast": expected}),
+    }
+
+
+def _paired(evaluations: dict[str, Row_summary], config: Config) -> Row_summary:
+    others = [arm for arm in evaluations if arm not in ("base", "hard_only")]
+    pairs = [(arm, "hard_only") for arm in others if "hard_only" in evaluations]
+    seed, settings = seeds.derive(config.seed, "paired"), config.evaluate
+    return {
+        f"{a} - {b}": {
+            str(k): paired_difference(
+                evaluations[a]["correct"], evaluations[b]["correct"], settings.attempts, k, seed, settings.bootstrap
+            )
+            for k in settings.ks
+        }
+        for a, b in pairs
+    }
+
+
+def loop_end(config: Config, steps: int, promotions: int) -> str | None:
+    """Which key ends the outer loop after so many steps and promotions; None while it goes on."""
+    limit = config.limits.max_promotions
+    if limit and promotions >= limit:
+        return f"limits.max_promotions = {limit}"
+    return f"teacher.steps = {config.teacher.steps}" if steps >= config.teacher.steps else None

@@ -1,0 +1,113 @@
+"""Stopping cleanly: signals, limits, and the error that ends a run whose state is saved.
+
+The first Ctrl-C (or SIGTERM, which batch systems send before they kill) lets the step in hand finish and be saved; the
+second ends the process at once, which loses no more than a kill would: the last checkpoint stays in force.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from soar.config import LimitsConfig
+from soar.types import UserError
+
+PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
+
+
+class Stopped(UserError):
+    """A run that stopped at a safe point, its state saved. reason: why; exit_code: of the process."""
+
+    exit_code = PAUSED
+
+    def __init__(self, reason: str, advice: str, exit_code: int = PAUSED) -> None:
+        super().__init__(f"{reason}; everything is saved. {advice}")
+        self.reason = reason
+        self.exit_code = exit_code
+
+
+class StopRequest:
+    """Whether a run was asked to stop, and why. Safe to ask from any thread."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.exit_code = PAUSED
+
+    def request(self, reason: str, exit_code: int = PAUSED) -> None:
+        """Ask the run to stop at its next safe point."""
+        self.reason, self.exit_code = reason, exit_code
+
+    @contextmanager
+    def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Within the block, SIGINT and SIGTERM ask to stop, and a second one ends the process.
+
+        Only the main thread can listen to signals; in another one the block changes nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def heard(number: int, frame: FrameType | None) -> None:
+            name = signal.Signals(number).name
+            if self.reason is not None:
+                end_now(128 + number)
+            self.request(f"stopped by {name}", 128 + number)
+            with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
+                say(f"{name}: the step in hand is finished and saved first; once more stops at once")
+
+        before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def end_now(exit_code: int) -> None:
+    """End this process and its worker processes without any further step."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    if sys.stderr is not None and sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # bars hide the cursor
+    os._exit(exit_code)
+
+
+def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None:
+    """The limit that pauses a run after `hours` in this process and `tokens` sampled in all; None when there is none."""
+    if limits.max_hours and hours >= limits.max_hours:
+        return f"limits.max_hours = {limits.max_hours:g} reached"
+    if limits.max_tokens and tokens >= limits.max_tokens:
+        return f"limits.max_tokens = {limits.max_tokens} reached ({tokens} sampled)"
+    return None
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues the run in a folder."""
+    return f"soar run --out {shlex.quote(str(folder))} --resume"
+
+
+class TokenMeter:
+    """A sampler that counts the tokens of what it samples; everything else is the sampler's own."""
+
+    def __init__(self, sampler: Any, tokens: int = 0) -> None:
+        self.sampler, self.tokens = sampler, tokens
+        self._lock = threading.Lock()
+
+    def sample(self, *arguments: Any, **named: Any) -> Any:
+        """As the sampler's."""
+        rollouts = self.sampler.sample(*arguments, **named)
+        with self._lock:
+            self.tokens += int(rollouts.length_B.sum())
+        return rollouts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sampler, name)

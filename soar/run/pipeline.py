@@ -1,0 +1,409 @@
+"""A whole run, stage by stage; each can stop at its safe points and goes on from there."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from soar import seeds
+from soar.config import HARD_ARMS, Config
+from soar.engine.policy import AdapterStack, save_adapter
+from soar.files import finite, saved_run, storage_errors, sync_tree, write_json, write_lines
+from soar.loop.arms import (
+    ArmProgress,
+    Listener,
+    Material,
+    arm_batches,
+    arm_steps,
+    arms_left,
+    left_out,
+    read_pq,
+    read_teacher,
+    train_arms,
+    training_questions,
+)
+from soar.loop.evaluate import per_set, summarize
+from soar.loop.rollout import Examiner
+from soar.loop.student import Population
+from soar.loop.teacher import OuterLoop, new_state
+from soar.loop.write import TeacherError
+from soar.plan.calibrate import forecast_event
+from soar.plan.forecast import Assumptions
+from soar.problems.load import write_hard
+from soar.report.page import report_at_the_end
+from soar.report.runs import PAUSE_FILE, loop_end, summary_of
+from soar.report.watch import own_view, step_lines
+from soar.run import folder as review
+from soar.run import ledger
+from soar.run.alarms import screen_alarms, step_alarms
+from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
+from soar.run.folder import ADVICE, RunFolder, write_hashes
+from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
+from soar.run.measure import count_held_out
+from soar.run.progress import Progress
+from soar.run.ray_cluster import check_cluster
+from soar.run.ray_crew import RayCrew, open_crew
+from soar.run.screen import find_hard, split_sets
+from soar.run.setup import choose_workers, labelled, open_examiner
+from soar.run.sinks import check_installed, open_loggers
+from soar.types import Problem, UserError
+
+
+class NothingToDo(UserError):
+    """The problem set holds too few hard problems for a run."""
+
+
+class StudentsFailed(UserError):
+    """Every student of an outer step produced NaN or inf."""
+
+
+class Run:
+    """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
+
+    crew: worker processes that share the work (`cluster`); None: this process does all of it.
+    loop_class: the outer loop, or one derived from it.
+    """
+
+    loop_class = OuterLoop
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        examiner: Examiner,
+        progress: Progress,
+        stop: StopRequest | None = None,
+        crew: RayCrew | None = None,
+    ) -> None:
+        self.crew = crew
+        self.config, self.folder, self.examiner, self.progress = config, folder, examiner, progress
+        self.stop = stop or StopRequest()
+        self._began = time.monotonic()
+        self.workers = choose_workers(examiner.backbone, config.threads)
+        self.hard_train: list[Problem] = []
+        self.hard_test: list[Problem] = []
+        self.state = RunState("loop", new_state(examiner, config))
+        self.meter: TokenMeter | None = None
+        self.assumptions: Assumptions | None = None
+        self._current: tuple[str, float] | None = None
+
+    def execute(self) -> dict[str, Any]:
+        """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
+        checkpoint = self.folder.load()
+        (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
+        self.folder.tell(self.progress.insist)
+        if checkpoint is None and self.assumptions is not None:
+            with self._phase("calibrate"):
+                event = forecast_event(self.examiner, self.config, self.workers, self.assumptions, self.progress.say)
+                self.folder.append("metrics.jsonl", [event])
+        with self._phase("screen"):
+            self._find_hard(first=checkpoint is None)
+        self.folder.tell(self.progress.insist)
+        if checkpoint is None:
+            self._save()
+        else:
+            self._restore(checkpoint)
+        self.meter = TokenMeter(self.examiner.sampler, self.state.tokens)
+        self.examiner.sampler = self.meter
+        if self.crew is not None:
+            self.crew.meter = self.meter
+        stages: dict[str, Callable[[], None]] = {"loop": self._loop, "arms": self._arms, "evaluate": self._evaluate}
+        for name, stage in stages.items():
+            if STAGES.index(self.state.stage) <= STAGES.index(name):
+                with self._phase(name):
+                    stage()
+                self.state.stage = STAGES[STAGES.index(name) + 1]
+                self._save()
+        self.folder.tell(self.progress.insist)
+        for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
+            save_adapter(self.examiner.backbone, stack, self.folder.path / name)
+            sync_tree(self.folder.path / name)
+        summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
+        write_json(self.folder.path / "summary.json", summary)
+        report_at_the_end(self.folder.path, self.progress.insist)
+        write_hashes(self.folder.path)
+        return summary
+
+    def _safe_point(self) -> None:
+        """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
+        hours = (time.monotonic() - self._began) / 3600
+        reason, code = self.stop.reason, self.stop.exit_code
+        if reason is None and (reason := limit_reached(self.config.limits, hours, self.state.tokens)) is not None:
+            code = Stopped.exit_code
+        if reason is not None:
+            raise Stopped(reason, f"Continue with: {resume_command(self.folder.path)}", code)
+
+    def pause(self, reason: str) -> None:
+        """Leave word of why the run is not finished, and the report so far."""
+        stage, step = self.state.stage, self.state.loop.step
+        command = resume_command(self.folder.path)
+        write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
+        report_at_the_end(self.folder.path, self.progress.insist)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._current = (name, time.monotonic())
+        try:
+            yield
+        finally:
+            self.state.seconds, self._current = self._seconds(), None
+
+    def _seconds(self) -> dict[str, float]:
+        """Seconds per phase, the running one included."""
+        if self._current is None:
+            return self.state.seconds
+        name, started = self._current
+        return {**self.state.seconds, name: self.state.seconds.get(name, 0.0) + time.monotonic() - started}
+
+    def _find_hard(self, first: bool) -> None:
+        config = self.config
+        found = find_hard(
+            self.examiner, config, self.folder, self.workers, self.progress, self._safe_point, crew=self.crew
+        )
+        hard = found.problems
+        if len(hard) < 4:
+            raise NothingToDo(found.too_few(config))
+        self.hard_train, self.hard_test = split_sets(hard, config)
+        ids = [[problem.id for problem in part] for part in (self.hard_train, self.hard_test)]
+        self.folder.note_hashes(hard_set=ledger.digest(ids))  # a damaged count could make it another one
+        for name, part in (("train", self.hard_train), ("test", self.hard_test)):
+            where, mixed = self.folder.path / "hard" / f"{name}.jsonl", bool(config.problems.sets)
+            write_hard(where, part, found.screenings(part), found.evidence, columns=mixed)
+        if first:
+            self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
+        self.progress.say(
+            f"{len(hard)} of {len(found.found)} candidates are hard: at most {config.screen.max_successes} of "
+            f"{config.screen.attempts} attempts correct; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
+        )
+
+    def _loop(self) -> None:
+        config, state = self.config, self.state.loop
+        self._settle()
+        with (
+            self.progress.task("outer loop", config.teacher.steps) as advance,
+            self.progress.task("  students", 1, transient=True) as inner,
+        ):
+            advance(state.step)
+            loop = self.loop_class(self.examiner, self.hard_train, config, state, self.workers, inner.set, self.crew)
+            before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
+            while loop_end(config, state.step, state.promotions) is None:
+                before.append(self._outer_step(loop, before))
+                advance(1)
+                self._settle()
+                self._safe_point()
+
+    def _outer_step(self, loop: OuterLoop, before: list[dict[str, Any]]) -> dict[str, Any]:
+        """One step, its lines in the files, and a checkpoint; returns its outer_step event."""
+        state = self.state.loop
+        baseline, pass_rates, known = state.baseline, state.pass_rates, len(state.pq)
+        events, rows = loop.step()
+        rows, promoted = labelled(self.config, rows), labelled(self.config, state.pq[known:])
+        alarms = step_alarms(finite(events[0]), rows, before, self.config.teacher.reward == "grounded")
+        promotion = next((event for event in events if event["event"] == "promotion"), None)
+        self.folder.append("metrics.jsonl", [*(event for event in events if event is not promotion), *alarms])
+        self.folder.append("questions.jsonl", rows)
+        if promotion is not None and self.config.promotion.review:
+            self.state.pending = Pending(promotion, promoted, baseline, pass_rates)
+        elif promotion is not None:
+            self._enter(promotion, promoted, "automatic", None)
+        self._save()
+        held = promotion if self.state.pending is not None else None
+        for line in step_lines([event for event in (*events, *alarms) if event is not held], rows, self.progress.width):
+            self.progress.say(line)
+        if any(event.get("kind") == "all students failed" for event in events):
+            raise StudentsFailed(
+                f"every student of outer step {state.step - 1} produced NaN or inf, so the step has no reward; it is "
+                f"recorded and saved. {resume_command(self.folder.path)} goes on with the next step; if that fails too, "
+                'lower student.optimizer.lr or set model.dtype = "float32" in a new run'
+            )
+        return finite(events[0])
+
+    def _enter(self, promotion: dict[str, Any], rows: list[dict[str, Any]], decision: str, by: str | None) -> None:
+        """A promotion that stands, or one that a person refused, into the files."""
+        lines = self.folder.rows("ledger.jsonl")
+        previous = lines[-1]["sha256"] if lines else ledger.FIRST
+        self.folder.append("ledger.jsonl", [ledger.entry(previous, finite(promotion), rows, decision, by)])
+        if decision != review.REJECTED:
+            self.folder.append("metrics.jsonl", [promotion])
+            self.folder.append("pq.jsonl", rows)
+
+    def _settle(self) -> None:
+        """Do what a person decided on the promotion on hold; raises Stopped while there is no decision."""
+        pending, loop, path = self.state.pending, self.state.loop, self.folder.path
+        if pending is None:
+            return
+        promotion, step = finite(pending.promotion), pending.promotion["step"]
+        review.ask(path, promotion, finite(pending.rows))
+        answer = review.answer(path, promotion)
+        if answer is None:
+            show, go_on = f"soar review {shlex.quote(str(path))}", resume_command(path)
+            raise Stopped(
+                f"the promotion of outer step {step} waits for a person",
+                f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`",
+            )
+        decision, by = answer
+        if decision == review.REJECTED:
+            loop.baseline, loop.pass_rates = pending.baseline, pending.pass_rates
+            loop.promotions -= 1
+            del loop.pq[len(loop.pq) - len(pending.rows) :]
+        self._enter(promotion, pending.rows, decision, by)
+        self.folder.append("metrics.jsonl", [{"event": "review", "step": step, "decision": decision, "by": by}])
+        self.state.pending = None
+        self._save()
+        review.close(path)
+        self.progress.say(f"promotion of outer step {step}: {decision} by {by}")
+
+    def _arms(self) -> None:
+        config, state = self.config, self.state
+        material = self._material()
+        batches: dict[str, list[list[Problem]]] = {}
+        told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
+        for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
+            try:
+                questions = training_questions(arm, self.examiner, config, material)
+            except TeacherError as error:
+                # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
+                self.folder.append("metrics.jsonl", [left_out(arm, str(error))])
+                self.progress.say(f"the arm {arm} is left out: {error}")
+                continue
+            if arm in HARD_ARMS or questions:
+                steps = arm_steps(arm, config, state.loop.student_rollouts)
+                batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)
+                self._keep_questions(arm, questions)
+        write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
+        with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
+            begun = state.arm_progress
+            advance(sum(progress.midway.step for progress in begun.values()))
+
+            def keep_midway(progress: dict[str, ArmProgress], events: list[dict[str, Any]]) -> None:
+                self.folder.append("metrics.jsonl", events)
+                state.arm_progress = progress
+                self._save()
+                self._safe_point()
+
+            def keep(arm: str, population: Population, events: list[dict[str, Any]]) -> None:
+                self.folder.append("metrics.jsonl", events)
+                state.arms[arm], state.arm_rollouts[arm] = population.stack, population.rollouts
+                state.arm_progress = {name: found for name, found in state.arm_progress.items() if name != arm}
+                self._save()
+                self._safe_point()
+
+            def due(steps: int) -> bool:
+                return steps % config.arms.save_steps == 0 or self.stop.reason is not None
+
+            fresh = self._fresh()
+            starts = {arm: state.loop.baseline if arm == "ps_hard" else fresh for arm in batches}
+            listener = Listener(lambda: advance(1), keep_midway, keep, due)
+            train_arms(self.examiner, starts, batches, config, self.workers, listener, begun, self.crew)
+
+    def _material(self) -> Material:
+        """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
+        config, arms, loop = self.config, self.config.arms, self.state.loop
+        rows, teacher = loop.pq, loop.teacher
+        if arms.pq_from:
+            rows = read_pq(Path(arms.pq_from))
+            self.folder.note_hashes(pq_from=ledger.questions_digest(rows))
+        if arms.teacher_from:
+            teacher = read_teacher(self.examiner.backbone, Path(arms.teacher_from))
+            self.folder.note_hashes(teacher_from=teacher.digest())
+        marks = [{"set": row["set"]} if config.problems.sets and "set" in row else {} for row in rows]
+        pq = [
+            Problem(f"pq-{i}", r["question"], r["answer"], m) for i, (r, m) in enumerate(zip(rows, marks, strict=True))
+        ]
+        return Material(pq, teacher, self.hard_test, self.workers, self.progress.say)
+
+    def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
+        rows = labelled(self.config, [{"question": p.question, "answer": p.answer} for p in questions])
+        write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
+
+    def _fresh(self) -> AdapterStack:
+        """The adapter that every student starts from: the base model itself."""
+        return self.examiner.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
+
+    def _policies(self) -> dict[str, AdapterStack]:
+        every = {"base": self._fresh(), "ps": self.state.loop.baseline, **self.state.arms}
+        return {arm: every[arm] for arm in self.config.arms.run if arm in every}
+
+    def _evaluate(self) -> None:
+        config, policies = self.config, self._policies()
+        seed = seeds.derive(config.seed, "evaluate")
+        correct_P_H = self._count_correct(policies, seed) if policies else []
+        events = []
+        for arm, correct_H in zip(policies, correct_P_H, strict=True):
+            events.append(
+                {
+                    "event": "evaluation",
+                    "arm": arm,
+                    **summarize(correct_H, config.evaluate.attempts, config.evaluate, seed),
+                    "problems": len(self.hard_test),
+                    "attempts": config.evaluate.attempts,
+                    "student_rollouts": self._rollouts(arm),
+                    "correct": correct_H,
+                    **per_set(correct_H, self.hard_test, config, seed),
+                }
+            )
+        self.folder.append("metrics.jsonl", events)
+
+    def _count_correct(self, policies: dict[str, AdapterStack], seed: int) -> list[list[int]]:
+        """Correct attempts [policies][held-out problems]."""
+        with self.progress.task("evaluation", len(self.hard_test)) as advance:
+
+            def note(count: int) -> None:
+                advance(count)
+                self._safe_point()
+
+            return count_held_out(
+                self.examiner, policies, self.hard_test, self.config, self.folder, seed, self.workers, note, self.crew
+            )
+
+    def _rollouts(self, arm: str) -> int:
+        return {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}[arm]
+
+    def _save(self) -> None:
+        if self.meter is not None:
+            self.state.tokens = self.meter.tokens
+        self.folder.save(to_checkpoint(replace(self.state, seconds=self._seconds())))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        screening = self.state.seconds.get("screen", 0.0)
+        self.state = from_checkpoint(checkpoint, self.examiner.backbone.device, self.config)
+        self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
+
+
+def execute(
+    config: Config,
+    out: Path,
+    resume: bool,
+    command: list[str],
+    progress: Progress,
+    stop: StopRequest | None = None,
+    loop_class: type[OuterLoop] = OuterLoop,
+    assumptions: Assumptions | None = None,
+) -> dict[str, Any]:
+    """Run `config` in the folder `out`; returns the summary. assumptions: of a forecast to be made first, by calibration.
+
+    Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
+    hold ends it; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state kept.
+    """
+    check_installed(config.log.sinks)
+    check_cluster(config)
+    with (
+        RunFolder(out, config, command, resume) as folder,
+        closing(open_loggers(config, out, progress.say)) as folder.on_events,
+        open_examiner(config) as examiner,
+        open_crew(config, examiner, folder, progress.say) as crew,
+    ):
+        progress.show(own_view(out, progress.console))
+        run = Run(config, folder, examiner, progress, stop, crew)
+        run.loop_class, run.assumptions = loop_class, assumptions
+        try:
+            with saved_run(resume_command(out)), storage_errors(out, ADVICE):
+                return run.execute()
+        except Stopped as stopped:
+            run.pause(stopped.reason)
+            raise

@@ -1,0 +1,133 @@
+"""What every command opens: base model, sampler, prompts and verifier of a config, and the problems it can use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from soar.config import Config, ConfigError, by_set
+from soar.domains.world import get_world
+from soar.engine.memory import check_fits, machine_bytes
+from soar.engine.policy import Backbone, choose_device, free_bytes, load_backbone
+from soar.engine.sampler import NativeSampler, Sampler
+from soar.loop.rollout import Examiner, Part
+from soar.problems.domain import Domain, domain_of
+from soar.problems.load import fits_budget
+from soar.problems.pool import open_pool
+from soar.problems.prompts import line_break_ids
+from soar.types import Problem, Verdict
+
+SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
+Usable = tuple[list[Problem], dict[str, int]]
+
+
+def cores_of(threads: int) -> int:
+    """`threads`, or the cores that this process may use."""
+    if threads:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_workers(backbone: Backbone, threads: int) -> int:
+    """CPU worker threads, and torch's own threads set to match.
+
+    A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
+    """
+    cores = cores_of(threads)
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    if backbone.device.type != "cpu":
+        return 1
+    small = parameters < SMALL_MODEL
+    torch.set_num_threads(1 if small else cores)
+    return cores if small else 1
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """Bytes that a run could take on a device: the free ones of a GPU, all of the machine's; None where it is not told."""
+    return free_bytes(device) if device.type == "cuda" else machine_bytes()
+
+
+def open_sampler(backbone: Backbone, config: Config) -> Sampler:
+    """The engine that model.sampler names. Raises ConfigError."""
+    if config.model.sampler == "native":
+        return NativeSampler(backbone)
+    from soar.engine.vllm import open_vllm
+
+    return open_vllm(backbone, config)
+
+
+@contextmanager
+def open_examiner(config: Config) -> Iterator[Examiner]:
+    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end.
+
+    Raises TooLarge before anything is loaded when the model does not fit its device.
+    """
+    sets = by_set(config)
+    domains = {name: domain_of(own.problems) for name, own in sets.items()}  # before the model, which takes minutes
+    device = choose_device(config.model.device)
+    check_fits(config, device_bytes(device), str(device))
+    backbone = load_backbone(config.model)
+    _end_at_line_breaks(backbone, domains)
+    with ExitStack() as pools:
+        parts = {
+            name: Part(domain.prompts, pools.enter_context(open_pool(domain, sets[name].problems)))
+            for name, domain in domains.items()
+        }
+        fmt, verifier = next(iter(parts.values()))
+        mixed = parts if config.problems.sets else None
+        yield Examiner(backbone, open_sampler(backbone, config), fmt, verifier, config.student.reward, mixed)
+
+
+def _end_at_line_breaks(backbone: Backbone, domains: dict[str, Domain]) -> None:
+    """Let a line break end completions where the prompt format says so. Raises ConfigError."""
+    lines = {domain.prompts.name for domain in domains.values() if domain.prompts.one_line}
+    others = {domain.prompts.name for domain in domains.values()} - lines
+    if not lines:
+        return
+    name = min(lines)
+    if others:
+        raise ConfigError(
+            f"problems.sets: prompt format {name!r} ends a completion at a line break and {min(others)!r} does not; one "
+            "run has one end of a completion, so give all sets a format of the same kind"
+        )
+    try:
+        backbone.end_ids |= line_break_ids(backbone.tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"problems.format = {name!r}: {error}; use another format") from error
+
+
+def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:
+    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
+
+    The first five of each reason are named through `say`.
+    """
+    tokens, context = config.student.sampling.max_tokens, examiner.backbone.context
+    kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
+    for row in dropped[:5]:
+        say(f"left out: {row}")
+    verdicts = examiner.grade(kept)
+    bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
+    for problem in bad[:5]:
+        say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
+    gone = {problem.id for problem in bad}
+    return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}
+
+
+def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
+    if config.problems.sets or not config.problems.source.startswith("world:"):
+        return rows
+    world = get_world(config.problems.source.removeprefix("world:"))
+    return [
+        {
+            **row,
+            "topic": world.topic(row["question"]),
+            "well_posed": world.well_posed(row["question"]),
+            "correct": world.solve(row["question"]) == row["answer"],
+        }
+        for row in rows
+    ]

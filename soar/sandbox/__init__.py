@@ -1,0 +1,1 @@
+"""Programs written by models run here, behind walls; nothing else does."""

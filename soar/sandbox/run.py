@@ -1,0 +1,444 @@
+"""Programs written by a model, run where they can do nothing but compute.
+
+Every program gets a fresh process in fresh namespaces: no network, no other process in sight, an empty environment, a
+root that holds the Python library read-only and one small scratch folder in memory, limits on CPU time, wall time,
+memory, file size, open files and output, no capability, and a list of allowed system calls that has no way to start a
+process or open a socket (`seccomp.py`). The box is made by `jail.py`; this file finds out what the machine can do,
+starts the servers, and reads what comes back with bounds on every byte.
+
+Backends, first that passes a trial: `bwrap` (bubblewrap around a server that makes a second box for every program),
+`bwrap-single` (where namespaces cannot be nested: one bubblewrap for each program, slower), `namespaces` (user namespaces
+without bubblewrap). Without any of them nothing is run: SandboxError says what to install.
+
+The values that a program is expected to give never enter the sandbox. Needs Linux 5.12 or newer on x86_64 or aarch64.
+
+Boxes: the servers that run programs in a sandbox, and how one talks to them.
+
+A `Box` starts `jail.py`, under bubblewrap or by itself, sends it one program at a time, and reads what comes back with a
+bound on every byte. What comes from the server is trusted; what comes from the program is a claim. `sandbox.py` says
+which kind of box this machine can make.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import queue
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from soar.sandbox.seccomp import build_filter
+from soar.types import UserError
+
+__all__ = ["BACKENDS", "End", "Job", "Limits", "Outcome", "Sandbox", "SandboxError", "find_backend"]
+
+HEADER = struct.Struct(">II")
+GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dead
+SCRATCH = "/scratch"
+SITES = ("site-packages", "dist-packages")
+NOBODY = 65534
+
+
+class SandboxError(UserError):
+    """No sandbox on this machine, or one that stopped working. Nothing was run outside of one."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use. cpu_s is rounded up to whole seconds by the kernel; output_kb bounds its results."""
+
+    cpu_s: int = 2
+    wall_s: float = 5.0
+    memory_mb: int = 256
+    scratch_kb: int = 4096
+    file_kb: int = 1024
+    open_files: int = 32
+    output_kb: int = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program. entry and calls: the function to call, and the source of a list of (args, kwargs). inputs: instead of
+    calls, the standard inputs that the program is run with, one after another."""
+
+    source: str
+    entry: str = ""
+    calls: str = "[]"
+    inputs: tuple[str, ...] | None = None
+
+
+class End(str, Enum):
+    """How a program ended: by itself; over its CPU or wall time; by a signal; with more output than allowed."""
+
+    DONE = "done"
+    TIMEOUT = "timeout"
+    KILLED = "killed"
+    FLOOD = "flood"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back. answers: index of call or input -> JSON of its value (`plain.decode`); errors: index -> message,
+    -1 for the program itself. Both are claims of the program, to be compared with what is expected and no more."""
+
+    end: End
+    answers: dict[int, Any] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    detail: str = ""
+    cpu_s: float = 0.0
+
+
+@functools.cache
+def _world() -> dict[str, Any]:
+    """What of this machine's files is seen in the box: system libraries and the Python library, without site-packages."""
+    library = f"{sys.base_prefix}/{sys.platlibdir}"
+    candidates = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", f"{sys.base_prefix}/lib", library]
+    binds: list[str] = []
+    links: dict[str, str] = {}
+    for path in candidates:
+        if os.path.islink(path) and os.path.dirname(path) == "/":
+            links[path] = os.readlink(path)
+        elif os.path.exists(path) and not any(path == have or path.startswith(have + "/") for have in binds):
+            binds.append(path)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    names = [f"{base}/{name}/{sub}" for base in binds for name in (version, "python3") for sub in SITES]
+    return {
+        "binds": binds,
+        "links": links,
+        "hidden": [name for name in names if os.path.isdir(name) and not os.path.islink(name)],
+        "filter": build_filter(platform.machine()).hex(),
+    }
+
+
+def _settings(backend: str) -> dict[str, Any]:
+    """What a server must know before the first program. owner: user and group that a box maps to nobody."""
+    owner = [os.getuid(), os.getgid()] if backend == "namespaces" else [NOBODY, NOBODY]
+    return {**_world(), "namespaces": backend != "bwrap-single", "owner": owner}
+
+
+def _command(backend: str, results: int) -> list[str]:
+    """The command line of a server."""
+    source = (Path(__file__).parent / "jail.py").read_text(encoding="utf-8")
+    python = os.path.realpath(sys.executable)
+    run = [python, "-S", "-s", "-P", "-B", "-c", source, str(results)]
+    if backend == "namespaces":
+        return run
+    command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--clearenv", "--new-session"]
+    command += ["--setenv", "PYTHONHASHSEED", "0", "--cap-drop", "ALL", "--hostname", "box"]
+    command += ["--uid", str(NOBODY), "--gid", str(NOBODY)]
+    world = _world()
+    for path in world["binds"]:
+        command += ["--ro-bind", path, path]
+    if not any(python.startswith(path + "/") for path in world["binds"]):
+        command += ["--ro-bind", python, python]
+    for path in world["hidden"]:
+        command += ["--tmpfs", path, "--remount-ro", path]
+    for link, goal in world["links"].items():
+        command += ["--symlink", goal, link]
+    command += ["--dev-bind", "/dev/null", "/dev/null"]
+    if backend == "bwrap":  # the server needs /proc to make user namespaces; the programs do not see it
+        command += ["--bind", "/proc", "/proc", "--dir", "/tmp"]
+    else:
+        command += ["--size", str(Limits().scratch_kb * 2**10), "--tmpfs", SCRATCH]
+    return [*command, "--remount-ro", "/", "--", *run]
+
+
+class Lost(Exception):
+    """A server that died or fell silent; never the doing of a program, which cannot reach it."""
+
+
+class Box:
+    """One server process. `ask` runs one program; not for several threads at once. Starts at the first program."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self._process: subprocess.Popen[bytes] | None = None
+        self._results = -1
+        self._said: Any = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        results, write_end = os.pipe()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
+        try:
+            process = subprocess.Popen(
+                _command(self.backend, write_end),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                env={"PYTHONHASHSEED": "0"},
+                cwd="/",
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(results)
+            raise Lost(f"{type(error).__name__}: {error}") from error
+        finally:
+            os.close(write_end)
+        self._process, self._results = process, results
+        os.set_blocking(results, False)
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        return process
+
+    def close(self) -> None:
+        """End the server. The next program starts another one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for stream in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        try:
+            process.wait(1.0)  # it ends with its input
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        os.close(self._results)
+        self._said.close()
+
+    def ask(self, job: Job, limits: Limits) -> Outcome:
+        """Run one program. Raises Lost when the server died, SandboxError when it could not make a box."""
+        request: dict[str, Any] = {"source": job.source, "limits": asdict(limits)}
+        request |= {"entry": job.entry, "calls": job.calls} if job.inputs is None else {"inputs": job.inputs}
+        payload = json.dumps(request).encode()
+        data = HEADER.pack(len(payload), max(1, int(limits.wall_s * 1000))) + payload
+        process = self._process
+        if process is None:
+            settings = json.dumps(_settings(self.backend)).encode()
+            data = HEADER.pack(len(settings), 0) + settings + data
+            process = self._start()
+        try:
+            report, output = self._exchange(process, data, limits)
+        except (Lost, OSError) as error:
+            said = self._last_words()
+            self.close()
+            raise Lost(f"{error}{said}") from error
+        if self.backend == "bwrap-single" or report["setup"] is not None:
+            self.close()
+        if report["setup"] is not None:
+            raise SandboxError(f"sandbox {self.backend}: {report['setup']}")
+        return _outcome(report, output, limits)
+
+    def _last_words(self) -> str:
+        try:
+            self._said.seek(0)
+            text = self._said.read(2000).decode("utf-8", "replace").strip()
+        except (OSError, ValueError):
+            return ""
+        return f": {text.splitlines()[-1]}" if text else ""
+
+    def _exchange(
+        self, process: subprocess.Popen[bytes], data: bytes, limits: Limits
+    ) -> tuple[dict[str, Any], bytes | None]:
+        """Send the request, gather results until the server reports. Results are None when they exceed their limit."""
+        assert process.stdin is not None and process.stdout is not None
+        send, control, most = process.stdin.fileno(), process.stdout.fileno(), limits.output_kb * 2**10
+        deadline = time.monotonic() + limits.wall_s + GRACE_S
+        poll = select.poll()
+        poll.register(control, select.POLLIN)
+        poll.register(self._results, select.POLLIN)
+        poll.register(send, select.POLLOUT)
+        report, output = b"", bytearray()
+        while len(report) < 4 or len(report) < 4 + int.from_bytes(report[:4], "big"):
+            left = deadline - time.monotonic()
+            events = dict(poll.poll(max(0.0, left) * 1000))
+            if not events:
+                raise Lost("the server of the sandbox does not answer")
+            if self._results in events:
+                self._drain(output, most)
+            if send in events:
+                data = data[os.write(send, data[:65536]) :]
+                if not data:
+                    poll.unregister(send)
+            if control in events:
+                piece = os.read(control, 65536)
+                if not piece:
+                    raise Lost("the server of the sandbox ended")
+                report += piece
+        if data:
+            raise Lost("the server of the sandbox did not read its request")
+        self._drain(output, most)
+        return json.loads(report[4:]), None if len(output) > most else bytes(output)
+
+    def _drain(self, output: bytearray, most: int) -> None:
+        """Read what is there; keep one byte more than `most` and forget the rest."""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self._results, 65536):
+                output += piece[: most + 1 - len(output)]
+
+
+def _outcome(report: dict[str, Any], output: bytes | None, limits: Limits) -> Outcome:
+    """The reading of a report and of the lines that a program sent. A line that is none of ours is left out."""
+    status, cpu_s = int(report["status"]), float(report["cpu_s"])
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if report["timed_out"] or number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s > limits.cpu_s - 0.2):
+        return Outcome(End.TIMEOUT, detail=f"over {limits.cpu_s} s of CPU or {limits.wall_s:g} s", cpu_s=cpu_s)
+    if output is None:
+        return Outcome(End.FLOOD, detail=f"more than {limits.output_kb} kB of results", cpu_s=cpu_s)
+    if number:
+        return Outcome(End.KILLED, detail=f"ended by {signal.Signals(number).name}", cpu_s=cpu_s)
+    answers: dict[int, Any] = {}
+    errors: dict[int, str] = {}
+    for line in output.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, list) and len(row) in (2, 3) and type(row[0]) is int:
+            if len(row) == 2:
+                answers.setdefault(row[0], row[1])
+            else:
+                errors.setdefault(row[0], str(row[2])[:200].encode("utf-8", "replace").decode())
+    return Outcome(End.DONE, answers, errors, next(iter(errors.values()), ""), cpu_s)
+
+
+BACKENDS = ("bwrap", "bwrap-single", "namespaces")
+STARTS = 3  # lost servers in a row for one program until giving up
+INSTALL = (
+    "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap), or allow user "
+    "namespaces: inside Docker --security-opt seccomp=unconfined --security-opt apparmor=unconfined, on Ubuntu 24.04 "
+    "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+)
+
+# ---- which backend ----
+
+PROBE = """
+import os, socket
+def attempt(action):
+    try:
+        action()
+        return "possible"
+    except Exception as error:
+        return type(error).__name__
+def probe():
+    return [
+        attempt(lambda: socket.socket()),
+        attempt(os.fork),
+        attempt(lambda: open("/etc/passwd")),
+        attempt(lambda: os.listdir("/proc/self")),
+        attempt(lambda: open("/probe", "w")),
+        attempt(lambda: open("probe", "w")),
+        os.getcwd(),
+        dict(os.environ),
+    ]
+"""
+EXPECTED = [
+    "PermissionError",
+    "PermissionError",
+    "FileNotFoundError",
+    "FileNotFoundError",
+    "OSError",
+    "possible",
+    SCRATCH,
+    {"dict": []},
+]
+
+
+def _trial(backend: str) -> str:
+    """Why a backend cannot be used here; "" when a program in it is as locked in as it should be."""
+    if not sys.platform.startswith("linux"):
+        return f"needs Linux, this is {sys.platform}"
+    if backend.startswith("bwrap") and shutil.which("bwrap") is None:
+        return "bwrap is not installed"
+    box = Box(backend)
+    try:
+        outcome = box.ask(Job(PROBE, "probe", "[((), {})]"), Limits(wall_s=20.0))
+    except (Lost, UserError, OSError) as error:
+        return str(error)
+    finally:
+        box.close()
+    found = outcome.answers.get(0)
+    return "" if found == EXPECTED else f"the trial gave {found or outcome.detail}, expected {EXPECTED}"
+
+
+@functools.cache
+def find_backend(wanted: str = "auto") -> str:
+    """The first backend of BACKENDS (or the one wanted) that passes a trial on this machine; decided once a process.
+
+    Raises SandboxError with the reason of each.
+    """
+    if wanted not in ("auto", *BACKENDS):
+        raise SandboxError(f"sandbox {wanted!r}: expected auto, {', '.join(BACKENDS)}")
+    reasons = {}
+    for backend in BACKENDS if wanted == "auto" else (wanted,):
+        reasons[backend] = _trial(backend)
+        if not reasons[backend]:
+            return backend
+    listed = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
+    raise SandboxError(f"no sandbox works on this machine, so no program is run.{listed}\n{INSTALL}")
+
+
+class Sandbox:
+    """Runs programs in `workers` servers. Use it as a context manager, or call `close`.
+
+    backend: `auto` or one of BACKENDS. workers: 0 for one per core, at most 8. Nothing starts before the first program.
+    Raises SandboxError where there is no sandbox, or when its servers keep dying.
+    """
+
+    def __init__(self, limits: Limits | None = None, backend: str = "auto", workers: int = 0) -> None:
+        self.limits = limits or Limits()
+        self.wanted = backend
+        self.workers = workers or min(os.cpu_count() or 1, 8)
+        self._boxes: queue.SimpleQueue[Box] = queue.SimpleQueue()
+        self._all: list[Box] = []
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def backend(self) -> str:
+        """The backend in use; finds one at the first call."""
+        return find_backend(self.wanted)
+
+    def close(self) -> None:
+        """End the servers. The next program starts new ones."""
+        for box in self._all:
+            box.close()
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """One Outcome for each program, in order."""
+        while len(self._all) < min(self.workers, len(jobs)):
+            self._all.append(Box(self.backend))
+            self._boxes.put(self._all[-1])
+        if not jobs:
+            return []
+        if len(jobs) == 1:
+            return [self._run_one(jobs[0])]
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self._run_one, jobs))
+
+    def _run_one(self, job: Job) -> Outcome:
+        box = self._boxes.get()
+        try:
+            for start in range(STARTS):
+                try:
+                    return box.ask(job, self.limits)
+                except Lost as error:
+                    if start == STARTS - 1:
+                        raise SandboxError(f"sandbox {box.backend}: {error}") from error
+            raise AssertionError("unreachable")
+        finally:
+            self._boxes.put(box)

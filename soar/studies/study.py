@@ -1,0 +1,350 @@
+"""A study: variants of one recipe x seeds, as one TOML file. Each pair is a cell, an ordinary run folder.
+
+    name = "finding2"
+    question = "..."                      what the study answers, shown on its page
+    recipe = "tiny"                       a built-in recipe, or a file beside the study
+    seeds = [0, 1, 2]
+    set = ["teacher.steps=20"]            overrides of every cell; {seed} in one stands for the cell's seed
+    compare = [["grounded:ps", "learnability:ps"]]
+    [variants.grounded]
+    set = []
+    [variants.learnability]
+    set = ["teacher.reward=learnability"]
+
+A result is named `variant:arm`. Without `compare`, every arm is compared with Hard-Only of its variant, or of the first one.
+
+Running a study: every cell as a `soar run` in a process of its own, then the document, the table and the page.
+
+A cell that fails is recorded and the others go on. The cells of the first variant run before the others, which use their
+screening. A finished cell is never run again; an interrupted one continues from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from soar.config import RECIPES, Config, ConfigError, Section, difference, find_recipe, load
+from soar.files import write_atomic, write_json
+from soar.report.runs import read_object
+from soar.studies.page import markdown, page
+from soar.studies.results import collect
+from soar.types import UserError
+
+STUDIES = RECIPES / "studies"
+# What decides whether two cells of one seed have the same hard problems with the same evidence.
+SCREENED_WITH = ("model", "problems", "screen", "seed")
+SAMPLED_WITH = ("top_p", "max_tokens", "stop")
+
+
+class Variant(Section):
+    """One way to set the recipe."""
+
+    set: tuple[str, ...] = ()
+
+
+class Study(Section):
+    """The file of the module text, validated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    question: str = ""
+    recipe: str = "tiny"
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    set: tuple[str, ...] = ()
+    ks: tuple[int, ...] = (1, 32)
+    compare: tuple[tuple[str, str], ...] = ()
+    embedder: str = "hashed-ngrams"
+    bootstrap: int = Field(4000, ge=100)
+    variants: dict[str, Variant] = Field(min_length=1)
+
+    @field_validator("variants")
+    @classmethod
+    def _names(cls, value: dict[str, Variant]) -> dict[str, Variant]:
+        for name in value:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(f"variant {name!r}: letters, digits and _ only, it names folders")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds = {list(self.seeds)}: expected different numbers from 0")
+        for name in (name for pair in self.compare for name in pair):
+            variant, _, arm = name.partition(":")
+            if variant not in self.variants or not arm:
+                raise ValueError(f"compare: {name!r} is no VARIANT:ARM; variants: {', '.join(self.variants)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study. overrides: as for `--set`, in order; shares: the cell whose screening it uses, or None."""
+
+    variant: str
+    seed: int
+    folder: Path
+    recipe: str
+    overrides: tuple[str, ...]
+    config: Config
+    shares: Path | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.seed}"
+
+
+def find_study(name: str) -> Path:
+    """Path of a study given as a file or a built-in name. Raises ConfigError with the built-in names."""
+    for path in (Path(name), STUDIES / f"{name.removeprefix('studies/')}.toml"):
+        if path.is_file():
+            return path
+    known = sorted(p.stem for p in STUDIES.glob("*.toml"))
+    raise ConfigError(f"no study {name!r}: expected a TOML file or one of: {', '.join(known)}")
+
+
+def read_study(path: Path) -> Study:
+    """The study in a TOML file. Raises ConfigError naming file, key, what was found and what is expected."""
+    try:
+        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "(whole study)"
+            known = f"; known keys: {', '.join(Study.model_fields)}" if item["type"] == "extra_forbidden" else ""
+            lines.append(f"{path}: {key}: {item['msg'].removeprefix('Value error, ')}{known}")
+        raise ConfigError("\n".join(lines)) from error
+    beside = path.parent / study.recipe
+    return study.model_copy(update={"recipe": str(beside)}) if beside.is_file() else study
+
+
+def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
+    """Every cell with its config; the first variant's cells come first. Raises ConfigError for any that is not valid.
+
+    A cell uses the screening of the first variant's cell of its seed where both screen the same problems in the same way,
+    unless its config names a run whose screening it uses.
+    """
+    recipe = str(find_recipe(study.recipe))
+    found: list[Cell] = []
+    leaders: dict[int, Cell] = {}
+    for variant, own in study.variants.items():
+        for seed in study.seeds:
+            folder = out / "cells" / f"{variant}-seed{seed}"
+            given = (line.replace("{seed}", str(seed)) for line in (*study.set, *own.set, *extra))
+            overrides = (*given, f"seed={seed}", f'name="{study.name}-{variant}"')
+            config = load(recipe, list(overrides))
+            leader = leaders.setdefault(seed, Cell(variant, seed, folder, recipe, overrides, config, None))
+            shares = None
+            screens = config.screen.attempts and not config.screen.from_run
+            if leader.folder != folder and screens and screened_alike(leader.config, config):
+                shares = leader.folder
+                overrides = (*overrides, f"screen.from_run={json.dumps(str(shares))}")
+                config = load(recipe, list(overrides))
+            found.append(Cell(variant, seed, folder, recipe, overrides, config, shares))
+    return found
+
+
+def screened_alike(one: Config, other: Config) -> bool:
+    """Whether two configs lead to the same screening."""
+    a, b = one.resolved(), other.resolved()
+    return all(a[key] == b[key] for key in SCREENED_WITH) and all(
+        a["student"]["sampling"][key] == b["student"]["sampling"][key] for key in SAMPLED_WITH
+    )
+
+
+def definition(study: Study, extra: list[str]) -> dict[str, Any]:
+    """What a study folder records of its study, JSON-ready."""
+    return {**study.model_dump(mode="json"), "extra": list(extra)}
+
+
+def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Pairs of (variant, arm) to compare, among those that have results."""
+    if study.compare:
+        pairs = [(_split(a), _split(b)) for a, b in study.compare]
+    else:
+        first = next(iter(study.variants))
+        pairs = []
+        for variant, arm in results:
+            reference = (variant if (variant, "hard_only") in results else first, "hard_only")
+            if arm not in ("base", "hard_only"):
+                pairs.append(((variant, arm), reference))
+    return [pair for pair in pairs if pair[0] in results and pair[1] in results]
+
+
+def _split(name: str) -> tuple[str, str]:
+    variant, _, arm = name.partition(":")
+    return variant, arm
+
+
+DEFINITION = "definition.json"
+
+RunCell = Callable[[Cell, int, str | None], str | None]
+"""(cell, threads; 0: its own choice, device or None) -> None when it finished, else why not."""
+
+
+class StudyError(UserError):
+    """A study folder that cannot be used as asked."""
+
+
+def run_in_process(cell: Cell, threads: int, device: str | None) -> str | None:
+    """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder.
+
+    device: an entry of CUDA_VISIBLE_DEVICES, the one that the process sees; None: all that this one sees.
+    """
+    command = [sys.executable, "-m", "soar.cli", "run", cell.recipe]
+    for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
+        command += ["--set", override]
+    command += ["--out", str(cell.folder), "--quiet"]
+    if (cell.folder / "manifest.json").is_file():
+        command.append("--resume")
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = cell.folder.with_name(f"{cell.name}.log")
+    seen = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+    with open(log, "ab") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=seen)
+    code = done.returncode
+    if code == 0:
+        return None
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"exit code {code}: {lines[-1][:500] if lines else 'no output'} (see {log})"
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    extra: list[str],
+    resume: bool = False,
+    jobs: int = 1,
+    run: bool = True,
+    say: Callable[[str], None] = print,
+    run_cell: RunCell = run_in_process,
+) -> dict[str, Any]:
+    """Run what is left of a study in the folder `out`, `jobs` cells at a time; returns the content of study.json.
+
+    extra: `--set` overrides of every cell. run: False only collects what the cells hold now. Raises StudyError for a folder
+    that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything runs.
+    """
+    every = cells(study, out, extra)
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out} is a file, expected a folder; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(out / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(f"{out} is in use by another process; wait for it or choose another --out") from None
+    with lock:
+        _claim(study, out, extra, resume)
+        leaders = [cell for cell in every if cell.shares is None]
+        followers = [cell for cell in every if cell.shares is not None]
+        failures: dict[str, str] = {}
+        for group in (leaders, followers) if run else ():
+            failures |= _run_group(group, jobs, say, run_cell, visible_gpus() if jobs > 1 else ())
+        return write_results(study, out, every, failures)
+
+
+def _claim(study: Study, out: Path, extra: list[str], resume: bool) -> None:
+    """Record the study in its folder, or check that the recorded one is the same (more seeds may be added)."""
+    wanted, path = definition(study, extra), out / DEFINITION
+    if not path.is_file():
+        if any(p.name != ".lock" for p in out.iterdir()):
+            raise StudyError(f"{out} is not empty and holds no study; give another --out")
+        write_json(path, wanted)
+        return
+    if not resume:
+        raise StudyError(f"{out} holds a study; give --resume to continue it, or another --out")
+    found, notes = read_object(path)
+    if notes:
+        raise StudyError(f"{'; '.join(notes)}; give another --out")
+    gone = sorted(set(found.get("seeds", [])) - set(study.seeds))
+    changed = [line for line in difference(found, wanted) if not line.startswith(("seeds:", "ks:", "embedder:"))]
+    changed = [line for line in changed if not line.startswith(("compare:", "question:", "bootstrap:"))]
+    if changed or gone:
+        lines = "\n  ".join([*changed, *([f"seeds: {gone} left out"] if gone else [])])
+        raise StudyError(f"{out} was begun as another study:\n  {lines}\nGive the same one, or another --out")
+    write_json(path, wanted)
+
+
+def visible_gpus() -> list[str]:
+    """Entries of CUDA_VISIBLE_DEVICES for the GPUs that this process sees, [] without any; no CUDA context is made."""
+    import torch
+
+    count = torch.cuda.device_count()
+    given = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
+    return given[:count] if given else [str(i) for i in range(count)]
+
+
+def _run_group(
+    group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell, gpus: Sequence[str]
+) -> dict[str, str]:
+    """Run the cells that are not finished, `jobs` at a time; returns why cells failed.
+
+    Each begins on the GPU with the fewest cells, unless it names a device or divides its work among workers itself.
+    """
+    left = [cell for cell in group if not _finished(cell)]
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
+    failures: dict[str, str] = {}
+    busy = dict.fromkeys(gpus if len(gpus) > 1 and jobs > 1 else (), 0)
+
+    lock = threading.Lock()
+
+    def job(cell: Cell) -> str | None:
+        model = cell.config.model
+        alone = model.device == "auto" and model.vllm_devices == 1 and not cell.config.cluster.workers
+        with lock:
+            device = min(busy, key=busy.__getitem__) if busy and alone else None
+            if device is not None:
+                busy[device] += 1
+            say(f"{cell.name}: begins" + (f" on GPU {device}" if device is not None else ""))
+        why = run_cell(cell, 0 if cell.config.threads else threads, device)
+        with lock:
+            if device is not None:
+                busy[device] -= 1
+            say(f"{cell.name}: {why or 'finished'}")
+        return why
+
+    pool = ThreadPoolExecutor(max(1, jobs))
+    try:
+        for cell, why in zip(left, pool.map(job, left), strict=True):
+            if why is not None:
+                failures[cell.name] = why
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failures
+
+
+def _finished(cell: Cell) -> bool:
+    """Whether the cell's folder holds its finished run. Raises StudyError when it holds another one."""
+    if not (cell.folder / "summary.json").is_file():
+        return False
+    manifest, notes = read_object(cell.folder / "manifest.json")
+    recorded = manifest.get("config")
+    changed = difference(recorded, cell.config.resolved()) if isinstance(recorded, dict) else notes
+    refused = [line for line in changed if line.split(":", 1)[0] not in ("threads", "screen.from_run", "name")]
+    if refused:
+        lines = "\n  ".join(refused)
+        raise StudyError(f"{cell.folder} holds a run with another config:\n  {lines}\nGive another --out")
+    return True
+
+
+def write_results(study: Study, out: Path, every: Sequence[Cell], failures: dict[str, str]) -> dict[str, Any]:
+    """Write study.json, study.md and study.html of what the cells hold now; returns the content of study.json."""
+    results = collect(study, every, failures)
+    results["definition"] = json.loads((out / DEFINITION).read_text(encoding="utf-8"))
+    write_json(out / "study.json", results)
+    write_atomic(out / "study.md", markdown(results).encode("utf-8", "replace"))
+    write_atomic(out / "study.html", page(results).encode("utf-8", "replace"))
+    return results
