@@ -27,6 +27,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy soar
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest
 
 install: $(VENV)/.train

@@ -19,8 +19,8 @@ from typing import Any
 from ladder import answer_of, terms_of
 
 from soar.config import HARD_ARMS
+from soar.files import read_jsonl, read_object
 from soar.problems.load import load_problems
-from soar.report.runs import read_jsonl, read_object
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -22,8 +22,8 @@ from reasoning_gym.factory import DATASETS
 from soar.domains.procedural import EVALUATES, _scorer, kind_of
 from soar.files import write_atomic
 from soar.problems.domain import load_domain
+from soar.problems.grading import DomainPool
 from soar.problems.load import DataError, load_problems
-from soar.problems.pool import DomainPool
 from soar.problems.verify import columns_of
 from soar.types import Problem, Verdict
 

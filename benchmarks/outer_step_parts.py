@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from engine_models import SHAPES, backbone_of, commit, wait
 from random_domain import QUESTION_WORDS, RANDOM, words
+from soar.plan.calibrate import calibrate, device_name
 
 import soar
 from soar.config import Config, load
 from soar.domains.candidates import candidates
 from soar.engine.memory import GIB, LLAMA, counted, memory_of
 from soar.engine.sampler import NativeSampler
-from soar.loop.rollout import Attempts, Examiner
+from soar.loop.rollout import Attempts, Examiner, usable
 from soar.loop.teacher import OuterLoop, new_state
 from soar.plan import forecast
-from soar.plan.calibrate import calibrate, device_name
 from soar.plan.forecast import Assumptions, Forecast, Rates, assumed
 from soar.problems.domain import load_domain
-from soar.problems.pool import open_pool
-from soar.run.setup import choose_workers, usable
+from soar.problems.grading import open_pool
+from soar.run.setup import choose_workers
 
 PAPER_STEP_HOURS = (1536 / 200, 1920 / 200)  # GPU-hours of the paper's run in 200 outer steps, arms and all
 PAPER_MEANS = (256, 400, 512)  # completion tokens of the extrapolation; the paper does not give its own

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from attacks import ATTACKS, SQUARES, fill
 from test_sandbox import outside
 
-from soar.code_exercises import code_exercises
 from soar.domains.code import read_tests
+from soar.problems.code_exercises import code_exercises
 from soar.sandbox.run import BACKENDS, Job, Limits, Sandbox, SandboxError, find_backend
 
 GROUPS = {

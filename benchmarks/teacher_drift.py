@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.domains.world import World, get_world
-from soar.report.runs import read_jsonl
+from soar.files import read_jsonl
 
 
 def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, float, float]:

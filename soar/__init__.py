@@ -1,11 +1,11 @@
 """SOAR: a language model breaks through a reasoning plateau by teaching itself (arXiv 2601.18778)."""
 
-import sys
-from types import ModuleType
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Lesson", "Problem", "evaluate", "screen", "train"]
+from soar.types import VERSION as __version__
+
+__all__ = ["Lesson", "Problem", "__version__", "evaluate", "screen", "train"]
 
 if TYPE_CHECKING:
     from soar.api import Lesson, evaluate, screen, train
@@ -15,26 +15,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """The Python interface, loaded when it is first used: `import soar` alone needs no torch."""
     if name == "Problem":
-        from soar.types import Problem
-
-        return Problem
+        return import_module("soar.types").Problem
     if name in __all__:
-        from soar import api
-
-        return getattr(api, name)
+        return getattr(import_module("soar.api"), name)
     raise AttributeError(f"module 'soar' has no attribute {name!r}; public names: {', '.join(__all__)}")
-
-
-class _Package(ModuleType):
-    """Keeps `soar.evaluate` the function: importing the file of that name would put the module in its place."""
-
-    @property
-    def evaluate(self) -> Any:
-        return __getattr__("evaluate")
-
-    @evaluate.setter
-    def evaluate(self, module: ModuleType) -> None:
-        """`from soar.loop.evaluate import ...` finds the module in sys.modules all the same."""
-
-
-sys.modules[__name__].__class__ = _Package

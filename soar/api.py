@@ -20,6 +20,7 @@ from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
 from soar.engine.update import UpdateStats
 from soar.loop.evaluate import count_correct
+from soar.loop.rollout import usable
 from soar.loop.student import Population
 from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import Lessons
@@ -27,7 +28,7 @@ from soar.report.runs import Run, read_run
 from soar.run.measure import measure
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
-from soar.run.setup import choose_workers, open_examiner, usable
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem, Screening
 
 Problems = str | Path | Sequence[Problem | Mapping[str, Any]]

@@ -7,10 +7,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-import soar
 from soar import (
     cli_check,
-    cli_doctor,
     cli_eval,
     cli_export,
     cli_init,
@@ -27,7 +25,7 @@ from soar import (
 )
 from soar.files import STORAGE_ERRNOS, scrub
 from soar.report.figures import visible
-from soar.types import UserError
+from soar.types import VERSION, UserError
 
 COMMANDS = (
     cli_init,
@@ -42,7 +40,6 @@ COMMANDS = (
     cli_export,
     cli_verify,
     cli_review,
-    cli_doctor,
     cli_reference,
 )
 """In the order of the help."""
@@ -114,11 +111,11 @@ def _complain(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="soar",
-        description=soar.__doc__,
+        description="SOAR: a language model breaks through a reasoning plateau by teaching itself (arXiv 2601.18778).",
         epilog=cli_run.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"soar {soar.__version__}")
+    parser.add_argument("--version", action="version", version=f"soar {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for module in COMMANDS:
         module.add(commands)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments
-from soar.config import Config, by_set
+from soar.config import Config
 from soar.plan.preflight import Finding, Status, can_work, check_domain, check_golds, check_problems, summary
 
 EXAMPLES = """examples:
@@ -52,11 +52,10 @@ def _check(arguments: argparse.Namespace) -> int:
 def _findings(config: Config, arguments: argparse.Namespace) -> Iterator[Finding]:
     found, problems = check_problems(config)
     yield found
-    for name, own in by_set(config).items():
-        about = check_domain(own)
-        yield from about
-        if problems and can_work(about):
-            yield check_golds(own, [problem for problem in problems if not name or problem.set == name])
+    about = check_domain(config)
+    yield from about
+    if problems and can_work(about):
+        yield check_golds(config, problems)
     if arguments.no_model:
         return
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]

@@ -44,9 +44,6 @@ def _report(arguments: argparse.Namespace) -> int:
             print(path)
         return 0
     if len(arguments.runs) > 1:
-        from soar.studies.compare import write_comparison
-
-        print(write_comparison(arguments.runs, arguments.out or Path("comparison.html")))
-        return 0
+        arguments.parser.error("one run a page; several runs of one question are a study: soar study")
     print(write_report(arguments.runs[0], arguments.out))
     return 0

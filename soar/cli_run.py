@@ -11,8 +11,7 @@ from typing import Any
 
 from soar.cli_common import config_of, recipe_arguments, workers_argument, workers_overrides
 from soar.config import Config, ConfigError, override
-from soar.domains.world import NAMES
-from soar.plan.forecast import Assumptions, against, against_lines, assumed, memory_lines, plan_lines, table_forecast
+from soar.plan.forecast import Assumptions, assumed, memory_lines, plan_lines, table_forecast
 from soar.run.interrupts import StopRequest
 
 EXAMPLES = """examples:
@@ -49,27 +48,10 @@ def add(commands: Any) -> None:
     limits.add_argument("--max-promotions", type=int, metavar="N", help="end the outer loop after so many promotions")
     run.add_argument("--dry-run", action="store_true", help="print config, plan, memory and forecast, run nothing")
     run.add_argument(
-        "--calibrate",
-        action="store_true",
-        help="measure this device's rates first, half a minute to two, for the forecast",
-    )
-    run.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE", help="replace an assumption of the forecast"
     )
     run.add_argument("--quiet", action="store_true", help="print the summary only")
     run.set_defaults(action=_run)
-    world = commands.add_parser("world", help="the embedded world").add_subparsers(metavar="COMMAND", required=True)
-    build = world.add_parser(
-        "build",
-        help="pretrain the embedded world's language model again",
-        epilog=BUILD_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    build.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
-    build.add_argument("--world", default="tiny", choices=NAMES)
-    build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--steps", type=int, default=None, help="optimizer steps (default: as shipped)")
-    build.set_defaults(action=_world_build)
 
 
 def _run_config(arguments: argparse.Namespace) -> Config:
@@ -89,16 +71,15 @@ def _run_config(arguments: argparse.Namespace) -> Config:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _run_config(arguments)
-    given = _assumptions(config, arguments.assume) if arguments.dry_run or arguments.calibrate else None
-    if arguments.dry_run and given is not None:
-        return _dry_run(config, given, arguments.calibrate)
+    if arguments.dry_run:
+        return _dry_run(config, _assumptions(config, arguments.assume))
     from soar.run.pipeline import execute
     from soar.run.progress import Progress
 
     out = arguments.out or Path("runs") / config.name
     stop = StopRequest()
     with Progress(quiet=arguments.quiet) as progress, stop.on_signals(progress.insist):
-        summary = execute(config, out, arguments.resume, arguments.command, progress, stop, assumptions=given)
+        summary = execute(config, out, arguments.resume, arguments.command, progress, stop)
     print("\n".join(summary_lines(summary, columns())))
     print(f"report: {out / 'report.html'}")
     return 0
@@ -116,17 +97,12 @@ def _assumptions(config: Config, given: list[str]) -> Assumptions:
     return assumed(config).with_values(values, "given")
 
 
-def _dry_run(config: Config, given: Assumptions, measure: bool) -> int:
-    """Print what a run would do and cost. measure: load the model and calibrate."""
+def _dry_run(config: Config, given: Assumptions) -> int:
+    """Print what a run would do and cost."""
     print(json.dumps(config.resolved(), indent=2))
     print("\n".join(plan_lines(config)), flush=True)
-    if measure:
-        from soar.plan.calibrate import calibrated_forecast
-
-        expected, shape = calibrated_forecast(config, given)
-    else:
-        expected, shape = table_forecast(config, given), None
-    print("\n".join([*memory_lines(config, expected.assumptions, shape), *expected.lines()]))
+    expected = table_forecast(config, given)
+    print("\n".join([*memory_lines(config, expected.assumptions), *expected.lines()]))
     return 0
 
 
@@ -156,14 +132,4 @@ def summary_lines(summary: dict[str, Any], width: int | None = None) -> list[str
         low, high = by_k[k]["interval_95"]
         lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
     lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
-    lines += against_lines(against(summary.get("forecast", {}), summary["wall_seconds"]))
     return lines
-
-
-def _world_build(arguments: argparse.Namespace) -> int:
-    from soar.pretrain import build, print_progress
-
-    recipe = {} if arguments.steps is None else {"steps": arguments.steps}
-    losses = build(arguments.out, arguments.seed, arguments.world, print_progress(), **recipe)
-    print(f"world model written to {arguments.out} ({len(losses)} steps)")
-    return 0

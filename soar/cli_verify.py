@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from soar.problems.domain import load_domain
-    from soar.problems.pool import DomainPool
+    from soar.problems.grading import DomainPool
     from soar.problems.verify import VerifierPool
     from soar.report.figures import visible
     from soar.types import Verdict

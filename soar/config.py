@@ -73,22 +73,6 @@ class ModelConfig(Section):
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: when one row of every policy does not fit
 
 
-class SetConfig(Section):
-    """One hard set of a mixed run (`problems.sets.NAME`). A key that is not given has the value it has in `problems`."""
-
-    source: str
-    domain: str | None = None
-    format: Format | None = None
-    verifier: str | None = None
-    options: dict[str, Any] | None = None
-    revision: str | None = None
-    split: str | None = None
-    limit: int | None = Field(None, ge=0)
-    question_column: str | None = None
-    answer_column: str | None = None
-    subject: str | None = None  # in place of teacher.subject, in the teacher prompt of this set
-
-
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
@@ -101,9 +85,6 @@ class ProblemsConfig(Section):
     )
     format: Format = "tags"  # prompts; not read with problems.domain
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
-    sets: dict[
-        str, SetConfig
-    ] = {}  # several hard sets in one run, each with source, domain and further keys of its own
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
@@ -275,6 +256,7 @@ class ClusterConfig(Section):
     store_mb: int = Field(512, ge=80)  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
+BUILTIN = Path(__file__).parent / "assets"
 RECIPES = Path(__file__).parent / "recipes"
 # A resumed run may change these: they say where, how fast and how long the run computes, not what.
 HARMLESS = (
@@ -284,9 +266,6 @@ HARMLESS = (
     "cluster.workers", "cluster.address", "cluster.cpus", "cluster.gpus", "cluster.start_s", "cluster.silence_s",
     "cluster.retries", "cluster.store_mb",
 )  # fmt: skip
-
-
-MIXED_ARMS = ("base", "hard_only", "ps", "ps_hard", "pq", "pq_mixed", "pq_curriculum")
 
 
 class ConfigError(UserError, ValueError):
@@ -345,29 +324,15 @@ class Config(Section):
                 "changes, set 2 or more"
             )
         self._consistent_totals()
-        self._consistent_sets()
         return self
 
     def _consistent_totals(self) -> None:
-        for name, part in by_set(self).items():
-            where, own = f"problems.sets.{name}" if name else "problems", part.problems
-            if own.format == "totals" and own.verifier != "exact" and not own.domain:
-                raise ValueError(
-                    f'{where}.format = "totals" compares lists of numbers (`12, 20`) as text; expected {where}.verifier = '
-                    f'"exact", found {own.verifier!r}'
-                )
-
-    def _consistent_sets(self) -> None:
-        sets = self.problems.sets
-        bad = [name for name in sets if not name.isidentifier()]
-        if bad or len(sets) == 1:
-            found = repr(bad[0]) if bad else "one set"
-            raise ValueError(f"problems.sets: found {found}; expected two sets or more, each named by one word")
-        others = [arm for arm in self.arms.run if arm not in MIXED_ARMS]
-        if sets and others:
-            raise ValueError(f"arms.run: {others[0]} cannot be trained with problems.sets; use {', '.join(MIXED_ARMS)}")
-        if sets and self.teacher.reward == "uncertainty":
-            raise ValueError('teacher.reward = "uncertainty" counts votes, which problems.sets does not; use another')
+        own = self.problems
+        if own.format == "totals" and own.verifier != "exact" and not own.domain:
+            raise ValueError(
+                'problems.format = "totals" compares lists of numbers (`12, 20`) as text; expected problems.verifier = '
+                f'"exact", found {own.verifier!r}'
+            )
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, JSON-ready."""
@@ -487,20 +452,6 @@ def build(data: dict[str, Any], where: str = "config") -> Config:
         raise _explain(error, where) from error
 
 
-def by_set(config: Config) -> dict[str, Config]:
-    """The hard sets of a config, by name, each as a config of its own; {"": config} where there is only one."""
-    found = {}
-    for name, own in config.problems.sets.items():
-        given = {key: value for key in type(own).model_fields if (value := getattr(own, key)) is not None}
-        subject = given.pop("subject", config.teacher.subject)
-        parts = {
-            "problems": config.problems.model_copy(update={**given, "sets": {}}),
-            "teacher": config.teacher.model_copy(update={"subject": subject}),
-        }
-        found[name] = config.model_copy(update=parts)
-    return found or {"": config}
-
-
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Lines `key: old -> new` for every key that differs between two resolved configs."""
     lines: list[str] = []
@@ -511,3 +462,12 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> li
         elif a != b:
             lines.append(f"{name}: {json.dumps(a)} -> {json.dumps(b)}")
     return lines
+
+
+def builtin_path(name: str) -> Path:
+    """Folder of an embedded model (`builtin:NAME`). Raises ValueError with the known names."""
+    path = BUILTIN / name
+    if not (path / "config.json").is_file():
+        known = sorted(p.parent.name for p in BUILTIN.glob("*/config.json"))
+        raise ValueError(f"model.path = 'builtin:{name}': no such embedded model; known: {', '.join(known)}")
+    return path

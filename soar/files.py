@@ -29,6 +29,8 @@ from soar.types import UserError
 
 T = TypeVar("T")
 
+Row = dict[str, Any]
+MAX_NOTES_PER_FILE = 3
 HIDDEN = "[hidden]"
 SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PAT|CREDENTIALS?|AUTH)($|_)", re.IGNORECASE)
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown
@@ -307,3 +309,59 @@ def storage_errors(folder: Path, advice: str) -> Iterator[None]:
         if error.errno in IN_THE_WAY:
             advice = "Something else lies under that name: move it away, then continue with --resume"
         raise StorageError(f"{where} cannot be written: {error.strerror}. {advice}") from error
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, written with sorted keys and without spaces."""
+    text = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_object(path: Path) -> tuple[Row, list[str]]:
+    """The JSON object in a file, and notes on what is wrong with it. A missing file is an empty object."""
+    if not path.is_file():
+        return {}, [_no_file(path, path.name)]
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [f"{path.name} cannot be read: {error}"]
+    if not isinstance(value, dict):
+        return {}, [f"{path.name} holds {type(value).__name__}, expected a JSON object"]
+    return value, []
+
+
+def _no_file(path: Path, name: str) -> str:
+    kind = odd_kind(path)
+    return f"{name} is missing" if kind is None else f"{name} is {kind}, expected a file"
+
+
+def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
+    """The JSON objects of a file, one a line, and notes on lines that were left out.
+
+    A last line without its end is normal while a run is writing or after it was killed. A missing file is no rows.
+    """
+    name = name or path.name
+    if not path.is_file():
+        return [], [_no_file(path, name)]
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        return [], [f"{name} cannot be read: {error}"]
+    rows: list[Row] = []
+    notes: list[str] = []
+    for line_number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8", errors="surrogateescape"))
+        except (ValueError, RecursionError) as error:
+            last = line_number == len(lines)
+            notes.append(f"{name}:{line_number}: " + ("the last line is not complete" if last else f"no JSON: {error}"))
+            continue
+        if isinstance(value, dict):
+            rows.append(value)
+        else:
+            notes.append(f"{name}:{line_number}: holds {type(value).__name__}, expected a JSON object")
+    if len(notes) > MAX_NOTES_PER_FILE:
+        notes = [*notes[:MAX_NOTES_PER_FILE], f"{name}: {len(notes) - MAX_NOTES_PER_FILE} more lines were left out"]
+    return rows, notes

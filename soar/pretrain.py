@@ -28,8 +28,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from soar.domains import world as worlds
 
-BUILTIN = Path(__file__).parent / "assets"
-
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNKNOWN)
 IGNORED = -100  # label of positions without a loss (torch's convention)
@@ -58,15 +56,6 @@ class Recipe:
     heads: int = 4
     hidden: int = 176
     positions: int = 128
-
-
-def builtin_path(name: str) -> Path:
-    """Folder of an embedded model (`builtin:NAME`). Raises ValueError with the known names."""
-    path = BUILTIN / name
-    if not (path / "config.json").is_file():
-        known = sorted(p.parent.name for p in BUILTIN.glob("*/config.json"))
-        raise ValueError(f"model.path = 'builtin:{name}': no such embedded model; known: {', '.join(known)}")
-    return path
 
 
 def vocabulary() -> list[str]:

@@ -148,8 +148,7 @@ def _parts(instance: BaseModel, path: str, meanings: dict[str, dict[str, str]]) 
 def markdown() -> str:
     """The reference as a Markdown page."""
     lines = [HEAD]
-    one_set = _parts(settings.SetConfig(source=""), "problems.sets.NAME", _meanings(inspect.getsource(settings)))
-    for part in (*parts(), *one_set):
+    for part in parts():
         title, about = (part.path, part.about) if part.path else ("Top level", "Keys outside of any section.")
         lines += [f"## {title}", "", about, "", "| key | value | default | meaning |", "|---|---|---|---|"]
         for key in part.keys:

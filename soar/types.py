@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+VERSION = "0.2.0.dev0"
+
 
 class UserError(Exception):
     """An error whose message says what was found, what is expected and what to do: shown without a traceback."""
@@ -81,11 +83,6 @@ class Problem:
     question: str
     answer: str
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    @property
-    def set(self) -> str:
-        """Name of its hard set in a mixed run (`problems.sets`), else whatever a column `set` holds, or ""."""
-        return str(self.extra.get("set") or "")
 
 
 @dataclass(frozen=True)

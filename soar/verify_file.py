@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Any
 
 from soar.problems.answers import extract
+from soar.problems.grading import DomainPool
 from soar.problems.load import QUESTION_COLUMNS, DataError, Dropped, LoadReport, read_answer
-from soar.problems.pool import DomainPool
 from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, VerifierPool
 from soar.types import Verdict

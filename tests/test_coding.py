@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from soar.cli import main
-from soar.code_exercises import LEVELS, code_exercises, read_levels
 from soar.config import load
 from soar.domains import code as coding
 from soar.domains.code import (
@@ -30,9 +29,11 @@ from soar.domains.code import (
     verify,
 )
 from soar.plan.preflight import Status, check_domain
+from soar.problems.code_exercises import LEVELS, code_exercises, read_levels
 from soar.problems.domain import load_domain
+from soar.problems.grading import DomainPool
 from soar.problems.load import DataError
-from soar.problems.pool import DomainPool, VerifierError
+from soar.problems.pool import VerifierError
 from soar.problems.sources import code_rows
 from soar.sandbox import run as sandbox
 from soar.sandbox.run import BACKENDS, End, Outcome, SandboxError

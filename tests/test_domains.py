@@ -17,7 +17,7 @@ from soar.cli import main
 from soar.config import ProblemsConfig, load
 from soar.plan.preflight import Status, check_golds
 from soar.problems.domain import Domain, DomainError, domain_of, load_domain
-from soar.problems.pool import DomainPool, open_pool
+from soar.problems.grading import DomainPool, open_pool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem, Reason, Rejection, Verdict
 

@@ -10,7 +10,7 @@ import pytest
 from soar.domains import procedural
 from soar.domains.procedural import EVALUATES, NUMBERS, TEXTS, compare, kind_of, read_marked
 from soar.problems.domain import load_domain
-from soar.problems.pool import DomainPool
+from soar.problems.grading import DomainPool
 from soar.types import Problem, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG

@@ -15,13 +15,13 @@ import pytest
 import run_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from soar.studies.compare import write_comparison
 
 from soar.report import changes, figures, runs, sections
 from soar.report import page as report
 from soar.report import text as wording
 from soar.report.page import write_report
 from soar.report.runs import ReportError
-from soar.studies.compare import write_comparison
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "input", "br", "hr", "img"}

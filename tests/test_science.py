@@ -15,11 +15,11 @@ from soar.domains import choice as choices
 from soar.domains.candidates import candidates
 from soar.domains.choice import Choices, arrange, read_choices, read_letter
 from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
-from soar.exercises import TOPICS, exercises, spell
 from soar.plan.preflight import Status, check_golds
 from soar.problems.domain import BUILTIN, load_domain
+from soar.problems.exercises import TOPICS, exercises, spell
+from soar.problems.grading import DomainPool
 from soar.problems.load import DataError
-from soar.problems.pool import DomainPool
 from soar.types import Problem, Rejection, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG

@@ -24,19 +24,9 @@ from soar.report.questions import hashed_ngrams, vendi_score
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
 from soar.studies import study as study_room
+from soar.studies.definition import STUDIES, Cell, Study, cells, comparisons, find_study, read_study
 from soar.studies.page import tables
-from soar.studies.study import (
-    STUDIES,
-    Cell,
-    Study,
-    StudyError,
-    cells,
-    comparisons,
-    find_study,
-    read_study,
-    run_in_process,
-    run_study,
-)
+from soar.studies.study import StudyError, run_in_process, run_study
 
 TOY = """
 name = "toy"

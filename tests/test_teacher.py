@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from loop_helpers import ScriptedLoop, UpdateLog, skills, tiny_config, transcription
 
 from soar.config import Config
+from soar.files import digest
 from soar.loop import teacher
-from soar.run.ledger import digest
 
 NAN = float("nan")
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from soar.config import Config, ConfigError, by_set
+from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.problems.domain import Domain, domain_of
 from soar.problems.load import DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
@@ -31,34 +31,8 @@ class Candidates:
 def candidates(config: Config, revision: str | None = None) -> Candidates:
     """Load the candidate problems of a config. Raises ConfigError and DataError.
 
-    revision: the commit of a hub dataset that a resumed run began with; None: problems.revision. With problems.sets the ids
-    begin with the name of the set, and a question that an earlier set has too is left out.
+    revision: the commit of a hub dataset that a resumed run began with; None: problems.revision.
     """
-    if not config.problems.sets:
-        return _one_set(config, revision)
-    whole = LoadReport(", ".join(f"{name} = {own.source}" for name, own in config.problems.sets.items()), "sets")
-    problems: dict[str, Problem] = {}
-    for name, own in by_set(config).items():
-        loaded = _one_set(own, None)
-        whole.rows += loaded.report.rows
-        whole.dropped += loaded.report.dropped
-        whole.notes.update({f"{name}: {note}": count for note, count in loaded.report.notes.items()})
-        for problem in loaded.problems:
-            if fingerprint(problem.question) in problems:
-                whole.dropped.append(Dropped(f"{name}/{problem.id}", "duplicate question", "another set has it"))
-                continue
-            marked = Problem(f"{name}/{problem.id}", problem.question, problem.answer, {**problem.extra, "set": name})
-            problems[fingerprint(problem.question)] = marked
-    whole.kept = len(problems)
-    return Candidates(list(problems.values()), whole, _digest(list(problems.values())))
-
-
-def _digest(problems: list[Problem]) -> str:
-    lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
-    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _one_set(config: Config, revision: str | None) -> Candidates:
     source, limit = config.problems.source, config.problems.limit
     if source.startswith("world:"):
         try:
@@ -82,6 +56,11 @@ def _one_set(config: Config, revision: str | None) -> Candidates:
         )
     problems = arranged(domain_of(config.problems), problems, report)
     return Candidates(problems, report, _digest(problems))
+
+
+def _digest(problems: list[Problem]) -> str:
+    lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
+    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> list[Problem]:

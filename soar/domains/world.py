@@ -25,11 +25,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from soar.problems.prompts import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT
 from soar.types import Problem
-
-TEACHER_PROMPT = "<ask>"
-STUDENT_TEMPLATE = "<solve> {question} <work>"
-ANSWER_MARK = "<ans>"
 
 ILL_POSED = "ill-posed"
 

@@ -29,13 +29,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from soar.config import ConfigError, ModelConfig
+from soar.config import ConfigError, ModelConfig, builtin_path
 from soar.engine import attention
 from soar.engine.fused import fuse
 from soar.engine.groups import Group, Waiting, grouped
 from soar.engine.quantize import quantize
 from soar.files import tensor_errors, write_json
-from soar.pretrain import builtin_path
 
 
 def choose_device(name: str) -> torch.device:

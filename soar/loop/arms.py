@@ -32,17 +32,16 @@ from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
+from soar.files import read_jsonl
 from soar.loop.judges import open_judge
 from soar.loop.parallel import Crew, Tick
 from soar.loop.rewards import votes
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import Examiner, usable
 from soar.loop.student import Metrics, Midway, Population, shuffled_passes, train_population
 from soar.loop.write import teacher_prompt, write_lessons
 from soar.problems.domain import domain_of
+from soar.problems.grading import usable_answers
 from soar.problems.load import find_leaks, load_problems
-from soar.problems.pool import usable_answers
-from soar.report.runs import read_jsonl
-from soar.run.setup import usable
 from soar.types import Problem
 
 PQ_ARMS = ("pq", "pq_mixed", "pq_curriculum")

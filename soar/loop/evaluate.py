@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from soar import seeds
-from soar.config import Config, EvaluateConfig, SamplingConfig
+from soar.config import EvaluateConfig, SamplingConfig
 from soar.loop.parallel import Crew, Tick, spread
 from soar.loop.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
@@ -33,15 +33,6 @@ def summarize(
         pass_at[str(k)] = float(np.mean(values))
         interval[str(k)] = list(bootstrap_interval(values, seed, config.bootstrap))
     return {"pass_at": pass_at, "interval_95": interval}
-
-
-def per_set(correct_H: Sequence[int], problems: Sequence[Problem], config: Config, seed: int) -> dict[str, object]:
-    """`sets`: number of problems and `summarize` of every hard set of a mixed run; {} in an unmixed one."""
-    found = {}
-    for name in config.problems.sets:
-        own = [correct for correct, problem in zip(correct_H, problems, strict=True) if problem.set == name]
-        found[name] = {"problems": len(own), **summarize(own, config.evaluate.attempts, config.evaluate, seed)}
-    return {"sets": found} if found else {}
 
 
 def paired_difference(

@@ -25,7 +25,7 @@ from soar.config import Config, ConfigError, JudgeConfig
 from soar.domains.world import World, get_world
 from soar.loop.rewards import ballot, votes
 from soar.loop.rollout import Examiner
-from soar.problems.pool import DomainPool
+from soar.problems.grading import DomainPool
 from soar.problems.verify import NAMES, columns_of
 from soar.types import Problem, UserError, Verdict
 

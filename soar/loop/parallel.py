@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # nothing here needs torch
     from soar.loop.rollout import Examiner
 
 T = TypeVar("T")
+FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first of a step is seen
+HELD_OUT_BLOCK = 8  # held-out problems of one piece of the evaluation
 Tick = Callable[[], None]
 Task = tuple[Any, ...]
 
@@ -76,3 +78,8 @@ def _in_order(results: Iterator[tuple[int, T]]) -> Iterator[T]:
         while number in early:
             yield early.pop(number)
             number += 1
+
+
+def texts_at_once(missing: int, wanted: int, accepted: float = FIRST_GUESS) -> int:
+    """Teacher texts of one call, for so many missing pairs of `wanted` when a share `accepted` of the texts holds one."""
+    return min(int(missing / accepted * 1.1) + 8, 8 * wanted)

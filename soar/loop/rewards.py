@@ -28,7 +28,7 @@ from soar.problems.answers import (
     normalize,
     read_number,
 )
-from soar.problems.pool import read_answers
+from soar.problems.grading import read_answers
 from soar.types import Problem
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from soar import seeds
-from soar.config import SamplingConfig
+from soar.config import Config, SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.sampler import Rollouts, Sampler, join
+from soar.problems.load import fits_budget
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierPool, columns_of
 from soar.types import Problem, Verdict
@@ -49,18 +50,10 @@ class Attempts:
         return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
-class Part(NamedTuple):
-    """Prompts and verifier of one hard set in a mixed run."""
-
-    fmt: PromptFormat
-    verifier: VerifierPool
-
-
 class Examiner:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
-    scheme: student reward, `binary` or `paper` (see `rewards.student_reward`). parts: in a mixed run, name of a hard set
-    -> its prompts and verifier, for the problems of that set (`Problem.set`); fmt and verifier are for all others.
+    scheme: student reward, `binary` or `paper` (see `rewards.student_reward`).
     """
 
     def __init__(
@@ -70,45 +63,26 @@ class Examiner:
         fmt: PromptFormat,
         verifier: VerifierPool,
         scheme: Literal["binary", "paper"] = "binary",
-        parts: Mapping[str, Part] | None = None,
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
         self.scheme: Literal["binary", "paper"] = scheme
-        self.parts = dict(parts or {})
-        self._prompts: dict[tuple[str, str], list[int]] = {}
+        self._prompts: dict[str, list[int]] = {}
         self._lock = threading.Lock()
 
     def prompt(self, problem: Problem) -> list[int]:
         """Token ids of the student prompt for a problem (kept between calls)."""
-        part, key = self.parts.get(problem.set), (problem.set if self.parts else "", problem.question)
-        fmt = part.fmt if part is not None else self.fmt
+        key = problem.question
         with self._lock:
             if key not in self._prompts:
-                self._prompts[key] = fmt.student_ids(self.backbone.tokenizer, problem.question)
+                self._prompts[key] = self.fmt.student_ids(self.backbone.tokenizer, key)
             return self._prompts[key]
 
-    def of_set(self, name: str) -> Examiner:
-        """An examiner for the problems of one set alone; "" and an unmixed run: this one."""
-        if name not in self.parts:
-            return self
-        return Examiner(self.backbone, self.sampler, *self.parts[name], self.scheme)
-
     def grade(self, problems: Sequence[Problem], texts: Sequence[str] | None = None) -> list[Verdict]:
-        """Verdicts of completions, each by the verifier of its problem's set; without texts, of the gold answers."""
-        places: dict[str, list[int]] = {}
-        for i, problem in enumerate(problems):
-            places.setdefault(problem.set if problem.set in self.parts else "", []).append(i)
-        verdicts: dict[int, Verdict] = {}
-        for name, indices in places.items():
-            pool = self.parts[name].verifier if name in self.parts else self.verifier
-            own = [problems[i] for i in indices]
-            golds, columns = [problem.answer for problem in own], columns_of(own)
-            if texts is None:
-                found = pool.check_golds(golds, columns)
-            else:
-                found = pool.check([texts[i] for i in indices], golds, columns)
-            verdicts.update(zip(indices, found, strict=True))
-        return [verdicts[i] for i in range(len(problems))]
+        """Verdicts of completions; without texts, of the gold answers."""
+        golds, columns = [problem.answer for problem in problems], columns_of(problems)
+        if texts is None:
+            return self.verifier.check_golds(golds, columns)
+        return self.verifier.check(texts, golds, columns)
 
     def room(self, problem: Problem, sampling: SamplingConfig) -> bool:
         """Whether prompt and completion budget fit in the model's context."""
@@ -218,3 +192,22 @@ def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal
     if verdict in (Verdict.NO_ANSWER, Verdict.UNSCORABLE):
         return 0.0
     return 20.0 if mentions(completion, gold) else 10.0
+
+
+def usable(
+    examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]
+) -> tuple[list[Problem], dict[str, int]]:
+    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
+
+    The first five of each reason are named through `say`.
+    """
+    tokens, context = config.student.sampling.max_tokens, examiner.backbone.context
+    kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
+    for row in dropped[:5]:
+        say(f"left out: {row}")
+    verdicts = examiner.grade(kept)
+    bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
+    for problem in bad[:5]:
+        say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
+    gone = {problem.id for problem in bad}
+    return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}

@@ -23,12 +23,9 @@ from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, updat
 from soar.loop.parallel import Crew, Tick, spread
 from soar.loop.promotion import decide
 from soar.loop.rewards import deal, grounded, pay
-from soar.loop.rollout import Attempts, Examiner
+from soar.loop.rollout import Examiner
 from soar.loop.student import Population, choose_chunk, chunks, inner_steps, shuffled_passes, train_population
-from soar.loop.write import Lessons, teacher_prompt, write_step
-from soar.report.questions import step_vendi
-from soar.run.alarms import alarm
-from soar.run.ledger import digest
+from soar.loop.write import Lessons, teacher_prompt, write_lessons
 from soar.types import Decision, Problem, Trial
 
 Event = dict[str, Any]
@@ -66,28 +63,20 @@ def new_state(examiner: Examiner, config: Config) -> LoopState:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, every trial.
-
-    verdicts_P: per student, a hash over the reward questions and its verdicts on them, for the ledger. sets: the same
-    per hard set of a mixed run.
-    """
+    """One step's students on Q_R: improvement_G_R, valid_G_R, the baseline's pass rate, every trial."""
 
     improvement_G_R: np.ndarray
     valid_G_R: np.ndarray
     baseline: float
     trials: list[Trial]
-    verdicts_P: list[str]
-    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What students did on Q_R: pass rates (also by question), divergence, verdicts as words, attempts spent."""
+    """What students did on Q_R: pass rates, divergence, attempts spent."""
 
     rate_P: list[float]
-    rate_P_H: list[list[float]]
     failed_P: list[bool]
-    words_P_B: list[list[str]]
     rollouts: int
 
 
@@ -109,11 +98,13 @@ def measure_share(
         sampling,
         greedy=reward.mode == "greedy",
     )
-    each = attempts.count // students.policies
-    words = [verdict.value for verdict in attempts.verdicts]
-    words_P_B = [words[first : first + each] for first in range(0, attempts.count, each)]
-    rate_P, rate_P_H = attempts.pass_rate_P().tolist(), _rate_H(attempts).tolist()
-    return Measured(rate_P, rate_P_H, attempts.failed_P.tolist(), words_P_B, attempts.count)
+    return Measured(attempts.pass_rate_P().tolist(), attempts.failed_P.tolist(), attempts.count)
+
+
+def all_failed(step: int) -> Event:
+    """The alarm of a step without a reward."""
+    message = "every student of this step produced NaN or inf"
+    return {"event": "alarm", "step": step, "kind": "all students failed", "message": message}
 
 
 class OuterLoop:
@@ -136,11 +127,11 @@ class OuterLoop:
     ) -> None:
         self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
         self.workers, self.on_inner, self.crew = workers, on_inner, crew
-        self.prompt = [] if config.problems.sets else teacher_prompt(examiner, config)
+        self.prompt = teacher_prompt(examiner, config)
 
     def write(self) -> Lessons:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
-        lessons = write_step(self.examiner, self.state.teacher, self.prompt, self.config, self.state.step)
+        lessons = write_lessons(self.examiner, self.state.teacher, self.prompt, self.config, self.state.step)
         self.state.teacher_rollouts += lessons.sampled
         return lessons
 
@@ -175,18 +166,10 @@ class OuterLoop:
         return choose_chunk(self.examiner.backbone, policies, self.workers, self.crew)
 
     def draw_reward_questions(self) -> list[Problem]:
-        """Q_R: M questions of D_train without replacement, one draw for all students of the step.
-
-        In a mixed run every set gives its share of them, and one at least.
-        """
-        drawn = []
-        for name in self.config.problems.sets or ("",):
-            own = [problem for problem in self.hard_train if not name or problem.set == name]
-            rng = seeds.generator(self.config.seed, "reward_questions", self.state.step, *([name] if name else []))
-            share = self.config.reward.questions * len(own) / len(self.hard_train)
-            count = min(max(1, round(share)), len(own))
-            drawn += [own[i] for i in sorted(rng.choice(len(own), count, replace=False).tolist())]
-        return drawn
+        """Q_R: M questions of D_train without replacement, one draw for all students of the step."""
+        rng = seeds.generator(self.config.seed, "reward_questions", self.state.step)
+        count = min(self.config.reward.questions, len(self.hard_train))
+        return [self.hard_train[i] for i in sorted(rng.choice(len(self.hard_train), count, replace=False).tolist())]
 
     def measure(self, population: Population) -> Measurement:
         """Step 2b: pass rate of every student on Q_R minus the baseline's on the same questions."""
@@ -197,35 +180,17 @@ class OuterLoop:
         seed = seeds.derive(config.seed, "measure", state.step)
         rates: list[float] = []
         diverged: list[bool] = []
-        verdicts_P: list[str] = []
-        solved_P_H: list[np.ndarray] = []
-        asked = [problem.id for problem in questions]
         common = (questions, config.reward, config.student.sampling, seed)
         tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
         for part in spread(self.crew, self.examiner, self.workers, measure_share, common, tasks):
             state.student_rollouts += part.rollouts
             rates += part.rate_P
-            solved_P_H += [np.array(rate_H) for rate_H in part.rate_P_H]
-            verdicts_P += [digest([asked, words]) for words in part.words_P_B]
             diverged += part.failed_P
         failed = [a or b for a, b in zip(population.failed_P.tolist(), diverged, strict=True)]
         trials = [Trial(p // R, p % R, rates[p], failed[p]) for p in range(G * R)]
         rate_G_R = np.array(rates).reshape(G, R)
         valid_G_R = ~np.array(failed).reshape(G, R)
-        sets = {name: self._of_set(name, questions, solved_P_H, valid_G_R) for name in config.problems.sets}
-        return Measurement(rate_G_R - baseline, valid_G_R, baseline, trials, verdicts_P, sets)
-
-    def _of_set(
-        self, name: str, questions: list[Problem], rate_P_H: list[np.ndarray], valid_G_R: np.ndarray
-    ) -> dict[str, Any]:
-        """The step's measurement on the reward questions of one set: baseline, and reward of every dataset."""
-        own = [h for h, problem in enumerate(questions) if problem.set == name]
-        known = [rate for h in own if (rate := self.state.pass_rates[questions[h].id]) is not None]
-        baseline = float(np.mean(known or [0.0]))
-        means = np.array([np.nanmean(rate_H[own]) if np.isfinite(rate_H[own]).any() else 0.0 for rate_H in rate_P_H])
-        rows: Any = (means - baseline).reshape(valid_G_R.shape).tolist()
-        reward_G, _ = grounded(rows, valid_G_R.tolist())
-        return {"questions": len(own), "baseline_pass_rate": baseline, "reward_G": reward_G}
+        return Measurement(rate_G_R - baseline, valid_G_R, baseline, trials)
 
     def _baseline_rate(self, questions: list[Problem]) -> float:
         """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
@@ -289,20 +254,16 @@ class OuterLoop:
         payment = pay(self.examiner, state, lessons, reward_G, self.config, self.workers)
         state.student_rollouts += payment.rollouts
         stats = self.learn(lessons, payment.reward_U)
-        events = [alarm("all students failed", "every student of this step produced NaN or inf", number)] * (
-            not rewards
-        )
+        events: list[Event] = [] if rewards else [all_failed(number)]
         if decision.promote:
             events.append(self._promote(decision, lessons, population, measured, reward_G))
         state.step += 1
         event = _outer_event(number, lessons, population, measured, reward_G, error_G, decision, stats)
         event["teacher_reward_G"] = payment.reward_G
         event["student_rollouts"] = state.student_rollouts
-        if measured.sets:
-            event |= {"set_G": lessons.sets_G, "sets": measured.sets}
         event["seconds"] = round(time.monotonic() - started, 3)
         rows = [
-            {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": reward_G[k], **_set(p)}
+            {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": reward_G[k]}
             for k, problems in enumerate(lessons.problems_G_Q)
             for p in problems
         ]
@@ -325,7 +286,7 @@ class OuterLoop:
         state.window = []
         state.pass_rates = {}
         problems, place = lessons.problems_G_Q[k], {"step": state.step, "dataset": k, "reward": reward_G[k]}
-        state.pq += [{"question": p.question, "answer": p.answer, **place, **_set(p)} for p in problems]
+        state.pq += [{"question": p.question, "answer": p.answer, **place} for p in problems]
         return {
             "event": "promotion",
             "step": state.step,
@@ -336,20 +297,7 @@ class OuterLoop:
             "baseline_pass_rate": measured.baseline,
             "questions": len(problems),
             "student": state.baseline.digest(),
-            "verdicts": measured.verdicts_P[index],
         }
-
-
-def _set(problem: Problem) -> dict[str, str]:
-    """The hard set of a written problem, for its row; nothing in an unmixed run."""
-    return {"set": problem.set} if problem.set else {}
-
-
-def _rate_H(attempts: Attempts) -> np.ndarray:
-    """Pass rate [P, H] on every question; NaN where no attempt could be scored."""
-    valid = attempts.valid_P_Q_N.float()
-    solved, count = (attempts.solved_P_Q_N * valid).sum(-1), valid.sum(-1)
-    return torch.where(count > 0, solved / count.clamp(min=1), torch.nan).numpy()
 
 
 def _outer_event(
@@ -379,7 +327,6 @@ def _outer_event(
         "sampled": lessons.sampled,
         "rejected": lessons.rejected,
         "distinct_share": len(set(questions)) / len(questions),
-        "vendi": step_vendi(questions),
         "teacher_kl": None if stats is None else stats.kl_P[0].item(),
         "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
         "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),

@@ -6,15 +6,15 @@ Left out: several groups of datasets a step, off-policy reuse of teacher samples
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from soar import seeds
-from soar.config import Config, ConfigError, by_set
+from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack
 from soar.engine.sampler import Rollouts, join
+from soar.loop.parallel import FIRST_GUESS, texts_at_once
 from soar.loop.rollout import Examiner
-from soar.plan.forecast import FIRST_GUESS, texts_at_once
-from soar.problems.pool import read_problems
+from soar.problems.grading import read_problems
 from soar.types import Problem, Reason, Rejection, UserError
 
 
@@ -30,11 +30,6 @@ class Lessons:
     rollouts: Rollouts
     sampled: int
     rejected: dict[str, int]
-
-    @property
-    def sets_G(self) -> list[str]:
-        """The hard set that each dataset was written for; "" in an unmixed run."""
-        return [problems[0].set for problems in self.problems_G_Q]
 
 
 def teacher_prompt(examiner: Examiner, config: Config) -> list[int]:
@@ -89,42 +84,6 @@ def write_lessons(
     n = config.questions
     sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
     return Lessons(sets, join(kept), sampled, dict(rejected))
-
-
-def sets_of_step(run: Config, step: int) -> list[str]:
-    """Which hard set each of the step's datasets is written for: in turn, so that all sets get equally many.
-
-    The order is drawn once from the run's seed. The teacher is told by the set's prompt and subject.
-    """
-    names = sorted(run.problems.sets)
-    order = seeds.generator(run.seed, "sets").permutation(len(names)).tolist()
-    G = run.teacher.datasets
-    return [names[order[(step * G + k) % len(names)]] for k in range(G)]
-
-
-def write_step(examiner: Examiner, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int) -> Lessons:
-    """`write_lessons`, in a mixed run for every set by its own prompts. Raises TeacherError and ConfigError."""
-    if not run.problems.sets:
-        return write_lessons(examiner, teacher, prompt, run, step)
-    sets_G = sets_of_step(run, step)
-    written: dict[str, Lessons] = {}
-    for name, own in by_set(run).items():
-        if name in sets_G:
-            count = own.teacher.model_copy(update={"datasets": sets_G.count(name)})
-            part = own.model_copy(update={"teacher": count, "seed": seeds.derive(run.seed, "set", name)})
-            view = examiner.of_set(name)
-            written[name] = write_lessons(view, teacher, teacher_prompt(view, part), part, step)
-    n, used = run.teacher.questions, Counter[str]()
-    problems_G_Q, rollouts = [], []
-    for name in sets_G:
-        k = used[name]
-        used[name] += 1
-        problems_G_Q.append([replace(p, extra={"set": name}) for p in written[name].problems_G_Q[k]])
-        rollouts.append(written[name].rollouts.select(list(range(k * n, (k + 1) * n))))
-    rejected: Counter[str] = Counter()
-    for lessons in written.values():
-        rejected.update(lessons.rejected)
-    return Lessons(problems_G_Q, join(rollouts), sum(lessons.sampled for lessons in written.values()), dict(rejected))
 
 
 def read_pairs(

@@ -17,20 +17,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm, by_set
+from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.memory import GIB, ModelShape, memory_of, shape_of
+from soar.loop.parallel import HELD_OUT_BLOCK, texts_at_once
 from soar.problems.load import evidence_path
-from soar.report.runs import number
 from soar.types import UserError
 
 STAGES = ("screen", "loop", "arms", "evaluate")
 GENERATED = ("world:", "science:", "code:", "reasoning_gym:")
 INTRINSIC = ("learnability", "uncertainty", "band")
-FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first of a step is seen
-HELD_OUT_BLOCK = 8  # held-out problems of one piece of the evaluation
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
 
 
@@ -88,8 +86,8 @@ def assumed(config: Config) -> Assumptions:
     )
     if student.optimizer.kl > 0:
         guess = guess.with_values({"question_gradient_share": 1.0, "hard_gradient_share": 1.0}, "by the KL term")
-    sources = [own.problems.source for own in by_set(config).values()]
-    local = all(source.startswith(GENERATED) or Path(source).expanduser().is_file() for source in sources)
+    source = config.problems.source
+    local = source.startswith(GENERATED) or Path(source).expanduser().is_file()
     try:
         count = len(candidates(config).problems) if local else 0
     except (UserError, ImportError):
@@ -149,11 +147,6 @@ def workload(config: Config, known: Assumptions) -> list[Work]:
     works += [_arm(arm, config, known, hard - held_out, spent) for arm in trained_arms(config)]
     attempts = held_out * config.evaluate.attempts * len(config.arms.run)
     return [*works, Work("evaluate", "evaluation", "evaluate", attempts, attempts * known.hard_tokens, 0.0)]
-
-
-def texts_at_once(missing: int, wanted: int, accepted: float = FIRST_GUESS) -> int:
-    """Teacher texts of one call, for so many missing pairs of `wanted` when a share `accepted` of the texts holds one."""
-    return min(int(missing / accepted * 1.1) + 8, 8 * wanted)
 
 
 def trained_arms(config: Config) -> list[str]:
@@ -384,19 +377,6 @@ class Forecast:
         pairs = list(zip(self.works, self.seconds, strict=True))
         return {stage: sum(s or 0.0 for work, s in pairs if work.stage == stage) for stage in STAGES}
 
-    def event(self, device: str) -> dict[str, Any]:
-        """The line of metrics.jsonl that a calibrated run begins with."""
-        assert self.rates is not None
-        names = (name for name in self.assumptions.__dataclass_fields__ if name != "origin")
-        return {
-            "event": "forecast",
-            "device": device,
-            "stage_seconds": {name: round(seconds, 3) for name, seconds in self.stage_seconds().items()},
-            "sample_rates": {kind: round(rate, 3) for kind, rate in self.rates.sample.items()},
-            "train_rates": {kind: round(rate, 3) for kind, rate in self.rates.train.items()},
-            "assumptions": {name: getattr(self.assumptions, name) for name in names},
-        }
-
     def lines(self) -> list[str]:
         """The forecast as a table, with what it rests on."""
         head = f"  {'':18s} {'rollouts':>14s} {'tokens sampled':>16s} {'tokens trained':>16s} {'time':>11s}"
@@ -491,24 +471,3 @@ def memory_lines(config: Config, assumptions: Assumptions, shape: ModelShape | N
             "adapters and cache"
         )
     return lines
-
-
-def against(stage_seconds: Mapping[str, Any], wall_seconds: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """(stage, forecast, actual seconds) of every stage that has both, and `in all` over those."""
-    rows = []
-    for stage in STAGES:
-        forecast_s, actual = number(stage_seconds.get(stage)), number(wall_seconds.get(stage))
-        if forecast_s is not None and actual is not None:
-            rows.append((stage, forecast_s, actual))
-    if rows:
-        rows.append(("in all", math.fsum(row[1] for row in rows), math.fsum(row[2] for row in rows)))
-    return rows
-
-
-def against_lines(rows: Sequence[tuple[str, float, float]]) -> list[str]:
-    """`against` as text."""
-    return [
-        f"{stage:10s} forecast {_time(expected):>10s}  actual {_time(actual):>10s}  "
-        + (f"{actual / expected - 1:+.0%}" if expected else "-")
-        for stage, expected, actual in rows
-    ]

@@ -18,13 +18,13 @@ from enum import Enum
 from typing import Any
 
 from soar import seeds
-from soar.config import Config, by_set
+from soar.config import Config
 from soar.domains.candidates import candidates
 from soar.loop.rollout import Examiner
 from soar.loop.write import read_pairs, teacher_prompt
 from soar.problems.domain import domain_of
+from soar.problems.grading import DomainPool, open_pool
 from soar.problems.load import fits_budget
-from soar.problems.pool import DomainPool, open_pool
 from soar.problems.prompts import control_texts, leaked_controls
 from soar.problems.verify import NAMES, columns_of
 from soar.report.figures import visible
@@ -77,16 +77,13 @@ def _examine(
     yield tokenizer_finding(examiner, problems)
     if problems:
         yield context_finding(examiner, config, problems)
-        sets = {name for name, own in by_set(config).items() if domain_of(own.problems).gold_is_answer}
-        written = [problem for problem in problems if "" in sets or problem.set in sets]
-        if written:
-            yield budget_finding(examiner, config, written)
+        if domain_of(config.problems).gold_is_answer:
+            yield budget_finding(examiner, config, problems)
     evidence = _evidence_finding(examiner, config)
     if evidence is not None:
         yield evidence
-    for name, own in by_set(config).items():
-        say(f"asking the teacher for {samples} problems" + (f" of {name}" if name else ""))
-        yield teacher_finding(examiner.of_set(name), own, samples)
+    say(f"asking the teacher for {samples} problems")
+    yield teacher_finding(examiner, config, samples)
 
 
 def _model_finding(examiner: Examiner, config: Config) -> Finding:

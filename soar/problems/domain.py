@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from soar.config import Config, ProblemsConfig, by_set
+from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_ANSWER_CHARS
 from soar.problems.pool import VerifierError, load_module
 from soar.problems.prompts import PromptFormat, get_format
@@ -115,11 +115,6 @@ def domain_of(problems: ProblemsConfig) -> Domain:
     if problems.domain:
         return load_domain(problems.domain)
     return Domain(problems.format, get_format(problems.format), problems.verifier)
-
-
-def domains_of(config: Config) -> dict[str, Domain]:
-    """Name of a hard set -> its domain; {"": domain} where there is only one."""
-    return {name: domain_of(own.problems) for name, own in by_set(config).items()}
 
 
 def load_domain(reference: str) -> Domain:

@@ -21,7 +21,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from soar.domains.world import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT
+ANSWER_MARK = "<ans>"
+STUDENT_TEMPLATE = "<solve> {question} <work>"
+TEACHER_PROMPT = "<ask>"
 
 AnswerStyle = Literal["boxed", "marker", "line", "totals"]
 

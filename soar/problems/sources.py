@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soar.code_exercises import code_exercises, read_levels
-from soar.exercises import exercises
+from soar.problems.code_exercises import code_exercises, read_levels
+from soar.problems.exercises import exercises
 from soar.types import UserError
 
 FILE_KINDS = {

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from soar.files import Row
 from soar.report.figures import Axes, Series, bar_chart, line_chart
-from soar.report.runs import Row, Run, count
+from soar.report.runs import Run, count
 from soar.report.sections import MAX_BINS, column, line, mean
 
 TOPIC_STYLES = (2, 1, 3, 4, 5, 6, 7, 0)

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soar import __version__
-from soar.files import write_atomic
+from soar.files import Row, write_atomic
 from soar.problems.domain import load_domain
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
 from soar.report.figures import visible
-from soar.report.runs import Row, Run, changed_after_run, read_run
-from soar.types import UserError
+from soar.report.runs import Run, changed_after_run, read_run
+from soar.types import VERSION, UserError
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MAX_EXAMPLES = 3
@@ -70,11 +69,6 @@ def task_of(run: Run) -> Task:
     """Prompt format and verifier, or domain, that the manifest records. Raises ExportError, DomainError."""
     problems, model = run.config.get("problems"), run.config.get("model")
     path = model.get("path") if isinstance(model, dict) else None
-    if isinstance(problems, dict) and problems.get("sets"):
-        raise ExportError(
-            f"{run.path}: a mixed run has several prompts and verifiers ({', '.join(problems['sets'])}), and an export has "
-            "one; its questions with their sets stand in pq.jsonl"
-        )
     if isinstance(problems, dict) and problems.get("domain"):
         reference = str(problems["domain"])
         domain = load_domain(reference)
@@ -187,7 +181,7 @@ def template(name: str, task: Task) -> bytes:
     """`templates/export/NAME.in` with `@KEY@` replaced by JSON text, which is valid Python and TOML for strings."""
     text = (TEMPLATES / "export" / f"{name}.in").read_text(encoding="utf-8")
     values = {"VERIFIER": task.verifier, "STYLE": task.fmt.answer_style, "DOMAIN": task.domain}
-    values |= {"MODULE": task.module, "VERSION": __version__}
+    values |= {"MODULE": task.module, "VERSION": VERSION}
     for key, value in values.items():
         text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))
     return text.encode()
@@ -283,7 +277,7 @@ def data_card(run: Run, task: Task, questions: list[Question], form: str) -> byt
         "",
         f"- Teacher and students: adapters on `{visible(task.model)}`; seed {json.dumps(seed)}, {steps} outer steps",
         f"- Graded by the verifier `{visible(task.verifier)}`, answers in the style `{task.fmt.answer_style}`",
-        f"- Written by soar {__version__}",
+        f"- Written by soar {VERSION}",
         "",
         "## Use",
         "",

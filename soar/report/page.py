@@ -18,14 +18,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from soar import __version__
 from soar.files import write_atomic
-from soar.plan.forecast import against
 from soar.report import changes, sections
 from soar.report import text as wording
 from soar.report.figures import visible
 from soar.report.runs import Run, number, numbers, read_run
-from soar.studies.mixed_tables import mixed_section
+from soar.types import VERSION
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MAX_QUESTIONS = 600
@@ -69,7 +67,6 @@ def content(run: Run) -> dict[str, Any]:
         "paused": wording.paused(run),
         "remarks": wording.remarks(run),
         "arms": sections.arms_section(run),
-        "mixed": mixed_section(run),
         "outer": sections.loop_section(run),
         "screening": sections.screening_section(run),
         "signal": sections.signal_section(run),
@@ -80,10 +77,9 @@ def content(run: Run) -> dict[str, Any]:
         "alarm_total": len(run.events.get("alarm", [])),
         "phases": phases,
         "wall_seconds": wall_seconds,
-        "forecast": against(mapping(run.summary.get("forecast")), mapping(run.summary.get("wall_seconds"))),
         "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
         "rollouts": max(rollouts, default=None),
-        "version": __version__,
+        "version": VERSION,
     }
 
 

@@ -10,7 +10,6 @@ Nothing but the wall times comes from anywhere else, so that every number can be
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +18,10 @@ from typing import Any
 
 from soar import seeds
 from soar.config import Config
-from soar.files import odd_kind, sha256_of
+from soar.files import Row, read_jsonl, read_object, sha256_of
 from soar.loop.evaluate import paired_difference
 from soar.types import UserError
 
-Row = dict[str, Any]
-
-MAX_NOTES_PER_FILE = 3
 HASHES = "hashes.json"  # sha256 of every file of a finished run
 PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
 REVIEW_FILE = "review.json"  # a promotion that waits for a person
@@ -156,56 +152,6 @@ def _items(value: object) -> Iterable[tuple[Any, Any]]:
     return value.items() if isinstance(value, dict) else ()
 
 
-def read_object(path: Path) -> tuple[Row, list[str]]:
-    """The JSON object in a file, and notes on what is wrong with it. A missing file is an empty object."""
-    if not path.is_file():
-        return {}, [_no_file(path, path.name)]
-    try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, [f"{path.name} cannot be read: {error}"]
-    if not isinstance(value, dict):
-        return {}, [f"{path.name} holds {type(value).__name__}, expected a JSON object"]
-    return value, []
-
-
-def _no_file(path: Path, name: str) -> str:
-    kind = odd_kind(path)
-    return f"{name} is missing" if kind is None else f"{name} is {kind}, expected a file"
-
-
-def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
-    """The JSON objects of a file, one a line, and notes on lines that were left out.
-
-    A last line without its end is normal while a run is writing or after it was killed. A missing file is no rows.
-    """
-    name = name or path.name
-    if not path.is_file():
-        return [], [_no_file(path, name)]
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        return [], [f"{name} cannot be read: {error}"]
-    rows: list[Row] = []
-    notes: list[str] = []
-    for line_number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8", errors="surrogateescape"))
-        except (ValueError, RecursionError) as error:
-            last = line_number == len(lines)
-            notes.append(f"{name}:{line_number}: " + ("the last line is not complete" if last else f"no JSON: {error}"))
-            continue
-        if isinstance(value, dict):
-            rows.append(value)
-        else:
-            notes.append(f"{name}:{line_number}: holds {type(value).__name__}, expected a JSON object")
-    if len(notes) > MAX_NOTES_PER_FILE:
-        notes = [*notes[:MAX_NOTES_PER_FILE], f"{name}: {len(notes) - MAX_NOTES_PER_FILE} more lines were left out"]
-    return rows, notes
-
-
 def changed_after_run(run_dir: Path, name: str) -> bool:
     """Whether a file of a finished run has another sha256 than the run left it with (`hashes.json`)."""
     known = read_object(run_dir / HASHES)[0].get(name) if (run_dir / HASHES).is_file() else None
@@ -253,10 +199,7 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
-Row_summary = dict[str, Any]
-
-
-def summary_of(rows: Sequence[Row_summary], config: Config, wall_seconds: dict[str, float]) -> Row_summary:
+def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, float]) -> Row:
     """The summary of a run with the events `rows`. docs/metrics.md has its fields."""
     steps = [row for row in rows if row["event"] == "outer_step"]
     evaluations = {row["arm"]: row for row in rows if row["event"] == "evaluation"}
@@ -264,7 +207,6 @@ def summary_of(rows: Sequence[Row_summary], config: Config, wall_seconds: dict[s
         arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
     }
     promotions = sum(row["event"] == "promotion" for row in rows)
-    expected = next((row["stage_seconds"] for row in rows if row["event"] == "forecast"), None)
     for arm, entry in arms.items():
         own_questions = arm.startswith("pq") and not config.arms.pq_from
         own_teacher = arm == "teacher_t" and not config.arms.teacher_from
@@ -279,11 +221,10 @@ def summary_of(rows: Sequence[Row_summary], config: Config, wall_seconds: dict[s
         "seed": config.seed,
         "teacher_rollouts": sum(row["sampled"] for row in steps),
         "wall_seconds": {name: round(seconds, 1) for name, seconds in wall_seconds.items()},
-        **({} if expected is None else {"forecast": expected}),
     }
 
 
-def _paired(evaluations: dict[str, Row_summary], config: Config) -> Row_summary:
+def _paired(evaluations: dict[str, Row], config: Config) -> Row:
     others = [arm for arm in evaluations if arm not in ("base", "hard_only")]
     pairs = [(arm, "hard_only") for arm in others if "hard_only" in evaluations]
     seed, settings = seeds.derive(config.seed, "paired"), config.evaluate

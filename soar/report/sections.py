@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from soar.files import Row
 from soar.report import text as wording
 from soar.report.figures import STYLES, Axes, Series, bar_chart, line_chart
-from soar.report.runs import Row, Run, count, natural, number, numbers
+from soar.report.runs import Run, count, natural, number, numbers
 
 MAX_STEPS_SHOWN = 500
 MAX_NAMED_BINS = 40

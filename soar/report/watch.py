@@ -19,9 +19,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from soar.files import Row, read_object
 from soar.report import text as wording
 from soar.report.figures import visible
-from soar.report.runs import PAUSE_FILE, Row, count, number, numbers, read_arm, read_object, read_run
+from soar.report.runs import PAUSE_FILE, count, number, numbers, read_arm, read_run
 from soar.report.sections import mean, standard_error
 from soar.types import UserError
 

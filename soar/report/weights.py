@@ -11,13 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from soar import __version__
 from soar.engine.policy import resolve_path
 from soar.files import write_atomic, write_json
 from soar.report.export import ExportError, check_target
 from soar.report.figures import visible
 from soar.report.runs import Run, changed_after_run, read_run
 from soar.report.text import ARM_MEANINGS, arm_name, with_interval
+from soar.types import VERSION
 
 ARM_OF = {"student": "ps", **{name: name for name in ARM_MEANINGS if name not in ("base", "ps")}}
 """Name of a policy -> the arm that its held-out result stands under. `student` is the promoted student (PS)."""
@@ -125,7 +125,7 @@ def model_card(run: Run, policy: str, merged: bool, rank: int) -> bytes:
         ]
         lines += [f"- {arm_name(arm.name)}: {with_interval(arm, k)}" for arm in shown if k in arm.pass_at]
         lines.append("")
-    lines += [f"Written by soar {__version__}.", ""]
+    lines += [f"Written by soar {VERSION}.", ""]
     return "\n".join(lines).encode()
 
 

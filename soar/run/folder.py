@@ -24,7 +24,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-import soar
 from soar.config import HARMLESS, Config, ConfigError, build, difference
 from soar.files import (
     HIDDEN,
@@ -34,6 +33,8 @@ from soar.files import (
     encoded,
     finite,
     odd_kind,
+    read_jsonl,
+    read_object,
     scrub,
     sha256_of,
     storage_errors,
@@ -42,10 +43,10 @@ from soar.files import (
     write_json,
 )
 from soar.report.figures import visible
-from soar.report.runs import HASHES, read_jsonl, read_object
+from soar.report.runs import HASHES
 from soar.report.runs import REVIEW_FILE as FILE
 from soar.run.checkpoint import SCHEMA, Checkpoint, CheckpointStore, changed_lines, lost_lines, read_document
-from soar.types import UserError
+from soar.types import VERSION, UserError
 
 ACCEPTED, REJECTED = "accepted", "rejected"
 
@@ -137,7 +138,7 @@ class RunFolderError(UserError):
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that decide numbers."""
-    found = {"soar": soar.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    found = {"soar": VERSION, "python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

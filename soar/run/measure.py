@@ -13,15 +13,14 @@ from soar import seeds
 from soar.config import Config
 from soar.domains.candidates import candidates
 from soar.engine.policy import AdapterStack, concat, load_adapter
+from soar.files import Row
 from soar.loop.evaluate import count_correct, results_of
-from soar.loop.parallel import Crew
-from soar.loop.rollout import Examiner
-from soar.plan.forecast import HELD_OUT_BLOCK
-from soar.report.runs import Row
+from soar.loop.parallel import HELD_OUT_BLOCK, Crew
+from soar.loop.rollout import Examiner, usable
 from soar.run.folder import RunFolder
 from soar.run.ray_cluster import check_cluster
 from soar.run.ray_crew import open_crew
-from soar.run.setup import choose_workers, open_examiner, usable
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem, UserError
 
 FILE = "state/evaluation.jsonl"

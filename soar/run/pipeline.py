@@ -13,7 +13,7 @@ from typing import Any
 from soar import seeds
 from soar.config import HARD_ARMS, Config
 from soar.engine.policy import AdapterStack, save_adapter
-from soar.files import finite, saved_run, storage_errors, sync_tree, write_json, write_lines
+from soar.files import digest, finite, saved_run, storage_errors, sync_tree, write_json, write_lines
 from soar.loop.arms import (
     ArmProgress,
     Listener,
@@ -27,19 +27,17 @@ from soar.loop.arms import (
     train_arms,
     training_questions,
 )
-from soar.loop.evaluate import per_set, summarize
+from soar.loop.evaluate import summarize
 from soar.loop.rollout import Examiner
 from soar.loop.student import Population
 from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import TeacherError
-from soar.plan.calibrate import forecast_event
-from soar.plan.forecast import Assumptions
-from soar.problems.load import write_hard
+from soar.problems.load import split, write_hard
 from soar.report.page import report_at_the_end
+from soar.report.questions import step_vendi
 from soar.report.runs import PAUSE_FILE, loop_end, summary_of
 from soar.report.watch import own_view, step_lines
 from soar.run import folder as review
-from soar.run import ledger
 from soar.run.alarms import screen_alarms, step_alarms
 from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.folder import ADVICE, RunFolder, write_hashes
@@ -48,7 +46,7 @@ from soar.run.measure import count_held_out
 from soar.run.progress import Progress
 from soar.run.ray_cluster import check_cluster
 from soar.run.ray_crew import RayCrew, open_crew
-from soar.run.screen import find_hard, split_sets
+from soar.run.screen import find_hard
 from soar.run.setup import choose_workers, labelled, open_examiner
 from soar.run.sinks import check_installed, open_loggers
 from soar.types import Problem, UserError
@@ -89,7 +87,6 @@ class Run:
         self.hard_test: list[Problem] = []
         self.state = RunState("loop", new_state(examiner, config))
         self.meter: TokenMeter | None = None
-        self.assumptions: Assumptions | None = None
         self._current: tuple[str, float] | None = None
 
     def execute(self) -> dict[str, Any]:
@@ -97,10 +94,6 @@ class Run:
         checkpoint = self.folder.load()
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         self.folder.tell(self.progress.insist)
-        if checkpoint is None and self.assumptions is not None:
-            with self._phase("calibrate"):
-                event = forecast_event(self.examiner, self.config, self.workers, self.assumptions, self.progress.say)
-                self.folder.append("metrics.jsonl", [event])
         with self._phase("screen"):
             self._find_hard(first=checkpoint is None)
         self.folder.tell(self.progress.insist)
@@ -168,12 +161,12 @@ class Run:
         hard = found.problems
         if len(hard) < 4:
             raise NothingToDo(found.too_few(config))
-        self.hard_train, self.hard_test = split_sets(hard, config)
+        self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         ids = [[problem.id for problem in part] for part in (self.hard_train, self.hard_test)]
-        self.folder.note_hashes(hard_set=ledger.digest(ids))  # a damaged count could make it another one
+        self.folder.note_hashes(hard_set=digest(ids))  # a damaged count could make it another one
         for name, part in (("train", self.hard_train), ("test", self.hard_test)):
-            where, mixed = self.folder.path / "hard" / f"{name}.jsonl", bool(config.problems.sets)
-            write_hard(where, part, found.screenings(part), found.evidence, columns=mixed)
+            where = self.folder.path / "hard" / f"{name}.jsonl"
+            write_hard(where, part, found.screenings(part), found.evidence)
         if first:
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
         self.progress.say(
@@ -202,6 +195,7 @@ class Run:
         state = self.state.loop
         baseline, pass_rates, known = state.baseline, state.pass_rates, len(state.pq)
         events, rows = loop.step()
+        events[0]["vendi"] = step_vendi([row["question"] for row in rows])
         rows, promoted = labelled(self.config, rows), labelled(self.config, state.pq[known:])
         alarms = step_alarms(finite(events[0]), rows, before, self.config.teacher.reward == "grounded")
         promotion = next((event for event in events if event["event"] == "promotion"), None)
@@ -225,11 +219,8 @@ class Run:
 
     def _enter(self, promotion: dict[str, Any], rows: list[dict[str, Any]], decision: str, by: str | None) -> None:
         """A promotion that stands, or one that a person refused, into the files."""
-        lines = self.folder.rows("ledger.jsonl")
-        previous = lines[-1]["sha256"] if lines else ledger.FIRST
-        self.folder.append("ledger.jsonl", [ledger.entry(previous, finite(promotion), rows, decision, by)])
         if decision != review.REJECTED:
-            self.folder.append("metrics.jsonl", [promotion])
+            self.folder.append("metrics.jsonl", [{**promotion, "decision": decision, "by": by}])
             self.folder.append("pq.jsonl", rows)
 
     def _settle(self) -> None:
@@ -303,18 +294,15 @@ class Run:
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
-        config, arms, loop = self.config, self.config.arms, self.state.loop
+        arms, loop = self.config.arms, self.state.loop
         rows, teacher = loop.pq, loop.teacher
         if arms.pq_from:
             rows = read_pq(Path(arms.pq_from))
-            self.folder.note_hashes(pq_from=ledger.questions_digest(rows))
+            self.folder.note_hashes(pq_from=digest([[row["question"], row["answer"]] for row in rows]))
         if arms.teacher_from:
             teacher = read_teacher(self.examiner.backbone, Path(arms.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
-        marks = [{"set": row["set"]} if config.problems.sets and "set" in row else {} for row in rows]
-        pq = [
-            Problem(f"pq-{i}", r["question"], r["answer"], m) for i, (r, m) in enumerate(zip(rows, marks, strict=True))
-        ]
+        pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
         return Material(pq, teacher, self.hard_test, self.workers, self.progress.say)
 
     def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
@@ -344,7 +332,6 @@ class Run:
                     "attempts": config.evaluate.attempts,
                     "student_rollouts": self._rollouts(arm),
                     "correct": correct_H,
-                    **per_set(correct_H, self.hard_test, config, seed),
                 }
             )
         self.folder.append("metrics.jsonl", events)
@@ -383,9 +370,8 @@ def execute(
     progress: Progress,
     stop: StopRequest | None = None,
     loop_class: type[OuterLoop] = OuterLoop,
-    assumptions: Assumptions | None = None,
 ) -> dict[str, Any]:
-    """Run `config` in the folder `out`; returns the summary. assumptions: of a forecast to be made first, by calibration.
+    """Run `config` in the folder `out`; returns the summary.
 
     Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
     hold ends it; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state kept.
@@ -400,7 +386,7 @@ def execute(
     ):
         progress.show(own_view(out, progress.console))
         run = Run(config, folder, examiner, progress, stop, crew)
-        run.loop_class, run.assumptions = loop_class, assumptions
+        run.loop_class = loop_class
         try:
             with saved_run(resume_command(out)), storage_errors(out, ADVICE):
                 return run.execute()

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from soar import __version__
 from soar import files as faults
 from soar.config import Config, ConfigError
 from soar.files import scrub
@@ -29,7 +28,7 @@ from soar.run.interrupts import TokenMeter
 from soar.run.ray_cluster import Connection, connect, free_words, import_ray, in_short, workers_for
 from soar.run.ray_worker import BUG, DEVICE, MEMORY, USER, Failure, Order, Reply, Worker
 from soar.run.setup import cores_of
-from soar.types import UserError
+from soar.types import VERSION, UserError
 
 LOG_FILE = "workers.jsonl"
 BEAT_S = 1.0  # how often workers are asked for a sign of life
@@ -260,7 +259,7 @@ class RayCrew:
             self._members.append(_Member(self._hired, actor, actor.open.remote()))
         except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
             raise WorkersLost(
-                f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {__version__} "
+                f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {VERSION} "
                 "with the extras train and ray on every node, the head included"
             ) from error
 

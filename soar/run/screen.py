@@ -17,22 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.config import Config, ConfigError, ScreenConfig, by_set
+from soar.config import Config, ConfigError, ScreenConfig
 from soar.domains.candidates import candidates
 from soar.engine.policy import Backbone
-from soar.files import scrub, write_atomic, write_json
+from soar.files import read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.parallel import Crew, Tick, spread
-from soar.loop.rollout import Examiner
-from soar.problems.domain import domains_of
-from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split, split_source, write_hard
+from soar.loop.rollout import Examiner, usable
+from soar.problems.domain import domain_of
+from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.prompts import PromptFormat
-from soar.report.runs import read_jsonl, read_object
 from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, StopRequest
 from soar.run.progress import Progress
 from soar.run.ray_cluster import check_cluster
 from soar.run.ray_crew import open_crew
-from soar.run.setup import choose_workers, open_examiner, usable
+from soar.run.setup import choose_workers, open_examiner
 from soar.types import Problem, Screening
 
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
@@ -175,18 +174,15 @@ DECISIVE = (
 
 def evidence_key(config: Config, backbone: Backbone, fmt: PromptFormat, model_hash: str) -> dict[str, Any]:
     """What must be equal for evidence to be added to."""
-    sampling, domains = config.student.sampling, domains_of(config)
-    domain = next(iter(domains.values()))
+    sampling, domain = config.student.sampling, domain_of(config.problems)
     own = {"domain": domain.fingerprint()} if domain.own else {}
-    if config.problems.sets:
-        own = {"domain": " ".join(f"{name}:{part.label}:{part.fingerprint()}" for name, part in domains.items())}
     key = {
         "model": config.model.path,
         "revision": config.model.revision,
         "model_sha256": model_hash,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "prompt": fmt.fingerprint(),
-        "verifier": "mixed" if config.problems.sets else domain.label,
+        "verifier": domain.label,
         **own,
         "attempts": config.screen.attempts,
         "max_successes": config.screen.max_successes,
@@ -341,13 +337,13 @@ class HardSet:
 
     def too_few(self, config: Config) -> str:
         """Why a run cannot begin with this hard set, and what to do."""
-        event, graders = self.event, ", ".join(domain.label for domain in domains_of(config).values())
+        event, grader = self.event, domain_of(config.problems).label
         longer = "lower student.sampling.max_tokens, give a model with a longer context, " if event["too_long"] else ""
         return (
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct); {event['too_long']} more do not fit in the model's context, "
             f"and the gold answers of {event['ungradable']} cannot be graded by "
-            f"{graders!r}. A run needs at least 4: {longer}give harder problems, raise "
+            f"{grader!r}. A run needs at least 4: {longer}give harder problems, raise "
             "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
             "already has a signal."
         )
@@ -372,9 +368,8 @@ def find_hard(
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     model_hash = examiner.backbone.base_digest()
     dtype = str(examiner.backbone.dtype).removeprefix("torch.")  # before the model's: it tells why that one changed
-    domains = domains_of(config)
-    prints = [name + domain.fingerprint() for name, domain in domains.items() if domain.own or name]
-    own = {"domain": hashlib.sha256(" ".join(prints).encode()).hexdigest()} if prints else {}
+    domain = domain_of(config.problems)
+    own = {"domain": hashlib.sha256(domain.fingerprint().encode()).hexdigest()} if domain.own else {}
     folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=examiner.fmt.fingerprint(), **own)
     for line in loaded.report.lines():
         progress.say(line)
@@ -402,10 +397,8 @@ def find_hard(
         found = {problem.id: Screening(0, 0) for problem in problems}
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
     if config.problems.max_hard:
-        hard = [p for name in by_set(config) for p in _first(hard, name, config.problems.max_hard)]
+        hard = hard[: config.problems.max_hard]
     event = {**screen_event(found, config), **left_out}
-    if config.problems.sets:
-        event["sets"] = {name: _counts(name, problems, hard) for name in config.problems.sets}
     return HardSet(hard, found, evidence, event)
 
 
@@ -421,32 +414,6 @@ def _same_problems(config: Config, digest: str, manifest: dict[str, Any]) -> boo
     return bool(candidates(config.model_copy(update={"problems": as_many})).digest == known)
 
 
-def _counts(name: str, problems: list[Problem], hard: list[Problem]) -> dict[str, int]:
-    """Candidates and hard problems of one set."""
-    return {"candidates": sum(p.set == name for p in problems), "hard": sum(p.set == name for p in hard)}
-
-
-def split_sets(hard: list[Problem], config: Config) -> tuple[list[Problem], list[Problem]]:
-    """Training and test half; of a mixed run the halves of every set, so that each is in both.
-
-    Raises DataError naming a set with fewer than two hard problems.
-    """
-    halves = []
-    for name in by_set(config):
-        own = [problem for problem in hard if not name or problem.set == name]
-        if name and len(own) < 2:
-            raise DataError(
-                f"problems.sets.{name} has {len(own)} hard problems, and every set needs 2 or more; give it harder problems, "
-                "or leave it out"
-            )
-        halves.append(split(own, config.seed, config.problems.test_share))
-    return [p for train, _ in halves for p in train], [p for _, test in halves for p in test]
-
-
-def _first(hard: list[Problem], name: str, count: int) -> list[Problem]:
-    return [problem for problem in hard if not name or problem.set == name][:count]
-
-
 @dataclass(frozen=True)
 class KnownHard:
     """A problem file that was screened before. where: its evidence file."""
@@ -458,8 +425,6 @@ class KnownHard:
 
 def known_hard(config: Config) -> KnownHard | None:
     """The screening that lies beside the problem file, or None. Raises DataError for a damaged one."""
-    if config.problems.sets:
-        return None
     kind, name = split_source(config.problems.source)
     where = evidence_path(Path(name).expanduser())
     if kind != "file" or not where.is_file():

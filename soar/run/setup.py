@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from soar.config import Config, ConfigError, by_set
+from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.engine.memory import check_fits, machine_bytes
 from soar.engine.policy import Backbone, choose_device, free_bytes, load_backbone
 from soar.engine.sampler import NativeSampler, Sampler
-from soar.loop.rollout import Examiner, Part
+from soar.loop.rollout import Examiner
 from soar.problems.domain import Domain, domain_of
-from soar.problems.load import fits_budget
-from soar.problems.pool import open_pool
+from soar.problems.grading import open_pool
 from soar.problems.prompts import line_break_ids
-from soar.types import Problem, Verdict
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
-Usable = tuple[list[Problem], dict[str, int]]
 
 
 def cores_of(threads: int) -> int:
@@ -66,60 +63,28 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
 
     Raises TooLarge before anything is loaded when the model does not fit its device.
     """
-    sets = by_set(config)
-    domains = {name: domain_of(own.problems) for name, own in sets.items()}  # before the model, which takes minutes
+    domain = domain_of(config.problems)  # before the model, which takes minutes
     device = choose_device(config.model.device)
     check_fits(config, device_bytes(device), str(device))
     backbone = load_backbone(config.model)
-    _end_at_line_breaks(backbone, domains)
-    with ExitStack() as pools:
-        parts = {
-            name: Part(domain.prompts, pools.enter_context(open_pool(domain, sets[name].problems)))
-            for name, domain in domains.items()
-        }
-        fmt, verifier = next(iter(parts.values()))
-        mixed = parts if config.problems.sets else None
-        yield Examiner(backbone, open_sampler(backbone, config), fmt, verifier, config.student.reward, mixed)
+    _end_at_line_breaks(backbone, domain)
+    with open_pool(domain, config.problems) as verifier:
+        yield Examiner(backbone, open_sampler(backbone, config), domain.prompts, verifier, config.student.reward)
 
 
-def _end_at_line_breaks(backbone: Backbone, domains: dict[str, Domain]) -> None:
+def _end_at_line_breaks(backbone: Backbone, domain: Domain) -> None:
     """Let a line break end completions where the prompt format says so. Raises ConfigError."""
-    lines = {domain.prompts.name for domain in domains.values() if domain.prompts.one_line}
-    others = {domain.prompts.name for domain in domains.values()} - lines
-    if not lines:
+    if not domain.prompts.one_line:
         return
-    name = min(lines)
-    if others:
-        raise ConfigError(
-            f"problems.sets: prompt format {name!r} ends a completion at a line break and {min(others)!r} does not; one "
-            "run has one end of a completion, so give all sets a format of the same kind"
-        )
     try:
         backbone.end_ids |= line_break_ids(backbone.tokenizer)
     except ValueError as error:
-        raise ConfigError(f"problems.format = {name!r}: {error}; use another format") from error
-
-
-def usable(examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]) -> Usable:
-    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
-
-    The first five of each reason are named through `say`.
-    """
-    tokens, context = config.student.sampling.max_tokens, examiner.backbone.context
-    kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
-    for row in dropped[:5]:
-        say(f"left out: {row}")
-    verdicts = examiner.grade(kept)
-    bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
-    for problem in bad[:5]:
-        say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
-    gone = {problem.id for problem in bad}
-    return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}
+        raise ConfigError(f"problems.format = {domain.prompts.name!r}: {error}; use another format") from error
 
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
-    if config.problems.sets or not config.problems.source.startswith("world:"):
+    if not config.problems.source.startswith("world:"):
         return rows
     world = get_world(config.problems.source.removeprefix("world:"))
     return [

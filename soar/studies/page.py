@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from soar import __version__
+from soar.files import Row
 from soar.report.figures import STYLES, Axes, Series, line_chart, visible
 from soar.report.page import page as render
-from soar.report.runs import Row
 from soar.report.text import DASH, arm_name, bounds, duration, percent, percent_digits, whole
+from soar.types import VERSION
 
 MINUS = "\u2212"
 
@@ -240,6 +240,6 @@ def page(results: Row) -> str:
             "tables": tables(results),
             "charts": charts(results),
             "unfinished": sum(cell["state"] != "finished" for cell in results["cells"]),
-            "version": __version__,
+            "version": VERSION,
         },
     )
