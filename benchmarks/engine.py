@@ -235,7 +235,7 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
 def bench_inner(toy: bool) -> list[Row]:
     """16 students x 10 RLOO steps x 8 prompts x 32 attempts, and how long each stage of it takes."""
     from soar.loop import student
-    from soar.loop.rollout import Examiner
+    from soar.loop.rollout import RolloutEnv
     from soar.loop.student import train_population
     from soar.types import Problem, Verdict
 
@@ -251,7 +251,7 @@ def bench_inner(toy: bool) -> list[Row]:
     backbone = backbone_of(name)
     bare = PromptFormat("bare", "marker", teacher_template="", student_template="{question}", turns=False)
     sampler = tuned(name, NativeSampler(backbone))
-    examiner = Examiner(backbone, sampler, bare, Checker())  # type: ignore[arg-type]
+    env = RolloutEnv(backbone, sampler, bare, Checker())  # type: ignore[arg-type]
     questions = dataset(prompts * steps)
     problems = [Problem(str(i), question, "-") for i, question in enumerate(questions)]
     config = StudentConfig(
@@ -265,12 +265,12 @@ def bench_inner(toy: bool) -> list[Row]:
     batches = [[problems[s * prompts : (s + 1) * prompts] for s in range(steps)] for _ in range(students)]
     start = random_stack(backbone, 1)
     one_step = [steps_of[:1] for steps_of in batches]
-    train_population(examiner, start, one_step, list(range(students)), config, 1e-5)  # kernels and graphs are made here
+    train_population(env, start, one_step, list(range(students)), config, 1e-5)  # kernels and graphs are made here
     spent = {"sampling": 0.0, "update": 0.0}
 
     sampler.sample = clocked(spent, "sampling", sampler.sample)  # type: ignore[method-assign]
     student.update = clocked(spent, "update", student.update)
-    seconds = timed(lambda: train_population(examiner, start, batches, list(range(students)), config, 1e-5), 0, 1)
+    seconds = timed(lambda: train_population(env, start, batches, list(range(students)), config, 1e-5), 0, 1)
     student.update = update
     found = [
         {

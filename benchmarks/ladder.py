@@ -28,10 +28,10 @@ from make_sums import running_totals, sums
 from soar import seeds
 from soar.config import Config, load
 from soar.loop.evaluate import count_correct
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.write import read_pairs, teacher_prompt
 from soar.problems.load import fingerprint
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import Problem, Rejection
 
 LEVELS = ("1x2", "1x3", "1x4", "1x5", "1x6", "1x7", "2x2", "2x3", "2x4", "2x5", "3x2", "3x3", "3x4")
@@ -64,11 +64,11 @@ def as_problems(rows: list[dict[str, str]]) -> list[Problem]:
     return [Problem(fingerprint(row["question"])[:16], row["question"], row["answer"]) for row in rows]
 
 
-def measure(examiner: Examiner, problems: list[Problem], config: Config, attempts: int) -> dict[str, float]:
+def measure(env: RolloutEnv, problems: list[Problem], config: Config, attempts: int) -> dict[str, float]:
     """What the base model can do on one level."""
     sampling = config.student.sampling
-    correct, cut = count_correct(examiner, None, problems, attempts, seeds.derive(config.seed, "ladder"), sampling)
-    greedy = examiner.attempt(None, [problems], 1, [0], sampling, greedy=True)
+    correct, cut = count_correct(env, None, problems, attempts, seeds.derive(config.seed, "ladder"), sampling)
+    greedy = env.rollout(None, [problems], 1, [0], sampling, greedy=True)
     return {
         "pass@1": float(correct.mean()) / attempts,
         "greedy": float(greedy.pass_rate_P()[0]),
@@ -77,13 +77,13 @@ def measure(examiner: Examiner, problems: list[Problem], config: Config, attempt
     }
 
 
-def teacher_report(examiner: Examiner, config: Config, count: int) -> dict[str, Any]:
+def teacher_report(env: RolloutEnv, config: Config, count: int) -> dict[str, Any]:
     """What `count` texts of the untrained teacher hold."""
-    prompt = teacher_prompt(examiner, config)
+    prompt = teacher_prompt(env, config)
     seed = seeds.derive(config.seed, "ladder", "teacher")
-    rollouts = examiner.sampler.sample(None, [[prompt]], count, [[seed]], config.teacher.sampling)
-    texts = rollouts.texts(examiner.backbone)
-    outcomes = read_pairs(examiner, config, texts, rollouts.ended_B.tolist(), None)
+    rollouts = env.sampler.sample(None, [[prompt]], count, [[seed]], config.teacher.sampling)
+    texts = rollouts.texts(env.backbone)
+    outcomes = read_pairs(env, config, texts, rollouts.ended_B.tolist(), None)
     pairs = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     reasons = Counter(outcome.reason.value for outcome in outcomes if isinstance(outcome, Rejection))
     answers = [answer_of(pair.question, config.problems.format == "totals") for pair in pairs]
@@ -119,20 +119,20 @@ def main() -> None:
     found: dict[str, Any] = {"levels": {}}
     totals = config.problems.format == "totals"
     began = time.monotonic()
-    with open_examiner(config) as examiner:
+    with open_env(config) as env:
         print("level    pass@1   greedy  never solved  truncated", flush=True)
         for level in arguments.levels:
             rows = level_problems(level, arguments.candidates, arguments.candidates, arguments.signs, totals)
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (arguments.folder / f"level-{level}.jsonl").write_text(lines, encoding="utf-8")
-            row = measure(examiner, as_problems(rows[: arguments.count]), config, arguments.attempts)
+            row = measure(env, as_problems(rows[: arguments.count]), config, arguments.attempts)
             found["levels"][level] = row
             print(
                 f"{level:6s} {row['pass@1']:8.5f} {row['greedy']:8.3f} {row['never solved']:13.3f}"
                 f" {row['truncated']:10.3f}",
                 flush=True,
             )
-        found["teacher"] = teacher_report(examiner, config, arguments.teacher_texts)
+        found["teacher"] = teacher_report(env, config, arguments.teacher_texts)
     found["seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(found["teacher"], indent=1, ensure_ascii=False))
     (arguments.folder / "ladder.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

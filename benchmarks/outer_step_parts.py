@@ -1,4 +1,4 @@
-"""What `outer_step.py` does: the examiner on random weights, the timed loop, the comparison, the extrapolation."""
+"""What `outer_step.py` does: the env on random weights, the timed loop, the comparison, the extrapolation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from soar.config import Config, load
 from soar.domains.candidates import candidates
 from soar.engine.memory import GIB, LLAMA, counted, memory_of
 from soar.engine.sampler import NativeSampler
-from soar.loop.rollout import Attempts, Examiner, usable
+from soar.loop.rollout import RolloutBatch, RolloutEnv, usable
 from soar.loop.teacher import OuterLoop, new_state
 from soar.plan import forecast
 from soar.plan.forecast import Assumptions, Forecast, Rates, assumed
 from soar.problems.domain import load_domain
 from soar.problems.grading import open_pool
-from soar.run.setup import choose_workers
+from soar.run.setup import choose_threads
 
 PAPER_STEP_HOURS = (1536 / 200, 1920 / 200)  # GPU-hours of the paper's run in 200 outer steps, arms and all
 PAPER_MEANS = (256, 400, 512)  # completion tokens of the extrapolation; the paper does not give its own
@@ -40,13 +40,13 @@ LINES = ("teacher writes", "students train", "students measured", "teacher learn
 ONLY_THE_LOOP = {"arms.run": '["base"]'}
 
 
-class Watch(Examiner):
-    """An examiner that adds up the seconds, rows and tokens of `attempt`."""
+class Watch(RolloutEnv):
+    """An env that adds up the seconds, rows and tokens of `attempt`."""
 
     seconds, rows, tokens = 0.0, 0, 0
 
-    def attempt(self, *arguments: Any, **named: Any) -> Attempts:
-        """As the examiner's."""
+    def attempt(self, *arguments: Any, **named: Any) -> RolloutBatch:
+        """As the env's."""
         wait()
         began = time.perf_counter()
         found = super().attempt(*arguments, **named)
@@ -59,15 +59,15 @@ class Watch(Examiner):
 class TimedLoop(OuterLoop):
     """The outer loop with the seconds of each of its parts, and of the sampling within."""
 
-    def __init__(self, examiner: Watch, *arguments: Any) -> None:
-        super().__init__(examiner, *arguments)
+    def __init__(self, env: Watch, *arguments: Any) -> None:
+        super().__init__(env, *arguments)
         self.taken: dict[str, float] = {}
         self.sampling: dict[str, float] = {}
         self.counted: dict[str, tuple[int, int]] = {}
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
-        watch = self.examiner
+        watch = self.env
         assert isinstance(watch, Watch)
         watch.seconds, watch.rows, watch.tokens = 0.0, 0, 0
         wait()
@@ -85,20 +85,20 @@ class TimedLoop(OuterLoop):
         with self._part("teacher writes"):
             return super().write()
 
-    def teach(self, lessons: Any) -> Any:
+    def teach(self, question_sets: Any) -> Any:
         """Step 2a."""
         with self._part("students train"):
-            return super().teach(lessons)
+            return super().teach(question_sets)
 
     def measure(self, population: Any) -> Any:
         """Step 2b."""
         with self._part("students measured"):
             return super().measure(population)
 
-    def learn(self, lessons: Any, reward_U: Any) -> Any:
+    def learn(self, question_sets: Any, reward_U: Any) -> Any:
         """Step 4."""
         with self._part("teacher learns"):
-            return super().learn(lessons, reward_U)
+            return super().learn(question_sets, reward_U)
 
 
 def config_of(arguments: argparse.Namespace, source: Path) -> Config:
@@ -194,7 +194,7 @@ def extrapolate(rates: Rates, measured: Assumptions) -> list[dict[str, float]]:
 
 
 def prepared(arguments: argparse.Namespace, folder: Path) -> tuple[Config, Watch]:
-    """The config and an examiner on random weights."""
+    """The config and an env on random weights."""
     config = config_of(arguments, write_problems(folder / "problems.jsonl", 2 * max(16, arguments.reward_questions)))
     backbone = backbone_of(arguments.shape)
     backbone.end_ids = frozenset(range(4, backbone.vocabulary, arguments.mean))
@@ -202,17 +202,17 @@ def prepared(arguments: argparse.Namespace, folder: Path) -> tuple[Config, Watch
     return config, Watch(backbone, NativeSampler(backbone), RANDOM.prompts, pool, config.student.reward)
 
 
-def memory_words(arguments: argparse.Namespace, config: Config, examiner: Examiner) -> str:
+def memory_words(arguments: argparse.Namespace, config: Config, env: RolloutEnv) -> str:
     """Memory by arithmetic beside the most that PyTorch had allocated."""
     shape = LLAMA["3B"]
     if arguments.shape != "3b":
         own = SHAPES[arguments.shape]
         widths = [own[k] for k in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")]
         shape = counted(*widths, own["num_key_value_heads"], own["head_dim"], own["vocab_size"], True, arguments.shape)
-    kind = "bfloat16" if examiner.backbone.dtype is torch.bfloat16 else "float32"
+    kind = "bfloat16" if env.backbone.dtype is torch.bfloat16 else "float32"
     needed = memory_of(config, shape, STUDENT_PROMPT, kind)
     text = f"memory: at least {needed.least / GIB:.2f} GiB by arithmetic"
-    if examiner.backbone.device.type == "cuda":
+    if env.backbone.device.type == "cuda":
         text += f"; most allocated {torch.cuda.max_memory_allocated() / GIB:.2f} GiB, batches grow with what is free"
     return text
 
@@ -225,19 +225,19 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"[{time.perf_counter() - began:6.1f} s] {text}", flush=True)
 
     with tempfile.TemporaryDirectory() as name:
-        config, examiner = prepared(arguments, Path(name))
-        with examiner.verifier:
-            workers = choose_workers(examiner.backbone, config.threads)
-            device = device_name(examiner)
+        config, env = prepared(arguments, Path(name))
+        with env.verifier:
+            workers = choose_threads(env.backbone, config.threads)
+            device = device_name(env)
             say(f"random weights in the shape {arguments.shape} on {device}; calibrating")
-            known, rates = calibrate(examiner, config, workers, assumed(config), arguments.calibrate)
+            known, rates = calibrate(env, config, workers, assumed(config), arguments.calibrate)
             expected = forecast(config, known, rates)
             say("forecast of this step:")
             print("\n".join(expected.lines()), flush=True)
-            problems, _ = usable(examiner, config, candidates(config).problems, print)
+            problems, _ = usable(env, config, candidates(config).problems, print)
             hard = problems[: len(problems) // 2]
             say("the outer step:")
-            loop = TimedLoop(examiner, hard, config, new_state(examiner, config), workers)
+            loop = TimedLoop(env, hard, config, new_state(env, config), workers)
             events, _ = loop.step()
             first = dict(loop.taken)
             if arguments.warm:
@@ -248,7 +248,7 @@ def main(arguments: argparse.Namespace) -> None:
     gap = events[0]["student_last"]["logprob_gap"]
     length = statistics.fmean([loop.counted["students train"][1] / loop.counted["students train"][0]])
     say(f"{length:.0f} tokens a completion, log-probability gap of sampler and trainer {gap:.1e} nats a token")
-    print(memory_words(arguments, config, examiner))
+    print(memory_words(arguments, config, env))
     own = actual_rates(loop, config, known, rates)
     print(
         f"rates of this step: {own.sample['student']:,.0f} tokens/s sampled, {own.train['student']:,.0f} trained (KL term in)"

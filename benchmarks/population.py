@@ -17,7 +17,7 @@ import torch
 from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.student import shuffled_passes, train_population
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 
 
 def main() -> None:
@@ -32,8 +32,8 @@ def main() -> None:
     problems = get_world("tiny").real_problems(32 * students, 0)
     settings = [(1, 1, 1), (1, 2, 1), (1, 1, 2), (students // 2, 2, 1), (students, 1, 1), (students, 1, 2)]
     seconds: dict[tuple[int, int, int], list[float]] = {setting: [] for setting in settings}
-    with open_examiner(config) as examiner:
-        start = examiner.backbone.new_stack(0)
+    with open_env(config) as env:
+        start = env.backbone.new_stack(0)
         batches = [
             shuffled_passes(problems[32 * p : 32 * (p + 1)], p, arguments.steps, config.student.prompts_per_step)
             for p in range(students)
@@ -41,10 +41,10 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for chunk, workers, threads in settings:
                 torch.set_num_threads(threads)
-                examiner.backbone.config = config.model.model_copy(update={"chunk": chunk})
+                env.backbone.config = config.model.model_copy(update={"chunk": chunk})
                 began = time.perf_counter()
                 done = train_population(
-                    examiner, start, batches, list(range(students)), config.student, 1e-3, workers=workers
+                    env, start, batches, list(range(students)), config.student, 1e-3, threads=workers
                 )
                 seconds[chunk, workers, threads].append(time.perf_counter() - began)
     base = statistics.median(seconds[settings[0]])

@@ -25,24 +25,24 @@ from soar.config import Config, load
 from soar.domains.candidates import candidates
 from soar.domains.world import get_world
 from soar.loop.evaluate import count_correct
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 
 DRAWS = 2000
 
 
 def rates(
-    examiner: Examiner, config: Config, problems: list[Problem], attempts: int, workers: int
+    env: RolloutEnv, config: Config, problems: list[Problem], attempts: int, workers: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correct attempts [P, H] of every student of one outer step at every problem, and greedily solved [P, H]."""
-    loop = OuterLoop(examiner, problems, config, new_state(examiner, config), workers)
+    loop = OuterLoop(env, problems, config, new_state(env, config), workers)
     population = loop.teach(loop.write())
     sampling = config.student.sampling
-    correct, _ = count_correct(examiner, population.stack, problems, attempts, 7, sampling, workers=workers, block=8)
+    correct, _ = count_correct(env, population.stack, problems, attempts, 7, sampling, threads=workers, block=8)
     P = population.stack.policies
-    greedy = examiner.attempt(population.stack, [problems] * P, 1, [7] * P, sampling, greedy=True)
+    greedy = env.rollout(population.stack, [problems] * P, 1, [7] * P, sampling, greedy=True)
     return correct, greedy.solved_P_Q_N[:, :, 0].numpy().astype(int)
 
 
@@ -82,12 +82,12 @@ def main() -> None:
     problems = get_world("tiny").real_problems(arguments.easier, 5) if arguments.easier else candidates(config).problems
     many: list[np.ndarray] = []
     greedy: list[np.ndarray] = []
-    with open_examiner(config) as examiner:
-        workers = choose_workers(examiner.backbone, config.threads)
+    with open_env(config) as env:
+        workers = choose_threads(env.backbone, config.threads)
         for common in (False, True):
             student = config.student.model_copy(update={"common_seeds": common})
             own = config.model_copy(update={"student": student})
-            correct, solved = rates(examiner, own, problems, arguments.attempts, workers)
+            correct, solved = rates(env, own, problems, arguments.attempts, workers)
             many.append(correct)
             greedy.append(solved)
             rate_G_R = correct.mean(axis=1).reshape(arguments.datasets, arguments.repeats) / arguments.attempts

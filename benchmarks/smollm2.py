@@ -37,11 +37,11 @@ from soar.engine.sampler import NativeSampler
 from soar.files import release_memory, write_json
 from soar.loop.arms import Material, majority_answers, teacher_questions
 from soar.loop.evaluate import count_correct
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import pass_at_k
-from soar.loop.student import Midway, shuffled_passes, train_population
+from soar.loop.student import TrainState, shuffled_passes, train_population
 from soar.problems.prompts import WORKED_SUMS
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import Problem
 
 STAGES = ("prompts", "ladder", "bounds", "screen", "pilot")
@@ -133,39 +133,39 @@ class Groundwork:
 
     def measure(self, stages: list[str]) -> None:
         """The stages that share one loaded model; its memory is given back."""
-        with open_examiner(self.config()) as examiner:
+        with open_env(self.config()) as env:
             for name in stages:
-                getattr(self, name)(examiner)
-            if isinstance(examiner.sampler, NativeSampler):
-                examiner.sampler.decoder.release()
-        del examiner
+                getattr(self, name)(env)
+            if isinstance(env.sampler, NativeSampler):
+                env.sampler.decoder.release()
+        del env
         release_memory()
 
-    def prompts(self, examiner: Examiner) -> None:
+    def prompts(self, env: RolloutEnv) -> None:
         """What the untrained teacher writes behind each list."""
         for name in [f"{name} @{temperature:g}" for temperature in self.given.temperatures for name in LISTS]:
             if self.done("prompts", name):
                 continue
             config = load(self.given.recipe, [*self.settings(), *teacher_settings(*name.split(" @"))])
-            began, row = time.monotonic(), teacher_report(examiner, config, self.given.texts)
+            began, row = time.monotonic(), teacher_report(env, config, self.given.texts)
             pairs = max(1.0, row["accepted"] * self.given.texts)
             row["right additions"] = sum((terms - 1) * count for terms, count in row["right terms"].items()) / pairs
             row["texts"], row["seconds"] = row["texts"][:3], round(time.monotonic() - began, 1)
             self.note("prompts", name, row)
         print(f"teacher: {self.teacher_choice()}", flush=True)
 
-    def ladder(self, examiner: Examiner) -> None:
+    def ladder(self, env: RolloutEnv) -> None:
         """pass@1 of the base model on chains."""
         for terms in self.given.levels:
             if self.done("ladder", str(terms)):
                 continue
             began, config = time.monotonic(), self.config(terms)
             problems = as_problems(level_problems(f"1x{terms}", self.given.count, TUNING))
-            row = rates(examiner, config, None, problems, self.given.attempts)[0]
+            row = rates(env, config, None, problems, self.given.attempts)[0]
             self.note("ladder", str(terms), {**row, "seconds": round(time.monotonic() - began, 1)})
         print(f"hard level: 1x{self.level()}", flush=True)
 
-    def bounds(self, examiner: Examiner) -> None:
+    def bounds(self, env: RolloutEnv) -> None:
         """Students on each training set, as one population per learning rate."""
         given, config, terms = self.given, self.config(), self.level()
         left = [lr for lr in given.lr if not self.done("bounds", f"lr {lr:g} step {given.steps}")]
@@ -173,7 +173,7 @@ class Groundwork:
             return
         hard = as_problems(level_problems(f"1x{terms}", 3 * given.count, TUNING + 1))
         train, test = hard[: 2 * given.count], hard[2 * given.count :]
-        sets = training_sets(examiner, config, test, self.note)
+        sets = training_sets(env, config, test, self.note)
         probes = {str(t): as_problems(level_problems(f"1x{t}", given.count, TUNING + 2)) for t in given.probes}
         probes[f"{terms} hard"] = test
         per_step, names = config.student.prompts_per_step, list(sets)
@@ -186,25 +186,25 @@ class Groundwork:
                     *shuffled_passes(train, seed + 1, given.steps - first, per_step),
                 ]
             )
-        fresh = examiner.backbone.new_stack(seeds.derive(TUNING, "init"))
+        fresh = env.backbone.new_stack(seeds.derive(TUNING, "init"))
         for lr in left:
             began = time.monotonic()
 
-            def look(midway: Midway, lr: float = lr, began: float = began) -> None:
+            def look(train_state: TrainState, lr: float = lr, began: float = began) -> None:
                 row: dict[str, Any] = {"trained s": round(time.monotonic() - began, 1)}
                 for probe, problems in probes.items():
                     attempts = given.look_attempts if "hard" in probe else max(1, given.look_attempts // 4)
-                    found = rates(examiner, config, midway.stack, problems, attempts)
+                    found = rates(env, config, train_state.stack, problems, attempts)
                     row[probe] = dict(zip(names, found, strict=True))
                 print(table(row, names), flush=True)
                 row["seconds"] = round(time.monotonic() - began, 1)
-                self.note("bounds", f"lr {lr:g} step {midway.step}", row)
+                self.note("bounds", f"lr {lr:g} step {train_state.step}", row)
 
             seed_P = [seeds.derive(TUNING, name, "student") for name in names]
             population = train_population(
-                examiner, fresh, batches, seed_P, config.student, lr, on_midway=look, due=given.looks.__contains__
+                env, fresh, batches, seed_P, config.student, lr, on_state=look, due=given.looks.__contains__
             )
-            look(Midway(given.steps, population.stack, {}, population.failed_P, population.rollouts, []))
+            look(TrainState(given.steps, population.stack, {}, population.failed_P, population.rollouts, []))
 
     def screen(self) -> None:
         """Hard problems of the study with their evidence, and curated sums for the arm real."""
@@ -251,11 +251,11 @@ def teacher_settings(name: str, temperature: str) -> list[str]:
 
 
 def rates(
-    examiner: Examiner, config: Config, stack: Any, problems: list[Problem], attempts: int
+    env: RolloutEnv, config: Config, stack: Any, problems: list[Problem], attempts: int
 ) -> list[dict[str, float]]:
     """pass@1, pass@k at the most attempts (at most 32), and the share never solved, of every slice of `stack`."""
     seed = seeds.derive(TUNING, "rates")
-    correct_P_H, cut_P_H = count_correct(examiner, stack, problems, attempts, seed, config.student.sampling)
+    correct_P_H, cut_P_H = count_correct(env, stack, problems, attempts, seed, config.student.sampling)
     k = min(32, attempts)
     return [
         {
@@ -268,11 +268,11 @@ def rates(
     ]
 
 
-def training_sets(examiner: Examiner, config: Config, test: list[Problem], note: Any) -> dict[str, list[Problem]]:
+def training_sets(env: RolloutEnv, config: Config, test: list[Problem], note: Any) -> dict[str, list[Problem]]:
     """Questions of every set: name -> problems, none of Hard-Only."""
-    written = teacher_questions(examiner, None, config, "base_t")
-    material = Material([], examiner.backbone.new_stack(0), test, 1, print)
-    voted = majority_answers(examiner, written, config, material)
+    written = teacher_questions(env, None, config, "base_t")
+    material = Material([], env.backbone.new_stack(0), test, 1, print)
+    voted = majority_answers(env, written, config, material)
     count = config.arms.questions
     found = {
         "real 2-8": as_problems(curated(count, TUNING)),

@@ -15,22 +15,22 @@ import random
 from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.evaluate import count_correct
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.student import shuffled_passes, train_population
 from soar.problems.parse import parse_all
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 
 SAMPLES = 16
 
 
-def teacher_questions(examiner: Examiner, count: int) -> list[Problem]:
+def teacher_questions(env: RolloutEnv, count: int) -> list[Problem]:
     """Accepted pairs of the untrained teacher."""
     config = load("tiny")
-    prompt = examiner.fmt.teacher_ids(examiner.backbone.tokenizer, "")
-    rollouts = examiner.sampler.sample(None, [[prompt]], count, [[7]], config.teacher.sampling)
+    prompt = env.fmt.teacher_ids(env.backbone.tokenizer, "")
+    rollouts = env.sampler.sample(None, [[prompt]], count, [[7]], config.teacher.sampling)
     truncated = [not ended for ended in rollouts.ended_B.tolist()]
-    outcomes = parse_all(rollouts.texts(examiner.backbone), examiner.fmt, examiner.verifier, truncated=truncated)
+    outcomes = parse_all(rollouts.texts(env.backbone), env.fmt, env.verifier, truncated=truncated)
     return [outcome for outcome in outcomes if isinstance(outcome, Problem)]
 
 
@@ -44,15 +44,15 @@ def main() -> None:
     arguments = parser.parse_args()
     config, world = load("tiny", arguments.overrides), get_world("tiny")
     hard = world.hard_problems(64, 3)
-    with open_examiner(config) as examiner:
-        workers = choose_workers(examiner.backbone, config.threads)
-        pool = teacher_questions(examiner, 1500)
+    with open_env(config) as env:
+        workers = choose_threads(env.backbone, config.threads)
+        pool = teacher_questions(env, 1500)
         useful = [p for p in pool if world.useful(p.question)]
         other = [p for p in pool if not world.useful(p.question)]
         right = sum(world.solve(p.question) == p.answer for p in useful) / len(useful)
         print(f"untrained teacher: {len(useful) / len(pool):.2f} useful questions, {right:.2f} of them answered right")
-        start, sampling = examiner.backbone.new_stack(0), config.student.sampling
-        base, _ = count_correct(examiner, None, hard, SAMPLES, 11, sampling, workers=workers)
+        start, sampling = env.backbone.new_stack(0), config.student.sampling
+        base, _ = count_correct(env, None, hard, SAMPLES, 11, sampling, threads=workers)
         print(f"base model on the hard candidates: {base.mean() / SAMPLES:.4f}")
         print("lr       share  own questions first -> last   hard mean   hard best")
         for lr in arguments.lr:
@@ -63,8 +63,8 @@ def main() -> None:
                 steps, per_step = config.student.steps, config.student.prompts_per_step
                 batches = [shuffled_passes(problems, p, steps, per_step) for p, problems in enumerate(sets)]
                 seeds = list(range(arguments.students))
-                done = train_population(examiner, start, batches, seeds, config.student, lr, workers=workers)
-                correct, _ = count_correct(examiner, done.stack, hard, SAMPLES, 11, sampling, workers=workers)
+                done = train_population(env, start, batches, seeds, config.student, lr, threads=workers)
+                correct, _ = count_correct(env, done.stack, hard, SAMPLES, 11, sampling, threads=workers)
                 rates = correct.mean(axis=1) / SAMPLES
                 first, last = done.metrics[0]["pass_rate"], done.metrics[-1]["pass_rate"]
                 print(

@@ -2,7 +2,7 @@
 
     python benchmarks/workers.py [--students 8] [--steps 10] [--rounds 5] [--workers 2] [--json FILE]
 
-Every round trains and measures the students of one outer step twice: by a crew of one and by a crew of `--workers`, in
+Every round trains and measures the students of one outer step twice: with one process and with `--workers`, in
 turns which first. One thread a process, the same chunks, seeds and questions; the results are compared bit for bit.
 Prints the median seconds, the median of the paired ratios with its range, and what the machine was doing besides. Wall time
 says nothing where other programs take the cores. Therefore also CPU seconds (Linux): of this process, and of each worker with
@@ -23,12 +23,12 @@ from typing import Any
 
 from soar.config import load
 from soar.domains.world import get_world
-from soar.loop.parallel import Crew
+from soar.loop.parallel import Parallel
 from soar.loop.student import Population, chunks, shuffled_passes, train_population
-from soar.loop.teacher import measure_share
+from soar.loop.teacher import measure_chunk
 from soar.run.ray_cluster import connect, import_ray
-from soar.run.ray_crew import RayCrew
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.ray_crew import RayParallel
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 
 
@@ -53,57 +53,62 @@ def main() -> None:
     seconds: dict[int, list[float]] = {1: [], many: []}
     needed: dict[int, list[float]] = {1: [], many: []}
     found: list[Population] = []
-    with open_examiner(config) as examiner:
-        choose_workers(examiner.backbone, 1)
-        start = examiner.backbone.new_stack(0)
+    with open_env(config) as env:
+        choose_threads(env.backbone, 1)
+        start = env.backbone.new_stack(0)
         batches = [
             shuffled_passes(problems[64 + 32 * p : 96 + 32 * p], p, arguments.steps, config.student.prompts_per_step)
             for p in range(students)
         ]
 
-        def step(crew: Crew) -> Population:
+        def step(parallel: Parallel) -> Population:
             """The students of one outer step, trained and measured."""
             done = train_population(
-                examiner, start, batches, list(range(students)), config.student, 1e-3, workers=1, crew=crew
+                env, start, batches, list(range(students)), config.student, 1e-3, threads=1, parallel=parallel
             )
-            measure(crew, done, questions)
+            measure(parallel, done, questions)
             return done
 
-        def measure(crew: Crew, done: Population, asked: list[Problem]) -> None:
+        def measure(parallel: Parallel, done: Population, asked: list[Problem]) -> None:
             common = (asked, config.reward, config.student.sampling, 0)
-            list(crew.stream(measure_share, common, queue_of(done, size)))
+            list(parallel.stream(measure_chunk, common, queue_of(done, size)))
 
         with (
-            RayCrew(lone, examiner, 1, print, lambda row: None) as one,
-            RayCrew(config, examiner, 1, print, lambda row: None) as two,
+            RayParallel(lone, env, 1, print, lambda row: None) as one,
+            RayParallel(config, env, 1, print, lambda row: None) as two,
         ):
-            for crew in (one, two):
-                step(crew)  # the first pieces warm the workers up
+            for parallel in (one, two):
+                step(parallel)  # the first pieces warm the workers up
             for number in range(arguments.rounds):
-                for crew in (one, two) if number % 2 else (two, one):
-                    done, wall, cpu = measured(crew, step, number)
+                for parallel in (one, two) if number % 2 else (two, one):
+                    done, wall, cpu = measured(parallel, step, number)
                     found.append(done)
-                    seconds[crew.size].append(wall)
-                    needed[crew.size].append(cpu)
+                    seconds[parallel.size].append(wall)
+                    needed[parallel.size].append(cpu)
     ray.shutdown()
     assert len({"".join(done.stack.digest(p) for p in range(students)) for done in found}) == 1
     report(seconds, needed, found[0].rollouts, arguments.json)
 
 
-def measured(crew: RayCrew, step: Callable[[Crew], Population], number: int) -> tuple[Population, float, float]:
+def measured(
+    parallel: RayParallel, step: Callable[[Parallel], Population], number: int
+) -> tuple[Population, float, float]:
     """(students, wall seconds, CPU seconds of this process and the busiest worker) of one step."""
-    pids = [member.about["pid"] for member in crew._members]
+    pids = [member.about["pid"] for member in parallel._members]
     before, own, began = cpu_seconds(pids), time.process_time(), time.perf_counter()
-    done = step(crew)
+    done = step(parallel)
     wall, own = time.perf_counter() - began, time.process_time() - own
     spent = [after - first for first, after in zip(before, cpu_seconds(pids), strict=True)]
     each = ", ".join(f"{cpu:.2f}" for cpu in spent)
-    print(f"round {number}, {crew.size} workers: {wall:.2f} s; CPU s here {own:.2f}, in the workers {each}", flush=True)
+    print(
+        f"round {number}, {parallel.size} workers: {wall:.2f} s; CPU s here {own:.2f}, in the workers {each}",
+        flush=True,
+    )
     return done, wall, own + max(spent)
 
 
 def queue_of(done: Population, size: int) -> deque[tuple[int, Any]]:
-    """The trained students, in chunks of `size`, for `measure_share`."""
+    """The trained students, in chunks of `size`, for `measure_chunk`."""
     return deque(enumerate((done.stack.select(members),) for members in chunks(done.stack.policies, size)))
 
 

@@ -18,10 +18,10 @@ from soar import seeds
 from soar.config import load
 from soar.domains.world import TinyWorld, get_world
 from soar.loop.evaluate import count_correct
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.write import teacher_prompt
 from soar.problems.parse import parse_all
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 
 ATTEMPTS = 100
@@ -37,28 +37,26 @@ def chains(world: TinyWorld, length: int, count: int) -> list[Problem]:
     return problems
 
 
-def solved(
-    examiner: Examiner, problems: list[Problem], attempts: int, seed: int, workers: int, tokens: int
-) -> list[int]:
+def solved(env: RolloutEnv, problems: list[Problem], attempts: int, seed: int, workers: int, tokens: int) -> list[int]:
     """Correct attempts of the base model at each problem."""
     sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
-    correct_P_H, _ = count_correct(examiner, None, problems, attempts, seed, sampling, workers=workers, block=8)
+    correct_P_H, _ = count_correct(env, None, problems, attempts, seed, sampling, threads=workers, block=8)
     return [int(n) for n in correct_P_H[0]]
 
 
-def greedy_share(examiner: Examiner, problems: list[Problem], tokens: int) -> float:
-    """Share of the problems that the base model solves greedily."""
+def greedy_share(env: RolloutEnv, problems: list[Problem], tokens: int) -> float:
+    """Chunk of the problems that the base model solves greedily."""
     sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
-    return float(examiner.attempt(None, [problems], 1, [0], sampling, greedy=True).pass_rate_P()[0])
+    return float(env.rollout(None, [problems], 1, [0], sampling, greedy=True).pass_rate_P()[0])
 
 
-def teacher_facts(examiner: Examiner, world: TinyWorld, samples: int, seed: int) -> list[str]:
+def teacher_facts(env: RolloutEnv, world: TinyWorld, samples: int, seed: int) -> list[str]:
     """Lines on what the untrained teacher writes."""
     config = load("tiny")
-    prompt = teacher_prompt(examiner, config)
-    rollouts = examiner.sampler.sample(None, [[prompt]], samples, [[seed]], config.teacher.sampling)
-    texts, ended = rollouts.texts(examiner.backbone), rollouts.ended_B.tolist()
-    outcomes = parse_all(texts, examiner.fmt, examiner.verifier, truncated=[not e for e in ended])
+    prompt = teacher_prompt(env, config)
+    rollouts = env.sampler.sample(None, [[prompt]], samples, [[seed]], config.teacher.sampling)
+    texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
+    outcomes = parse_all(texts, env.fmt, env.verifier, truncated=[not e for e in ended])
     pairs = [o for o in outcomes if isinstance(o, Problem)]
     valid = [p for p in pairs if world.well_posed(p.question)]
     useful = [p for p in valid if world.useful(p.question)]
@@ -85,23 +83,23 @@ def main() -> None:
     config = load("tiny", [f"model.path={arguments.model}"])
     world = get_world("tiny")
     assert isinstance(world, TinyWorld)
-    with open_examiner(config) as examiner:
-        workers, tokens = choose_workers(examiner.backbone, 0), config.student.sampling.max_tokens
-        size = sum(p.numel() for p in examiner.backbone.model.parameters())
+    with open_env(config) as env:
+        workers, tokens = choose_threads(env.backbone, 0), config.student.sampling.max_tokens
+        size = sum(p.numel() for p in env.backbone.model.parameters())
         print(f"{arguments.model}: {size:,} parameters, torch {torch.__version__}")
         print("steps   sampled    greedy")
         for length in range(1, 7):
             problems = chains(world, length, max(1, arguments.samples // ATTEMPTS))
-            correct = solved(examiner, problems, ATTEMPTS, arguments.seed, workers, tokens)
+            correct = solved(env, problems, ATTEMPTS, arguments.seed, workers, tokens)
             share = sum(correct) / (ATTEMPTS * len(problems))
-            print(f"{length:5d} {share:9.5f} {greedy_share(examiner, problems, tokens):9.5f}")
+            print(f"{length:5d} {share:9.5f} {greedy_share(env, problems, tokens):9.5f}")
         candidates = world.hard_problems(256, 0)
-        screened = solved(examiner, candidates, 128, seeds.derive(arguments.seed, "screen"), workers, tokens)
-        again = solved(examiner, candidates, 128, seeds.derive(arguments.seed, "retest"), workers, tokens)
+        screened = solved(env, candidates, 128, seeds.derive(arguments.seed, "screen"), workers, tokens)
+        again = solved(env, candidates, 128, seeds.derive(arguments.seed, "retest"), workers, tokens)
         kept = [n for n, first in zip(again, screened, strict=True) if first == 0]
         print(f"hard candidates: pass rate {sum(screened) / (128 * len(screened)):.2e}, fail@128 {len(kept)} of 256")
         print(f"retest of those: pass rate {sum(kept) / (128 * len(kept)):.2e} ({128 * len(kept):,} samples)")
-        print("\n".join(teacher_facts(examiner, world, arguments.samples, arguments.seed)))
+        print("\n".join(teacher_facts(env, world, arguments.samples, arguments.seed)))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from small import SMALL
 import soar
 
 
-def improvement_and_variety(lesson: soar.Lesson) -> float | None:
+def improvement_and_variety(question_set: soar.QuestionSet) -> float | None:
     """The method's own reward plus a hundredth of the share of different questions; None: no student can be judged."""
-    if lesson.grounded is None:
+    if question_set.grounded is None:
         return None
-    different = len({problem.question for problem in lesson.questions}) / len(lesson.questions)
-    return lesson.grounded + 0.01 * different
+    different = len({problem.question for problem in question_set.questions}) / len(question_set.questions)
+    return question_set.grounded + 0.01 * different
 
 
 if __name__ == "__main__":

@@ -23,19 +23,19 @@ from soar.loop.evaluate import count_correct
 from soar.loop.rollout import usable
 from soar.loop.student import Population
 from soar.loop.teacher import Event, Measurement, OuterLoop
-from soar.loop.write import Lessons
+from soar.loop.write import QuestionSets
 from soar.report.runs import Run, read_run
 from soar.run.measure import measure
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 Problems = str | Path | Sequence[Problem | Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class QuestionSet:
     """One dataset of an outer step, for a custom teacher reward.
 
     questions: as the teacher wrote them. improvement: pass rate on the reward questions minus the baseline's, one entry
@@ -51,7 +51,7 @@ class Lesson:
     dataset: int
 
 
-TeacherReward = Callable[[Lesson], float | None]
+TeacherReward = Callable[[QuestionSet], float | None]
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,12 @@ def screen(
     """
     with _problem_file(problems) as source:
         config = make_config(model, source, recipe, verifier, settings)
-        with open_examiner(config) as examiner, Progress(quiet=True) as progress:
-            found, _ = usable(examiner, config, candidates(config).problems, progress.say)
+        with open_env(config) as env, Progress(quiet=True) as progress:
+            found, _ = usable(env, config, candidates(config).problems, progress.say)
             sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
             attempts, seed = config.screen.attempts, seeds.derive(config.seed, "screen")
-            workers = choose_workers(examiner.backbone, config.threads)
-            correct, cut = count_correct(examiner, None, found, attempts, seed, sampling, workers)
+            threads = choose_threads(env.backbone, config.threads)
+            correct, cut = count_correct(env, None, found, attempts, seed, sampling, threads)
     counts = zip(found, correct[0].tolist(), cut[0].tolist(), strict=True)
     return [(problem, Screening(successes, attempts, truncated)) for problem, successes, truncated in counts]
 
@@ -269,24 +269,24 @@ class PaidLoop(OuterLoop):
         self._measured = super().measure(population)
         return self._measured
 
-    def learn(self, lessons: Lessons, reward_U: list[float | None]) -> UpdateStats | None:
+    def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
         """One update of the teacher with the user's reward of each dataset, in place of the grounded one in `reward_U`.
 
         Raises ConfigError for a reward of no number.
         """
         measured, number = self._measured, self.state.step
         self._paid: list[float | None] = []
-        for k, problems in enumerate(lessons.problems_G_Q):
+        for k, problems in enumerate(question_sets.problems_G_Q):
             valid = measured.valid_G_R[k].tolist()
             improvement = [v for v, good in zip(measured.improvement_G_R[k].tolist(), valid, strict=True) if good]
-            lesson = Lesson(problems, improvement, measured.baseline, reward_U[k], number, k)
-            paid = type(self).reward(lesson)
+            question_set = QuestionSet(problems, improvement, measured.baseline, reward_U[k], number, k)
+            paid = type(self).reward(question_set)
             if paid is not None and not (isinstance(paid, int | float) and abs(paid) < float("inf")):
                 raise ConfigError(
                     f"teacher_reward returned {paid!r} for dataset {k} of step {number}: expected a number or None"
                 )
             self._paid.append(None if paid is None else float(paid))
-        return super().learn(lessons, self._paid)
+        return super().learn(question_sets, self._paid)
 
     def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
         """As `OuterLoop.step`; the outer_step event says what the teacher was paid (`teacher_reward_G`)."""

@@ -1,4 +1,4 @@
-"""Tiny random models of several architectures, a word-level tokenizer, rollouts made by hand, an examiner for them."""
+"""Tiny random models of several architectures, a word-level tokenizer, rollouts made by hand, an env for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from transformers import (
 from soar.config import ModelConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.sampler import NativeSampler, Rollouts
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.problems.prompts import PromptFormat
 from soar.types import Problem, Verdict
 
@@ -203,8 +203,8 @@ class WordChecker:
         return verdicts
 
 
-def tiny_examiner(backbone: Backbone, scheme: Any = "binary") -> Examiner:
-    return Examiner(backbone, NativeSampler(backbone), BARE, WordChecker(), scheme)  # type: ignore[arg-type]
+def tiny_examiner(backbone: Backbone, scheme: Any = "binary") -> RolloutEnv:
+    return RolloutEnv(backbone, NativeSampler(backbone), BARE, WordChecker(), scheme)  # type: ignore[arg-type]
 
 
 def some_problems(count: int, first: int = 0) -> list[Problem]:

@@ -33,7 +33,7 @@ from soar.config import Config
 from soar.engine.policy import load_backbone
 from soar.engine.sampler import NativeSampler
 from soar.loop import student, teacher
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.problems.prompts import get_format
 from soar.problems.verify import VerifierPool
 from soar.report.page import write_report
@@ -207,12 +207,12 @@ def main(folder: Path, count: int, lanes: int, seed: int) -> int:
     backbone = load_backbone(config.model)
 
     @contextmanager
-    def shared(config: Config) -> Iterator[Examiner]:
+    def shared(config: Config) -> Iterator[RolloutEnv]:
         fmt = get_format(config.problems.format)
         with VerifierPool(config.problems.verifier, answer_style=fmt.answer_style) as verifier:
-            yield Examiner(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
+            yield RolloutEnv(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
 
-    pipeline.open_examiner = shared
+    pipeline.open_env = shared
     held_out.BLOCK = 4
     note = folder / "points.json"
     assert in_fork(lambda: one_run(config, folder / "whole", None, note)) == 0

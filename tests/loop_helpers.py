@@ -18,10 +18,10 @@ from soar.domains.world import ANSWER_MARK, get_world
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.sampler import Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats
-from soar.loop.rollout import Attempts
+from soar.loop.rollout import RolloutBatch
 from soar.loop.student import Population
 from soar.loop.teacher import LoopState, OuterLoop
-from soar.loop.write import Lessons
+from soar.loop.write import QuestionSets
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
 from soar.types import Problem, Verdict
@@ -160,7 +160,7 @@ class FakeExaminer:
         self.asked: list[list[str]] = []
         self.unscorable = set(unscorable)
 
-    def attempt(
+    def rollout(
         self,
         stack: AdapterStack,
         problems_P_Q: list[list[Problem]],
@@ -169,7 +169,7 @@ class FakeExaminer:
         sampling: Any,
         greedy: bool = False,
         workers: int = 1,
-    ) -> Attempts:
+    ) -> RolloutBatch:
         self.asked.append([problem.id for problem in problems_P_Q[0]])
         skill_P = stack.tensors["skill"][:, 0]
         number_P_Q = torch.tensor([[float(p.id.removeprefix("hard-")) for p in problems] for problems in problems_P_Q])
@@ -177,7 +177,7 @@ class FakeExaminer:
         valid_Q = torch.tensor([problem.id not in self.unscorable for problem in problems_P_Q[0]])
         valid = valid_Q[None, :, None].expand_as(solved)
         verdicts = [Verdict.CORRECT if s else Verdict.WRONG for s in solved.flatten().tolist()]
-        return Attempts(None, verdicts, solved.float(), solved, valid, 0, skill_P.isnan())  # type: ignore[arg-type]
+        return RolloutBatch(None, verdicts, solved.float(), solved, valid, 0, skill_P.isnan())  # type: ignore[arg-type]
 
 
 def hard_problems(count: int) -> list[Problem]:
@@ -197,25 +197,25 @@ class ScriptedLoop(OuterLoop):
         hard: int = 8,
         unscorable: Sequence[str] = (),
     ) -> None:
-        examiner: Any = FakeExaminer(config, unscorable)
+        env: Any = FakeExaminer(config, unscorable)
         teacher, baseline = skills([0.5]), skills([0.0])
         state = LoopState(teacher, StackOptimizer(teacher, config.teacher.optimizer), baseline)
-        super().__init__(examiner, hard_problems(hard), config, state)
+        super().__init__(env, hard_problems(hard), config, state)
         self.skill_S_G_R, self.failed_S_G_R = skill_S_G_R, failed_S_G_R
         self.populations: list[Population] = []
-        self.lessons: list[Lessons] = []
+        self.question_sets: list[QuestionSets] = []
 
-    def write(self) -> Lessons:
+    def write(self) -> QuestionSets:
         G, n, step = self.config.teacher.datasets, self.config.teacher.questions, self.state.step
         sets = [[Problem(f"{step}/{k}/{i}", f"question {step} {k} {i}", str(i)) for i in range(n)] for k in range(G)]
         rows, ones = G * n, torch.ones(G * n, dtype=torch.bool)
         rollouts = Rollouts(
             ((1,),) * rows, torch.ones(rows, 1).long(), torch.ones(rows).long(), torch.zeros(rows, 1), ones, ~ones
         )
-        self.lessons.append(Lessons(sets, rollouts, rows + 2, {"no_answer": 2}))
-        return self.lessons[-1]
+        self.question_sets.append(QuestionSets(sets, rollouts, rows + 2, {"no_answer": 2}))
+        return self.question_sets[-1]
 
-    def teach(self, lessons: Lessons) -> Population:
+    def teach(self, question_sets: QuestionSets) -> Population:
         skill_G_R = np.array(self.skill_S_G_R[self.state.step])
         failed = np.zeros_like(skill_G_R, bool) if self.failed_S_G_R is None else self.failed_S_G_R[self.state.step]
         failed_P = torch.tensor(np.array(failed, bool).reshape(-1))

@@ -15,7 +15,7 @@ from soar.loop.parallel import Tick
 from soar.loop.write import TeacherError
 
 
-def double(examiner: Any, tick: Tick, offset: int, value: int) -> tuple[int, int]:
+def double(env: Any, tick: Tick, offset: int, value: int) -> tuple[int, int]:
     """(2 * value + offset, process id); a large value is slow."""
     for _ in range(3):
         tick()
@@ -23,7 +23,7 @@ def double(examiner: Any, tick: Tick, offset: int, value: int) -> tuple[int, int
     return 2 * value + offset, os.getpid()
 
 
-def fail(examiner: Any, tick: Tick, how: str) -> None:
+def fail(env: Any, tick: Tick, how: str) -> None:
     """Fail in one of the ways in which work can fail."""
     errors = {
         "user": TeacherError("the teacher wrote 0 acceptable pairs"),
@@ -33,7 +33,7 @@ def fail(examiner: Any, tick: Tick, how: str) -> None:
     raise errors[how]
 
 
-def end_once(examiner: Any, tick: Tick, marker: str, number: int, value: int) -> int:
+def end_once(env: Any, tick: Tick, marker: str, number: int, value: int) -> int:
     """The first process that does this leaves a marker and gets a signal; the next one returns the value."""
     path = Path(marker)
     if not path.exists():
@@ -43,12 +43,12 @@ def end_once(examiner: Any, tick: Tick, marker: str, number: int, value: int) ->
     return value
 
 
-def always_end(examiner: Any, tick: Tick) -> None:
+def always_end(env: Any, tick: Tick) -> None:
     """No process survives this."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def lose_device_once(examiner: Any, tick: Tick, marker: str) -> int:
+def lose_device_once(env: Any, tick: Tick, marker: str) -> int:
     """The first process that does this has lost its GPU; the next one returns 7."""
     path = Path(marker)
     if not path.exists():
@@ -57,7 +57,7 @@ def lose_device_once(examiner: Any, tick: Tick, marker: str) -> int:
     return 7
 
 
-def warn(examiner: Any, tick: Tick) -> None:
+def warn(env: Any, tick: Tick) -> None:
     """Say what a person should hear, and what only concerns another package."""
     logging.getLogger("soar.loop.student").warning("out of memory: going on with %d students", 2)
     warnings.warn_explicit("half the rows", UserWarning, rollout.__file__, 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from soar.loop.rollout import Attempts
+from soar.loop.rollout import RolloutBatch
 from soar.types import Problem, Verdict
 
 ANSWERS = {
@@ -22,13 +22,13 @@ ANSWERS = {
 
 
 class Recited:
-    """An examiner whose attempts are recited from ANSWERS; `asked` holds the calls."""
+    """An env whose attempts are recited from ANSWERS; `asked` holds the calls."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.fmt, self.backbone, self.verifier = SimpleNamespace(answer_style="marker"), None, None
 
-    def attempt(
+    def rollout(
         self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, **more: Any
     ) -> Any:
         (problems,) = problems_P_Q
@@ -53,4 +53,4 @@ class Recited:
         solved = torch.tensor([v.solved for v in verdicts]).view(shape)
         valid = torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape)
         rollouts: Any = SimpleNamespace(texts=lambda backbone: texts)
-        return Attempts(rollouts, verdicts, solved.float(), solved, valid, 0, torch.zeros(1, dtype=torch.bool))
+        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, 0, torch.zeros(1, dtype=torch.bool))

@@ -85,11 +85,11 @@ def test_problems_from_memory(tmp_path: Path) -> None:
 
 
 def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
-    seen: list[soar.Lesson] = []
+    seen: list[soar.QuestionSet] = []
 
-    def by_number(lesson: soar.Lesson) -> float | None:
-        seen.append(lesson)
-        return None if lesson.dataset == 2 else float(lesson.dataset)
+    def by_number(question_set: soar.QuestionSet) -> float | None:
+        seen.append(question_set)
+        return None if question_set.dataset == 2 else float(question_set.dataset)
 
     run = soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=by_number)
     steps, plain = events(run.path, "outer_step"), events(tiny_run, "outer_step")
@@ -97,10 +97,12 @@ def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
     assert steps[0]["reward_G"] == plain[0]["reward_G"], "what is measured does not change"
     assert [step["promoted"] for step in steps] == [step["promoted"] for step in plain]
     assert steps[0]["teacher_grad_norm"] > 0
-    assert [(lesson.step, lesson.dataset) for lesson in seen] == [(s, k) for s in (0, 1) for k in (0, 1, 2)]
-    assert [len(lesson.questions) for lesson in seen] == [4] * 6
-    assert [lesson.grounded for lesson in seen[:3]] == steps[0]["reward_G"]
-    assert all(len(lesson.improvement) == 2 for lesson in seen)
+    assert [(question_set.step, question_set.dataset) for question_set in seen] == [
+        (s, k) for s in (0, 1) for k in (0, 1, 2)
+    ]
+    assert [len(question_set.questions) for question_set in seen] == [4] * 6
+    assert [question_set.grounded for question_set in seen[:3]] == steps[0]["reward_G"]
+    assert all(len(question_set.improvement) == 2 for question_set in seen)
     command = json.loads((run.path / "manifest.json").read_text())["command"]
     assert command[1].endswith("test_a_teacher_reward_of_ones_own.<locals>.by_number")
 
@@ -110,13 +112,13 @@ def test_a_teacher_reward_has_to_be_a_number(tmp_path: Path, value: Any) -> None
     with pytest.raises(
         ConfigError, match=r"teacher_reward returned .* for dataset 0 of step 0: expected a number or None"
     ):
-        soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=lambda lesson: value)
+        soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=lambda question_set: value)
 
 
 def test_a_teacher_reward_beside_another_is_refused(tmp_path: Path) -> None:
     settings = SETTINGS | {"teacher.reward": "learnability"}
     with pytest.raises(ConfigError, match=r"teacher\.reward = 'learnability' and the function teacher_reward both say"):
-        soar.train(out=tmp_path / "run", settings=settings, teacher_reward=lambda lesson: 1.0)
+        soar.train(out=tmp_path / "run", settings=settings, teacher_reward=lambda question_set: 1.0)
     assert not (tmp_path / "run").exists()
 
 
@@ -150,7 +152,7 @@ def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=house.ROOT)
     assert done.returncode == 0, done.stderr
-    with pytest.raises(AttributeError, match="public names: Lesson, Problem, evaluate, screen, train"):
+    with pytest.raises(AttributeError, match="public names: QuestionSet, Problem, evaluate, screen, train"):
         soar.trian  # noqa: B018
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from soar.loop import arms
 from soar.loop.arms import ArmProgress, Listener, arm_batches, arms_left, budget_steps, train_arms
-from soar.loop.student import Midway, Population
+from soar.loop.student import Population, TrainState
 from soar.types import Problem
 
 
@@ -52,7 +52,7 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
     given: dict[str, tuple[float, list[int], int]] = {}
 
     def train(
-        examiner: Any,
+        env: Any,
         fresh: Any,
         batches: Any,
         seeds: list[int],
@@ -60,8 +60,8 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
         lr: float,
         workers: int,
         on_step: Any,
-        begun: Midway | None,
-        on_midway: Any,
+        begun: TrainState | None,
+        on_state: Any,
         due: Any,
     ) -> Population:
         assert due(10)
@@ -72,7 +72,7 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
         metrics = [{"kl": 0.5}] if begun is None else []
         for step in range(first + len(metrics), 3):
             metrics.append({"kl": float(step)})
-            on_midway(Midway(step + 1, skills([0.5]), {}, torch.tensor([False]), 8, list(metrics)))
+            on_state(TrainState(step + 1, skills([0.5]), {}, torch.tensor([False]), 8, list(metrics)))
         return Population(skills([1.0]), torch.tensor([name == "second"]), [*metrics, {"kl": 9.0}], 8)
 
     monkeypatch.setattr(arms, "train_population", train)
@@ -83,7 +83,7 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
     config = tiny_config("arms.learning_rate=0.25")
     listener = Listener(
         lambda: steps.append("step"),
-        lambda begun, rows: parts.extend((arm, found.midway.step, len(rows)) for arm, found in begun.items()),
+        lambda begun, rows: parts.extend((arm, found.train_state.step, len(rows)) for arm, found in begun.items()),
         lambda name, population, rows: told.append((name, rows)),
         lambda step: step == 10,
     )
@@ -100,7 +100,7 @@ def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest
 
 
 def test_an_arm_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Midway | None] = {}
+    asked: dict[str, TrainState | None] = {}
 
     def train(*args: Any) -> Population:
         asked[args[2][0][0][0].id] = args[8]
@@ -109,10 +109,10 @@ def test_an_arm_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(arms, "train_population", train)
     told: list[dict[str, Any]] = []
     listener = Listener(lambda: None, lambda *args: None, lambda name, found, rows: told.extend(rows), bool)
-    begun = {"first": ArmProgress("first", Midway(5, skills([0.5]), {}, torch.tensor([False]), 40, []))}
+    begun = {"first": ArmProgress("first", TrainState(5, skills([0.5]), {}, torch.tensor([False]), 40, []))}
     batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
     train_arms(None, dict.fromkeys(batches, skills([0.0])), batches, tiny_config(), 1, listener, begun)  # type: ignore[arg-type]
-    assert asked == {"first": begun["first"].midway, "second": None}
+    assert asked == {"first": begun["first"].train_state, "second": None}
     assert [(row["arm"], row["step"]) for row in told] == [("first", 5), ("first", 6), ("second", 0), ("second", 1)]
 
 

@@ -89,7 +89,7 @@ def left_padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def decode(model: Any, cache: Any, prompts: list[list[int]], steps: int, drop: bool) -> list[Tensor]:
-    """Logits of each step when every row is continued with the same made-up tokens; rows 0 and 2 are dropped midway."""
+    """Logits of each step when every row is continued with the same made-up tokens; rows 0 and 2 are dropped train_state."""
     ids, mask, position = left_padded(prompts)
     found = []
     for step in range(steps):

@@ -17,7 +17,7 @@ from loop_helpers import TINY, tiny_config, write_problems
 
 from soar.cli import main
 from soar.engine.sampler import NativeSampler, Rollouts
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.plan import preflight as check
 from soar.plan import preflight as check_model
 from soar.plan.preflight import (
@@ -34,7 +34,7 @@ from soar.plan.preflight import (
 )
 from soar.problems.prompts import get_format
 from soar.problems.verify import VerifierPool
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import Problem, Verdict
 
 SETS = [part for override in TINY for part in ("--set", override)]
@@ -120,8 +120,8 @@ def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
         f"the last check that failed: {greedy}:grade: MemoryError: ",
     )
     assert check_golds(large, NUMBERS[:1]).details == ()
-    with open_examiner(small) as examiner:
-        assert examiner.verifier.check(["0"], ["0"]) == [Verdict.CRASHED]
+    with open_env(small) as env:
+        assert env.verifier.check(["0"], ["0"]) == [Verdict.CRASHED]
 
 
 def test_a_finding_cannot_move_the_cursor() -> None:
@@ -162,10 +162,10 @@ class SpokenRollouts:
         return self.said
 
 
-def examiner_of(texts: list[str], **changes: Any) -> Examiner:
+def examiner_of(texts: list[str], **changes: Any) -> RolloutEnv:
     backbone = tiny_backbone(**changes)
     sampler: Any = Speaker(backbone, texts)
-    return Examiner(backbone, sampler, get_format("question_answer"), VerifierPool("number"))
+    return RolloutEnv(backbone, sampler, get_format("question_answer"), VerifierPool("number"))
 
 
 GOOD, NO_ANSWER = " a b c\nAnswer: 7", " only a question"
@@ -176,12 +176,12 @@ def teacher_config(*overrides: str) -> Any:
 
 
 def test_the_cost_of_an_accepted_pair() -> None:
-    examiner = examiner_of([GOOD, NO_ANSWER, NO_ANSWER, NO_ANSWER])
-    finding = teacher_finding(examiner, teacher_config(), 64)
+    env = examiner_of([GOOD, NO_ANSWER, NO_ANSWER, NO_ANSWER])
+    finding = teacher_finding(env, teacher_config(), 64)
     assert finding.status is Status.OK
     assert finding.message == "16 of 64 samples are problems; an accepted pair costs 4.0 samples, 40 tokens"
     assert finding.details == ("rejected: no_answer 48", "an outer step needs 12 pairs: about 48 samples, 480 tokens")
-    assert examiner.sampler.calls == [0, 4, 12, 28, 60, 64]  # type: ignore[attr-defined]
+    assert env.sampler.calls == [0, 4, 12, 28, 60, 64]  # type: ignore[attr-defined]
     rare = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config(), 32)
     assert rare.status is Status.WARNING and rare.advice.startswith("it does not mark its answer")
     hopeless = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config("teacher.max_tries=10"), 32)
@@ -213,40 +213,40 @@ def test_a_teacher_prompt_that_does_not_fit_fails() -> None:
 
 
 def test_context_and_budget() -> None:
-    examiner = examiner_of([])
+    env = examiner_of([])
     problems = [Problem(str(i), "a " * 10 * i, "7 " * (2 * i)) for i in range(1, 9)]
-    room = len(examiner.prompt(problems[5]))
-    fits = tiny_config(f"student.sampling.max_tokens={examiner.backbone.context - room}")
-    finding = context_finding(examiner, fits, problems)
+    room = len(env.prompt(problems[5]))
+    fits = tiny_config(f"student.sampling.max_tokens={env.backbone.context - room}")
+    finding = context_finding(env, fits, problems)
     assert (finding.status, finding.facts["too_long"]) == (Status.WARNING, 2)
     assert finding.message.endswith("2 of 8 problems do not fit")
-    assert context_finding(examiner, fits, problems[:6]).status is Status.OK
-    assert context_finding(examiner, fits, problems[3:]).status is Status.FAIL
+    assert context_finding(env, fits, problems[:6]).status is Status.OK
+    assert context_finding(env, fits, problems[3:]).status is Status.FAIL
     short = tiny_config("student.sampling.max_tokens=22")
-    finding = budget_finding(examiner, short, problems)
+    finding = budget_finding(env, short, problems)
     assert (finding.status, finding.facts["over"], finding.facts["longest_gold"]) == (Status.WARNING, 2, 16)
     assert finding.advice.startswith("raise student.sampling.max_tokens above 26")
-    assert budget_finding(examiner, short, problems[:6]).status is Status.OK
-    assert budget_finding(examiner, short, problems[5:]).status is Status.FAIL
+    assert budget_finding(env, short, problems[:6]).status is Status.OK
+    assert budget_finding(env, short, problems[5:]).status is Status.FAIL
 
 
 def test_tokenizer_with_two_bos_or_leaking_control_tokens_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone()
-    examiner = Examiner(backbone, NativeSampler(backbone), get_format("question_answer"), VerifierPool("number"))
+    env = RolloutEnv(backbone, NativeSampler(backbone), get_format("question_answer"), VerifierPool("number"))
     problems = [Problem("a", "a <eos> b", "1")]
-    good = tokenizer_finding(examiner, problems)
+    good = tokenizer_finding(env, problems)
     assert good.status is Status.OK and good.facts["leaks"] == 0
     assert good.message.startswith("0 BOS at the start, no chat template")
 
     def careless(self: Any, tokenizer: Any, question: str) -> list[int]:
         return [1, 1, *tokenizer.encode(question, add_special_tokens=False)]
 
-    monkeypatch.setattr(type(examiner.fmt), "student_ids", careless)
-    leaking = tokenizer_finding(examiner, problems)
+    monkeypatch.setattr(type(env.fmt), "student_ids", careless)
+    leaking = tokenizer_finding(env, problems)
     assert leaking.status is Status.FAIL and leaking.facts["leaks"] == 2
     assert any("'a <eos> b': <eos>" in line for line in leaking.details)
     monkeypatch.setattr(check_model, "leaked_controls", lambda *_: [])
-    doubled = tokenizer_finding(examiner, problems)
+    doubled = tokenizer_finding(env, problems)
     assert doubled.status is Status.FAIL and doubled.message == "2 BOS at the start of a prompt, expected 0"
 
 

@@ -35,13 +35,13 @@ SMALL = (
 
 
 class Contrary:
-    """A crew in this process. The newest piece is done first, and everything travels as bytes."""
+    """A parallel in this process. The newest piece is done first, and everything travels as bytes."""
 
     size = 2
     meter: Any = None
 
-    def __init__(self, examiner: Any) -> None:
-        self.examiner = examiner
+    def __init__(self, env: Any) -> None:
+        self.env = env
 
     def stream(
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
@@ -49,7 +49,7 @@ class Contrary:
         while queue:
             key, task = queue.pop()
             sent = pickle.loads(pickle.dumps((common, task)))
-            yield key, pickle.loads(pickle.dumps(work(self.examiner, tick, *sent[0], *sent[1])))
+            yield key, pickle.loads(pickle.dumps(work(self.env, tick, *sent[0], *sent[1])))
 
 
 class Interrupted(Exception):
@@ -57,8 +57,8 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def contrary(config: Any, examiner: Any, folder: Any, say: Any) -> Iterator[Contrary]:
-    yield Contrary(examiner)
+def contrary(config: Any, env: Any, folder: Any, say: Any) -> Iterator[Contrary]:
+    yield Contrary(env)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, Any]:
-    """The result of a run without a crew."""
+    """The result of a run without a parallel."""
     out = tmp_path_factory.mktemp("runs") / "alone"
     run_tiny(out, source, *SMALL)
     assert {row["arm"] for row in events(out, "arm_step")} == {"hard_only", "ps_hard", "pq", "pq_curriculum"}
@@ -79,7 +79,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, An
 def test_pieces_done_in_another_order_give_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(pipeline, "open_crew", contrary)
+    monkeypatch.setattr(pipeline, "open_parallel", contrary)
     run_tiny(tmp_path / "run", source, *SMALL)
     assert result(tmp_path / "run") == alone
 
@@ -98,30 +98,30 @@ def test_arms_that_are_left_in_the_middle_go_on_with_or_without_a_crew(
             raise Interrupted
 
     if crew_first:
-        monkeypatch.setattr(pipeline, "open_crew", contrary)
+        monkeypatch.setattr(pipeline, "open_parallel", contrary)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(RunFolder, "save", save)
         run_tiny(tmp_path / "run", source, *SMALL)
     first, ahead = kept[-1]
-    assert (first is None, ahead) == ((True, 1) if crew_first else (False, 0))  # a crew did the last arm first
+    assert (first is None, ahead) == ((True, 1) if crew_first else (False, 0))  # a parallel did the last arm first
     monkeypatch.undo()
     if not crew_first:
-        monkeypatch.setattr(pipeline, "open_crew", contrary)
+        monkeypatch.setattr(pipeline, "open_parallel", contrary)
     run_tiny(tmp_path / "run", source, *SMALL, resume=True)
     assert result(tmp_path / "run") == alone
 
 
-def add(examiner: int, tick: Tick, offset: int, value: int) -> int:
+def add(env: int, tick: Tick, offset: int, value: int) -> int:
     tick()
-    return examiner + offset + value
+    return env + offset + value
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("crew", [None, Contrary(100)])
-def test_results_come_in_the_order_of_the_tasks(threads: int, crew: Any) -> None:
+@pytest.mark.parametrize("parallel", [None, Contrary(100)])
+def test_results_come_in_the_order_of_the_tasks(threads: int, parallel: Any) -> None:
     ticks: list[int] = []
     tasks = [(value,) for value in range(5)]
-    found = list(spread(crew, 100, threads, add, (10,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
+    found = list(spread(parallel, 100, threads, add, (10,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
     assert found == [110, 111, 112, 113, 114]
     assert len(ticks) == 5
 
@@ -138,8 +138,8 @@ def test_an_adapter_travels_without_gradients_and_arrives_bit_for_bit() -> None:
 
 
 def test_a_crew_shares_out_a_gpu_population_but_cuts_a_cpu_one_as_without_it() -> None:
-    backbone, crew = tiny_backbone(), Contrary(None)
-    assert choose_chunk(backbone, 16, 2, crew) == choose_chunk(backbone, 16, 2) == 8
+    backbone, parallel = tiny_backbone(), Contrary(None)
+    assert choose_chunk(backbone, 16, 2, parallel) == choose_chunk(backbone, 16, 2) == 8
     backbone.device = torch.device("cuda")
-    assert [choose_chunk(backbone, P, 1, crew) for P in (1, 15, 16)] == [1, 8, 8]
+    assert [choose_chunk(backbone, P, 1, parallel) for P in (1, 15, 16)] == [1, 8, 8]
     assert choose_chunk(backbone, 16, 1) == 16

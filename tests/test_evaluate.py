@@ -15,7 +15,7 @@ from loop_helpers import easy_problems, tiny_config
 from soar.config import EvaluateConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.loop.evaluate import bootstrap_interval, count_correct, paired_difference, pass_at_k, summarize
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 
 
 @pytest.mark.parametrize("samples", range(1, 9))
@@ -97,24 +97,24 @@ def perturbed(backbone: Backbone, policies: int) -> AdapterStack:
 def test_counts_do_not_depend_on_workers_and_blocks() -> None:
     config = tiny_config()
     problems = easy_problems(10)
-    with open_examiner(config) as examiner:
+    with open_env(config) as env:
         torch.set_num_threads(1)
-        stack = perturbed(examiner.backbone, 2)
+        stack = perturbed(env.backbone, 2)
         blocks: list[list[str]] = []
-        one = count_correct(examiner, stack, problems, 4, 7, config.student.sampling)
+        one = count_correct(env, stack, problems, 4, 7, config.student.sampling)
         other = count_correct(
-            examiner,
+            env,
             stack,
             problems,
             4,
             7,
             config.student.sampling,
-            workers=3,
+            threads=3,
             block=3,
             on_block=lambda part, correct, truncated: blocks.append([p.id for p in part]),
         )
-        again = count_correct(examiner, stack, problems, 4, 8, config.student.sampling)
-        base, _ = count_correct(examiner, None, problems, 4, 7, config.student.sampling)
+        again = count_correct(env, stack, problems, 4, 8, config.student.sampling)
+        base, _ = count_correct(env, None, problems, 4, 7, config.student.sampling)
     assert blocks == [[p.id for p in problems[i : i + 3]] for i in (0, 3, 6, 9)]
     for mine, theirs in zip(one, other, strict=True):
         assert mine.shape == (2, 10)

@@ -171,8 +171,8 @@ def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(
     changes = ("teacher.steps=2", 'arms.run=["base"]')
     real = pipeline.OuterLoop.teach
 
-    def diverge(self: Any, lessons: Any) -> Any:
-        population = real(self, lessons)
+    def diverge(self: Any, question_sets: Any) -> Any:
+        population = real(self, question_sets)
         population.failed_P[:] = True
         return population
 

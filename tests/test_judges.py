@@ -29,13 +29,13 @@ def test_the_oracle_is_the_worlds() -> None:
 def test_self_consistency_counts_votes() -> None:
     config = tiny_config("judge.attempts=4", "judge.agreement=0.5")
     problems = [Problem(q, q, "1") for q in ANSWERS]
-    examiner: Any = Recited()
-    labels = dict(zip(ANSWERS, SelfConsistency(examiner, config).label(problems), strict=True))
+    env: Any = Recited()
+    labels = dict(zip(ANSWERS, SelfConsistency(env, config).label(problems), strict=True))
     assert labels["always"] == labels["half"] == Label(True, True)
     assert labels["never"] == Label(True, False)  # two of four say 2
     assert labels["once"] == labels["silent"] == Label(False, False)
-    assert examiner.asked[0]["stack"] is None
-    assert SelfConsistency(examiner, config).label([]) == []
+    assert env.asked[0]["stack"] is None
+    assert SelfConsistency(env, config).label([]) == []
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def endpoint(server: Server, monkeypatch: pytest.MonkeyPatch, *more: str) -> End
     monkeypatch.setattr(judges.time, "sleep", lambda seconds: None)
     url = f"http://127.0.0.1:{server.server_port}/v1"
     config = tiny_config("judge.kind=endpoint", f"judge.url={url}", "judge.model=grader", *more)
-    examiner: Any = SimpleNamespace(verifier=VerifierPool("number", answer_style="marker"))
-    return Endpoint(config.judge, examiner)
+    env: Any = SimpleNamespace(verifier=VerifierPool("number", answer_style="marker"))
+    return Endpoint(config.judge, env)
 
 
 def test_an_endpoint_is_asked_and_its_answer_compared(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +149,9 @@ def test_an_endpoint_that_does_not_answer_is_named(
 
 def test_open_judge_follows_the_config() -> None:
     def opened(*overrides: str, verifier: str = "exact") -> Any:
-        examiner: Any = SimpleNamespace(verifier=SimpleNamespace(name=verifier))
+        env: Any = SimpleNamespace(verifier=SimpleNamespace(name=verifier))
         config: Config = tiny_config(*overrides)
-        return open_judge(examiner, config)
+        return open_judge(env, config)
 
     assert opened().name == "oracle of world:tiny"
     assert opened("problems.source=file.jsonl").name == "self-consistency of 16 attempts, agreement 0.5"

@@ -12,7 +12,6 @@ from typing import Any
 import house
 import pytest
 from loop_helpers import tiny_config
-
 from soar.plan.calibrate import Calibrator
 from soar.plan.probe import Timed, at_full, rate_at_full
 
@@ -65,8 +64,8 @@ def test_a_calibration_on_a_cpu_times_two_sizes_where_not_all_rows_fit() -> None
 
     backbone = SimpleNamespace(device=SimpleNamespace(type="cpu"))
     parts = dict.fromkeys(("sampler", "fmt", "verifier", "scheme", "parts"))
-    examiner: Any = SimpleNamespace(backbone=backbone, **parts)
-    calibrator = Calibrator(examiner, tiny_config(), 1, seconds=96.0, clock=lambda: now[0])
+    env: Any = SimpleNamespace(backbone=backbone, **parts)
+    calibrator = Calibrator(env, tiny_config(), 1, seconds=96.0, clock=lambda: now[0])
     points, _ = calibrator._sized("write", 32, work)
     assert sizes == [4, 4, 16] and [point.size for point in points] == [4, 16]
     assert at_full([(point.size, point.seconds) for point in points], 32) == 2.0 + 0.5 * 32

@@ -24,7 +24,7 @@ from soar.run import pipeline
 from soar.run import screen as hardset
 from soar.run import setup as workbench
 from soar.run.pipeline import NothingToDo
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 ARMS = ["base", "hard_only", "ps", "pq"]
@@ -213,10 +213,10 @@ def test_each_arm_is_judged_by_its_own_policy(
     judged: list[list[str]] = []
     real = held_out.count_correct
 
-    def spy(examiner: Any, stack: AdapterStack, problems: list[Problem], *rest: Any, **more: Any) -> Any:
+    def spy(env: Any, stack: AdapterStack, problems: list[Problem], *rest: Any, **more: Any) -> Any:
         judged.append([stack.digest(p) for p in range(stack.policies)])
         assert [p.id for p in problems] == [row["id"] for row in read_jsonl(tmp_path / "run" / "hard" / "test.jsonl")]
-        return real(examiner, stack, problems, *rest, **more)
+        return real(env, stack, problems, *rest, **more)
 
     monkeypatch.setattr(held_out, "count_correct", spy)
     changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", "teacher.steps=1")
@@ -249,7 +249,7 @@ def test_report_shows_the_run(tiny_run: Path) -> None:
 
 
 def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def screen(examiner: Any, problems: list[Problem], *rest: Any) -> dict[str, Screening]:
+    def screen(env: Any, problems: list[Problem], *rest: Any) -> dict[str, Screening]:
         return {problem.id: Screening(int(i >= 3), 4) for i, problem in enumerate(problems)}
 
     monkeypatch.setattr(hardset, "screen", screen)
@@ -325,10 +325,10 @@ def test_a_world_that_has_too_few_problems_is_named(tmp_path: Path, monkeypatch:
 
 
 def test_workers_follow_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_examiner(tiny_config()) as examiner:
-        assert choose_workers(examiner.backbone, 3) == 3
+    with open_env(tiny_config()) as env:
+        assert choose_threads(env.backbone, 3) == 3
         assert torch.get_num_threads() == 1
         monkeypatch.setattr(workbench, "SMALL_MODEL", 0)
-        assert choose_workers(examiner.backbone, 2) == 1
+        assert choose_threads(env.backbone, 2) == 1
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)

@@ -146,12 +146,12 @@ def config_of_70b(folder: Path) -> str:
 
 
 def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from soar.run.setup import open_examiner
+    from soar.run.setup import open_env
 
     path = config_of_70b(tmp_path / "big")
     config = tiny_config(f"model.path={path}", "model.adapter=lora", "model.dtype=bfloat16")
     monkeypatch.setattr("soar.run.setup.machine_bytes", lambda: 80 * GIB)
-    with pytest.raises(TooLarge) as refused, open_examiner(config):
+    with pytest.raises(TooLarge) as refused, open_env(config):
         pass
     said = str(refused.value)
     assert "70,553,706,496 parameters x 2 bytes" in said and "80.0 GiB free" in said

@@ -18,7 +18,7 @@ from soar.loop.write import teacher_prompt
 from soar.problems.parse import parse_all
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import Problem
 
 
@@ -42,12 +42,12 @@ def test_its_untrained_teacher_seldom_asks_a_useful_question() -> None:
     for recipe in ("tiny-rare", "tiny"):
         config = load(recipe, ["threads=1", "model.device=cpu"])
         world = get_world(recipe)
-        with open_examiner(config) as examiner:
-            prompt = teacher_prompt(examiner, config)
-            rollouts = examiner.sampler.sample(None, [[prompt]], 600, [[1]], config.teacher.sampling)
+        with open_env(config) as env:
+            prompt = teacher_prompt(env, config)
+            rollouts = env.sampler.sample(None, [[prompt]], 600, [[1]], config.teacher.sampling)
             cut = [not ended for ended in rollouts.ended_B.tolist()]
-            texts = rollouts.texts(examiner.backbone)
-            pairs = parse_all(texts, examiner.fmt, examiner.verifier, truncated=cut)
+            texts = rollouts.texts(env.backbone)
+            pairs = parse_all(texts, env.fmt, env.verifier, truncated=cut)
         useful = [p for p in pairs if isinstance(p, Problem) and world.useful(p.question)]
         shares[recipe] = len(useful) / len(pairs)
         assert sum(world.solve(p.question) == p.answer for p in useful) / len(useful) > 0.5

@@ -23,15 +23,15 @@ from test_resume import result
 from soar.cli import main
 from soar.config import ConfigError
 from soar.loop.parallel import spread
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.write import TeacherError
 from soar.run import pipeline, ray_cluster, ray_worker
 from soar.run.folder import RunFolder, versions
 from soar.run.ray_cluster import workers_for
-from soar.run.ray_crew import LOG_FILE, RayCrew, WorkerBug, WorkersLost, failure_of, open_crew
+from soar.run.ray_crew import LOG_FILE, RayParallel, WorkerBug, WorkersLost, failure_of, open_parallel
 from soar.run.ray_worker import Failure, Order, Reply, Worker
 from soar.run.screen import screen_block
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import UserError
 
 ray = pytest.importorskip("ray")
@@ -54,7 +54,7 @@ SMALL = (
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    """One local Ray for the whole file; a crew uses the Ray that its process is connected to."""
+    """One local Ray for the whole file; a parallel uses the Ray that its process is connected to."""
     ray_cluster.connect(ray, tiny_config("cluster.workers=8"))
     ray.cloudpickle.register_pickle_by_value(ray_pieces)  # workers do not see the folder of the tests
     yield
@@ -87,7 +87,7 @@ def test_any_number_of_workers_gives_the_numbers_of_one_process(
     assert [row["event"] for row in rows[: workers + 1]] == ["opened", *["started"] * workers]
     done = [row for row in rows if row["event"] == "done"]
     assert {row["work"] for row in done} == {
-        "screen_block", "train_share", "measure_share", "arm_segment", "count_block",
+        "screen_block", "train_chunk", "measure_chunk", "arm_segment", "count_block",
     }  # fmt: skip
     assert len({row["piece"] for row in done}) == len(done)
     assert len({row["worker"] for row in done}) == workers
@@ -98,22 +98,22 @@ def test_two_workers_one_of_them_killed_amid_a_step_give_the_same_numbers(
 ) -> None:
     out = tmp_path / "run"
     killed: list[int] = []
-    real = RayCrew._give
+    real = RayParallel._give
 
-    def give(self: RayCrew, member: Any, piece: Any, *rest: Any) -> None:
+    def give(self: RayParallel, member: Any, piece: Any, *rest: Any) -> None:
         real(self, member, piece, *rest)
-        if self._name == "train_share" and not killed:
+        if self._name == "train_chunk" and not killed:
             killed.append(piece.number)
             threading.Timer(0.1, os.kill, (member.about["pid"], signal.SIGKILL)).start()
 
-    monkeypatch.setattr(RayCrew, "_give", give)
+    monkeypatch.setattr(RayParallel, "_give", give)
     run_tiny(out, source, *SMALL, "cluster.workers=2")
     assert result(out) == alone
     rows = read_jsonl(out / LOG_FILE)
     lost, *others = [row for row in rows if row["event"] == "lost"]
     assert not others, rows
     (again,) = [row for row in rows if row["event"] == "done" and row["piece"] == killed[0]]
-    assert lost["piece"] == killed[0] and lost["work"] == "train_share"
+    assert lost["piece"] == killed[0] and lost["work"] == "train_chunk"
     assert again["worker"] != lost["worker"]
     complaints = {check.what: check.complaints for check in examine(out)}
     assert complaints["workers and what they lost"] == []
@@ -121,25 +121,25 @@ def test_two_workers_one_of_them_killed_amid_a_step_give_the_same_numbers(
 
 
 class Desk:
-    """A crew of two with what it says and records."""
+    """A parallel of two with what it says and records."""
 
-    def __init__(self, examiner: Examiner, *overrides: str) -> None:
+    def __init__(self, env: RolloutEnv, *overrides: str) -> None:
         self.said: list[str] = []
         self.rows: list[dict[str, Any]] = []
         config = tiny_config("cluster.workers=2", "cluster.start_s=120", "cluster.retries=1", *overrides)
-        self.crew = RayCrew(config, examiner, 1, self.said.append, self.rows.append)
+        self.parallel = RayParallel(config, env, 1, self.said.append, self.rows.append)
 
 
 @pytest.fixture(scope="module")
-def examiner() -> Iterator[Examiner]:
-    with open_examiner(tiny_config()) as examiner:
-        yield examiner
+def env() -> Iterator[RolloutEnv]:
+    with open_env(tiny_config()) as env:
+        yield env
 
 
 @pytest.fixture(scope="module")
-def shared(examiner: Examiner) -> Iterator[Desk]:
-    desk = Desk(examiner, "cluster.silence_s=3")
-    with desk.crew:
+def shared(env: RolloutEnv) -> Iterator[Desk]:
+    desk = Desk(env, "cluster.silence_s=3")
+    with desk.parallel:
         yield desk
 
 
@@ -152,13 +152,13 @@ def is_gone(pid: int) -> bool:
 
 
 def ask(desk: Desk, work: Any, *tasks: tuple[Any, ...], common: tuple[Any, ...] = ()) -> list[Any]:
-    return list(spread(desk.crew, None, 1, work, common, tasks))  # type: ignore[arg-type]
+    return list(spread(desk.parallel, None, 1, work, common, tasks))  # type: ignore[arg-type]
 
 
 def test_results_come_in_order_from_all_workers_and_every_step_is_told(shared: Desk) -> None:
     ticks: list[int] = []
     tasks = [(30,), (1,), (2,), (3,)]
-    found = list(spread(shared.crew, None, 1, ray_pieces.double, (1,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
+    found = list(spread(shared.parallel, None, 1, ray_pieces.double, (1,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
     assert [value for value, _ in found] == [61, 3, 5, 7]
     assert len({pid for _, pid in found}) == 2
     assert len(ticks) == 12
@@ -175,7 +175,7 @@ def test_results_come_in_order_from_all_workers_and_every_step_is_told(shared: D
 def test_an_error_in_a_worker_comes_back_as_what_it_is(shared: Desk, how: str, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         ask(shared, ray_pieces.fail, (how,))
-    assert ask(shared, ray_pieces.double, (1,), common=(0,))[0][0] == 2  # the crew goes on
+    assert ask(shared, ray_pieces.double, (1,), common=(0,))[0][0] == 2  # the parallel goes on
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced_and_its_work_done_again(
     pid = next(row["pid"] for row in started if row["worker"] == lost["worker"])
     assert any(is_gone(pid) or time.sleep(0.1) for _ in range(100))  # Ray has to collect it
     assert ask(shared, ray_pieces.double, *[(1,)] * 4, common=(0,))
-    assert len(shared.crew._members) == 2
+    assert len(shared.parallel._members) == 2
 
 
 def test_a_worker_without_its_gpu_is_replaced(shared: Desk, tmp_path: Path) -> None:
@@ -208,14 +208,14 @@ def test_a_worker_without_its_gpu_is_replaced(shared: Desk, tmp_path: Path) -> N
 
 
 def test_work_that_loses_every_worker_ends_the_run(shared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared.crew, "cluster", shared.crew.cluster.model_copy(update={"retries": 0}))
+    monkeypatch.setattr(shared.parallel, "cluster", shared.parallel.cluster.model_copy(update={"retries": 0}))
     with pytest.raises(WorkersLost, match=r"\(always_end\) lost its worker 1 times \(cluster.retries = 0\)"):
         ask(shared, ray_pieces.always_end, ())
 
 
 def test_a_caller_that_stops_listening_leaves_the_crew_usable(shared: Desk) -> None:
     queue: deque[Any] = deque((i, (20 * i,)) for i in range(1, 3))
-    stream = shared.crew.stream(ray_pieces.double, (0,), queue)
+    stream = shared.parallel.stream(ray_pieces.double, (0,), queue)
     assert next(stream)[0] == 1
     stream.close()  # type: ignore[attr-defined]
     assert [value for value, _ in ask(shared, ray_pieces.double, (1,), (2,), common=(0,))] == [2, 4]
@@ -225,9 +225,9 @@ def test_a_worker_with_other_weights_is_refused_and_other_versions_are_named(sha
     about = {"host": "node-7", "pid": 1, "device": "cpu", "model_sha256": "0" * 64, "versions": versions()}
     member: Any = SimpleNamespace(number=9, about={})
     with pytest.raises(WorkersLost, match="worker 9 on node-7 loaded other weights than this process"):
-        shared.crew._welcome(member, Reply(about))
-    about |= {"model_sha256": shared.crew._digest, "versions": {**versions(), "torch": "1.0"}}
-    shared.crew._welcome(member, Reply(about))
+        shared.parallel._welcome(member, Reply(about))
+    about |= {"model_sha256": shared.parallel._digest, "versions": {**versions(), "torch": "1.0"}}
+    shared.parallel._welcome(member, Reply(about))
     assert shared.said[-1] == "worker 9 on node-7 has torch 1.0: last digits may differ"
 
 
@@ -252,9 +252,9 @@ def test_a_cluster_without_this_package_is_named(shared: Desk, monkeypatch: pyte
     def remote(cls: type) -> Any:
         raise ImportError("No module named 'soar'")  # as Ray's client hands it on
 
-    monkeypatch.setattr(shared.crew, "_ray", SimpleNamespace(remote=remote))
+    monkeypatch.setattr(shared.parallel, "_ray", SimpleNamespace(remote=remote))
     with pytest.raises(WorkersLost, match=r"cannot import this package: ImportError: No module .* Install soar-rl "):
-        shared.crew._hire()
+        shared.parallel._hire()
     error = RuntimeError("The actor died, \x1b[36mray::Worker\x1b[39m (pid=1)\n  File x\nImportError: no soar here")
     assert ray_cluster.in_short(error) == "The actor died, ray::Worker (pid=1) ImportError: no soar here"
 
@@ -290,7 +290,7 @@ def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_closed_port_is_named_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(pipeline, "open_examiner", lambda config: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(pipeline, "open_env", lambda config: pytest.fail("the model was loaded first"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
         address = f"{kind}127.0.0.1:{taken.getsockname()[1]}"
@@ -333,16 +333,16 @@ def test_the_token_of_this_machine_is_shown_to_a_cluster(
     assert os.environ.get("RAY_AUTH_MODE") == after
 
 
-def test_more_workers_than_a_machine_holds(examiner: Examiner) -> None:
-    desk = Desk(examiner, "cluster.gpus=3")
-    desk.crew._connection, desk.crew.size = "started", 2
+def test_more_workers_than_a_machine_holds(env: RolloutEnv) -> None:
+    desk = Desk(env, "cluster.gpus=3")
+    desk.parallel._connection, desk.parallel.size = "started", 2
     with pytest.raises(ConfigError, match=r"cluster.workers = 2: each asks for 1 cores and 3 GPUs, .* so 0 fit"):
-        desk.crew._check_room()
+        desk.parallel._check_room()
 
 
-def test_nothing_is_asked_for_nothing_is_started(examiner: Examiner) -> None:
-    with open_crew(tiny_config(), examiner, None, print) as crew:
-        assert crew is None
+def test_nothing_is_asked_for_nothing_is_started(env: RolloutEnv) -> None:
+    with open_parallel(tiny_config(), env, None, print) as parallel:
+        assert parallel is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Attempts: the right problem is put to the right policy, and every attempt has its own seed."""
+"""RolloutBatch: the right problem is put to the right policy, and every attempt has its own seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers import BOS, CONTEXT, WORDS, some_problems, tiny_backbone, tiny_exam
 from helpers import random_stack as stack_of
 
 from soar.config import SamplingConfig
-from soar.loop.rollout import Attempts, Examiner
+from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.problems.verify import VerifierPool
 from soar.types import Problem, Verdict
 
@@ -18,27 +18,27 @@ SAMPLING = SamplingConfig(max_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def examiner() -> Examiner:
+def env() -> RolloutEnv:
     return tiny_examiner(tiny_backbone())
 
 
-def texts(examiner: Examiner, attempts: Attempts) -> list[str]:
-    return attempts.rollouts.texts(examiner.backbone)
+def texts(env: RolloutEnv, attempts: RolloutBatch) -> list[str]:
+    return attempts.rollouts.texts(env.backbone)
 
 
-def test_rows_are_policy_question_attempt(examiner: Examiner) -> None:
-    stack = stack_of(examiner.backbone, 2)
+def test_rows_are_policy_question_attempt(env: RolloutEnv) -> None:
+    stack = stack_of(env.backbone, 2)
     problems = [some_problems(3), some_problems(3, first=5)]
-    found = examiner.attempt(stack, problems, 4, [1, 2], SAMPLING)
+    found = env.rollout(stack, problems, 4, [1, 2], SAMPLING)
     assert found.count == 24
     assert found.reward_P_Q_N.shape == found.solved_P_Q_N.shape == found.valid_P_Q_N.shape == (2, 3, 4)
-    written = texts(examiner, found)
+    written = texts(env, found)
     for p in range(2):
         for q in range(3):
             for n in range(4):
                 row = (p * 3 + q) * 4 + n
                 problem = problems[p][q]
-                assert found.rollouts.prompts[row] == tuple(examiner.prompt(problem))
+                assert found.rollouts.prompts[row] == tuple(env.prompt(problem))
                 solved = problem.answer in written[row].split()
                 assert found.solved_P_Q_N[p, q, n].item() is solved is found.verdicts[row].solved
                 assert found.reward_P_Q_N[p, q, n].item() == float(solved)
@@ -46,38 +46,38 @@ def test_rows_are_policy_question_attempt(examiner: Examiner) -> None:
     torch.testing.assert_close(found.pass_rate_P(), found.solved_P_Q_N.float().mean((1, 2)))
 
 
-def test_an_attempt_does_not_depend_on_the_other_problems(examiner: Examiner) -> None:
+def test_an_attempt_does_not_depend_on_the_other_problems(env: RolloutEnv) -> None:
     problems = some_problems(5)
-    stack = stack_of(examiner.backbone, 2)
-    whole = texts(examiner, examiner.attempt(stack, [problems, problems], 3, [7, 8], SAMPLING))
+    stack = stack_of(env.backbone, 2)
+    whole = texts(env, env.rollout(stack, [problems, problems], 3, [7, 8], SAMPLING))
     order = [4, 1, 3]
-    part = examiner.attempt(stack.select([1]), [[problems[i] for i in order]], 2, [8], SAMPLING)
+    part = env.rollout(stack.select([1]), [[problems[i] for i in order]], 2, [8], SAMPLING)
     expected = [whole[15 + i * 3 + n] for i in order for n in range(2)]
-    assert texts(examiner, part) == expected
+    assert texts(env, part) == expected
     assert whole[:15] != whole[15:]
 
 
-def test_a_problem_that_comes_twice_is_tried_anew(examiner: Examiner) -> None:
+def test_a_problem_that_comes_twice_is_tried_anew(env: RolloutEnv) -> None:
     problem = some_problems(1)[0]
-    found = texts(examiner, examiner.attempt(None, [[problem, problem]], 4, [3], SAMPLING))
-    once = texts(examiner, examiner.attempt(None, [[problem]], 4, [3], SAMPLING))
+    found = texts(env, env.rollout(None, [[problem, problem]], 4, [3], SAMPLING))
+    once = texts(env, env.rollout(None, [[problem]], 4, [3], SAMPLING))
     assert found[:4] == once != found[4:]
     assert len(set(found)) == 8
 
 
-def test_unscorable_attempts_are_left_out_of_the_mean(examiner: Examiner) -> None:
+def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
     problems = [*some_problems(3), Problem("no gold", "a b", "?")]
-    found = examiner.attempt(None, [problems], 6, [1], SAMPLING)
+    found = env.rollout(None, [problems], 6, [1], SAMPLING)
     assert found.valid_P_Q_N[0].all(-1).tolist() == [True, True, True, False]
     assert found.pass_rate_P().item() == pytest.approx(found.solved_P_Q_N[0, :3].float().mean().item())
-    nothing = examiner.attempt(None, [[problems[3]]], 2, [1], SAMPLING)
+    nothing = env.rollout(None, [[problems[3]]], 2, [1], SAMPLING)
     assert nothing.pass_rate_P().tolist() == [0.0]
 
 
-def test_truncated_and_failed_are_counted(examiner: Examiner) -> None:
-    stack = stack_of(examiner.backbone, 2)
+def test_truncated_and_failed_are_counted(env: RolloutEnv) -> None:
+    stack = stack_of(env.backbone, 2)
     stack.tensors["model.layers.0.mlp.up_proj.B"][1] = torch.nan
-    found = examiner.attempt(stack, [some_problems(2)] * 2, 5, [1, 2], SAMPLING)
+    found = env.rollout(stack, [some_problems(2)] * 2, 5, [1, 2], SAMPLING)
     ended = found.rollouts.ended_B.view(2, 10)
     assert found.failed_P.tolist() == [False, True]
     assert found.truncated == int((~ended[0]).sum()) > 0
@@ -96,69 +96,69 @@ def test_one_failed_row_fails_its_policy() -> None:
 
 
 def test_paper_rewards_come_from_verdict_and_text() -> None:
-    examiner = tiny_examiner(tiny_backbone(), "paper")
-    found = examiner.attempt(None, [some_problems(4)], 8, [2], SAMPLING)
+    env = tiny_examiner(tiny_backbone(), "paper")
+    found = env.rollout(None, [some_problems(4)], 8, [2], SAMPLING)
     points = {Verdict.CORRECT: 120.0, Verdict.WRONG: 10.0, Verdict.NO_ANSWER: 0.0}
     assert found.reward_P_Q_N.flatten().tolist() == [points[verdict] for verdict in found.verdicts]
     assert {Verdict.CORRECT, Verdict.WRONG} <= set(found.verdicts)
 
 
-def test_greedy_attempts_are_all_alike(examiner: Examiner) -> None:
-    found = examiner.attempt(None, [some_problems(2)], 3, [1], SAMPLING, greedy=True)
-    other = examiner.attempt(None, [some_problems(2)], 3, [2], SAMPLING, greedy=True)
-    written = texts(examiner, found)
-    assert written == texts(examiner, other)
+def test_greedy_attempts_are_all_alike(env: RolloutEnv) -> None:
+    found = env.rollout(None, [some_problems(2)], 3, [1], SAMPLING, greedy=True)
+    other = env.rollout(None, [some_problems(2)], 3, [2], SAMPLING, greedy=True)
+    written = texts(env, found)
+    assert written == texts(env, other)
     assert len(set(written[:3])) == len(set(written[3:])) == 1
 
 
-def test_room_is_prompt_and_budget(examiner: Examiner) -> None:
+def test_room_is_prompt_and_budget(env: RolloutEnv) -> None:
     problem = Problem("long", " ".join("a" * 20), "a")
-    assert len(examiner.prompt(problem)) == 20
-    assert examiner.room(problem, SamplingConfig(max_tokens=CONTEXT - 20))
-    assert not examiner.room(problem, SamplingConfig(max_tokens=CONTEXT - 19))
-    assert BOS not in examiner.prompt(problem)
+    assert len(env.prompt(problem)) == 20
+    assert env.room(problem, SamplingConfig(max_tokens=CONTEXT - 20))
+    assert not env.room(problem, SamplingConfig(max_tokens=CONTEXT - 19))
+    assert BOS not in env.prompt(problem)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("workers", [2, 3, 8])
 def test_threads_that_share_one_policy_change_nothing(adapter: str, workers: int) -> None:
-    examiner = tiny_examiner(tiny_backbone(adapter=adapter))
-    stack = stack_of(examiner.backbone, 1)
+    env = tiny_examiner(tiny_backbone(adapter=adapter))
+    stack = stack_of(env.backbone, 1)
     problems = [some_problems(5)]
-    alone = examiner.attempt(stack, problems, 4, [3], SAMPLING)
-    shared = examiner.attempt(stack, problems, 4, [3], SAMPLING, workers=workers)
+    alone = env.rollout(stack, problems, 4, [3], SAMPLING)
+    shared = env.rollout(stack, problems, 4, [3], SAMPLING, threads=workers)
     assert shared.rollouts.prompts == alone.rollouts.prompts
-    assert texts(examiner, shared) == texts(examiner, alone)
+    assert texts(env, shared) == texts(env, alone)
     assert shared.verdicts == alone.verdicts
     assert torch.equal(shared.rollouts.length_B, alone.rollouts.length_B)
     torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=1e-5)
 
 
 def test_threads_with_a_real_verifier() -> None:
-    """Several threads share one examiner and its verifier; the results are those of one after another."""
+    """Several threads share one env and its verifier; the results are those of one after another."""
     backbone = tiny_backbone()
     problems = [Problem(p.id, p.question, "3") for p in some_problems(6)]
     with VerifierPool("exact", answer_style="marker", workers=1) as pool:
-        examiner = Examiner(backbone, tiny_examiner(backbone).sampler, tiny_examiner(backbone).fmt, pool)
+        env = RolloutEnv(backbone, tiny_examiner(backbone).sampler, tiny_examiner(backbone).fmt, pool)
 
         def job(i: int) -> tuple[list[str], list[Verdict]]:
-            found = examiner.attempt(stack_of(backbone, 1, seed=i), [problems], 4, [i], SAMPLING)
-            return texts(examiner, found), found.verdicts
+            found = env.rollout(stack_of(backbone, 1, seed=i), [problems], 4, [i], SAMPLING)
+            return texts(env, found), found.verdicts
 
         one_by_one = [job(i) for i in range(6)]
         with ThreadPoolExecutor(3) as threads:
             assert list(threads.map(job, range(6))) == one_by_one
 
 
-def test_a_verifier_gets_the_columns_of_the_problems(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verifier_gets_the_columns_of_the_problems(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[object]] = {}
 
     def check(completions: list[str], golds: list[str], columns: dict[str, list[object]]) -> list[Verdict]:
         seen.update(columns)
         return [Verdict.WRONG] * len(completions)
 
-    monkeypatch.setattr(examiner.verifier, "check", check)
+    monkeypatch.setattr(env.verifier, "check", check)
     first, second = some_problems(2)
     easy = Problem(first.id, first.question, first.answer, {"level": "easy"})
-    examiner.attempt(None, [[easy, second]], 2, [1], SAMPLING)
+    env.rollout(None, [[easy, second]], 2, [1], SAMPLING)
     assert seen == {"level": ["easy", "easy", None, None], "question": [first.question] * 2 + [second.question] * 2}

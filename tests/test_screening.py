@@ -54,14 +54,14 @@ def test_a_run_can_trust_the_file(tmp_path: Path) -> None:
 
 
 class Attempted:
-    """An examiner whose attempt n at problem hard-i is correct when n >= 100 - i, and truncated when n is odd."""
+    """An env whose attempt n at problem hard-i is correct when n >= 100 - i, and truncated when n is odd."""
 
     def __init__(self, break_at: str = "") -> None:
         self.asked: list[tuple[str, int, int]] = []
         self.break_at = break_at
         self.backbone = SimpleNamespace(device=torch.device("cpu"))
 
-    def attempt(
+    def rollout(
         self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, first: int = 0
     ) -> Any:
         (problems,) = problems_P_Q
@@ -76,11 +76,11 @@ class Attempted:
         return SimpleNamespace(solved_P_Q_N=solved_P_Q_N, valid_P_Q_N=torch.ones_like(solved_P_Q_N), rollouts=rollouts)
 
 
-def screened(path: Path, examiner: Any, problems: list[Problem], *overrides: str, resume: bool = False) -> Any:
-    """(found, rows of the file, items told to the progress) of a screening by `examiner`."""
+def screened(path: Path, env: Any, problems: list[Problem], *overrides: str, resume: bool = False) -> Any:
+    """(found, rows of the file, items told to the progress) of a screening by `env`."""
     config, done = tiny_config("screen.attempts=100", "screen.max_successes=0", *overrides), []
     with RunFolder(path, config, [], resume) as folder:
-        found = screen(examiner, problems, config, folder, {"model": "m"}, 1, done.append)
+        found = screen(env, problems, config, folder, {"model": "m"}, 1, done.append)
         return found, folder.rows("hard/screen.jsonl"), done
 
 
@@ -155,11 +155,11 @@ def test_ids_alone_do_not_make_problems_the_same(tiny_run: Path, tmp_path: Path)
 def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: Path) -> None:
     names = (0, 1, 75, 99, 100)  # first success at attempt: never, 99, 25, 1, 0
     problems = [hard_problems(101)[i] for i in names]
-    examiner = Attempted()
-    _, rows, _ = screened(tmp_path / "a", examiner, problems, "screen.early_stop=true")
+    env = Attempted()
+    _, rows, _ = screened(tmp_path / "a", env, problems, "screen.early_stop=true")
     assert [(row["successes"], row["attempts"]) for row in rows[1:]] == [(0, 100), (1, 100), (7, 32), (7, 8), (8, 8)]
-    assert [first for name, first, _ in examiner.asked if name == "hard-0"] == [0, 8, 32]
-    assert [count for name, _, count in examiner.asked if name == "hard-0"] == [8, 24, 68]
+    assert [first for name, first, _ in env.asked if name == "hard-0"] == [0, 8, 32]
+    assert [count for name, _, count in env.asked if name == "hard-0"] == [8, 24, 68]
     full, *_ = screened(tmp_path / "b", Attempted(), problems)
     for most in (0, 1):
         hard = {name for name, row in full.items() if row.successes <= most}
@@ -173,10 +173,10 @@ def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: P
 def test_attempts_in_waves_are_the_attempts_of_one_call() -> None:
     """On a real model, wave by wave: same seeds, same tokens, same verdicts."""
     backbone = tiny_backbone(adapter="lora")
-    examiner, problems = tiny_examiner(backbone), some_problems(3)
+    env, problems = tiny_examiner(backbone), some_problems(3)
     sampling = SamplingConfig(max_tokens=6)
-    whole = examiner.attempt(None, [problems], 11, [7], sampling)
-    parts = [examiner.attempt(None, [problems], n, [7], sampling, first=first) for first, n in ((0, 4), (4, 7))]
+    whole = env.rollout(None, [problems], 11, [7], sampling)
+    parts = [env.rollout(None, [problems], n, [7], sampling, first=first) for first, n in ((0, 4), (4, 7))]
     joined = torch.cat([part.solved_P_Q_N for part in parts], dim=2)
     assert torch.equal(whole.solved_P_Q_N, joined)
     texts = whole.rollouts.texts(backbone)

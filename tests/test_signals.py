@@ -16,9 +16,9 @@ from soar import seeds
 from soar.config import Config, ConfigError
 from soar.loop import teacher
 from soar.loop.rewards import ballot, deal, pay, success_rates, votes
-from soar.loop.write import Lessons
+from soar.loop.write import QuestionSets
 from soar.problems.answers import extract
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import Problem
 
 PAID = {
@@ -29,9 +29,9 @@ PAID = {
 }
 
 
-def lessons_of(*sets: list[str]) -> Lessons:
+def lessons_of(*sets: list[str]) -> QuestionSets:
     problems = [[Problem(f"{k}-{i}", q, "1") for i, q in enumerate(names)] for k, names in enumerate(sets)]
-    return Lessons(problems, None, 6, {})  # type: ignore[arg-type]
+    return QuestionSets(problems, None, 6, {})  # type: ignore[arg-type]
 
 
 def config_of(reward: str, *more: str) -> Config:
@@ -43,41 +43,41 @@ SETS = (["never", "always", "half"], ["once", "silent", "unscorable"])
 
 @pytest.mark.parametrize("reward", list(PAID))
 def test_known_attempts_give_the_known_rewards(reward: str) -> None:
-    examiner: Any = Recited()
+    env: Any = Recited()
     state = SimpleNamespace(step=3, baseline=skills([0.0]))
-    paid = pay(examiner, state, lessons_of(*SETS), [0.5, None], config_of(reward))
+    paid = pay(env, state, lessons_of(*SETS), [0.5, None], config_of(reward))
     assert paid.reward_U == PAID[reward]
     assert paid.rollouts == 24
     first, second = PAID[reward][:3], [r for r in PAID[reward][3:] if r is not None]
     means = [sum(first) / 3, sum(second) / len(second)]  # type: ignore[arg-type]
     assert paid.reward_G == pytest.approx(means)
-    (call,) = examiner.asked
+    (call,) = env.asked
     assert call["stack"] is state.baseline
     assert call["seeds"] == [seeds.derive(0, "intrinsic", 3)]
-    whole = pay(examiner, state, lessons_of(*SETS), [0.5, None], config_of(reward, "intrinsic.credit=dataset"))
+    whole = pay(env, state, lessons_of(*SETS), [0.5, None], config_of(reward, "intrinsic.credit=dataset"))
     assert whole.reward_U == whole.reward_G == pytest.approx(means)
 
 
 @pytest.mark.parametrize("reward", ["grounded", "shuffled"])
 def test_grounded_rewards_are_the_measured_improvement(reward: str) -> None:
-    examiner: Any = Recited()
-    paid = pay(examiner, SimpleNamespace(step=0, baseline=None), lessons_of(*SETS), [0.5, None], config_of(reward))  # type: ignore[arg-type]
+    env: Any = Recited()
+    paid = pay(env, SimpleNamespace(step=0, baseline=None), lessons_of(*SETS), [0.5, None], config_of(reward))  # type: ignore[arg-type]
     assert (paid.reward_U, paid.reward_G, paid.rollouts) == ([0.5, None], [0.5, None], 0)
-    assert examiner.asked == []
+    assert env.asked == []
 
 
 def test_an_untrained_teacher_is_not_paid() -> None:
-    examiner: Any = Recited()
-    paid = pay(examiner, SimpleNamespace(step=0, baseline=None), lessons_of(*SETS), [0.5, None], config_of("none"))  # type: ignore[arg-type]
+    env: Any = Recited()
+    paid = pay(env, SimpleNamespace(step=0, baseline=None), lessons_of(*SETS), [0.5, None], config_of("none"))  # type: ignore[arg-type]
     assert (paid.reward_U, paid.reward_G) == ([], [None, None])
 
 
 def test_success_and_votes_agree_with_their_definitions() -> None:
-    examiner: Any = Recited()
+    env: Any = Recited()
     problems = [[Problem(q, q, "1") for q in ANSWERS]]
-    attempts = examiner.attempt(None, problems, 4, [0], None)
+    attempts = env.rollout(None, problems, 4, [0], None)
     assert success_rates(attempts) == [0.0, 1.0, 0.5, 0.25, 0.0, None]
-    assert votes(examiner, attempts) == [("2", 0.5), ("1", 1.0), ("1", 0.5), ("1", 0.25), (None, 0.0), ("1", 1.0)]
+    assert votes(env, attempts) == [("2", 0.5), ("1", 1.0), ("1", 0.5), ("1", 0.25), (None, 0.0), ("1", 1.0)]
 
 
 def test_equal_votes() -> None:
@@ -89,18 +89,18 @@ def test_equal_votes() -> None:
 
 def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question() -> None:
     sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(7)] for k in range(3)]
-    lessons = Lessons(sets, None, 21, {})  # type: ignore[arg-type]
+    question_sets = QuestionSets(sets, None, 21, {})  # type: ignore[arg-type]
     config = config_of("shuffled")
-    dealt = deal(lessons, config, 2).problems_G_Q
+    dealt = deal(question_sets, config, 2).problems_G_Q
     for before, after in zip(sets, dealt, strict=True):
         assert [p.question for p in after] == [p.question for p in before]
         assert Counter(p.answer for p in after) == Counter(p.answer for p in before)
         assert all(a.answer != b.answer for a, b in zip(after, before, strict=True))
-    assert deal(lessons, config, 2).problems_G_Q == dealt
-    assert [[p.answer for p in s] for s in deal(lessons, config, 3).problems_G_Q] != [
+    assert deal(question_sets, config, 2).problems_G_Q == dealt
+    assert [[p.answer for p in s] for s in deal(question_sets, config, 3).problems_G_Q] != [
         [p.answer for p in s] for s in dealt
     ]
-    assert deal(lessons, config_of("grounded"), 2) is lessons
+    assert deal(question_sets, config_of("grounded"), 2) is question_sets
     with pytest.raises(ConfigError, match=r'teacher.reward = "shuffled" permutes answers .*teacher.questions = 1'):
         config_of("shuffled", "teacher.questions=1")
 
@@ -110,10 +110,10 @@ class Paid(ScriptedLoop):
 
     KINDS = ("half", "never", "once", "always")
 
-    def write(self) -> Lessons:
-        lessons = super().write()
-        sets = [[Problem(p.id, self.KINDS[i], "1") for i, p in enumerate(ps)] for ps in lessons.problems_G_Q]
-        return Lessons(sets, lessons.rollouts, lessons.sampled, lessons.rejected)
+    def write(self) -> QuestionSets:
+        question_sets = super().write()
+        sets = [[Problem(p.id, self.KINDS[i], "1") for i, p in enumerate(ps)] for ps in question_sets.problems_G_Q]
+        return QuestionSets(sets, question_sets.rollouts, question_sets.sampled, question_sets.rejected)
 
 
 def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(
@@ -122,7 +122,7 @@ def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improve
     log = UpdateLog(datasets=3)
     monkeypatch.setattr(teacher, "update", log)
     recited: Any = Recited()
-    monkeypatch.setattr(teacher, "pay", lambda examiner, *rest: pay(recited, *rest))
+    monkeypatch.setattr(teacher, "pay", lambda env, *rest: pay(recited, *rest))
     plain = (
         "reward.mode=greedy",
         "reward.attempts=1",
@@ -148,7 +148,7 @@ def test_common_seeds_are_shared_across_datasets(monkeypatch: pytest.MonkeyPatch
     for common in ("true", "false"):
 
         def train(
-            examiner: Any, start: Any, batches: Any, seed_P: list[int], *rest: Any, key: str = common, **more: Any
+            env: Any, start: Any, batches: Any, seed_P: list[int], *rest: Any, key: str = common, **more: Any
         ) -> Any:
             found[key] = seed_P
             raise InterruptedError
@@ -172,11 +172,11 @@ def test_a_real_run_pays_what_the_baseline_shows(tmp_path: Path) -> None:
     from soar.problems.load import fingerprint
 
     problems = [Problem(fingerprint(r["question"])[:16], r["question"], r["answer"]) for r in rows]
-    with open_examiner(config) as examiner:
+    with open_env(config) as env:
         torch.set_num_threads(1)
         seed = seeds.derive(0, "intrinsic", 0)
-        attempts = examiner.attempt(None, [problems], 4, [seed], config.student.sampling)
-        texts = attempts.rollouts.texts(examiner.backbone)
+        attempts = env.rollout(None, [problems], 4, [seed], config.student.sampling)
+        texts = attempts.rollouts.texts(env.backbone)
     said = [extract(text, "marker") for text in texts]
     rates = [sum(said[4 * i + n] == p.answer for n in range(4)) / 4 for i, p in enumerate(problems)]
     paid = [0.0 if rate == 0 else 1 - rate for rate in rates]

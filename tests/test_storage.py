@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(os, "mkdir", refuse)
-    monkeypatch.setattr("soar.run.pipeline.open_examiner", refuse)
+    monkeypatch.setattr("soar.run.pipeline.open_env", refuse)
     assert main(["run", "--out", str(tmp_path / "run"), *SETS]) == 1
     said = capsys.readouterr().err
     assert said == (

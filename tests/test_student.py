@@ -16,7 +16,7 @@ from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, update
 from soar.loop.parallel import no_tick
-from soar.loop.student import Midway, Population, choose_chunk, inner_steps, shuffled_passes, train_population
+from soar.loop.student import Population, TrainState, choose_chunk, inner_steps, shuffled_passes, train_population
 from soar.types import Problem
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
@@ -41,11 +41,11 @@ def train(
     adapter: str = "lora",
     kl: float = 0.01,
 ) -> Population:
-    examiner = tiny_examiner(tiny_backbone(adapter=adapter, chunk=chunk))
-    first = start or random_stack(examiner.backbone, 1)
+    env = tiny_examiner(tiny_backbone(adapter=adapter, chunk=chunk))
+    first = start or random_stack(env.backbone, 1)
     seed_P = [100 + p for p in range(students)]
     config = CONFIG.model_copy(update={"optimizer": CONFIG.optimizer.model_copy(update={"kl": kl})})
-    return train_population(examiner, first, batches(students), seed_P, config, LR, workers)
+    return train_population(env, first, batches(students), seed_P, config, LR, workers)
 
 
 def near(one: AdapterStack, other: AdapterStack) -> None:
@@ -56,11 +56,11 @@ def near(one: AdapterStack, other: AdapterStack) -> None:
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_training_changes_neither_baseline_nor_base_model(adapter: str) -> None:
-    examiner = tiny_examiner(tiny_backbone(adapter=adapter))
-    baseline = random_stack(examiner.backbone, 1)
-    before = baseline.digest(), examiner.backbone.base_digest()
-    found = train_population(examiner, baseline, batches(), list(range(STUDENTS)), CONFIG, LR)
-    assert (baseline.digest(), examiner.backbone.base_digest()) == before
+    env = tiny_examiner(tiny_backbone(adapter=adapter))
+    baseline = random_stack(env.backbone, 1)
+    before = baseline.digest(), env.backbone.base_digest()
+    found = train_population(env, baseline, batches(), list(range(STUDENTS)), CONFIG, LR)
+    assert (baseline.digest(), env.backbone.base_digest()) == before
     assert all(tensor.grad is None and not tensor.requires_grad for tensor in baseline.tensors.values())
     digests = {found.stack.digest(p) for p in range(STUDENTS)}
     assert len(digests) == STUDENTS and before[0] not in digests
@@ -70,15 +70,15 @@ def test_training_changes_neither_baseline_nor_base_model(adapter: str) -> None:
 
 
 def test_a_student_is_trained_by_the_written_out_loop() -> None:
-    examiner = tiny_examiner(tiny_backbone())
-    start = random_stack(examiner.backbone, 1)
+    env = tiny_examiner(tiny_backbone())
+    start = random_stack(env.backbone, 1)
     found = train(chunk=1, students=1)
     stack = start.select([0])
     optimizer = StackOptimizer(stack, CONFIG.optimizer)
     for step, problems in enumerate(batches(1)[0]):
-        attempts = examiner.attempt(stack, [problems], 6, [seeds.derive(100, "attempts", step)], CONFIG.sampling)
+        attempts = env.rollout(stack, [problems], 6, [seeds.derive(100, "attempts", step)], CONFIG.sampling)
         advantage = leave_one_out(attempts.reward_P_Q_N).reshape(-1)
-        update(examiner.backbone, stack, optimizer, attempts.rollouts, advantage, LR, 1.0, 8)
+        update(env.backbone, stack, optimizer, attempts.rollouts, advantage, LR, 1.0, 8)
         assert found.metrics[step]["reward_mean"] == pytest.approx(attempts.reward_P_Q_N.mean().item())
     assert same_stacks(found.stack, stack)
 
@@ -99,13 +99,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others() -> None:
     one, two = train(), train()
     assert same_stacks(one.stack, two.stack)
     assert one.metrics == two.metrics
-    examiner = tiny_examiner(tiny_backbone())
-    other = train_population(examiner, random_stack(examiner.backbone, 1), batches(), [9] * STUDENTS, CONFIG, LR)
+    env = tiny_examiner(tiny_backbone())
+    other = train_population(env, random_stack(env.backbone, 1), batches(), [9] * STUDENTS, CONFIG, LR)
     assert not any(same_stacks(one.stack, other.stack, p) for p in range(STUDENTS))
 
 
 def test_two_workers_give_the_same_bytes_as_one() -> None:
-    one, two = train(chunk=2), train(chunk=2, workers=2)
+    one, two = train(chunk=2), train(chunk=2, threads=2)
     assert same_stacks(one.stack, two.stack)
     assert one.metrics == two.metrics
     assert torch.equal(one.failed_P, two.failed_P)
@@ -114,11 +114,11 @@ def test_two_workers_give_the_same_bytes_as_one() -> None:
 def test_students_depend_on_their_own_seed_and_batches() -> None:
     """The order of the students does not matter, and two with the same seed and batches end up equal."""
     whole = train(chunk=STUDENTS)
-    examiner = tiny_examiner(tiny_backbone())
+    env = tiny_examiner(tiny_backbone())
     order = [3, 0, 3]
     found = train_population(
-        examiner,
-        random_stack(examiner.backbone, 1),
+        env,
+        random_stack(env.backbone, 1),
         [batches()[p] for p in order],
         [100 + p for p in order],
         CONFIG,
@@ -133,8 +133,8 @@ def test_students_can_start_from_their_own_slices() -> None:
     starts = random_stack(backbone, STUDENTS)
     found = train(chunk=2, start=starts)
     for p in (0, 4):
-        examiner = tiny_examiner(tiny_backbone())
-        alone = train_population(examiner, starts.select([p]), [batches()[p]], [100 + p], CONFIG, LR)
+        env = tiny_examiner(tiny_backbone())
+        alone = train_population(env, starts.select([p]), [batches()[p]], [100 + p], CONFIG, LR)
         near(alone.stack, found.stack.select([p]))
 
 
@@ -153,10 +153,10 @@ def test_a_diverged_student_is_reported_and_leaves_the_others_alone(chunk: int, 
 
 def test_training_raises_the_reward() -> None:
     problems = some_problems(2)
-    examiner = tiny_examiner(tiny_backbone())
-    lessons = [shuffled_passes(problems, p, 20, 2) for p in range(2)]
+    env = tiny_examiner(tiny_backbone())
+    question_sets = [shuffled_passes(problems, p, 20, 2) for p in range(2)]
     config = CONFIG.model_copy(update={"attempts": 16})
-    found = train_population(examiner, random_stack(examiner.backbone, 1), lessons, [1, 2], config, lr=0.05)
+    found = train_population(env, random_stack(env.backbone, 1), question_sets, [1, 2], config, lr=0.05)
     rewards = [metrics["reward_mean"] for metrics in found.metrics]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
 
@@ -169,9 +169,9 @@ def test_every_step_of_every_chunk_is_reported() -> None:
         with lock:
             seen.append(threading.get_ident())
 
-    examiner = tiny_examiner(tiny_backbone(chunk=2))
-    start = random_stack(examiner.backbone, 1)
-    train_population(examiner, start, batches(), list(range(STUDENTS)), CONFIG, LR, workers=2, on_step=on_step)
+    env = tiny_examiner(tiny_backbone(chunk=2))
+    start = random_stack(env.backbone, 1)
+    train_population(env, start, batches(), list(range(STUDENTS)), CONFIG, LR, threads=2, on_step=on_step)
     assert len(seen) == STEPS * 3
 
 
@@ -212,35 +212,44 @@ def test_chunk_sizes() -> None:
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: int) -> None:
-    examiner = tiny_examiner(tiny_backbone(adapter=adapter))
-    start = random_stack(examiner.backbone, 1)
-    kept: list[Midway] = []
+    env = tiny_examiner(tiny_backbone(adapter=adapter))
+    start = random_stack(env.backbone, 1)
+    kept: list[TrainState] = []
 
-    def keep(midway: Midway) -> None:
-        copies = {name: tensor.clone() for name, tensor in midway.optimizer.items()}
-        stack = midway.stack.select(list(range(midway.stack.policies)))
-        kept.append(Midway(midway.step, stack, copies, midway.failed_P.clone(), midway.rollouts, list(midway.metrics)))
+    def keep(train_state: TrainState) -> None:
+        copies = {name: tensor.clone() for name, tensor in train_state.optimizer.items()}
+        stack = train_state.stack.select(list(range(train_state.stack.policies)))
+        kept.append(
+            TrainState(
+                train_state.step,
+                stack,
+                copies,
+                train_state.failed_P.clone(),
+                train_state.rollouts,
+                list(train_state.metrics),
+            )
+        )
 
-    def run(begun: Midway | None, due: int) -> Population:
-        arguments = (examiner, start, batches(2), [7, 8], CONFIG, LR, 1, no_tick)
+    def run(begun: TrainState | None, due: int) -> Population:
+        arguments = (env, start, batches(2), [7, 8], CONFIG, LR, 1, no_tick)
         return train_population(*arguments, begun, keep, lambda step: step == due)
 
     whole = run(None, stop)
-    (midway,) = kept
-    assert (midway.step, len(midway.metrics)) == (stop, stop)
-    rest = run(midway, 0)
+    (train_state,) = kept
+    assert (train_state.step, len(train_state.metrics)) == (stop, stop)
+    rest = run(train_state, 0)
     assert same_stacks(rest.stack, whole.stack)
     assert rest.rollouts == whole.rollouts
-    assert midway.metrics + rest.metrics == whole.metrics
+    assert train_state.metrics + rest.metrics == whole.metrics
     assert rest.failed_P.tolist() == whole.failed_P.tolist()
 
 
 def test_a_failure_before_the_stop_is_remembered_and_chunks_cannot_be_saved() -> None:
-    examiner = tiny_examiner(tiny_backbone())
-    start = random_stack(examiner.backbone, 1)
+    env = tiny_examiner(tiny_backbone())
+    start = random_stack(env.backbone, 1)
     optimizer = StackOptimizer(start.select([0]), CONFIG.optimizer).state()
-    begun = Midway(STEPS - 1, start, optimizer, torch.tensor([True]), 12, [])
-    found = train_population(examiner, start, batches(1), [7], CONFIG, LR, begun=begun)
+    begun = TrainState(STEPS - 1, start, optimizer, torch.tensor([True]), 12, [])
+    found = train_population(env, start, batches(1), [7], CONFIG, LR, begun=begun)
     assert found.failed_P.tolist() == [True]
     assert found.rollouts == 12 + 12
     small = tiny_examiner(tiny_backbone(chunk=1))

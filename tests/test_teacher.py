@@ -193,7 +193,7 @@ def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log: Update
     for _ in range(3):
         drawn.append({p.id for p in loop.draw_reward_questions()})
         loop.step()
-        calls = loop.examiner.asked[before:]  # type: ignore[attr-defined]
+        calls = loop.env.asked[before:]  # type: ignore[attr-defined]
         before += len(calls)
         asked_baseline.append(set(calls[0]) if len(calls) == 2 else set())
     assert all(len(questions) == 5 for questions in drawn)

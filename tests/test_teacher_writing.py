@@ -14,17 +14,17 @@ from soar.domains.world import ANSWER_MARK, get_world
 from soar.engine.policy import Backbone
 from soar.engine.sampler import Rollouts
 from soar.loop import teacher
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import TeacherError
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import Problem
 
 
 @pytest.fixture(scope="module")
-def examiner() -> Iterator[Examiner]:
+def env() -> Iterator[RolloutEnv]:
     torch.set_num_threads(1)
-    with open_examiner(tiny_config()) as found:
+    with open_env(tiny_config()) as found:
         yield found
 
 
@@ -45,38 +45,38 @@ class ScriptedSampler:
         return rollouts_of(self.backbone, texts, prompts_P_Q[0][0])
 
 
-def writer(examiner: Examiner, texts: Sequence[str], config: Config) -> tuple[OuterLoop, ScriptedSampler]:
-    sampler = ScriptedSampler(examiner.backbone, texts)
-    scripted = Examiner(examiner.backbone, sampler, examiner.fmt, examiner.verifier, examiner.scheme)
+def writer(env: RolloutEnv, texts: Sequence[str], config: Config) -> tuple[OuterLoop, ScriptedSampler]:
+    sampler = ScriptedSampler(env.backbone, texts)
+    scripted = RolloutEnv(env.backbone, sampler, env.fmt, env.verifier, env.scheme)
     return OuterLoop(scripted, easy_problems(4, seed=9), config, new_state(scripted, config)), sampler
 
 
-def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(examiner: Examiner) -> None:
+def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env: RolloutEnv) -> None:
     problems = easy_problems(12)
     bad = f"no mark here {ANSWER_MARK}"
     texts = [text for problem in problems for text in (bad, teacher_text(problem))]
-    loop, _ = writer(examiner, texts, tiny_config())
-    lessons = loop.write()
+    loop, _ = writer(env, texts, tiny_config())
+    question_sets = loop.write()
     asked = [[(p.question, p.answer) for p in problems[k * 4 : k * 4 + 4]] for k in range(3)]
-    assert [[(p.question, p.answer) for p in row] for row in lessons.problems_G_Q] == asked
-    said = lessons.rollouts.texts(examiner.backbone)
+    assert [[(p.question, p.answer) for p in row] for row in question_sets.problems_G_Q] == asked
+    said = question_sets.rollouts.texts(env.backbone)
     assert ["".join(text.split()) for text in said] == ["".join(teacher_text(p).split()) for p in problems]
-    assert lessons.sampled == 24
-    assert lessons.rejected == {"empty": 12}
+    assert question_sets.sampled == 24
+    assert question_sets.rejected == {"empty": 12}
     assert loop.state.teacher_rollouts == 24
 
 
-def test_what_is_left_of_a_batch_is_not_used(examiner: Examiner) -> None:
+def test_what_is_left_of_a_batch_is_not_used(env: RolloutEnv) -> None:
     problems = easy_problems(40)
-    loop, sampler = writer(examiner, [teacher_text(p) for p in problems], tiny_config())
-    lessons = loop.write()
+    loop, sampler = writer(env, [teacher_text(p) for p in problems], tiny_config())
+    question_sets = loop.write()
     assert sampler.said > 12
-    assert (lessons.sampled, lessons.rollouts.rows, lessons.rejected) == (12, 12, {})
+    assert (question_sets.sampled, question_sets.rollouts.rows, question_sets.rejected) == (12, 12, {})
 
 
-def test_every_try_has_its_own_seed(examiner: Examiner) -> None:
+def test_every_try_has_its_own_seed(env: RolloutEnv) -> None:
     texts = [*["nothing"] * 7, teacher_text(easy_problems(1)[0])]
-    loop, sampler = writer(examiner, texts, tiny_config())
+    loop, sampler = writer(env, texts, tiny_config())
     loop.write()
     loop.state.step = 1
     loop.write()
@@ -86,9 +86,9 @@ def test_every_try_has_its_own_seed(examiner: Examiner) -> None:
 
 
 @pytest.mark.parametrize(("tries", "wanted"), [(1, 12), (3, 36), (20, 240)])
-def test_teacher_error_names_reasons_and_last_outputs(examiner: Examiner, tries: int, wanted: int) -> None:
+def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv, tries: int, wanted: int) -> None:
     texts = [f"output {i % 10} \x1b[2J" for i in range(7)]
-    loop, sampler = writer(examiner, texts, tiny_config(f"teacher.max_tries={tries}"))
+    loop, sampler = writer(env, texts, tiny_config(f"teacher.max_tries={tries}"))
     with pytest.raises(TeacherError) as caught:
         loop.write()
     message = str(caught.value)
@@ -101,35 +101,35 @@ def test_teacher_error_names_reasons_and_last_outputs(examiner: Examiner, tries:
     assert "problems.format" in message
 
 
-def test_duplicates_are_refused_within_a_step_when_asked(examiner: Examiner) -> None:
+def test_duplicates_are_refused_within_a_step_when_asked(env: RolloutEnv) -> None:
     problems = easy_problems(12)
     texts = [teacher_text(problem) for problem in [*problems[:6], *problems[:6], *problems[6:]]]
-    plain, _ = writer(examiner, texts, tiny_config())
-    strict, _ = writer(examiner, texts, tiny_config("teacher.reject_duplicates=true"))
+    plain, _ = writer(env, texts, tiny_config())
+    strict, _ = writer(env, texts, tiny_config("teacher.reject_duplicates=true"))
     assert len({p.question for row in plain.write().problems_G_Q for p in row}) == 6
-    lessons = strict.write()
-    assert len({p.question for row in lessons.problems_G_Q for p in row}) == 12
-    assert lessons.rejected == {"duplicate": 6}
+    question_sets = strict.write()
+    assert len({p.question for row in question_sets.problems_G_Q for p in row}) == 12
+    assert question_sets.rejected == {"duplicate": 6}
 
 
-def test_a_question_without_room_for_an_answer_is_too_long(examiner: Examiner) -> None:
+def test_a_question_without_room_for_an_answer_is_too_long(env: RolloutEnv) -> None:
     short = easy_problems(1)[0]
-    room = examiner.backbone.context - len(examiner.prompt(short))
+    room = env.backbone.context - len(env.prompt(short))
     fits, tight = (
         tiny_config(f"student.sampling.max_tokens={room}"),
         tiny_config(f"student.sampling.max_tokens={room + 1}", "teacher.max_tries=1"),
     )
-    assert len(writer(examiner, [teacher_text(short)], fits)[0].write().problems_G_Q) == 3
+    assert len(writer(env, [teacher_text(short)], fits)[0].write().problems_G_Q) == 3
     with pytest.raises(TeacherError, match="too_long 12"):
-        writer(examiner, [teacher_text(short)], tight)[0].write()
+        writer(env, [teacher_text(short)], tight)[0].write()
 
 
-def test_a_teacher_prompt_without_room_is_refused_before_anything_runs(examiner: Examiner) -> None:
-    config = tiny_config(f"teacher.sampling.max_tokens={examiner.backbone.context}")
+def test_a_teacher_prompt_without_room_is_refused_before_anything_runs(env: RolloutEnv) -> None:
+    config = tiny_config(f"teacher.sampling.max_tokens={env.backbone.context}")
     with pytest.raises(
         ConfigError, match=r"teacher\.sampling\.max_tokens = \d+: with the teacher prompt of \d+ tokens"
     ):
-        writer(examiner, ["x"], config)
+        writer(env, ["x"], config)
 
 
 class Recorder:
@@ -151,14 +151,14 @@ def found_in(prompts: Sequence[Sequence[int]], problems: Sequence[Problem], back
 
 
 def recorded_loop(
-    examiner: Examiner, monkeypatch: pytest.MonkeyPatch, leak: bool
+    env: RolloutEnv, monkeypatch: pytest.MonkeyPatch, leak: bool
 ) -> tuple[set[str], set[str], set[str], OuterLoop]:
     """Two real outer steps: ids of the hard problems found in the teacher's prompts, in its training rows, and in the
     students' prompts; and the loop."""
     config = tiny_config()
     hard = get_world("tiny").hard_problems(12, 0)
-    recorder = Recorder(examiner.sampler)
-    watched = Examiner(examiner.backbone, recorder, examiner.fmt, examiner.verifier, examiner.scheme)
+    recorder = Recorder(env.sampler)
+    watched = RolloutEnv(env.backbone, recorder, env.fmt, env.verifier, env.scheme)
     loop = OuterLoop(watched, hard, config, new_state(watched, config))
     recorder.teacher = loop.state.teacher
     trained: list[tuple[int, ...]] = []
@@ -171,26 +171,26 @@ def recorded_loop(
 
     monkeypatch.setattr(teacher, "update", spy)
     if leak:
-        question = examiner.backbone.tokenizer.encode(hard[3].question, add_special_tokens=False)
+        question = env.backbone.tokenizer.encode(hard[3].question, add_special_tokens=False)
         loop.prompt = [*question, *loop.prompt]
     for _ in range(2):
         loop.step()
     asked = [tuple(ids) for own, prompts in recorder.calls if own for ids in prompts]
     others = [tuple(ids) for own, prompts in recorder.calls if not own for ids in prompts]
-    backbone = examiner.backbone
+    backbone = env.backbone
     assert asked
     assert len(trained) == 24
     return found_in(asked, hard, backbone), found_in(trained, hard, backbone), found_in(others, hard, backbone), loop
 
 
-def test_the_teacher_never_receives_a_hard_problem(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, trained, students, loop = recorded_loop(examiner, monkeypatch, leak=False)
+def test_the_teacher_never_receives_a_hard_problem(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, trained, students, loop = recorded_loop(env, monkeypatch, leak=False)
     assert asked == set()
     assert trained == set()
     assert len(students) >= 4  # the reward questions are found where they belong
     assert loop.state.promotions == 2
 
 
-def test_a_leak_to_the_teacher_would_be_found(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, trained, _, loop = recorded_loop(examiner, monkeypatch, leak=True)
+def test_a_leak_to_the_teacher_would_be_found(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, trained, _, loop = recorded_loop(env, monkeypatch, leak=True)
     assert asked == trained == {loop.hard_train[3].id}

@@ -27,16 +27,16 @@ from soar.loop.arms import (
     read_teacher,
     training_questions,
 )
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.write import TeacherError
 from soar.problems.load import DataError
-from soar.run.setup import open_examiner
+from soar.run.setup import open_env
 from soar.types import Problem
 
 
 @pytest.fixture(scope="module")
-def examiner() -> Iterator[Examiner]:
-    with open_examiner(tiny_config()) as found:
+def env() -> Iterator[RolloutEnv]:
+    with open_env(tiny_config()) as found:
         torch.set_num_threads(1)
         yield found
 
@@ -54,20 +54,20 @@ def settings_of(*overrides: str) -> Config:
     return tiny_config("arms.questions=6", *overrides)
 
 
-def test_teachers_write_the_asked_number_from_their_own_seed(examiner: Examiner) -> None:
+def test_teachers_write_the_asked_number_from_their_own_seed(env: RolloutEnv) -> None:
     config = settings_of()
-    changed = examiner.backbone.new_stack(0)
+    changed = env.backbone.new_stack(0)
     for tensor in changed.tensors.values():
         tensor += 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
-    base_t = training_questions("base_t", examiner, config, material(changed))
-    teacher_t = training_questions("teacher_t", examiner, config, material(changed))
+    base_t = training_questions("base_t", env, config, material(changed))
+    teacher_t = training_questions("teacher_t", env, config, material(changed))
     assert len(base_t) == len(teacher_t) == 6
-    assert training_questions("base_t", examiner, config, material(None)) == base_t
-    same_teacher = training_questions("teacher_t", examiner, config, material(examiner.backbone.new_stack(0)))
+    assert training_questions("base_t", env, config, material(None)) == base_t
+    same_teacher = training_questions("teacher_t", env, config, material(env.backbone.new_stack(0)))
     assert same_teacher != teacher_t
     assert same_teacher != base_t  # another arm, another draw
-    assert training_questions("base_t", examiner, settings_of("seed=1"), material()) != base_t
-    assert training_questions("hard_only", examiner, config, material()) == []
+    assert training_questions("base_t", env, settings_of("seed=1"), material()) != base_t
+    assert training_questions("hard_only", env, config, material()) == []
 
 
 def test_self_instruct_takes_the_majority_answer() -> None:
@@ -86,40 +86,40 @@ def test_self_instruct_takes_the_majority_answer() -> None:
     assert noted.notes == ["self_instruct: 5 of 6 questions have a majority answer"]
 
 
-def test_self_instruct_on_the_embedded_model(examiner: Examiner) -> None:
-    found = training_questions("self_instruct", examiner, settings_of("arms.votes=4"), material())
+def test_self_instruct_on_the_embedded_model(env: RolloutEnv) -> None:
+    found = training_questions("self_instruct", env, settings_of("arms.votes=4"), material())
     assert 0 < len(found) <= 6
     assert all(p.answer for p in found)
 
 
-def test_real_problems_of_the_world_are_right_and_not_held_out(examiner: Examiner) -> None:
+def test_real_problems_of_the_world_are_right_and_not_held_out(env: RolloutEnv) -> None:
     world, config = get_world("tiny"), settings_of()
-    found = training_questions("real", examiner, config, material())
+    found = training_questions("real", env, config, material())
     assert len({p.question for p in found}) == 6
     assert all(world.solve(p.question) == p.answer for p in found)
     noted = material(test=found[:2])
-    left = training_questions("real", examiner, config, noted)
+    left = training_questions("real", env, config, noted)
     assert {p.question for p in left} == {p.question for p in found[2:]}
     assert noted.notes == ["real: 2 problems are held out for the test, so they are left out"]
 
 
-def test_real_problems_of_a_file(examiner: Examiner, tmp_path: Path) -> None:
+def test_real_problems_of_a_file(env: RolloutEnv, tmp_path: Path) -> None:
     problems = easy_problems(9)
     path = write_problems(tmp_path / "easy.jsonl", problems)
     config = settings_of(f'arms.real="{path}"')
-    found = training_questions("real", examiner, config, material())
+    found = training_questions("real", env, config, material())
     assert len(found) == 6
     assert {p.question for p in found} < {p.question for p in problems}
     with pytest.raises(ConfigError, match="has no problem left to train on"):
-        training_questions("real", examiner, config, material(test=problems))
+        training_questions("real", env, config, material(test=problems))
     again = path.read_text(encoding="utf-8") + json.dumps({"question": problems[0].question, "answer": "-1"}) + "\n"
     path.write_text(again, encoding="utf-8")
     with pytest.raises(DataError, match=r"same question with another answer.*skip_bad_rows=true"):
-        training_questions("real", examiner, config, material())
+        training_questions("real", env, config, material())
     settings = settings_of(f'arms.real="{path}"', "problems.skip_bad_rows=true")
-    assert training_questions("real", examiner, settings, material()) == found
+    assert training_questions("real", env, settings, material()) == found
     with pytest.raises(ConfigError, match=r'arms.real = "" and problems.source = \'p.jsonl\' is no embedded world'):
-        training_questions("real", examiner, settings_of("problems.source=p.jsonl"), material())
+        training_questions("real", env, settings_of("problems.source=p.jsonl"), material())
 
 
 def promoted() -> list[Problem]:
@@ -128,10 +128,10 @@ def promoted() -> list[Problem]:
     return [Problem(f"pq-{i}", question, answer) for i, (question, answer) in enumerate(pairs)]
 
 
-def test_subsets_of_the_promotion_questions_are_equally_large(examiner: Examiner) -> None:
+def test_subsets_of_the_promotion_questions_are_equally_large(env: RolloutEnv) -> None:
     world, config, pq = get_world("tiny"), settings_of(), promoted()
     found = {
-        arm: training_questions(arm, examiner, config, material(pq=pq))
+        arm: training_questions(arm, env, config, material(pq=pq))
         for arm in ("pq_sample", "pq_well_posed", "pq_correct")
     }
     assert {arm: len(problems) for arm, problems in found.items()} == {
@@ -143,16 +143,16 @@ def test_subsets_of_the_promotion_questions_are_equally_large(examiner: Examiner
     assert all(world.well_posed(p.question) for p in found["pq_well_posed"])
     assert all(p in pq for p in found["pq_sample"])
     drawn = {
-        tuple(p.id for p in training_questions("pq_well_posed", examiner, settings_of(f"seed={s}"), material(pq=pq)))
+        tuple(p.id for p in training_questions("pq_well_posed", env, settings_of(f"seed={s}"), material(pq=pq)))
         for s in range(9)
     }
     assert len(drawn) > 1
     noted = material(pq=pq[1:2])
-    assert training_questions("pq_correct", examiner, config, noted) == []
+    assert training_questions("pq_correct", env, config, noted) == []
     assert "4 are well-posed" not in noted.notes[0]
     assert "1 are well-posed and 0 have a correct answer (oracle of world:tiny)" in noted.notes[0]
     assert noted.notes[1] == "so the arm pq_correct is left out"
-    assert training_questions("pq", examiner, config, material(pq=pq)) == pq
+    assert training_questions("pq", env, config, material(pq=pq)) == pq
 
 
 def test_batches_and_budgets_of_the_arms() -> None:
@@ -199,10 +199,10 @@ def test_every_arm_in_one_run(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(examiner: Any, teacher: Any, *rest: Any) -> Any:
+    def write(env: Any, teacher: Any, *rest: Any) -> Any:
         raise TeacherError("the teacher wrote 0 acceptable pairs of 4")
 
-    monkeypatch.setattr(training_sets, "write_lessons", write)
+    monkeypatch.setattr(training_sets, "write_questions", write)
     overrides = ('arms.run=["base", "teacher_t", "real"]', "arms.questions=4", "teacher.steps=0")
     summary = run_tiny(tmp_path / "run", *overrides)
     assert list(summary["arms"]) == ["base", "real"]
@@ -240,14 +240,14 @@ def test_questions_and_screening_of_another_run(
     assert first == second
 
 
-def test_sources_that_are_not_there_are_named(examiner: Examiner, tmp_path: Path) -> None:
+def test_sources_that_are_not_there_are_named(env: RolloutEnv, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"arms\.pq_from = .*nothing.*is missing"):
         read_pq(tmp_path / "nothing")
     (tmp_path / "pq.jsonl").write_text('{"question": 1}\n')
     with pytest.raises(ConfigError, match="no line has a question and an answer"):
         read_pq(tmp_path)
     with pytest.raises(ConfigError, match=r"arms\.teacher_from = .* holds an adapter"):
-        read_teacher(examiner.backbone, tmp_path)
+        read_teacher(env.backbone, tmp_path)
     with pytest.raises(ConfigError, match=r"screen\.from_run = .*screen\.jsonl is missing; give a run folder"):
         run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
 

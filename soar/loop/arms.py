@@ -34,11 +34,11 @@ from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.files import read_jsonl
 from soar.loop.judges import open_judge
-from soar.loop.parallel import Crew, Tick
+from soar.loop.parallel import Parallel, Tick
 from soar.loop.rewards import votes
-from soar.loop.rollout import Examiner, usable
-from soar.loop.student import Metrics, Midway, Population, shuffled_passes, train_population
-from soar.loop.write import teacher_prompt, write_lessons
+from soar.loop.rollout import RolloutEnv, usable
+from soar.loop.student import Metrics, Population, TrainState, shuffled_passes, train_population
+from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.grading import usable_answers
 from soar.problems.load import find_leaks, load_problems
@@ -57,12 +57,12 @@ class Material:
     pq: list[Problem]
     teacher: AdapterStack
     hard_test: list[Problem]
-    workers: int
+    threads: int
     say: Callable[[str], None]
     labels: list[dict[str, Any]] = field(default_factory=list)
 
 
-def training_questions(arm: str, examiner: Examiner, config: Config, material: Material) -> list[Problem]:
+def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """Questions of an arm, [] for those on hard problems alone and where there are none (the reason goes to `material.say`).
 
     Raises ConfigError when the config names no source for them, TeacherError when a teacher writes too few.
@@ -73,36 +73,36 @@ def training_questions(arm: str, examiner: Examiner, config: Config, material: M
         if not material.pq:
             material.say(f"no promotion, so there are no promotion questions: the arm {arm} is left out")
             return []
-        return material.pq if arm in PQ_ARMS else pq_subset(arm, examiner, config, material)
+        return material.pq if arm in PQ_ARMS else pq_subset(arm, env, config, material)
     if arm == "real":
-        return real_problems(examiner, config, material)
+        return real_problems(env, config, material)
     teacher = material.teacher if arm == "teacher_t" else None
-    written = teacher_questions(examiner, teacher, config, arm)
-    return majority_answers(examiner, written, config, material) if arm == "self_instruct" else written
+    written = teacher_questions(env, teacher, config, arm)
+    return majority_answers(env, written, config, material) if arm == "self_instruct" else written
 
 
-def teacher_questions(examiner: Examiner, teacher: AdapterStack | None, config: Config, name: str) -> list[Problem]:
+def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Config, name: str) -> list[Problem]:
     """arms.questions accepted pairs of a teacher (None: the base model); `name` enters the seed."""
     one_set = config.teacher.model_copy(update={"datasets": 1, "questions": config.arms.questions})
     own = config.model_copy(update={"teacher": one_set, "seed": seeds.derive(config.seed, "arm", name, "questions")})
-    (problems,) = write_lessons(examiner, teacher, teacher_prompt(examiner, config), own, 0).problems_G_Q
+    (problems,) = write_questions(env, teacher, teacher_prompt(env, config), own, 0).problems_G_Q
     return problems
 
 
-def majority_answers(examiner: Examiner, written: list[Problem], config: Config, material: Material) -> list[Problem]:
+def majority_answers(env: RolloutEnv, written: list[Problem], config: Config, material: Material) -> list[Problem]:
     """The questions with the majority answer of the base model's arms.votes attempts; those without one are left out."""
     seed = seeds.derive(config.seed, "arm", "self_instruct", "votes")
-    attempts = examiner.attempt(
-        None, [written], config.arms.votes, [seed], config.student.sampling, workers=material.workers
+    attempts = env.rollout(
+        None, [written], config.arms.votes, [seed], config.student.sampling, threads=material.threads
     )
-    winners = [winner or "" for winner, _ in votes(examiner, attempts)]
+    winners = [winner or "" for winner, _ in votes(env, attempts)]
     answered = [replace(p, answer=w) for p, w in zip(written, winners, strict=True)]
-    kept = [p for p, ok in zip(answered, usable_answers(examiner.verifier, answered), strict=True) if ok]
+    kept = [p for p, ok in zip(answered, usable_answers(env.verifier, answered), strict=True) if ok]
     material.say(f"self_instruct: {len(kept)} of {len(written)} questions have a majority answer")
     return kept
 
 
-def real_problems(examiner: Examiner, config: Config, material: Material) -> list[Problem]:
+def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out."""
     source, count = config.arms.real, config.arms.questions
     if source:
@@ -110,7 +110,7 @@ def real_problems(examiner: Examiner, config: Config, material: Material) -> lis
         for line in report.lines():
             material.say(line)
         found = arranged(domain_of(config.problems), found, report)
-        found, _ = usable(examiner, config, found, material.say)
+        found, _ = usable(env, config, found, material.say)
     elif config.problems.source.startswith("world:"):
         world = get_world(config.problems.source.removeprefix("world:"))
         try:
@@ -132,13 +132,13 @@ def real_problems(examiner: Examiner, config: Config, material: Material) -> lis
     return [found[i] for i in order[:count]]
 
 
-def pq_subset(arm: str, examiner: Examiner, config: Config, material: Material) -> list[Problem]:
+def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """Promotion questions of one kind, as many as the smaller of the well-posed and the correct ones (finding 3).
 
     Equal sizes, so that a difference between these arms is one of kind, not of number.
     """
     if not material.labels:
-        judge = open_judge(examiner, config, material.workers)
+        judge = open_judge(env, config, material.threads)
         for p, label in zip(material.pq, judge.label(material.pq), strict=True):
             row = {"question": p.question, "answer": p.answer, "judge": judge.name}
             material.labels.append({**row, "well_posed": label.well_posed, "correct": label.correct})
@@ -242,7 +242,7 @@ class ArmProgress:
     """An arm in the middle of its training. untold: metrics of its last steps, where no listener has heard of them yet."""
 
     arm: str
-    midway: Midway
+    train_state: TrainState
     untold: list[Metrics] = field(default_factory=list)
 
 
@@ -255,110 +255,110 @@ Starts = Mapping[str, AdapterStack]
 class Listener:
     """Who hears of the arms' training.
 
-    on_step(): after each step of any arm. on_midway(begun, events): after a step whose number of steps done is `due`,
+    on_step(): after each step of any arm. on_state(begun, events): after a step whose number of steps done is `due`,
     with every arm that is in the middle and the arm_step events since the last call. on_done(arm, population, events):
     once per arm, with the events that are left. Events come in the order of the arms, whatever order they finish in.
     """
 
     on_step: Tick
-    on_midway: Callable[[dict[str, ArmProgress], list[dict[str, Any]]], None]
+    on_state: Callable[[dict[str, ArmProgress], list[dict[str, Any]]], None]
     on_done: Callable[[str, Population, list[dict[str, Any]]], None]
     due: Callable[[int], bool]
 
 
 def train_arms(
-    examiner: Examiner,
+    env: RolloutEnv,
     starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
-    workers: int,
+    threads: int,
     listener: Listener,
     begun: Begun | None = None,
-    crew: Crew | None = None,
+    parallel: Parallel | None = None,
 ) -> dict[str, Population]:
-    """Train every named arm from its start: one after another, or all at once by a crew.
+    """Train every named arm from its start: one after another, or all at once by a parallel.
 
     Arms are reported in the order of `batches`: one arm_step event a step, and an alarm when the student diverged.
-    begun: the arms that an earlier process left in the middle. workers: threads that share out the sampling of an arm.
+    begun: the arms that an earlier process left in the middle. threads: threads that share out the sampling of an arm.
     """
     left = {name: progress for name, progress in (begun or {}).items() if name in batches}
-    if crew is not None:
-        return _train_together(examiner, starts, batches, config, workers, listener, left, crew)
+    if parallel is not None:
+        return _train_together(env, starts, batches, config, threads, listener, left, parallel)
     done: dict[str, Population] = {}
     for name in batches:
         log = _ArmLog(name, left.pop(name, None))
 
-        def keep(midway: Midway, name: str = name, log: _ArmLog = log) -> None:
-            listener.on_midway({name: ArmProgress(name, midway), **left}, log.events(midway.metrics))
+        def keep(train_state: TrainState, name: str = name, log: _ArmLog = log) -> None:
+            listener.on_state({name: ArmProgress(name, train_state), **left}, log.events(train_state.metrics))
 
         done[name] = _train_one(
-            examiner, listener.on_step, starts, batches, config, workers, name, log.midway, keep, listener.due
+            env, listener.on_step, starts, batches, config, threads, name, log.train_state, keep, listener.due
         )
         listener.on_done(name, done[name], log.last_events(done[name]))
     return done
 
 
 def _train_one(
-    examiner: Examiner,
+    env: RolloutEnv,
     tick: Tick,
     starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
-    workers: int,
+    threads: int,
     name: str,
-    midway: Midway | None,
-    on_midway: Callable[[Midway], None],
+    train_state: TrainState | None,
+    on_state: Callable[[TrainState], None],
     due: Callable[[int], bool],
 ) -> Population:
     seed, lr = seeds.derive(config.seed, "arm", name, "student"), arm_learning_rate(name, config)
     return train_population(
-        examiner, starts[name], [batches[name]], [seed], config.student, lr, workers, tick, midway, on_midway, due
+        env, starts[name], [batches[name]], [seed], config.student, lr, threads, tick, train_state, on_state, due
     )
 
 
 class _Reached(Exception):
     """Ends a training at the step that was asked for."""
 
-    def __init__(self, midway: Midway) -> None:
+    def __init__(self, train_state: TrainState) -> None:
         super().__init__("the step that was asked for is done")
-        self.midway = midway
+        self.train_state = train_state
 
 
 def arm_segment(
-    examiner: Examiner,
+    env: RolloutEnv,
     tick: Tick,
     starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
-    workers: int,
+    threads: int,
     name: str,
-    midway: Midway | None,
+    train_state: TrainState | None,
     until: int,
-) -> Midway | Population:
+) -> TrainState | Population:
     """An arm up to the step `until`, or to its end, as a piece of work. Its state travels on the host."""
 
-    def stop(reached: Midway) -> None:
+    def stop(reached: TrainState) -> None:
         raise _Reached(reached)
 
-    starts = {name: starts[name].to(examiner.backbone.device)}
+    starts = {name: starts[name].to(env.backbone.device)}
     try:
         return _train_one(
-            examiner, tick, starts, batches, config, workers, name, midway, stop, lambda steps: steps == until
+            env, tick, starts, batches, config, threads, name, train_state, stop, lambda steps: steps == until
         )
     except _Reached as end:
-        found = end.midway
+        found = end.train_state
         return replace(found, optimizer={key: value.cpu() for key, value in found.optimizer.items()})
 
 
 def _train_together(
-    examiner: Examiner,
+    env: RolloutEnv,
     starts: Starts,
     batches: dict[str, list[list[Problem]]],
     config: Config,
-    workers: int,
+    threads: int,
     listener: Listener,
     left: dict[str, ArmProgress],
-    crew: Crew,
+    parallel: Parallel,
 ) -> dict[str, Population]:
     """Every arm in segments of arms.save_steps, so that a lost worker costs one segment.
 
@@ -368,21 +368,21 @@ def _train_together(
     logs = {name: _ArmLog(name, left.get(name)) for name in batches}
     save = config.arms.save_steps
 
-    def segment(name: str, midway: Midway | None) -> tuple[str, Midway | None, int]:
-        return name, midway, ((midway.step if midway else 0) // save + 1) * save
+    def segment(name: str, train_state: TrainState | None) -> tuple[str, TrainState | None, int]:
+        return name, train_state, ((train_state.step if train_state else 0) // save + 1) * save
 
-    queue = deque((name, segment(name, log.midway)) for name, log in logs.items())
+    queue = deque((name, segment(name, log.train_state)) for name, log in logs.items())
     finished: dict[str, Population] = {}
     done: dict[str, Population] = {}
-    results = crew.stream(arm_segment, (starts, batches, config, workers), queue, listener.on_step)
+    results = parallel.stream(arm_segment, (starts, batches, config, threads), queue, listener.on_step)
     for name, part in results:
-        if isinstance(part, Midway):
+        if isinstance(part, TrainState):
             queue.append((name, segment(name, part)))
             metrics = logs[name].untold + part.metrics
             logs[name].untold = metrics
             left[name] = ArmProgress(name, replace(part, metrics=[]), metrics)
         else:
-            finished[name] = replace(part, stack=part.stack.to(examiner.backbone.device))
+            finished[name] = replace(part, stack=part.stack.to(env.backbone.device))
         while (first := next((arm for arm in batches if arm not in done), None)) in finished:
             assert first is not None
             left.pop(first, None)
@@ -392,18 +392,18 @@ def _train_together(
             events = logs[first].events([]) if first in left else []
             if first in left:
                 left[first] = replace(left[first], untold=[])
-            listener.on_midway(dict(left), events)
+            listener.on_state(dict(left), events)
     return done
 
 
 class _ArmLog:
-    """The events of one arm. midway: where its training goes on; untold: metrics of the steps before that which nobody has
+    """The events of one arm. train_state: where its training goes on; untold: metrics of the steps before that which nobody
     heard of; told: steps whose events were handed on."""
 
     def __init__(self, arm: str, begun: ArmProgress | None) -> None:
-        self.arm, self.midway = arm, begun.midway if begun else None
+        self.arm, self.train_state = arm, begun.train_state if begun else None
         self.untold = list(begun.untold) if begun else []
-        self.first = self.told = (begun.midway.step if begun else 0) - len(self.untold)
+        self.first = self.told = (begun.train_state.step if begun else 0) - len(self.untold)
 
     def events(self, metrics: list[Metrics]) -> list[dict[str, Any]]:
         """The events that nobody has got yet, of all metrics since the training began or was continued."""

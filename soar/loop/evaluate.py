@@ -13,13 +13,13 @@ import numpy as np
 
 from soar import seeds
 from soar.config import EvaluateConfig, SamplingConfig
-from soar.loop.parallel import Crew, Tick, spread
+from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
 
 if TYPE_CHECKING:  # the estimators need no torch, so that a run can be checked without it
     from soar.engine.policy import AdapterStack
-    from soar.loop.rollout import Examiner
+    from soar.loop.rollout import RolloutEnv
 
 
 def summarize(
@@ -72,26 +72,26 @@ def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed
 
 
 def count_correct(
-    examiner: Examiner,
+    env: RolloutEnv,
     stack: AdapterStack | None,
     problems: list[Problem],
     attempts: int,
     seed: int,
     sampling: SamplingConfig,
-    workers: int = 1,
+    threads: int = 1,
     block: int = 64,
     on_block: Callable[[list[Problem], np.ndarray, np.ndarray], None] | None = None,
-    crew: Crew | None = None,
+    parallel: Parallel | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(correct, truncated) attempts [P, H] of every slice (P = 1 for the base model) at the same problems and seeds.
 
-    Problems are taken in blocks, by the crew or `workers` blocks at a time in threads; the counts depend on neither.
+    Problems are taken in blocks, by the parallel or `threads` blocks at a time in threads; the counts depend on neither.
     on_block(problems, correct_P_H, truncated_P_H) is called in order as blocks are done.
     """
     blocks = [problems[first : first + block] for first in range(0, len(problems), block)]
     common = (stack, attempts, seed, sampling)
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    results = spread(crew, examiner, workers, count_block, common, [(part,) for part in blocks])
+    results = spread(parallel, env, threads, count_block, common, [(part,) for part in blocks])
     for part, counts in zip(blocks, results, strict=True):
         found.append(counts)
         if on_block is not None:
@@ -100,7 +100,7 @@ def count_correct(
 
 
 def count_block(
-    examiner: Examiner,
+    env: RolloutEnv,
     tick: Tick,
     stack: AdapterStack | None,
     attempts: int,
@@ -110,7 +110,7 @@ def count_block(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(correct, truncated) attempts [P, H] at a few problems, as a piece of work."""
     policies = stack.policies if stack is not None else 1
-    own = stack.to(examiner.backbone.device) if stack is not None else None
-    result = examiner.attempt(own, [problems] * policies, attempts, [seed] * policies, sampling)
+    own = stack.to(env.backbone.device) if stack is not None else None
+    result = env.rollout(own, [problems] * policies, attempts, [seed] * policies, sampling)
     truncated = ~result.rollouts.ended_B.view(policies, len(problems), attempts)
     return (result.solved_P_Q_N & result.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()

@@ -24,7 +24,7 @@ from soar import seeds
 from soar.config import Config, ConfigError, JudgeConfig
 from soar.domains.world import World, get_world
 from soar.loop.rewards import ballot, votes
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.problems.grading import DomainPool
 from soar.problems.verify import NAMES, columns_of
 from soar.types import Problem, UserError, Verdict
@@ -103,19 +103,19 @@ class DomainOracle:
 class SelfConsistency:
     """The base model's own agreement (see the module text)."""
 
-    def __init__(self, examiner: Examiner, config: Config, workers: int = 1) -> None:
-        self.examiner, self.config, self.workers = examiner, config, workers
+    def __init__(self, env: RolloutEnv, config: Config, threads: int = 1) -> None:
+        self.env, self.config, self.threads = env, config, threads
         self.name = f"self-consistency of {config.judge.attempts} attempts, agreement {config.judge.agreement:g}"
 
     def label(self, problems: Sequence[Problem]) -> list[Label]:
         if not problems:
             return []
         seed, judge = seeds.derive(self.config.seed, "judge"), self.config.judge
-        attempts = self.examiner.attempt(
-            None, [list(problems)], judge.attempts, [seed], self.config.student.sampling, workers=self.workers
+        attempts = self.env.rollout(
+            None, [list(problems)], judge.attempts, [seed], self.config.student.sampling, threads=self.threads
         )
         labels = []
-        for problem, (winner, share) in zip(problems, votes(self.examiner, attempts), strict=True):
+        for problem, (winner, share) in zip(problems, votes(self.env, attempts), strict=True):
             agreed = winner is not None and share >= judge.agreement
             same = winner is not None and ballot(winner) == ballot(problem.answer)
             labels.append(Label(agreed, agreed and same))
@@ -129,18 +129,18 @@ class Endpoint:
     from the environment variable that judge.key_variable names and goes nowhere else.
     """
 
-    def __init__(self, config: JudgeConfig, examiner: Examiner) -> None:
+    def __init__(self, config: JudgeConfig, env: RolloutEnv) -> None:
         if not config.url.startswith(("http://", "https://")) or not config.model:
             raise ConfigError(
                 f'judge.kind = "endpoint" needs judge.url (found {config.url!r}, expected http(s)://HOST/v1) and '
                 f"judge.model (found {config.model!r})"
             )
-        if not (examiner.verifier.name in NAMES or isinstance(examiner.verifier, DomainPool)):
+        if not (env.verifier.name in NAMES or isinstance(env.verifier, DomainPool)):
             raise ConfigError(
-                f"problems.verifier = {examiner.verifier.name!r} reads whole completions, so it cannot compare a judge's "
+                f"problems.verifier = {env.verifier.name!r} reads whole completions, so it cannot compare a judge's "
                 f'answer; use one of {", ".join(NAMES)}, or judge.kind = "self_consistency"'
             )
-        self.config, self.verifier = config, examiner.verifier
+        self.config, self.verifier = config, env.verifier
         self.name = f"{config.model} at {config.url}"
 
     def label(self, problems: Sequence[Problem]) -> list[Label]:
@@ -199,11 +199,11 @@ def read_opinion(reply: str) -> tuple[bool | None, str | None]:
     return well_posed, None if not answer or answer.lower() == "none" else answer
 
 
-def open_judge(examiner: Examiner, config: Config, workers: int = 1) -> Judge:
+def open_judge(env: RolloutEnv, config: Config, threads: int = 1) -> Judge:
     """The judge that `judge.kind` names. Raises ConfigError."""
     kind, source = config.judge.kind, config.problems.source
     in_world = source.startswith("world:")
-    pool = examiner.verifier
+    pool = env.verifier
     if isinstance(pool, DomainPool) and pool.domain.solve is not None and kind in ("auto", "oracle"):
         return DomainOracle(pool)
     if kind == "oracle" and not in_world:
@@ -212,7 +212,7 @@ def open_judge(examiner: Examiner, config: Config, workers: int = 1) -> Judge:
             '`solve` have; use "endpoint" or "self_consistency"'
         )
     if kind == "endpoint":
-        return Endpoint(config.judge, examiner)
+        return Endpoint(config.judge, env)
     if kind == "self_consistency" or not in_world:
-        return SelfConsistency(examiner, config, workers)
+        return SelfConsistency(env, config, threads)
     return Oracle(get_world(source.removeprefix("world:")))

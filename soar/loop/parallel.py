@@ -1,6 +1,6 @@
-"""Independent pieces of work, done by threads of this process or by a crew of worker processes.
+"""Independent pieces of work, done by threads of this process or by a parallel of worker processes.
 
-A piece of work is a function of this package, called as `work(examiner, tick, *common, *task)`. Every random draw in it
+A piece of work is a function of this package, called as `work(env, tick, *common, *task)`. Every random draw in it
 is seeded by its arguments, and how a stage is cut into pieces does not depend on who does them, so threads of this
 process and any number of workers give the same numbers. tick is called after each step of a longer piece.
 """
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:  # nothing here needs torch
-    from soar.loop.rollout import Examiner
+    from soar.loop.rollout import RolloutEnv
 
 T = TypeVar("T")
 FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first of a step is seen
@@ -26,8 +26,8 @@ def no_tick() -> None:
     """For work that nobody watches."""
 
 
-class Crew(Protocol):
-    """Worker processes, each with an examiner of its own (`ray_crew.RayCrew`). size: how many were asked for."""
+class Parallel(Protocol):
+    """Worker processes, each with an env of its own (`ray_crew.RayParallel`). size: how many were asked for."""
 
     size: int
 
@@ -42,27 +42,27 @@ class Crew(Protocol):
 
 
 def spread(
-    crew: Crew | None,
-    examiner: Examiner,
+    parallel: Parallel | None,
+    env: RolloutEnv,
     threads: int,
     work: Callable[..., T],
     common: Task,
     tasks: Sequence[Task],
     tick: Tick = no_tick,
 ) -> Iterator[T]:
-    """work(examiner, tick, *common, *task) of every task, in the order of the tasks.
+    """work(env, tick, *common, *task) of every task, in the order of the tasks.
 
-    crew: who does it; None: `threads` threads of this process. What is not begun when the caller stops listening is
+    parallel: who does it; None: `threads` threads of this process. What is not begun when the caller stops listening is
     never done.
     """
-    if crew is not None:
-        yield from _in_order(crew.stream(work, common, deque(enumerate(tasks)), tick))
+    if parallel is not None:
+        yield from _in_order(parallel.stream(work, common, deque(enumerate(tasks)), tick))
         return
     if threads <= 1 or len(tasks) == 1:
-        yield from (work(examiner, tick, *common, *task) for task in tasks)
+        yield from (work(env, tick, *common, *task) for task in tasks)
         return
     with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(work, examiner, tick, *common, *task) for task in tasks]
+        jobs = [pool.submit(work, env, tick, *common, *task) for task in tasks]
         try:
             yield from (running.result() for running in jobs)
         finally:

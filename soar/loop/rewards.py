@@ -22,8 +22,8 @@ from typing import Protocol
 from soar import seeds
 from soar.config import Config
 from soar.engine.policy import AdapterStack
-from soar.loop.rollout import Attempts, Examiner
-from soar.loop.write import Lessons
+from soar.loop.rollout import RolloutBatch, RolloutEnv
+from soar.loop.write import QuestionSets
 from soar.problems.answers import (
     normalize,
     read_number,
@@ -107,19 +107,19 @@ class State(Protocol):
     baseline: AdapterStack
 
 
-def deal(lessons: Lessons, config: Config, step: int) -> Lessons:
+def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets:
     """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset.
 
     The permutation is one cycle, so no question keeps its own answer; equal answers may still meet. The teacher's rollouts
     stay as they are.
     """
     if config.teacher.reward != "shuffled":
-        return lessons
+        return question_sets
     sets = [
         _rotate(problems, seeds.generator(config.seed, "shuffled", step, k).permutation(len(problems)).tolist())
-        for k, problems in enumerate(lessons.problems_G_Q)
+        for k, problems in enumerate(question_sets.problems_G_Q)
     ]
-    return replace(lessons, problems_G_Q=sets)
+    return replace(question_sets, problems_G_Q=sets)
 
 
 def _rotate(problems: list[Problem], order: list[int]) -> list[Problem]:
@@ -131,12 +131,12 @@ def _rotate(problems: list[Problem], order: list[int]) -> list[Problem]:
 
 
 def pay(
-    examiner: Examiner,
+    env: RolloutEnv,
     state: State,
-    lessons: Lessons,
+    question_sets: QuestionSets,
     improvement_G: Sequence[float | None],
     config: Config,
-    workers: int = 1,
+    threads: int = 1,
 ) -> Payment:
     """The teacher's reward of every dataset or question.
 
@@ -148,14 +148,14 @@ def pay(
         return Payment([], [None] * len(improvement_G))
     if kind not in INTRINSIC:
         return Payment(list(improvement_G), list(improvement_G))
-    questions = [problem for problems in lessons.problems_G_Q for problem in problems]
+    questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
     seed = seeds.derive(config.seed, "intrinsic", state.step)
-    attempts = examiner.attempt(
-        state.baseline, [questions], config.intrinsic.attempts, [seed], config.student.sampling, workers=workers
+    attempts = env.rollout(
+        state.baseline, [questions], config.intrinsic.attempts, [seed], config.student.sampling, threads=threads
     )
-    rates = vote_shares(examiner, attempts) if kind == "uncertainty" else success_rates(attempts)
+    rates = vote_shares(env, attempts) if kind == "uncertainty" else success_rates(attempts)
     reward_Q = [None if rate is None else INTRINSIC[kind](rate) for rate in rates]
-    n = len(lessons.problems_G_Q[0])
+    n = len(question_sets.problems_G_Q[0])
     reward_G = [_mean(reward_Q[first : first + n]) for first in range(0, len(reward_Q), n)]
     return Payment(reward_Q if config.intrinsic.credit == "question" else reward_G, reward_G, attempts.count)
 
@@ -165,18 +165,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def success_rates(attempts: Attempts) -> list[float | None]:
-    """Share of the first policy's scorable attempts at each question that agree with its written answer."""
+def success_rates(attempts: RolloutBatch) -> list[float | None]:
+    """Chunk of the first policy's scorable attempts at each question that agree with its written answer."""
     valid_Q = attempts.valid_P_Q_N[0].sum(-1).tolist()
     solved_Q = (attempts.solved_P_Q_N & attempts.valid_P_Q_N)[0].sum(-1).tolist()
     return [solved / valid if valid else None for solved, valid in zip(solved_Q, valid_Q, strict=True)]
 
 
-def votes(examiner: Examiner, attempts: Attempts) -> list[tuple[str | None, float]]:
+def votes(env: RolloutEnv, attempts: RolloutBatch) -> list[tuple[str | None, float]]:
     """Majority answer and its share for each question, over the first policy's attempts (see `rewards.majority`)."""
     _, Q, N = attempts.solved_P_Q_N.shape
-    texts = attempts.rollouts.texts(examiner.backbone)[: Q * N]
-    answers = read_answers(examiner.verifier, examiner.fmt, texts)
+    texts = attempts.rollouts.texts(env.backbone)[: Q * N]
+    answers = read_answers(env.verifier, env.fmt, texts)
     found = []
     for q in range(Q):
         mine = answers[q * N : (q + 1) * N]
@@ -186,9 +186,9 @@ def votes(examiner: Examiner, attempts: Attempts) -> list[tuple[str | None, floa
     return found
 
 
-def vote_shares(examiner: Examiner, attempts: Attempts) -> list[float | None]:
-    """Share of the attempts at each question that give the majority answer."""
-    return [share for _, share in votes(examiner, attempts)]
+def vote_shares(env: RolloutEnv, attempts: RolloutBatch) -> list[float | None]:
+    """Chunk of the attempts at each question that give the majority answer."""
+    return [share for _, share in votes(env, attempts)]
 
 
 def ballot(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""Attempts: problems put to policies, completions checked and scored."""
+"""RolloutBatch: problems put to policies, completions checked and scored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from soar.types import Problem, Verdict
 
 
 @dataclass(frozen=True)
-class Attempts:
+class RolloutBatch:
     """N attempts of each policy at each of its problems.
 
     rollouts and verdicts: rows in the order (policy, question, attempt). reward_P_Q_N: student reward (points).
@@ -50,7 +50,7 @@ class Attempts:
         return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
-class Examiner:
+class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
     scheme: student reward, `binary` or `paper` (see `rewards.student_reward`).
@@ -88,7 +88,7 @@ class Examiner:
         """Whether prompt and completion budget fit in the model's context."""
         return len(self.prompt(problem)) + sampling.max_tokens <= self.backbone.context
 
-    def attempt(
+    def rollout(
         self,
         stack: AdapterStack | None,
         problems_P_Q: list[list[Problem]],
@@ -96,13 +96,13 @@ class Examiner:
         seed_P: list[int],
         sampling: SamplingConfig,
         greedy: bool = False,
-        workers: int = 1,
+        threads: int = 1,
         first: int = 0,
-    ) -> Attempts:
+    ) -> RolloutBatch:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each).
 
         A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its
-        tokens do not depend on the other problems or their order. workers: threads that share out the problems of a
+        tokens do not depend on the other problems or their order. threads: threads that share out the problems of a
         single policy. first: number n of the first attempt.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
@@ -111,8 +111,8 @@ class Examiner:
             [seeds.skip(own, first) for own in _problem_seeds(seed, problems)]
             for seed, problems in zip(seed_P, problems_P_Q, strict=True)
         ]
-        if P == 1 and workers > 1:
-            rollouts = self._sample_in_threads(stack, prompts_P_Q[0], attempts, seed_P_Q[0], sampling, greedy, workers)
+        if P == 1 and threads > 1:
+            rollouts = self._sample_in_threads(stack, prompts_P_Q[0], attempts, seed_P_Q[0], sampling, greedy, threads)
         else:
             rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
         texts = rollouts.texts(self.backbone)
@@ -124,7 +124,7 @@ class Examiner:
             for verdict, text, problem in zip(verdicts, texts, asked, strict=True)
         ]
         shape = (P, Q, attempts)
-        return Attempts(
+        return RolloutBatch(
             rollouts,
             verdicts,
             torch.tensor(rewards, dtype=torch.float32).view(shape),
@@ -142,16 +142,16 @@ class Examiner:
         seed_Q: list[int],
         sampling: SamplingConfig,
         greedy: bool,
-        workers: int,
+        threads: int,
     ) -> Rollouts:
         """The prompts of one policy, shared out among threads; every prompt has its own seed, so the draws are the same."""
-        size = -(-len(prompts_Q) // workers)
+        size = -(-len(prompts_Q) // threads)
         parts = [slice(first, first + size) for first in range(0, len(prompts_Q), size)]
 
         def job(part: slice) -> Rollouts:
             return self.sampler.sample(stack, [prompts_Q[part]], attempts, [seed_Q[part]], sampling, greedy)
 
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             return join(list(pool.map(job, parts)))
 
 
@@ -195,17 +195,17 @@ def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal
 
 
 def usable(
-    examiner: Examiner, config: Config, problems: list[Problem], say: Callable[[str], None]
+    env: RolloutEnv, config: Config, problems: list[Problem], say: Callable[[str], None]
 ) -> tuple[list[Problem], dict[str, int]]:
     """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
 
     The first five of each reason are named through `say`.
     """
-    tokens, context = config.student.sampling.max_tokens, examiner.backbone.context
-    kept, dropped = fits_budget(problems, lambda problem: len(examiner.prompt(problem)), context, tokens)
+    tokens, context = config.student.sampling.max_tokens, env.backbone.context
+    kept, dropped = fits_budget(problems, lambda problem: len(env.prompt(problem)), context, tokens)
     for row in dropped[:5]:
         say(f"left out: {row}")
-    verdicts = examiner.grade(kept)
+    verdicts = env.grade(kept)
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")

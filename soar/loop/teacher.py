@@ -20,12 +20,12 @@ from soar.config import Config, RewardConfig, SamplingConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
-from soar.loop.parallel import Crew, Tick, spread
+from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.promotion import decide
 from soar.loop.rewards import deal, grounded, pay
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Population, choose_chunk, chunks, inner_steps, shuffled_passes, train_population
-from soar.loop.write import Lessons, teacher_prompt, write_lessons
+from soar.loop.write import QuestionSets, teacher_prompt, write_questions
 from soar.types import Decision, Problem, Trial
 
 Event = dict[str, Any]
@@ -53,9 +53,9 @@ class LoopState:
     teacher_rollouts: int = 0
 
 
-def new_state(examiner: Examiner, config: Config) -> LoopState:
+def new_state(env: RolloutEnv, config: Config) -> LoopState:
     """Teacher and baseline student as fresh adapters on the base model (method: both start as copies of it)."""
-    backbone = examiner.backbone
+    backbone = env.backbone
     teacher = backbone.new_stack(seeds.derive(config.seed, "teacher", "init"))
     baseline = backbone.new_stack(seeds.derive(config.seed, "student", "init"))
     return LoopState(teacher, StackOptimizer(teacher, config.teacher.optimizer), baseline)
@@ -80,8 +80,8 @@ class Measured:
     rollouts: int
 
 
-def measure_share(
-    examiner: Examiner,
+def measure_chunk(
+    env: RolloutEnv,
     tick: Tick,
     questions: list[Problem],
     reward: RewardConfig,
@@ -90,8 +90,8 @@ def measure_share(
     students: AdapterStack,
 ) -> Measured:
     """The students of one chunk on the reward questions, as a piece of work; all draw from the same seed."""
-    attempts = examiner.attempt(
-        students.to(examiner.backbone.device),
+    attempts = env.rollout(
+        students.to(env.backbone.device),
         [questions] * students.policies,
         reward.attempts,
         [seed] * students.policies,
@@ -110,37 +110,37 @@ def all_failed(step: int) -> Event:
 class OuterLoop:
     """The SOAR loop over one hard training set.
 
-    examiner: puts problems to policies. hard_train: D_train; the teacher never sees it. workers: CPU worker threads.
-    on_inner(done, total): progress of the students of the current step. crew: worker processes that train and measure
+    env: puts problems to policies. hard_train: D_train; the teacher never sees it. threads: CPU worker threads.
+    on_inner(done, total): progress of the students of the current step. parallel: worker processes that train and measure
     the students; the teacher writes and learns in this one.
     """
 
     def __init__(
         self,
-        examiner: Examiner,
+        env: RolloutEnv,
         hard_train: list[Problem],
         config: Config,
         state: LoopState,
-        workers: int = 1,
+        threads: int = 1,
         on_inner: Callable[[int, int], None] | None = None,
-        crew: Crew | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
-        self.examiner, self.hard_train, self.config, self.state = examiner, hard_train, config, state
-        self.workers, self.on_inner, self.crew = workers, on_inner, crew
-        self.prompt = teacher_prompt(examiner, config)
+        self.env, self.hard_train, self.config, self.state = env, hard_train, config, state
+        self.threads, self.on_inner, self.parallel = threads, on_inner, parallel
+        self.prompt = teacher_prompt(env, config)
 
-    def write(self) -> Lessons:
+    def write(self) -> QuestionSets:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
-        lessons = write_lessons(self.examiner, self.state.teacher, self.prompt, self.config, self.state.step)
-        self.state.teacher_rollouts += lessons.sampled
-        return lessons
+        question_sets = write_questions(self.env, self.state.teacher, self.prompt, self.config, self.state.step)
+        self.state.teacher_rollouts += question_sets.sampled
+        return question_sets
 
-    def teach(self, lessons: Lessons) -> Population:
+    def teach(self, question_sets: QuestionSets) -> Population:
         """Step 2a: one student per dataset and repeat, trained from the baseline; student order is (dataset, repeat)."""
         config, state = self.config.student, self.state
         steps = inner_steps(config, state.promotions)
         batches, seed_P = [], []
-        for k, problems in enumerate(lessons.problems_G_Q):
+        for k, problems in enumerate(question_sets.problems_G_Q):
             for j in range(config.repeats):
                 place = (j,) if config.common_seeds else (k, j)
                 seed = seeds.derive(self.config.seed, "student", state.step, *place)
@@ -157,13 +157,13 @@ class OuterLoop:
                 self.on_inner(min(total, done), total)
 
         population = train_population(
-            self.examiner, state.baseline, batches, seed_P, config, lr, self.workers, note, crew=self.crew
+            self.env, state.baseline, batches, seed_P, config, lr, self.threads, note, parallel=self.parallel
         )
         state.student_rollouts += population.rollouts
         return population
 
     def _chunk(self, policies: int) -> int:
-        return choose_chunk(self.examiner.backbone, policies, self.workers, self.crew)
+        return choose_chunk(self.env.backbone, policies, self.threads, self.parallel)
 
     def draw_reward_questions(self) -> list[Problem]:
         """Q_R: M questions of D_train without replacement, one draw for all students of the step."""
@@ -182,7 +182,7 @@ class OuterLoop:
         diverged: list[bool] = []
         common = (questions, config.reward, config.student.sampling, seed)
         tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
-        for part in spread(self.crew, self.examiner, self.workers, measure_share, common, tasks):
+        for part in spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks):
             state.student_rollouts += part.rollouts
             rates += part.rate_P
             diverged += part.failed_P
@@ -203,8 +203,8 @@ class OuterLoop:
         if missing:
             attempts = 1 if greedy else config.reward.baseline_attempts
             seed = seeds.derive(config.seed, "baseline", state.step)
-            result = self.examiner.attempt(
-                state.baseline, [missing], attempts, [seed], config.student.sampling, greedy, self.workers
+            result = self.env.rollout(
+                state.baseline, [missing], attempts, [seed], config.student.sampling, greedy, self.threads
             )
             state.student_rollouts += result.count
             valid_H = result.valid_P_Q_N[0].sum(-1).tolist()
@@ -214,7 +214,7 @@ class OuterLoop:
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
 
-    def learn(self, lessons: Lessons, reward_U: list[float | None]) -> UpdateStats | None:
+    def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
         """Step 4: every rollout gets the reward of its unit (dataset k, R_k); the baseline is the mean of the other units.
 
         reward_U: see `signals.Payment`. None, and the teacher as it was (no KL step, no momentum step), without a reward.
@@ -227,10 +227,10 @@ class OuterLoop:
         advantage_U = leave_one_out(values, valid, config.optimizer.normalize_advantages)
         advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
         return update(
-            self.examiner.backbone,
+            self.env.backbone,
             state.teacher,
             state.optimizer,
-            lessons.rollouts,
+            question_sets.rollouts,
             advantage_B,
             learning_rate(config.optimizer, state.step, config.steps),
             config.sampling.temperature,
@@ -240,8 +240,8 @@ class OuterLoop:
     def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
         """One outer step. Returns the events for metrics.jsonl and the rows for questions.jsonl; advances the state."""
         started = time.monotonic()
-        lessons = deal(self.write(), self.config, self.state.step)
-        population = self.teach(lessons)
+        question_sets = deal(self.write(), self.config, self.state.step)
+        population = self.teach(question_sets)
         measured = self.measure(population)
         reward_G, error_G = grounded(measured.improvement_G_R.tolist(), measured.valid_G_R.tolist())
         rewards = [reward for reward in reward_G if reward is not None]
@@ -251,20 +251,20 @@ class OuterLoop:
             state.window.append(float(np.mean(rewards)))
         promotion = self.config.promotion
         decision = decide(state.window, reward_G, measured.trials, promotion.tau, promotion.window)
-        payment = pay(self.examiner, state, lessons, reward_G, self.config, self.workers)
+        payment = pay(self.env, state, question_sets, reward_G, self.config, self.threads)
         state.student_rollouts += payment.rollouts
-        stats = self.learn(lessons, payment.reward_U)
+        stats = self.learn(question_sets, payment.reward_U)
         events: list[Event] = [] if rewards else [all_failed(number)]
         if decision.promote:
-            events.append(self._promote(decision, lessons, population, measured, reward_G))
+            events.append(self._promote(decision, question_sets, population, measured, reward_G))
         state.step += 1
-        event = _outer_event(number, lessons, population, measured, reward_G, error_G, decision, stats)
+        event = _outer_event(number, question_sets, population, measured, reward_G, error_G, decision, stats)
         event["teacher_reward_G"] = payment.reward_G
         event["student_rollouts"] = state.student_rollouts
         event["seconds"] = round(time.monotonic() - started, 3)
         rows = [
             {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": reward_G[k]}
-            for k, problems in enumerate(lessons.problems_G_Q)
+            for k, problems in enumerate(question_sets.problems_G_Q)
             for p in problems
         ]
         return [event, *events], rows
@@ -272,7 +272,7 @@ class OuterLoop:
     def _promote(
         self,
         decision: Decision,
-        lessons: Lessons,
+        question_sets: QuestionSets,
         population: Population,
         measured: Measurement,
         reward_G: list[float | None],
@@ -285,7 +285,7 @@ class OuterLoop:
         state.promotions += 1
         state.window = []
         state.pass_rates = {}
-        problems, place = lessons.problems_G_Q[k], {"step": state.step, "dataset": k, "reward": reward_G[k]}
+        problems, place = question_sets.problems_G_Q[k], {"step": state.step, "dataset": k, "reward": reward_G[k]}
         state.pq += [{"question": p.question, "answer": p.answer, **place} for p in problems]
         return {
             "event": "promotion",
@@ -302,7 +302,7 @@ class OuterLoop:
 
 def _outer_event(
     step: int,
-    lessons: Lessons,
+    question_sets: QuestionSets,
     population: Population,
     measured: Measurement,
     reward_G: list[float | None],
@@ -311,7 +311,7 @@ def _outer_event(
     stats: UpdateStats | None,
 ) -> Event:
     rewards = [reward for reward in reward_G if reward is not None]
-    questions = [problem.question for problems in lessons.problems_G_Q for problem in problems]
+    questions = [problem.question for problems in question_sets.problems_G_Q for problem in problems]
     return {
         "event": "outer_step",
         "step": step,
@@ -324,8 +324,8 @@ def _outer_event(
         "promoted": decision.promote,
         "reason": decision.reason,
         "accepted": len(questions),
-        "sampled": lessons.sampled,
-        "rejected": lessons.rejected,
+        "sampled": question_sets.sampled,
+        "rejected": question_sets.rejected,
         "distinct_share": len(set(questions)) / len(questions),
         "teacher_kl": None if stats is None else stats.kl_P[0].item(),
         "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),

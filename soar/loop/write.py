@@ -13,7 +13,7 @@ from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack
 from soar.engine.sampler import Rollouts, join
 from soar.loop.parallel import FIRST_GUESS, texts_at_once
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.problems.grading import read_problems
 from soar.types import Problem, Reason, Rejection, UserError
 
@@ -23,7 +23,7 @@ class TeacherError(UserError):
 
 
 @dataclass(frozen=True)
-class Lessons:
+class QuestionSets:
     """One step's accepted pairs: problems_G_Q, their teacher rollouts (rows in the same order), and the bookkeeping."""
 
     problems_G_Q: list[list[Problem]]
@@ -32,21 +32,21 @@ class Lessons:
     rejected: dict[str, int]
 
 
-def teacher_prompt(examiner: Examiner, config: Config) -> list[int]:
+def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
     """Token ids of the teacher prompt. Raises ConfigError when it leaves no room for the teacher's text."""
-    prompt = examiner.fmt.teacher_ids(examiner.backbone.tokenizer, config.teacher.subject)
+    prompt = env.fmt.teacher_ids(env.backbone.tokenizer, config.teacher.subject)
     tokens = config.teacher.sampling.max_tokens
-    if len(prompt) + tokens > examiner.backbone.context:
+    if len(prompt) + tokens > env.backbone.context:
         raise ConfigError(
             f"teacher.sampling.max_tokens = {tokens}: with the teacher prompt of {len(prompt)} tokens it "
-            f"exceeds the model's context of {examiner.backbone.context}; lower it"
+            f"exceeds the model's context of {env.backbone.context}; lower it"
         )
     return prompt
 
 
-def write_lessons(
-    examiner: Examiner, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int
-) -> Lessons:
+def write_questions(
+    env: RolloutEnv, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int
+) -> QuestionSets:
     """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1).
 
     teacher: a stack of one policy, or None for the base model. Raises TeacherError when teacher.max_tries is spent.
@@ -65,11 +65,11 @@ def write_lessons(
         rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
         seed = seeds.derive(run.seed, "teacher", step, attempt)
-        rollouts = examiner.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
+        rollouts = env.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
         attempt += 1
-        texts, ended = rollouts.texts(examiner.backbone), rollouts.ended_B.tolist()
+        texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
         rows = []
-        for row, outcome in enumerate(read_pairs(examiner, run, texts, ended, seen)):
+        for row, outcome in enumerate(read_pairs(env, run, texts, ended, seen)):
             if len(accepted) == wanted:
                 break
             sampled += 1
@@ -83,19 +83,19 @@ def write_lessons(
             kept.append(rollouts.select(rows))
     n = config.questions
     sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
-    return Lessons(sets, join(kept), sampled, dict(rejected))
+    return QuestionSets(sets, join(kept), sampled, dict(rejected))
 
 
 def read_pairs(
-    examiner: Examiner, config: Config, texts: list[str], ended: list[bool], seen: set[str] | None
+    env: RolloutEnv, config: Config, texts: list[str], ended: list[bool], seen: set[str] | None
 ) -> list[Problem | Rejection]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
     cut = [not e for e in ended]
-    outcomes = read_problems(examiner.verifier, examiner.fmt, texts, cut, seen, config.teacher.strict_tags)
+    outcomes = read_problems(env.verifier, env.fmt, texts, cut, seen, config.teacher.strict_tags)
     sampling = config.student.sampling
     return [
         Rejection(Reason.TOO_LONG, text)
-        if isinstance(outcome, Problem) and not examiner.room(outcome, sampling)
+        if isinstance(outcome, Problem) and not env.room(outcome, sampling)
         else outcome
         for text, outcome in zip(texts, outcomes, strict=True)
     ]

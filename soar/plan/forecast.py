@@ -252,7 +252,7 @@ def plan_lines(config: Config) -> list[str]:
 
 
 def intrinsic_attempts(config: Config) -> int:
-    """Attempts of the baseline student at the written questions of one outer step, for an intrinsic teacher reward."""
+    """RolloutBatch of the baseline student at the written questions of one outer step, for an intrinsic teacher reward."""
     if config.teacher.reward not in INTRINSIC:
         return 0
     return config.teacher.datasets * config.teacher.questions * config.intrinsic.attempts

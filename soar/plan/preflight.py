@@ -20,7 +20,7 @@ from typing import Any
 from soar import seeds
 from soar.config import Config
 from soar.domains.candidates import candidates
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.write import read_pairs, teacher_prompt
 from soar.problems.domain import domain_of
 from soar.problems.grading import DomainPool, open_pool
@@ -29,7 +29,7 @@ from soar.problems.prompts import control_texts, leaked_controls
 from soar.problems.verify import NAMES, columns_of
 from soar.report.figures import visible
 from soar.run.screen import evidence_key, known_hard, use_evidence
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 TEACHER_SECONDS = 30.0  # samples are taken in growing waves until this would be over: a check stays under a minute
@@ -64,31 +64,31 @@ def check_model(
     """Findings of a config's model, one by one as they are made. say: told before what takes time."""
     say(f"loading {config.model.path}")
     try:
-        with open_examiner(config) as examiner:
-            yield _model_finding(examiner, config)
-            yield from _examine(examiner, config, problems, samples, say)
+        with open_env(config) as env:
+            yield _model_finding(env, config)
+            yield from _examine(env, config, problems, samples, say)
     except UserError as error:
         yield failed("model", error)
 
 
 def _examine(
-    examiner: Examiner, config: Config, problems: Sequence[Problem], samples: int, say: Callable[[str], None]
+    env: RolloutEnv, config: Config, problems: Sequence[Problem], samples: int, say: Callable[[str], None]
 ) -> Iterator[Finding]:
-    yield tokenizer_finding(examiner, problems)
+    yield tokenizer_finding(env, problems)
     if problems:
-        yield context_finding(examiner, config, problems)
+        yield context_finding(env, config, problems)
         if domain_of(config.problems).gold_is_answer:
-            yield budget_finding(examiner, config, problems)
-    evidence = _evidence_finding(examiner, config)
+            yield budget_finding(env, config, problems)
+    evidence = _evidence_finding(env, config)
     if evidence is not None:
         yield evidence
     say(f"asking the teacher for {samples} problems")
-    yield teacher_finding(examiner, config, samples)
+    yield teacher_finding(env, config, samples)
 
 
-def _model_finding(examiner: Examiner, config: Config) -> Finding:
-    backbone = examiner.backbone
-    choose_workers(backbone, config.threads)
+def _model_finding(env: RolloutEnv, config: Config) -> Finding:
+    backbone = env.backbone
+    choose_threads(backbone, config.threads)
     parameters = sum(p.numel() for p in backbone.model.parameters())
     facts = {
         "path": config.model.path,
@@ -104,10 +104,10 @@ def _model_finding(examiner: Examiner, config: Config) -> Finding:
     return Finding("model", Status.OK, message, facts=facts)
 
 
-def tokenizer_finding(examiner: Examiner, problems: Sequence[Problem]) -> Finding:
+def tokenizer_finding(env: RolloutEnv, problems: Sequence[Problem]) -> Finding:
     """One BOS or none, the chat template, and that no text of a question becomes a control token."""
-    tokenizer, fmt = examiner.backbone.tokenizer, examiner.fmt
-    ids = examiner.fmt.student_ids(tokenizer, "x")
+    tokenizer, fmt = env.backbone.tokenizer, env.fmt
+    ids = env.fmt.student_ids(tokenizer, "x")
     bos = getattr(tokenizer, "bos_token_id", None)
     adds = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
     leading = 0
@@ -133,10 +133,10 @@ def tokenizer_finding(examiner: Examiner, problems: Sequence[Problem]) -> Findin
     return Finding("tokenizer", Status.OK, message, facts=facts)
 
 
-def context_finding(examiner: Examiner, config: Config, problems: Sequence[Problem]) -> Finding:
+def context_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
     """Whether prompts and completion budgets fit in the context."""
-    context, budget = examiner.backbone.context, config.student.sampling.max_tokens
-    lengths = {problem.id: len(examiner.prompt(problem)) for problem in problems}
+    context, budget = env.backbone.context, config.student.sampling.max_tokens
+    lengths = {problem.id: len(env.prompt(problem)) for problem in problems}
     kept, dropped = fits_budget(problems, lambda problem: lengths[problem.id], context, budget)
     longest = max(lengths.values())
     message = f"longest prompt {longest:,} + {budget:,} new tokens, context {context:,}"
@@ -150,9 +150,9 @@ def context_finding(examiner: Examiner, config: Config, problems: Sequence[Probl
     return Finding("context", status, message, advice, details, facts)
 
 
-def budget_finding(examiner: Examiner, config: Config, problems: Sequence[Problem]) -> Finding:
+def budget_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
     """Whether the gold answers can be written within the completion budget, reasoning aside."""
-    budget, tokenizer = config.student.sampling.max_tokens, examiner.backbone.tokenizer
+    budget, tokenizer = config.student.sampling.max_tokens, env.backbone.tokenizer
     lengths = [len(tokenizer.encode(p.answer, add_special_tokens=False)) + BOX_TOKENS for p in problems]
     longest = max(lengths)
     over = [p for p, length in zip(problems, lengths, strict=True) if length > budget]
@@ -166,23 +166,23 @@ def budget_finding(examiner: Examiner, config: Config, problems: Sequence[Proble
     return Finding("budget", status, message, advice, tuple(p.id for p in over[:LISTED]), facts)
 
 
-def _evidence_finding(examiner: Examiner, config: Config) -> Finding | None:
+def _evidence_finding(env: RolloutEnv, config: Config) -> Finding | None:
     """Whether the screening beside the problem file holds for this model and these settings."""
     try:
         known = known_hard(config) if config.screen.attempts else None
         if known is None:
             return None
-        wanted = evidence_key(config, examiner.backbone, examiner.fmt, examiner.backbone.base_digest())
+        wanted = evidence_key(config, env.backbone, env.fmt, env.backbone.base_digest())
         use_evidence(known, wanted)
     except UserError as error:
         return failed("evidence", error)
     return Finding("evidence", Status.OK, f"{known.where}: holds for this model and these settings")
 
 
-def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding:
-    """Share of teacher texts that are problems, what an accepted one costs, and why the others are not."""
+def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
+    """Chunk of teacher texts that are problems, what an accepted one costs, and why the others are not."""
     try:
-        prompt = teacher_prompt(examiner, config)
+        prompt = teacher_prompt(env, config)
     except UserError as error:
         return failed("teacher", error)
     seed, sampling = seeds.derive(config.seed, "check", "teacher"), config.teacher.sampling
@@ -192,10 +192,10 @@ def teacher_finding(examiner: Examiner, config: Config, samples: int) -> Finding
     started = time.monotonic()
     count = min(FIRST_WAVE, samples)
     while count > 0:
-        rollouts = examiner.sampler.sample(None, [[prompt]], count, [[seeds.skip(seed, sampled)]], sampling)
+        rollouts = env.sampler.sample(None, [[prompt]], count, [[seeds.skip(seed, sampled)]], sampling)
         tokens += int(rollouts.length_B.sum())
-        texts = rollouts.texts(examiner.backbone)
-        for outcome in read_pairs(examiner, config, texts, rollouts.ended_B.tolist(), None):
+        texts = rollouts.texts(env.backbone)
+        for outcome in read_pairs(env, config, texts, rollouts.ended_B.tolist(), None):
             sampled += 1
             if isinstance(outcome, Rejection):
                 reasons[outcome.name] += 1

@@ -99,7 +99,7 @@ def _quality(rows: Sequence[Row]) -> Any:
     axes = _over_steps(
         "quality",
         "Quality of the questions",
-        "Share of questions that are well-posed, and that have a correct answer; see the table.",
+        "Chunk of questions that are well-posed, and that have a correct answer; see the table.",
         "questions",
     )
     return line_chart(
@@ -134,7 +134,7 @@ def _diversity(rows: Sequence[Row], drawn: int) -> Any:
     axes = _over_steps(
         "diversity",
         "Diversity of the questions",
-        f"Share of distinct questions, and the Vendi score of {drawn} questions in per cent of {drawn}, which unrelated "
+        f"Chunk of distinct questions, and the Vendi score of {drawn} questions in per cent of {drawn}, which unrelated "
         "questions would have; see the table.",
         "questions",
     )
@@ -152,7 +152,7 @@ def _difficulty(run: Run) -> Any:
     axes = Axes(
         key="difficulty",
         title="Difficulty of the questions over outer steps",
-        description="Share of attempts at the teacher's questions that gave the teacher's answer: mean over the students of "
+        description="Chunk of attempts at the teacher's questions that gave the teacher's answer: mean over the students of "
         "a step in their first and in their last training step.",
         x_label="outer step",
         y_label="attempts right",
@@ -179,7 +179,7 @@ def _topics(names: list[str], grouped: list[list[Row]]) -> dict[str, Any]:
     axes = Axes(
         key="topics",
         title="Topics of the questions over outer steps",
-        description="Share of each topic among the accepted questions; see the table.",
+        description="Chunk of each topic among the accepted questions; see the table.",
         x_label="outer step",
         y_label="questions",
         percent=True,

@@ -75,7 +75,7 @@ def pass_axes(key: str, title: str, parts: str, ks: Sequence[int]) -> Axes:
     return Axes(
         key=key,
         title=title,
-        description=f"Share of held-out problems solved by one of k attempts, {parts}; see the table.",
+        description=f"Chunk of held-out problems solved by one of k attempts, {parts}; see the table.",
         x_label="attempts per problem (k)",
         y_label="problems solved",
         percent=True,
@@ -173,7 +173,7 @@ def loop_section(run: Run) -> dict[str, Any]:
     rates = Axes(
         key="rates",
         title="Pass rates on the reward questions",
-        description="Share of the reward questions solved by the baseline student and by the best student of a step.",
+        description="Chunk of the reward questions solved by the baseline student and by the best student of a step.",
         y_label="solved",
         percent=True,
         x_label="outer step",
@@ -249,7 +249,7 @@ def _histogram(histogram: object) -> list[dict[str, Any]]:
 
 
 def signal_section(run: Run) -> dict[str, Any]:
-    """Share of groups with a learning signal (some right, some wrong) over the steps of every trained arm."""
+    """Chunk of groups with a learning signal (some right, some wrong) over the steps of every trained arm."""
     rows, series = [], []
     by_arm: dict[str, list[Row]] = {}
     for event in run.events.get("arm_step", []):
@@ -271,7 +271,7 @@ def signal_section(run: Run) -> dict[str, Any]:
     axes = Axes(
         key="signal",
         title="Groups with a learning signal",
-        description="Share of groups of attempts in which some are right and some wrong, per training step of an arm.",
+        description="Chunk of groups of attempts in which some are right and some wrong, per training step of an arm.",
         x_label="training step",
         y_label="mixed groups",
         percent=True,

@@ -26,7 +26,7 @@ from soar.engine.policy import AdapterStack
 from soar.engine.update import StackOptimizer
 from soar.files import finite, sha256_of, sync_file, sync_folder, tensor_errors, write_json
 from soar.loop.arms import ArmProgress
-from soar.loop.student import Midway
+from soar.loop.student import TrainState
 from soar.loop.teacher import LoopState
 from soar.types import UserError
 
@@ -278,9 +278,16 @@ def to_checkpoint(state: RunState) -> Checkpoint:
         "pending": None,
     }
     for arm, progress in state.arm_progress.items():
-        prefix, midway = f"midway:{arm}" if progress.untold else "midway", progress.midway
-        tensors |= _prefixed(prefix, midway.stack.tensors) | _prefixed(f"{prefix}_optimizer", midway.optimizer)
-        known = {"arm": arm, "step": midway.step, "rollouts": midway.rollouts, "failed_P": midway.failed_P.tolist()}
+        prefix, train_state = f"train_state:{arm}" if progress.untold else "train_state", progress.train_state
+        tensors |= _prefixed(prefix, train_state.stack.tensors) | _prefixed(
+            f"{prefix}_optimizer", train_state.optimizer
+        )
+        known = {
+            "arm": arm,
+            "step": train_state.step,
+            "rollouts": train_state.rollouts,
+            "failed_P": train_state.failed_P.tolist(),
+        }
         if progress.untold:
             data["arms_ahead"].append({**known, "untold": finite(progress.untold)})
         else:
@@ -316,9 +323,11 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config
     first = [{**known, "untold": []}] if (known := data["arm_progress"]) is not None else []
     for known in [*first, *data.get("arms_ahead", [])]:
         arm, failed_P = known["arm"], torch.tensor(known["failed_P"])
-        prefix = f"midway:{arm}" if known["untold"] else "midway"
-        midway = Midway(known["step"], stack(prefix), named(f"{prefix}_optimizer"), failed_P, known["rollouts"], [])
-        state.arm_progress[arm] = ArmProgress(arm, midway, known["untold"])
+        prefix = f"train_state:{arm}" if known["untold"] else "train_state"
+        train_state = TrainState(
+            known["step"], stack(prefix), named(f"{prefix}_optimizer"), failed_P, known["rollouts"], []
+        )
+        state.arm_progress[arm] = ArmProgress(arm, train_state, known["untold"])
     if (held := data["pending"]) is not None:
         state.pending = Pending(held["promotion"], held["rows"], stack("held"), held["pass_rates"])
     return state

@@ -15,12 +15,12 @@ from soar.domains.candidates import candidates
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.files import Row
 from soar.loop.evaluate import count_correct, results_of
-from soar.loop.parallel import HELD_OUT_BLOCK, Crew
-from soar.loop.rollout import Examiner, usable
+from soar.loop.parallel import HELD_OUT_BLOCK, Parallel
+from soar.loop.rollout import RolloutEnv, usable
 from soar.run.folder import RunFolder
 from soar.run.ray_cluster import check_cluster
-from soar.run.ray_crew import open_crew
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.ray_crew import open_parallel
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, UserError
 
 FILE = "state/evaluation.jsonl"
@@ -28,15 +28,15 @@ BLOCK = HELD_OUT_BLOCK  # problems from one save to the next
 
 
 def count_held_out(
-    examiner: Examiner,
+    env: RolloutEnv,
     policies: dict[str, AdapterStack],
     problems: list[Problem],
     config: Config,
     folder: RunFolder,
     seed: int,
-    workers: int,
+    threads: int,
     on_problems: Callable[[int], None],
-    crew: Crew | None = None,
+    parallel: Parallel | None = None,
 ) -> list[list[int]]:
     """Correct attempts [policies][problems] of every arm at the same problems and seeds.
 
@@ -61,16 +61,16 @@ def count_held_out(
     if missing:
         sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
         count_correct(
-            examiner,
+            env,
             concat(list(policies.values())),
             missing,
             config.evaluate.attempts,
             seed,
             sampling,
-            workers=workers,
+            threads=threads,
             block=BLOCK,
             on_block=keep,
-            crew=crew,
+            parallel=parallel,
         )
     return [[found[problem.id][p] for problem in problems] for p in range(len(policies))]
 
@@ -112,16 +112,16 @@ def measure(
     seed = seeds.derive(config.seed, "evaluate")
     done = 0
     check_cluster(config)
-    with open_examiner(config) as examiner:
-        backbone = examiner.backbone
-        workers = choose_workers(backbone, config.threads)
+    with open_env(config) as env:
+        backbone = env.backbone
+        threads = choose_threads(backbone, config.threads)
         stacks = {"base": backbone.new_stack(0)}
         stacks |= {name: load_adapter(backbone, folder) for name, folder in adapters.items()}
-        problems, left_out = usable(examiner, config, loaded.problems, say)
+        problems, left_out = usable(env, config, loaded.problems, say)
         if not problems:
             raise UserError(
                 f"problems.source = {config.problems.source!r}: no problem can be used ({left_out['too_long']} too long, "
-                f"{left_out['ungradable']} with an answer that {examiner.verifier.name!r} cannot grade)"
+                f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade)"
             )
 
         def note(part: list[Any], correct_P_H: Any, truncated_P_H: Any) -> None:
@@ -130,9 +130,9 @@ def measure(
             advance(done, len(problems))
 
         stack = concat(list(stacks.values()))
-        with open_crew(config, examiner, None, say) as crew:
+        with open_parallel(config, env, None, say) as parallel:
             correct_P_H, truncated_P_H = count_correct(
-                examiner, stack, problems, attempts, seed, sampling, workers, block=8, on_block=note, crew=crew
+                env, stack, problems, attempts, seed, sampling, threads, block=8, on_block=note, parallel=parallel
             )
     rows = zip(stacks, correct_P_H.tolist(), truncated_P_H.sum(1).tolist(), strict=True)
     counts: dict[str, list[int]] = {}

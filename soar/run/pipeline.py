@@ -28,7 +28,7 @@ from soar.loop.arms import (
     training_questions,
 )
 from soar.loop.evaluate import summarize
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Population
 from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import TeacherError
@@ -45,9 +45,9 @@ from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached,
 from soar.run.measure import count_held_out
 from soar.run.progress import Progress
 from soar.run.ray_cluster import check_cluster
-from soar.run.ray_crew import RayCrew, open_crew
+from soar.run.ray_crew import RayParallel, open_parallel
 from soar.run.screen import find_hard
-from soar.run.setup import choose_workers, labelled, open_examiner
+from soar.run.setup import choose_threads, labelled, open_env
 from soar.run.sinks import check_installed, open_loggers
 from soar.types import Problem, UserError
 
@@ -63,7 +63,7 @@ class StudentsFailed(UserError):
 class Run:
     """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
 
-    crew: worker processes that share the work (`cluster`); None: this process does all of it.
+    parallel: worker processes that share the work (`cluster`); None: this process does all of it.
     loop_class: the outer loop, or one derived from it.
     """
 
@@ -73,19 +73,19 @@ class Run:
         self,
         config: Config,
         folder: RunFolder,
-        examiner: Examiner,
+        env: RolloutEnv,
         progress: Progress,
         stop: StopRequest | None = None,
-        crew: RayCrew | None = None,
+        parallel: RayParallel | None = None,
     ) -> None:
-        self.crew = crew
-        self.config, self.folder, self.examiner, self.progress = config, folder, examiner, progress
+        self.parallel = parallel
+        self.config, self.folder, self.env, self.progress = config, folder, env, progress
         self.stop = stop or StopRequest()
         self._began = time.monotonic()
-        self.workers = choose_workers(examiner.backbone, config.threads)
+        self.threads = choose_threads(env.backbone, config.threads)
         self.hard_train: list[Problem] = []
         self.hard_test: list[Problem] = []
-        self.state = RunState("loop", new_state(examiner, config))
+        self.state = RunState("loop", new_state(env, config))
         self.meter: TokenMeter | None = None
         self._current: tuple[str, float] | None = None
 
@@ -101,10 +101,10 @@ class Run:
             self._save()
         else:
             self._restore(checkpoint)
-        self.meter = TokenMeter(self.examiner.sampler, self.state.tokens)
-        self.examiner.sampler = self.meter
-        if self.crew is not None:
-            self.crew.meter = self.meter
+        self.meter = TokenMeter(self.env.sampler, self.state.tokens)
+        self.env.sampler = self.meter
+        if self.parallel is not None:
+            self.parallel.meter = self.meter
         stages: dict[str, Callable[[], None]] = {"loop": self._loop, "arms": self._arms, "evaluate": self._evaluate}
         for name, stage in stages.items():
             if STAGES.index(self.state.stage) <= STAGES.index(name):
@@ -114,7 +114,7 @@ class Run:
                 self._save()
         self.folder.tell(self.progress.insist)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
-            save_adapter(self.examiner.backbone, stack, self.folder.path / name)
+            save_adapter(self.env.backbone, stack, self.folder.path / name)
             sync_tree(self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
@@ -156,7 +156,7 @@ class Run:
     def _find_hard(self, first: bool) -> None:
         config = self.config
         found = find_hard(
-            self.examiner, config, self.folder, self.workers, self.progress, self._safe_point, crew=self.crew
+            self.env, config, self.folder, self.threads, self.progress, self._safe_point, parallel=self.parallel
         )
         hard = found.problems
         if len(hard) < 4:
@@ -182,7 +182,7 @@ class Run:
             self.progress.task("  students", 1, transient=True) as inner,
         ):
             advance(state.step)
-            loop = self.loop_class(self.examiner, self.hard_train, config, state, self.workers, inner.set, self.crew)
+            loop = self.loop_class(self.env, self.hard_train, config, state, self.threads, inner.set, self.parallel)
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             while loop_end(config, state.step, state.promotions) is None:
                 before.append(self._outer_step(loop, before))
@@ -256,7 +256,7 @@ class Run:
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
         for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
             try:
-                questions = training_questions(arm, self.examiner, config, material)
+                questions = training_questions(arm, self.env, config, material)
             except TeacherError as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
                 self.folder.append("metrics.jsonl", [left_out(arm, str(error))])
@@ -269,9 +269,9 @@ class Run:
         write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
         with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
             begun = state.arm_progress
-            advance(sum(progress.midway.step for progress in begun.values()))
+            advance(sum(progress.train_state.step for progress in begun.values()))
 
-            def keep_midway(progress: dict[str, ArmProgress], events: list[dict[str, Any]]) -> None:
+            def keep_state(progress: dict[str, ArmProgress], events: list[dict[str, Any]]) -> None:
                 self.folder.append("metrics.jsonl", events)
                 state.arm_progress = progress
                 self._save()
@@ -289,8 +289,8 @@ class Run:
 
             fresh = self._fresh()
             starts = {arm: state.loop.baseline if arm == "ps_hard" else fresh for arm in batches}
-            listener = Listener(lambda: advance(1), keep_midway, keep, due)
-            train_arms(self.examiner, starts, batches, config, self.workers, listener, begun, self.crew)
+            listener = Listener(lambda: advance(1), keep_state, keep, due)
+            train_arms(self.env, starts, batches, config, self.threads, listener, begun, self.parallel)
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
@@ -300,10 +300,10 @@ class Run:
             rows = read_pq(Path(arms.pq_from))
             self.folder.note_hashes(pq_from=digest([[row["question"], row["answer"]] for row in rows]))
         if arms.teacher_from:
-            teacher = read_teacher(self.examiner.backbone, Path(arms.teacher_from))
+            teacher = read_teacher(self.env.backbone, Path(arms.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
-        return Material(pq, teacher, self.hard_test, self.workers, self.progress.say)
+        return Material(pq, teacher, self.hard_test, self.threads, self.progress.say)
 
     def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
         rows = labelled(self.config, [{"question": p.question, "answer": p.answer} for p in questions])
@@ -311,7 +311,7 @@ class Run:
 
     def _fresh(self) -> AdapterStack:
         """The adapter that every student starts from: the base model itself."""
-        return self.examiner.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
+        return self.env.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
 
     def _policies(self) -> dict[str, AdapterStack]:
         every = {"base": self._fresh(), "ps": self.state.loop.baseline, **self.state.arms}
@@ -345,7 +345,7 @@ class Run:
                 self._safe_point()
 
             return count_held_out(
-                self.examiner, policies, self.hard_test, self.config, self.folder, seed, self.workers, note, self.crew
+                self.env, policies, self.hard_test, self.config, self.folder, seed, self.threads, note, self.parallel
             )
 
     def _rollouts(self, arm: str) -> int:
@@ -358,7 +358,7 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         screening = self.state.seconds.get("screen", 0.0)
-        self.state = from_checkpoint(checkpoint, self.examiner.backbone.device, self.config)
+        self.state = from_checkpoint(checkpoint, self.env.backbone.device, self.config)
         self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
 
 
@@ -381,11 +381,11 @@ def execute(
     with (
         RunFolder(out, config, command, resume) as folder,
         closing(open_loggers(config, out, progress.say)) as folder.on_events,
-        open_examiner(config) as examiner,
-        open_crew(config, examiner, folder, progress.say) as crew,
+        open_env(config) as env,
+        open_parallel(config, env, folder, progress.say) as parallel,
     ):
         progress.show(own_view(out, progress.console))
-        run = Run(config, folder, examiner, progress, stop, crew)
+        run = Run(config, folder, env, progress, stop, parallel)
         run.loop_class = loop_class
         try:
             with saved_run(resume_command(out)), storage_errors(out, ADVICE):

@@ -1,4 +1,4 @@
-"""A crew of Ray actors: each holds the frozen base model; pieces of work go out, results come back.
+"""A parallel of Ray actors: each holds the frozen base model; pieces of work go out, results come back.
 
 Only adapters, problems and verdicts travel. A worker that dies, loses its device or shows no progress for too long is
 killed, its piece of work goes to another one, with the same seeds and so the same result, and a new worker takes its
@@ -22,7 +22,7 @@ from soar import files as faults
 from soar.config import Config, ConfigError
 from soar.files import scrub
 from soar.loop.parallel import Task, Tick, no_tick
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.run.folder import RunFolder, versions
 from soar.run.interrupts import TokenMeter
 from soar.run.ray_cluster import Connection, connect, free_words, import_ray, in_short, workers_for
@@ -72,10 +72,10 @@ class _Member:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-class RayCrew:
+class RayParallel:
     """See the module text. Use as a context manager; workers end with it.
 
-    examiner: the driver's own, whose base model every worker's must equal. threads: of the driver, so that every worker
+    env: the driver's own, whose base model every worker's must equal. threads: of the driver, so that every worker
     cuts and computes its work as this process would. say: lines for a person; record: rows for workers.jsonl.
     Raises ConfigError when Ray is missing or the cluster cannot hold the workers, WorkersLost when none starts, and what
     the workers raise while they load the model.
@@ -84,7 +84,7 @@ class RayCrew:
     def __init__(
         self,
         config: Config,
-        examiner: Examiner,
+        env: RolloutEnv,
         threads: int,
         say: Callable[[str], None],
         record: Callable[[dict[str, Any]], None],
@@ -92,10 +92,8 @@ class RayCrew:
         self.config, self.say, self.record = config, say, record
         self.cluster = config.cluster
         self.meter: TokenMeter | None = None
-        self.gpus = (
-            self.cluster.gpus if self.cluster.gpus is not None else float(examiner.backbone.device.type == "cuda")
-        )
-        self._examiner, self._threads = examiner, threads
+        self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
+        self._examiner, self._threads = env, threads
         self._members: list[_Member] = []
         self._hired = self._pieces = self._failed_starts = 0
         self._again: deque[_Piece] = deque()
@@ -104,7 +102,7 @@ class RayCrew:
         self.size = 0
         self._connection: Connection = "found"
 
-    def __enter__(self) -> RayCrew:
+    def __enter__(self) -> RayParallel:
         self._digest = self._examiner.backbone.base_digest()
         self._connection = connect(self._ray, self.config)
         try:
@@ -141,7 +139,7 @@ class RayCrew:
     def stream(
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
     ) -> Iterator[tuple[Any, Any]]:
-        """See `crew.Crew`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
+        """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
         if self._examiner.backbone.device.type == "cuda":  # a worker may share this GPU
             self._examiner.sampler.decoder.release()  # type: ignore[attr-defined]
             faults.release_memory()
@@ -363,10 +361,10 @@ def failure_of(failure: Failure) -> Exception:
 
 
 @contextmanager
-def open_crew(
-    config: Config, examiner: Examiner, folder: RunFolder | None, say: Callable[[str], None]
-) -> Iterator[RayCrew | None]:
-    """The crew that `cluster` asks for, None when it asks for none. folder: where workers.jsonl is kept."""
+def open_parallel(
+    config: Config, env: RolloutEnv, folder: RunFolder | None, say: Callable[[str], None]
+) -> Iterator[RayParallel | None]:
+    """The parallel that `cluster` asks for, None when it asks for none. folder: where workers.jsonl is kept."""
     if not config.cluster.workers and not config.cluster.address:
         yield None
         return
@@ -378,5 +376,5 @@ def open_crew(
         if folder is not None:
             folder.append(LOG_FILE, [scrub(row)])
 
-    with RayCrew(config, examiner, cores_of(config.threads), lambda text: say(scrub(text)), record) as crew:
-        yield crew
+    with RayParallel(config, env, cores_of(config.threads), lambda text: say(scrub(text)), record) as parallel:
+        yield parallel

@@ -22,10 +22,10 @@ from typing import Any
 from soar.config import build
 from soar.files import is_device_lost, is_out_of_memory
 from soar.loop.parallel import Task
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.run.folder import versions
 from soar.run.interrupts import TokenMeter
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.setup import choose_threads, open_env
 from soar.types import UserError
 
 USER, MEMORY, DEVICE, BUG = "user", "memory", "device", "bug"
@@ -69,7 +69,7 @@ class Worker:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.ticks = self.life = 0
-        self._examiner: Examiner | None = None
+        self._examiner: RolloutEnv | None = None
         self._meter: TokenMeter | None = None
         self._closing = ExitStack()
 
@@ -82,16 +82,16 @@ class Worker:
         if Path(self.order.cwd).is_dir():
             os.chdir(self.order.cwd)
         config = build(self.order.config, "the config of the run")
-        examiner = self._closing.enter_context(open_examiner(config))
-        choose_workers(examiner.backbone, config.threads)
-        self._meter = TokenMeter(_Living(examiner.sampler, self._alive))
-        examiner.sampler = self._meter
-        self._examiner = examiner
+        env = self._closing.enter_context(open_env(config))
+        choose_threads(env.backbone, config.threads)
+        self._meter = TokenMeter(_Living(env.sampler, self._alive))
+        env.sampler = self._meter
+        self._examiner = env
         return {
             "pid": os.getpid(),
             "host": platform.node(),
-            "device": _device_name(examiner),
-            "model_sha256": examiner.backbone.base_digest(),
+            "device": _device_name(env),
+            "model_sha256": env.backbone.base_digest(),
             "versions": versions(),
         }
 
@@ -187,8 +187,8 @@ def _hide_main() -> None:
         del main.__file__
 
 
-def _device_name(examiner: Examiner) -> str:
-    device = examiner.backbone.device
+def _device_name(env: RolloutEnv) -> str:
+    device = env.backbone.device
     if device.type != "cuda":
         return device.type
     import torch

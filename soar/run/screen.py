@@ -21,8 +21,8 @@ from soar.config import Config, ConfigError, ScreenConfig
 from soar.domains.candidates import candidates
 from soar.engine.policy import Backbone
 from soar.files import read_jsonl, read_object, scrub, write_atomic, write_json
-from soar.loop.parallel import Crew, Tick, spread
-from soar.loop.rollout import Examiner, usable
+from soar.loop.parallel import Parallel, Tick, spread
+from soar.loop.rollout import RolloutEnv, usable
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.prompts import PromptFormat
@@ -30,8 +30,8 @@ from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, StopRequest
 from soar.run.progress import Progress
 from soar.run.ray_cluster import check_cluster
-from soar.run.ray_crew import open_crew
-from soar.run.setup import choose_workers, open_examiner
+from soar.run.ray_crew import open_parallel
+from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
@@ -214,8 +214,8 @@ class _Tally:
     truncated: int = 0
 
 
-def attempt_block(examiner: Examiner, problems: list[Problem], config: Config) -> list[Screening]:
-    """Attempts of the base model at each problem; with screen.early_stop until it has too many successes to be hard.
+def attempt_block(env: RolloutEnv, problems: list[Problem], config: Config) -> list[Screening]:
+    """RolloutBatch of the base model at each problem; with screen.early_stop until it has too many successes to be hard.
 
     Attempt n draws from (seed, problem id, n) alone, so the attempts of a problem that is never solved are the same
     with and without early stopping.
@@ -227,7 +227,7 @@ def attempt_block(examiner: Examiner, problems: list[Problem], config: Config) -
         open_ = [i for i, tally in enumerate(tallies) if tally.successes <= config.screen.max_successes or not first]
         if not open_:
             break
-        result = examiner.attempt(None, [[problems[i] for i in open_]], last - first, [seed], sampling, first=first)
+        result = env.rollout(None, [[problems[i] for i in open_]], last - first, [seed], sampling, first=first)
         correct_Q = (result.solved_P_Q_N & result.valid_P_Q_N)[0].sum(-1).tolist()
         truncated_Q = (~result.rollouts.ended_B.view(len(open_), last - first)).sum(-1).tolist()
         for i, correct, truncated in zip(open_, correct_Q, truncated_Q, strict=True):
@@ -238,21 +238,21 @@ def attempt_block(examiner: Examiner, problems: list[Problem], config: Config) -
 
 
 def screen(
-    examiner: Examiner,
+    env: RolloutEnv,
     problems: list[Problem],
     config: Config,
     folder: RunFolder,
     evidence: dict[str, Any],
-    workers: int,
+    threads: int,
     on_problems: Callable[[int], None],
-    crew: Crew | None = None,
+    parallel: Parallel | None = None,
 ) -> dict[str, Screening]:
-    """Attempts of the base model at every problem; evidence rows go to hard/screen.jsonl block by block.
+    """RolloutBatch of the base model at every problem; evidence rows go to hard/screen.jsonl block by block.
 
     Problems that the file already holds are not attempted again, except beside one that it lacks: blocks are cut from
     the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows of another run may
-    have another seed, which the rest is then drawn with too; rows made in another way raise data.DataError. workers:
-    threads, where no crew does the blocks. Returns problem id -> Screening.
+    have another seed, which the rest is then drawn with too; rows made in another way raise data.DataError. threads:
+    threads, where no parallel does the blocks. Returns problem id -> Screening.
     """
     found: dict[str, Screening] = {}
     rows = folder.rows(SCREEN_FILE, partial(_usable, config.screen.attempts))
@@ -267,10 +267,10 @@ def screen(
     if not rows:
         folder.append(SCREEN_FILE, [{"evidence": evidence}])
     on_problems(len(found))
-    size = BLOCK.get(examiner.backbone.device.type, BLOCK["cuda"])
+    size = BLOCK.get(env.backbone.device.type, BLOCK["cuda"])
     blocks = [problems[first : first + size] for first in range(0, len(problems), size)]
     blocks = [part for part in blocks if any(problem.id not in found for problem in part)]
-    results = spread(crew, examiner, workers, screen_block, (config,), [(part,) for part in blocks])
+    results = spread(parallel, env, threads, screen_block, (config,), [(part,) for part in blocks])
     for part, screenings in zip(blocks, results, strict=True):
         fresh = [(p.id, s) for p, s in zip(part, screenings, strict=True) if p.id not in found]
         found.update(fresh)
@@ -314,9 +314,9 @@ def copy_screening(folder: RunFolder, place: Path, same: Callable[[dict[str, Any
     folder.append(SCREEN_FILE, rows)
 
 
-def screen_block(examiner: Examiner, tick: Tick, config: Config, problems: list[Problem]) -> list[Screening]:
+def screen_block(env: RolloutEnv, tick: Tick, config: Config, problems: list[Problem]) -> list[Screening]:
     """`attempt_block` as a piece of work."""
-    return attempt_block(examiner, problems, config)
+    return attempt_block(env, problems, config)
 
 
 @dataclass(frozen=True)
@@ -350,14 +350,14 @@ class HardSet:
 
 
 def find_hard(
-    examiner: Examiner,
+    env: RolloutEnv,
     config: Config,
     folder: RunFolder,
-    workers: int,
+    threads: int,
     progress: Progress,
     safe_point: Callable[[], None] | None = None,
     reuse: bool = True,
-    crew: Crew | None = None,
+    parallel: Parallel | None = None,
 ) -> HardSet:
     """Load, leave out what cannot be used, screen, select.
 
@@ -366,15 +366,15 @@ def find_hard(
     Raises ConfigError, DataError, and RunFolderError when model, problems or prompts changed since the folder was begun.
     """
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
-    model_hash = examiner.backbone.base_digest()
-    dtype = str(examiner.backbone.dtype).removeprefix("torch.")  # before the model's: it tells why that one changed
+    model_hash = env.backbone.base_digest()
+    dtype = str(env.backbone.dtype).removeprefix("torch.")  # before the model's: it tells why that one changed
     domain = domain_of(config.problems)
     own = {"domain": hashlib.sha256(domain.fingerprint().encode()).hexdigest()} if domain.own else {}
-    folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=examiner.fmt.fingerprint(), **own)
+    folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=env.fmt.fingerprint(), **own)
     for line in loaded.report.lines():
         progress.say(line)
-    problems, left_out = usable(examiner, config, loaded.problems, progress.say)
-    evidence = evidence_key(config, examiner.backbone, examiner.fmt, model_hash)
+    problems, left_out = usable(env, config, loaded.problems, progress.say)
+    evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
     known = known_hard(config) if reuse and config.screen.attempts else None
     if known is not None:
         evidence = use_evidence(known, evidence)
@@ -390,7 +390,7 @@ def find_hard(
                 if safe_point is not None:
                     safe_point()
 
-            found = screen(examiner, problems, config, folder, evidence, workers, note, crew)
+            found = screen(env, problems, config, folder, evidence, threads, note, parallel)
         if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
             evidence = rows[0]["evidence"]
     else:
@@ -461,10 +461,10 @@ def screen_folder(
             raise Stopped(stop.reason, f"Continue with: {scrub(again)}", stop.exit_code)
 
     check_cluster(config)
-    with RunFolder(out, config, command, resume) as folder, open_examiner(config) as examiner:
-        workers = choose_workers(examiner.backbone, config.threads)
-        with open_crew(config, examiner, folder, progress.say) as crew:
-            hard = find_hard(examiner, config, folder, workers, progress, safe_point, reuse=False, crew=crew)
+    with RunFolder(out, config, command, resume) as folder, open_env(config) as env:
+        threads = choose_threads(env.backbone, config.threads)
+        with open_parallel(config, env, folder, progress.say) as parallel:
+            hard = find_hard(env, config, folder, threads, progress, safe_point, reuse=False, parallel=parallel)
     if hard.problems:
         write_hard(out / "hard.jsonl", hard.problems, hard.screenings(hard.problems), hard.evidence, columns=True)
     write_json(out / "screen.json", hard.event)

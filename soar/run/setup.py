@@ -14,7 +14,7 @@ from soar.domains.world import get_world
 from soar.engine.memory import check_fits, machine_bytes
 from soar.engine.policy import Backbone, choose_device, free_bytes, load_backbone
 from soar.engine.sampler import NativeSampler, Sampler
-from soar.loop.rollout import Examiner
+from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import Domain, domain_of
 from soar.problems.grading import open_pool
 from soar.problems.prompts import line_break_ids
@@ -29,7 +29,7 @@ def cores_of(threads: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_workers(backbone: Backbone, threads: int) -> int:
+def choose_threads(backbone: Backbone, threads: int) -> int:
     """CPU worker threads, and torch's own threads set to match.
 
     A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
@@ -58,7 +58,7 @@ def open_sampler(backbone: Backbone, config: Config) -> Sampler:
 
 
 @contextmanager
-def open_examiner(config: Config) -> Iterator[Examiner]:
+def open_env(config: Config) -> Iterator[RolloutEnv]:
     """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end.
 
     Raises TooLarge before anything is loaded when the model does not fit its device.
@@ -69,7 +69,7 @@ def open_examiner(config: Config) -> Iterator[Examiner]:
     backbone = load_backbone(config.model)
     _end_at_line_breaks(backbone, domain)
     with open_pool(domain, config.problems) as verifier:
-        yield Examiner(backbone, open_sampler(backbone, config), domain.prompts, verifier, config.student.reward)
+        yield RolloutEnv(backbone, open_sampler(backbone, config), domain.prompts, verifier, config.student.reward)
 
 
 def _end_at_line_breaks(backbone: Backbone, domain: Domain) -> None:

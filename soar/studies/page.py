@@ -99,7 +99,7 @@ def promotion_table(results: Row) -> Table:
     """How often a full window promoted; for shuffled answers this is the false-promotion rate."""
     table = Table(
         "Promotions",
-        "Share of the decisions with a full window that promoted, with a 95 % Wilson interval in which overlapping windows "
+        "Chunk of the decisions with a full window that promoted, with a 95 % Wilson interval in which overlapping windows "
         "of w steps count 1 / w each. With teacher.reward = shuffled it is the false-promotion rate at tau.",
         ["variant", "windows", "promotions", "share", "per seed"],
     )
