@@ -23,8 +23,7 @@ from soar import (
     cli_watch,
     streams,
 )
-from soar.files import STORAGE_ERRNOS, scrub
-from soar.report.figures import visible
+from soar.files import STORAGE_ERRNOS, scrub, visible
 from soar.types import VERSION, UserError
 
 COMMANDS = (

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from soar.studies.definition import cells, find_study, read_study
+from soar.studies.study import cells, find_study, read_study
 
 EXAMPLES = """examples:
   soar study finding1 --out studies/finding1 --jobs 2

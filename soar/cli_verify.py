@@ -43,10 +43,10 @@ def add(commands: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from soar.files import visible
     from soar.problems.domain import load_domain
     from soar.problems.grading import DomainPool
     from soar.problems.verify import VerifierPool
-    from soar.report.figures import visible
     from soar.types import Verdict
     from soar.verify_file import grade_file, table_lines
 

@@ -20,6 +20,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -365,3 +366,23 @@ def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str
     if len(notes) > MAX_NOTES_PER_FILE:
         notes = [*notes[:MAX_NOTES_PER_FILE], f"{name}: {len(notes) - MAX_NOTES_PER_FILE} more lines were left out"]
     return rows, notes
+
+
+JOINERS = {"\u200c", "\u200d"}  # needed by Persian and by emoji, and harmless
+
+
+def visible(text: str) -> str:
+    """`text` with every character that could hide or reorder something made visible.
+
+    Control characters, direction overrides, invisible format characters and lone surrogates become their code point
+    (`U+202E`) in the angle brackets U+27E8 and U+27E9. Line ends and tabs stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    hidden = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+    return "".join(
+        f"\u27e8U+{ord(c):04X}\u27e9"
+        if c not in "\n\t" and c not in JOINERS and unicodedata.category(c) in hidden
+        else c
+        for c in text
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import statistics
 import subprocess
 import threading
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from loop_helpers import TINY, events, read_jsonl
-from test_docs import fields
 
 from soar.cli import main
 from soar.config import ConfigError, override
@@ -24,9 +22,19 @@ from soar.report.questions import hashed_ngrams, vendi_score
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
 from soar.studies import study as study_room
-from soar.studies.definition import STUDIES, Cell, Study, cells, comparisons, find_study, read_study
 from soar.studies.page import tables
-from soar.studies.study import StudyError, run_in_process, run_study
+from soar.studies.study import (
+    STUDIES,
+    Cell,
+    Study,
+    StudyError,
+    cells,
+    comparisons,
+    find_study,
+    read_study,
+    run_in_process,
+    run_study,
+)
 
 TOY = """
 name = "toy"
@@ -74,33 +82,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     assert len(first["arms"][-1]["seeds"]) == 1
     run_cell.fails = ()
     results = run_study(study, folder / "out", list(TINY), resume=True, say=lambda line: None, run_cell=run_cell)
-    return folder, results, run_cell
-
-
-def test_the_doctor_recomputes_a_study(finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path(shutil.copytree(finished[0] / "out", tmp_path / "out"))
-    assert main(["doctor", str(folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "ok   cell learnability-seed1: 13 checks" in lines
-    assert "ok   study.json and its pages from the cells: 4 cells" in lines
-    results = json.loads((folder / "study.json").read_text())
-    results["arms"][0]["pass_at"]["1"]["mean"] += 0.01
-    (folder / "study.json").write_text(json.dumps(results))
-    (folder / "cells" / "grounded-seed0" / "pq.jsonl").write_text("{}\n")
-    assert main(["doctor", str(folder)]) == 1
-    said = capsys.readouterr().out
-    assert "study.json: arms" in said
-    assert "study.md is not what study.json says" in said
-    assert "hashes of the files: pq.jsonl was changed after the run" in said
-    (folder / "definition.json").write_text("[]")
-    assert main(["doctor", str(folder)]) == 1
-
-
-def test_finished_cells_stay_and_failed_ones_are_done_again(finished: Any) -> None:
-    _, results, run_cell = finished
     once = ["grounded-seed0", "grounded-seed1", "learnability-seed0", "learnability-seed1"]
-    assert run_cell.ran == [*once, "learnability-seed1"]
-    assert {cell["state"] for cell in results["cells"]} == {"finished"}
+    assert run_cell.ran == [*once, "learnability-seed1"], "finished cells stay, the failed one is done again"
+    assert json.loads((folder / "out" / "study.json").read_text()) == json.loads(json.dumps(results))
+    return folder, results, run_cell
 
 
 def test_cells_of_a_seed_share_their_screening(finished: Any) -> None:
@@ -184,31 +169,6 @@ def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
             plain = " | ".join(" ".join(cell.replace("\u00a0", " ").split()) for cell in row)
             assert f"| {plain} |" in text
     assert len(page) > 5000
-
-
-def test_study_json_is_what_was_returned(finished: Any) -> None:
-    folder, results, _ = finished
-    written = json.loads((folder / "out" / "study.json").read_text())
-    assert written == json.loads(json.dumps(results))
-    assert written["definition"]["extra"] == list(TINY)
-
-
-def test_every_field_of_the_results_is_explained(finished: Any) -> None:
-    _, results, _ = finished
-    assert set(results) == fields("study.json")
-    assert all(set(row) == fields("Entry of a study arm") for row in results["arms"])
-    spread = fields("Spread over seeds")
-    for row in [*results["arms"], *results["comparisons"]]:
-        assert all(set(found) <= spread for found in row["pass_at"].values())
-    assert spread == {key for row in (results["arms"][0], results["comparisons"][0]) for key in row["pass_at"]["1"]}
-    for teacher in results["teachers"]:
-        for row in teacher["cells"]:
-            assert set(row) == fields("Entry of a teacher")
-            assert set(row["first"]) == set(row["last"]) == fields("Figures of a teacher's outer steps")
-    assert all(set(row) == fields("Entry of promotions") for row in results["promotions"])
-    questions = [row for entry in results["pq"] for row in entry["cells"]]
-    assert len(questions) == 4
-    assert all(set(row) == fields("Entry of promotion questions") for row in questions)
 
 
 def test_another_study_is_refused_and_more_seeds_are_added(finished: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from soar import seeds
 from soar.config import Config
 from soar.domains.candidates import candidates
+from soar.files import visible
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import read_pairs, teacher_prompt
 from soar.problems.domain import domain_of
@@ -27,7 +28,6 @@ from soar.problems.grading import DomainPool, open_pool
 from soar.problems.load import fits_budget
 from soar.problems.prompts import control_texts, leaked_controls
 from soar.problems.verify import NAMES, columns_of
-from soar.report.figures import visible
 from soar.run.screen import evidence_key, known_hard, use_evidence
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Reason, Rejection, UserError, Verdict

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soar.files import Row, write_atomic
+from soar.files import Row, visible, write_atomic
 from soar.problems.domain import load_domain
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
-from soar.report.figures import visible
 from soar.report.runs import Run, changed_after_run, read_run
 from soar.types import VERSION, UserError
 

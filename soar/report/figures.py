@@ -8,11 +8,12 @@ Series differ by marker and dash as well as by colour.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
+
+from soar.files import visible
 
 WIDTH, HEIGHT = 400, 270  # narrow, so that a phone shrinks the text little
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 44
@@ -21,7 +22,6 @@ CHARACTER = 6.5  # mean width of a 13 px character (the largest in use), for lay
 WIDE_CHARACTER = 8.3  # a digit of the widest font that a reader may have, for labels that must not touch
 STYLES = 8
 DASHES = ("", "7 3", "", "2 3", "9 3 2 3", "4 4", "1 4", "12 4")
-JOINERS = {"\u200c", "\u200d"}  # needed by Persian and by emoji, and harmless
 
 
 @dataclass(frozen=True)
@@ -60,26 +60,6 @@ class Axes:
     marks: Sequence[tuple[float, str]] = ()
     mark_label: str = ""
     x_ticks: Sequence[float] = field(default_factory=tuple)
-
-
-def visible(text: str) -> str:
-    """`text` with every character that could hide or reorder something made visible.
-
-    Control characters, direction overrides, invisible format characters and lone surrogates become their code point
-    (`U+202E`) in the angle brackets U+27E8 and U+27E9. Line ends and tabs stay.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_visible_character, text))
-
-
-def _visible_character(c: str) -> str:
-    code = ord(c)
-    if c in "\n\t" or (c.isprintable() and code < 0xE000):
-        return c
-    if c in JOINERS or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}:
-        return c
-    return f"\u27e8U+{code:04X}\u27e9"
 
 
 def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:

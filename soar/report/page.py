@@ -18,10 +18,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from soar.files import write_atomic
+from soar.files import visible, write_atomic
 from soar.report import changes, sections
 from soar.report import text as wording
-from soar.report.figures import visible
 from soar.report.runs import Run, number, numbers, read_run
 from soar.types import VERSION
 

@@ -19,9 +19,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from soar.files import Row, read_object
+from soar.files import Row, read_object, visible
 from soar.report import text as wording
-from soar.report.figures import visible
 from soar.report.runs import PAUSE_FILE, count, number, numbers, read_arm, read_run
 from soar.report.sections import mean, standard_error
 from soar.types import UserError

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from soar.engine.policy import resolve_path
-from soar.files import write_atomic, write_json
+from soar.files import visible, write_atomic, write_json
 from soar.report.export import ExportError, check_target
-from soar.report.figures import visible
 from soar.report.runs import Run, changed_after_run, read_run
 from soar.report.text import ARM_MEANINGS, arm_name, with_interval
 from soar.types import VERSION

@@ -40,9 +40,9 @@ from soar.files import (
     storage_errors,
     sync_file,
     sync_folder,
+    visible,
     write_json,
 )
-from soar.report.figures import visible
 from soar.report.runs import HASHES
 from soar.report.runs import REVIEW_FILE as FILE
 from soar.run.checkpoint import SCHEMA, Checkpoint, CheckpointStore, changed_lines, lost_lines, read_document

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from soar.files import Row
-from soar.report.figures import STYLES, Axes, Series, line_chart, visible
+from soar.files import Row, visible
+from soar.report.figures import STYLES, Axes, Series, line_chart
 from soar.report.page import page as render
 from soar.report.text import DASH, arm_name, bounds, duration, percent, percent_digits, whole
 from soar.types import VERSION

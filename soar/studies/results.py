@@ -14,7 +14,7 @@ from soar.files import Row, read_jsonl
 from soar.loop.statistics import over_seeds, paired_over_seeds, wilson_interval
 from soar.report.questions import Embed, collapsed, describe, embedder, label_share
 from soar.report.runs import ReportError, Run, count, number, numbers, read_run
-from soar.studies.definition import Cell, Study, comparisons
+from soar.studies.study import Cell, Study, comparisons
 
 SCHEMA = 1
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, whose questions are compared

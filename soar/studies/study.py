@@ -1,5 +1,17 @@
-"""Running a study: every cell as a `soar run` in a process of its own, then the document, the table and the page.
+"""A study: variants of one recipe x seeds, as one TOML file. Each pair is a cell, an ordinary run folder.
 
+    name = "finding2"
+    question = "..."                      what the study answers, shown on its page
+    recipe = "tiny"                       a built-in recipe, or a file beside the study
+    seeds = [0, 1, 2]
+    set = ["teacher.steps=20"]            overrides of every cell; {seed} in one stands for the cell's seed
+    compare = [["grounded:ps", "learnability:ps"]]
+    [variants.grounded]
+    set = []
+    [variants.learnability]
+    set = ["teacher.reward=learnability"]
+
+A result is named `variant:arm`. Without `compare`, every arm is compared with Hard-Only of its variant, or of the first one.
 A cell that fails is recorded and the others go on. The cells of the first variant run before the others, which use their
 screening. A finished cell is never run again; an interrupted one continues from its checkpoint.
 """
@@ -11,28 +23,162 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from soar.config import difference
+from soar.config import RECIPES, Config, ConfigError, Section, difference, find_recipe, load
 from soar.files import read_object, write_atomic, write_json
-from soar.studies.definition import Cell, Study, cells, definition
-from soar.studies.page import markdown, page
-from soar.studies.results import collect
 from soar.types import UserError
 
+STUDIES = RECIPES / "studies"
 DEFINITION = "definition.json"
+# What decides whether two cells of one seed have the same hard problems with the same evidence.
+SCREENED_WITH = ("model", "problems", "screen", "seed")
+SAMPLED_WITH = ("top_p", "max_tokens", "stop")
+MAY_CHANGE = ("seeds", "ks", "embedder", "compare", "question", "bootstrap")  # of a study that is continued
+
+
+class StudyError(UserError):
+    """A study folder that cannot be used as asked."""
+
+
+class Variant(Section):
+    """One way to set the recipe."""
+
+    set: tuple[str, ...] = ()
+
+
+class Study(Section):
+    """The file of the module text, validated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    question: str = ""
+    recipe: str = "tiny"
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    set: tuple[str, ...] = ()
+    ks: tuple[int, ...] = (1, 32)
+    compare: tuple[tuple[str, str], ...] = ()
+    embedder: str = "hashed-ngrams"
+    bootstrap: int = Field(4000, ge=100)
+    variants: dict[str, Variant] = Field(min_length=1)
+
+    @field_validator("variants")
+    @classmethod
+    def _names(cls, value: dict[str, Variant]) -> dict[str, Variant]:
+        for name in value:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(f"variant {name!r}: letters, digits and _ only, it names folders")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds = {list(self.seeds)}: expected different numbers from 0")
+        for name in (name for pair in self.compare for name in pair):
+            variant, _, arm = name.partition(":")
+            if variant not in self.variants or not arm:
+                raise ValueError(f"compare: {name!r} is no VARIANT:ARM; variants: {', '.join(self.variants)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study. overrides: as for `--set`, in order; shares: the cell whose screening it uses, or None."""
+
+    variant: str
+    seed: int
+    folder: Path
+    recipe: str
+    overrides: tuple[str, ...]
+    config: Config
+    shares: Path | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.seed}"
+
 
 RunCell = Callable[[Cell, int, str | None], str | None]
 """(cell, threads; 0: its own choice, device or None) -> None when it finished, else why not."""
 
 
-class StudyError(UserError):
-    """A study folder that cannot be used as asked."""
+def find_study(name: str) -> Path:
+    """Path of a study given as a file or a built-in name. Raises ConfigError with the built-in names."""
+    for path in (Path(name), STUDIES / f"{name.removeprefix('studies/')}.toml"):
+        if path.is_file():
+            return path
+    built_in = ", ".join(sorted(p.stem for p in STUDIES.glob("*.toml")))
+    raise ConfigError(f"no study {name!r}: expected a TOML file or one of: {built_in}")
+
+
+def read_study(path: Path) -> Study:
+    """The study in a TOML file. Raises ConfigError naming file, key, what was found and what is expected."""
+    try:
+        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "(whole study)"
+            hint = f"; known keys: {', '.join(Study.model_fields)}" if item["type"] == "extra_forbidden" else ""
+            lines.append(f"{path}: {key}: {item['msg'].removeprefix('Value error, ')}{hint}")
+        raise ConfigError("\n".join(lines)) from error
+    beside = path.parent / study.recipe
+    return study.model_copy(update={"recipe": str(beside)}) if beside.is_file() else study
+
+
+def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
+    """Every cell with its config; the first variant's cells come first. Raises ConfigError for any that is not valid.
+
+    A cell uses the screening of the first variant's cell of its seed where both screen the same problems in the same way,
+    unless its config names a run whose screening it uses.
+    """
+    recipe = str(find_recipe(study.recipe))
+    every: list[Cell] = []
+    leaders: dict[int, Cell] = {}
+    for name, variant in study.variants.items():
+        for seed in study.seeds:
+            folder, shares = out / "cells" / f"{name}-seed{seed}", None
+            given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.set, *extra)]
+            overrides = (*given, f"seed={seed}", f'name="{study.name}-{name}"')
+            config = load(recipe, list(overrides))
+            leader = leaders.get(seed)
+            screens = config.screen.attempts and not config.screen.from_run
+            if leader is not None and screens and screened_alike(leader.config, config):
+                shares = leader.folder
+                overrides = (*overrides, f"screen.from_run={json.dumps(str(shares))}")
+                config = load(recipe, list(overrides))
+            every.append(Cell(name, seed, folder, recipe, overrides, config, shares))
+            leaders.setdefault(seed, every[-1])
+    return every
+
+
+def screened_alike(one: Config, other: Config) -> bool:
+    """Whether two configs lead to the same screening."""
+    a, b = one.resolved(), other.resolved()
+    return all(a[key] == b[key] for key in SCREENED_WITH) and all(
+        a["student"]["sampling"][key] == b["student"]["sampling"][key] for key in SAMPLED_WITH
+    )
+
+
+def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Pairs of (variant, arm) to compare, among those that have results."""
+    pairs = [tuple((name.partition(":")[0], name.partition(":")[2]) for name in pair) for pair in study.compare]
+    if not pairs:
+        first = next(iter(study.variants))
+        for variant, arm in results:
+            if arm not in ("base", "hard_only"):
+                reference = variant if (variant, "hard_only") in results else first
+                pairs.append(((variant, arm), (reference, "hard_only")))
+    return [(a, b) for a, b in pairs if a in results and b in results]
 
 
 def run_in_process(cell: Cell, threads: int, device: str | None) -> str | None:
@@ -40,18 +186,18 @@ def run_in_process(cell: Cell, threads: int, device: str | None) -> str | None:
 
     device: an entry of CUDA_VISIBLE_DEVICES, the one that the process sees; None: all that this one sees.
     """
-    command = [sys.executable, "-m", "soar.cli", "run", cell.recipe]
+    command = [sys.executable, "-m", "soar.cli", "run", cell.recipe, "--out", str(cell.folder), "--quiet"]
     for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
         command += ["--set", override]
-    command += ["--out", str(cell.folder), "--quiet"]
     if (cell.folder / "manifest.json").is_file():
         command.append("--resume")
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(f"{cell.name}.log")
-    seen = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+    environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
     with open(log, "ab") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=seen)
-    code = done.returncode
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        ).returncode
     if code == 0:
         return None
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -83,34 +229,32 @@ def run_study(
     except Timeout:
         raise StudyError(f"{out} is in use by another process; wait for it or choose another --out") from None
     with lock:
-        _claim(study, out, extra, resume)
-        leaders = [cell for cell in every if cell.shares is None]
-        followers = [cell for cell in every if cell.shares is not None]
+        _claim({**study.model_dump(mode="json"), "extra": list(extra)}, out, resume)
+        gpus = visible_gpus() if run and jobs > 1 else []
         failures: dict[str, str] = {}
-        for group in (leaders, followers) if run else ():
-            failures |= _run_group(group, jobs, say, run_cell, visible_gpus() if jobs > 1 else ())
+        for follows in (False, True) if run else ():
+            group = [cell for cell in every if (cell.shares is not None) == follows and not _finished(cell)]
+            failures |= _run_group(group, jobs, say, run_cell, gpus)
         return write_results(study, out, every, failures)
 
 
-def _claim(study: Study, out: Path, extra: list[str], resume: bool) -> None:
+def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
     """Record the study in its folder, or check that the recorded one is the same (more seeds may be added)."""
-    wanted, path = definition(study, extra), out / DEFINITION
-    if not path.is_file():
-        if any(p.name != ".lock" for p in out.iterdir()):
-            raise StudyError(f"{out} is not empty and holds no study; give another --out")
-        write_json(path, wanted)
-        return
-    if not resume:
-        raise StudyError(f"{out} holds a study; give --resume to continue it, or another --out")
-    found, notes = read_object(path)
-    if notes:
-        raise StudyError(f"{'; '.join(notes)}; give another --out")
-    gone = sorted(set(found.get("seeds", [])) - set(study.seeds))
-    changed = [line for line in difference(found, wanted) if not line.startswith(("seeds:", "ks:", "embedder:"))]
-    changed = [line for line in changed if not line.startswith(("compare:", "question:", "bootstrap:"))]
-    if changed or gone:
-        lines = "\n  ".join([*changed, *([f"seeds: {gone} left out"] if gone else [])])
-        raise StudyError(f"{out} was begun as another study:\n  {lines}\nGive the same one, or another --out")
+    path = out / DEFINITION
+    if path.is_file():
+        if not resume:
+            raise StudyError(f"{out} holds a study; give --resume to continue it, or another --out")
+        recorded, notes = read_object(path)
+        if notes:
+            raise StudyError(f"{'; '.join(notes)}; give another --out")
+        lines = [line for line in difference(recorded, wanted) if line.split(":", 1)[0] not in MAY_CHANGE]
+        gone = sorted(set(recorded.get("seeds", [])) - set(wanted["seeds"]))
+        lines += [f"seeds: {gone} left out"] if gone else []
+        if lines:
+            shown = "\n  ".join(lines)
+            raise StudyError(f"{out} was begun as another study:\n  {shown}\nGive the same one, or another --out")
+    elif any(p.name != ".lock" for p in out.iterdir()):
+        raise StudyError(f"{out} is not empty and holds no study; give another --out")
     write_json(path, wanted)
 
 
@@ -126,23 +270,20 @@ def visible_gpus() -> list[str]:
 def _run_group(
     group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell, gpus: Sequence[str]
 ) -> dict[str, str]:
-    """Run the cells that are not finished, `jobs` at a time; returns why cells failed.
+    """Run the cells, `jobs` at a time; returns why cells failed.
 
     Each begins on the GPU with the fewest cells, unless it names a device or divides its work among workers itself.
     """
-    left = [cell for cell in group if not _finished(cell)]
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
-    failures: dict[str, str] = {}
     busy = dict.fromkeys(gpus if len(gpus) > 1 and jobs > 1 else (), 0)
-
     lock = threading.Lock()
 
     def job(cell: Cell) -> str | None:
-        model = cell.config.model
+        model, device = cell.config.model, None
         alone = model.device == "auto" and model.vllm_devices == 1 and not cell.config.cluster.workers
         with lock:
-            device = min(busy, key=busy.__getitem__) if busy and alone else None
-            if device is not None:
+            if busy and alone:
+                device = min(busy, key=busy.__getitem__)
                 busy[device] += 1
             say(f"{cell.name}: begins" + (f" on GPU {device}" if device is not None else ""))
         why = run_cell(cell, 0 if cell.config.threads else threads, device)
@@ -154,12 +295,10 @@ def _run_group(
 
     pool = ThreadPoolExecutor(max(1, jobs))
     try:
-        for cell, why in zip(left, pool.map(job, left), strict=True):
-            if why is not None:
-                failures[cell.name] = why
+        reasons = zip(group, pool.map(job, group), strict=True)
+        return {cell.name: why for cell, why in reasons if why is not None}
     finally:
         pool.shutdown(cancel_futures=True)
-    return failures
 
 
 def _finished(cell: Cell) -> bool:
@@ -178,6 +317,9 @@ def _finished(cell: Cell) -> bool:
 
 def write_results(study: Study, out: Path, every: Sequence[Cell], failures: dict[str, str]) -> dict[str, Any]:
     """Write study.json, study.md and study.html of what the cells hold now; returns the content of study.json."""
+    from soar.studies.page import markdown, page
+    from soar.studies.results import collect
+
     results = collect(study, every, failures)
     results["definition"] = json.loads((out / DEFINITION).read_text(encoding="utf-8"))
     write_json(out / "study.json", results)
