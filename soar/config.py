@@ -1,12 +1,9 @@
-"""The sections of a recipe: every key with its type, default and meaning.
+"""Configuration: every key with its type, default and meaning, and how a recipe becomes a config.
 
-Defaults are the paper's setting (arXiv 2601.18778, experimental setup) unless the comment says otherwise. `config.py`
-puts the sections together and reads recipes.
-
-Configuration: one TOML file at most one screen long, everything else defaulted and named in `settings.py`.
-
-An unknown key is an error that names the nearest known one.
-`load` merges, in this order: defaults, the recipe (a file or the name of a built-in one), `--set a.b=value` overrides.
+A recipe is one TOML file at most one screen long. Defaults are the paper's setting (arXiv 2601.18778, experimental setup)
+unless the comment behind a key says otherwise; docs/config.md is made from those comments. `load` merges, in this order:
+defaults, the recipe (a file or the name of a built-in one), `--set a.b=value` overrides. An unknown key is an error that
+names the nearest known one.
 """
 
 from __future__ import annotations
@@ -55,18 +52,14 @@ class ModelConfig(Section):
     trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
-    quantization: Literal["none", "8bit", "4bit"] = (
-        "none"  # of the frozen base: less memory, slower; adapters stay float32
-    )
+    quantization: Literal["none", "8bit", "4bit"] = "none"  # of the frozen base: less memory, slower
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
     target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
     fused_kernels: Literal["auto", "off"] = "auto"  # auto: liger-kernel's, where installed and on a GPU
     sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
-    vllm_memory: float = Field(
-        0.4, gt=0, lt=1
-    )  # share of a GPU's memory that vLLM takes, its own base weights included
+    vllm_memory: float = Field(0.4, gt=0, lt=1)  # share of a GPU's memory for vLLM with its own base weights
     vllm_devices: int = Field(1, ge=1)  # GPUs that vLLM splits the model among (tensor parallel)
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
@@ -80,16 +73,14 @@ class ProblemsConfig(Section):
     options: dict[str, Any] = {}  # of a generated source (others do not read it): level, topics, settings of a family
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
-    domain: str = (
-        ""  # a built-in domain, file.py:NAME or module:NAME; has its own prompts and verifier. "": the next two
-    )
-    format: Format = "tags"  # prompts; not read with problems.domain
+    domain: str = ""  # built-in, file.py:NAME or module:NAME, with prompts and verifier; "": the next two
+    format: Format = "tags"  # prompts: tags (boxed answer, instruct models), question_answer (small base models), ...
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
-    question_column: str | None = None
-    answer_column: str | None = None
+    question_column: str | None = None  # column of the question; unset: the first with a usual name
+    answer_column: str | None = None  # column of the gold answer
     skip_bad_rows: bool = False  # leave out unreadable rows and conflicting duplicates instead of refusing the file
     verify_timeout_s: float = Field(5.0, gt=0)
     verify_workers: int = Field(0, ge=0)  # 0: one per core, at most 8
@@ -100,7 +91,7 @@ class ScreenConfig(Section):
     """fail@K: a problem is hard when at most `max_successes` of `attempts` rollouts of the base are correct."""
 
     attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
-    max_successes: int = Field(0, ge=0)
+    max_successes: int = Field(0, ge=0)  # a problem is hard when at most so many attempts are correct
     temperature: float = Field(1.0, gt=0)
     from_run: str = ""  # run folder whose screening of the same problems is used again, if made in the same way
     early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
@@ -111,7 +102,7 @@ class SamplingConfig(Section):
 
     temperature: float = Field(1.0, gt=0)  # logits are divided by it
     top_p: float = Field(1.0, gt=0, le=1)  # smallest set of tokens with this probability; 1: all
-    max_tokens: int = Field(1024, ge=1)  # budget of a completion; a longer one is cut and counts as truncated
+    max_tokens: int = Field(1024, ge=1)  # room for a completion; a longer one is cut and counts as truncated
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # a completion ends where its text holds one
 
 
@@ -134,9 +125,9 @@ class OptimizerConfig(Section):
 class TeacherConfig(Section):
     """Outer loop (method: the loop). g datasets of n questions a step."""
 
-    steps: int = Field(200, ge=0)  # 0: no outer loop, only arms
-    datasets: int = Field(4, ge=2)  # g
-    questions: int = Field(64, ge=1)  # n
+    steps: int = Field(200, ge=0)  # outer steps: the first number to raise; 0: no outer loop, only arms
+    datasets: int = Field(4, ge=2)  # g, question sets in an outer step; a set is what earns a reward
+    questions: int = Field(64, ge=1)  # n, questions in a set
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`signals`); none: it is never updated
@@ -149,12 +140,12 @@ class TeacherConfig(Section):
 class StudentConfig(Section):
     """Inner loop: RLOO from the baseline student on one dataset."""
 
-    repeats: int = Field(4, ge=1)  # r
+    repeats: int = Field(4, ge=1)  # r, students trained on each set: more make its reward less noisy
     steps: int = Field(10, ge=1)  # RLOO steps of one inner loop
     extra_steps_per_promotion: int = Field(5, ge=0)  # added to `steps` after each promotion
     max_steps: int = Field(20, ge=1)  # limit of `steps` with what promotions added
     prompts_per_step: int = Field(8, ge=1)  # questions in one RLOO step
-    attempts: int = Field(32, ge=2)  # group size of RLOO
+    attempts: int = Field(32, ge=2)  # at each question in a training step: the group of RLOO
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)  # factor on the learning rate
@@ -165,7 +156,7 @@ class StudentConfig(Section):
 class RewardConfig(Section):
     """How a student's improvement on hard problems is measured (Q_R)."""
 
-    questions: int = Field(64, ge=1)  # M
+    questions: int = Field(64, ge=1)  # M, hard problems on which improvement is measured
     mode: Literal["greedy", "sampled"] = "greedy"
     attempts: int = Field(1, ge=1)  # per reward question, when sampled
     baseline_attempts: int = Field(4, ge=1)  # the same for the baseline, once while it stands
@@ -181,8 +172,8 @@ class IntrinsicConfig(Section):
 class PromotionConfig(Section):
     """When a student becomes the new baseline: mean reward of the last `window` steps above tau (method, step 3)."""
 
-    tau: float = 0.01
-    window: int = Field(3, ge=1)
+    tau: float = 0.01  # mean improvement above which a student becomes the new baseline
+    window: int = Field(3, ge=1)  # outer steps in that mean
     review: bool = False  # hold every promotion until a person accepts it (`soar review`)
 
 
@@ -220,7 +211,7 @@ class JudgeConfig(Section):
 class EvaluateConfig(Section):
     """pass@k on the held-out half, from `attempts` samples a problem."""
 
-    attempts: int = Field(32, ge=1)
+    attempts: int = Field(32, ge=1)  # at each held-out problem; the largest k of pass@k
     ks: tuple[int, ...] = (1, 4, 8, 16, 32)
     temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
@@ -247,9 +238,7 @@ class ClusterConfig(Section):
     workers: int = Field(0, ge=0)  # processes; 0: none, or with an address one for each GPU (else core) of the cluster
     address: str = ""  # of a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; "": Ray is started here
     cpus: float = Field(1.0, gt=0)  # cores that a worker asks Ray for; also its verifier processes
-    gpus: float | None = Field(
-        None, ge=0
-    )  # GPUs that a worker asks for; unset: 1 where the run computes on one, else 0
+    gpus: float | None = Field(None, ge=0)  # that a worker asks for; unset: 1 where the run is on a GPU, else 0
     start_s: float = Field(600.0, gt=0)  # a worker that has not loaded the model after so long is given up
     silence_s: float = Field(1800.0, gt=0)  # a worker that shows no progress for so long is killed, its work done again
     retries: int = Field(3, ge=0)  # how often one piece of work may lose its worker before the run stops
@@ -275,7 +264,7 @@ class ConfigError(UserError, ValueError):
 class Config(Section):
     """The whole run. `resolved()` is what the manifest records."""
 
-    name: str = "soar"
+    name: str = "soar"  # names the run folder, runs/NAME
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)  # CPU threads of torch; 0: torch's own choice
     model: ModelConfig = ModelConfig()
@@ -372,11 +361,6 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _without_none(section: dict[str, Any]) -> dict[str, Any]:
-    """A resolved config as a recipe would say it: keys without a value are left to their default."""
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in section.items() if v is not None}
-
-
 def parse_override(text: str) -> dict[str, Any]:
     """`a.b=value` -> {"a": {"b": value}}. The value is read as TOML where possible, else as text.
 
@@ -420,7 +404,7 @@ def load(recipe: str | None = None, overrides: list[str] | None = None) -> Confi
     path = find_recipe(recipe or "tiny")
     try:
         text = path.read_text(encoding="utf-8")
-        data = _without_none(json.loads(text)["config"]) if path.name == "manifest.json" else tomllib.loads(text)
+        data = json.loads(text)["config"] if path.name == "manifest.json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     except (ValueError, LookupError, TypeError) as error:
@@ -450,6 +434,15 @@ def build(data: dict[str, Any], where: str = "config") -> Config:
         return Config.model_validate(_merge(Config().resolved(), data) if isinstance(data, dict) else data)
     except ValidationError as error:
         raise _explain(error, where) from error
+
+
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a resolved config; an empty table is a value."""
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        inner = isinstance(value, dict) and value
+        values |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return values
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from soar.types import Problem, Verdict
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
+ROOT = Path(__file__).resolve().parent.parent  # of the checkout
 PAD, BOS, EOS = 0, 1, 2
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", *(str(i) for i in range(10)), *"abcdefghijklmnop")
 CONTEXT = 128

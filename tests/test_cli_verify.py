@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
+from helpers import ROOT
 
-from soar import verify_file
-from soar.cli import main
+from soar.cli import grade, main
 
 FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
 ROWS = [
@@ -105,7 +104,7 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path: Path, capsys
 def test_many_rows_are_graded_in_blocks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_file, "BLOCK", 3)
+    monkeypatch.setattr(grade, "BLOCK", 3)
     rows = [{"completion": rf"\boxed{{{i % 2}}}", "gold": "1"} for i in range(10)]
     _, found = verified(write(tmp_path / "c.jsonl", rows), "--verifier", "number", capsys=capsys)
     assert (found["rows"], found["counts"]["correct"], len(found["listed"])) == (10, 5, 5)
@@ -129,15 +128,8 @@ def test_what_cannot_be_read_is_refused_with_its_place(
     assert message in capsys.readouterr().err
 
 
-def test_an_answer_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1\x1b[2J"}]
-    main(["verify", write(tmp_path / "c.jsonl", rows), "--verifier", "exact"])
-    printed = capsys.readouterr().out
-    assert "\x1b" not in printed and "\u202e" not in printed and "\\x1b[2J" in printed
-
-
-def test_verify_needs_no_torch(tmp_path: Path) -> None:
-    source = write(tmp_path / "c.jsonl", ROWS)
+def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
+    source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
     script = (
         "import sys; from soar.cli import main; main(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -145,6 +137,7 @@ def test_verify_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", script, "verify", source, "--verifier", "number"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(house.ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.splitlines()[-1] == "[]" and done.stderr == ""
+    assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import ray_pieces
 from loop_helpers import easy_problems, read_jsonl, run_tiny, tiny_config, write_problems
-from soar.run.doctor import examine
 from test_resume import result
 
 from soar.cli import main
@@ -26,6 +25,7 @@ from soar.loop.parallel import spread
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import TeacherError
 from soar.run import pipeline, ray_cluster, ray_worker
+from soar.run.doctor import examine
 from soar.run.folder import RunFolder, versions
 from soar.run.ray_cluster import workers_for
 from soar.run.ray_crew import LOG_FILE, RayParallel, WorkerBug, WorkersLost, failure_of, open_parallel

@@ -11,11 +11,11 @@ from typing import Any
 import house
 import pytest
 from loop_helpers import events, read_jsonl, run_tiny, without_clock
-from soar.run.doctor import examine
 
 from soar.cli import main
 from soar.run import folder as review
 from soar.run import ledger
+from soar.run.doctor import examine
 from soar.run.folder import RunFolder, recorded_config
 from soar.run.interrupts import Stopped
 

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import house
 import pytest
-from loop_helpers import TINY, events, read_jsonl, without_clock
+from helpers import ROOT
+from loop_helpers import TINY, events, without_clock
 
 from soar.cli import main
 from soar.run.progress import Progress, SteadyConsole
-from soar.types import UserError
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "Secret0" * 4,
@@ -55,7 +54,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(out.parent),
-        "PYTHONPATH": str(house.ROOT),
+        "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": "12345",
         "LC_ALL": "C",
         "NO_COLOR": "1",
@@ -72,25 +71,18 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]
     return out, done.returncode, command
 
 
-def test_a_run_whose_output_nobody_reads_is_finished(odd: tuple[Path, int, list[str]]) -> None:
-    out, code, _ = odd
-    assert code == 0
-    assert (out / "summary.json").is_file()
-    assert (out / "hashes.json").is_file()
-
-
 def test_nothing_is_uploaded_or_fetched(odd: tuple[Path, int, list[str]], tiny_run: Path, tmp_path: Path) -> None:
     """The odd run would have ended at its first connection; so do the exports, and this shows that they would."""
-    assert odd[1] == 0
+    assert odd[1] == 0 and (odd[0] / "hashes.json").is_file()
     exports = [["export", str(tiny_run), "--format", form] for form in ("hf", "trl", "jsonl")]
     words = [[*export, "--out", str(tmp_path / str(i))] for i, export in enumerate(exports)]
     start = f"{OFFLINE}\nfrom soar.cli import main\nassert not any(main(words) for words in {words!r})\n"
-    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     connect = "import socket\nsocket.create_connection(('192.0.2.1', 9))\n"
     for script, code in ((start, 0), (OFFLINE + connect, 77)):
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
-    for path in sorted((house.ROOT / "soar").rglob("*.py")):
+    for path in sorted((ROOT / "soar").rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         assert not re.search(r"push_to_hub|upload_f|create_repo|create_commit", source), path.name
 
@@ -98,7 +90,7 @@ def test_nothing_is_uploaded_or_fetched(odd: tuple[Path, int, list[str]], tiny_r
 def test_surroundings_change_no_number(odd: tuple[Path, int, list[str]], tiny_run: Path) -> None:
     out = odd[0]
     assert without_clock(events(out)) == without_clock(events(tiny_run))
-    for name in ("questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/screen.jsonl"):
+    for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/screen.jsonl"):
         assert (out / name).read_bytes() == (tiny_run / name).read_bytes(), name
     for name in ("teacher", "student", "arms/hard_only", "arms/pq"):
         weights = [(folder / name / "adapter_model.safetensors").read_bytes() for folder in (out, tiny_run)]
@@ -130,18 +122,6 @@ def test_a_hidden_config_is_not_resumed_by_itself(
     assert "holds a secret only as [hidden]; give the recipe" in capsys.readouterr().err
 
 
-def test_errors_show_no_secret_and_no_control_characters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*args: object, **options: object) -> None:
-        raise UserError("cannot reach https://ann:pw123456@hub with only-here-secret \x1b[2J")
-
-    monkeypatch.setenv("HUB_TOKEN", "only-here-secret")
-    monkeypatch.setattr("soar.run.pipeline.execute", fail)
-    assert main(["run", "--out", str(tmp_path / "run")]) == 1
-    assert capsys.readouterr().err == "soar: cannot reach https://[hidden]@hub with [hidden] \u27e8U+001B\u27e9[2J\n"
-
-
 def test_a_closed_pipe_ends_the_output_and_not_the_program() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -154,27 +134,3 @@ def test_a_closed_pipe_ends_the_output_and_not_the_program() -> None:
         assert closed_console
         # What the file still holds cannot be written either; drop it, so that closing it does not raise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
-
-
-def test_no_wall_clock_decides_anything() -> None:
-    """Durations come from a monotonic clock, so that a clock that is set back changes nothing."""
-    for path in sorted((house.ROOT / "soar").glob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        # How long ago a file was written is shown by `soar watch`, and files know the wall clock only.
-        assert source.count("time.time()") == (path.name == "watched.py"), path.name
-        assert "datetime.now" not in source, path.name
-
-
-def test_ledger_of_the_odd_run_is_whole(odd: tuple[Path, int, list[str]]) -> None:
-    from soar.run import ledger
-
-    assert ledger.complaints(read_jsonl(odd[0] / "ledger.jsonl")) == []
-
-
-def test_a_pipe_that_breaks_elsewhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **options: object) -> None:
-        raise BrokenPipeError("a worker is gone")
-
-    monkeypatch.setattr("soar.run.pipeline.execute", fail)
-    with pytest.raises(BrokenPipeError, match="a worker is gone"):
-        main(["run", "--out", str(tmp_path / "run")])

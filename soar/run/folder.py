@@ -36,14 +36,12 @@ from soar.files import (
     read_jsonl,
     read_object,
     scrub,
-    sha256_of,
     storage_errors,
     sync_file,
     sync_folder,
     visible,
     write_json,
 )
-from soar.report.runs import HASHES
 from soar.report.runs import REVIEW_FILE as FILE
 from soar.run.checkpoint import SCHEMA, Checkpoint, CheckpointStore, changed_lines, lost_lines, read_document
 from soar.types import VERSION, UserError
@@ -422,22 +420,6 @@ class RunFolder:
         for name, digest in checkpoint.digests.items():
             if digest_of_start(self.path / name, checkpoint.sizes[name]) != digest:
                 raise changed_lines(self.path / name)
-
-
-UNHASHED = ("report.html", "manifest.json", "paused.json", HASHES)  # may be written again after the run
-UNHASHED_FOLDERS = ("state", "tensorboard", "wandb")  # checkpoints have their own; sinks write until they are closed
-
-
-def write_hashes(folder: Path) -> None:
-    """hashes.json: sha256 of every file of a finished run that is its own, for `soar doctor`."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        parts = Path(name).parts
-        left_out = any(part.startswith(".") for part in parts) or parts[0] in UNHASHED_FOLDERS or name in UNHASHED
-        if path.is_file() and not left_out:
-            found[name] = sha256_of(path)
-    write_json(folder / HASHES, found)
 
 
 def _left_over(name: str) -> bool:

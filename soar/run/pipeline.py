@@ -40,7 +40,8 @@ from soar.report.watch import own_view, step_lines
 from soar.run import folder as review
 from soar.run.alarms import screen_alarms, step_alarms
 from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
-from soar.run.folder import ADVICE, RunFolder, write_hashes
+from soar.run.doctor import write_hashes
+from soar.run.folder import ADVICE, RunFolder
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.measure import count_held_out
 from soar.run.progress import Progress

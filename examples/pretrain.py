@@ -1,6 +1,6 @@
 """Pretrains the embedded world's small language model and writes it as a standard model folder.
 
-    soar world build --out DIR [--world tiny] [--seed 0] [--steps N]
+    python examples/pretrain.py OUT_DIR [--world tiny] [--seed 0] [--steps N] [--threads 1]
 
 The result is an ordinary Llama-config model with a fast tokenizer: `AutoModelForCausalLM.from_pretrained(OUT_DIR)` and
 `AutoTokenizer.from_pretrained(OUT_DIR)` load it, so nothing in the loop knows that it is small. Plain next-token
@@ -10,6 +10,7 @@ precision. The same seed, thread count and torch build give the same bytes.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import random
@@ -276,3 +277,21 @@ def print_progress() -> Progress:
             recent.clear()
 
     return progress
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Pretrain the language model of an embedded world.")
+    parser.add_argument("out", help="new model folder")
+    parser.add_argument("--world", default="tiny", choices=worlds.NAMES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="default: the world's own")
+    parser.add_argument("--threads", type=int, default=1, help="the same number gives the same bytes")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    steps = {} if given.steps is None else {"steps": given.steps}
+    build(given.out, given.seed, given.world, print_progress(), **steps)
+
+
+if __name__ == "__main__":
+    main()

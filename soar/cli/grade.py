@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -15,9 +15,12 @@ from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, VerifierPool
 from soar.types import Verdict
 
-COMPLETION_COLUMNS = ("completion", "response", "output", "generation", "prediction", "answer")
-GOLD_COLUMNS = ("gold", "ground_truth", "expected_answer", "target", "answer", "solution")
-BARE_COLUMN = "answer"  # holds an answer, not a text with an answer in it
+USUAL = {
+    "completion": ("completion", "response", "output", "generation", "prediction", "answer"),
+    "gold": ("gold", "ground_truth", "expected_answer", "target", "answer", "solution"),
+    "label": (),
+}
+"""Names under which a column is looked for when none is given."""
 BLOCK = 2_000
 SHOWN = 200  # characters of an answer that are kept for the listing
 
@@ -32,16 +35,12 @@ class Graded:
     gold: str
     label: bool | None = None
 
-    def __str__(self) -> str:
-        own = "" if self.label is None else f" (labelled {'correct' if self.label else 'wrong'})"
-        return f"{self.where}: {self.verdict.value}{own}: {self.answer!r} against {self.gold!r}"
-
 
 @dataclass
 class Grades:
-    """counts: rows per verdict. listed: the first rows that are not correct, or that the label column judges otherwise.
+    """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
 
-    agree: rows where verdict and label agree, None without a label column. columns: what was read.
+    listed: the first rows that are not correct, or that the label column judges otherwise.
     """
 
     columns: dict[str, str]
@@ -57,42 +56,46 @@ class Grades:
         """JSON-ready: counts and shares by verdict, agreement, and the listed rows."""
         counts = {verdict.value: self.counts[verdict] for verdict in Verdict}
         shares = {name: count / self.rows for name, count in counts.items()}
-        rows = [
-            {"where": r.where, "verdict": r.verdict.value, "answer": r.answer, "gold": r.gold, "label": r.label}
-            for r in self.listed
-        ]
-        return {
-            "columns": self.columns, "rows": self.rows, "counts": counts, "shares": shares, "agree": self.agree,
-            "listed": rows,
-        }  # fmt: skip
+        return {**asdict(self), "rows": self.rows, "counts": counts, "shares": shares}
+
+    def lines(self, golds: bool) -> list[str]:
+        """Counts, shares and the listed rows for a terminal."""
+        mapping = ", ".join(f"{kind} = column {name!r}" for kind, name in self.columns.items())
+        lines = [f"{self.rows:,} rows ({mapping})", ""]
+        for verdict in Verdict:
+            if (count := self.counts[verdict]) or verdict in (Verdict.CORRECT, Verdict.WRONG):
+                lines.append(f"  {verdict.value:12s} {count:9,d}  {count / self.rows:7.2%}")
+        title = "gold answers that do not grade as correct" if golds else "not correct"
+        if self.agree is not None:
+            lines += ["", f"label and verdict agree on {self.agree:,} rows ({self.agree / self.rows:.2%})"]
+            title = "where they differ"
+        lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
+        for row in self.listed:
+            label = "" if row.label is None else f" (labelled {'correct' if row.label else 'wrong'})"
+            lines.append(f"  {row.where}: {row.verdict.value}{label}: {row.answer!r} against {row.gold!r}")
+        return lines
 
 
 def choose_columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, str]:
-    """The columns `completion` (unless golds) and `gold`, and `label` when asked for, by the first row.
+    """The columns `completion` (unless golds), `gold`, and `label` when asked for, by the first row.
 
-    `answer` is the completion only when there is another gold column. Raises DataError listing the columns found.
+    `answer` is the completion only when there is another gold column. Raises DataError listing the columns of the file.
     """
-    known = {name.casefold(): name for name in map(str, row.fields)}
+    columns = {name.casefold(): name for name in map(str, row.fields)}
     chosen: dict[str, str] = {}
-    wanted = (("gold", GOLD_COLUMNS),) if golds else (("completion", COMPLETION_COLUMNS), ("gold", GOLD_COLUMNS))
-    for kind, aliases in (*wanted, *((("label", ()),) if asked.get("label") else ())):
-        own = asked.get(kind)
-        names = [own] if own else [name for name in aliases if known.get(name) not in chosen.values()]
-        found = next((known[name.casefold()] for name in names if name.casefold() in known), None)
-        if found is None:
+    for kind, usual in USUAL.items():
+        given = asked.get(kind)
+        if (kind == "completion" and golds) or (kind == "label" and not given):
+            continue
+        names = [given] if given else [name for name in usual if columns.get(name) not in chosen.values()]
+        column = next((columns[name.casefold()] for name in names if name.casefold() in columns), None)
+        if column is None:
             raise DataError(
-                f"{row.where}: no {kind} column: looked for {', '.join(names)}, found {', '.join(known.values()) or 'none'}; "
-                f"name it with --{kind}-column"
+                f"{row.where}: no {kind} column: looked for {', '.join(names)}, found "
+                f"{', '.join(columns.values()) or 'none'}; name it with --{kind}-column"
             )
-        chosen[kind] = found
+        chosen[kind] = column
     return chosen
-
-
-def _text(value: Any) -> str:
-    """A completion as text; of chat messages the last one's."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    return "" if value is None else value if isinstance(value, str) else str(value)
 
 
 def grade_file(
@@ -100,12 +103,10 @@ def grade_file(
 ) -> Grades:
     """Grade every row of a JSONL, JSON, CSV or parquet file.
 
-    asked: names of the columns `completion`, `gold` and `label`, None for the known ones. golds: every gold answer
+    asked: names of the columns `completion`, `gold` and `label`, None for the usual ones. golds: every gold answer
     against itself. most: rows listed. Raises DataError with file and line, VerifierError.
     """
-    rows = file_rows(source)
-    grades: Grades | None = None
-    report = LoadReport(source, "file")
+    rows, grades, report = file_rows(source), None, LoadReport(source, "file")
     while block := list(islice(rows, BLOCK)):
         for row in block:
             if row.error is not None:
@@ -114,7 +115,7 @@ def grade_file(
         for graded in _grade(block, pool, grades.columns, report):
             grades.counts[graded.verdict] += 1
             differs = not graded.verdict.solved if graded.label is None else graded.label != graded.verdict.solved
-            if graded.label is not None and grades.agree is not None:
+            if grades.agree is not None:
                 grades.agree += not differs
             if differs and len(grades.listed) < most:
                 grades.listed.append(graded)
@@ -124,23 +125,31 @@ def grade_file(
 
 
 def _grade(block: Sequence[Row], pool: VerifierPool, columns: dict[str, str], report: LoadReport) -> Iterator[Graded]:
-    answers = [_gold(row, columns["gold"], report) for row in block]
+    golds = [_gold(row, columns["gold"], report) for row in block]
+    further = _further(block, columns, pool)
+    answers: list[str | None] = list(golds)
     if "completion" not in columns:
-        verdicts = pool.check_golds(answers, _further(block, columns, pool))
-        found: list[str | None] = list(answers)
+        verdicts = pool.check_golds(golds, further)
     else:
         texts = [_text(_field(row, columns["completion"])) for row in block]
-        bare = columns["completion"].casefold() == BARE_COLUMN
-        further = _further(block, columns, pool)
+        bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
         if isinstance(pool, DomainPool):
-            found = [text or None for text in texts] if bare else pool.read_answers(texts)
-            verdicts = pool.check_answers(found, answers, further)
+            answers = [text or None for text in texts] if bare else pool.read_answers(texts)
+            verdicts = pool.check_answers(answers, golds, further)
         else:
-            found = [text or None if bare else extract(text, pool.answer_style) for text in texts]
-            verdicts = pool.check_answers(found, answers) if pool.name in NAMES else pool.check(texts, answers, further)
-    for row, verdict, answer, gold in zip(block, verdicts, found, answers, strict=True):
+            answers = [text or None if bare else extract(text, pool.answer_style) for text in texts]
+            named = pool.name in NAMES  # a function of the user's gets whole completions
+            verdicts = pool.check_answers(answers, golds) if named else pool.check(texts, golds, further)
+    for row, verdict, answer, gold in zip(block, verdicts, answers, golds, strict=True):
         shown = None if answer is None else answer[:SHOWN]
         yield Graded(row.where, verdict, shown, gold[:SHOWN], _label(row, columns.get("label")))
+
+
+def _text(value: Any) -> str:
+    """A completion as text; of chat messages the last one's."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return "" if value is None else str(value)
 
 
 def _further(block: Sequence[Row], columns: dict[str, str], pool: VerifierPool) -> dict[str, list[Any]]:
@@ -171,27 +180,7 @@ def _label(row: Row, name: str | None) -> bool | None:
     if name is None:
         return None
     value = _field(row, name)
-    text = str(value).strip().casefold()
-    if text in ("true", "false"):
-        return text == "true"
     try:
-        return float(text) >= 1
+        return float({"true": "1", "false": "0"}.get(text := str(value).strip().casefold(), text)) >= 1
     except ValueError:
         raise DataError(f"{row.where}: label {value!r:.60}, expected true, false or a number") from None
-
-
-def table_lines(grades: Grades, golds: bool) -> list[str]:
-    """Counts, shares and the listed rows as text lines; answers are escaped."""
-    mapping = ", ".join(f"{kind} = column {name!r}" for kind, name in grades.columns.items())
-    lines = [f"{grades.rows:,} rows ({mapping})", ""]
-    for verdict in Verdict:
-        count = grades.counts[verdict]
-        if count or verdict in (Verdict.CORRECT, Verdict.WRONG):
-            lines.append(f"  {verdict.value:12s} {count:9,d}  {count / grades.rows:7.2%}")
-    title = "gold answers that do not grade as correct" if golds else "not correct"
-    if grades.agree is not None:
-        lines += ["", f"label and verdict agree on {grades.agree:,} rows ({grades.agree / grades.rows:.2%})"]
-        title = "where they differ"
-    if grades.listed:
-        lines += ["", f"{title}, the first {len(grades.listed)}:", *(f"  {row}" for row in grades.listed)]
-    return lines

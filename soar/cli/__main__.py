@@ -1,0 +1,7 @@
+"""`python -m soar.cli`."""
+
+import sys
+
+from soar.cli import main
+
+sys.exit(main())

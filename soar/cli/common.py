@@ -1,0 +1,118 @@
+"""What the commands share: the options that name a recipe, the config they make, and a run carried out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from soar.config import RECIPES, Config, ConfigError, flat, load
+from soar.run.interrupts import StopRequest
+
+
+def _recipes(incomplete: str) -> list[str]:
+    return [path.stem for path in sorted(RECIPES.glob("*.toml")) if path.stem.startswith(incomplete)]
+
+
+def _keys(incomplete: str) -> list[str]:
+    return [f"{key}=" for key in flat(Config().resolved()) if key.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str | None,
+    typer.Argument(
+        help="A TOML file, a built-in recipe, or a run folder for its config (default: tiny).", autocompletion=_recipes
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="Folder or hub id of a causal language model (model.path).")]
+Problems = Annotated[
+    str | None,
+    typer.Option(help="Problem file, dataset id, world:NAME or reasoning_gym:NAME (problems.source)."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; may be repeated.", autocompletion=_keys),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|ADDRESS",
+        help="Share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT).",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what was begun in --out.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+def workers_overrides(workers: str | None) -> list[str]:
+    """The config keys that --workers sets. Raises ConfigError for what is neither a number nor an address."""
+    if workers is None:
+        return []
+    if workers.isdecimal():
+        return [f"cluster.workers={workers}"]
+    if workers != "auto" and ":" not in workers:
+        raise ConfigError(
+            f"--workers {workers!r}: expected a number of processes, or the address of a Ray cluster: auto, HOST:PORT or "
+            "ray://HOST:PORT; how many of them on a cluster says --set cluster.workers=N"
+        )
+    return [f"cluster.address={json.dumps(workers)}"]
+
+
+def config_of(recipe: str | None, model: str | None, problems: str | None, overrides: list[str]) -> Config:
+    """Config of a recipe, by default `small-1gpu` for a model or problems of one's own, else `tiny`. Raises ConfigError."""
+    given = {"model.path": model, "problems.source": problems}
+    short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    if recipe is None and (model or problems):
+        recipe = "small-1gpu"
+    return load(recipe, [*short, *overrides])
+
+
+def carry_out(context: typer.Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
+    """Carry a run out in the folder `out` and print its summary. context.obj: the command as it was given."""
+    from soar.run.pipeline import execute
+    from soar.run.progress import Progress
+
+    stop = StopRequest()
+    with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
+        summary = execute(config, out, resume, context.obj, progress, stop)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(summary_lines(summary, width)))
+
+
+def share(row: dict[str, Any], k: int) -> str:
+    """pass@k of an arm with its interval, in 23 columns."""
+    low, high = row["interval_95"][str(k)]
+    return f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]"
+
+
+def summary_lines(summary: dict[str, Any], width: int | None = None) -> list[str]:
+    """The arms of a summary as a small table; the smallest and the largest k alone where `width` has no room for all."""
+    ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
+    if width is not None and 27 + 25 * len(ks) > width:
+        ks = sorted({*ks[:1], *ks[-1:]})
+    lines = [f"{'arm':14s} {'rollouts':>12s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks)]
+    for arm, row in summary["arms"].items():
+        lines.append(f"{arm:14s} {row['student_rollouts']:12,d}  " + "  ".join(share(row, k) for k in ks))
+    for arm, row in summary["arms"].items():
+        if row.get("search_rollouts"):
+            what = "the student it starts from" if arm == "ps_hard" else "its questions"
+            lines.append(f"{arm}: the loop that found {what} took {row['search_rollouts']:,} rollouts more")
+    lines += difference_lines(summary["paired"])
+    lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
+    return lines
+
+
+def difference_lines(paired: dict[str, Any]) -> list[str]:
+    """Differences of pass@k between two policies, at the smallest k."""
+    lines = []
+    for name, by_k in paired.items():
+        k = min(by_k, key=int)
+        low, high = by_k[k]["interval_95"]
+        lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    return lines
