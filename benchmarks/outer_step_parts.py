@@ -21,7 +21,7 @@ from soar.plan.calibrate import calibrate, device_name
 import soar
 from soar.config import Config, load
 from soar.domains.candidates import candidates
-from soar.engine.memory import GIB, LLAMA, counted, memory_of
+from soar.engine.load import GIB, LLAMA, counted, memory_of
 from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutBatch, RolloutEnv, usable
 from soar.loop.teacher import OuterLoop, new_state

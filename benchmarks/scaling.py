@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from soar.engine.memory import LLAMA, TRAINED_BYTES, ModelShape
+from soar.engine.load import LLAMA, TRAINED_BYTES, ModelShape
 from soar.plan.forecast import KL_FACTOR, TABLE
 
 COPY = 4.144e12  # bytes a second, measured beside decode-3b

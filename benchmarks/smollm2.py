@@ -33,8 +33,9 @@ from make_sums import sums
 
 from soar import seeds
 from soar.config import Config, load
+from soar.engine.memory import release_memory
 from soar.engine.sampler import NativeSampler
-from soar.files import release_memory, write_json
+from soar.files import write_json
 from soar.loop.arms import Material, majority_answers, teacher_questions
 from soar.loop.evaluate import count_correct
 from soar.loop.rollout import RolloutEnv

@@ -2,8 +2,6 @@
 
 Left out: secrets that stand in problem files or in a model's text, which are data.
 
-Faults of the machine: out of memory, a device that is gone. What can be retried smaller is; the rest gets a name.
-
 Files replaced whole: a reader sees the old content or the new, never half of it.
 
 What is written here has reached the disk, not only the system's memory, before the name points at it; so it also
@@ -13,15 +11,13 @@ survives a loss of power. `storage_errors` turns what a full or read-only disk s
 from __future__ import annotations
 
 import errno
-import gc
 import hashlib
 import json
 import math
 import os
 import re
-import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,110 +59,6 @@ def _scrub(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_scrub(item, secrets) for item in value)
     return value
-
-
-MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "not enough memory")
-DEVICE_WORDS = (
-    "cuda error",
-    "nccl",
-    "cublas",
-    "cudnn",
-    "device-side assert",
-    "hip error",
-    "unspecified launch failure",
-)
-
-
-class MemoryShortage(UserError):
-    """The smallest piece of work does not fit in memory."""
-
-
-class DeviceLost(UserError):
-    """The accelerator failed; nothing that was saved is touched by it."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the host or on a device. Knows torch's errors without torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS)
-
-
-def is_device_lost(error: BaseException) -> bool:
-    """Whether an error says that the accelerator or its communication failed."""
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in DEVICE_WORDS)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def release_memory() -> None:
-    """Give back what a failed attempt still holds: its frames' tensors, and the caching allocator's blocks."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def saved_run(resume: str) -> Iterator[None]:
-    """Raises MemoryShortage and DeviceLost in place of what torch raises; the state is kept, `resume` goes on from it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        again = f"Everything up to the last step is saved; continue with: {resume}"
-        if is_out_of_memory(error):
-            lower = "lower model.chunk and model.micro_batch_tokens, which may change on --resume"
-            raise MemoryShortage(f"out of memory: {error}. Free memory or {lower}. {again}") from error
-        if is_device_lost(error):
-            raise DeviceLost(f"the accelerator failed: {error}. {again}") from error
-        raise
-
-
-def halving(work: Callable[[int], T], size: int, smaller: Callable[[int], None], smallest: int = 1) -> tuple[T, int]:
-    """(work(size), size); when memory runs out, with half the size again and again.
-
-    work must do all of its work anew at every call and leave nothing of a failed one behind. smaller(size) is told of
-    every size that is gone down to, before it is tried: it says so, and frees what the caller holds itself. The shortage
-    of a `smallest` piece is raised as it came: who can make other pieces (`split_on_shortage`) has to see it.
-    """
-    while True:
-        try:
-            return work(size), size
-        except (MemoryError, RuntimeError) as error:
-            if size <= smallest or not is_out_of_memory(error):
-                raise
-        size = max(smallest, size // 2)
-        smaller(size)
-        release_memory()  # out here: while an error is being handled, its frames hold their tensors
-
-
-def split_on_shortage(
-    work: Callable[[list[int]], T], members: list[int], say: Callable[[str], None], what: str
-) -> list[T]:
-    """[work(members)]; when memory runs out, the results of both halves, in order, each halved again where needed.
-
-    Raises MemoryShortage when one member alone does not fit.
-    """
-    try:
-        return [work(members)]
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        message = _first_line(error)
-    release_memory()
-    if len(members) == 1:
-        raise MemoryShortage(
-            f"out of memory with one of the {what} alone: {message}. Free memory or lower model.micro_batch_tokens and "
-            "continue with --resume, or begin a new run with fewer student.prompts_per_step or student.sampling.max_tokens"
-        )
-    half = len(members) // 2
-    say(f"out of memory with {len(members)} {what} at once: going on with {half}")
-    return [
-        *split_on_shortage(work, members[:half], say, what),
-        *split_on_shortage(work, members[half:], say, what),
-    ]
 
 
 STORAGE_ERRNOS = frozenset(

@@ -30,7 +30,7 @@ from loop_helpers import easy_problems, tiny_config, write_problems
 from test_resume import CHANGES
 
 from soar.config import Config
-from soar.engine.policy import load_backbone
+from soar.engine.load import load_backbone
 from soar.engine.sampler import NativeSampler
 from soar.loop import student, teacher
 from soar.loop.rollout import RolloutEnv

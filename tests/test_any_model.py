@@ -23,7 +23,8 @@ from transformers import (
 
 from soar.cli import main
 from soar.config import ModelConfig
-from soar.engine.policy import load_adapter, load_backbone
+from soar.engine.load import load_backbone
+from soar.engine.policy import load_adapter
 
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "3", "5", "8", "apples", "and")
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {

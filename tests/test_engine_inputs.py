@@ -11,7 +11,8 @@ from helpers import PAD, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import run_tiny, tiny_config
 
 from soar.config import ConfigError, ModelConfig, SamplingConfig
-from soar.engine.policy import Backbone, choose_dtype
+from soar.engine.load import choose_dtype
+from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler
 from soar.run import folder as record
 

@@ -20,7 +20,8 @@ from loop_helpers import read_jsonl, tiny_config
 from soar.cli import main
 from soar.config import ModelConfig
 from soar.domains.world import ANSWER_MARK
-from soar.engine.policy import Backbone, load_adapter, load_backbone, save_adapter
+from soar.engine.load import load_backbone
+from soar.engine.policy import Backbone, load_adapter, save_adapter
 from soar.report import export, weights
 from soar.report.export import ExportError
 from soar.report.runs import ReportError, read_run

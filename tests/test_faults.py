@@ -12,7 +12,7 @@ import torch
 from loop_helpers import events, run_tiny
 from test_student import STUDENTS, near, train
 
-from soar.files import (
+from soar.engine.memory import (
     DeviceLost,
     MemoryShortage,
     halving,

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from soar.cli import main
 from soar.config import ConfigError, load
-from soar.engine import memory
-from soar.engine.memory import LLAMA, named_size
+from soar.engine import load as memory
+from soar.engine.load import LLAMA, named_size
 from soar.plan import forecast
 from soar.plan import forecast as workload
 from soar.plan.forecast import (

@@ -20,7 +20,7 @@ def test_values_and_gradients_are_those_of_the_plain_way(
     found = []
     monkeypatch.setattr(logprobs, "CHUNK", chunk)
     for plain in (False, True):
-        backbone.head = None if plain else logprobs._Head(backbone)  # type: ignore[attr-defined]
+        logprobs._heads[backbone] = None if plain else logprobs._Head(backbone)
         stack = random_stack(backbone, 2)
         stack.trainable()
         with backbone.use(stack):
@@ -40,7 +40,7 @@ def test_every_architecture_takes_the_chunked_way_and_is_right(name: str) -> Non
     backbone, rollouts = tiny_backbone(name), random_rollouts(4)
     with torch.no_grad(), backbone.use(None):
         found_B_T = token_logprobs(backbone, rollouts, 1.0)
-    assert backbone.head is not None  # type: ignore[attr-defined]
+    assert logprobs._heads[backbone] is not None
     for row, (prompt, n) in enumerate(zip(rollouts.prompts, rollouts.length_B.tolist(), strict=True)):
         wanted_T = plain_logprobs(tiny_model(name), prompt, rollouts.tokens_B_T[row, :n].tolist())
         assert torch.allclose(found_B_T[row, :n], wanted_T.detach(), atol=1e-4)
@@ -60,6 +60,6 @@ def test_a_model_with_another_head_takes_the_plain_way() -> None:
     backbone.model.forward = scaled
     with torch.no_grad():
         found_B_T = token_logprobs(backbone, rollouts, 1.0)
-    assert backbone.head is None  # type: ignore[attr-defined]
+    assert logprobs._heads[backbone] is None
     wanted_T = plain_logprobs(tiny_model(), rollouts.prompts[0], rollouts.tokens_B_T[0, :1].tolist(), temperature=4.0)
     assert torch.allclose(found_B_T[0, :1], wanted_T.detach(), atol=1e-4)

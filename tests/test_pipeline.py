@@ -13,7 +13,8 @@ from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_confi
 
 from soar.config import ConfigError
 from soar.domains.world import get_world
-from soar.engine.policy import AdapterStack, Backbone, load_adapter, load_backbone, resolve_path
+from soar.engine.load import load_backbone, resolve_path
+from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.loop.evaluate import pass_at_k, summarize
 from soar.loop.student import inner_steps
 from soar.problems.load import DataError, read_hard

@@ -11,7 +11,8 @@ from helpers import ARCHITECTURES, WORDS, random_stack, same_stacks, tiny_backbo
 from torch import Tensor
 
 from soar.config import ConfigError, ModelConfig
-from soar.engine.policy import AdapterStack, Backbone, choose_device, concat, load_backbone
+from soar.engine.load import choose_device, load_backbone
+from soar.engine.policy import AdapterStack, Backbone, concat
 
 POLICIES, ROWS, LENGTH = 3, 2, 7
 

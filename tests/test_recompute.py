@@ -10,7 +10,6 @@ from helpers import ARCHITECTURES, random_rollouts, random_stack, same_stacks, t
 from torch import Tensor
 
 from soar.config import OptimizerConfig
-from soar.engine import update as recompute
 from soar.engine import update as update_room
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
@@ -68,7 +67,7 @@ def test_it_is_taken_when_the_smallest_piece_does_not_fit(way: str, monkeypatch:
     real = update_room.token_logprobs
 
     def short_of_memory(backbone: Backbone, part: Rollouts, temperature: float) -> Tensor:
-        if not recompute.is_on(backbone):
+        if not backbone.recomputing:
             raise torch.cuda.OutOfMemoryError("no room")
         return real(backbone, part, temperature)
 
@@ -81,6 +80,6 @@ def test_it_is_taken_when_the_smallest_piece_does_not_fit(way: str, monkeypatch:
             return
         with pytest.warns(UserWarning, match="from here on with gradient checkpointing"):
             found = stepped(backbone)
-    assert backbone.config.micro_batch_tokens == 90  # smaller pieces are not needed any more
+    assert backbone.micro_batch_tokens == 90  # smaller pieces are not needed any more
     assert same_stacks(found, stepped(tiny_backbone("llama", micro_batch_tokens=90, gradient_checkpointing="on")))
-    assert not recompute.turn_on(backbone)
+    assert not backbone.recompute()

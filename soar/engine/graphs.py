@@ -1,6 +1,4 @@
-"""The decoding step of one shape, in buffers that stay where they are, captured as a CUDA graph on a GPU.
-
-Decoding at fixed addresses, for a GPU: one captured graph a step, whatever the length.
+"""Decoding at fixed addresses, for a GPU: one captured graph a step, whatever the length.
 
 A step is one forward pass for one new token of every row, the draw of the next token, and the bookkeeping, all in buffers
 that stay where they are; so it is captured as a CUDA graph once for a shape and replayed. The step reads how far the
@@ -21,13 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine import kernels
 from soar.engine.attention import StaticLayer, Window, decoding, static_cache, whole_cache
 from soar.engine.lean import LeanModel, lean_of
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts, StopStrings, draw
+from soar.engine.rollouts import Batch, Rollouts, draw, next_logits
 
 
 @dataclass(frozen=True)
@@ -127,15 +124,7 @@ class Program:
             self.note(logits_R_V)
             return
         with decoding(window):
-            out = self.backbone.model(
-                input_ids=self.token_R_1,
-                attention_mask=self.mask,
-                position_ids=self.position_R_1,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        self.note(out.logits[:, -1])
+            self.note(next_logits(self.backbone, self.token_R_1, self.mask, self.position_R_1, self.cache))
 
     def note(self, logits_R_V: Tensor) -> None:
         """Draw a token for every slot, write it down for the live ones, and move one place on."""
@@ -258,8 +247,8 @@ class StaticDecoder:
         """`attempts` completions of each prompt, rows policy-major; arguments as in `NativeSampler.sample`."""
         held = self._hold(stack)
         with self.backbone.use(held):
-            run = _Call(self, held, prompts_U, attempts, seeds_B, sampling, greedy)
-        return run.finish()
+            call = _Call(self.backbone, held, prompts_U, attempts, seeds_B, sampling, greedy).begin(self)
+        return call.finish()
 
     def _hold(self, stack: AdapterStack | None) -> AdapterStack | None:
         """The stack in the compute type, at addresses that stay."""
@@ -286,74 +275,30 @@ class StaticDecoder:
     def program(self, shape: Shape, stack: AdapterStack | None) -> Program:
         """The program of a shape, made when it is new; the least recently used ones are dropped."""
         assert self.storage is not None
-        found = self.programs.pop(shape, None)
-        if found is None:
+        program = self.programs.pop(shape, None)
+        if program is None:
             if not self.programs:
                 self.storage.renew_pool()
-            found = Program(self.backbone, stack, self.storage, shape, self.lean)
-        self.programs[shape] = found
+            program = Program(self.backbone, stack, self.storage, shape, self.lean)
+        self.programs[shape] = program
         while len(self.programs) > KEPT_PROGRAMS:
             del self.programs[next(iter(self.programs))]
-        return found
+        return program
 
 
-class _Call:
-    """One batch on its way: prefill, place in slots, step, move to narrower programs, collect."""
+class _Call(Batch):
+    """A batch in slots: prefill, place, step, move to narrower programs, collect."""
 
-    def __init__(
-        self,
-        decoder: StaticDecoder,
-        stack: AdapterStack | None,
-        prompts_U: list[list[int]],
-        attempts: int,
-        seeds_B: np.ndarray,
-        sampling: SamplingConfig,
-        greedy: bool,
-    ) -> None:
-        self.decoder, self.backbone, self.stack = decoder, decoder.backbone, stack
-        self.prompts_U, self.attempts = prompts_U, attempts
-        self.policies = stack.policies if stack is not None else 1
-        self.rows = len(prompts_U) * attempts
-        self.longest = max(len(ids) for ids in prompts_U)
-        device, steps = self.backbone.device, sampling.max_tokens
-        self.tokens_B_T = torch.full((self.rows, steps), self.backbone.pad_id, dtype=torch.long, device=device)
-        self.logprob_B_T = torch.zeros(self.rows, steps, device=device)
-        self.length_B = torch.zeros(self.rows, dtype=torch.long, device=device)
-        self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
-        self.failed_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
-        places = -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
-        width = slots_for(self.rows // self.policies)
-        self.shape = Shape(
-            0 if stack is None else self.policies,
-            self.policies * width,
-            places,
-            steps,
-            greedy,
-            sampling.temperature,
-            sampling.top_p,
-        )
-        self.first = 0  # step from which the current program's notes count
-        self.stops = StopStrings(self.backbone, sampling.stop) if sampling.stop else None
-        self.looked = 0  # tokens in which stop strings were looked for
-        self._begin(seeds_B)
-
-    def _begin(self, seeds_B: np.ndarray) -> None:
+    def begin(self, decoder: StaticDecoder) -> _Call:
         """Prefill, and put every row into its slot of the first program."""
-        device, backbone = self.backbone.device, self.backbone
-        longest, pad = self.longest, backbone.pad_id
-        ids_U_S = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in self.prompts_U], device=device)
-        mask_U_S = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in self.prompts_U], device=device)
-        cache = whole_cache(backbone.model.config)
+        self.decoder, shape = decoder, self._shape()
+        self.shape = shape
+        self.first = 0  # step from which the current program's notes count
+        self.looked = 0  # tokens in which stop strings were looked for
+        longest, device = self.longest, self.backbone.device
+        cache = whole_cache(self.backbone.model.config)
         assert cache is not None
-        logits_U_V = backbone.model(
-            input_ids=ids_U_S,
-            attention_mask=mask_U_S,
-            position_ids=(mask_U_S.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        decoder, shape = self.decoder, self.shape
+        logits_U_V, mask_U_S = self.prefill(cache)
         if decoder.storage is None:
             sizes = [
                 ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
@@ -381,13 +326,20 @@ class _Call:
         program.filled_1.fill_(longest)
         program.place_1.fill_(longest - 1)
         program.step_1.zero_()
-        if not shape.greedy:
-            uniform_B_T = torch.from_numpy(seeds.uniforms(seeds_B, shape.steps)).to(device)
-            program.uniform_T_R.copy_(uniform_B_T[row_R].T)
+        if self.uniform_B_T is not None:
+            program.uniform_T_R.copy_(self.uniform_B_T[row_R].T)
         program.length_R.zero_()
         program.ended_R.copy_(~inside_R)
         program.failed_R.zero_()
         program.note(logits_U_V[prompt_R])
+        return self
+
+    def _shape(self) -> Shape:
+        steps, sampling = self.sampling.max_tokens, self.sampling
+        places = -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
+        rows = self.policies * slots_for(self.rows // self.policies)
+        policies = 0 if self.stack is None else self.policies
+        return Shape(policies, rows, places, steps, self.greedy, sampling.temperature, sampling.top_p)
 
     def finish(self) -> Rollouts:
         """Step until every row has ended or the budget is spent."""
@@ -407,15 +359,7 @@ class _Call:
         self._stop(steps)
         if self.stops is not None:  # rows ran on behind their stop string until somebody looked
             self.logprob_B_T *= torch.arange(steps, device=self.length_B.device) < self.length_B[:, None]
-        longest = int(self.length_B.max())
-        return Rollouts(
-            tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts)),
-            self.tokens_B_T[:, :longest].cpu(),
-            self.length_B.cpu(),
-            self.logprob_B_T[:, :longest].cpu(),
-            self.ended_B.cpu(),
-            self.failed_B.cpu(),
-        )
+        return self.rollouts()
 
     def _collect(self, upto: int) -> None:
         """Take what the current program noted in steps first .. upto - 1."""

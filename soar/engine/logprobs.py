@@ -8,6 +8,7 @@ whose logits are not simply its output layer of the decoder's hidden states (pro
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -90,16 +91,19 @@ class _Head:
         return logits_n_V if self.softcap is None else torch.tanh(logits_n_V / self.softcap) * self.softcap
 
 
+_heads: WeakKeyDictionary[Backbone, _Head | None] = WeakKeyDictionary()
+
+
 def _plain_head(backbone: Backbone) -> _Head | None:
-    """The output layer, when the model's logits are that layer of its decoder's hidden states; kept on the backbone."""
-    if not hasattr(backbone, "head"):
+    """The output layer, when the model's logits are that layer of its decoder's hidden states (looked at once)."""
+    if backbone not in _heads:
         ids = torch.arange(min(4, backbone.vocabulary), device=backbone.device)[None]
         head = _Head(backbone)
         with torch.no_grad(), backbone.use(None):
             wanted = backbone.model(input_ids=ids, use_cache=False).logits.float()
-            found = head.logits(backbone.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
-        backbone.head = head if torch.allclose(wanted[0], found, rtol=1e-3, atol=1e-3) else None  # type: ignore[attr-defined]
-    return backbone.head  # type: ignore[attr-defined]
+            logits = head.logits(backbone.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+        _heads[backbone] = head if torch.allclose(wanted[0], logits, rtol=1e-3, atol=1e-3) else None
+    return _heads[backbone]
 
 
 def token_logprobs(backbone: Backbone, rollouts: Rollouts, temperature: float) -> Tensor:

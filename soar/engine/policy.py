@@ -1,6 +1,4 @@
-"""Which device and which number type the base model takes, and how much memory a GPU has left.
-
-One frozen base model and the adapters stacked on it.
+"""One frozen base model and the adapters stacked on it.
 
 The textbook way keeps one model, or one PEFT adapter, per student. Here the policies are a tensor axis: every linear
 layer of the base holds, for the active `AdapterStack`, one slice per policy, and rows of a batch are ordered by policy,
@@ -18,8 +16,7 @@ import json
 import math
 import os
 import threading
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,44 +25,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from soar.config import ConfigError, ModelConfig, builtin_path
+from soar.config import ConfigError, ModelConfig
 from soar.engine import attention
 from soar.engine.fused import fuse
 from soar.engine.groups import Group, Waiting, grouped
-from soar.engine.quantize import quantize
 from soar.files import tensor_errors, write_json
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` -> cuda when present, else cpu. Raises ConfigError when a named CUDA device is absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"model.device = {name!r}: torch sees no CUDA device; use auto or cpu")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` -> bfloat16 on a GPU that computes in it, else float32, and a GPU without it is told of in a warning."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type != "cuda":
-        return torch.float32
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    warnings.warn(
-        "this GPU does not compute in bfloat16: going on in float32, which takes twice the memory "
-        '(model.dtype = "bfloat16" emulates it, slowly)',
-        stacklevel=2,
-    )
-    return torch.float32
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes of a CUDA device that a new tensor could take: free ones, and those that torch holds unused."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 @dataclass
@@ -140,7 +106,8 @@ class AdapterStack:
             plain_P_N_O = base(x_P_N_I)
             b_P_r_O = self.tensors[f"{name}.B"].to(x.dtype)
             # In place: the base's output is nobody's input to a gradient, its weight being frozen.
-            out_P_N_O = plain_P_N_O.baddbmm_(low_P_N_r, b_P_r_O, alpha=self.scale)
+            add = plain_P_N_O.baddbmm_ if type(base) is nn.Linear else plain_P_N_O.baddbmm
+            out_P_N_O = add(low_P_N_r, b_P_r_O, alpha=self.scale)
         return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
 
     def _full_weight(self, name: str, base: nn.Linear) -> Tensor:
@@ -194,7 +161,8 @@ class Backbone:
     """The frozen base model with its wrapped linear layers and its tokenizer.
 
     Attributes: model (transformers causal LM in eval mode, no parameter takes gradients), tokenizer, device, dtype,
-    layers (module name -> StackedLinear), end_ids (token ids that end a completion), pad_id, context (max positions).
+    layers (module name -> StackedLinear), end_ids (token ids that end a completion), pad_id, context (max positions),
+    micro_batch_tokens (model.micro_batch_tokens, or what a shortage of memory left of it), recomputing.
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
@@ -209,6 +177,8 @@ class Backbone:
         self.device, self.dtype = weight.device, weight.dtype
         self._active = _Active()
         self.layers = _wrap_linears(model, config.target_modules, self._active)
+        self.micro_batch_tokens = config.micro_batch_tokens
+        self.recomputing = False
         self.groups: list[Group] = []
         if self.device.type == "cuda" and config.fused_kernels != "off":
             self.join_layers()
@@ -246,6 +216,35 @@ class Backbone:
             self._active.waiting.clear()
             if stack is not None:
                 stack.forget_merged()
+
+    def recompute(self) -> bool:
+        """From here on gradient checkpointing: a decoder layer keeps its input alone, and computes the rest again.
+
+        transformers' own switch wants training mode, which would also turn dropout on, and its second pass comes when the
+        update has left the block that says which adapters are in use: here it goes through the stack of the first one.
+        False when layers recompute already, or the model's decoder is not a list of layers.
+        """
+        layers = getattr(self.model.get_decoder(), "layers", None)
+        if self.recomputing or not isinstance(layers, nn.ModuleList):
+            return False
+        for layer in layers:
+            layer.forward = self._recomputed(layer.forward)
+        self.recomputing = True
+        return True
+
+    def _recomputed(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*given: Any, **named: Any) -> Any:
+            stack = self.active
+            if stack is None or not torch.is_grad_enabled():
+                return plain(*given, **named)
+
+            def again(*given: Any, **named: Any) -> Any:
+                with self.use(stack):  # on a GPU the second time comes in autograd's thread, which has none in use
+                    return plain(*given, **named)
+
+            return checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False, **named)
+
+        return forward
 
     def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
         """Fresh adapters that change nothing yet: B = 0 (lora, A uniform in +-1/sqrt(in) as PEFT), delta = 0 (full)."""
@@ -293,53 +292,13 @@ def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: _Active) -
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    found: set[int] = set()
+    ids: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
-        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-    if not found:
+        ids |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+    if not ids:
         raise ConfigError("model.path: neither model nor tokenizer names an end-of-text token (eos_token_id); set one")
-    return frozenset(int(i) for i in found)
-
-
-def resolve_path(path: str) -> str:
-    """`builtin:NAME` -> folder inside the package; anything else unchanged (a folder or a hub id)."""
-    if not path.startswith("builtin:"):
-        return path
-    try:
-        return str(builtin_path(path.removeprefix("builtin:")))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def load_backbone(config: ModelConfig) -> Backbone:
-    """Load base model and tokenizer by transformers, quantize where the config says so, freeze, wrap.
-
-    Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
-    loader's reason.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # loading takes seconds, and the run has its own progress
-
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    path = resolve_path(config.path)
-    common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
-    if config.gguf_file:
-        common["gguf_file"] = config.gguf_file
-    else:
-        common["trust_remote_code"] = config.trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **common)
-        weights: dict[str, Any] = {} if config.gguf_file else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **weights)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
-    if config.quantization != "none":
-        quantize(model, int(config.quantization[0]), device)
-    return Backbone(model.to(device), tokenizer, config)
+    return frozenset(int(i) for i in ids)
 
 
 def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
@@ -395,8 +354,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     """
     weights = load_file(folder / "adapter_model.safetensors")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    known = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
-    if strange := sorted(set(weights) - known):
+    names = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
+    if strange := sorted(set(weights) - names):
         raise ConfigError(
             f"{folder}: {strange[0]} and {len(strange) - 1} more fit no layer that model.target_modules names; "
             "set model.target_modules as it was for this adapter"
@@ -410,16 +369,16 @@ def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
             b_O_r = weights[f"base_model.model.{name}.lora_B.weight"].to(backbone.device)
         except KeyError as error:
             raise ConfigError(f"{folder}: no weights for layer {name}; the adapter belongs to another model") from error
-        found, expected = (a_r_I.shape[1], b_O_r.shape[0]), (layer.base.in_features, layer.base.out_features)
-        if found != expected:
-            raise ConfigError(f"{folder}: layer {name} is {found} (in, out), expected {expected}; use its own model")
+        sizes, expected = (a_r_I.shape[1], b_O_r.shape[0]), (layer.base.in_features, layer.base.out_features)
+        if sizes != expected:
+            raise ConfigError(f"{folder}: layer {name} is {sizes} (in, out), expected {expected}; use its own model")
         if fresh.kind == "full":
             scale = float(alphas.get(name, alpha)) / float(ranks.get(name, rank))
             fresh.tensors[f"{name}.delta"] = ((b_O_r @ a_r_I) * scale).T.contiguous()[None]
         elif a_r_I.shape[0] != backbone.config.lora_rank:
-            wanted = backbone.config.lora_rank
+            rank_wanted = backbone.config.lora_rank
             raise ConfigError(
-                f"{folder}: rank {a_r_I.shape[0]}, expected model.lora_rank = {wanted}; set it to the file's"
+                f"{folder}: rank {a_r_I.shape[0]}, expected model.lora_rank = {rank_wanted}; set it to the file's"
             )
         else:
             fresh.tensors[f"{name}.A"] = a_r_I.T.contiguous()[None]

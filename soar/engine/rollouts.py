@@ -1,21 +1,18 @@
-"""Sampled completions as one record, and the draw of a token from its distribution.
-
-Stop strings: where a completion ends because its text holds one of them.
-
-A row ends with the first token that completes a stop string, whatever the interval at which is looked: tokens behind it
-are cut. Only a token whose own text ends in the last letter of a stop string, or is no whole letter, can complete one;
-all others are passed over without decoding anything.
-"""
+"""Sampled completions as one record, a batch of them on its way, the draw of a token, and stop strings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from soar.engine.policy import Backbone
+from soar import seeds
+from soar.config import SamplingConfig
+from soar.engine.policy import AdapterStack, Backbone
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,12 @@ def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Ten
 
 
 class StopStrings:
-    """The stop strings of one sampling, for one tokenizer."""
+    """The stop strings of one sampling, for one tokenizer.
+
+    A row ends with the first token that completes a stop string, whatever the interval at which is looked: tokens behind
+    it are cut. Only a token whose own text holds the last letter of a stop string, or is no whole letter, can complete
+    one; all others are passed over without decoding anything.
+    """
 
     def __init__(self, backbone: Backbone, strings: tuple[str, ...]) -> None:
         self.tokenizer, self.strings = backbone.tokenizer, strings
@@ -147,3 +149,69 @@ class StopStrings:
     def _in(self, ids: list[int]) -> bool:
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return any(stop in text for stop in self.strings)
+
+
+class Batch:
+    """One batch of completions on its way: what is asked for, and what is written down so far, on the device.
+
+    prompts_U: token ids, policy-major; rows are the prompts, each `attempts` times. seeds_B: one a row.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stack: AdapterStack | None,
+        prompts_U: list[list[int]],
+        attempts: int,
+        seeds_B: np.ndarray,
+        sampling: SamplingConfig,
+        greedy: bool,
+    ) -> None:
+        self.backbone, self.stack, self.sampling, self.greedy = backbone, stack, sampling, greedy
+        self.prompts_U, self.attempts = prompts_U, attempts
+        self.policies = stack.policies if stack is not None else 1
+        self.rows, self.longest = len(prompts_U) * attempts, max(len(ids) for ids in prompts_U)
+        device, steps = backbone.device, sampling.max_tokens
+        self.uniform_B_T = None if greedy else torch.from_numpy(seeds.uniforms(seeds_B, steps)).to(device)
+        self.tokens_B_T = torch.full((self.rows, steps), backbone.pad_id, dtype=torch.long, device=device)
+        self.logprob_B_T = torch.zeros(self.rows, steps, device=device)
+        self.length_B = torch.zeros(self.rows, dtype=torch.long, device=device)
+        self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
+        self.failed_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
+        self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
+        self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
+
+    def prefill(self, cache: Any) -> tuple[Tensor, Tensor]:
+        """Run every prompt once, padded on the left: (logits of the next token [U, V], mask [U, S])."""
+        pads_U = [self.longest - len(ids) for ids in self.prompts_U]
+        padded = [[self.backbone.pad_id] * pads + ids for pads, ids in zip(pads_U, self.prompts_U, strict=True)]
+        mask = [[0] * pads + [1] * (self.longest - pads) for pads in pads_U]
+        mask_U_S = torch.tensor(mask, device=self.backbone.device)
+        position_U_S = (mask_U_S.cumsum(1) - 1).clamp(min=0)
+        ids_U_S = torch.tensor(padded, device=self.backbone.device)
+        return next_logits(self.backbone, ids_U_S, mask_U_S, position_U_S, cache), mask_U_S
+
+    def rollouts(self) -> Rollouts:
+        """What was written down, on the CPU."""
+        longest = int(self.length_B.max())
+        return Rollouts(
+            tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts)),
+            self.tokens_B_T[:, :longest].cpu(),
+            self.length_B.cpu(),
+            self.logprob_B_T[:, :longest].cpu(),
+            self.ended_B.cpu(),
+            self.failed_B.cpu(),
+        )
+
+
+def next_logits(backbone: Backbone, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
+    """Logits [rows, V] behind the last of these tokens; the cache takes their keys and values."""
+    out = backbone.model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1]

@@ -20,9 +20,9 @@ from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.attention import buffer_cache
 from soar.engine.graphs import PLACE_STEP, StaticDecoder, slots_for
-from soar.engine.policy import AdapterStack, Backbone, free_bytes
-from soar.engine.rollouts import Rollouts, StopStrings, draw, join
-from soar.files import halving, is_out_of_memory
+from soar.engine.memory import free_bytes, halving, is_out_of_memory
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Batch, Rollouts, draw, join, next_logits
 
 __all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
 
@@ -32,7 +32,7 @@ MEMORY_SHARE = 0.7  # of a GPU's free memory, for cache and logits
 
 
 class Sampler(Protocol):
-    """Draws completions for a population. `sample` below documents the arguments."""
+    """Draws completions for a population; `NativeSampler` documents the arguments."""
 
     def sample(
         self,
@@ -43,6 +43,8 @@ class Sampler(Protocol):
         sampling: SamplingConfig,
         greedy: bool = False,
     ) -> Rollouts: ...
+
+    def release(self) -> None: ...
 
 
 class NativeSampler:
@@ -117,7 +119,9 @@ class NativeSampler:
             prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
             seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
             try:
-                return self._batch(stack, prompts, attempts, seeds_B, sampling, greedy)
+                if self.static and self.decoder.supports(stack):
+                    return self.decoder.run(stack, prompts, attempts, seeds_B, sampling, greedy)
+                return _Run(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy).finish()
             except (MemoryError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     self.decoder.release()
@@ -145,52 +149,24 @@ class NativeSampler:
             most -= 1
         return -(-questions // -(-questions // most))
 
-    def _batch(
-        self,
-        stack: AdapterStack | None,
-        prompts_U: list[list[int]],
-        attempts: int,
-        seeds_B: np.ndarray,
-        sampling: SamplingConfig,
-        greedy: bool,
-    ) -> Rollouts:
-        if self.static and self.decoder.supports(stack):
-            return self.decoder.run(stack, prompts_U, attempts, seeds_B, sampling, greedy)
-        return _Run(self.backbone, stack, prompts_U, attempts, seeds_B, sampling, greedy).finish()
+    def release(self) -> None:
+        """Give back the memory that is kept between calls."""
+        self.decoder.release()
 
 
-class _Run:
-    """One batch on its way: prefill, then one token a step until every row has ended."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        stack: AdapterStack | None,
-        prompts: list[list[int]],
-        attempts: int,
-        seeds_B: np.ndarray,
-        sampling: SamplingConfig,
-        greedy: bool,
-    ) -> None:
-        self.backbone, self.stack, self.sampling, self.greedy = backbone, stack, sampling, greedy
-        self.policies = stack.policies if stack is not None else 1
-        self.prompts, self.attempts = prompts, attempts
-        device, rows, steps = backbone.device, len(prompts) * attempts, sampling.max_tokens
-        self.uniform_B_T = None if greedy else torch.from_numpy(seeds.uniforms(seeds_B, steps)).to(device)
-        self.tokens_B_T = torch.full((rows, steps), backbone.pad_id, dtype=torch.long, device=device)
-        self.logprob_B_T = torch.zeros(rows, steps, device=device)
-        self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.failed_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
-        self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
-        self.row_b = torch.arange(rows, device=device)  # live slot -> row of the result
+class _Run(Batch):
+    """A batch over a growing cache: prefill, then one token a step until every row has ended."""
 
     def finish(self) -> Rollouts:
+        self.row_b = torch.arange(self.rows, device=self.backbone.device)  # live slot -> row of the result
         with self.backbone.use(self.stack):
-            logits_b_V, cache, mask_b_S = self._prefill()
+            cache: Any = buffer_cache(self.backbone.model.config)
+            logits_U_V, mask_U_S = self.prefill(cache)
+            prompt_b = self.row_b // self.attempts
+            cache.batch_select_indices(prompt_b)
+            logits_b_V, mask_b_S = logits_U_V[prompt_b], mask_U_S[prompt_b]
             for step in range(self.sampling.max_tokens):
-                token_b = self._draw(logits_b_V, step)
+                token_b = self._draw(logits_b_V.float(), step)
                 if self.stops is not None:
                     for row, _ in self.stops.ends(self.tokens_B_T, self.length_B, step, step + 1):
                         self.ended_B[row] = True
@@ -204,41 +180,8 @@ class _Run:
                     mask_b_S, token_b, self.row_b = mask_b_S[keep], token_b[keep], self.row_b[keep]
                 mask_b_S = torch.cat([mask_b_S, mask_b_S.new_ones(len(mask_b_S), 1)], dim=1)
                 position_b_1 = mask_b_S.sum(1, keepdim=True) - 1
-                logits_b_V = self._forward(token_b[:, None], mask_b_S, position_b_1, cache)
-        longest = int(self.length_B.max())
-        attempts = self.attempts
-        return Rollouts(
-            tuple(tuple(ids) for ids in self.prompts for _ in range(attempts)),
-            self.tokens_B_T[:, :longest].cpu(),
-            self.length_B.cpu(),
-            self.logprob_B_T[:, :longest].cpu(),
-            self.ended_B.cpu(),
-            self.failed_B.cpu(),
-        )
-
-    def _prefill(self) -> tuple[Tensor, Any, Tensor]:
-        """Next-token logits, cache and attention mask of all rows; every prompt is run once."""
-        device, pad = self.backbone.device, self.backbone.pad_id
-        longest = max(len(ids) for ids in self.prompts)
-        ids_U_S = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in self.prompts], device=device)
-        mask_U_S = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in self.prompts], device=device)
-        position_U_S = (mask_U_S.cumsum(1) - 1).clamp(min=0)
-        cache = buffer_cache(self.backbone.model.config)
-        logits_U_V = self._forward(ids_U_S, mask_U_S, position_U_S, cache)
-        repeat = torch.arange(len(self.prompts), device=device).repeat_interleave(self.attempts)
-        cache.batch_select_indices(repeat)
-        return logits_U_V[repeat], cache, mask_U_S[repeat]
-
-    def _forward(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
-        out = self.backbone.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1].float()
+                logits_b_V = next_logits(self.backbone, token_b[:, None], mask_b_S, position_b_1, cache)
+        return self.rollouts()
 
     def _draw(self, logits_b_V: Tensor, step: int) -> Tensor:
         """Draw one token for every live slot, note it in the rows that have not ended, return it."""

@@ -1,15 +1,9 @@
-"""Gradient checkpointing: a decoder layer keeps its input alone, and computes the rest again for its backward pass.
-
-transformers has a switch for it, but only for a model in training mode, which would also turn dropout on, and the second
-forward pass comes when the update has left the block that says which adapters are in use. So the layers' own forward
-functions are wrapped: what is computed again goes through the stack of the first time. Left out: models whose decoder is
-not a list of layers.
-
-One optimizer step for every policy of a stack; the same function trains the teacher and the students.
+"""One optimizer step for every policy of a stack; the same function trains the teacher and the students.
 
 Each policy has its own gradient, gradient clipping and AdamW state, because AdamW works elementwise on tensors whose
 first axis is the policy. Rows that carry no gradient (advantage 0 and no KL term) are skipped; the rest are sorted by
 length into micro-batches that hold equally many rows of every policy, short policies filled up with weightless rows.
+When memory runs out the whole step begins anew with smaller micro-batches, which changes no number but the last bits.
 """
 
 from __future__ import annotations
@@ -19,53 +13,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from soar.config import OptimizerConfig
 from soar.engine.logprobs import token_logprobs
-from soar.engine.policy import AdapterStack, Backbone, free_bytes
+from soar.engine.memory import free_bytes, halving, is_out_of_memory, kept_values, release_memory
+from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3, policy_loss
-from soar.engine.sampler import Rollouts
-from soar.files import halving, is_out_of_memory, release_memory
-
-
-def is_on(backbone: Backbone) -> bool:
-    """Whether the layers of this backbone recompute their activations."""
-    return getattr(backbone, "recomputing", False)
-
-
-def turn_on(backbone: Backbone) -> bool:
-    """From here on passes with gradients recompute; False when they do already, or the model's layers are not known."""
-    layers = getattr(backbone.model.get_decoder(), "layers", None)
-    if is_on(backbone) or not isinstance(layers, nn.ModuleList):
-        return False
-    for layer in layers:
-        _wrap(layer, backbone)
-    backbone.recomputing = True  # type: ignore[attr-defined]
-    return True
-
-
-def _wrap(layer: Any, backbone: Backbone) -> None:
-    plain = layer.forward
-
-    def forward(*given: Any, **named: Any) -> Any:
-        stack = backbone.active
-        if stack is None or not torch.is_grad_enabled():
-            return plain(*given, **named)
-
-        def again(*given: Any, **named: Any) -> Any:
-            with backbone.use(stack):  # on a GPU the second time comes in autograd's thread, which has none in use
-                return plain(*given, **named)
-
-        return checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False, **named)
-
-    layer.forward = forward
-
+from soar.engine.rollouts import Rollouts
 
 T = TypeVar("T")
 
@@ -88,6 +47,207 @@ class UpdateStats:
     gap_P: Tensor
     failed_P: Tensor
     trained_rows: int
+
+
+def update(
+    backbone: Backbone,
+    stack: AdapterStack,
+    optimizer: StackOptimizer,
+    rollouts: Rollouts,
+    advantage_B: Tensor,
+    lr: float,
+    temperature: float,
+    max_tokens: int,
+) -> UpdateStats:
+    """One RLOO step on rollouts of all policies (rows policy-major, equally many each).
+
+    The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
+    A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
+    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does; with
+    optimizer.wait_for_signal a policy whose advantages are all 0 keeps its weights and AdamW's moments, and only the
+    count of steps, which the stack shares, goes on. (AdamW divides by the gradient's size: the KL term alone, about a tenth
+    of the gradient of a few successes, moves a fresh optimizer's weights by the whole learning rate.)
+    Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
+    """
+    config = optimizer.config
+    kept_P, waits_P = _rows_that_count(rollouts, advantage_B, stack.policies, config)
+    normaliser = float(rollouts.rows // stack.policies * max_tokens)
+
+    def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        batches = _micro_batches(rollouts, kept_P, limit)
+        return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
+
+    gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
+    norm_P, failed_P = _clip_and_step(stack, optimizer, lr, waits_P)
+    count_P = tokens_P.clamp(min=1)
+    kl_mean_P = (kl_P / count_P).masked_fill(waits_P | (config.kl == 0.0), math.nan)
+    return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
+
+
+def _rows_that_count(
+    rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig
+) -> tuple[list[list[int]], Tensor]:
+    """Numbers of the rows of each policy that carry a gradient, and waits_P: who takes no step for want of a signal.
+
+    Raises ValueError as `update` says.
+    """
+    if rollouts.rows % policies or advantage_B.shape != (rollouts.rows,):
+        raise ValueError(
+            f"{rollouts.rows} rollouts with advantages {list(advantage_B.shape)} for {policies} policies; "
+            "give every policy equally many rollouts and every rollout one advantage"
+        )
+    signal_P_B = (advantage_B != 0.0).view(policies, -1)
+    waits_P = ~signal_P_B.any(1) & config.wait_for_signal
+    with_kl_P = ~waits_P & (config.kl > 0.0)
+    counts_P_B = (signal_P_B | with_kl_P[:, None]) & (rollouts.length_B > 0).view(policies, -1)
+    first_P = range(0, rollouts.rows, counts_P_B.shape[1])
+    return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)], waits_P
+
+
+def _accumulate(
+    backbone: Backbone,
+    stack: AdapterStack,
+    optimizer: StackOptimizer,
+    rollouts: Rollouts,
+    advantage_B: Tensor,
+    batches: list[tuple[list[int], Tensor]],
+    temperature: float,
+    normaliser: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the whole loss, from zero; returns sums per policy: log-probability gap, k3, tokens (on the CPU)."""
+    P, device, config = stack.policies, backbone.device, optimizer.config
+    sums_3_P = torch.zeros(3, P, device=device)
+    optimizer.zero()
+    cast = _Cast(backbone, stack)
+    for rows, weight_B in batches:
+        part = rollouts.select(rows)
+        with backbone.use(cast.stack):
+            logprob_B_T = token_logprobs(backbone, part, temperature)
+        reference_B_T = None
+        if config.kl > 0.0:
+            with torch.no_grad(), backbone.use(None):
+                reference_B_T = token_logprobs(backbone, part, temperature)
+        T = logprob_B_T.shape[1]
+        mask_B_T = ((torch.arange(T)[None] < part.length_B[:, None]) * weight_B[:, None]).to(device)
+        advantage_b = advantage_B[torch.tensor(rows)].to(device)
+        policy_loss(logprob_B_T, mask_B_T, advantage_b, normaliser, reference_B_T, config.kl).sum().backward()
+        cast.collect()
+        with torch.no_grad():
+            sampled_B_T = part.logprob_B_T[:, :T].to(device)
+            sums_3_P[0] += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1)
+            if reference_B_T is not None:
+                sums_3_P[1] += k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).view(P, -1).sum(1)
+            sums_3_P[2] += mask_B_T.view(P, -1).sum(1)
+    gap_P, kl_P, tokens_P = sums_3_P.cpu()
+    return gap_P, kl_P, tokens_P
+
+
+def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, waits_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip each policy's gradient by its own norm, step the finite ones that do not wait; returns (norm_P, failed_P)."""
+    norm_P = optimizer.squares_P().sqrt()
+    failed_P = ~torch.isfinite(norm_P)
+    scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
+    optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
+    for group in optimizer.adamw.param_groups:
+        group["lr"] = lr
+    moments = optimizer.moments() if waits_P.any() else {}
+    with kept_as_they_are(stack.tensors, failed_P | waits_P), kept_as_they_are(moments, waits_P):
+        optimizer.adamw.step()
+    return norm_P, failed_P
+
+
+@contextmanager
+def kept_as_they_are(tensors: Mapping[str, Tensor], these_P: Tensor) -> Iterator[None]:
+    """Undo in these policies what the block writes into tensors whose first axis is the policy."""
+    which = these_P.nonzero()[:, 0].tolist()
+    before = {name: tensor.detach()[which].clone() for name, tensor in tensors.items() if which}
+    yield
+    with torch.no_grad():
+        for name, old in before.items():
+            tensors[name][which] = old
+
+
+def _fitting(backbone: Backbone, accumulate: Callable[[int], T]) -> T:
+    """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing.
+
+    model.gradient_checkpointing: `on` recomputes from the start, `off` never.
+    """
+    wish, first = backbone.config.gradient_checkpointing, backbone.micro_batch_tokens
+    if wish == "on":
+        backbone.recompute()
+
+    def smaller(limit: int) -> None:
+        backbone.micro_batch_tokens = limit
+        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
+
+    try:
+        return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
+    except (MemoryError, RuntimeError) as error:
+        if wish != "auto" or not is_out_of_memory(error) or not backbone.recompute():
+            raise
+    release_memory()  # out here: while an error is being handled, its frames hold their tensors
+    backbone.micro_batch_tokens = first
+    warnings.warn("out of memory: from here on with gradient checkpointing", stacklevel=2)
+    return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
+
+
+def micro_batch_limit(backbone: Backbone) -> int:
+    """Padded tokens of one forward and backward pass: `backbone.micro_batch_tokens`, or by memory.
+
+    On a CPU by the logits (three float copies); on a GPU by what the backward pass keeps, half of it with fused kernels,
+    within a share of the free memory.
+    """
+    if backbone.micro_batch_tokens:
+        return backbone.micro_batch_tokens
+    if backbone.device.type != "cuda":
+        return max(256, min(16384, CPU_LOGIT_BYTES // (12 * backbone.vocabulary)))
+    config, thrift = backbone.model.config.get_text_config(), 2 if backbone.fused else 1
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    values = kept_values(layers, hidden, inner, backbone.recomputing, thrift)
+    free = int(MEMORY_SHARE * free_bytes(backbone.device))
+    return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
+
+
+def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[tuple[list[int], Tensor]]:
+    """Batches of row numbers (policy-major, equally many per policy) with a 0/1 weight per row, long rows first.
+
+    The padded tokens of a batch stay under `limit`, unless one row of every policy is more.
+    """
+    most = max(len(kept) for kept in kept_P)
+    if most == 0:
+        return []
+
+    def size(row: int) -> int:
+        return len(rollouts.prompts[row]) + int(lengths[row])
+
+    lengths = rollouts.length_B.tolist()
+    sorted_P = [sorted(kept, key=size, reverse=True) for kept in kept_P]
+    batches: list[tuple[list[int], Tensor]] = []
+    first = 0
+    while first < most:
+        widest = max(size(kept[first]) for kept in sorted_P if len(kept) > first)
+        take = max(1, min(most - first, limit // (widest * len(kept_P))))
+        rows: list[int] = []
+        weights: list[float] = []
+        filler = next(kept[first] for kept in sorted_P if len(kept) > first)
+        for kept in sorted_P:
+            mine = kept[first : first + take]
+            rows += mine + [filler] * (take - len(mine))
+            weights += [1.0] * len(mine) + [0.0] * (take - len(mine))
+        batches.append((rows, torch.tensor(weights)))
+        first += take
+    return batches
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """Learning rate at 0-based `step` of `total`: linear warm-up, then constant or cosine to zero."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 class StackOptimizer:
@@ -135,9 +295,9 @@ class StackOptimizer:
         """Squared norm of each policy's gradient, on the CPU: one look at the device."""
         sums_N_P = [block.flatten(2).pow(2).sum(2) for _, block in self._blocks]
         order = torch.tensor([i for members, _ in self._blocks for i in members])
-        found_N_P = torch.cat(sums_N_P).cpu().numpy()
-        named_N_P = np.empty_like(found_N_P)
-        named_N_P[order.numpy()] = found_N_P
+        squares_N_P = torch.cat(sums_N_P).cpu().numpy()
+        named_N_P = np.empty_like(squares_N_P)
+        named_N_P[order.numpy()] = squares_N_P
         # One after another in the order of the names, for a sum that does not depend on the number of policies.
         return torch.from_numpy(np.add.accumulate(named_N_P, axis=0)[-1].copy())
 
@@ -207,215 +367,8 @@ class _Cast:
                 pairs.append((total, leaf.grad))
                 leaf.grad = None
         while pairs:
-            totals, found = zip(*pairs[:64], strict=True)
+            totals, gradients = zip(*pairs[:64], strict=True)
             del pairs[:64]
-            wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in found]
-            torch._foreach_copy_(wide, list(found))
+            wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+            torch._foreach_copy_(wide, list(gradients))
             torch._foreach_add_(list(totals), wide)
-
-
-def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
-    """Learning rate at 0-based `step` of `total`: linear warm-up, then constant or cosine to zero."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def update(
-    backbone: Backbone,
-    stack: AdapterStack,
-    optimizer: StackOptimizer,
-    rollouts: Rollouts,
-    advantage_B: Tensor,
-    lr: float,
-    temperature: float,
-    max_tokens: int,
-) -> UpdateStats:
-    """One RLOO step on rollouts of all policies (rows policy-major, equally many each).
-
-    The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
-    A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
-    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does; with
-    optimizer.wait_for_signal a policy whose advantages are all 0 keeps its weights and AdamW's moments, and only the
-    count of steps, which the stack shares, goes on. (AdamW divides by the gradient's size: the KL term alone, about a tenth
-    of the gradient of a few successes, moves a fresh optimizer's weights by the whole learning rate.)
-    Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
-    """
-    config = optimizer.config
-    kept_P, waits_P = _rows_that_count(rollouts, advantage_B, stack.policies, config)
-    normaliser = float(rollouts.rows // stack.policies * max_tokens)
-
-    def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
-        batches = _micro_batches(rollouts, kept_P, limit)
-        return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
-
-    gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
-    norm_P, failed_P = _clip_and_step(stack, optimizer, lr, waits_P)
-    count_P = tokens_P.clamp(min=1)
-    kl_mean_P = (kl_P / count_P).masked_fill(waits_P | (config.kl == 0.0), math.nan)
-    return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
-
-
-def _fitting(backbone: Backbone, accumulate: Callable[[int], T]) -> T:
-    """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing.
-
-    model.gradient_checkpointing: `on` recomputes from the start, `off` never.
-    """
-    wish, size = backbone.config.gradient_checkpointing, backbone.config.micro_batch_tokens
-    if wish == "on":
-        turn_on(backbone)
-
-    def smaller(limit: int) -> None:
-        backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": limit})
-        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
-
-    try:
-        return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
-    except (MemoryError, RuntimeError) as error:
-        if wish != "auto" or not is_out_of_memory(error) or not turn_on(backbone):
-            raise
-    release_memory()  # out here: while an error is being handled, its frames hold their tensors
-    backbone.config = backbone.config.model_copy(update={"micro_batch_tokens": size})
-    warnings.warn("out of memory: from here on with gradient checkpointing", stacklevel=2)
-    return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
-
-
-def _accumulate(
-    backbone: Backbone,
-    stack: AdapterStack,
-    optimizer: StackOptimizer,
-    rollouts: Rollouts,
-    advantage_B: Tensor,
-    batches: list[tuple[list[int], Tensor]],
-    temperature: float,
-    normaliser: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the whole loss, from zero; returns sums per policy: log-probability gap, k3, tokens (on the CPU)."""
-    P, device, config = stack.policies, backbone.device, optimizer.config
-    sums_3_P = torch.zeros(3, P, device=device)
-    optimizer.zero()
-    cast = _Cast(backbone, stack)
-    for rows, weight_B in batches:
-        part = rollouts.select(rows)
-        with backbone.use(cast.stack):
-            logprob_B_T = token_logprobs(backbone, part, temperature)
-        reference_B_T = None
-        if config.kl > 0.0:
-            with torch.no_grad(), backbone.use(None):
-                reference_B_T = token_logprobs(backbone, part, temperature)
-        T = logprob_B_T.shape[1]
-        mask_B_T = ((torch.arange(T)[None] < part.length_B[:, None]) * weight_B[:, None]).to(device)
-        advantage_b = advantage_B[torch.tensor(rows)].to(device)
-        policy_loss(logprob_B_T, mask_B_T, advantage_b, normaliser, reference_B_T, config.kl).sum().backward()
-        cast.collect()
-        with torch.no_grad():
-            sampled_B_T = part.logprob_B_T[:, :T].to(device)
-            sums_3_P[0] += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1)
-            if reference_B_T is not None:
-                sums_3_P[1] += k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).view(P, -1).sum(1)
-            sums_3_P[2] += mask_B_T.view(P, -1).sum(1)
-    gap_P, kl_P, tokens_P = sums_3_P.cpu()
-    return gap_P, kl_P, tokens_P
-
-
-def _rows_that_count(
-    rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig
-) -> tuple[list[list[int]], Tensor]:
-    """Numbers of the rows of each policy that carry a gradient, and waits_P: who takes no step for want of a signal.
-
-    Raises ValueError as `update` says.
-    """
-    if rollouts.rows % policies or advantage_B.shape != (rollouts.rows,):
-        raise ValueError(
-            f"{rollouts.rows} rollouts with advantages {list(advantage_B.shape)} for {policies} policies; "
-            "give every policy equally many rollouts and every rollout one advantage"
-        )
-    signal_P_B = (advantage_B != 0.0).view(policies, -1)
-    waits_P = ~signal_P_B.any(1) & config.wait_for_signal
-    with_kl_P = ~waits_P & (config.kl > 0.0)
-    counts_P_B = (signal_P_B | with_kl_P[:, None]) & (rollouts.length_B > 0).view(policies, -1)
-    first_P = range(0, rollouts.rows, counts_P_B.shape[1])
-    return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)], waits_P
-
-
-def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, waits_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Clip each policy's gradient by its own norm, step the finite ones that do not wait; returns (norm_P, failed_P)."""
-    norm_P = optimizer.squares_P().sqrt()
-    failed_P = ~torch.isfinite(norm_P)
-    scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
-    optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
-    for group in optimizer.adamw.param_groups:
-        group["lr"] = lr
-    moments = optimizer.moments() if waits_P.any() else {}
-    with kept_as_they_are(stack.tensors, failed_P | waits_P), kept_as_they_are(moments, waits_P):
-        optimizer.adamw.step()
-    return norm_P, failed_P
-
-
-@contextmanager
-def kept_as_they_are(tensors: Mapping[str, Tensor], these_P: Tensor) -> Iterator[None]:
-    """Undo in these policies what the block writes into tensors whose first axis is the policy."""
-    which = these_P.nonzero()[:, 0].tolist()
-    before = {name: tensor.detach()[which].clone() for name, tensor in tensors.items() if which}
-    yield
-    with torch.no_grad():
-        for name, old in before.items():
-            tensors[name][which] = old
-
-
-def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[tuple[list[int], Tensor]]:
-    """Batches of row numbers (policy-major, equally many per policy) with a 0/1 weight per row, long rows first.
-
-    The padded tokens of a batch stay under `limit`, unless one row of every policy is more.
-    """
-    most = max(len(kept) for kept in kept_P)
-    if most == 0:
-        return []
-
-    def size(row: int) -> int:
-        return len(rollouts.prompts[row]) + int(lengths[row])
-
-    lengths = rollouts.length_B.tolist()
-    sorted_P = [sorted(kept, key=size, reverse=True) for kept in kept_P]
-    batches: list[tuple[list[int], Tensor]] = []
-    first = 0
-    while first < most:
-        widest = max(size(kept[first]) for kept in sorted_P if len(kept) > first)
-        take = max(1, min(most - first, limit // (widest * len(kept_P))))
-        rows: list[int] = []
-        weights: list[float] = []
-        filler = next(kept[first] for kept in sorted_P if len(kept) > first)
-        for kept in sorted_P:
-            mine = kept[first : first + take]
-            rows += mine + [filler] * (take - len(mine))
-            weights += [1.0] * len(mine) + [0.0] * (take - len(mine))
-        batches.append((rows, torch.tensor(weights)))
-        first += take
-    return batches
-
-
-def micro_batch_limit(backbone: Backbone) -> int:
-    """Padded tokens of one forward and backward pass: `model.micro_batch_tokens`, or by memory."""
-    return backbone.config.micro_batch_tokens or _token_limit(backbone)
-
-
-def _token_limit(backbone: Backbone) -> int:
-    """Padded tokens of one forward and backward pass.
-
-    On a CPU by the logits (three float copies); on a GPU by the activations that a decoder layer keeps for the backward
-    pass, about 24 values of the hidden width and 6 of the inner width per token (half of that with fused kernels),
-    within a share of the free memory. When layers recompute, all but one keep their input alone.
-    """
-    device = backbone.device
-    if device.type != "cuda":
-        return max(256, min(16384, CPU_LOGIT_BYTES // (12 * backbone.vocabulary)))
-    config = backbone.model.config.get_text_config()
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer = (24 * config.hidden_size + 6 * inner) // (2 if backbone.fused else 1)
-    layers = config.num_hidden_layers
-    kept = layers * config.hidden_size + layer if is_on(backbone) else layers * layer
-    per_token = kept * backbone.dtype.itemsize
-    return max(1024, min(1 << 17, int(MEMORY_SHARE * free_bytes(device)) // per_token))

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig
-from soar.engine.policy import AdapterStack, Backbone, resolve_path
+from soar.engine.load import resolve_path
+from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, StopStrings
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
@@ -111,6 +112,9 @@ class VllmSampler:
         rows = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
         rollouts = rollouts_of(rows, completions, self.backbone.pad_id)
         return cut_at_stops(rollouts, StopStrings(self.backbone, sampling.stop)) if sampling.stop else rollouts
+
+    def release(self) -> None:
+        """vLLM keeps its memory."""
 
     def _requests(
         self, prompt: list[int], adapter: int, seed: int, attempts: int, sampling: SamplingConfig, greedy: bool

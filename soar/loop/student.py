@@ -15,10 +15,10 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import StudentConfig
+from soar.engine.memory import split_on_shortage
 from soar.engine.policy import AdapterStack, Backbone, concat
 from soar.engine.rloo import group_shares, leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, update
-from soar.files import split_on_shortage
 from soar.loop.parallel import Parallel, Tick, no_tick, spread
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.types import Problem

@@ -21,7 +21,7 @@ from typing import get_args
 
 from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
-from soar.engine.memory import GIB, ModelShape, memory_of, shape_of
+from soar.engine.load import GIB, ModelShape, memory_of, shape_of
 from soar.loop.parallel import HELD_OUT_BLOCK, texts_at_once
 from soar.problems.load import evidence_path
 from soar.types import UserError

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from soar.engine.policy import resolve_path
+from soar.engine.load import resolve_path
 from soar.files import visible, write_atomic, write_json
 from soar.report.export import ExportError, check_target
 from soar.report.runs import Run, changed_after_run, read_run

@@ -12,8 +12,9 @@ from typing import Any
 
 from soar import seeds
 from soar.config import HARD_ARMS, Config
+from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, save_adapter
-from soar.files import digest, finite, saved_run, storage_errors, sync_tree, write_json, write_lines
+from soar.files import digest, finite, storage_errors, sync_tree, write_json, write_lines
 from soar.loop.arms import (
     ArmProgress,
     Listener,

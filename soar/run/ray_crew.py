@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from soar import files as faults
 from soar.config import Config, ConfigError
+from soar.engine.memory import release_memory
 from soar.files import scrub
 from soar.loop.parallel import Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
@@ -141,8 +141,8 @@ class RayParallel:
     ) -> Iterator[tuple[Any, Any]]:
         """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
         if self._examiner.backbone.device.type == "cuda":  # a worker may share this GPU
-            self._examiner.sampler.decoder.release()  # type: ignore[attr-defined]
-            faults.release_memory()
+            self._examiner.sampler.release()
+            release_memory()
         shared = self._ray.put(common)
         again = self._again = deque()
         self._tick, self._name = tick, work.__name__

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.config import build
-from soar.files import is_device_lost, is_out_of_memory
+from soar.engine.memory import is_device_lost, is_out_of_memory
 from soar.loop.parallel import Task
 from soar.loop.rollout import RolloutEnv
 from soar.run.folder import versions

@@ -11,8 +11,9 @@ import torch
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
-from soar.engine.memory import check_fits, machine_bytes
-from soar.engine.policy import Backbone, choose_device, free_bytes, load_backbone
+from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
+from soar.engine.memory import free_bytes
+from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler, Sampler
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import Domain, domain_of
