@@ -18,11 +18,9 @@ from typing import Any
 from soar import seeds
 from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
-from soar.engine.update import UpdateStats
+from soar.loop import teacher
 from soar.loop.evaluate import count_correct
 from soar.loop.rollout import usable
-from soar.loop.student import Population
-from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
 from soar.report.runs import Run, read_run
 from soar.run.measure import measure
@@ -32,6 +30,7 @@ from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 Problems = str | Path | Sequence[Problem | Mapping[str, Any]]
+Verifier = str | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Evaluation:
     problems: list[Problem]
 
 
-def verifier_name(verifier: str | Callable[..., Any]) -> str:
+def verifier_name(verifier: Verifier) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
     Raises ConfigError for a function that cannot be found by file and name (a lambda, a method, one typed at a prompt).
@@ -117,34 +116,30 @@ def make_config(
     model: str | Path | None = None,
     problems: str | Path | None = None,
     recipe: str | None = None,
-    verifier: str | Callable[..., Any] | None = None,
+    verifier: Verifier | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Config:
     """A config from a recipe and dotted keys, `{"teacher.steps": 40}`. Raises ConfigError as the command line does."""
-    keys: dict[str, Any] = {}
-    if model is not None:
-        keys["model.path"] = str(model)
-    if problems is not None:
-        keys["problems.source"] = str(problems)
-    if verifier is not None:
-        keys["problems.verifier"] = verifier_name(verifier)
-    keys |= dict(settings or {})
+    given = {
+        "model.path": None if model is None else str(model),
+        "problems.source": None if problems is None else str(problems),
+        "problems.verifier": None if verifier is None else verifier_name(verifier),
+    }
+    keys = {key: value for key, value in given.items() if value is not None} | dict(settings or {})
     if recipe is None and (model is not None or problems is not None):
         recipe = "small-1gpu"
-    return load(recipe, [f"{key}={_toml(value)}" for key, value in keys.items()])
+    # JSON is TOML for texts, numbers, truth values and lists of them.
+    return load(recipe, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()])
 
 
-def _toml(value: Any) -> str:
-    """A value as TOML: JSON is TOML for texts, numbers, truth values and lists of them."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
-
-
-def _rows(problems: Sequence[Problem | Mapping[str, Any]]) -> str:
+def _write_rows(problems: Sequence[Problem | Mapping[str, Any]], path: Path) -> Path:
     rows = [
         {**p.extra, "id": p.id, "question": p.question, "answer": p.answer} if isinstance(p, Problem) else dict(p)
         for p in problems
     ]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @contextmanager
@@ -154,9 +149,7 @@ def _problem_file(problems: Problems | None) -> Iterator[str | Path | None]:
         yield problems
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "problems.jsonl"
-        path.write_text(_rows(problems), encoding="utf-8")
-        yield path
+        yield _write_rows(problems, Path(folder) / "problems.jsonl")
 
 
 def screen(
@@ -164,7 +157,7 @@ def screen(
     problems: Problems | None = None,
     *,
     recipe: str | None = None,
-    verifier: str | Callable[..., Any] | None = None,
+    verifier: Verifier | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[tuple[Problem, Screening]]:
     """How often the base model solves each problem, in `screen.attempts` attempts, all of them. Nothing is written.
@@ -174,13 +167,13 @@ def screen(
     with _problem_file(problems) as source:
         config = make_config(model, source, recipe, verifier, settings)
         with open_env(config) as env, Progress(quiet=True) as progress:
-            found, _ = usable(env, config, candidates(config).problems, progress.say)
+            problems_H, _ = usable(env, config, candidates(config).problems, progress.say)
             sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
             attempts, seed = config.screen.attempts, seeds.derive(config.seed, "screen")
             threads = choose_threads(env.backbone, config.threads)
-            correct, cut = count_correct(env, None, found, attempts, seed, sampling, threads)
-    counts = zip(found, correct[0].tolist(), cut[0].tolist(), strict=True)
-    return [(problem, Screening(successes, attempts, truncated)) for problem, successes, truncated in counts]
+            correct_P_H, cut_P_H = count_correct(env, None, problems_H, attempts, seed, sampling, threads)
+    counts = zip(problems_H, correct_P_H[0].tolist(), cut_P_H[0].tolist(), strict=True)
+    return [(problem, Screening(correct, attempts, cut)) for problem, correct, cut in counts]
 
 
 def train(
@@ -189,7 +182,7 @@ def train(
     out: str | Path = "runs/soar",
     *,
     recipe: str | None = None,
-    verifier: str | Callable[..., Any] | None = None,
+    verifier: Verifier | None = None,
     teacher_reward: TeacherReward | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -203,13 +196,9 @@ def train(
     """
     path = Path(out)
     if problems is not None and not isinstance(problems, str | Path):
-        file = path.with_name(f"{path.name}.problems.jsonl")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(_rows(problems), encoding="utf-8")
-        problems = file
+        problems = _write_rows(problems, path.with_name(f"{path.name}.problems.jsonl"))
     config = make_config(model, problems, recipe, verifier, settings)
-    command: list[str] = ["soar.train"]
-    loop_class: type[OuterLoop] = OuterLoop
+    command = ["soar.train"]
     if teacher_reward is not None:
         if config.teacher.reward != "grounded":
             raise ConfigError(
@@ -217,17 +206,29 @@ def train(
                 "paid; leave teacher.reward at 'grounded', or leave out teacher_reward"
             )
         command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
-        loop_class = _paid_by(teacher_reward)
     with Progress(quiet=quiet) as progress:
-        summary = execute(config, path, resume, command, progress, loop_class=loop_class)
-    return Trained(path, summary)
+        paid = None if teacher_reward is None else _paid_by(teacher_reward)
+        return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
 
 
-def _paid_by(function: TeacherReward) -> type[OuterLoop]:
-    class Paid(PaidLoop):
-        reward = staticmethod(function)
+def _paid_by(function: TeacherReward) -> teacher.TeacherReward:
+    """The user's reward of every dataset of a step; raises ConfigError for one that is no number."""
 
-    return Paid
+    def rewards(
+        question_sets: QuestionSets, measured: teacher.Measurement, reward_G: list[float | None], step: int
+    ) -> list[float | None]:
+        paid_G: list[float | None] = []
+        for k, questions in enumerate(question_sets.problems_G_Q):
+            improvement = measured.improvement_G_R[k][measured.valid_G_R[k]].tolist()
+            paid = function(QuestionSet(questions, improvement, measured.baseline, reward_G[k], step, k))
+            if paid is not None and not (isinstance(paid, int | float) and abs(paid) < float("inf")):
+                raise ConfigError(
+                    f"teacher_reward returned {paid!r} for dataset {k} of step {step}: expected a number or None"
+                )
+            paid_G.append(None if paid is None else float(paid))
+        return paid_G
+
+    return rewards
 
 
 def evaluate(
@@ -236,7 +237,7 @@ def evaluate(
     adapters: Mapping[str, str | Path] | None = None,
     *,
     recipe: str | None = None,
-    verifier: str | Callable[..., Any] | None = None,
+    verifier: Verifier | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Evaluation]:
     """pass@k of the base model (`base`) and of adapters of a run, all with the same seeds on the same problems.
@@ -248,48 +249,12 @@ def evaluate(
         config = make_config(model, source, recipe, verifier, settings)
         paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
         with Progress(quiet=True) as progress, progress.task("evaluation", 1) as task:
-            found = measure(config, paths, progress.say, task.set)
-        known = {problem.id: problem for problem in candidates(config).problems}
-    problems_H = [known[name] for name in found["problems"]["ids"]]
-    results = {}
-    for name, row in found["policies"].items():
+            result = measure(config, paths, progress.say, task.set)
+        by_id = {problem.id: problem for problem in candidates(config).problems}
+    problems_H = [by_id[name] for name in result["problems"]["ids"]]
+    evaluations = {}
+    for name, row in result["policies"].items():
         pass_at = {k: row["pass_at"][str(k)] for k in config.evaluate.ks}
         interval = {k: tuple(row["interval_95"][str(k)]) for k in config.evaluate.ks}
-        results[name] = Evaluation(pass_at, interval, row["correct"], problems_H)
-    return results
-
-
-class PaidLoop(OuterLoop):
-    """The outer loop with a teacher reward of the user's; measurement and promotion are the method's."""
-
-    reward: TeacherReward
-
-    def measure(self, population: Population) -> Measurement:
-        """As `OuterLoop.measure`; kept for the reward."""
-        self._measured = super().measure(population)
-        return self._measured
-
-    def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
-        """One update of the teacher with the user's reward of each dataset, in place of the grounded one in `reward_U`.
-
-        Raises ConfigError for a reward of no number.
-        """
-        measured, number = self._measured, self.state.step
-        self._paid: list[float | None] = []
-        for k, problems in enumerate(question_sets.problems_G_Q):
-            valid = measured.valid_G_R[k].tolist()
-            improvement = [v for v, good in zip(measured.improvement_G_R[k].tolist(), valid, strict=True) if good]
-            question_set = QuestionSet(problems, improvement, measured.baseline, reward_U[k], number, k)
-            paid = type(self).reward(question_set)
-            if paid is not None and not (isinstance(paid, int | float) and abs(paid) < float("inf")):
-                raise ConfigError(
-                    f"teacher_reward returned {paid!r} for dataset {k} of step {number}: expected a number or None"
-                )
-            self._paid.append(None if paid is None else float(paid))
-        return super().learn(question_sets, self._paid)
-
-    def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
-        """As `OuterLoop.step`; the outer_step event says what the teacher was paid (`teacher_reward_G`)."""
-        events, rows = super().step()
-        events[0]["teacher_reward_G"] = self._paid
-        return events, rows
+        evaluations[name] = Evaluation(pass_at, interval, row["correct"], problems_H)
+    return evaluations

@@ -22,7 +22,7 @@ from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.promotion import decide
-from soar.loop.rewards import deal, grounded, pay
+from soar.loop.rewards import Payment, deal, grounded, pay
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Population, choose_chunk, chunks, inner_steps, shuffled_passes, train_population
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
@@ -71,6 +71,9 @@ class Measurement:
     trials: list[Trial]
 
 
+TeacherReward = Callable[[QuestionSets, Measurement, list[float | None], int], list[float | None]]
+
+
 @dataclass(frozen=True)
 class Measured:
     """What students did on Q_R: pass rates, divergence, attempts spent."""
@@ -112,7 +115,8 @@ class OuterLoop:
 
     env: puts problems to policies. hard_train: D_train; the teacher never sees it. threads: CPU worker threads.
     on_inner(done, total): progress of the students of the current step. parallel: worker processes that train and measure
-    the students; the teacher writes and learns in this one.
+    the students; the teacher writes and learns in this one. teacher_reward(question_sets, measured, reward_G, step): what
+    every dataset earns, in place of `rewards.pay`; promotion goes by the measured improvement all the same.
     """
 
     def __init__(
@@ -124,8 +128,10 @@ class OuterLoop:
         threads: int = 1,
         on_inner: Callable[[int, int], None] | None = None,
         parallel: Parallel | None = None,
+        teacher_reward: TeacherReward | None = None,
     ) -> None:
         self.env, self.hard_train, self.config, self.state = env, hard_train, config, state
+        self.teacher_reward = teacher_reward
         self.threads, self.on_inner, self.parallel = threads, on_inner, parallel
         self.prompt = teacher_prompt(env, config)
 
@@ -251,7 +257,11 @@ class OuterLoop:
             state.window.append(float(np.mean(rewards)))
         promotion = self.config.promotion
         decision = decide(state.window, reward_G, measured.trials, promotion.tau, promotion.window)
-        payment = pay(self.env, state, question_sets, reward_G, self.config, self.threads)
+        if self.teacher_reward is None:
+            payment = pay(self.env, state, question_sets, reward_G, self.config, self.threads)
+        else:
+            earned_G = self.teacher_reward(question_sets, measured, reward_G, number)
+            payment = Payment(earned_G, earned_G)
         state.student_rollouts += payment.rollouts
         stats = self.learn(question_sets, payment.reward_U)
         events: list[Event] = [] if rewards else [all_failed(number)]

@@ -31,7 +31,7 @@ from soar.loop.arms import (
 from soar.loop.evaluate import summarize
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Population
-from soar.loop.teacher import OuterLoop, new_state
+from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
 from soar.problems.load import split, write_hard
 from soar.report.page import report_at_the_end
@@ -66,10 +66,10 @@ class Run:
     """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
 
     parallel: worker processes that share the work (`cluster`); None: this process does all of it.
-    loop_class: the outer loop, or one derived from it.
+    teacher_reward: what a dataset earns the teacher, see `OuterLoop`.
     """
 
-    loop_class = OuterLoop
+    teacher_reward: TeacherReward | None = None
 
     def __init__(
         self,
@@ -184,7 +184,9 @@ class Run:
             self.progress.task("  students", 1, transient=True) as inner,
         ):
             advance(state.step)
-            loop = self.loop_class(self.env, self.hard_train, config, state, self.threads, inner.set, self.parallel)
+            loop = OuterLoop(
+                self.env, self.hard_train, config, state, self.threads, inner.set, self.parallel, self.teacher_reward
+            )
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             while loop_end(config, state.step, state.promotions) is None:
                 before.append(self._outer_step(loop, before))
@@ -371,7 +373,7 @@ def execute(
     command: list[str],
     progress: Progress,
     stop: StopRequest | None = None,
-    loop_class: type[OuterLoop] = OuterLoop,
+    teacher_reward: TeacherReward | None = None,
 ) -> dict[str, Any]:
     """Run `config` in the folder `out`; returns the summary.
 
@@ -388,7 +390,7 @@ def execute(
     ):
         progress.show(own_view(out, progress.console))
         run = Run(config, folder, env, progress, stop, parallel)
-        run.loop_class = loop_class
+        run.teacher_reward = teacher_reward
         try:
             with saved_run(resume_command(out)), storage_errors(out, ADVICE):
                 return run.execute()
