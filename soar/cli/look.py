@@ -62,7 +62,7 @@ def report(
 
         print(write_report(run, out))
         return
-    from soar.report.pictures import write_pictures
+    from soar.report.page import write_pictures
 
     print("\n".join(map(str, write_pictures(run, figures, png))))
 

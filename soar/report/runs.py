@@ -1,17 +1,15 @@
 """Reading a run folder: finished, still running, interrupted or damaged. Needs no torch.
 
 A reader never fails on what it finds: a missing file, half a last line or a value of the wrong type is left out and
-named in `Run.notes`, so that what a report shows is always what the files say. `record.py` writes these files.
-
-summary.json from the events of a run and its config. Pure, needs no torch.
-
-Nothing but the wall times comes from anywhere else, so that every number can be recomputed from metrics.jsonl.
+named in `Run.notes`, so that what a report shows is always what the files say. `summary_of` makes summary.json from the
+events of a run and its config; nothing but the wall times comes from anywhere else.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,17 +77,19 @@ class Run:
     def finished(self) -> bool:
         return bool(self.summary)
 
+    def _last_by_step(self, kind: str) -> list[Row]:
+        by_step = {count(row.get("step")): row for row in self.events.get(kind, [])}
+        return [by_step[step] for step in sorted(s for s in by_step if s is not None)]
+
     @property
     def steps(self) -> list[Row]:
         """The outer step events, the last one of a step that was done again after an interruption."""
-        by_step = {count(row.get("step")): row for row in self.events.get("outer_step", [])}
-        return [by_step[step] for step in sorted(s for s in by_step if s is not None)]
+        return self._last_by_step("outer_step")
 
     @property
     def promotions(self) -> list[Row]:
         """One event per promotion, ascending by step."""
-        by_step = {count(row.get("step")): row for row in self.events.get("promotion", [])}
-        return [by_step[step] for step in sorted(s for s in by_step if s is not None)]
+        return self._last_by_step("promotion")
 
     @property
     def arms(self) -> dict[str, Arm]:
@@ -132,30 +132,41 @@ def natural(key: object) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= 9 else None
 
 
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean; None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean, sample standard deviation over sqrt(n); None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    centre = math.fsum(values) / len(values)
+    variance = math.fsum((x - centre) ** 2 for x in values) / (len(values) - 1)
+    return math.sqrt(variance / len(values))
+
+
 def read_arm(name: str, row: Row) -> Arm:
     """One arm from its entry in summary.json or from an evaluation event."""
-    pass_at, interval = row.get("pass_at"), row.get("interval_95")
-    shares = {k: number(v) for name, v in _items(pass_at) if (k := natural(name))}
-    bounds = {k: numbers(v) for name, v in _items(interval) if (k := natural(name))}
+
+    def by_k(key: str) -> list[tuple[int, Any]]:
+        values = row.get(key)
+        entries = values.items() if isinstance(values, dict) else ()
+        return sorted((k, value) for text, value in entries if (k := natural(text)))
+
+    bounds = {k: numbers(value) for k, value in by_k("interval_95")}
     return Arm(
         name=name,
-        pass_at={k: v for k, v in sorted(shares.items()) if v is not None},
-        interval={k: (v[0], v[1]) for k, v in sorted(bounds.items()) if len(v) == 2},
-        problems=count(row.get("problems")),
-        attempts=count(row.get("attempts")),
-        student_rollouts=count(row.get("student_rollouts")),
-        search_rollouts=count(row.get("search_rollouts")),
+        pass_at={k: share for k, value in by_k("pass_at") if (share := number(value)) is not None},
+        interval={k: (pair[0], pair[1]) for k, pair in bounds.items() if len(pair) == 2},
+        **{key: count(row.get(key)) for key in ("problems", "attempts", "student_rollouts", "search_rollouts")},
     )
-
-
-def _items(value: object) -> Iterable[tuple[Any, Any]]:
-    return value.items() if isinstance(value, dict) else ()
 
 
 def changed_after_run(run_dir: Path, name: str) -> bool:
     """Whether a file of a finished run has another sha256 than the run left it with (`hashes.json`)."""
-    known = read_object(run_dir / HASHES)[0].get(name) if (run_dir / HASHES).is_file() else None
-    return known is not None and (run_dir / name).is_file() and sha256_of(run_dir / name) != known
+    recorded = read_object(run_dir / HASHES)[0].get(name) if (run_dir / HASHES).is_file() else None
+    return recorded is not None and (run_dir / name).is_file() and sha256_of(run_dir / name) != recorded
 
 
 def read_run(run_dir: Path) -> Run:
@@ -165,37 +176,35 @@ def read_run(run_dir: Path) -> Run:
             f"{run_dir}: no run folder: it has neither manifest.json nor metrics.jsonl; "
             "give the folder that `soar run --out` wrote"
         )
-    manifest, notes = read_object(run_dir / "manifest.json")
-    metrics, more = read_jsonl(run_dir / "metrics.jsonl")
-    notes += more
-    summary: Row = {}
-    if os.path.lexists(run_dir / "summary.json"):
-        summary, more = read_object(run_dir / "summary.json")
-        notes += more
-    paused: Row = {}
-    if os.path.lexists(run_dir / PAUSE_FILE):
-        paused, more = read_object(run_dir / PAUSE_FILE)
-        notes += more
-    lists: dict[str, list[Row]] = {}
-    for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl"):
-        lists[name], more = read_jsonl(run_dir / name, name)
-        if name in BEGINS_WITH and not os.path.lexists(run_dir / name):
-            more = more if any(row.get("event") == BEGINS_WITH[name] for row in metrics) else []
-        notes += more
+    notes: list[str] = []
+
+    def content(name: str) -> Row:
+        there = name == "manifest.json" or os.path.lexists(run_dir / name)
+        value, remarks = read_object(run_dir / name) if there else ({}, [])
+        notes.extend(remarks)
+        return value
+
+    def rows(name: str) -> list[Row]:
+        lines, remarks = read_jsonl(run_dir / name, name)
+        awaited = name not in BEGINS_WITH or os.path.lexists(run_dir / name) or BEGINS_WITH[name] in events
+        notes.extend(remarks if awaited else [])
+        return lines
+
     events: dict[str, list[Row]] = {}
-    for row in metrics:
+    manifest = content("manifest.json")
+    for row in rows("metrics.jsonl"):
         events.setdefault(str(row.get("event")), []).append(row)
     return Run(
         path=run_dir,
         manifest=manifest,
-        summary=summary,
         events=events,
-        questions=lists["questions.jsonl"],
-        pq=lists["pq.jsonl"],
-        hard_train=lists["hard/train.jsonl"],
-        hard_test=lists["hard/test.jsonl"],
+        summary=content("summary.json"),
+        paused=content(PAUSE_FILE),
+        questions=rows("questions.jsonl"),
+        pq=rows("pq.jsonl"),
+        hard_train=rows("hard/train.jsonl"),
+        hard_test=rows("hard/test.jsonl"),
         notes=notes,
-        paused=paused,
     )
 
 
@@ -208,34 +217,29 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
     }
     promotions = sum(row["event"] == "promotion" for row in rows)
     for arm, entry in arms.items():
-        own_questions = arm.startswith("pq") and not config.arms.pq_from
-        own_teacher = arm == "teacher_t" and not config.arms.teacher_from
-        if own_questions or own_teacher or arm == "ps_hard":
+        trained_here = {"pq": not config.arms.pq_from, "teacher_t": not config.arms.teacher_from, "ps_hard": True}
+        if trained_here.get("pq" if arm.startswith("pq") else arm):
             entry["search_rollouts"] = steps[-1]["student_rollouts"] if steps else 0
+    reference, seed, settings = evaluations.get("hard_only"), seeds.derive(config.seed, "paired"), config.evaluate
+    paired = {
+        f"{arm} - hard_only": {
+            str(k): paired_difference(
+                row["correct"], reference["correct"], settings.attempts, k, seed, settings.bootstrap
+            )
+            for k in settings.ks
+        }
+        for arm, row in evaluations.items()
+        if reference is not None and arm not in ("base", "hard_only")
+    }
     return {
         "arms": arms,
-        "paired": _paired(evaluations, config),
+        "paired": paired,
         "promotions": promotions,
         "outer_steps": len(steps),
         "loop_end": loop_end(config, len(steps), promotions),
         "seed": config.seed,
         "teacher_rollouts": sum(row["sampled"] for row in steps),
         "wall_seconds": {name: round(seconds, 1) for name, seconds in wall_seconds.items()},
-    }
-
-
-def _paired(evaluations: dict[str, Row], config: Config) -> Row:
-    others = [arm for arm in evaluations if arm not in ("base", "hard_only")]
-    pairs = [(arm, "hard_only") for arm in others if "hard_only" in evaluations]
-    seed, settings = seeds.derive(config.seed, "paired"), config.evaluate
-    return {
-        f"{a} - {b}": {
-            str(k): paired_difference(
-                evaluations[a]["correct"], evaluations[b]["correct"], settings.attempts, k, seed, settings.bootstrap
-            )
-            for k in settings.ks
-        }
-        for a, b in pairs
     }
 
 

@@ -21,8 +21,7 @@ from rich.text import Text
 
 from soar.files import Row, read_object, visible
 from soar.report import text as wording
-from soar.report.runs import PAUSE_FILE, count, number, numbers, read_arm, read_run
-from soar.report.sections import mean, standard_error
+from soar.report.runs import PAUSE_FILE, count, mean, number, numbers, read_arm, read_run, standard_error
 from soar.types import UserError
 
 
