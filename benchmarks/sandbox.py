@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from attacks import ATTACKS, SQUARES, fill
+from code_exercises import code_exercises
 from test_sandbox import outside
 
 from soar.domains.code import read_tests
-from soar.problems.code_exercises import code_exercises
 from soar.sandbox.run import BACKENDS, Job, Limits, Sandbox, SandboxError, find_backend
 
 GROUPS = {

@@ -69,8 +69,8 @@ class ModelConfig(Section):
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
-    source: str = "world:tiny"  # file, hub id, world:NAME, science:NAME, code:LEVEL or reasoning_gym:NAME
-    options: dict[str, Any] = {}  # of a generated source (others do not read it): level, topics, settings of a family
+    source: str = "world:tiny"  # file, hub id, world:NAME or reasoning_gym:NAME
+    options: dict[str, Any] = {}  # of a reasoning_gym family: its settings (other sources do not read it)
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
     domain: str = ""  # built-in, file.py:NAME or module:NAME, with prompts and verifier; "": the next two

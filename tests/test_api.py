@@ -20,6 +20,7 @@ from soar.config import ConfigError
 from soar.run.interrupts import Stopped
 
 EXAMPLES = ROOT / "examples"
+GENERATORS = ("small", "make_sums", "pretrain", "science_exercises", "code_exercises")  # run by other tests
 SETTINGS: dict[str, Any] = {}
 for override in TINY:
     key, _, text = override.partition("=")
@@ -153,9 +154,7 @@ def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None
         soar.trian  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "name", sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in ("small", "make_sums", "pretrain"))
-)
+@pytest.mark.parametrize("name", sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in GENERATORS))
 def test_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

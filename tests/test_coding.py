@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from code_exercises import main as write_exercises
 from loop_helpers import events
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -25,16 +26,12 @@ from soar.domains.code import (
     read_answer,
     read_problem,
     read_tests,
-    validate,
     verify,
 )
 from soar.plan.preflight import Status, check_domain
-from soar.problems.code_exercises import LEVELS, code_exercises, read_levels
 from soar.problems.domain import load_domain
 from soar.problems.grading import DomainPool
-from soar.problems.load import DataError
 from soar.problems.pool import VerifierError
-from soar.problems.sources import code_rows
 from soar.sandbox import run as sandbox
 from soar.sandbox.run import BACKENDS, End, Outcome, SandboxError
 from soar.types import Problem, Verdict
@@ -296,40 +293,6 @@ def test_soar_check_names_the_sandbox_or_what_to_install(monkeypatch: pytest.Mon
     assert check_domain(load("tiny", [])) == []
 
 
-def test_exercises_are_graded_different_and_the_same_every_time() -> None:
-    rows = list(code_exercises(list(LEVELS), 96, seed=0))
-    assert len({row["question"] for row in rows}) == 96
-    assert [row["level"] for row in rows[:9]] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
-    for row in rows:
-        tests = read_tests(row["answer"])
-        assert flaw(tests) is None
-        assert len(tests.checks) == 6
-        assert row["question"].count("\n") == row["level"] + 2
-        shown = row["question"].split("For example, ")[1].split(" returns ")[0]
-        assert shown not in row["answer"]
-    assert rows == list(code_exercises(list(LEVELS), 96, seed=0))
-    assert rows != list(code_exercises(list(LEVELS), 96, seed=1))
-
-
-@pytest.mark.parametrize("levels", ["", "0", "9", "3-1", "2-9", "two", "1-2-3"])
-def test_unknown_levels_are_refused(levels: str) -> None:
-    with pytest.raises(ValueError, match="expected a level from 1 to 8"):
-        read_levels(levels)
-    with pytest.raises(DataError, match=f"code:{levels}"):
-        list(code_rows(levels, 4, 0))
-
-
-@needs_sandbox
-def test_reference_solutions_pass_and_those_of_other_exercises_fail() -> None:
-    rows = [row for row in code_exercises([2, 3], 40, seed=3) if row["kind"] == "numbers"][:8]
-    problems = [Problem("", row["question"], row["answer"], {"solution": row["solution"]}) for row in rows]
-    assert [validate(problem) for problem in problems] == [None] * 8
-    mixed = [verify(row["solution"], problem) for row, problem in zip(rows[1:], problems[:-1], strict=True)]
-    assert mixed == [Verdict.WRONG] * 7
-    spoiled = Problem("", "", problems[0].answer, {"solution": rows[1]["solution"]})
-    assert validate(spoiled) == "wrong_solution"
-
-
 @needs_sandbox
 def test_the_pool_grades_in_killable_workers() -> None:
     golds = [problem.answer for problem in CODE.examples]
@@ -374,27 +337,18 @@ def parrot(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_step_of_an_exercise_makes_a_difference_to_its_tests(level: int) -> None:
-    for row in code_exercises([level], 24, seed=level):
-        head, *steps, last = row["solution"].split("\n")
-        exec("\n".join([head, *steps, last, row["answer"]]), {})
-        for left_out in range(len(steps)):
-            shorter = [head, *steps[:left_out], *steps[left_out + 1 :], last]
-            with pytest.raises((AssertionError, ValueError)):
-                exec("\n".join([*shorter, row["answer"]]), {})
-
-
 @needs_sandbox
 def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
     small = {
-        "model.path": parrot(tmp_path / "model"), "problems.limit": 8, "screen.attempts": 4, "teacher.steps": 1,
+        "model.path": parrot(tmp_path / "model"), "problems.source": tmp_path / "code.jsonl",
+        "screen.attempts": 4, "teacher.steps": 1,
         "teacher.datasets": 2, "teacher.questions": 3, "teacher.sampling.max_tokens": 4, "student.sampling.max_tokens": 1,
         "student.repeats": 1, "student.steps": 1, "student.prompts_per_step": 2, "student.attempts": 16,
         "reward.questions": 2, "reward.attempts": 1, "reward.baseline_attempts": 1, "evaluate.attempts": 4,
         "evaluate.ks": "[1, 4]", "arms.run": '["base", "ps"]', "problems.verify_timeout_s": 30, "model.device": "cpu",
         "problems.verify_workers": 1, "model.lora_rank": 2, "problems.domain": "code", "screen.early_stop": "false",
     }  # fmt: skip
+    write_exercises([str(tmp_path / "code.jsonl"), "--count", "8"])
     options = [text for key, value in small.items() for text in ("--set", f"{key}={value}")]
     run = tmp_path / "run"
     assert main(["run", "code-smollm2", "--out", str(run), *options]) == 0
@@ -410,13 +364,14 @@ def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
 @needs_sandbox
 def test_soar_check_does_not_take_tests_for_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = parrot(tmp_path / "model")
+    write_exercises([str(tmp_path / "code.jsonl"), "--count", "4"])
     options = [
         "--set",
         f"model.path={model}",
         "--set",
         "problems.domain=code",
         "--set",
-        "problems.limit=4",
+        f"problems.source={tmp_path / 'code.jsonl'}",
         "--set",
         "teacher.sampling.max_tokens=4",
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import house
 import pytest
 from loop_helpers import events, read_jsonl, write_problems
+from science_exercises import main as write_exercises
 from test_any_model import SMALL, save_model
 
 from soar.cli import main
@@ -304,7 +305,7 @@ def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, 
         (
             "science-smollm2",
             ("Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n"),
-            {"problems.domain": "multiple_choice_plain", "problems.source": "science:choices"},
+            {"problems.domain": "multiple_choice_plain", "problems.source": "choices"},
         ),
         ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {"problems.domain": "procedural_plain"}),
     ],
@@ -316,7 +317,13 @@ def test_the_recipes_of_domains_run_at_toy_size(
         pytest.importorskip("reasoning_gym")
     monkeypatch.setattr("test_any_model.WORDS", (*WORDS[:4], *words, "speed"))
     keep = {key: value for key, value in SMALL.items() if key not in ("problems.format", "problems.verifier")}
-    values = {**keep, "problems.limit": 8, "reward.mode": "greedy", "teacher.strict_tags": False, **changes}
+    values = {**keep, "reward.mode": "greedy", "teacher.strict_tags": False, **changes}
+    kind = str(values.pop("problems.source", "quantities"))
+    if recipe.startswith("science"):
+        write_exercises([str(tmp_path / "science.jsonl"), "--kind", kind, "--count", "8"])
+        values["problems.source"] = str(tmp_path / "science.jsonl")
+    else:
+        values["problems.limit"] = 8
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     model, out = save_model(tmp_path / "model", "llama", context=600), tmp_path / "run"
     assert main(["run", recipe, "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0

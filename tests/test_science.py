@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +14,8 @@ from soar.domains import choice as choices
 from soar.domains.candidates import candidates
 from soar.domains.choice import Choices, arrange, read_choices, read_letter
 from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
-from soar.plan.preflight import Status, check_golds
 from soar.problems.domain import BUILTIN, load_domain
-from soar.problems.exercises import TOPICS, exercises, spell
 from soar.problems.grading import DomainPool
-from soar.problems.load import DataError
 from soar.types import Problem, Rejection, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG
@@ -171,68 +167,6 @@ def test_written_questions_are_shuffled_or_rejected(pool: DomainPool) -> None:
     told = [r"\boxed{copper}", r"\boxed{A or B}", "nothing"]
     verdicts = pool.check(told, [found[0].answer] * 3, {"question": [found[0].question] * 3})
     assert verdicts == [C, Verdict.NO_ANSWER, Verdict.NO_ANSWER]
-
-
-def test_exercises_are_many_distinct_and_depend_on_their_seed_alone() -> None:
-    rows = list(exercises("quantities", 300, 0, {}))
-    assert len({row["question"] for row in rows}) == 300
-    assert Counter(row["level"] for row in rows).keys() == {1, 2, 3}
-    assert {row["topic"] for row in rows} == set(TOPICS)
-    assert list(exercises("quantities", 20, 0, {})) == rows[:20]
-    assert list(exercises("quantities", 20, 1, {})) != rows[:20]
-    only = list(exercises("quantities", 20, 0, {"level": 2, "topics": ["ohm", "wave"]}))
-    assert {(row["level"], row["topic"]) for row in only} == {(2, "ohm"), (2, "wave")}
-    for row in rows:
-        assert compare_quantities(row["answer"], row["answer"]) is C
-    for row in exercises("choices", 300, 0, {}):
-        assert len(row["options"]) == 4
-        assert row["options"][0] == row["answer"]
-        assert [compare_quantities(option, row["answer"]) for option in row["options"]] == [C, W, W, W]
-
-
-def test_no_number_is_larger_than_asked_for() -> None:
-    options = {"level": 1, "topics": ["speed", "density"], "largest": 30}
-    rows = list(exercises("quantities", 60, 0, options))
-    numbers = [int(n) for row in rows for n in re.findall(r"(?<!\^)\b\d+", row["question"])]
-    assert max(numbers) <= 30 and len({row["topic"] for row in rows}) == 2
-    assert any(int(n) > 30 for row in exercises("quantities", 60, 0, {"level": 1, "topics": ["speed"]})
-               for n in re.findall(r"\d+", row["question"]))  # fmt: skip
-
-
-def test_exercises_worked_by_hand() -> None:
-    """One of each kind of conversion, from the numbers in the question."""
-    rows = {row["question"]: row["answer"] for row in exercises("quantities", 300, 0, {})}
-    cyclist = "A cyclist rides at a constant speed of 13 m/s for 249 s. How far does the cyclist ride?"
-    assert compare_quantities("3237 m", rows[cyclist]) is C
-    block = "A block has a mass of 238 g and a volume of 27 cm^3. What is its density in kg/m^3?"
-    assert compare_quantities("8.8148 g/cm^3", rows[block]) is C
-    assert [spell(v) for v in (12.345, 0.04, 1234567.0, 5.0, 0.0)] == ["12.3", "0.0400", "1.23e6", "5.00", "0.00"]
-
-
-@pytest.mark.parametrize(
-    ("source", "options", "message"),
-    [
-        ("science:quantities", "{level=4}", "level = 4: expected 1, 2 or 3"),
-        ("science:quantities", '{topics=["alchemy"]}', "expected a list of speed"),
-        ("science:quantities", "{depth=1}", "has 'depth': known are level, topics and largest"),
-        ("science:quantities", '{largest="ten"}', "expected a whole number"),
-        ("science:quantities", '{level=1, topics=["heat"], largest=9}', "have 0 different exercises"),
-        ("science:poems", "{}", "expected one of quantities, choices"),
-    ],
-)
-def test_wrong_options_of_a_source_are_named(source: str, options: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        candidates(load("small-1gpu", [f"problems.source={source}", f"problems.options={options}"]))
-
-
-@pytest.mark.parametrize(("source", "domain"), [("quantities", "science_plain"), ("choices", "multiple_choice_plain")])
-def test_the_sets_can_be_graded_by_their_domains(source: str, domain: str) -> None:
-    keys = [f"problems.source=science:{source}", f"problems.domain={domain}", "problems.limit=200"]
-    config = load("small-1gpu", [*keys, "problems.verify_workers=1"])
-    problems = candidates(config).problems
-    assert len(problems) == 200
-    finding = check_golds(config, problems)
-    assert (finding.status, finding.facts["correct"]) == (Status.OK, 200)
 
 
 def test_a_file_of_choices_loses_what_cannot_be_used_by_name(tmp_path: Path) -> None:

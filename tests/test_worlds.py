@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import subprocess
 import sys
 from pathlib import Path
 
+import pretrain
 import pytest
 
+from soar.config import builtin_path
 from soar.domains import world as worlds
 
 WORLD = worlds.get_world("tiny")
@@ -191,17 +192,13 @@ def test_written_questions_are_wide_and_mostly_right() -> None:
 
 @pytest.fixture()
 def shipped() -> Path:
-    from soar import pretrain
-
-    return pretrain.builtin_path("tiny")
+    return builtin_path("tiny")
 
 
 class TestModel:
     """Needs torch and transformers."""
 
     def test_tokenizer_round_trip(self) -> None:
-        from soar import pretrain
-
         tokens = pretrain.tokenizer()
         documents = world_documents(1500)
         texts = ["".join(document) for document in documents] + questions_of(documents)
@@ -214,8 +211,6 @@ class TestModel:
         assert len(tokens("<solve> 47 c+8 d+5 <work> start=47 c=55 d=60 <ans> 55 60")["input_ids"]) == 21
 
     def test_any_token_row_survives_decoding_and_encoding(self) -> None:
-        from soar import pretrain
-
         tokens = pretrain.tokenizer()
         spaced = [i for i, word in enumerate(pretrain.vocabulary()) if word.startswith(" ")]
         following = [i for i, word in enumerate(pretrain.vocabulary()) if len(word) == 1]
@@ -226,8 +221,6 @@ class TestModel:
             assert tokens(tokens.decode(row), add_special_tokens=False)["input_ids"] == row
 
     def test_foreign_text_becomes_unknown_tokens_not_controls(self) -> None:
-        from soar import pretrain
-
         tokens = pretrain.tokenizer()
         ids = tokens("Zoë 47", add_special_tokens=False)["input_ids"]
         assert ids.count(tokens.unk_token_id) == 3
@@ -236,8 +229,6 @@ class TestModel:
     def test_shipped_model_loads_with_transformers(self, shipped: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from soar import pretrain
 
         files = {path.name: path.stat().st_size for path in shipped.iterdir()}
         assert sum(files.values()) <= 10_000_000
@@ -265,59 +256,3 @@ class TestModel:
         out = model.generate(**batch, max_new_tokens=8, do_sample=False)
         texts = tokens.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         assert texts == [" <ans> kdb", " <ans> 4", " <ans> 5"]
-
-    def test_unknown_builtin_model_names_the_known_ones(self) -> None:
-        from soar import pretrain
-
-        with pytest.raises(ValueError, match=r"builtin:huge.*known: tiny"):
-            pretrain.builtin_path("huge")
-
-    def test_packed_documents_do_not_see_each_other(self) -> None:
-        import torch
-
-        from soar import pretrain
-
-        recipe = pretrain.Recipe(rows=1, row=12)
-        batch = pretrain._pack([[(2, [1, 4, 30, 2]), (1, [1, 5, 2])]], recipe, pad=0)
-        ignored = pretrain.IGNORED
-        assert batch.tokens_B_T.tolist() == [[1, 4, 30, 1, 5] + [0] * 7]
-        assert batch.labels_B_T.tolist() == [[ignored, 30, 2, 5, 2] + [ignored] * 7]
-        assert batch.positions_B_T.tolist() == [[0, 1, 2, 0, 1] + [0] * 7]
-        visible = batch.visible_B_1_T_T[0, 0]
-        assert visible[4].nonzero().flatten().tolist() == [3, 4]
-        assert visible[2].nonzero().flatten().tolist() == [0, 1, 2]
-        assert visible.any(1).all(), "a row without a visible key would be NaN"
-        assert torch.equal(visible, visible.tril())
-
-    def test_pretraining_is_reproducible_and_learns(self, tmp_path: Path) -> None:
-        import torch
-
-        from soar import pretrain
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            size = {"steps": 25, "rows": 8, "width": 32, "layers": 1, "hidden": 48, "warmup_steps": 5}
-            losses = [pretrain.build(tmp_path / name, seed, **size) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
-        finally:
-            torch.set_num_threads(threads)
-
-        def digests(name: str) -> dict[str, str]:
-            return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / name).iterdir()}
-
-        assert digests("a") == digests("b")
-        assert digests("a")["model.safetensors"] != digests("c")["model.safetensors"]
-        assert losses[0] == losses[1]
-        assert sum(losses[0][-5:]) / 5 < 0.8 * losses[0][0]
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
-
-    def test_building_over_an_old_folder_replaces_it(self, tmp_path: Path) -> None:
-        from soar import pretrain
-
-        out = tmp_path / "model"
-        out.mkdir()
-        (out / "stale.txt").write_text("old")
-        size = {"steps": 1, "rows": 2, "width": 16, "layers": 1, "heads": 2, "hidden": 16}
-        pretrain.build(out, **size)
-        assert not (out / "stale.txt").exists()
-        assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644

@@ -27,7 +27,7 @@ from soar.problems.load import evidence_path
 from soar.types import UserError
 
 STAGES = ("screen", "loop", "arms", "evaluate")
-GENERATED = ("world:", "science:", "code:", "reasoning_gym:")
+GENERATED = ("world:", "reasoning_gym:")
 INTRINSIC = ("learnability", "uncertainty", "band")
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from soar.files import write_atomic, write_json
 from soar.problems.answers import extract
-from soar.problems.sources import DataError, Row, file_rows, generated_rows, hub_revision, hub_rows, split_source
+from soar.problems.sources import DataError, Row, file_rows, gym_rows, hub_revision, hub_rows, split_source
 from soar.types import Problem, Screening
 
 __all__ = [
@@ -131,7 +131,7 @@ def load_problems(
     if kind in ("file", "hub"):
         rows = file_rows(name) if kind == "file" else hub_rows(name, hub_split, revision)
     else:
-        rows = generated_rows(kind, name, limit, seed, dict(options or {}))
+        rows = gym_rows(name, limit, seed, dict(options or {}))
     wanted = {"question": question_column, "answer": answer_column}
     problems = make_problems(rows, report, wanted, limit, skip_bad_rows, max_question_chars)
     return problems, report

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soar.problems.code_exercises import code_exercises, read_levels
-from soar.problems.exercises import exercises
 from soar.types import UserError
 
 FILE_KINDS = {
@@ -28,7 +26,7 @@ FILE_KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-GENERATED = "world:NAME, science:NAME, code:LEVEL or reasoning_gym:NAME"
+GENERATED = "world:NAME or reasoning_gym:NAME"
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -47,22 +45,21 @@ class Row:
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(`world` | `reasoning_gym` | `science` | `code` | `file` | `hub`, name).
+    """(`world` | `reasoning_gym` | `file` | `hub`, name).
 
     A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix.
     """
     prefix, colon, name = source.partition(":")
-    if colon and prefix in ("world", "reasoning_gym", "science", "code", "hub") and name:
+    if colon and prefix in ("world", "reasoning_gym", "hub") and name:
         return prefix, name
     if not source.strip():
-        raise DataError(
-            "problems.source is empty: expected a file, a dataset id, world:NAME, science:NAME or reasoning_gym:NAME"
-        )
+        raise DataError(f"problems.source is empty: expected a file, a dataset id, {GENERATED}")
     path = Path(source)
     if path.exists() or path.suffix.lower() in FILE_KINDS or source.startswith((".", "/", "~")):
         return "file", source
     if colon and "/" not in prefix and "\\" not in name:
-        raise DataError(f"problems.source = {source!r}: unknown kind {prefix!r}; expected hub:ID, {GENERATED}")
+        script = f" (write a file with examples/{prefix}_exercises.py)" if prefix in ("science", "code") else ""
+        raise DataError(f"problems.source = {source!r}: unknown kind {prefix!r}; expected hub:ID, {GENERATED}{script}")
     if source.count("/") == 1:
         return "hub", source
     raise DataError(
@@ -236,7 +233,7 @@ def hub_rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
 
 
 def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
-    """`count` generated rows of a reasoning-gym family, with its metadata. options: settings of the family, its levels.
+    """`count` (0: 1,000) generated rows of a reasoning-gym family, with its metadata. options: its settings.
 
     Columns: question, answer, family, metadata (JSON, for the family's own scorer). Raises DataError with the settings
     that the family knows.
@@ -255,35 +252,10 @@ def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Itera
     if unknown:
         raise DataError(f"problems.options has {unknown[0]!r}: {name} knows {', '.join(known) or 'none'}")
     try:
-        tasks = reasoning_gym.create_dataset(name, size=count, seed=seed, **options)
+        tasks = reasoning_gym.create_dataset(name, size=count or 1000, seed=seed, **options)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise DataError(f"reasoning_gym:{name} with {options}: {error}") from error
     for number, task in enumerate(tasks, start=1):
         metadata = json.dumps(task.get("metadata", {}), default=str)
         fields = {"question": task["question"], "answer": task["answer"], "family": name, "metadata": metadata}
         yield Row(f"reasoning_gym:{name}:row {number}", fields)
-
-
-def science_rows(kind: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
-    """`count` exercises of `exercises.py`. Raises DataError."""
-    try:
-        for number, fields in enumerate(exercises(kind, count, seed, options), start=1):
-            yield Row(f"science:{kind}:row {number}", fields)
-    except ValueError as error:
-        raise DataError(f"problems.source = 'science:{kind}': {error}") from error
-
-
-def code_rows(levels: str, count: int, seed: int) -> Iterator[Row]:
-    """`count` generated programming exercises of one level (`3`) or several (`2-4`). Raises DataError."""
-    try:
-        for number, fields in enumerate(code_exercises(read_levels(levels), count, seed), start=1):
-            yield Row(f"code:{levels}:row {number}", fields)
-    except ValueError as error:
-        raise DataError(f"problems.source = 'code:{levels}': {error}") from error
-
-
-def generated_rows(kind: str, name: str, limit: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
-    """`limit` rows (0: 1,000, of `code` 256) of `reasoning_gym`, `science` or `code`. Raises DataError."""
-    if kind == "code":
-        return code_rows(name, limit or 256, seed)
-    return {"reasoning_gym": gym_rows, "science": science_rows}[kind](name, limit or 1000, seed, options)

@@ -1,16 +1,20 @@
-"""Science exercises from formulas, drawn from a seed: quantities with units, and the same as multiple choice.
+"""Write science exercises drawn from formulas as a problem file: quantities with units, or the same as multiple choice.
 
-Sources `science:quantities` and `science:choices`. `problems.options`: `level` (1: one formula in its own units; 2: with
-a conversion of units; 3: two steps; 0, the default: all in turn) and `topics`, a list of names of TOPICS. Every constant
-that is needed stands in the question. Wrong options are typical slips: a forgotten square, half, or conversion.
+python examples/science_exercises.py science.jsonl --level 1 --topics speed density ohm --largest 30 --count 256
+python examples/science_exercises.py choices.jsonl --kind choices
+
+Levels: 1: one formula in its own units; 2: with a conversion of units; 3: two steps; 0: all in turn. Every constant that
+is needed stands in the question. Wrong options are typical slips: a forgotten square, half, or conversion.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,30 +265,14 @@ def spell(value: float) -> str:
     return f"{rounded:.{max(0, digits)}f}"
 
 
-def read_options(kind: str, options: dict[str, Any]) -> tuple[int, list[str], int]:
-    """(level, topics, largest) of `problems.options`. Raises ValueError for an unknown kind, key, level or topic."""
-    if kind not in KINDS:
-        raise ValueError(f"expected one of {', '.join(KINDS)}")
-    unknown = sorted(set(options) - {"level", "topics", "largest"})
-    if unknown:
-        raise ValueError(f"problems.options has {unknown[0]!r}: known are level, topics and largest")
-    level, topics = options.get("level", 0), options.get("topics", list(TOPICS))
-    if level not in (0, *LEVELS) or isinstance(level, bool):
-        raise ValueError(f"problems.options.level = {level!r}: expected 1, 2 or 3, or 0 for all in turn")
-    if not isinstance(topics, list) or not topics or any(topic not in TOPICS for topic in topics):
-        raise ValueError(f"problems.options.topics = {topics!r}: expected a list of {', '.join(TOPICS)}")
-    largest = options.get("largest", 0)
-    if not isinstance(largest, int) or isinstance(largest, bool) or largest < 0:
-        raise ValueError(f"problems.options.largest = {largest!r}: expected a whole number, or 0 for any")
-    return level, topics, largest
-
-
-def exercises(kind: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def exercises(
+    kind: str, count: int, seed: int, level: int = 0, topics: Sequence[str] = tuple(TOPICS), largest: int = 0
+) -> Iterator[dict[str, Any]]:
     """`count` distinct rows: question, answer, topic, level, and for `choices` the options in the order right, wrong ...
 
-    Exercise i depends on (seed, i) and the options alone. Raises ValueError.
+    Exercise i depends on (seed, i) and the options alone. largest: of the numbers in a question, 0: any. Raises
+    ValueError when the options have fewer exercises.
     """
-    level, topics, largest = read_options(kind, options)
     seen: set[str] = set()
     number = misses = 0
     while len(seen) < count:
@@ -312,3 +300,26 @@ def _answers(exercise: Exercise) -> list[str]:
         if value > 0 and math.isfinite(value) and all(abs(value - other) > 0.05 * max(value, other) for other in kept):
             kept.append(value)
     return [f"{spell(value)} {exercise.unit}" for value in kept[:OPTIONS]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("--kind", choices=KINDS, default="quantities")
+    parser.add_argument("--level", type=int, choices=(0, *LEVELS), default=0)
+    parser.add_argument("--topics", nargs="+", choices=TOPICS, default=list(TOPICS))
+    parser.add_argument("--largest", type=int, default=0, help="largest number in a question; 0: any")
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    options = vars(parser.parse_args(arguments))
+    path = options.pop("file")
+    try:
+        lines = [json.dumps(row) + "\n" for row in exercises(**options)]
+    except ValueError as error:
+        parser.error(str(error))
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,16 @@
-"""Generated programming exercises with levels: hard problems for the domain `code`.
+"""Write programming exercises as a problem file for the domain `code`: chains of simple steps on a list or a text.
 
-An exercise is a chain of simple steps on a list of numbers or on a text, and a result to return. Its level is the number
-of steps. The task is told step by step, with one example; the tests are values that a reference computed here from the same
-steps, so tests and reference solution (the column `solution`) cannot disagree with the task.
+python examples/code_exercises.py code.jsonl --levels 1 --count 192
+python examples/code_exercises.py code.jsonl --levels 2 3 4 5
+
+An exercise's level is the number of its steps. The task is told step by step, with one example; the tests are values that
+a reference computed here from the same steps, so tests and reference solution (column `solution`) cannot disagree with it.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -136,18 +140,6 @@ KINDS = {
 }
 
 
-def read_levels(text: str) -> list[int]:
-    """`3` or `2-5` as a list of levels. Raises ValueError."""
-    first, _, last = text.partition("-")
-    try:
-        levels = list(range(int(first), int(last or first) + 1))
-    except ValueError:
-        levels = []
-    if not levels or levels[0] not in LEVELS or levels[-1] not in LEVELS:
-        raise ValueError(f"{text!r}: expected a level from {LEVELS[0]} to {LEVELS[-1]}, or two as in 2-4")
-    return levels
-
-
 def code_exercises(levels: list[int], count: int, seed: int) -> Iterator[dict[str, Any]]:
     """`count` different exercises, levels in turn: columns question, answer (tests), level, kind, solution."""
     rng = random.Random(f"code/{seed}")
@@ -209,3 +201,23 @@ def _shown(value: Any) -> str:
     if isinstance(value, set):
         return "{" + ", ".join(map(repr, sorted(value))) + "}" if value else "set()"
     return repr(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("--levels", type=int, nargs="+", choices=LEVELS, default=[1], help="taken in turn")
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    options = vars(parser.parse_args(arguments))
+    path = options.pop("file")
+    try:
+        lines = [json.dumps(row) + "\n" for row in code_exercises(**options)]
+    except ValueError as error:
+        parser.error(str(error))
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+if __name__ == "__main__":
+    main()

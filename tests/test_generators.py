@@ -1,0 +1,64 @@
+"""The scripts that make problem files and the embedded model: the same every time, and gradable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import code_exercises
+import pretrain
+import pytest
+import science_exercises
+import torch
+
+from soar.domains.code import flaw, read_tests
+from soar.domains.quantities import compare_quantities
+from soar.types import Verdict
+
+
+def written(main: Any, path: Path, *options: str) -> list[dict[str, Any]]:
+    main([str(path), *options])
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_science_exercises_are_distinct_repeatable_and_graded(tmp_path: Path) -> None:
+    options = ("--count", "120", "--kind", "choices", "--largest", "400")
+    rows = written(science_exercises.main, tmp_path / "a.jsonl", *options)
+    assert rows == written(science_exercises.main, tmp_path / "b.jsonl", *options)
+    assert len({row["question"] for row in rows}) == 120
+    assert {row["level"] for row in rows} == {1, 2, 3}
+    for row in rows:
+        assert row["options"][0] == row["answer"]
+        verdicts = [compare_quantities(option, row["answer"]) for option in row["options"]]
+        assert verdicts == [Verdict.CORRECT, *[Verdict.WRONG] * 3]
+    with pytest.raises(SystemExit):  # fewer than 256 exercises with such small numbers
+        science_exercises.main([str(tmp_path / "c.jsonl"), "--level", "1", "--topics", "heat", "--largest", "9"])
+
+
+def test_code_exercises_need_every_step_and_their_solutions_pass(tmp_path: Path) -> None:
+    options = ("--count", "48", "--levels", *"12345678")
+    rows = written(code_exercises.main, tmp_path / "a.jsonl", *options)
+    assert rows == written(code_exercises.main, tmp_path / "b.jsonl", *options)
+    assert len({row["question"] for row in rows}) == 48
+    for row in rows:
+        assert flaw(read_tests(row["answer"])) is None
+        head, *steps, last = row["solution"].split("\n")
+        exec("\n".join([head, *steps, last, row["answer"]]), {})
+        for left_out in range(len(steps)):
+            shorter = [head, *steps[:left_out], *steps[left_out + 1 :], last]
+            with pytest.raises((AssertionError, ValueError)):
+                exec("\n".join([*shorter, row["answer"]]), {})
+
+
+def test_pretraining_is_reproducible_and_learns(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        size = {"steps": 25, "rows": 8, "width": 32, "layers": 1, "hidden": 48, "warmup_steps": 5}
+        losses = [pretrain.build(tmp_path / name, 3, **size) for name in ("a", "b")]
+    finally:
+        torch.set_num_threads(threads)
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b"))
+    assert one == two and losses[0] == losses[1]
+    assert sum(losses[0][-5:]) / 5 < 0.8 * losses[0][0]
