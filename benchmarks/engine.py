@@ -7,9 +7,7 @@ decode: tokens a second, and the share of the roofline: the time that the bytes 
 logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
 `transformers.generate` on the base model; batching: its continuous batching. adapters: the same rows with 1, 4, 16, 64
 adapters. train: tokens a second and MFU (FLOPs of the forward pass and of the gradients with respect to activations, base
-weights frozen; recomputation is not counted). micro: single operations of a decoding step (engine_micro.py). steps: one
-decoding step in several ways, in a process of its own (engine_steps.py); the best way is used from there on. inner: 16
-students x 10 RLOO steps with the time of its stages. trl: TRL's RLOOTrainer on the same work, one student, two steps
+weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's RLOOTrainer on the same work, one student, two steps
 measured, times 16 x 10, with `generate` and with its continuous batching. --profile: where the device's time goes in an
 update. --toy: tiny shapes, any device, to see that the script runs. --seconds: no section begins later. Every section is
 written to FILE when it ends.
@@ -29,7 +27,6 @@ from typing import Any
 
 import torch
 from engine_generate import bench_batching, bench_generate
-from engine_micro import bench_micro
 from engine_models import (
     SHAPES,
     backbone_of,
@@ -44,13 +41,11 @@ from engine_models import (
     tokenizer_of,
     wait,
 )
-from engine_steps import bench_steps, print_profile, tuned
 from engine_trl import bench_trl
 from transformers import LlamaConfig
 
 import soar
 from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
-from soar.engine.groups import Group
 from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
@@ -104,24 +99,17 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
     policies, attempts = (4, 4) if toy else (16, 32)
     backbone = backbone_of("toy" if toy else name)
     config, stack = backbone.model.config, random_stack(backbone, policies)
-    sampler = tuned(name, NativeSampler(backbone))
+    sampler = NativeSampler(backbone)
     runs = 1 if name == "3b" else 3
     found = []
-    plain = NativeSampler(backbone, fused=False)
-    print(
-        f"joined step: {sampler.decoder.lean is not None}, liger: {backbone.fused}, joined layers: {len(backbone.groups)}"
-    )
-    ways: list[tuple[str, AdapterStack | None, NativeSampler]] = [
-        (f"{policies} adapters", stack, sampler),
-        ("base only", None, sampler),
-        (f"{policies} adapters, transformers' step", stack, plain),
-    ]
-    for label, given, by in ways[: 2 if name == "3b" else 3]:
+    print(f"liger: {backbone.fused}")
+    ways: list[tuple[str, AdapterStack | None]] = [(f"{policies} adapters", stack), ("base only", None)]
+    for label, given in ways:
         count = policies if given is not None else 1
         if name == "3b":  # kernels are made in a short call; a long one as warm-up would cost a minute
-            sample(by, given, count, rows, length, 8, attempts)
+            sample(sampler, given, count, rows, length, 8, attempts)
         seconds = timed(
-            lambda b=by, s=given, c=count: sample(b, s, c, rows, length, new, attempts), int(name != "3b"), runs
+            lambda s=given, c=count: sample(sampler, s, c, rows, length, new, attempts), int(name != "3b"), runs
         )
         size, flops = step_bytes_and_flops(config, rows, length + new / 2, count if given is not None else 0, 16)
         ideal = new * max(size / ceiling[0], flops / ceiling[1])
@@ -135,12 +123,10 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
                 "milliseconds_per_step": 1000 * seconds / new,
             }
         )
-        if by is plain:
-            plain.decoder.release()
     sampler.decoder.release()
     if with_generate:
         found += bench_generate(toy, rows, length, new, attempts)
-        for row in found[3:]:
+        for row in found[2:]:
             row["soar_ratio"] = found[0]["tokens_per_second"] / row["tokens_per_second"]
     return found
 
@@ -157,14 +143,18 @@ def profiled(work: Callable[[], Any]) -> list[Row]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         wait()
-    return print_profile(profiler, 1, 32)
+    events = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
+    events.sort(key=lambda e: -e.self_device_time_total)
+    for e in events[:32]:
+        print(f"  {e.self_device_time_total:9,.0f} us  {e.count:6.0f} x  {e.key[:86]}", flush=True)
+    return [{"kernel": e.key[:86], "launches": e.count, "microseconds": e.self_device_time_total} for e in events]
 
 
 def bench_adapters(toy: bool) -> list[Row]:
     """The same rows, split among 1, 4, 16 and 64 adapters."""
     backbone = backbone_of("toy" if toy else "135m")
     rows, length, new = (64, 12, 8) if toy else (2048, 100, 64)
-    sampler, found = tuned("135m", NativeSampler(backbone)), []
+    sampler, found = NativeSampler(backbone), []
     for policies in (1, 4, 16) if toy else (1, 4, 16, 64):
         stack = random_stack(backbone, policies)
         attempts = min(32, rows // policies)
@@ -204,9 +194,6 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
     def work() -> None:
         update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new)
 
-    Group.on = False
-    apart = timed(work, 1, 1 if name == "3b" else 2)
-    Group.on = True
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     seconds = timed(work, 1, 3)
@@ -225,7 +212,6 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
             "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / ceiling[1],
             "seconds": seconds,
-            "seconds_with_layers_apart": apart,
             "peak_gib": peak,
             **({"kernels": kernels} if kernels else {}),
         }
@@ -250,7 +236,7 @@ def bench_inner(toy: bool) -> list[Row]:
 
     backbone = backbone_of(name)
     bare = PromptFormat("bare", "marker", teacher_template="", student_template="{question}", turns=False)
-    sampler = tuned(name, NativeSampler(backbone))
+    sampler = NativeSampler(backbone)
     env = RolloutEnv(backbone, sampler, bare, Checker())  # type: ignore[arg-type]
     questions = dataset(prompts * steps)
     problems = [Problem(str(i), question, "-") for i, question in enumerate(questions)]
@@ -302,9 +288,7 @@ def run_sections(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        for row in [
-            row for row in rows if row["section"] == name and name != "micro" and "way" not in row
-        ]:  # printed as they came
+        for row in [row for row in rows if row["section"] == name]:  # printed as they came
             numbers = {k: v for k, v in row.items() if isinstance(v, float)}
             print(
                 f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()),
@@ -319,8 +303,7 @@ def run_sections(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [
-        "steps-135m", "decode-135m", "train-135m", "inner", "trl", "steps-3b", "decode-3b", "adapters", "train-3b", "micro",
-        "batching",
+        "decode-135m", "train-135m", "inner", "trl", "decode-3b", "adapters", "train-3b", "batching",
     ]  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no section begins later than this")
@@ -347,7 +330,6 @@ def main() -> None:
     )
     rows: list[Row] = []
     sections: dict[str, Callable[[], list[Row]]] = {
-        "micro": lambda: bench_micro(arguments.toy, ceiling[0]),
         "decode-135m": lambda: bench_decode("135m", arguments.toy, ceiling, True),
         "decode-3b": lambda: bench_decode("3b", arguments.toy, ceiling, False),
         "adapters": lambda: bench_adapters(arguments.toy),
@@ -356,8 +338,6 @@ def main() -> None:
         "inner": lambda: bench_inner(arguments.toy),
         "batching": lambda: bench_batching(arguments.toy),
         "trl": lambda: bench_trl(arguments.toy, rows),
-        "steps-135m": lambda: bench_steps("135m", arguments.toy),
-        "steps-3b": lambda: bench_steps("3b", arguments.toy),
     }
     run_sections(arguments, sections, head, rows)
 

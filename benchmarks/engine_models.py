@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from soar.config import ModelConfig
+from soar.engine.load import fuse
 from soar.engine.policy import AdapterStack, Backbone
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -138,7 +139,8 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
 
 def backbone_of(name: str) -> Backbone:
     """The shape wrapped for stacked adapters of rank 16; no token ends a completion."""
-    backbone = Backbone(base_model(name, device_of()), tokenizer_of(name), ModelConfig(lora_rank=16))
+    model = base_model(name, device_of())
+    backbone = Backbone(model, tokenizer_of(name), ModelConfig(lora_rank=16), fuse(model, "auto"))
     backbone.end_ids = frozenset((-1,))
     return backbone
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from soar.engine import attention
-from soar.engine.attention import BufferLayer, buffer_cache, grouped_attention
+from soar.engine.attention import buffer_cache, grouped_attention
 
 
 def states(heads: int, kv_heads: int, length: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,12 +66,6 @@ def test_what_would_be_ignored_is_refused(extra: str) -> None:
         grouped_attention(nn.Module(), query, key, value, None, **{extra: torch.zeros(4)})
 
 
-def test_cudnn_attention_is_off_for_a_model_that_is_made_ready() -> None:
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    tiny_backbone("llama")
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
-
-
 def test_a_model_without_pluggable_attention_is_refused() -> None:
     class Old(nn.Module):
         pass
@@ -119,25 +113,3 @@ def test_cache_equals_transformers_own(name: str, equal_lengths: bool, drop: boo
     theirs = decode(model, DynamicCache(config=model.config), prompts, steps, drop)
     for step in range(steps):
         torch.testing.assert_close(ours[step], theirs[step], rtol=1e-3, atol=1e-4)
-
-
-def test_full_layers_are_buffers_and_sliding_ones_are_not() -> None:
-    kinds = [type(layer).__name__ for layer in buffer_cache(tiny_backbone("gemma3").model.config).layers]
-    assert kinds == ["DynamicSlidingWindowLayer", "BufferLayer"]
-    assert all(type(layer) is BufferLayer for layer in buffer_cache(tiny_backbone("llama").model.config).layers)
-
-
-def test_buffer_grows_in_blocks_and_keeps_what_it_holds() -> None:
-    layer = BufferLayer()
-    seen = torch.zeros(2, 1, 0, 3)
-    for length in (5, *[1] * 20):
-        new = torch.randn(2, 1, length, 3)
-        size, offset = layer.get_mask_sizes(length)
-        assert offset == 0
-        keys, values = layer.update(new, -new)
-        seen = torch.cat([seen, new], dim=2)
-        assert keys.shape[2] == size >= layer.get_seq_length() == seen.shape[2]
-        assert torch.equal(keys[:, :, : seen.shape[2]], seen)
-        assert torch.equal(values[:, :, : seen.shape[2]], -seen)
-        assert not keys[:, :, seen.shape[2] :].any()
-    assert keys.shape[2] == 6 + attention.GROWTH + 1 + attention.GROWTH

@@ -99,17 +99,6 @@ def test_each_call_uses_its_own_adapters() -> None:
     assert same(plain, growing)
 
 
-def test_neighbours_and_batches_do_not_matter() -> None:
-    backbone = ending_backbone()
-    stack = random_stack(backbone, 1)
-    prompts, sampling = prompts_of(1, 6), SamplingConfig(max_tokens=STEPS)
-    whole = NativeSampler(backbone, static=True).sample(stack, prompts, 4, [[1, 2, 3, 4, 5, 6]], sampling)
-    split = NativeSampler(backbone, max_rows=8, static=True).sample(stack, prompts, 4, [[1, 2, 3, 4, 5, 6]], sampling)
-    assert same(whole, split)
-    alone = NativeSampler(backbone, static=True).sample(stack, [[prompts[0][3]]], 4, [[4]], sampling)
-    assert same(whole.select([12, 13, 14, 15]), alone)
-
-
 def test_a_longer_call_after_a_shorter_one() -> None:
     """The cache memory grows, and programs made for the old addresses are not used again."""
     backbone = ending_backbone()
@@ -120,18 +109,6 @@ def test_a_longer_call_after_a_shorter_one() -> None:
         assert same(
             fixed.sample(None, prompts, 3, seeds, sampling), growing.sample(None, prompts, 3, seeds, sampling)
         ), (questions, steps)
-
-
-def test_a_diverged_policy_fails_its_own_rows_only() -> None:
-    backbone = ending_backbone()
-    stack = random_stack(backbone, 2)
-    name = next(n for n in stack.tensors if n.endswith("down_proj.B"))
-    stack.tensors[name][1] = float("nan")
-    prompts, sampling = prompts_of(2, 2), SamplingConfig(max_tokens=STEPS)
-    found = NativeSampler(backbone, static=True).sample(stack, prompts, 3, [[1, 2], [3, 4]], sampling)
-    assert found.failed_B.tolist() == [False] * 6 + [True] * 6
-    healthy = NativeSampler(backbone, static=False).sample(stack.select([0]), prompts[:1], 3, [[1, 2]], sampling)
-    assert same(found.select(list(range(6))), healthy)
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,16 +51,6 @@ def test_the_step_is_the_same_bit_for_bit(name: str, adapter: str) -> None:
     assert (len(counts[0]), len(counts[1])) == (layers, 2 * layers)  # the whole forward pass a second time
 
 
-def test_joined_layers_recompute_through_their_own_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soar.engine.groups.Group.large", 0)
-    found = []
-    for way in ("off", "on"):
-        backbone = tiny_backbone("llama", gradient_checkpointing=way)
-        backbone.join_layers()
-        found.append(stepped(backbone))
-    assert same_stacks(*found)
-
-
 @pytest.mark.parametrize("way", ["auto", "off"])
 def test_it_is_taken_when_the_smallest_piece_does_not_fit(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone("llama", gradient_checkpointing=way, micro_batch_tokens=90)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from helpers import (
     tiny_backbone,
     tiny_model,
 )
-from torch import Tensor
 
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
@@ -230,35 +228,6 @@ def test_a_policy_with_nan_fails_alone(greedy: bool) -> None:
     assert rows[:8] + rows[16:] == expected[:8] + expected[16:]
 
 
-def test_everything_failing_ends_at_once() -> None:
-    backbone = ending_backbone()
-    stack = random_stack(backbone, 1)
-    for tensor in stack.tensors.values():
-        tensor.fill_(torch.inf)
-    found = NativeSampler(backbone).sample(stack, [some_prompts(3)], 2, [[1, 2, 3]], SAMPLING)
-    assert found.tokens_B_T.shape == (6, 1)
-    assert found.failed_B.all()
-
-
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_threads_with_different_stacks_do_not_disturb_each_other(adapter: str) -> None:
-    backbone = ending_backbone(adapter=adapter)
-    sampler = NativeSampler(backbone)
-    stacks: list[AdapterStack | None] = [random_stack(backbone, 2, seed=1), random_stack(backbone, 1, seed=2), None]
-    stacks.append(stacks[0])  # two threads share a stack
-    prompts = some_prompts(4)
-
-    def job(i: int) -> list[list[int]]:
-        stack = stacks[i % 4]
-        policies = stack.policies if stack is not None else 1
-        return rows_of(sampler.sample(stack, [prompts] * policies, 3, [[i, 2, 3, 4]] * policies, SAMPLING))
-
-    one_by_one = [job(i) for i in range(8)]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(job, range(8))) == one_by_one
-    assert len({str(rows) for rows in one_by_one}) == 8
-
-
 def test_join_keeps_rows_and_select_picks_them() -> None:
     parts = [handmade_rollouts([[1, 5]], [[5, EOS]]), handmade_rollouts([[1], [1, 6]], [[8], [4, 4, 4, EOS]])]
     joined = join(parts)
@@ -290,19 +259,3 @@ def test_rows_per_call_follow_the_cache_size() -> None:
     assert sampler.rows_per_call(1_000_000) == (2 << 30) // (per_row + 16 * sampler.backbone.vocabulary)
     assert sampler.rows_per_call(10**9) == 1
     assert NativeSampler(tiny_backbone("llama"), max_rows=7).rows_per_call(10**9) == 7
-
-
-def padded(rows: list[list[int]]) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
-
-
-def test_padding_behind_a_row_changes_nothing_in_the_trainer() -> None:
-    backbone = tiny_backbone("gemma2")
-    rollouts = handmade_rollouts(some_prompts(3), [[5, 6, EOS], [9], [4, 8]])
-    other = handmade_rollouts(some_prompts(3), [[5, 6, EOS], [9], [4, 8]])
-    other.tokens_B_T[1, 1:] = 30
-    with torch.no_grad():
-        found = token_logprobs(backbone, rollouts, 1.0)
-        assert torch.equal(found, token_logprobs(backbone, other, 1.0))
-    assert torch.equal(found != 0, padded([[1, 1, 1], [1], [1, 1]]) == 1)

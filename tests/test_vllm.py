@@ -153,12 +153,6 @@ def test_old_versions_make_room() -> None:
     assert sorted(engine.adapters) == [3, 5]
 
 
-def test_equal_slices_share_an_adapter() -> None:
-    backbone, engine, sampler = pair()
-    sampler.sample(random_stack(backbone, 1).repeat(3), [some_prompts(1)] * 3, 1, [[1]] * 3, GREEDY, True)
-    assert engine.log == [("load", 1)]
-
-
 @pytest.mark.parametrize("stale", [False, True])
 def test_stale_weights_show_in_the_gap(stale: bool) -> None:
     """The trainer's log-probabilities against the sampler's, as every update logs them."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import BOS, random_stack, some_prompts, tiny_model, tiny_tokenizer
+from helpers import random_stack, some_prompts, tiny_model, tiny_tokenizer
 
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
@@ -77,17 +77,6 @@ def test_greedy_tokens_are_equal(both: tuple[Backbone, VllmSampler]) -> None:
         print(f"\ngreedy, {name}: {equal} of {rows} rows equal ({tokens} tokens), log-probabilities within {gap:.1e}")
         assert equal == rows and gap < 1e-3
         assert torch.equal(found.ended_B, wanted.ended_B)
-
-
-def test_one_bos(both: tuple[Backbone, VllmSampler]) -> None:
-    _, sampler = both
-    engine = sampler.engine
-    assert isinstance(engine, VllmEngine)
-    prompt = [BOS, 5, 6]
-    parameters = vllm.SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
-    (output,) = engine.llm.generate([{"prompt_token_ids": prompt}], parameters, use_tqdm=False)
-    print(f"\nprompt given {prompt}, prompt run {list(output.prompt_token_ids)}")
-    assert list(output.prompt_token_ids) == prompt
 
 
 def test_updated_adapters_are_used_at_once(both: tuple[Backbone, VllmSampler]) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor
 from soar.config import SamplingConfig
 from soar.engine import kernels
 from soar.engine.attention import StaticLayer, Window, decoding, static_cache, whole_cache
-from soar.engine.lean import LeanModel, lean_of
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, Rollouts, draw, next_logits
 
@@ -80,16 +79,8 @@ class Storage:
 class Program:
     """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        stack: AdapterStack | None,
-        storage: Storage,
-        shape: Shape,
-        lean: LeanModel | None = None,
-    ) -> None:
+    def __init__(self, backbone: Backbone, stack: AdapterStack | None, storage: Storage, shape: Shape) -> None:
         self.backbone, self.stack, self.shape, self.pool = backbone, stack, shape, storage.pool
-        self.lean = lean
         device, rows = backbone.device, shape.rows
         self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -116,14 +107,7 @@ class Program:
 
     def body(self) -> None:
         """One step: forward the last token of every slot, then draw and note the next."""
-        window = Window(self.start_R, self.filled_1)
-        if self.lean is not None:
-            logits_R_V = self.lean.logits(
-                self.token_R_1, self.position_R_1, self.layers, window, self.place_1, self.stack
-            )
-            self.note(logits_R_V)
-            return
-        with decoding(window):
+        with decoding(Window(self.start_R, self.filled_1)):
             self.note(next_logits(self.backbone, self.token_R_1, self.mask, self.position_R_1, self.cache))
 
     def note(self, logits_R_V: Tensor) -> None:
@@ -205,14 +189,10 @@ def slots_for(rows: int) -> int:
 
 
 class StaticDecoder:
-    """Keeps the fixed buffers and programs of one backbone between calls. One call at a time.
+    """Keeps the fixed buffers and programs of one backbone between calls. One call at a time."""
 
-    fused: take the step of lean.py where the model is of a kind that it knows; False: transformers' forward pass.
-    """
-
-    def __init__(self, backbone: Backbone, fused: bool = False) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.lean: LeanModel | None = lean_of(backbone) if fused else None
         self.programs: dict[Shape, Program] = {}
         self.storage: Storage | None = None
         self.slots: dict[int, AdapterStack] = {}
@@ -261,11 +241,8 @@ class StaticDecoder:
             or held.scale != stack.scale
             or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items())
         ):
-            if self.lean is not None:
-                held = self.lean.hold(stack)
-            else:
-                tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
-                held = AdapterStack(stack.kind, tensors, stack.scale)
+            tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
+            held = AdapterStack(stack.kind, tensors, stack.scale)
             self.slots[stack.policies] = held
             self.programs.clear()
         names = list(stack.tensors)
@@ -279,7 +256,7 @@ class StaticDecoder:
         if program is None:
             if not self.programs:
                 self.storage.renew_pool()
-            program = Program(self.backbone, stack, self.storage, shape, self.lean)
+            program = Program(self.backbone, stack, self.storage, shape)
         self.programs[shape] = program
         while len(self.programs) > KEPT_PROGRAMS:
             del self.programs[next(iter(self.programs))]

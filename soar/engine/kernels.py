@@ -14,7 +14,6 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:
     triton = None
 
@@ -34,11 +33,8 @@ if triton is not None:
         query, key, value, out, start, filled, scale, softcap, window,
         q_row, q_head, kv_row, kv_head, kv_place,
         KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
-        CAPPED: tl.constexpr, EARLY: tl.constexpr,
+        CAPPED: tl.constexpr,
     ):  # fmt: skip
-        if EARLY:
-            gdc_wait()
-            gdc_launch_dependents()
         program = tl.program_id(0)
         row, head = tl.cast(program // KV, tl.int64), program % KV
         length = tl.load(filled).to(tl.int32)
@@ -172,15 +168,6 @@ if triton is not None:
         tl.store(position + r, tl.load(position + r, mask=inside, other=0) + 1, mask=inside)
 
 
-def start_early(early: bool) -> dict[str, bool]:
-    """Launch options of a kernel that may start while the kernel before it on its stream still ends (Hopper and later).
-
-    Such a kernel waits on the device before it touches memory, so nothing is read too soon. The kernel before it must be
-    on the same stream, with no wait for another stream between them.
-    """
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
-
-
 def note(
     drawn: tuple[Tensor, Tensor, Tensor],
     ends: Tensor,
@@ -189,7 +176,7 @@ def note(
     step_1: Tensor,
     pad: int,
 ) -> None:
-    """Write down a drawn token for every row that has not ended, as `programs.Program.note` says.
+    """Write down a drawn token for every row that has not ended, as `graphs.Program.note` says.
 
     drawn: (token_R, logprob_R, bad_R). written_T_R: (tokens, log-probabilities), their row step_1 is written. state_R:
     (length, ended, failed, last token, position), changed in place.
@@ -230,25 +217,22 @@ def decode_attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
-    out: Tensor | None = None,
-    early: bool = False,
 ) -> Tensor:
     """Attention of one new token a row over the places start_B .. filled_1 - 1 (window: only the last so many).
 
     K key/value heads serve H query heads in equal groups. start_B, filled_1: int32 on the device. Returns [B, 1, H, D].
-    out: where the result goes. early: see `start_early`.
     """
     B, H, _, D = query_B_H_1_D.shape
     kv = key_B_K_S_D.shape[1]
     if query_B_H_1_D.stride(-1) != 1:
         query_B_H_1_D = query_B_H_1_D.contiguous()
-    out = query_B_H_1_D.new_empty(B, 1, H, D) if out is None else out
+    out = query_B_H_1_D.new_empty(B, 1, H, D)
     _attend[(B * kv,)](
         query_B_H_1_D, key_B_K_S_D, value_B_K_S_D, out, start_B, filled_1, scale, softcap or 0.0, window or 0,
         query_B_H_1_D.stride(0), query_B_H_1_D.stride(1),
         key_B_K_S_D.stride(0), key_B_K_S_D.stride(1), key_B_K_S_D.stride(2),
         KV=kv, G=H // kv, D=D, GP=max(16, triton.next_power_of_2(H // kv)), DP=max(16, triton.next_power_of_2(D)),
-        BLOCK=PLACES, CAPPED=softcap is not None, num_warps=2 if D <= 64 else 4, **start_early(early),
+        BLOCK=PLACES, CAPPED=softcap is not None, num_warps=2 if D <= 64 else 4,
     )  # fmt: skip
     return out
 

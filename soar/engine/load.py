@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ GIB = 2**30
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5625}
 """Bytes of a weight. 4bit: four bits, and one float32 scale for 64 weights."""
 TRAINED_BYTES = 16  # an adapter's weight, gradient and two AdamW moments, float32
+LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
 SMALLEST_MICRO_BATCH = 1024  # tokens of one pass of the update, at least
 
 
@@ -102,7 +104,44 @@ def load_backbone(config: ModelConfig) -> Backbone:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **how)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
-    return Backbone(model if config.quantization != "none" else model.to(device), tokenizer, config)
+    if config.quantization == "none":
+        model = model.to(device)
+    return Backbone(model, tokenizer, config, fuse(model, config.fused_kernels))
+
+
+def fuse(model: Any, wanted: str) -> bool:
+    """Put liger-kernel's norm, rotary and gated product into `model`; False: `off`, no GPU, not there, or unknown type.
+
+    Logits of a short text are compared before and after; raises ConfigError when they differ by more than rounding.
+    """
+    import torch
+
+    weight, kind = next(model.parameters()), model.config.model_type
+    if wanted == "off" or not weight.is_cuda or kind not in LIGER or not importlib.util.find_spec("liger_kernel"):
+        return False
+    try:
+        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        warnings.warn(f"liger-kernel cannot be used, going on without: {error}; install another version", stacklevel=2)
+        return False
+    # Not the first ids: those are special tokens, on a row of which a bfloat16 model amplifies rounding without end.
+    ids = torch.randint(model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0)).to(weight.device)
+    module = sys.modules[type(model).__module__]
+    names, rotary = dict(vars(module)), "apply_rotary_pos_emb"
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits.float()
+        _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+        after = model(input_ids=ids, use_cache=False).logits.float()
+    plain, fused = names[rotary], getattr(module, rotary)
+    # Liger also changes names in the module, which other models share: they are put back, or choose by the device.
+    names[rotary] = lambda q, *more, **named: (fused if q.is_cuda else plain)(q, *more, **named)
+    vars(module).update(names)
+    gap, limit = (before - after).abs().max().item(), 0.15 if weight.dtype == torch.bfloat16 else 1e-3
+    if not gap <= limit * max(1.0, before.abs().max().item()):
+        raise ConfigError(
+            f'liger-kernel changes the logits of this {kind} model by {gap:.3g}; set model.fused_kernels = "off"'
+        )
+    return True
 
 
 def _quantized(bits: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

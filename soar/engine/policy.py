@@ -29,8 +29,6 @@ from torch.utils.checkpoint import checkpoint
 
 from soar.config import ConfigError, ModelConfig
 from soar.engine import attention
-from soar.engine.fused import fuse
-from soar.engine.groups import Group, Waiting, grouped
 from soar.files import tensor_errors, write_json
 
 
@@ -137,15 +135,12 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.base = base
-        self.group: Group | None = None
         self._active = active
 
     def forward(self, x: Tensor) -> Tensor:
         stack = self._active.stack
         if stack is None:
             return self.base(x)
-        if self.group is not None and self.group.takes(stack):
-            return self.group.output(self, x, stack)
         return stack.apply(self.name, self.base, x)
 
 
@@ -154,7 +149,6 @@ class _Active(threading.local):
 
     def __init__(self) -> None:
         self.stack: AdapterStack | None = None
-        self.waiting: Waiting = {}
 
 
 class Backbone:
@@ -162,15 +156,13 @@ class Backbone:
 
     Attributes: model (transformers causal LM in eval mode, no parameter takes gradients), tokenizer, device, dtype,
     layers (module name -> StackedLinear), end_ids (token ids that end a completion), pad_id, context (max positions),
-    micro_batch_tokens (model.micro_batch_tokens, or what a shortage of memory left of it), recomputing.
+    micro_batch_tokens (model.micro_batch_tokens, or what a shortage of memory left of it), recomputing, fused (`load.fuse`).
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
+    def __init__(self, model: Any, tokenizer: Any, config: ModelConfig, fused: bool = False) -> None:
         self.model = model.eval()
         attention.install(model)
-        self.fused = fuse(model, config.fused_kernels)
-        self.tokenizer = tokenizer
-        self.config = config
+        self.tokenizer, self.config, self.fused = tokenizer, config, fused
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         weight = next(model.parameters())
@@ -179,9 +171,6 @@ class Backbone:
         self.layers = _wrap_linears(model, config.target_modules, self._active)
         self.micro_batch_tokens = config.micro_batch_tokens
         self.recomputing = False
-        self.groups: list[Group] = []
-        if self.device.type == "cuda" and config.fused_kernels != "off":
-            self.join_layers()
         self.end_ids = _end_ids(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -192,12 +181,6 @@ class Backbone:
                 f"model.path: the tokenizer has {len(tokenizer)} tokens but the model's output layer only "
                 f"{self.vocabulary}; use the tokenizer that belongs to the model, or resize the embeddings first"
             )
-
-    def join_layers(self) -> None:
-        """Train layers that read the same input as one product with its own gradient (adapted.py)."""
-        if self.groups or self.config.adapter != "lora":
-            return
-        self.groups = grouped(self.model, self.layers, self._active)
 
     @property
     def active(self) -> AdapterStack | None:
@@ -213,7 +196,6 @@ class Backbone:
             yield
         finally:
             self._active.stack = before
-            self._active.waiting.clear()
             if stack is not None:
                 stack.forget_merged()
 

@@ -3,7 +3,7 @@
 The native engine runs transformers' own model classes with our cache and attention function. A prompt is prefilled once
 and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches.
 A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and
-the position. On a GPU the steps run at fixed addresses as captured graphs (decode.py); on a CPU over a growing cache.
+the position. On a GPU the steps run at fixed addresses as captured graphs (graphs.py); on a CPU over a growing cache.
 Left out here: paged blocks.
 """
 
@@ -50,19 +50,14 @@ class Sampler(Protocol):
 class NativeSampler:
     """The default engine: one process, one device, any transformers causal LM with standard linear layers.
 
-    max_rows: rows of one batch at most; 0: by memory. static: decode at fixed addresses (decode.py); None: on a GPU.
-    fused: with the step of lean.py where it knows the model; None: on a GPU, unless `model.fused_kernels` is off.
+    max_rows: rows of one batch at most; 0: by memory. static: decode at fixed addresses (graphs.py); None: on a GPU.
     """
 
-    def __init__(
-        self, backbone: Backbone, max_rows: int = 0, static: bool | None = None, fused: bool | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, max_rows: int = 0, static: bool | None = None) -> None:
         self.backbone = backbone
         self.max_rows = max_rows
         self.static = backbone.device.type == "cuda" if static is None else static
-        if fused is None:
-            fused = backbone.device.type == "cuda" and backbone.config.fused_kernels != "off"
-        self.decoder = StaticDecoder(backbone, fused and self.static)
+        self.decoder = StaticDecoder(backbone)
 
     def rows_per_call(self, positions: int) -> int:
         """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""

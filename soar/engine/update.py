@@ -340,30 +340,24 @@ class StackOptimizer:
 
 
 class _Cast:
-    """Adapters in the compute type, cast once an update instead of in every pass; `stack` is what passes go through.
-
-    Layers that are trained as one (groups.py) cast for themselves, and give float32 gradients.
-    """
+    """Adapters in the compute type, cast once an update instead of in every pass; `stack` is what passes go through."""
 
     def __init__(self, backbone: Backbone, stack: AdapterStack) -> None:
-        self.given, self.names, self.stack = stack.tensors, [], stack
+        self.given, self.stack = stack.tensors, stack
         if stack.kind != "lora" or backbone.dtype == torch.float32:
             return
-        for name, layer in backbone.layers.items():
-            if layer.group is None or not layer.group.trained_as_one(stack):
-                self.names += [f"{name}.A", f"{name}.B"]
-        leaves = {name: torch.empty_like(stack.tensors[name], dtype=backbone.dtype) for name in self.names}
+        leaves = {name: torch.empty_like(tensor, dtype=backbone.dtype) for name, tensor in self.given.items()}
         with torch.no_grad():
-            torch._foreach_copy_(list(leaves.values()), [stack.tensors[name] for name in self.names])
-        self.stack = AdapterStack(stack.kind, {**stack.tensors, **leaves}, stack.scale).trainable()
+            torch._foreach_copy_(list(leaves.values()), list(self.given.values()))
+        self.stack = AdapterStack(stack.kind, leaves, stack.scale).trainable()
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients of a pass to those in float32; pieces, so that little is held twice."""
         pairs: list[tuple[Tensor, Tensor]] = []
-        for name in self.names:
-            leaf, total = self.stack.tensors[name], self.given[name].grad
-            if leaf.grad is not None and total is not None:
+        for name, leaf in self.stack.tensors.items():
+            total = self.given[name].grad
+            if leaf is not self.given[name] and leaf.grad is not None and total is not None:
                 pairs.append((total, leaf.grad))
                 leaf.grad = None
         while pairs:

@@ -9,8 +9,8 @@ import torch
 from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
 
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
-from soar.engine import kernels, lean
-from soar.engine.lean import lean_of
+from soar.engine import kernels
+from soar.engine.load import fuse
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.sampler import NativeSampler, Rollouts
 from soar.engine.update import StackOptimizer, update
@@ -22,7 +22,7 @@ STEPS = 40
 
 def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.float32, **changes: int) -> Backbone:
     model = tiny_model(name, dtype=dtype, **changes).to(device)
-    backbone = Backbone(model, tiny_tokenizer(), ModelConfig(lora_rank=4, lora_alpha=6.0))
+    backbone = Backbone(model, tiny_tokenizer(), ModelConfig(lora_rank=4, lora_alpha=6.0), fuse(model, "auto"))
     backbone.end_ids = frozenset(ENDS)
     return backbone
 
@@ -143,56 +143,6 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu() -> None:
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-3)
     for key in found[0][1]:
         assert torch.allclose(found[0][1][key], found[1][1][key], atol=2e-3)
-
-
-def test_every_change_of_the_adapters_is_captured_again() -> None:
-    """Another number of policies drops every program; the graphs after it are captured all the same."""
-    backbone = backbone_on("cuda")
-    sampler, prompts = NativeSampler(backbone, static=True), some_prompts(4, seed=3)
-    for policies in (0, 1, 2, 0, 4):
-        stack = moved(random_stack(backbone_on("cpu"), policies)) if policies else None
-        given = [prompts[:2]] * max(1, policies)
-        sampler.sample(stack, given, 6, [[1, 2]] * max(1, policies), SamplingConfig(max_tokens=STEPS), False)
-        graphs = [program.graph for program in sampler.decoder.programs.values() if program.graph is not None]
-        assert graphs and all(graphs)
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-@pytest.mark.parametrize(("lanes", "early"), [(2, False), (1, True), (2, True)])
-def test_lanes_and_early_kernels_draw_the_same_tokens(name: str, lanes: int, early: bool) -> None:
-    """Kernels of two streams, or of one that overlap, read nothing before it is written: run after run."""
-    backbone = backbone_on("cuda", name, torch.bfloat16)
-    stack = moved(random_stack(backbone_on("cpu", name), 2))
-    made = lean_of(backbone)
-    assert made is not None
-    made.lanes, made.early = 1, False
-    plain = draw(backbone, stack, static=True, attempts=24)
-    made.lanes, made.early = lanes, early
-    for _ in range(3):
-        found = draw(backbone, stack, static=True, attempts=24)
-        equal = sum(a == b for a, b in zip(rows_of(found), rows_of(plain), strict=True))
-        print(f"{name}, {lanes} lanes, early {early}: {equal} of {plain.rows} rows equal")
-        assert equal >= 0.5 * plain.rows
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_the_way_that_is_taken_by_itself_draws_the_same_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Widths for which our kernels make all products, and rows enough for two lanes."""
-    wide = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
-    backbone = backbone_on("cuda", name, torch.bfloat16, **wide)
-    stack = moved(random_stack(backbone_on("cpu", name, **wide), 2))
-    made = lean_of(backbone)
-    assert made is not None
-    monkeypatch.setattr(lean, "LANE_ROWS", 16)
-    made.lanes, made.early = 1, False
-    plain = draw(backbone, stack, static=True, attempts=24)
-    made.lanes = made.early = None
-    assert made.way(plain.rows, 2) == (2, torch.cuda.get_device_capability()[0] >= 9)
-    for _ in range(3):
-        found = draw(backbone, stack, static=True, attempts=24)
-        equal = sum(a == b for a, b in zip(rows_of(found), rows_of(plain), strict=True))
-        print(f"{name}, by itself: {equal} of {plain.rows} rows equal")
-        assert equal >= 0.5 * plain.rows
 
 
 def test_gradient_checkpointing_on_the_gpu_gives_the_same_step() -> None:
