@@ -7,10 +7,10 @@ decode: tokens a second, and the share of the roofline: the time that the bytes 
 logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
 `transformers.generate` on the base model; batching: its continuous batching. adapters: the same rows with 1, 4, 16, 64
 adapters. train: tokens a second and MFU (FLOPs of the forward pass and of the gradients with respect to activations, base
-weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's RLOOTrainer on the same work, one student, two steps
-measured, times 16 x 10, with `generate` and with its continuous batching. --profile: where the device's time goes in an
-update. --toy: tiny shapes, any device, to see that the script runs. --seconds: no section begins later. Every section is
-written to FILE when it ends.
+weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's
+RLOOTrainer on the same work, one student, two steps measured, times 16 x 10, with `generate` and with its continuous
+batching. --profile: where the device's time goes in an update. --toy: tiny shapes, any device, to see that the script
+runs. --seconds: no section begins later. Every section is written to FILE when it ends.
 """
 
 from __future__ import annotations
