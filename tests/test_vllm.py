@@ -177,7 +177,7 @@ def test_a_row_without_numbers_has_failed() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     _, _, sampler = pair()
     sampler.context = 10
-    with pytest.raises(ValueError, match="engine's context of 10"):
+    with pytest.raises(ValueError, match="exceed the context of 10"):
         sampler.sample(None, [[[1] * 8]], 1, [[1]], SamplingConfig(max_tokens=3))
     with pytest.raises(ValueError, match="same number of prompts"):
         sampler.sample(None, [[[1]], []], 1, [[1], []], GREEDY)

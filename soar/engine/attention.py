@@ -154,7 +154,6 @@ class BufferLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         length = self.filled + key_states.shape[-2]
         missing = self._capacity(length) - self.keys.shape[-2]
         if missing:
@@ -173,7 +172,6 @@ class BufferLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.filled:
-            assert self.keys is not None and self.values is not None
             self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
 
 
@@ -186,34 +184,22 @@ class StaticLayer(DynamicLayer):
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
         self.keys.index_copy_(2, self.place_1, key_states)
         self.values.index_copy_(2, self.place_1, value_states)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        assert self.keys is not None
         return self.keys.shape[2], 0
 
 
-def whole_cache(config: Any) -> DynamicCache | None:
-    """A cache that keeps every place of every layer, sliding ones too; None for layers that hold other state."""
-    cache = DynamicCache(config=config)
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+def buffer_cache(config: Any, whole: bool = False) -> DynamicCache | None:
+    """A cache for a model of this config: full-attention layers are `BufferLayer`, others stay transformers' own.
+
+    whole: sliding layers keep every place too; None for a model with layers that hold other state.
+    """
+    cache, known = DynamicCache(config=config), (DynamicLayer, DynamicSlidingWindowLayer)
+    if whole and any(type(layer) not in known for layer in cache.layers):
         return None
-    cache.layers = [BufferLayer() for _ in cache.layers]
-    return cache
-
-
-def static_cache(config: Any, layers: list[StaticLayer]) -> DynamicCache:
-    """A cache of the given layers."""
-    cache = DynamicCache(config=config)
-    cache.layers = list(layers)
-    return cache
-
-
-def buffer_cache(config: Any) -> DynamicCache:
-    """A cache for a model of this config: full-attention layers are `BufferLayer`, others stay transformers' own."""
-    cache = DynamicCache(config=config)
-    cache.layers = [BufferLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    buffered = known if whole else (DynamicLayer,)
+    cache.layers = [BufferLayer() if type(layer) in buffered else layer for layer in cache.layers]
     return cache

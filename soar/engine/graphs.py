@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from soar.config import SamplingConfig
 from soar.engine import kernels
-from soar.engine.attention import StaticLayer, Window, decoding, static_cache, whole_cache
+from soar.engine.attention import StaticLayer, Window, buffer_cache, decoding
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Batch, Rollouts, draw, next_logits
+from soar.engine.rollouts import Batch, Rollouts, draw, live_first, next_logits
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class Shape:
 
 
 class Storage:
-    """Flat key and value memory of every layer, viewed in the shape of whichever program runs."""
+    """Flat key and value memory of every layer, viewed in the shape of whichever program runs.
 
-    def __init__(self, layers: list[tuple[tuple[int, int], tuple[int, int]]], dtype: torch.dtype, device: Any) -> None:
-        self.layers, self.dtype, self.device = layers, dtype, device  # ((heads, width) of keys, of values) a layer
-        self.flat: list[tuple[Tensor, Tensor]] = []
+    sizes: (heads, width) of keys and of values of the first layer, of the next, and so on.
+    """
+
+    def __init__(self, sizes: list[tuple[int, int]], dtype: torch.dtype, device: Any) -> None:
+        self.sizes, self.dtype, self.device = sizes, dtype, device
+        self.flat: list[Tensor] = []
         self.tokens = 0
-        self.pool: Any = None
         self.renew_pool()
 
     def renew_pool(self) -> None:
@@ -57,22 +60,17 @@ class Storage:
         """Make room for rows * places cached tokens; True when the addresses changed."""
         if tokens <= self.tokens:
             return False
-        self.flat = []
-        self.flat = [
-            tuple(torch.zeros(tokens * heads * width, dtype=self.dtype, device=self.device) for heads, width in layer)  # type: ignore[misc]
-            for layer in self.layers
-        ]
+        self.flat.clear()  # before the new memory is asked for
+        for heads, width in self.sizes:
+            self.flat.append(torch.zeros(tokens * heads * width, dtype=self.dtype, device=self.device))
         self.tokens = tokens
         return True
 
-    def view(self, rows: int, places: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [rows, heads, places, width] of every layer."""
+    def view(self, rows: int, places: int) -> list[Tensor]:
+        """Keys and values [rows, heads, places, width] of every layer, one after another."""
         return [
-            tuple(
-                flat[: rows * heads * places * width].view(rows, heads, places, width)
-                for flat, (heads, width) in zip(pair, layer, strict=True)
-            )  # type: ignore[misc]
-            for pair, layer in zip(self.flat, self.layers, strict=True)
+            flat[: rows * heads * places * width].view(rows, heads, places, width)
+            for flat, (heads, width) in zip(self.flat, self.sizes, strict=True)
         ]
 
 
@@ -96,8 +94,10 @@ class Program:
         self.failed_R = torch.zeros(rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
         self.mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # four axes: the model takes it as it is
-        self.layers = [StaticLayer(k, v, self.place_1) for k, v in storage.view(rows, shape.places)]
-        self.cache = static_cache(backbone.model.config, self.layers)
+        views = storage.view(rows, shape.places)
+        self.layers = [StaticLayer(k, v, self.place_1) for k, v in zip(views[::2], views[1::2], strict=True)]
+        self.cache = DynamicCache(config=backbone.model.config)
+        self.cache.layers = list(self.layers)
         self.graph: Any = None
 
     def state(self) -> list[Tensor]:
@@ -200,12 +200,11 @@ class StaticDecoder:
     def supports(self, stack: AdapterStack | None) -> bool:
         """Whether this model (only caches of keys and values) and stack (none or lora) can be decoded here."""
         fits = stack is None or stack.kind == "lora"
-        return fits and whole_cache(self.backbone.model.config) is not None
+        return fits and buffer_cache(self.backbone.model.config, whole=True) is not None
 
     def held_bytes(self) -> int:
         """Memory of the cache that is kept between calls."""
-        pairs = self.storage.flat if self.storage is not None else []
-        return sum(tensor.numel() * tensor.element_size() for pair in pairs for tensor in pair)
+        return sum(tensor.nbytes for tensor in self.storage.flat) if self.storage is not None else 0
 
     def release(self) -> None:
         """Give all memory back."""
@@ -236,11 +235,8 @@ class StaticDecoder:
             return None
         held = self.slots.get(stack.policies)
         dtype = self.backbone.dtype
-        if (
-            held is None
-            or held.scale != stack.scale
-            or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items())
-        ):
+        same = held is not None and held.scale == stack.scale
+        if held is None or not same or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items()):
             tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
             held = AdapterStack(stack.kind, tensors, stack.scale)
             self.slots[stack.policies] = held
@@ -273,14 +269,11 @@ class _Call(Batch):
         self.first = 0  # step from which the current program's notes count
         self.looked = 0  # tokens in which stop strings were looked for
         longest, device = self.longest, self.backbone.device
-        cache = whole_cache(self.backbone.model.config)
+        cache = buffer_cache(self.backbone.model.config, whole=True)
         assert cache is not None
         logits_U_V, mask_U_S = self.prefill(cache)
         if decoder.storage is None:
-            sizes = [
-                ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
-                for layer in cache.layers
-            ]
+            sizes = [(x.shape[1], x.shape[3]) for layer in cache.layers for x in (layer.keys, layer.values)]
             decoder.storage = Storage(sizes, cache.layers[0].keys.dtype, device)
         if decoder.storage.reserve(shape.rows * shape.places):
             decoder.programs.clear()
@@ -293,7 +286,6 @@ class _Call(Batch):
         self.row_R, self.inside_R = row_R, inside_R
         prompt_R = row_R // self.attempts
         for layer, old in zip(program.layers, cache.layers, strict=True):
-            assert layer.keys is not None and layer.values is not None
             layer.keys[:, :, :longest] = old.keys.index_select(0, prompt_R)
             layer.values[:, :, :longest] = old.values.index_select(0, prompt_R)
             old.keys = old.values = None
@@ -368,14 +360,10 @@ class _Call(Batch):
         """Move the live rows to the program of `width` slots a policy; ended rows fill up."""
         self._collect(step)
         old = self.program
-        order_P_w = live_P_w.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        first_P = torch.arange(self.policies, device=order_P_w.device)[:, None] * live_P_w.shape[1]
-        keep = (order_P_w + first_P).reshape(-1)
+        keep = live_first(live_P_w, width).reshape(-1)
         shape = self.shape = replace(self.shape, rows=self.policies * width)
         new = self.decoder.program(shape, self.stack)
         for before, after in zip(old.layers, new.layers, strict=True):
-            assert before.keys is not None and before.values is not None
-            assert after.keys is not None and after.values is not None
             # The new view lies over the old one in memory, so the rows are gathered aside first.
             keys, values = before.keys.index_select(0, keep), before.values.index_select(0, keep)
             after.keys.copy_(keys)

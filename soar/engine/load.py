@@ -164,7 +164,7 @@ def _quantized(bits: str, dtype: torch.dtype, device: torch.device) -> dict[str,
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory and speed depend on. parameters: of the whole model; source: where it was read."""
+    """What memory and speed depend on. source: where it was read. parameters: of the whole model; 0: counted as Llama's."""
 
     layers: int
     hidden: int
@@ -174,8 +174,14 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     tied: bool
-    parameters: int
     source: str
+    parameters: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.parameters:  # embeddings, linear layers, norms
+            ends = self.vocabulary * self.hidden * (1 if self.tied else 2)
+            norms = (2 * self.layers + 1) * self.hidden
+            object.__setattr__(self, "parameters", self.linear_parameters + norms + ends)
 
     @property
     def linear_parameters(self) -> int:
@@ -193,27 +199,10 @@ class ModelShape:
         return tokens * self.layers * 2 * self.kv_heads * self.head_dim * bytes_each
 
 
-def counted(
-    layers: int,
-    hidden: int,
-    inner: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    vocabulary: int,
-    tied: bool,
-    source: str,
-) -> ModelShape:
-    """A shape of the Llama family with its parameters counted: embeddings, linear layers, norms."""
-    bare = ModelShape(layers, hidden, inner, heads, kv_heads, head_dim, vocabulary, tied, 0, source)
-    ends = vocabulary * hidden * (1 if tied else 2)
-    return replace(bare, parameters=bare.linear_parameters + (2 * layers + 1) * hidden + ends)
-
-
 LLAMA = {
-    "3B": counted(28, 3072, 8192, 24, 8, 128, 128256, True, "Llama-3.2-3B"),
-    "8B": counted(32, 4096, 14336, 32, 8, 128, 128256, False, "Llama-3.1-8B"),
-    "70B": counted(80, 8192, 28672, 64, 8, 128, 128256, False, "Llama-3.1-70B"),
+    "3B": ModelShape(28, 3072, 8192, 24, 8, 128, 128256, True, "Llama-3.2-3B"),
+    "8B": ModelShape(32, 4096, 14336, 32, 8, 128, 128256, False, "Llama-3.1-8B"),
+    "70B": ModelShape(80, 8192, 28672, 64, 8, 128, 128256, False, "Llama-3.1-70B"),
 }
 
 
@@ -253,7 +242,7 @@ def read_shape(folder: Path) -> ModelShape | None:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = config.get("text_config") or config
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        shape = counted(
+        shape = ModelShape(
             int(config["num_hidden_layers"]),
             hidden,
             int(config.get("intermediate_size") or 4 * hidden),

@@ -283,15 +283,13 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(i) for i in ids)
 
 
-def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
-    """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`.
+def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[str, Tensor]:
+    """One slice under PEFT's names, on the CPU: A [rank, in], B [out, rank].
 
-    A full delta is written as an exact LoRA of rank min(in, out): one factor is the identity.
+    A full delta is an exact LoRA of rank min(in, out): one factor is the identity.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name, layer in backbone.layers.items():
+    for name in backbone.layers:
         if stack.kind == "lora":
             a_r_I = stack.tensors[f"{name}.A"][policy].detach().T
             b_O_r = stack.tensors[f"{name}.B"][policy].detach().T
@@ -300,10 +298,16 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
             outputs, inputs = delta_O_I.shape
             square = torch.eye(min(inputs, outputs), device=delta_O_I.device)
             a_r_I, b_O_r = (square, delta_O_I) if inputs <= outputs else (delta_O_I, square)
-        ranks[name] = a_r_I.shape[0]
-        weights[f"base_model.model.{name}.lora_A.weight"] = a_r_I.contiguous().cpu()
-        weights[f"base_model.model.{name}.lora_B.weight"] = b_O_r.contiguous().cpu()
-        assert layer.base.in_features == a_r_I.shape[1]
+        for part, tensor in (("A", a_r_I), ("B", b_O_r)):
+            weights[f"base_model.model.{name}.lora_{part}.weight"] = tensor.contiguous().cpu()
+    return weights
+
+
+def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
+    """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = peft_tensors(backbone, stack, policy)
+    ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
     target, temporary = folder / "adapter_model.safetensors", folder / f".adapter_model.{os.getpid()}.tmp"
     with tensor_errors(target):
         save_file(weights, temporary, metadata={"format": "pt"})

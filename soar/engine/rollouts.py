@@ -110,6 +110,21 @@ def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Ten
     return token_B.clamp(max=probs_B_V.shape[1] - 1)
 
 
+def check_prompts(stack: AdapterStack | None, prompts_P_Q: list[list[list[int]]], max_tokens: int, context: int) -> int:
+    """Tokens of the longest prompt. Raises ValueError for what `sampler.NativeSampler.sample` says."""
+    if len({len(prompts) for prompts in prompts_P_Q}) != 1 or (
+        stack is not None and stack.policies != len(prompts_P_Q)
+    ):
+        raise ValueError("give every policy of the stack the same number of prompts")
+    longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
+    if longest + max_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_tokens = {max_tokens} exceed the context of {context}; "
+            "shorten the prompt or lower max_tokens"
+        )
+    return longest
+
+
 class StopStrings:
     """The stop strings of one sampling, for one tokenizer.
 
@@ -215,3 +230,9 @@ def next_logits(backbone: Backbone, ids: Tensor, mask: Tensor, position: Tensor,
         logits_to_keep=1,
     )
     return out.logits[:, -1]
+
+
+def live_first(live_P_w: Tensor, count: int) -> Tensor:
+    """Numbers [P, count] of slots, w for each policy, the live ones before the ended ones."""
+    order_P_w = live_P_w.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return order_P_w + torch.arange(len(live_P_w), device=order_P_w.device)[:, None] * live_P_w.shape[1]

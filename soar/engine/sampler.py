@@ -22,11 +22,11 @@ from soar.engine.attention import buffer_cache
 from soar.engine.graphs import PLACE_STEP, StaticDecoder, slots_for
 from soar.engine.memory import free_bytes, halving, is_out_of_memory
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Batch, Rollouts, draw, join, next_logits
+from soar.engine.rollouts import Batch, Rollouts, check_prompts, draw, join, live_first, next_logits
 
 __all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
 
-MAX_ROWS = {"cpu": 2048, "cuda": 8192}
+MAX_ROWS, MAX_ROWS_GPU = 2048, 8192
 CACHE_BYTES = 2 << 30  # on a CPU
 MEMORY_SHARE = 0.7  # of a GPU's free memory, for cache and logits
 
@@ -63,19 +63,15 @@ class NativeSampler:
         """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""
         if self.max_rows:
             return self.max_rows
-        kind, config = self.backbone.device.type, self.backbone.model.config.get_text_config()
+        device, config = self.backbone.device, self.backbone.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         cache = config.num_hidden_layers * 2 * heads * head_dim * positions * self.backbone.dtype.itemsize
         logits = 16 * self.backbone.vocabulary
-        return max(1, min(MAX_ROWS.get(kind, 2048), self._memory() // (cache + logits)))
-
-    def _memory(self) -> int:
-        """Bytes that cache and logits of one batch may take."""
-        device = self.backbone.device
-        if device.type != "cuda":
-            return CACHE_BYTES
-        return int(MEMORY_SHARE * (free_bytes(device) + self.decoder.held_bytes()))
+        most, memory = MAX_ROWS, CACHE_BYTES
+        if device.type == "cuda":
+            most, memory = MAX_ROWS_GPU, int(MEMORY_SHARE * (free_bytes(device) + self.decoder.held_bytes()))
+        return max(1, min(most, memory // (cache + logits)))
 
     @torch.no_grad()
     def sample(
@@ -94,16 +90,8 @@ class NativeSampler:
         (seed, n) alone, whatever shares the batch. Returns P * Q * attempts rows in the order (p, q, n).
         Raises ValueError when policies have different numbers of prompts or a prompt leaves no room in the context.
         """
-        questions = {len(prompts) for prompts in prompts_P_Q}
-        if len(questions) != 1 or (stack is not None and stack.policies != len(prompts_P_Q)):
-            raise ValueError("give every policy of the stack the same number of prompts")
-        Q, P = questions.pop(), len(prompts_P_Q)
-        longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
-        if longest + sampling.max_tokens > self.backbone.context:
-            raise ValueError(
-                f"a prompt of {longest} tokens and max_tokens = {sampling.max_tokens} exceed the model's context of "
-                f"{self.backbone.context}; shorten the prompt or lower max_tokens"
-            )
+        longest = check_prompts(stack, prompts_P_Q, sampling.max_tokens, self.backbone.context)
+        P, Q = len(prompts_P_Q), len(prompts_P_Q[0])
         seeds_P_B = np.stack([np.concatenate([seeds.row_seeds(s, attempts) for s in seed_Q]) for seed_Q in seed_P_Q])
         per_call = self.prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
         parts_C: list[Rollouts] = []
@@ -196,10 +184,6 @@ class _Run(Batch):
         """Slots to keep (each policy keeps equally many, ended rows fill up), or None while it is not worth it."""
         live_P_b = ~self.ended_B[self.row_b].reshape(self.policies, -1)
         keep = int(live_P_b.sum(1).max())
-        width = live_P_b.shape[1]
-        if keep > 0.8 * width:
+        if keep > 0.8 * live_P_b.shape[1]:
             return None
-        order_P_b = live_P_b.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :keep]
-        order_P_b = order_P_b.sort(dim=1).values
-        first_P = torch.arange(self.policies, device=order_P_b.device)[:, None] * width
-        return (order_P_b + first_P).reshape(-1)
+        return live_first(live_P_b, keep).sort(dim=1).values.reshape(-1)

@@ -16,15 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig
 from soar.engine.load import resolve_path
-from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts, StopStrings
+from soar.engine.policy import AdapterStack, Backbone, peft_tensors
+from soar.engine.rollouts import Rollouts, StopStrings, check_prompts
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
 PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
@@ -87,26 +86,19 @@ class VllmSampler:
         greedy: bool = False,
     ) -> Rollouts:
         """As the native engine's, rows in the order (p, q, n)."""
-        if len({len(prompts) for prompts in prompts_P_Q}) != 1 or (
-            stack is not None and stack.policies != len(prompts_P_Q)
-        ):
-            raise ValueError("give every policy of the stack the same number of prompts")
-        longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
-        if longest + sampling.max_tokens > self.context:
-            raise ValueError(
-                f"a prompt of {longest} tokens and max_tokens = {sampling.max_tokens} exceed the engine's context of "
-                f"{self.context}; shorten the prompt or lower max_tokens"
-            )
+        check_prompts(stack, prompts_P_Q, sampling.max_tokens, self.context)
         completions: list[Completion] = []
+        ends = tuple(sorted(self.backbone.end_ids))
+        endless = sampling.model_copy(update={"stop": ()})  # the engine has no tokenizer: cut_at_stops ends the rows
         with self._lock:
             for first in range(0, len(prompts_P_Q), self.slots):
                 part = range(first, min(len(prompts_P_Q), first + self.slots))
                 adapters = [0] * len(part) if stack is None else self._adapters(stack, part)
                 requests = [
-                    request
+                    Request(tuple(prompt), adapter, int(row_seed) & ((1 << 63) - 1), endless, greedy, ends)
                     for p, adapter in zip(part, adapters, strict=True)
                     for prompt, seed in zip(prompts_P_Q[p], seed_P_Q[p], strict=True)
-                    for request in self._requests(prompt, adapter, seed, attempts, sampling, greedy)
+                    for row_seed in seeds.row_seeds(seed, attempts)
                 ]
                 completions += self.engine.generate(requests)
         rows = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
@@ -115,14 +107,6 @@ class VllmSampler:
 
     def release(self) -> None:
         """vLLM keeps its memory."""
-
-    def _requests(
-        self, prompt: list[int], adapter: int, seed: int, attempts: int, sampling: SamplingConfig, greedy: bool
-    ) -> list[Request]:
-        ends = tuple(sorted(self.backbone.end_ids))
-        own = seeds.row_seeds(seed, attempts) & np.uint64((1 << 63) - 1)
-        sampling = sampling.model_copy(update={"stop": ()})  # the engine has no tokenizer: cut_at_stops ends the rows
-        return [Request(tuple(prompt), adapter, int(row), sampling, greedy, ends) for row in own.tolist()]
 
     def _adapters(self, stack: AdapterStack, policies: Sequence[int]) -> list[int]:
         """Ids of the named slices as they are now; what is new is loaded, what is old makes room."""
@@ -140,16 +124,6 @@ class VllmSampler:
             self.engine.load(self._last, peft_tensors(self.backbone, stack, p), rank, stack.scale * rank)
             self.loaded[digest] = self._last
         return [self.loaded[digest] for digest in digests]
-
-
-def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[str, Tensor]:
-    """One slice under PEFT's names, on the CPU: A [rank, in], B [out, rank]."""
-    found = {}
-    for name in backbone.layers:
-        for part in "AB":
-            tensor = stack.tensors[f"{name}.{part}"][policy].detach().T.contiguous().cpu()
-            found[f"base_model.model.{name}.lora_{part}.weight"] = tensor
-    return found
 
 
 def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completion], pad: int) -> Rollouts:
@@ -213,7 +187,7 @@ class VllmEngine:
                 gpu_memory_utilization=memory,
                 tensor_parallel_size=devices,
                 logprobs_mode="processed_logprobs",
-                worker_extension_cls="soar.engine.vllm_worker.AdapterExtension",
+                worker_extension_cls="soar.engine.vllm.AdapterExtension",
                 disable_log_stats=True,
             )
         except (ValueError, RuntimeError, OSError) as error:
@@ -241,28 +215,58 @@ class VllmEngine:
             LoRARequest(f"soar-{request.adapter}", request.adapter, "in memory") if request.adapter else None
             for request in requests
         ]
-        outputs = self.llm.generate(
-            prompts, [self._parameters(request) for request in requests], lora_request=adapters, use_tqdm=False
-        )
-        found = []
-        for output in outputs:
+        parameters = [
+            self.vllm.SamplingParams(
+                temperature=0.0 if request.greedy else request.sampling.temperature,
+                top_p=1.0 if request.greedy else request.sampling.top_p,
+                max_tokens=request.sampling.max_tokens,
+                seed=request.seed,
+                stop_token_ids=list(request.end_ids),
+                ignore_eos=True,  # the end tokens are those of stop_token_ids, as in the native engine
+                logprobs=0,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        completions = []
+        for output in self.llm.generate(prompts, parameters, lora_request=adapters, use_tqdm=False):
             row = output.outputs[0]
             logprobs = [step[token].logprob for token, step in zip(row.token_ids, row.logprobs, strict=True)]
-            found.append(Completion(tuple(row.token_ids), logprobs, row.finish_reason == "stop"))
-        return found
+            completions.append(Completion(tuple(row.token_ids), logprobs, row.finish_reason == "stop"))
+        return completions
 
-    def _parameters(self, request: Request) -> Any:
-        sampling = request.sampling
-        return self.vllm.SamplingParams(
-            temperature=0.0 if request.greedy else sampling.temperature,
-            top_p=1.0 if request.greedy else sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=request.seed,
-            stop_token_ids=list(request.end_ids),
-            ignore_eos=True,  # the end tokens are those of stop_token_ids, as in the native engine
-            logprobs=0,
-            detokenize=False,
+
+class AdapterExtension:
+    """What `VllmEngine` calls by name in every worker of vLLM, which adds this class to its own (`worker_extension_cls`)."""
+
+    def soar_load(self, adapter_id: int, tensors: dict[str, Any], rank: int, alpha: float) -> bool:
+        """Add an adapter under a new id. tensors: PEFT names -> A [rank, in] and B [out, rank]."""
+        from vllm.lora.lora_model import LoRAModel
+        from vllm.lora.peft_helper import PEFTHelper
+
+        manager = self.model_runner.lora_manager  # type: ignore[attr-defined]
+        inner = manager._adapter_manager
+        mapper = getattr(inner.model, "hf_to_vllm_mapper", None)
+        lora = LoRAModel.from_lora_tensors(
+            adapter_id,
+            tensors,
+            PEFTHelper(r=rank, lora_alpha=alpha, target_modules="all-linear"),
+            device="cpu",
+            dtype=manager.lora_config.lora_dtype,
+            model_vocab_size=manager.vocab_size,
+            weights_mapper=None if mapper is None else mapper.get_rename_mapper(),
         )
+        # Names that the layers of the original model have: vLLM packs query, key and value into one.
+        packed, modules = inner.packed_modules_mapping, inner.supported_lora_modules
+        taken = {name for module in modules for name in (*packed.get(module, ()), module)}
+        if strange := sorted({name.rsplit(".", 1)[-1] for name in lora.loras} - taken):
+            raise ValueError(f"vLLM puts no adapter on {', '.join(strange)}; name other model.target_modules")
+        inner.add_adapter(lora)
+        return adapter_id in manager.list_adapters()
+
+    def soar_drop(self, adapter_id: int) -> bool:
+        """Forget an adapter."""
+        return bool(self.model_runner.lora_manager.remove_adapter(adapter_id))  # type: ignore[attr-defined]
 
 
 def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:
