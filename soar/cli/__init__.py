@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from soar.cli import look, reference, start, take
 from soar.files import STORAGE_ERRNOS, scrub, visible
@@ -47,9 +48,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _soar(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from soar.config import RECIPES, Config, ConfigError, flat, load
 from soar.run.interrupts import StopRequest
@@ -24,30 +24,30 @@ def _keys(incomplete: str) -> list[str]:
 
 Recipe = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         help="A TOML file, a built-in recipe, or a run folder for its config (default: tiny).", autocompletion=_recipes
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="Folder or hub id of a causal language model (model.path).")]
+Model = Annotated[str | None, Option(help="Folder or hub id of a causal language model (model.path).")]
 Problems = Annotated[
     str | None,
-    typer.Option(help="Problem file, dataset id, world:NAME or reasoning_gym:NAME (problems.source)."),
+    Option(help="Problem file, dataset id, world:NAME or reasoning_gym:NAME (problems.source)."),
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; may be repeated.", autocompletion=_keys),
+    Option("--set", metavar="KEY=VALUE", help="Override a config key; may be repeated.", autocompletion=_keys),
 ]
 Workers = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="N|ADDRESS",
         help="Share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT).",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what was begun in --out.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Resume = Annotated[bool, Option("--resume", help="Continue what was begun in --out.")]
+Quiet = Annotated[bool, Option("--quiet", help="Print the result only.")]
+AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 
 
 def workers_overrides(workers: str | None) -> list[str]:
@@ -73,7 +73,7 @@ def config_of(recipe: str | None, model: str | None, problems: str | None, overr
     return load(recipe, [*short, *overrides])
 
 
-def carry_out(context: typer.Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
+def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
     """Carry a run out in the folder `out` and print its summary. context.obj: the command as it was given."""
     from soar.run.pipeline import execute
     from soar.run.progress import Progress

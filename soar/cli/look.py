@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from soar.cli.common import AsJson, RunFolder
 from soar.files import visible
@@ -16,8 +16,8 @@ from soar.files import visible
 
 def watch(
     run: RunFolder,
-    once: Annotated[bool, typer.Option("--once", help="Show the run as it is now and end.")] = False,
-    every: Annotated[float, typer.Option(metavar="SECONDS", help="Look this often.")] = 2.0,
+    once: Annotated[bool, Option("--once", help="Show the run as it is now and end.")] = False,
+    every: Annotated[float, Option(metavar="SECONDS", help="Look this often.")] = 2.0,
 ) -> None:
     """A running or finished run, from any terminal.
 
@@ -45,9 +45,9 @@ def watch(
 
 def report(
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="File (default: report.html in the run).")] = None,
-    figures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the charts alone, as SVG.")] = None,
-    png: Annotated[bool, typer.Option("--png", help="With --figures: PNG as well.")] = False,
+    out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None,
+    figures: Annotated[Path | None, Option(metavar="FOLDER", help="Write the charts alone, as SVG.")] = None,
+    png: Annotated[bool, Option("--png", help="With --figures: PNG as well.")] = False,
 ) -> None:
     """One HTML page about a run, or its charts as files.
 
@@ -68,7 +68,7 @@ def report(
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of run, screen, student or study.")],
+    run: Annotated[Path, Argument(metavar="FOLDER", help="Folder of run, screen, student or study.")],
 ) -> int:
     """Is a folder what its run left: hashes of all files, and the summary recomputed from the events.
 
@@ -89,23 +89,17 @@ def doctor(
 
 
 def verify(
-    file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV or parquet file.")],
-    verifier: Annotated[
-        str, typer.Option(help="math, number, exact, choice, module:function or file.py:function.")
-    ] = "math",
-    domain: Annotated[str, typer.Option(help="A built-in domain, file.py:NAME or module:NAME, in place of both.")] = "",
-    golds: Annotated[bool, typer.Option("--golds", help="Check every gold answer against itself.")] = False,
-    answer_style: Annotated[
-        Literal["boxed", "marker", "line", "totals"], typer.Option(help="How completions answer.")
-    ] = "boxed",
-    completion_column: Annotated[str | None, typer.Option(metavar="NAME")] = None,
-    gold_column: Annotated[str | None, typer.Option(metavar="NAME")] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The file's own verdicts; list where they differ.")
-    ] = None,
-    show: Annotated[int, typer.Option(metavar="N", help="Rows listed.")] = 10,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds for one check.")] = 5.0,
-    workers: Annotated[int, typer.Option(metavar="N", help="Processes (0: one per core).")] = 0,
+    file: Annotated[str, Argument(help="JSONL, JSON, CSV or parquet file.")],
+    verifier: Annotated[str, Option(help="math, number, exact, choice, module:function or file.py:function.")] = "math",
+    domain: Annotated[str, Option(help="A built-in domain, file.py:NAME or module:NAME, in place of both.")] = "",
+    golds: Annotated[bool, Option("--golds", help="Check every gold answer against itself.")] = False,
+    answer_style: Annotated[Literal["boxed", "marker", "line", "totals"], Option(help="How they answer.")] = "boxed",
+    completion_column: Annotated[str | None, Option(metavar="NAME")] = None,
+    gold_column: Annotated[str | None, Option(metavar="NAME")] = None,
+    label_column: Annotated[str | None, Option(metavar="NAME", help="The file's own verdicts.")] = None,
+    show: Annotated[int, Option(metavar="N", help="Rows listed.")] = 10,
+    timeout: Annotated[float, Option(metavar="S", help="Seconds for one check.")] = 5.0,
+    workers: Annotated[int, Option(metavar="N", help="Processes (0: one per core).")] = 0,
     as_json: AsJson = False,
 ) -> int:
     """Grade a file of completions against its gold answers.

@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from pydantic import BaseModel
+from typer import Option
 
 from soar import config
 from soar.config import Config
@@ -32,7 +32,7 @@ WORDS = {"integer": "integer", "number": "number", "boolean": "true or false", "
 BOUNDS = {"minimum": "\u2265", "exclusiveMinimum": ">", "maximum": "\u2264", "exclusiveMaximum": "<"}
 
 
-def config_reference(out: Annotated[Path | None, typer.Option(help="File (default: print it).")] = None) -> None:
+def config_reference(out: Annotated[Path | None, Option(help="File (default: print it).")] = None) -> None:
     """Every config key, as Markdown."""
     if out is None:
         print(markdown(), end="")

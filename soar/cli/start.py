@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from soar.cli.common import (
     AsJson,
@@ -39,26 +39,20 @@ READING = ("problems.source", "problems.limit", "problems.question_column", "pro
 
 
 def run(
-    context: typer.Context,
+    context: Context,
     recipe: Recipe = None,
     model: Model = None,
     problems: Problems = None,
     sets: Sets = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/<name of the recipe>).")] = None,
+    out: Annotated[Path | None, Option(help="Run folder (default: runs/<name of the recipe>).")] = None,
     resume: Resume = False,
-    review: Annotated[
-        bool, typer.Option("--review", help="Hold every promotion until it is accepted (soar review).")
-    ] = False,
+    review: Annotated[bool, Option("--review", help="Hold every promotion for soar review.")] = False,
     workers: Workers = None,
-    max_hours: Annotated[float | None, typer.Option(help="Pause after so many hours of this process.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Pause after so many sampled tokens in all.")] = None,
-    max_promotions: Annotated[int | None, typer.Option(help="End the outer loop after so many promotions.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print config, plan, memory and forecast, run nothing.")
-    ] = False,
-    assume: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Replace an assumption of the forecast.")
-    ] = None,
+    max_hours: Annotated[float | None, Option(help="Pause after so many hours of this process.")] = None,
+    max_tokens: Annotated[int | None, Option(help="Pause after so many sampled tokens in all.")] = None,
+    max_promotions: Annotated[int | None, Option(help="End the outer loop after so many promotions.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print config, plan and forecast, run nothing.")] = False,
+    assume: Annotated[list[str] | None, Option(metavar="NAME=VALUE", help="Assume this in the forecast.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Screen, outer loop, arms, evaluation, report.
@@ -110,18 +104,14 @@ def _forecast(config: Config, assume: list[str]) -> None:
 
 
 def screen(
-    context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for evidence, hard set and table.")],
+    context: Context,
+    out: Annotated[Path, Option(help="Folder for evidence, hard set and table.")],
     recipe: Recipe = None,
     model: Model = None,
     problems: Problems = None,
     sets: Sets = None,
-    attempts: Annotated[
-        int | None, typer.Option(metavar="K", help="Attempts at each problem (screen.attempts).")
-    ] = None,
-    early_stop: Annotated[
-        bool, typer.Option("--early-stop", help="Stop at a problem once it is not hard (screen.early_stop).")
-    ] = False,
+    attempts: Annotated[int | None, Option(metavar="K", help="Attempts at each problem (screen.attempts).")] = None,
+    early_stop: Annotated[bool, Option("--early-stop", help="Stop at a problem once it is not hard.")] = False,
     workers: Workers = None,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -159,8 +149,8 @@ def check(
     model: Model = None,
     problems: Problems = None,
     sets: Sets = None,
-    no_model: Annotated[bool, typer.Option("--no-model", help="Check the problems only.")] = False,
-    samples: Annotated[int, typer.Option(help="Teacher samples.")] = 64,
+    no_model: Annotated[bool, Option("--no-model", help="Check the problems only.")] = False,
+    samples: Annotated[int, Option(help="Teacher samples.")] = 64,
     as_json: AsJson = False,
 ) -> int:
     """Say in under a minute whether a run can work, without training.
@@ -205,14 +195,14 @@ def _findings(config: Config, no_model: bool, samples: int) -> Iterator[Finding]
 
 
 def init(
-    model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
-    problems: Annotated[str, typer.Option(help="Problem file, hub id of a dataset, or world:NAME.")],
-    file: Annotated[Path, typer.Argument(help="The recipe.")] = Path("recipe.toml"),
-    question_column: Annotated[str | None, typer.Option(help="Default: the first column with a usual name.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="The same for the gold answer.")] = None,
-    domain: Annotated[str, typer.Option(help="A built-in domain, file.py:NAME or module:NAME (problems.domain).")] = "",
-    name: Annotated[str | None, typer.Option(help="Name of the run (default: that of the file).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    model: Annotated[str, Option(help="Folder or hub id of a causal language model.")],
+    problems: Annotated[str, Option(help="Problem file, hub id of a dataset, or world:NAME.")],
+    file: Annotated[Path, Argument(help="The recipe.")] = Path("recipe.toml"),
+    question_column: Annotated[str | None, Option(help="Default: the first column with a usual name.")] = None,
+    answer_column: Annotated[str | None, Option(help="The same for the gold answer.")] = None,
+    domain: Annotated[str, Option(help="A built-in domain, file.py:NAME or module:NAME (problems.domain).")] = "",
+    name: Annotated[str | None, Option(help="Name of the run (default: that of the file).")] = None,
+    force: Annotated[bool, Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write a commented recipe for your model and problems.
 

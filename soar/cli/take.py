@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import typer
+from typer import Argument, BadParameter, Context, Option
 
 from soar.cli.common import (
     Model,
@@ -27,6 +27,7 @@ from soar.cli.common import (
 from soar.config import Config, ConfigError, TrainedArm
 from soar.files import write_json
 
+Format = Literal["trl", "verl", "verifiers", "jsonl", "hf", "peft", "merged"]
 POLICIES = ("student", "teacher", *get_args(TrainedArm))
 ARMS = {
     "hard": ("hard_only", None),
@@ -42,18 +43,13 @@ ARMS = {
 
 def export(
     run: RunFolder,
-    form: Annotated[
-        Literal["trl", "verl", "verifiers", "jsonl", "hf", "peft", "merged"],
-        typer.Option("--format", help="See below."),
-    ],
-    out: Annotated[Path, typer.Option(help="New folder.")],
-    questions: Annotated[Literal["pq", "all"], typer.Option(help="Promotion questions, or all accepted ones.")] = "pq",
+    form: Annotated[Format, Option("--format", help="See below.")],
+    out: Annotated[Path, Option(help="New folder.")],
+    questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
     with_hard: Annotated[
-        bool, typer.Option("--with-hard", help="Add the hard training half, as the arm pq trains on.")
+        bool, Option("--with-hard", help="Add the hard training half, as the arm pq trains on.")
     ] = False,
-    policy: Annotated[
-        str, typer.Option(help="For peft and merged: student (the promoted one), teacher, or an arm such as pq.")
-    ] = "student",
+    policy: Annotated[str, Option(help="Of peft and merged: student, teacher, or an arm such as pq.")] = "student",
 ) -> None:
     """Questions for TRL, verl, verifiers; weights for PEFT.
 
@@ -72,7 +68,7 @@ def export(
       soar export runs/mine --format merged --policy pq --out my-model
     """
     if policy not in POLICIES:
-        raise typer.BadParameter(f"--policy {policy}: expected one of {', '.join(POLICIES)}")
+        raise BadParameter(f"--policy {policy}: expected one of {', '.join(POLICIES)}")
     if form in ("peft", "merged"):
         from soar.report.weights import export_adapter, export_merged
 
@@ -89,11 +85,9 @@ def evaluate(
     model: Model = None,
     problems: Problems = None,
     sets: Sets = None,
-    adapter: Annotated[
-        list[Path] | None, typer.Option(help="Adapter folders; without any, the base model alone.")
-    ] = None,
+    adapter: Annotated[list[Path] | None, Option(help="Adapter folders; without any, the base model alone.")] = None,
     workers: Workers = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    out: Annotated[Path | None, Option(help="JSON file for the result.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """pass@k of adapters on a problem file (transfer).
@@ -147,14 +141,14 @@ def result_lines(result: dict[str, Any], ks: tuple[int, ...]) -> list[str]:
 
 
 def student(
-    context: typer.Context,
-    train: Annotated[str, typer.Option(metavar="SET", help=f"One of {', '.join(ARMS)}; with :PATH where due.")],
-    out: Annotated[Path, typer.Option(help="Folder, in the form of a run folder.")],
+    context: Context,
+    train: Annotated[str, Option(metavar="SET", help=f"One of {', '.join(ARMS)}; with :PATH where due.")],
+    out: Annotated[Path, Option(help="Folder, in the form of a run folder.")],
     recipe: Recipe = None,
     model: Model = None,
     problems: Problems = None,
     sets: Sets = None,
-    steps: Annotated[int | None, typer.Option(help="RLOO steps (arms.steps).")] = None,
+    steps: Annotated[int | None, Option(help="RLOO steps (arms.steps).")] = None,
     resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
@@ -197,18 +191,14 @@ def student_config(
 
 
 def study(
-    name: Annotated[str, typer.Argument(metavar="STUDY", help="A TOML file or a built-in study.")],
-    out: Annotated[Path | None, typer.Option(help="Study folder (default: studies/<name>).")] = None,
-    seeds: Annotated[list[int] | None, typer.Option(help="Seeds instead of the study's.")] = None,
+    name: Annotated[str, Argument(metavar="STUDY", help="A TOML file or a built-in study.")],
+    out: Annotated[Path | None, Option(help="Study folder (default: studies/<name>).")] = None,
+    seeds: Annotated[list[int] | None, Option(help="Seeds instead of the study's.")] = None,
     sets: Sets = None,
-    jobs: Annotated[int, typer.Option(help="Cells at a time.")] = 1,
+    jobs: Annotated[int, Option(help="Cells at a time.")] = 1,
     resume: Resume = False,
-    collect: Annotated[
-        bool, typer.Option("--collect", help="Run nothing; write the results of the cells in --out.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the cells and what each would do, run nothing.")
-    ] = False,
+    collect: Annotated[bool, Option("--collect", help="Only write the results of the cells in --out.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the cells and their plans, run nothing.")] = False,
 ) -> int:
     """Variants x seeds, every cell a run folder: one table, one page.
 
@@ -240,9 +230,9 @@ def study(
 
 def review(
     run: RunFolder,
-    accept: Annotated[bool, typer.Option("--accept", help="Accept the promotion that waits.")] = False,
-    reject: Annotated[bool, typer.Option("--reject", help="Reject it.")] = False,
-    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides (default: your login name).")] = None,
+    accept: Annotated[bool, Option("--accept", help="Accept the promotion that waits.")] = False,
+    reject: Annotated[bool, Option("--reject", help="Reject it.")] = False,
+    by: Annotated[str | None, Option(metavar="NAME", help="Who decides (default: your login name).")] = None,
 ) -> None:
     """Show a promotion that waits for a person, accept or reject it.
 
@@ -257,7 +247,7 @@ def review(
     from soar.run.interrupts import resume_command
 
     if accept and reject:
-        raise typer.BadParameter("--accept and --reject exclude each other")
+        raise BadParameter("--accept and --reject exclude each other")
     if accept or reject:
         folder.decide(run, folder.ACCEPTED if accept else folder.REJECTED, by or _login())
     print("\n".join(folder.lines(folder.read(run))))
