@@ -68,9 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         code = 0  # whoever read the output has gone (`soar ... | head`); what the command did is done
     finally:
         lost = _settle_streams()
-    if lost is not None:
+    if lost is not None and code == 0:
         _complain(lost)
-    return code if lost is None else code or 1
+        return 1
+    return code
 
 
 def _main(words: list[str]) -> int:
