@@ -12,27 +12,18 @@ from loop_helpers import events, read_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
     Gemma3TextConfig,
-    GemmaConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen3Config,
 )
 
 from soar.cli import main
-from soar.config import ModelConfig
-from soar.engine.load import load_backbone
-from soar.engine.policy import load_adapter
 
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "3", "5", "8", "apples", "and")
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
-    "qwen3": (Qwen3Config, {"head_dim": 8}),
-    "gemma": (GemmaConfig, {"head_dim": 8}),
-    "gemma2": (Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
     "gemma3": (Gemma3TextConfig, {"head_dim": 8, "sliding_window": 16}),
 }
 
@@ -140,24 +131,6 @@ def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "promotions: 2 in 2 outer steps" in printed
     assert "pass@2" in printed
-
-
-def test_the_adapter_of_a_run_is_a_peft_adapter_of_that_model(tmp_path: Path) -> None:
-    from peft import PeftModel
-
-    model = save_model(tmp_path / "model", "llama")
-    changes = {"student.attempts": 16, "student.optimizer.lr": 0.1, "student.reward": "paper"}
-    soar_run(model, write_sums(tmp_path / "sums.jsonl"), tmp_path / "run", **changes)
-    base = AutoModelForCausalLM.from_pretrained(model)
-    ids = torch.tensor([[5, 9, 6, 4]])
-    before = base(input_ids=ids).logits
-    peft = PeftModel.from_pretrained(base, tmp_path / "run" / "student").eval()
-    assert peft.peft_config["default"].r == 2
-    backbone = load_backbone(ModelConfig(path=str(model), lora_rank=2))
-    with torch.no_grad(), backbone.use(load_adapter(backbone, tmp_path / "run" / "student")):
-        ours = backbone.model(input_ids=ids).logits
-    assert torch.allclose(peft(input_ids=ids).logits, ours, atol=1e-5)
-    assert (ours - before).abs().max() > 1e-3
 
 
 def test_a_model_that_cannot_write_pairs_ends_in_a_named_error(

@@ -66,14 +66,6 @@ def test_what_would_be_ignored_is_refused(extra: str) -> None:
         grouped_attention(nn.Module(), query, key, value, None, **{extra: torch.zeros(4)})
 
 
-def test_a_model_without_pluggable_attention_is_refused() -> None:
-    class Old(nn.Module):
-        pass
-
-    with pytest.raises(ValueError, match="Old has no pluggable attention"):
-        attention.install(Old())
-
-
 def left_padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
     width = max(len(ids) for ids in prompts)
     ids = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts])

@@ -1,4 +1,4 @@
-"""Decoding at fixed addresses gives what decoding over a growing cache gives: the same tokens, bit for bit on a CPU."""
+"""Decoding at fixed addresses gives what decoding over a growing cache gives, bit for bit on a CPU; stop strings in both."""
 
 from __future__ import annotations
 
@@ -131,3 +131,49 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(programs.Program, "body", lambda self: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no")))
     with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
         sampler.sample(None, prompts_of(1, 4), 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
+
+
+def sampled(backbone: Backbone, stop: tuple[str, ...], static: bool) -> Rollouts:
+    prompts = some_prompts(6, seed=3)
+    sampling = SamplingConfig(max_tokens=30, stop=stop)
+    sampler = NativeSampler(backbone, static=static)
+    return sampler.sample(random_stack(backbone, 2), [prompts[:3], prompts[3:]], 6, [[1, 2, 3], [4, 5, 6]], sampling)
+
+
+def a_stop(backbone: Backbone, free: Rollouts) -> str:
+    """Two words that stand beside each other in the middle of some completion, cut within the second."""
+    row = max(range(free.rows), key=lambda r: int(free.length_B[r]))
+    words = free.texts(backbone)[row].split(" ")
+    return f"{words[4]} {words[5]}"
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("interval", [1, 3, 8])
+def test_rows_end_where_the_stop_string_is_complete(
+    static: bool, interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "CHECK", interval)
+    backbone = tiny_backbone("llama")
+    free = sampled(backbone, (), static)
+    stop = a_stop(backbone, free)
+    found = sampled(backbone, (stop, "never written"), static)
+    stopped = 0
+    for row, text in enumerate(found.texts(backbone)):
+        n, whole = int(found.length_B[row]), free.tokens_B_T[row].tolist()
+        assert found.tokens_B_T[row, :n].tolist() == whole[:n]  # what is drawn does not change
+        assert found.logprob_B_T[row, n:].abs().sum() == 0
+        if stop in free.texts(backbone)[row]:
+            stopped += 1
+            assert text.endswith(stop) and text.count(stop) == 1 and found.ended_B[row] and not found.failed_B[row]
+            assert stop not in backbone.tokenizer.decode(whole[: n - 1])
+        else:
+            assert n == free.length_B[row] and found.ended_B[row] == free.ended_B[row]
+    assert 0 < stopped < found.rows
+
+
+def test_both_paths_stop_alike() -> None:
+    backbone = tiny_backbone("qwen2")
+    stop = a_stop(backbone, sampled(backbone, (), False))
+    growing, fixed = sampled(backbone, (stop,), False), sampled(backbone, (stop,), True)
+    assert torch.equal(growing.length_B, fixed.length_B) and torch.equal(growing.ended_B, fixed.ended_B)
+    assert growing.texts(backbone) == fixed.texts(backbone)

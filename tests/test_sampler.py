@@ -12,7 +12,6 @@ from helpers import (
     EOS,
     PAD,
     handmade_rollouts,
-    plain_logprobs,
     random_stack,
     some_prompts,
     tiny_backbone,
@@ -154,32 +153,6 @@ def test_ended_rows_are_retired_and_the_rest_stays_in_order() -> None:
         assert 2 * int(live_P.max()) <= width <= 40
 
 
-def test_a_longer_budget_and_more_attempts_continue_the_same_rows() -> None:
-    sampler = NativeSampler(ending_backbone())
-    prompts, seeds = some_prompts(4), [1, 2, 3, 4]
-    short = rows_of(sampler.sample(None, [prompts], 2, [seeds], SamplingConfig(max_tokens=3)))
-    long = rows_of(sampler.sample(None, [prompts], 6, [seeds], SAMPLING))
-    for q in range(4):
-        for n in range(2):
-            assert long[q * 6 + n][:3] == short[q * 2 + n]
-    again = rows_of(sampler.sample(None, [prompts], 6, [seeds], SAMPLING))
-    other = rows_of(sampler.sample(None, [prompts], 6, [[5, 6, 7, 8]], SAMPLING))
-    assert again == long != other
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_logprobs_are_those_of_a_plain_forward_pass(name: str, temperature: float) -> None:
-    sampling = SamplingConfig(max_tokens=STEPS, temperature=temperature)
-    found = NativeSampler(ending_backbone(name)).sample(None, [some_prompts(5)], 3, [list(range(5))], sampling)
-    model = tiny_model(name)
-    for row, tokens in enumerate(rows_of(found)):
-        with torch.no_grad():
-            expected = plain_logprobs(model, found.prompts[row], tokens, temperature)
-        torch.testing.assert_close(found.logprob_B_T[row, : len(tokens)], expected, rtol=1e-4, atol=1e-4)
-        assert not found.logprob_B_T[row, len(tokens) :].any()
-
-
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
@@ -194,21 +167,6 @@ def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
     gap_B_T = (trainer_B_T - rollouts.logprob_B_T).abs()
     assert gap_B_T.max() < 1e-4
     assert rollouts.logprob_B_T.min() < -0.5
-
-
-def test_end_tokens_truncation_and_texts() -> None:
-    backbone = ending_backbone()
-    rollouts = NativeSampler(backbone).sample(None, [some_prompts(6)], 4, [list(range(6))], SAMPLING)
-    rows = rows_of(rollouts)
-    assert rollouts.tokens_B_T.shape[1] == max(len(row) for row in rows)
-    for row, ended in zip(rows, rollouts.ended_B.tolist(), strict=True):
-        assert ended is (row[-1] in ENDS)
-        assert ended or len(row) == STEPS
-        assert not set(row[:-1]) & set(ENDS)
-    assert {True, False} == set(rollouts.ended_B.tolist())
-    assert not rollouts.failed_B.any()
-    texts = handmade_rollouts([[1]] * 4, [[5, 6, EOS], [EOS], [5, 0, 1], [9]]).texts(backbone)
-    assert texts == ["0 1", "", "0 <pad> <bos>", "4"]
 
 
 @pytest.mark.parametrize("greedy", [False, True])

@@ -189,17 +189,6 @@ def test_rows_without_advantage_are_skipped() -> None:
     assert step(backbone, stack, with_kl).trained_rows == 12
 
 
-def test_without_any_advantage_nothing_moves() -> None:
-    backbone = backbone_of()
-    stack = random_stack(backbone, POLICIES)
-    before = stack.digest(0)
-    stats = step(backbone, stack, StackOptimizer(stack, PLAIN), advantage_B=torch.zeros(12))
-    assert stack.digest(0) == before
-    assert stats.trained_rows == 0
-    assert stats.gradient_norm_P.tolist() == stats.gap_P.tolist() == [0.0] * 3
-    assert not stats.failed_P.any()
-
-
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_step_without_signal_counts_the_same_alone_and_in_company(waits: bool) -> None:
     """Policy 0 has advantages in every second step. AdamW's bias correction must not depend on whether a neighbour has."""
@@ -288,19 +277,6 @@ def test_each_policy_is_clipped_by_its_own_norm() -> None:
     assert torch.equal(reported, reported_2)
     assert whole.min() < 0.5 < whole.max()
     torch.testing.assert_close(clipped, whole.clamp(max=0.5), rtol=1e-5, atol=0)
-
-
-def test_gap_is_the_mean_difference_to_the_sampler() -> None:
-    backbone = backbone_of()
-    stack = random_stack(backbone, POLICIES)
-    stats = step(backbone, stack, StackOptimizer(stack, PLAIN), advantage_B=torch.ones(12))
-    with torch.no_grad(), backbone.use(random_stack(backbone, POLICIES).select([1])):
-        total, tokens = 0.0, 0
-        for row in range(ROWS, 2 * ROWS):
-            completion = rollouts().tokens_B_T[row, : rollouts().length_B[row]].tolist()
-            total -= plain_logprobs(backbone.model, rollouts().prompts[row], completion, TEMPERATURE).sum().item()
-            tokens += len(completion)
-    assert stats.gap_P[1].item() == pytest.approx(total / tokens, rel=1e-4)
 
 
 def test_empty_completions_weigh_nothing() -> None:

@@ -174,15 +174,6 @@ def test_a_row_without_numbers_has_failed() -> None:
     assert found.tokens_B_T.tolist() == [[5, 6], [7, PAD]] and found.logprob_B_T.tolist() == [[-0.5, 0.0], [-0.25, 0.0]]
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    _, _, sampler = pair()
-    sampler.context = 10
-    with pytest.raises(ValueError, match="exceed the context of 10"):
-        sampler.sample(None, [[[1] * 8]], 1, [[1]], SamplingConfig(max_tokens=3))
-    with pytest.raises(ValueError, match="same number of prompts"):
-        sampler.sample(None, [[[1]], []], 1, [[1], []], GREEDY)
-
-
 def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone()
     for change, said in (

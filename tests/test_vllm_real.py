@@ -79,26 +79,6 @@ def test_greedy_tokens_are_equal(both: tuple[Backbone, VllmSampler]) -> None:
         assert torch.equal(found.ended_B, wanted.ended_B)
 
 
-def test_updated_adapters_are_used_at_once(both: tuple[Backbone, VllmSampler]) -> None:
-    """In place, as an optimizer changes them, the same prompts again: no cached prefix of the old version is used."""
-    backbone, sampler = both
-    stack, native = small_stack(backbone, 2), NativeSampler(backbone)
-    ask = (PROMPTS, N, SEEDS, GREEDY, True)
-    before = sampler.sample(stack, *ask)
-    for step in range(4):
-        with torch.no_grad():
-            for tensor in stack.tensors.values():
-                tensor += 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(step))
-        after = sampler.sample(stack, *ask)
-        equal, rows, gap = common(after, native.sample(stack, *ask))
-        changed = rows - common(after, before)[0]
-        print(
-            f"\nversion {step + 2}: {changed} of {rows} rows changed, {equal} equal to the native engine, {gap:.1e} nats"
-        )
-        assert equal == rows and changed > 0
-        before = after
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_gap_of_sampled_rows(both: tuple[Backbone, VllmSampler], temperature: float) -> None:
     """Log-probabilities of the sampled tokens against the trainer's, and against a trainer whose weights moved on."""

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ from soar.engine.memory import free_bytes, halving, is_out_of_memory, kept_value
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3, policy_loss
 from soar.engine.rollouts import Rollouts
-
-T = TypeVar("T")
 
 CPU_LOGIT_BYTES = 1 << 29
 SMALLEST_MICRO_BATCH = 1024
@@ -73,7 +70,7 @@ def update(
     kept_P, waits_P = _rows_that_count(rollouts, advantage_B, stack.policies, config)
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
-    def accumulate(limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    def accumulate(limit: int) -> Tensor:
         batches = _micro_batches(rollouts, kept_P, limit)
         return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
@@ -113,8 +110,8 @@ def _accumulate(
     batches: list[tuple[list[int], Tensor]],
     temperature: float,
     normaliser: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the whole loss, from zero; returns sums per policy: log-probability gap, k3, tokens (on the CPU)."""
+) -> Tensor:
+    """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
     P, device, config = stack.policies, backbone.device, optimizer.config
     sums_3_P = torch.zeros(3, P, device=device)
     optimizer.zero()
@@ -138,8 +135,7 @@ def _accumulate(
             if reference_B_T is not None:
                 sums_3_P[1] += k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).view(P, -1).sum(1)
             sums_3_P[2] += mask_B_T.view(P, -1).sum(1)
-    gap_P, kl_P, tokens_P = sums_3_P.cpu()
-    return gap_P, kl_P, tokens_P
+    return sums_3_P.cpu()
 
 
 def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, waits_P: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +163,7 @@ def kept_as_they_are(tensors: Mapping[str, Tensor], these_P: Tensor) -> Iterator
             tensors[name][which] = old
 
 
-def _fitting(backbone: Backbone, accumulate: Callable[[int], T]) -> T:
+def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
     """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing.
 
     model.gradient_checkpointing: `on` recomputes from the start, `off` never.
@@ -258,52 +254,44 @@ class StackOptimizer:
     """
 
     def __init__(self, stack: AdapterStack, config: OptimizerConfig) -> None:
-        self.config = config
-        self.names = sorted(stack.tensors)
-        self.stack = stack
-        self._flat: Tensor | None = None
-        self._blocks: list[tuple[list[int], Tensor]] = []
-        stack.trainable()
+        self.stack, self.config, self.names = stack.trainable(), config, sorted(stack.tensors)
+        tensors = [stack.tensors[name] for name in self.names]
         self.adamw = torch.optim.AdamW(
-            [stack.tensors[name] for name in self.names],
+            tensors,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.weight_decay,
-            fused=all(tensor.is_cuda for tensor in stack.tensors.values()) or None,
+            fused=all(tensor.is_cuda for tensor in tensors) or None,
         )
+        self._flat = tensors[0].new_zeros(sum(tensor.numel() for tensor in tensors), requires_grad=False)
+        self._blocks: list[tuple[list[int], Tensor]] = []
+        first = 0
+        for shape in dict.fromkeys(tensor.shape for tensor in tensors):
+            members = [i for i, tensor in enumerate(tensors) if tensor.shape == shape]
+            part = self._flat[first : first + len(members) * shape.numel()]
+            self._blocks.append((members, part.view(len(members), *shape)))
+            first += part.numel()
 
     def zero(self) -> None:
         """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
-        tensors = [self.stack.tensors[name] for name in self.names]
-        if self._flat is None:
-            self._flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors), requires_grad=False)
-            of_shape: dict[torch.Size, list[int]] = {}
-            for i, tensor in enumerate(tensors):
-                of_shape.setdefault(tensor.shape, []).append(i)
-            first = 0
-            for shape, members in of_shape.items():
-                part = self._flat[first : first + len(members) * shape.numel()]
-                self._blocks.append((members, part.view(len(members), *shape)))
-                first += part.numel()
         for members, block in self._blocks:
             for i, gradient in zip(members, block.unbind(), strict=True):
-                tensors[i].grad = gradient
+                self.stack.tensors[self.names[i]].grad = gradient
         self._flat.zero_()
 
     def squares_P(self) -> Tensor:
         """Squared norm of each policy's gradient, on the CPU: one look at the device."""
         sums_N_P = [block.flatten(2).pow(2).sum(2) for _, block in self._blocks]
-        order = torch.tensor([i for members, _ in self._blocks for i in members])
+        order = [i for members, _ in self._blocks for i in members]
         squares_N_P = torch.cat(sums_N_P).cpu().numpy()
         named_N_P = np.empty_like(squares_N_P)
-        named_N_P[order.numpy()] = squares_N_P
+        named_N_P[order] = squares_N_P
         # One after another in the order of the names, for a sum that does not depend on the number of policies.
         return torch.from_numpy(np.add.accumulate(named_N_P, axis=0)[-1].copy())
 
     def scale_(self, factor_P: Tensor) -> None:
         """Multiply each policy's gradient; by 0 also what is not finite."""
-        assert self._flat is not None
         if (factor_P == 0.0).any():
             self._flat.nan_to_num_(0.0, 0.0, 0.0)
         if (factor_P != 1.0).any():
@@ -312,12 +300,8 @@ class StackOptimizer:
 
     def _flat_state(self) -> dict[str, Tensor]:
         """AdamW's own tensors, `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
-        named = zip(self.names, self.adamw.param_groups[0]["params"], strict=True)
-        return {
-            f"{name}/{key}": value
-            for name, parameter in named
-            for key, value in self.adamw.state.get(parameter, {}).items()
-        }
+        of_name = {name: self.adamw.state.get(self.stack.tensors[name], {}) for name in self.names}
+        return {f"{name}/{key}": value for name, own in of_name.items() for key, value in own.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """The part of AdamW's own tensors whose first axis is the policy."""
@@ -330,13 +314,11 @@ class StackOptimizer:
     def restore(self, flat: dict[str, Tensor]) -> None:
         """Inverse of `state`. The step count lies where AdamW keeps it: with the weights only when it is fused."""
         fused = bool(self.adamw.defaults["fused"])
-        for name, parameter in zip(self.names, self.adamw.param_groups[0]["params"], strict=True):
-            entries = {k.rpartition("/")[2]: v for k, v in flat.items() if k.rpartition("/")[0] == name}
-            if entries:
-                self.adamw.state[parameter] = {
-                    k: v.clone().to("cpu" if k == "step" and not fused else parameter.device)
-                    for k, v in entries.items()
-                }
+        for place, value in flat.items():
+            name, _, key = place.rpartition("/")
+            parameter = self.stack.tensors[name]
+            device = "cpu" if key == "step" and not fused else parameter.device
+            self.adamw.state[parameter][key] = value.clone().to(device)
 
 
 class _Cast:

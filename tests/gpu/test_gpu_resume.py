@@ -1,9 +1,7 @@
 """On a GPU: a run that is killed and resumed against one that was not. Skipped without one.
 
-What is asked for: the draws are derived from the place in the run and a resumed run computes the same batches, so the
-same kernels on the same device give the same numbers, except where a kernel adds in an order of its own (atomics).
-Lines are therefore compared for equality first; where a run is not even equal to its own repetition, the resumed run
-has to differ from the straight one no more than the repetition does. The level that was reached is printed.
+Lines are compared for equality first; where a run is not even equal to its own repetition (kernels that add in an order of
+their own), the resumed run has to differ from the straight one no more than the repetition does.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
 import torch
 from loop_helpers import TINY, events, read_jsonl, without_clock
@@ -51,7 +48,8 @@ POINTS = [("soar.loop.teacher", 1), ("soar.loop.student", 6)]
 def run(out: Path, *more: str, killed: tuple[str, int] | None = None) -> int:
     words = ["run", "--quiet", "--out", str(out), *more]
     start = ["-m", "soar.cli"] if killed is None else ["-c", KILLED, killed[0], str(killed[1])]
-    places = [str(house.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    root = str(Path(__file__).parents[2])
+    places = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in places if place)}
     return subprocess.run([sys.executable, *start, *words], env=environment, timeout=300).returncode
 
@@ -65,7 +63,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def result(out: Path) -> dict[str, Any]:
-    names = ("questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/test.jsonl")
+    names = ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl")
     return {"metrics": without_clock(events(out)), **{name: read_jsonl(out / name) for name in names}}
 
 
