@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -284,58 +285,53 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.name in ("", ".", "..") or not self.name.isprintable() or set(self.name) & set("/\\"):
-            raise ValueError(
-                f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
-                "a run is put elsewhere by --out"
-            )
-        if max(self.evaluate.ks) > self.evaluate.attempts:
-            raise ValueError(
-                f"evaluate.ks asks for pass@{max(self.evaluate.ks)} from evaluate.attempts = {self.evaluate.attempts} "
-                "samples; raise evaluate.attempts or drop the larger k"
-            )
-        if self.reward.mode == "greedy" and self.reward.attempts != 1:
-            raise ValueError('reward.attempts is for reward.mode = "sampled"; a greedy answer never changes, set 1')
-        if self.model.quantization != "none" and (self.model.adapter == "full" or self.model.sampler == "vllm"):
-            raise ValueError(
-                f'model.quantization = {self.model.quantization!r} is for model.adapter = "lora" and model.sampler = '
-                '"native": full adapters need the full weights, and vLLM would sample from another base model'
-            )
+        """What single keys cannot say: the first pair that does not go together is refused."""
+        problems, model, ks = self.problems, self.model, self.evaluate.ks
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
-        if trained and self.teacher.steps == 0 and self.arms.steps == 0:
-            raise ValueError(
-                "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; "
-                f"set arms.steps for the arm {trained[0]}"
-            )
-        if self.teacher.reward == "shuffled" and self.teacher.questions < 2:
-            raise ValueError(
+        plain_name = self.name not in ("", ".", "..") and self.name.isprintable() and not set(self.name) & set("/\\")
+        for fits, message in (
+            (
+                plain_name,
+                f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
+                "a run is put elsewhere by --out",
+            ),
+            (
+                max(ks) <= self.evaluate.attempts,
+                f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "
+                "evaluate.attempts or drop the larger k",
+            ),
+            (
+                self.reward.mode != "greedy" or self.reward.attempts == 1,
+                'reward.attempts is for reward.mode = "sampled"; a greedy answer never changes, set 1',
+            ),
+            (
+                model.quantization == "none" or (model.adapter == "lora" and model.sampler == "native"),
+                f'model.quantization = {model.quantization!r} is for model.adapter = "lora" and model.sampler = "native": '
+                "full adapters need the full weights, and vLLM would sample from another base model",
+            ),
+            (
+                not trained or self.teacher.steps or self.arms.steps,
+                "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; set "
+                f"arms.steps for the arm {trained[0] if trained else ''}",
+            ),
+            (
+                self.teacher.reward != "shuffled" or self.teacher.questions >= 2,
                 'teacher.reward = "shuffled" permutes answers within a dataset; with teacher.questions = 1 nothing '
-                "changes, set 2 or more"
-            )
-        self._consistent_totals()
-        return self
-
-    def _consistent_totals(self) -> None:
-        own = self.problems
-        if own.format == "totals" and own.verifier != "exact" and not own.domain:
-            raise ValueError(
+                "changes, set 2 or more",
+            ),
+            (
+                problems.format != "totals" or problems.verifier == "exact" or problems.domain,
                 'problems.format = "totals" compares lists of numbers (`12, 20`) as text; expected problems.verifier = '
-                f'"exact", found {own.verifier!r}'
-            )
+                f'"exact", found {problems.verifier!r}',
+            ),
+        ):
+            if not fits:
+                raise ValueError(message)
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, JSON-ready."""
         return self.model_dump(mode="json")
-
-
-def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Names allowed in the section that `path` (without its last part) leads to."""
-    for part in path[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
 
 
 def _explain(error: ValidationError, where: str) -> ConfigError:
@@ -343,7 +339,7 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole config)"
         if item["type"] == "extra_forbidden":
-            known = _known_keys(Config, item["loc"])
+            known = list(type(reduce(getattr, map(str, item["loc"][:-1]), Config())).model_fields)
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
             lines.append(f"{where}: unknown key {key!r}; {hint}")
@@ -409,19 +405,13 @@ def load(recipe: str | None = None, overrides: list[str] | None = None) -> Confi
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: not the manifest of a run: {error}") from error
-    where = str(path)
-    for text in overrides or []:
-        data = _merge(data, parse_override(text))
-        where = f"{path} with --set"
-    return build(data, where)
+    data = reduce(_merge, map(parse_override, overrides or []), data)
+    return build(data, f"{path} with --set" if overrides else str(path))
 
 
 def override(config: Config, overrides: list[str]) -> Config:
     """The config with `--set` overrides on top. Raises ConfigError."""
-    data = config.resolved()
-    for text in overrides:
-        data = _merge(data, parse_override(text))
-    return build(data, "--set")
+    return build(reduce(_merge, map(parse_override, overrides), config.resolved()), "--set")
 
 
 def build(data: dict[str, Any], where: str = "config") -> Config:
@@ -445,16 +435,11 @@ def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines `key: old -> new` for every key that differs between two resolved configs."""
-    lines: list[str] = []
-    for key in sorted(set(old) | set(new)):
-        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += difference(a, b, f"{name}.")
-        elif a != b:
-            lines.append(f"{name}: {json.dumps(a)} -> {json.dumps(b)}")
-    return lines
+    a, b = ({key: value for key, value in flat(config).items() if value != {}} for config in (old, new))
+    changed = sorted(key for key in a | b if a.get(key) != b.get(key))
+    return [f"{key}: {json.dumps(a.get(key))} -> {json.dumps(b.get(key))}" for key in changed]
 
 
 def builtin_path(name: str) -> Path:

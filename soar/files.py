@@ -1,11 +1,8 @@
-"""Secrets out of what is written or shown: values of secret environment variables, tokens by their form, passwords in URLs.
+"""Files replaced whole, JSON read with notes on what is wrong with it, and texts made safe to write and to show.
 
-Left out: secrets that stand in problem files or in a model's text, which are data.
-
-Files replaced whole: a reader sees the old content or the new, never half of it.
-
-What is written here has reached the disk, not only the system's memory, before the name points at it; so it also
-survives a loss of power. `storage_errors` turns what a full or read-only disk says into an error with advice.
+A reader sees the old content of a file or the new, never half of it; what is written has reached the disk before the name
+points at it, so it survives a loss of power. `scrub` takes secrets out, but for those in problem files and in a model's
+text, which are data; `visible` shows every character that could hide or reorder something.
 """
 
 from __future__ import annotations
@@ -37,28 +34,26 @@ BY_FORM = re.compile(
 IN_URL = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
 
 
-def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
-    """Values of the environment variables whose names speak of a secret, the longest first."""
-    variables = os.environ if environment is None else environment
-    found = {value for name, value in variables.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST}
-    return sorted(found, key=len, reverse=True)
+def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
+    """The value with every secret in its texts replaced by `[hidden]`, at any depth of lists and dicts.
 
+    A secret is known by the name of its environment variable, by its form, or as a password in a URL.
+    """
+    secrets = {text for name, text in environment.items() if SECRET_NAME.search(name) and len(text) >= SHORTEST}
 
-def scrub(value: T, environment: Mapping[str, str] | None = None) -> T:
-    """The value with every secret in its texts replaced by `[hidden]`, at any depth of lists and dicts."""
-    return _scrub(value, secret_values(environment))
+    def scrubbed(value: Any) -> Any:
+        if isinstance(value, str):
+            for secret in sorted(secrets, key=len, reverse=True):
+                value = value.replace(secret, HIDDEN)
+            return IN_URL.sub(HIDDEN, BY_FORM.sub(HIDDEN, value))
+        if isinstance(value, dict):
+            return {key: scrubbed(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(scrubbed(item) for item in value)
+        return value
 
-
-def _scrub(value: Any, secrets: list[str]) -> Any:
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, HIDDEN)
-        return IN_URL.sub(HIDDEN, BY_FORM.sub(HIDDEN, value))
-    if isinstance(value, dict):
-        return {key: _scrub(item, secrets) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_scrub(item, secrets) for item in value)
-    return value
+    result: T = scrubbed(value)
+    return result
 
 
 STORAGE_ERRNOS = frozenset(

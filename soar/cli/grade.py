@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -25,27 +25,17 @@ BLOCK = 2_000
 SHOWN = 200  # characters of an answer that are kept for the listing
 
 
-@dataclass(frozen=True)
-class Graded:
-    """One row that is listed. where: `file:line`. answer: what the completion commits to. label: the file's own verdict."""
-
-    where: str
-    verdict: Verdict
-    answer: str | None
-    gold: str
-    label: bool | None = None
-
-
 @dataclass
 class Grades:
     """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
 
-    listed: the first rows that are not correct, or that the label column judges otherwise.
+    listed: the first rows that are not correct, or that the label column judges otherwise: where (`file:line`), verdict,
+    answer (what the completion commits to), gold, label (the file's own verdict).
     """
 
     columns: dict[str, str]
     counts: Counter[Verdict] = field(default_factory=Counter)
-    listed: list[Graded] = field(default_factory=list)
+    listed: list[dict[str, Any]] = field(default_factory=list)
     agree: int | None = None
 
     @property
@@ -71,8 +61,8 @@ class Grades:
             title = "where they differ"
         lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
         for row in self.listed:
-            label = "" if row.label is None else f" (labelled {'correct' if row.label else 'wrong'})"
-            lines.append(f"  {row.where}: {row.verdict.value}{label}: {row.answer!r} against {row.gold!r}")
+            label = {None: "", True: " (labelled correct)", False: " (labelled wrong)"}[row["label"]]
+            lines.append(f"  {row['where']}: {row['verdict'].value}{label}: {row['answer']!r} against {row['gold']!r}")
         return lines
 
 
@@ -112,37 +102,46 @@ def grade_file(
             if row.error is not None:
                 raise DataError(f"{row.where}: {row.error}; mend or remove the line")
         grades = grades or Grades(choose_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)
-        for graded in _grade(block, pool, grades.columns, report):
-            grades.counts[graded.verdict] += 1
-            differs = not graded.verdict.solved if graded.label is None else graded.label != graded.verdict.solved
-            if grades.agree is not None:
-                grades.agree += not differs
-            if differs and len(grades.listed) < most:
-                grades.listed.append(graded)
+        golds_B = [read_answer(row, _field(row, grades.columns["gold"]), report) for row in block]
+        answers_B, verdicts_B = _check(block, golds_B, pool, grades.columns)
+        for row, answer, gold, verdict in zip(block, answers_B, golds_B, verdicts_B, strict=True):
+            label = _label(row, grades.columns["label"]) if grades.agree is not None else None
+            grades.counts[verdict] += 1
+            same = verdict.solved == (label is None or label)
+            grades.agree = None if grades.agree is None else grades.agree + same
+            if not same and len(grades.listed) < most:
+                texts = {"answer": answer and answer[:SHOWN], "gold": str(gold)[:SHOWN]}
+                grades.listed.append({"where": row.where, "verdict": verdict, **texts, "label": label})
     if grades is None:
         raise DataError(f"{source}: no rows")
     return grades
 
 
-def _grade(block: Sequence[Row], pool: VerifierPool, columns: dict[str, str], report: LoadReport) -> Iterator[Graded]:
-    golds = [_gold(row, columns["gold"], report) for row in block]
-    further = _further(block, columns, pool)
-    answers: list[str | None] = list(golds)
+def _check(
+    block: Sequence[Row], golds: Sequence[str | Dropped], pool: VerifierPool, columns: dict[str, str]
+) -> tuple[Sequence[str | None], Sequence[Verdict]]:
+    """What every completion commits to, and the verdict on it."""
+    for gold in golds:
+        if isinstance(gold, Dropped):
+            raise DataError(f"{gold}; mend or remove the line")
+    known = [str(gold) for gold in golds]
+    # The other columns of the file, for a function or a domain; `question` under whatever usual name it has.
+    names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
+    further = {name: [row.fields.get(name) for row in block] for name in names}
+    question = next((name for name in QUESTION_COLUMNS if name in further), None)
+    if isinstance(pool, DomainPool) and question is not None:
+        further["question"] = further[question]
     if "completion" not in columns:
-        verdicts = pool.check_golds(golds, further)
-    else:
-        texts = [_text(_field(row, columns["completion"])) for row in block]
-        bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
-        if isinstance(pool, DomainPool):
-            answers = [text or None for text in texts] if bare else pool.read_answers(texts)
-            verdicts = pool.check_answers(answers, golds, further)
-        else:
-            answers = [text or None if bare else extract(text, pool.answer_style) for text in texts]
-            named = pool.name in NAMES  # a function of the user's gets whole completions
-            verdicts = pool.check_answers(answers, golds) if named else pool.check(texts, golds, further)
-    for row, verdict, answer, gold in zip(block, verdicts, answers, golds, strict=True):
-        shown = None if answer is None else answer[:SHOWN]
-        yield Graded(row.where, verdict, shown, gold[:SHOWN], _label(row, columns.get("label")))
+        return known, pool.check_golds(known, further)
+    texts = [_text(_field(row, columns["completion"])) for row in block]
+    bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
+    if isinstance(pool, DomainPool):
+        answers = [text or None for text in texts] if bare else pool.read_answers(texts)
+        return answers, pool.check_answers(answers, known, further)
+    answers = [text or None if bare else extract(text, pool.answer_style) for text in texts]
+    if pool.name in NAMES:
+        return answers, pool.check_answers(answers, known)
+    return answers, pool.check(texts, known, further)  # a function of the user's gets whole completions
 
 
 def _text(value: Any) -> str:
@@ -152,33 +151,14 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _further(block: Sequence[Row], columns: dict[str, str], pool: VerifierPool) -> dict[str, list[Any]]:
-    """The other columns of the file, for a function or a domain; `question` under whatever usual name it has."""
-    names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
-    further = {name: [row.fields.get(name) for row in block] for name in names}
-    question = next((name for name in QUESTION_COLUMNS if name in further), None)
-    if isinstance(pool, DomainPool) and question is not None:
-        further["question"] = further[question]
-    return further
-
-
 def _field(row: Row, name: str) -> Any:
     if name not in row.fields:
         raise DataError(f"{row.where}: no {name!r} here, as the first row has; mend or remove the line")
     return row.fields[name]
 
 
-def _gold(row: Row, name: str, report: LoadReport) -> str:
-    answer = read_answer(row, _field(row, name), report)
-    if isinstance(answer, Dropped):
-        raise DataError(f"{answer}; mend or remove the line")
-    return answer
-
-
-def _label(row: Row, name: str | None) -> bool | None:
+def _label(row: Row, name: str) -> bool:
     """Whether the file itself calls a row correct: true, or a number of 1 or more."""
-    if name is None:
-        return None
     value = _field(row, name)
     try:
         return float({"true": "1", "false": "0"}.get(text := str(value).strip().casefold(), text)) >= 1
