@@ -2,7 +2,7 @@
 
     python benchmarks/families.py [--problems 20] [--out docs/results/families.md]
 
-For every family: its gold answers must be correct by `procedural` (number, text) or `procedural_scorer` (scorer). Every
+For every family: its gold answers must be correct by the domain `procedural`. Every
 gold answer is then spoiled in up to three ways (a digit or letter changed, the last word dropped, a word doubled), and
 each must be wrong. Where the family's own scorer may be called, the last column is the share of all these answers on which
 it agrees. Families whose scorer evaluates the answer as code are not called with spoiled answers. Needs reasoning-gym 0.1.25.
@@ -56,7 +56,7 @@ def share(good: int, total: int) -> str:
     return f"{good} of {total}" if total else "-"
 
 
-def row(family: str, count: int, pools: dict[str, DomainPool]) -> list[str]:
+def row(family: str, count: int, pool: DomainPool) -> list[str]:
     """The cells of a family."""
     kind = kind_of(family)
     try:
@@ -65,7 +65,6 @@ def row(family: str, count: int, pools: dict[str, DomainPool]) -> list[str]:
         return [family, "none", "-", "-", "-", str(error).rpartition(": ")[2][:60]]
     if kind == "refused":
         return [family, kind, "-", "-", "-", "its scorer evaluates the answer"]
-    pool = pools["procedural_scorer" if kind == "scorer" else "procedural"]
     golds = [p.answer for p in problems]
     correct = pool.check_answers(golds, golds, columns_of(problems))
     rng = random.Random(family)
@@ -95,13 +94,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--families", nargs="*", default=sorted(set(DATASETS) - {"composite"}))
     arguments = parser.parse_args()
-    names = ("procedural", "procedural_scorer")
-    pools = {name: DomainPool(load_domain(name), timeout_s=20.0, workers=1) for name in names}
-    try:
-        rows = [row(family, arguments.problems, pools) for family in arguments.families]
-    finally:
-        for pool in pools.values():
-            pool.close()
+    with DomainPool(load_domain("procedural"), timeout_s=20.0, workers=1) as pool:
+        rows = [row(family, arguments.problems, pool) for family in arguments.families]
     kinds = {kind: sum(cells[1] == kind for cells in rows) for kind in ("number", "text", "scorer", "refused", "none")}
     version = metadata.version("reasoning-gym")
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())

@@ -75,6 +75,7 @@ class ProblemsConfig(Section):
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
     domain: str = ""  # built-in, file.py:NAME or module:NAME, with prompts and verifier; "": the next two
+    style: Literal["tags", "plain", "list"] = "tags"  # of a domain's prompts; plain and list are for small models
     format: Format = "tags"  # prompts: tags (boxed answer, instruct models), question_answer (small base models), ...
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
     test_share: float = Field(0.5, gt=0, lt=1)

@@ -281,7 +281,7 @@ def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytes
 
 
 def test_soar_check_names_the_sandbox_or_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load("code-smollm2", [])
+    config = load("code-1gpu", [])
     monkeypatch.setattr(coding, "find_backend", lambda: BACKENDS[0])
     assert [(f.status, f.message) for f in check_domain(config)] == [(Status.OK, "programs run in the sandbox 'bwrap'")]
 
@@ -351,7 +351,7 @@ def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
     write_exercises([str(tmp_path / "code.jsonl"), "--count", "8"])
     options = [text for key, value in small.items() for text in ("--set", f"{key}={value}")]
     run = tmp_path / "run"
-    assert main(["run", "code-smollm2", "--out", str(run), *options]) == 0
+    assert main(["run", "code-1gpu", "--out", str(run), *options]) == 0
     assert (run / "report.html").is_file()
     step = next(event for event in events(run, "outer_step"))
     assert step["accepted"] == 6
@@ -376,7 +376,7 @@ def test_soar_check_does_not_take_tests_for_answers(tmp_path: Path, capsys: pyte
         "teacher.sampling.max_tokens=4",
     ]
     small = ["--set", "student.sampling.max_tokens=3", "--set", "problems.verify_workers=1", "--samples", "16"]
-    main(["check", "code-smollm2", *options, *small, "--json"])
+    main(["check", "code-1gpu", *options, *small, "--json"])
     found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
     assert found["domain"]["message"].startswith("programs run in the sandbox")
     assert found["golds"]["status"] == "ok"

@@ -74,8 +74,8 @@ def test_a_domain_written_from_the_page_alone(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("domain", "text", "pair", "right", "wrong"),
     [
-        ("science_list", " A car drives at 3 m/s for 4 s. How far? Answer: 3 x 4 = 12 m", ("A car drives at 3 m/s for 4 s. How far?", "12 m"), " 4 x 3 = 1200 cm", " 12 s"),  # noqa: E501
-        ("procedural_list", " 3 + 4 = Answer: 7\nQuestion: 1", ("3 + 4 =", "7"), " 3 + 4 = 7.0", " 8"),
+        ("science/list", " A car drives at 3 m/s for 4 s. How far? Answer: 3 x 4 = 12 m", ("A car drives at 3 m/s for 4 s. How far?", "12 m"), " 4 x 3 = 1200 cm", " 12 s"),  # noqa: E501
+        ("procedural/list", " 3 + 4 = Answer: 7\nQuestion: 1", ("3 + 4 =", "7"), " 3 + 4 = 7.0", " 8"),
     ],
 )  # fmt: skip
 def test_lists_hold_one_problem_a_line(domain: str, text: str, pair: tuple[str, str], right: str, wrong: str) -> None:
@@ -301,13 +301,13 @@ def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("recipe", "words", "changes"),
     [
-        ("science-smollm2", ("Answer:", "3", "5", "m", "s"), {"problems.domain": "science_plain"}),
+        ("science-smollm2", ("Answer:", "3", "5", "m", "s"), {"problems.style": "plain"}),
         (
             "science-smollm2",
             ("Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n"),
-            {"problems.domain": "multiple_choice_plain", "problems.source": "choices"},
+            {"problems.domain": "multiple_choice", "problems.style": "plain", "problems.source": "choices"},
         ),
-        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {"problems.domain": "procedural_plain"}),
+        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {"problems.style": "plain"}),
     ],
 )
 def test_the_recipes_of_domains_run_at_toy_size(

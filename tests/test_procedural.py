@@ -63,12 +63,11 @@ def problem(family: str, answer: str = "7", **metadata: Any) -> Problem:
 
 
 def test_families_that_cannot_be_graded_are_refused_by_name() -> None:
-    assert procedural.validate(problem("jugs")) == "many_answers"
-    assert procedural.verify("7", problem("jugs")) is Verdict.UNSCORABLE
+    assert procedural.verify("7", Problem("p", "q", "7", {"family": "jugs"})) is Verdict.UNSCORABLE  # no metadata
     assert procedural.validate(problem("chain_sum")) is None
     assert procedural.validate(Problem("p", "q", "7")) is None
-    assert procedural.validate_for_scorer(problem("countdown")) == "scorer_runs_text"
-    assert procedural.verify_by_scorer("7", problem("countdown")) is Verdict.UNSCORABLE
+    assert procedural.validate(problem("countdown")) == "scorer_runs_text"
+    assert procedural.verify("7", problem("countdown")) is Verdict.UNSCORABLE
 
 
 def test_the_scorer_of_a_family_decides_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,15 +75,15 @@ def test_the_scorer_of_a_family_decides_where_it_may(monkeypatch: pytest.MonkeyP
         return {"good": 1.0, "half": 0.5}.get(answer, 0.0) if entry["metadata"] == {"size": 3} else -1.0
 
     monkeypatch.setattr(procedural, "_scorer", lambda family: {"jugs": score}[family])
-    found = [procedural.verify_by_scorer(text, problem("jugs", "good", size=3)) for text in ("good", "half", "bad")]
+    found = [procedural.verify(text, problem("jugs", "good", size=3)) for text in ("good", "half", "bad")]
     assert found == [C, W, W]
-    assert procedural.validate_for_scorer(problem("jugs", "good", size=3)) is None
-    assert procedural.validate_for_scorer(problem("jugs", "bad", size=3)) == "gold_answer_refused"
-    assert procedural.verify_by_scorer("8", problem("chain_sum")) is W  # not asked: our own comparison can grade it
+    assert procedural.validate(problem("jugs", "good", size=3)) is None
+    assert procedural.validate(problem("jugs", "bad", size=3)) == "gold_answer_refused"
+    assert procedural.verify("8", problem("chain_sum")) is W  # not asked: our own comparison can grade it
 
 
 def test_written_puzzles_are_compared_without_a_family() -> None:
-    with DomainPool(load_domain("procedural_plain"), workers=1) as pool:
+    with DomainPool(load_domain("procedural/plain"), workers=1) as pool:
         found = pool.read_problems([" Sort c, b, a.\nAnswer: a, b, c", " What?\nAnswer: ..."], [False, False])
         assert isinstance(found[0], Problem)
         assert not isinstance(found[1], Problem) and found[1].name == "placeholder"
@@ -99,5 +98,5 @@ def test_real_families(tmp_path: Any) -> None:
     assert all(p.question.count("+") + p.question.count(" - ") >= 4 for p in problems)
     assert all(procedural.verify(p.answer, p) is C for p in problems)
     jugs, _ = load_problems("reasoning_gym:jugs", limit=2, seed=1)
-    assert all(procedural.validate_for_scorer(p) is None for p in jugs)
-    assert procedural.verify_by_scorer("[]", jugs[0]) is W
+    assert all(procedural.validate(p) is None for p in jugs)
+    assert procedural.verify("[]", jugs[0]) is W

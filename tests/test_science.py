@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from soar.config import load
+from soar.config import ProblemsConfig, load
 from soar.domains import choice as choices
 from soar.domains.candidates import candidates
 from soar.domains.choice import Choices, arrange, read_choices, read_letter
 from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
-from soar.problems.domain import BUILTIN, load_domain
+from soar.problems.domain import DomainError, domain_of, load_domain
 from soar.problems.grading import DomainPool
 from soar.types import Problem, Rejection, Verdict
 
+STYLES = dict.fromkeys(("science", "procedural"), ("tags", "plain", "list")) | {"multiple_choice": ("tags", "plain")}
 C, W = Verdict.CORRECT, Verdict.WRONG
 
 SAME = [
@@ -178,14 +179,30 @@ def test_a_file_of_choices_loses_what_cannot_be_used_by_name(tmp_path: Path) -> 
     assert "domain multiple_choice: no_options" in str(loaded.report.dropped[0])
 
 
-def test_every_built_in_domain_verifies_its_examples() -> None:
-    for name in BUILTIN:
-        domain = load_domain(name)
-        assert domain.name == name
-        assert domain.verify is not None
-        for problem in domain.examples:
-            made = domain.arrange(problem) if domain.arrange else problem
-            assert isinstance(made, Problem)
-            if domain.gold_is_answer:  # the gold answers of code are tests: test_coding.py grades its examples
-                assert domain.verify(made.answer, made) is C
-            assert domain.validate is None or domain.validate(made) is None
+@pytest.mark.parametrize("name", ["code", *(f"{name}/{style}" for name, styles in STYLES.items() for style in styles)])
+def test_every_built_in_domain_verifies_its_examples(name: str) -> None:
+    domain = load_domain(name)
+    assert domain.name == name.partition("/")[0]
+    assert domain.verify is not None
+    for problem in domain.examples:
+        made = domain.arrange(problem) if domain.arrange else problem
+        assert isinstance(made, Problem)
+        if domain.gold_is_answer:  # the gold answers of code are tests: test_coding.py grades its examples
+            assert domain.verify(made.answer, made) is C
+        assert domain.validate is None or domain.validate(made) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"domain": "science_plain"}, "domain = 'science' with problems.style = 'plain'"),
+        ({"domain": "code_list"}, "domain = 'code' with problems.style = 'tags'"),
+        ({"domain": "procedural_scorer"}, "domain = 'procedural' with problems.style = 'tags'"),
+        ({"domain": "code", "style": "list"}, "domain 'code' has 'tags'; set problems.style to one"),
+        ({"domain": "multiple_choice", "style": "list"}, "domain 'multiple_choice' has 'tags', 'plain'"),
+        ({"style": "plain"}, "problems.domain is empty"),
+    ],
+)
+def test_a_style_that_a_domain_lacks_is_refused(keys: dict[str, str], message: str) -> None:
+    with pytest.raises(DomainError, match=message):
+        domain_of(ProblemsConfig(**keys))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Multiple choice: options read from a question, shuffled so that position cannot be learned, and answers by letter or text.
 
 The order of the options is drawn from the question itself, so it is the same wherever the problem appears, and no teacher
-can make the right answer always the first. Pure string functions, bounded in length.
+can make the right answer always the first. Pure string functions, bounded in length. The domain `multiple_choice`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from soar.domains.styles import SUBJECTS, plain, tagged
 from soar.problems.answers import extract, normalize
+from soar.problems.domain import Domain
 from soar.types import Problem, Verdict
 
 LETTERS = "ABCDEFGHIJ"
@@ -177,3 +179,43 @@ def verify(answer: str, problem: Problem) -> Verdict:
     if letter is None:
         return Verdict.NO_ANSWER
     return Verdict.CORRECT if letter == right else Verdict.WRONG
+
+
+PROMPTS = {
+    "tags": tagged(
+        "multiple_choice",
+        """Write one new, original and challenging multiple-choice question from {subject}.
+It should have four options, one of them right, and take reasoning to answer.
+You may think first. Then write exactly one question, in this form:
+""",
+        "the letter of the right option",
+        SUBJECTS,
+        question="the question\n(A) first option\n(B) second option\n(C) third option\n(D) fourth option",
+        answer="letter",
+        noun="problem",
+    ),
+    "plain": plain(
+        "multiple_choice_plain",
+        """Write a science question about {subject} with four options, one of them right. Format:
+Question: ...
+(A) ...
+(B) ...
+(C) ...
+(D) ...
+Answer: letter""",
+        'End with "Answer:" and the letter of the right option.',
+        "speed, density, or electric current",
+    ),
+}
+MULTIPLE_CHOICE = {
+    style: Domain(
+        name="multiple_choice",
+        prompts=prompts,
+        read_answer=read_answer,
+        verify=verify,
+        arrange=arrange,
+        examples=(Problem("metal", "Which of these conducts best?\n(A) glass\n(B) copper\n(C) wood\n(D) air", "B"),),
+    )
+    for style, prompts in PROMPTS.items()
+}
+"""The domain `multiple_choice`, by prompt style."""

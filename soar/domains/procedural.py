@@ -1,10 +1,9 @@
 """Problems of reasoning-gym families (`reasoning_gym:NAME`), graded by our own comparison or by the family's scorer.
 
-`procedural` grades families whose problems have one right answer: numbers by value, everything else as text. It refuses
-those with many right answers, by the name `many_answers`. `procedural_scorer` asks the family's own scorer there, in the
-killable workers, except where that scorer evaluates the answer as code (EVALUATES): those are refused as
-`scorer_runs_text`, since model-written text is never executed. `benchmarks/families.py` measures all of it. Problems of the
-teacher have no family, and are compared as numbers or as text.
+The domain `procedural` compares numbers by value and everything else as text. Families with many right answers are graded by
+the family's own scorer, in the killable workers, except where that scorer evaluates the answer as code (EVALUATES): those are
+refused as `scorer_runs_text`, since model-written text is never executed. `benchmarks/families.py` measures all of it.
+Problems of the teacher have no family, and are compared as numbers or as text.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from soar.domains.styles import plain, tagged
 from soar.problems.answers import MARK, MAX_ANSWER_CHARS, extract, normalize, read_number
 from soar.problems.domain import Domain
-from soar.problems.prompts import PromptFormat, worked_list
+from soar.problems.prompts import worked_list
 from soar.problems.verify import compare_number
 from soar.types import Problem, UserError, Verdict
 
@@ -45,32 +44,10 @@ EVALUATES = frozenset(
 )
 """Families whose scorer (reasoning-gym 0.1.25) hands the answer to `eval` or to sympy's parser, which evaluates."""
 
-TEACHER = """Write one new, original and challenging puzzle about {subject}.
-It should have one final answer that can be checked. You may think first. Then write exactly one puzzle, in this form:
-
-<question>
-the full puzzle
-</question>
-<answer>
-\\boxed{the final answer}
-</answer>
-
-Put nothing but the puzzle between the question tags, and nothing but the boxed answer between the answer tags.
-Reasoning belongs outside of the tags."""
-STUDENT = """{question}
-
-Reason step by step, and end with the final answer in \\boxed{}."""
-PLAIN_TEACHER = """Write a puzzle about {subject}. Format:
-Question: ...
-Answer: ..."""
-PLAIN_STUDENT = """{question}
-End with "Answer:" and the answer."""
 LIST = """Question: State the final answer to the following arithmetic problem: 3 + 9 = Answer: 12
 Question: State the final answer to the following arithmetic problem: 8 - 2 + 5 = Answer: 11
 Question: State the final answer to the following arithmetic problem: 7 + 6 = Answer: 13
 """
-PLACEHOLDERS = ("the full puzzle", "the final answer", "question", "answer", "...")
-
 JOINTS = re.compile(r"[\s,;\[\](){}'\"|]+")
 
 
@@ -114,20 +91,6 @@ def family_of(problem: Problem) -> str:
     return str(problem.extra.get("family") or "")
 
 
-def verify(answer: str, problem: Problem) -> Verdict:
-    """By our own comparison; UNSCORABLE for a family with many right answers."""
-    family = family_of(problem)
-    return (
-        compare(answer, problem.answer) if kind_of(family) in ("number", "text") or not family else Verdict.UNSCORABLE
-    )
-
-
-def validate(problem: Problem) -> str | None:
-    """`many_answers` for a family that our comparison cannot grade."""
-    family = family_of(problem)
-    return None if not family or kind_of(family) in ("number", "text") else "many_answers"
-
-
 @lru_cache(maxsize=8)
 def _scorer(family: str) -> Callable[..., float]:
     try:
@@ -137,7 +100,7 @@ def _scorer(family: str) -> Callable[..., float]:
     return get_score_answer_fn(family)
 
 
-def verify_by_scorer(answer: str, problem: Problem) -> Verdict:
+def verify(answer: str, problem: Problem) -> Verdict:
     """By our own comparison where it can grade the family, else by the family's scorer (1 is correct, less is wrong)."""
     family = family_of(problem)
     kind = kind_of(family) if family else "text"
@@ -151,52 +114,47 @@ def verify_by_scorer(answer: str, problem: Problem) -> Verdict:
     return Verdict.CORRECT if float(score) >= 1 else Verdict.WRONG
 
 
-def validate_for_scorer(problem: Problem) -> str | None:
+def validate(problem: Problem) -> str | None:
     """`scorer_runs_text`, or `gold_answer_refused` where the scorer does not accept the family's own answer."""
     family = family_of(problem)
-    if family and kind_of(family) == "refused":
+    kind = kind_of(family) if family else "text"
+    if kind == "refused":
         return "scorer_runs_text"
-    return None if verify_by_scorer(problem.answer, problem).solved else "gold_answer_refused"
+    return "gold_answer_refused" if kind == "scorer" and not verify(problem.answer, problem).solved else None
 
 
-PROCEDURAL = Domain(
-    name="procedural",
-    prompts=PromptFormat(
+PROMPTS = {
+    "tags": tagged(
         "procedural",
-        "boxed",
-        TEACHER,
-        STUDENT,
-        default_subject="arithmetic, sequences, sorting, or logic",
-        placeholders=PLACEHOLDERS,
-        text_answers=True,
+        """Write one new, original and challenging puzzle about {subject}.
+It should have one final answer that can be checked. You may think first. Then write exactly one puzzle, in this form:
+""",
+        "the final answer",
+        "arithmetic, sequences, sorting, or logic",
+        question="the full puzzle",
+        answer="the final answer",
+        noun="puzzle",
     ),
-    verify=verify,
-    validate=validate,
-    examples=(
-        Problem("gcd", "Find the greatest common divisor of 12 and 18.", "6"),
-        Problem("sort", "Sort these words: pear, apple, fig.", "apple, fig, pear"),
-    ),
-)
-SCORER = replace(PROCEDURAL, name="procedural_scorer", verify=verify_by_scorer, validate=validate_for_scorer)
-PLAIN = replace(
-    PROCEDURAL,
-    name="procedural_plain",
-    read_answer=read_marked,
-    prompts=PromptFormat(
+    "plain": plain(
         "procedural_plain",
-        "marker",
-        PLAIN_TEACHER,
-        PLAIN_STUDENT,
-        default_subject="adding and subtracting small numbers",
-        teacher_prefill="Question:",
-        answer_marks=("Answer:",),
-        placeholders=PLACEHOLDERS,
-        text_answers=True,
+        "Write a puzzle about {subject}. Format:\nQuestion: ...\nAnswer: ...",
+        'End with "Answer:" and the answer.',
+        "adding and subtracting small numbers",
     ),
-)
-LISTED = replace(
-    PROCEDURAL,
-    name="procedural_list",
-    prompts=worked_list("procedural_list", LIST),
-)
-"""A list of arithmetic, one problem a line, that a model of a few hundred million parameters continues."""
+    "list": worked_list("procedural_list", LIST),
+}
+PROCEDURAL = {
+    style: Domain(
+        name="procedural",
+        prompts=prompts,
+        read_answer=read_marked if style == "plain" else None,
+        verify=verify,
+        validate=validate,
+        examples=(
+            Problem("gcd", "Find the greatest common divisor of 12 and 18.", "6"),
+            Problem("sort", "Sort these words: pear, apple, fig.", "apple, fig, pear"),
+        ),
+    )
+    for style, prompts in PROMPTS.items()
+}
+"""The domain `procedural`, by prompt style."""

@@ -24,18 +24,12 @@ from soar.types import Problem, UserError
 
 BUILTIN: dict[str, str] = {
     "code": "soar.domains.code:CODE",
-    "code_list": "soar.domains.code_lines:CODE_LIST",
-    "science": "soar.domains.quantities:QUANTITIES",
-    "science_plain": "soar.domains.quantities:PLAIN_QUANTITIES",
-    "science_list": "soar.domains.quantities:QUANTITY_LIST",
-    "multiple_choice": "soar.domains.quantities:CHOICES",
-    "multiple_choice_plain": "soar.domains.quantities:PLAIN_CHOICES",
+    "science": "soar.domains.quantities:SCIENCE",
+    "multiple_choice": "soar.domains.choice:MULTIPLE_CHOICE",
     "procedural": "soar.domains.procedural:PROCEDURAL",
-    "procedural_plain": "soar.domains.procedural:PLAIN",
-    "procedural_list": "soar.domains.procedural:LISTED",
-    "procedural_scorer": "soar.domains.procedural:SCORER",
 }
 """Name -> `module:NAME` of the domains that come with the package."""
+STYLES = ("tags", "plain", "list")
 
 
 class DomainError(UserError, ValueError):
@@ -113,17 +107,31 @@ def domain_of(problems: ProblemsConfig) -> Domain:
     Raises DomainError, ValueError for an unknown format.
     """
     if problems.domain:
-        return load_domain(problems.domain)
+        return load_domain(problems.domain, problems.style)
+    if problems.style != "tags":
+        raise DomainError(
+            f"problems.style = {problems.style!r} belongs to a domain, and problems.domain is empty; problems without a "
+            "domain have problems.format"
+        )
     return Domain(problems.format, get_format(problems.format), problems.verifier)
 
 
-def load_domain(reference: str) -> Domain:
-    """A built-in domain by its name, or the one behind `file.py:NAME` or `module:NAME`. Raises DomainError."""
-    place = BUILTIN.get(reference, reference)
+def load_domain(reference: str, style: str = "") -> Domain:
+    """A built-in domain by its name, or the one behind `file.py:NAME` or `module:NAME`. Raises DomainError.
+
+    style: of its prompts, `tags`, `plain` or `list`; also written behind the reference, `science/plain`. An object NAME
+    may be one `Domain`, which is its only style, or a dict of style -> `Domain`.
+    """
+    name, _, behind = reference.rpartition("/")
+    name, style = (name, behind) if behind in STYLES else (reference, style or "tags")
+    place = BUILTIN.get(name, name)
     if ":" not in place:
-        names = ", ".join(sorted(BUILTIN)) or "none is built in"
+        old, _, form = name.rpartition("_")
+        form = form if old != "code" and form in STYLES else "tags"
+        hint = f"; {name} is now problems.domain = {old!r} with problems.style = {form!r}" if old in BUILTIN else ""
         raise DomainError(
-            f"problems.domain = {reference!r}: expected one of {names}, or one of yours as file.py:NAME or module:NAME"
+            f"problems.domain = {reference!r}: expected one of {', '.join(sorted(BUILTIN))}, or one of yours as "
+            f"file.py:NAME or module:NAME{hint}"
         )
     try:
         module, attribute = load_module(place)
@@ -133,16 +141,23 @@ def load_domain(reference: str) -> Domain:
         raise DomainError(
             f"problems.domain = {reference!r} cannot be loaded: {type(error).__name__}: {error}; mend the file"
         ) from error
-    found = getattr(module, attribute, None)
-    if not isinstance(found, Domain):
+    given = getattr(module, attribute, None)
+    styles = {"tags": given} if not isinstance(given, dict) else given
+    if style not in styles:
         raise DomainError(
-            f"problems.domain = {reference!r}: {attribute!r} is {type(found).__name__}, expected a "
+            f"problems.style = {style!r}: domain {name!r} has {', '.join(map(repr, styles))}; set problems.style to one"
+        )
+    domain = styles[style]
+    if not isinstance(domain, Domain):
+        raise DomainError(
+            f"problems.domain = {reference!r}: {attribute!r} is {type(domain).__name__}, expected a "
             "soar.problems.domain.Domain; docs/domains.md has an example"
         )
-    if not found.name.isidentifier():
-        raise DomainError(f"problems.domain = {reference!r}: name = {found.name!r}, expected one word like chemistry")
+    if not domain.name.isidentifier():
+        raise DomainError(f"problems.domain = {reference!r}: name = {domain.name!r}, expected one word like chemistry")
     built_in = place.startswith("soar.")
-    return replace(found, reference=reference, source_sha256="" if built_in else _source_digest(module))
+    place = name if style == "tags" else f"{name}/{style}"
+    return replace(domain, reference=place, source_sha256="" if built_in else _source_digest(module))
 
 
 def _source_digest(module: Any) -> str:

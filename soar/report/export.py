@@ -70,8 +70,8 @@ def task_of(run: Run) -> Task:
     path = model.get("path") if isinstance(model, dict) else None
     if isinstance(problems, dict) and problems.get("domain"):
         reference = str(problems["domain"])
-        domain = load_domain(reference)
-        return Task(run.name, domain.prompts, domain.label, str(path or "unknown"), reference)
+        domain = load_domain(reference, str(problems.get("style", "tags")))
+        return Task(run.name, domain.prompts, domain.label, str(path or "unknown"), domain.reference)
     fmt = problems.get("format") if isinstance(problems, dict) else None
     if not isinstance(problems, dict) or fmt not in FORMATS:
         raise ExportError(
