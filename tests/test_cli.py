@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import ROOT
-from loop_helpers import TINY, run_tiny
+from loop_helpers import TINY
 
 import soar
 from soar.cli import common, main
@@ -222,13 +222,6 @@ def test_the_table_keeps_to_a_terminal() -> None:
         ["pass@1", "pass@32"],
     ]
     assert narrow[1] == "pq                   12,345  0.2500 [0.1250, 0.3750]  0.2500 [0.1250, 0.3750]"
-
-
-def test_resume_with_another_config_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_tiny(tmp_path / "run", "teacher.steps=1", "arms.run=[]")
-    arguments = ["run", "--out", str(tmp_path / "run"), "--resume", *SETS, "--set", "teacher.steps=4"]
-    assert main([*arguments, "--set", "arms.run=[]"]) == 1
-    assert "teacher.steps: 1 -> 4" in capsys.readouterr().err
 
 
 def test_shorthands_that_set_can_refine(capsys: pytest.CaptureFixture[str]) -> None:
