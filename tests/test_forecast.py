@@ -1,4 +1,4 @@
-"""The forecast: counts and seconds by hand, the table of rates, memory from real files, forecast against actual."""
+"""The forecast: counts and seconds by hand, the table of rates, memory from real files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import events, tiny_config, without_clock
+from loop_helpers import tiny_config
 from safetensors.torch import save_file
 
 from soar.cli import main
@@ -22,17 +22,11 @@ from soar.plan.forecast import (
     PAPER_HOURS,
     Assumptions,
     Rates,
-    Sharing,
-    against,
     assumed,
     table_forecast,
     table_rates,
 )
-from soar.problems.sources import split_source
-from soar.report.page import write_report
-from soar.run import doctor
-from soar.run.pipeline import execute
-from soar.run.progress import Progress
+from soar.problems.load import split_source
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = {
@@ -101,34 +95,6 @@ def test_seconds_by_hand() -> None:
     text = "\n".join(expected.lines())
     assert f"{total / 3600:,.2f} device-hours" in text and PAPER_HOURS in text and "1,536 to 1,920" in text
     assert "hard_gradient_share            0.25  given" in text
-
-
-def test_workers_share_what_is_cut_into_pieces() -> None:
-    # 6 students in chunks of 2 are 3 pieces, 40 candidates in blocks of 8 are 5, 10 held-out problems are 2 of 8 at most.
-    config = tiny_config(*FIXED, "arms.curriculum_steps=2", "cluster.workers=2")
-    kinds = ("screen", "write", "student", "measure", "arm", "evaluate", "teacher")
-    rates = Rates(dict.fromkeys(kinds, 50.0), dict.fromkeys(kinds, 20.0), "by hand")
-
-    def seconds(sharing: Sharing) -> dict[str, float]:
-        expected = forecast.forecast(config, KNOWN, rates, sharing)
-        found = {w.name: s for w, s in zip(expected.works, expected.seconds, strict=True) if s is not None}
-        return {**found, **expected.stage_seconds()}
-
-    alone, two = seconds(Sharing()), seconds(Sharing(2, 1, 2, 8))
-    share = {name: two[name] / alone[name] for name in alone}
-    assert share["teacher writes"] == share["teacher learns"] == 1
-    assert share["students train"] == pytest.approx(2 / 3) and share["screening"] == pytest.approx(3 / 5)
-    # 96 attempts of the students are shared, 24 of the baseline are not.
-    assert share["students measured"] == pytest.approx((96 * 2 / 3 + 24) / 120)
-    assert share["evaluation"] == pytest.approx(1 / 2)
-    assert two["arms"] == pytest.approx(max(alone["hard_only"], alone["pq"]))  # each of two arms has a worker
-    # No more workers than pieces are of use; three threads of this process did three chunks at a time already.
-    assert seconds(Sharing(8, 1, 2, 8))["students train"] == seconds(Sharing(3, 1, 2, 8))["students train"]
-    assert seconds(Sharing(3, 3, 2, 8))["students train"] == alone["students train"]
-    text = "\n".join(forecast.forecast(config, KNOWN, rates, Sharing(2, 1, 2, 8)).lines())
-    assert "with 2 workers" in text and "students train 3" in text and "on 2 devices" in text
-    address = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 0, "address": "auto"})})
-    assert "not known beforehand" in "\n".join(forecast.forecast(address, KNOWN, rates).lines())
 
 
 def test_the_papers_setting_from_the_table() -> None:
@@ -283,52 +249,5 @@ def test_dry_run_prints_everything(capsys: pytest.CaptureFixture[str]) -> None:
     vllm = ["--set", "model.sampler=vllm", "--set", "model.vllm_devices=2"]
     assert main(["run", "--dry-run", "--model", "x/M-3B", "--problems", "x.jsonl", *vllm]) == 0
     assert "40% of each of 2 GPU, by model.vllm_memory: its own 2.79 GiB" in capsys.readouterr().out
-    assert main(["run", "--dry-run", "--model", "x/M-3B", "--problems", "x.jsonl", "--workers", "4"]) == 0
-    assert "time with 4 workers" in capsys.readouterr().out
     for wrong in ("question_tokens", "question_tokens=many", "nonsense=3"):
         assert main(["run", "--dry-run", "--assume", wrong]) == 1
-
-
-def test_a_calibrated_run_shows_forecast_against_actual(tiny_run: Path, tmp_path: Path) -> None:
-    config = tiny_config()
-    folder = tmp_path / "run"
-    summary = execute(config, folder, False, ["soar", "run"], Progress(quiet=True), assumptions=assumed(config))
-    (event,) = events(folder, "forecast")
-    assert events(folder)[0] == event
-    assert set(event["sample_rates"]) == {"screen", "write", "student", "measure", "arm", "evaluate"}
-    assert set(event["train_rates"]) == {"student", "teacher", "arm"}
-    assert all(rate > 0 for rate in [*event["sample_rates"].values(), *event["train_rates"].values()])
-    measured = event["assumptions"]
-    assert measured["candidates"] == 12 and 0 < measured["hard_tokens"] <= 48 and measured["teacher_prompt_tokens"] > 0
-    assert summary["forecast"] == event["stage_seconds"]
-    rows = {
-        stage: (expected, actual) for stage, expected, actual in against(summary["forecast"], summary["wall_seconds"])
-    }
-    assert list(rows) == ["screen", "loop", "arms", "evaluate", "in all"]
-    assert rows["in all"][0] == pytest.approx(sum(event["stage_seconds"].values()))
-    write_report(folder)
-    assert "Actual / forecast" in (folder / "report.html").read_text(encoding="utf-8")
-    assert [check for check in doctor.examine(folder) if check.complaints] == []
-    # Calibrating changes no number of the run.
-    assert without_clock(events(folder)[1:]) == without_clock(events(tiny_run))
-
-
-def test_against_bears_anything() -> None:
-    assert against({"screen": "x", "loop": None}, {"screen": 1}) == []
-    assert against({"screen": 2.0}, {"screen": 3.0, "loop": 1.0}) == [("screen", 2.0, 3.0), ("in all", 2.0, 3.0)]
-    lines = forecast.against_lines([("screen", 2.0, 3.0), ("loop", 0.0, 1.0)])
-    assert lines[0].endswith("+50%") and lines[1].endswith("-")
-
-
-def test_events_of_a_forecast_are_explained() -> None:
-    from test_docs import fields
-
-    kinds = ("screen", "write", "student", "measure", "arm", "evaluate", "teacher")
-    rates = Rates(dict.fromkeys(kinds, 1.0), dict.fromkeys(kinds, 1.0), "", True)
-    expected = forecast.forecast(tiny_config(), KNOWN, rates)
-    assert set(expected.event("x")) == fields("forecast")
-
-
-def test_a_run_without_a_forecast_has_none_in_its_report(tiny_run: Path) -> None:
-    assert "forecast" not in json.loads((tiny_run / "summary.json").read_text())
-    assert "Actual / forecast" not in (tiny_run / "report.html").read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ def test_files(tiny_run: Path) -> None:
         for name in ("adapter_config.json", "adapter_model.safetensors")
     }
     streams = {"manifest.json", "metrics.jsonl", "questions.jsonl", "pq.jsonl", "summary.json", "report.html"}
-    streams |= {"ledger.jsonl", "hashes.json"}
+    streams |= {"hashes.json"}
     hard = {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
     left = {name for name in names if not name.startswith("state/") and name != ".lock"}
     assert left == streams | adapters | hard | {"hard/screen.jsonl", "arms/pq/questions.jsonl"}

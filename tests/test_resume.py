@@ -51,7 +51,7 @@ def result(folder: Path) -> dict[str, Any]:
         name: hashlib.sha256((folder / name / "adapter_model.safetensors").read_bytes()).hexdigest()
         for name in ("teacher", "student", "arms/hard_only", "arms/pq")
     }
-    files = ("questions.jsonl", "pq.jsonl", "ledger.jsonl", "hard/train.jsonl", "hard/test.jsonl")
+    files = ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl")
     return {
         "metrics": without_clock(events(folder)),
         "summary": without_clock(json.loads((folder / "summary.json").read_text())),

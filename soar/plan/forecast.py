@@ -5,16 +5,13 @@ assumption is printed and can be given or measured. Pure, needs no torch.
 
 What a run would do, counted before anything is loaded (`soar run --dry-run`).
 
-How long a run will take: counted tokens over measured rates, by stage and arm, beside what it then took.
-
-Rates come from a calibration on the user's own device (`calibrate.py`), or from a table of measured ones (`TABLE`). Needs no
-torch.
+How long a run will take: counted tokens over a table of measured rates (`TABLE`), by stage and arm. Needs no torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -22,7 +19,7 @@ from typing import get_args
 from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.load import GIB, ModelShape, memory_of, shape_of
-from soar.loop.parallel import HELD_OUT_BLOCK, texts_at_once
+from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
 from soar.types import UserError
 
@@ -111,8 +108,7 @@ class Work:
     """One line of a forecast.
 
     stage: as in `wall_seconds` of summary.json. kind: whose rates apply. sampled: tokens of completions. trained: tokens
-    of prompts and completions that pass forward and backward. shared: share of the work that worker processes take over;
-    the rest is the driver's.
+    of prompts and completions that pass forward and backward.
     """
 
     stage: str
@@ -121,7 +117,6 @@ class Work:
     rollouts: float
     sampled: float
     trained: float
-    shared: float = 1.0
 
 
 def inner_steps_mean(config: Config, promotions: float) -> float:
@@ -171,7 +166,7 @@ def _loop(config: Config, known: Assumptions, hard_train: float) -> list[Work]:
     learned = pairs * (known.teacher_prompt_tokens + known.teacher_tokens) if teacher.reward != "none" else 0.0
     measured = students * asked * reward.attempts + baseline
     return [
-        Work("loop", "teacher writes", "write", texts, texts * known.teacher_tokens, 0.0, 0.0),
+        Work("loop", "teacher writes", "write", texts, texts * known.teacher_tokens, 0.0),
         Work("loop", "students train", "student", sampled, sampled * known.question_tokens, trained),
         Work(
             "loop",
@@ -180,9 +175,8 @@ def _loop(config: Config, known: Assumptions, hard_train: float) -> list[Work]:
             measured + intrinsic,
             measured * (known.reward_tokens or known.hard_tokens) + intrinsic * known.question_tokens,
             0.0,
-            students * asked * reward.attempts / max(1.0, measured + intrinsic),
         ),
-        Work("loop", "teacher learns", "teacher", 0.0, 0.0, learned, 0.0),
+        Work("loop", "teacher learns", "teacher", 0.0, 0.0, learned),
     ]
 
 
@@ -283,13 +277,12 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens a second. sample: by kind of work (completion tokens, verification included when calibrated). train: by kind
-    (prompt and completion tokens, the KL term's reference pass included). source: where they were measured."""
+    """Tokens a second. sample: by kind of work (completion tokens). train: by kind (prompt and completion tokens, the KL
+    term's reference pass included). source: where they were measured."""
 
     sample: Mapping[str, float]
     train: Mapping[str, float]
     source: str
-    calibrated: bool = False
 
 
 def table_rates(parameters: float, kl_student: bool, kl_teacher: bool) -> Rates | None:
@@ -304,71 +297,18 @@ def table_rates(parameters: float, kl_student: bool, kl_teacher: bool) -> Rates 
     return Rates(
         dict.fromkeys(("screen", "write", "student", "measure", "arm", "evaluate"), near.decode * scale),
         {"student": student, "arm": student, "teacher": teacher},
-        f"{near.device}, {near.source}{scaled}; other devices: --calibrate",
+        f"{near.device}, {near.source}{scaled}; the first outer step of the run shows its own",
     )
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """How `cluster.workers` share a run (docs/cluster.md). workers: 0 for none.
-
-    threads: chunks that one process does at a time, with the rates measured that way. chunk: students of a piece, 0: an
-    equal share for each worker. block: problems of a piece of screening.
-    """
-
-    workers: int = 0
-    threads: int = 1
-    chunk: int = 0
-    block: int = 16
-
-    def pieces(self, work: Work, config: Config, known: Assumptions) -> int:
-        """Into how many a part of a run is cut, an arm excepted."""
-        if work.kind in ("student", "measure"):
-            students = config.teacher.datasets * config.student.repeats
-            return math.ceil(students / (self.chunk or math.ceil(students / self.workers)))
-        if work.kind == "screen":
-            return max(1, math.ceil(known.candidates / self.block))
-        hard = known.candidates * known.hard_share
-        if config.problems.max_hard:
-            hard = min(hard, config.problems.max_hard)
-        return max(1, math.ceil(hard * config.problems.test_share / HELD_OUT_BLOCK))
-
-    def factor(self, work: Work, config: Config, known: Assumptions) -> float:
-        """Time with the workers over time without, of a part that is cut into pieces: rounds over rounds."""
-        if not self.workers or not work.shared:
-            return 1.0
-        pieces = self.pieces(work, config, known)
-        here, there = (math.ceil(pieces / min(each, pieces)) for each in (self.threads, self.workers))
-        return 1.0 - work.shared + work.shared * there / here
-
-    def arms(self, seconds: Sequence[float]) -> float:
-        """Time of the arms: one after another, or the longest first, each to the worker that is free first."""
-        free = [0.0] * max(1, self.workers)
-        for each in sorted(seconds, reverse=True):
-            free[free.index(min(free))] += each
-        return max(free)
-
-    def line(self, works: Sequence[Work], config: Config, known: Assumptions) -> str:
-        """What the workers share, in words."""
-        cut = {w.name: self.pieces(w, config, known) for w in works if w.shared and w.kind != "arm" and w.rollouts}
-        each = ", ".join(f"{name} {count:,}" for name, count in cut.items())
-        arms = sum(work.kind == "arm" for work in works)
-        return (
-            f"  time with {self.workers} workers, which share what is cut into pieces ({each}; arms {arms}); the teacher and "
-            "the baseline's measurement stay with one process"
-        )
-
-
-@dataclass(frozen=True)
 class Forecast:
-    """works with their wall seconds; None where there is no rate. shared: a line on the workers that share them."""
+    """works with their seconds in one process; None where there is no rate."""
 
     works: tuple[Work, ...]
     seconds: tuple[float | None, ...]
     assumptions: Assumptions
     rates: Rates | None
-    workers: int = 0
-    shared: str = ""
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage; {} without rates."""
@@ -389,20 +329,14 @@ class Forecast:
         total = sum(self.stage_seconds().values()) if self.rates is not None else None
         body.append(f"  {'in all':18s} {rollouts:14,.0f} {sampled:16,.0f} {trained:16,.0f} {_time(total):>11s}")
         if self.rates is None or total is None:
-            body.append("  no time: no rate is known for a model of this size; --calibrate measures it here")
+            body.append("  no time: no rate is known for a model of this size")
         else:
-            hours, devices = total / 3600, f"{self.workers} devices" if self.workers else "one device"
-            body.append(f"  {hours * max(1, self.workers):,.2f} device-hours on {devices}; {PAPER_HOURS}")
-            body += [self.shared] if self.shared else []
+            body.append(f"  {total / 3600:,.2f} device-hours, in one process on one device; {PAPER_HOURS}")
             body.append(f"  rates: {self.rates.source}")
-            body += _rate_lines(self.rates)
+            for what, rates in (("sampled", self.rates.sample), ("trained", self.rates.train)):
+                each = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in rates.items())
+                body.append(f"  {what} tokens a second: {each}")
         return ["forecast", head, *body, "it rests on (--assume NAME=VALUE replaces one)", *self.assumptions.lines()]
-
-
-def _rate_lines(rates: Rates) -> list[str]:
-    sample = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in rates.sample.items())
-    train = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in rates.train.items())
-    return [f"  sampled tokens a second: {sample}", f"  trained tokens a second: {train}"]
 
 
 def _time(seconds: float | None) -> str:
@@ -411,30 +345,17 @@ def _time(seconds: float | None) -> str:
     return f"{seconds:,.1f} s" if seconds < 600 else f"{seconds / 3600:,.2f} h"
 
 
-def forecast(config: Config, assumptions: Assumptions, rates: Rates | None, sharing: Sharing = Sharing()) -> Forecast:
-    """Seconds of a part = tokens sampled / sampling rate of its kind + tokens trained / training rate of its kind.
-
-    With workers the parts that they share take as many rounds of pieces as are needed; a piece takes what it takes here.
-    """
+def forecast(config: Config, assumptions: Assumptions, rates: Rates | None) -> Forecast:
+    """Seconds of a part = tokens sampled / sampling rate of its kind + tokens trained / training rate of its kind."""
     works = workload(config, assumptions)
 
-    def one(work: Work, rates: Rates) -> float:
+    def seconds(work: Work, rates: Rates) -> float:
         taken = work.sampled / rates.sample[work.kind] if work.sampled else 0.0
         return taken + (work.trained / rates.train[work.kind] if work.trained else 0.0)
 
-    if rates is None:
-        return Forecast(tuple(works), (None,) * len(works), assumptions, None, sharing.workers)
-    alone = [one(work, rates) for work in works]
-    arms = [seconds for work, seconds in zip(works, alone, strict=True) if work.kind == "arm"]
-    together = sharing.arms(arms) / sum(arms) if sum(arms) else 1.0
-    seconds = tuple(
-        before * (together if work.kind == "arm" else sharing.factor(work, config, assumptions))
-        for work, before in zip(works, alone, strict=True)
+    return Forecast(
+        tuple(works), tuple(None if rates is None else seconds(work, rates) for work in works), assumptions, rates
     )
-    line = sharing.line(works, config, assumptions) if sharing.workers else ""
-    if not sharing.workers and config.cluster.address:
-        line = "  time of one process: how many workers the cluster has room for is not known beforehand"
-    return Forecast(tuple(works), seconds, assumptions, rates, sharing.workers, line)
 
 
 def table_forecast(config: Config, assumptions: Assumptions) -> Forecast:
@@ -442,7 +363,7 @@ def table_forecast(config: Config, assumptions: Assumptions) -> Forecast:
     shape = shape_of(config)
     kl_student, kl_teacher = config.student.optimizer.kl > 0, config.teacher.optimizer.kl > 0
     rates = None if shape is None else table_rates(shape.parameters, kl_student, kl_teacher)
-    return forecast(config, assumptions, rates, Sharing(config.cluster.workers, chunk=config.model.chunk))
+    return forecast(config, assumptions, rates)
 
 
 def total_line(config: Config) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from soar.loop.student import TrainState
 from soar.loop.teacher import LoopState
 from soar.types import UserError
 
-SCHEMA = 2
+SCHEMA = 3
 POINTER, CHECKSUMS, STATE, TENSORS = "latest.json", "checksums.json", "state.json", "tensors.safetensors"
 
 
@@ -42,7 +43,7 @@ class CheckpointError(UserError):
 class Checkpoint:
     """stage: what was going on. data: JSON-ready state. tensors: named arrays. sizes: bytes of each JSONL file then.
 
-    digests: sha256 of those bytes; {} in checkpoints of versions that kept none.
+    digests: sha256 of those bytes.
     """
 
     stage: str
@@ -52,27 +53,12 @@ class Checkpoint:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def _from_1(state: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 knew no arm in the middle of its training, no promotion on hold and no token count."""
-    data = {"arm_progress": None, "pending": None, "tokens": 0, **state["data"]}
-    return {**state, "schema": 2, "data": data}
-
-
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
-"""schema -> the step that makes a state document of the next schema out of one of this."""
-
-
-def migrate(state: dict[str, Any], where: Path) -> dict[str, Any]:
-    """A state document of any schema that this version knows, in the newest one. Raises CheckpointError."""
-    schema = state.get("schema", 1)
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise CheckpointError(
-            f"{where} has schema {schema!r}, this version reads 1 to {SCHEMA}; resume with the version that wrote it"
-        )
-    while schema < SCHEMA:
-        state = MIGRATIONS[schema](state)
-        schema += 1
-    return state
+def check_schema(schema: object, where: Path) -> None:
+    """Raises CheckpointError for a document that another version wrote."""
+    if schema == SCHEMA and type(schema) is int:
+        return
+    written = "written by soar 0.1" if schema in (1, 2, None) else f"of schema {schema!r}, this version reads {SCHEMA}"
+    raise CheckpointError(f"{where} is {written}; resume with that version")
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -118,8 +104,8 @@ class CheckpointStore:
             raise
         before, self._in_force = self._in_force, number
         keep = {self._path(number).name} | ({self._path(before).name} if before is not None else set())
-        for old in self.folder.iterdir():
-            if old.is_dir() and old.name not in keep:
+        for old in self.folder.iterdir():  # only what a store made: six digits, finished or not
+            if old.is_dir() and old.name not in keep and re.fullmatch(r"\d{6,}(\.tmp)?", old.name):
                 shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
@@ -198,9 +184,9 @@ class CheckpointStore:
         for name, digest in known.items():
             if not (folder / name).is_file() or sha256_of(folder / name) != digest:
                 raise _Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")
-        state = migrate(read_document(folder / STATE), folder / STATE)
-        tensors, digests = load_file(folder / TENSORS), state.get("digests", {})
-        return Checkpoint(state["stage"], state["data"], tensors, state["sizes"], digests)
+        state = read_document(folder / STATE)
+        check_schema(state.get("schema"), folder / STATE)
+        return Checkpoint(state["stage"], state["data"], load_file(folder / TENSORS), state["sizes"], state["digests"])
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
@@ -238,8 +224,7 @@ class Pending:
 class RunState:
     """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
 
-    tokens: sampled since screening. arm_progress: arms in the middle of their training; all but one of them have steps
-    that no event tells of yet, and such an arm is kept apart (`arms_ahead`), so that older checkpoints stay readable.
+    tokens: sampled since screening. arm_progress: arms in the middle of their training.
     """
 
     stage: str
@@ -273,29 +258,29 @@ def to_checkpoint(state: RunState) -> Checkpoint:
         "arm_rollouts": state.arm_rollouts,
         "seconds": state.seconds,
         "tokens": state.tokens,
-        "arm_progress": None,
-        "arms_ahead": [],
+        "arm_progress": [],
         "pending": None,
     }
     for arm, progress in state.arm_progress.items():
-        prefix, train_state = f"train_state:{arm}" if progress.untold else "train_state", progress.train_state
-        tensors |= _prefixed(prefix, train_state.stack.tensors) | _prefixed(
-            f"{prefix}_optimizer", train_state.optimizer
+        training = progress.train_state
+        tensors |= _prefixed(f"train_state:{arm}", training.stack.tensors)
+        tensors |= _prefixed(f"train_state:{arm}_optimizer", training.optimizer)
+        data["arm_progress"].append(
+            {
+                "arm": arm,
+                "step": training.step,
+                "rollouts": training.rollouts,
+                "failed_P": training.failed_P.tolist(),
+                "untold": finite(progress.untold),
+            }
         )
-        known = {
-            "arm": arm,
-            "step": train_state.step,
-            "rollouts": train_state.rollouts,
-            "failed_P": train_state.failed_P.tolist(),
-        }
-        if progress.untold:
-            data["arms_ahead"].append({**known, "untold": finite(progress.untold)})
-        else:
-            data["arm_progress"] = known
     if pending is not None:
         tensors |= _prefixed("held", pending.baseline.tensors)
-        known = {"promotion": pending.promotion, "rows": pending.rows}
-        data["pending"] = {**known, "pass_rates": pending.pass_rates}
+        data["pending"] = {
+            "promotion": pending.promotion,
+            "rows": pending.rows,
+            "pass_rates": pending.pass_rates,
+        }
     return Checkpoint(state.stage, data, tensors)
 
 
@@ -320,14 +305,17 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config
     loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
     arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
     state = RunState(checkpoint.stage, loop, arms, data["arm_rollouts"], data["seconds"], tokens=data["tokens"])
-    first = [{**known, "untold": []}] if (known := data["arm_progress"]) is not None else []
-    for known in [*first, *data.get("arms_ahead", [])]:
-        arm, failed_P = known["arm"], torch.tensor(known["failed_P"])
-        prefix = f"train_state:{arm}" if known["untold"] else "train_state"
-        train_state = TrainState(
-            known["step"], stack(prefix), named(f"{prefix}_optimizer"), failed_P, known["rollouts"], []
+    for row in data["arm_progress"]:
+        arm, failed_P = row["arm"], torch.tensor(row["failed_P"])
+        training = TrainState(
+            row["step"],
+            stack(f"train_state:{arm}"),
+            named(f"train_state:{arm}_optimizer"),
+            failed_P,
+            row["rollouts"],
+            [],
         )
-        state.arm_progress[arm] = ArmProgress(arm, train_state, known["untold"])
+        state.arm_progress[arm] = ArmProgress(arm, training, row["untold"])
     if (held := data["pending"]) is not None:
         state.pending = Pending(held["promotion"], held["rows"], stack("held"), held["pass_rates"])
     return state

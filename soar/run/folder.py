@@ -43,7 +43,16 @@ from soar.files import (
     write_json,
 )
 from soar.report.runs import REVIEW_FILE as FILE
-from soar.run.checkpoint import SCHEMA, Checkpoint, CheckpointStore, changed_lines, lost_lines, read_document
+from soar.run.checkpoint import (
+    SCHEMA,
+    Checkpoint,
+    CheckpointError,
+    CheckpointStore,
+    changed_lines,
+    check_schema,
+    lost_lines,
+    read_document,
+)
 from soar.types import VERSION, UserError
 
 ACCEPTED, REJECTED = "accepted", "rejected"
@@ -70,7 +79,7 @@ def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | 
 
 
 def close(folder: Path) -> None:
-    """Take the file away once the ledger holds the decision."""
+    """Take the file away once the events hold the decision."""
     (folder / FILE).unlink(missing_ok=True)
 
 
@@ -123,9 +132,9 @@ def _number(value: object) -> str:
     return f"{value:+.4f}" if isinstance(value, int | float) else "-"
 
 
-STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "ledger.jsonl")  # cut back on resume
+STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
 EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
-BEFORE_FIRST = ("forecast", "screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
+BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
 
@@ -259,12 +268,10 @@ class RunFolder:
                 f"{self.path}/manifest.json is damaged: hashes is no object of texts; restore it from a copy, or start a "
                 "new run"
             )
-        schema = manifest.get("schema")
-        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-            raise RunFolderError(
-                f"{self.path}/manifest.json has schema {schema!r}, this version reads 1 to {SCHEMA}; "
-                "resume with the version that began the run"
-            )
+        try:
+            check_schema(manifest.get("schema"), self.path / "manifest.json")
+        except CheckpointError as error:
+            raise RunFolderError(str(error)) from None
         changed = difference(_recorded(manifest, self.path).resolved(), scrub(config.resolved()))
         refused = [line for line in changed if line.split(":", 1)[0] not in HARMLESS]
         if refused:
@@ -277,10 +284,6 @@ class RunFolder:
         for old in self.path.rglob(".*.tmp"):
             if old.is_file():
                 old.unlink()  # what a killed process was writing
-        if schema < SCHEMA:
-            self.notes.append(f"the folder was written under schema {schema} and goes on under schema {SCHEMA}")
-            manifest["schema"] = SCHEMA
-            write_json(self.path / "manifest.json", manifest)
         return manifest
 
     def _compare_versions(self, recorded: Any) -> None:

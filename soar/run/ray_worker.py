@@ -164,7 +164,7 @@ class _Notes(logging.Handler):
     def __exit__(self, *error: object) -> None:
         self._catching.__exit__(None, None, None)
         logging.getLogger("soar").removeHandler(self)
-        package = str(Path(__file__).parent)
+        package = str(Path(__file__).parent.parent)
         self.lines += [str(found.message) for found in self._warned or [] if found.filename.startswith(package)]
 
 
