@@ -197,9 +197,9 @@ def buffer_cache(config: Any, whole: bool = False) -> DynamicCache | None:
 
     whole: sliding layers keep every place too; None for a model with layers that hold other state.
     """
-    cache, known = DynamicCache(config=config), (DynamicLayer, DynamicSlidingWindowLayer)
-    if whole and any(type(layer) not in known for layer in cache.layers):
+    cache, plain = DynamicCache(config=config), (DynamicLayer, DynamicSlidingWindowLayer)
+    if whole and any(type(layer) not in plain for layer in cache.layers):
         return None
-    buffered = known if whole else (DynamicLayer,)
+    buffered = plain if whole else (DynamicLayer,)
     cache.layers = [BufferLayer() if type(layer) in buffered else layer for layer in cache.layers]
     return cache

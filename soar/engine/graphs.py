@@ -15,12 +15,10 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from soar.config import SamplingConfig
 from soar.engine import kernels
 from soar.engine.attention import StaticLayer, Window, buffer_cache, decoding
 from soar.engine.policy import AdapterStack, Backbone
@@ -214,22 +212,7 @@ class StaticDecoder:
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def run(
-        self,
-        stack: AdapterStack | None,
-        prompts_U: list[list[int]],
-        attempts: int,
-        seeds_B: np.ndarray,
-        sampling: SamplingConfig,
-        greedy: bool,
-    ) -> Rollouts:
-        """`attempts` completions of each prompt, rows policy-major; arguments as in `NativeSampler.sample`."""
-        held = self._hold(stack)
-        with self.backbone.use(held):
-            call = _Call(self.backbone, held, prompts_U, attempts, seeds_B, sampling, greedy).begin(self)
-        return call.finish()
-
-    def _hold(self, stack: AdapterStack | None) -> AdapterStack | None:
+    def hold(self, stack: AdapterStack | None) -> AdapterStack | None:
         """The stack in the compute type, at addresses that stay."""
         if stack is None:
             return None
@@ -259,13 +242,13 @@ class StaticDecoder:
         return program
 
 
-class _Call(Batch):
-    """A batch in slots: prefill, place, step, move to narrower programs, collect."""
+class SlotBatch(Batch):
+    """A batch in slots: prefill, place, step, move to narrower programs, collect. Its stack is `StaticDecoder.hold`'s."""
 
-    def begin(self, decoder: StaticDecoder) -> _Call:
+    def _begin(self, decoder: StaticDecoder) -> None:
         """Prefill, and put every row into its slot of the first program."""
-        self.decoder, shape = decoder, self._shape()
-        self.shape = shape
+        self.decoder = decoder
+        shape = self.shape = self._shape()
         self.first = 0  # step from which the current program's notes count
         self.looked = 0  # tokens in which stop strings were looked for
         longest, device = self.longest, self.backbone.device
@@ -301,7 +284,6 @@ class _Call(Batch):
         program.ended_R.copy_(~inside_R)
         program.failed_R.zero_()
         program.note(logits_U_V[prompt_R])
-        return self
 
     def _shape(self) -> Shape:
         steps, sampling = self.sampling.max_tokens, self.sampling
@@ -310,8 +292,10 @@ class _Call(Batch):
         policies = 0 if self.stack is None else self.policies
         return Shape(policies, rows, places, steps, self.greedy, sampling.temperature, sampling.top_p)
 
-    def finish(self) -> Rollouts:
+    def finish(self, decoder: StaticDecoder) -> Rollouts:
         """Step until every row has ended or the budget is spent."""
+        with self.backbone.use(self.stack):
+            self._begin(decoder)
         steps = self.shape.steps
         for step in range(1, steps):
             if step % CHECK == 0 or step == 1:

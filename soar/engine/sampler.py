@@ -19,7 +19,7 @@ from torch import Tensor
 from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.attention import buffer_cache
-from soar.engine.graphs import PLACE_STEP, StaticDecoder, slots_for
+from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
 from soar.engine.memory import free_bytes, halving, is_out_of_memory
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, Rollouts, check_prompts, draw, join, live_first, next_logits
@@ -103,8 +103,10 @@ class NativeSampler:
             seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
             try:
                 if self.static and self.decoder.supports(stack):
-                    return self.decoder.run(stack, prompts, attempts, seeds_B, sampling, greedy)
-                return _Run(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy).finish()
+                    held = self.decoder.hold(stack)
+                    slots = SlotBatch(self.backbone, held, prompts, attempts, seeds_B, sampling, greedy)
+                    return slots.finish(self.decoder)
+                return GrowingBatch(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy).finish()
             except (MemoryError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     self.decoder.release()
@@ -137,7 +139,7 @@ class NativeSampler:
         self.decoder.release()
 
 
-class _Run(Batch):
+class GrowingBatch(Batch):
     """A batch over a growing cache: prefill, then one token a step until every row has ended."""
 
     def finish(self) -> Rollouts:

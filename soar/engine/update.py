@@ -301,7 +301,7 @@ class StackOptimizer:
     def _flat_state(self) -> dict[str, Tensor]:
         """AdamW's own tensors, `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
         of_name = {name: self.adamw.state.get(self.stack.tensors[name], {}) for name in self.names}
-        return {f"{name}/{key}": value for name, own in of_name.items() for key, value in own.items()}
+        return {f"{name}/{key}": value for name, state in of_name.items() for key, value in state.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """The part of AdamW's own tensors whose first axis is the policy."""

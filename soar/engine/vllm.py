@@ -117,7 +117,7 @@ class VllmSampler:
                 self.loaded[digest] = self.loaded.pop(digest)
                 continue
             while len(self.loaded) >= self.slots:
-                oldest = next(known for known in self.loaded if known not in wanted)
+                oldest = next(digest for digest in self.loaded if digest not in wanted)
                 self.engine.drop(self.loaded.pop(oldest))
             self._last += 1
             rank = self.backbone.config.lora_rank

@@ -1,18 +1,23 @@
-"""A base model in 8 or 4 bits, and models that do not fit their device."""
+"""How a base model is loaded: in 8 or 4 bits, with kernels of liger, refused where it does not fit its device."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers import random_stack, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
+from transformers.models.llama import modeling_llama
 
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import load as memory
-from soar.engine.load import GIB, TooLarge, check_fits, load_backbone, memory_of
+from soar.engine.load import GIB, TooLarge, check_fits, fuse, load_backbone, memory_of
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 
@@ -87,3 +92,46 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, mon
         check_fits(four, 30 * GIB, "cpu")
     check_fits(config, None, "cpu")
     check_fits(tiny_config("model.path=nobody/model-70B", "model.adapter=lora"), GIB, "cpu")  # a name is no proof
+
+
+class OnGPU:
+    """A tiny Llama on the CPU that says it is on a GPU; `fuse` finds its module by its class."""
+
+    __module__ = modeling_llama.__name__
+
+    def __init__(self) -> None:
+        self.model = tiny_model("llama")
+        self.config = self.model.config
+
+    def parameters(self) -> Iterator[Any]:
+        yield SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
+
+    def __call__(self, **named: Any) -> Any:
+        return self.model(**named)
+
+
+@pytest.mark.parametrize("case", ["old", "right", "wrong"])
+def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, norm = modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaRMSNorm
+
+    def patch(model: OnGPU, **no_losses: bool) -> None:
+        modeling_llama.apply_rotary_pos_emb = lambda q, k, *rest, **more: plain(q, k * 1.0, *rest, **more)
+        modeling_llama.LlamaRMSNorm = object  # names that other models need
+        if case == "wrong":
+            model.model.lm_head.weight.data *= 1.1
+
+    offered = SimpleNamespace() if case == "old" else SimpleNamespace(_apply_liger_kernel_to_instance=patch)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for name, module in (("", object()), (".transformers", object()), (".transformers.monkey_patch", offered)):
+        monkeypatch.setitem(sys.modules, f"liger_kernel{name}", module)
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", plain)  # undone in the end
+    if case == "old":
+        with pytest.warns(UserWarning, match="liger-kernel cannot be used, going on without"):
+            assert fuse(OnGPU(), "auto") is False
+    elif case == "wrong":
+        with pytest.raises(ConfigError, match="liger-kernel changes the logits of this llama model"):
+            fuse(OnGPU(), "auto")
+    else:
+        assert fuse(OnGPU(), "off") is False and fuse(tiny_model("llama"), "auto") is False
+        assert fuse(OnGPU(), "auto") is True
+    assert modeling_llama.LlamaRMSNorm is norm
