@@ -3,20 +3,15 @@
 Every program gets a fresh process in fresh namespaces: no network, no other process in sight, an empty environment, a
 root that holds the Python library read-only and one small scratch folder in memory, limits on CPU time, wall time,
 memory, file size, open files and output, no capability, and a list of allowed system calls that has no way to start a
-process or open a socket (`seccomp.py`). The box is made by `jail.py`; this file finds out what the machine can do,
-starts the servers, and reads what comes back with bounds on every byte.
+process or open a socket. The box is made by `jail.py`; this file finds out what the machine can do, starts the servers,
+and reads what comes back with bounds on every byte.
 
 Backends, first that passes a trial: `bwrap` (bubblewrap around a server that makes a second box for every program),
-`bwrap-single` (where namespaces cannot be nested: one bubblewrap for each program, slower), `namespaces` (user namespaces
-without bubblewrap). Without any of them nothing is run: SandboxError says what to install.
+`namespaces` (user namespaces without bubblewrap). Without either nothing is run: SandboxError says what to install.
 
-The values that a program is expected to give never enter the sandbox. Needs Linux 5.12 or newer on x86_64 or aarch64.
-
-Boxes: the servers that run programs in a sandbox, and how one talks to them.
-
-A `Box` starts `jail.py`, under bubblewrap or by itself, sends it one program at a time, and reads what comes back with a
-bound on every byte. What comes from the server is trusted; what comes from the program is a claim. `sandbox.py` says
-which kind of box this machine can make.
+A `Box` starts `jail.py`, sends it one program at a time, and reads what comes back. What comes from the server is trusted;
+what comes from the program is a claim, and the values that it is expected to give never enter the sandbox. Needs Linux 5.12
+or newer on x86_64 or aarch64.
 """
 
 from __future__ import annotations
@@ -25,7 +20,6 @@ import contextlib
 import functools
 import json
 import os
-import platform
 import queue
 import select
 import shutil
@@ -40,10 +34,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from soar.sandbox.seccomp import build_filter
 from soar.types import UserError
 
 __all__ = ["BACKENDS", "End", "Job", "Limits", "Outcome", "Sandbox", "SandboxError", "find_backend"]
@@ -53,6 +45,7 @@ GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dea
 SCRATCH = "/scratch"
 SITES = ("site-packages", "dist-packages")
 NOBODY = 65534
+JAIL = (Path(__file__).parent / "jail.py").read_text(encoding="utf-8")
 
 
 class SandboxError(UserError):
@@ -122,21 +115,13 @@ def _world() -> dict[str, Any]:
         "binds": binds,
         "links": links,
         "hidden": [name for name in names if os.path.isdir(name) and not os.path.islink(name)],
-        "filter": build_filter(platform.machine()).hex(),
     }
-
-
-def _settings(backend: str) -> dict[str, Any]:
-    """What a server must know before the first program. owner: user and group that a box maps to nobody."""
-    owner = [os.getuid(), os.getgid()] if backend == "namespaces" else [NOBODY, NOBODY]
-    return {**_world(), "namespaces": backend != "bwrap-single", "owner": owner}
 
 
 def _command(backend: str, results: int) -> list[str]:
     """The command line of a server."""
-    source = (Path(__file__).parent / "jail.py").read_text(encoding="utf-8")
     python = os.path.realpath(sys.executable)
-    run = [python, "-S", "-s", "-P", "-B", "-c", source, str(results)]
+    run = [python, "-S", "-s", "-P", "-B", "-c", JAIL, str(results)]
     if backend == "namespaces":
         return run
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--clearenv", "--new-session"]
@@ -152,10 +137,7 @@ def _command(backend: str, results: int) -> list[str]:
     for link, goal in world["links"].items():
         command += ["--symlink", goal, link]
     command += ["--dev-bind", "/dev/null", "/dev/null"]
-    if backend == "bwrap":  # the server needs /proc to make user namespaces; the programs do not see it
-        command += ["--bind", "/proc", "/proc", "--dir", "/tmp"]
-    else:
-        command += ["--size", str(Limits().scratch_kb * 2**10), "--tmpfs", SCRATCH]
+    command += ["--bind", "/proc", "/proc", "--dir", "/tmp"]  # the server makes user namespaces; programs see neither
     return [*command, "--remount-ro", "/", "--", *run]
 
 
@@ -222,7 +204,8 @@ class Box:
         data = HEADER.pack(len(payload), max(1, int(limits.wall_s * 1000))) + payload
         process = self._process
         if process is None:
-            settings = json.dumps(_settings(self.backend)).encode()
+            owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]
+            settings = json.dumps({**_world(), "owner": owner}).encode()  # owner: whom a box maps to nobody
             data = HEADER.pack(len(settings), 0) + settings + data
             process = self._start()
         try:
@@ -231,18 +214,14 @@ class Box:
             said = self._last_words()
             self.close()
             raise Lost(f"{error}{said}") from error
-        if self.backend == "bwrap-single" or report["setup"] is not None:
-            self.close()
         if report["setup"] is not None:
+            self.close()
             raise SandboxError(f"sandbox {self.backend}: {report['setup']}")
         return _outcome(report, output, limits)
 
     def _last_words(self) -> str:
-        try:
-            self._said.seek(0)
-            text = self._said.read(2000).decode("utf-8", "replace").strip()
-        except (OSError, ValueError):
-            return ""
+        self._said.seek(0)
+        text = self._said.read(10_000).decode("utf-8", "replace").strip()
         return f": {text.splitlines()[-1]}" if text else ""
 
     def _exchange(
@@ -310,15 +289,13 @@ def _outcome(report: dict[str, Any], output: bytes | None, limits: Limits) -> Ou
     return Outcome(End.DONE, answers, errors, next(iter(errors.values()), ""), cpu_s)
 
 
-BACKENDS = ("bwrap", "bwrap-single", "namespaces")
+BACKENDS = ("bwrap", "namespaces")
 STARTS = 3  # lost servers in a row for one program until giving up
 INSTALL = (
     "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap), or allow user "
     "namespaces: inside Docker --security-opt seccomp=unconfined --security-opt apparmor=unconfined, on Ubuntu 24.04 "
     "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 )
-
-# ---- which backend ----
 
 PROBE = """
 import os, socket
@@ -356,7 +333,7 @@ def _trial(backend: str) -> str:
     """Why a backend cannot be used here; "" when a program in it is as locked in as it should be."""
     if not sys.platform.startswith("linux"):
         return f"needs Linux, this is {sys.platform}"
-    if backend.startswith("bwrap") and shutil.which("bwrap") is None:
+    if backend == "bwrap" and shutil.which("bwrap") is None:
         return "bwrap is not installed"
     box = Box(backend)
     try:
@@ -403,9 +380,7 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property
