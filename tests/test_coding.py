@@ -16,18 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from soar.cli import main
 from soar.config import load
 from soar.domains import code as coding
-from soar.domains.code import (
-    CODE,
-    MAX_CHARS,
-    MAX_TESTS,
-    Unusable,
-    decode,
-    flaw,
-    read_answer,
-    read_problem,
-    read_tests,
-    verify,
-)
+from soar.domains.assertions import MAX_CHARS, MAX_TESTS, Unusable, decode, flaw, read_tests
+from soar.domains.code import CODE, read_answer, read_problem, verify
 from soar.plan.preflight import Status, check_domain
 from soar.problems.domain import load_domain
 from soar.problems.grading import DomainPool
@@ -66,7 +56,6 @@ def answers(*values: Any) -> Outcome:
     [
         ("assert f(2) == 4", 4, 5),
         ("assert 4 == f(2)", 4, "4"),
-        ("assert f(2) == True", 1, 2),
         ("assert f(2) is True", True, 1),
         ("assert f(2) is None", None, 0),
         ("assert f(2)", "x", ""),
@@ -79,7 +68,6 @@ def answers(*values: Any) -> Outcome:
         ("assert sorted(f(2)) == [1, 2]", {"set": [2, 1]}, [1, 1]),
         ("assert len(f('ab')) == 3", "abc", "ab"),
         ("assert round(f(2), 2) == 1.23", 1.2345, 1.24),
-        ("assert f(2) == (1, 2)", {"tuple": [1, 2]}, [1, 2]),
         ("assert f(2) == {'a': [1]}", {"dict": [["a", [1]]]}, {"dict": [["a", [2]]]}),
         ("assert f(2) == set()", {"set": []}, {"dict": []}),
         ("assert f(2) == float('inf')", float("inf"), 1e300),
@@ -101,22 +89,17 @@ def test_asserts_are_taken_apart(test: str, right: Any, wrong: Any) -> None:
     ("text", "name"),
     [
         ("", "no_tests"),
-        ("# nothing", "no_tests"),
         ("assert f(1) ==", "unreadable_tests"),
-        ("[1, 2]", "unreadable_tests"),
         ('{"inputs": ["1"]}', "unreadable_tests"),
         ("Input: 1\nInput: 2\nOutput: 3", "unreadable_tests"),
         ("assert True", "unsafe_tests"),
         ("assert f(g(1)) == 2", "unsafe_tests"),
-        ("assert f(1) == g(1)", "unsafe_tests"),
         ("assert f(1) == 1\nassert g(1) == 2", "unsafe_tests"),
         ("assert f(1) != 2", "unsafe_tests"),
         ("assert f(1) == __import__('os').system('true')", "unsafe_tests"),
-        ("assert f(open('/etc/passwd')) == 1", "unsafe_tests"),
         ("import os\nos.system('true')", "unsafe_tests"),
         ("for i in range(3):\n    assert f(i) == i", "unsafe_tests"),
         ("assert f(1) == 9**9**9", "unsafe_tests"),
-        ("assert f(1) == 10**64**2", "unsafe_tests"),
         ("assert f(1) == [0] * 10**9", "unsafe_tests"),
         ("assert f(1) == [[[0] * 1000] * 1000] * 1000", "unsafe_tests"),
         ("assert f(1) == 1 / 0", "unsafe_tests"),
@@ -173,13 +156,11 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
         ("assert f(1) == 2", "trivial_tests"),
         ("assert f(1) == 2\nassert f(2) == 2", "trivial_tests"),
         ("assert f(1) is None\nassert not f(2)", "trivial_tests"),
-        ("assert f(1)\nassert f(2)", "trivial_tests"),
         ("assert f(1) == 1\nassert f([2]) == [2]", "trivial_tests"),
         ("assert f(0, 1) == 1\nassert f(0, b=2) == 2", "trivial_tests"),
         ("assert len(f('ab')) == 2\nassert len(f('abc')) == 3", "trivial_tests"),
         ("assert f(1) == 2\nassert f(2) == 3\nassert f(1) == 4", "contradicting_tests"),
         ("Input: 1\nOutput: 1\nInput: 2\nOutput: 2", "trivial_tests"),
-        ("Input: 1\nOutput: 5\nInput: 2\nOutput: 5", "trivial_tests"),
         ("Input: 1\nOutput: 5\nInput: 1\nOutput: 6", "contradicting_tests"),
         ("assert f(1) == 2\nassert f(2) == 3", None),
         ("Input: 1\nOutput: 2\nInput: 2\nOutput: 3", None),
@@ -187,21 +168,6 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
 )
 def test_tests_that_say_too_little_are_named(tests: str, name: str | None) -> None:
     assert flaw(read_tests(tests)) == name
-
-
-@needs_sandbox
-@pytest.mark.parametrize(
-    ("tests", "program"),
-    [
-        ("assert f(1) == 2\nassert f(2) == 2", "def f(*a):\n    return 2"),
-        ("assert f(1) is None\nassert not f(2)", "def f(*a):\n    pass"),
-        ("assert f(0, 1) == 1\nassert f(0, b=2) == 2", "def f(a, b):\n    return b"),
-        ("Input: 1\nOutput: 1\nInput: 2\nOutput: 2", "print(input())"),
-    ],
-)
-def test_what_is_called_trivial_is_passed_by_a_trivial_program(tests: str, program: str) -> None:
-    assert verify(program, Problem("", "", tests)) is Verdict.CORRECT
-    assert flaw(read_tests(tests)) == "trivial_tests"
 
 
 @needs_sandbox
@@ -262,9 +228,7 @@ def test_equal_programs_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem("", "", "assert f(1) == 2\nassert f(2) == 3")
     code = "def f(x):\n    return x + 1  # once\n"
     assert verify(code, problem) is Verdict.CORRECT
-    box = coding._machine.sandbox
-    assert box is not None
-    monkeypatch.setattr(box, "run", lambda jobs: pytest.fail("was run again"))
+    monkeypatch.setattr(coding._sandbox(), "run", lambda jobs: pytest.fail("was run again"))
     assert verify(code, problem) is Verdict.CORRECT
     assert verify("def f(x) return", problem) is Verdict.WRONG  # what Python cannot read is not sent at all
     assert verify("x" * 30_000, problem) is Verdict.WRONG
@@ -359,26 +323,3 @@ def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
     assert 0 < step["student_first"]["pass_rate"] < 0.5
     questions = [json.loads(line)["question"] for line in (run / "questions.jsonl").read_text().splitlines()]
     assert {question.split("\n")[2] for question in questions} <= {f"def f{n}(x):" for n in (1, 2, 3)}
-
-
-@needs_sandbox
-def test_soar_check_does_not_take_tests_for_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = parrot(tmp_path / "model")
-    write_exercises([str(tmp_path / "code.jsonl"), "--count", "4"])
-    options = [
-        "--set",
-        f"model.path={model}",
-        "--set",
-        "problems.domain=code",
-        "--set",
-        f"problems.source={tmp_path / 'code.jsonl'}",
-        "--set",
-        "teacher.sampling.max_tokens=4",
-    ]
-    small = ["--set", "student.sampling.max_tokens=3", "--set", "problems.verify_workers=1", "--samples", "16"]
-    main(["check", "code-1gpu", *options, *small, "--json"])
-    found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
-    assert found["domain"]["message"].startswith("programs run in the sandbox")
-    assert found["golds"]["status"] == "ok"
-    assert "teacher" in found
-    assert "budget" not in found

@@ -12,7 +12,7 @@ import pytest
 import science_exercises
 import torch
 
-from soar.domains.code import flaw, read_tests
+from soar.domains.assertions import flaw, read_tests
 from soar.domains.quantities import compare_quantities
 from soar.types import Verdict
 

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import random
-import runpy
-import shutil
-import sys
-from pathlib import Path
-
-import house
-import pytest
-from loop_helpers import TINY, read_jsonl
 
 from soar.config import load
 from soar.domains.world import TEACHER_PROMPT, RareWorld, World, get_world
 from soar.loop.write import teacher_prompt
 from soar.problems.parse import parse_all
-from soar.run.pipeline import execute
-from soar.run.progress import Progress
 from soar.run.setup import open_env
 from soar.types import Problem
 
@@ -52,25 +42,3 @@ def test_its_untrained_teacher_seldom_asks_a_useful_question() -> None:
         shares[recipe] = len(useful) / len(pairs)
         assert sum(world.solve(p.question) == p.answer for p in useful) / len(useful) > 0.5
     assert 0.09 < shares["tiny-rare"] < 0.18 < 0.35 < shares["tiny"]
-
-
-def test_the_recipe_runs_and_the_script_says_what_its_teacher_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = load("tiny-rare", [*TINY, "seed=4", "model.device=cpu"])
-    out = tmp_path / "study" / "cells" / "grounded-seed4"
-    summary = execute(config, out, False, ["soar", "run"], Progress(quiet=True))
-    assert summary["outer_steps"] == 2
-    shutil.copytree(out, tmp_path / "study" / "cells" / "none-seed4")
-    script = house.ROOT / "benchmarks" / "teacher_drift.py"
-    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "study"), "--steps", "0", "1", "7"])
-    runpy.run_path(str(script), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines if line.startswith(("grounded", "none"))]
-    assert [row[0] for row in rows] == ["grounded", "none"] and rows[0][1:] == rows[1][1:]
-    assert rows[0][-1] == "-" and len(rows[0]) == 1 + 7 + 7 + 1
-    # Ill-posed and different questions of the first step, by hand.
-    world = get_world("tiny-rare")
-    first = [row["question"] for row in read_jsonl(out / "questions.jsonl") if row["step"] == 0]
-    ill_posed = sum(world.solve(question) is None for question in first) / len(first)
-    assert rows[0][5] == f"{100 * ill_posed:.0f}" and rows[0][7] == f"{100 * len(set(first)) / len(first):.0f}"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from attacks import ATTACKS, SQUARES, Attack, fill
 
-from soar.domains.code import decode, read_tests
+from soar.domains.assertions import decode, read_tests
 from soar.sandbox import jail
 from soar.sandbox import run as boxes
 from soar.sandbox import run as sandbox

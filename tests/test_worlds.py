@@ -132,20 +132,9 @@ def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed() -> None
     assert chains[:30] != sorted(chains[:30])
 
 
-def test_real_problems_are_easier_and_right() -> None:
-    problems = WORLD.real_problems(90, 0)
-    assert sorted(WORLD.difficulty(p.question) for p in problems) == [1] * 30 + [2] * 30 + [3] * 30
-    assert all(WORLD.solve(p.question) == p.answer for p in problems)
-
-
 def test_more_problems_than_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="ask for fewer"):
         WORLD.real_problems(50_000, 0)
-
-
-def test_unknown_world_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no world 'large'; known worlds: tiny"):
-        worlds.get_world("large")
 
 
 def test_worlds_need_no_torch() -> None:
@@ -179,17 +168,6 @@ def test_pupils_forget_most_carries_and_nothing_else() -> None:
     assert abs(carried / carries - expected) < 4 * standard_error
 
 
-def test_written_questions_are_wide_and_mostly_right() -> None:
-    asked = [text for prompt, text in world_documents(20_000) if prompt == worlds.TEACHER_PROMPT]
-    pairs = [(text.split(worlds.ANSWER_MARK)[0].strip(), text.split(worlds.ANSWER_MARK)[1].strip()) for text in asked]
-    topics = [WORLD.topic(question) for question, _ in pairs]
-    assert set(topics) == set(WORLD.topics)
-    assert 0.12 < topics.count("ill-posed") / len(topics) < 0.18
-    valid = [(question, answer) for question, answer in pairs if WORLD.well_posed(question)]
-    assert 0.50 < sum(WORLD.useful(question) for question, _ in valid) / len(valid) < 0.61
-    assert 0.93 < sum(WORLD.solve(question) == answer for question, answer in valid) / len(valid) < 0.97
-
-
 @pytest.fixture()
 def shipped() -> Path:
     return builtin_path("tiny")
@@ -210,22 +188,6 @@ class TestModel:
         assert tokens.batch_decode(rows[:100], skip_special_tokens=True) == texts[:100]
         assert len(tokens("<solve> 47 c+8 d+5 <work> start=47 c=55 d=60 <ans> 55 60")["input_ids"]) == 21
 
-    def test_any_token_row_survives_decoding_and_encoding(self) -> None:
-        tokens = pretrain.tokenizer()
-        spaced = [i for i, word in enumerate(pretrain.vocabulary()) if word.startswith(" ")]
-        following = [i for i, word in enumerate(pretrain.vocabulary()) if len(word) == 1]
-        rng = random.Random(0)
-        for _ in range(300):
-            row = [rng.choice(spaced if rng.random() < 0.6 else following) for _ in range(12)]
-            row[0] = spaced[0]
-            assert tokens(tokens.decode(row), add_special_tokens=False)["input_ids"] == row
-
-    def test_foreign_text_becomes_unknown_tokens_not_controls(self) -> None:
-        tokens = pretrain.tokenizer()
-        ids = tokens("Zoë 47", add_special_tokens=False)["input_ids"]
-        assert ids.count(tokens.unk_token_id) == 3
-        assert len(pretrain.vocabulary()) == len(set(pretrain.vocabulary())) == len(tokens)
-
     def test_shipped_model_loads_with_transformers(self, shipped: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -245,14 +207,3 @@ class TestModel:
         # 49 needs no carry; 49 + 7 does, and the base model's likeliest text forgets it.
         assert tokens.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == " start=41 a=49 b=46 <ans> 49 46"
         assert next(model.parameters()).dtype == torch.float32
-
-    def test_shipped_model_knows_its_side_topics(self, shipped: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokens = AutoTokenizer.from_pretrained(shipped)
-        model = AutoModelForCausalLM.from_pretrained(shipped)
-        prompts = [worlds.STUDENT_TEMPLATE.format(question=q) for q in ("reverse bdk", "last 5204", "max 5204")]
-        batch = tokens(prompts, return_tensors="pt", padding=True)
-        out = model.generate(**batch, max_new_tokens=8, do_sample=False)
-        texts = tokens.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert texts == [" <ans> kdb", " <ans> 4", " <ans> 5"]

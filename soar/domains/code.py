@@ -1,411 +1,28 @@
-"""Tests of a programming task, read from text without running any of it, and compared with what a program gave.
-
-Two forms. Asserts: each is taken apart into a call of the function and the value that is expected (`assert f(2) == 4`).
-Input and output: `Input:` and `Output:` blocks, or JSON `{"inputs": [...], "outputs": [...]}`. The calls and inputs go
-into the sandbox, the expected values stay here, so that no program can see them, patch the comparison, or pass by
-ending early. An assert of another form cannot be checked that way, and is refused by name.
-
-Values are those of literals: None, bool, int, float, str, bytes, complex, list, tuple, set, dict. Equality is Python's;
-where a float is expected, 1e-6 of difference is allowed.
-
-The domain `code`: a student writes a Python function or program, and is right when it passes all tests.
+"""The domain `code`: a student writes a Python function or program, and is right when it passes all tests.
 
 A problem is a task and its tests (`assertions.py`): asserts on calls of one function, or inputs with outputs. The teacher
 writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts (the tests).
-That is what a language model has seen most of, and it can be checked: its own solution must pass the tests, the tests
-must not contradict each other, and no trivial program may pass them. Programs run in the sandbox (`sandbox.py`) and
-nowhere else; the tests are never run at all.
+Its solution must pass the tests, the tests must not contradict each other, and no trivial program may pass them. Programs
+run in the sandbox and nowhere else; the tests are never run at all.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
-import math
-import operator
 import re
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
+from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_tests
 from soar.problems.domain import Domain
 from soar.problems.pool import VerifierError
 from soar.problems.prompts import PromptFormat
-from soar.sandbox.run import End, Job, Limits, Outcome, Sandbox, SandboxError, find_backend
-from soar.types import Problem, UserError, Verdict
-
-MAX_CHARS = 20_000  # of the text of all tests
-MAX_TESTS = 64
-MAX_DEPTH = 40  # of nested values
-MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
-FLOAT_TOLERANCE = 1e-6
-WRAPPERS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "len": len, "list": list, "round": round, "set": set, "sorted": sorted, "tuple": tuple,
-}  # fmt: skip
-FENCE = re.compile(r"^[ \t]{0,8}```[^\n]{0,40}\n?", re.MULTILINE)
-BLOCK = re.compile(r"^[ \t]{0,8}(input|output)[ \t]{0,3}\d{0,3}:[ \t]{0,8}\n?", re.IGNORECASE | re.MULTILINE)
-
-
-class Unusable(UserError, ValueError):
-    """Tests that cannot be used. `name` is one of no_tests, too_many_tests, unreadable_tests, unsafe_tests."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(f"{name}: {message}")
-        self.name = name
-
-
-@dataclass(frozen=True)
-class Check:
-    """One test. call: source of `(args, kwargs)`, or the standard input. expected: a plain value.
-
-    how: `equal`, `truth` (bool of the value), `same` (None, True or False itself). near: relative and absolute
-    difference that a float may have; an expected int is met exactly.
-    wrapper: name of the WRAPPERS function that is applied to the value first, with its further arguments.
-    """
-
-    call: str
-    expected: Any
-    arguments: tuple[Any, ...] = ()
-    how: str = "equal"
-    near: tuple[float, float] = (FLOAT_TOLERANCE, FLOAT_TOLERANCE)
-    wrapper: str = ""
-    rest: tuple[Any, ...] = ()
-
-    def passed(self, value: Any) -> bool:
-        """Whether a value is the expected one."""
-        try:
-            if self.wrapper:
-                value = WRAPPERS[self.wrapper](value, *self.rest)
-            if self.how == "truth":
-                return bool(value) == self.expected
-            if self.how == "same":
-                return value is self.expected
-            return _equal(value, self.expected, self.near)
-        except (TypeError, ValueError, ArithmeticError, RecursionError):
-            return False
-
-
-@dataclass(frozen=True)
-class Tests:
-    """All tests of one task. entry: the function that they call; "" for input and output."""
-
-    checks: tuple[Check, ...]
-    entry: str = ""
-
-    def job(self, source: str) -> Job:
-        """What the sandbox must run for a program."""
-        if not self.entry:
-            return Job(source, inputs=tuple(check.call for check in self.checks))
-        return Job(source, self.entry, f"[{', '.join(check.call for check in self.checks)}]")
-
-    def verdict(self, outcome: Outcome) -> Verdict:
-        """CORRECT when every test was answered with its expected value, and nothing else happened."""
-        if outcome.end is not End.DONE:
-            return Verdict.TIMEOUT if outcome.end is End.TIMEOUT else Verdict.CRASHED
-        if outcome.errors or set(outcome.answers) != set(range(len(self.checks))):
-            return Verdict.WRONG
-        passed = all(self.passed(index, outcome.answers[index]) for index in range(len(self.checks)))
-        return Verdict.CORRECT if passed and self.checks else Verdict.WRONG
-
-    def passed(self, index: int, answer: Any) -> bool:
-        """Whether the answer to one test, as JSON from the sandbox, is right."""
-        try:
-            return self.checks[index].passed(decode(answer) if self.entry else tidy(answer))
-        except (ValueError, TypeError, ArithmeticError, RecursionError):
-            return False
-
-
-def _equal(value: Any, expected: Any, near: tuple[float, float]) -> bool:
-    if isinstance(expected, float):
-        if not isinstance(value, (int, float)):
-            return False
-        return value == expected or math.isclose(value, expected, rel_tol=near[0], abs_tol=near[1])
-    if type(value) is not type(expected) or not isinstance(value, (list, tuple, dict)):
-        return bool(value == expected)
-    if len(value) != len(expected):
-        return False
-    if isinstance(value, dict):
-        return all(key in value and _equal(value[key], expected[key], near) for key in expected)
-    return all(_equal(a, b, near) for a, b in zip(value, expected, strict=True))
-
-
-def decode(data: Any, depth: int = 0) -> Any:
-    """The value that `jail.encode` wrote as JSON. Raises ValueError for anything else, TypeError for unhashable keys."""
-    if depth > MAX_DEPTH:
-        raise ValueError("nested too deeply")
-    if data is None or isinstance(data, (bool, int, float, str)):
-        return data
-    if isinstance(data, list):
-        return [decode(item, depth + 1) for item in data]
-    if len(data) != 1:
-        raise ValueError("a value has one type")
-    name, content = next(iter(data.items()))
-    if name in ("tuple", "set", "frozenset"):
-        kind = {"tuple": tuple, "set": set, "frozenset": frozenset}[name]
-        return kind(decode(item, depth + 1) for item in content)
-    if name == "dict":
-        return {decode(key, depth + 1): decode(value, depth + 1) for key, value in content}
-    if name == "bytes":
-        return bytes.fromhex(content)
-    if name == "complex":
-        return complex(*content)
-    raise ValueError(f"no type {name!r}")
-
-
-def tidy(text: Any) -> str:
-    """Printed text as it is compared: without white space at the ends of lines and of the whole."""
-    if not isinstance(text, str):
-        raise TypeError("printed text is text")
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-# ---- reading ----
-
-
-def read_tests(text: str) -> Tests:
-    """The tests in a text. Raises Unusable."""
-    if len(text) > MAX_CHARS:
-        raise Unusable("too_many_tests", f"{len(text):,} characters, at most {MAX_CHARS:,}")
-    plain = FENCE.sub("", text).strip()
-    if not plain:
-        raise Unusable("no_tests", "the text is empty")
-    tests = (
-        _read_json(plain) if plain[0] in "[{" else _read_blocks(plain) if BLOCK.match(plain) else read_asserts(plain)
-    )
-    if not tests.checks:
-        raise Unusable("no_tests", "there is no assert, and no Input: with its Output:")
-    if len(tests.checks) > MAX_TESTS:
-        raise Unusable("too_many_tests", f"{len(tests.checks)} tests, at most {MAX_TESTS}")
-    return tests
-
-
-def _read_json(text: str) -> Tests:
-    try:
-        data = json.loads(text)
-        if isinstance(data, list):
-            return read_asserts("\n".join(data))
-        inputs, outputs = ([_as_text(item) for item in data[key]] for key in ("inputs", "outputs"))
-        return Tests(tuple(Check(given, tidy(wanted)) for given, wanted in zip(inputs, outputs, strict=True)))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Unusable(
-            "unreadable_tests", f"JSON without a list of asserts, or of inputs and outputs: {error}"
-        ) from error
-
-
-def _as_text(item: Any) -> str:
-    return item if isinstance(item, str) else "\n".join(str(line) for line in item)
-
-
-def _read_blocks(text: str) -> Tests:
-    marks = list(BLOCK.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    fields = [(mark[1].lower(), text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
-    kinds = [kind for kind, _ in fields]
-    if kinds != ["input", "output"] * (len(fields) // 2):
-        raise Unusable("unreadable_tests", "every Input: needs one Output: after it")
-    pairs = zip(fields[::2], fields[1::2], strict=True)
-    return Tests(tuple(Check(given.strip("\n") + "\n", tidy(wanted)) for (_, given), (_, wanted) in pairs))
-
-
-def parse_source(text: str) -> ast.Module:
-    """The syntax tree of Python text. Raises SyntaxError for whatever Python cannot read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(text)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise SyntaxError(str(error)) from error
-
-
-def read_asserts(text: str) -> Tests:
-    """Tests from asserts on calls of one function; imports, comments and texts between them are left out."""
-    try:
-        body = parse_source(text).body
-    except SyntaxError as error:
-        raise Unusable("unreadable_tests", f"not Python: {error}") from error
-    return from_statements(body)
-
-
-def from_statements(body: list[ast.stmt]) -> Tests:
-    """Tests from the statements of a syntax tree. Raises Unusable for a statement that is no assert."""
-    checks: list[Check] = []
-    entries: set[str] = set()
-    for statement in body:
-        if isinstance(statement, (ast.Import, ast.ImportFrom)):
-            continue
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-            continue
-        if not isinstance(statement, ast.Assert):
-            raise Unusable("unsafe_tests", f"only asserts can be checked, found {_shown(statement)}")
-        for part in _conjuncts(statement.test):
-            entry, check = _read_assert(part)
-            entries.add(entry)
-            checks.append(check)
-    if len(entries) > 1:
-        raise Unusable("unsafe_tests", f"the asserts call several functions: {', '.join(sorted(entries))}")
-    return Tests(tuple(checks), next(iter(entries), ""))
-
-
-def _shown(node: ast.AST) -> str:
-    try:
-        return repr(ast.unparse(node)[:80])
-    except (RecursionError, ValueError):
-        return "something deeply nested, or a number of thousands of digits"
-
-
-def _conjuncts(node: ast.expr) -> list[ast.expr]:
-    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
-        return node.values
-    return [node]
-
-
-def _read_assert(node: ast.expr) -> tuple[str, Check]:
-    """Function name and check of one assertion. Raises Unusable."""
-    try:
-        if isinstance(node, ast.Compare) and len(node.ops) == 1:
-            return _read_comparison(node.left, node.ops[0], node.comparators[0])
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return _check(node.operand, False, how="truth")
-        if _is_name(node, "isclose") and isinstance(node, ast.Call) and len(node.args) == 2:
-            wanted = {word.arg: float(literal(word.value)) for word in node.keywords}
-            near = (wanted.get("rel_tol", 1e-9), wanted.get("abs_tol", 0.0))
-            return _check_either(node.args[0], node.args[1], near=near)
-        return _check(node, True, how="truth")
-    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise Unusable("unsafe_tests", f"cannot be checked safely: assert {_shown(node)}: {error}") from error
-
-
-def _read_comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> tuple[str, Check]:
-    if isinstance(op, ast.Eq):
-        return _check_either(left, right)
-    if isinstance(op, ast.Is):
-        value = literal(right)
-        if value is not None and not isinstance(value, bool):
-            raise ValueError("`is` with a value that is not None, True or False")
-        return _check(left, value, how="same")
-    if (
-        isinstance(op, (ast.Lt, ast.LtE))
-        and isinstance(left, ast.Call)
-        and _is_name(left, "abs")
-        and len(left.args) == 1
-    ):
-        inside = left.args[0]
-        if isinstance(inside, ast.BinOp) and isinstance(inside.op, ast.Sub):
-            return _check_either(inside.left, inside.right, near=(0.0, float(literal(right))))
-    raise ValueError("expected == between a call and a value")
-
-
-def _is_name(node: ast.expr, name: str) -> bool:
-    if not isinstance(node, ast.Call):
-        return False
-    return ast.unparse(node.func) in (name, f"math.{name}")
-
-
-def _check_either(left: ast.expr, right: ast.expr, **options: Any) -> tuple[str, Check]:
-    """The call may stand on either side."""
-    try:
-        value = literal(right)
-    except ValueError:
-        left, value = right, literal(left)
-    return _check(left, float(value) if "near" in options else value, **options)
-
-
-def _check(node: ast.expr, expected: Any, **options: Any) -> tuple[str, Check]:
-    """The check of a call, or of a call inside of one of WRAPPERS."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise ValueError("expected a call of the function with literal arguments")
-    if node.func.id in WRAPPERS and node.args and isinstance(node.args[0], ast.Call) and not node.keywords:
-        inner = node.args[0].func
-        if not (isinstance(inner, ast.Name) and inner.id in LITERAL_CALLS):
-            rest = tuple(literal(argument) for argument in node.args[1:])
-            if any(isinstance(value, int) and abs(value) > MAX_PLACES for value in rest):
-                raise ValueError(f"more than {MAX_PLACES} places of rounding")
-            entry, check = _check(node.args[0], expected, **options)
-            if check.wrapper:
-                raise ValueError("one function around the call at most")
-            return entry, Check(**{**vars(check), "wrapper": node.func.id, "rest": rest})
-    arguments = tuple(literal(argument) for argument in node.args)
-    if any(word.arg is None for word in node.keywords):
-        raise ValueError("** in a call")
-    words = {str(word.arg): literal(word.value) for word in node.keywords}
-    source = ast.unparse(ast.Tuple([ast.Tuple(node.args, ast.Load()), ast.Dict([], [])], ast.Load()))
-    if words:
-        pairs = ", ".join(f"{word.arg!r}: {ast.unparse(word.value)}" for word in node.keywords)
-        source = f"({ast.unparse(ast.Tuple(node.args, ast.Load()))}, {{{pairs}}})"
-    return node.func.id, Check(source, expected, (*arguments, *words.values()), **options)
-
-
-LITERAL_CALLS: dict[str, Callable[..., Any]] = {"set": set, "float": float, "frozenset": frozenset}
-OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow, ast.Div: operator.truediv,
-}  # fmt: skip
-
-
-def literal(node: ast.expr, depth: int = 0) -> Any:
-    """The value of a literal: constants, containers, signs, arithmetic on small numbers, `[0] * 5`, `set()`, `float("inf")`.
-
-    Raises ValueError for everything else, so that nothing is looked up, called or built without bounds.
-    """
-    if depth > MAX_DEPTH:
-        raise ValueError("nested too deeply")
-    deeper = depth + 1
-    if isinstance(node, ast.Constant) and node.value is not Ellipsis:
-        return node.value
-    if isinstance(node, ast.List):
-        return [literal(item, deeper) for item in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(literal(item, deeper) for item in node.elts)
-    if isinstance(node, ast.Set):
-        return {literal(item, deeper) for item in node.elts}
-    if isinstance(node, ast.Dict):
-        if any(key is None for key in node.keys):
-            raise ValueError("** in a dict")
-        keys = [literal(key, deeper) for key in node.keys if key is not None]
-        return dict(zip(keys, (literal(value, deeper) for value in node.values), strict=True))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        value = literal(node.operand, deeper)
-        if isinstance(value, (int, float, complex)):
-            return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        return _arithmetic(literal(node.left, deeper), node.op, literal(node.right, deeper))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in LITERAL_CALLS:
-        arguments = [literal(argument, deeper) for argument in node.args]
-        if len(arguments) < 2 and not node.keywords:
-            value = LITERAL_CALLS[node.func.id](*arguments)
-            if value != value:
-                raise ValueError("nothing equals nan")
-            return value
-    raise ValueError(f"{_shown(node)} is not a plain value")
-
-
-def _size(value: Any) -> int:
-    """Elements of a value, nested ones included; characters of a text."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return 1 + sum(_size(item) for item in value)
-    if isinstance(value, dict):
-        return 1 + sum(_size(item) for pair in value.items() for item in pair)
-    return max(1, len(value)) if isinstance(value, (str, bytes)) else 1
-
-
-def _arithmetic(left: Any, op: ast.operator, right: Any) -> Any:
-    """A bounded operation: numbers below 1e30, exponents to 64, repetition to 1,000 elements in all."""
-    if isinstance(left, (str, list, tuple)) and isinstance(op, ast.Mult) and isinstance(right, int):
-        if _size(left) * max(right, 0) <= 1_000:
-            return left * right
-        raise ValueError("a repetition of too many elements")
-    numbers = all(isinstance(value, (int, float)) and abs(value) < 1e30 for value in (left, right))
-    if numbers and (not isinstance(op, ast.Pow) or 0 <= right <= 64):
-        return OPERATORS[type(op)](left, right)
-    raise ValueError("arithmetic on large values")
-
+from soar.sandbox.run import Limits, Sandbox, SandboxError, find_backend
+from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
-CACHE_SIZE = 20_000
+CACHE_SIZE = 4_000  # of grades: programs and tests are some kilobytes each
 LIMITS = Limits(cpu_s=2, wall_s=3.5)  # less than problems.verify_timeout_s, so that the worker outlives the program
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 PLACEHOLDER = "What the function returns."
 PREFILL = "```python\ndef "
 FENCED = re.compile(
@@ -433,67 +50,30 @@ Answer with one ```python code block that holds the whole code."""
 SUBJECTS = "lists of numbers, strings, dictionaries, arithmetic, sorting, searching, or counting"
 
 
-class _Machine:
-    """The sandbox of this process, and the verdicts it has given: sha256 of code and tests -> verdict."""
-
-    def __init__(self) -> None:
-        self.sandbox: Sandbox | None = None
-        self.verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
-
-
-_machine = _Machine()
-
-
-def prepare() -> None:
-    """Find a sandbox. Raises SandboxError, which says what to install, where there is none."""
+@lru_cache(maxsize=1)
+def _sandbox() -> Sandbox:
+    """The sandbox of this process. Raises SandboxError, which says what to install, where there is none."""
     sandbox = Sandbox(LIMITS, workers=1)
     sandbox.run([Tests(()).job("")])
-    _machine.sandbox = sandbox
+    return sandbox
 
 
-def describe() -> str:
-    """Which sandbox is used. Raises SandboxError."""
-    return f"programs run in the sandbox {find_backend()!r}"
-
-
-def run(code: str, tests: Tests) -> Outcome:
-    """What the sandbox gives for a program and the calls of its tests. Raises VerifierError when it stopped working."""
-    try:
-        if _machine.sandbox is None:
-            prepare()
-        assert _machine.sandbox is not None
-        return _machine.sandbox.run([tests.job(code)])[0]
-    except SandboxError as error:
-        raise VerifierError(str(error)) from error
-
-
-def grade(code: str, tests: Tests, text: str) -> Verdict:
-    """Whether a program passes all tests. text: what the tests were read from. Equal questions are asked once.
+@lru_cache(maxsize=CACHE_SIZE)
+def grade(code: str, text: str) -> Verdict:
+    """Whether a program passes the tests that `text` holds. Equal questions are asked once. Raises Unusable.
 
     Raises VerifierError when the sandbox stopped working, so that a run ends rather than counts that as a wrong answer.
     """
+    tests = read_tests(text)
     if len(code) > MAX_CODE_CHARS:
         return Verdict.WRONG
     try:
         parse_source(code)
+        return tests.verdict(_sandbox().run([tests.job(code)])[0])
     except SyntaxError:
         return Verdict.WRONG
-    key = hashlib.sha256(f"{len(code)}:{code}{text}".encode("utf-8", "surrogatepass")).digest()
-    if key in _machine.verdicts:
-        return _machine.verdicts[key]
-    verdict = tests.verdict(run(code, tests))
-    _machine.verdicts[key] = verdict
-    if len(_machine.verdicts) > CACHE_SIZE:
-        _machine.verdicts.popitem(last=False)
-    return verdict
-
-
-# ---- reading ----
-
-
-def blocks(text: str) -> list[str]:
-    """Contents of the fenced code blocks in a text; the last one may lack its end."""
-    return [match[1] for match in FENCED.finditer(text)]
+    except SandboxError as error:
+        raise VerifierError(str(error)) from error
 
 
 def read_answer(completion: str) -> str | None:
@@ -504,7 +84,7 @@ def read_answer(completion: str) -> str | None:
     start = re.search(r"^(?:def |import |from \w+ import |class |print\(|@)", completion, re.M)
     before = completion.split("```", 1)[0]  # code without an opening fence
     found = [before[start.start() :].rstrip("\n")] if start and start.start() < len(before) else []
-    found += [block for block in blocks(completion) if block.strip()]
+    found += [block for block in FENCED.findall(completion) if block.strip()]
     if not found:
         return None
     return next((block for block in reversed(found) if re.search(r"^[ \t]*def ", block, re.M)), found[-1])
@@ -519,16 +99,15 @@ def read_problem(text: str) -> tuple[str, str] | str:
     module = _first_module(text)
     if isinstance(module, str):
         return module
-    asserts = [node for node in module.body if isinstance(node, ast.Assert)]
+    asserts = [ast.Assert(node.test, None) for node in module.body if isinstance(node, ast.Assert)]
     try:
-        tests = from_statements(list(asserts))
+        answer = "\n".join(map(ast.unparse, asserts))
+        tests = read_tests(answer)
     except Unusable as error:
         return error.name
+    except (RecursionError, ValueError):  # deeply nested, or numbers of thousands of digits
+        return "unsafe_tests"
     functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-    if not functions:
-        return "no_function"
-    if not tests.checks:
-        return "no_tests"
     if tests.entry not in functions:
         return "no_function"
     function = functions[tests.entry]
@@ -537,21 +116,20 @@ def read_problem(text: str) -> tuple[str, str] | str:
         return "no_docstring"
     if task == PLACEHOLDER:
         return "placeholder"
-    answer = "\n".join(ast.unparse(ast.Assert(node.test, None)) for node in asserts)
-    try:
-        tests = read_tests(answer)
-    except Unusable as error:
-        return error.name
     name = flaw(tests)
     if name is None and _has_body(function):
-        solution = ast.unparse(ast.Module([node for node in module.body if _is_definition(node)], []))
-        name = None if grade(solution, tests, answer).solved else "wrong_solution"
-    return name or (f"Write a Python function:\n\n{signature(function)}\n\n{task}", answer)
+        solution = ast.unparse(ast.Module([node for node in module.body if isinstance(node, DEFINITIONS)], []))
+        name = None if grade(solution, answer).solved else "wrong_solution"
+    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    signature = f"def {function.name}({ast.unparse(function.args)}){returns}:"
+    return name or (f"Write a Python function:\n\n{signature}\n\n{task}", answer)
 
 
 def _first_module(text: str) -> ast.Module | str:
     """The syntax tree of the first code block that has one (of 20); it may begin with the prefill of the prompt."""
-    sources = blocks(text) if "```python" in text[:40] else [text.split("\n```")[0], *blocks(text)]
+    sources = FENCED.findall(text)
+    if "```python" not in text[:40]:
+        sources.insert(0, text.split("\n```")[0])
     if not any(source.strip() for source in sources):
         return "no_code"
     for source in sources[:20]:
@@ -567,10 +145,6 @@ def _first_module(text: str) -> ast.Module | str:
     return "not_python"
 
 
-def _is_definition(node: ast.stmt) -> bool:
-    return isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign))
-
-
 def _has_body(function: ast.FunctionDef) -> bool:
     """Whether there is more than a docstring, `pass`, `...` or an exception."""
     idle = (ast.Pass, ast.Raise)
@@ -580,63 +154,34 @@ def _has_body(function: ast.FunctionDef) -> bool:
     )
 
 
-def signature(function: ast.FunctionDef) -> str:
-    """`def name(arguments) -> type:` on one line."""
-    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    return f"def {function.name}({ast.unparse(function.args)}){returns}:"
-
-
-# ---- tests that say too little ----
-
-
-def flaw(tests: Tests) -> str | None:
-    """What makes tests useless: `contradicting_tests` or `trivial_tests`. None: neither.
-
-    Contradicting: equal calls with other results. Trivial: a program passes them that returns (or prints) one and the
-    same value, None among them, or its first, second ... argument (or its input). What such a program gives is known
-    without running it.
-    """
-    known: dict[tuple[str, ...], Any] = {}
-    for check in tests.checks:
-        place = (check.call, check.wrapper, repr(check.rest), check.how)
-        if place in known and known[place] != check.expected:
-            return "contradicting_tests"
-        known[place] = check.expected
-    constants = [None, True, False, 0, 1, "", [], *(check.expected for check in tests.checks)]
-    if any(all(check.passed(value) for check in tests.checks) for value in constants):
-        return "trivial_tests"
-    if not tests.entry:
-        return "trivial_tests" if all(check.passed(check.call.strip()) for check in tests.checks) else None
-    for place_of in range(min(len(check.arguments) for check in tests.checks)):
-        if all(check.passed(check.arguments[place_of]) for check in tests.checks):
-            return "trivial_tests"
-    return None
-
-
-@lru_cache(maxsize=4096)
-def _tests(text: str) -> Tests | Unusable:
-    try:
-        return read_tests(text)
-    except Unusable as error:
-        return error
-
-
 def verify(answer: str, problem: Problem) -> Verdict:
     """Whether the program in `answer` passes the tests that are the gold answer. UNSCORABLE for unusable tests."""
-    tests = _tests(problem.answer)
-    return Verdict.UNSCORABLE if isinstance(tests, Unusable) else grade(answer, tests, problem.answer)
+    try:
+        return grade(answer, problem.answer)
+    except Unusable:
+        return Verdict.UNSCORABLE
 
 
 def validate(problem: Problem) -> str | None:
     """What is wrong with a problem's tests, by name. A column `solution` of a problem file must pass them."""
-    tests = _tests(problem.answer)
-    if isinstance(tests, Unusable):
-        return tests.name
-    name = flaw(tests)
+    try:
+        name = flaw(read_tests(problem.answer))
+    except Unusable as error:
+        return error.name
     solution = problem.extra.get("solution")
-    if name is None and isinstance(solution, str) and not grade(solution, tests, problem.answer).solved:
+    if name is None and isinstance(solution, str) and not grade(solution, problem.answer).solved:
         name = "wrong_solution"
     return name
+
+
+def prepare() -> None:
+    """Find a sandbox. Raises SandboxError, which says what to install, where there is none."""
+    _sandbox()
+
+
+def describe() -> str:
+    """Which sandbox is used. Raises SandboxError."""
+    return f"programs run in the sandbox {find_backend()!r}"
 
 
 CODE = Domain(
