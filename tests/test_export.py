@@ -18,7 +18,6 @@ from helpers import random_stack
 from loop_helpers import read_jsonl, tiny_config
 
 from soar.cli import main
-from soar.config import ModelConfig
 from soar.domains.world import ANSWER_MARK
 from soar.engine.load import load_backbone
 from soar.engine.policy import Backbone, load_adapter, save_adapter
@@ -106,16 +105,6 @@ def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
     wrong = [[{"role": "assistant", "content": r"So it is \boxed{77}"}] for _ in golds]
     assert accuracy_reward(wrong, [export.solution(task, gold) for gold in golds]) == [0.0] * len(golds)
     assert export.solution(task, r"$5$") == r"$5$"
-
-
-def test_chat_prompts_where_the_format_has_turns(boxed: Path, tiny_run: Path) -> None:
-    task = export.task_of(read_run(boxed))
-    (row,) = export.trl_rows(task, [export.Question("What is 2+2?", "4", "pq")])
-    assert row["prompt"] == [{"role": "user", "content": task.fmt.student_text("What is 2+2?")}]
-    plain = export.task_of(read_run(tiny_run))
-    (row,) = export.trl_rows(plain, [export.Question("12 a+3", "15", "pq")])
-    assert row["prompt"] == plain.fmt.student_text("12 a+3")
-    assert row["solution"] == "15"
 
 
 def test_the_verl_file_has_the_schema_of_its_dataset(boxed: Path, tmp_path: Path) -> None:
@@ -218,7 +207,10 @@ def test_the_hub_folder_loads_by_its_card(boxed: Path, tmp_path: Path, monkeypat
 
 
 def test_hostile_text_stays_inside_the_card(boxed: Path, tmp_path: Path) -> None:
-    rows = [{"question": "``````\n# owned <script>", "answer": "\u202e`````` ---\n"}]
+    rows = [
+        {"question": "``````\n# owned <script>", "answer": "\u202e`````` ---\n"},
+        {"question": "\ud800 b", "answer": "1"},
+    ]
     run_folders.write_jsonl(boxed / "pq.jsonl", rows)
     export.export_questions(boxed, tmp_path / "out", "jsonl")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -226,13 +218,7 @@ def test_hostile_text_stays_inside_the_card(boxed: Path, tmp_path: Path) -> None
     assert "\u202e" not in card
     assert [line for line in lines if line.startswith("# ")] == ['# Questions of the SOAR run "tiny"']
     assert sum(line.startswith("``````") for line in lines) == 2
-
-
-def test_lone_surrogates_do_not_stop_an_export(boxed: Path, tmp_path: Path) -> None:
-    run_folders.write_jsonl(boxed / "pq.jsonl", [{"question": "a \ud800 b", "answer": "1"}])
-    export.export_questions(boxed, tmp_path / "out", "verl")
-    export.export_questions(boxed, tmp_path / "plain", "jsonl")
-    assert read_jsonl(tmp_path / "plain" / "questions.jsonl")[0]["question"] == "a ? b"
+    assert read_jsonl(tmp_path / "out" / "questions.jsonl")[1]["question"] == "? b", "no lone surrogate"
 
 
 def logits_of(backbone: Backbone, stack: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -270,19 +256,6 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
         torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer.encode(question) == backbone.tokenizer.encode(question)
-
-
-def test_merged_weights_are_base_plus_adapter(tiny_run: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    backbone = load_backbone(ModelConfig(path="builtin:tiny", adapter="full", device="cpu"))
-    stack = load_adapter(backbone, tiny_run / "student")
-    weights.export_merged(tiny_run, tmp_path / "merged")
-    merged = load_file(tmp_path / "merged" / "model.safetensors")
-    for name, layer in backbone.layers.items():
-        delta_O_I = stack.tensors[f"{name}.delta"][0].T
-        torch.testing.assert_close(merged[f"{name}.weight"], layer.base.weight + delta_O_I, atol=1e-6, rtol=1e-5)
-    assert len(backbone.layers) == 21
 
 
 def test_a_model_from_gguf_can_be_saved(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

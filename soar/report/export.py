@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from soar.files import Row, visible, write_atomic
 from soar.problems.domain import load_domain
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
-from soar.report.runs import Run, changed_after_run, read_run
+from soar.report.runs import Run, changed_after_run, count, number, read_run
 from soar.types import VERSION, UserError
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -66,19 +67,19 @@ class Question:
 
 def task_of(run: Run) -> Task:
     """Prompt format and verifier, or domain, that the manifest records. Raises ExportError, DomainError."""
-    problems, model = run.config.get("problems"), run.config.get("model")
-    path = model.get("path") if isinstance(model, dict) else None
-    if isinstance(problems, dict) and problems.get("domain"):
-        reference = str(problems["domain"])
+    sections = [run.config.get(key) for key in ("problems", "model")]
+    problems, model = (section if isinstance(section, dict) else {} for section in sections)
+    path = str(model.get("path") or "unknown")
+    if reference := str(problems.get("domain") or ""):
         domain = load_domain(reference, str(problems.get("style", "tags")))
-        return Task(run.name, domain.prompts, domain.label, str(path or "unknown"), domain.reference)
-    fmt = problems.get("format") if isinstance(problems, dict) else None
-    if not isinstance(problems, dict) or fmt not in FORMATS:
+        return Task(run.name, domain.prompts, domain.label, path, domain.reference)
+    form = problems.get("format")
+    if form not in FORMATS:
         raise ExportError(
-            f"{run.path / 'manifest.json'}: config.problems.format = {fmt!r}, expected one of {', '.join(FORMATS)}; "
+            f"{run.path / 'manifest.json'}: config.problems.format = {form!r}, expected one of {', '.join(FORMATS)}; "
             "export with the version that wrote the run"
         )
-    return Task(run.name, get_format(fmt), str(problems.get("verifier", "math")), str(path or "unknown"))
+    return Task(run.name, get_format(form), str(problems.get("verifier", "math")), path)
 
 
 def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Question]:
@@ -88,35 +89,28 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Quest
     """
     if source not in SOURCES:
         raise ExportError(f"--questions {source!r}: expected one of {', '.join(SOURCES)}")
-    rows, kind = (run.pq, "pq") if source == "pq" else (run.questions, "accepted")
-    found = [_question(row, kind) for row in rows]
-    if not any(found):
+    rows, kind, file = (run.pq, "pq", "pq.jsonl") if source == "pq" else (run.questions, "accepted", "questions.jsonl")
+    questions = [_question(row, kind) for row in rows]
+    if not any(questions):
         hint = (
             "no student was promoted, so there are none; export every accepted question with --questions all"
             if source == "pq"
             else "the run has not finished an outer step yet"
         )
-        raise ExportError(
-            f"{run.path / (source.replace('all', 'questions') + '.jsonl')}: no question to export; {hint}"
-        )
-    if with_hard:
-        found += [_question(row, "hard") for row in run.hard_train]
-    return [question for question in found if question is not None]
+        raise ExportError(f"{run.path / file}: no question to export; {hint}")
+    questions += [_question(row, "hard") for row in run.hard_train] if with_hard else []
+    return [question for question in questions if question is not None]
 
 
 def _question(row: Row, kind: str) -> Question | None:
-    question, answer = row.get("question"), row.get("answer")
-    if not isinstance(question, str) or not isinstance(answer, str):
+    """A row as a question, without lone surrogates, which no UTF-8 file can hold; None without text."""
+    texts = [row.get(key) for key in ("question", "answer")]
+    if not all(isinstance(text, str) for text in texts):
         return None
-    place = {key: row.get(key) if isinstance(row.get(key), int) else None for key in ("step", "dataset")}
-    reward = row.get("reward")
-    known = float(reward) if isinstance(reward, int | float) and not isinstance(reward, bool) else None
-    return Question(_encodable(question), _encodable(answer), kind, reward=known, **place)
-
-
-def _encodable(text: str) -> str:
-    """The text without lone surrogates, which no UTF-8 file can hold."""
-    return text.encode("utf-8", "replace").decode()
+    question, answer = (str(text).encode("utf-8", "replace").decode() for text in texts)
+    return Question(
+        question, answer, kind, count(row.get("step")), count(row.get("dataset")), number(row.get("reward"))
+    )
 
 
 def messages(task: Task, question: str) -> list[dict[str, str]]:
@@ -154,7 +148,7 @@ def verl_rows(task: Task, questions: list[Question]) -> list[Row]:
     ]
 
 
-def plain_rows(task: Task, questions: list[Question]) -> list[Row]:
+def plain_rows(questions: list[Question]) -> list[Row]:
     """`question`, `answer` and where the row comes from: what `soar run --problems` reads."""
     return [{"question": q.question, "answer": q.answer, **q.about()} for q in questions]
 
@@ -186,110 +180,54 @@ def template(name: str, task: Task) -> bytes:
     return text.encode()
 
 
-def _trl(task: Task, questions: list[Question]) -> dict[str, bytes]:
-    return {"train.jsonl": jsonl(trl_rows(task, questions)), "reward.py": template("reward.py", task)}
+def files_of(form: str, task: Task, questions: list[Question]) -> dict[str, bytes]:
+    """Files of an export by path, the data first. form: one of QUESTION_FORMATS."""
+    if form == "trl":
+        return {"train.jsonl": jsonl(trl_rows(task, questions)), "reward.py": template("reward.py", task)}
+    if form == "verl":
+        return {"train.parquet": parquet(verl_rows(task, questions)), "reward.py": template("reward.py", task)}
+    if form == "verifiers":
+        rows = [
+            {"prompt": task.fmt.student_text(q.question), **row}
+            for q, row in zip(questions, plain_rows(questions), strict=True)
+        ]
+        return {
+            f"{task.module}/questions.jsonl": jsonl(rows),
+            f"{task.module}/__init__.py": template("taskset_init.py", task),
+            f"{task.module}/taskset.py": template("taskset.py", task),
+            "pyproject.toml": template("pyproject.toml", task),
+        }
+    return {"data/train.jsonl" if form == "hf" else "questions.jsonl": jsonl(plain_rows(questions))}
 
 
-def _verl(task: Task, questions: list[Question]) -> dict[str, bytes]:
-    return {"train.parquet": parquet(verl_rows(task, questions)), "reward.py": template("reward.py", task)}
+QUESTION_FORMATS = ("trl", "verl", "verifiers", "jsonl", "hf")
 
 
-def _verifiers(task: Task, questions: list[Question]) -> dict[str, bytes]:
-    rows = [
-        {"prompt": task.fmt.student_text(q.question), "answer": q.answer, "question": q.question, **q.about()}
-        for q in questions
-    ]
-    return {
-        "pyproject.toml": template("pyproject.toml", task),
-        f"{task.module}/__init__.py": template("taskset_init.py", task),
-        f"{task.module}/taskset.py": template("taskset.py", task),
-        f"{task.module}/questions.jsonl": jsonl(rows),
-    }
+def card(file: str, /, **values: Any) -> bytes:
+    """A README.md from `templates/export/FILE.md.in`; filters: visible, json (JSON text)."""
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"visible": visible, "json": json.dumps}
+    text = (TEMPLATES / "export" / f"{file}.md.in").read_text(encoding="utf-8")
+    return environment.from_string(text).render(values, version=VERSION).encode()
 
 
-def _jsonl(task: Task, questions: list[Question]) -> dict[str, bytes]:
-    return {"questions.jsonl": jsonl(plain_rows(task, questions))}
-
-
-def _hub(task: Task, questions: list[Question]) -> dict[str, bytes]:
-    return {"data/train.jsonl": jsonl(plain_rows(task, questions))}
-
-
-QUESTION_FORMATS: dict[str, Callable[[Task, list[Question]], dict[str, bytes]]] = {
-    "trl": _trl,
-    "verl": _verl,
-    "verifiers": _verifiers,
-    "jsonl": _jsonl,
-    "hf": _hub,
-}
-"""Format -> files of the export, by path."""
-
-USE = {
-    "trl": """```python
-from datasets import load_dataset
-from reward import accuracy  # or trl.rewards.accuracy_reward
-from trl import RLOOTrainer
-
-questions = load_dataset("json", data_files="train.jsonl", split="train")
-RLOOTrainer(model="MODEL", reward_funcs=accuracy, train_dataset=questions).train()
-```""",
-    "verl": """```sh
-python -m verl.trainer.main_ppo algorithm.adv_estimator=rloo data.train_files=train.parquet \\
-  data.return_raw_chat=True custom_reward_function.path=reward.py custom_reward_function.name=compute_score ...
-```""",
-    "verifiers": "Install with `pip install -e .` beside verifiers 0.4 or later; the taskset id is the package name.",
-    "jsonl": """```sh
-soar run small-1gpu --model MODEL --problems questions.jsonl
-```""",
-    "hf": """```python
-from datasets import load_dataset
-
-questions = load_dataset("path/to/this/folder", split="train")
-```""",
-}
-
-
-def data_card(run: Run, task: Task, questions: list[Question], form: str) -> bytes:
+def data_card(run: Run, task: Task, questions: list[Question], form: str, data_file: str) -> bytes:
     """README.md of an export: what the rows are, how they came about, what nobody checked, and how to use them."""
-    counts = {kind: sum(q.kind == kind for q in questions) for kind in ("pq", "accepted", "hard")}
-    names = {"pq": "promotion questions", "accepted": "accepted questions", "hard": "hard training problems"}
-    shown = json.dumps([{"question": q.question, "answer": q.answer} for q in questions[:MAX_EXAMPLES]], indent=2)
-    data_file = {"hf": "data/train.jsonl", "jsonl": "questions.jsonl", "trl": "train.jsonl", "verl": "train.parquet"}
-    front = ["---", "tags: [soar, reinforcement-learning, synthetic]", "task_categories: [text-generation]"]
-    if form in data_file:
-        front += ["configs:", "- config_name: default", "  data_files:", "  - split: train"]
-        front.append(f"    path: {data_file[form]}")
-    seed, steps = run.manifest.get("seed"), len(run.steps)
-    parts = [
-        *front,
-        "---",
-        f"# Questions of the SOAR run {json.dumps(visible(task.name))}",
-        "",
-        f"{', '.join(f'{n:,} {names[kind]}' for kind, n in counts.items() if n)}; "
-        f"{len({q.question for q in questions}):,} different questions.",
-        "",
-        "A teacher copy of a language model wrote the questions and was rewarded with the measured improvement of student",
-        "copies on hard problems ([SOAR, arXiv 2601.18778](https://arxiv.org/abs/2601.18778)). Promotion questions are",
-        "the datasets whose students became the new baseline. **The answers are the teacher's own; nobody checked them**,",
-        "and some are wrong. `reward` is the improvement that the whole dataset of a question brought, not a measure of",
-        "the single question. A model wrote the texts: treat them as untrusted input.",
-        "",
-        f"- Teacher and students: adapters on `{visible(task.model)}`; seed {json.dumps(seed)}, {steps} outer steps",
-        f"- Graded by the verifier `{visible(task.verifier)}`, answers in the style `{task.fmt.answer_style}`",
-        f"- Written by soar {VERSION}",
-        "",
-        "## Use",
-        "",
-        USE[form],
-        "",
-        "## The first rows",
-        "",
-        "``````json",
-        shown,
-        "``````",
-        "",
-    ]
-    return "\n".join(parts).encode()
+    kinds = {"pq": "promotion questions", "accepted": "accepted questions", "hard": "hard training problems"}
+    counts = {name: sum(q.kind == kind for q in questions) for kind, name in kinds.items()}
+    return card(
+        "questions",
+        form=form,
+        data_file=data_file,
+        task=task,
+        counts=", ".join(f"{n:,} {name}" for name, n in counts.items() if n),
+        different=f"{len({q.question for q in questions}):,}",
+        seed=run.manifest.get("seed"),
+        steps=len(run.steps),
+        rows=[{"question": q.question, "answer": q.answer} for q in questions[:MAX_EXAMPLES]],
+    )
 
 
 def check_target(out: Path) -> None:
@@ -301,7 +239,7 @@ def check_target(out: Path) -> None:
 def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", with_hard: bool = False) -> list[Path]:
     """Write the questions of a run folder into the new folder `out`; returns the files written.
 
-    form: a key of QUESTION_FORMATS. source: `pq` or `all` accepted questions. with_hard: the hard training half too.
+    form: one of QUESTION_FORMATS. source: `pq` or `all` accepted questions. with_hard: the hard training half too.
     Raises ReportError for no run folder, ExportError for nothing to export, a target in use or a missing library.
     """
     check_target(out)
@@ -317,8 +255,8 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         if damaged:
             raise ExportError(f"{run_dir}/{damaged[0]}; an export would lack that line: restore it from a copy")
     questions = collect(run, source, with_hard)
-    files = QUESTION_FORMATS[form](task, questions)
-    files["README.md"] = data_card(run, task, questions, form)
+    files = files_of(form, task, questions)
+    files["README.md"] = data_card(run, task, questions, form, next(iter(files)))
     for name, content in files.items():
         write_atomic(out / name, content)
     return [out / name for name in files]

@@ -13,11 +13,11 @@ from typing import Any
 
 from soar.engine.load import resolve_path
 from soar.files import visible, write_atomic, write_json
-from soar.report.export import ExportError, check_target
+from soar.report.export import ExportError, card, check_target
 from soar.report.runs import Run, changed_after_run, read_run
 from soar.report.text import ARM_MEANINGS, arm_name, with_interval
-from soar.types import VERSION
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 ARM_OF = {"student": "ps", **{name: name for name in ARM_MEANINGS if name not in ("base", "ps")}}
 """Name of a policy -> the arm that its held-out result stands under. `student` is the promoted student (PS)."""
 
@@ -37,39 +37,37 @@ MEANINGS = {
 }
 
 
-def _adapter_of(run_dir: Path, policy: str) -> Path:
-    if policy not in POLICIES:
-        raise ExportError(f"--policy {policy!r}: expected one of {', '.join(POLICIES)}")
-    folder = run_dir / POLICIES[policy]
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ExportError(
-                f"{folder / name} is missing: adapters are written after the evaluation, and an arm that did not run has "
-                "none; finish the run with `soar run ... --resume`, or choose another --policy"
-            )
-        if changed_after_run(run_dir, f"{POLICIES[policy]}/{name}"):
-            raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {_AGAIN}")
-    return folder
-
-
-def _settings_of(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json of an adapter whose weights are whole as far as their own header says. Raises ExportError."""
+def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and settings of a policy's adapter, whose weights are whole as far as their header says. Raises ExportError."""
     from safetensors import SafetensorError, safe_open
 
+    if policy not in POLICIES:
+        raise ExportError(f"--policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    again = "`soar run --out RUN --resume` writes it again from the last checkpoint"
+    settings_file, weights_file = (run_dir / POLICIES[policy] / name for name in ADAPTER_FILES)
+    for path in (settings_file, weights_file):
+        if not path.is_file():
+            raise ExportError(
+                f"{path} is missing: adapters are written after the evaluation, and an arm that did not run has "
+                "none; finish the run with `soar run ... --resume`, or choose another --policy"
+            )
+        if changed_after_run(run_dir, f"{POLICIES[policy]}/{path.name}"):
+            raise ExportError(f"{path} was changed after the run (hashes.json knows another sha256); {again}")
     try:
-        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
+        settings = json.loads(settings_file.read_text(encoding="utf-8"))
+        _rank(settings)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ExportError(f"{adapter / 'adapter_config.json'} is damaged ({error}); {_AGAIN}") from error
+        raise ExportError(f"{settings_file} is damaged ({error}); {again}") from error
     try:
-        with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
+        with safe_open(weights_file, framework="numpy") as file:
             file.keys()
     except SafetensorError as error:
-        raise ExportError(f"{adapter / 'adapter_model.safetensors'} is damaged ({error}); {_AGAIN}") from error
-    return settings
+        raise ExportError(f"{weights_file} is damaged ({error}); {again}") from error
+    return run_dir / POLICIES[policy], settings
 
 
-_AGAIN = "`soar run --out RUN --resume` writes it again from the last checkpoint"
+def _rank(settings: dict[str, Any]) -> int:
+    return max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
 
 
 def _sources(run: Run) -> tuple[str, dict[str, Any]]:
@@ -83,49 +81,28 @@ def _sources(run: Run) -> tuple[str, dict[str, Any]]:
     return resolve_path(model["path"]), options
 
 
-def model_card(run: Run, policy: str, merged: bool, rank: int) -> bytes:
+def model_card(run: Run, policy: str, merged: bool, rank: int = 0) -> bytes:
     """README.md of exported weights: what they are, the held-out result with its interval, how to load them.
 
     A base model that is a folder of this machine is named as the run named it, and not in the card's metadata.
     """
-    base = visible(str(run.config["model"]["path"]))
-    _, options = _sources(run)
-    extra = "".join(f", {key}={value!r}" for key, value in options.items() if value)
-    base_call = f"AutoModelForCausalLM.from_pretrained({json.dumps(base)}{visible(extra)})"
-    loading = (
-        'AutoModelForCausalLM.from_pretrained("path/to/this/folder")'
-        if merged
-        else f'PeftModel.from_pretrained({base_call}, "path/to/this/folder")'
+    base, arms, arm = visible(str(run.config["model"]["path"])), run.arms, ARM_OF.get(policy, "")
+    k = min(arms[arm].pass_at) if arm in arms else 0
+    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if name in arms]
+    return card(
+        "weights",
+        name=run.name,
+        policy=policy,
+        meaning=MEANINGS[policy][0].upper() + MEANINGS[policy][1:],
+        merged=merged,
+        rank=rank,
+        base=base,
+        on_hub=not base.startswith("builtin:") and not Path(base).exists(),
+        options="".join(f", {key}={value!r}" for key, value in _sources(run)[1].items() if value),
+        k=k,
+        seed=run.manifest.get("seed"),
+        results=[f"{arm_name(entry.name)}: {with_interval(entry, k)}" for entry in shown if k in entry.pass_at],
     )
-    on_hub = not base.startswith("builtin:") and not Path(base).exists()
-    lines = ["---", *([f"base_model: {json.dumps(base)}"] if on_hub else []), "tags: [soar, reinforcement-learning]"]
-    lines += ["library_name: transformers" if merged else "library_name: peft", "pipeline_tag: text-generation", "---"]
-    lines += [
-        f"# {json.dumps(visible(run.name))}: {policy}",
-        "",
-        f"{MEANINGS[policy][0].upper()}{MEANINGS[policy][1:]} of a run of SOAR",
-        f"([arXiv 2601.18778](https://arxiv.org/abs/2601.18778)), {'merged into' if merged else 'an adapter on'} "
-        f"`{base}`.",
-        "",
-        "```python",
-        loading,
-        "```",
-        "",
-    ]
-    if not merged and rank > 64:
-        lines += [f"The adapter has rank {rank}; servers with a limit on ranks need merged weights instead.", ""]
-    arms = run.arms
-    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", ARM_OF.get(policy, ""))) if name in arms]
-    if policy in ARM_OF and ARM_OF[policy] in arms:
-        k = min(arms[ARM_OF[policy]].pass_at)
-        lines += [
-            f"Held-out pass@{k} with 95 % intervals over problems, one run with seed {run.manifest.get('seed')}:",
-            "",
-        ]
-        lines += [f"- {arm_name(arm.name)}: {with_interval(arm, k)}" for arm in shown if k in arm.pass_at]
-        lines.append("")
-    lines += [f"Written by soar {VERSION}.", ""]
-    return "\n".join(lines).encode()
 
 
 def _save_tokenizer(base: str, options: dict[str, Any], out: Path) -> None:
@@ -143,25 +120,14 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     """
     check_target(out)
     run = read_run(run_dir)
-    adapter = _adapter_of(run_dir, policy)
+    adapter, settings = _adapter_of(run_dir, policy)
     base, options = _sources(run)
-    settings = _settings_of(adapter)
-    settings["base_model_name_or_path"] = base
     out.mkdir(parents=True, exist_ok=True)
     _save_tokenizer(base, options, out)
-    shutil.copyfile(adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
-    write_json(out / "adapter_config.json", settings)
-    rank = max([int(settings["r"]), *(settings.get("rank_pattern") or {}).values()])
-    write_atomic(out / "README.md", model_card(run, policy, merged=False, rank=rank))
-    return sorted(path for path in out.iterdir())
-
-
-def _forget_quantization(model: Any) -> None:
-    """A GGUF model has plain weights once it is loaded, but keeps the mark that forbids saving them."""
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])
+    write_json(out / ADAPTER_FILES[0], {**settings, "base_model_name_or_path": base})
+    write_atomic(out / "README.md", model_card(run, policy, merged=False, rank=_rank(settings)))
+    return sorted(out.iterdir())
 
 
 def export_merged(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
@@ -177,17 +143,18 @@ def export_merged(run_dir: Path, out: Path, policy: str = "student") -> list[Pat
     logging.disable_progress_bar()
     check_target(out)
     run = read_run(run_dir)
-    adapter = _adapter_of(run_dir, policy)
-    _settings_of(adapter)
+    adapter, _ = _adapter_of(run_dir, policy)
     base, options = _sources(run)
     weights: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options, **weights)
-    if "gguf_file" in options:
-        _forget_quantization(model)
+    if "gguf_file" in options:  # plain weights once it is loaded, but it keeps the mark that forbids saving them
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     stored = model.dtype
     merged = PeftModel.from_pretrained(model.to(torch.float32), str(adapter)).merge_and_unload()
     out.mkdir(parents=True, exist_ok=True)
     merged.to(stored).save_pretrained(out)
     _save_tokenizer(base, options, out)
-    write_atomic(out / "README.md", model_card(run, policy, merged=True, rank=0))
-    return sorted(path for path in out.iterdir())
+    write_atomic(out / "README.md", model_card(run, policy, merged=True))
+    return sorted(out.iterdir())
