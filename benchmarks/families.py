@@ -22,8 +22,8 @@ from reasoning_gym.factory import DATASETS
 from soar.domains.procedural import EVALUATES, _scorer, kind_of
 from soar.files import write_atomic
 from soar.problems.domain import load_domain
-from soar.problems.grading import DomainPool
 from soar.problems.load import DataError, load_problems
+from soar.problems.pool import VerifierPool
 from soar.problems.verify import columns_of
 from soar.types import Problem, Verdict
 
@@ -56,7 +56,7 @@ def share(good: int, total: int) -> str:
     return f"{good} of {total}" if total else "-"
 
 
-def row(family: str, count: int, pool: DomainPool) -> list[str]:
+def row(family: str, count: int, pool: VerifierPool) -> list[str]:
     """The cells of a family."""
     kind = kind_of(family)
     try:
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--families", nargs="*", default=sorted(set(DATASETS) - {"composite"}))
     arguments = parser.parse_args()
-    with DomainPool(load_domain("procedural"), timeout_s=20.0, workers=1) as pool:
+    with VerifierPool(load_domain("procedural"), timeout_s=20.0, workers=1) as pool:
         rows = [row(family, arguments.problems, pool) for family in arguments.families]
     kinds = {kind: sum(cells[1] == kind for cells in rows) for kind in ("number", "text", "scorer", "refused", "none")}
     version = metadata.version("reasoning-gym")

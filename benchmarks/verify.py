@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from bombs import BOMBS, HARMLESS
 
 from soar.problems.load import load_problems
-from soar.problems.verify import VerifierPool
+from soar.problems.pool import VerifierPool
 from soar.types import Verdict
 
 CHECKS = 41_000

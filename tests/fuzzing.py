@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from soar.loop.rollout import mentions
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, has_words, normalize, read_choice, read_list, read_number
 from soar.problems.load import fingerprint
-from soar.problems.parse import parse
+from soar.problems.parse import parse, refuse_duplicates
 from soar.problems.prompts import FORMATS
 from soar.problems.verify import compare_choice, compare_exact, compare_math, compare_number
 from soar.types import Problem, Reason, Rejection, Verdict
@@ -58,9 +58,8 @@ def check_text(text: str, other: str) -> int:
             parts = outcome.answer.replace("-", "").split(", ") if fmt.answer_style == "totals" else [outcome.answer]
             assert all(part in text for part in parts)
             assert len(outcome.question) <= 4000 and len(outcome.answer) <= MAX_ANSWER_CHARS
-            assert parse(text, fmt, truncated=False, seen={fingerprint(outcome.question)}) == Rejection(
-                Reason.DUPLICATE, text
-            )
+            seen = {fingerprint(outcome.question)}
+            assert refuse_duplicates([text], [outcome], seen) == [Rejection(Reason.DUPLICATE, text)]
         else:
             assert isinstance(outcome.reason, Reason) and outcome.text == text
             assert isinstance(parse(text, fmt, truncated=False, strict=True), Rejection), "strict accepts no more"

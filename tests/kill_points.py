@@ -34,8 +34,8 @@ from soar.engine.load import load_backbone
 from soar.engine.sampler import NativeSampler
 from soar.loop import student, teacher
 from soar.loop.rollout import RolloutEnv
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import get_format
-from soar.problems.verify import VerifierPool
 from soar.report.page import write_report
 from soar.run import checkpoint as checkpoints
 from soar.run import folder as record

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from soar.loop.rollout import RolloutBatch
+from soar.problems.pool import VerifierPool
 from soar.types import Problem, Verdict
 
 ANSWERS = {
@@ -26,7 +27,7 @@ class Recited:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.fmt, self.backbone, self.verifier = SimpleNamespace(answer_style="marker"), None, None
+        self.backbone, self.verifier = None, VerifierPool("exact", answer_style="marker")
 
     def rollout(
         self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, **more: Any

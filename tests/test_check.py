@@ -32,8 +32,8 @@ from soar.plan.preflight import (
     teacher_finding,
     tokenizer_finding,
 )
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import get_format
-from soar.problems.verify import VerifierPool
 from soar.run.setup import open_env
 from soar.types import Problem, Verdict
 

@@ -20,8 +20,7 @@ from soar.domains.assertions import MAX_CHARS, MAX_TESTS, Unusable, decode, flaw
 from soar.domains.code import CODE, read_answer, read_problem, verify
 from soar.plan.preflight import Status, check_domain
 from soar.problems.domain import load_domain
-from soar.problems.grading import DomainPool
-from soar.problems.pool import VerifierError
+from soar.problems.pool import VerifierError, VerifierPool
 from soar.sandbox import run as sandbox
 from soar.sandbox.run import BACKENDS, End, Outcome, SandboxError
 from soar.types import Problem, Verdict
@@ -265,7 +264,7 @@ def test_the_pool_grades_in_killable_workers() -> None:
         "```python\ndef double_odd(values):\n    return [2 * v for v in values if v % 2]\n```",
         "```python\na, b = map(int, input().split())\nprint(a * b)\n```",
     ]
-    with DomainPool(load_domain("code"), workers=1, timeout_s=20) as pool:
+    with VerifierPool(load_domain("code"), workers=1, timeout_s=20) as pool:
         assert pool.check_golds(golds, columns) == [Verdict.CORRECT] * 2
         assert pool.check(right, golds, columns) == [Verdict.CORRECT] * 2
         assert pool.check(["I do not know", right[0]], golds, columns) == [Verdict.NO_ANSWER, Verdict.WRONG]

@@ -18,7 +18,7 @@ from soar.cli import main
 from soar.config import ProblemsConfig, load
 from soar.plan.preflight import Status, check_golds
 from soar.problems.domain import Domain, DomainError, domain_of, load_domain
-from soar.problems.grading import DomainPool, open_pool
+from soar.problems.pool import VerifierPool, open_pool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem, Reason, Rejection, Verdict
 
@@ -37,8 +37,8 @@ def roman(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pool(roman: Path) -> Iterator[DomainPool]:
-    with DomainPool(load_domain(f"{roman}:ROMAN"), workers=1) as made:
+def pool(roman: Path) -> Iterator[VerifierPool]:
+    with VerifierPool(load_domain(f"{roman}:ROMAN"), workers=1) as made:
         yield made
 
 
@@ -52,7 +52,7 @@ def test_the_test_of_the_page_passes(roman: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_domain_written_from_the_page_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = f"{Path(__file__).parent / 'atoms.py'}:ATOMS"
-    with DomainPool(load_domain(reference), workers=1) as made:
+    with VerifierPool(load_domain(reference), workers=1) as made:
         assert made.solve(["How many atoms are in one molecule of Al2(SO4)3?", "And of this?"]) == ["17", None]
         text = "<question>{0}</question><answer>\\boxed{{{1}}}</answer>"
         asked = "How many atoms are in one molecule of N2?"
@@ -80,7 +80,7 @@ def test_a_domain_written_from_the_page_alone(tmp_path: Path, capsys: pytest.Cap
 )  # fmt: skip
 def test_lists_hold_one_problem_a_line(domain: str, text: str, pair: tuple[str, str], right: str, wrong: str) -> None:
     found = load_domain(domain)
-    with DomainPool(found, workers=1) as made:
+    with VerifierPool(found, workers=1) as made:
         good, none, prose = made.read_problems([text, " How far?", " How far? Answer:"], [False] * 3)
         assert isinstance(good, Problem) and (good.question, good.answer) == pair
         assert [outcome.name for outcome in (none, prose) if isinstance(outcome, Rejection)] == ["no_answer", "empty"]
@@ -96,7 +96,7 @@ def sums(path: Path, count: int = 8) -> Path:
     return write_problems(path, [Problem(f"p{i}", q, answers[i % 3]) for i, (q, _) in enumerate(rows)])
 
 
-def test_the_example_of_the_page_is_short_and_its_examples_verify(roman: Path, pool: DomainPool) -> None:
+def test_the_example_of_the_page_is_short_and_its_examples_verify(roman: Path, pool: VerifierPool) -> None:
     domain = load_domain(f"{roman}:ROMAN")
     code = [line for line in roman.read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(code) <= 60
@@ -110,7 +110,7 @@ def test_the_example_of_the_page_is_short_and_its_examples_verify(roman: Path, p
     assert pool.check_answers([None, "XIV"], ["XIV", "XIV"]) == [Verdict.NO_ANSWER, Verdict.CORRECT]
 
 
-def test_teacher_texts_are_problems_or_named_rejections(pool: DomainPool) -> None:
+def test_teacher_texts_are_problems_or_named_rejections(pool: VerifierPool) -> None:
     texts = [
         " What is 9 plus 5?\nAnswer: XIV",
         " What is 1 plus 1?",
@@ -204,7 +204,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_a_domain_raises_is_data(hostile: Path) -> None:
-    with DomainPool(load_domain(f"{hostile}:D"), timeout_s=1.5, workers=1) as pool:
+    with VerifierPool(load_domain(f"{hostile}:D"), timeout_s=1.5, workers=1) as pool:
         texts = ["fine", "raise", "hang", "die", "shape", "kinds", "odd", "fine too"]
         found = pool.read_problems(texts, [False] * len(texts))
         names = [outcome.answer if isinstance(outcome, Problem) else outcome.name for outcome in found]
@@ -256,7 +256,7 @@ def test_format_and_verifier_are_a_domain_as_before() -> None:
         assert (domain.prompts, domain.verifier, domain.own) == (fmt, "number", False)
         assert (domain.fingerprint(), domain.label) == (fmt.fingerprint(), "number")
     with open_pool(domain_of(ProblemsConfig()), ProblemsConfig()) as pool:
-        assert not isinstance(pool, DomainPool) and pool.name == "math"
+        assert pool.domain is None and pool.name == "math"
 
 
 def test_fingerprints_of_the_formats_are_those_of_earlier_evidence() -> None:
@@ -290,7 +290,7 @@ def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, 
         f"D = Domain('plain', FORMATS['question_answer'], verifier={verifier!r})\n"
     )
     good = "B" if verifier == "choice" else "42"
-    with DomainPool(load_domain(f"{file}:D"), workers=1, timeout_s=60) as pool:
+    with VerifierPool(load_domain(f"{file}:D"), workers=1, timeout_s=60) as pool:
         found = pool.read_problems([f" q1\nAnswer: {good}", f" q2\nAnswer: {bad}"], [False, False])
         assert isinstance(found[0], Problem) and isinstance(found[1], Rejection)
         assert pool.check([f"Answer: {good}", "Answer: 7"], [good, good]) == [Verdict.CORRECT, Verdict.WRONG]

@@ -17,7 +17,7 @@ from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.loop import judges
 from soar.loop.judges import Endpoint, JudgeError, Label, Oracle, SelfConsistency, open_judge, read_opinion
-from soar.problems.verify import VerifierPool
+from soar.problems.pool import VerifierPool
 from soar.types import Problem
 
 
@@ -149,7 +149,7 @@ def test_an_endpoint_that_does_not_answer_is_named(
 
 def test_open_judge_follows_the_config() -> None:
     def opened(*overrides: str, verifier: str = "exact") -> Any:
-        env: Any = SimpleNamespace(verifier=SimpleNamespace(name=verifier))
+        env: Any = SimpleNamespace(verifier=VerifierPool(verifier))
         config: Config = tiny_config(*overrides)
         return open_judge(env, config)
 

@@ -10,7 +10,7 @@ import pytest
 from soar.domains import procedural
 from soar.domains.procedural import EVALUATES, NUMBERS, TEXTS, compare, kind_of, read_marked
 from soar.problems.domain import load_domain
-from soar.problems.grading import DomainPool
+from soar.problems.pool import VerifierPool
 from soar.types import Problem, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG
@@ -83,7 +83,7 @@ def test_the_scorer_of_a_family_decides_where_it_may(monkeypatch: pytest.MonkeyP
 
 
 def test_written_puzzles_are_compared_without_a_family() -> None:
-    with DomainPool(load_domain("procedural/plain"), workers=1) as pool:
+    with VerifierPool(load_domain("procedural/plain"), workers=1) as pool:
         found = pool.read_problems([" Sort c, b, a.\nAnswer: a, b, c", " What?\nAnswer: ..."], [False, False])
         assert isinstance(found[0], Problem)
         assert not isinstance(found[1], Problem) and found[1].name == "placeholder"

@@ -10,8 +10,8 @@ from soar.loop.rewards import band, grounded, learnability, majority, uncertaint
 from soar.loop.rollout import mentions, student_reward
 from soar.problems.load import fingerprint
 from soar.problems.parse import count_reasons, parse, parse_all
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
-from soar.problems.verify import VerifierPool
 from soar.types import Problem, Reason, Rejection, Verdict
 
 TAGS, LABELS, TINY = get_format("tags"), get_format("question_answer"), get_format("tiny")
@@ -152,7 +152,7 @@ def test_hostile_and_foreign_questions_stay_plain_text() -> None:
 def test_duplicates_by_fingerprint_and_what_is_remembered() -> None:
     seen: set[str] = set()
     outcomes = [
-        parse(text, TAGS, truncated=False, seen=seen)
+        parse_all([text], TAGS, StubPool(), truncated=[False], seen=seen)[0]
         for text in (GOOD, GOOD.replace("What", " what "), tags("New?", r"\boxed{1}"))
     ]
     assert [outcome.reason if isinstance(outcome, Rejection) else None for outcome in outcomes] == [
@@ -161,7 +161,7 @@ def test_duplicates_by_fingerprint_and_what_is_remembered() -> None:
         None,
     ]
     assert len(seen) == 2
-    parse(tags("Refused?", r"\boxed{N/A}"), TAGS, truncated=False, seen=seen)
+    parse_all([tags("Refused?", r"\boxed{N/A}")], TAGS, StubPool(), truncated=[False], seen=seen)
     assert len(seen) == 2
     assert isinstance(parse(GOOD, TAGS, truncated=False), Problem)
 
@@ -197,13 +197,6 @@ def test_parse_all_asks_the_pool_once_and_counts_reasons() -> None:
     with pytest.raises(ValueError, match="2 texts, but 1 truncated"):
         parse_all([GOOD, GOOD], TAGS, pool, truncated=[False])
     assert parse_all([], TAGS, pool, truncated=[]) == []
-
-
-def test_parse_agrees_with_parse_all() -> None:
-    pool = StubPool()
-    texts = [GOOD, tags("Odd?", r"\boxed{xy}"), "nothing", tags("B?", r"\boxed{2}")]
-    single = [parse(text, TAGS, truncated=False, parsable=lambda a: pool.parsable([a])[0]) for text in texts]
-    assert single == parse_all(texts, TAGS, pool, truncated=[False] * 4)
 
 
 def test_every_format_has_a_reader() -> None:
@@ -279,8 +272,7 @@ def test_no_answer_is_no_vote() -> None:
     ],
 )
 def test_sums(text: str, outcome: object) -> None:
-    numbers = VerifierPool("number")
-    result = parse(text, get_format("sums"), truncated=False, parsable=lambda answer: numbers.parsable([answer])[0])
+    (result,) = parse_all([text], get_format("sums"), VerifierPool("number"), truncated=[False])
     assert (result.reason if isinstance(result, Rejection) else (result.question, result.answer)) == outcome
 
 

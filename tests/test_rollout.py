@@ -11,7 +11,7 @@ from helpers import random_stack as stack_of
 
 from soar.config import SamplingConfig
 from soar.loop.rollout import RolloutBatch, RolloutEnv
-from soar.problems.verify import VerifierPool
+from soar.problems.pool import VerifierPool
 from soar.types import Problem, Verdict
 
 SAMPLING = SamplingConfig(max_tokens=12)

@@ -15,7 +15,7 @@ from soar.domains.candidates import candidates
 from soar.domains.choice import Choices, arrange, read_choices, read_letter
 from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
 from soar.problems.domain import DomainError, domain_of, load_domain
-from soar.problems.grading import DomainPool
+from soar.problems.pool import VerifierPool
 from soar.types import Problem, Rejection, Verdict
 
 STYLES = dict.fromkeys(("science", "procedural"), ("tags", "plain", "list")) | {"multiple_choice": ("tags", "plain")}
@@ -151,12 +151,12 @@ def test_the_place_of_the_right_option_cannot_be_learned() -> None:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[DomainPool]:
-    with DomainPool(load_domain("multiple_choice"), workers=1) as made:
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool(load_domain("multiple_choice"), workers=1) as made:
         yield made
 
 
-def test_written_questions_are_shuffled_or_rejected(pool: DomainPool) -> None:
+def test_written_questions_are_shuffled_or_rejected(pool: VerifierPool) -> None:
     def text(body: str, answer: str) -> str:
         return f"<question>\n{body}\n</question>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from bombs import BOMBS, HARMLESS
 
-from soar.problems.answers import MAX_ANSWER_CHARS, has_words, normalize, read_choice, read_list, read_number
+from soar.problems.answers import MAX_ANSWER_CHARS, extract, has_words, normalize, read_choice, read_list, read_number
 from soar.problems.load import load_problems
-from soar.problems.pool import CHUNK, read_reward, strip_environment
-from soar.problems.verify import VerifierError, VerifierPool, extract
+from soar.problems.pool import CHUNK, VerifierPool, strip_environment
+from soar.problems.verify import VerifierError, read_reward
 from soar.types import Verdict
 
 FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
@@ -373,27 +373,27 @@ def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
 
 def test_equal_pairs_are_checked_once(pool: VerifierPool) -> None:
     seen: list[int] = []
-    run = pool._pool.run
+    run = pool._settle
     try:
-        pool._pool.run = lambda items: seen.append(len(items)) or run(items)  # type: ignore[method-assign]
+        pool._settle = lambda items: seen.append(len(items)) or run(items)  # type: ignore[method-assign]
         texts = [box("7+q"), box("q+7"), box("7+q")] * 10
         assert pool.check(texts, ["q+7"] * 30) == [CORRECT] * 30
         assert pool.check(texts, ["q+7"] * 30) == [CORRECT] * 30
     finally:
-        pool._pool.run = run  # type: ignore[method-assign]
-    assert seen == [1]
+        pool._settle = run  # type: ignore[method-assign]
+    assert [count for count in seen if count] == [1]
 
 
 def test_named_string_verifiers_start_no_process() -> None:
     for name in ("exact", "number", "choice"):
         with VerifierPool(name) as pool:
             pool.check([box("1")] * 3, ["1"] * 3)
-            assert pool._pool._pool is None
+            assert pool._pool is None
 
 
 def test_pool_heals_when_its_workers_are_killed(pool: VerifierPool) -> None:
     assert pool.check([box("a+9")], ["9+a"]) == [CORRECT]
-    inner = pool._pool._pool
+    inner = pool._pool
     assert inner is not None
     for process in list(inner._pool_manager.worker_manager.workers.values()):
         process.kill()
@@ -420,7 +420,7 @@ def test_pool_is_usable_from_threads_and_after_close(pool: VerifierPool) -> None
 def test_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from soar.problems.verify import VerifierPool, VerifierError\n"
+        "from soar.problems.pool import VerifierPool, VerifierError\n"
         "pool = VerifierPool('math', workers=1, timeout_s=5)\n"
         "try:\n    print(pool.check([r'\\boxed{x+1}'], ['1+x']))\n"
         "except VerifierError as error:\n    print('REFUSED', error)\n"

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-from soar.problems.answers import extract
-from soar.problems.grading import DomainPool
 from soar.problems.load import QUESTION_COLUMNS, DataError, Dropped, LoadReport, read_answer
+from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
-from soar.problems.verify import NAMES, VerifierPool
 from soar.types import Verdict
 
 USUAL = {
@@ -129,18 +127,15 @@ def _check(
     names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
     further = {name: [row.fields.get(name) for row in block] for name in names}
     question = next((name for name in QUESTION_COLUMNS if name in further), None)
-    if isinstance(pool, DomainPool) and question is not None:
+    if pool.domain is not None and question is not None:
         further["question"] = further[question]
     if "completion" not in columns:
         return known, pool.check_golds(known, further)
     texts = [_text(_field(row, columns["completion"])) for row in block]
     bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
-    if isinstance(pool, DomainPool):
-        answers = [text or None for text in texts] if bare else pool.read_answers(texts)
+    answers = [text or None for text in texts] if bare else pool.read_answers(texts)
+    if pool.compares:
         return answers, pool.check_answers(answers, known, further)
-    answers = [text or None if bare else extract(text, pool.answer_style) for text in texts]
-    if pool.name in NAMES:
-        return answers, pool.check_answers(answers, known)
     return answers, pool.check(texts, known, further)  # a function of the user's gets whole completions
 
 

@@ -113,16 +113,12 @@ def verify(
     """
     from soar.cli.grade import grade_file
     from soar.problems.domain import load_domain
-    from soar.problems.grading import DomainPool
-    from soar.problems.verify import VerifierPool
+    from soar.problems.pool import VerifierPool
     from soar.types import Verdict
 
     columns = {"completion": completion_column, "gold": gold_column, "label": label_column}
-    if domain:
-        opened: VerifierPool = DomainPool(load_domain(domain), timeout_s=timeout, workers=max(0, workers))
-    else:
-        opened = VerifierPool(verifier, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers))
-    with opened as pool:
+    grader = load_domain(domain) if domain else verifier
+    with VerifierPool(grader, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers)) as pool:
         grades = grade_file(file, pool, columns, golds, max(0, show))
         problem = pool.last_error
     if as_json:

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_tests
 from soar.problems.domain import Domain
-from soar.problems.pool import VerifierError
 from soar.problems.prompts import PromptFormat
+from soar.problems.verify import VerifierError
 from soar.sandbox.run import Limits, Sandbox, SandboxError, find_backend
 from soar.types import Problem, Verdict
 

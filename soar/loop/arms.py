@@ -40,7 +40,6 @@ from soar.loop.rollout import RolloutEnv, usable
 from soar.loop.student import Metrics, Population, TrainState, shuffled_passes, train_population
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
-from soar.problems.grading import usable_answers
 from soar.problems.load import find_leaks, load_problems
 from soar.types import Problem
 
@@ -97,7 +96,7 @@ def majority_answers(env: RolloutEnv, written: list[Problem], config: Config, ma
     )
     winners = [winner or "" for winner, _ in votes(env, attempts)]
     answered = [replace(p, answer=w) for p, w in zip(written, winners, strict=True)]
-    kept = [p for p, ok in zip(answered, usable_answers(env.verifier, answered), strict=True) if ok]
+    kept = [p for p, ok in zip(answered, env.verifier.usable(answered), strict=True) if ok]
     material.say(f"self_instruct: {len(kept)} of {len(written)} questions have a majority answer")
     return kept
 

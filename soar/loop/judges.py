@@ -25,7 +25,8 @@ from soar.config import Config, ConfigError, JudgeConfig
 from soar.domains.world import World, get_world
 from soar.loop.rewards import ballot, votes
 from soar.loop.rollout import RolloutEnv
-from soar.problems.grading import DomainPool
+from soar.problems.domain import Domain
+from soar.problems.pool import VerifierPool
 from soar.problems.verify import NAMES, columns_of
 from soar.types import Problem, UserError, Verdict
 
@@ -89,8 +90,8 @@ class Oracle:
 class DomainOracle:
     """The exact judge of a domain that can solve its own questions."""
 
-    def __init__(self, pool: DomainPool) -> None:
-        self.pool, self.name = pool, f"oracle of domain {pool.domain.name}"
+    def __init__(self, pool: VerifierPool, domain: Domain) -> None:
+        self.pool, self.name = pool, f"oracle of domain {domain.name}"
 
     def label(self, problems: Sequence[Problem]) -> list[Label]:
         answers = self.pool.solve([problem.question for problem in problems])
@@ -135,7 +136,7 @@ class Endpoint:
                 f'judge.kind = "endpoint" needs judge.url (found {config.url!r}, expected http(s)://HOST/v1) and '
                 f"judge.model (found {config.model!r})"
             )
-        if not (env.verifier.name in NAMES or isinstance(env.verifier, DomainPool)):
+        if not env.verifier.compares:
             raise ConfigError(
                 f"problems.verifier = {env.verifier.name!r} reads whole completions, so it cannot compare a judge's "
                 f'answer; use one of {", ".join(NAMES)}, or judge.kind = "self_consistency"'
@@ -146,10 +147,7 @@ class Endpoint:
     def label(self, problems: Sequence[Problem]) -> list[Label]:
         opinions = [read_opinion(self._ask(problem)) for problem in problems]
         answers, golds = [answer for _, answer in opinions], [p.answer for p in problems]
-        if isinstance(self.verifier, DomainPool):
-            verdicts = self.verifier.check_answers(answers, golds, columns_of(problems))
-        else:
-            verdicts = self.verifier.check_answers(answers, golds)
+        verdicts = self.verifier.check_answers(answers, golds, columns_of(problems))
         labels = []
         for (well_posed, _), verdict in zip(opinions, verdicts, strict=True):
             decided = verdict in (Verdict.CORRECT, Verdict.WRONG)
@@ -203,9 +201,9 @@ def open_judge(env: RolloutEnv, config: Config, threads: int = 1) -> Judge:
     """The judge that `judge.kind` names. Raises ConfigError."""
     kind, source = config.judge.kind, config.problems.source
     in_world = source.startswith("world:")
-    pool = env.verifier
-    if isinstance(pool, DomainPool) and pool.domain.solve is not None and kind in ("auto", "oracle"):
-        return DomainOracle(pool)
+    domain = env.verifier.domain
+    if domain is not None and domain.solve is not None and kind in ("auto", "oracle"):
+        return DomainOracle(env.verifier, domain)
     if kind == "oracle" and not in_world:
         raise ConfigError(
             f'judge.kind = "oracle": problems.source = {source!r} has no exact oracle, only world:NAME and a domain with '

@@ -28,7 +28,6 @@ from soar.problems.answers import (
     normalize,
     read_number,
 )
-from soar.problems.grading import read_answers
 from soar.types import Problem
 
 
@@ -176,7 +175,7 @@ def votes(env: RolloutEnv, attempts: RolloutBatch) -> list[tuple[str | None, flo
     """Majority answer and its share for each question, over the first policy's attempts (see `rewards.majority`)."""
     _, Q, N = attempts.solved_P_Q_N.shape
     texts = attempts.rollouts.texts(env.backbone)[: Q * N]
-    answers = read_answers(env.verifier, env.fmt, texts)
+    answers = env.verifier.read_answers(texts)
     found = []
     for q in range(Q):
         mine = answers[q * N : (q + 1) * N]

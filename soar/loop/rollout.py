@@ -18,8 +18,9 @@ from soar.config import Config, SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.sampler import Rollouts, Sampler, join
 from soar.problems.load import fits_budget
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import PromptFormat
-from soar.problems.verify import VerifierPool, columns_of
+from soar.problems.verify import columns_of
 from soar.types import Problem, Verdict
 
 

@@ -14,7 +14,6 @@ from soar.engine.policy import AdapterStack
 from soar.engine.sampler import Rollouts, join
 from soar.loop.parallel import FIRST_GUESS, texts_at_once
 from soar.loop.rollout import RolloutEnv
-from soar.problems.grading import read_problems
 from soar.types import Problem, Reason, Rejection, UserError
 
 
@@ -91,7 +90,7 @@ def read_pairs(
 ) -> list[Problem | Rejection]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
     cut = [not e for e in ended]
-    outcomes = read_problems(env.verifier, env.fmt, texts, cut, seen, config.teacher.strict_tags)
+    outcomes = env.verifier.read_problems(texts, cut, seen, config.teacher.strict_tags, env.fmt)
     sampling = config.student.sampling
     return [
         Rejection(Reason.TOO_LONG, text)

@@ -24,8 +24,8 @@ from soar.files import visible
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import read_pairs, teacher_prompt
 from soar.problems.domain import domain_of
-from soar.problems.grading import DomainPool, open_pool
 from soar.problems.load import fits_budget
+from soar.problems.pool import open_pool
 from soar.problems.prompts import control_texts, leaked_controls
 from soar.problems.verify import NAMES, columns_of
 from soar.run.screen import evidence_key, known_hard, use_evidence
@@ -351,7 +351,7 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
                 batch = first_of[first : first + GOLD_BATCH]
                 verdicts += pool.check_golds([problem.answer for problem in batch], columns_of(batch))
             listed = [p for p, v in zip(first_of, verdicts, strict=False) if not v.solved][:LISTED]
-            faults = pool.faults(listed) if isinstance(pool, DomainPool) else [""] * len(listed)
+            faults = pool.faults(listed)
     except UserError as error:
         return failed("golds", error)
     judged = [

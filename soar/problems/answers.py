@@ -228,6 +228,15 @@ def read_choice(answer: str, bare: bool = False) -> str | None:
     return None if match is None else match[1] or match[2]
 
 
+QUANTITY = re.compile(r"(?:[^A-Za-z\\]|\\(?:frac|sqrt|pi|cdot)(?![A-Za-z]))*\d\}?\s*([A-Za-z]{1,2})(?:\^\{?\d\}?)?")
+
+
+def read_unit(answer: str) -> str | None:
+    """The one or two letters behind a number (`5\\text{ cm}`, `2x`), else None."""
+    match = QUANTITY.fullmatch(normalize(answer))
+    return None if match is None else match[1]
+
+
 LIST = re.compile(r"(\\\{|[(\[])([^()\[\]]*)(\\\}|[)\]])", re.DOTALL)
 
 
@@ -252,55 +261,14 @@ def read_list(answer: str) -> list[Number] | None:
 
 ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}")
 LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
-FUNCTIONS = frozenset(
-    [
-        "sqrt",
-        "sinh",
-        "cosh",
-        "tanh",
-        "coth",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "asin",
-        "acos",
-        "atan",
-        "frac",
-        "infty",
-        "floor",
-        "ceil",
-        "cdot",
-        "times",
-        "alpha",
-        "beta",
-        "gamma",
-        "theta",
-        "lambda",
-        "sigma",
-        "omega",
-        "delta",
-    ]
-)
-NO_VALUE = frozenset(
-    [
-        "nan",
-        "n/a",
-        "na",
-        "none",
-        "null",
-        "nil",
-        "yes",
-        "no",
-        "true",
-        "false",
-        "inf",
-        "zoo",
-        "undefined",
-        "unknown",
-        "dne",
-        "error",
-    ]
-)
+FUNCTIONS = {
+    "sqrt", "sinh", "cosh", "tanh", "coth", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "frac", "infty", "floor",
+    "ceil", "cdot", "times", "alpha", "beta", "gamma", "theta", "lambda", "sigma", "omega", "delta",
+}  # fmt: skip
+NO_VALUE = {
+    "nan", "n/a", "na", "none", "null", "nil", "yes", "no", "true", "false", "inf", "zoo", "undefined", "unknown", "dne",
+    "error",
+}  # fmt: skip
 
 
 def has_words(answer: str) -> bool:

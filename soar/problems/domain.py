@@ -1,7 +1,7 @@
 """A domain: how problems of one subject are asked for, put to a student, read and checked.
 
-A `Domain` is data and a few functions of its author. The functions see text that a model wrote, so they run in worker
-processes that are killed at their limits (`grading.py`); what they raise is counted, not raised. `problems.domain` names
+A `Domain` is data and a few functions of its author. The functions see text that a model wrote, so `Grader` runs them in
+worker processes that are killed at their limits (`pool.py`); what they raise is counted, not raised. `problems.domain` names
 a built-in domain or an own one, `file.py:NAME` or `module:NAME`. Without it, `problems.format` and `problems.verifier`
 make the domain. docs/domains.md has a whole one in one file.
 """
@@ -9,18 +9,24 @@ make the domain. docs/domains.md has a whole one in one file.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import MAX_ANSWER_CHARS
-from soar.problems.pool import VerifierError, load_module
+from soar.problems.answers import MAX_ANSWER_CHARS, extract, read_number
+from soar.problems.parse import MAX_QUESTION_CHARS, judge_fields, read_fields
 from soar.problems.prompts import PromptFormat, get_format
-from soar.types import Problem, UserError
+from soar.problems.verify import COMPARERS, VerifierError, as_verdict, compare_math
+from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 BUILTIN: dict[str, str] = {
     "code": "soar.domains.code:CODE",
@@ -167,3 +173,148 @@ def _source_digest(module: Any) -> str:
     except TypeError:
         file = None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function behind `module:function` or `file.py:function`. Raises VerifierError saying what was looked for."""
+    module, attribute = load_module(name)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise VerifierError(f"{name.rpartition(':')[0]} has no function {attribute!r}")
+    return function
+
+
+def load_module(name: str) -> tuple[ModuleType, str]:
+    """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
+    where, _, attribute = name.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise VerifierError(f"no file {where}")
+        spec = importlib.util.spec_from_file_location(f"soar_user_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise VerifierError(f"{where} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up by name
+        spec.loader.exec_module(module)
+    else:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        module = importlib.import_module(where)
+    return module, attribute
+
+
+class Grader:
+    """The functions of a domain, with the defaults for those it leaves out: `(task, text, row) -> verdict or JSON`.
+
+    For worker processes: the texts were written by a model.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        if domain.prepare is not None:
+            domain.prepare()
+
+    def __call__(self, task: str, text: str, row: dict[str, Any]) -> Verdict | str:
+        if task == "solve":
+            return json.dumps(self.domain.solve(text) if self.domain.solve else None)
+        if task == "extract":
+            return json.dumps(self.extract(text))
+        if task == "read":
+            written = self.read(text, row["truncated"], row["strict"])
+            if isinstance(written, Rejection):
+                return json.dumps({"reason": written.reason.value, "detail": written.detail})
+            return json.dumps({"question": written.question, "answer": written.answer})
+        problem = _problem(row)
+        if task == "fault":
+            settled = self.settle(problem)
+            return json.dumps(settled if isinstance(settled, str) else "")
+        if task == "gold":
+            return self.gold(problem)
+        answer = text if task == "compare" else self.extract(text)
+        return Verdict.NO_ANSWER if answer is None else self.equal(answer, problem)
+
+    def extract(self, text: str) -> str | None:
+        """The answer that a completion commits to."""
+        if self.domain.read_answer is None:
+            return extract(text, self.domain.prompts.answer_style)
+        answer = self.domain.read_answer(text)
+        if answer is not None and not isinstance(answer, str):
+            raise TypeError(f"read_answer returned {type(answer).__name__}, expected text or None")
+        return answer
+
+    def settle(self, problem: Problem) -> Problem | str:
+        """The problem as students get it, or the name of what `arrange` or `validate` finds wrong with it."""
+        domain = self.domain
+        made = problem if domain.arrange is None else domain.arrange(problem)
+        if isinstance(made, str):
+            return made
+        name = None if domain.validate is None else domain.validate(made)
+        return str(name) if name else made
+
+    def gold(self, problem: Problem) -> Verdict:
+        """Whether a gold problem can be used."""
+        settled = self.settle(problem)
+        if isinstance(settled, str):
+            return Verdict.UNSCORABLE
+        if self.domain.validate is not None:
+            return Verdict.CORRECT
+        if self.domain.verify is None and self.domain.verifier == "math":
+            return _symbolic("math", settled.answer, settled.answer)
+        return self.equal(settled.answer, settled)
+
+    def read(self, text: str, truncated: bool, strict: bool) -> Problem | Rejection:
+        """The problem in a teacher text, or why there is none."""
+        domain = self.domain
+        pair: Any
+        if domain.read_problem is None or not text.strip():
+            pair = read_fields(text, domain.prompts, truncated, strict)
+        else:
+            pair = domain.read_problem(text)
+        if truncated:
+            return Rejection(Reason.TRUNCATED, "")
+        if isinstance(pair, Rejection):
+            return pair
+        if isinstance(pair, str):
+            reasons = {reason.value for reason in Reason}
+            return Rejection(Reason(pair), "") if pair in reasons else Rejection(Reason.REFUSED, "", pair)
+        question, answer = (pair.question, pair.answer) if isinstance(pair, Problem) else pair
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise TypeError("read_problem returned a pair that is not of two texts")
+        question, answer = question.strip(), answer.strip()
+        any_answer = domain.read_problem is not None or domain.verify is not None
+        reason = judge_fields(question, answer, domain.prompts, MAX_QUESTION_CHARS, domain.max_answer_chars, any_answer)
+        if reason is not None:
+            return Rejection(reason, "")
+        settled = self.settle(Problem("", question, answer))
+        if isinstance(settled, str):
+            return Rejection(Reason.REFUSED, "", settled)
+        return settled if domain.validate or self._usable(settled) else Rejection(Reason.UNPARSABLE_ANSWER, "")
+
+    def _usable(self, problem: Problem) -> bool:
+        """Whether the answer of a problem can be checked."""
+        if self.domain.verify is not None or self.domain.verifier not in ("math", "number"):
+            return self.equal(problem.answer, problem).solved
+        if read_number(problem.answer) is not None:
+            return True
+        return self.domain.verifier == "math" and _symbolic("parsable", problem.answer, "").solved
+
+    def equal(self, answer: str, problem: Problem) -> Verdict:
+        """Verdict on an answer."""
+        if self.domain.verify is not None:
+            return as_verdict(self.domain.verify(answer, problem), "verify")
+        if self.domain.verifier == "math":
+            verdict = compare_math(answer, problem.answer)
+            return _symbolic("math", answer, problem.answer) if verdict is None else verdict
+        return COMPARERS[self.domain.verifier](answer, problem.answer)
+
+
+def _symbolic(kind: str, answer: str, gold: str) -> Verdict:
+    from soar.problems.symbolic import check_symbolic  # takes a second to import, and few domains need it
+
+    return check_symbolic(kind, answer, gold)
+
+
+def _problem(row: dict[str, Any]) -> Problem:
+    extra = {key: value for key, value in row.items() if key not in ("question", "answer")}
+    return Problem("", str(row.get("question", "")), row["answer"], extra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from soar.problems.answers import (
@@ -30,41 +30,42 @@ ANSWER_LABEL = re.compile(
     r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
 )
 MAX_TEACHER_CHARS = 100_000
+MAX_QUESTION_CHARS = 4_000
 
 Fields = tuple[str, str]
 
 
 def parse(
-    text: str,
-    fmt: PromptFormat,
-    *,
-    truncated: bool,
-    seen: set[str] | None = None,
-    strict: bool = False,
-    max_question_chars: int = 4000,
-    parsable: Callable[[str], bool] | None = None,
+    text: str, fmt: PromptFormat, *, truncated: bool, strict: bool = False, max_question_chars: int = MAX_QUESTION_CHARS
 ) -> Problem | Rejection:
     """The problem in one teacher completion, or the reason why there is none.
 
-    truncated: the completion hit its token budget. seen: fingerprints of questions that count as duplicates; the new
-    one is added. strict: tags exactly as asked (a missing slash, upper case, another order are refused).
-    parsable: whether an answer can be checked against; None leaves that to `parse_all`, which asks a verifier pool.
+    truncated: the completion hit its token budget. strict: tags exactly as asked (a missing slash, upper case, another
+    order are refused). Whether the answer can be checked against is left to `parse_all`, which asks a verifier pool.
     """
     fields = read_fields(text[:MAX_TEACHER_CHARS], fmt, truncated, strict)
-    if isinstance(fields, Reason):
-        return Rejection(fields, text)
-    question, answer = fields
-    reason = judge_fields(question, answer, fmt, max_question_chars)
-    if reason is None and parsable is not None and not parsable(answer):
-        reason = Reason.UNPARSABLE_ANSWER
-    if reason is not None:
-        return Rejection(reason, text)
-    key = fingerprint(question)
-    if seen is not None:
-        if key in seen:
-            return Rejection(Reason.DUPLICATE, text)
-        seen.add(key)
-    return Problem(id=key[:16], question=question, answer=answer)
+    reason = fields if isinstance(fields, Reason) else judge_fields(*fields, fmt, max_question_chars)
+    return make_problem(*fields) if reason is None else Rejection(reason, text)
+
+
+def make_problem(question: str, answer: str) -> Problem:
+    """A written problem; its id is the fingerprint of its question."""
+    return Problem(fingerprint(question)[:16], question, answer)
+
+
+def refuse_duplicates(
+    texts: Sequence[str], outcomes: Sequence[Problem | Rejection], seen: set[str] | None
+) -> list[Problem | Rejection]:
+    """The outcomes with a rejection for every question whose fingerprint is in `seen`; new ones are added to it."""
+    if seen is None:
+        return list(outcomes)
+    kept = list[Problem | Rejection]()
+    for text, outcome in zip(texts, outcomes, strict=True):
+        key = fingerprint(outcome.question) if isinstance(outcome, Problem) else None
+        kept.append(Rejection(Reason.DUPLICATE, text) if key in seen else outcome)
+        if key is not None:
+            seen.add(key)
+    return kept
 
 
 def read_fields(text: str, fmt: PromptFormat, truncated: bool, strict: bool) -> Fields | Reason:
@@ -172,7 +173,7 @@ def judge_fields(
     question: str,
     answer: str,
     fmt: PromptFormat,
-    max_question_chars: int = 4000,
+    max_question_chars: int = MAX_QUESTION_CHARS,
     max_answer_chars: int = MAX_ANSWER_CHARS,
     any_answer: bool = False,
 ) -> Reason | None:
@@ -204,28 +205,22 @@ def parse_all(
     truncated: Sequence[bool],
     seen: set[str] | None = None,
     strict: bool = False,
-    max_question_chars: int = 4000,
+    max_question_chars: int = MAX_QUESTION_CHARS,
 ) -> list[Problem | Rejection]:
-    """`parse` for a batch, with answers checked by `pool.parsable` (verify.VerifierPool) in its worker processes."""
+    """`parse` for a batch, with answers checked by `pool.parsable` (`pool.VerifierPool`) in its worker processes."""
     if len(truncated) != len(texts):
         raise ValueError(f"{len(texts)} texts, but {len(truncated)} truncated flags")
-    first = [
+    outcomes = [
         parse(text, fmt, truncated=cut, strict=strict, max_question_chars=max_question_chars)
         for text, cut in zip(texts, truncated, strict=True)
     ]
-    answers = list({result.answer: None for result in first if isinstance(result, Problem)})
+    answers = list({outcome.answer: None for outcome in outcomes if isinstance(outcome, Problem)})
     good = dict(zip(answers, pool.parsable(answers), strict=True)) if answers else {}
-    results: list[Problem | Rejection] = []
-    for text, result in zip(texts, first, strict=True):
-        if isinstance(result, Problem) and not good[result.answer]:
-            result = Rejection(Reason.UNPARSABLE_ANSWER, text)
-        elif isinstance(result, Problem) and seen is not None:
-            key = fingerprint(result.question)
-            if key in seen:
-                result = Rejection(Reason.DUPLICATE, text)
-            seen.add(key)
-        results.append(result)
-    return results
+    checked = [
+        outcome if isinstance(outcome, Rejection) or good[outcome.answer] else Rejection(Reason.UNPARSABLE_ANSWER, text)
+        for text, outcome in zip(texts, outcomes, strict=True)
+    ]
+    return refuse_duplicates(texts, checked, seen)
 
 
 def count_reasons(results: Sequence[Problem | Rejection]) -> dict[str, int]:

@@ -1,68 +1,53 @@
-"""Checks in worker processes that can be killed: the machinery under `verify.py`.
+"""One verifier or one domain in worker processes that can be killed: completion + gold answer -> Verdict.
 
-A worker takes a chunk of checks and writes one byte of shared memory before and after each. A kernel timer (SIGALRM
-with its default action) ends the worker when one check is over its time, whatever C code it is in. The parent reads
-from the bytes which checks are done, blames the one that was running, and gives the rest to another worker. Where there
-is no such timer (Windows), or a user function cancels it, pebble's time limit ends the chunk, and its rest is retried
-one by one.
-
-Workers start with `spawn`, drop every environment variable that they do not need, and limit their address space. Only
-the texts of a check go to a worker, and only bytes and error messages come back.
+A check never hangs the caller, never runs model-written text in it, and is never `correct` by accident: one over its time is
+`timeout`, one that raises or kills its worker (memory, segmentation fault) is `crashed`. Workers take small chunks of
+checks; those of a chunk that is lost with its worker are done again one by one. Workers start with `spawn`, drop every
+environment variable that they do not need, and limit their address space. `exact`, `number`, `choice` and the exact part of
+`math` are bounded string functions that cost microseconds, so they run in the calling process (`verify.py`).
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import json
 import logging
-import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from soar.types import UserError, Verdict
+from soar.config import ProblemsConfig
+from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract, read_number
+from soar.problems.domain import Domain, Grader, load_domain, load_function
+from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse_all, refuse_duplicates
+from soar.problems.prompts import PromptFormat
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, columns_of, compare_math, read_reward
+from soar.types import Problem, Reason, Rejection, Verdict
 
-CHUNK = 32  # checks of one task
-SLOTS = 64  # tasks in flight at most
-MAX_TASKS = 500  # tasks after which a worker is replaced, so that caches cannot fill its memory
+CHUNK = 8  # checks of one task
+MAX_TASKS = 1_000  # tasks after which a worker is replaced, so that caches cannot fill its memory
 STARTS = 3  # broken pools in a row, without one verdict between them, until giving up
-STALL_S = 60.0  # silence beyond every time limit that is taken for a broken pool
-NOT_STARTED, RUNNING, FIRST_CODE = 0, 1, 2
-VERDICTS = list(Verdict)
-HAS_TIMER = hasattr(signal, "setitimer")
+STALL_S = 60.0  # silence beyond the time limit that is taken for a broken pool
+CACHE_SIZE = 200_000
+MATH_MEMORY_MB = 1_024
+FUNCTION_MEMORY_MB = 8_192  # a function may import torch, which reserves several gigabytes of addresses
 
 KEPT_ENVIRONMENT = {
     "PATH", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "PATHEXT", "COMSPEC", "USERPROFILE",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8",
 }  # fmt: skip
 
-
-class VerifierError(UserError, RuntimeError):
-    """A verifier that cannot be used: unknown name, no such function, wrong return shape, workers that do not start."""
-
-
-class _Worker:
-    """State of this process when it is a worker."""
-
-    name: str = ""
-    check: Callable[..., Verdict] | None = None
-    progress: Any = None
-    timeout_s: float = 0.0
-    error: str | None = None
+Item = tuple[str, str, Any]
+Check = Callable[[str, str, Any], Verdict | str]
 
 
 def strip_environment() -> None:
@@ -90,293 +75,382 @@ def limit_memory(memory_mb: int) -> None:
             logging.getLogger(__name__).debug("this system refuses a limit on resource %s of a verifier worker", kind)
 
 
-def initialize_worker(name: str, progress: Any, timeout_s: float, memory_mb: int, loader: str = "") -> None:
+class _Worker:
+    """State of this process when it is a worker."""
+
+    name: str = ""
+    check: Check | None = None
+    error: str | None = None
+
+
+def initialize_worker(name: str, key: str, memory_mb: int) -> None:
     """First thing in a worker. An error is kept and reported by the first chunk, so that the parent can name it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     strip_environment()
-    _Worker.name, _Worker.progress, _Worker.timeout_s = name, progress, timeout_s
+    _Worker.name = name
     try:
-        if loader:
-            _Worker.check = load_function(loader)(name)
-        else:
-            _Worker.check = _load_math() if name == "math" else _load_function(name)
+        _Worker.check = Grader(load_domain(name)) if key == "problems.domain" else _load_verifier(name)
     except Exception as error:  # whatever a user's module raises on import must reach the user by name
-        key = "problems.domain" if loader else "problems.verifier"
         _Worker.error = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
     limit_memory(memory_mb)
 
 
-def run_chunk(slot: int, items: Sequence[tuple[Any, ...]]) -> tuple[str | None, dict[int, str]]:
-    """Check `items` one after another; verdicts go to the shared bytes of `slot`.
+def _load_verifier(name: str) -> Check:
+    if name == "math":
+        from soar.problems.symbolic import check_symbolic
 
-    Returns the last error message, and place -> text of the checks that returned a text in place of a verdict.
-    Raises VerifierError (in the parent) for what is wrong with the verifier rather than with an answer.
-    """
-    if _Worker.check is None:
-        raise VerifierError(_Worker.error or "worker was not initialized")
-    message, texts = None, dict[int, str]()
-    for index, item in enumerate(items):
-        place = slot * CHUNK + index
-        _Worker.progress[place] = RUNNING
-        _set_timer(_Worker.timeout_s)
-        try:
-            found = _Worker.check(*item)
-            verdict = Verdict.CORRECT if isinstance(found, str) and not isinstance(found, Verdict) else found
-            if verdict is not found:
-                texts[index] = found
-        except VerifierError:
-            raise
-        except Exception as error:  # a check may fail in any way; that is its verdict
-            verdict, message = Verdict.CRASHED, f"{_Worker.name}: {type(error).__name__}: {error}"[:500]
-        finally:
-            _set_timer(0.0)
-        _Worker.progress[place] = FIRST_CODE + VERDICTS.index(verdict)
-    return message, texts
-
-
-def _set_timer(seconds: float) -> None:
-    if HAS_TIMER:
-        if seconds:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def _load_math() -> Callable[..., Verdict]:
-    from soar.problems.symbolic import check_symbolic
-
-    check_symbolic("math", r"\frac{x}{2}+1", r"1+\frac{x}{2}")  # sympy loads half of itself at the first comparison
-    return check_symbolic
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """The function behind `module:function` or `file.py:function`. Raises VerifierError saying what was looked for."""
-    module, attribute = load_module(name)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise VerifierError(f"{name.rpartition(':')[0]} has no function {attribute!r}")
-    return function
-
-
-def load_module(name: str) -> tuple[ModuleType, str]:
-    """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
-    where, _, attribute = name.rpartition(":")
-    if where.endswith(".py"):
-        path = Path(where)
-        if not path.is_file():
-            raise VerifierError(f"no file {where}")
-        spec = importlib.util.spec_from_file_location(f"soar_user_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise VerifierError(f"{where} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up by name
-        spec.loader.exec_module(module)
-    else:
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        module = importlib.import_module(where)
-    return module, attribute
-
-
-def _load_function(name: str) -> Callable[..., Verdict]:
+        check_symbolic("math", r"\frac{x}{2}+1", r"1+\frac{x}{2}")  # sympy loads half of itself at the first comparison
+        return check_symbolic
     function = load_function(name)
 
-    def check(completion: str, columns: dict[str, Any]) -> Verdict:
+    def check(task: str, completion: str, columns: dict[str, Any]) -> Verdict:
         values = function(completions=[completion], **{key: [value] for key, value in columns.items()})
         return read_reward(values, name)
 
     return check
 
 
-def read_reward(values: Any, name: str) -> Verdict:
-    """The verdict in what a user function returned for one completion: a list of one number or None.
+def run_chunk(items: Sequence[Item]) -> tuple[list[Verdict | str], str | None]:
+    """A verdict or a text for each item, and the last error message.
 
-    1 or more is correct, less is wrong, None and NaN are unscorable. Raises VerifierError for any other shape.
+    Raises VerifierError (in the parent) for what is wrong with the verifier rather than with an answer.
     """
-    expected = "expected a list with one number or None for each completion"
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-        raise VerifierError(f"{name} returned {type(values).__name__}; {expected}")
-    if len(values) != 1:
-        raise VerifierError(f"{name} returned {len(values)} values for 1 completion; {expected}")
-    value = values[0]
-    if value is None:
-        return Verdict.UNSCORABLE
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise VerifierError(f"{name} returned a {type(value).__name__} ({value!r:.80}); {expected}")
-    score = float(value)
-    if math.isnan(score):
-        return Verdict.UNSCORABLE
-    return Verdict.CORRECT if score >= 1 else Verdict.WRONG
+    if _Worker.check is None:
+        raise VerifierError(_Worker.error or "worker was not initialized")
+    outcomes, message = list[Verdict | str](), None
+    for item in items:
+        try:
+            outcomes.append(_Worker.check(*item))
+        except VerifierError:
+            raise
+        except Exception as error:  # a check may fail in any way; that is its verdict
+            outcomes.append(Verdict.CRASHED)
+            message = f"{_Worker.name}: {type(error).__name__}: {error}"[:500]
+    return outcomes, message
 
 
-@dataclass
-class Chunk:
-    """Checks on their way. indices: places in the batch. slot: row of the shared bytes. tries: dead workers so far."""
+class _End(Enum):
+    """How a chunk was lost: over its time, with its worker, with the whole pool."""
 
-    indices: list[int]
-    slot: int = -1
-    tries: int = 0
-
-
-class End(Enum):
-    """How a chunk ended: all checks done, ended by the kernel timer, over pebble's limit, worker died, pool broken."""
-
-    DONE = "done"
-    TIMER = "timer"
     OVERDUE = "overdue"
     DIED = "died"
     BROKEN = "broken"
 
 
-class WorkerPool:
-    """Runs the checks of one verifier in `workers` processes; every check ends in a verdict. See the module's header.
+class VerifierPool:
+    """Checks completions, gold answers and teacher texts by one verifier, or as one domain says.
 
-    name: `math`, a user function, or what `loader` (`module:function`) makes a check of in each worker. timeout_s: for
-    one check. memory_mb: address space of a worker, 0 for no limit. last_error: message of the last check that raised
-    or lost its worker.
+    verifier: a Domain of `load_domain`; or `math` (math-verify), `number`, `exact`, `choice`; or a function
+    `module:function` / `file.py:function` in the shape `(completions, **columns) -> list[float | None]`, called with one
+    completion at a time, as text; the gold answers are the column `answer`; a value of 1 or more is correct, None or NaN is
+    unscorable. answer_style: see `answers.extract`; a domain has its own. timeout_s: seconds for one check.
+    memory_mb: address space of one worker; None: 1,024 for `math`, else 8,192; 0: no limit. It is not applied where the
+    system has no such limit. workers: processes, 0 for one per core and at most 8. last_error: message of the last check that
+    raised or lost its worker.
+
+    Workers start at the first check that needs one; threads take turns. Use it as a context manager, or call `close`.
+    Raises VerifierError.
     """
 
-    def __init__(self, name: str, timeout_s: float, memory_mb: int, workers: int, loader: str = "") -> None:
-        self.name = name
+    def __init__(
+        self,
+        verifier: str | Domain,
+        *,
+        answer_style: str = "boxed",
+        timeout_s: float = 5.0,
+        memory_mb: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.domain = None if isinstance(verifier, str) else verifier
+        if isinstance(verifier, Domain):
+            if verifier.verify is None and verifier.verifier not in NAMES:
+                raise VerifierError(
+                    f"domain {verifier.name!r}: verifier = {verifier.verifier!r}, expected one of {', '.join(NAMES)}; a "
+                    "check of your own is given as `verify`"
+                )
+            self.name, answer_style = verifier.label, verifier.prompts.answer_style
+            subject, key = verifier.reference, "problems.domain"
+        else:
+            if verifier not in NAMES and ":" not in verifier:
+                raise VerifierError(
+                    f"problems.verifier = {verifier!r}: expected one of {', '.join(NAMES)}, module:function or "
+                    "file.py:function"
+                )
+            self.name, subject, key = verifier, verifier, "problems.verifier"
+        extract("", answer_style)
+        if memory_mb is None:
+            memory_mb = MATH_MEMORY_MB if self.name == "math" else FUNCTION_MEMORY_MB
+        self.answer_style = answer_style
         self.timeout_s = timeout_s
-        self.workers = workers
+        self.workers = workers or min(os.cpu_count() or 1, 8)
         self.last_error: str | None = None
-        self._context = multiprocessing.get_context("spawn")
-        self._progress = self._context.RawArray("B", SLOTS * CHUNK)
-        self._arguments = (name, self._progress, timeout_s, memory_mb, loader)
-        self._texts: dict[int, str] = {}
+        self._arguments = (subject, key, memory_mb)
+        self._verdicts: dict[Item, Verdict] = {}
         self._pool: ProcessPool | None = None
         self._turn = threading.Lock()
 
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the workers; the next `run` starts new ones."""
+        """End the workers. The next check starts new ones."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.stop()
             pool.join()
 
-    def run(self, items: Sequence[tuple[Any, ...]]) -> list[Verdict]:
-        """One verdict for each item (the arguments of one check). Threads take turns.
+    @property
+    def compares(self) -> bool:
+        """Whether answers can be compared (`check_answers`); a user function reads whole completions."""
+        return self.domain is not None or self.name in NAMES
 
-        Raises VerifierError; the workers are gone then.
+    def check(
+        self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Verdict]:
+        """One Verdict for each completion, in order.
+
+        columns: further columns, each as long as completions (a domain needs `question`); the named verifiers ignore them.
+        Raises ValueError for lengths that differ, VerifierError when a function returns something else than numbers.
         """
-        with self._turn:
-            return self._guarded(items, CHUNK if HAS_TIMER else 1)
+        if len(completions) != len(golds):
+            raise ValueError(f"{len(completions)} completions, but {len(golds)} gold answers")
+        if self.name in NAMES:
+            return self.check_answers(self.read_answers(completions), golds)
+        return self._grade("check", [text[-MAX_COMPLETION_CHARS:] for text in completions], golds, columns)
 
-    def read(self, items: Sequence[tuple[Any, ...]]) -> list[str | Verdict]:
-        """The text that each check returned, or the verdict of one that returned none (a killed one: TIMEOUT, CRASHED).
+    def check_answers(
+        self, answers: Sequence[str | None], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Verdict]:
+        """Verdicts for answers that are already extracted (None: no answer). Named verifiers and domains only."""
+        if not self.compares:
+            raise VerifierError(f"{self.name} reads whole completions, not answers; use check")
+        if self.domain is not None:
+            given = [answer for answer in answers if answer is not None]
+            rows = [row for row, answer in zip(_rows(golds, columns), answers, strict=True) if answer is not None]
+            verdicts = iter(self._run([("compare", text, row) for text, row in zip(given, rows, strict=True)]))
+            return [Verdict.NO_ANSWER if answer is None else next(verdicts) for answer in answers]
+        compare: Callable[[str, str], Verdict | None] = COMPARERS.get(self.name, compare_math)
+        pairs = list(zip(answers, golds, strict=True))
+        decided = [Verdict.NO_ANSWER if answer is None else compare(answer, gold) for answer, gold in pairs]
+        symbolic = iter(
+            self._symbolic([("math", a or "", g) for (a, g), v in zip(pairs, decided, strict=True) if v is None])
+        )
+        return [next(symbolic) if verdict is None else verdict for verdict in decided]
 
-        One check a task, since the texts of a task are lost with its worker. Raises VerifierError as `run` does.
+    def check_golds(self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None) -> list[Verdict]:
+        """Whether each gold answer can be graded: CORRECT when the verifier reads it and finds it equal to itself.
+
+        No shortcut for equal texts is taken: what `math` and `number` cannot read is UNSCORABLE, but a few words
+        (`\\text{Saturday}`) are CORRECT for `math`, which compares them as text. For the answer style `totals` a gold answer
+        is written `12, 20`. A domain says UNSCORABLE where its `validate` names something. A user function is given the gold
+        answer as a completion, with the further columns.
         """
+        if self.domain is not None:
+            return self._grade("gold", golds, golds, columns)
+        if self.name == "math":
+            return self._symbolic([("math", gold, gold) for gold in golds])
+        if self.name in NAMES:
+            verdicts = self.check_answers(golds, golds)
+            if self.answer_style == "totals":
+                pairs = zip(golds, verdicts, strict=True)
+                return [verdict if TOTALS.fullmatch(gold) else Verdict.UNSCORABLE for gold, verdict in pairs]
+            return verdicts
+        frame = "\\boxed{%s}" if self.answer_style == "boxed" else "Answer: %s"
+        return self.check([frame % gold for gold in golds], golds, columns)
+
+    def parsable(self, answers: Sequence[str]) -> list[bool]:
+        """Whether each answer can serve as a gold answer, as far as that can be told without its question.
+
+        `math`: a number or expression results, not a string fallback, not an undefined value, not a word. `number`: a
+        number. `exact`, `choice`, user functions and domains: any text.
+        """
+        if self.name == "number":
+            return [read_number(answer) is not None for answer in answers]
+        if self.name != "math":
+            return [bool(answer.strip()) for answer in answers]
+        symbolic = [answer for answer in answers if read_number(answer) is None]
+        verdicts = dict(zip(symbolic, self._symbolic([("parsable", answer, "") for answer in symbolic]), strict=True))
+        return [answer not in verdicts or verdicts[answer].solved for answer in answers]
+
+    def usable(self, problems: Sequence[Problem]) -> list[bool]:
+        """Whether the answer of each problem can serve as a gold answer."""
+        golds = [problem.answer for problem in problems]
+        if self.domain is None:
+            return self.parsable(golds)
+        verdicts = self.check_golds(golds, columns_of(problems))
+        return [bool(gold.strip()) and verdict.solved for gold, verdict in zip(golds, verdicts, strict=True)]
+
+    def faults(self, problems: Sequence[Problem]) -> list[str]:
+        """What the domain says is wrong with each gold problem, "" where it names nothing or there is no domain."""
+        if self.domain is None:
+            return [""] * len(problems)
+        rows = _rows([problem.answer for problem in problems], columns_of(problems))
+        named = self._texts([("fault", str(row["answer"]), row) for row in rows])
+        return [str(text or "")[:100] for text in named]
+
+    def read_answers(self, completions: Sequence[str]) -> list[str | None]:
+        """The answer that each completion commits to."""
+        if self.domain is None or self.domain.read_answer is None:
+            return [extract(text, self.answer_style) for text in completions]
+        return self._texts([("extract", text[-MAX_COMPLETION_CHARS:], {}) for text in completions])
+
+    def solve(self, questions: Sequence[str]) -> list[str | None]:
+        """The domain's own answers; None where it has none, or its solver failed."""
+        return self._texts([("solve", question, {}) for question in questions])
+
+    def read_problems(
+        self,
+        texts: Sequence[str],
+        truncated: Sequence[bool],
+        seen: set[str] | None = None,
+        strict: bool = False,
+        prompts: PromptFormat | None = None,
+    ) -> list[Problem | Rejection]:
+        """The problem in each teacher text, or why there is none.
+
+        truncated: the text hit its token budget. seen: fingerprints of questions that count as duplicates; new ones are
+        added. strict: tags as asked, for a domain without a reader of its own. prompts: the format, where there is no domain.
+        """
+        if self.domain is None:
+            if prompts is None:
+                raise ValueError(f"verifier {self.name} has no prompts of its own; pass `prompts`")
+            return parse_all(texts, prompts, self, truncated=truncated, seen=seen, strict=strict)
+        tasks = [
+            ("read", text[:MAX_TEACHER_CHARS], {"truncated": cut, "strict": strict})
+            for text, cut in zip(texts, truncated, strict=True)
+        ]
+        problems: list[Problem | Rejection] = []
+        for text, outcome in zip(texts, self._outcomes(tasks), strict=True):
+            if isinstance(outcome, Verdict):
+                detail = "reader_timeout" if outcome is Verdict.TIMEOUT else ""
+                problems.append(Rejection(Reason.READER_FAILED, text, detail))
+                continue
+            fields = json.loads(outcome)
+            if "reason" in fields:
+                problems.append(Rejection(Reason(fields["reason"]), text, fields["detail"]))
+            else:
+                problems.append(make_problem(fields["question"], fields["answer"]))
+        return refuse_duplicates(texts, problems, seen)
+
+    def _grade(
+        self, task: str, texts: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None
+    ) -> list[Verdict]:
+        return self._run([(task, text, row) for text, row in zip(texts, _rows(golds, columns), strict=True)])
+
+    def _symbolic(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts of math-verify; equal items are checked once, and remembered."""
+        asked = list(dict.fromkeys(item for item in items if item not in self._verdicts))
+        verdicts = dict(zip(asked, self._run(asked), strict=True))
+        answers = [verdicts.get(item) or self._verdicts[item] for item in items]
+        self._verdicts |= verdicts
+        for item in list(self._verdicts)[: max(0, len(self._verdicts) - CACHE_SIZE)]:
+            del self._verdicts[item]  # the oldest
+        return answers
+
+    def _texts(self, items: Sequence[Item]) -> list[str | None]:
+        """The text that each function of the domain gave; None for none, and for one that failed."""
+        return [None if isinstance(text, Verdict) else json.loads(text) for text in self._outcomes(items)]
+
+    def _run(self, items: Sequence[Item]) -> list[Verdict]:
+        return [Verdict(outcome) for outcome in self._outcomes(items)]
+
+    def _outcomes(self, items: Sequence[Item]) -> list[Verdict | str]:
+        """The verdict or text of each check. Raises VerifierError; the workers are gone then."""
         with self._turn:
-            self._texts = {}
-            verdicts = self._guarded(items, 1)
-            lost = {Verdict.CORRECT: Verdict.CRASHED}  # the worker died between its verdict and its text
-            return [self._texts.get(i, lost.get(verdict, verdict)) for i, verdict in enumerate(verdicts)]
-
-    def _guarded(self, items: Sequence[tuple[Any, ...]], most: int) -> list[Verdict]:
-        try:
-            return self._run(items, most)
-        except BaseException:
-            self.close()
-            raise
-
-    def _run(self, items: Sequence[tuple[Any, ...]], most: int) -> list[Verdict]:
-        verdicts: list[Verdict | None] = [None] * len(items)
-        size = max(1, min(most, len(items) // (4 * self.workers)))
-        waiting = deque(Chunk(list(range(i, min(i + size, len(items))))) for i in range(0, len(items), size))
-        slots = deque(range(min(SLOTS, 4 * self.workers)))
-        running: dict[Future[Any], Chunk] = {}
-        failures = 0
-        while waiting or running:
-            while waiting and slots:
-                chunk = waiting.popleft()
-                chunk.slot = slots.popleft()
-                running[self._submit(chunk, items)] = chunk
-            done, _ = wait(running, timeout=STALL_S + 2 * self._limit(CHUNK), return_when=FIRST_COMPLETED)
-            ends = {future: self._end(future, running[future]) for future in done}
-            if not done or End.BROKEN in ends.values():
+            try:
+                return self._settle(items)
+            except BaseException:
                 self.close()
-                ends |= {future: End.BROKEN for future in running if future not in ends}
-                failures += 1
-            for future, end in ends.items():
-                chunk = running.pop(future)
-                if self._settle(chunk, end, verdicts, waiting):
-                    failures = 0
-                slots.append(chunk.slot)
+                raise
+
+    def _settle(self, items: Sequence[Item]) -> list[Verdict | str]:
+        """Rounds of chunks until every check has its outcome.
+
+        The checks of a lost chunk are done again one by one. One that is alone when its worker dies is tried once more,
+        since the system may have killed the worker for its neighbour's memory.
+        """
+        outcomes: dict[int, Verdict | str] = {}
+        size = max(1, min(CHUNK, len(items) // (4 * self.workers)))
+        waiting = [list(range(i, min(i + size, len(items)))) for i in range(0, len(items), size)]
+        deaths, failures = Counter[int](), 0
+        while waiting:
+            running = [(places, self._submit([items[place] for place in places])) for places in waiting]
+            waiting, before, broken = [], len(outcomes), False
+            for places, future in running:
+                end = self._end(future, len(places), broken)
+                broken = broken or end is _End.BROKEN
+                deaths.update(places if end is _End.DIED else ())
+                if isinstance(end, list):
+                    outcomes.update(zip(places, end, strict=True))
+                elif end is _End.BROKEN:
+                    waiting.append(places)
+                elif len(places) == 1 and (end is _End.OVERDUE or deaths[places[0]] > 1):
+                    outcomes[places[0]] = Verdict.TIMEOUT if end is _End.OVERDUE else Verdict.CRASHED
+                else:
+                    waiting += [[place] for place in places]
+            failures = failures + 1 if broken and len(outcomes) == before else 0
+            if broken:
+                self.close()
             if failures >= STARTS:
                 raise VerifierError(
                     f"the worker processes of verifier {self.name!r} do not run. They import the main script, "
                     "as multiprocessing does everywhere: put what it runs under `if __name__ == '__main__':`. "
                     "If that is so, they need more memory than memory_mb allows"
                 )
-        return [Verdict.CRASHED if verdict is None else verdict for verdict in verdicts]
+        return [outcomes[place] for place in range(len(items))]
 
     def _limit(self, checks: int) -> float:
         """pebble's time limit of a chunk: enough for one check at its limit among ordinary ones of 100 ms."""
-        return self.timeout_s + 0.5 + 0.1 * (checks - 1)
+        return self.timeout_s + 0.5 * (checks > 1) + 0.1 * (checks - 1)
 
-    def _submit(self, chunk: Chunk, items: Sequence[tuple[Any, ...]]) -> Future[Any]:
+    def _submit(self, chunk: Sequence[Item]) -> Future[Any]:
         if self._pool is None:
-            self._pool = ProcessPool(
-                self.workers,
-                max_tasks=MAX_TASKS,
-                initializer=initialize_worker,
-                initargs=self._arguments,
-                context=self._context,
-            )
-        start = chunk.slot * CHUNK
-        self._progress[start : start + CHUNK] = [NOT_STARTED] * CHUNK
-        payload = [items[index] for index in chunk.indices]
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPool(self.workers, MAX_TASKS, initialize_worker, self._arguments, context)
         try:
-            return self._pool.schedule(run_chunk, args=(chunk.slot, payload), timeout=self._limit(len(payload)))
-        except RuntimeError as error:  # the pool broke since the last call; this future makes `_run` replace it
+            return self._pool.schedule(run_chunk, args=(chunk,), timeout=self._limit(len(chunk)))
+        except RuntimeError as error:  # the pool broke since the last call; this future makes `_settle` replace it
             failed: Future[Any] = Future()
             failed.set_exception(BrokenProcessPool(str(error)))
             return failed
 
-    def _end(self, future: Future[Any], chunk: Chunk) -> End:
+    def _end(self, future: Future[Any], checks: int, broken: bool) -> list[Verdict | str] | _End:
         try:
-            message, texts = future.result()
-            self.last_error = message or self.last_error
-            self._texts.update((chunk.indices[place], text) for place, text in texts.items())
-            return End.DONE
-        except BrokenProcessPool:
-            return End.BROKEN
+            outcomes, message = future.result(0 if broken else STALL_S + 2 * self._limit(checks))
+        except (BrokenProcessPool, CancelledError):
+            return _End.BROKEN
         except FutureTimeout:
-            return End.OVERDUE
+            return _End.OVERDUE if future.done() else _End.BROKEN
         except ProcessExpired as error:
-            if HAS_TIMER and error.exitcode == -signal.SIGALRM:
-                return End.TIMER
             self.last_error = f"{self.name}: a worker ended with exit code {error.exitcode}"
-            return End.DIED
+            return _End.DIED
+        self.last_error = message or self.last_error
+        return list(outcomes)
 
-    def _settle(self, chunk: Chunk, end: End, verdicts: list[Verdict | None], waiting: deque[Chunk]) -> bool:
-        """Store what a chunk found and queue the rest of it. Returns whether any check got its verdict.
 
-        The check that was running when the timer ended the worker has timed out. One that was running when the worker
-        died is tried once more alone, since the system may have killed the worker for its neighbour's memory.
-        """
-        start = chunk.slot * CHUNK
-        codes = list(self._progress[start : start + len(chunk.indices)])
-        alone = len(chunk.indices) == 1
-        running = next((i for i, code in zip(chunk.indices, codes, strict=True) if code == RUNNING), None)
-        rest = []
-        for index, code in zip(chunk.indices, codes, strict=True):
-            if code >= FIRST_CODE:
-                verdicts[index] = VERDICTS[code - FIRST_CODE]
-            elif (end is End.TIMER and index == running) or (end is End.OVERDUE and alone):
-                verdicts[index] = Verdict.TIMEOUT
-            elif end is End.DIED and alone and chunk.tries:
-                verdicts[index] = Verdict.CRASHED
-            else:
-                rest.append(index)
-        tries = chunk.tries + (end is End.DIED)
-        if end is End.OVERDUE or (end is End.DIED and running is None):
-            waiting.extend(Chunk([index], tries=tries) for index in rest)
-        else:
-            others = [index for index in rest if index != running]
-            if others:
-                waiting.append(Chunk(others))
-            if running in rest:
-                waiting.append(Chunk([running], tries=tries))
-        return len(rest) < len(chunk.indices)
+def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
+    """The pool that grades by a domain, with the limits of a config. Raises VerifierError."""
+    return VerifierPool(
+        domain if domain.own else domain.verifier,
+        answer_style=domain.prompts.answer_style,
+        timeout_s=problems.verify_timeout_s,
+        memory_mb=problems.verify_memory_mb,
+        workers=problems.verify_workers,
+    )
+
+
+def make_pool(verifier: str, answer_style: str, domain: str = "") -> VerifierPool:
+    """A pool by names, for exported rewards: of a domain, or of a verifier and an answer style."""
+    return VerifierPool(load_domain(domain) if domain else verifier, answer_style=answer_style)
+
+
+def _rows(golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None) -> list[dict[str, Any]]:
+    for key, column in (columns or {}).items():
+        if len(column) != len(golds):
+            raise ValueError(f"column {key!r} has {len(column)} values for {len(golds)} completions")
+    return [
+        {**{key: column[i] for key, column in (columns or {}).items()}, "answer": gold} for i, gold in enumerate(golds)
+    ]

@@ -29,7 +29,6 @@ from sympy import (
 )
 
 from soar.problems.answers import has_words, normalize, read_number, spell_unicode
-from soar.problems.sketches import Sketch, clearly_different, in_order
 from soar.types import Verdict
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -79,7 +78,7 @@ def check_symbolic(kind: str, answer: str, gold: str) -> Verdict:
         if len(gold.split()) > MAX_TEXT_WORDS or not normalize(gold):
             return Verdict.UNSCORABLE
         return _verdict(normalize(answer).casefold() == normalize(gold).casefold())
-    if clearly_different(sketch(gold), sketch(answer)):
+    if _far_apart(_values(gold), _values(answer)):
         return Verdict.WRONG
     return _verdict(any(_equal(g, a) for g in readings(gold) for a in readings(answer)))
 
@@ -103,49 +102,51 @@ def is_value(text: str, undefined: bool = False) -> bool:
 
 
 @lru_cache(maxsize=2048)
-def sketch(text: str) -> Sketch | None:
-    """Values of an answer's first reading; None where they do not tell it from others (per cent, inequality, words)."""
-    found = readings(text)
-    value = found[0] if found else None
+def _values(text: str) -> tuple[str | None, Any, list[complex]] | None:
+    """The values of an answer's first reading, with every variable at a number that depends on its name: the `x` of
+    `x = 3`, a matrix's shape, numbers (sorted unless it is a matrix). None where they do not tell it from others (per cent,
+    inequality, words, names that math-verify reads in two ways)."""
+    value = next(iter(readings(text)), None)
     name = None
     if isinstance(value, Eq) and isinstance(value.lhs, Symbol):
         name, value = value.lhs.name, value.rhs
-    shape = None
+    shape = value.shape if isinstance(value, MatrixBase) else None
     if isinstance(value, MatrixBase):
-        shape, parts = value.shape, list(value)
+        parts = list(value)
     elif isinstance(value, Interval):
         parts = [value.start, value.end]
-    elif isinstance(value, (FiniteSet, Tuple)):
-        parts = list(value.args)
-    elif isinstance(value, Expr):
-        parts = [value]
     else:
+        parts = list(value.args) if isinstance(value, (FiniteSet, Tuple)) else [value]
+    if not 0 < len(parts) <= MAX_PARTS:
         return None
-    values = [_value_at_point(part) for part in parts]
-    if not values or len(values) > MAX_PARTS or any(part is None for part in values):
+    numbers = []
+    for part in parts:
+        if not isinstance(part, Expr) or part.has(UnevaluatedExpr):
+            return None
+        symbols = {symbol: symbol.name for symbol in part.free_symbols}
+        if any(len(letter) > 1 or letter in "eEiI" for letter in symbols.values()):
+            return None
+        point = {symbol: Rational(1000 + 37 * ord(letter) % 1009, 733) for symbol, letter in symbols.items()}
+        try:
+            numbers.append(complex(part.subs(point).evalf(15)))
+        except MemoryError:
+            raise
+        except Exception:  # undefined here, or not a number at all
+            return None
+    if not all(map(cmath.isfinite, numbers)):
         return None
-    numbers = [part for part in values if part is not None]
-    return Sketch(name, shape, tuple(numbers) if shape else in_order(numbers))
+    return name, shape, numbers if shape else sorted(numbers, key=lambda number: (round(number.real, 4), number.imag))
 
 
-def _value_at_point(value: Any) -> complex | None:
-    """An expression's value with every variable at a number that depends on its name; None where there is none.
-
-    Names that math-verify reads in two ways (`e`, `i`, several letters in one name) are not decided here.
-    """
-    if not isinstance(value, Expr) or value.has(UnevaluatedExpr):
-        return None
-    names = {symbol: symbol.name for symbol in value.free_symbols}
-    if any(len(name) > 1 or name in "eEiI" for name in names.values()):
-        return None
-    point = {symbol: Rational(1000 + 37 * ord(name) % 1009, 733) for symbol, name in names.items()}
-    try:
-        number = complex(value.subs(point).evalf(15))
-    except MemoryError:
-        raise
-    except Exception:  # undefined here, or not a number at all
-        return None
-    return number if cmath.isfinite(number) else None
+def _far_apart(
+    a: tuple[str | None, Any, list[complex]] | None, b: tuple[str | None, Any, list[complex]] | None
+) -> bool:
+    """Whether two answers differ by far more than any tolerance, so that the slow symbolic comparison is not needed."""
+    if a is None or b is None or (a[1] is None) != (b[1] is None) or (a[0] and b[0] and a[0] != b[0]):
+        return False
+    if a[1] != b[1] or len(a[2]) != len(b[2]):
+        return True
+    return any(abs(x - y) > 1e-5 + 1e-9 * max(abs(x), abs(y)) for x, y in zip(a[2], b[2], strict=True))
 
 
 def _equal(gold: Any, answer: Any) -> bool:

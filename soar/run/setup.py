@@ -17,7 +17,7 @@ from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler, Sampler
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import Domain, domain_of
-from soar.problems.grading import open_pool
+from soar.problems.pool import open_pool
 from soar.problems.prompts import line_break_ids
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
