@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import sys
 import types
 from collections.abc import Iterator
@@ -483,20 +482,3 @@ def test_evidence_made_in_another_way_is_refused_by_key() -> None:
     message = str(caught.value)
     assert "hard.jsonl" in message and "model: screened with 'other', this run uses 'm'" in message
     assert "prompt: not recorded" in message and "max_tokens" not in message
-
-
-def test_reliability_page_names_existing_tests() -> None:
-    tests = Path(__file__).parent
-    page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = [line for line in page.partition("\n## Measured")[0].splitlines() if line.startswith("|")]
-    rows = [line for line in rows if not re.match(r"\|[-|]+\|$|.*\| test \|$", line)]
-    assert [line for line in rows if not re.search(r"`test_\w+::test_\w+` \|$", line)] == []  # every row names one
-    named = set(re.findall(r"`(test_\w+)::(test_\w+)`", page))
-    numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
-    assert numbers == list(range(1, 109))
-    missing = [
-        f"{file}::{test}"
-        for file, test in sorted(named)
-        if f"def {test}(" not in (tests / f"{file}.py").read_text(encoding="utf-8")
-    ]
-    assert missing == []
