@@ -221,8 +221,8 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
 def bench_inner(toy: bool) -> list[Row]:
     """16 students x 10 RLOO steps x 8 prompts x 32 attempts, and how long each stage of it takes."""
     from soar.loop import student
+    from soar.loop.population import train_population
     from soar.loop.rollout import RolloutEnv
-    from soar.loop.student import train_population
     from soar.types import Problem, Verdict
 
     students, steps, prompts, attempts, new = (2, 2, 2, 4, 8) if toy else (16, 10, 8, 32, 160)

@@ -16,7 +16,8 @@ import torch
 
 from soar.config import load
 from soar.domains.world import get_world
-from soar.loop.student import shuffled_passes, train_population
+from soar.loop.population import train_population
+from soar.loop.student import shuffled_passes
 from soar.run.setup import open_env
 
 

@@ -84,7 +84,7 @@ class Result:
 
     @property
     def useful(self) -> float:
-        """Chunk of all GPU seconds in which a GPU sampled or trained."""
+        """Share of all GPU seconds in which a GPU sampled or trained."""
         return sum(self.spent[name] for name in ("sample", "train")) / (self.setting.gpus * self.seconds)
 
     @property

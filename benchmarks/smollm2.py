@@ -38,9 +38,10 @@ from soar.engine.sampler import NativeSampler
 from soar.files import write_json
 from soar.loop.arms import Material, majority_answers, teacher_questions
 from soar.loop.evaluate import count_correct
+from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import pass_at_k
-from soar.loop.student import TrainState, shuffled_passes, train_population
+from soar.loop.student import TrainState, shuffled_passes
 from soar.problems.prompts import WORKED_SUMS
 from soar.run.setup import open_env
 from soar.types import Problem

@@ -15,8 +15,9 @@ import random
 from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.evaluate import count_correct
+from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
-from soar.loop.student import shuffled_passes, train_population
+from soar.loop.student import shuffled_passes
 from soar.problems.parse import parse_all
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem

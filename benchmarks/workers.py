@@ -24,7 +24,8 @@ from typing import Any
 from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.parallel import Parallel
-from soar.loop.student import Population, chunks, shuffled_passes, train_population
+from soar.loop.population import chunks, train_population
+from soar.loop.student import Population, shuffled_passes
 from soar.loop.teacher import measure_chunk
 from soar.run.ray_cluster import connect, import_ray
 from soar.run.ray_crew import RayParallel

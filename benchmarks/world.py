@@ -45,7 +45,7 @@ def solved(env: RolloutEnv, problems: list[Problem], attempts: int, seed: int, w
 
 
 def greedy_share(env: RolloutEnv, problems: list[Problem], tokens: int) -> float:
-    """Chunk of the problems that the base model solves greedily."""
+    """Share of the problems that the base model solves greedily."""
     sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
     return float(env.rollout(None, [problems], 1, [0], sampling, greedy=True).pass_rate_P()[0])
 

@@ -59,6 +59,6 @@ def lose_device_once(env: Any, tick: Tick, marker: str) -> int:
 
 def warn(env: Any, tick: Tick) -> None:
     """Say what a person should hear, and what only concerns another package."""
-    logging.getLogger("soar.loop.student").warning("out of memory: going on with %d students", 2)
+    logging.getLogger("soar.loop.population").warning("out of memory: going on with %d students", 2)
     warnings.warn_explicit("half the rows", UserWarning, rollout.__file__, 1)
     warnings.warn("of the tests, not of the package", stacklevel=1)

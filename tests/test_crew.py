@@ -17,7 +17,7 @@ from test_resume import result
 
 from soar.engine.policy import AdapterStack
 from soar.loop.parallel import Task, Tick, no_tick, spread
-from soar.loop.student import choose_chunk
+from soar.loop.population import choose_chunk
 from soar.run import pipeline
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder

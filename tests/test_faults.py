@@ -125,7 +125,7 @@ def test_a_population_that_does_not_fit_is_trained_in_halves(
         return real(backbone, stack, *rest)
 
     monkeypatch.setattr(student, "update", tight)
-    with caplog.at_level(logging.WARNING, "soar.loop.student"):
+    with caplog.at_level(logging.WARNING, "soar.loop.population"):
         halves = train()
     assert f"out of memory with {STUDENTS} students at once" in caplog.text
     near(halves.stack, whole.stack)

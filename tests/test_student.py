@@ -16,7 +16,8 @@ from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, update
 from soar.loop.parallel import no_tick
-from soar.loop.student import Population, TrainState, choose_chunk, inner_steps, shuffled_passes, train_population
+from soar.loop.population import choose_chunk, train_population
+from soar.loop.student import Population, TrainState, inner_steps, shuffled_passes
 from soar.types import Problem
 
 STUDENTS, STEPS, LR = 5, 3, 0.02

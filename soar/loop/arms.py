@@ -35,9 +35,10 @@ from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.files import read_jsonl
 from soar.loop.judges import open_judge
 from soar.loop.parallel import Parallel, Tick
+from soar.loop.population import train_population
 from soar.loop.rewards import votes
 from soar.loop.rollout import RolloutEnv, usable
-from soar.loop.student import Metrics, Population, TrainState, shuffled_passes, train_population
+from soar.loop.student import Metrics, Population, TrainState, shuffled_passes
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, load_problems

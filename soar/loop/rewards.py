@@ -165,7 +165,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def success_rates(attempts: RolloutBatch) -> list[float | None]:
-    """Chunk of the first policy's scorable attempts at each question that agree with its written answer."""
+    """Share of the first policy's scorable attempts at each question that agree with its written answer."""
     valid_Q = attempts.valid_P_Q_N[0].sum(-1).tolist()
     solved_Q = (attempts.solved_P_Q_N & attempts.valid_P_Q_N)[0].sum(-1).tolist()
     return [solved / valid if valid else None for solved, valid in zip(solved_Q, valid_Q, strict=True)]
@@ -186,7 +186,7 @@ def votes(env: RolloutEnv, attempts: RolloutBatch) -> list[tuple[str | None, flo
 
 
 def vote_shares(env: RolloutEnv, attempts: RolloutBatch) -> list[float | None]:
-    """Chunk of the attempts at each question that give the majority answer."""
+    """Share of the attempts at each question that give the majority answer."""
     return [share for _, share in votes(env, attempts)]
 
 

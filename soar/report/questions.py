@@ -155,7 +155,7 @@ def describe(rows: Sequence[dict[str, Any]], embed: Embed, seed: int) -> dict[st
 
 
 def label_share(rows: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Chunk of the rows with a label `key` in which it is true; None where none has one."""
+    """Share of the rows with a label `key` in which it is true; None where none has one."""
     known = [row[key] for row in rows if isinstance(row.get(key), bool)]
     return sum(known) / len(known) if known else None
 
