@@ -19,8 +19,8 @@ from soar import seeds
 from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
 from soar.loop import teacher
+from soar.loop.arms import usable
 from soar.loop.evaluate import count_correct
-from soar.loop.rollout import usable
 from soar.loop.write import QuestionSets
 from soar.report.runs import Run, read_run
 from soar.run.measure import measure

@@ -18,6 +18,7 @@ Everything here is plain data without torch, so that reports and checks load fas
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -141,3 +142,10 @@ class Decision:
     window_mean: float | None = None
     dataset: int | None = None
     repeat: int | None = None
+
+
+def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
+    """The columns that a user function gets beside completion and gold answer: `question`, and those of the source."""
+    names = sorted({name for problem in problems for name in problem.extra})
+    columns = {name: [problem.extra.get(name) for problem in problems] for name in names}
+    return {**columns, "question": [problem.question for problem in problems]}

@@ -30,7 +30,8 @@ from transformers import (
 
 from soar.config import ModelConfig
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.sampler import NativeSampler, Rollouts
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
 from soar.problems.prompts import PromptFormat
 from soar.types import Problem, Verdict

@@ -16,7 +16,7 @@ from torch import Tensor
 from soar.config import Config, load
 from soar.domains.world import ANSWER_MARK, get_world
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.sampler import Rollouts
+from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats
 from soar.loop.rollout import RolloutBatch
 from soar.loop.student import Population
@@ -168,7 +168,7 @@ class FakeExaminer:
         seed_P: list[int],
         sampling: Any,
         greedy: bool = False,
-        workers: int = 1,
+        threads: int = 1,
     ) -> RolloutBatch:
         self.asked.append([problem.id for problem in problems_P_Q[0]])
         skill_P = stack.tensors["skill"][:, 0]

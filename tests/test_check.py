@@ -16,7 +16,8 @@ from helpers import tiny_backbone
 from loop_helpers import TINY, tiny_config, write_problems
 
 from soar.cli import main
-from soar.engine.sampler import NativeSampler, Rollouts
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
 from soar.plan import preflight as check
 from soar.plan import preflight as check_model

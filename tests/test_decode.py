@@ -10,7 +10,8 @@ from soar.config import SamplingConfig
 from soar.engine import graphs as programs
 from soar.engine.graphs import slots_for
 from soar.engine.policy import Backbone
-from soar.engine.sampler import NativeSampler, Rollouts
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
 
 STEPS = 40
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from soar.config import OptimizerConfig
 from soar.engine.rloo import leave_one_out
-from soar.engine.sampler import Rollouts
+from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, update
 
 trl = pytest.importorskip("trl")

@@ -90,7 +90,7 @@ def test_one_failed_row_fails_its_policy() -> None:
     stack = stack_of(backbone, 2)
     healthy = [Problem("well", "a b", "a"), Problem("well too", "c", "a")]
     one_token = SamplingConfig(max_tokens=1)
-    found = tiny_examiner(backbone).attempt(stack, [healthy, [healthy[0], poison]], 1, [1, 2], one_token)
+    found = tiny_examiner(backbone).rollout(stack, [healthy, [healthy[0], poison]], 1, [1, 2], one_token)
     assert found.rollouts.failed_B.tolist() == [False, False, False, True]
     assert found.failed_P.tolist() == [False, True]
 
@@ -131,7 +131,7 @@ def test_threads_that_share_one_policy_change_nothing(adapter: str, workers: int
     assert texts(env, shared) == texts(env, alone)
     assert shared.verdicts == alone.verdicts
     assert torch.equal(shared.rollouts.length_B, alone.rollouts.length_B)
-    torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=1e-5)
+    torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=5e-5)
 
 
 def test_threads_with_a_real_verifier() -> None:

@@ -20,7 +20,8 @@ from helpers import (
 
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.sampler import NativeSampler, Rollouts, join
+from soar.engine.rollouts import Rollouts, join
+from soar.engine.sampler import NativeSampler
 from soar.engine.update import token_logprobs
 from soar.seeds import skip
 

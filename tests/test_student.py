@@ -36,7 +36,7 @@ def batches(students: int = STUDENTS) -> list[list[list[Problem]]]:
 
 def train(
     chunk: int = 0,
-    workers: int = 1,
+    threads: int = 1,
     students: int = STUDENTS,
     start: AdapterStack | None = None,
     adapter: str = "lora",
@@ -46,7 +46,7 @@ def train(
     first = start or random_stack(env.backbone, 1)
     seed_P = [100 + p for p in range(students)]
     config = CONFIG.model_copy(update={"optimizer": CONFIG.optimizer.model_copy(update={"kl": kl})})
-    return train_population(env, first, batches(students), seed_P, config, LR, workers)
+    return train_population(env, first, batches(students), seed_P, config, LR, threads)
 
 
 def near(one: AdapterStack, other: AdapterStack) -> None:

@@ -136,7 +136,6 @@ def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> 
         "baseline_pass_rate": 0.0,
         "questions": 4,
         "student": digests[3],
-        "verdicts": promotion["verdicts"],
     }
     asked = [problem.id for problem in loop.draw_reward_questions()]
     said = ["correct" if int(name.removeprefix("hard-")) < 4 else "wrong" for name in asked]

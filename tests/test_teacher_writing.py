@@ -12,7 +12,7 @@ from loop_helpers import easy_problems, rollouts_of, teacher_text, tiny_config
 from soar.config import Config, ConfigError
 from soar.domains.world import ANSWER_MARK, get_world
 from soar.engine.policy import Backbone
-from soar.engine.sampler import Rollouts
+from soar.engine.rollouts import Rollouts
 from soar.loop import teacher
 from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state

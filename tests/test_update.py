@@ -25,7 +25,7 @@ from torch.func import functional_call
 from soar.config import OptimizerConfig
 from soar.engine import update as update_room
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.sampler import Rollouts
+from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
 
 POLICIES, ROWS, MAX_TOKENS, TEMPERATURE, LR = 3, 4, 10, 0.8, 0.01

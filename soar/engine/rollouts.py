@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,6 +59,22 @@ class Rollouts:
             cut = failed or (length > 0 and tokens_T[length - 1] in backbone.end_ids)
             ids.append(tokens_T[: length - 1] if cut else tokens_T[:length])
         return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class Sampler(Protocol):
+    """Draws completions for a population; `NativeSampler` documents the arguments."""
+
+    def sample(
+        self,
+        stack: AdapterStack | None,
+        prompts_P_Q: list[list[list[int]]],
+        attempts: int,
+        seed_P_Q: list[list[int]],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Rollouts: ...
+
+    def release(self) -> None: ...
 
 
 def join(parts: list[Rollouts]) -> Rollouts:

@@ -10,7 +10,7 @@ Left out here: paged blocks.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,27 +24,9 @@ from soar.engine.memory import free_bytes, halving, is_out_of_memory
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, Rollouts, check_prompts, draw, join, live_first, next_logits
 
-__all__ = ["NativeSampler", "Rollouts", "Sampler", "join"]
-
 MAX_ROWS, MAX_ROWS_GPU = 2048, 8192
 CACHE_BYTES = 2 << 30  # on a CPU
 MEMORY_SHARE = 0.7  # of a GPU's free memory, for cache and logits
-
-
-class Sampler(Protocol):
-    """Draws completions for a population; `NativeSampler` documents the arguments."""
-
-    def sample(
-        self,
-        stack: AdapterStack | None,
-        prompts_P_Q: list[list[list[int]]],
-        attempts: int,
-        seed_P_Q: list[list[int]],
-        sampling: SamplingConfig,
-        greedy: bool = False,
-    ) -> Rollouts: ...
-
-    def release(self) -> None: ...
 
 
 class NativeSampler:

@@ -37,12 +37,12 @@ from soar.loop.judges import open_judge
 from soar.loop.parallel import Parallel, Tick
 from soar.loop.population import train_population
 from soar.loop.rewards import votes
-from soar.loop.rollout import RolloutEnv, usable
+from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Metrics, Population, TrainState, shuffled_passes
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
-from soar.problems.load import find_leaks, load_problems
-from soar.types import Problem
+from soar.problems.load import find_leaks, fits_budget, load_problems
+from soar.types import Problem, Verdict
 
 PQ_ARMS = ("pq", "pq_mixed", "pq_curriculum")
 PQ_SUBSETS = ("pq_sample", "pq_well_posed", "pq_correct")
@@ -419,3 +419,22 @@ class _ArmLog:
             message = f"the student of the arm {self.arm} produced NaN or inf in training; its result says nothing"
             events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": self.arm, "message": message})
         return events
+
+
+def usable(
+    env: RolloutEnv, config: Config, problems: list[Problem], say: Callable[[str], None]
+) -> tuple[list[Problem], dict[str, int]]:
+    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
+
+    The first five of each reason are named through `say`.
+    """
+    tokens, context = config.student.sampling.max_tokens, env.backbone.context
+    kept, dropped = fits_budget(problems, lambda problem: len(env.prompt(problem)), context, tokens)
+    for row in dropped[:5]:
+        say(f"left out: {row}")
+    verdicts = env.grade(kept)
+    bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
+    for problem in bad[:5]:
+        say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
+    gone = {problem.id for problem in bad}
+    return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}

@@ -1,27 +1,23 @@
-"""RolloutBatch: problems put to policies, completions checked and scored."""
+"""Rollouts of policies on problems: prompt, sample, verify, reward."""
 
 from __future__ import annotations
 
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from soar import seeds
-from soar.config import Config, SamplingConfig
+from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.sampler import Rollouts, Sampler, join
-from soar.problems.load import fits_budget
-from soar.problems.pool import VerifierPool
-from soar.problems.prompts import PromptFormat
-from soar.problems.verify import columns_of
-from soar.types import Problem, Verdict
+from soar.engine.rollouts import Rollouts, Sampler, join
+from soar.types import Problem, Rejection, Verdict, columns_of
 
 
 @dataclass(frozen=True)
@@ -51,18 +47,55 @@ class RolloutBatch:
         return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
+class Prompts(Protocol):
+    """What the loop asks of `problems.prompts.PromptFormat`."""
+
+    def student_ids(self, tokenizer: Any, question: str) -> list[int]: ...
+
+    def teacher_ids(self, tokenizer: Any, subject: str = "") -> list[int]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class Verifier(Protocol):
+    """What the loop asks of `problems.pool.VerifierPool`, which documents the arguments."""
+
+    name: str
+
+    def check(
+        self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Verdict]: ...
+
+    def check_golds(
+        self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Verdict]: ...
+
+    def read_answers(self, completions: Sequence[str]) -> list[str | None]: ...
+
+    def read_problems(
+        self,
+        texts: Sequence[str],
+        truncated: Sequence[bool],
+        seen: set[str] | None,
+        strict: bool,
+        prompts: Any,
+    ) -> list[Problem | Rejection]: ...
+
+    def usable(self, problems: Sequence[Problem]) -> list[bool]: ...
+
+
 class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
-    scheme: student reward, `binary` or `paper` (see `rewards.student_reward`).
+    scheme: student reward, `binary` or `paper` (see `student_reward`).
     """
 
     def __init__(
         self,
         backbone: Backbone,
         sampler: Sampler,
-        fmt: PromptFormat,
-        verifier: VerifierPool,
+        fmt: Prompts,
+        verifier: Verifier,
         scheme: Literal["binary", "paper"] = "binary",
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
@@ -193,22 +226,3 @@ def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal
     if verdict in (Verdict.NO_ANSWER, Verdict.UNSCORABLE):
         return 0.0
     return 20.0 if mentions(completion, gold) else 10.0
-
-
-def usable(
-    env: RolloutEnv, config: Config, problems: list[Problem], say: Callable[[str], None]
-) -> tuple[list[Problem], dict[str, int]]:
-    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
-
-    The first five of each reason are named through `say`.
-    """
-    tokens, context = config.student.sampling.max_tokens, env.backbone.context
-    kept, dropped = fits_budget(problems, lambda problem: len(env.prompt(problem)), context, tokens)
-    for row in dropped[:5]:
-        say(f"left out: {row}")
-    verdicts = env.grade(kept)
-    bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
-    for problem in bad[:5]:
-        say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
-    gone = {problem.id for problem in bad}
-    return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}

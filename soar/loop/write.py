@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from soar import seeds
 from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack
-from soar.engine.sampler import Rollouts, join
+from soar.engine.rollouts import Rollouts, join
 from soar.loop.parallel import FIRST_GUESS, texts_at_once
 from soar.loop.rollout import RolloutEnv
 from soar.types import Problem, Reason, Rejection, UserError

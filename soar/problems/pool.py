@@ -30,8 +30,8 @@ from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract, read_nu
 from soar.problems.domain import Domain, Grader, load_domain, load_function
 from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse_all, refuse_duplicates
 from soar.problems.prompts import PromptFormat
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, columns_of, compare_math, read_reward
-from soar.types import Problem, Reason, Rejection, Verdict
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, compare_math, read_reward
+from soar.types import Problem, Reason, Rejection, Verdict, columns_of
 
 CHUNK = 8  # checks of one task
 MAX_TASKS = 1_000  # tasks after which a worker is replaced, so that caches cannot fill its memory

@@ -8,7 +8,6 @@ tiny fractions. `50%` equals 50 and 0.5; `x=3` equals 3 and `3 or 5` is the set 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -23,7 +22,7 @@ from soar.problems.answers import (
     read_number,
     read_unit,
 )
-from soar.types import Problem, UserError, Verdict
+from soar.types import UserError, Verdict
 
 NAMES = ("math", "number", "exact", "choice")
 
@@ -172,10 +171,3 @@ def _compare_brackets(answer: str, gold: str) -> Verdict | None:
 
 
 COMPARERS = {"exact": compare_exact, "number": compare_number, "choice": compare_choice}
-
-
-def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """The columns that a user function gets beside completion and gold answer: `question`, and those of the source."""
-    names = sorted({name for problem in problems for name in problem.extra})
-    columns = {name: [problem.extra.get(name) for problem in problems] for name in names}
-    return {**columns, "question": [problem.question for problem in problems]}

@@ -14,9 +14,10 @@ from soar.config import Config
 from soar.domains.candidates import candidates
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.files import Row
+from soar.loop.arms import usable
 from soar.loop.evaluate import count_correct, results_of
 from soar.loop.parallel import HELD_OUT_BLOCK, Parallel
-from soar.loop.rollout import RolloutEnv, usable
+from soar.loop.rollout import RolloutEnv
 from soar.run.folder import RunFolder
 from soar.run.ray_cluster import check_cluster
 from soar.run.ray_crew import open_parallel

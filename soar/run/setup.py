@@ -14,7 +14,8 @@ from soar.domains.world import get_world
 from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
 from soar.engine.memory import free_bytes
 from soar.engine.policy import Backbone
-from soar.engine.sampler import NativeSampler, Sampler
+from soar.engine.rollouts import Sampler
+from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import Domain, domain_of
 from soar.problems.pool import open_pool

@@ -12,7 +12,8 @@ from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels
 from soar.engine.load import fuse
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.sampler import NativeSampler, Rollouts
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
