@@ -28,21 +28,10 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solution(samples: int) -> None
             assert pass_at_k(samples, correct, k) == pytest.approx(share, abs=1e-12)
 
 
-def test_pass_at_k_of_many_samples() -> None:
-    # 1 - C(999, 32) / C(1000, 32) = 32 / 1000
-    assert pass_at_k(1000, 1, 32) == pytest.approx(0.032, abs=1e-12)
-
-
 @pytest.mark.parametrize(("samples", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5), (0, 0, 1)])
 def test_pass_at_k_refuses_what_is_not_defined(samples: int, correct: int, k: int) -> None:
     with pytest.raises(ValueError, match=f"pass@{k} from {correct} correct of {samples}"):
         pass_at_k(samples, correct, k)
-
-
-def test_bootstrap_is_a_function_of_its_seed() -> None:
-    values = [0.0, 0.25, 1.0, 0.5, 0.0, 0.125]
-    assert bootstrap_interval(values, 3, 500) == bootstrap_interval(values, 3, 500)
-    assert bootstrap_interval(values, 3, 500) != bootstrap_interval(values, 4, 500)
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,11 +43,6 @@ def test_bootstrap_interval_covers_the_mean_and_stays_in_range(counts: list[int]
     assert np.mean(values) - 1e-12 <= high <= max(values)
     narrow_low, narrow_high = bootstrap_interval(values, seed, 400, share=0.5)
     assert low <= narrow_low <= narrow_high <= high
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_bootstrap_of_equal_values_has_no_width(value: float) -> None:
-    assert bootstrap_interval([value] * 7, 0, 200) == pytest.approx((value, value), abs=1e-15)
 
 
 def test_bootstrap_width_is_that_of_the_mean() -> None:

@@ -35,7 +35,7 @@ SMALL = (
 
 
 class Contrary:
-    """A parallel in this process. The newest piece is done first, and everything travels as bytes."""
+    """Worker processes acted in this process. The newest piece is done first, and everything travels as bytes."""
 
     size = 2
     meter: Any = None
@@ -69,7 +69,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, Any]:
-    """The result of a run without a parallel."""
+    """The result of a run without worker processes."""
     out = tmp_path_factory.mktemp("runs") / "alone"
     run_tiny(out, source, *SMALL)
     assert {row["arm"] for row in events(out, "arm_step")} == {"hard_only", "ps_hard", "pq", "pq_curriculum"}
@@ -84,9 +84,9 @@ def test_pieces_done_in_another_order_give_the_same_run(
     assert result(tmp_path / "run") == alone
 
 
-@pytest.mark.parametrize("crew_first", [True, False])
-def test_arms_that_are_left_in_the_middle_go_on_with_or_without_a_crew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any], crew_first: bool
+@pytest.mark.parametrize("workers_first", [True, False])
+def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any], workers_first: bool
 ) -> None:
     real_save = RunFolder.save
     kept: list[list[bool]] = []
@@ -97,14 +97,14 @@ def test_arms_that_are_left_in_the_middle_go_on_with_or_without_a_crew(
         if kept[-1]:
             raise Interrupted
 
-    if crew_first:
+    if workers_first:
         monkeypatch.setattr(pipeline, "open_parallel", contrary)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(RunFolder, "save", save)
         run_tiny(tmp_path / "run", source, *SMALL)
-    assert kept[-1] == [crew_first]  # a parallel did the last arm first
+    assert kept[-1] == [workers_first]  # the last arm was done first
     monkeypatch.undo()
-    if not crew_first:
+    if not workers_first:
         monkeypatch.setattr(pipeline, "open_parallel", contrary)
     run_tiny(tmp_path / "run", source, *SMALL, resume=True)
     assert result(tmp_path / "run") == alone
@@ -136,7 +136,7 @@ def test_an_adapter_travels_without_gradients_and_arrives_bit_for_bit() -> None:
     assert {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
 
 
-def test_a_crew_shares_out_a_gpu_population_but_cuts_a_cpu_one_as_without_it() -> None:
+def test_workers_share_out_a_gpu_population_but_cut_a_cpu_one_as_without_them() -> None:
     backbone, parallel = tiny_backbone(), Contrary(None)
     assert choose_chunk(backbone, 16, 2, parallel) == choose_chunk(backbone, 16, 2) == 8
     backbone.device = torch.device("cuda")

@@ -67,42 +67,29 @@ def test_lower_median_of_nothing() -> None:
         lower_median([])
 
 
-def test_the_mean_must_exceed_tau() -> None:
-    trials = [Trial(0, 0, 0.5)]
-    at = decide([0.25, 0.25, 0.25], [0.25], trials, tau=0.25, size=3)
-    above = decide([0.25, 0.25, 0.2501], [0.25], trials, tau=0.25, size=3)
-    assert not at.promote
-    assert at.reason == "window mean 0.2500 does not exceed tau 0.25"
-    assert above.promote
-
-
-def test_a_window_that_is_not_full_never_promotes() -> None:
-    decision = decide([9.0, 9.0], [9.0], [Trial(0, 0, 1.0)], tau=0.0, size=3)
-    assert (decision.promote, decision.window_mean) == (False, None)
-    assert decision.reason == "window holds 2 of 3 steps"
-
-
-def test_only_the_last_steps_count() -> None:
-    decision = decide([9.0, 0.0, 0.0, 0.0], [0.0], [Trial(0, 0, 1.0)], tau=0.1, size=3)
-    assert (decision.promote, decision.window_mean) == (False, 0.0)
-
-
-def test_equal_rewards_promote_the_first_dataset() -> None:
-    trials = [Trial(k, j, 0.1 * j) for k in range(3) for j in range(3)]
-    decision = decide([1.0], [0.5, 0.7, 0.7], trials, tau=0.0, size=1)
-    assert (decision.dataset, decision.repeat) == (1, 1)
-
-
-def test_the_largest_reward_may_be_negative() -> None:
-    trials = [Trial(k, 0, 0.0) for k in range(3)]
-    assert decide([1.0], [-0.5, None, -0.2], trials, tau=0.0, size=1).dataset == 2
-
-
-def test_failed_students_are_not_promoted() -> None:
-    trials = [Trial(0, 0, 0.9, failed=True), Trial(0, 1, 0.2), Trial(0, 2, 0.4), Trial(0, 3, 0.5, failed=True)]
-    assert decide([1.0], [0.3], trials, tau=0.0, size=1).repeat == 1
-
-
-def test_a_step_in_which_all_failed_promotes_nobody() -> None:
-    decision = decide([1.0], [None, None], [Trial(k, 0, 1.0, failed=True) for k in range(2)], tau=0.0, size=1)
-    assert (decision.promote, decision.reason) == (False, "every student of this step failed")
+@pytest.mark.parametrize(
+    ("history", "rewards", "rates", "tau", "size", "expected", "reason"),
+    [
+        ([0.25] * 3, [0.25], [[0.5]], 0.25, 3, None, "window mean 0.2500 does not exceed tau 0.25"),
+        ([0.25, 0.25, 0.2501], [0.25], [[0.5]], 0.25, 3, (0, 0), "window mean 0.2500 exceeds tau 0.25"),
+        ([9.0, 9.0], [9.0], [[1.0]], 0.0, 3, None, "window holds 2 of 3 steps"),
+        ([9.0, 0.0, 0.0, 0.0], [0.0], [[1.0]], 0.1, 3, None, "window mean 0.0000 does not exceed tau 0.1"),
+        ([1.0], [0.5, 0.7, 0.7], [[0.0, 0.1, 0.2]] * 3, 0.0, 1, (1, 1), "window mean 1.0000 exceeds tau 0"),
+        ([1.0], [-0.5, None, -0.2], [[0.0], [None], [0.0]], 0.0, 1, (2, 0), "window mean 1.0000 exceeds tau 0"),
+        ([1.0], [0.3], [[None, 0.2, 0.4, None]], 0.0, 1, (0, 1), "window mean 1.0000 exceeds tau 0"),
+        ([1.0], [None, None], [[None], [None]], 0.0, 1, None, "every student of this step failed"),
+    ],
+    ids=["at tau", "over tau", "not full", "old steps", "tie", "negative", "failed repeats", "all failed"],
+)
+def test_corners_worked_out_by_hand(
+    history: list[float],
+    rewards: list[float | None],
+    rates: list[list[float | None]],
+    tau: float,
+    size: int,
+    expected: tuple[int, int] | None,
+    reason: str,
+) -> None:
+    decision = decide(history, rewards, trials_of(rates), tau, size)
+    assert (decision.promote, decision.reason) == (expected is not None, reason)
+    assert (decision.dataset, decision.repeat) == (expected or (None, None))

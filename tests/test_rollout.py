@@ -22,28 +22,28 @@ def env() -> RolloutEnv:
     return tiny_examiner(tiny_backbone())
 
 
-def texts(env: RolloutEnv, attempts: RolloutBatch) -> list[str]:
-    return attempts.rollouts.texts(env.backbone)
+def texts(env: RolloutEnv, batch: RolloutBatch) -> list[str]:
+    return batch.rollouts.texts(env.backbone)
 
 
 def test_rows_are_policy_question_attempt(env: RolloutEnv) -> None:
     stack = stack_of(env.backbone, 2)
     problems = [some_problems(3), some_problems(3, first=5)]
-    found = env.rollout(stack, problems, 4, [1, 2], SAMPLING)
-    assert found.count == 24
-    assert found.reward_P_Q_N.shape == found.solved_P_Q_N.shape == found.valid_P_Q_N.shape == (2, 3, 4)
-    written = texts(env, found)
+    batch = env.rollout(stack, problems, 4, [1, 2], SAMPLING)
+    assert batch.count == 24
+    assert batch.reward_P_Q_N.shape == batch.solved_P_Q_N.shape == batch.valid_P_Q_N.shape == (2, 3, 4)
+    written = texts(env, batch)
     for p in range(2):
         for q in range(3):
             for n in range(4):
                 row = (p * 3 + q) * 4 + n
                 problem = problems[p][q]
-                assert found.rollouts.prompts[row] == tuple(env.prompt(problem))
+                assert batch.rollouts.prompts[row] == tuple(env.prompt(problem))
                 solved = problem.answer in written[row].split()
-                assert found.solved_P_Q_N[p, q, n].item() is solved is found.verdicts[row].solved
-                assert found.reward_P_Q_N[p, q, n].item() == float(solved)
-    assert 0 < found.solved_P_Q_N.sum() < 24
-    torch.testing.assert_close(found.pass_rate_P(), found.solved_P_Q_N.float().mean((1, 2)))
+                assert batch.solved_P_Q_N[p, q, n].item() is solved is batch.verdicts[row].solved
+                assert batch.reward_P_Q_N[p, q, n].item() == float(solved)
+    assert 0 < batch.solved_P_Q_N.sum() < 24
+    torch.testing.assert_close(batch.pass_rate_P(), batch.solved_P_Q_N.float().mean((1, 2)))
 
 
 def test_an_attempt_does_not_depend_on_the_other_problems(env: RolloutEnv) -> None:
@@ -59,17 +59,17 @@ def test_an_attempt_does_not_depend_on_the_other_problems(env: RolloutEnv) -> No
 
 def test_a_problem_that_comes_twice_is_tried_anew(env: RolloutEnv) -> None:
     problem = some_problems(1)[0]
-    found = texts(env, env.rollout(None, [[problem, problem]], 4, [3], SAMPLING))
+    batch = texts(env, env.rollout(None, [[problem, problem]], 4, [3], SAMPLING))
     once = texts(env, env.rollout(None, [[problem]], 4, [3], SAMPLING))
-    assert found[:4] == once != found[4:]
-    assert len(set(found)) == 8
+    assert batch[:4] == once != batch[4:]
+    assert len(set(batch)) == 8
 
 
 def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
     problems = [*some_problems(3), Problem("no gold", "a b", "?")]
-    found = env.rollout(None, [problems], 6, [1], SAMPLING)
-    assert found.valid_P_Q_N[0].all(-1).tolist() == [True, True, True, False]
-    assert found.pass_rate_P().item() == pytest.approx(found.solved_P_Q_N[0, :3].float().mean().item())
+    batch = env.rollout(None, [problems], 6, [1], SAMPLING)
+    assert batch.valid_P_Q_N[0].all(-1).tolist() == [True, True, True, False]
+    assert batch.pass_rate_P().item() == pytest.approx(batch.solved_P_Q_N[0, :3].float().mean().item())
     nothing = env.rollout(None, [[problems[3]]], 2, [1], SAMPLING)
     assert nothing.pass_rate_P().tolist() == [0.0]
 
@@ -77,10 +77,10 @@ def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
 def test_truncated_and_failed_are_counted(env: RolloutEnv) -> None:
     stack = stack_of(env.backbone, 2)
     stack.tensors["model.layers.0.mlp.up_proj.B"][1] = torch.nan
-    found = env.rollout(stack, [some_problems(2)] * 2, 5, [1, 2], SAMPLING)
-    ended = found.rollouts.ended_B.view(2, 10)
-    assert found.failed_P.tolist() == [False, True]
-    assert found.truncated == int((~ended[0]).sum()) > 0
+    batch = env.rollout(stack, [some_problems(2)] * 2, 5, [1, 2], SAMPLING)
+    ended = batch.rollouts.ended_B.view(2, 10)
+    assert batch.failed_P.tolist() == [False, True]
+    assert batch.truncated == int((~ended[0]).sum()) > 0
 
 
 def test_one_failed_row_fails_its_policy() -> None:
@@ -90,23 +90,23 @@ def test_one_failed_row_fails_its_policy() -> None:
     stack = stack_of(backbone, 2)
     healthy = [Problem("well", "a b", "a"), Problem("well too", "c", "a")]
     one_token = SamplingConfig(max_tokens=1)
-    found = tiny_examiner(backbone).rollout(stack, [healthy, [healthy[0], poison]], 1, [1, 2], one_token)
-    assert found.rollouts.failed_B.tolist() == [False, False, False, True]
-    assert found.failed_P.tolist() == [False, True]
+    batch = tiny_examiner(backbone).rollout(stack, [healthy, [healthy[0], poison]], 1, [1, 2], one_token)
+    assert batch.rollouts.failed_B.tolist() == [False, False, False, True]
+    assert batch.failed_P.tolist() == [False, True]
 
 
 def test_paper_rewards_come_from_verdict_and_text() -> None:
     env = tiny_examiner(tiny_backbone(), "paper")
-    found = env.rollout(None, [some_problems(4)], 8, [2], SAMPLING)
+    batch = env.rollout(None, [some_problems(4)], 8, [2], SAMPLING)
     points = {Verdict.CORRECT: 120.0, Verdict.WRONG: 10.0, Verdict.NO_ANSWER: 0.0}
-    assert found.reward_P_Q_N.flatten().tolist() == [points[verdict] for verdict in found.verdicts]
-    assert {Verdict.CORRECT, Verdict.WRONG} <= set(found.verdicts)
+    assert batch.reward_P_Q_N.flatten().tolist() == [points[verdict] for verdict in batch.verdicts]
+    assert {Verdict.CORRECT, Verdict.WRONG} <= set(batch.verdicts)
 
 
 def test_greedy_attempts_are_all_alike(env: RolloutEnv) -> None:
-    found = env.rollout(None, [some_problems(2)], 3, [1], SAMPLING, greedy=True)
+    batch = env.rollout(None, [some_problems(2)], 3, [1], SAMPLING, greedy=True)
     other = env.rollout(None, [some_problems(2)], 3, [2], SAMPLING, greedy=True)
-    written = texts(env, found)
+    written = texts(env, batch)
     assert written == texts(env, other)
     assert len(set(written[:3])) == len(set(written[3:])) == 1
 
@@ -120,13 +120,12 @@ def test_room_is_prompt_and_budget(env: RolloutEnv) -> None:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("workers", [2, 3, 8])
-def test_threads_that_share_one_policy_change_nothing(adapter: str, workers: int) -> None:
+def test_threads_that_share_one_policy_change_nothing(adapter: str) -> None:
     env = tiny_examiner(tiny_backbone(adapter=adapter))
     stack = stack_of(env.backbone, 1)
     problems = [some_problems(5)]
     alone = env.rollout(stack, problems, 4, [3], SAMPLING)
-    shared = env.rollout(stack, problems, 4, [3], SAMPLING, threads=workers)
+    shared = env.rollout(stack, problems, 4, [3], SAMPLING, threads=3)
     assert shared.rollouts.prompts == alone.rollouts.prompts
     assert texts(env, shared) == texts(env, alone)
     assert shared.verdicts == alone.verdicts
@@ -142,8 +141,8 @@ def test_threads_with_a_real_verifier() -> None:
         env = RolloutEnv(backbone, tiny_examiner(backbone).sampler, tiny_examiner(backbone).fmt, pool)
 
         def job(i: int) -> tuple[list[str], list[Verdict]]:
-            found = env.rollout(stack_of(backbone, 1, seed=i), [problems], 4, [i], SAMPLING)
-            return texts(env, found), found.verdicts
+            batch = env.rollout(stack_of(backbone, 1, seed=i), [problems], 4, [i], SAMPLING)
+            return texts(env, batch), batch.verdicts
 
         one_by_one = [job(i) for i in range(6)]
         with ThreadPoolExecutor(3) as threads:

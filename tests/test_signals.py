@@ -66,12 +66,6 @@ def test_grounded_rewards_are_the_measured_improvement(reward: str) -> None:
     assert env.asked == []
 
 
-def test_an_untrained_teacher_is_not_paid() -> None:
-    env: Any = Recited()
-    paid = pay(env, SimpleNamespace(step=0, baseline=None), lessons_of(*SETS), [0.5, None], config_of("none"))  # type: ignore[arg-type]
-    assert (paid.reward_U, paid.reward_G) == ([], [None, None])
-
-
 def test_success_and_votes_agree_with_their_definitions() -> None:
     env: Any = Recited()
     problems = [[Problem(q, q, "1") for q in ANSWERS]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import copy
 
 import pytest
 import torch
@@ -164,15 +164,9 @@ def test_training_raises_the_reward() -> None:
 
 def test_every_step_of_every_chunk_is_reported() -> None:
     seen: list[int] = []
-    lock = threading.Lock()
-
-    def on_step() -> None:
-        with lock:
-            seen.append(threading.get_ident())
-
     env = tiny_examiner(tiny_backbone(chunk=2))
     start = random_stack(env.backbone, 1)
-    train_population(env, start, batches(), list(range(STUDENTS)), CONFIG, LR, threads=2, on_step=on_step)
+    train_population(env, start, batches(), list(range(STUDENTS)), CONFIG, LR, 2, lambda: seen.append(1))
     assert len(seen) == STEPS * 3
 
 
@@ -218,18 +212,7 @@ def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: i
     kept: list[TrainState] = []
 
     def keep(train_state: TrainState) -> None:
-        copies = {name: tensor.clone() for name, tensor in train_state.optimizer.items()}
-        stack = train_state.stack.select(list(range(train_state.stack.policies)))
-        kept.append(
-            TrainState(
-                train_state.step,
-                stack,
-                copies,
-                train_state.failed_P.clone(),
-                train_state.rollouts,
-                list(train_state.metrics),
-            )
-        )
+        kept.append(copy.deepcopy(train_state))
 
     def run(begun: TrainState | None, due: int) -> Population:
         arguments = (env, start, batches(2), [7, 8], CONFIG, LR, 1, no_tick)

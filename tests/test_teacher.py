@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from loop_helpers import ScriptedLoop, UpdateLog, skills, tiny_config, transcription
 
 from soar.config import Config
-from soar.files import digest
 from soar.loop import teacher
 
 NAN = float("nan")
@@ -50,22 +49,6 @@ def test_known_gains_give_the_known_reward_and_advantages(log: UpdateLog) -> Non
     wanted = torch.tensor([3.75, -0.75, -3.0]) / 8
     assert torch.allclose(advantage_G_n, wanted[:, None].expand(3, 4), atol=1e-7)
     assert advantage_G_n.sum().abs() < 1e-6
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=2), min_size=3, max_size=3), st.integers(0, 8))
-def test_advantages_are_leave_one_out_over_datasets_and_constant_within(gained: list[list[int]], start: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        log = UpdateLog(datasets=3)
-        patch.setattr(teacher, "update", log)
-        loop = ScriptedLoop(settings_of(), [gained])
-        loop.state.baseline = skills([float(start)])
-        events, _ = loop.step()
-    reward_G = [sum(skill - start for skill in row) / 2 / 8 for row in gained]
-    assert events[0]["reward_G"] == pytest.approx(reward_G)
-    for k in range(3):
-        others = sum(reward_G[i] for i in range(3) if i != k) / 2
-        assert log.advantages[0][k].tolist() == pytest.approx([reward_G[k] - others] * 4, abs=1e-6)
 
 
 def test_a_failed_student_is_left_out(log: UpdateLog) -> None:
@@ -137,9 +120,6 @@ def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> 
         "questions": 4,
         "student": digests[3],
     }
-    asked = [problem.id for problem in loop.draw_reward_questions()]
-    said = ["correct" if int(name.removeprefix("hard-")) < 4 else "wrong" for name in asked]
-    assert promotion["verdicts"] == digest([asked, said])
     assert event["promoted"] is True
     assert loop.state.pq == [
         {"question": f"question 0 1 {i}", "answer": str(i), "step": 0, "dataset": 1, "reward": 5 / 8} for i in range(4)
