@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +28,6 @@ from soar.loop.arms import (
 )
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import TeacherError
-from soar.problems.answers import extract
 from soar.problems.load import DataError
 from soar.run.setup import open_env
 from soar.types import Problem
@@ -73,10 +71,6 @@ def test_teachers_write_the_asked_number_from_their_own_seed(env: RolloutEnv) ->
 
 def test_self_instruct_takes_the_majority_answer() -> None:
     recited: Any = Recited()
-    recited.verifier = SimpleNamespace(
-        usable=lambda problems: [bool(problem.answer) for problem in problems],
-        read_answers=lambda texts: [extract(text, recited.fmt.answer_style) for text in texts],
-    )
     noted = material()
     written = [Problem(q, q, "1") for q in ANSWERS]
     kept = majority_answers(recited, written, tiny_config("arms.votes=4"), noted)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from soar import seeds
 from soar.config import Config
@@ -20,9 +20,9 @@ from soar.files import visible
 from soar.problems.domain import domain_of
 from soar.problems.load import fits_budget
 from soar.problems.pool import open_pool
-from soar.problems.prompts import control_texts, leaked_controls
-from soar.problems.verify import NAMES, columns_of
-from soar.types import Problem, Reason, Rejection, UserError, Verdict
+from soar.problems.prompts import PromptFormat, control_texts, leaked_controls
+from soar.problems.verify import NAMES
+from soar.types import Problem, Reason, Rejection, UserError, Verdict, columns_of
 
 if TYPE_CHECKING:
     from soar.loop.rollout import RolloutEnv
@@ -241,7 +241,7 @@ def _model_finding(env: RolloutEnv, config: Config) -> Finding:
 
 def tokenizer_finding(env: RolloutEnv, problems: Sequence[Problem]) -> Finding:
     """One BOS or none, the chat template, and that no text of a question becomes a control token."""
-    tokenizer, fmt = env.backbone.tokenizer, env.fmt
+    tokenizer, fmt = env.backbone.tokenizer, cast(PromptFormat, env.fmt)
     ids, bos = fmt.student_ids(tokenizer, "x"), getattr(tokenizer, "bos_token_id", None)
     adds = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
     leading = next((i for i, token in enumerate(ids) if token != bos), len(ids))
