@@ -27,8 +27,7 @@ from soar.loop.parallel import Parallel
 from soar.loop.population import chunks, train_population
 from soar.loop.student import Population, shuffled_passes
 from soar.loop.teacher import measure_chunk
-from soar.run.ray_cluster import connect, import_ray
-from soar.run.ray_crew import RayParallel
+from soar.run.ray import RayParallel, connect, import_ray
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 

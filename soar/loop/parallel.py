@@ -27,7 +27,7 @@ def no_tick() -> None:
 
 
 class Parallel(Protocol):
-    """Worker processes, each with an env of its own (`ray_crew.RayParallel`). size: how many were asked for."""
+    """Worker processes, each with an env of its own (`soar.run.ray.RayParallel`). size: how many were asked for."""
 
     size: int
 

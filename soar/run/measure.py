@@ -19,8 +19,7 @@ from soar.loop.evaluate import count_correct, results_of
 from soar.loop.parallel import HELD_OUT_BLOCK, Parallel
 from soar.loop.rollout import RolloutEnv
 from soar.run.folder import RunFolder
-from soar.run.ray_cluster import check_cluster
-from soar.run.ray_crew import open_parallel
+from soar.run.ray import check_cluster, open_parallel
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, UserError
 

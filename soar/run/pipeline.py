@@ -46,8 +46,7 @@ from soar.run.folder import ADVICE, RunFolder
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.measure import count_held_out
 from soar.run.progress import Progress
-from soar.run.ray_cluster import check_cluster
-from soar.run.ray_crew import RayParallel, open_parallel
+from soar.run.ray import RayParallel, check_cluster, open_parallel
 from soar.run.screen import find_hard
 from soar.run.setup import choose_threads, labelled, open_env
 from soar.run.sinks import check_installed, open_loggers

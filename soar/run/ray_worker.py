@@ -1,6 +1,6 @@
 """What runs in a worker process: the frozen base model with its own sampler and verifier, and the pieces of work.
 
-Nothing here imports Ray. `ray_crew` makes an actor of `Worker`; the actor answers `pulse` in a second thread while it
+Nothing here imports Ray. `soar.run.ray` makes an actor of `Worker`; the actor answers `pulse` in a second thread while it
 works. Errors come back as words, never as pickled exceptions.
 """
 
@@ -31,6 +31,10 @@ from soar.types import UserError
 USER, MEMORY, DEVICE, BUG = "user", "memory", "device", "bug"
 
 
+class WorkerBug(Exception):
+    """An error in a worker that is no user's; the message is its traceback."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """An error in words. kind: USER (name is the class of a UserError), MEMORY, DEVICE or BUG (message: the traceback)."""
@@ -38,6 +42,33 @@ class Failure:
     kind: str
     name: str
     message: str
+
+
+def failure_in(error: Exception) -> Failure:
+    """An error of this process in words."""
+    name = type(error).__name__
+    if isinstance(error, UserError):
+        return Failure(USER, name, str(error))
+    if is_out_of_memory(error):
+        return Failure(MEMORY, name, str(error))
+    if is_device_lost(error):
+        return Failure(DEVICE, name, str(error))
+    return Failure(BUG, name, "".join(traceback.format_exception(error)))
+
+
+def failure_of(failure: Failure) -> Exception:
+    """The error in this process that stands for one in a worker: a UserError of the same class, with the same message."""
+    if failure.kind != USER:
+        memory = failure.kind == MEMORY
+        return MemoryError(f"in a worker: {failure.message}") if memory else WorkerBug(failure.message)
+    classes: list[type[UserError]] = [UserError]
+    for kind in classes:  # grows as it goes
+        if kind.__name__ == failure.name:
+            error = kind.__new__(kind)
+            Exception.__init__(error, failure.message)
+            return error
+        classes += kind.__subclasses__()
+    return UserError(failure.message)
 
 
 @dataclass(frozen=True)
@@ -52,25 +83,18 @@ class Reply:
     ticks: int = 0
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a worker is told when it starts. config: resolved; cwd: folder in which relative paths are looked up."""
-
-    config: dict[str, Any]
-    cwd: str
-
-
 class Worker:
     """One worker process. `open` before `work`; `pulse` at any time.
 
-    ticks: steps done in the piece of work in hand; life: a number that grows with every sign of progress.
+    config: resolved; cwd: folder in which relative paths are looked up. ticks: steps done in the piece of work in hand;
+    life: a number that grows with every sign of progress.
     """
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
+    def __init__(self, config: dict[str, Any], cwd: str) -> None:
+        self.config, self.cwd = config, cwd
         self.ticks = self.life = 0
-        self._examiner: RolloutEnv | None = None
-        self._meter: TokenMeter | None = None
+        self._env: RolloutEnv | None = None
+        self._meter = TokenMeter(None)
         self._closing = ExitStack()
 
     def open(self) -> Reply:
@@ -79,26 +103,26 @@ class Worker:
 
     def _open(self) -> dict[str, Any]:
         _hide_main()
-        if Path(self.order.cwd).is_dir():
-            os.chdir(self.order.cwd)
-        config = build(self.order.config, "the config of the run")
+        if Path(self.cwd).is_dir():
+            os.chdir(self.cwd)
+        config = build(self.config, "the config of the run")
         env = self._closing.enter_context(open_env(config))
         choose_threads(env.backbone, config.threads)
-        self._meter = TokenMeter(_Living(env.sampler, self._alive))
-        env.sampler = self._meter
-        self._examiner = env
-        return {
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "device": _device_name(env),
-            "model_sha256": env.backbone.base_digest(),
-            "versions": versions(),
-        }
+        env.sampler = self._meter = _LivingMeter(env.sampler, self)
+        self._env = env
+        device = env.backbone.device.type
+        if device == "cuda":
+            import torch
+
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            device = f"{torch.cuda.get_device_name(env.backbone.device)}, CUDA_VISIBLE_DEVICES={visible}"
+        where = {"pid": os.getpid(), "host": platform.node(), "device": device}
+        return {**where, "model_sha256": env.backbone.base_digest(), "versions": versions()}
 
     def work(self, work: Callable[..., Any], common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns."""
         self.ticks = 0
-        return self._guarded(lambda: work(self._examiner, self._tick, *common, *task))
+        return self._guarded(lambda: work(self._env, self._tick, *common, *task))
 
     def pulse(self) -> tuple[int, int]:
         """(ticks, life) now."""
@@ -108,75 +132,50 @@ class Worker:
         """End the verifier's processes."""
         self._closing.close()
 
-    def _alive(self) -> None:
-        self.life += 1
-
     def _tick(self) -> None:
         self.ticks += 1
         self.life += 1
 
     def _guarded(self, function: Callable[[], Any]) -> Reply:
-        started, before = time.monotonic(), self._meter.tokens if self._meter is not None else 0
-        value, failure = None, None
-        with _Notes() as notes:
+        started, before = time.monotonic(), self._meter.tokens
+        value, failure, logged, logger = None, None, _Lines(logging.WARNING), logging.getLogger("soar")
+        logger.addHandler(logged)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             try:
                 value = function()
             except Exception as error:  # whatever went wrong, the driver must hear of it
-                failure = _failure(error)
-        self._alive()
-        tokens = self._meter.tokens - before if self._meter is not None else 0
-        return Reply(value, failure, tokens, time.monotonic() - started, notes.lines, self.ticks)
+                failure = failure_in(error)
+        logger.removeHandler(logged)
+        package = str(Path(__file__).parent.parent)
+        notes = logged.lines + [str(each.message) for each in warned if each.filename.startswith(package)]
+        self.life += 1
+        return Reply(value, failure, self._meter.tokens - before, time.monotonic() - started, notes, self.ticks)
 
 
-class _Living:
-    """A sampler whose calls are signs of life."""
+class _LivingMeter(TokenMeter):
+    """Counts the tokens of a sampler whose calls are signs of life."""
 
-    def __init__(self, sampler: Any, alive: Callable[[], None]) -> None:
-        self.sampler, self.alive = sampler, alive
+    def __init__(self, sampler: Any, worker: Worker) -> None:
+        super().__init__(sampler)
+        self.worker = worker
 
     def sample(self, *arguments: Any, **named: Any) -> Any:
-        self.alive()
-        rollouts = self.sampler.sample(*arguments, **named)
-        self.alive()
+        self.worker.life += 1
+        rollouts = super().sample(*arguments, **named)
+        self.worker.life += 1
         return rollouts
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sampler, name)
 
+class _Lines(logging.Handler):
+    """Collects messages, so that a person hears of them where the run is watched."""
 
-class _Notes(logging.Handler):
-    """Collects the warnings of this package within a block, so that a person hears of them where the run is watched."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
         self.lines: list[str] = []
-        self._catching = warnings.catch_warnings(record=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
-
-    def __enter__(self) -> _Notes:
-        logging.getLogger("soar").addHandler(self)
-        self._warned = self._catching.__enter__()
-        warnings.simplefilter("always")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._catching.__exit__(None, None, None)
-        logging.getLogger("soar").removeHandler(self)
-        package = str(Path(__file__).parent.parent)
-        self.lines += [str(found.message) for found in self._warned or [] if found.filename.startswith(package)]
-
-
-def _failure(error: Exception) -> Failure:
-    name = type(error).__name__
-    if isinstance(error, UserError):
-        return Failure(USER, name, str(error))
-    if is_out_of_memory(error):
-        return Failure(MEMORY, name, str(error))
-    if is_device_lost(error):
-        return Failure(DEVICE, name, str(error))
-    return Failure(BUG, name, "".join(traceback.format_exception(error)))
 
 
 def _hide_main() -> None:
@@ -185,12 +184,3 @@ def _hide_main() -> None:
     main.__spec__ = None
     if hasattr(main, "__file__"):
         del main.__file__
-
-
-def _device_name(env: RolloutEnv) -> str:
-    device = env.backbone.device
-    if device.type != "cuda":
-        return device.type
-    import torch
-
-    return f"{torch.cuda.get_device_name(device)}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')}"

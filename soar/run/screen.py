@@ -29,8 +29,7 @@ from soar.problems.load import DataError, check_evidence, evidence_path, read_ha
 from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, StopRequest
 from soar.run.progress import Progress
-from soar.run.ray_cluster import check_cluster
-from soar.run.ray_crew import open_parallel
+from soar.run.ray import check_cluster, open_parallel
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
