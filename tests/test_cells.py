@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
+from helpers import ROOT
 
-SCRIPT = house.ROOT / "benchmarks" / "cells.py"
+SCRIPT = ROOT / "benchmarks" / "cells.py"
 
 
 def write(path: Path, *rows: dict[str, Any]) -> None:

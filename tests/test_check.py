@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
 import torch
-from helpers import tiny_backbone
+from helpers import ROOT, tiny_backbone
 from loop_helpers import TINY, tiny_config, write_problems
 
 from soar.cli import main
@@ -294,7 +293,7 @@ def test_problems_are_checked_without_torch(tmp_path: Path, more: list[str], las
         [sys.executable, "-c", WITHOUT_TORCH, *words],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(house.ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == last

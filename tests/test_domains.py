@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
+from helpers import ROOT
 from loop_helpers import events, read_jsonl, write_problems
 from science_exercises import main as write_exercises
 from test_any_model import SMALL, save_model
@@ -22,7 +22,7 @@ from soar.problems.pool import VerifierPool, open_pool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem, Reason, Rejection, Verdict
 
-PAGE = house.ROOT / "docs" / "domains.md"
+PAGE = ROOT / "docs" / "domains.md"
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "X", "V", "I", "3", "plus")
 
 

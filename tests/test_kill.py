@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
+from helpers import ROOT
 from kill_points import choose
 from loop_helpers import events
 
@@ -26,11 +26,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
     folder = tmp_path_factory.mktemp("killed")
     lanes = min(2, len(os.sched_getaffinity(0)))
     command = [sys.executable, "tests/kill_points.py", str(folder), str(POINTS), str(lanes), "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(house.ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(
-        command, cwd=house.ROOT, env=environment, text=True, start_new_session=True, **both
-    ) as program:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **both) as program:
         try:
             said, complaint = program.communicate()
         except BaseException:  # a time limit: its forks go with it

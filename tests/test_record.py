@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
 import torch
+from helpers import ROOT
 from loop_helpers import read_jsonl, tiny_config
 
 from soar.config import Config
@@ -78,7 +78,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         "try:\n    RunFolder(Path(sys.argv[2]), Config(), [], resume=True)\n"
         "except RunFolderError as error:\n    print(error)\n"
     )
-    command = [sys.executable, "-c", script, str(house.ROOT), str(tmp_path)]
+    command = [sys.executable, "-c", script, str(ROOT), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "in use by another process; wait for it or choose another --out" in done.stdout
     folder.__exit__(None, None, None)

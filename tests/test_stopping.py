@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
+from helpers import ROOT
 from loop_helpers import TINY, events, read_jsonl, run_tiny, without_clock
 
 from soar.cli import main
@@ -140,7 +140,7 @@ if __name__ == "__main__":
         print("never reached", flush=True)
 """
     (tmp_path / "script.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
@@ -298,7 +298,7 @@ sys.exit(code)
 def on_a_terminal(out: Path, presses: int, *more: str) -> tuple[int, str]:
     """A run on a terminal of its own at which Ctrl-C is pressed in the outer loop: exit code, all that was shown."""
     words = [sys.executable, "-c", TERMINAL, str(presses), "run", "--out", str(out), *SETS, *more]
-    environment = {**os.environ, "PYTHONPATH": str(house.ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, timeout=300)
     return done.returncode, done.stdout.decode()
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
 import torch
+from helpers import ROOT
 from loop_helpers import TINY, events, run_tiny, tiny_config, without_clock
 
 from soar.cli import main
@@ -211,7 +211,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         "folder = RunFolder(Path(sys.argv[1]), Config(), [])\n"
         "print('held', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "run")], env=environment, capture_output=True, text=True
     )
@@ -300,7 +300,7 @@ def test_a_disk_of_its_own_that_runs_full(tmp_path: Path, whole: tuple[list[Any]
     """A real file system with too few blocks for a second checkpoint; then it gets more."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    soar = f"PYTHONPATH={shlex.quote(str(house.ROOT))} {shlex.quote(sys.executable)} -m soar.cli"
+    soar = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m soar.cli"
     script = MOUNT.format(small=2600, disk=shlex.quote(str(disk)), soar=soar, sets=shlex.join(SETS))
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=300)
     said = (tmp_path / "disk.said").read_text()

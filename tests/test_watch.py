@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import house
 import pytest
 import run_folders
+from helpers import ROOT
 from loop_helpers import read_jsonl
 from rich.console import Console
 
@@ -222,7 +222,7 @@ def test_no_color_and_ascii_terminals(tmp_path: Path) -> None:
     folder = run_folders.write_run(tmp_path / "run", steps=6)
     row = {"step": 6, "dataset": 0, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0}
     add(folder, "questions.jsonl", row)
-    environment = {**os.environ, "PYTHONPATH": str(house.ROOT), "COLUMNS": "70", "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "70", "PYTHONIOENCODING": "ascii"}
     environment |= {"NO_COLOR": "1", "FORCE_COLOR": "", "TERM": "xterm"}
     arguments = [sys.executable, "-c", SCRIPT, "watch", str(folder), "--once"]
     done = subprocess.run(arguments, capture_output=True, env=environment)
@@ -237,7 +237,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     folder = run_folders.write_run(tmp_path / "run", steps=6)
     read, write = os.pipe()
     os.close(read)
-    environment = {**os.environ, "PYTHONPATH": str(house.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, "-c", SCRIPT, "watch", str(folder), "--once"]
     done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)

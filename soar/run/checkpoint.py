@@ -16,20 +16,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from soar.config import Config
-from soar.engine.policy import AdapterStack
-from soar.engine.update import StackOptimizer
 from soar.files import finite, sha256_of, sync_file, sync_folder, tensor_errors, write_json
-from soar.loop.arms import ArmProgress
-from soar.loop.student import TrainState
-from soar.loop.teacher import LoopState
 from soar.types import UserError
+
+if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
+    import torch
+    from torch import Tensor
+
+    from soar.config import Config
+    from soar.engine.policy import AdapterStack
+    from soar.loop.arms import ArmProgress
+    from soar.loop.teacher import LoopState
 
 SCHEMA = 3
 POINTER, CHECKSUMS, STATE, TENSORS = "latest.json", "checksums.json", "state.json", "tensors.safetensors"
@@ -73,6 +72,13 @@ def read_document(path: Path) -> dict[str, Any]:
             "new run"
         )
     return value
+
+
+def save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    """safetensors' own; the import waits until there is something to save."""
+    from safetensors.torch import save_file
+
+    save_file(tensors, path)
 
 
 class CheckpointStore:
@@ -172,6 +178,8 @@ class CheckpointStore:
                 yield number, None
 
     def _read(self, number: int, checksums: dict[str, str] | None) -> Checkpoint:
+        from safetensors.torch import load_file
+
         folder = self._path(number)
         try:
             known = checksums if checksums is not None else read_document(folder / CHECKSUMS)
@@ -290,6 +298,14 @@ def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config) -> RunState:
     """Inverse of `to_checkpoint`, tensors on `device`."""
+    import torch
+
+    from soar.engine.policy import AdapterStack
+    from soar.engine.update import StackOptimizer
+    from soar.loop.arms import ArmProgress
+    from soar.loop.student import TrainState
+    from soar.loop.teacher import LoopState
+
     data = checkpoint.data
 
     def named(prefix: str) -> dict[str, Tensor]:
