@@ -16,7 +16,7 @@ import torch
 
 from soar import seeds
 from soar.config import load
-from soar.domains.world import TinyWorld, get_world
+from soar.domains.world import World, get_world
 from soar.loop.evaluate import count_correct
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import teacher_prompt
@@ -27,7 +27,7 @@ from soar.types import Problem
 ATTEMPTS = 100
 
 
-def chains(world: TinyWorld, length: int, count: int) -> list[Problem]:
+def chains(world: World, length: int, count: int) -> list[Problem]:
     """`count` counter problems of `length` steps that all carry."""
     rng = random.Random(f"chains {length}")
     problems = []
@@ -50,7 +50,7 @@ def greedy_share(env: RolloutEnv, problems: list[Problem], tokens: int) -> float
     return float(env.rollout(None, [problems], 1, [0], sampling, greedy=True).pass_rate_P()[0])
 
 
-def teacher_facts(env: RolloutEnv, world: TinyWorld, samples: int, seed: int) -> list[str]:
+def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> list[str]:
     """Lines on what the untrained teacher writes."""
     config = load("tiny")
     prompt = teacher_prompt(env, config)
@@ -82,7 +82,6 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load("tiny", [f"model.path={arguments.model}"])
     world = get_world("tiny")
-    assert isinstance(world, TinyWorld)
     with open_env(config) as env:
         workers, tokens = choose_threads(env.backbone, 0), config.student.sampling.max_tokens
         size = sum(p.numel() for p in env.backbone.model.parameters())

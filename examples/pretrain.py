@@ -44,7 +44,7 @@ class Recipe:
     learning_rate: its highest value, after a linear warm-up and before a cosine to a hundredth.
     """
 
-    steps: int = worlds.TinyWorld.pretraining_steps
+    steps: int = worlds.World.pretraining_steps
     rows: int = 32
     row: int = 64
     learning_rate: float = 3e-3

@@ -22,64 +22,12 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from soar.problems.prompts import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT
 from soar.types import Problem
 
 ILL_POSED = "ill-posed"
-
-
-class World(ABC):
-    """A problem source with an exact oracle. All methods are pure; seeds fix every draw.
-
-    name: as in `world:NAME`. topics: every label `topic` can return, the useful one first, `ill-posed` last.
-    pretraining_steps: optimizer steps of its language model.
-    """
-
-    name: str
-    topics: tuple[str, ...]
-    pretraining_steps: int
-
-    @abstractmethod
-    def solve(self, question: str) -> str | None:
-        """The right answer, or None when the text is not a well-posed question."""
-
-    @abstractmethod
-    def topic(self, question: str) -> str:
-        """One of `topics`."""
-
-    @abstractmethod
-    def difficulty(self, question: str) -> int:
-        """Number of uses of the rare skill that the answer needs (0: none, or ill-posed)."""
-
-    @abstractmethod
-    def hard_problems(self, count: int, seed: int) -> list[Problem]:
-        """`count` distinct candidates for the hard set, in a random order of graded lengths.
-
-        Raises ValueError when the world has fewer distinct ones.
-        """
-
-    @abstractmethod
-    def real_problems(self, count: int, seed: int) -> list[Problem]:
-        """`count` distinct easier problems with right answers: the curated upper bound."""
-
-    @abstractmethod
-    def pretraining_text(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
-        """One document (prompt, completion); together they are the text, without <bos> and <eos>.
-
-        progress: share of pretraining done, 0..1; texts grow longer early on.
-        """
-
-    def well_posed(self, question: str) -> bool:
-        return self.solve(question) is not None
-
-    def useful(self, question: str) -> bool:
-        """Whether the question is of the hard set's topic and exercises its rare skill."""
-        return self.topic(question) == self.topics[0] and self.difficulty(question) > 0
-
-
 LABELS = "abcdefghij"
 MOST_STEPS = 7
 START = "start"
@@ -87,77 +35,49 @@ LETTERS = "bcdfghjklmnp"
 DIGITS = "0123456789"
 VERBS = ("reverse", "last", "max", "times")
 
-_COUNTER = re.compile(r"([0-9]{2})((?: [a-j]\+[1-9]){1,7})")
-_REVERSE = re.compile(rf"reverse ([{LETTERS}]{{2,6}})")
-_LAST = re.compile(r"last ([0-9]{2,6})")
-_MAX = re.compile(r"max ([0-9]{2,6})")
-_TIMES = re.compile(r"times ([0-9]) ([0-9])")
 
-
-def _counter_steps(question: str) -> tuple[int, list[int]] | None:
-    """Start and addends of a counter question; None when it is none (labels must run on in the alphabet)."""
-    match = _COUNTER.fullmatch(question)
-    if match is None:
-        return None
-    steps = match.group(2).split()
+def _readings(match: re.Match[str]) -> str | None:
+    """All readings of a counter question; None where the labels do not run on in the alphabet."""
+    steps = match[2].split()
     if "".join(step[0] for step in steps) not in LABELS:
         return None
-    return int(match.group(1)), [int(step[2]) for step in steps]
-
-
-def _counter_question(first: int, start: int, addends: list[int]) -> str:
-    """Question text; the label of the first step is LABELS[first]."""
-    labels = LABELS[first : first + len(addends)]
-    steps = " ".join(f"{label}+{addend}" for label, addend in zip(labels, addends, strict=True))
-    return f"{start:02d} {steps}"
-
-
-def _solve_counter(question: str) -> str | None:
-    parsed = _counter_steps(question)
-    if parsed is None:
-        return None
-    totals = itertools.accumulate(parsed[1], initial=parsed[0])
+    totals = itertools.accumulate((int(step[2]) for step in steps), initial=int(match[1]))
     return " ".join(f"{total % 100:02d}" for total in itertools.islice(totals, 1, None))
 
 
-def _solve_reverse(question: str) -> str | None:
-    match = _REVERSE.fullmatch(question)
-    return match.group(1)[::-1] if match else None
-
-
-def _solve_last(question: str) -> str | None:
-    match = _LAST.fullmatch(question)
-    return match.group(1)[-1] if match else None
-
-
-def _solve_max(question: str) -> str | None:
-    match = _MAX.fullmatch(question)
-    return max(match.group(1)) if match else None
-
-
-def _solve_times(question: str) -> str | None:
-    match = _TIMES.fullmatch(question)
-    return f"{int(match.group(1)) * int(match.group(2)):02d}" if match else None
-
-
-_SOLVERS: dict[str, Callable[[str], str | None]] = {
-    "counter": _solve_counter,
-    "reverse": _solve_reverse,
-    "last": _solve_last,
-    "max": _solve_max,
-    "times": _solve_times,
+_TOPICS: dict[str, tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]]] = {
+    "counter": (re.compile(r"([0-9]{2})((?: [a-j]\+[1-9]){1,7})"), _readings),
+    "reverse": (re.compile(rf"reverse ([{LETTERS}]{{2,6}})"), lambda match: match[1][::-1]),
+    "last": (re.compile(r"last ([0-9]{2,6})"), lambda match: match[1][-1]),
+    "max": (re.compile(r"max ([0-9]{2,6})"), lambda match: max(match[1])),
+    "times": (re.compile(r"times ([0-9]) ([0-9])"), lambda match: f"{int(match[1]) * int(match[2]):02d}"),
 }
 
 
-class TinyWorld(World):
-    """The two-digit counter (module docstring).
+def _read(question: str) -> tuple[str, str | None]:
+    """Topic and right answer of a question; `ill-posed` and None for other text."""
+    for topic, (pattern, answer_of) in _TOPICS.items():
+        match = pattern.fullmatch(question)
+        answer = answer_of(match) if match else None
+        if answer is not None:
+            return topic, answer
+    return ILL_POSED, None
 
-    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56).
-    Difficulty is the number of steps that need a carry into the tens.
+
+def _counter_question(first: int, start: int, addends: list[int]) -> str:
+    """Question text. LABELS[first] begins it: any letter, so what a solver learns at one step holds for every step."""
+    return " ".join([f"{start:02d}", *(f"{LABELS[first + i]}+{addend}" for i, addend in enumerate(addends))])
+
+
+class World:
+    """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw.
+
+    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56). topics: the useful one first.
+    pretraining_steps: optimizer steps of its language model.
     """
 
     name = "tiny"
-    topics = (*_SOLVERS, ILL_POSED)
+    topics = (*_TOPICS, ILL_POSED)
     pretraining_steps = 4000
 
     # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
@@ -174,33 +94,35 @@ class TinyWorld(World):
     ask_all_carry = 0.8
 
     def solve(self, question: str) -> str | None:
-        for solver in _SOLVERS.values():
-            answer = solver(question)
-            if answer is not None:
-                return answer
-        return None
+        """The right answer, or None when the text is not a well-posed question."""
+        return _read(question)[1]
 
     def topic(self, question: str) -> str:
-        for topic, solver in _SOLVERS.items():
-            if solver(question) is not None:
-                return topic
-        return ILL_POSED
+        """One of `topics`."""
+        return _read(question)[0]
+
+    def well_posed(self, question: str) -> bool:
+        """Whether there is a right answer."""
+        return self.solve(question) is not None
 
     def difficulty(self, question: str) -> int:
-        parsed = _counter_steps(question)
-        if parsed is None:
+        """The number of steps that need a carry into the tens (0: none, or another topic)."""
+        if self.topic(question) != "counter":
             return 0
-        total, addends = parsed
-        carries = 0
-        for addend in addends:
-            carries += total % 10 + addend >= 10
-            total += addend
-        return carries
+        start, *addends = (int(word[-2:]) for word in question.split())
+        totals = itertools.accumulate(addends, initial=start)
+        return sum(total % 10 + addend >= 10 for total, addend in zip(totals, addends, strict=False))
+
+    def useful(self, question: str) -> bool:
+        """Whether the question is of the hard set's topic and exercises its rare skill."""
+        return self.difficulty(question) > 0
 
     def hard_problems(self, count: int, seed: int) -> list[Problem]:
+        """`count` distinct candidates for the hard set, in a random order. Raises ValueError when there are fewer."""
         return self._chains(count, self.hard_chains, random.Random(f"tiny hard {seed}"))
 
     def real_problems(self, count: int, seed: int) -> list[Problem]:
+        """`count` distinct easier problems with right answers: the curated upper bound. Raises ValueError as above."""
         return self._chains(count, self.real_chains, random.Random(f"tiny real {seed}"))
 
     def _chains(self, count: int, chains: tuple[tuple[int, int], ...], rng: random.Random) -> list[Problem]:
@@ -217,8 +139,7 @@ class TinyWorld(World):
                     raise ValueError(f"world tiny: fewer than {count} distinct problems of {kinds}; ask for fewer")
                 continue
             misses = 0
-            answer = self.solve(question)
-            assert answer is not None
+            answer = self.solve(question) or ""
             extra = {"topic": "counter", "steps": length, "carries": carries}
             problems[question] = Problem(id=f"tiny:{question}", question=question, answer=answer, extra=extra)
         shuffled = list(problems.values())
@@ -240,21 +161,18 @@ class TinyWorld(World):
                 addends.append(rng.randint(low, high))
                 ones = (ones + addends[-1]) % 10
             else:
-                return _counter_question(self._first_label(rng, length), start, addends)
-
-    def _first_label(self, rng: random.Random, length: int) -> int:
-        """Labels begin anywhere: what a solver learns at one step then holds for every step."""
-        return rng.randint(0, len(LABELS) - length)
+                return _counter_question(rng.randint(0, len(LABELS) - length), start, addends)
 
     def _counter(self, rng: random.Random, length: int, all_carry: bool) -> str:
         """A random counter question; with `all_carry` every step carries into the tens."""
-        first, start = self._first_label(rng, length), rng.randrange(100)
+        first, start = rng.randint(0, len(LABELS) - length), rng.randrange(100)
         if not all_carry:
-            return _counter_question(first, start, [rng.randint(1, 9) for _ in range(length)])
-        # A carrying step lowers the ones digit, so the chain is a falling row of ones digits.
-        ones = sorted(rng.sample(range(10), length + 1), reverse=True)
-        addends = [10 - high + low for high, low in itertools.pairwise(ones)]
-        return _counter_question(first, start - start % 10 + ones[0], addends)
+            addends = [rng.randint(1, 9) for _ in range(length)]
+        else:  # a carrying step lowers the ones digit, so the chain is a falling row of ones digits
+            ones = sorted(rng.sample(range(10), length + 1), reverse=True)
+            addends = [10 - high + low for high, low in itertools.pairwise(ones)]
+            start += ones[0] - start % 10
+        return _counter_question(first, start, addends)
 
     def _side_question(self, rng: random.Random) -> str:
         verb = rng.choice(VERBS)
@@ -299,7 +217,7 @@ class TinyWorld(World):
             if wrong != answer:
                 return wrong
 
-    def _asked(self, rng: random.Random, progress: float) -> tuple[str, str]:
+    def _asked(self, rng: random.Random) -> tuple[str, str]:
         """A question with a written answer, as in the teacher's role."""
         kind = rng.random()
         if kind < self.ask_ill_posed:
@@ -308,34 +226,33 @@ class TinyWorld(World):
             question = self._counter(rng, rng.choice(self.ask_lengths), rng.random() < self.ask_all_carry)
         else:
             question = self._side_question(rng)
-        answer = self.solve(question)
-        assert answer is not None
+        answer = self.solve(question) or ""
         return question, self._wrong(rng, answer) if rng.random() < self.wrong_written else answer
 
-    def _working(self, rng: random.Random, question: str) -> tuple[str, str]:
-        """Working (may be empty) and answer of a pupil who forgets carries."""
-        parsed = _counter_steps(question)
-        if parsed is None:
-            answer = self.solve(question)
-            if answer is None:
-                return "", rng.choice(DIGITS)
-            wrong = self.wrong_times if question.startswith("times") else 0.0
-            return "", self._wrong(rng, answer) if rng.random() < wrong else answer
-        total, addends = parsed
-        readings = []
-        for addend in addends:
+    def _answered(self, rng: random.Random, question: str) -> str:
+        """Working, where there are steps, and answer of a pupil who forgets carries."""
+        topic, answer = _read(question)
+        if answer is None:
+            return f" {ANSWER_MARK} {rng.choice(DIGITS)}"
+        if topic != "counter":
+            wrong = rng.random() < (self.wrong_times if topic == "times" else 0.0)
+            return f" {ANSWER_MARK} {self._wrong(rng, answer) if wrong else answer}"
+        start, *steps = question.split()
+        total, readings = int(start), []
+        for addend in (int(step[2]) for step in steps):
             carries = total % 10 + addend >= 10
-            total += addend - 10 if carries and rng.random() < self.forget_carry else addend
-            total %= 100
+            total = (total + addend - (10 if carries and rng.random() < self.forget_carry else 0)) % 100
             readings.append(f"{total:02d}")
-        lines = [f"{START}={parsed[0]:02d}"]
-        labels = [step[0] for step in question.split()[1:]]
-        lines += [f"{label}={reading}" for label, reading in zip(labels, readings, strict=True)]
-        return " ".join(lines), " ".join(readings)
+        work = [f"{step[0]}={reading}" for step, reading in zip(steps, readings, strict=True)]
+        return " ".join(["", f"{START}={start}", *work, ANSWER_MARK, *readings])
 
     def pretraining_text(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
+        """One document (prompt, completion); together they are the text, without <bos> and <eos>.
+
+        progress: share of pretraining done, 0..1; texts grow longer early on.
+        """
         if rng.random() < self.ask_share:
-            question, answer = self._asked(rng, progress)
+            question, answer = self._asked(rng)
             return TEACHER_PROMPT, f" {question} {ANSWER_MARK} {answer}"
         kind = rng.random()
         if kind < 0.05:
@@ -345,12 +262,10 @@ class TinyWorld(World):
         else:
             longest = min(MOST_STEPS, 1 + int(4 * progress * MOST_STEPS))
             question = self._counter(rng, rng.randint(1, longest), rng.random() < 0.3)
-        working, answer = self._working(rng, question)
-        work = f" {working}" if working else ""
-        return STUDENT_TEMPLATE.format(question=question), f"{work} {ANSWER_MARK} {answer}"
+        return STUDENT_TEMPLATE.format(question=question), self._answered(rng, question)
 
 
-class RareWorld(TinyWorld):
+class RareWorld(World):
     """The same world with a teacher that seldom asks a useful question: 13 % of its texts in place of 42 %.
 
     So its own questions are too few for a fresh student, right ones are not, and a better teacher has room (docs/log.md).
@@ -362,9 +277,7 @@ class RareWorld(TinyWorld):
     ask_counter = 0.15
 
 
-_WORLDS: dict[str, World] = {world.name: world for world in (TinyWorld(), RareWorld())}
-
-
+_WORLDS: dict[str, World] = {world.name: world for world in (World(), RareWorld())}
 NAMES = tuple(sorted(_WORLDS))
 
 
