@@ -46,11 +46,9 @@ class Unusable(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Check:
-    """One test. call: source of `(args, kwargs)`, or the standard input. expected: a plain value.
+    """One test. call: source of `(args, kwargs)`, or the standard input. how: `equal`, `truth` (bool of the value), `same`.
 
-    how: `equal`, `truth` (bool of the value), `same` (None, True or False itself). near: relative and absolute
-    difference that a float may have; an expected int is met exactly.
-    wrapper: name of the WRAPPERS function that is applied to the value first, with its further arguments.
+    near: relative and absolute difference that a float may have. wrapper: the function of WRAPPERS that is applied first.
     """
 
     call: str
@@ -92,17 +90,14 @@ class Tests:
         """CORRECT when every test was answered with its expected value, and nothing else happened."""
         if outcome.end is not End.DONE:
             return Verdict.TIMEOUT if outcome.end is End.TIMEOUT else Verdict.CRASHED
-        if outcome.errors or set(outcome.answers) != set(range(len(self.checks))):
+        if outcome.errors or not self.checks or set(outcome.answers) != set(range(len(self.checks))):
             return Verdict.WRONG
-        passed = all(self.passed(index, outcome.answers[index]) for index in range(len(self.checks)))
-        return Verdict.CORRECT if passed and self.checks else Verdict.WRONG
-
-    def passed(self, index: int, answer: Any) -> bool:
-        """Whether the answer to one test, as JSON from the sandbox, is right."""
+        read = decode if self.entry else tidy
         try:
-            return self.checks[index].passed(decode(answer) if self.entry else tidy(answer))
+            passed = all(check.passed(read(outcome.answers[index])) for index, check in enumerate(self.checks))
         except (ValueError, TypeError, ArithmeticError, RecursionError):
-            return False
+            return Verdict.WRONG
+        return Verdict.CORRECT if passed else Verdict.WRONG
 
 
 def _equal(value: Any, expected: Any, near: tuple[float, float]) -> bool:
@@ -128,14 +123,14 @@ def decode(data: Any, depth: int = 0) -> Any:
     if isinstance(data, list):
         return [decode(item, depth + 1) for item in data]
     ((name, content),) = data.items()
-    if name in ("tuple", "set", "frozenset"):
-        return {"tuple": tuple, "set": set, "frozenset": frozenset}[name](decode(item, depth + 1) for item in content)
-    if name == "dict":
-        return {decode(key, depth + 1): decode(value, depth + 1) for key, value in content}
     if name == "bytes":
         return bytes.fromhex(content)
     if name == "complex":
         return complex(*content)
+    if name == "dict":
+        return {decode(key, depth + 1): decode(value, depth + 1) for key, value in content}
+    if name in ("tuple", "set", "frozenset"):
+        return {"tuple": tuple, "set": set, "frozenset": frozenset}[name](decode(item, depth + 1) for item in content)
     raise ValueError(f"no type {name!r}")
 
 
@@ -153,9 +148,8 @@ def read_tests(text: str) -> Tests:
     plain = FENCE.sub("", text).strip()
     if not plain:
         raise Unusable("no_tests", "the text is empty")
-    tests = (
-        _read_json(plain) if plain[0] in "[{" else _read_blocks(plain) if BLOCK.match(plain) else read_asserts(plain)
-    )
+    read = _read_json if plain[0] in "[{" else _read_blocks if BLOCK.match(plain) else read_asserts
+    tests = read(plain)
     if not tests.checks:
         raise Unusable("no_tests", "there is no assert, and no Input: with its Output:")
     if len(tests.checks) > MAX_TESTS:
@@ -168,26 +162,24 @@ def _read_json(text: str) -> Tests:
         data = json.loads(text)
         if isinstance(data, list):
             return read_asserts("\n".join(data))
-        inputs, outputs = (
+        texts = [
             [item if isinstance(item, str) else "\n".join(map(str, item)) for item in data[key]]
             for key in ("inputs", "outputs")
-        )
-        return Tests(tuple(Check(given, tidy(wanted)) for given, wanted in zip(inputs, outputs, strict=True)))
+        ]
+        return Tests(tuple(Check(given, tidy(wanted)) for given, wanted in zip(*texts, strict=True)))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Unusable(
-            "unreadable_tests", f"JSON without a list of asserts, or of inputs and outputs: {error}"
-        ) from error
+        message = f"JSON without a list of asserts, or of inputs and outputs: {error}"
+        raise Unusable("unreadable_tests", message) from error
 
 
 def _read_blocks(text: str) -> Tests:
     marks = list(BLOCK.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    fields = [(mark[1].lower(), text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
-    kinds = [kind for kind, _ in fields]
-    if kinds != ["input", "output"] * (len(fields) // 2):
+    if [mark[1].lower() for mark in marks] != ["input", "output"] * (len(marks) // 2):
         raise Unusable("unreadable_tests", "every Input: needs one Output: after it")
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    fields = [text[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
     pairs = zip(fields[::2], fields[1::2], strict=True)
-    return Tests(tuple(Check(given.strip("\n") + "\n", tidy(wanted)) for (_, given), (_, wanted) in pairs))
+    return Tests(tuple(Check(given.strip("\n") + "\n", tidy(wanted)) for given, wanted in pairs))
 
 
 def parse_source(text: str) -> ast.Module:
@@ -206,23 +198,20 @@ def read_asserts(text: str) -> Tests:
         body = parse_source(text).body
     except SyntaxError as error:
         raise Unusable("unreadable_tests", f"not Python: {error}") from error
-    checks: list[Check] = []
-    entries: set[str] = set()
+    checks: list[tuple[str, Check]] = []
     for statement in body:
-        if isinstance(statement, (ast.Import, ast.ImportFrom)):
-            continue
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if is_text or isinstance(statement, (ast.Import, ast.ImportFrom)):
             continue
         if not isinstance(statement, ast.Assert):
             raise Unusable("unsafe_tests", f"only asserts can be checked, found {_shown(statement)}")
         test = statement.test
-        for part in test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]:
-            entry, check = _read_assert(part)
-            entries.add(entry)
-            checks.append(check)
+        parts = test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]
+        checks += map(_read_assert, parts)
+    entries = sorted({entry for entry, _ in checks})
     if len(entries) > 1:
-        raise Unusable("unsafe_tests", f"the asserts call several functions: {', '.join(sorted(entries))}")
-    return Tests(tuple(checks), next(iter(entries), ""))
+        raise Unusable("unsafe_tests", f"the asserts call several functions: {', '.join(entries)}")
+    return Tests(tuple(check for _, check in checks), "".join(entries))
 
 
 def _shown(node: ast.AST) -> str:
@@ -300,7 +289,6 @@ def _check(node: ast.expr, expected: Any, **options: Any) -> tuple[str, Check]:
     return node.func.id, Check(source, expected, (*arguments, *words.values()), **options)
 
 
-SEQUENCES: dict[type[ast.expr], Callable[..., Any]] = {ast.List: list, ast.Tuple: tuple, ast.Set: set}
 LITERAL_CALLS: dict[str, Callable[..., Any]] = {"set": set, "float": float, "frozenset": frozenset}
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow, ast.Div: operator.truediv,
@@ -318,7 +306,8 @@ def literal(node: ast.expr, depth: int = 0) -> Any:
     if isinstance(node, ast.Constant) and node.value is not Ellipsis:
         return node.value
     if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        return SEQUENCES[type(node)](literal(item, deeper) for item in node.elts)
+        items = [literal(item, deeper) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items) if isinstance(node, ast.Tuple) else set(items)
     if isinstance(node, ast.Dict):
         if any(key is None for key in node.keys):
             raise ValueError("** in a dict")
@@ -362,11 +351,9 @@ def _arithmetic(left: Any, op: ast.operator, right: Any) -> Any:
 
 
 def flaw(tests: Tests) -> str | None:
-    """What makes tests useless: `contradicting_tests` or `trivial_tests`. None: neither.
+    """What makes tests useless: `contradicting_tests` (equal calls with other results) or `trivial_tests`. None: neither.
 
-    Contradicting: equal calls with other results. Trivial: a program passes them that returns (or prints) one and the
-    same value, None among them, or its first, second ... argument (or its input). What such a program gives is known
-    without running it.
+    Trivial: a program passes them that gives one and the same value, or one of its arguments, or its input.
     """
     known: dict[tuple[str, ...], Any] = {}
     for check in tests.checks:
@@ -375,11 +362,12 @@ def flaw(tests: Tests) -> str | None:
             return "contradicting_tests"
         known[place] = check.expected
     constants = [None, True, False, 0, 1, "", [], *(check.expected for check in tests.checks)]
-    if any(all(check.passed(value) for check in tests.checks) for value in constants):
-        return "trivial_tests"
-    if not tests.entry:
-        return "trivial_tests" if all(check.passed(check.call.strip()) for check in tests.checks) else None
-    for place_of in range(min(len(check.arguments) for check in tests.checks)):
-        if all(check.passed(check.arguments[place_of]) for check in tests.checks):
-            return "trivial_tests"
-    return None
+    programs = [[value] * len(tests.checks) for value in constants]  # what each gives is known without running it
+    if tests.entry:
+        programs += map(list, zip(*(check.arguments for check in tests.checks), strict=False))
+    else:
+        programs.append([check.call.strip() for check in tests.checks])
+    passed = (
+        all(check.passed(value) for check, value in zip(tests.checks, values, strict=True)) for values in programs
+    )
+    return "trivial_tests" if any(passed) else None

@@ -91,11 +91,7 @@ def read_answer(completion: str) -> str | None:
 
 
 def read_problem(text: str) -> tuple[str, str] | str:
-    """Task and tests of a teacher text, or the name of what is wrong with it.
-
-    The names: `no_code`, `not_python`, `no_function`, `no_docstring`, `placeholder`, `wrong_solution` (its own solution
-    fails its tests), and those of `flaw`.
-    """
+    """Task and tests of a teacher text, or the name of what is wrong with it; its own solution must pass its tests."""
     module = _first_module(text)
     if isinstance(module, str):
         return module
@@ -147,11 +143,8 @@ def _first_module(text: str) -> ast.Module | str:
 
 def _has_body(function: ast.FunctionDef) -> bool:
     """Whether there is more than a docstring, `pass`, `...` or an exception."""
-    idle = (ast.Pass, ast.Raise)
-    return any(
-        not isinstance(node, idle) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        for node in function.body
-    )
+    values = [node.value if isinstance(node, ast.Expr) else node for node in function.body]
+    return not all(isinstance(value, (ast.Pass, ast.Raise, ast.Constant)) for value in values)
 
 
 def verify(answer: str, problem: Problem) -> Verdict:
@@ -169,19 +162,8 @@ def validate(problem: Problem) -> str | None:
     except Unusable as error:
         return error.name
     solution = problem.extra.get("solution")
-    if name is None and isinstance(solution, str) and not grade(solution, problem.answer).solved:
-        name = "wrong_solution"
-    return name
-
-
-def prepare() -> None:
-    """Find a sandbox. Raises SandboxError, which says what to install, where there is none."""
-    _sandbox()
-
-
-def describe() -> str:
-    """Which sandbox is used. Raises SandboxError."""
-    return f"programs run in the sandbox {find_backend()!r}"
+    wrong = name is None and isinstance(solution, str) and not grade(solution, problem.answer).solved
+    return "wrong_solution" if wrong else name
 
 
 CODE = Domain(
@@ -200,8 +182,8 @@ CODE = Domain(
     read_answer=read_answer,
     verify=verify,
     validate=validate,
-    prepare=prepare,
-    describe=describe,
+    prepare=_sandbox,
+    describe=lambda: f"programs run in the sandbox {find_backend()!r}",
     gold_is_answer=False,
     max_answer_chars=MAX_CODE_CHARS,
     examples=(

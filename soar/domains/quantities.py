@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -61,10 +61,6 @@ LEAD = re.compile(r"^.*(?:=|\\approx|\u2248|\\simeq)|^\s*(?:approximately|about|
 OFFSET = {"degree_Celsius": "delta_degree_Celsius", "degree_Fahrenheit": "delta_degree_Fahrenheit"}
 
 
-class MissingPint(UserError):
-    """pint is not installed."""
-
-
 @dataclass(frozen=True)
 class Quantity:
     """A number with a unit. figures: how many significant figures it is written with, at least and at most.
@@ -91,11 +87,11 @@ class Options:
 
 @lru_cache(maxsize=1)
 def registry() -> Any:
-    """pint's unit registry, one a process. Raises MissingPint."""
+    """pint's unit registry, one a process. Raises UserError where pint is not installed."""
     try:
         import pint
     except ImportError as error:
-        raise MissingPint("numbers with units need pint: pip install 'soar-rl[science]'") from error
+        raise UserError("numbers with units need pint: pip install 'soar-rl[science]'") from error
     return pint.UnitRegistry(cache_folder=None)
 
 
@@ -124,35 +120,29 @@ def read_quantity(text: str) -> Quantity | None:
     if len(text) > MAX_CHARS:
         return None
     text = LEAD.sub("", normalize(text).strip(" .")).strip(" .;,")
-    match = NUMBER.match(text)
-    power = BARE_POWER.match(text)
+    power, match = BARE_POWER.match(text), NUMBER.match(text)
     if power is not None:
-        exponent = int(next(group for group in power.groups() if group))
-        return _quantity(10.0**exponent, (1, 1), 0.0, text[power.end() :]) if abs(exponent) <= MAX_EXPONENT else None
-    if match is None:
+        exponent = int(power[1] or power[2] or power[3])
+        value, figures, step, rest = 10.0 ** min(exponent, MAX_EXPONENT), (1, 1), 0.0, text[power.end() :]
+    elif match is None or (match["top"] and int(match["bottom"]) == 0):
         return None
-    if match["top"] is not None:
-        if int(match["bottom"]) == 0:
-            return None
-        sign = -1.0 if match["sign"] == "-" else 1.0
-        exact = (1, len(match["top"]))
-        return _quantity(sign * int(match["top"]) / int(match["bottom"]), exact, 0.0, text[match.end() :])
-    digits = match["digits"].replace(",", "")
-    exponent = int(match["e"] or 0) + int(match["p"] or match["q"] or match["r"] or 0)
-    if abs(exponent) > MAX_EXPONENT:
-        return None
-    whole, point, decimals = digits.partition(".")
-    most = len((whole + decimals).lstrip("0"))
-    least = most if point else len(whole.lstrip("0").rstrip("0"))
-    scaled = bool(point) or exponent != 0
-    step = 10.0 ** (exponent - len(decimals)) if scaled and most >= 2 else 0.0
-    value = float(f"{match['sign']}{digits}e{exponent}")
-    return _quantity(value, (max(1, least), max(1, most)), step, text[match.end() :])
-
-
-def _quantity(value: float, figures: tuple[int, int], step: float, rest: str) -> Quantity | None:
+    elif match["top"]:
+        exponent, rest = 0, text[match.end() :]
+        value = int(f"{match['sign']}{match['top']}") / int(match["bottom"])
+        figures, step = (1, len(match["top"])), 0.0
+    else:
+        digits = match["digits"].replace(",", "")
+        exponent = int(match["e"] or 0) + int(match["p"] or match["q"] or match["r"] or 0)
+        whole, point, decimals = digits.partition(".")
+        most = len((whole + decimals).lstrip("0"))
+        least = most if point else len(whole.strip("0"))
+        figures, rest = (max(1, least), max(1, most)), text[match.end() :]
+        step = 10.0 ** (min(exponent, MAX_EXPONENT) - len(decimals)) if (point or exponent) and most >= 2 else 0.0
+        value = float(f"{match['sign']}{digits}e{exponent}")
     unit = read_unit(rest)
-    return None if unit is None or not math.isfinite(value) else Quantity(value, figures, step, unit)
+    if unit is None or abs(exponent) > MAX_EXPONENT or not math.isfinite(value):
+        return None
+    return Quantity(value, figures, step, unit)
 
 
 def read_unit(text: str) -> tuple[tuple[str, int], ...] | None:
@@ -227,38 +217,32 @@ def _read_options(text: str) -> Options | None:
     return Options(**found)
 
 
-def convert(quantity: Quantity, unit: tuple[tuple[str, int], ...]) -> tuple[float, float] | None:
-    """(value, scale) of a quantity in another unit; None for another dimension. scale: what one of its units is there.
+def convert(quantity: Quantity, unit: tuple[tuple[str, int], ...]) -> float | None:
+    """The value of a quantity in another unit; None for another dimension.
 
     A temperature that stands alone is a reading (25 degC = 298.15 K); within a compound unit it is a difference.
     """
     import pint
 
-    units = registry()
-
     def made(factors: tuple[tuple[str, int], ...]) -> Any:
         alone = len(factors) == 1 and factors[0][1] == 1
-        result = units.Unit("")
+        result = registry().Unit("")
         for name, power in factors:
-            result = result * units.Unit(name if alone else OFFSET.get(name, name)) ** power
+            result = result * registry().Unit(name if alone else OFFSET.get(name, name)) ** power
         return result
 
     try:
-        here, there = made(quantity.unit), made(unit)
-        value = float(units.Quantity(quantity.value, here).to(there).magnitude)
-        scale = float(units.Quantity(1.0, here).to(there).magnitude - units.Quantity(0.0, here).to(there).magnitude)
+        value = float(registry().Quantity(quantity.value, made(quantity.unit)).to(made(unit)).magnitude)
     except (pint.PintError, ArithmeticError, ValueError):
         return None
-    return (value, abs(scale)) if math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def compare_quantities(answer: str, gold: str) -> Verdict:
-    """Whether an answer is the gold quantity. UNSCORABLE when the gold answer is none.
+    """Whether an answer is the gold quantity. UNSCORABLE when the gold answer is none. Options in the answer are not read.
 
     Tolerance: what the gold answer states; else 1 %, or half a unit of its last written place where it is written with
-    a point or a power of ten and two figures or more, whichever is larger. `[3 sf]`: the answer must be written with
-    three significant figures. Options in the answer are not read. No unit where the gold answer has one is wrong,
-    unless `[unit optional]`; so is another dimension.
+    a point or a power of ten and two figures or more, whichever is larger. A missing unit is wrong unless `[unit optional]`.
     """
     read = read_gold(gold)
     if read is None:
@@ -270,25 +254,22 @@ def compare_quantities(answer: str, gold: str) -> Verdict:
     if options.figures is not None and not found.figures[0] <= options.figures <= found.figures[1]:
         return Verdict.WRONG
     if not found.unit and wanted.unit and options.unit_optional:
-        found = Quantity(found.value, found.figures, found.step, wanted.unit)
+        found = replace(found, unit=wanted.unit)
     elif bool(found.unit) != bool(wanted.unit) and not _plain(found if found.unit else wanted):
         return Verdict.WRONG
-    converted = convert(found, wanted.unit)
-    if converted is None:
-        return Verdict.WRONG
-    return Verdict.CORRECT if abs(converted[0] - wanted.value) <= _allowed(wanted, options) else Verdict.WRONG
+    value = convert(found, wanted.unit)
+    size = abs(wanted.value)
+    if options.relative is None and options.absolute is None:
+        allowed = max(TOLERANCE * size, wanted.step / 2)
+    else:
+        allowed = max((options.relative or 0.0) * size, options.absolute or 0.0)
+    near = value is not None and abs(value - wanted.value) <= allowed + FUZZ * size
+    return Verdict.CORRECT if near else Verdict.WRONG
 
 
 def _plain(quantity: Quantity) -> bool:
     """Whether the unit is one that a plain number may replace: percent, or an angle."""
     return all(name in ("percent", "radian", "dimensionless", "count") for name, _ in quantity.unit)
-
-
-def _allowed(wanted: Quantity, options: Options) -> float:
-    size = abs(wanted.value)
-    if options.relative is not None or options.absolute is not None:
-        return max((options.relative or 0.0) * size, options.absolute or 0.0) + FUZZ * size
-    return max(TOLERANCE * size, wanted.step / 2) + FUZZ * size
 
 
 LIST = """Question: A car drives at 5 m/s for 4 s. How far does it go? Answer: 5 x 4 = 20 m

@@ -76,7 +76,7 @@ class Domain:
     validate: Callable[[Problem], str | None] | None = None
     arrange: Callable[[Problem], Problem | str] | None = None
     solve: Callable[[str], str | None] | None = None
-    prepare: Callable[[], None] | None = None
+    prepare: Callable[[], object] | None = None
     describe: Callable[[], str] | None = None
     gold_is_answer: bool = True
     examples: tuple[Problem, ...] = ()
