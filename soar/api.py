@@ -214,13 +214,11 @@ def train(
 def _paid_by(function: TeacherReward) -> teacher.TeacherReward:
     """The user's reward of every dataset of a step; raises ConfigError for one that is no number."""
 
-    def rewards(
-        question_sets: QuestionSets, measured: teacher.Measurement, reward_G: list[float | None], step: int
-    ) -> list[float | None]:
+    def rewards(question_sets: QuestionSets, measured: teacher.Measurement, step: int) -> list[float | None]:
         paid_G: list[float | None] = []
         for k, questions in enumerate(question_sets.problems_G_Q):
             improvement = measured.improvement_G_R[k][measured.valid_G_R[k]].tolist()
-            paid = function(QuestionSet(questions, improvement, measured.baseline, reward_G[k], step, k))
+            paid = function(QuestionSet(questions, improvement, measured.baseline, measured.reward_G[k], step, k))
             if paid is not None and not (isinstance(paid, int | float) and abs(paid) < float("inf")):
                 raise ConfigError(
                     f"teacher_reward returned {paid!r} for dataset {k} of step {step}: expected a number or None"

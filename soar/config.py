@@ -132,7 +132,7 @@ class TeacherConfig(Section):
     questions: int = Field(64, ge=1)  # n, questions in a set
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
-    reward: TeacherReward = "grounded"  # what the teacher learns from (`signals`); none: it is never updated
+    reward: TeacherReward = "grounded"  # what the teacher learns from (`rewards`); none: it is never updated
     subject: str = ""  # the field in the teacher prompt, in `sums` and `totals` the worked sums; "": that of the format
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
     reject_duplicates: bool = False  # within one outer step

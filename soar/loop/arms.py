@@ -276,7 +276,7 @@ def train_arms(
     begun: Begun | None = None,
     parallel: Parallel | None = None,
 ) -> dict[str, Population]:
-    """Train every named arm from its start: one after another, or all at once by a parallel.
+    """Train every named arm from its start: one after another, or all at once by worker processes.
 
     Arms are reported in the order of `batches`: one arm_step event a step, and an alarm when the student diverged.
     begun: the arms that an earlier process left in the middle. threads: threads that share out the sampling of an arm.

@@ -85,7 +85,7 @@ def count_correct(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(correct, truncated) attempts [P, H] of every slice (P = 1 for the base model) at the same problems and seeds.
 
-    Problems are taken in blocks, by the parallel or `threads` blocks at a time in threads; the counts depend on neither.
+    Problems are taken in blocks, by worker processes or by `threads` threads; the counts depend on neither.
     on_block(problems, correct_P_H, truncated_P_H) is called in order as blocks are done.
     """
     blocks = [problems[first : first + block] for first in range(0, len(problems), block)]

@@ -1,4 +1,4 @@
-"""Independent pieces of work, done by threads of this process or by a parallel of worker processes.
+"""Independent pieces of work, done by threads of this process or by worker processes.
 
 A piece of work is a function of this package, called as `work(env, tick, *common, *task)`. Every random draw in it
 is seeded by its arguments, and how a stage is cut into pieces does not depend on who does them, so threads of this
@@ -27,7 +27,7 @@ def no_tick() -> None:
 
 
 class Parallel(Protocol):
-    """Worker processes, each with an env of its own (`soar.run.ray.RayParallel`). size: how many were asked for."""
+    """Worker processes, each with an env of its own (`soar.run.ray.RayParallel`). size: how many."""
 
     size: int
 
@@ -52,8 +52,8 @@ def spread(
 ) -> Iterator[T]:
     """work(env, tick, *common, *task) of every task, in the order of the tasks.
 
-    parallel: who does it; None: `threads` threads of this process. What is not begun when the caller stops listening is
-    never done.
+    parallel: worker processes that do it; None: `threads` threads of this process. What is not begun when the caller stops
+    listening is never done.
     """
     if parallel is not None:
         yield from _in_order(parallel.stream(work, common, deque(enumerate(tasks)), tick))

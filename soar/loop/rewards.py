@@ -1,6 +1,4 @@
-"""Numeric rewards: what the teacher is paid for.
-
-What the teacher is paid for: measured improvement, or one of the rewards that it is compared with.
+"""What the teacher is paid for: measured improvement, or one of the rewards that it is compared with.
 
 `grounded` is the method's. The intrinsic rewards look at the baseline student's attempts at the written questions
 instead: `learnability` (0 if it never succeeds, else 1 - success rate), `uncertainty` (1 - 2|p - 1/2| of the majority's
@@ -15,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,11 +22,7 @@ from soar.config import Config
 from soar.engine.policy import AdapterStack
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
-from soar.problems.answers import (
-    normalize,
-    read_number,
-)
-from soar.types import Problem
+from soar.problems.answers import normalize, read_number
 
 
 def grounded(
@@ -77,11 +71,7 @@ def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
     return answer, count / len(answers)
 
 
-INTRINSIC: dict[str, Callable[[float], float]] = {
-    "learnability": learnability,
-    "uncertainty": uncertainty,
-    "band": band,
-}
+INTRINSIC = {"learnability": learnability, "uncertainty": uncertainty, "band": band}
 """Name -> reward of a question, from a success rate (learnability, band) or the majority's share (uncertainty)."""
 
 
@@ -114,19 +104,12 @@ def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets
     """
     if config.teacher.reward != "shuffled":
         return question_sets
-    sets = [
-        _rotate(problems, seeds.generator(config.seed, "shuffled", step, k).permutation(len(problems)).tolist())
-        for k, problems in enumerate(question_sets.problems_G_Q)
-    ]
+    sets = []
+    for k, problems in enumerate(question_sets.problems_G_Q):
+        order = seeds.generator(config.seed, "shuffled", step, k).permutation(len(problems)).tolist()
+        answers = {here: problems[there].answer for here, there in zip(order, [*order[1:], order[0]], strict=True)}
+        sets.append([replace(problem, answer=answers[i]) for i, problem in enumerate(problems)])
     return replace(question_sets, problems_G_Q=sets)
-
-
-def _rotate(problems: list[Problem], order: list[int]) -> list[Problem]:
-    """Problem order[i] gets the answer of problem order[i + 1], the last one that of the first."""
-    answers = [problem.answer for problem in problems]
-    for here, there in zip(order, [*order[1:], order[0]], strict=True):
-        answers[here] = problems[there].answer
-    return [replace(problem, answer=answer) for problem, answer in zip(problems, answers, strict=True)]
 
 
 def pay(
@@ -149,45 +132,39 @@ def pay(
         return Payment(list(improvement_G), list(improvement_G))
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
     seed = seeds.derive(config.seed, "intrinsic", state.step)
-    attempts = env.rollout(
+    batch = env.rollout(
         state.baseline, [questions], config.intrinsic.attempts, [seed], config.student.sampling, threads=threads
     )
-    rates = vote_shares(env, attempts) if kind == "uncertainty" else success_rates(attempts)
-    reward_Q = [None if rate is None else INTRINSIC[kind](rate) for rate in rates]
+    shares_Q = [share for _, share in votes(env, batch)] if kind == "uncertainty" else success_rates(batch)
+    reward_Q = [None if share is None else INTRINSIC[kind](share) for share in shares_Q]
     n = len(question_sets.problems_G_Q[0])
     reward_G = [_mean(reward_Q[first : first + n]) for first in range(0, len(reward_Q), n)]
-    return Payment(reward_Q if config.intrinsic.credit == "question" else reward_G, reward_G, attempts.count)
+    return Payment(reward_Q if config.intrinsic.credit == "question" else reward_G, reward_G, batch.count)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _mean(rewards: Sequence[float | None]) -> float | None:
+    there = [reward for reward in rewards if reward is not None]
+    return sum(there) / len(there) if there else None
 
 
-def success_rates(attempts: RolloutBatch) -> list[float | None]:
-    """Share of the first policy's scorable attempts at each question that agree with its written answer."""
-    valid_Q = attempts.valid_P_Q_N[0].sum(-1).tolist()
-    solved_Q = (attempts.solved_P_Q_N & attempts.valid_P_Q_N)[0].sum(-1).tolist()
+def success_rates(batch: RolloutBatch) -> list[float | None]:
+    """Share of the first policy's scorable attempts at each question that are right; None where none can be scored."""
+    valid_Q = batch.valid_P_Q_N[0].sum(-1).tolist()
+    solved_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N)[0].sum(-1).tolist()
     return [solved / valid if valid else None for solved, valid in zip(solved_Q, valid_Q, strict=True)]
 
 
-def votes(env: RolloutEnv, attempts: RolloutBatch) -> list[tuple[str | None, float]]:
-    """Majority answer and its share for each question, over the first policy's attempts (see `rewards.majority`)."""
-    _, Q, N = attempts.solved_P_Q_N.shape
-    texts = attempts.rollouts.texts(env.backbone)[: Q * N]
-    answers = env.verifier.read_answers(texts)
-    found = []
-    for q in range(Q):
-        mine = answers[q * N : (q + 1) * N]
-        keys = [None if answer is None else ballot(answer) for answer in mine]
-        winner, share = majority(keys)
-        found.append((None if winner is None else mine[keys.index(winner)], share))
-    return found
-
-
-def vote_shares(env: RolloutEnv, attempts: RolloutBatch) -> list[float | None]:
-    """Share of the attempts at each question that give the majority answer."""
-    return [share for _, share in votes(env, attempts)]
+def votes(env: RolloutEnv, batch: RolloutBatch) -> list[tuple[str | None, float]]:
+    """Majority answer and its share for each question, over the first policy's attempts (see `majority`)."""
+    _, Q, N = batch.solved_P_Q_N.shape
+    answers = env.verifier.read_answers(batch.rollouts.texts(env.backbone)[: Q * N])
+    votes_Q = []
+    for first in range(0, Q * N, N):
+        answers_N = answers[first : first + N]
+        ballots_N = [None if answer is None else ballot(answer) for answer in answers_N]
+        winner, share = majority(ballots_N)
+        votes_Q.append((None if winner is None else answers_N[ballots_N.index(winner)], share))
+    return votes_Q
 
 
 def ballot(answer: str) -> str:

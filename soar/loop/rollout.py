@@ -142,7 +142,7 @@ class RolloutEnv:
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
         seed_P_Q = [
-            [seeds.skip(own, first) for own in _problem_seeds(seed, problems)]
+            [seeds.skip(problem_seed, first) for problem_seed in _problem_seeds(seed, problems)]
             for seed, problems in zip(seed_P, problems_P_Q, strict=True)
         ]
         if P == 1 and threads > 1:
@@ -191,11 +191,11 @@ class RolloutEnv:
 
 def _problem_seeds(seed: int, problems: list[Problem]) -> list[int]:
     before: Counter[str] = Counter()
-    found = []
+    seed_Q = []
     for problem in problems:
-        found.append(seeds.derive(seed, problem.id, before[problem.id]))
+        seed_Q.append(seeds.derive(seed, problem.id, before[problem.id]))
         before[problem.id] += 1
-    return found
+    return seed_Q
 
 
 WORD = re.compile(r"\\?[A-Za-z]+|\d+(?:[.,]\d+)*|\S")
