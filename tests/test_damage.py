@@ -16,7 +16,7 @@ import torch
 from loop_helpers import TINY, events, read_jsonl, run_tiny, tiny_config, without_clock
 
 from soar.cli import main
-from soar.files import sha256_of, write_json
+from soar.files import write_json
 from soar.run import folder as record
 from soar.run.checkpoint import Checkpoint, CheckpointError
 from soar.run.folder import RunFolder, RunFolderError
@@ -87,16 +87,6 @@ def test_lines_that_are_cut_and_written_again_have_a_checksum_of_their_own(tmp_p
     assert found is not None
     assert found.data == {"step": 5}
     assert resumed(tmp_path)[1] == []
-
-
-def test_a_checkpoint_of_a_version_without_checksums_of_lines_is_used(tmp_path: Path) -> None:
-    three_steps(tmp_path)
-    state = tmp_path / "state" / "000002" / "state.json"
-    write_json(state, {key: value for key, value in json.loads(state.read_text()).items() if key != "digests"})
-    latest = json.loads((tmp_path / "state" / "latest.json").read_text())
-    latest["sha256"]["state.json"] = sha256_of(state)
-    write_json(tmp_path / "state" / "latest.json", latest)
-    assert resumed(tmp_path)[0].data == {"step": 2}
 
 
 @pytest.mark.parametrize("kind", ["missing", "pipe", "dangling", "deep"])
@@ -408,13 +398,3 @@ def test_a_hard_set_that_became_another_is_refused(tmp_path: Path, capsys: pytes
     assert "hard_set changed since the run began" in capsys.readouterr().err
     del before["paused.json"]
     assert content(out) == before
-
-
-def test_the_reason_of_a_pause_stays_until_the_run_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert main(["run", "--quiet", "--out", str(out), "--max-tokens", "1", *SETS]) == 3
-    shutil.rmtree(out / "state")
-    before = content(out)
-    assert main(["run", "--resume", "--quiet", "--out", str(out)]) == 1
-    assert content(out) == before
-    assert "paused.json" in before

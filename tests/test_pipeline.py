@@ -243,12 +243,6 @@ def test_worker_threads_change_no_draw(tiny_run: Path, tmp_path: Path) -> None:
     assert one[1]["student_rollouts"] == two[1]["student_rollouts"]
 
 
-def test_report_shows_the_run(tiny_run: Path) -> None:
-    page = (tiny_run / "report.html").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>")
-    assert "could not be read" not in page
-
-
 def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def screen(env: Any, problems: list[Problem], *rest: Any) -> dict[str, Screening]:
         return {problem.id: Screening(int(i >= 3), 4) for i, problem in enumerate(problems)}
@@ -312,17 +306,6 @@ def test_what_cannot_be_used_is_refused_by_name(
 ) -> None:
     with pytest.raises(kind, match=message):
         run_tiny(tmp_path / "run", override)
-
-
-def test_a_world_that_has_too_few_problems_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(self: Any, count: int, seed: int) -> list[Problem]:
-        raise ValueError(f"no {count} distinct problems")
-
-    monkeypatch.setattr(type(get_world("tiny")), "hard_problems", few)
-    with pytest.raises(
-        ConfigError, match=r"problems\.source = 'world:tiny', problems\.limit = 12: no 12 distinct problems"
-    ):
-        run_tiny(tmp_path / "run")
 
 
 def test_workers_follow_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 from typing import Any
 
 import pytest
@@ -70,17 +69,6 @@ def test_a_view_stands_under_the_bars_and_is_asked_for_anew() -> None:
     assert shown.rindex("outer loop") < shown.rindex("second")
 
 
-@pytest.mark.parametrize(("width", "bar"), [(40, False), (80, True)])
-def test_bars_leave_room_for_their_numbers(width: int, bar: bool) -> None:
-    out = io.StringIO()
-    report = Progress(Console(file=out, width=width, force_terminal=True, color_system=None, legacy_windows=False))
-    with report, report.task("outer loop", 200) as advance:
-        advance(160)
-    last = [line for line in out.getvalue().splitlines() if "160/200" in line][-1]
-    assert ("━" in last) == bar
-    assert "…" not in last
-
-
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     report, out = plain(force_terminal=True)
@@ -101,14 +89,3 @@ def test_text_is_shown_as_it_is_and_quiet_is_quiet() -> None:
         advance(4)
         silent.say("nothing")
     assert out.getvalue() == ""
-
-
-def test_counts_from_several_threads_add_up() -> None:
-    report, _ = plain()
-    with report.task("evaluation", 4000) as advance:
-        threads = [threading.Thread(target=lambda: [advance(1) for _ in range(500)]) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert advance.done == 4000

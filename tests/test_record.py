@@ -341,14 +341,6 @@ def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
         write_json(tmp_path / "summary.json", row)
 
 
-def test_model_text_stays_one_line(tmp_path: Path) -> None:
-    text = 'two\nlines, \u2028, \x00, \x1b[2J, "quotes", \u00e4 \U0001f600'
-    with begin(tmp_path) as folder:
-        folder.append("questions.jsonl", [{"question": text}])
-        assert (tmp_path / "questions.jsonl").read_bytes().count(b"\n") == 1
-        assert folder.rows("questions.jsonl") == [{"question": text}]
-
-
 def test_write_atomic_keeps_the_old_file_until_the_new_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from soar.run import measure as held_out
 from soar.run import pipeline
 from soar.run import screen as screening
 from soar.run.folder import RunFolder
-from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
+from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")
 SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
@@ -67,7 +66,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
 
     watch(pipeline.OuterLoop, "step", "loop")
     watch(held_out, "count_correct", "evaluate")
-    watch(screening, "attempt_block", "screen")
+    watch(screening, "screen_block", "screen")
     real_arms = pipeline.train_arms
 
     def arms(*args: Any) -> Any:
@@ -180,27 +179,12 @@ def test_another_thread_listens_to_no_signal() -> None:
     assert seen == [before]
 
 
-def test_flags_are_shorthands_of_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--review", "--max-hours", "1.5", "--max-tokens", "7", "--max-promotions", "2"]
-    assert main(["run", "--dry-run", *flags]) == 0
-    config, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
-    assert config["limits"] == {"max_hours": 1.5, "max_tokens": 7, "max_promotions": 2}
-    assert config["promotion"]["review"] is True
-    assert main(["run", "--dry-run", "--max-hours", "-1"]) == 1
-    assert "limits.max_hours = -1" in capsys.readouterr().err
-
-
 def test_limits_by_hand() -> None:
     assert limit_reached(LimitsConfig(), 1e9, 10**15) is None
     limits = LimitsConfig(max_hours=1.5, max_tokens=1000)
     assert limit_reached(limits, 1.49, 999) is None
     assert limit_reached(limits, 1.5, 0) == "limits.max_hours = 1.5 reached"
     assert limit_reached(limits, 0, 1000) == "limits.max_tokens = 1000 reached (1000 sampled)"
-
-
-def test_resume_command_can_be_pasted() -> None:
-    assert resume_command(Path("runs/x")) == "soar run --out runs/x --resume"
-    assert resume_command(Path("a b/ü;rm")) == "soar run --out 'a b/ü;rm' --resume"
 
 
 def test_tokens_are_counted_and_the_rest_is_the_samplers_own() -> None:
@@ -293,50 +277,3 @@ code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 sys.stdout.buffer.write(seen)
 sys.exit(code)
 """
-
-
-def on_a_terminal(out: Path, presses: int, *more: str) -> tuple[int, str]:
-    """A run on a terminal of its own at which Ctrl-C is pressed in the outer loop: exit code, all that was shown."""
-    words = [sys.executable, "-c", TERMINAL, str(presses), "run", "--out", str(out), *SETS, *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, timeout=300)
-    return done.returncode, done.stdout.decode()
-
-
-def workers_of(out: Path) -> list[str]:
-    """Processes that still name the run's folder in their command."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str(out).encode() in (place / "cmdline").read_bytes() and int(place.name) != os.getpid():
-                found.append(place.name)
-    return found
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a pseudo-terminal and /proc")
-def test_ctrl_c_on_a_terminal_once_and_twice(tmp_path: Path, whole: dict[str, Any]) -> None:
-    once, twice = tmp_path / "once", tmp_path / "twice"
-    code, shown = on_a_terminal(once, 1)
-    assert code == 130, shown
-    assert "SIGINT: the step in hand is finished and saved first; once more stops at once" in shown
-    assert "soar: stopped by SIGINT; everything is saved. Continue with: soar run --out" in shown.replace("\r\n", "")
-    assert "Traceback" not in shown
-    assert len(events(once, "outer_step")) == json.loads((once / "paused.json").read_text())["step"] >= 1
-    assert shown.rstrip().rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "the cursor is shown again"
-    assert main(["run", "--out", str(once), "--resume", "--quiet"]) == 0
-    assert result(once) == whole
-
-    long = [
-        part for key in ("steps", "max_steps") for part in ("--set", f"student.{key}=2000")
-    ]  # nothing ends by itself
-    code, shown = on_a_terminal(twice, 2, *long)
-    assert code == 130, shown
-    assert "everything is saved" not in shown
-    assert "Traceback" not in shown
-    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
-    assert not (twice / "paused.json").exists()
-    assert workers_of(twice) == []
-    with RunFolder(twice, pipeline_config(twice), [], resume=True) as folder:
-        checkpoint = folder.load()
-    assert checkpoint is not None
-    assert (checkpoint.stage, checkpoint.data["step"]) == ("loop", 0)

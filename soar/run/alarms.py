@@ -19,13 +19,6 @@ CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step wa
 STILL_STEPS = 3  # steps in a row without a teacher gradient
 
 
-KINDS = (
-    "teacher collapse", "teacher diversity", "teacher truncation", "truncation", "log-prob gap of the teacher",
-    "log-prob gap of the students", "no teacher gradient", "reward without correctness",
-)  # fmt: skip
-"""What `step_alarms` and `screen_alarms` raise, so what can be raised again from the events."""
-
-
 def alarm(kind: str, message: str, step: int | None = None) -> Row:
     """An `alarm` event."""
     return {"event": "alarm", "step": step, "kind": kind, "message": message}

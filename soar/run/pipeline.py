@@ -268,7 +268,8 @@ class Run:
             if arm in HARD_ARMS or questions:
                 steps = arm_steps(arm, config, state.loop.student_rollouts)
                 batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)
-                self._keep_questions(arm, questions)
+                rows = labelled(config, [{"question": p.question, "answer": p.answer} for p in questions])
+                write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
         write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
         with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
             begun = state.arm_progress
@@ -308,10 +309,6 @@ class Run:
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
         return Material(pq, teacher, self.hard_test, self.threads, self.progress.say)
 
-    def _keep_questions(self, arm: str, questions: list[Problem]) -> None:
-        rows = labelled(self.config, [{"question": p.question, "answer": p.answer} for p in questions])
-        write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
-
     def _fresh(self) -> AdapterStack:
         """The adapter that every student starts from: the base model itself."""
         return self.env.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
@@ -323,7 +320,18 @@ class Run:
     def _evaluate(self) -> None:
         config, policies = self.config, self._policies()
         seed = seeds.derive(config.seed, "evaluate")
-        correct_P_H = self._count_correct(policies, seed) if policies else []
+        rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
+        correct_P_H: list[list[int]] = []
+        with self.progress.task("evaluation", len(self.hard_test)) as advance:
+
+            def note(count: int) -> None:
+                advance(count)
+                self._safe_point()
+
+            if policies:
+                correct_P_H = count_held_out(
+                    self.env, policies, self.hard_test, config, self.folder, seed, self.threads, note, self.parallel
+                )
         events = []
         for arm, correct_H in zip(policies, correct_P_H, strict=True):
             events.append(
@@ -333,26 +341,11 @@ class Run:
                     **summarize(correct_H, config.evaluate.attempts, config.evaluate, seed),
                     "problems": len(self.hard_test),
                     "attempts": config.evaluate.attempts,
-                    "student_rollouts": self._rollouts(arm),
+                    "student_rollouts": rollouts[arm],
                     "correct": correct_H,
                 }
             )
         self.folder.append("metrics.jsonl", events)
-
-    def _count_correct(self, policies: dict[str, AdapterStack], seed: int) -> list[list[int]]:
-        """Correct attempts [policies][held-out problems]."""
-        with self.progress.task("evaluation", len(self.hard_test)) as advance:
-
-            def note(count: int) -> None:
-                advance(count)
-                self._safe_point()
-
-            return count_held_out(
-                self.env, policies, self.hard_test, self.config, self.folder, seed, self.threads, note, self.parallel
-            )
-
-    def _rollouts(self, arm: str) -> int:
-        return {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}[arm]
 
     def _save(self) -> None:
         if self.meter is not None:

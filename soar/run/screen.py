@@ -213,8 +213,10 @@ class _Tally:
     truncated: int = 0
 
 
-def attempt_block(env: RolloutEnv, problems: list[Problem], config: Config) -> list[Screening]:
-    """RolloutBatch of the base model at each problem; with screen.early_stop until it has too many successes to be hard.
+def screen_block(env: RolloutEnv, tick: Tick, config: Config, problems: list[Problem]) -> list[Screening]:
+    """Attempts of the base model at each problem; with screen.early_stop until it has too many successes to be hard.
+
+    A piece of work, see `loop.parallel`.
 
     Attempt n draws from (seed, problem id, n) alone, so the attempts of a problem that is never solved are the same
     with and without early stopping.
@@ -311,11 +313,6 @@ def copy_screening(folder: RunFolder, place: Path, same: Callable[[dict[str, Any
             "this run's); give a run of the same problems, or leave the key out"
         )
     folder.append(SCREEN_FILE, rows)
-
-
-def screen_block(env: RolloutEnv, tick: Tick, config: Config, problems: list[Problem]) -> list[Screening]:
-    """`attempt_block` as a piece of work."""
-    return attempt_block(env, problems, config)
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,6 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
     return cores if small else 1
 
 
-def device_bytes(device: torch.device) -> int | None:
-    """Bytes that a run could take on a device: the free ones of a GPU, all of the machine's; None where it is not told."""
-    return free_bytes(device) if device.type == "cuda" else machine_bytes()
-
-
 def open_sampler(backbone: Backbone, config: Config) -> Sampler:
     """The engine that model.sampler names. Raises ConfigError."""
     if config.model.sampler == "native":
@@ -67,21 +62,16 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
     """
     domain = domain_of(config.problems)  # before the model, which takes minutes
     device = choose_device(config.model.device)
-    check_fits(config, device_bytes(device), str(device))
+    # What a run could take: the free bytes of a GPU, all of the machine's.
+    check_fits(config, free_bytes(device) if device.type == "cuda" else machine_bytes(), str(device))
     backbone = load_backbone(config.model)
-    _end_at_line_breaks(backbone, domain)
+    if domain.prompts.one_line:
+        try:
+            backbone.end_ids |= line_break_ids(backbone.tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"problems.format = {domain.prompts.name!r}: {error}; use another format") from error
     with open_pool(domain, config.problems) as verifier:
         yield RolloutEnv(backbone, open_sampler(backbone, config), domain.prompts, verifier, config.student.reward)
-
-
-def _end_at_line_breaks(backbone: Backbone, domain: Domain) -> None:
-    """Let a line break end completions where the prompt format says so. Raises ConfigError."""
-    if not domain.prompts.one_line:
-        return
-    try:
-        backbone.end_ids |= line_break_ids(backbone.tokenizer)
-    except ValueError as error:
-        raise ConfigError(f"problems.format = {domain.prompts.name!r}: {error}; use another format") from error
 
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
