@@ -117,9 +117,9 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
     problems, seeds_asked = hard_problems(12), []
 
     class Seeded(Attempted):
-        def attempt(self, stack: Any, problems_P_Q: Any, attempts: int, seed_P: Any, *rest: Any, **more: Any) -> Any:
+        def rollout(self, stack: Any, problems_P_Q: Any, attempts: int, seed_P: Any, *rest: Any, **more: Any) -> Any:
             seeds_asked.append(seed_P)
-            return super().attempt(stack, problems_P_Q, attempts, seed_P, *rest, **more)
+            return super().rollout(stack, problems_P_Q, attempts, seed_P, *rest, **more)
 
     def run(name: str, seed: int, problems: list[Problem], source: str = "") -> Any:
         config = tiny_config("screen.attempts=100", f"seed={seed}")

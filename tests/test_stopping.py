@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
-from loop_helpers import TINY, events, read_jsonl, run_tiny, without_clock
+from loop_helpers import TINY, events, run_tiny, without_clock
 
 from soar.cli import main
 from soar.config import LimitsConfig
@@ -41,7 +40,6 @@ def result(folder: Path) -> dict[str, Any]:
     return {
         "metrics": without_clock(events(folder)),
         "summary": without_clock(json.loads((folder / "summary.json").read_text())),
-        "ledger": read_jsonl(folder / "ledger.jsonl"),
         **{name: (folder / name / "adapter_model.safetensors").read_bytes() for name in names},
     }
 
