@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from loop_helpers import TINY, events, run_tiny, without_clock
 
 from soar.cli import main

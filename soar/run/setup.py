@@ -17,7 +17,7 @@ from soar.engine.policy import Backbone
 from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
-from soar.problems.domain import Domain, domain_of
+from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
 from soar.problems.prompts import line_break_ids
 
