@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from soar.report.questions import step_vendi
-from soar.run.alarms import (
+from soar.report.alarms import (
     CORRECT_SHARE,
     DISTINCT_SHARE,
     DIVERSITY_SHARE,
@@ -16,6 +15,7 @@ from soar.run.alarms import (
     screen_alarms,
     step_alarms,
 )
+from soar.report.questions import step_vendi
 
 
 def step(number: int = 5, **changes: Any) -> dict[str, Any]:

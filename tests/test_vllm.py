@@ -18,7 +18,7 @@ from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.engine.vllm import Completion, Request, VllmSampler, open_vllm, rollouts_of
-from soar.run.alarms import LOGPROB_GAP
+from soar.report.alarms import LOGPROB_GAP
 
 GREEDY = SamplingConfig(max_tokens=12)
 

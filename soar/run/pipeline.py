@@ -34,12 +34,12 @@ from soar.loop.student import Population
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
 from soar.problems.load import split, write_hard
+from soar.report.alarms import screen_alarms, step_alarms
 from soar.report.page import report_at_the_end
 from soar.report.questions import step_vendi
 from soar.report.runs import PAUSE_FILE, loop_end, summary_of
 from soar.report.watch import own_view, step_lines
 from soar.run import folder as review
-from soar.run.alarms import screen_alarms, step_alarms
 from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.doctor import write_hashes
 from soar.run.folder import ADVICE, RunFolder

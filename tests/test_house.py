@@ -1,0 +1,35 @@
+"""The laws of the layout that import-linter does not check: sizes, and what works without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+FILES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "soar").rglob("*.py"))}
+WITHOUT_TORCH = (
+    "soar", "soar.cli", "soar.problems.pool", "soar.sandbox.run", "soar.domains.code", "soar.report.page",
+    "soar.report.watch", "soar.run.doctor", "soar.plan.forecast", "soar.plan.preflight", "soar.studies.study",
+)  # fmt: skip
+
+
+def test_files_functions_and_folders_are_small() -> None:
+    long_files = {str(path): text.count("\n") for path, text in FILES.items() if text.count("\n") > 520}
+    long_functions = {
+        f"{path}:{node.name}"
+        for path, text in FILES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 70
+    }
+    folders = {folder: sum(path.parent == folder for path in FILES) for folder in {path.parent for path in FILES}}
+    full = {str(f): count for f, count in folders.items() if count > (8 if f == ROOT / "soar" else 13)}
+    assert (long_files, long_functions, full) == ({}, set(), {})
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_no_torch_is_needed_to_read_check_and_report(name: str) -> None:
+    program = f"import sys, {name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
