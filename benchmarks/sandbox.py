@@ -75,7 +75,7 @@ def attack_table(backend: str) -> int:
     ):
         outcomes = sandbox.run([tests.job(fill(attack.source, watched.places)) for attack in ATTACKS])
         hidden = {folder: "FOLDER", sys.base_prefix: "PYTHON", f"/{os.getpid()}/": "/PID/"}
-    print(f"backend `{sandbox.backend}`, {len(ATTACKS)} attacks")
+    print(f"backend `{find_backend(sandbox.wanted)}`, {len(ATTACKS)} attacks")
     bad = list(watched.touched)
     for group, aim in GROUPS.items():
         print(f"\n## Attacks that try to {aim}\n\n| attack | verdict | what happened |\n|---|---|---|")

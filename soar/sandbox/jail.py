@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import io
 import json
 import os
 import platform
@@ -46,46 +45,35 @@ READ_ONLY = 1 | 2 | 4  # MOUNT_ATTR_RDONLY, _NOSUID, _NODEV
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_SETATTR = 442  # the same on every machine
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
-CALLS = {  # clone, pivot_root, seccomp, capset
-    "x86_64": (56, 155, 317, 126),
-    "aarch64": (220, 41, 277, 91),
-}
 BASE, SCRATCH = "/tmp", "/scratch"
 
-X86_64 = """
-read=0 write=1 readv=19 writev=20 pread64=17 pwrite64=18 open=2 openat=257 close=3 close_range=436 stat=4 fstat=5
-lstat=6 newfstatat=262 statx=332 lseek=8 access=21 faccessat=269 faccessat2=439 mmap=9 mprotect=10 munmap=11
-mremap=25 brk=12 madvise=28 mincore=27 rt_sigaction=13 rt_sigprocmask=14 rt_sigreturn=15 rt_sigpending=127
-rt_sigtimedwait=128 rt_sigsuspend=130 sigaltstack=131 setitimer=38 getitimer=36 alarm=37 pause=34
-restart_syscall=219 dup=32 dup2=33 dup3=292 pipe=22 pipe2=293 poll=7 ppoll=271 select=23 pselect6=270 nanosleep=35
-clock_nanosleep=230 clock_gettime=228 clock_getres=229 gettimeofday=96 time=201 times=100 getpid=39 getppid=110
-gettid=186 getuid=102 geteuid=107 getgid=104 getegid=108 getgroups=115 getpgrp=111 getpgid=121 getsid=124
-getresuid=118 getresgid=120 getrusage=98 getrlimit=97 getcpu=309 sched_getaffinity=204 sched_yield=24
-getpriority=140 uname=63 sysinfo=99 getrandom=318 umask=95 getcwd=79 chdir=80 fchdir=81 getdents64=217 readlink=89
-readlinkat=267 mkdir=83 mkdirat=258 rmdir=84 unlink=87 unlinkat=263 rename=82 renameat=264 renameat2=316 symlink=88
-symlinkat=266 chmod=90 fchmod=91 fchmodat=268 ftruncate=77 truncate=76 fsync=74 fdatasync=75 utimensat=280
-statfs=137 fstatfs=138 futex=202 set_robust_list=273 set_tid_address=218 rseq=334 arch_prctl=158 exit=60
-exit_group=231 wait4=61 waitid=247
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # and their AUDIT_ARCH
+"""Processors whose calls are known; the tables below have a column for each (-: it has no such call)."""
+ALLOWED = """
+read=0/63 write=1/64 readv=19/65 writev=20/66 pread64=17/67 pwrite64=18/68 open=2/- openat=257/56 close=3/57
+close_range=436/436 stat=4/- fstat=5/80 lstat=6/- newfstatat=262/79 statx=332/291 lseek=8/62 access=21/-
+faccessat=269/48 faccessat2=439/439 mmap=9/222 mprotect=10/226 munmap=11/215 mremap=25/216 brk=12/214 madvise=28/233
+mincore=27/232 rt_sigaction=13/134 rt_sigprocmask=14/135 rt_sigreturn=15/139 rt_sigpending=127/136
+rt_sigtimedwait=128/137 rt_sigsuspend=130/133 sigaltstack=131/132 setitimer=38/103 getitimer=36/102 alarm=37/-
+pause=34/- restart_syscall=219/128 dup=32/23 dup2=33/- dup3=292/24 pipe=22/- pipe2=293/59 poll=7/- ppoll=271/73
+select=23/- pselect6=270/72 nanosleep=35/101 clock_nanosleep=230/115 clock_gettime=228/113 clock_getres=229/114
+gettimeofday=96/169 time=201/- times=100/153 getpid=39/172 getppid=110/173 gettid=186/178 getuid=102/174
+geteuid=107/175 getgid=104/176 getegid=108/177 getgroups=115/158 getpgrp=111/- getpgid=121/155 getsid=124/156
+getresuid=118/148 getresgid=120/150 getrusage=98/165 getrlimit=97/- getcpu=309/168 sched_getaffinity=204/123
+sched_yield=24/124 getpriority=140/141 uname=63/160 sysinfo=99/179 getrandom=318/278 umask=95/166 getcwd=79/17
+chdir=80/49 fchdir=81/50 getdents64=217/61 readlink=89/- readlinkat=267/78 mkdir=83/- mkdirat=258/34 rmdir=84/-
+unlink=87/- unlinkat=263/35 rename=82/- renameat=264/38 renameat2=316/276 symlink=88/- symlinkat=266/36 chmod=90/-
+fchmod=91/52 fchmodat=268/53 ftruncate=77/46 truncate=76/45 fsync=74/82 fdatasync=75/83 utimensat=280/88 statfs=137/43
+fstatfs=138/44 futex=202/98 set_robust_list=273/99 set_tid_address=218/96 rseq=334/293 arch_prctl=158/- exit=60/93
+exit_group=231/94 wait4=61/260 waitid=247/95
 """
-AARCH64 = """
-read=63 write=64 readv=65 writev=66 pread64=67 pwrite64=68 openat=56 close=57 close_range=436 fstat=80 newfstatat=79
-statx=291 lseek=62 faccessat=48 faccessat2=439 mmap=222 mprotect=226 munmap=215 mremap=216 brk=214 madvise=233
-mincore=232 rt_sigaction=134 rt_sigprocmask=135 rt_sigreturn=139 rt_sigpending=136 rt_sigtimedwait=137
-rt_sigsuspend=133 sigaltstack=132 setitimer=103 getitimer=102 restart_syscall=128 dup=23 dup3=24 pipe2=59 ppoll=73
-pselect6=72 nanosleep=101 clock_nanosleep=115 clock_gettime=113 clock_getres=114 gettimeofday=169 times=153
-getpid=172 getppid=173 gettid=178 getuid=174 geteuid=175 getgid=176 getegid=177 getgroups=158 getpgid=155 getsid=156
-getresuid=148 getresgid=150 getrusage=165 getcpu=168 sched_getaffinity=123 sched_yield=124 getpriority=141 uname=160
-sysinfo=179 getrandom=278 umask=166 getcwd=17 chdir=49 fchdir=50 getdents64=61 readlinkat=78 mkdirat=34 unlinkat=35
-renameat=38 renameat2=276 symlinkat=36 fchmod=52 fchmodat=53 ftruncate=46 truncate=45 fsync=82 fdatasync=83
-utimensat=88 statfs=43 fstatfs=44 futex=98 set_robust_list=99 set_tid_address=96 rseq=293 exit=93 exit_group=94
-wait4=260 waitid=95
-"""
-
-# machine: (AUDIT_ARCH value, calls that are allowed, ioctl, fcntl, prlimit64)
-MACHINES = {
-    "x86_64": (0xC000003E, X86_64, 16, 72, 302),
-    "aarch64": (0xC00000B7, AARCH64, 29, 25, 261),
-}
+LIMITED = {"ioctl": (16, 29), "fcntl": (72, 25), "prlimit64": (302, 261)}  # allowed for some commands only
+OURS = {
+    "clone": (56, 220),
+    "pivot_root": (155, 41),
+    "seccomp": (317, 277),
+    "capset": (126, 91),
+}  # made by the jail itself
 IOCTLS = (0x5401, 0x5413, 0x541B, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONCLEX, FIOCLEX
 FCNTLS = (0, 1, 2, 3, 4, 5, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_DUPFD_CLOEXEC
 
@@ -99,17 +87,25 @@ libc = ctypes.PyDLL(None, use_errno=True)
 
 def allowed(machine: str) -> dict[str, int]:
     """Name and number of every call that is allowed whatever its arguments."""
-    return {name: int(number) for name, number in (pair.split("=") for pair in MACHINES[machine][1].split())}
+    rows = (pair.replace("=", "/").split("/") for pair in ALLOWED.split())
+    numbers = ((row[0], row[1 + list(MACHINES).index(machine)]) for row in rows)
+    return {name: int(number) for name, number in numbers if number != "-"}
+
+
+def call(name: str, *arguments: Any) -> int:
+    """The result of one of OURS. Raises OSError when it fails."""
+    number = OURS[name][list(MACHINES).index(platform.machine())]
+    return must(libc.syscall(number, *arguments), name)
 
 
 def build_filter(machine: str) -> bytes:
     """The filter as an array of struct sock_filter. Raises ValueError for a processor not known here."""
     if machine not in MACHINES:
         raise ValueError(f"the sandbox knows the system calls of {', '.join(MACHINES)}, not of {machine}")
-    architecture, _, ioctl, fcntl, prlimit = MACHINES[machine]
+    ioctl, fcntl, prlimit = (numbers[list(MACHINES).index(machine)] for numbers in LIMITED.values())
     steps: list[tuple[int, int, int, int]] = [
         (LOAD, 0, 0, ARCHITECTURE),
-        (EQUAL, 1, 0, architecture),
+        (EQUAL, 1, 0, MACHINES[machine]),
         (RETURN, 0, 0, KILL_PROCESS),
         (LOAD, 0, 0, NUMBER),
     ]
@@ -118,8 +114,7 @@ def build_filter(machine: str) -> bytes:
     for number in allowed(machine).values():
         steps += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]
     for number, commands in ((ioctl, IOCTLS), (fcntl, FCNTLS)):
-        steps.append((EQUAL, 0, 2 * len(commands) + 2, number))
-        steps.append((LOAD, 0, 0, ARGUMENT + 8 * 1))
+        steps += [(EQUAL, 0, 2 * len(commands) + 2, number), (LOAD, 0, 0, ARGUMENT + 8 * 1)]
         for command in commands:
             steps += [(EQUAL, 0, 1, command), (RETURN, 0, 0, ALLOW)]
         steps.append((RETURN, 0, 0, NOT_PERMITTED))
@@ -157,7 +152,6 @@ def read_exactly(fd: int, count: int) -> bytes:
 
 def make_root(settings: dict[str, Any], scratch_kb: int) -> None:
     """A new root with read-only system libraries, an empty scratch folder in memory, and nothing else; no /proc, /etc."""
-    pivot_root = CALLS[platform.machine()][1]
     user, group = settings["owner"]
     for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
         fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
@@ -182,7 +176,7 @@ def make_root(settings: dict[str, Any], scratch_kb: int) -> None:
     mount_memory(BASE + SCRATCH, MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={scratch_kb}k,nr_inodes=256,mode=700")
     set_read_only(BASE, 0)
     os.chdir(BASE)
-    must(libc.syscall(pivot_root, b".", b"."), "pivot_root")
+    call("pivot_root", b".", b".")
     must(libc.umount2(b".", MNT_DETACH), "leaving the old root")
     os.chdir("/")
 
@@ -219,21 +213,21 @@ def set_limits(limits: dict[str, int]) -> None:
 
 def give_up_rights(program: bytes) -> None:
     """No capability, no way to gain one, and no system call but those that `program` (seccomp) allows."""
-    _, _, seccomp, capset = CALLS[platform.machine()]
     must(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    must(libc.syscall(capset, struct.pack("=Ii", 0x20080522, 0), bytes(24)), "capset")
+    call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
     must(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
     must(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "death signal")
     steps = ctypes.create_string_buffer(program, len(program))
-    pointer = ctypes.addressof(steps)
-    whole = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, pointer))
-    must(libc.syscall(seccomp, 1, 0, whole), "seccomp")
+    whole = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(steps)))
+    call("seccomp", 1, 0, whole)
 
 
 def encode(value: object) -> object:
     """A value of a built-in type as JSON that keeps its type. Raises TypeError for any other value."""
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value if type(value) in (type(None), bool, int, float, str) else _base(value)
+        if type(value) in (type(None), bool, int, float, str):
+            return value
+        return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
     if isinstance(value, list):
         return [encode(item) for item in value]
     for name, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):
@@ -248,16 +242,16 @@ def encode(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} cannot be compared")
 
 
-def _base(value: Any) -> object:
-    """A value of a subclass of a plain type as one of that type."""
-    return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
-
-
 def send(line: object) -> None:
     """One line of results."""
     data = json.dumps(line).encode() + b"\n"
     while data:
         data = data[os.write(RESULTS, data) :]
+
+
+def fail(index: int, error: BaseException) -> None:
+    """One line that says why there is no value."""
+    send([index, None, f"{type(error).__name__}: {error}"[:200]])
 
 
 def answer_calls(source: str, entry: str, calls: str) -> None:
@@ -269,7 +263,7 @@ def answer_calls(source: str, entry: str, calls: str) -> None:
         try:
             send([index, encode(function(*arguments, **keywords))])
         except BaseException as error:
-            send([index, None, f"{type(error).__name__}: {error}"[:200]])
+            fail(index, error)
 
 
 def run_program(source: str, inputs: list[str], output_kb: int) -> None:
@@ -283,10 +277,8 @@ def run_program(source: str, inputs: list[str], output_kb: int) -> None:
             if file != fd:  # the last program may have closed it
                 os.dup2(file, fd)
                 os.close(file)
-        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8", errors="replace")
-        sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8", errors="replace"
-        )
+        sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
         random.seed(0)
         try:
             with contextlib.suppress(SystemExit):
@@ -295,20 +287,7 @@ def run_program(source: str, inputs: list[str], output_kb: int) -> None:
             os.lseek(1, 0, os.SEEK_SET)
             send([index, os.read(1, output_kb * 2**10).decode("utf-8", "replace")])
         except BaseException as error:
-            send([index, None, f"{type(error).__name__}: {error}"[:200]])
-
-
-def run(request: dict[str, Any]) -> None:
-    """Run what was asked for; the process ends here."""
-    try:
-        os.chdir(SCRATCH)
-        random.seed(0)
-        if "inputs" in request:
-            run_program(request["source"], request["inputs"], request["limits"]["output_kb"])
-        else:
-            answer_calls(request["source"], request["entry"], request["calls"])
-    except BaseException as error:
-        send([-1, None, f"{type(error).__name__}: {error}"[:200]])
+            fail(index, error)
 
 
 def child(settings: dict[str, Any], length: int, results: int, setup: int, null: int) -> None:
@@ -332,14 +311,21 @@ def child(settings: dict[str, Any], length: int, results: int, setup: int, null:
     os.write(SETUP, b"\0")
     os.close(SETUP)
     try:
-        run(request)
+        os.chdir(SCRATCH)
+        random.seed(0)
+        if "inputs" in request:
+            run_program(request["source"], request["inputs"], request["limits"]["output_kb"])
+        else:
+            answer_calls(request["source"], request["entry"], request["calls"])
+    except BaseException as error:
+        fail(-1, error)
     finally:
         os._exit(0)
 
 
 def fork() -> int:
     """Fork into new namespaces. Python's own fork cannot do that; this process has one thread."""
-    pid = must(libc.syscall(CALLS[platform.machine()][0], NEW_EVERYTHING | signal.SIGCHLD, 0, 0, 0, 0), "clone")
+    pid = call("clone", NEW_EVERYTHING | signal.SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
     return pid

@@ -9,9 +9,8 @@ and reads what comes back with bounds on every byte.
 Backends, first that passes a trial: `bwrap` (bubblewrap around a server that makes a second box for every program),
 `namespaces` (user namespaces without bubblewrap). Without either nothing is run: SandboxError says what to install.
 
-A `Box` starts `jail.py`, sends it one program at a time, and reads what comes back. What comes from the server is trusted;
-what comes from the program is a claim, and the values that it is expected to give never enter the sandbox. Needs Linux 5.12
-or newer on x86_64 or aarch64.
+What comes from the server is trusted; what comes from the program is a claim, and the values that it is expected to give
+never enter the sandbox. Needs Linux 5.12 or newer on x86_64 or aarch64.
 """
 
 from __future__ import annotations
@@ -110,12 +109,9 @@ def _world() -> dict[str, Any]:
         elif os.path.exists(path) and not any(path == have or path.startswith(have + "/") for have in binds):
             binds.append(path)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    names = [f"{base}/{name}/{sub}" for base in binds for name in (version, "python3") for sub in SITES]
-    return {
-        "binds": binds,
-        "links": links,
-        "hidden": [name for name in names if os.path.isdir(name) and not os.path.islink(name)],
-    }
+    sites = [f"{base}/{name}/{site}" for base in binds for name in (version, "python3") for site in SITES]
+    hidden = [path for path in sites if os.path.isdir(path) and not os.path.islink(path)]
+    return {"binds": binds, "links": links, "hidden": hidden}
 
 
 def _command(backend: str, results: int) -> list[str]:
@@ -128,16 +124,15 @@ def _command(backend: str, results: int) -> list[str]:
     command += ["--setenv", "PYTHONHASHSEED", "0", "--cap-drop", "ALL", "--hostname", "box"]
     command += ["--uid", str(NOBODY), "--gid", str(NOBODY)]
     world = _world()
-    for path in world["binds"]:
+    shown = world["binds"]
+    for path in shown if any(python.startswith(path + "/") for path in shown) else [*shown, python]:
         command += ["--ro-bind", path, path]
-    if not any(python.startswith(path + "/") for path in world["binds"]):
-        command += ["--ro-bind", python, python]
     for path in world["hidden"]:
         command += ["--tmpfs", path, "--remount-ro", path]
     for link, goal in world["links"].items():
         command += ["--symlink", goal, link]
-    command += ["--dev-bind", "/dev/null", "/dev/null"]
-    command += ["--bind", "/proc", "/proc", "--dir", "/tmp"]  # the server makes user namespaces; programs see neither
+    # the server makes user namespaces; programs see neither /proc nor /tmp
+    command += ["--dev-bind", "/dev/null", "/dev/null", "--bind", "/proc", "/proc", "--dir", "/tmp"]
     return [*command, "--remount-ro", "/", "--", *run]
 
 
@@ -184,10 +179,10 @@ class Box:
         process, self._process = self._process, None
         if process is None:
             return
+        assert process.stdin is not None and process.stdout is not None
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
-                if stream is not None:
-                    stream.close()
+                stream.close()
         try:
             process.wait(1.0)  # it ends with its input
         except subprocess.TimeoutExpired:
@@ -211,18 +206,14 @@ class Box:
         try:
             report, output = self._exchange(process, data, limits)
         except (Lost, OSError) as error:
-            said = self._last_words()
+            self._said.seek(0)
+            said = self._said.read(10_000).decode("utf-8", "replace").strip().splitlines()
             self.close()
-            raise Lost(f"{error}{said}") from error
+            raise Lost(": ".join([str(error), *said[-1:]])) from error
         if report["setup"] is not None:
             self.close()
             raise SandboxError(f"sandbox {self.backend}: {report['setup']}")
         return _outcome(report, output, limits)
-
-    def _last_words(self) -> str:
-        self._said.seek(0)
-        text = self._said.read(10_000).decode("utf-8", "replace").strip()
-        return f": {text.splitlines()[-1]}" if text else ""
 
     def _exchange(
         self, process: subprocess.Popen[bytes], data: bytes, limits: Limits
@@ -237,8 +228,7 @@ class Box:
         poll.register(send, select.POLLOUT)
         report, output = b"", bytearray()
         while len(report) < 4 or len(report) < 4 + int.from_bytes(report[:4], "big"):
-            left = deadline - time.monotonic()
-            events = dict(poll.poll(max(0.0, left) * 1000))
+            events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
             if not events:
                 raise Lost("the server of the sandbox does not answer")
             if self._results in events:
@@ -317,16 +307,7 @@ def probe():
         dict(os.environ),
     ]
 """
-EXPECTED = [
-    "PermissionError",
-    "PermissionError",
-    "FileNotFoundError",
-    "FileNotFoundError",
-    "OSError",
-    "possible",
-    SCRATCH,
-    {"dict": []},
-]
+EXPECTED = [*["PermissionError"] * 2, *["FileNotFoundError"] * 2, "OSError", "possible", SCRATCH, {"dict": []}]
 
 
 def _trial(backend: str) -> str:
@@ -348,10 +329,7 @@ def _trial(backend: str) -> str:
 
 @functools.cache
 def find_backend(wanted: str = "auto") -> str:
-    """The first backend of BACKENDS (or the one wanted) that passes a trial on this machine; decided once a process.
-
-    Raises SandboxError with the reason of each.
-    """
+    """The first of BACKENDS, or the one wanted, that passes a trial here. Raises SandboxError with their reasons."""
     if wanted not in ("auto", *BACKENDS):
         raise SandboxError(f"sandbox {wanted!r}: expected auto, {', '.join(BACKENDS)}")
     reasons = {}
@@ -383,11 +361,6 @@ class Sandbox:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    @property
-    def backend(self) -> str:
-        """The backend in use; finds one at the first call."""
-        return find_backend(self.wanted)
-
     def close(self) -> None:
         """End the servers. The next program starts new ones."""
         for box in self._all:
@@ -396,24 +369,21 @@ class Sandbox:
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """One Outcome for each program, in order."""
         while len(self._all) < min(self.workers, len(jobs)):
-            self._all.append(Box(self.backend))
+            self._all.append(Box(find_backend(self.wanted)))
             self._boxes.put(self._all[-1])
-        if not jobs:
-            return []
-        if len(jobs) == 1:
-            return [self._run_one(jobs[0])]
+        if len(jobs) < 2:
+            return [self._run_one(job) for job in jobs]
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(self._run_one, jobs))
 
     def _run_one(self, job: Job) -> Outcome:
         box = self._boxes.get()
         try:
-            for start in range(STARTS):
-                try:
+            for _ in range(STARTS - 1):
+                with contextlib.suppress(Lost):
                     return box.ask(job, self.limits)
-                except Lost as error:
-                    if start == STARTS - 1:
-                        raise SandboxError(f"sandbox {box.backend}: {error}") from error
-            raise AssertionError("unreachable")
+            return box.ask(job, self.limits)
+        except Lost as error:
+            raise SandboxError(f"sandbox {box.backend}: {error}") from error
         finally:
             self._boxes.put(box)
