@@ -1,5 +1,5 @@
 # make demo     install and run the embedded world into runs/demo (runs/demo-2, ... when it exists)
-# make test     install and run every check: ruff, mypy, pytest
+# make test     install and run every check: ruff, mypy, import-linter, the docs site, pytest
 # make smollm2  two outer steps with SmolLM2-135M-Instruct on the CPU
 # make install  only the virtual environment
 # Needs python3 (3.11 or newer) with venv, and make. Another interpreter: make PYTHON=python3.12 test
@@ -28,6 +28,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy soar
 	$(BIN)/lint-imports --no-cache
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -d build/site
 	$(BIN)/python -m pytest
 
 install: $(VENV)/.train

@@ -235,7 +235,7 @@ class LimitsConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Worker processes that share the work (docs/cluster.md). Needs the extra `ray`; the numbers do not depend on it."""
+    """Worker processes that share the work (docs/scaling.md). Needs the extra `ray`; the numbers do not depend on it."""
 
     workers: int = Field(0, ge=0)  # processes; 0: none, or with an address one for each GPU (else core) of the cluster
     address: str = ""  # of a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; "": Ray is started here

@@ -65,7 +65,7 @@ def run(
       soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --out runs/qwen
       soar run --out runs/mine --resume               continue an interrupted run
       soar run --out runs/mine --max-hours 8          pause in time; --resume continues
-      soar run --out runs/mine --workers 2            share the work among two processes (docs/cluster.md)
+      soar run --out runs/mine --workers 2            share the work among two processes (docs/scaling.md)
     """
     limits = {"max_hours": max_hours, "max_tokens": max_tokens, "max_promotions": max_promotions}
     overrides = [*(sets or []), *(f"limits.{key}={value}" for key, value in limits.items() if value is not None)]
