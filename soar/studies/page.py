@@ -58,7 +58,7 @@ def tables(results: Row) -> list[Table]:
         ),
         Table(
             "Teachers",
-            f"First against last outer steps, mean over seeds. Vendi score by {results['embedder']}. Collapsed: seeds whose "
+            "First against last outer steps, mean over seeds; Vendi score of the wording. Collapsed: seeds whose "
             "share of distinct or of accepted questions, or Vendi score, fell below half of its start.",
             ["variant", "reward", *teachers],
             [_teacher_row(row) for row in results["teachers"] if row["cells"]],

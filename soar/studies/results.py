@@ -12,7 +12,7 @@ from typing import Any
 from soar import seeds
 from soar.files import Row, read_jsonl
 from soar.loop.statistics import over_seeds, paired_over_seeds, wilson_interval
-from soar.report.questions import Embed, collapsed, describe, embedder, label_share
+from soar.report.questions import collapsed, describe, label_share
 from soar.report.runs import ReportError, Run, count, number, numbers, read_run
 from soar.studies.study import Cell, Study, comparisons
 
@@ -31,7 +31,6 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str]) -> di
             runs[cell.name] = read_run(cell.folder)
         except ReportError:
             continue
-    embed = embedder(study.embedder)
     counts = _counts(cells, runs)
     return {
         "schema": SCHEMA,
@@ -39,13 +38,12 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str]) -> di
         "question": study.question,
         "recipe": study.recipe,
         "seeds": list(study.seeds),
-        "embedder": study.embedder,
         "cells": [_cell(cell, runs.get(cell.name), failures.get(cell.name)) for cell in cells],
         "arms": [_arm(study, variant, arm, by_seed) for (variant, arm), by_seed in counts.items()],
         "comparisons": [_compare(study, a, b, counts, cells, runs) for a, b in comparisons(study, list(counts))],
-        "teachers": [_teacher(variant, cells, runs, embed) for variant in study.variants],
+        "teachers": [_teacher(variant, cells, runs) for variant in study.variants],
         "promotions": [_promotions(variant, cells, runs) for variant in study.variants],
-        "pq": [_pq(variant, cells, runs, embed) for variant in study.variants],
+        "pq": [_pq(variant, cells, runs) for variant in study.variants],
         "curves": {variant: _curves(variant, cells, runs) for variant in study.variants},
     }
 
@@ -122,7 +120,7 @@ def _compare(
     }
 
 
-def _teacher(variant: str, cells: Sequence[Cell], runs: dict[str, Run], embed: Embed) -> Row:
+def _teacher(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> Row:
     """How the teacher of a variant changed from its first to its last outer steps, seed by seed."""
     found = []
     for cell in cells:
@@ -130,7 +128,7 @@ def _teacher(variant: str, cells: Sequence[Cell], runs: dict[str, Run], embed: E
         if cell.variant != variant or run is None or not run.steps:
             continue
         part = max(1, min(TEACHER_STEPS, len(run.steps) // 2))
-        first, last = (_period(run, events, embed, cell.seed) for events in (run.steps[:part], run.steps[-part:]))
+        first, last = (_period(run, events, cell.seed) for events in (run.steps[:part], run.steps[-part:]))
         means = numbers([event.get("reward_mean") for event in run.steps])
         found.append(
             {
@@ -144,21 +142,21 @@ def _teacher(variant: str, cells: Sequence[Cell], runs: dict[str, Run], embed: E
     return {"variant": variant, "cells": found, "collapsed": sum(bool(row["collapsed"]) for row in found)}
 
 
-def _period(run: Run, events: Sequence[Row], embed: Embed, seed: int) -> Row:
+def _period(run: Run, events: Sequence[Row], seed: int) -> Row:
     """Figures of the questions and rewards of some outer steps."""
     steps = {event.get("step") for event in events}
     rows = [row for row in run.questions if row.get("step") in steps]
     accepted, sampled = (sum(numbers([event.get(key) for event in events])) for key in ("accepted", "sampled"))
     rewards, divergences = (numbers([event.get(key) for event in events]) for key in ("reward_mean", "teacher_kl"))
     return {
-        **describe(rows, embed, seed),
+        **describe(rows, seed),
         "accepted_share": accepted / sampled if sampled else None,
         "reward_mean": statistics.fmean(rewards) if rewards else None,
         "teacher_kl": statistics.fmean(divergences) if divergences else None,
     }
 
 
-def _pq(variant: str, cells: Sequence[Cell], runs: dict[str, Run], embed: Embed) -> Row:
+def _pq(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> Row:
     """The promotion questions of a variant, seed by seed; shares by the judge, where one was asked, else by the oracle."""
     found = []
     for cell in cells:
@@ -166,9 +164,9 @@ def _pq(variant: str, cells: Sequence[Cell], runs: dict[str, Run], embed: Embed)
         if cell.variant != variant or run is None or not run.pq:
             continue
         labels, _ = read_jsonl(cell.folder / "pq_labels.jsonl")
-        figures = describe(run.pq, embed, cell.seed)
+        figures = describe(run.pq, cell.seed)
         if labels:
-            judged = describe(labels, embed, cell.seed)
+            judged = describe(labels, cell.seed)
             figures |= {key: judged[key] for key in ("well_posed", "correct")}
         oracle = "oracle" if figures["well_posed"] is not None else None
         found.append({"seed": cell.seed, "judge": labels[0].get("judge") if labels else oracle, **figures})

@@ -42,7 +42,7 @@ DEFINITION = "definition.json"
 # What decides whether two cells of one seed have the same hard problems with the same evidence.
 SCREENED_WITH = ("model", "problems", "screen", "seed")
 SAMPLED_WITH = ("top_p", "max_tokens", "stop")
-MAY_CHANGE = ("seeds", "ks", "embedder", "compare", "question", "bootstrap")  # of a study that is continued
+MAY_CHANGE = ("seeds", "ks", "compare", "question", "bootstrap")  # of a study that is continued
 
 
 class StudyError(UserError):
@@ -65,7 +65,6 @@ class Study(Section):
     set: tuple[str, ...] = ()
     ks: tuple[int, ...] = (1, 32)
     compare: tuple[tuple[str, str], ...] = ()
-    embedder: str = "hashed-ngrams"
     bootstrap: int = Field(4000, ge=100)
     variants: dict[str, Variant] = Field(min_length=1)
 
