@@ -4,7 +4,7 @@
 
 The result is an ordinary Llama-config model with a fast tokenizer: `AutoModelForCausalLM.from_pretrained(OUT_DIR)` and
 `AutoTokenizer.from_pretrained(OUT_DIR)` load it, so nothing in the loop knows that it is small. Plain next-token
-prediction on `World.pretraining_text`; what a full pretraining has and this leaves out: validation text, mixed
+prediction on the documents of `world_text.py`; what a full pretraining has and this leaves out: validation text, mixed
 precision. The same seed, thread count and torch build give the same bytes.
 """
 
@@ -26,6 +26,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from world_text import Shares, WorldText
 
 from soar.domains import world as worlds
 
@@ -44,7 +45,7 @@ class Recipe:
     learning_rate: its highest value, after a linear warm-up and before a cosine to a hundredth.
     """
 
-    steps: int = worlds.World.pretraining_steps
+    steps: int = Shares.steps
     rows: int = 32
     row: int = 64
     learning_rate: float = 3e-3
@@ -148,7 +149,7 @@ def _pack(rows: list[list[tuple[int, list[int]]]], recipe: Recipe, pad: int) -> 
     return Batch(tokens_B_T, labels_B_T, positions_B_T, torch.tril(same_B_T_T)[:, None])
 
 
-def _batches(world: worlds.World, tokens: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[Batch]:
+def _batches(text: WorldText, tokens: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[Batch]:
     """Endless batches; the prompt of a document (in the student's role: with the question) carries no loss."""
     rng = random.Random(f"pretraining {seed}")
     encode = tokens.backend_tokenizer.encode_batch
@@ -158,7 +159,7 @@ def _batches(world: worlds.World, tokens: PreTrainedTokenizerFast, recipe: Recip
         room = recipe.row
         while True:
             if not waiting:
-                texts = [world.pretraining_text(rng, min(1.0, step / recipe.steps)) for _ in range(256)]
+                texts = [text.document(rng, min(1.0, step / recipe.steps)) for _ in range(256)]
                 prompts = [len(encoding.ids) for encoding in encode([prompt for prompt, _ in texts])]
                 wholes = [[*encoding.ids, tokens.eos_token_id] for encoding in encode([a + b for a, b in texts])]
                 waiting = list(zip(prompts, wholes, strict=True))
@@ -182,7 +183,7 @@ def _learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def train(
-    world: worlds.World, recipe: Recipe, seed: int, progress: Progress | None = None
+    text: WorldText, recipe: Recipe, seed: int, progress: Progress | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
     """Pretrain from scratch. Returns the model, its tokenizer and the loss of every step (nats per counted token)."""
     tokens = tokenizer()
@@ -195,7 +196,7 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, recipe))
     losses: list[float] = []
-    for step, batch in enumerate(_batches(world, tokens, recipe, seed)):
+    for step, batch in enumerate(_batches(text, tokens, recipe, seed)):
         if step == recipe.steps:
             break
         logits_B_T_V = model(
@@ -256,8 +257,8 @@ def build(
     recipe: fields of `Recipe`, for example steps=100, which is by default the world's own. Raises ValueError for an unknown
     world, TypeError for an unknown field. Threads: torch's own setting (`torch.set_num_threads`), which the caller chooses.
     """
-    source = worlds.get_world(world)
-    model, tokens, losses = train(source, Recipe(**{"steps": source.pretraining_steps, **recipe}), seed, progress)
+    text = WorldText(world)
+    model, tokens, losses = train(text, Recipe(**{"steps": text.shares.steps, **recipe}), seed, progress)
     save(model, tokens, Path(out_dir))
     return losses
 

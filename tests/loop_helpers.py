@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from world_text import WorldText
 
 from soar.config import Config, load
-from soar.domains.world import ANSWER_MARK, get_world
+from soar.domains.world import ANSWER_MARK
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats
@@ -86,12 +87,12 @@ def without_clock(value: Any) -> Any:
 
 def easy_problems(count: int, seed: int = 0) -> list[Problem]:
     """Distinct well-posed questions from the embedded model's pretraining text: some it solves, some it does not."""
-    world, rng = get_world("tiny"), random.Random(seed)
+    text, rng = WorldText("tiny"), random.Random(seed)
     found: dict[str, Problem] = {}
     while len(found) < count:
-        _, text = world.pretraining_text(rng)
-        question = text.partition(ANSWER_MARK)[0].strip()
-        answer = world.solve(question)
+        _, completion = text.document(rng)
+        question = completion.partition(ANSWER_MARK)[0].strip()
+        answer = text.world.solve(question)
         if answer is not None:
             found.setdefault(question, Problem(f"easy-{len(found)}", question, answer))
     return list(found.values())

@@ -26,7 +26,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
     folder = tmp_path_factory.mktemp("killed")
     lanes = min(2, len(os.sched_getaffinity(0)))
     command = [sys.executable, "tests/kill_points.py", str(folder), str(POINTS), str(lanes), "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **both) as program:
         try:

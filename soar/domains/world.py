@@ -10,11 +10,9 @@ and a teacher writes a question with its answer, without working:
 
     <ask> 47 c+8 d+5 <ans> 55 60
 
-All readings count, so no lucky guess at the end repairs a wrong step. In the pretraining text (`pretraining_text`) the
-solvers forget most carries (47 c+8 gives c=45), so a model trained on it solves a chain of L carrying steps with
-probability about p^L: long chains are out of reach, one-step questions are not. The questions in the text are wide:
-four easy side topics, and text that is no question at all. What this leaves out: natural language, and errors that
-depend on each other. It is a world in which the whole loop can be watched and checked exactly, not a benchmark.
+All readings count, so no lucky guess at the end repairs a wrong step. The two worlds are one task: they differ in the
+text that their models were pretrained on (`examples/world_text.py`). It is a world in which the whole loop can be watched
+and checked exactly, not a benchmark.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import random
 import re
 from collections.abc import Callable
 
-from soar.problems.prompts import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT
+from soar.problems.prompts import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT  # noqa: F401
 from soar.types import Problem
 
 ILL_POSED = "ill-posed"
@@ -73,25 +71,15 @@ class World:
     """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw.
 
     Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56). topics: the useful one first.
-    pretraining_steps: optimizer steps of its language model.
     """
 
-    name = "tiny"
     topics = (*_TOPICS, ILL_POSED)
-    pretraining_steps = 4000
-
     # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
     real_chains = ((1, 1), (2, 2), (3, 3))
-    # Shares and error rates of the pretraining text; docs/log.md has the measurements behind them.
-    forget_carry = 0.94
-    wrong_times = 0.4
-    wrong_written = 0.05
-    ask_share = 0.35
-    ask_ill_posed = 0.15
-    ask_counter = 0.50
-    ask_lengths = (1, 1, 1, 2, 2, 2, 3)
-    ask_all_carry = 0.8
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def solve(self, question: str) -> str | None:
         """The right answer, or None when the text is not a well-posed question."""
@@ -149,7 +137,7 @@ class World:
     def _counter_with(self, rng: random.Random, length: int, carries: int) -> str:
         """A random counter question of `length` steps of which exactly `carries` carry into the tens."""
         if carries == length:
-            return self._counter(rng, length, all_carry=True)
+            return self.counter_question(rng, length, all_carry=True)
         while True:
             plain = set(rng.sample(range(length), length - carries))
             start = rng.randrange(100)
@@ -163,7 +151,7 @@ class World:
             else:
                 return _counter_question(rng.randint(0, len(LABELS) - length), start, addends)
 
-    def _counter(self, rng: random.Random, length: int, all_carry: bool) -> str:
+    def counter_question(self, rng: random.Random, length: int, all_carry: bool) -> str:
         """A random counter question; with `all_carry` every step carries into the tens."""
         first, start = rng.randint(0, len(LABELS) - length), rng.randrange(100)
         if not all_carry:
@@ -174,115 +162,12 @@ class World:
             start += ones[0] - start % 10
         return _counter_question(first, start, addends)
 
-    def _side_question(self, rng: random.Random) -> str:
-        verb = rng.choice(VERBS)
-        if verb == "times":
-            return f"times {rng.randrange(10)} {rng.randrange(10)}"
-        symbols, longest = (LETTERS, 3) if verb == "reverse" else (DIGITS, 4)
-        return f"{verb} {''.join(rng.choice(symbols) for _ in range(rng.randint(2, longest)))}"
 
-    def _ill_posed(self, rng: random.Random) -> str:
-        """Text of the world's own words that is no question: a damaged question or words at random."""
-        while True:
-            kind = rng.randrange(3)
-            if kind == 0:
-                words = [
-                    rng.choice(
-                        (
-                            f"{rng.choice(LABELS)}+{rng.randint(1, 9)}",
-                            rng.choice(VERBS),
-                            f"{rng.randrange(100):02d}",
-                            rng.choice(DIGITS),
-                            "".join(rng.choice(LETTERS) for _ in range(rng.randint(2, 4))),
-                        )
-                    )
-                    for _ in range(rng.randint(2, 5))
-                ]
-            else:
-                counter = self._counter(rng, rng.randint(2, 4), all_carry=False)
-                words = (counter if kind == 1 else self._side_question(rng)).split()
-                if rng.random() < 0.5:
-                    rng.shuffle(words)
-                else:
-                    words.pop(rng.randrange(len(words)))
-            question = " ".join(words)
-            if question and self.solve(question) is None:
-                return question
-
-    def _wrong(self, rng: random.Random, answer: str) -> str:
-        """A random answer of the same shape, not the right one."""
-        symbols = DIGITS if answer[0] in DIGITS else LETTERS
-        while True:
-            wrong = "".join(" " if symbol == " " else rng.choice(symbols) for symbol in answer)
-            if wrong != answer:
-                return wrong
-
-    def _asked(self, rng: random.Random) -> tuple[str, str]:
-        """A question with a written answer, as in the teacher's role."""
-        kind = rng.random()
-        if kind < self.ask_ill_posed:
-            return self._ill_posed(rng), rng.choice(DIGITS)
-        if kind < self.ask_ill_posed + self.ask_counter:
-            question = self._counter(rng, rng.choice(self.ask_lengths), rng.random() < self.ask_all_carry)
-        else:
-            question = self._side_question(rng)
-        answer = self.solve(question) or ""
-        return question, self._wrong(rng, answer) if rng.random() < self.wrong_written else answer
-
-    def _answered(self, rng: random.Random, question: str) -> str:
-        """Working, where there are steps, and answer of a pupil who forgets carries."""
-        topic, answer = _read(question)
-        if answer is None:
-            return f" {ANSWER_MARK} {rng.choice(DIGITS)}"
-        if topic != "counter":
-            wrong = rng.random() < (self.wrong_times if topic == "times" else 0.0)
-            return f" {ANSWER_MARK} {self._wrong(rng, answer) if wrong else answer}"
-        start, *steps = question.split()
-        total, readings = int(start), []
-        for addend in (int(step[2]) for step in steps):
-            carries = total % 10 + addend >= 10
-            total = (total + addend - (10 if carries and rng.random() < self.forget_carry else 0)) % 100
-            readings.append(f"{total:02d}")
-        work = [f"{step[0]}={reading}" for step, reading in zip(steps, readings, strict=True)]
-        return " ".join(["", f"{START}={start}", *work, ANSWER_MARK, *readings])
-
-    def pretraining_text(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
-        """One document (prompt, completion); together they are the text, without <bos> and <eos>.
-
-        progress: share of pretraining done, 0..1; texts grow longer early on.
-        """
-        if rng.random() < self.ask_share:
-            question, answer = self._asked(rng)
-            return TEACHER_PROMPT, f" {question} {ANSWER_MARK} {answer}"
-        kind = rng.random()
-        if kind < 0.05:
-            question = self._ill_posed(rng)
-        elif kind < 0.25:
-            question = self._side_question(rng)
-        else:
-            longest = min(MOST_STEPS, 1 + int(4 * progress * MOST_STEPS))
-            question = self._counter(rng, rng.randint(1, longest), rng.random() < 0.3)
-        return STUDENT_TEMPLATE.format(question=question), self._answered(rng, question)
-
-
-class RareWorld(World):
-    """The same world with a teacher that seldom asks a useful question: 13 % of its texts in place of 42 %.
-
-    So its own questions are too few for a fresh student, right ones are not, and a better teacher has room (docs/log.md).
-    """
-
-    name = "tiny-rare"
-    pretraining_steps = 5000
-    ask_share = 0.5
-    ask_counter = 0.15
-
-
-_WORLDS: dict[str, World] = {world.name: world for world in (World(), RareWorld())}
-NAMES = tuple(sorted(_WORLDS))
+NAMES = ("tiny", "tiny-rare")
 
 
 def get_world(name: str) -> World:
     """The world of that name. Raises ValueError with the known names."""
-    if name not in _WORLDS:
+    if name not in NAMES:
         raise ValueError(f"no world {name!r}; known worlds: {', '.join(NAMES)}")
-    return _WORLDS[name]
+    return World(name)
