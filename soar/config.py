@@ -63,7 +63,7 @@ class ModelConfig(Section):
     vllm_memory: float = Field(0.4, gt=0, lt=1)  # share of a GPU's memory for vLLM with its own base weights
     vllm_devices: int = Field(1, ge=1)  # GPUs that vLLM splits the model among (tensor parallel)
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
-    micro_batch_tokens: int = Field(0, ge=0)  # padded tokens per forward of the update; 0: by device
+    micro_batch_tokens: int = Field(0, ge=0)  # tokens per forward of the update; 0: by device
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: when one row of every policy does not fit
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from soar.config import OptimizerConfig
 from soar.engine import update as update_room
+from soar.engine.logprobs import Pack
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, update
 
 POLICIES = 3
@@ -56,14 +56,14 @@ def test_it_is_taken_when_the_smallest_piece_does_not_fit(way: str, monkeypatch:
     backbone = tiny_backbone("llama", gradient_checkpointing=way, micro_batch_tokens=90)
     real = update_room.token_logprobs
 
-    def short_of_memory(backbone: Backbone, part: Rollouts, temperature: float) -> Tensor:
+    def short_of_memory(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:
         if not backbone.recomputing:
             raise torch.cuda.OutOfMemoryError("no room")
-        return real(backbone, part, temperature)
+        return real(backbone, packed, temperature)
 
     monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 45)
     monkeypatch.setattr(update_room, "token_logprobs", short_of_memory)
-    with pytest.warns(UserWarning, match="from here on micro-batches of 45 padded tokens"):
+    with pytest.warns(UserWarning, match="from here on micro-batches of 45 tokens"):
         if way == "off":
             with pytest.raises(torch.cuda.OutOfMemoryError):
                 stepped(backbone)

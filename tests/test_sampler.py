@@ -19,10 +19,10 @@ from helpers import (
 )
 
 from soar.config import SamplingConfig
+from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, join
 from soar.engine.sampler import NativeSampler
-from soar.engine.update import token_logprobs
 from soar.seeds import skip
 
 ENDS = [EOS, 7, 20]  # several, so that random models do end
@@ -163,7 +163,9 @@ def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.9)
     rollouts = NativeSampler(backbone).sample(stack, [some_prompts(4)] * 2, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], sampling)
     with torch.no_grad(), backbone.use(stack):
-        trainer_B_T = token_logprobs(backbone, rollouts, 0.9)
+        packed = pack(backbone, rollouts, [list(range(12)), list(range(12, 24))])
+        trainer_B_T = token_logprobs(backbone, packed, 0.9)
+    assert packed.rows == list(range(24))  # the attempts of a prompt stand together already
     assert trainer_B_T.shape == rollouts.logprob_B_T.shape
     gap_B_T = (trainer_B_T - rollouts.logprob_B_T).abs()
     assert gap_B_T.max() < 1e-4

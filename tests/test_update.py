@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 from soar.config import OptimizerConfig
 from soar.engine import update as update_room
+from soar.engine.logprobs import Pack
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
@@ -155,23 +156,23 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, shortage: RuntimeError
 ) -> None:
     whole = gradient_after(100_000, 0.0)
-    real, seen = update_room.token_logprobs, []
+    real, seen, failing = update_room.token_logprobs, [], [1, 3]
 
-    def short_of_memory(backbone: Backbone, part: Rollouts, temperature: float) -> Tensor:
-        seen.append(part.rows)
-        if len(seen) in (1, 3):  # once at the start, once with half a gradient there already
+    def short_of_memory(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:
+        seen.append(packed)
+        if len(seen) in failing:  # once at the start, once with half a gradient there already
             raise shortage
-        return real(backbone, part, temperature)
+        return real(backbone, packed, temperature)
 
     monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 10)
     monkeypatch.setattr(update_room, "token_logprobs", short_of_memory)
-    with pytest.warns(UserWarning, match="from here on micro-batches of 45 padded tokens"):
+    with pytest.warns(UserWarning, match="from here on micro-batches of 45 tokens"):
         found = gradient_after(90, 0.0)
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * whole[name].abs().max().item())
     monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 90)
-    seen.clear()
-    with pytest.raises(type(shortage)):
+    failing += range(1000)
+    with pytest.warns(UserWarning, match="gradient checkpointing"), pytest.raises(type(shortage)):
         gradient_after(90, 0.0)
 
 

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -35,25 +37,218 @@ class Window:
     filled_1: Tensor
 
 
-class _Decoding(threading.local):
-    window: Window | None = None
+class Packed:
+    """Attention of packed tokens: a prompt sees itself, a completion its prompt and itself, all of them causally.
+
+    Policy p has columns 0 .. S-1 for its prompts, each once, and S .. n-1 for completions, in the order of their prompts.
+    prompts: (policy, column, length) of each prompt; completions: (number of its prompt, column, length). Policy-major;
+    every policy has a prompt. What stands behind the last of either is padding.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        split: int,
+        prompts: list[tuple[int, int, int]],
+        completions: list[tuple[int, int, int]],
+        device: Any,
+    ) -> None:
+        self.shape, self.split, self.device = shape, split, device
+        self.prompts = np.array(prompts).reshape(-1, 3)
+        self.completions = np.array(completions, dtype=np.int64).reshape(-1, 3)
+        self.longest = int(self.prompts[:, 2].max() + self.completions[:, 2].max(initial=0))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
+    ) -> Tensor:
+        """[P, n, heads, D] for q [P, heads, n, D], k and v [P, kv_heads, n, D]."""
+        whole = softcap is None and (window is None or window >= self.longest)
+        wide = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if whole and _flash_fits(q):
+            return _Flash.apply(*wide, self, scale)
+        return self._padded(*wide, scale, softcap, window)
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, int, tuple[Tensor, int], tuple[Tensor, int]]:
+        """Cumulative lengths (int32) and the longest: of all sequences; of each prompt's completions, and of prompts.
+
+        Padding behind completions goes with the policy's last prompt, padding behind prompts is a sequence that no
+        completion sees.
+        """
+        P, n = self.shape
+        edges, behind, before = [], [], []
+        for p in range(P):
+            mine = np.flatnonzero(self.prompts[:, 0] == p)
+            theirs = self.completions[np.isin(self.completions[:, 0], mine)]
+            lengths = [int(theirs[theirs[:, 0] == u, 2].sum()) for u in mine]
+            lengths[-1] += n - self.split - sum(lengths)
+            used = int(self.prompts[mine, 2].sum())
+            behind += [*lengths, 0]
+            before += [*self.prompts[mine, 2].tolist(), self.split - used]
+            starts = [*self.prompts[mine, 1], used, self.split, *theirs[:, 1], *theirs[-1:, 1] + theirs[-1:, 2]]
+            edges += [p * n + int(start) for start in starts]
+
+        def cumulated(lengths: Any) -> tuple[Tensor, int]:
+            ends = np.cumsum([0, *lengths])
+            return torch.tensor(ends, dtype=torch.int32, device=self.device), int(max(lengths))
+
+        every = cumulated(np.diff(np.unique([*edges, P * n])).tolist())
+        return *every, cumulated(behind), cumulated(before)
+
+    @cached_property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Flat places [U, S] of prompts and [R, T] of completions, each one's prompt [R], and where each place went [P * n].
+
+        Behind the end of a sequence stands its first place: no other policy's values, were they NaN.
+        """
+        P, n = self.shape
+        prompt_U_S, inside_U_S = _places(self.prompts[:, 0] * n + self.prompts[:, 1], self.prompts[:, 2])
+        of_R, column_R, length_R = self.completions.T
+        column_R = np.where(length_R > 0, column_R, self.prompts[of_R, 1])
+        row_R_T, inside_R_T = _places(self.prompts[of_R, 0] * n + column_R, length_R)
+        back = np.zeros(P * n, dtype=np.int64)
+        back[prompt_U_S[inside_U_S]] = np.flatnonzero(inside_U_S)
+        back[row_R_T[inside_R_T]] = prompt_U_S.size + np.flatnonzero(inside_R_T)
+        unused = np.ones(P * n, dtype=bool)
+        unused[prompt_U_S[inside_U_S]] = unused[row_R_T[inside_R_T]] = False
+        first_P = np.searchsorted(self.prompts[:, 0], np.arange(P)) * prompt_U_S.shape[1]
+        back = np.where(unused, first_P[np.arange(P * n) // n], back)
+        tables = (prompt_U_S, row_R_T, np.array(of_R), back)
+        return tuple(torch.from_numpy(np.ascontiguousarray(table)).to(self.device) for table in tables)  # type: ignore[return-value]
+
+    def _padded(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
+    ) -> Tensor:
+        """Every sequence as a row of its own, beside the keys and values of its prompt."""
+        prompt_U_S, row_R_T, of_R, back = self.tables
+        length_U = torch.from_numpy(self.prompts[:, 2]).to(self.device)
+        D = q.shape[-1]
+
+        def rows(x: Tensor, places: Tensor) -> Tensor:  # embedding: its gradient adds in the order of the places
+            return functional.embedding(places, x.reshape(-1, x.shape[2] * D)).unflatten(-1, (-1, D)).transpose(1, 2)
+
+        place_S, place_T = (torch.arange(table.shape[1], device=self.device) for table in (prompt_U_S, row_R_T))
+        far = self.longest if window is None else window
+        gap_S_S = place_S[:, None] - place_S
+        causal = ((gap_S_S >= 0) & (gap_S_S < far))[None, None]
+        key_U, value_U = rows(k, prompt_U_S), rows(v, prompt_U_S)
+        out = grouped_attention(None, rows(q, prompt_U_S), key_U, value_U, causal, scaling=scale, softcap=softcap)[0]
+        outs = [out.flatten(0, 1)]
+        if len(of_R):
+            key, value = (torch.cat([x[of_R], rows(y, row_R_T)], 2) for x, y in ((key_U, k), (value_U, v)))
+            before_R = length_U[of_R][:, None, None]
+            gap_R_T_S = before_R + place_T[:, None] - place_S
+            gap_T_T = place_T[:, None] - place_T
+            seen = torch.cat(
+                [
+                    (place_S < before_R) & (gap_R_T_S < far),
+                    ((gap_T_T >= 0) & (gap_T_T < far)).expand(len(of_R), -1, -1),
+                ],
+                2,
+            )
+            out = grouped_attention(None, rows(q, row_R_T), key, value, seen[:, None], scaling=scale, softcap=softcap)[
+                0
+            ]
+            outs.append(out.flatten(0, 1))
+        return functional.embedding(back, torch.cat(outs).flatten(1)).view(*self.shape, -1, D)
 
 
-_decoding = _Decoding()
+def _places(first_X: np.ndarray, length_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places [X, L] that follow each first one, and which of them are within its length."""
+    place_L = np.arange(max(1, length_X.max(initial=0)))
+    inside_X_L = place_L < length_X[:, None]
+    return first_X[:, None] + place_L * inside_X_L, inside_X_L
+
+
+def _flash_fits(q: Tensor) -> bool:
+    """Whether torch's flash kernel takes such queries."""
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[-1] <= 256
+        and q.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(q.device)[0] >= 8
+    )
+
+
+class _Flash(torch.autograd.Function):
+    """`Packed.attend` by two calls of torch's flash kernel: each sequence onto itself, completions onto their prompts.
+
+    Their results are joined by the logarithms of their normalisers. Given the joined result and normaliser, the kernel's
+    backward pass computes each call's part of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Tensor:
+        P, n, heads, D = q.shape
+        S = packed.split
+        every, most, (behind, most_behind), (before, most_before) = packed.bounds
+        whole = [x.reshape(P * n, -1, D) for x in (q, k, v)]
+        out, norm, *rest = torch.ops.aten._flash_attention_forward(
+            *whole, every, every, most, most, 0.0, True, False, scale=scale
+        )
+        parts = [x.reshape(-1, x.shape[2], D) for x in (q[:, S:], k[:, :S], v[:, :S])]
+        out_2, norm_2, *_ = torch.ops.aten._flash_attention_forward(
+            *parts, behind, before, most_behind, most_before, 0.0, False, False, scale=scale
+        )
+        norm_C, norm_2_C = norm.view(heads, P, n)[:, :, S:], norm_2.view(heads, P, n - S)
+        total_C = torch.logaddexp(norm_C, norm_2_C)
+        share = (norm_2_C - total_C).exp().permute(1, 2, 0)[..., None].to(out.dtype)
+        out.view(P, n, heads, D)[:, S:].lerp_(out_2.view(P, n - S, heads, D), share)
+        norm_C.copy_(total_C)
+        ctx.save_for_backward(*whole, out, norm, *rest[:2])
+        ctx.packed, ctx.scale = packed, scale
+        return out.view(P, n, heads, D)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        q, k, v, out, norm, *rest = ctx.saved_tensors
+        (P, n), S, scale = ctx.packed.shape, ctx.packed.split, ctx.scale
+        heads, D = q.shape[1:]
+        every, most, (behind, most_behind), (before, most_before) = ctx.packed.bounds
+        slope = gradients[0].reshape(P * n, heads, D)
+        dq, dk, dv = torch.ops.aten._flash_attention_backward(
+            slope, q, k, v, out, norm, every, every, most, most, 0.0, True, *rest, scale=scale
+        )
+        slope_C, q_C, out_C = (x.view(P, n, heads, D)[:, S:].reshape(-1, heads, D) for x in (slope, q, out))
+        key, value = (x.view(P, n, -1, D)[:, :S].reshape(-1, x.shape[1], D) for x in (k, v))
+        norm_C = norm.view(heads, P, n)[:, :, S:].reshape(heads, -1)
+        ends = (behind, before, most_behind, most_before)
+        dq_C, dk_S, dv_S = torch.ops.aten._flash_attention_backward(
+            slope_C, q_C, key, value, out_C, norm_C, *ends, 0.0, False, *rest, scale=scale
+        )
+        dq, dk, dv = (x.view(P, n, -1, D) for x in (dq, dk, dv))
+        dq[:, S:] += dq_C.view(P, n - S, heads, D)
+        dk[:, :S] += dk_S.view(P, S, -1, D)
+        dv[:, :S] += dv_S.view(P, S, -1, D)
+        return dq, dk, dv, None, None
+
+
+class _View(threading.local):
+    now: Window | Packed | None = None
+
+
+_view = _View()
 
 
 @contextmanager
-def decoding(window: Window) -> Iterator[None]:
-    """Within the block, attention of one new token reads the places of `window`, whatever mask the model made."""
-    _decoding.window = window
+def seeing(view: Window | Packed | None) -> Iterator[None]:
+    """Within the block, what a token may see is what `view` says, whatever mask the model made."""
+    before = _view.now
+    _view.now = view
     try:
         yield
     finally:
-        _decoding.window = None
+        _view.now = before
+
+
+def current() -> Window | Packed | None:
+    """What `seeing` has set in this thread."""
+    return _view.now
 
 
 def grouped_attention(
-    module: nn.Module,
+    module: nn.Module | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -75,9 +270,10 @@ def grouped_attention(
         )
     B, heads, length, D = query.shape
     scale = D**-0.5 if scaling is None else scaling
-    window = _decoding.window
-    if window is not None and length == 1:
-        sliding = kwargs.get("sliding_window")
+    window, sliding = _view.now, kwargs.get("sliding_window")
+    if isinstance(window, Packed) and module is not None:
+        return window.attend(query, key, value, scale, softcap, sliding), None
+    if isinstance(window, Window) and length == 1:
         if kernels.available(query):
             return kernels.decode_attention(
                 query, key, value, window.start_B, window.filled_1, scale, softcap, sliding
@@ -89,7 +285,7 @@ def grouped_attention(
         if grouped and attention_mask is not None:
             repeats = heads // key.shape[1]
             key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
-        out = F.scaled_dot_product_attention(
+        out = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=grouped
         )
         return out.transpose(1, 2).contiguous(), None
@@ -157,8 +353,8 @@ class BufferLayer(DynamicLayer):
         length = self.filled + key_states.shape[-2]
         missing = self._capacity(length) - self.keys.shape[-2]
         if missing:
-            self.keys = F.pad(self.keys, (0, 0, 0, missing))
-            self.values = F.pad(self.values, (0, 0, 0, missing))
+            self.keys = functional.pad(self.keys, (0, 0, 0, missing))
+            self.values = functional.pad(self.values, (0, 0, 0, missing))
         self.keys[:, :, self.filled : length] = key_states
         self.values[:, :, self.filled : length] = value_states
         self.filled = length

@@ -2,7 +2,7 @@
 
 A step is one forward pass for one new token of every row, the draw of the next token, and the bookkeeping, all in buffers
 that stay where they are; so it is captured as a CUDA graph once for a shape and replayed. The step reads how far the
-cache is filled from the device (`attention.decoding`), so the number of tokens does not matter to the graph. Rows are
+cache is filled from the device (`attention.seeing`), so the number of tokens does not matter to the graph. Rows are
 slots, equally many per policy; when the live rows of every policy fit in half the slots, they move to the program of
 half the width. Adapters are copied into fixed buffers in the compute type at every call. Without a GPU the same step
 runs uncaptured, which is how the tests compare it with the growing-cache path of `sampler.py`.
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from soar.engine import kernels
-from soar.engine.attention import StaticLayer, Window, buffer_cache, decoding
+from soar.engine.attention import StaticLayer, Window, buffer_cache, seeing
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, Rollouts, draw, live_first, next_logits
 
@@ -105,7 +105,7 @@ class Program:
 
     def body(self) -> None:
         """One step: forward the last token of every slot, then draw and note the next."""
-        with decoding(Window(self.start_R, self.filled_1)):
+        with seeing(Window(self.start_R, self.filled_1)):
             self.note(next_logits(self.backbone, self.token_R_1, self.mask, self.position_R_1, self.cache))
 
     def note(self, logits_R_V: Tensor) -> None:

@@ -7,6 +7,7 @@ whose logits are not simply its output layer of the decoder's hidden states (pro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from soar.engine import kernels
+from soar.engine.attention import Packed, seeing
 from soar.engine.policy import Backbone
 from soar.engine.rollouts import Rollouts
 
@@ -106,41 +108,86 @@ def _plain_head(backbone: Backbone) -> _Head | None:
     return _heads[backbone]
 
 
-def token_logprobs(backbone: Backbone, rollouts: Rollouts, temperature: float) -> Tensor:
-    """Log-probability (nats) [B, T] of every completion token under the active stack, 0 on padding.
+@dataclass(frozen=True)
+class Pack:
+    """Rows of a micro-batch without padding: each policy's prompts, every one once, and then its completions.
 
-    One forward pass; rows right-padded, so causal attention needs no mask. Gradients flow if enabled.
+    rows: their numbers in the rollouts, policy-major. ids_P_n, position_P_n: tokens as they go through the model; the last
+    token of a completion predicts nothing and is left out. view: who sees whom. mask_R_T: where a row has a token. For the
+    N such tokens, row after row: target_N, and place_N in [P * n], whose output predicts it.
     """
-    device = backbone.device
-    length_B, T = rollouts.length_B, int(rollouts.length_B.max())
-    start_B = torch.tensor([len(prompt) for prompt in rollouts.prompts])
-    width = int((start_B + length_B).max())
-    ids = np.full((rollouts.rows, width), backbone.pad_id, dtype=np.int64)
-    tokens = rollouts.tokens_B_T.numpy()
-    for row, (prompt, n) in enumerate(zip(rollouts.prompts, length_B.tolist(), strict=True)):
-        ids[row, : len(prompt)] = prompt
-        ids[row, len(prompt) : len(prompt) + n] = tokens[row, :n]
-    ids_B_S = torch.from_numpy(ids).to(device)
-    position_1_S = torch.arange(width - 1, device=device)[None]
-    place_T = torch.arange(T)
-    mask_B_T = place_T[None] < length_B[:, None]
-    before_B_T = (start_B - 1)[:, None] + place_T[None]  # the place whose output predicts the token
+
+    rows: list[int]
+    ids_P_n: Tensor
+    position_P_n: Tensor
+    view: Packed
+    mask_R_T: Tensor
+    target_N: Tensor
+    place_N: Tensor
+
+
+def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
+    """The named rows of every policy, none of them empty, on the backbone's device."""
+    P, device, length_B = len(rows_P), backbone.device, rollouts.length_B.numpy()
+    tokens_B_T = rollouts.tokens_B_T.numpy()
+    rows_P_U: list[dict[tuple[int, ...], list[int]]] = [{} for _ in rows_P]
+    for rows_U, rows in zip(rows_P_U, rows_P, strict=True):
+        for row in rows:
+            rows_U.setdefault(rollouts.prompts[row], []).append(row)
+        if not rows:
+            rows_U[(backbone.pad_id,)] = []  # every policy has a prompt
+    split = max(sum(len(prompt) for prompt in rows_U) for rows_U in rows_P_U)
+    n = split + max(1, *(int((length_B[rows] - 1).sum()) for rows in rows_P))
+    ids_P_n, position_P_n = np.full((P, n), backbone.pad_id, dtype=np.int64), np.zeros((P, n), dtype=np.int64)
+    prompts: list[tuple[int, int, int]] = []
+    completions: list[tuple[int, int, int]] = []
+    order: list[int] = []
+    places: list[int] = []
+    for p, rows_U in enumerate(rows_P_U):
+        first, behind = 0, split
+        for prompt, rows in rows_U.items():
+            start = len(prompt)
+            ids_P_n[p, first : first + start], position_P_n[p, first : first + start] = prompt, np.arange(start)
+            for row in rows:
+                inner = int(length_B[row]) - 1
+                here = slice(behind, behind + inner)
+                ids_P_n[p, here], position_P_n[p, here] = tokens_B_T[row, :inner], np.arange(start, start + inner)
+                completions.append((len(prompts), behind, inner))
+                places += [p * n + first + start - 1, *range(p * n + behind, p * n + behind + inner)]
+                behind += inner
+            order += rows
+            prompts.append((p, first, start))
+            first += start
+    T = int(length_B[order].max())
+    mask_R_T = torch.arange(T)[None] < rollouts.length_B[order][:, None]
+    target_N = rollouts.tokens_B_T[order][:, :T][mask_R_T]
+    ids, position, place_N = (torch.as_tensor(x).to(device) for x in (ids_P_n, position_P_n, places))
+    view = Packed((P, n), split, prompts, completions, device)
+    return Pack(order, ids, position, view, mask_R_T.to(device), target_N.to(device), place_N)
+
+
+def token_logprobs(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:
+    """Log-probability (nats) [R, T] of every completion token under the active stack, 0 on padding.
+
+    One forward pass. Gradients flow if enabled.
+    """
     head = _plain_head(backbone)
+    # A mask of four axes is taken as it is; what counts is the view.
+    given = {
+        "input_ids": packed.ids_P_n,
+        "position_ids": packed.position_P_n,
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=backbone.device),
+        "use_cache": False,
+    }
+    with seeing(packed.view):
+        out = (
+            backbone.model(**given).logits if head is None else backbone.model.get_decoder()(**given).last_hidden_state
+        )
+    # As an embedding: attempts share the place behind their prompt, and its gradient adds theirs in a fixed order.
+    out_N_X = functional.embedding(packed.place_N, out.flatten(0, 1))
     if head is None:
-        first = int(start_B.min()) - 1
-        logits_B_S_V = backbone.model(
-            input_ids=ids_B_S[:, :-1], position_ids=position_1_S, use_cache=False, logits_to_keep=width - 1 - first
-        ).logits
-        scaled_B_S_V = logits_B_S_V.float() / temperature
-        chosen_B_S = scaled_B_S_V.gather(-1, ids_B_S[:, first + 1 :, None])[..., 0] - scaled_B_S_V.logsumexp(-1)
-        place_B_T = (before_B_T - first).clamp(max=chosen_B_S.shape[1] - 1).to(device)
-        return chosen_B_S.gather(1, place_B_T) * mask_B_T.to(device)
-    hidden_B_S_D = backbone.model.get_decoder()(
-        input_ids=ids_B_S[:, :-1], position_ids=position_1_S, use_cache=False
-    ).last_hidden_state
-    flat_N = (torch.arange(rollouts.rows)[:, None] * (width - 1) + before_B_T)[mask_B_T].to(device)
-    hidden_N_D = hidden_B_S_D.reshape(-1, hidden_B_S_D.shape[-1]).index_select(0, flat_N)
-    target_N = rollouts.tokens_B_T[:, :T][mask_B_T].to(device)
-    chosen_N = _ChosenLogprob.apply(hidden_N_D, head, target_N, temperature)
-    result_B_T = torch.zeros(rollouts.rows, T, device=device)
-    return result_B_T.masked_scatter(mask_B_T.to(device), chosen_N)
+        scaled_N_V = out_N_X.float() / temperature
+        chosen_N = scaled_N_V.gather(1, packed.target_N[:, None])[:, 0] - scaled_N_V.logsumexp(-1)
+    else:
+        chosen_N = _ChosenLogprob.apply(out_N_X, head, packed.target_N, temperature)
+    return torch.zeros(packed.mask_R_T.shape, device=backbone.device).masked_scatter(packed.mask_R_T, chosen_N)

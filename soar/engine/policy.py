@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from soar.config import ConfigError, ModelConfig
@@ -100,12 +101,11 @@ class AdapterStack:
             if base.bias is not None:
                 out_P_N_O = out_P_N_O + base.bias
         else:
-            low_P_N_r = torch.bmm(x_P_N_I, self.tensors[f"{name}.A"].to(x.dtype))
-            plain_P_N_O = base(x_P_N_I)
-            b_P_r_O = self.tensors[f"{name}.B"].to(x.dtype)
-            # In place: the base's output is nobody's input to a gradient, its weight being frozen.
-            add = plain_P_N_O.baddbmm_ if type(base) is nn.Linear else plain_P_N_O.baddbmm
-            out_P_N_O = add(low_P_N_r, b_P_r_O, alpha=self.scale)
+            a_P_I_r, b_P_r_O = (self.tensors[f"{name}.{part}"].to(x.dtype) for part in "AB")
+            if type(base) is nn.Linear:
+                out_P_N_O = _LowRank.apply(x_P_N_I, base.weight, base.bias, a_P_I_r, b_P_r_O, self.scale)
+            else:  # a quantized layer has a gradient of its own
+                out_P_N_O = base(x_P_N_I).baddbmm(torch.bmm(x_P_N_I, a_P_I_r), b_P_r_O, alpha=self.scale)
         return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
 
     def _full_weight(self, name: str, base: nn.Linear) -> Tensor:
@@ -119,6 +119,36 @@ class AdapterStack:
 
     def forget_merged(self) -> None:
         self._merged.clear()
+
+
+class _LowRank(torch.autograd.Function):
+    """x W^T + bias + scale (x A) B for frozen W: the parts of a gradient are summed inside the products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_P_N_I: Tensor,
+        weight_O_I: Tensor,
+        bias: Tensor | None,
+        a_P_I_r: Tensor,
+        b_P_r_O: Tensor,
+        scale: float,
+    ) -> Tensor:
+        low_P_N_r = torch.bmm(x_P_N_I, a_P_I_r)
+        ctx.save_for_backward(x_P_N_I, low_P_N_r, weight_O_I, a_P_I_r, b_P_r_O)
+        ctx.scale = scale
+        return functional.linear(x_P_N_I, weight_O_I, bias).baddbmm_(low_P_N_r, b_P_r_O, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        slope_P_N_O, (x_P_N_I, low_P_N_r, weight_O_I, a_P_I_r, b_P_r_O) = gradients[0], ctx.saved_tensors
+        back_P_N_r = torch.bmm(slope_P_N_O, b_P_r_O.mT)
+        slope_a = torch.bmm(x_P_N_I.mT, back_P_N_r).mul_(ctx.scale)
+        slope_b = torch.bmm(low_P_N_r.mT, slope_P_N_O).mul_(ctx.scale)
+        slope_x = None
+        if ctx.needs_input_grad[0]:
+            slope_x = torch.matmul(slope_P_N_O, weight_O_I).baddbmm_(back_P_N_r, a_P_I_r.mT, alpha=ctx.scale)
+        return slope_x, None, None, slope_a, slope_b, None
 
 
 def concat(stacks: list[AdapterStack]) -> AdapterStack:
@@ -220,8 +250,13 @@ class Backbone:
             if stack is None or not torch.is_grad_enabled():
                 return plain(*given, **named)
 
+            view = attention.current()
+
             def again(*given: Any, **named: Any) -> Any:
-                with self.use(stack):  # on a GPU the second time comes in autograd's thread, which has none in use
+                with (
+                    self.use(stack),
+                    attention.seeing(view),
+                ):  # on a GPU the second time comes in autograd's thread, which has none in use
                     return plain(*given, **named)
 
             return checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False, **named)

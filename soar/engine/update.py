@@ -1,8 +1,8 @@
 """One optimizer step for every policy of a stack; the same function trains the teacher and the students.
 
 Each policy has its own gradient, gradient clipping and AdamW state, because AdamW works elementwise on tensors whose
-first axis is the policy. Rows that carry no gradient (advantage 0 and no KL term) are skipped; the rest are sorted by
-length into micro-batches that hold equally many rows of every policy, short policies filled up with weightless rows.
+first axis is the policy. Rows that carry no gradient (advantage 0 and no KL term) are skipped; the rest are packed into
+micro-batches without padding, in which a prompt is computed once for all of its completions (`logprobs.pack`).
 When memory runs out the whole step begins anew with smaller micro-batches, which changes no number but the last bits.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from soar.config import OptimizerConfig
-from soar.engine.logprobs import token_logprobs
+from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.memory import free_bytes, halving, is_out_of_memory, kept_values, release_memory
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3, policy_loss
@@ -107,35 +107,34 @@ def _accumulate(
     optimizer: StackOptimizer,
     rollouts: Rollouts,
     advantage_B: Tensor,
-    batches: list[tuple[list[int], Tensor]],
+    batches: list[list[list[int]]],
     temperature: float,
     normaliser: float,
 ) -> Tensor:
     """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
-    P, device, config = stack.policies, backbone.device, optimizer.config
-    sums_3_P = torch.zeros(3, P, device=device)
+    config, device = optimizer.config, backbone.device
+    sums_3_B = torch.zeros(3, rollouts.rows, device=device)
     optimizer.zero()
     cast = _Cast(backbone, stack)
-    for rows, weight_B in batches:
-        part = rollouts.select(rows)
+    for rows_P in batches:
+        packed = pack(backbone, rollouts, rows_P)
         with backbone.use(cast.stack):
-            logprob_B_T = token_logprobs(backbone, part, temperature)
-        reference_B_T = None
+            logprob_R_T = token_logprobs(backbone, packed, temperature)
+        reference_R_T = None
         if config.kl > 0.0:
             with torch.no_grad(), backbone.use(None):
-                reference_B_T = token_logprobs(backbone, part, temperature)
-        T = logprob_B_T.shape[1]
-        mask_B_T = ((torch.arange(T)[None] < part.length_B[:, None]) * weight_B[:, None]).to(device)
-        advantage_b = advantage_B[torch.tensor(rows)].to(device)
-        policy_loss(logprob_B_T, mask_B_T, advantage_b, normaliser, reference_B_T, config.kl).sum().backward()
+                reference_R_T = token_logprobs(backbone, packed, temperature)
+        mask_R_T = packed.mask_R_T.float()
+        advantage_R = advantage_B[packed.rows].to(device)
+        policy_loss(logprob_R_T, mask_R_T, advantage_R, normaliser, reference_R_T, config.kl).sum().backward()
         cast.collect()
         with torch.no_grad():
-            sampled_B_T = part.logprob_B_T[:, :T].to(device)
-            sums_3_P[0] += ((logprob_B_T - sampled_B_T).abs() * mask_B_T).view(P, -1).sum(1)
-            if reference_B_T is not None:
-                sums_3_P[1] += k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).view(P, -1).sum(1)
-            sums_3_P[2] += mask_B_T.view(P, -1).sum(1)
-    return sums_3_P.cpu()
+            sampled_R_T = rollouts.logprob_B_T[packed.rows, : mask_R_T.shape[1]].to(device)
+            sums_3_B[0, packed.rows] = ((logprob_R_T - sampled_R_T).abs() * mask_R_T).sum(1)
+            if reference_R_T is not None:
+                sums_3_B[1, packed.rows] = k3(logprob_R_T * mask_R_T, reference_R_T * mask_R_T).sum(1)
+            sums_3_B[2, packed.rows] = mask_R_T.sum(1)
+    return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
 
 def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, waits_P: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +173,7 @@ def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
 
     def smaller(limit: int) -> None:
         backbone.micro_batch_tokens = limit
-        warnings.warn(f"out of memory: from here on micro-batches of {limit} padded tokens", stacklevel=2)
+        warnings.warn(f"out of memory: from here on micro-batches of {limit} tokens", stacklevel=2)
 
     try:
         return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
@@ -188,7 +187,7 @@ def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
 
 
 def micro_batch_limit(backbone: Backbone) -> int:
-    """Padded tokens of one forward and backward pass: `backbone.micro_batch_tokens`, or by memory.
+    """Tokens of one forward and backward pass: `backbone.micro_batch_tokens`, or by memory.
 
     On a CPU by the logits (three float copies); on a GPU by what the backward pass keeps, half of it with fused kernels,
     within a share of the free memory.
@@ -205,35 +204,27 @@ def micro_batch_limit(backbone: Backbone) -> int:
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
 
 
-def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[tuple[list[int], Tensor]]:
-    """Batches of row numbers (policy-major, equally many per policy) with a 0/1 weight per row, long rows first.
+def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[list[list[int]]]:
+    """Row numbers of every policy, batch by batch, each policy's tokens spread evenly: at most `limit` of them a batch.
 
-    The padded tokens of a batch stay under `limit`, unless one row of every policy is more.
+    A row and, where a prompt's completions fall into two batches, a prompt of every policy may come on top.
     """
-    most = max(len(kept) for kept in kept_P)
-    if most == 0:
-        return []
-
-    def size(row: int) -> int:
-        return len(rollouts.prompts[row]) + int(lengths[row])
-
     lengths = rollouts.length_B.tolist()
-    sorted_P = [sorted(kept, key=size, reverse=True) for kept in kept_P]
-    batches: list[tuple[list[int], Tensor]] = []
-    first = 0
-    while first < most:
-        widest = max(size(kept[first]) for kept in sorted_P if len(kept) > first)
-        take = max(1, min(most - first, limit // (widest * len(kept_P))))
-        rows: list[int] = []
-        weights: list[float] = []
-        filler = next(kept[first] for kept in sorted_P if len(kept) > first)
-        for kept in sorted_P:
-            mine = kept[first : first + take]
-            rows += mine + [filler] * (take - len(mine))
-            weights += [1.0] * len(mine) + [0.0] * (take - len(mine))
-        batches.append((rows, torch.tensor(weights)))
-        first += take
-    return batches
+    starts_P, totals = [], []
+    for kept in kept_P:
+        starts, total, seen = [], 0, set()
+        for row in sorted(kept, key=lambda row: rollouts.prompts[row]):
+            starts.append((row, total))
+            total += lengths[row] + (len(rollouts.prompts[row]) if rollouts.prompts[row] not in seen else 0)
+            seen.add(rollouts.prompts[row])
+        starts_P.append(starts)
+        totals.append(max(1, total))
+    count = -(-max(totals) * len(kept_P) // limit) if any(kept_P) else 0
+    batches: list[list[list[int]]] = [[[] for _ in kept_P] for _ in range(count)]
+    for p, (starts, total) in enumerate(zip(starts_P, totals, strict=True)):
+        for row, start in starts:
+            batches[start * count // total][p].append(row)
+    return [batch for batch in batches if any(batch)]
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
