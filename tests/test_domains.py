@@ -42,33 +42,13 @@ def pool(roman: Path) -> Iterator[VerifierPool]:
         yield made
 
 
-def test_the_test_of_the_page_passes(roman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 60
     scope: dict[str, Any] = {}
     exec(blocks[1], scope)
     monkeypatch.chdir(roman.parent)
     scope["test_roman"]()
-
-
-def test_a_domain_written_from_the_page_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reference = f"{Path(__file__).parent / 'atoms.py'}:ATOMS"
-    with VerifierPool(load_domain(reference), workers=1) as made:
-        assert made.solve(["How many atoms are in one molecule of Al2(SO4)3?", "And of this?"]) == ["17", None]
-        text = "<question>{0}</question><answer>\\boxed{{{1}}}</answer>"
-        asked = "How many atoms are in one molecule of N2?"
-        texts = [text.format(asked, 2), text.format("How many?", 2), text.format(asked, "two"), asked]
-        good, *bad = made.read_problems(texts, [False] * 4)
-        assert isinstance(good, Problem) and (good.question, good.answer) == (asked, "2")
-        names = [outcome.name for outcome in bad if isinstance(outcome, Rejection)]
-        assert names == ["not_about_atoms", "not_a_count", "no_question"]
-        verdicts = made.check(["\\boxed{3.0}", "it is 3", "\\boxed{4}"], ["3"] * 3)
-        assert verdicts == [Verdict.CORRECT, Verdict.NO_ANSWER, Verdict.WRONG]
-    rows = [
-        Problem(name, f"How many atoms are in one molecule of {name}?", n) for name, n in (("CO2", "3"), ("H", "1"))
-    ]
-    problems = write_problems(tmp_path / "atoms.jsonl", [*rows, Problem("bad", "What is an atom?", "small")])
-    assert main(["verify", str(problems), "--golds", "--domain", reference]) == 1
-    assert "correct              2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -90,35 +70,9 @@ def test_lists_hold_one_problem_a_line(domain: str, text: str, pair: tuple[str, 
     assert all(line.startswith(found.prompts.teacher_prefill) for line in shown)
 
 
-def sums(path: Path, count: int = 8) -> Path:
-    rows = [(f"What is {n} plus {n}?", "I" * (n % 3) + "V") for n in range(1, count + 1)]
-    answers = ("IV", "V", "XII")
-    return write_problems(path, [Problem(f"p{i}", q, answers[i % 3]) for i, (q, _) in enumerate(rows)])
-
-
-def test_the_example_of_the_page_is_short_and_its_examples_verify(roman: Path, pool: VerifierPool) -> None:
-    domain = load_domain(f"{roman}:ROMAN")
-    code = [line for line in roman.read_text(encoding="utf-8").splitlines() if line.strip()]
-    assert len(code) <= 60
-    assert pool.solve([p.question for p in domain.examples]) == [p.answer for p in domain.examples]
-    assert pool.solve(["What is love?"]) == [None]
-    questions = {"question": [p.question for p in domain.examples]}
-    golds = [p.answer for p in domain.examples]
-    assert pool.check_golds(golds, questions) == [Verdict.CORRECT] * 2
-    assert pool.check(["so Answer: xiv.", "Answer: XLI"], golds, questions) == [Verdict.CORRECT, Verdict.WRONG]
-    assert pool.check(["no mark"], ["XIV"], {"question": ["q"]}) == [Verdict.NO_ANSWER]
-    assert pool.check_answers([None, "XIV"], ["XIV", "XIV"]) == [Verdict.NO_ANSWER, Verdict.CORRECT]
-
-
 def test_teacher_texts_are_problems_or_named_rejections(pool: VerifierPool) -> None:
-    texts = [
-        " What is 9 plus 5?\nAnswer: XIV",
-        " What is 1 plus 1?",
-        " Q Answer: IIII",
-        "",
-        " Cut Answer: V",
-        " Answer: V",
-    ]
+    good = " What is 9 plus 5?\nAnswer: XIV"
+    texts = [good, " What is 1 plus 1?", " Q Answer: IIII", "", " Cut Answer: V", " Answer: V"]
     cut = [False, False, False, False, True, False]
     found = pool.read_problems(texts, cut)
     assert isinstance(found[0], Problem)
@@ -128,24 +82,26 @@ def test_teacher_texts_are_problems_or_named_rejections(pool: VerifierPool) -> N
     seen: set[str] = set()
     again = pool.read_problems(texts[:1] * 2, [False, False], seen)
     assert isinstance(again[0], Problem) and again[1] == Rejection(Reason.DUPLICATE, texts[0])
+    assert pool.solve(["What is 9 plus 5?", "What is love?"]) == ["XIV", None]
+    assert pool.check(["no mark"], ["XIV"], {"question": ["q"]}) == [Verdict.NO_ANSWER]
+    assert pool.check_answers([None, "XIV"], ["XIV", "XIV"]) == [Verdict.NO_ANSWER, Verdict.CORRECT]
 
 
 def test_a_run_with_the_example_of_the_page(
     roman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("test_any_model.WORDS", WORDS)
-    model, problems = save_model(tmp_path / "model", "llama"), sums(tmp_path / "sums.jsonl")
+    model, problems = save_model(tmp_path / "model", "llama"), tmp_path / "sums.jsonl"
+    answers = ("IV", "V", "XII")
+    write_problems(problems, [Problem(f"p{n}", f"What is {n} plus {n}?", answers[n % 3]) for n in range(8)])
     values = {
-        **SMALL,
-        "problems.domain": f"{roman}:ROMAN",
-        "judge.kind": "oracle",
-        "arms.run": ["base", "ps", "pq_sample"],
-    }
+        **SMALL, "problems.domain": f"{roman}:ROMAN", "judge.kind": "oracle", "arms.run": ["base", "pq_sample"],
+        "teacher.steps": 1,
+    }  # fmt: skip
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     place = ["--model", str(model), "--problems", str(problems)]
     assert main(["check", "small-1gpu", *place, *sets, "--no-model"]) == 0
     assert "8 of 8 gold answers grade as correct by 'domain roman'" in capsys.readouterr().out
-    assert main(["verify", str(problems), "--golds", "--domain", f"{roman}:ROMAN"]) == 0
     assert main(["screen", "small-1gpu", *place, *sets, "--out", str(tmp_path / "screen"), "--quiet"]) == 0
     hard = tmp_path / "screen" / "hard.jsonl"
     sets += ["--set", f"problems.source={json.dumps(str(hard))}"]
@@ -155,10 +111,6 @@ def test_a_run_with_the_example_of_the_page(
     assert all("no_answer" in step["rejected"] and "not_a_numeral" in step["rejected"] for step in steps)
     assert {row["answer"] for row in read_jsonl(out / "pq.jsonl")} <= {"X", "V", "I"}
     assert read_jsonl(out / "pq_labels.jsonl")[0]["judge"] == "oracle of domain roman"
-    trl = tmp_path / "trl"
-    assert main(["export", str(out), "--format", "trl", "--out", str(trl), "--questions", "all"]) == 0
-    row = read_jsonl(trl / "train.jsonl")[0]
-    assert row["prompt"][0]["content"].endswith('End with "Answer:" and the value as a Roman numeral.')
     changed = tmp_path / "changed.py"
     changed.write_text(roman.read_text(encoding="utf-8") + "\n# another text\n", encoding="utf-8")
     sets += ["--set", f"problems.domain={json.dumps(f'{changed}:ROMAN')}"]
@@ -218,36 +170,36 @@ def test_what_a_domain_raises_is_data(hostile: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("reference", "message"),
     [
-        ("NOT", "'NOT' is int, expected a soar.problems.domain.Domain"),
-        ("MISSING", "'MISSING' is NoneType"),
-        ("BAD_NAME", "name = 'two words', expected one word"),
+        ("hostile.py:NOT", "'NOT' is int, expected a soar.problems.domain.Domain"),
+        ("hostile.py:MISSING", "'MISSING' is NoneType"),
+        ("hostile.py:BAD_NAME", "name = 'two words', expected one word"),
+        ("alchemy", "or one of yours as file.py:NAME"),
+        ("none.py:X", "no file"),
+        ("broken.py:X", "ZeroDivisionError"),
     ],
 )
-def test_a_reference_to_something_else_is_refused(hostile: Path, name: str, message: str) -> None:
+def test_what_is_no_domain_is_refused(hostile: Path, reference: str, message: str) -> None:
+    (hostile.parent / "broken.py").write_text("1 / 0\n")
     with pytest.raises(DomainError, match=re.escape(message)):
-        load_domain(f"{hostile}:{name}")
+        load_domain(str(hostile.parent / reference) if ":" in reference else reference)
 
 
-def test_unknown_and_broken_domains_are_refused(hostile: Path, tmp_path: Path) -> None:
-    with pytest.raises(DomainError, match=r"expected one of .*file\.py:NAME"):
-        load_domain("alchemy")
-    with pytest.raises(DomainError, match="no file"):
-        load_domain(f"{tmp_path}/none.py:X")
-    (tmp_path / "broken.py").write_text("1 / 0\n")
-    with pytest.raises(DomainError, match="ZeroDivisionError"):
-        load_domain(f"{tmp_path}/broken.py:X")
-    for name, message in (
-        ("BAD_VERIFIER", "'guess', expected one of"),
-        ("UNREADY", "cannot be loaded: ZeroDivisionError"),
-    ):
-        config = load("small-1gpu", [f"problems.domain={hostile}:{name}", "problems.verify_workers=1"])
-        finding = check_golds(config, [Problem("p", "q", "a")])
-        assert finding.status is Status.FAIL
-        assert message in finding.message
-    finding = check_golds(load("small-1gpu", ["problems.domain=alchemy"]), [Problem("p", "q", "a")])
-    assert (finding.name, finding.status) == ("domain", Status.FAIL)
+@pytest.mark.parametrize(
+    ("reference", "name", "message"),
+    [
+        ("hostile.py:BAD_VERIFIER", "golds", "'guess', expected one of"),
+        ("hostile.py:UNREADY", "golds", "cannot be loaded: ZeroDivisionError"),
+        ("alchemy", "domain", "expected one of"),
+    ],
+)
+def test_check_names_a_domain_that_cannot_work(hostile: Path, reference: str, name: str, message: str) -> None:
+    place = hostile.parent / reference if ":" in reference else reference
+    config = load("small-1gpu", [f"problems.domain={place}", "problems.verify_workers=1"])
+    finding = check_golds(config, [Problem("p", "q", "a")])
+    assert (finding.name, finding.status) == (name, Status.FAIL)
+    assert message in finding.message
 
 
 def test_format_and_verifier_are_a_domain_as_before() -> None:
@@ -257,17 +209,6 @@ def test_format_and_verifier_are_a_domain_as_before() -> None:
         assert (domain.fingerprint(), domain.label) == (fmt.fingerprint(), "number")
     with open_pool(domain_of(ProblemsConfig()), ProblemsConfig()) as pool:
         assert pool.domain is None and pool.name == "math"
-
-
-def test_fingerprints_of_the_formats_are_those_of_earlier_evidence() -> None:
-    known = {
-        "tiny": "393c23405a2b6e25",
-        "tags": "80a049c9d9050809",
-        "question_answer": "92dc035a6b3e7b53",
-        "sums": "5781eb74af9cdc94",
-        "totals": "cf51b4f2003a730e",
-    }
-    assert {name: fmt.fingerprint()[:16] for name, fmt in FORMATS.items()} == known
 
 
 def test_a_fingerprint_covers_prompts_version_and_file(hostile: Path, tmp_path: Path) -> None:
@@ -299,33 +240,25 @@ def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words", "changes"),
+    ("recipe", "words"),
     [
-        ("science-smollm2", ("Answer:", "3", "5", "m", "s"), {"problems.style": "plain"}),
-        (
-            "science-smollm2",
-            ("Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n"),
-            {"problems.domain": "multiple_choice", "problems.style": "plain", "problems.source": "choices"},
-        ),
-        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus"), {"problems.style": "plain"}),
+        ("science-smollm2", ("Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n")),
+        ("procedural-smollm2", ("Answer:", "3", "5", "8", "plus")),
     ],
 )
 def test_the_recipes_of_domains_run_at_toy_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, words: tuple[str, ...], changes: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, words: tuple[str, ...]
 ) -> None:
     if recipe.startswith("procedural"):
         pytest.importorskip("reasoning_gym")
     monkeypatch.setattr("test_any_model.WORDS", (*WORDS[:4], *words, "speed"))
     keep = {key: value for key, value in SMALL.items() if key not in ("problems.format", "problems.verifier")}
-    values = {**keep, "reward.mode": "greedy", "teacher.strict_tags": False, **changes}
-    kind = str(values.pop("problems.source", "quantities"))
+    values = {**keep, "teacher.strict_tags": False, "teacher.steps": 1, "problems.style": "plain", "problems.limit": 8}
     if recipe.startswith("science"):
-        write_exercises([str(tmp_path / "science.jsonl"), "--kind", kind, "--count", "8"])
-        values["problems.source"] = str(tmp_path / "science.jsonl")
-    else:
-        values["problems.limit"] = 8
+        write_exercises([str(tmp_path / "science.jsonl"), "--kind", "choices", "--count", "8"])
+        values |= {"problems.source": str(tmp_path / "science.jsonl"), "problems.domain": "multiple_choice"}
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     model, out = save_model(tmp_path / "model", "llama", context=600), tmp_path / "run"
     assert main(["run", recipe, "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0
-    assert json.loads((out / "summary.json").read_text())["outer_steps"] == 2
+    assert json.loads((out / "summary.json").read_text())["outer_steps"] == 1
     assert all(row["question"] for row in read_jsonl(out / "pq.jsonl"))

@@ -9,12 +9,11 @@ import pytest
 from soar.loop.rewards import band, grounded, learnability, majority, uncertainty
 from soar.loop.rollout import mentions, student_reward
 from soar.problems.load import fingerprint
-from soar.problems.parse import count_reasons, parse, parse_all
-from soar.problems.pool import VerifierPool
+from soar.problems.parse import parse, parse_all
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
-from soar.types import Problem, Reason, Rejection, Verdict
+from soar.types import Reason, Rejection, Verdict
 
-TAGS, LABELS, TINY = get_format("tags"), get_format("question_answer"), get_format("tiny")
+TAGS, LABELS, TINY, SUMS, TOTALS = map(get_format, ("tags", "question_answer", "tiny", "sums", "totals"))
 
 
 def read(
@@ -65,26 +64,14 @@ PAIR = ("What is 6 times 7?", "42")
         (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG, Reason.TOO_LONG),
         (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
         (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
+        (TAGS.teacher_text(), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+        (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+        (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
     ],
 )
 def test_tags(text: str, lenient: object, strict: object) -> None:
     assert read(text) == lenient
     assert read(text, strict=True) == strict
-
-
-def test_the_prompts_own_example_is_a_placeholder() -> None:
-    assert read(TAGS.teacher_text()) is Reason.PLACEHOLDER
-    assert read(" The problem\nAnswer: The number", LABELS) is Reason.PLACEHOLDER
-
-
-@pytest.mark.parametrize("answer", ["[answer]", "the final answer", "...", "The final answer."])
-def test_placeholder_answers(answer: str) -> None:
-    assert read(tags("What is 6 times 7?", rf"\boxed{{{answer}}}")) is Reason.PLACEHOLDER
-
-
-@pytest.mark.parametrize("question", ["[question]", "The full problem statement", "..."])
-def test_placeholder_questions(question: str) -> None:
-    assert read(tags(question, r"\boxed{42}")) is Reason.PLACEHOLDER
 
 
 @pytest.mark.parametrize(
@@ -106,6 +93,7 @@ def test_placeholder_questions(question: str) -> None:
         (" What is it?\nAnswer: a dog", (("What is it?"), "a dog"), ("What is it?", "a dog")),
         (" What is it?\nAnswer: a house", Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
         (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR, PAIR),
+        (" The problem\nAnswer: The number", Reason.PLACEHOLDER, Reason.PLACEHOLDER),
     ],
 )
 def test_question_answer(text: str, lenient: object, strict: object) -> None:
@@ -114,25 +102,38 @@ def test_question_answer(text: str, lenient: object, strict: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "outcome"),
+    ("fmt", "text", "outcome"),
     [
-        ("47 a+8 b+5 <ans> 60 <eos>", ("47 a+8 b+5", "60")),
-        ("abc <ans> cba", ("abc", "cba")),
-        ("47 a+8", Reason.NO_ANSWER),
-        ("47 <ans> 4 <ans> 5", Reason.TWO_PROBLEMS),
-        ("<ans> 60", Reason.EMPTY),
-        ("47 a+8 <ans> <eos> 3", Reason.EMPTY),
+        (TINY, "47 a+8 b+5 <ans> 60 <eos>", ("47 a+8 b+5", "60")),
+        (TINY, "abc <ans> cba", ("abc", "cba")),
+        (TINY, "47 a+8", Reason.NO_ANSWER),
+        (TINY, "47 <ans> 4 <ans> 5", Reason.TWO_PROBLEMS),
+        (TINY, "<ans> 60", Reason.EMPTY),
+        (TINY, "47 a+8 <ans> <eos> 3", Reason.EMPTY),
+        (SUMS, "3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "12")),
+        (SUMS, "3 + 4: 8", ("3 + 4", "8")),
+        (SUMS, "3 + 4: 3 + 4 = 7\n1 + 1: 2", ("3 + 4", "7")),
+        (SUMS, "3 + 4: which is lucky", Reason.UNPARSABLE_ANSWER),
+        (SUMS, "3 + 4 = 7", Reason.NO_ANSWER),
+        (SUMS, "3 + 4: 7: 8", Reason.TWO_PROBLEMS),
+        (SUMS, "3 + 4:", Reason.EMPTY),
+        (SUMS, "3 + 4: 3 + 4 =", Reason.EMPTY),
+        (SUMS, ": 7", Reason.EMPTY),
+        (TOTALS, "3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "7, 12")),
+        (TOTALS, "3 + 4: 7", Reason.EMPTY),
+        (TOTALS, "3 + 4: 3 + 4 = 7, so x = y", Reason.EMPTY),
     ],
 )
-def test_tiny(text: str, outcome: object) -> None:
-    assert read(text, TINY) == outcome
+def test_other_formats(fmt: PromptFormat, text: str, outcome: object) -> None:
+    assert read(text, fmt) == outcome
 
 
-@pytest.mark.parametrize(
-    ("text", "fmt"), [(GOOD, TAGS), (" Q?\nAnswer: 42", LABELS), ("47 <ans> 47", TINY), ("", TAGS)]
-)
-def test_truncated_text_is_no_problem(text: str, fmt: PromptFormat) -> None:
-    assert read(text, fmt, truncated=True) is Reason.TRUNCATED
+@pytest.mark.parametrize("fmt", FORMATS.values())
+def test_truncated_text_is_no_problem(fmt: PromptFormat) -> None:
+    for text in (GOOD, " Q?\nAnswer: 42", "47 <ans> 47", ""):
+        assert read(text, fmt, truncated=True) is Reason.TRUNCATED
+    assert read("", fmt) is Reason.EMPTY
+    assert isinstance(read("x", fmt), Reason)
 
 
 def test_hostile_and_foreign_questions_stay_plain_text() -> None:
@@ -149,25 +150,8 @@ def test_hostile_and_foreign_questions_stay_plain_text() -> None:
     assert read(tags("a" + " " * 10_000 + "b", r"\boxed{42}")) is Reason.TOO_LONG
 
 
-def test_duplicates_by_fingerprint_and_what_is_remembered() -> None:
-    seen: set[str] = set()
-    outcomes = [
-        parse_all([text], TAGS, StubPool(), truncated=[False], seen=seen)[0]
-        for text in (GOOD, GOOD.replace("What", " what "), tags("New?", r"\boxed{1}"))
-    ]
-    assert [outcome.reason if isinstance(outcome, Rejection) else None for outcome in outcomes] == [
-        None,
-        Reason.DUPLICATE,
-        None,
-    ]
-    assert len(seen) == 2
-    parse_all([tags("Refused?", r"\boxed{N/A}")], TAGS, StubPool(), truncated=[False], seen=seen)
-    assert len(seen) == 2
-    assert isinstance(parse(GOOD, TAGS, truncated=False), Problem)
-
-
 class StubPool:
-    """Finds answers with a digit parsable; counts calls."""
+    """Finds answers with a digit parsable; keeps what it was asked."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -177,7 +161,7 @@ class StubPool:
         return [any(char.isdigit() for char in answer) for answer in answers]
 
 
-def test_parse_all_asks_the_pool_once_and_counts_reasons() -> None:
+def test_parse_all_asks_the_pool_once_and_refuses_duplicates() -> None:
     pool = StubPool()
     seen = {fingerprint("Known?")}
     texts = [
@@ -192,16 +176,13 @@ def test_parse_all_asks_the_pool_once_and_counts_reasons() -> None:
     reasons = [outcome.reason.value if isinstance(outcome, Rejection) else "" for outcome in outcomes]
     assert reasons == ["", "unparsable_answer", "duplicate", "no_question", "duplicate", "truncated"]
     assert pool.asked == [["42", "xy", "7"]]
-    assert count_reasons(outcomes) == {"duplicate": 2, "unparsable_answer": 1, "no_question": 1, "truncated": 1}
-    assert fingerprint("Odd?") not in seen
+    assert seen == {
+        fingerprint("Known?"),
+        fingerprint("What is 6 times 7?"),
+    }  # refused and truncated ones are not in it
     with pytest.raises(ValueError, match="2 texts, but 1 truncated"):
         parse_all([GOOD, GOOD], TAGS, pool, truncated=[False])
     assert parse_all([], TAGS, pool, truncated=[]) == []
-
-
-def test_every_format_has_a_reader() -> None:
-    for fmt in FORMATS.values():
-        assert isinstance(parse("x", fmt, truncated=False), Rejection)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +201,6 @@ def test_every_format_has_a_reader() -> None:
 def test_student_reward(verdict: Verdict, completion: str, binary: float, paper: float) -> None:
     assert student_reward(verdict, completion, "42", "binary") == binary
     assert student_reward(verdict, completion, "42", "paper") == paper
-
-
-def test_student_reward_refuses_an_unknown_scheme() -> None:
-    with pytest.raises(ValueError, match="expected binary or paper"):
-        student_reward(Verdict.WRONG, "", "1", "points")  # type: ignore[arg-type]
 
 
 def test_mentions_is_a_run_of_tokens() -> None:
@@ -254,38 +230,3 @@ def test_no_answer_is_no_vote() -> None:
     assert majority([None, None]) == (None, 0.0)
     assert majority([]) == (None, 0.0)
     assert majority(["None", None, None]) == ("None", 1 / 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [
-        ("3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "12")),
-        ("3 + 4: 8", ("3 + 4", "8")),
-        ("3 + 4: 3 + 4 = 7\n1 + 1: 2", ("3 + 4", "7")),
-        ("3 + 4: 3 + 4 = 7, which is lucky", Reason.UNPARSABLE_ANSWER),
-        ("3 + 4 = 7", Reason.NO_ANSWER),
-        ("3 + 4: 7: 8", Reason.TWO_PROBLEMS),
-        ("3 + 4:", Reason.EMPTY),
-        ("3 + 4: 3 + 4 =", Reason.EMPTY),
-        (": 7", Reason.EMPTY),
-        ("", Reason.EMPTY),
-    ],
-)
-def test_sums(text: str, outcome: object) -> None:
-    (result,) = parse_all([text], get_format("sums"), VerifierPool("number"), truncated=[False])
-    assert (result.reason if isinstance(result, Rejection) else (result.question, result.answer)) == outcome
-
-
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [
-        ("3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "7, 12")),
-        ("3 + 4: 3 + 4 = 7\n1 + 1: 2", ("3 + 4", "7")),
-        ("3 + 4: 7", Reason.EMPTY),
-        ("3 + 4: 3 + 4 = 7, so x = y", Reason.EMPTY),
-        ("3 + 4 = 7", Reason.NO_ANSWER),
-    ],
-)
-def test_running_totals_of_a_written_sum(text: str, outcome: object) -> None:
-    result = parse(text, get_format("totals"), truncated=False)
-    assert (result.reason if isinstance(result, Rejection) else (result.question, result.answer)) == outcome

@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from soar.domains.styles import SUBJECTS, plain, tagged
+from soar.domains.quantities import SUBJECTS
 from soar.problems.answers import extract, normalize
 from soar.problems.domain import Domain
+from soar.problems.prompts import plain, tagged
 from soar.types import Problem, Verdict
 
 LETTERS = "ABCDEFGHIJ"
@@ -186,13 +187,12 @@ PROMPTS = {
         "multiple_choice",
         """Write one new, original and challenging multiple-choice question from {subject}.
 It should have four options, one of them right, and take reasoning to answer.
-You may think first. Then write exactly one question, in this form:
 """,
-        "the letter of the right option",
         SUBJECTS,
         question="the question\n(A) first option\n(B) second option\n(C) third option\n(D) fourth option",
         answer="letter",
-        noun="problem",
+        noun="question",
+        end="the letter of the right option",
     ),
     "plain": plain(
         "multiple_choice_plain",

@@ -12,32 +12,27 @@ import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
-from soar.domains.styles import plain, tagged
 from soar.problems.answers import MARK, MAX_ANSWER_CHARS, extract, normalize, read_number
 from soar.problems.domain import Domain
-from soar.problems.prompts import worked_list
+from soar.problems.prompts import plain, tagged, worked_list
 from soar.problems.verify import compare_number
 from soar.types import Problem, UserError, Verdict
 
-NUMBERS = frozenset(
-    """advanced_geometry aiw basic_arithmetic binary_alternation chain_sum circuit_logic coin_flip count_bits
-    count_primes decimal_arithmetic decimal_chain_sum dice gcd gsm_symbolic largest_island lcm leg_counting
-    letter_counting maze number_format number_sequence products rectangle_count rotten_oranges self_reference
-    simple_equations simple_geometry""".split()  # noqa: SIM905
+COMPARED = frozenset(
+    """ab acre advanced_geometry aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation
+    binary_matrix bitwise_arithmetic caesar_cipher calendar_arithmetic chain_sum circuit_logic coin_flip
+    color_cube_rotation complex_arithmetic count_bits count_primes course_schedule cryptarithm
+    decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships figlet_font
+    fraction_simplification futoshiki game_of_life game_of_life_halting gcd gsm_symbolic isomorphic_strings
+    kakurasu largest_island lcm leg_counting letter_counting letter_jumble list_functions mahjong_puzzle
+    manipulate_matrix maze mini_sudoku modulo_grid needle_haystack number_filtering number_format
+    number_sequence number_sorting pool_matrix prime_factorization products ransom_note rearc rectangle_count
+    rotate_matrix rotten_oranges self_reference sentence_reordering simple_equations simple_geometry
+    spell_backward spiral_matrix string_insertion string_manipulation string_splitting string_synthesis sudoku
+    survo syllogism time_intervals word_sequence_reversal word_sorting zebra_puzzles""".split()  # noqa: SIM905
 )
-"""Families whose answer is one number."""
-TEXTS = frozenset(
-    """ab acre arc_1d arc_agi base_conversion bf binary_matrix bitwise_arithmetic caesar_cipher calendar_arithmetic
-    color_cube_rotation complex_arithmetic course_schedule cryptarithm emoji_mystery family_relationships
-    figlet_font fraction_simplification futoshiki game_of_life game_of_life_halting isomorphic_strings kakurasu
-    letter_jumble list_functions mahjong_puzzle manipulate_matrix mini_sudoku modulo_grid needle_haystack
-    number_filtering number_sorting pool_matrix prime_factorization ransom_note rearc rotate_matrix
-    sentence_reordering spell_backward spiral_matrix string_insertion string_manipulation string_splitting
-    string_synthesis sudoku survo syllogism time_intervals word_sequence_reversal word_sorting zebra_puzzles""".split()  # noqa: SIM905
-)
-"""Families with one right answer that is no plain number: a word, a list, a grid."""
+"""Families with one right answer: a number, a word, a list, a grid."""
 EVALUATES = frozenset(
     """binary_matrix countdown intermediate_integration n_queens polynomial_multiplication puzzle24 simple_integration
     spiral_matrix string_insertion""".split()  # noqa: SIM905
@@ -52,11 +47,9 @@ JOINTS = re.compile(r"[\s,;\[\](){}'\"|]+")
 
 
 def kind_of(family: str) -> str:
-    """How answers of a family are graded: `number`, `text`, `scorer` or `refused`."""
-    if family in NUMBERS:
-        return "number"
-    if family in TEXTS:
-        return "text"
+    """How answers of a family are graded: `compared` (also without a family), `scorer` or `refused`."""
+    if not family or family in COMPARED:
+        return "compared"
     return "refused" if family in EVALUATES else "scorer"
 
 
@@ -86,11 +79,6 @@ def read_marked(completion: str) -> str | None:
     return boxed or found or None
 
 
-def family_of(problem: Problem) -> str:
-    """Name of the problem's family; "" for a problem from elsewhere."""
-    return str(problem.extra.get("family") or "")
-
-
 @lru_cache(maxsize=8)
 def _scorer(family: str) -> Callable[..., float]:
     try:
@@ -102,22 +90,20 @@ def _scorer(family: str) -> Callable[..., float]:
 
 def verify(answer: str, problem: Problem) -> Verdict:
     """By our own comparison where it can grade the family, else by the family's scorer (1 is correct, less is wrong)."""
-    family = family_of(problem)
-    kind = kind_of(family) if family else "text"
-    if kind in ("number", "text"):
+    family = str(problem.extra.get("family") or "")
+    kind = kind_of(family)
+    if kind == "compared":
         return compare(answer, problem.answer)
     if kind == "refused" or "metadata" not in problem.extra:
         return Verdict.UNSCORABLE
-    entry: dict[str, Any] = {"question": problem.question, "answer": problem.answer}
-    entry["metadata"] = json.loads(problem.extra["metadata"])
-    score = _scorer(family)(answer=answer, entry=entry)
-    return Verdict.CORRECT if float(score) >= 1 else Verdict.WRONG
+    metadata = json.loads(problem.extra["metadata"])
+    entry = {"question": problem.question, "answer": problem.answer, "metadata": metadata}
+    return Verdict.CORRECT if float(_scorer(family)(answer=answer, entry=entry)) >= 1 else Verdict.WRONG
 
 
 def validate(problem: Problem) -> str | None:
     """`scorer_runs_text`, or `gold_answer_refused` where the scorer does not accept the family's own answer."""
-    family = family_of(problem)
-    kind = kind_of(family) if family else "text"
+    kind = kind_of(str(problem.extra.get("family") or ""))
     if kind == "refused":
         return "scorer_runs_text"
     return "gold_answer_refused" if kind == "scorer" and not verify(problem.answer, problem).solved else None
@@ -127,17 +113,14 @@ PROMPTS = {
     "tags": tagged(
         "procedural",
         """Write one new, original and challenging puzzle about {subject}.
-It should have one final answer that can be checked. You may think first. Then write exactly one puzzle, in this form:
-""",
-        "the final answer",
+It should have one final answer that can be checked. """,
         "arithmetic, sequences, sorting, or logic",
         question="the full puzzle",
-        answer="the final answer",
         noun="puzzle",
     ),
     "plain": plain(
         "procedural_plain",
-        "Write a puzzle about {subject}. Format:\nQuestion: ...\nAnswer: ...",
+        "Write a puzzle about {subject}.",
         'End with "Answer:" and the answer.',
         "adding and subtracting small numbers",
     ),

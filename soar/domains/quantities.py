@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from soar.domains.styles import SUBJECTS, plain, tagged
 from soar.problems.answers import normalize
 from soar.problems.domain import Domain
-from soar.problems.prompts import worked_list
+from soar.problems.prompts import plain, tagged, worked_list
 from soar.types import Problem, UserError, Verdict
 
 MAX_CHARS = 200
@@ -272,6 +271,7 @@ def _plain(quantity: Quantity) -> bool:
     return all(name in ("percent", "radian", "dimensionless", "count") for name, _ in quantity.unit)
 
 
+SUBJECTS = "mechanics, electricity, heat, waves, chemistry, or radioactivity"
 LIST = """Question: A car drives at 5 m/s for 4 s. How far does it go? Answer: 5 x 4 = 20 m
 Question: A block has a mass of 12 g and a volume of 3 cm^3. What is its density? Answer: 12 / 3 = 4 g/cm^3
 Question: A resistor of 6 ohm is connected to 12 V. What current flows? Answer: 12 / 6 = 2 A
@@ -283,19 +283,14 @@ PROMPTS = {
         "science",
         """Write one new, original and challenging science problem from {subject}.
 It should take at least two steps, state every constant that is needed, and have one number with a unit as its answer.
-You may think first. Then write exactly one problem, in this form:
 """,
-        "the final number and its unit",
         SUBJECTS,
-        question="the full problem statement",
         answer="number and unit",
-        noun="problem",
+        end="the final number and its unit",
     ),
     "plain": plain(
         "science_plain",
-        """Write a science problem about {subject} whose answer is a number with a unit. Format:
-Question: ...
-Answer: ...""",
+        "Write a science problem about {subject} whose answer is a number with a unit.",
         'Solve it step by step. End with "Answer:", the number and its unit.',
         "speed, density, or electric current",
     ),

@@ -1,9 +1,8 @@
 """A domain: how problems of one subject are asked for, put to a student, read and checked.
 
 A `Domain` is data and a few functions of its author. The functions see text that a model wrote, so `Grader` runs them in
-worker processes that are killed at their limits (`pool.py`); what they raise is counted, not raised. `problems.domain` names
-a built-in domain or an own one, `file.py:NAME` or `module:NAME`. Without it, `problems.format` and `problems.verifier`
-make the domain. docs/domains.md has a whole one in one file.
+worker processes that are killed at their limits (`pool.py`); what they raise is counted, not raised. docs/domains.md has a
+whole one in one file.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import os
 import sys
@@ -23,7 +21,7 @@ from typing import Any
 
 from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, read_number
-from soar.problems.parse import MAX_QUESTION_CHARS, judge_fields, read_fields
+from soar.problems.parse import judge_fields, make_problem, parse
 from soar.problems.prompts import PromptFormat, get_format
 from soar.problems.verify import COMPARERS, VerifierError, as_verdict, compare_math
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
@@ -48,23 +46,20 @@ class Domain:
 
     name: one word, goes into records. prompts: teacher prompt, student prompt, and where their answers stand.
     verifier: `math`, `number`, `exact` or `choice`; compares answers unless `verify` does.
-
     read_problem(text): a teacher text -> `(question, answer)`, or a text naming why it holds no problem (`no_options`), or a
-        `Rejection`. Default: as `prompts.pair_style` says. Only question and answer are kept, so the gold answer must say
-        all that `verify` needs.
+        `Rejection`. Default: as `prompts.pair_style` says. The gold answer must say all that `verify` needs.
     read_answer(completion): a student's answer, or None. Default: by `prompts.answer_style`.
     verify(answer, problem): True, False, a number (1 or more is correct), None (cannot be decided), or a `Verdict`.
-    validate(problem): None for a problem that can be used, else the name of what is wrong with it; it is asked about
-        gold problems and about written ones. Default: the gold answer must verify against itself.
-    arrange(problem): the problem as students get it, or the name of what is wrong with it: options shuffled, columns of a
-        file put into the question. Asked about loaded problems and about written ones; a second time it changes nothing.
+    validate(problem): None for a problem, gold or written, that can be used, else the name of what is wrong with it.
+        Default: the gold answer must verify against itself.
+    arrange(problem): the problem as students get it (options shuffled, columns of a file put into the question), or the
+        name of what is wrong with it; doing it twice changes nothing.
     solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle (`judges`).
     prepare(): called once in every worker; raises where the domain cannot work here (a missing package).
     describe(): a sentence for `soar check` about what the domain found on this machine; raises as `prepare` does.
-
     gold_is_answer: False where the gold answer is no text that a student could write (tests of a program).
     examples: a few problems, for documentation and tests. max_answer_chars: longest gold answer. version: raise it when
-    reading or checking changes, so that evidence made before is refused. reference: filled in by `load_domain`.
+    reading or checking changes, so that evidence made before is refused. reference, source_sha256: from `load_domain`.
     """
 
     name: str
@@ -91,11 +86,8 @@ class Domain:
         return bool(self.reference)
 
     def fingerprint(self) -> str:
-        """sha256 of what shapes prompts, reading and checking.
-
-        For a domain of format and verifier that of its prompts, as evidence has always recorded it. For any other the
-        prompts, name, verifier, version, and the bytes of its file unless it is the package's own.
-        """
+        """sha256 of what shapes prompts, reading and checking: without a name of its own that of the prompts, else of
+        name, verifier and version too, and of the bytes of its file unless it is the package's own."""
         if not self.own:
             return self.prompts.fingerprint()
         parts = [self.name, self.prompts.fingerprint(), self.verifier, self.version, self.source_sha256]
@@ -132,12 +124,9 @@ def load_domain(reference: str, style: str = "") -> Domain:
     name, style = (name, behind) if behind in STYLES else (reference, style or "tags")
     place = BUILTIN.get(name, name)
     if ":" not in place:
-        old, _, form = name.rpartition("_")
-        form = form if old != "code" and form in STYLES else "tags"
-        hint = f"; {name} is now problems.domain = {old!r} with problems.style = {form!r}" if old in BUILTIN else ""
         raise DomainError(
             f"problems.domain = {reference!r}: expected one of {', '.join(sorted(BUILTIN))}, or one of yours as "
-            f"file.py:NAME or module:NAME{hint}"
+            "file.py:NAME or module:NAME"
         )
     try:
         module, attribute = load_module(place)
@@ -166,12 +155,9 @@ def load_domain(reference: str, style: str = "") -> Domain:
     return replace(domain, reference=place, source_sha256="" if built_in else _source_digest(module))
 
 
-def _source_digest(module: Any) -> str:
+def _source_digest(module: ModuleType) -> str:
     """sha256 of the file that a module came from; "" where there is none."""
-    try:
-        file = inspect.getsourcefile(module)
-    except TypeError:
-        file = None
+    file = getattr(module, "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
 
 
@@ -266,11 +252,22 @@ class Grader:
     def read(self, text: str, truncated: bool, strict: bool) -> Problem | Rejection:
         """The problem in a teacher text, or why there is none."""
         domain = self.domain
-        pair: Any
         if domain.read_problem is None or not text.strip():
-            pair = read_fields(text, domain.prompts, truncated, strict)
+            limit, any_answer = domain.max_answer_chars, domain.verify is not None
+            outcome = parse(
+                text, domain.prompts, truncated=truncated, strict=strict, max_answer_chars=limit, any_answer=any_answer
+            )
         else:
-            pair = domain.read_problem(text)
+            outcome = self._read_by_domain(domain.read_problem(text), truncated)
+        if isinstance(outcome, Rejection):
+            return outcome
+        settled = self.settle(outcome)
+        if isinstance(settled, str):
+            return Rejection(Reason.REFUSED, "", settled)
+        return settled if domain.validate or self._usable(settled) else Rejection(Reason.UNPARSABLE_ANSWER, "")
+
+    def _read_by_domain(self, pair: Any, truncated: bool) -> Problem | Rejection:
+        """What `read_problem` returned, judged."""
         if truncated:
             return Rejection(Reason.TRUNCATED, "")
         if isinstance(pair, Rejection):
@@ -282,14 +279,8 @@ class Grader:
         if not isinstance(question, str) or not isinstance(answer, str):
             raise TypeError("read_problem returned a pair that is not of two texts")
         question, answer = question.strip(), answer.strip()
-        any_answer = domain.read_problem is not None or domain.verify is not None
-        reason = judge_fields(question, answer, domain.prompts, MAX_QUESTION_CHARS, domain.max_answer_chars, any_answer)
-        if reason is not None:
-            return Rejection(reason, "")
-        settled = self.settle(Problem("", question, answer))
-        if isinstance(settled, str):
-            return Rejection(Reason.REFUSED, "", settled)
-        return settled if domain.validate or self._usable(settled) else Rejection(Reason.UNPARSABLE_ANSWER, "")
+        reason = judge_fields(question, answer, self.domain.prompts, self.domain.max_answer_chars, any_answer=True)
+        return Rejection(reason, "") if reason else make_problem(question, answer)
 
     def _usable(self, problem: Problem) -> bool:
         """Whether the answer of a problem can be checked."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,16 +35,30 @@ Fields = tuple[str, str]
 
 
 def parse(
-    text: str, fmt: PromptFormat, *, truncated: bool, strict: bool = False, max_question_chars: int = MAX_QUESTION_CHARS
+    text: str,
+    fmt: PromptFormat,
+    *,
+    truncated: bool,
+    strict: bool = False,
+    max_answer_chars: int = MAX_ANSWER_CHARS,
+    any_answer: bool = False,
 ) -> Problem | Rejection:
     """The problem in one teacher completion, or the reason why there is none.
 
     truncated: the completion hit its token budget. strict: tags exactly as asked (a missing slash, upper case, another
-    order are refused). Whether the answer can be checked against is left to `parse_all`, which asks a verifier pool.
+    order are refused). max_answer_chars, any_answer: as in `judge_fields`. Whether the answer can be checked against is left
+    to `parse_all`, which asks a verifier pool.
     """
-    fields = read_fields(text[:MAX_TEACHER_CHARS], fmt, truncated, strict)
-    reason = fields if isinstance(fields, Reason) else judge_fields(*fields, fmt, max_question_chars)
-    return make_problem(*fields) if reason is None else Rejection(reason, text)
+    if truncated:
+        return Rejection(Reason.TRUNCATED, text)
+    if not text.strip():
+        return Rejection(Reason.EMPTY, text)
+    pair_style = fmt.pair_style or ("tags" if fmt.answer_style == "boxed" else "labels")
+    fields = READERS[pair_style](text[:MAX_TEACHER_CHARS], fmt, strict)
+    if isinstance(fields, Reason):
+        return Rejection(fields, text)
+    reason = judge_fields(*fields, fmt, max_answer_chars, any_answer)
+    return Rejection(reason, text) if reason else make_problem(*fields)
 
 
 def make_problem(question: str, answer: str) -> Problem:
@@ -66,15 +79,6 @@ def refuse_duplicates(
         if key is not None:
             seen.add(key)
     return kept
-
-
-def read_fields(text: str, fmt: PromptFormat, truncated: bool, strict: bool) -> Fields | Reason:
-    """Question and answer as `fmt.pair_style` places them, or why there are none; nothing is said about their content."""
-    if not text.strip():
-        return Reason.TRUNCATED if truncated else Reason.EMPTY
-    reader = READERS[fmt.style_of_pairs()]
-    fields = reader(text, fmt, strict)
-    return Reason.TRUNCATED if truncated else fields
 
 
 def _read_marked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
@@ -173,7 +177,6 @@ def judge_fields(
     question: str,
     answer: str,
     fmt: PromptFormat,
-    max_question_chars: int = MAX_QUESTION_CHARS,
     max_answer_chars: int = MAX_ANSWER_CHARS,
     any_answer: bool = False,
 ) -> Reason | None:
@@ -183,18 +186,14 @@ def judge_fields(
     """
     if not question or not answer:
         return Reason.EMPTY
-    if _bare(question) in fmt.placeholders or _bare(answer) in fmt.placeholders:
+    if any((" ".join(text.casefold().split()).rstrip(".:") or text) in fmt.placeholders for text in (question, answer)):
         return Reason.PLACEHOLDER
-    if len(question) > max_question_chars or len(answer) > max_answer_chars:
+    if len(question) > MAX_QUESTION_CHARS or len(answer) > max_answer_chars:
         return Reason.TOO_LONG
     if not normalize(answer):
         return Reason.EMPTY
     words = not (fmt.text_answers or any_answer) and has_words(answer) and not any(char.isdigit() for char in answer)
     return Reason.UNPARSABLE_ANSWER if words else None
-
-
-def _bare(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".:") or text
 
 
 def parse_all(
@@ -205,15 +204,11 @@ def parse_all(
     truncated: Sequence[bool],
     seen: set[str] | None = None,
     strict: bool = False,
-    max_question_chars: int = MAX_QUESTION_CHARS,
 ) -> list[Problem | Rejection]:
     """`parse` for a batch, with answers checked by `pool.parsable` (`pool.VerifierPool`) in its worker processes."""
     if len(truncated) != len(texts):
         raise ValueError(f"{len(texts)} texts, but {len(truncated)} truncated flags")
-    outcomes = [
-        parse(text, fmt, truncated=cut, strict=strict, max_question_chars=max_question_chars)
-        for text, cut in zip(texts, truncated, strict=True)
-    ]
+    outcomes = [parse(text, fmt, truncated=cut, strict=strict) for text, cut in zip(texts, truncated, strict=True)]
     answers = list({outcome.answer: None for outcome in outcomes if isinstance(outcome, Problem)})
     good = dict(zip(answers, pool.parsable(answers), strict=True)) if answers else {}
     checked = [
@@ -221,9 +216,3 @@ def parse_all(
         for text, outcome in zip(texts, outcomes, strict=True)
     ]
     return refuse_duplicates(texts, checked, seen)
-
-
-def count_reasons(results: Sequence[Problem | Rejection]) -> dict[str, int]:
-    """How many results were rejected for each reason, most frequent first."""
-    counts = Counter(result.reason.value for result in results if isinstance(result, Rejection))
-    return dict(counts.most_common())

@@ -1,10 +1,10 @@
 """Every prompt, and its way to token ids.
 
-Five formats. `tags` is the paper's: question tags, the boxed answer in answer tags, a student that ends with a box.
-`question_answer` is a plain two-line form for small models. `sums` is a list of worked sums, one a line, that teacher and
-student continue (the teacher's list is its subject): for models that follow a pattern better than an instruction. `totals`
-is the same list, with every running total as the answer, where a lucky end is no solution. `tiny` is the embedded world's.
-The wording is our own.
+Formats: `tags` is the paper's (question tags, the boxed answer in answer tags, a student that ends with a box);
+`question_answer` a plain two-line form for small models; `sums` a list of worked sums, one a line, that teacher and student
+continue (the teacher's list is its subject), for models that follow a pattern better than an instruction; `totals` the same
+list, with every running total as the answer, where a lucky end is no solution; `tiny` the embedded world's. `tagged`,
+`plain` and `worked_list` make formats of the three styles of the built-in domains. The wording is our own.
 `PromptFormat.fingerprint` goes into the run record: evidence made with one prompt is not used with another.
 
 Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
@@ -27,46 +27,24 @@ TEACHER_PROMPT = "<ask>"
 
 AnswerStyle = Literal["boxed", "marker", "line", "totals"]
 
-MATH_SUBJECTS = (
-    "prealgebra, algebra, number theory, counting and probability, geometry, intermediate algebra, or precalculus"
-)
-WORD_PROBLEM_SUBJECT = "everyday arithmetic"
-
 QUESTION_PLACEHOLDER = "the full problem statement"
-ANSWER_PLACEHOLDER = "the final answer"
-
-TAGS_TEACHER = f"""Write one new, original and challenging mathematics problem from {{subject}}.
-It should take at least two or three steps of reasoning to solve, and have one final answer that can be checked.
-You may think first. Then write exactly one problem, in this form:
-
+FORM = """
 <question>
-{QUESTION_PLACEHOLDER}
+{question}
 </question>
 <answer>
-\\boxed{{{ANSWER_PLACEHOLDER}}}
+\\boxed{{{answer}}}
 </answer>
 
-Put nothing but the problem between the question tags, and nothing but the boxed answer between the answer tags.
+Put nothing but the {noun} between the question tags, and nothing but the boxed answer between the answer tags.
 Reasoning belongs outside of the tags."""
-
-TAGS_STUDENT = """{question}
-
-Reason step by step, and end with the final answer in \\boxed{}."""
-
-QUESTION_ANSWER_TEACHER = """Write a math word problem about {subject}. Format:
-Question: ...
-Answer: ..."""
-
-QUESTION_ANSWER_STUDENT = """{question}
-Solve it step by step. End with "Answer:" and the number."""
-
+PLACEHOLDERS = (
+    QUESTION_PLACEHOLDER, "the question", "the full puzzle", "the problem", "the final answer", "the number", "number",
+    "<number>", "number and unit", "letter", "[question]", "[answer]", "question", "answer", "...",
+)  # fmt: skip
 WORKED_SUMS = """7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
 6 + 9: 6 + 9 = 15
 3 + 8 + 4 + 9: 3 + 8 = 11, 11 + 4 = 15, 15 + 9 = 24"""
-
-SUMS_TEACHER = """{subject}
-"""
-
 SUMS_STUDENT = """6 + 9: 6 + 9 = 15
 7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
 {question}:"""
@@ -80,8 +58,7 @@ WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
 class PromptFormat:
     """How teacher and student are asked, and how their answers are marked.
 
-    answer_style: `boxed` (last `\\boxed{...}`), `marker` (text after the last answer mark), `line` (what the first line
-    ends with, behind its last `=`) or `totals` (what stands behind every `=` of the first line).
+    answer_style: where a student's answer stands, see `answers.extract`.
     teacher_template holds `{subject}` or nothing; student_template holds `{question}`.
     turns: whether a prompt is a user turn (chat template, or `User:/Assistant:` without one) or raw text.
     teacher_prefill: beginning of the teacher's own turn, already in the prompt; `rewards.parse` puts it back.
@@ -101,14 +78,10 @@ class PromptFormat:
     teacher_prefill: str = ""
     answer_marks: tuple[str, ...] = ()
     control_words: tuple[str, ...] = ()
-    placeholders: tuple[str, ...] = ()
+    placeholders: tuple[str, ...] = PLACEHOLDERS
     text_answers: bool = False
     one_line: bool = False
     pair_style: Literal["", "tags", "labels", "marked", "worked"] = ""
-
-    def style_of_pairs(self) -> str:
-        """`tags`, `labels`, `marked` or `worked`."""
-        return self.pair_style or ("tags" if self.answer_style == "boxed" else "labels")
 
     def teacher_text(self, subject: str = "") -> str:
         """What the teacher is asked. The teacher is never shown a hard problem."""
@@ -130,21 +103,57 @@ class PromptFormat:
 
     def fingerprint(self) -> str:
         """sha256 of everything in this format that shapes a prompt or the reading of an answer."""
-        parts = {**asdict(self), "plain_turns": PLAIN_TURNS}
-        if parts["pair_style"] == BEFORE_PAIR_STYLES.get(self.name, ""):
-            del parts["pair_style"]  # evidence from before this field stays valid, as from before the next
-        if not self.one_line:
-            del parts["one_line"]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([asdict(self), PLAIN_TURNS]).encode()).hexdigest()
+
+
+def tagged(
+    name: str,
+    teacher: str,
+    subject: str,
+    question: str = QUESTION_PLACEHOLDER,
+    answer: str = "the final answer",
+    noun: str = "problem",
+    end: str = "the final answer",
+    text_answers: bool = True,
+) -> PromptFormat:
+    """Style `tags`, for instruction-tuned models.
+
+    teacher: what is asked for, with the last blank; question, answer: in the form; end: what students end with.
+    """
+    return PromptFormat(
+        name,
+        "boxed",
+        f"{teacher}You may think first. Then write exactly one {noun}, in this form:\n"
+        + FORM.format(question=question, answer=answer, noun=noun),
+        f"{{question}}\n\nReason step by step, and end with {end} in \\boxed{{}}.",
+        default_subject=subject,
+        text_answers=text_answers,
+    )
+
+
+def plain(name: str, teacher: str, end: str, subject: str, text_answers: bool = True) -> PromptFormat:
+    """Style `plain`, for small models. teacher: what is asked for. end: the last line of the student's prompt."""
+    form = "" if "Question:" in teacher else " Format:\nQuestion: ...\nAnswer: ..."
+    return PromptFormat(
+        name,
+        "marker",
+        teacher + form,
+        f"{{question}}\n{end}",
+        default_subject=subject,
+        teacher_prefill="Question:",
+        answer_marks=("Answer:",),
+        text_answers=text_answers,
+    )
 
 
 def worked_list(name: str, examples: str) -> PromptFormat:
-    """A list of solved problems, one a line (`Question: ... Answer: ...`), that a small model goes on with in either role."""
+    """Style `list`: solved problems, one a line (`Question: ... Answer: ...`), that a small model goes on with in either
+    role."""
     return PromptFormat(
-        name=name,
-        answer_style="line",
-        teacher_template=examples,
-        student_template=examples + "Question: {question} Answer:",
+        name,
+        "line",
+        examples,
+        examples + "Question: {question} Answer:",
         turns=False,
         teacher_prefill="Question:",
         text_answers=True,
@@ -152,60 +161,38 @@ def worked_list(name: str, examples: str) -> PromptFormat:
     )
 
 
-BEFORE_PAIR_STYLES = {"tiny": "marked", "sums": "worked"}
-
+TINY = PromptFormat(
+    "tiny",
+    "marker",
+    TEACHER_PROMPT,
+    STUDENT_TEMPLATE,
+    turns=False,
+    answer_marks=(ANSWER_MARK,),
+    text_answers=True,
+    pair_style="marked",
+    control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
+)
+SUMS = PromptFormat(
+    "sums", "line", "{subject}\n", SUMS_STUDENT, WORKED_SUMS, turns=False, pair_style="worked", one_line=True
+)
+TAGS = tagged(
+    "tags",
+    """Write one new, original and challenging mathematics problem from {subject}.
+It should take at least two or three steps of reasoning to solve, and have one final answer that can be checked.
+""",
+    "prealgebra, algebra, number theory, counting and probability, geometry, intermediate algebra, or precalculus",
+    text_answers=False,
+)
+QUESTION_ANSWER = plain(
+    "question_answer",
+    "Write a math word problem about {subject}.",
+    'Solve it step by step. End with "Answer:" and the number.',
+    "everyday arithmetic",
+    text_answers=False,
+)
 FORMATS = {
-    "tiny": PromptFormat(
-        name="tiny",
-        answer_style="marker",
-        teacher_template=TEACHER_PROMPT,
-        student_template=STUDENT_TEMPLATE,
-        turns=False,
-        answer_marks=(ANSWER_MARK,),
-        text_answers=True,
-        pair_style="marked",
-        control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
-    ),
-    "tags": PromptFormat(
-        name="tags",
-        answer_style="boxed",
-        teacher_template=TAGS_TEACHER,
-        student_template=TAGS_STUDENT,
-        default_subject=MATH_SUBJECTS,
-        placeholders=(QUESTION_PLACEHOLDER, ANSWER_PLACEHOLDER, "[question]", "[answer]", "question", "answer", "..."),
-    ),
-    "question_answer": PromptFormat(
-        name="question_answer",
-        answer_style="marker",
-        teacher_template=QUESTION_ANSWER_TEACHER,
-        student_template=QUESTION_ANSWER_STUDENT,
-        default_subject=WORD_PROBLEM_SUBJECT,
-        teacher_prefill="Question:",
-        answer_marks=("Answer:",),
-        placeholders=(
-            "the problem",
-            "the number",
-            "number",
-            "[question]",
-            "[answer]",
-            "<number>",
-            "question",
-            "answer",
-            "...",
-        ),
-    ),
-    "sums": PromptFormat(
-        name="sums",
-        answer_style="line",
-        teacher_template=SUMS_TEACHER,
-        student_template=SUMS_STUDENT,
-        default_subject=WORKED_SUMS,
-        turns=False,
-        pair_style="worked",
-        one_line=True,
-    ),
+    fmt.name: fmt for fmt in (TINY, TAGS, QUESTION_ANSWER, SUMS, replace(SUMS, name="totals", answer_style="totals"))
 }
-FORMATS["totals"] = replace(FORMATS["sums"], name="totals", answer_style="totals")
 
 
 def get_format(name: str) -> PromptFormat:
