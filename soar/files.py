@@ -17,9 +17,12 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from soar.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -30,8 +33,8 @@ SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PAT|CREDENTIAL
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown
 BY_FORM = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{20,}|\bsk-[\w-]{16,}|\bAKIA[A-Z0-9]{12,}"
+    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
 )
-IN_URL = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
 
 
 def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
@@ -45,144 +48,25 @@ def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
         if isinstance(value, str):
             for secret in sorted(secrets, key=len, reverse=True):
                 value = value.replace(secret, HIDDEN)
-            return IN_URL.sub(HIDDEN, BY_FORM.sub(HIDDEN, value))
+            return BY_FORM.sub(HIDDEN, value)
         if isinstance(value, dict):
             return {key: scrubbed(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(scrubbed(item) for item in value)
-        return value
+        return [scrubbed(item) for item in value] if isinstance(value, list | tuple) else value
 
     result: T = scrubbed(value)
     return result
 
 
-STORAGE_ERRNOS = frozenset(
-    {
-        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG,
-        errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.EMFILE, errno.ENFILE,
-    }
-)  # fmt: skip
-"""What a disk, or what lies on it under a name that is wanted, can say."""
 IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP})
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_of_start(path: Path, size: int) -> str:
-    """sha256 of the first `size` bytes of a file."""
-    digest, left = hashlib.sha256(), size
-    with open(path, "rb") as file:
-        while left and (part := file.read(min(left, 1 << 20))):
-            digest.update(part)
-            left -= len(part)
-    return digest.hexdigest()
-
-
-def odd_kind(path: Path) -> str | None:
-    """What lies under the name of a file and is none; None for a file, a link to one, and for nothing at all."""
-    if path.is_file() or not os.path.lexists(path):
-        return None
-    if path.is_dir():
-        return "a folder"
-    return "a link that leads nowhere" if path.is_symlink() and not path.exists() else "a pipe or a device"
+STORAGE_ERRNOS = IN_THE_WAY | {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG,
+    errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+"""What a disk, or what lies on it under a name that is wanted, can say."""
 
 
 class StorageError(UserError):
     """A file cannot be written: disk full, read-only, not permitted, or broken. What was there before is intact."""
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a loss of power. Nothing where the system cannot (Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file last through a loss of power. Raises OSError."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_tree(folder: Path) -> None:
-    """Make everything in a folder last through a loss of power."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            sync_file(path)
-    sync_folder(folder)
-    sync_folder(folder.parent)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file whole: the old content stays until the new is on disk. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file by a JSON document. Raises ValueError for NaN and infinity, which JSON does not have."""
-    write_atomic(path, encoded(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
-
-
-def encodable(text: str) -> bool:
-    """Whether a text can be written as UTF-8; a file name that is not UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def encoded(document: str) -> bytes:
-    """JSON text as UTF-8; a lone surrogate, as a file name that is not UTF-8 holds, is written as its JSON escape."""
-    return document.encode("utf-8", "backslashreplace")
-
-
-def finite(value: Any) -> Any:
-    """The value with every NaN and infinity replaced by None: JSON has neither."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace a file by JSON lines; nothing is written for no rows. Raises ValueError for NaN and infinity."""
-    if rows:
-        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        write_atomic(path, encoded(lines))
-
-
-@contextmanager
-def tensor_errors(path: Path) -> Iterator[None]:
-    """Within the block, what safetensors says of a disk that refuses to write becomes the OSError that it was."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        code = re.search(r"code: (\d+)|os error (\d+)", str(error))
-        number = int(code[1] or code[2]) if code else errno.ENOSPC
-        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 @contextmanager
@@ -199,16 +83,90 @@ def storage_errors(folder: Path, advice: str) -> Iterator[None]:
         raise StorageError(f"{where} cannot be written: {error.strerror}. {advice}") from error
 
 
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(value: Any) -> str:
     """sha256 of a JSON value, written with sorted keys and without spaces."""
     text = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def no_file(path: Path) -> str | None:
+    """Why there is no file under a name, in words; None when there is one."""
+    if path.is_file():
+        return None
+    return "no file but a folder, a pipe or a broken link" if os.path.lexists(path) else "missing"
+
+
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, last through a loss of power. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file whole: the old content stays until the new is on disk. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """A line of JSON as UTF-8. Raises ValueError for NaN and infinity, which JSON does not have.
+
+    A lone surrogate, as a file name that is not UTF-8 holds, is written as its JSON escape.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by a JSON document. Raises ValueError for NaN and infinity."""
+    write_atomic(path, json_bytes(value, indent=2))
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a file by JSON lines; nothing is written for no rows. Raises ValueError for NaN and infinity."""
+    if rows:
+        write_atomic(path, b"".join(map(json_bytes, rows)))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace a file by safetensors on the CPU."""
+    from safetensors.torch import save
+
+    write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"}))
+
+
+def finite(value: Any) -> Any:
+    """The value with every NaN and infinity replaced by None: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_object(path: Path) -> tuple[Row, list[str]]:
     """The JSON object in a file, and notes on what is wrong with it. A missing file is an empty object."""
-    if not path.is_file():
-        return {}, [_no_file(path, path.name)]
+    if (why := no_file(path)) is not None:
+        return {}, [f"{path.name} is {why}"]
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except (OSError, ValueError, RecursionError) as error:
@@ -218,19 +176,14 @@ def read_object(path: Path) -> tuple[Row, list[str]]:
     return value, []
 
 
-def _no_file(path: Path, name: str) -> str:
-    kind = odd_kind(path)
-    return f"{name} is missing" if kind is None else f"{name} is {kind}, expected a file"
-
-
 def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
     """The JSON objects of a file, one a line, and notes on lines that were left out.
 
     A last line without its end is normal while a run is writing or after it was killed. A missing file is no rows.
     """
     name = name or path.name
-    if not path.is_file():
-        return [], [_no_file(path, name)]
+    if (why := no_file(path)) is not None:
+        return [], [f"{name} is {why}"]
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

@@ -84,7 +84,6 @@ def test_damage_is_named(run: Path, capsys: pytest.CaptureFixture[str], what: st
 def test_a_run_is_well_while_it_runs_and_in_a_study(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "state" / "anything").write_text("checkpoints have their own checksums")
     (run / "report.html").write_text("the page may be written again")
     shutil.copytree(run, tmp_path / "study" / "a")
     for name in ("summary.json", "hashes.json"):

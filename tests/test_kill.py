@@ -1,32 +1,240 @@
-"""`kill -9` anywhere, resumed, equals the run that was never killed: `kill_points.py` does the killing."""
+"""`kill -9` anywhere, resumed, equals the run that was never killed.
+
+As a program (`python tests/test_kill.py FOLDER`) this file does the killing. One process imports torch and loads the
+model; every run happens in a fork of it. A first run, never killed, notes its points: every change to a file of its
+folder (seen by an audit hook), every fsync, every call of the sampler and the update. One point of each kind and some more
+are shared out among CHAINS runs; each run is ended by SIGKILL at its first point, in the middle of the write where the
+point is one, resumed until its next, and so on, and what it ends with is compared with the first run, byte by byte.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import ROOT
-from kill_points import choose
-from loop_helpers import events
+from loop_helpers import easy_problems, events, tiny_config, write_problems
+from test_resume import CHANGES
 
-POINTS = 50
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs to kill are forked")
+from soar.config import Config
+from soar.engine.load import load_backbone
+from soar.engine.sampler import NativeSampler
+from soar.loop import student, teacher
+from soar.loop.rollout import RolloutEnv
+from soar.problems.pool import VerifierPool
+from soar.problems.prompts import get_format
+from soar.report.runs import read_run
+from soar.run import checkpoint as checkpoints
+from soar.run import measure, pipeline
+from soar.run.folder import RunFolder
+from soar.run.progress import Progress
+
+POINTS, CHAINS, SEED = 44, 4, 0
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
+RESUMED = "os.truncate metrics.jsonl"  # a point that only a resumed run has
+SMALL = ("student.attempts=4", "reward.attempts=2", "student.steps=1", "student.max_steps=2", "screen.attempts=2")
+Point = tuple[int, str]  # checkpoints saved before it in the run, and what it is
+
+
+class Points:
+    """Notes the points that this process passes, and kills it at the first like `target`: that name, as late a checkpoint."""
+
+    def __init__(self, folder: Path, target: Point | None) -> None:
+        self.folder, self.target = os.path.realpath(folder), target
+        self.passed: list[Point] = []
+        self.saved = 0
+
+    def __call__(self, name: str, tear: Callable[[], None] | None = None) -> None:
+        if self.target is not None and name == self.target[1] and self.saved >= self.target[0]:
+            if tear is not None:
+                tear()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed.append((self.saved, name))
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        path = arguments[0] if event in CHANGING or event == "open" else None
+        if not isinstance(path, str | bytes | os.PathLike) or (event == "open" and not (arguments[2] or 0) & WRITING):
+            return
+        name = os.path.realpath(os.fsdecode(path))
+        if name.startswith(self.folder + os.sep):
+            short = re.sub(r"\d+", "N", name.removeprefix(self.folder + os.sep))
+            short = re.sub(r"^(teacher|student|arms/\w+)/", "ADAPTER/", short)  # written by one function
+            self(f"{event} {short}")
+
+    def install(self) -> None:
+        """Watch everything this process does from now on."""
+        sys.addaudithook(self.audit)
+        write_tensors, append, save = checkpoints.write_tensors, RunFolder.append, RunFolder.save
+
+        def watched_write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+            def tear() -> None:
+                write_tensors(path, tensors)
+                os.truncate(path, path.stat().st_size // 2)
+
+            self("half of the tensors", tear)
+            write_tensors(path, tensors)
+
+        def watched_append(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
+            def tear() -> None:
+                before = (folder.path / name).stat().st_size if (folder.path / name).exists() else 0
+                append(folder, name, rows)
+                after = (folder.path / name).stat().st_size
+                os.truncate(folder.path / name, before + max(1, (after - before) * 2 // 3))
+
+            if rows:
+                self(f"half of the lines of {name}", tear)
+            append(folder, name, rows)
+
+        def watched_save(folder: RunFolder, checkpoint: checkpoints.Checkpoint) -> None:
+            save(folder, checkpoint)
+            self.saved = 1 + max(int(path.name) for path in (folder.path / "state").glob("[0-9]*"))
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(os, "fsync", lambda descriptor: self("fsync"))  # SIGKILL takes nothing from the system's buffers
+        patch.setattr(checkpoints, "write_tensors", watched_write)
+        patch.setattr(RunFolder, "append", watched_append)
+        patch.setattr(RunFolder, "save", watched_save)
+        for room, attribute in ((NativeSampler, "sample"), (student, "update"), (teacher, "update")):
+            patch.setattr(room, attribute, self.watched(room, attribute))
+
+    def watched(self, room: Any, attribute: str) -> Callable[..., Any]:
+        real = getattr(room, attribute)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self(f"{room.__name__}.{attribute}")
+            return real(*arguments, **named)
+
+        return call
+
+
+def in_fork(work: Callable[[], None]) -> int:
+    """Exit status of a forked child that does `work`: negative for a signal."""
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def one_run(config: Config, folder: Path, target: Point | None, note: Path) -> None:
+    """Begin or continue the run in `folder`; at its end write the points passed to `note`."""
+    points = Points(folder, target)
+    numbers = [int(path.name) for path in (folder / "state").glob("[0-9]*") if path.name.isdecimal()]
+    points.saved = max(numbers, default=-1) + 1
+    points.install()
+    pipeline.execute(config, folder, folder.exists(), ["soar", "run"], Progress(quiet=True))
+    note.write_text(json.dumps(points.passed), encoding="utf-8")
+
+
+def result(folder: Path) -> dict[str, bytes | str]:
+    """Everything that a run leaves, without the clock: bytes of the lines, of the hard problems and of the adapters."""
+    files: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and re.match(r"hard/|teacher/|student/|arms/|(questions|pq)\.jsonl$", name):
+            files[name] = path.read_bytes()
+    files["metrics.jsonl"] = re.sub(rb', "seconds": [0-9.e-]+', b"", (folder / "metrics.jsonl").read_bytes())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    files["summary.json"] = json.dumps({**summary, "wall_seconds": None})
+    return files
+
+
+def chosen(points: list[Point]) -> list[Point]:
+    """One point of each kind and more up to POINTS, in the order of the run."""
+    rng = random.Random(SEED)
+    kinds = sorted({name for _, name in points})
+    picked = {rng.choice([i for i, point in enumerate(points) if point[1] == kind]) for kind in kinds}
+    rest = [i for i in range(len(points)) if i not in picked]
+    return [points[i] for i in sorted([*picked, *rng.sample(rest, max(0, POINTS - len(picked)))])]
+
+
+def stage_of(folder: Path) -> str:
+    """What the run was at by its last checkpoint; `screen` before the first."""
+    saved = sorted(path for path in folder.glob("state/[0-9]*") if path.name.isdecimal())
+    return str(json.loads((saved[-1] / "state.json").read_text(encoding="utf-8"))["stage"]) if saved else "screen"
+
+
+def chain(config: Config, folder: Path, targets: list[Point], wanted: dict[str, Any]) -> list[Point]:
+    """One run, killed at each target in turn; prints a line for each kill and one for its end. Returns targets not met."""
+    left = list(targets)
+    while True:
+        target = left.pop(0) if left else None
+        code = in_fork(lambda target=target: one_run(config, folder, target, folder.with_suffix(".points")))
+        if code != -signal.SIGKILL:
+            break
+        if (folder / "manifest.json").exists():
+            read_run(folder)  # a person may look at it
+        print(json.dumps({"name": target[1] if target else "", "stage": stage_of(folder)}), flush=True)
+    last = result(folder) if code == 0 else {}
+    different = sorted(name for name in last.keys() | wanted.keys() if last.get(name) != wanted.get(name))
+    print(json.dumps({"ended": code, "different": different}), flush=True)
+    missed = [target, *left] if target else left
+    return [point for point in missed if point[1] != RESUMED] if code == 0 else []
+
+
+def main(folder: Path) -> int:
+    """All of it; returns the exit code."""
+    torch.set_num_threads(1)
+    source = write_problems(folder / "p.jsonl", easy_problems(14, seed=1))
+    config = tiny_config(f'problems.source="{source}"', *CHANGES, *SMALL)
+    backbone = load_backbone(config.model)
+
+    @contextmanager
+    def shared(config: Config) -> Iterator[RolloutEnv]:
+        fmt = get_format(config.problems.format)
+        with VerifierPool(config.problems.verifier, answer_style=fmt.answer_style) as verifier:
+            yield RolloutEnv(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
+
+    pipeline.open_env = shared
+    pipeline.report_at_the_end = lambda path, say: None  # charts take as long as the run; the page is not compared
+    measure.BLOCK = 4
+    note = folder / "points"
+    assert in_fork(lambda: one_run(config, folder / "whole", None, note)) == 0
+    points = chosen([(saved, name) for saved, name in json.loads(note.read_text(encoding="utf-8"))])
+    print(json.dumps({"kinds": sorted({name for _, name in points})}), flush=True)
+    wanted = result(folder / "whole")
+
+    def lane(number: int) -> None:
+        for place in range(number, CHAINS, 2):
+            left = points[place::CHAINS]
+            left.insert(len(left) // 2, (0, RESUMED))
+            while left:
+                left = chain(config, folder / f"run-{place}-{len(left)}", left, wanted)
+
+    if (child := os.fork()) == 0:
+        os._exit(in_fork(lambda: lane(0)))
+    lane(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int], list[dict[str, Any]]]:
-    """The folder of the runs, the first line of the program, and one entry for each kill."""
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[dict[str, Any]]]:
+    """The folder of the runs, the kinds of points, and one entry for each kill and each end."""
     folder = tmp_path_factory.mktemp("killed")
-    lanes = min(2, len(os.sched_getaffinity(0)))
-    command = [sys.executable, "tests/kill_points.py", str(folder), str(POINTS), str(lanes), "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "examples"))),
+    }
+    command = [sys.executable, __file__, str(folder)]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **both) as program:
         try:
@@ -36,65 +244,36 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
             raise
     assert program.returncode == 0, complaint[-2000:]
     head, *lines = map(json.loads, said.splitlines())
-    return folder, head, lines
+    return folder, head["kinds"], lines
 
 
-def test_the_killed_run_is_not_a_trivial_one(killed: tuple[Path, dict[str, int], list[dict[str, Any]]]) -> None:
+def test_the_killed_run_is_not_a_trivial_one(killed: tuple[Path, list[str], list[dict[str, Any]]]) -> None:
     whole = killed[0] / "whole"
     steps = events(whole, "outer_step")
     assert len(steps) == 3
-    assert any(row["promoted"] for row in steps)
+    assert len(events(whole, "promotion")) == sum(row["promoted"] for row in steps) > 0
     assert steps[2]["teacher_kl"] > 0
-    assert len(events(whole, "promotion")) == sum(row["promoted"] for row in steps)
-    weights = {
-        (whole / name / "adapter_model.safetensors").read_bytes()
-        for name in ("teacher", "student", "arms/hard_only", "arms/pq")
-    }
-    assert len(weights) == 4
+    adapters = {(whole / name / "adapter_model.safetensors").read_bytes() for name in ("teacher", "student", "arms/pq")}
+    assert len(adapters) == 3
 
 
-def test_every_killed_run_ends_as_the_one_that_was_not(
-    killed: tuple[Path, dict[str, int], list[dict[str, Any]]],
-) -> None:
-    _, head, lines = killed
-    assert head["chosen"] == len(lines) >= POINTS
-    assert len({line["name"] for line in lines}) == head["kinds"]  # each kind of point was hit
-    for line in lines:
-        assert line["ends"][0] == -signal.SIGKILL, line
-        assert line["ends"][-1] == 0, line
-        assert line["readable"], line
-        assert line["different"] == [], line
-    assert sum(line["ends"][:2] == [-signal.SIGKILL] * 2 for line in lines) >= 5  # killed again while resuming
-
-
-def test_points_lie_in_every_part_of_a_run(killed: tuple[Path, dict[str, int], list[dict[str, Any]]]) -> None:
-    names = {line["name"] for line in killed[2]}
-    for part in (
-        "half of the tensors",
-        "half of the lines of metrics.jsonl",
-        "half of the lines of hard/screen.jsonl",
-        "half of the lines of state/evaluation.jsonl",
-        "os.rename state/N.tmp",
-        "os.rename state/.latest.json.N.tmp",
-        "os.rename .manifest.json.N.tmp",
-        "os.rename .summary.json.N.tmp",
-        "NativeSampler.sample",
-        "soar.loop.student.update",
-        "soar.loop.teacher.update",
+def test_every_killed_run_ends_as_the_one_that_was_not(killed: tuple[Path, list[str], list[dict[str, Any]]]) -> None:
+    _, kinds, lines = killed
+    ends, kills = ([line for line in lines if ("ended" in line) is end] for end in (True, False))
+    assert ends == [{"ended": 0, "different": []}] * len(ends)
+    assert len(kills) >= POINTS
+    names = Counter(line["name"] for line in kills)
+    assert set(kinds) | {RESUMED} == set(names)  # each kind of point was hit
+    assert {
+        "half of the tensors", "half of the lines of metrics.jsonl", "half of the lines of hard/screen.jsonl",
+        "half of the lines of state/evaluation.jsonl", "os.rename state/N.tmp", "os.rename .manifest.json.N.tmp",
+        "os.rename .summary.json.N.tmp", "NativeSampler.sample", "soar.loop.student.update", "soar.loop.teacher.update",
         "fsync",
-    ):
-        assert part in names
-
-
-def test_every_stage_was_killed_in_its_middle(killed: tuple[Path, dict[str, int], list[dict[str, Any]]]) -> None:
-    stages = Counter(line["stage"] for line in killed[2])
+    } <= set(names)  # fmt: skip
+    stages = Counter(line["stage"] for line in kills)
     assert set(stages) == {"screen", "loop", "arms", "evaluate", "done"}
     assert min(stages.values()) >= 2, stages
 
 
-def test_choose_takes_each_kind_and_follows_its_seed() -> None:
-    names = ["a"] * 30 + ["b"] * 30 + ["c"]
-    chosen = choose(names, 10, 1)
-    assert len(set(chosen)) == len(chosen) == 10
-    assert {names[i] for i in chosen} == {"a", "b", "c"}
-    assert choose(names, 10, 1) == chosen != choose(names, 10, 2)
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,13 +1,18 @@
-"""The run folder: who may write where, what a resume accepts, what survives a crash, what damage is found."""
+"""The run folder: who may write where, what a resume accepts, what survives a crash or a full disk, what damage is found."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,149 +21,151 @@ import torch
 from helpers import ROOT
 from loop_helpers import read_jsonl, tiny_config
 
-from soar.config import Config
-from soar.files import finite, write_atomic, write_json
+from soar.config import HARMLESS, Config, ConfigError, flat
+from soar.files import StorageError, finite, storage_errors, write_atomic, write_json
 from soar.run import checkpoint as checkpoints
 from soar.run import folder as record
 from soar.run.checkpoint import Checkpoint, CheckpointError
 from soar.run.folder import RunFolder, RunFolderError
 
 
-def begin(path: Path, config: Config | None = None) -> RunFolder:
-    return RunFolder(path, config or tiny_config(), ["soar", "run"])
-
-
-def checkpoint(step: int) -> Checkpoint:
-    tensors = {"teacher/a": torch.full((2, 3), float(step)), "b": torch.arange(4).float()[::2]}
+def checkpoint(step: int, size: int = 6) -> Checkpoint:
+    tensors = {"teacher/a": torch.full((2, size), float(step)), "b": torch.arange(4).float()[::2]}
     return Checkpoint("loop", {"step": step, "window": [0.1, step / 3]}, tensors)
+
+
+def steps(path: Path, count: int = 3) -> Path:
+    """A folder with lines for `count` steps and a checkpoint after each; those of the last two are kept."""
+    with RunFolder(path, tiny_config(), ["soar", "run"]) as folder:
+        folder.append("hard/screen.jsonl", [{"id": "x"}])
+        for step in range(count):
+            folder.append("metrics.jsonl", [{"event": "outer_step", "step": step}])
+            folder.append("questions.jsonl", [{"question": f"q{step}"}])
+            folder.save(checkpoint(step))
+    return path
+
+
+def resumed(path: Path, *overrides: str) -> tuple[Any, list[str]]:
+    """What a resume finds, and what it says."""
+    with RunFolder(path, tiny_config(*overrides), [], resume=True) as folder:
+        return folder.load(), folder.notes
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def change(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def spoil(path: Path, kind: str) -> None:
+    """Put something else under the name of a file."""
+    makers: dict[str, Callable[[bytes], object]] = {
+        "missing": lambda old: None,
+        "folder": lambda old: path.mkdir(),
+        "pipe": lambda old: os.mkfifo(path),
+        "dangling": lambda old: path.symlink_to(path.parent / "nowhere"),
+        "deep": lambda old: path.write_bytes(b"[" * 100_000),
+        "object": lambda old: path.write_bytes(b"{}\n"),
+        "zeros": lambda old: path.write_bytes(b"\0" * 500),
+        "no text": lambda old: path.write_bytes(b"\xff\xfe{" * 50),
+        "flip": lambda old: path.write_bytes(old[:-2] + bytes([old[-2] ^ 1]) + old[-1:]),
+        "half": lambda old: path.write_bytes(old[: len(old) // 2]),
+        "cut": lambda old: path.write_bytes(old[:-1]),
+    }
+    old = path.read_bytes() if path.is_file() else b""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    makers[kind](old)
 
 
 def test_manifest(tmp_path: Path) -> None:
     config = tiny_config("name=mine", "seed=7")
-    with RunFolder(tmp_path / "deep" / "run", config, ["soar", "run", "--set", "seed=7"]):
-        pass
+    with RunFolder(tmp_path / "deep" / "run", config, ["soar", "run", "--set", "seed=7"]) as folder:
+        assert content(tmp_path) == {}  # nothing is written before there is something to say
+        folder.note_hashes(model="a" * 64)
     manifest = json.loads((tmp_path / "deep" / "run" / "manifest.json").read_text())
-    assert manifest["schema"] == record.SCHEMA
-    assert (manifest["name"], manifest["seed"]) == ("mine", 7)
+    assert (manifest["schema"], manifest["name"], manifest["seed"]) == (record.SCHEMA, "mine", 7)
     assert manifest["command"] == ["soar", "run", "--set", "seed=7"]
     assert manifest["config"] == config.resolved()
-    assert manifest["hashes"] == {}
+    assert manifest["hashes"] == {"model": "a" * 64}
     assert set(manifest["versions"]) == {"soar", "python", "platform", *record.PACKAGES}
     assert manifest["versions"]["torch"] == torch.__version__
 
 
-def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
-    begin(tmp_path).__exit__(None, None, None)
-    before = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(RunFolderError, match="is not empty; give --resume to continue the run in it, or another --out"):
-        begin(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
+def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    steps(tmp_path / "run")
+    before = content(tmp_path)
+    for name, resume, words in (
+        ("run", False, "is not empty; give --resume to continue the run in it, or another --out"),
+        ("mine", False, "is not empty and holds no run; give another --out"),
+        ("mine", True, r"holds no run to resume \(no manifest.json\)"),
+        ("typo", True, r"holds no run to resume \(no manifest.json\)"),
+        ("mine/thesis.txt", False, "is a file, expected a folder"),
+    ):
+        with pytest.raises(RunFolderError, match=words):
+            RunFolder(tmp_path / name, tiny_config(), [], resume)
+    assert content(tmp_path) == before
 
 
-def test_a_folder_with_anything_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunFolderError, match="is not empty and holds no run; give another --out"):
-        begin(tmp_path)
-    with pytest.raises(RunFolderError, match=r"holds no run to resume \(no manifest.json\)"):
-        RunFolder(tmp_path, tiny_config(), [], resume=True)
-    with pytest.raises(RunFolderError, match="is a file, expected a folder"):
-        begin(tmp_path / "thesis.txt")
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    folder = begin(tmp_path)
-    with pytest.raises(RunFolderError, match="in use by another process"):
-        RunFolder(tmp_path, tiny_config(), [], resume=True)
+def test_two_at_once_are_refused_and_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "from soar.config import Config\n"
-        "from soar.run.folder import RunFolder, RunFolderError\n"
-        "try:\n    RunFolder(Path(sys.argv[2]), Config(), [], resume=True)\n"
-        "except RunFolderError as error:\n    print(error)\n"
+        "import sys\nfrom pathlib import Path\nfrom soar.config import Config\nfrom soar.run.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1]), Config(), []):\n    print('held', flush=True)\n    input()\n"
     )
-    command = [sys.executable, "-c", script, str(ROOT), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "in use by another process; wait for it or choose another --out" in done.stdout
-    folder.__exit__(None, None, None)
-    RunFolder(tmp_path, tiny_config(), [], resume=True).__exit__(None, None, None)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, **pipes) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match="in use by another process; wait for it or choose another --out"):
+            RunFolder(tmp_path, Config(), [])
+        other.kill()
+    RunFolder(tmp_path, Config(), []).__exit__()
 
 
-def test_the_lock_is_released_when_a_resume_is_refused(tmp_path: Path) -> None:
-    begin(tmp_path).__exit__(None, None, None)
-    with pytest.raises(RunFolderError, match=r"teacher\.steps: 2 -> 3"):
-        RunFolder(tmp_path, tiny_config("teacher.steps=3"), [], resume=True)
-    RunFolder(tmp_path, tiny_config(), [], resume=True).__exit__(None, None, None)
-
-
-def test_resume_names_the_keys_that_cannot_change(tmp_path: Path) -> None:
-    begin(tmp_path).__exit__(None, None, None)
-    manifest = (tmp_path / "manifest.json").read_bytes()
+def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path: Path) -> None:
+    before = content(steps(tmp_path))
     with pytest.raises(RunFolderError) as caught:
-        RunFolder(tmp_path, tiny_config("student.optimizer.lr=0.5", "seed=1", "threads=2"), [], resume=True)
-    lines = str(caught.value).split("\n  ")
-    assert lines[0].endswith("these keys decide results and cannot change on --resume:")
-    assert lines[1] == "seed: 0 -> 1"
-    assert lines[2].startswith("student.optimizer.lr: ")
-    assert lines[2].endswith(" -> 0.5")
-    assert len(lines) == 3  # threads is not among them
-    assert (tmp_path / "manifest.json").read_bytes() == manifest
+        resumed(tmp_path, "student.optimizer.lr=0.5", "seed=1", "threads=2")
+    first, *keys = str(caught.value).split("\n  ")
+    assert first.endswith("these keys decide results and cannot change on --resume:")
+    assert keys == ["seed: 0 -> 1", f"student.optimizer.lr: {tiny_config().student.optimizer.lr} -> 0.5"]
+    assert content(tmp_path) == before
+    harmless = ("name=other", "model.device=cpu", "model.chunk=3", "arms.save_steps=3", "limits.max_hours=1.5")
+    assert len(resumed(tmp_path, *harmless)[1]) == len(harmless)
+    assert set(HARMLESS) <= flat(Config().resolved()).keys()
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("key", "value", "words"),
     [
-        "name=other",
-        "threads=2",
-        "model.device=cpu",
-        "model.chunk=3",
-        "model.micro_batch_tokens=512",
-        "problems.verify_workers=1",
-        "arms.save_steps=3",
-        "limits.max_hours=1.5",
-        "limits.max_tokens=9",
+        ("schema", 2, "of schema 2, this version reads 3"),
+        ("schema", "x", "of schema 'x'"),
+        ("hashes", None, "damaged: hashes is no object of texts"),
+        ("hashes", {"model": 3}, "damaged: hashes is no object of texts"),
+        ("config", {"nam": 1}, "unknown key 'nam'.*resume with the version that began the run"),
     ],
 )
-def test_where_and_how_fast_may_change_on_resume(tmp_path: Path, change: str) -> None:
-    begin(tmp_path).__exit__(None, None, None)
-    with RunFolder(tmp_path, tiny_config(change), [], resume=True) as folder:
-        assert folder.manifest["config"] == tiny_config().resolved()
+def test_a_manifest_of_another_form_is_refused(tmp_path: Path, key: str, value: Any, words: str) -> None:
+    manifest = json.loads((steps(tmp_path) / "manifest.json").read_text())
+    write_json(tmp_path / "manifest.json", {**manifest, key: value})
+    with pytest.raises(RunFolderError, match=rf"(?s)manifest\.json.*{words}"):
+        resumed(tmp_path)
 
 
-def test_every_harmless_key_is_a_key() -> None:
-    def keys(section: dict[str, Any], prefix: str = "") -> set[str]:
-        found = set()
-        for key, value in section.items():
-            found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
-        return found
-
-    assert set(record.HARMLESS) <= keys(Config().resolved())
-
-
-@pytest.mark.parametrize(
-    ("schema", "said"),
-    [
-        (1, "written by soar 0.1; resume with that version"),
-        (2, "written by soar 0.1; resume with that version"),
-        (99, r"of schema 99, this version reads \d+; resume with that version"),
-        ("x", "of schema 'x'"),
-    ],
-)
-def test_another_schema_is_refused(tmp_path: Path, schema: int | str, said: str) -> None:
-    begin(tmp_path).__exit__(None, None, None)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    write_json(tmp_path / "manifest.json", {**manifest, "schema": schema})
-    with pytest.raises(RunFolderError, match=rf"manifest\.json is {said}"):
-        RunFolder(tmp_path, tiny_config(), [], resume=True)
-    assert json.loads((tmp_path / "manifest.json").read_text())["schema"] == schema
-
-
-def test_changed_model_or_data_is_refused(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
+def test_other_versions_are_said_and_another_model_is_refused(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, tiny_config(), []) as folder:
         folder.note_hashes(model="a" * 64, problems="b" * 64)
+        folder.append("metrics.jsonl", [{"event": "screen"}])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    now, manifest["versions"]["torch"] = manifest["versions"]["torch"], "1.0"
+    write_json(tmp_path / "manifest.json", manifest)
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
-        folder.note_hashes(model="a" * 64)
+        assert [f"(torch 1.0 -> {now})" in note for note in folder.notes] == [True]
         with pytest.raises(
             RunFolderError, match=r"problems changed since the run began \(bbbbbbbbbbbb then, c{12} now"
         ):
@@ -166,177 +173,163 @@ def test_changed_model_or_data_is_refused(tmp_path: Path) -> None:
         assert folder.manifest["hashes"] == {"model": "a" * 64, "problems": "b" * 64}
 
 
-def test_checkpoints_come_back_exactly(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        assert folder.load() is None
-        (tmp_path / "state" / "notes").mkdir(parents=True)  # a person's own
-        for step in range(4):
-            folder.save(checkpoint(step))
-        found = folder.load()
-        kept = sorted(p.name for p in (tmp_path / "state").iterdir())
-    assert found is not None
-    assert (found.stage, found.data) == ("loop", {"step": 3, "window": [0.1, 1.0]})
-    assert set(found.tensors) == {"teacher/a", "b"}
-    assert torch.equal(found.tensors["teacher/a"], torch.full((2, 3), 3.0))
-    assert torch.equal(found.tensors["b"], torch.tensor([0.0, 2.0]))
-    assert kept == ["000002", "000003", "latest.json", "notes"]
+@pytest.mark.parametrize("name", ["run", "with space", "ünïcode-运行", "link", b"b\xff"])
+def test_checkpoints_come_back_exactly_wherever_they_lie(tmp_path: Path, name: str | bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    if name == "link":
+        (tmp_path / "goal").mkdir()
+        path.symlink_to(tmp_path / "goal")
+    steps(path, 4)
+    last, notes = resumed(path)
+    assert (last.stage, last.data, notes) == ("loop", {"step": 3, "window": [0.1, 1.0]}, [])
+    assert set(last.tensors) == {"teacher/a", "b"}
+    assert torch.equal(last.tensors["teacher/a"], torch.full((2, 6), 3.0))
+    assert torch.equal(last.tensors["b"], torch.tensor([0.0, 2.0]))
+    assert sorted(p.name for p in (path / "state").iterdir()) == ["000002", "000003"]
 
 
-def test_jsonl_files_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append("metrics.jsonl", [{"event": "screen"}])
-        folder.save(checkpoint(0))
-        folder.append("metrics.jsonl", [{"event": "outer_step", "step": 0}])
-        folder.append("pq.jsonl", [{"question": "q"}])
-        folder.append("hard/screen.jsonl", [{"id": "x"}])
+def test_lines_after_the_checkpoint_are_cut_and_evidence_is_kept(tmp_path: Path) -> None:
+    steps(tmp_path, 1)
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        for name in ("metrics.jsonl", "pq.jsonl", "hard/screen.jsonl"):
+            folder.append(name, [{"event": "screen", "more": 1}])
+        (tmp_path / "hard" / ".train.jsonl.77.tmp").write_text("what a killed process was writing")
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
         folder.load()
-        assert folder.rows("metrics.jsonl") == [{"event": "screen"}]
+        assert folder.rows("metrics.jsonl") == [{"event": "outer_step", "step": 0}]
         assert folder.rows("pq.jsonl") == []
-        assert folder.rows("hard/screen.jsonl") == [{"id": "x"}]  # evidence is kept: it depends on no checkpoint
+        assert len(folder.rows("hard/screen.jsonl")) == 2
+        folder.append("metrics.jsonl", [{"another": "and longer"}])
+        folder.save(checkpoint(5))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert (resumed(tmp_path)[0].data["step"], resumed(tmp_path)[1]) == (5, [])
 
 
-def test_without_a_checkpoint_everything_is_cut(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append("metrics.jsonl", [{"event": "screen"}])
+DAMAGE = [
+    ("state/000002/tensors.safetensors", "flip", "damaged: its checksum is not the recorded one"),
+    ("state/000002/tensors.safetensors", "half", "damaged"),
+    ("state/000002/tensors.safetensors", "missing", "damaged"),
+    ("state/000002/state.json", "flip", "damaged"),
+    ("state/000002/checksums.json", "missing", "damaged"),
+    ("state/000002/checksums.json", "object", "damaged"),
+    ("state/000002/checksums.json", "deep", "damaged"),
+    ("metrics.jsonl", "cut", r"bytes, but had \d+ at the checkpoint: lines are lost"),
+    ("questions.jsonl", "flip", "was changed: its lines up to the checkpoint have another checksum"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "words"), DAMAGE)
+def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(
+    tmp_path: Path, name: str, kind: str, words: str
+) -> None:
+    spoil(steps(tmp_path) / name, kind)
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
-        assert folder.load() is None
-        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-
-
-def test_lost_lines_are_found(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append("metrics.jsonl", [{"event": "screen"}])
-        folder.append("questions.jsonl", [{"step": 0}, {"step": 1}])
-        folder.save(checkpoint(0))
-        folder.append("metrics.jsonl", [{"event": "outer_step"}])
-        os.truncate(tmp_path / "questions.jsonl", 5)
-        metrics = (tmp_path / "metrics.jsonl").read_bytes()
-        with pytest.raises(CheckpointError, match=r"questions\.jsonl has 5 bytes, but had 24 at the checkpoint"):
-            folder.load()
-        assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
-        (tmp_path / "questions.jsonl").unlink()
-        with pytest.raises(CheckpointError, match=r"questions\.jsonl has 0 bytes"):
-            folder.load()
-
-
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_found(tmp_path: Path, name: str) -> None:
-    with begin(tmp_path) as folder:
-        folder.save(checkpoint(0))
-        path = tmp_path / "state" / "000000" / name
-        content = bytearray(path.read_bytes())
-        content[-2] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"{name} is damaged: its checksum is not the recorded one"):
-            folder.load()
-        path.unlink()
-        with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
-            folder.load()
-
-
-DAMAGE: dict[str, tuple[str, bytes | None]] = {
-    "bit flip in the tensors": ("state/000002/tensors.safetensors", b"flip"),
-    "truncated tensors": ("state/000002/tensors.safetensors", b"half"),
-    "no tensors": ("state/000002/tensors.safetensors", None),
-    "bit flip in the state": ("state/000002/state.json", b"flip"),
-    "empty state": ("state/000002/state.json", b""),
-    "pointer is no JSON": ("state/latest.json", b"{"),
-    "pointer is a list": ("state/latest.json", b"[]"),
-    "pointer without a number": ("state/latest.json", b"{}"),
-    "lost lines": ("metrics.jsonl", b"half"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(tmp_path: Path, kind: str) -> None:
-    name, content = DAMAGE[kind]
-    with begin(tmp_path) as folder:
-        for step in range(3):
-            folder.append("metrics.jsonl", [{"event": "outer_step", "step": step}])
-            folder.save(checkpoint(step))
-    path = tmp_path / name
-    old = path.read_bytes()
-    if content is None:
-        path.unlink()
-    elif content == b"half":
-        os.truncate(path, len(old) // 2 if name != "metrics.jsonl" else len(old) - 1)
-    else:
-        path.write_bytes(old[:-2] + bytes([old[-2] ^ 1]) + old[-1:] if content == b"flip" else content)
-    pointer_only = name == "state/latest.json"  # then the newest checkpoint is still whole
-    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
-        found = folder.load()
-        assert found is not None
-        assert found.data["step"] == (2 if pointer_only else 1)
-        assert torch.equal(found.tensors["teacher/a"], torch.full((2, 3), float(found.data["step"])))
-        assert len(folder.rows("metrics.jsonl")) == found.data["step"] + 1
-        assert len(folder.notes) == 1
-        assert "damaged" in folder.notes[0] or "lines are lost" in folder.notes[0]
-        assert f"Going on from the checkpoint before, {tmp_path}/state/00000" in folder.notes[0]
+        last = folder.load()
+        assert last is not None and last.data["step"] == 1
+        assert read_jsonl(tmp_path / "questions.jsonl") == [{"question": "q0"}, {"question": "q1"}]
+        (note,) = folder.notes
+        assert f"Going on from the checkpoint before, {tmp_path}/state/000001" in note
+        assert re.search(words, note)
         folder.append("metrics.jsonl", [{"event": "outer_step", "step": 3}])
         folder.save(checkpoint(3))
-        kept = sorted(p.name for p in (tmp_path / "state").iterdir())
-    assert kept == ["00000" + ("2" if pointer_only else "1"), "000003", "latest.json"]  # the damaged one went, not this
-    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
-        found = folder.load()
-        assert found is not None
-        assert (found.data["step"], folder.notes) == (3, [])
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == [
+        "000001",
+        "000003",
+    ]  # the damaged one went, not this
+    last, notes = resumed(tmp_path)
+    assert (last.data["step"], notes) == (3, [])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", ""])
-def test_damaged_json_is_named(tmp_path: Path, content: str) -> None:
-    with begin(tmp_path) as folder:
-        folder.save(checkpoint(0))
-        (tmp_path / "state" / "latest.json").write_text(content)
-        shutil.rmtree(tmp_path / "state" / "000000")
-        with pytest.raises(CheckpointError, match=r"latest\.json is damaged.*No other checkpoint is left"):
-            folder.load()
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
-        RunFolder(tmp_path, tiny_config(), [], resume=True)
+@pytest.mark.parametrize(("name", "kind", "words"), DAMAGE)
+def test_damage_without_another_checkpoint_is_refused_and_nothing_changed(
+    tmp_path: Path, name: str, kind: str, words: str
+) -> None:
+    shutil.rmtree(steps(tmp_path) / "state" / "000001")
+    spoil(tmp_path / name, kind)
+    before = content(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{words}.*No other checkpoint is left; restore"):
+        resumed(tmp_path)
+    assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("moment", ["save_file", "write_json", "replace"])
-def test_a_crash_while_saving_leaves_the_checkpoint_before(
+def test_a_lost_state_folder_does_not_drop_what_is_recorded(tmp_path: Path) -> None:
+    shutil.rmtree(steps(tmp_path) / "state")
+    before = content(tmp_path)
+    for name in ("questions.jsonl", "metrics.jsonl"):
+        with pytest.raises(
+            RunFolderError, match=r"holds no checkpoint, but the run was past its first: .* restore state/"
+        ):
+            resumed(tmp_path)
+        assert content(tmp_path) == before
+        (tmp_path / name).unlink()
+        del before[name]
+    assert resumed(tmp_path) == (None, [])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("metrics.jsonl", "folder"), ("hard/screen.jsonl", "pipe"), ("manifest.json", "dangling")]
+)
+def test_what_lies_under_the_name_of_a_file_is_named_and_nothing_waits_for_it(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    spoil(steps(tmp_path) / name, kind)
+    with pytest.raises(RunFolderError, match=rf"{name} is no file but .* restore it\s+from a copy"):
+        resumed(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["write_tensors", "write_json", "replace", "rmtree"])
+def test_a_crash_while_saving_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     def crash(*args: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    with begin(tmp_path) as folder:
-        folder.save(checkpoint(0))
-        folder.append("metrics.jsonl", [{"event": "outer_step", "step": 0}])
+    steps(tmp_path, 2)
+    place = {"replace": checkpoints.os, "rmtree": checkpoints.shutil}.get(moment, checkpoints)
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        folder.load()
+        folder.append("metrics.jsonl", [{"event": "outer_step", "step": 2}])
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(checkpoints.os if moment == "replace" else checkpoints, moment, crash)
-            folder.save(checkpoint(1))
-        found = folder.load()
-        assert found is not None
-        assert found.data["step"] == 0
-        assert folder.rows("metrics.jsonl") == []
-        folder.save(checkpoint(1))
-        found = folder.load()
-        assert found is not None
-        assert found.data["step"] == 1
+            patch.setattr(place, moment, crash)
+            folder.save(checkpoint(2))
+    assert resumed(tmp_path)[0].data["step"] == 1
 
 
 def test_a_half_written_last_line_is_cut_off(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append("metrics.jsonl", [{"a": 1}])
-        with open(tmp_path / "metrics.jsonl", "ab") as file:
-            file.write('{"text": "no end \u00e4'.encode()[:-1])
-        assert folder.rows("metrics.jsonl") == [{"a": 1}]
-        folder.append("metrics.jsonl", [{"b": 2}])
-        assert folder.rows("metrics.jsonl") == [{"a": 1}, {"b": 2}]
+    steps(tmp_path, 1)
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write('{"text": "no end \u00e4'.encode()[:-1])
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        first = [{"event": "outer_step", "step": 0}]
+        assert folder.rows("metrics.jsonl") == first
+        folder.append("metrics.jsonl", [{"b": "lone \ud800"}])
+        assert folder.rows("metrics.jsonl") == [*first, {"b": "lone \ud800"}]
         assert folder.rows("absent.jsonl") == []
+
+
+@pytest.mark.parametrize("line", [b"\x00" * 20, b'{"id": "b", "n"', b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp_path: Path, line: bytes) -> None:
+    for name in ("hard/screen.jsonl", "metrics.jsonl"):
+        with RunFolder(tmp_path, tiny_config(), [], resume=name == "metrics.jsonl") as folder:
+            folder.append(name, [{"id": "a"}, {"id": "b"}, {"id": "c"}])
+        change(tmp_path / name, b'{"id": "b"}', line)
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        assert folder.rows("hard/screen.jsonl") == [{"id": "a"}]
+        assert folder.notes == [f"{tmp_path}/hard/screen.jsonl:2 is damaged: what follows is made again"]
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        with pytest.raises(RunFolderError, match=r"metrics\.jsonl:2 is damaged: .*; restore the line from a copy"):
+            folder.rows("metrics.jsonl")
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
     row = {"kl": math.nan, "deep": [{"x": -math.inf}, (math.inf, 1.5)], "text": "NaN", "n": 3, "yes": True, "no": None}
-    with begin(tmp_path) as folder:
-        folder.append("metrics.jsonl", [row])
     wanted = {"kl": None, "deep": [{"x": None}, [None, 1.5]], "text": "NaN", "n": 3, "yes": True, "no": None}
-    assert read_jsonl(tmp_path / "metrics.jsonl") == [wanted]
     assert finite(row) == wanted
+    with RunFolder(tmp_path, tiny_config(), []) as folder:
+        folder.append("metrics.jsonl", [row])
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [wanted]
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "summary.json", row)
 
@@ -352,26 +345,81 @@ def test_write_atomic_keeps_the_old_file_until_the_new_is_whole(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(record.os, "fsync", crash)
+        patch.setattr(os, "fsync", crash)
         write_atomic(target, b"new content")
-    assert target.read_bytes() == b"old"
+    assert content(tmp_path) == {"a/file": b"old"}
     write_atomic(target, b"new content")
-    assert target.read_bytes() == b"new content"
-    assert [p.name for p in target.parent.iterdir()] == ["file"]
+    assert content(tmp_path) == {"a/file": b"new content"}
 
 
-@pytest.mark.parametrize("line", [b"\x00" * 20, b'{"id": "b", "n"', b"[1]", b"\xff", b"[" * 100_000])
-def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp_path: Path, line: bytes) -> None:
-    with begin(tmp_path) as folder:
-        for name in ("hard/screen.jsonl", "metrics.jsonl"):
-            folder.append(name, [{"id": "a"}, {"id": "b"}, {"id": "c"}])
-            rows = (tmp_path / name).read_bytes().split(b"\n")
-            (tmp_path / name).write_bytes(b"\n".join([rows[0], line, *rows[2:]]))
-        assert folder.rows("hard/screen.jsonl") == [{"id": "a"}]
-        assert folder.notes == [f"{tmp_path}/hard/screen.jsonl:2 is damaged: what follows is made again"]
-        folder.append("hard/screen.jsonl", [{"id": "b"}])
-        assert folder.rows("hard/screen.jsonl") == [{"id": "a"}, {"id": "b"}]
-        before = (tmp_path / "metrics.jsonl").read_bytes()
-        with pytest.raises(RunFolderError, match=r"metrics\.jsonl:2 is damaged: .*; restore the line from a copy"):
-            folder.rows("metrics.jsonl")
-        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+def test_everything_is_on_disk_before_a_checkpoint_gets_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a loss of power would need: lines, files, then their folder, then the rename, then its folder."""
+    order: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        order.append(re.sub(r"\.\d+\.tmp", "", os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path)))
+        real_fsync(descriptor)
+
+    def replace(source: Any, target: Any) -> None:
+        order.append(f"-> {os.path.relpath(target, tmp_path)}")
+        real_replace(source, target)
+
+    with RunFolder(tmp_path, tiny_config(), []) as folder:
+        folder.append("metrics.jsonl", [{"event": "screen"}])
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "replace", replace)
+        folder.save(checkpoint(0))
+    folder_of = "state/000000.tmp"
+    files = [f"{folder_of}/{name}" for name in ("tensors.safetensors", "state.json", "checksums.json")]
+    written = [step for name in files for step in (f"{folder_of}/.{Path(name).name}", f"-> {name}", folder_of)]
+    assert order == ["metrics.jsonl", ".", *written, "-> state/000000", "state"]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond `size` bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    steps(tmp_path, 1)
+    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+        folder.load()
+        with (
+            file_size_limit(200_000),
+            pytest.raises(StorageError, match=r"cannot be written.*saved before is intact: free"),
+        ):
+            folder.save(checkpoint(1, size=300_000))
+        assert [path.name for path in (tmp_path / "state").iterdir()] == ["000000"]
+        with (
+            file_size_limit(100),
+            pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written: File too large"),
+        ):
+            folder.append("metrics.jsonl", [{"event": "x" * 500}])
+    assert resumed(tmp_path)[0].data["step"] == 0
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_only_what_the_disk_is_to_blame_for_is_renamed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), storage_errors(tmp_path, "advice"):
+        raise FileNotFoundError(errno.ENOENT, "no such file", "x")
+    words = r"x\.json cannot be written: No space left on device\. advice"
+    with pytest.raises(StorageError, match=words), storage_errors(tmp_path, "advice"):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.json")
+    words = r"x\.json cannot be written: Is a directory\. Something else lies under that name: move it away"
+    with pytest.raises(StorageError, match=words), storage_errors(tmp_path, "advice"):
+        raise OSError(errno.EISDIR, "Is a directory", "x.json")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "..", ".", "", "back\\slash", "new\nline"])
+def test_a_run_name_cannot_lead_out_of_its_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="is the name of a folder under runs/"):
+        tiny_config(f"name={json.dumps(name)}")

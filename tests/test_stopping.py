@@ -262,7 +262,7 @@ child, terminal = pty.fork()
 if child == 0:
     os.execv(sys.executable, [sys.executable, "-m", "soar.cli", *sys.argv[2:]])
 presses, pressed, seen = int(sys.argv[1]), 0, b""
-saved = os.path.join(sys.argv[sys.argv.index("--out") + 1], "state", "latest.json")  # shown as the loop before it is there
+saved = os.path.join(sys.argv[sys.argv.index("--out") + 1], "state", "000000")  # shown as the loop before it is there
 while True:
     try:
         part = os.read(terminal, 65536)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from soar.config import ConfigError, ModelConfig
 from soar.engine import attention
-from soar.files import tensor_errors, write_json
+from soar.files import write_json, write_tensors
 
 
 @dataclass
@@ -340,13 +339,9 @@ def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[s
 
 def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
     """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights = peft_tensors(backbone, stack, policy)
     ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
-    target, temporary = folder / "adapter_model.safetensors", folder / f".adapter_model.{os.getpid()}.tmp"
-    with tensor_errors(target):
-        save_file(weights, temporary, metadata={"format": "pt"})
-    os.replace(temporary, target)
+    write_tensors(folder / "adapter_model.safetensors", weights)
     rank = backbone.config.lora_rank if stack.kind == "lora" else max(ranks.values())
     pattern = {} if stack.kind == "lora" else ranks
     config = {

@@ -1,10 +1,8 @@
-"""Checkpoints in a folder of their own: numbered folders, a pointer to the newest, the one before kept.
+"""Checkpoints in a folder of their own, the last two kept, and the state of a run on its way into one and back.
 
-A checkpoint is written into a temporary folder, every file is on disk before the folder gets its name, and only then
-does the pointer move; so a crash at any moment leaves a whole one in force. Checksums are verified on loading, and the
-one before is used when the newest is damaged. JSON and safetensors only; nothing is pickled.
-
-The state of a run between two of its steps, and its way into a checkpoint and back.
+A checkpoint is written into a temporary folder, every file is on disk before the folder gets its number, and the rename
+puts it in force; so a crash at any moment leaves a whole one in force. Checksums are verified on loading, and the one
+before is used when the newest is damaged. JSON and safetensors only; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soar.files import finite, sha256_of, sync_file, sync_folder, tensor_errors, write_json
+from soar.files import finite, sha256_of, sync, write_json, write_tensors
 from soar.types import UserError
 
 if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
@@ -30,188 +28,107 @@ if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders wit
     from soar.loop.arms import ArmProgress
     from soar.loop.teacher import LoopState
 
-SCHEMA = 3
-POINTER, CHECKSUMS, STATE, TENSORS = "latest.json", "checksums.json", "state.json", "tensors.safetensors"
+CHECKSUMS, STATE, TENSORS = "checksums.json", "state.json", "tensors.safetensors"
 
 
 class CheckpointError(UserError):
     """No checkpoint of a run can be used; nothing in the folder was changed."""
 
 
+class Damaged(CheckpointError):
+    """One checkpoint that is not whole, or counts on files that are not; the one before may be."""
+
+
 @dataclass
 class Checkpoint:
-    """stage: what was going on. data: JSON-ready state. tensors: named arrays. sizes: bytes of each JSONL file then.
-
-    digests: sha256 of those bytes.
-    """
+    """stage: what was going on. data: JSON-ready state. tensors: named arrays. beside: what the files beside it were."""
 
     stage: str
     data: dict[str, Any]
     tensors: dict[str, Tensor]
-    sizes: dict[str, int] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-
-
-def check_schema(schema: object, where: Path) -> None:
-    """Raises CheckpointError for a document that another version wrote."""
-    if schema == SCHEMA and type(schema) is int:
-        return
-    written = "written by soar 0.1" if schema in (1, 2, None) else f"of schema {schema!r}, this version reads {SCHEMA}"
-    raise CheckpointError(f"{where} is {written}; resume with that version")
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 def read_document(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError when there is none, OSError when it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {type(value).__name__}, expected an object")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy, or start a new run") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} is damaged: it holds {type(value).__name__}, expected an object; restore it from a copy, or start a "
-            "new run"
-        )
     return value
 
 
-def save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    """safetensors' own; the import waits until there is something to save."""
-    from safetensors.torch import save_file
-
-    save_file(tensors, path)
-
-
 class CheckpointStore:
-    """The checkpoints under one folder, written by one process at a time."""
+    """The checkpoints under one folder, written by one process at a time. Only folders of six digits are its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._in_force: int | None = None  # the newest that was written or loaded whole
+        self._in_force: Path | None = None  # the newest that was written or loaded whole
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and point at it; the one in force before is kept, others go. Raises OSError."""
-        number = max([*self.numbers(), -1]) + 1
-        temporary, final = self.folder / f"{number:06d}.tmp", self._path(number)
-        for old in (temporary, final):
-            shutil.rmtree(old, ignore_errors=True)
-            if old.is_symlink() or old.is_file():
-                old.unlink()
-        temporary.mkdir(parents=True)
+        """Write a checkpoint; the one in force before is kept, others go. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.name) for path in self.folder.iterdir() if re.fullmatch("[0-9]{6,}", path.name)]
+        final = self.folder / f"{max(numbers, default=-1) + 1:06d}"
+        temporary = final.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # what a killed process was writing
+        temporary.mkdir()
         try:
-            self._write(temporary, checkpoint)
-            digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-            write_json(temporary / CHECKSUMS, digests)
-            sync_folder(temporary)
+            write_tensors(temporary / TENSORS, checkpoint.tensors)
+            write_json(
+                temporary / STATE, {"stage": checkpoint.stage, "beside": checkpoint.beside, "data": checkpoint.data}
+            )
+            write_json(temporary / CHECKSUMS, {name: sha256_of(temporary / name) for name in (STATE, TENSORS)})
             os.replace(temporary, final)
-            sync_folder(self.folder)
-            write_json(self.folder / POINTER, {"number": number, "sha256": digests})
+            sync(self.folder)
         except Exception:
             shutil.rmtree(temporary, ignore_errors=True)  # on a full disk every byte counts
             raise
-        before, self._in_force = self._in_force, number
-        keep = {self._path(number).name} | ({self._path(before).name} if before is not None else set())
-        for old in self.folder.iterdir():  # only what a store made: six digits, finished or not
-            if old.is_dir() and old.name not in keep and re.fullmatch(r"\d{6,}(\.tmp)?", old.name):
+        keep, self._in_force = (final, self._in_force), final
+        for old in self.folder.iterdir():
+            if re.fullmatch(r"[0-9]{6,}(\.tmp)?", old.name) and old not in keep and old.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
 
-    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-        with tensor_errors(folder / TENSORS):
-            save_file(tensors, folder / TENSORS)
-        sync_file(folder / TENSORS)
-        document = {"schema": SCHEMA, "stage": checkpoint.stage, "sizes": checkpoint.sizes}
-        write_json(folder / STATE, {**document, "digests": checkpoint.digests, "data": checkpoint.data})
+    def load(self, fits: Callable[[Checkpoint], None], say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None when there is none.
 
-    def numbers(self) -> list[int]:
-        """Numbers of the checkpoint folders, the newest first."""
-        if not self.folder.is_dir():
-            return []
-        found = (path.name for path in self.folder.iterdir() if path.is_dir())
-        return sorted((int(name) for name in found if name.isdecimal()), reverse=True)
-
-    def load(self, usable: Callable[[Checkpoint], None], say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None when none was ever in force.
-
-        usable(checkpoint) raises a UserError when the files beside it do not fit. Every one that is passed over is named
-        through `say`. Raises CheckpointError when there were some and none is left; a checkpoint of another schema is
-        not damage, so it is refused at once.
+        fits(checkpoint) raises Damaged when the files beside it are not those it counts on. Every one that is passed over
+        is named through `say`. Raises CheckpointError when there were some and none is left.
         """
         damage: list[str] = []
-        # The pointer is written last: when the first checkpoint was cut short there is none, and nothing was in force.
-        first = not (self.folder / POINTER).is_file() and self.numbers() in ([], [0])
-        for number, checksums in self._in_order(damage):
+        folders = [path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{6,}", path.name) and path.is_dir()]
+        for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
             try:
-                checkpoint = self._read(number, checksums)
-                usable(checkpoint)
-            except _Damaged as error:
+                checkpoint = _read(folder)
+                fits(checkpoint)
+            except Damaged as error:
                 damage.append(str(error))
                 continue
-            for line in damage if not first else []:
-                say(f"{line}. Going on from the checkpoint before, {self._path(number)}")
-            self._in_force = number
+            for line in damage:
+                say(f"{line}. Going on from the checkpoint before, {folder}")
+            self._in_force = folder
             return checkpoint
-        if damage and not first:
+        if damage:
             raise CheckpointError(
                 f"{damage[0]}. No other checkpoint is left; restore the file from a copy, or start a new run"
             )
         return None
 
-    def _in_order(self, damage: list[str]) -> Iterator[tuple[int, dict[str, str] | None]]:
-        """(number, its checksums, None where they are in its own folder), the one in force first."""
-        pointer = self.folder / POINTER
-        newest: int | None = None
-        if not pointer.is_file():
-            damage.append(f"{pointer} is missing")
-            yield from ((number, None) for number in self.numbers())
-            return
-        try:
-            latest = read_document(pointer)
-            newest = int(latest["number"])
-            yield newest, dict(latest["sha256"])
-        except (CheckpointError, KeyError, TypeError, ValueError) as error:
-            words = (
-                str(error).split(";")[0] if isinstance(error, CheckpointError) else f"{pointer} is damaged: {error!r}"
-            )
-            damage.append(words)
-        for number in self.numbers():
-            if newest is None or number < newest:
-                yield number, None
 
-    def _read(self, number: int, checksums: dict[str, str] | None) -> Checkpoint:
-        from safetensors.torch import load_file
+def _read(folder: Path) -> Checkpoint:
+    from safetensors.torch import load
 
-        folder = self._path(number)
-        try:
-            known = checksums if checksums is not None else read_document(folder / CHECKSUMS)
-        except OSError as error:
-            raise _Damaged(f"{folder / CHECKSUMS} is damaged: {error.strerror}") from error
-        except CheckpointError as error:
-            raise _Damaged(str(error).split(";")[0]) from error
-        if missing := sorted({STATE, TENSORS} - known.keys()):
-            raise _Damaged(f"{folder} is damaged: no checksum of {missing[0]} is recorded")
-        for name, digest in known.items():
-            if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-                raise _Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")
-        state = read_document(folder / STATE)
-        check_schema(state.get("schema"), folder / STATE)
-        return Checkpoint(state["stage"], state["data"], load_file(folder / TENSORS), state["sizes"], state["digests"])
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}"
-
-
-class _Damaged(CheckpointError):
-    """One checkpoint that is not whole; the one before may be."""
-
-
-def lost_lines(path: Path, found: int, wanted: int) -> CheckpointError:
-    """The damage that a JSONL file shorter than at the checkpoint is."""
-    return _Damaged(f"{path} has {found} bytes, but had {wanted} at the checkpoint: lines are lost")
-
-
-def changed_lines(path: Path) -> CheckpointError:
-    """The damage that a JSONL file with other content than at the checkpoint is."""
-    return _Damaged(f"{path} was changed: its lines up to the checkpoint have another checksum than the recorded one")
+    try:
+        checksums = read_document(folder / CHECKSUMS)
+    except (OSError, CheckpointError) as error:
+        raise Damaged(f"{folder / CHECKSUMS} is damaged: {error}".split(";")[0]) from error
+    for name in (STATE, TENSORS):
+        if not (folder / name).is_file() or sha256_of(folder / name) != checksums.get(name):
+            raise Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")
+    state = read_document(folder / STATE)
+    return Checkpoint(state["stage"], state["data"], load((folder / TENSORS).read_bytes()), state["beside"])
 
 
 STAGES = ("loop", "arms", "evaluate", "done")
@@ -254,46 +171,24 @@ def adapters_of(state: RunState) -> dict[str, AdapterStack]:
 def to_checkpoint(state: RunState) -> Checkpoint:
     """Stage, counters and every tensor of a run. Seeds are derived, so there is no random state to keep."""
     loop, pending = state.loop, state.pending
-    tensors = _prefixed("teacher", loop.teacher.tensors)
-    tensors |= _prefixed("baseline", loop.baseline.tensors)
-    tensors |= _prefixed("optimizer", loop.optimizer.state())
-    for arm, stack in state.arms.items():
-        tensors |= _prefixed(f"arm:{arm}", stack.tensors)
+    parts = {"teacher": loop.teacher.tensors, "baseline": loop.baseline.tensors, "optimizer": loop.optimizer.state()}
+    parts |= {f"arm:{arm}": stack.tensors for arm, stack in state.arms.items()}
     data: dict[str, Any] = {name: getattr(loop, name) for name in COUNTERS}
-    data |= {
-        "kind": loop.baseline.kind,
-        "scale": loop.baseline.scale,
-        "arm_rollouts": state.arm_rollouts,
-        "seconds": state.seconds,
-        "tokens": state.tokens,
-        "arm_progress": [],
-        "pending": None,
-    }
+    data |= {"kind": loop.baseline.kind, "scale": loop.baseline.scale, "arm_progress": [], "pending": None}
+    data |= {"arm_rollouts": state.arm_rollouts, "seconds": state.seconds, "tokens": state.tokens}
     for arm, progress in state.arm_progress.items():
         training = progress.train_state
-        tensors |= _prefixed(f"train_state:{arm}", training.stack.tensors)
-        tensors |= _prefixed(f"train_state:{arm}_optimizer", training.optimizer)
-        data["arm_progress"].append(
-            {
-                "arm": arm,
-                "step": training.step,
-                "rollouts": training.rollouts,
-                "failed_P": training.failed_P.tolist(),
-                "untold": finite(progress.untold),
-            }
-        )
+        parts |= {f"train_state:{arm}": training.stack.tensors, f"train_state:{arm}_optimizer": training.optimizer}
+        row = {"arm": arm, "step": training.step, "rollouts": training.rollouts}
+        data["arm_progress"].append({**row, "failed_P": training.failed_P.tolist(), "untold": finite(progress.untold)})
     if pending is not None:
-        tensors |= _prefixed("held", pending.baseline.tensors)
+        parts["held"] = pending.baseline.tensors
         data["pending"] = {
-            "promotion": pending.promotion,
-            "rows": pending.rows,
-            "pass_rates": pending.pass_rates,
-        }
-    return Checkpoint(state.stage, data, tensors)
-
-
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+            "promotion": pending.promotion, "rows": pending.rows, "pass_rates": pending.pass_rates,
+        }  # fmt: skip
+    return Checkpoint(
+        state.stage, data, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
+    )
 
 
 def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config) -> RunState:
@@ -308,30 +203,23 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config
 
     data = checkpoint.data
 
-    def named(prefix: str) -> dict[str, Tensor]:
-        start = f"{prefix}/"
+    def part(name: str) -> dict[str, Tensor]:
+        start = f"{name}/"
         return {k.removeprefix(start): v for k, v in checkpoint.tensors.items() if k.startswith(start)}
 
-    def stack(prefix: str) -> AdapterStack:
-        return AdapterStack(data["kind"], {k: v.to(device) for k, v in named(prefix).items()}, data["scale"])
+    def stack(name: str) -> AdapterStack:
+        return AdapterStack(data["kind"], {k: v.to(device) for k, v in part(name).items()}, data["scale"])
 
     teacher = stack("teacher")
     optimizer = StackOptimizer(teacher, config.teacher.optimizer)
-    optimizer.restore(named("optimizer"))
+    optimizer.restore(part("optimizer"))
     loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
     arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
     state = RunState(checkpoint.stage, loop, arms, data["arm_rollouts"], data["seconds"], tokens=data["tokens"])
     for row in data["arm_progress"]:
-        arm, failed_P = row["arm"], torch.tensor(row["failed_P"])
-        training = TrainState(
-            row["step"],
-            stack(f"train_state:{arm}"),
-            named(f"train_state:{arm}_optimizer"),
-            failed_P,
-            row["rollouts"],
-            [],
-        )
-        state.arm_progress[arm] = ArmProgress(arm, training, row["untold"])
+        place, failed_P = f"train_state:{row['arm']}", torch.tensor(row["failed_P"])
+        training = TrainState(row["step"], stack(place), part(f"{place}_optimizer"), failed_P, row["rollouts"], [])
+        state.arm_progress[row["arm"]] = ArmProgress(row["arm"], training, row["untold"])
     if (held := data["pending"]) is not None:
         state.pending = Pending(held["promotion"], held["rows"], stack("held"), held["pass_rates"])
     return state

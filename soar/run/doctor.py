@@ -12,9 +12,7 @@ from typing import NamedTuple
 from soar.config import ConfigError, build
 from soar.files import read_jsonl, read_object, sha256_of, write_json
 from soar.report.runs import HASHES, ReportError, summary_of
-
-UNHASHED = ("report.html", "manifest.json", "paused.json", HASHES)  # may be written again after the run
-UNHASHED_FOLDERS = ("state", "tensorboard", "wandb")  # checkpoints have their own; sinks write until they are closed
+from soar.run.folder import files_of
 
 
 class Check(NamedTuple):
@@ -22,13 +20,6 @@ class Check(NamedTuple):
 
     what: str
     complaints: list[str]
-
-
-def files_of(folder: Path) -> list[str]:
-    """Names of the files that hashes.json covers: all that are the run's own and stay as they are at its end."""
-    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    own = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    return [name for name in own if name not in UNHASHED and name.split("/")[0] not in UNHASHED_FOLDERS]
 
 
 def write_hashes(folder: Path) -> None:

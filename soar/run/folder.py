@@ -1,12 +1,10 @@
-"""Promotions on hold for a person: the file that shows one, and the decision in it. Needs no torch.
-
-With promotion.review the run saves itself and ends at every promotion; `soar review` shows the questions and their effect
-and takes the decision, and the resumed run does what it says.
-
-The run folder: who may write in it, manifest, JSONL events, and checkpoints that remember how long those were.
+"""The run folder: the one place that writes lines and checkpoints of a run; promotions on hold. Needs no torch.
 
 A contract that other tools read; docs/run_folder.md has the fields. Files are replaced whole by write, fsync and rename;
 JSONL files only grow, and a resumed run cuts off what came after its checkpoint. Nothing is pickled.
+
+With promotion.review the run saves itself and ends at every promotion; `soar review` shows the questions and their effect
+and takes the decision, and the resumed run does what it says.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -28,135 +25,54 @@ from soar.config import HARMLESS, Config, ConfigError, build, difference
 from soar.files import (
     HIDDEN,
     StorageError,
-    digest_of_start,
-    encodable,
-    encoded,
     finite,
-    odd_kind,
+    json_bytes,
+    no_file,
     read_jsonl,
     read_object,
     scrub,
     storage_errors,
-    sync_file,
-    sync_folder,
+    sync,
     visible,
     write_json,
-)
+)  # fmt: skip
 from soar.report.runs import REVIEW_FILE as FILE
-from soar.run.checkpoint import (
-    SCHEMA,
-    Checkpoint,
-    CheckpointError,
-    CheckpointStore,
-    changed_lines,
-    check_schema,
-    lost_lines,
-    read_document,
-)
+from soar.run.checkpoint import Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
+SCHEMA = 3
 ACCEPTED, REJECTED = "accepted", "rejected"
-
-
-class ReviewError(UserError):
-    """There is nothing to review, or the file is damaged."""
-
-
-def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Put a promotion up for review, unless it is up already (then its decision stays)."""
-    known, _ = read_object(folder / FILE)
-    if known.get("promotion") != promotion or known.get("questions") != rows:
-        write_json(folder / FILE, {"promotion": promotion, "questions": rows, "decision": None, "by": None})
-
-
-def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | None:
-    """(decision, by) on a promotion; None while there is none. A decision on another promotion does not count."""
-    known, _ = read_object(folder / FILE)
-    by = known.get("by")
-    if known.get("promotion") != promotion or known.get("decision") not in (ACCEPTED, REJECTED):
-        return None
-    return known["decision"], by if by is None else str(by)
-
-
-def close(folder: Path) -> None:
-    """Take the file away once the events hold the decision."""
-    (folder / FILE).unlink(missing_ok=True)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The promotion that is up for review. Raises ReviewError."""
-    if not (folder / FILE).is_file():
-        raise ReviewError(
-            f"{folder} has no promotion to review (no {FILE}); only runs with promotion.review = true ask"
-        )
-    known, notes = read_object(folder / FILE)
-    rows = known.get("questions")
-    whole = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    if not isinstance(known.get("promotion"), dict) or not whole:
-        raise ReviewError(
-            f"{folder / FILE} is damaged: {(notes or ['it holds no promotion'])[0]}; delete it, and the run will "
-            "write it again when it is resumed"
-        )
-    return known
-
-
-def decide(folder: Path, decision: str, by: str) -> None:
-    """Write the decision on the promotion that is up for review. Raises ReviewError."""
-    write_json(folder / FILE, finite({**read(folder), "decision": decision, "by": by}))
-
-
-def lines(review: dict[str, Any]) -> list[str]:
-    """What a person needs to decide, as lines for a terminal; text of the model has its control characters escaped."""
-    promotion = review["promotion"]
-    step, dataset = promotion.get("step"), promotion.get("dataset")
-    found = [
-        f"outer step {step}: dataset {dataset}, student {promotion.get('repeat')}",
-        f"  reward {_number(promotion.get('reward'))}: pass rate on the hard reward questions "
-        f"{_number(promotion.get('pass_rate'))}, baseline {_number(promotion.get('baseline_pass_rate'))}",
-        f"  {len(review['questions'])} questions with the teacher's answers:",
-    ]
-    for number, row in enumerate(review["questions"], start=1):
-        mark = {True: "", False: "  (wrong by the world's oracle)"}.get(row.get("correct"), "")
-        found.append(f"  {number:3d}. {visible(_one_line(row.get('question')))}")
-        found.append(f"       answer: {visible(_one_line(row.get('answer')))}{mark}")
-    decision = review.get("decision")
-    found.append(f"decision: {decision} by {visible(str(review.get('by')))}" if decision else "decision: none yet")
-    return found
-
-
-def _one_line(text: object) -> str:
-    return str(text)[:1000].replace("\n", "\u2424")
-
-
-def _number(value: object) -> str:
-    return f"{value:+.4f}" if isinstance(value, int | float) else "-"
-
-
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
 EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
 BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
+UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
+REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", FILE)  # not in the hash list
 
 
 class RunFolderError(UserError):
     """A run folder that cannot be used as asked; nothing in it was changed."""
 
 
+class ReviewError(UserError):
+    """There is nothing to review, or the file is damaged."""
+
+
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that decide numbers."""
-    found = {"soar": VERSION, "python": platform.python_version(), "platform": platform.platform()}
+    numbers = {"soar": VERSION, "python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            numbers[name] = "not installed"
+    return numbers
 
 
 def recorded_config(path: Path) -> Config:
     """The config that the run in a folder was begun with. Raises RunFolderError."""
-    if not (path / "manifest.json").is_file():
+    if no_file(path / "manifest.json"):
         raise _no_run(path)
     config = _recorded(read_document(path / "manifest.json"), path)
     if HIDDEN in json.dumps(config.resolved()):
@@ -167,8 +83,24 @@ def recorded_config(path: Path) -> Config:
     return config
 
 
+def files_of(folder: Path) -> list[str]:
+    """Names of the files of a run that stay as they are once it has ended: all but REWRITTEN and the sinks'."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [name for name in names if name not in REWRITTEN and name.split("/")[0] not in UNTOUCHED]
+
+
 def _recorded(manifest: dict[str, Any], path: Path) -> Config:
     """A key that the recording version did not have yet counts with its default."""
+    schema, hashes = manifest.get("schema"), manifest.get("hashes")
+    if schema != SCHEMA:
+        raise RunFolderError(
+            f"{path}/manifest.json is of schema {schema!r}, this version reads {SCHEMA} (soar 0.1 wrote 1 and 2); resume "
+            "with the version that began the run"
+        )
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise RunFolderError(
+            f"{path}/manifest.json is damaged: hashes is no object of texts; restore it from a copy, or start a new run"
+        )
     try:
         return build(manifest.get("config", {}), f"{path}/manifest.json")
     except ConfigError as error:
@@ -178,16 +110,22 @@ def _recorded(manifest: dict[str, Any], path: Path) -> Config:
 def _no_run(path: Path) -> RunFolderError:
     """Why nothing in a folder without a manifest can be resumed, and what to do."""
     if (path / "state").is_dir() or (path / "metrics.jsonl").is_file():
-        kind = odd_kind(path / "manifest.json") or "missing"
         return RunFolderError(
-            f"{path}/manifest.json is {kind}, though other files of a run are there; restore it from a copy, or start a new "
-            "run with another --out"
+            f"{path}/manifest.json is {no_file(path / 'manifest.json')}, though other files of a run are there; restore it "
+            "from a copy, or start a new run with another --out"
         )
     return RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
 
 
+def _nobodys(name: str) -> bool:
+    """Whether a name is what a process leaves that ended before its run had any event."""
+    return name in (".lock", "manifest.json", *UNTOUCHED) or (
+        name.startswith(".manifest.json.") and name.endswith("tmp")
+    )
+
+
 class RunFolder:
-    """An open run folder, held by one process (use as a context manager).
+    """An open run folder, held by one process (use as a context manager). A new one has its manifest with `note_hashes`.
 
     notes: what a person should be told about the folder. Raises RunFolderError when the folder holds a run and `resume`
     is False, when another process holds it, when there is nothing to resume, or when the config differs from the
@@ -199,28 +137,26 @@ class RunFolder:
         self.on_events: Callable[[list[dict[str, Any]]], None] | None = None  # gets what goes to metrics.jsonl
         self.notes: list[str] = []
         self._checkpoints = CheckpointStore(path / "state")
-        self._hashed: dict[str, tuple[int, Any]] = {}  # JSONL file -> (bytes, sha256 of them so far)
         self._lock = FileLock(str(path / ".lock"))
-        exists = (path / "manifest.json").is_file()
-        if not encodable(str(path)):
-            raise RunFolderError(f"{path}: the name is not UTF-8, which checkpoints need; give another --out")
+        self._left: dict[str, tuple[int, int]] = {}  # file -> (inode, bytes) as this process left it
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
-        others = [p.name for p in path.iterdir() if not _left_over(p.name)] if path.exists() else []
+        others = path.exists() and not all(_nobodys(entry.name) for entry in path.iterdir())
+        exists = others and (path / "manifest.json").is_file()
         if not resume and others:
             raise RunFolderError(
                 f"{path} is not empty; give --resume to continue the run in it, or another --out"
                 if exists
                 else f"{path} is not empty and holds no run; give another --out"
             )
-        # A run that was killed before its manifest was written leaves an empty folder: resuming it begins it.
+        # A run that ended before it had an event leaves a folder that is nobody's: resuming it begins it.
         if resume and not exists and (others or not path.exists()):
             raise _no_run(path)
         with storage_errors(path, "Choose another --out, or permit writing there"):
             path.mkdir(parents=True, exist_ok=True)
             self._acquire()
             try:
-                self.manifest = self._continue(config) if exists else self._begin(config, command)
+                self.manifest = self._continue(config) if exists else _begin(config, command)
             except BaseException:
                 self._lock.release()
                 raise
@@ -235,43 +171,19 @@ class RunFolder:
             ) from None
         except NotImplementedError as error:
             raise StorageError(f"{self.path} is on a disk without file locks: {error}; choose another --out") from error
+        self._remember(".lock")
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
-
-    def _begin(self, config: Config, command: list[str]) -> dict[str, Any]:
-        manifest = {
-            "schema": SCHEMA,
-            "name": scrub(config.name),
-            "seed": config.seed,
-            "command": scrub(command),
-            "config": scrub(config.resolved()),
-            "versions": versions(),
-            "hashes": {},
-        }
-        write_json(self.path / "manifest.json", manifest)
-        return manifest
 
     def _continue(self, config: Config) -> dict[str, Any]:
         manifest: dict[str, Any] = read_document(self.path / "manifest.json")
         for name in (*STREAMS, *EVIDENCE):
-            if (kind := odd_kind(self.path / name)) is not None:
-                raise RunFolderError(f"{self.path / name} is {kind}, expected a file; restore it from a copy")
-        hashes = manifest.get("hashes")
-        if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-            raise RunFolderError(
-                f"{self.path}/manifest.json is damaged: hashes is no object of texts; restore it from a copy, or start a "
-                "new run"
-            )
-        try:
-            check_schema(manifest.get("schema"), self.path / "manifest.json")
-        except CheckpointError as error:
-            raise RunFolderError(str(error)) from None
+            if (why := no_file(self.path / name)) is not None and why != "missing":
+                raise RunFolderError(f"{self.path / name} is {why}; restore it from a copy")
         changed = difference(_recorded(manifest, self.path).resolved(), scrub(config.resolved()))
         refused = [line for line in changed if line.split(":", 1)[0] not in HARMLESS]
         if refused:
@@ -280,25 +192,24 @@ class RunFolder:
                 + "\n  ".join(refused)
             )
         self.notes += [f"changed on resume: {line}" for line in changed]
-        self._compare_versions(manifest.get("versions"))
+        before, now = manifest.get("versions") or {}, versions()
+        if other := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
+            self.notes.append(
+                f"begun with other versions ({', '.join(other)}): what follows may differ in rounding from what would have "
+                "followed"
+            )
         for old in self.path.rglob(".*.tmp"):
             if old.is_file():
                 old.unlink()  # what a killed process was writing
+        self._remember("manifest.json", *STREAMS, *EVIDENCE)
         return manifest
 
-    def _compare_versions(self, recorded: Any) -> None:
-        """Say what a person has to know who compares numbers: a resume is exact only with the same libraries."""
-        known = recorded if isinstance(recorded, dict) else {}
-        now = versions()
-        changed = [f"{name} {known.get(name)} -> {now[name]}" for name in now if known.get(name) != now[name]]
-        if changed:
-            self.notes.append(
-                f"begun with other versions ({', '.join(changed)}): what follows may differ in rounding from what would "
-                "have followed"
-            )
-
     def note_hashes(self, **hashes: str) -> None:
-        """Add hashes to the manifest; raises RunFolderError when a recorded one differs (model or data changed)."""
+        """Add hashes to the manifest, and write it where it is not written yet.
+
+        Raises RunFolderError when a recorded one differs (model or data changed), or as `check` does.
+        """
+        self.check()
         for name, value in hashes.items():
             old = self.manifest["hashes"].get(name, value)
             if old != value:
@@ -306,10 +217,34 @@ class RunFolder:
                     f"{self.path}: {name} changed since the run began ({old[:12]} then, {value[:12]} now); "
                     "restore the old one or start a new run"
                 )
-        if {**self.manifest["hashes"], **hashes} != self.manifest["hashes"]:
+        if "manifest.json" not in self._left or hashes.keys() - self.manifest["hashes"].keys():
             self.manifest["hashes"].update(hashes)
             with storage_errors(self.path, ADVICE):
                 write_json(self.path / "manifest.json", self.manifest)
+            self._remember("manifest.json")
+
+    def _remember(self, *names: str) -> None:
+        for name in names:
+            self._left.pop(name, None)
+            if (self.path / name).is_file():
+                state = (self.path / name).stat()
+                self._left[name] = (state.st_ino, state.st_size)
+
+    def check(self) -> None:
+        """Raises RunFolderError when a file of the run is not as this process left it."""
+        for name, (inode, size) in self._left.items():
+            try:
+                state = (self.path / name).stat()
+            except OSError:
+                what = "is gone"
+            else:
+                if (state.st_ino, state.st_size) == (inode, size):
+                    continue
+                what = f"has {state.st_size} bytes, expected {size}" if state.st_size != size else "is another file"
+            raise RunFolderError(
+                f"{self.path / name} {what}: something else changed the folder while the run was at work in it. Nothing more "
+                "is written; put back what was there, then continue with --resume"
+            )
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what is in `notes`, once: damage that was passed over, what changed on resume."""
@@ -318,13 +253,14 @@ class RunFolder:
             say(line)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Add lines to a JSONL file of the folder. Raises StorageError."""
+        """Add lines to a JSONL file of the folder. Raises StorageError; RunFolderError when the folder was changed."""
         path = self.path / name
-        lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         with storage_errors(path, ADVICE):
+            self.note_hashes()
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "ab") as file:
-                file.writelines(map(encoded, lines))
+                file.writelines(json_bytes(finite(row)) for row in rows)
+        self._remember(name)
         if name == "metrics.jsonl" and self.on_events is not None:
             self.on_events(rows)
 
@@ -337,18 +273,19 @@ class RunFolder:
         on it; in any other file it raises RunFolderError. usable(number, row): whether the row of a line says what it has
         to say; one that does not is damaged too.
         """
+        self.check()
         path = self.path / name
         if not path.is_file():
             return []
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         start = 0
-        for number, line in enumerate(content[:whole].split(b"\n"), start=1):
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
-                if line and not isinstance(row := json.loads(line), dict):
+                if not isinstance(row := json.loads(line), dict):
                     raise ValueError(f"it holds {type(row).__name__}, expected an object")
-                if line and not usable(number, row):
+                if not usable(number, row):
                     raise ValueError("it does not hold what it should")
             except (ValueError, RecursionError) as error:
                 if name in STREAMS:
@@ -358,73 +295,145 @@ class RunFolder:
                 self.notes.append(f"{path}:{number} is damaged: what follows is made again")
                 whole = start
                 break
-            found += [row] if line else []
+            rows.append(row)
             start += len(line) + 1
         if whole < len(content):
-            os.truncate(path, whole)
-            self._hashed.pop(name, None)
-        return found
+            self.cut(name, whole)
+        return rows
+
+    def cut(self, name: str, size: int = 0) -> None:
+        """Cut a JSONL file to its first `size` bytes."""
+        os.truncate(self.path / name, size)
+        self._remember(name)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; the one before is kept. Raises StorageError, and the one before is still in force."""
         with storage_errors(self.path / "state", ADVICE):
+            self.note_hashes()
             for name in (*STREAMS, *EVIDENCE):  # the lines that the checkpoint counts on are on disk before it is
                 if (self.path / name).is_file():
-                    sync_file(self.path / name)
-            sync_folder(self.path)
-            sizes = self._sizes()
-            digests = {name: self._digest(name, size) for name, size in sizes.items()}
-            self._checkpoints.save(replace(checkpoint, sizes=sizes, digests=digests))
+                    sync(self.path / name)
+            sync(self.path)
+            beside = {"lines": {name: self._start(name) for name in STREAMS}, "config": self.manifest["config"]}
+            self._checkpoints.save(replace(checkpoint, beside=beside))
+        self._remember(*(name for name in files_of(self.path) if not name.startswith("state/0")))
 
     def load(self) -> Checkpoint | None:
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
 
         One that does not match its checksums, or counts on lines that are lost or changed, is passed over with a line in
-        `notes`. Raises CheckpointError when none is left, RunFolderError when there is none though there was one.
+        `notes`. Raises CheckpointError when none is left, RunFolderError when there is none though there was one, or when
+        the manifest holds another config than the checkpoint.
         """
-        self._hashed.clear()  # lines are about to be cut
         checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
-        if checkpoint is None and self._past_first():
+        rows = [row for name in STREAMS for row in read_jsonl(self.path / name)[0]]
+        if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
             raise RunFolderError(
                 f"{self.path}/state holds no checkpoint, but the run was past its first: resuming would begin anew and "
                 "drop what is recorded; restore state/ from a copy, or start a new run with another --out"
             )
-        sizes = checkpoint.sizes if checkpoint else {}
-        for name, size in self._sizes().items():
-            if size > sizes.get(name, 0):
-                os.truncate(self.path / name, sizes.get(name, 0))
+        beside = checkpoint.beside if checkpoint else {"lines": {}, "config": self.manifest["config"]}
+        if changed := difference(beside["config"], self.manifest["config"]):
+            raise RunFolderError(
+                f"{self.path}/manifest.json was changed since the checkpoint, and half the run would have another config; "
+                "restore it from a copy:\n  " + "\n  ".join(changed)
+            )
+        for name in STREAMS:
+            if (self.path / name).is_file():
+                self.cut(name, beside["lines"].get(name, [0])[0])
         return checkpoint
 
-    def _sizes(self) -> dict[str, int]:
-        return {name: (self.path / name).stat().st_size for name in STREAMS if (self.path / name).is_file()}
-
-    def _digest(self, name: str, size: int) -> str:
-        """sha256 of the first `size` bytes of a JSONL file, which only grows while this process writes it."""
-        done, digest = self._hashed.get(name, (0, hashlib.sha256()))
-        if done > size:
-            done, digest = 0, hashlib.sha256()
-        with open(self.path / name, "rb") as file:
-            file.seek(done)
-            digest.update(file.read(size - done))
-        self._hashed[name] = (size, digest)
-        return str(digest.hexdigest())
-
-    def _past_first(self) -> bool:
-        """Whether the JSONL files hold lines that are written only after the first checkpoint."""
-        if any(self._sizes().get(name) for name in STREAMS if name != "metrics.jsonl"):
-            return True
-        return any(row.get("event") not in BEFORE_FIRST for row in read_jsonl(self.path / "metrics.jsonl")[0])
+    def _start(self, name: str, size: int = -1) -> list[Any]:
+        """[bytes, sha256] of the first `size` bytes of a file, or of all."""
+        content = b""
+        if (self.path / name).is_file():
+            with open(self.path / name, "rb") as file:
+                content = file.read(size)
+        return [len(content), hashlib.sha256(content).hexdigest()]
 
     def _check_lines(self, checkpoint: Checkpoint) -> None:
-        found = self._sizes()
-        for name, wanted in checkpoint.sizes.items():
-            if found.get(name, 0) < wanted:
-                raise lost_lines(self.path / name, found.get(name, 0), wanted)
-        for name, digest in checkpoint.digests.items():
-            if digest_of_start(self.path / name, checkpoint.sizes[name]) != digest:
-                raise changed_lines(self.path / name)
+        for name, (size, sha256) in checkpoint.beside["lines"].items():
+            length, digest = self._start(name, size)
+            if length < size:
+                raise Damaged(
+                    f"{self.path / name} has {length} bytes, but had {size} at the checkpoint: lines are lost"
+                )
+            if digest != sha256:
+                raise Damaged(
+                    f"{self.path / name} was changed: its lines up to the checkpoint have another checksum than the "
+                    "recorded one"
+                )
 
 
-def _left_over(name: str) -> bool:
-    """Whether a name is what a process leaves that was killed before it wrote its manifest."""
-    return name == ".lock" or (name.startswith(".manifest.json.") and name.endswith(".tmp"))
+def _begin(config: Config, command: list[str]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "name": scrub(config.name),
+        "seed": config.seed,
+        "command": scrub(command),
+        "config": scrub(config.resolved()),
+        "versions": versions(),
+        "hashes": {},
+    }
+
+
+def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Put a promotion up for review, unless it is up already (then its decision stays)."""
+    review, _ = read_object(folder / FILE)
+    if review.get("promotion") != promotion or review.get("questions") != rows:
+        write_json(folder / FILE, {"promotion": promotion, "questions": rows, "decision": None, "by": None})
+
+
+def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | None:
+    """(decision, by) on a promotion; None while there is none. A decision on another promotion does not count."""
+    review, _ = read_object(folder / FILE)
+    by, decision = review.get("by"), review.get("decision")
+    if review.get("promotion") != promotion or decision not in (ACCEPTED, REJECTED):
+        return None
+    return decision, by if by is None else str(by)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The promotion that is up for review. Raises ReviewError."""
+    if not (folder / FILE).is_file():
+        raise ReviewError(
+            f"{folder} has no promotion to review (no {FILE}); only runs with promotion.review = true ask"
+        )
+    review, notes = read_object(folder / FILE)
+    rows = review.get("questions")
+    whole = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not isinstance(review.get("promotion"), dict) or not whole:
+        raise ReviewError(
+            f"{folder / FILE} is damaged: {(notes or ['it holds no promotion'])[0]}; delete it, and the run will "
+            "write it again when it is resumed"
+        )
+    return review
+
+
+def decide(folder: Path, decision: str, by: str) -> None:
+    """Write the decision on the promotion that is up for review. Raises ReviewError."""
+    write_json(folder / FILE, finite({**read(folder), "decision": decision, "by": by}))
+
+
+def lines(review: dict[str, Any]) -> list[str]:
+    """What a person needs to decide, as lines for a terminal; text of the model has its control characters escaped."""
+
+    def number(key: str) -> str:
+        value = review["promotion"].get(key)
+        return f"{value:+.4f}" if isinstance(value, int | float) else "-"
+
+    def text(value: object) -> str:
+        return visible(str(value)[:1000].replace("\n", "\u2424"))
+
+    promotion, decision = review["promotion"], review.get("decision")
+    page = [
+        f"outer step {promotion.get('step')}: dataset {promotion.get('dataset')}, student {promotion.get('repeat')}",
+        f"  reward {number('reward')}: pass rate on the hard reward questions {number('pass_rate')}, "
+        f"baseline {number('baseline_pass_rate')}",
+        f"  {len(review['questions'])} questions with the teacher's answers:",
+    ]
+    for place, row in enumerate(review["questions"], start=1):
+        mark = "  (wrong by the world's oracle)" if row.get("correct") is False else ""
+        page.append(f"  {place:3d}. {text(row.get('question'))}")
+        page.append(f"       answer: {text(row.get('answer'))}{mark}")
+    return [*page, f"decision: {decision} by {text(review.get('by'))}" if decision else "decision: none yet"]

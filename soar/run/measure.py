@@ -1,7 +1,4 @@
-"""Held-out attempts of the arms, block by block, in a file from which an interrupted evaluation goes on.
-
-Measure adapters on a problem file: pass@k for every k, intervals, and differences from the base model.
-"""
+"""Held-out attempts of a run's arms, kept block by block, and `soar eval`: adapters measured on a problem file."""
 
 from __future__ import annotations
 
@@ -42,56 +39,39 @@ def count_held_out(
 
     Problems that the file already holds are not attempted again; it is begun anew when it is about other adapters.
     """
-    header = {"arms": {arm: stack.digest() for arm, stack in policies.items()}, "attempts": config.evaluate.attempts}
-    found = _known(folder, header)
-    on_problems(sum(problem.id in found for problem in problems))
-    missing = [problem for problem in problems if problem.id not in found]
+    attempts = config.evaluate.attempts
+    header = {"arms": {arm: stack.digest() for arm, stack in policies.items()}, "attempts": attempts}
+
+    def sound(number: int, row: Row) -> bool:
+        counts = row.get("correct")
+        if number == 1 or not isinstance(counts, list) or not isinstance(row.get("id"), str):
+            return number == 1 and "arms" in row
+        return len(counts) == len(policies) and all(type(n) is int and 0 <= n <= attempts for n in counts)
+
+    rows = folder.rows(FILE, sound)
+    if rows[:1] != [header]:
+        if rows:
+            folder.cut(FILE)
+        folder.append(FILE, [header])
+        rows = []
+    correct = {row["id"]: row["correct"] for row in rows[1:]}
+    missing = [problem for problem in problems if problem.id not in correct]
+    on_problems(len(problems) - len(missing))
 
     def keep(part: list[Problem], correct_P_H: Any, truncated_P_H: Any) -> None:
-        rows = [
-            {"id": problem.id, "correct": correct_P, "truncated": truncated_P}
-            for problem, correct_P, truncated_P in zip(
-                part, correct_P_H.T.tolist(), truncated_P_H.T.tolist(), strict=True
-            )
-        ]
-        folder.append(FILE, rows)
-        found.update({row["id"]: row["correct"] for row in rows})
+        counts = zip(part, correct_P_H.T.tolist(), truncated_P_H.T.tolist(), strict=True)
+        fresh = [{"id": problem.id, "correct": right_P, "truncated": cut_P} for problem, right_P, cut_P in counts]
+        folder.append(FILE, fresh)
+        correct.update({row["id"]: row["correct"] for row in fresh})
         on_problems(len(part))
 
     if missing:
         sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
+        stack = concat(list(policies.values()))
         count_correct(
-            env,
-            concat(list(policies.values())),
-            missing,
-            config.evaluate.attempts,
-            seed,
-            sampling,
-            threads=threads,
-            block=BLOCK,
-            on_block=keep,
-            parallel=parallel,
+            env, stack, missing, attempts, seed, sampling, threads, block=BLOCK, on_block=keep, parallel=parallel
         )
-    return [[found[problem.id][p] for problem in problems] for p in range(len(policies))]
-
-
-def _known(folder: RunFolder, header: dict[str, Any]) -> dict[str, list[int]]:
-    policies, attempts = len(header["arms"]), header["attempts"]
-
-    def usable(number: int, row: dict[str, Any]) -> bool:
-        if number == 1:
-            return "arms" in row
-        counts = row.get("correct")
-        if not isinstance(counts, list) or len(counts) != policies or not isinstance(row.get("id"), str):
-            return False
-        return all(type(count) is int and 0 <= count <= attempts for count in counts)
-
-    rows = folder.rows(FILE, usable)
-    if rows and rows[0] == header:
-        return {row["id"]: row["correct"] for row in rows[1:]}
-    (folder.path / FILE).unlink(missing_ok=True)
-    folder.append(FILE, [header])
-    return {}
+    return [[correct[problem.id][p] for problem in problems] for p in range(len(policies))]
 
 
 def measure(
@@ -107,16 +87,13 @@ def measure(
     for line in loaded.report.lines():
         say(line)
     attempts = config.evaluate.attempts
-    every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})
     sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
-    seed = seeds.derive(config.seed, "evaluate")
     done = 0
     check_cluster(config)
     with open_env(config) as env:
-        backbone = env.backbone
-        threads = choose_threads(backbone, config.threads)
-        stacks = {"base": backbone.new_stack(0)}
-        stacks |= {name: load_adapter(backbone, folder) for name, folder in adapters.items()}
+        threads = choose_threads(env.backbone, config.threads)
+        stacks = {"base": env.backbone.new_stack(0)}
+        stacks |= {name: load_adapter(env.backbone, folder) for name, folder in adapters.items()}
         problems, left_out = usable(env, config, loaded.problems, say)
         if not problems:
             raise UserError(
@@ -129,26 +106,14 @@ def measure(
             done += len(part)
             advance(done, len(problems))
 
-        stack = concat(list(stacks.values()))
+        stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
         with open_parallel(config, env, None, say) as parallel:
             correct_P_H, truncated_P_H = count_correct(
                 env, stack, problems, attempts, seed, sampling, threads, block=8, on_block=note, parallel=parallel
             )
-    rows = zip(stacks, correct_P_H.tolist(), truncated_P_H.sum(1).tolist(), strict=True)
-    counts: dict[str, list[int]] = {}
-    truncated_share: dict[str, float] = {}
-    for name, correct_H, truncated in rows:
-        counts[name], truncated_share[name] = correct_H, truncated / (attempts * len(correct_H))
-    found = results_of(counts, every_k, config.seed)
-    for name, row in found["policies"].items():
-        row["truncated_share"] = truncated_share[name]
-    return {
-        "problems": {
-            "source": config.problems.source,
-            "sha256": loaded.digest,
-            "count": len(problems),
-            "ids": [problem.id for problem in problems],
-            "left_out": left_out,
-        },
-        **found,
-    }
+    every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})
+    results = results_of(dict(zip(stacks, correct_P_H.tolist(), strict=True)), every_k, config.seed)
+    for name, share in zip(stacks, truncated_P_H.mean(1) / attempts, strict=True):
+        results["policies"][name]["truncated_share"] = float(share)
+    about = {"source": config.problems.source, "sha256": loaded.digest, "count": len(problems)}
+    return {"problems": {**about, "ids": [problem.id for problem in problems], "left_out": left_out}, **results}

@@ -14,7 +14,7 @@ from soar import seeds
 from soar.config import HARD_ARMS, Config
 from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, save_adapter
-from soar.files import digest, finite, storage_errors, sync_tree, write_json, write_lines
+from soar.files import digest, finite, storage_errors, write_json, write_lines
 from soar.loop.arms import (
     ArmProgress,
     Listener,
@@ -116,7 +116,6 @@ class Run:
         self.folder.tell(self.progress.insist)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
             save_adapter(self.env.backbone, stack, self.folder.path / name)
-            sync_tree(self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
         report_at_the_end(self.folder.path, self.progress.insist)
@@ -249,7 +248,7 @@ class Run:
         self.folder.append("metrics.jsonl", [{"event": "review", "step": step, "decision": decision, "by": by}])
         self.state.pending = None
         self._save()
-        review.close(path)
+        (path / review.FILE).unlink(missing_ok=True)  # the events hold the decision
         self.progress.say(f"promotion of outer step {step}: {decision} by {by}")
 
     def _arms(self) -> None:
@@ -380,6 +379,7 @@ def execute(
         open_env(config) as env,
         open_parallel(config, env, folder, progress.say) as parallel,
     ):
+        folder.note_hashes()  # the model is loaded, so this is a run that others may look at
         progress.show(own_view(out, progress.console))
         run = Run(config, folder, env, progress, stop, parallel)
         run.teacher_reward = teacher_reward

@@ -1,4 +1,4 @@
-"""What every command opens: base model, sampler, prompts and verifier of a config, and the problems it can use."""
+"""What every command opens: base model, sampler, prompts and verifier of a config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from soar.domains.world import get_world
 from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
 from soar.engine.memory import free_bytes
 from soar.engine.policy import Backbone
-from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import domain_of
@@ -36,29 +35,18 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 
     A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
     """
-    cores = cores_of(threads)
-    parameters = sum(p.numel() for p in backbone.model.parameters())
     if backbone.device.type != "cpu":
         return 1
-    small = parameters < SMALL_MODEL
-    torch.set_num_threads(1 if small else cores)
-    return cores if small else 1
-
-
-def open_sampler(backbone: Backbone, config: Config) -> Sampler:
-    """The engine that model.sampler names. Raises ConfigError."""
-    if config.model.sampler == "native":
-        return NativeSampler(backbone)
-    from soar.engine.vllm import open_vllm
-
-    return open_vllm(backbone, config)
+    small = sum(p.numel() for p in backbone.model.parameters()) < SMALL_MODEL
+    torch.set_num_threads(1 if small else cores_of(threads))
+    return cores_of(threads) if small else 1
 
 
 @contextmanager
 def open_env(config: Config) -> Iterator[RolloutEnv]:
     """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end.
 
-    Raises TooLarge before anything is loaded when the model does not fit its device.
+    Raises TooLarge before anything is loaded when the model does not fit its device, ConfigError for the rest.
     """
     domain = domain_of(config.problems)  # before the model, which takes minutes
     device = choose_device(config.model.device)
@@ -71,20 +59,23 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
         except ValueError as error:
             raise ConfigError(f"problems.format = {domain.prompts.name!r}: {error}; use another format") from error
     with open_pool(domain, config.problems) as verifier:
-        yield RolloutEnv(backbone, open_sampler(backbone, config), domain.prompts, verifier, config.student.reward)
+        if config.model.sampler == "native":
+            yield RolloutEnv(backbone, NativeSampler(backbone), domain.prompts, verifier, config.student.reward)
+            return
+        from soar.engine.vllm import open_vllm
+
+        yield RolloutEnv(backbone, open_vllm(backbone, config), domain.prompts, verifier, config.student.reward)
 
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
-    if not config.problems.source.startswith("world:"):
+    kind, _, name = config.problems.source.partition("world:")
+    if kind or not name:
         return rows
-    world = get_world(config.problems.source.removeprefix("world:"))
-    return [
-        {
-            **row,
-            "topic": world.topic(row["question"]),
-            "well_posed": world.well_posed(row["question"]),
-            "correct": world.solve(row["question"]) == row["answer"],
-        }
-        for row in rows
-    ]
+    world = get_world(name)
+
+    def label(question: str, answer: str) -> dict[str, Any]:
+        posed, correct = world.well_posed(question), world.solve(question) == answer
+        return {"topic": world.topic(question), "well_posed": posed, "correct": correct}
+
+    return [{**row, **label(row["question"], row["answer"])} for row in rows]
