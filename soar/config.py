@@ -47,7 +47,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The one frozen base model, shared by teacher and students, and the kind of adapter stacked on it."""
 
-    path: str = "builtin:tiny"  # folder, hub id, or builtin:tiny (the embedded world's model)
+    path: str = "builtin:tiny"  # folder, GGUF file, hub id, or builtin:tiny (the embedded world's model)
     gguf_file: str | None = None  # name of a GGUF file inside `path`
     revision: str | None = None  # hub revision; pinned in the manifest
     trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
@@ -65,6 +65,16 @@ class ModelConfig(Section):
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # tokens per forward of the update; 0: by device
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: when one row of every policy does not fit
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gguf(cls, data: Any) -> Any:
+        """A path that is a GGUF file, or a folder with one and no config.json, says what gguf_file is."""
+        path = Path(str(data.get("path", ""))).expanduser() if isinstance(data, dict) else Path()
+        if path.suffix == ".gguf":
+            return {**data, "path": str(path.parent), "gguf_file": path.name}
+        files = list(path.glob("*.gguf")) if path != Path() and not (path / "config.json").is_file() else []
+        return {**data, "gguf_file": files[0].name} if len(files) == 1 and not data.get("gguf_file") else data
 
 
 class ProblemsConfig(Section):

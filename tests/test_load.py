@@ -1,9 +1,11 @@
-"""How a base model is loaded: in 8 or 4 bits, with kernels of liger, refused where it does not fit its device."""
+"""How a base model is loaded: from any file, of any family, in 8 or 4 bits, with kernels of liger; or refused by name."""
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_stack, some_prompts, tiny_model, tiny_tokenizer
+import transformers
+from helpers import BOS, EOS, PAD, WORDS, random_stack, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
+from transformers import AutoModelForCausalLM, Mamba2Config
 from transformers.models.llama import modeling_llama
 
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import load as memory
 from soar.engine.load import GIB, TooLarge, check_fits, fuse, load_backbone, memory_of
+from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 
@@ -44,6 +49,121 @@ def test_adapters_train_on_a_base_in_fewer_bits(bits: str, tmp_path: Path) -> No
     stats = update(backbone, stack, optimizer, rollouts, torch.tensor([1.0, -1.0] * 6), 1e-3, 1.0, 6)
     assert stats.gap_P.max() < 0.1 and not stats.failed_P.any() and (stats.gradient_norm_P > 0).all()
     assert stack.digest() != before and backbone.base_digest() == base
+
+
+def save_tiny(folder: Path, template: str | None = None) -> Path:
+    tiny_model().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_gguf_file_alone_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.gguf").touch()
+    for path in (tmp_path, tmp_path / "a.gguf"):
+        config = ModelConfig(path=str(path))
+        assert (config.path, config.gguf_file) == (str(tmp_path), "a.gguf")
+    assert ModelConfig(path=str(tmp_path / "b.gguf"), gguf_file="a.gguf").gguf_file == "b.gguf"
+    (tmp_path / "both").mkdir()
+    for name in ("config.json", "x.gguf"):
+        (tmp_path / "both" / name).touch()
+    assert ModelConfig(path=str(tmp_path / "both")).gguf_file is None  # a folder as transformers writes it
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'package gguf is not installed; pip install "soar-rl\[train,gguf\]"'):
+        load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
+
+
+def test_files_that_are_no_base_model_alone_are_named(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"path": str(tmp_path)}, r"holds 2 GGUF files; set model\.gguf_file to one of a\.gguf, b\.gguf"),
+        ({"path": str(tmp_path / "c.gguf")}, r"c\.gguf': no such file in .*GGUF files there: a\.gguf, b\.gguf"),
+        ({"path": str(tmp_path / "nowhere")}, "nowhere': there is no such folder"),
+        ({"path": "~/no such/m.gguf"}, "there is no such folder"),
+    ]
+    for given, said in cases:
+        with pytest.raises(ConfigError, match=said):
+            load_backbone(ModelConfig(**given, device="cpu"))
+    (save_tiny(tmp_path / "m") / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="an adapter lies beside the base model"):
+        load_backbone(ModelConfig(path=str(tmp_path / "m"), device="cpu"))
+    Mamba2Config(num_hidden_layers=1, hidden_size=16, num_heads=4, head_dim=8).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(ConfigError, match=r"Mamba2ForCausalLM \(model_type mamba2\) takes no past_key_values"):
+        load_backbone(ModelConfig(path=str(tmp_path / "mamba"), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not end in 0.2 s"),
+        ("{{ raise_exception('no user, please') }}", "fails: .*no user, please"),
+        ("{{ messages[7].content }}", "fails: .*has no"),
+    ],
+)
+def test_a_chat_template_ends_and_its_failure_is_named(
+    template: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "TEMPLATE_SECONDS", 0.2)
+    tokenizer = load_backbone(ModelConfig(path=str(save_tiny(tmp_path, template)), device="cpu")).tokenizer
+    with pytest.raises(ConfigError, match=f"chat template {said}.*problems.format without turns"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    tokenizer.chat_template = "{{ messages[0].content }}!"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "a!"
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+}  # fmt: skip
+LINEAR: dict[str, Any] = {"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+                          "linear_value_head_dim": 8}  # fmt: skip
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen3_5Text": ("pluggable", LINEAR),
+    "Qwen3Next": ("pluggable", {**LINEAR, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                                "shared_expert_intermediate_size": 16}),
+    "GptOss": ("sinks", {**EXPERTS, "head_dim": 8, "sliding_window": 4}),
+    "GraniteMoeHybrid": ("keep a state", {**EXPERTS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
+                                          "mamba_n_groups": 1, "shared_intermediate_size": 16,
+                                          "layer_types": ["mamba", "attention"] * 2}),
+    "Gemma4Text": ("", {"head_dim": 8, "global_head_dim": 8, "sliding_window": 4, "hidden_size_per_layer_input": 8,
+                        "vocab_size_per_layer_input": len(WORDS),
+                        "layer_types": ["sliding_attention", "full_attention"] * 2}),
+}  # fmt: skip
+"""Families of 2026 -> why they go their own way ("": they do not), and settings."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_2026_sample_and_train(name: str) -> None:
+    """Sampler and trainer agree, and a prompt alone in its micro-batch gives the gradient of all together."""
+    reason, settings = FAMILIES[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES, **settings))
+    for parameter in model.parameters():
+        parameter.data.mul_(4.0 if parameter.dim() > 1 else 1.0)
+    gradients = []
+    for tokens in (0, 1):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            config = ModelConfig(lora_rank=4, device="cpu", micro_batch_tokens=tokens)
+            backbone = Backbone(copy.deepcopy(model), tiny_tokenizer(), config)
+        assert backbone.apart is any("own attention and cache" in str(w.message) for w in said) is bool(reason)
+        assert not reason or any(reason in str(w.message) for w in said)
+        backbone.end_ids = frozenset((EOS, 7, 9))
+        stack = random_stack(backbone, 2, size=0.1)
+        sampling, prompts = SamplingConfig(max_tokens=10), [some_prompts(3, seed=p) for p in range(2)]
+        rollouts = NativeSampler(backbone).sample(stack, prompts, 2, [[1, 2, 3]] * 2, sampling)
+        assert len(set(rollouts.length_B.tolist())) > 1
+        optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.1))
+        stats = update(backbone, stack, optimizer, rollouts, torch.tensor([1.0, -1.0] * 6), 1e-3, 1.0, 10)
+        assert stats.gap_P.max() < 1e-4 and not stats.failed_P.any()
+        gradients.append({key: tensor.grad for key, tensor in stack.tensors.items()})
+    largest = max(gradient.abs().max().item() for gradient in gradients[0].values())
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-3 * largest)  # chunked states round
 
 
 def test_impossible_combinations_are_refused() -> None:

@@ -269,6 +269,9 @@ class Draft:
         """Format and token budgets that fit a model folder; nothing for a hub id."""
         self.keys["model.path"] = model
         folder = Path(model)
+        if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
+            self.notes.append(f"{model}: weights from GGUF, whose tokenizer and context are seen when it is loaded")
+            return
         if not (folder / "config.json").is_file():
             self.notes.append(f"{model} is no folder with a config.json, so it is taken as a hub id")
             return

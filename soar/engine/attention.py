@@ -8,6 +8,7 @@ a captured graph needs on a GPU. Left out: attention sinks, ALiBi-style biases, 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -312,20 +313,35 @@ def _visible(window: Window, places: int, sliding: int | None) -> Tensor:
     return ((place_S[None] >= first_B[:, None]) & (place_S[None] < window.filled_1))[:, None, None]
 
 
-def install(model: Any) -> None:
-    """Make `model` use `grouped_attention`. Raises ValueError for a model class without pluggable attention.
+def misfit(model: Any) -> str:
+    """Why `grouped_attention` and packed rows do not fit this model; "" where they do."""
+    if not getattr(model, "_supports_attention_backend", False):
+        return "has no pluggable attention"
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        return "has attention sinks"
+    if buffer_cache(model.config, whole=True) is None:
+        return "has layers that keep a state"
+    return ""
+
+
+def install(model: Any) -> bool:
+    """Make `model` use `grouped_attention`; False for one that it does not fit, which is said and goes its own way.
 
     Turns cuDNN's attention off in this process: nearly every micro-batch has a new shape, and updates of a run at the 3B
     shape took a fifth longer with it (docs/performance.md).
     """
-    if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(
-            f"{type(model).__name__} has no pluggable attention (older than transformers' interface for it)"
-        )
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if reason := misfit(model):
+        warnings.warn(
+            f"{type(model).__name__} {reason}: it goes through its own attention and cache, a prompt anew for every "
+            "completion in the update, which is slower",
+            stacklevel=2,
+        )
+        return False
     ALL_ATTENTION_FUNCTIONS.register(NAME, grouped_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+    return True
 
 
 class BufferLayer(DynamicLayer):
@@ -399,3 +415,10 @@ def buffer_cache(config: Any, whole: bool = False) -> DynamicCache | None:
     buffered = plain if whole else (DynamicLayer,)
     cache.layers = [BufferLayer() if type(layer) in buffered else layer for layer in cache.layers]
     return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows, in that order; a row may be named more than once."""
+    for layer in cache.layers:
+        # Layers with a state know selection only as the reordering of beams.
+        getattr(layer, "batch_select_indices", layer.reorder_cache)(rows)

@@ -198,7 +198,7 @@ class StaticDecoder:
     def supports(self, stack: AdapterStack | None) -> bool:
         """Whether this model (only caches of keys and values) and stack (none or lora) can be decoded here."""
         fits = stack is None or stack.kind == "lora"
-        return fits and buffer_cache(self.backbone.model.config, whole=True) is not None
+        return fits and not self.backbone.apart
 
     def held_bytes(self) -> int:
         """Memory of the cache that is kept between calls."""

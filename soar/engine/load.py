@@ -6,12 +6,15 @@ else from the shape. A hub id is looked up in the local cache only. Nothing but 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import inspect
 import json
 import math
 import os
 import re
 import sys
+import threading
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +34,12 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0
 """Bytes of a weight. 4bit: four bits, and one float32 scale for 64 weights."""
 TRAINED_BYTES = 16  # an adapter's weight, gradient and two AdamW moments, float32
 LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
+TEMPLATE_SECONDS = 5.0
+MEND_TEMPLATE = "mend the tokenizer's chat_template, or take a problems.format without turns (question_answer)"
+ADAPTER_BESIDE = (
+    "an adapter lies beside the base model (adapter_config.json), and every adapter would train on top of it; "
+    "merge it (PEFT: merge_and_unload, save_pretrained) or move its files away"
+)
 SMALLEST_MICRO_BATCH = 1024  # tokens of one pass of the update, at least
 
 
@@ -68,9 +77,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def resolve_path(path: str) -> str:
-    """`builtin:NAME` -> folder inside the package; anything else unchanged (a folder or a hub id)."""
+    """`builtin:NAME` -> folder inside the package, `~` -> home; anything else unchanged (a folder or a hub id)."""
     if not path.startswith("builtin:"):
-        return path
+        return os.path.expanduser(path)
     try:
         return str(builtin_path(path.removeprefix("builtin:")))
     except ValueError as error:
@@ -81,7 +90,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     """Load base model and tokenizer by transformers, in 8 or 4 bits where the config says so, freeze, wrap.
 
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
-    loader's reason.
+    reason, before the weights are read where that can be told.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -93,20 +102,86 @@ def load_backbone(config: ModelConfig) -> Backbone:
     dtype = choose_dtype(config.dtype, device)
     path = resolve_path(config.path)
     common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
-    if config.gguf_file:
-        common["gguf_file"] = config.gguf_file
-    else:
-        common["trust_remote_code"] = config.trust_remote_code
-    how = {} if config.gguf_file else {"use_safetensors": True}
-    how |= _quantized(config.quantization, dtype, device)
+    common |= {"gguf_file": config.gguf_file} if config.gguf_file else {"trust_remote_code": config.trust_remote_code}
+    how = _quantized(config.quantization, dtype, device) | ({} if config.gguf_file else {"use_safetensors": True})
+    _refuse_files(config)
     try:
+        _refuse_class(path, common)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **how)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
+        raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
     if config.quantization == "none":
         model = model.to(device)
+    _bound_template(tokenizer)
     return Backbone(model, tokenizer, config, fuse(model, config.fused_kernels))
+
+
+def _refuse_files(config: ModelConfig) -> None:
+    """Raises ConfigError for a model.path on this machine that is not there, or not a base model alone."""
+    folder, given = Path(resolve_path(config.path)), f"model.path = {config.path!r}"
+    if not folder.is_dir():
+        if folder.is_absolute() or config.path.startswith((".", "~")) or config.gguf_file:
+            raise ConfigError(f"{given}: there is no such folder")
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"{given}: {ADAPTER_BESIDE}")
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    if config.gguf_file is None and names and not (folder / "config.json").is_file():
+        raise ConfigError(f"{given} holds {len(names)} GGUF files; set model.gguf_file to one of {', '.join(names)}")
+    if config.gguf_file is not None and config.gguf_file not in names:
+        there = f"GGUF files there: {', '.join(names) or 'none'}"
+        raise ConfigError(f"model.gguf_file = {config.gguf_file!r}: no such file in {folder}; {there}")
+    if config.gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise ConfigError('model.gguf_file: the package gguf is not installed; pip install "soar-rl[train,gguf]"')
+
+
+def _refuse_class(path: str, common: dict[str, Any]) -> None:
+    """Raises ValueError for a kind of model whose forward pass takes no cache or positions, by its config alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, **common)
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)  # None: code of its own
+    takes = inspect.signature(kind.forward).parameters if hasattr(kind, "forward") else {}
+    if missing := [name for name in ("past_key_values", "position_ids") if takes and name not in takes]:
+        raise ValueError(
+            f"{kind.__name__} (model_type {config.model_type}) takes no {' and no '.join(missing)}, which sampling and "
+            "training need; take a model with attention, alone or among layers that keep a state"
+        )
+
+
+class _TooLong(BaseException):
+    """Raised inside a chat template that does not end."""
+
+
+def _bound_template(tokenizer: Any) -> None:
+    """Make the tokenizer's chat template end: in TEMPLATE_SECONDS, and with a ConfigError in place of what it raises."""
+    plain = tokenizer.apply_chat_template
+
+    def bounded(*given: Any, **named: Any) -> Any:
+        outcome: list[Any] = []
+
+        def work() -> None:
+            try:
+                outcome.extend((plain(*given, **named), None))
+            except (Exception, _TooLong) as error:
+                outcome.extend((None, error))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(TEMPLATE_SECONDS)
+        if not outcome:  # a template is Python code of loops, so an exception set from outside reaches it
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLong))
+            thread.join(TEMPLATE_SECONDS)
+            raise ConfigError(f"model.path: the chat template did not end in {TEMPLATE_SECONDS} s; {MEND_TEMPLATE}")
+        text, error = outcome
+        if error is not None:
+            raise ConfigError(f"model.path: the chat template fails: {error!r:.300}; {MEND_TEMPLATE}") from error
+        return text
+
+    tokenizer.apply_chat_template = bounded
 
 
 def fuse(model: Any, wanted: str) -> bool:

@@ -115,12 +115,13 @@ class Pack:
     rows: their numbers in the rollouts, policy-major. ids_P_n, position_P_n: tokens as they go through the model; the last
     token of a completion predicts nothing and is left out. view: who sees whom. mask_R_T: where a row has a token. For the
     N such tokens, row after row: target_N, and place_N in [P * n], whose output predicts it.
+    With rows apart there is a line for each row in place of one for each policy, and no view.
     """
 
     rows: list[int]
     ids_P_n: Tensor
     position_P_n: Tensor
-    view: Packed
+    view: Packed | None
     mask_R_T: Tensor
     target_N: Tensor
     place_N: Tensor
@@ -128,6 +129,8 @@ class Pack:
 
 def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
     """The named rows of every policy, none of them empty, on the backbone's device."""
+    if backbone.apart:
+        return rows_apart(backbone, rollouts, rows_P)
     P, device, length_B = len(rows_P), backbone.device, rollouts.length_B.numpy()
     tokens_B_T = rollouts.tokens_B_T.numpy()
     rows_P_U: list[dict[tuple[int, ...], list[int]]] = [{} for _ in rows_P]
@@ -158,12 +161,40 @@ def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pac
             order += rows
             prompts.append((p, first, start))
             first += start
-    T = int(length_B[order].max())
+    view = Packed((P, n), split, prompts, completions, device)
+    return _pack(rollouts, order, ids_P_n, position_P_n, places, view, device)
+
+
+def rows_apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
+    """The named rows, each with its prompt in a line of its own, short policies filled up with lines that nobody reads."""
+    length_B, most = rollouts.length_B.tolist(), max(len(rows) for rows in rows_P)
+    order = [row for rows in rows_P for row in rows]
+    n = max(len(rollouts.prompts[row]) + length_B[row] - 1 for row in order)
+    ids = np.full((len(rows_P) * most, n), backbone.pad_id, dtype=np.int64)
+    places: list[int] = []
+    for p, rows in enumerate(rows_P):
+        for line, row in enumerate(rows, start=p * most):
+            start, inner = len(rollouts.prompts[row]), length_B[row] - 1
+            ids[line, : start + inner] = [*rollouts.prompts[row], *rollouts.tokens_B_T[row, :inner].tolist()]
+            places += range(line * n + start - 1, line * n + start + inner)
+    position = np.broadcast_to(np.arange(n), ids.shape).copy()
+    return _pack(rollouts, order, ids, position, places, None, backbone.device)
+
+
+def _pack(
+    rollouts: Rollouts,
+    order: list[int],
+    ids: np.ndarray,
+    position: np.ndarray,
+    places: list[int],
+    view: Packed | None,
+    device: torch.device,
+) -> Pack:
+    T = int(rollouts.length_B[order].max())
     mask_R_T = torch.arange(T)[None] < rollouts.length_B[order][:, None]
     target_N = rollouts.tokens_B_T[order][:, :T][mask_R_T]
-    ids, position, place_N = (torch.as_tensor(x).to(device) for x in (ids_P_n, position_P_n, places))
-    view = Packed((P, n), split, prompts, completions, device)
-    return Pack(order, ids, position, view, mask_R_T.to(device), target_N.to(device), place_N)
+    ids_P_n, position_P_n, place_N = (torch.as_tensor(x).to(device) for x in (ids, position, places))
+    return Pack(order, ids_P_n, position_P_n, view, mask_R_T.to(device), target_N.to(device), place_N)
 
 
 def token_logprobs(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:
@@ -172,13 +203,9 @@ def token_logprobs(backbone: Backbone, packed: Pack, temperature: float) -> Tens
     One forward pass. Gradients flow if enabled.
     """
     head = _plain_head(backbone)
-    # A mask of four axes is taken as it is; what counts is the view.
-    given = {
-        "input_ids": packed.ids_P_n,
-        "position_ids": packed.position_P_n,
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=backbone.device),
-        "use_cache": False,
-    }
+    given: dict[str, Any] = {"input_ids": packed.ids_P_n, "position_ids": packed.position_P_n, "use_cache": False}
+    if packed.view is not None:  # a mask of four axes is taken as it is; what counts is the view
+        given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=backbone.device)
     with seeing(packed.view):
         out = (
             backbone.model(**given).logits if head is None else backbone.model.get_decoder()(**given).last_hidden_state

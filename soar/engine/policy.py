@@ -185,12 +185,13 @@ class Backbone:
 
     Attributes: model (transformers causal LM in eval mode, no parameter takes gradients), tokenizer, device, dtype,
     layers (module name -> StackedLinear), end_ids (token ids that end a completion), pad_id, context (max positions),
-    micro_batch_tokens (model.micro_batch_tokens, or what a shortage of memory left of it), recomputing, fused (`load.fuse`).
+    micro_batch_tokens (model.micro_batch_tokens, or what a shortage of memory left of it), recomputing, fused (`load.fuse`),
+    apart (the model keeps its own attention and cache, and rows are not packed: `attention.misfit`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig, fused: bool = False) -> None:
         self.model = model.eval()
-        attention.install(model)
+        self.apart = not attention.install(model)
         self.tokenizer, self.config, self.fused = tokenizer, config, fused
         for parameter in model.parameters():
             parameter.requires_grad_(False)

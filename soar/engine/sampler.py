@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from soar import seeds
 from soar.config import SamplingConfig
-from soar.engine.attention import buffer_cache
+from soar.engine.attention import buffer_cache, select_rows
 from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
 from soar.engine.memory import free_bytes, halving, is_out_of_memory
 from soar.engine.policy import AdapterStack, Backbone
@@ -127,10 +128,11 @@ class GrowingBatch(Batch):
     def finish(self) -> Rollouts:
         self.row_b = torch.arange(self.rows, device=self.backbone.device)  # live slot -> row of the result
         with self.backbone.use(self.stack):
-            cache: Any = buffer_cache(self.backbone.model.config)
+            config = self.backbone.model.config
+            cache: Any = DynamicCache(config=config) if self.backbone.apart else buffer_cache(config)
             logits_U_V, mask_U_S = self.prefill(cache)
             prompt_b = self.row_b // self.attempts
-            cache.batch_select_indices(prompt_b)
+            select_rows(cache, prompt_b)
             logits_b_V, mask_b_S = logits_U_V[prompt_b], mask_U_S[prompt_b]
             for step in range(self.sampling.max_tokens):
                 token_b = self._draw(logits_b_V.float(), step)
@@ -143,7 +145,7 @@ class GrowingBatch(Batch):
                 if keep is not None:
                     if keep.numel() == 0:
                         break
-                    cache.batch_select_indices(keep)
+                    select_rows(cache, keep)
                     mask_b_S, token_b, self.row_b = mask_b_S[keep], token_b[keep], self.row_b[keep]
                 mask_b_S = torch.cat([mask_b_S, mask_b_S.new_ones(len(mask_b_S), 1)], dim=1)
                 position_b_1 = mask_b_S.sum(1, keepdim=True) - 1

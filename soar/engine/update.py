@@ -71,7 +71,7 @@ def update(
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
     def accumulate(limit: int) -> Tensor:
-        batches = _micro_batches(rollouts, kept_P, limit)
+        batches = _micro_batches(rollouts, kept_P, limit, backbone.apart)
         return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
@@ -204,22 +204,26 @@ def micro_batch_limit(backbone: Backbone) -> int:
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
 
 
-def _micro_batches(rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> list[list[list[int]]]:
+def _micro_batches(
+    rollouts: Rollouts, kept_P: list[list[int]], limit: int, apart: bool = False
+) -> list[list[list[int]]]:
     """Row numbers of every policy, batch by batch, each policy's tokens spread evenly: at most `limit` of them a batch.
 
-    A row and, where a prompt's completions fall into two batches, a prompt of every policy may come on top.
+    A row and, where a prompt's completions fall into two batches, a prompt of every policy may come on top. apart: a row
+    counts as much as the longest.
     """
-    lengths = rollouts.length_B.tolist()
+    lengths, prompts = rollouts.length_B.tolist(), rollouts.prompts
+    longest = max((len(prompts[row]) + lengths[row] for kept in kept_P for row in kept), default=0)
     starts_P, totals = [], []
     for kept in kept_P:
         starts, total, seen = [], 0, set()
-        for row in sorted(kept, key=lambda row: rollouts.prompts[row]):
+        for row in sorted(kept, key=lambda row: prompts[row]):
             starts.append((row, total))
-            total += lengths[row] + (len(rollouts.prompts[row]) if rollouts.prompts[row] not in seen else 0)
-            seen.add(rollouts.prompts[row])
+            total += longest if apart else lengths[row] + (len(prompts[row]) if prompts[row] not in seen else 0)
+            seen.add(prompts[row])
         starts_P.append(starts)
         totals.append(max(1, total))
-    count = -(-max(totals) * len(kept_P) // limit) if any(kept_P) else 0
+    count = -(-max(totals) * len(kept_P) // limit) if longest else 0
     batches: list[list[list[int]]] = [[[] for _ in kept_P] for _ in range(count)]
     for p, (starts, total) in enumerate(zip(starts_P, totals, strict=True)):
         for row, start in starts:
