@@ -1,19 +1,11 @@
-"""The domain `code`: reading tests and programs, naming bad tasks, exercises, a toy run."""
+"""The domain `code`: reading tests and programs, naming bad tasks, grading in workers."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from code_exercises import main as write_exercises
-from loop_helpers import events
-from tokenizers import Tokenizer, decoders, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from soar.cli import main
 from soar.config import load
 from soar.domains import code as coding
 from soar.domains.assertions import MAX_CHARS, MAX_TESTS, Unusable, decode, flaw, read_tests
@@ -129,16 +121,9 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
     for _ in range(100):
         deep = [deep]
     for value in (
-        deep,
-        {"dict": [[[], 1]]},
-        {"complex": [10**400, 0]},
-        {"set": [[1]]},
-        {"bytes": "zz"},
-        {"unheard": 1},
-        {},
-        {"tuple": 3},
-        [1, "a"],
-    ):
+        deep, {"dict": [[[], 1]]}, {"complex": [10**400, 0]}, {"set": [[1]]}, {"bytes": "zz"}, {"unheard": 1}, {},
+        {"tuple": 3}, [1, "a"],
+    ):  # fmt: skip
         assert tests.verdict(answers(value)) is Verdict.WRONG
     assert tests.verdict(Outcome(End.DONE, {0: [1]}, {-1: "error"})) is Verdict.WRONG
     assert tests.verdict(Outcome(End.DONE, {0: [1], 1: [1]})) is Verdict.WRONG
@@ -172,13 +157,8 @@ def test_tests_that_say_too_little_are_named(tests: str, name: str | None) -> No
 @needs_sandbox
 def test_a_teacher_text_is_a_task_with_tests() -> None:
     wanted = (ADD_TASK, ADD_TESTS)
-    texts = [
-        ADD,
-        "```python\ndef " + ADD,
-        "Here it is:\n```python\ndef " + ADD,
-        ADD.split("```")[0],
-        ADD.replace("    return a + b\n", "    ...\n"),  # no solution of its own
-    ]
+    texts = [ADD, "```python\ndef " + ADD, "Here it is:\n```python\ndef " + ADD, ADD.split("```")[0]]
+    texts.append(ADD.replace("    return a + b\n", "    ...\n"))  # no solution of its own
     assert [read_problem(text) for text in texts] == [wanted] * len(texts)
     typed = read_problem(ADD.replace("add(a, b):", "add(a: int, b: int = 2) -> int:"))
     assert typed[0].split("\n")[2] == "def add(a: int, b: int=2) -> int:"
@@ -208,18 +188,19 @@ def test_a_bad_teacher_text_is_named(change: str, to: str, name: str) -> None:
     assert read_problem(text) == name
 
 
-def test_the_program_is_taken_out_of_a_completion() -> None:
-    assert (
-        read_answer("Text\n```python\ndef f(x):\n    return x\n```\nMore\n```\nf(1)\n```")
-        == "def f(x):\n    return x\n"
-    )
-    assert read_answer("```\nprint(1)\n```\n```py\nprint(2)\n```") == "print(2)\n"
-    assert read_answer("```python\ndef f(x):\n    return x") == "def f(x):\n    return x"
-    assert read_answer("Sure.\ndef f(x):\n    return x\n```\nDone.") == "def f(x):\n    return x"
-    assert read_answer("import math\nprint(math.pi)") == "import math\nprint(math.pi)"
-    assert read_answer("The answer is 4.") is None
-    assert read_answer("") is None
-    assert read_answer("```python\n```") is None
+@pytest.mark.parametrize(
+    ("completion", "code"),
+    [
+        ("Text\n```python\ndef f(x):\n    return x\n```\nMore\n```\nf(1)\n```", "def f(x):\n    return x\n"),
+        ("```\nprint(1)\n```\n```py\nprint(2)\n```", "print(2)\n"),
+        ("```python\ndef f(x):\n    return x", "def f(x):\n    return x"),
+        ("Sure.\ndef f(x):\n    return x\n```\nDone.", "def f(x):\n    return x"),
+        ("import math\nprint(math.pi)", "import math\nprint(math.pi)"),
+        ("The answer is 4.", None), ("", None), ("```python\n```", None),
+    ],
+)  # fmt: skip
+def test_the_program_is_taken_out_of_a_completion(completion: str, code: str | None) -> None:
+    assert read_answer(completion) == code
 
 
 @needs_sandbox
@@ -273,52 +254,3 @@ def test_the_pool_grades_in_killable_workers() -> None:
         found = pool.read_problems([ADD, "nothing"], [False, False])
         assert (found[0].question, found[0].answer) == (ADD_TASK, ADD_TESTS)  # type: ignore[union-attr]
         assert found[1].name == "not_python"  # type: ignore[union-attr]
-
-
-TASK = 'f{n}(x):\n    """Return x plus {n}."""\n    return x + {n}\n\nassert f{n}(1) == {a}\nassert f{n}(5) == {b}\n```'
-PIECES = [
-    *(TASK.format(n=n, a=n + 1, b=n + 5) for n in (1, 2, 3)),
-    *(f"```python\ndef f{n}(x):\n    return x + {n}\n```" for n in (1, 2, 3)),
-]
-
-
-def parrot(folder: Path) -> Path:
-    """A random model that knows six texts: three tasks and their solutions, each one token."""
-    words = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *PIECES])}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@needs_sandbox
-def test_a_toy_run_of_the_recipe_ends_in_a_report(tmp_path: Path) -> None:
-    small = {
-        "model.path": parrot(tmp_path / "model"), "problems.source": tmp_path / "code.jsonl",
-        "screen.attempts": 4, "teacher.steps": 1,
-        "teacher.datasets": 2, "teacher.questions": 3, "teacher.sampling.max_tokens": 4, "student.sampling.max_tokens": 1,
-        "student.repeats": 1, "student.steps": 1, "student.prompts_per_step": 2, "student.attempts": 16,
-        "reward.questions": 2, "reward.attempts": 1, "reward.baseline_attempts": 1, "evaluate.attempts": 4,
-        "evaluate.ks": "[1, 4]", "arms.run": '["base", "ps"]', "problems.verify_timeout_s": 30, "model.device": "cpu",
-        "problems.verify_workers": 1, "model.lora_rank": 2, "problems.domain": "code", "screen.early_stop": "false",
-    }  # fmt: skip
-    write_exercises([str(tmp_path / "code.jsonl"), "--count", "8"])
-    options = [text for key, value in small.items() for text in ("--set", f"{key}={value}")]
-    run = tmp_path / "run"
-    assert main(["run", "code-1gpu", "--out", str(run), *options]) == 0
-    assert (run / "report.html").is_file()
-    step = next(event for event in events(run, "outer_step"))
-    assert step["accepted"] == 6
-    assert {"no_tests", "truncated"} <= set(step["rejected"])
-    assert 0 < step["student_first"]["pass_rate"] < 0.5
-    questions = [json.loads(line)["question"] for line in (run / "questions.jsonl").read_text().splitlines()]
-    assert {question.split("\n")[2] for question in questions} <= {f"def f{n}(x):" for n in (1, 2, 3)}

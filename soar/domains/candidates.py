@@ -33,34 +33,30 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
 
     revision: the commit of a hub dataset that a resumed run began with; None: problems.revision.
     """
-    source, limit = config.problems.source, config.problems.limit
-    if source.startswith("world:"):
+    keys = config.problems
+    if keys.source.startswith("world:"):
         try:
-            problems = get_world(source.removeprefix("world:")).hard_problems(limit or 256, config.seed)
+            problems = get_world(keys.source.removeprefix("world:")).hard_problems(keys.limit or 256, config.seed)
         except ValueError as error:
-            raise ConfigError(f"problems.source = {source!r}, problems.limit = {limit}: {error}") from error
-        report = LoadReport(source, "world", rows=len(problems), kept=len(problems))
+            raise ConfigError(f"problems.source = {keys.source!r}, problems.limit = {keys.limit}: {error}") from error
+        report = LoadReport(keys.source, "world", rows=len(problems), kept=len(problems))
     else:
         # a hard set has columns of its own, whatever those of the file were that it was made from
-        screened = evidence_path(Path(source).expanduser()).is_file()
+        screened = evidence_path(Path(keys.source).expanduser()).is_file()
         problems, report = load_problems(
-            source,
-            question_column=None if screened else config.problems.question_column,
-            answer_column=None if screened else config.problems.answer_column,
-            limit=limit,
-            skip_bad_rows=config.problems.skip_bad_rows,
-            hub_split=config.problems.split,
-            revision=revision or config.problems.revision,
+            keys.source,
+            question_column=None if screened else keys.question_column,
+            answer_column=None if screened else keys.answer_column,
+            limit=keys.limit,
+            skip_bad_rows=keys.skip_bad_rows,
+            hub_split=keys.split,
+            revision=revision or keys.revision,
             seed=config.seed,
-            options=config.problems.options,
+            options=keys.options,
         )
-    problems = arranged(domain_of(config.problems), problems, report)
-    return Candidates(problems, report, _digest(problems))
-
-
-def _digest(problems: list[Problem]) -> str:
+    problems = arranged(domain_of(keys), problems, report)
     lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
-    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+    return Candidates(problems, report, hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> list[Problem]:

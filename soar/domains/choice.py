@@ -54,18 +54,23 @@ def read_choices(question: str) -> Choices | str:
     """Stem and options of a question, one option a line (`A) ...`, `(A) ...`, `A. ...`), or what is wrong with them.
 
     `no_options`: fewer than two. `options_out_of_order`: their letters are not A, B, C ... `duplicate_options`: two that
-    differ in case and spacing at most.
+    differ in case and spacing at most. `no_stem`: nothing before them.
     """
-    found = list(OPTION.finditer(question))
-    if len(found) < 2:
+    lines = list(OPTION.finditer(question))
+    if "".join(match[1] for match in lines) != LETTERS[: len(lines)]:
+        return "no_options" if len(lines) < 2 else "options_out_of_order"
+    return _choices(
+        question[: lines[0].start()] if lines else question, [match[2].strip().rstrip("*_") for match in lines]
+    )
+
+
+def _choices(stem: str, texts: Sequence[str]) -> Choices | str:
+    options = tuple(" ".join(text.split()) for text in texts)
+    if not 2 <= len(options) <= len(LETTERS) or not all(options):
         return "no_options"
-    if "".join(match[1] for match in found) != LETTERS[: len(found)]:
-        return "options_out_of_order"
-    options = tuple(" ".join(match[2].strip().rstrip("*_").split()) for match in found)
     if len({_key(option) for option in options}) < len(options):
         return "duplicate_options"
-    stem = question[: found[0].start()].rstrip()
-    return Choices(stem, options) if stem else "no_stem"
+    return Choices(stem.strip(), options) if stem.strip() else "no_stem"
 
 
 def arrange(problem: Problem) -> Problem | str:
@@ -73,15 +78,16 @@ def arrange(problem: Problem) -> Problem | str:
 
     Options stand in the question, or in a column `options` or `choices` (a list of texts). The gold answer is a letter, the
     number of an option from 0 (with a column of options), or the text of one. `all of the above` and `none of the above`
-    stay last. Doing it twice changes nothing. Names beside those of `read_choices`: `answer_not_an_option`,
-    `refers_to_letters` (an option that speaks of another by its letter, which shuffling would make wrong).
+    stay last. Doing it twice changes nothing. Names beside those of `read_choices`: `options_are_no_texts`,
+    `answer_not_an_option`, `refers_to_letters` (an option that speaks of another by its letter).
     """
+    read = read_choices(problem.question)
     given = problem.extra.get("options", problem.extra.get("choices"))
-    if given is not None and isinstance(read_choices(problem.question), str):
-        read = _from_column(problem.question, given)
-        numbered = True
-    else:
-        read, numbered = read_choices(problem.question), False
+    numbered = given is not None and isinstance(read, str)
+    if numbered:
+        if not isinstance(given, list | tuple) or not all(isinstance(option, str) for option in given):
+            return "options_are_no_texts"
+        read = _choices(problem.question, given)
     if isinstance(read, str):
         return read
     right = _right(problem.answer, read, numbered)
@@ -93,16 +99,6 @@ def arrange(problem: Problem) -> Problem | str:
     made = Choices(read.stem, tuple(read.options[i] for i in order))
     extra = {key: value for key, value in problem.extra.items() if key not in ("options", "choices")}
     return Problem(problem.id, made.text(), LETTERS[order.index(right)], extra)
-
-
-def _from_column(question: str, given: object) -> Choices | str:
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(o, str) for o in given):
-        return "options_are_no_texts"
-    options = tuple(" ".join(option.split()) for option in given)
-    if not 2 <= len(options) <= len(LETTERS) or not all(options):
-        return "no_options"
-    duplicate = len({_key(option) for option in options}) < len(options)
-    return "duplicate_options" if duplicate else Choices(question.strip(), options)
 
 
 def _right(answer: str, read: Choices, numbered: bool) -> int | None:
@@ -133,12 +129,8 @@ def _key(text: str) -> str:
 
 def read_answer(completion: str) -> str | None:
     """The answer that a completion commits to: its last box, else what follows the last answer mark or `answer is`."""
-    for style in ("boxed", "marker"):
-        found = extract(completion, style)
-        if found is not None:
-            return found
     said = SAID.findall(completion[-10_000:])
-    return said[-1].strip() if said else None
+    return extract(completion, "boxed") or extract(completion, "marker") or (said[-1].strip() if said else None)
 
 
 def read_letter(answer: str, read: Choices) -> str | None:

@@ -1,6 +1,7 @@
 """Problems: load, validate, fingerprint, split, and keep the evidence that they are hard.
 
 Every row that is not used is reported with its place and a reason; what makes the whole source unusable is a DataError.
+Files are taken as they are: which column is read, and what was done to its values, is in the `LoadReport`.
 """
 
 from __future__ import annotations
@@ -9,54 +10,48 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from soar.files import write_atomic, write_json
 from soar.problems.answers import extract
-from soar.problems.sources import DataError, Row, file_rows, gym_rows, hub_revision, hub_rows, split_source
+from soar.problems.prompts import FORMATS
+from soar.problems.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
 from soar.types import Problem, Screening
 
-__all__ = [
-    "DataError",
-    "Dropped",
-    "LoadReport",
-    "check_evidence",
-    "find_leaks",
-    "fingerprint",
-    "fits_budget",
-    "load_problems",
-    "make_problems",
-    "read_answer",
-    "read_hard",
-    "split",
-    "split_source",
-    "write_hard",
-]  # fmt: skip
-
-QUESTION_COLUMNS = ("question", "problem", "prompt", "messages")
-ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "expected_answer", "gold")
+QUESTION_COLUMNS = (
+    "body + question", "question", "problem", "extra_info.question", "query", "prompt", "messages", "conversations",
+)  # fmt: skip
+ANSWER_COLUMNS = (
+    "answer", "ground_truth", "reward_model.ground_truth", "expected_answer", "final_answer", "gold", "solution", "response",
+)  # fmt: skip
 ID_COLUMNS = ("id", "unique_id", "uid", "question_id")
 MEDIA_COLUMNS = ("image", "images", "audio", "video")
 MAX_QUESTION_CHARS = 20_000
-
-WorldLoader = Callable[[str], Iterable[Problem]]
+ANSWER_IS = re.compile(r"\bthe (?:final )?answer is:?[ \t]{0,3}([^\n]{1,200}?)\.?\s*\Z", re.IGNORECASE)
+SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that is not used: where it stands (`file:line`) and why."""
+    """A row that is not used: where it stands (`file:line`) and why. refused: it ends the loading by default."""
 
     where: str
     reason: str
     detail: str = ""
+    refused: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" + (f": {self.detail}" if self.detail else "")
+
+
+class _Unused(Exception):
+    """Raised with (reason, detail, refused) for a row that is not used."""
 
 
 @dataclass
@@ -101,40 +96,33 @@ def load_problems(
     answer_column: str | None = None,
     limit: int = 0,
     skip_bad_rows: bool = False,
-    max_question_chars: int = MAX_QUESTION_CHARS,
     hub_split: str = "train",
     revision: str | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-    worlds: WorldLoader | None = None,
 ) -> tuple[list[Problem], LoadReport]:
-    """Problems of a JSONL, JSON, CSV or parquet file, a Hugging Face dataset id, or a generated source (`KIND:NAME`).
+    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, or `reasoning_gym:NAME`.
 
-    question_column, answer_column: None picks the first known alias. limit: keep the first `limit` problems (0: all).
-    skip_bad_rows: drop unreadable rows and conflicting duplicates instead of refusing the source.
-    worlds: gives the problems of `world:NAME` (a world is not imported here); seed, options: of other generated sources.
+    question_column, answer_column: a column, with dots into objects (`reward_model.ground_truth`), or several (`Body +
+    Question`); None: the first known alias. limit: keep the first `limit` problems (0: all). skip_bad_rows: drop unreadable
+    rows and conflicting duplicates instead of refusing the source. seed, options: of a generated source.
 
     Raises DataError: unreadable source, missing column, unreadable row, equal questions with different answers, no
     problem.
     """
     kind, name = split_source(source)
     report = LoadReport(source, kind)
-    if kind == "world":
-        if worlds is None:
-            raise DataError(f"problems.source = {source!r}: no worlds are available here; pass `worlds`")
-        problems = list(worlds(name))
-        problems = problems[:limit] if limit else problems
-        report.rows = report.kept = len(problems)
-        return problems, report
     if kind == "hub":
-        report.revision = revision = hub_revision(name, revision)
-    if kind in ("file", "hub"):
-        rows = file_rows(name) if kind == "file" else hub_rows(name, hub_split, revision)
-    else:
+        rows, report.revision, remark = hub_rows(name, hub_split, revision)
+        report.notes.update([remark] if remark else [])
+    elif kind == "file":
+        rows = file_rows(name)
+    elif kind == "reasoning_gym":
         rows = gym_rows(name, limit, seed, dict(options or {}))
+    else:
+        raise DataError(f"problems.source = {source!r}: a world has no rows; `domains.candidates` makes its problems")
     wanted = {"question": question_column, "answer": answer_column}
-    problems = make_problems(rows, report, wanted, limit, skip_bad_rows, max_question_chars)
-    return problems, report
+    return make_problems(rows, report, wanted, limit, skip_bad_rows), report
 
 
 def make_problems(
@@ -143,153 +131,196 @@ def make_problems(
     wanted: Mapping[str, str | None],
     limit: int = 0,
     skip_bad_rows: bool = False,
-    max_question_chars: int = MAX_QUESTION_CHARS,
 ) -> list[Problem]:
     """Problems of `rows`; fills `report`. Raises DataError as `load_problems`."""
-    problems: list[Problem] = []
-    seen: dict[str, tuple[str, str]] = {}
+    problems: dict[str, Problem] = {}
+    places: dict[str, str] = {}
     ids: set[str] = set()
     for row in rows:
         if limit and len(problems) == limit:
             break
         report.rows += 1
-        if row.error is None and not report.columns:
-            report.columns = choose_columns(row, wanted)
-        built = _build(row, report, max_question_chars)
-        if isinstance(built, Dropped):
-            if built.reason in REFUSED and not skip_bad_rows:
-                raise DataError(f"{built.where}: {built.reason}: {built.detail}; mend the row, or {SKIP}")
-            report.dropped.append(built)
+        try:
+            if row.error is not None:
+                raise _Unused("unreadable row", row.error, True)
+            report.columns = report.columns or choose_columns(row, wanted)
+            problem = _build(row, report)
+            key = fingerprint(problem.question)
+            if key in problems:
+                _refuse_duplicate(problem, problems[key], places[key])
+        except _Unused as unused:
+            dropped = Dropped(row.where, *unused.args)
+            if dropped.refused and not skip_bad_rows:
+                raise DataError(f"{dropped}; mend the row, or {SKIP}") from None
+            report.dropped.append(dropped)
             continue
-        key = fingerprint(built.question)
-        if key in seen:
-            report.dropped.append(_duplicate(row, built, *seen[key], skip_bad_rows))
-            continue
-        seen[key] = (row.where, built.answer)
-        if built.id in ids:
+        if problem.id in ids:
             report.notes["id that another row has too: replaced by the fingerprint"] += 1
-            built = Problem(key[:16], built.question, built.answer, built.extra)
-        ids.add(built.id)
-        problems.append(built)
+            problem = Problem(key[:16], problem.question, problem.answer, problem.extra)
+        ids.add(problem.id)
+        problems[key], places[key] = problem, row.where
     report.kept = len(problems)
     if not problems:
         first = f"; the first: {report.dropped[0].where}: {report.dropped[0].reason}" if report.dropped else ""
         raise DataError(f"{report.source}: no problem left of {report.rows} rows{first}")
-    return problems
+    return list(problems.values())
 
 
-UNREADABLE = "unreadable row"
-MISSING = "missing column"
-MEDIA = "image, audio or video"
-WRONG_TYPE = "question or answer of a wrong type"
-REFUSED = (UNREADABLE, MISSING, WRONG_TYPE)
-SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
-
-
-def _duplicate(row: Row, problem: Problem, where: str, answer: str, skip_bad_rows: bool) -> Dropped:
-    if answer == problem.answer:
-        return Dropped(row.where, "duplicate question", f"same as {where}")
-    detail = f"answer {problem.answer!r}, but {answer!r} at {where}"
-    if not skip_bad_rows:
-        raise DataError(f"{row.where}: same question with another answer: {detail}; mend one, or {SKIP}")
-    return Dropped(row.where, "same question with another answer", detail)
+def _refuse_duplicate(problem: Problem, first: Problem, where: str) -> None:
+    if problem.answer == first.answer:
+        raise _Unused("duplicate question", f"same as {where}")
+    detail = f"answer {problem.answer!r}, but {first.answer!r} at {where}"
+    raise _Unused("same question with another answer", detail, True)
 
 
 def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
-    """The columns to read, from the first row. Raises DataError listing the columns found and the nearest name."""
-    known = {str(name).casefold(): str(name) for name in row.fields}
+    """The columns to read, from the first row. Raises DataError listing the columns it has and the nearest name."""
+    names = list(_names(row.fields))
     chosen: dict[str, str | None] = {}
     for kind, aliases in (("question", QUESTION_COLUMNS), ("answer", ANSWER_COLUMNS)):
-        asked = wanted.get(kind)
-        names = (asked,) if asked else aliases
-        found = next((known[name.casefold()] for name in names if name.casefold() in known), None)
-        if found is None:
-            near = [match for name in names for match in difflib.get_close_matches(name.casefold(), known, n=1)]
-            hint = f"; did you mean {known[near[0]]!r}?" if near else "."
+        looked_for = [asked] if (asked := wanted.get(kind)) else aliases
+        by_case = {name.casefold(): name for name in names}
+        split_names = [name.casefold().split(" + ") for name in looked_for]
+        there = [" + ".join(by_case[part] for part in parts) for parts in split_names if by_case.keys() >= set(parts)]
+        if not there:
+            near = [match for name in looked_for for match in difflib.get_close_matches(name.casefold(), by_case, n=1)]
+            hint = f"; did you mean {by_case[near[0]]!r}?" if near else "."
             raise DataError(
-                f"{row.where}: no {kind} column: looked for {', '.join(names)}, "
-                f"found {', '.join(known.values()) or 'none'}{hint} Set problems.{kind}_column to the right name"
+                f"{row.where}: no {kind} column: looked for {', '.join(looked_for)}, found {', '.join(names) or 'none'}"
+                f"{hint} Set problems.{kind}_column to the right name"
             )
-        chosen[kind] = found
-    chosen["id"] = next((known[name] for name in ID_COLUMNS if name in known), None)
+        chosen[kind] = next((n for n in there if _pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
+    chosen["id"] = next((name for name in ID_COLUMNS if name in names), None)
     return chosen
 
 
-def _build(row: Row, report: LoadReport, max_question_chars: int) -> Problem | Dropped:
-    if row.error is not None:
-        return Dropped(row.where, UNREADABLE, row.error)
+def _names(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Columns, and with dots the keys of those that hold an object."""
+    for name, value in fields.items():
+        yield str(name)
+        inner = _parsed(value, "{")
+        yield from (f"{name}.{key}" for key in inner) if isinstance(inner, dict) else ()
+
+
+def _pick(fields: Mapping[str, Any], name: str) -> Any:
+    """The value of a column; dots go into objects and into JSON text. Raises _Unused where it is missing."""
+    if name in fields:
+        return fields[name]
+    column, _, key = name.partition(".")
+    inner = _parsed(fields.get(column), "{")
+    if not isinstance(inner, dict) or key not in inner:
+        raise _Unused("missing column", f"no {name!r} here, as the first row has", True)
+    return inner[key]
+
+
+def _parsed(value: Any, opening: str) -> Any:
+    """JSON text that begins with `opening` as what it stands for; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(opening):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _build(row: Row, report: LoadReport) -> Problem:
     media = next((name for name in MEDIA_COLUMNS if row.fields.get(name)), None)
     if media is not None:
         raise DataError(f"{row.where}: column {media!r}: only text problems can be used; drop the column or the row")
     names = report.columns
-    for name in (names["question"], names["answer"]):
-        if name not in row.fields:
-            return Dropped(row.where, MISSING, f"no {name!r} here, as the first row has")
-    question = _read_question(row, row.fields[str(names["question"])])
-    if isinstance(question, Dropped):
-        return question
-    answer = read_answer(row, row.fields[str(names["answer"])], report)
-    if isinstance(answer, Dropped):
-        return answer
-    if len(question) > max_question_chars:
-        return Dropped(row.where, "question too long", f"{len(question)} characters, at most {max_question_chars}")
-    key = names["id"]
-    identifier = row.fields.get(key) if key else None
-    used = {names["question"], names["answer"], key}
+    asked = str(names["question"]).split(" + ")
+    texts = [_read_question(row, _pick(row.fields, name), report) for name in asked]
+    gold = _pick(row.fields, str(names["answer"]))
+    answer, question = _read_answer(gold, report), " ".join(texts)
+    if len(question) > MAX_QUESTION_CHARS:
+        raise _Unused("question too long", f"{len(question)} characters, at most {MAX_QUESTION_CHARS}")
+    identifier = row.fields.get(names["id"]) if names["id"] else None
+    used = {*asked, names["answer"], names["id"]}
     extra = {str(name): value for name, value in row.fields.items() if name not in used}
     return Problem(fingerprint(question)[:16] if identifier in (None, "") else str(identifier), question, answer, extra)
 
 
-def _read_question(row: Row, value: Any) -> str | Dropped:
-    if isinstance(value, list):
-        value = _last_user_turn(row, value)
+def _read_question(row: Row, value: Any, report: LoadReport) -> str:
+    turns = _parsed(value, "[")
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+        value = _last_turn(row, turns, report)
     if value is None or (isinstance(value, str) and not value.strip()):
-        return Dropped(row.where, "empty question")
+        raise _Unused("empty question", "")
     if not isinstance(value, str):
-        return Dropped(row.where, WRONG_TYPE, f"the question is a {type(value).__name__}, expected text")
+        raise _Unused(
+            "question or answer of a wrong type", f"the question is a {type(value).__name__}, expected text", True
+        )
+    for fmt in FORMATS.values():
+        before, _, after = fmt.student_template.partition("{question}")
+        if fmt.turns and len(value) > len(before + after) and value.startswith(before) and value.endswith(after):
+            report.notes[f"prompt of the format {fmt.name} taken off the question"] += 1
+            value = value[len(before) : len(value) - len(after)]
     return value.strip()
 
 
-def _last_user_turn(row: Row, turns: list[Any]) -> Any:
-    """Text of the last user message of a chat prompt. Raises DataError for parts that are not text."""
-    users = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"]
-    if not users:
-        return turns
-    content = users[-1].get("content")
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise DataError(f"{row.where}: a message with {MEDIA}: only text problems can be used; drop the row")
-    return "".join(str(part.get("text", "")) for part in content)
+ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def _last_turn(row: Row, turns: list[Any], report: LoadReport) -> str | None:
+    """The last user turn of a chat, with what was said before it in front. Raises DataError for parts that are not text."""
+    said: list[tuple[str, str]] = []
+    for turn in turns:
+        role, content = str(turn.get("role", turn.get("from"))), turn.get("content", turn.get("value"))
+        if isinstance(content, list):
+            if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
+                raise DataError(
+                    f"{row.where}: a message with image, audio or video: only text problems can be used; drop it"
+                )
+            content = "".join(str(part.get("text", "")) for part in content)
+        said.append((ROLES.get(role, role), str(content or "")))
+    while said and said[-1][0] != "user":  # the solution, in files for fine-tuning
+        said.pop()
+    if len(said) > 1:
+        report.notes["system prompt and earlier turns put in front of the question"] += 1
+    chat = any(role == "assistant" for role, _ in said)
+    return "\n\n".join(f"{role.title()}: {text}" if chat and role != "system" else text for role, text in said) or None
 
 
 def read_answer(row: Row, value: Any, report: LoadReport) -> str | Dropped:
     """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Notes go to `report`."""
+    try:
+        return _read_answer(value, report)
+    except _Unused as unused:
+        return Dropped(row.where, *unused.args)
+
+
+def _read_answer(value: Any, report: LoadReport) -> str:
+    items = value if isinstance(value, list) else _parsed(value, '["')
+    if isinstance(items, list) and len(items) == 1:
+        report.notes["answer taken out of a list of one"] += 1
+        value = items[0]
     if value is None:
-        return Dropped(row.where, "empty answer", "null")
+        raise _Unused("empty answer", "null")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         detail = f"the answer is a {type(value).__name__} ({value!r:.60}), expected text or a number"
-        return Dropped(row.where, WRONG_TYPE, detail)
+        raise _Unused("question or answer of a wrong type", detail, True)
     if isinstance(value, float) and not math.isfinite(value):
-        return Dropped(row.where, "answer is not a finite number", str(value))
-    text = str(value).strip()
+        raise _Unused("answer is not a finite number", str(value))
+    text, said = str(value).strip(), ANSWER_IS.search(str(value)[-400:])
     if "####" in text:
         report.notes["answer taken from behind the last ####"] += 1
-        text = text.rpartition("####")[2].strip()
-    elif "\\boxed" in text or "\\fbox" in text:
-        boxed = extract(text, "boxed")
-        if boxed is not None:
-            several = text.count("\\boxed") > 1
-            report.notes["answer taken from the last of several boxes" if several else "answer taken from its box"] += 1
-            text = boxed
-    return text or Dropped(row.where, "empty answer", repr(value)[:60])
+        text = text.rpartition("####")[2].strip().split("\n")[0].strip()
+    elif ("\\boxed" in text or "\\fbox" in text) and (boxed := extract(text, "boxed")) is not None:
+        several = text.count("\\boxed") > 1
+        report.notes["answer taken from the last of several boxes" if several else "answer taken from its box"] += 1
+        text = boxed
+    elif said:
+        report.notes["answer taken from behind `the answer is`"] += 1
+        text = said[1].strip()
+    if not text:
+        raise _Unused("empty answer", repr(value)[:60])
+    return text
 
 
 def find_leaks(train: Sequence[Problem], test: Sequence[Problem]) -> list[Problem]:
     """Problems of `test` whose question stands in `train` too, by fingerprint."""
-    known = {fingerprint(problem.question) for problem in train}
-    return [problem for problem in test if fingerprint(problem.question) in known]
+    prints = {fingerprint(problem.question) for problem in train}
+    return [problem for problem in test if fingerprint(problem.question) in prints]
 
 
 def fits_budget(
@@ -359,18 +390,18 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
 
     Raises DataError with file and line.
     """
-    problems, screenings = [], []
+    problems, screenings, where = [], [], evidence_path(path)
     for row in file_rows(str(path)):
         if row.error is not None:
             raise DataError(f"{row.where}: {row.error}")
         try:
             fields = row.fields
             problems.append(Problem(str(fields["id"]), fields["question"], fields["answer"]))
-            counts = (int(fields["successes"]), int(fields["attempts"]), int(fields.get("truncated", 0)))
-            screenings.append(Screening(*counts))
+            screenings.append(
+                Screening(int(fields["successes"]), int(fields["attempts"]), int(fields.get("truncated", 0)))
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{row.where}: not a screened problem ({type(error).__name__}: {error})") from error
-    where = evidence_path(path)
     try:
         evidence = json.loads(where.read_text(encoding="utf-8")) if where.exists() else {}
     except ValueError as error:
@@ -378,12 +409,14 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
     return problems, screenings, evidence
 
 
-def check_evidence(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
     """Refuse evidence that was made in another way. Raises DataError naming each key of `wanted` that differs."""
     different = [
-        f"{key}: screened with {found[key]!r}, this run uses {value!r}" if key in found else f"{key}: not recorded"
+        f"{key}: screened with {recorded[key]!r}, this run uses {value!r}"
+        if key in recorded
+        else f"{key}: not recorded"
         for key, value in wanted.items()
-        if key not in found or found[key] != value
+        if key not in recorded or recorded[key] != value
     ]
     if different:
         lines = "\n  ".join(different)

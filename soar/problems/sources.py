@@ -1,34 +1,27 @@
-"""Rows of a problem file or dataset, one at a time, each with its place. Nothing is unpickled or run.
+"""Rows of a problem file, folder or dataset, one at a time, each with its place. Nothing is unpickled or run.
 
-JSONL, CSV and parquet are streamed. `data.py` turns rows into problems.
+JSONL, CSV and parquet are streamed. `load.py` turns rows into problems.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import difflib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from soar.types import UserError
 
-FILE_KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
 GENERATED = "world:NAME or reasoning_gym:NAME"
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
+NO_OBJECT = "expected an object with question and answer"
+HUB_TIMEOUT_S = 10
 
 
 class DataError(UserError, ValueError):
@@ -52,121 +45,107 @@ def split_source(source: str) -> tuple[str, str]:
     prefix, colon, name = source.partition(":")
     if colon and prefix in ("world", "reasoning_gym", "hub") and name:
         return prefix, name
-    if not source.strip():
-        raise DataError(f"problems.source is empty: expected a file, a dataset id, {GENERATED}")
     path = Path(source)
-    if path.exists() or path.suffix.lower() in FILE_KINDS or source.startswith((".", "/", "~")):
+    if source.strip() and (path.exists() or path.suffix.lower() in READERS or source.startswith((".", "/", "~"))):
         return "file", source
-    if colon and "/" not in prefix and "\\" not in name:
-        script = f" (write a file with examples/{prefix}_exercises.py)" if prefix in ("science", "code") else ""
-        raise DataError(f"problems.source = {source!r}: unknown kind {prefix!r}; expected hub:ID, {GENERATED}{script}")
-    if source.count("/") == 1:
+    if source.count("/") == 1 and (not colon or "/" in prefix):
         return "hub", source
     raise DataError(
-        f"problems.source = {source!r}: no such file, and not a dataset id of the form owner/name; "
-        f"expected a file ({', '.join(FILE_KINDS)}), owner/name, {GENERATED}"
+        f"problems.source = {source!r}: no such file, and not a dataset id of the form owner/name; expected a file "
+        f"({', '.join(READERS)}), a folder of them, owner/name, hub:ID, {GENERATED}"
     )
 
 
 def file_rows(source: str) -> Iterator[Row]:
-    """Rows of a local file, by its ending. Raises DataError for a file that cannot be read at all."""
+    """Rows of a local file, by its ending, or of all such files in a folder. Raises DataError for what cannot be read."""
     path = Path(source).expanduser()
+    files = [path]
     if path.is_dir():
-        raise DataError(f"{path}: is a directory, expected a file; name one of the files in it")
-    if not path.exists():
-        place = "" if path.is_absolute() else f" in {Path.cwd()}, from where a relative path counts"
-        raise DataError(f"{path}: no such file{place}")
-    kind = FILE_KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"{path}: unknown ending {path.suffix!r}; expected one of {', '.join(FILE_KINDS)}")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(4)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not head:
-        raise DataError(f"{path}: the file is empty")
-    if kind == "parquet":
-        return _parquet_rows(path)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) > 1 and 0 in head[:2]):
-        raise DataError(
-            f"{path}: looks like UTF-16, expected UTF-8; convert it, for example with iconv -f UTF-16 -t UTF-8"
-        )
-    return {"jsonl": _jsonl_rows, "json": _json_rows, "csv": _csv_rows}[kind](path)
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
+        files = [file for file in inside if not file.name.endswith(".evidence.json")]
+    for file in files[:1]:
+        if file.suffix.lower() not in READERS:
+            raise DataError(f"{file}: unknown ending {file.suffix!r}; expected one of {', '.join(READERS)}")
+        try:
+            with file.open("rb") as stream:
+                if not stream.read(1):
+                    raise DataError(f"{file}: the file is empty")
+        except OSError as error:
+            place = "" if path.is_absolute() else f" in {Path.cwd()}, from where a relative path counts"
+            reason = f"no such file{place}" if isinstance(error, FileNotFoundError) else error.strerror
+            raise DataError(f"{file}: cannot be read: {reason}") from error
+    if not files:
+        raise DataError(f"{path}: a folder without files that end in {', '.join(READERS)}")
+    return chain.from_iterable(READERS[file.suffix.lower()](file) for file in files)
 
 
-def _encoding_error(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
-    byte = error.object[error.start]
-    return DataError(
-        f"{path}:{line}: byte 0x{byte:02x} is not UTF-8 (is the file Latin-1 or Windows-1252?); "
-        "convert it, for example with iconv -f LATIN1 -t UTF-8"
-    )
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file with their ends. Raises DataError naming the line of what is not UTF-8."""
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                wrong = "a zero byte" if number == 1 and "\0" in text[:2] else ""
+            except UnicodeDecodeError as error:
+                wrong = f"byte 0x{raw[error.start]:02x}"
+            if wrong:
+                raise DataError(
+                    f"{path}:{number}: {wrong} is not UTF-8 (is the file Latin-1, Windows-1252 or UTF-16?); convert it, for "
+                    "example with iconv -f LATIN1 -t UTF-8"
+                )
+            yield text
+
+
+def _row(where: str, fields: Any) -> Row:
+    return Row(where, fields) if isinstance(fields, dict) else Row(where, {}, f"a {type(fields).__name__}, {NO_OBJECT}")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{path}:{number}"
+    for number, text in enumerate(_lines(path), start=1):
+        if text.strip():
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise _encoding_error(path, number, error) from error
-            if text:
-                yield _json_row(where, text)
-
-
-def _json_row(where: str, text: str) -> Row:
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Row(where, {}, f"not JSON ({error})")
-    if not isinstance(fields, dict):
-        return Row(where, {}, f"a JSON {type(fields).__name__}, expected an object with question and answer")
-    return Row(where, fields)
+                row = _row(f"{path}:{number}", json.loads(text))
+            except (ValueError, RecursionError) as error:
+                row = Row(f"{path}:{number}", {}, f"not JSON ({error})")
+            yield row
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
+    """A list of objects, an object with one such list in it, or one problem."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise _encoding_error(path, error.object[: error.start].count(b"\n") + 1, error) from error
+        content = json.loads("".join(_lines(path)))
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); a file with one object a line must end in .jsonl") from error
     if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else content
+        lists = [
+            value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
+        content = lists[0] if len(lists) == len(content) == 1 else [content]
     if not isinstance(content, list):
         raise DataError(f"{path}: a JSON {type(content).__name__}, expected a list of objects")
     for number, item in enumerate(content, start=1):
-        where = f"{path}:row {number}"
-        if isinstance(item, dict):
-            yield Row(where, item)
-        else:
-            yield Row(where, {}, f"a JSON {type(item).__name__}, expected an object with question and answer")
+        yield _row(f"{path}:row {number}", item)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(min(MAX_FIELD, sys.maxsize))
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        start = 2
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except UnicodeDecodeError as error:
-                raise _encoding_error(path, start, error) from error
-            except csv.Error as error:
-                raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
-            where = f"{path}:{start}"
-            start = reader.line_num + 1
+    """The delimiter is the one of comma, semicolon and tab that the header has most of."""
+    csv.field_size_limit(MAX_FIELD)
+    lines = _lines(path)
+    header = next(lines, "")
+    reader = csv.DictReader(chain([header], lines), delimiter=max(",;\t", key=header.count), strict=True)
+    start = 2
+    try:
+        for fields in reader:
+            where, start = f"{path}:{start}", reader.line_num + 1
             if None in fields or None in fields.values():
                 columns = len(reader.fieldnames or [])
                 yield Row(where, {}, f"another number of fields than the {columns} of the header (unquoted comma?)")
             else:
                 yield Row(where, dict(fields))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -175,68 +154,67 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except ImportError as error:
         raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'soar-rl[parquet]'") from error
     try:
-        table = parquet.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
-                number += 1
-                yield Row(f"{path}:row {number}", fields)
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        for number, fields in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
+            yield Row(f"{path}:row {number}", fields)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a parquet file ({error})") from error
 
 
-def hub_revision(name: str, revision: str | None) -> str:
-    """The commit that a hub dataset and a branch, tag or nothing stand for, so that a run can be repeated.
-
-    A whole commit hash is returned as it is. Raises DataError with the hub's reason.
-    """
-    if revision is not None and COMMIT.fullmatch(revision):
-        return revision
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise DataError(_needs_datasets(name)) from error
-    try:
-        return str(HfApi().dataset_info(name.partition(":")[0], revision=revision).sha)
-    except Exception as error:  # the errors of the hub's HTTP client have no root of their own
-        raise _hub_error(name, f"revision {revision or 'main'!r}", error) from error
+READERS = {
+    ".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows,
+    ".parquet": _parquet_rows,
+}  # fmt: skip
 
 
-def _needs_datasets(name: str) -> str:
-    return f"problems.source = {name!r} is a dataset id: it needs `datasets` (pip install soar-rl[hub])"
+def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row], str, str]:
+    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), their commit, and a remark on how they came.
 
-
-def _hub_error(name: str, what: str, error: Exception) -> DataError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DataError(
-        f"problems.source = {name!r}, {what}: {type(error).__name__}: {reason}. "
-        "Check the id, your access and the network, or download the file and name it"
-    )
-
-
-def hub_rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
-    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), streamed. Dataset scripts are not run.
-
-    Raises DataError with the hub's reason.
+    Where the hub does not answer, the copy in the cache of `datasets` serves. Dataset scripts are not run. Raises DataError
+    with the hub's reason.
     """
     try:
         import datasets
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        raise DataError(_needs_datasets(name)) from error
+        needs = "it needs `datasets` (pip install soar-rl[hub])"
+        raise DataError(f"problems.source = {name!r} is a dataset id: {needs}") from error
     identifier, _, config = name.partition(":")
+    online, asked, remark = not constants.HF_HUB_OFFLINE, revision, ""
     try:
-        rows = datasets.load_dataset(identifier, config or None, split=split, revision=revision, streaming=True)
-        for number, fields in enumerate(rows, start=1):
-            yield Row(f"{name}[{split}]:row {number}", dict(fields))
-    except Exception as error:  # the errors of the hub's HTTP client have no root of their own
-        raise _hub_error(name, f"split {split!r}", error) from error
+        try:
+            revision = str(HfApi().dataset_info(identifier, revision=revision, timeout=HUB_TIMEOUT_S).sha)
+        except HfHubHTTPError:
+            raise
+        except Exception as error:  # no answer: the errors of the HTTP client have no root of their own
+            remark = f"dataset taken from the cache: the hub was not reached ({type(error).__name__})"
+            constants.HF_HUB_OFFLINE = True  # no five retries of what cannot work
+        table = datasets.load_dataset(identifier, config or None, split=split, revision=revision)
+    except Exception as error:  # as above
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise DataError(
+            f"problems.source = {name!r}, split {split!r}, revision {asked or 'main'!r}: {type(error).__name__}: {reason}. "
+            "Check the id, your access and the network, or download the file and name it"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = not online
+    commit = Path(table.cache_files[0]["filename"]).parent.name if remark else str(revision)
+    if asked and COMMIT.fullmatch(asked) and commit != asked:
+        raise DataError(
+            f"problems.source = {name!r}: the cache has commit {commit}, not {asked}; connect, or change the key"
+        )
+    return (
+        (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1)),
+        commit,
+        remark,
+    )
 
 
 def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
     """`count` (0: 1,000) generated rows of a reasoning-gym family, with its metadata. options: its settings.
 
-    Columns: question, answer, family, metadata (JSON, for the family's own scorer). Raises DataError with the settings
-    that the family knows.
+    Columns: question, answer, family, metadata (JSON, for the family's own scorer). Raises DataError.
     """
     try:
         import reasoning_gym
@@ -247,10 +225,9 @@ def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Itera
         near = difflib.get_close_matches(name, DATASETS, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise DataError(f"problems.source = 'reasoning_gym:{name}': no such family{hint}")
-    known = [f.name for f in dataclasses.fields(DATASETS[name][1]) if f.name not in ("size", "seed")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise DataError(f"problems.options has {unknown[0]!r}: {name} knows {', '.join(known) or 'none'}")
+    settings = sorted(set(DATASETS[name][1].__dataclass_fields__) - {"size", "seed"})
+    if unknown := sorted(set(options) - set(settings)):
+        raise DataError(f"problems.options has {unknown[0]!r}: {name} knows {', '.join(settings) or 'none'}")
     try:
         tasks = reasoning_gym.create_dataset(name, size=count or 1000, seed=seed, **options)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
