@@ -162,7 +162,7 @@ def write_run(
         "started_at": "2026-01-31T09:30:00+00:00",
     }
     write_json(folder / "manifest.json", manifest)
-    histogram = {"0": 192, **{str(i): max(0, int(90 * math.exp(-i / 6)) - 1) for i in range(1, 65)}}
+    histogram = {"0": 192, "<= 2 %": 153, "2-10 %": 150, "10-50 %": 100, "50-100 %": 30, "all": 20}
     candidates = sum(histogram.values())
     screen = {"event": "screen", "candidates": candidates, "hard": 192, "attempts": 128, "histogram": histogram}
     metrics: list[dict[str, Any]] = [screen]

@@ -94,16 +94,19 @@ def arm(share: float, low: float, high: float, rollouts: int = 1000, k: int = 1)
 
 
 PS, HARD = arm(0.123, 0.091, 0.155), arm(0.021, 0.01, 0.034)
-FIRST = "Held-out pass@1: SOAR's promoted student 12.3 % [9.1, 15.5] against 2.1 % [1.0, 3.4] for Hard-Only"
-SAME = f"{FIRST} at the same student budget"
+MEANING = "the promoted student of the SOAR loop"
+SAME = (
+    f"Held-out pass@1: 12.3 % [9.1, 15.5] for PS ({MEANING}; 1,000 student rollouts) against 2.1 % [1.0, 3.4] for "
+    "Hard-Only (1,000 student rollouts)"
+)
 
 
 def said(run: runs.Run) -> str:
     return wording.headline(run).replace("\u00a0", " ")
 
 
-def paired(difference: float, low: float, high: float) -> dict[str, Any]:
-    return {"ps - hard_only": {"1": {"difference": difference, "interval_95": [low, high]}}}
+def paired(difference: float, low: float, high: float, name: str = "ps") -> dict[str, Any]:
+    return {f"{name} - hard_only": {"1": {"difference": difference, "interval_95": [low, high]}}}
 
 
 @pytest.mark.parametrize(
@@ -121,36 +124,36 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
             make_run({"ps": PS, "hard_only": HARD}, paired=paired(0.003, -0.01, 0.02)),
             f"{SAME}: +0.30 percentage points [\u22121.00, 2.00], so this run does not show a difference.",
         ),
-        (
-            make_run({"ps": PS, "hard_only": arm(0.021, 0.01, 0.034, 700)}),
-            f"{FIRST} (student rollouts: 1,000 against 700): the 95 % intervals do not overlap, so SOAR is ahead in this "
-            "run, but with 1.4 times the student rollouts, which may be why.",
-        ),
-        (
-            make_run({"pq": {**PS, "search_rollouts": 500}, "hard_only": HARD}),
-            "Held-out pass@1: a fresh student on SOAR's promotion questions (PQ) 12.3 % [9.1, 15.5] against 2.1 % [1.0, 3.4] "
-            "for Hard-Only (student rollouts: 1,500 with the search against 1,000): the 95 % intervals do not overlap, so "
-            "SOAR is ahead in this run, but with 1.5 times the student rollouts, which may be why.",
+        (  # the best output leads, against the best arm without the search, with all tokens of both
+            make_run(
+                {
+                    "base": arm(0.0, 0.0, 0.03, 0),
+                    "hard_only": {**arm(0.0, 0.0, 0.03), "total_tokens": 900_000},
+                    "solvable": {**HARD, "total_tokens": 10_000_000},
+                    "ps": {**arm(0.09, 0.05, 0.12), "total_tokens": 9_000_000},
+                    "pq": {**arm(0.52, 0.45, 0.6), "total_tokens": 12_345_678},
+                    "real": arm(0.9, 0.8, 0.95),
+                }
+            ),
+            "Held-out pass@1: 52.0 % [45.0, 60.0] for PQ (a fresh student, trained on the promotion questions and the hard "
+            "problems; 12.3 M generated tokens) against 2.1 % [1.0, 3.4] for solvable (10.0 M generated tokens): the 95 % "
+            "intervals do not overlap, so SOAR is ahead in this run, at 1.2 times the cost.",
         ),
         (
             make_run({"pq": PS, "base": arm(0.0006, 0.0, 0.001, 0)}),
-            "Held-out pass@1: a fresh student on SOAR's promotion questions (PQ) 12.3 % [9.1, 15.5] against "
-            "0.06 % [0.00, 0.10] for Base: the 95 % intervals do not overlap, so SOAR is above the untrained model in this "
-            "run.",
+            "Held-out pass@1: 12.3 % [9.1, 15.5] for PQ (a fresh student, trained on the promotion questions and the hard "
+            "problems; 1,000 student rollouts) against 0.06 % [0.00, 0.10] for Base: the 95 % intervals do not overlap, so "
+            "SOAR is above the untrained model in this run.",
         ),
         (
             make_run({"ps": {"pass_at": {"1": 0.5}}, "hard_only": {"pass_at": {"1": 0.1}}}),
-            "Held-out pass@1: SOAR's promoted student 50.0 % against 10.0 % for Hard-Only: "
+            f"Held-out pass@1: 50.0 % for PS ({MEANING}) against 10.0 % for Hard-Only: "
             "without intervals nothing can be said about the difference.",
         ),
         (
             make_run({"base": arm(0.0, 0.0, 0.002, 0), "hard_only": HARD}),
             "Held-out pass@1: Base 0.00 % [0.00, 0.20], Hard-Only 2.1 % [1.0, 3.4]; "
             "no arm of SOAR (PS, PQ) was measured.",
-        ),
-        (
-            make_run({"ps": PS, "hard_only": arm(0.5, 0.4, 0.6, k=8)}),
-            "Held-out: the arms have no pass@k in common, so they cannot be compared.",
         ),
         (make_run(finished=True), "The run is finished, but nothing was measured on the held-out problems."),
         (
@@ -159,8 +162,16 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
         ),
         (
             make_run({"ps": PS}, finished=False),
-            "Unfinished (3 outer steps so far). Held-out pass@1: SOAR's promoted student 12.3 % [9.1, 15.5]; "
-            "there is no other arm to compare it with.",
+            f"Unfinished (3 outer steps so far). Held-out pass@1: 12.3 % [9.1, 15.5] for PS ({MEANING}; 1,000 student "
+            "rollouts); there is no other arm to compare it with.",
+        ),
+        (  # what is not SOAR's is not credited to it
+            make_run(
+                {"ps": PS, "hard_only": arm(0.0, 0.0, 0.038, 100)}, promotions=0, paired=paired(0.123, 0.09, 0.15)
+            ),
+            "Held-out pass@1: 12.3 % [9.1, 15.5] for PS, the base model since no student was promoted, against 0.0 % "
+            "[0.0, 3.8] for Hard-Only (100 student rollouts): +12.3 percentage points [9.0, 15.0], so Hard-Only is below "
+            "the untrained model in this run.",
         ),
     ],
 )
@@ -168,47 +179,60 @@ def test_headline_says_what_was_found(run: runs.Run, sentence: str) -> None:
     assert said(run) == sentence
 
 
-def test_without_a_promotion_no_difference_is_credited_to_soar() -> None:
-    better = make_run({"ps": PS, "hard_only": arm(0.0, 0.0, 0.0, 100)}, promotions=0, paired=paired(0.123, 0.09, 0.15))
-    assert said(better) == (
-        "Held-out pass@1: PS, the base model since no student was promoted, 12.3 % [9.1, 15.5] against 0.0 % [0.0, 0.0] "
-        "for Hard-Only: +12.3 percentage points [9.0, 15.0], so Hard-Only is below the untrained model in this run."
-    )
-    worse = make_run({"ps": HARD, "hard_only": PS}, promotions=0, paired=paired(-0.102, -0.134, -0.07))
-    assert "so Hard-Only is above the untrained model" in said(worse)
-    assert not any("SOAR is" in line for run in (better, worse) for line in (said(run), *wording.remarks(run)))
-
-
 def test_remarks_name_what_the_figures_do_not_show() -> None:
     lines = wording.remarks(make_run({"ps": PS, "base": arm(0.01, 0.0, 0.02, 0)}, promotions=0))
     assert "No student was promoted, so PS is the base model itself." in lines
     assert "Hard-Only was not measured, so nothing here tells SOAR from ordinary training." in lines
     assert any("one run with one seed" in line for line in lines)
-    zero = wording.remarks(make_run({"ps": HARD, "hard_only": arm(0.0, 0.0, 0.0)}))
-    assert any(line.startswith("An arm that solved no problem at all gets the interval [0, 0]") for line in zero)
-    lines = wording.remarks(make_run({"ps": PS, "hard_only": HARD, "pq": {**PS, "search_rollouts": 5000}}))
+    lines = wording.remarks(make_run({"ps": PS, "hard_only": HARD, "pq": {**HARD, "search_rollouts": 5000}}))
     assert not any("No student was promoted" in line or "Hard-Only was not" in line for line in lines)
-    assert sum(line.startswith("PQ at pass@1: 12.3") for line in lines) == 1
-    assert not any(line.startswith("PS at pass@1:") for line in lines), "the headline says it already"
-    assert any(
-        "took 1,000 student rollouts. The loop that found its questions took 5,000 more" in line for line in lines
-    )
+    (other,) = [line.replace("\u00a0", " ") for line in lines if line.startswith("At pass@1")]
+    assert "2.1 % [1.0, 3.4] for PQ (6,000 student rollouts)" in other, "the headline says PS already"
+
+
+def test_a_null_run_says_why_and_only_a_null_run() -> None:
+    """Fault 36: what stood at the bottom, 93 % cut off, is the first that a reader has to know."""
+    run = make_run({"ps": HARD, "hard_only": HARD}, promotions=0)
+    events: dict[str, list[runs.Row]] = {
+        "screen": [{"truncated_share": 0.93}],
+        "outer_step": [
+            {"step": s, "accepted": 4, "reward_G": [0.0, 0.0], "window_mean": 0.0, "student_last": CUT} for s in (1, 2)
+        ],
+        "arm_step": [{"arm": "hard_only", "frac_mixed": 0.0, **CUT}, {"arm": "pq", "frac_mixed": 0.1}],
+    }
+    config = {"promotion": {"tau": 0.01}}
+    null = runs.Run(Path("x"), {"config": config}, run.summary, events)
+    assert [line.replace("\u00a0", " ") for line in wording.why_nothing(null)] == [
+        f"{share} of the {who} were cut off by the length limit, so most answers were never reached: raise "
+        "student.sampling.max_tokens."
+        for share, who in (
+            ("93.0 %", "attempts in screening"),
+            ("80.0 %", "students' completions"),
+            ("80.0 %", "completions while the arms were trained"),
+        )
+    ] + [
+        "In 2 outer steps no dataset earned a reward other than 0.",
+        "No student was promoted: the mean reward of a window was +0.0000 at best, and a promotion takes more than "
+        "tau = 0.01.",
+        "Hard-Only never saw a group with right and wrong attempts, so there was nothing to learn from.",
+    ]
+    ahead = {**make_run({"ps": PS, "hard_only": HARD}).summary, "paired": paired(0.102, 0.07, 0.134)}
+    assert wording.why_nothing(runs.Run(Path("x"), {"config": config}, ahead, events)) == []
+    assert wording.why_nothing(make_run({"ps": HARD, "hard_only": HARD})) == []
+
+
+CUT = {"completions/clipped_ratio": 0.8}
 
 
 @pytest.mark.parametrize(
-    ("own", "reference", "ahead", "words"),
-    [
-        (1040, 1000, True, ""),
-        (1400, 1000, True, ", but with 1.4 times the student rollouts, which may be why"),
-        (700, 1000, True, ", with 0.7 times the student rollouts"),
-        (700, 1000, False, ", but with 0.7 times the student rollouts, which may be why"),
-        (24_600, 1000, False, ", with 25 times the student rollouts"),
-        (None, 1000, True, ", but the student budgets are not recorded, and they may be why"),
-    ],
+    ("own", "reference", "ratio"),
+    [(1040, 1000, 1.0), (1400, 1000, 1.4), (700, 1000, 0.7), (None, 1000, None), (5, None, None)],
 )
-def test_budgets_that_differ_are_said(own: int | None, reference: int, ahead: bool, words: str) -> None:
-    one, other = (runs.Arm(n, {1: 0.5}, {}, student_rollouts=b) for n, b in (("ps", own), ("hard_only", reference)))
-    assert wording.budget_caveat(wording.budget_ratio(one, other), ahead) == words
+def test_costs_that_differ_are_said(own: int | None, reference: int | None, ratio: float | None) -> None:
+    pair = [runs.Arm(n, {1: 0.5}, {}, rollouts=b) for n, b in (("ps", own), ("hard_only", reference))]
+    assert wording.cost_ratio(*pair) == ratio
+    dear = runs.Arm("ps", {1: 0.5}, {}, rollouts=own, total_tokens=2_000_000)
+    assert wording.cost_ratio(dear, runs.Arm("hard_only", {1: 0.5}, {}, total_tokens=1_000_000)) == 2
 
 
 @pytest.mark.parametrize(
@@ -229,8 +253,8 @@ def test_budgets_that_differ_are_said(own: int | None, reference: int, ahead: bo
         (wording.decimal("many", 1), wording.DASH),
         (wording.whole(1234567), "1,234,567"),
         (wording.whole(True), "\u2013"),
-        (wording.moment("2026-01-31T09:30:00+00:00"), "2026-01-31 09:30 UTC"),
-        (wording.moment("yesterday"), "yesterday"),
+        (wording.tokens(12_345_678), "12.3 M"),
+        (wording.tokens(999_999), "999,999"),
     ],
 )
 def test_figures_as_text(shown: str, expected: str) -> None:
@@ -308,7 +332,7 @@ def test_hostile_text_in_every_other_place(tmp_path: Path) -> None:
     page = Page(html)
     assert page.wrong == [] and page.all("b") == []
     assert "\x1b" not in html and "\u202e" not in html and "49" not in page.text
-    assert page.text.count("<b onclick=x>\u27e8U+001B\u27e9\u27e8U+202E\u27e9{{7*7}}") >= 20
+    assert page.text.count("<b onclick=x>\u27e8U+001B\u27e9\u27e8U+202E\u27e9{{7*7}}") >= 18
 
 
 def test_page_is_usable_without_eyes_and_mouse(page: Page, html: str) -> None:
@@ -316,7 +340,7 @@ def test_page_is_usable_without_eyes_and_mouse(page: Page, html: str) -> None:
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     charts = page.all("svg")
-    assert len(charts) == 10
+    assert len(charts) == 7
     for chart in charts:
         names = str(chart["aria-labelledby"]).split()
         assert chart["role"] == "img" and len(names) == 2 and set(names) <= set(ids)
@@ -359,10 +383,9 @@ def test_colours_have_contrast_in_both_themes() -> None:
 def test_page_says_what_it_leaves_out(tmp_path: Path) -> None:
     run_folders.write_run(tmp_path, steps=3, datasets=4, per_dataset=80)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert "This page holds 600 of 960 questions, the same number from the front of every dataset." in page.text
+    assert "This page holds 480 of 960 questions, with equal gaps between them." in page.text
     rows = [a for a in page.all("tr") if "data-step" in a]
-    assert len(rows) == 600
-    assert [sum(a["data-step"] == str(step) for a in rows) for step in (1, 2, 3)] == [200, 200, 200]
+    assert [sum(a["data-step"] == str(step) for a in rows) for step in (1, 2, 3)] == [160, 160, 160]
 
 
 def test_no_two_arms_of_a_page_look_alike() -> None:
@@ -374,60 +397,34 @@ def test_no_two_arms_of_a_page_look_alike() -> None:
     assert len(set(styles.values())) == 6
 
 
-def test_evenly_takes_the_same_number_of_every_dataset() -> None:
-    rows = [{"step": s, "dataset": d, "i": i} for s in (1, 2) for d in (0, 1) for i in range(5)]
-    kept = report.evenly(rows, 11)
-    assert [(r["step"], r["dataset"], r["i"]) for r in kept] == [
-        (s, d, i) for s in (1, 2) for d in (0, 1) for i in (0, 1)
-    ]
-    assert report.evenly(rows, 20) == rows
-    assert [(r["step"], r["dataset"], r["i"]) for r in report.evenly(rows, 2)] == [(1, 0, 0), (2, 0, 0)]
-
-
 def test_standard_error_by_hand() -> None:
     assert runs.standard_error([0.1]) is None
     # deviations -1, 0, 1: variance 1, over three values
     assert runs.standard_error([1.0, 2.0, 3.0]) == pytest.approx(3**-0.5)
 
 
-def test_counts_of_successes_become_at_most_twelve_bars() -> None:
-    assert report._histogram({"0": 5, "1": 2, "3": 1}) == [("0", 5), ("1", 2), ("2", 0), ("3", 1)]
-    bins = report._histogram({str(i): 1 for i in range(129)})
-    assert len(bins) == 12 and bins[:2] == [("0", 1), ("1\u201312", 12)] and sum(n for _, n in bins) == 129
-    assert report._histogram({"0": 4, ">2 %": 3, "all": -1}) == [("0", 4), (">2 %", 3), ("all", 0)]
-    assert report._histogram(["no"]) == []
-
-
 def test_how_the_questions_changed_by_hand() -> None:
-    """Lengths 0 to 10 have 1 and 9 as their tenths; twenty-four steps become twelve groups."""
-    rows: list[dict[str, Any]] = [{"step": 0, "question": "x" * n, "topic": "ab"[n % 2]} for n in range(11)]
+    """Twenty-four steps become twelve groups."""
+    rows: list[dict[str, Any]] = [{"step": 0, "question": "x" * n} for n in range(11)]
     rows += [{"step": 1, "question": "y", "well_posed": posed, "correct": None} for posed in (True, True, False, 3)]
     events = [{"event": "outer_step", "step": s, "vendi": v, "distinct_share": 0.5} for s, v in ((0, 4.0), (1, None))]
     section = report.change_section(runs.Run(path=Path(), questions=rows, events={"outer_step": events}))
     first, second = section["rows"]
-    assert (first["shortest"], first["length"], first["longest"]) == (1, 5, 9)
-    assert (first["vendi"], first["well_posed"], first["distinct"]) == (4.0, None, 0.5)
+    assert (first["length"], first["vendi"], first["well_posed"], first["distinct"]) == (5, 4.0, None, 0.5)
     assert (second["vendi"], second["well_posed"], second["correct"]) == (None, pytest.approx(2 / 3), None)
-    assert section["topic_rows"] == [("a", [pytest.approx(6 / 11), 0.0]), ("b", [pytest.approx(5 / 11), 0.0])]
-    assert section["quality"] and section["length"] and not section["difficulty"]
-    rows = [{"step": s, "question": "q", "topic": f"t{i}"} for s in range(24) for i in range(9)]
-    section = report.change_section(runs.Run(path=Path(), questions=rows))
+    assert section["quality"] and section["vendi"]
+    section = report.change_section(runs.Run(path=Path(), questions=[{"step": s, "question": "q"} for s in range(24)]))
     assert [row["name"] for row in section["rows"]][::11] == ["0\u20131", "22\u201323"]
-    assert len(section["topic_rows"]) == 8 and section["topic_rows"][-1][0] == "all other"
-    assert all(sum(shares[i] for _, shares in section["topic_rows"]) == pytest.approx(1) for i in range(12))
     assert report.change_section(runs.Run(path=Path()))["rows"] == []
 
 
 def test_every_chart_is_what_the_events_say(tiny_run: Path) -> None:
-    """Means, marks, shares of signal and difficulty, all recomputed here from metrics.jsonl."""
+    """Means, marks, shares of signal, tokens, all recomputed here from metrics.jsonl."""
     run = runs.read_run(tiny_run)
-    outer, change, signal = report.loop_section(run), report.change_section(run), report.signal_section(run)
+    outer, signal = report.loop_section(run), report.signal_section(run)
     reward = outer["reward"].series[0]
     assert list(reward.y) == [event["reward_mean"] for event in run.steps]
-    assert list(reward.high) == [max(event["reward_G"]) for event in run.steps]
     assert outer["reward"].marks == [event["step"] for event in run.steps if event["promoted"]]
-    for series, key in zip(change["difficulty"].series, ("student_first", "student_last"), strict=True):
-        assert list(series.y) == [event[key]["pass_rate"] for event in run.steps]
     for series, row in zip(signal["chart"].series, signal["rows"], strict=True):
         shares = [e["frac_mixed"] for e in run.events["arm_step"] if wording.arm_name(e["arm"]) == series.label]
         assert list(series.y) == shares and row["mixed"] == pytest.approx(sum(shares) / len(shares))
@@ -452,48 +449,57 @@ def test_a_chart_is_safe_markup_with_its_points_where_they_belong() -> None:
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.01) and y0 > y2
 
 
-def test_stacked_bars_add_up_and_names_are_thinned() -> None:
-    stacks = [Series("a", range(2), [1.0, 3.0]), Series("_b", range(2), [3.0, 0.0], style=1)]
-    text = Chart("k", "T", "D", "x", "y", stacks, names=["p", "q"]).svg()
-    tops = {}
-    for colour in COLOURS[:2]:
-        bars = re.findall(
-            rf'<path d="M [\d.]+ ([\d.]+) L [\d.]+ [\d.]+ L [\d.]+ ([\d.]+) [^"]*" [^>]*fill="{colour}"', text
-        )
-        tops[colour] = [(float(bottom), float(top)) for bottom, top in bars[:2]]
-    (a_bottom, a_top), (_, tall) = tops[COLOURS[0]]
-    b_bottom, b_top = tops[COLOURS[1]][0]
-    assert b_bottom == pytest.approx(a_top) and b_bottom - b_top == pytest.approx(3 * (a_bottom - a_top), abs=0.01)
-    assert a_bottom - tall == pytest.approx(3 * (a_bottom - a_top), abs=0.01)
+def test_bars_are_as_high_as_their_numbers() -> None:
+    text = Chart("k", "T", "D", "x", "y", [Series("_b", range(2), [1.0, 3.0])], names=["p", "q"]).svg()
+    pattern = rf'<path d="M [\d.]+ ([\d.]+) L [\d.]+ [\d.]+ L [\d.]+ ([\d.]+) [^"]*" [^>]*fill="{COLOURS[0]}"'
+    (low, first), (_, second) = [(float(b), float(t)) for b, t in re.findall(pattern, text)[:2]]
+    assert low - second == pytest.approx(3 * (low - first), abs=0.01)
     assert "_b<" in text, "a name that matplotlib would hide"
-    many = Chart(
-        "k", "T", "D", "x", "y", [Series("", range(40), [1.0] * 40)], names=[f"{i}0\u2013{i}9" for i in range(40)]
-    )
-    assert 4 <= len(re.findall(r">\d+0\u2013\d+9<", many.svg())) <= 10
     assert not Chart("k", "T", "D", "x", "y", [Series("s", [], [])]) and not Chart("k", "T", "D", "x", "y", [])
 
 
+def test_tokens_of_an_arm_on_its_way() -> None:
+    """pass@k against all tokens: the measurements on the way, then the result; arms without tokens are left out."""
+    events = {
+        "curve": [{"arm": "pq", "total_tokens": 2e6, "pass_at": {"1": 0.1}}],
+        "evaluation": [
+            {"arm": "pq", "total_tokens": 4e6, "pass_at": {"1": 0.3, "32": 0.5}},
+            {"arm": "ps", "pass_at": {"1": 0.2}},
+        ],
+    }
+    charts = report.arms_section(runs.Run(path=Path(), events=events))["tokens"]
+    assert [[(s.label, s.x, s.y) for s in c.series] for c in charts] == [
+        [("PQ", [2, 4], [0.1, 0.3])],
+        [("PQ", [4], [0.5])],
+    ]
+
+
+def test_one_problem_before_and_after(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    rows = [
+        {
+            "id": i,
+            "question": f"q{i} <b>",
+            "answer": "7",
+            "arm": name,
+            "completion": f"{name} says\x1b",
+            "correct": right,
+        }
+        for i, name, right in ((1, "base", False), (1, "pq", False), (2, "base", False), (2, "pq", True))
+    ]
+    run_folders.write_jsonl(tmp_path / "run" / "transcripts.jsonl", rows)
+    text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
+    assert "q2 <b>" in text and "q1 <b>" not in text and "pq says\u27e8U+001B\u27e9" in text and "PQ: right" in text
+
+
 def test_charts_as_files_are_the_same_twice(folder: Path, tmp_path: Path) -> None:
-    files = write_pictures(folder, tmp_path / "a", png=True)
-    assert {path.stem for path in files} >= {"pass-at-k", "reward", "rates", "screening", "signal", "topics", "length"}
+    files = write_pictures(folder, tmp_path / "a")
+    assert {path.stem for path in files} >= {"pass-at-k", "reward", "rates", "screening", "signal", "quality", "vendi"}
     for path in files:
         content = path.read_bytes()
-        if path.suffix == ".svg":
-            assert ElementTree.fromstring(content).tag.endswith("svg") and b"<dc:date>" not in content
-        else:
-            assert content.startswith(b"\x89PNG")
+        assert ElementTree.fromstring(content).tag.endswith("svg") and b"<dc:date>" not in content
     again = write_pictures(folder, tmp_path / "b")
     assert all(path.read_bytes() == (tmp_path / "a" / path.name).read_bytes() for path in again)
-
-
-@pytest.mark.parametrize(("name", "event"), [("pq.jsonl", "promotion"), ("questions.jsonl", "outer_step")])
-def test_a_file_is_missed_only_after_the_event_it_begins_with(tmp_path: Path, name: str, event: str) -> None:
-    run_folders.write_run(tmp_path, steps=7)
-    (tmp_path / name).unlink()
-    assert f"{name} is missing" in str(runs.read_run(tmp_path).notes)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "metrics.jsonl").write_text("".join(x for x in lines if json.loads(x)["event"] != event))
-    assert runs.read_run(tmp_path).notes == []
 
 
 def test_unfinished_run_with_half_a_line(tmp_path: Path) -> None:
@@ -506,7 +512,6 @@ def test_unfinished_run_with_half_a_line(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "Unfinished: 7 outer steps and 1 promotion so far; nothing has been measured" in page.text
     assert f"metrics.jsonl:{len(kept) + 1}: the last line is not complete" in page.text
-    assert "pq.jsonl is missing" in page.text and "hard/test.jsonl is missing" in page.text
     assert len([a for a in page.all("svg") if a["aria-labelledby"] == "reward-t reward-d"]) == 1
     assert page.wrong == []
 
@@ -543,7 +548,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_is_replaced_in_one_step_and_is_the_same_twice(folder: Path) -> None:
+def test_report_is_the_same_twice(folder: Path) -> None:
     first = write_report(folder).read_bytes()
     (folder / "report.html").write_text("old")
     assert write_report(folder).read_bytes() == first
@@ -565,7 +570,7 @@ EVENTS = ("screen", "outer_step", "promotion", "arm_step", "evaluation", "alarm"
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(
     metrics=st.lists(

@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run_folders
 import torch
-from loop_helpers import TINY, events, read_jsonl
+from loop_helpers import TINY, events, read_jsonl, tiny_config
 
 from soar.cli import main
 from soar.config import ConfigError, override
-from soar.loop.statistics import paired_over_seeds, pass_at_k
-from soar.report.questions import hashed_ngrams, vendi_score
+from soar.files import digest
+from soar.loop.statistics import holm, pass_at_k
+from soar.report.questions import step_vendi
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
 from soar.studies import study as study_room
-from soar.studies.page import tables
+from soar.studies.page import markdown, tables
+from soar.studies.results import collect
 from soar.studies.study import (
+    MAY_CHANGE,
     STUDIES,
     Cell,
     Study,
@@ -42,6 +46,7 @@ question = "Is <b>this</b> shown \u202eas it is?"
 seeds = [0, 1]
 ks = [1, 4]
 set = ['arms.run=["base", "hard_only", "ps"]', "arms.steps=1", "student.repeats=1"]
+primary = ["grounded:ps", "grounded:hard_only", 4]
 [variants.grounded]
 [variants.learnability]
 set = ["teacher.reward=learnability", 'arms.run=["ps"]']
@@ -119,13 +124,63 @@ def test_arms_are_the_cells_means(finished: Any) -> None:
         assert set(row["pass_at"]) == {"1", "4"}
 
 
-def test_comparisons_pair_the_same_problems(finished: Any) -> None:
-    _, results, _ = finished
+def test_comparisons_pair_the_same_problems_and_name_the_primary_one(finished: Any) -> None:
+    folder, results, _ = finished
     named = {(row["a"], row["b"]): row for row in results["comparisons"]}
-    assert set(named) == {("grounded:ps", "grounded:hard_only"), ("learnability:ps", "grounded:hard_only")}
+    assert list(named) == [("grounded:ps", "grounded:hard_only"), ("learnability:ps", "grounded:hard_only")]
     assert all((row["seeds"], row["left_out"]) == ([0, 1], 0) for row in named.values())
-    assert set(named["grounded:ps", "grounded:hard_only"]["pass_at"]["4"]) == set(
-        paired_over_seeds([[1], [0]], [[0], [0]], 4, 4, 0, 100)
+    entries = [(a, k, entry) for (a, _), row in named.items() for k, entry in row["pass_at"].items()]
+    assert [(a, k) for a, k, entry in entries if entry["primary"]] == [("grounded:ps", "4")]
+    others = [entry for _, _, entry in entries if not entry["primary"]]
+    assert [entry["p_adjusted"] for entry in others] == holm([entry["p_seeds"] for entry in others])
+    assert next(entry["p_adjusted"] == entry["p_seeds"] for _, _, entry in entries if entry["primary"])
+    page = (folder / "out" / "study.html").read_text(encoding="utf-8")
+    assert "grounded: PS - grounded: Hard-Only at pass@4" in page and results["definition_sha256"][:12] in page
+    assert (
+        digest({k: v for k, v in results["definition"].items() if k not in MAY_CHANGE}) == results["definition_sha256"]
+    )
+
+
+def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: int | None = None) -> Cell:
+    """A finished cell made by hand, with one problem a count: PS, whose search took 900 rollouts, and Hard-Only at 0."""
+    cell = Cell("a", seed, folder / f"a-seed{seed}", "tiny", (), tiny_config(), None)
+    arms = {
+        "pq": (correct, 100, {"search_rollouts": 900, "total_tokens": tokens}),
+        "hard_only": ([0] * len(correct), 1000, {}),
+    }
+    summary: dict[str, Any] = {"arms": {}}
+    events_of = []
+    for arm, (counts, spent, more) in arms.items():
+        entry = {"pass_at": {"1": 0.5}, "attempts": attempts, "student_rollouts": spent}
+        summary["arms"][arm] = {**entry, **more}
+        events_of.append({"event": "evaluation", "arm": arm, "correct": counts, **entry})
+    run_folders.write_json(cell.folder / "manifest.json", {})
+    run_folders.write_json(cell.folder / "summary.json", summary)
+    run_folders.write_jsonl(cell.folder / "metrics.jsonl", events_of)
+    run_folders.write_jsonl(cell.folder / "hard" / "test.jsonl", [{"id": str(i)} for i in range(len(correct))])
+    return cell
+
+
+def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path: Path) -> None:
+    """Fault 26: 2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice)."""
+    study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1], "climb": 0.3})
+    both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 8, [2] * 6, 5000)]
+    results = collect(study, both, {}, study.model_dump(mode="json"))
+    pq, hard = results["arms"]
+    assert (pq["pass_at"]["1"]["per_seed"], pq["pass_at"]["1"]["mean"]) == ([0.5, 0.25], 0.375)
+    assert (pq["student_rollouts"], hard["student_rollouts"], pq["total_tokens"]) == (1000, 1000, 5000)
+    assert pq["pass_at"]["1"]["climbed"]["seeds"] == 1
+    assert pq["pass_at"]["1"]["climbed"]["interval_95"] == pytest.approx([0.0126, 0.9874], abs=1e-4)
+    assert hard["pass_at"]["1"]["interval_95"] == pytest.approx([0, 1 - 0.025 ** (1 / 6)]), (
+        "0 of 6 problems is no [0, 0]"
+    )
+    (entry,) = [row["pass_at"]["1"] for row in results["comparisons"]]
+    assert entry["difference"] == 0.375 and entry["ratio"] is None, "no ratio over 0"
+    text = markdown(results)
+    assert (
+        "| PQ | 2 | 37.5 % [" in text
+        and "No primary comparison was named" in text
+        and "| 1 of 2 [1, 99] | 5,000 | 1,000 |" in text
     )
 
 
@@ -134,22 +189,12 @@ def test_teachers_and_promotions(finished: Any) -> None:
     grounded = next(row for row in results["teachers"] if row["variant"] == "grounded")
     cell = folder / "out" / "cells" / "grounded-seed0"
     first = [r["question"] for r in read_jsonl(cell / "questions.jsonl") if r["step"] == 0]
-    assert grounded["cells"][0]["first"]["vendi"] == pytest.approx(vendi_score(hashed_ngrams(first)))
+    assert grounded["cells"][0]["first"]["vendi"] == pytest.approx(step_vendi(first), abs=1e-5)
     assert grounded["cells"][0]["first"]["questions"] == 12
     (promotions, *_) = results["promotions"]
     # tau -2, window 1: every one of two steps promotes, in both seeds.
     assert (promotions["windows"], promotions["promotions"], promotions["share"]) == (4, 4, 1.0)
-    assert promotions["interval_95"] == pytest.approx([4 / (4 + 1.959964**2), 1.0])
-    curve = results["curves"]["grounded"]
-    assert [row["step"] for row in curve] == [0, 1]
-    written = [
-        row
-        for seed in (0, 1)
-        for row in read_jsonl(folder / "out" / "cells" / f"grounded-seed{seed}" / "questions.jsonl")
-        if row["step"] == 1
-    ]
-    for label in ("well_posed", "correct"):
-        assert curve[1][label] == pytest.approx(sum(row[label] for row in written) / len(written))
+    assert promotions["interval_95"] == pytest.approx([0.025**0.25, 1.0])
     pq = read_jsonl(cell / "pq.jsonl")
     found = results["pq"][0]["cells"][0]
     assert (found["questions"], found["judge"]) == (len(pq), "oracle")
@@ -187,6 +232,8 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished: Any, tmp_pa
     with pytest.raises(StudyError, match="not empty and holds no study"):
         run_study(toy(tmp_path), tmp_path / "other", extra, run_cell=nothing)
     assert nothing.ran == []
+    with pytest.raises(StudyError, match=r"begun as another study:\n  primary"):
+        run_study(toy(tmp_path, TOY.replace('only", 4]', 'only", 1]')), out, extra, resume=True, run_cell=nothing)
     more = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]"))
     results = run_study(more, out, extra, resume=True, say=lambda line: None, run_cell=nothing)
     assert nothing.ran == ["grounded-seed2", "learnability-seed2"]

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from soar.cli import main
 from soar.report import text as wording
 from soar.report import watch
 from soar.report.runs import read_run
-from soar.report.watch import Tail, Watcher
+from soar.run.progress import Progress
 
 SCRIPT = "import sys\nfrom soar.cli import main\nsys.exit(main())\n"
+HOSTILE = "x\x1b[2J\x1b]52;c;b3duZWQ=\x07\u202e"  # clears the screen, writes the clipboard, reorders
 
 
 def step(number: int, rewards: list[float | None], seconds: float = 60.0, **more: Any) -> dict[str, Any]:
@@ -45,11 +45,8 @@ def add(folder: Path, name: str, *rows: dict[str, Any]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def rows_of(folder: Path, width: int = 80) -> dict[str, str]:
-    watcher = Watcher(folder)
-    watcher.update()
-    watcher.age = 3.0
-    return {name: text.replace("\u00a0", " ") for name, text, _ in watch.view_rows(watcher, width)}
+def rows_of(folder: Path, age: float = 3.0) -> dict[str, str]:
+    return {name: text.replace("\u00a0", " ") for name, text, _ in watch.view_rows(read_run(folder), age)}
 
 
 def test_the_view_of_a_running_run(tmp_path: Path) -> None:
@@ -65,9 +62,8 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
         "hard": "12 of 40 candidates",
         "steps": "2 of 10 done, about 20 min 00 s left in the loop",
         "cost": "2,000 student rollouts, 20 teacher texts, 5 min 00 s",
-        "reward": "+0.0200 ± 0.0200, window +0.0200, τ 0.01",
-        "": "▁▁ +0.020 to +0.020",
-        "hard pass": "baseline 0.0200, best student 0.0500",
+        "reward": "+0.0200 ± 0.0200, +0.0200 over the window; promotion above 0.01 (τ)",
+        "hard ones": "solved by the baseline 0.0200, by the best student 0.0500",
         "promoted": "1, the last in step 1: 0.0200 → 0.0600",
         "best": "+0.0400  «good» 3",
         "worst": "+0.0000  «bad» 2",
@@ -77,14 +73,12 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
 
 def test_the_stage_follows_the_events(tmp_path: Path) -> None:
     folder = begin(tmp_path, steps=1)
-    os.remove(folder / "metrics.jsonl")
+    (folder / "metrics.jsonl").unlink()
     stages = []
     for event in (None, {"event": "screen"}, step(0, [0.1, 0.2]), {"event": "evaluation", "arm": "base"}):
         if event:
             add(folder, "metrics.jsonl", event)
-        watcher = Watcher(folder)
-        watcher.update()
-        stages.append(watcher.stage)
+        stages.append(watch.stage(read_run(folder)))
     assert stages == ["screening", "outer loop", "arms and evaluation", "evaluation"]
     config = {"teacher": {"steps": 10}, "limits": {"max_promotions": 1}}
     run_folders.write_json(folder / "manifest.json", {"name": "mine", "config": config})
@@ -96,11 +90,11 @@ def test_the_stage_follows_the_events(tmp_path: Path) -> None:
 def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
     folder, out = begin(tmp_path), io.StringIO()
     add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
-    paused = {"reason": "limits.max_hours = 8 reached\x1b[2J", "resume": "soar run --out mine --resume"}
+    paused = {"reason": "limits.max_hours = 8 reached", "resume": "soar run --out mine --resume"}
     run_folders.write_json(folder / "paused.json", paused)
     shown = rows_of(folder)
     assert (shown["run"], shown["steps"]) == ("mine: outer loop", "1 of 10 done")
-    assert (shown["paused"], shown["continue"]) == ("limits.max_hours = 8 reached⟨U+001B⟩[2J", paused["resume"])
+    assert (shown["paused"], shown["continue"]) == (paused["reason"], paused["resume"])
     watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
     assert "soar run --out mine --resume" in out.getvalue()
     run_folders.write_json(folder / "summary.json", {"arms": {}})
@@ -109,116 +103,77 @@ def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
 
 def test_the_lines_of_a_step() -> None:
     events = [
-        step(3, [0.0, 0.04]),
+        step(3, [0.0, 0.04], vendi=3.14),
         {"event": "promotion", "step": 3, "dataset": 1, "baseline_pass_rate": 0.02, "pass_rate": 0.06},
         {"event": "alarm", "step": 3, "kind": "all students failed", "message": "every student"},
     ]
     rows = [
         {"step": 3, "question": "x" * 500, "answer": "1", "reward": 0.04},
-        {"step": 3, "question": "\x1b[31mred\u202e", "answer": "2\n3", "reward": 0.0},
+        {"step": 3, "question": "red", "answer": "2\n3", "reward": 0.0},
     ]
     assert watch.step_lines(events, rows, width=70) == [
-        "step   3  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50",
+        "step   3  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50  "
+        "as diverse as 3.1",
         f"  best     +0.0400  «{'x' * 39}…» 1",
-        "  worst    +0.0000  «⟨U+001B⟩[31mred⟨U+202E⟩» 2 3",
+        "  worst    +0.0000  «red» 2 3",
         "  promoted dataset 1: pass rate 0.0200 → 0.0600",
         "  alarm: all students failed: every student",
     ]
     assert [name for name, _ in watch.extremes([rows[0], {**rows[1], "reward": 0.04}])] == ["question"]
     assert watch.extremes([{"question": "a", "reward": None}]) == []
-    assert watch.step_lines([step(3, [0.0], vendi=3.14)])[0].endswith("distinct 0.50  vendi 3.1")
 
 
-def test_tail_gives_each_row_once_waits_for_half_a_line_and_starts_again(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    tail = Tail(path)
-    assert tail.new() == ([], False)
-    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
-    assert tail.new() == ([{"a": 1}, {"a": 2}], False)
-    assert tail.new() == ([], False)
-    with open(path, "ab") as file:
-        file.write(b': 3}\nno json\n[1]\n{"a": 4}\n')
-    assert tail.new() == ([{"a": 3}, {"a": 4}], False)
-    path.write_bytes(b'{"a": 1}\n')
-    assert tail.new() == ([{"a": 1}], True)
-
-
-def test_a_resumed_run_forgets_the_steps_that_were_cut(tmp_path: Path) -> None:
-    folder = begin(tmp_path)
-    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]), step(1, [0.1, 0.2]))
-    watcher = Watcher(folder)
-    watcher.update()
-    assert len(watcher.run.steps) == 2
-    begin(folder)
-    add(folder, "metrics.jsonl", step(0, [0.3, 0.4]))
-    watcher.update()
-    assert [s["reward_G"] for s in watcher.run.steps] == [[0.3, 0.4]]
-
-
-def test_lines_for_a_pipe_come_as_the_run_writes(tmp_path: Path) -> None:
-    """Without a terminal: the view, then lines for what is new, then the view of the finished run."""
+def test_foreign_text_cannot_command_the_terminal(tmp_path: Path) -> None:
+    """Every text of a foreign folder, in the view and in the lines of a run: names of arms too."""
     folder, out = begin(tmp_path), io.StringIO()
-    console = Console(file=out, width=200, force_terminal=False)
-    thread = threading.Thread(target=watch.follow, args=(folder, console, 0.01))
-    thread.start()
-    add(folder, "questions.jsonl", {"step": 0, "question": "q", "answer": "1", "reward": 0.1})
-    event = step(0, [0.1, 0.2])
-    add(folder, "metrics.jsonl", event, {"event": "evaluation", "arm": "ps", "pass_at": {"1": 0.25}})
-    run_folders.write_json(folder / "summary.json", {"arms": {"ps": {"pass_at": {"1": 0.25}}}})
-    thread.join(30)
-    assert not thread.is_alive()
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    assert "mine: " in lines[0], "the view as it was at some moment of the run"
-    assert any("mine: finished" in line for line in lines)
-    assert any(line.startswith("PS") and "25.0" in line for line in lines)
-
-
-def test_event_lines_keep_what_belongs_together() -> None:
-    evaluation = {"event": "evaluation", "arm": "ps", "pass_at": {"1": 0.25, "4": 0.5}}
-    alone = {"event": "alarm", "step": None, "kind": "arm failed", "message": "pq"}
-    arm_step = {"event": "arm_step", "arm": "pq", "step": 0}
-    promoted = {"event": "promotion", "step": 1, "dataset": 0, "pass_rate": 0.5, "baseline_pass_rate": 0.25}
-    decided = {"event": "review", "step": 0, "decision": "accepted", "by": "ann\n"}
-    lines = watch.event_lines([step(0, [0.1]), decided, step(1, [0.2]), promoted, arm_step, alone, evaluation], [])
-    assert [line.split()[0] for line in lines] == ["step", "step", "step", "promoted", "alarm:", "evaluated"]
-    assert lines[1] == "step   0  promotion accepted by ann"
-    assert lines[-1] == "evaluated ps: pass@1 0.2500, pass@4 0.5000"
+    run_folders.write_json(folder / "manifest.json", {"name": HOSTILE, "config": {"teacher": {"steps": 3}}})
+    entry = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
+    add(folder, "metrics.jsonl", step(0, [0.1], accepted=HOSTILE, sampled=HOSTILE))
+    add(folder, "metrics.jsonl", {"event": "alarm", "step": 0, "kind": HOSTILE, "message": HOSTILE})
+    add(
+        folder, "metrics.jsonl", {"event": "arm_step", "arm": HOSTILE}, {"event": "evaluation", "arm": HOSTILE, **entry}
+    )
+    add(folder, "questions.jsonl", {"step": 0, "question": HOSTILE, "answer": HOSTILE, "reward": 0.1})
+    run_folders.write_json(folder / "summary.json", {"arms": {HOSTILE: entry}})
+    console = Console(file=out, width=300)
+    watch.follow(folder, console, 0.01)
+    progress = Progress(console)
+    for line in watch.step_lines([step(0, [0.1])], read_jsonl(folder / "questions.jsonl")):
+        progress.say(line)
+    shown = out.getvalue()
+    assert shown.count("x⟨U+001B⟩[2J⟨U+001B⟩]52;c;b3duZWQ=⟨U+0007⟩⟨U+202E⟩") >= 6
+    assert not set("\x1b\x07\u202e") & set(shown)
 
 
 def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = begin(tmp_path), io.StringIO()
     add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
-
-    def finish(seconds: float) -> None:
-        run_folders.write_json(folder / "summary.json", {"arms": {}})
-
-    monkeypatch.setattr(watch.time, "sleep", finish)
+    monkeypatch.setattr(watch.time, "sleep", lambda s: run_folders.write_json(folder / "summary.json", {"arms": {}}))
+    monkeypatch.setattr(watch.Watcher, "_due", property(lambda self: 0.0, lambda self, value: None), raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
-    assert "mine: outer loop" in out.getvalue()
-    assert "mine: finished" in out.getvalue()
-    assert "\x1b[" in out.getvalue()
+    assert "mine: outer loop" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
 def test_a_run_keeps_its_last_view_when_its_folder_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, out = begin(tmp_path), io.StringIO()
+    folder, out = tmp_path / "run", io.StringIO()
     console = Console(file=out, width=80)
     current = watch.own_view(folder, console)
-    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
-    before = current()
+    current()  # before the run has written anything
+    add(begin(folder), "metrics.jsonl", step(0, [0.1, 0.2]))
+    current()
 
-    def fail(self: Tail) -> None:
+    def fail(path: Path) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Tail, "new", fail)
-    assert current() is before
-    console.print(before)
+    monkeypatch.setattr(watch, "read_run", fail)
+    console.print(current())
     assert "mine: outer loop" in out.getvalue() and "last written" not in out.getvalue()
 
 
-def test_no_color_and_ascii_terminals(tmp_path: Path) -> None:
+def test_no_color_and_ascii_terminals_and_a_closed_pipe(tmp_path: Path) -> None:
     folder = run_folders.write_run(tmp_path / "run", steps=6)
     row = {"step": 6, "dataset": 0, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0}
     add(folder, "questions.jsonl", row)
@@ -229,16 +184,9 @@ def test_no_color_and_ascii_terminals(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode("ascii")
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
-    assert "\\xe9t\\xe9 \\u2211" in text
-    assert "+-" in text
-
-
-def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
-    folder = run_folders.write_run(tmp_path / "run", steps=6)
+    assert "\\xe9t\\xe9 \\u2211 <U+001B>]0;owned<U+0007>" in text and "+-" in text
     read, write = os.pipe()
     os.close(read)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-c", SCRIPT, "watch", str(folder), "--once"]
     done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -47,7 +47,6 @@ def report(
     run: RunFolder,
     out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None,
     figures: Annotated[Path | None, Option(metavar="FOLDER", help="Write the charts alone, as SVG.")] = None,
-    png: Annotated[bool, Option("--png", help="With --figures: PNG as well.")] = False,
 ) -> None:
     """One HTML page about a run, or its charts as files.
 
@@ -55,7 +54,7 @@ def report(
 
     examples:
       soar report runs/mine                                   writes runs/mine/report.html
-      soar report runs/mine --figures figures                 every chart as SVG; add --png for PNG
+      soar report runs/mine --figures figures                 every chart as SVG
     """
     if figures is None:
         from soar.report.page import write_report
@@ -64,7 +63,7 @@ def report(
         return
     from soar.report.page import write_pictures
 
-    print("\n".join(map(str, write_pictures(run, figures, png))))
+    print("\n".join(map(str, write_pictures(run, figures))))
 
 
 def doctor(

@@ -42,7 +42,10 @@ def paired_difference(
     values = [
         pass_at_k(samples, a, k) - pass_at_k(samples, b, k) for a, b in zip(correct_a_H, correct_b_H, strict=True)
     ]
-    return {"difference": float(np.mean(values)), "interval_95": list(bootstrap_interval(values, seed, resamples))}
+    return {
+        "difference": float(np.mean(values)),
+        "interval_95": list(bootstrap_interval(values, seed, resamples, floor=-1.0)),
+    }
 
 
 def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed: int) -> dict[str, Any]:

@@ -1,30 +1,23 @@
 """Statistics of held-out results: pass@k, intervals over problems and seeds, paired tests. Needs no torch.
 
 pass@k is the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, eq. 1): 1 - C(n - c, k) / C(n, k) for c correct of n
-samples. Over seeds S and problems H the hierarchical bootstrap draws seeds with replacement and, within every drawn seed,
-problems with replacement (Davison and Hinkley 1997, section 3.8); with few seeds it is somewhat too narrow, so the
-t interval over seed means stands beside it.
+samples. Over seeds the t interval of the seeds' means leads; beside it stands the pigeonhole bootstrap (Owen 2007, arXiv
+0705.1428), which draws seeds and problems with replacement, each problem for all seeds that hold it together. Where nothing
+varies because nothing was solved, resampling says [0, 0]; the Clopper-Pearson interval takes its place.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from soar import seeds
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
-T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
-    2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-EXACT_SEEDS = 16  # seeds up to which all 2^S sign flips are taken
-FLIPS = 10_000
+FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many random ones
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -40,115 +33,143 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def bootstrap_interval(
-    values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95
+    values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95, floor: float = 0.0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over problems, by resampling problems with replacement."""
+    """Percentile interval of the mean over problems, by resampling problems with replacement.
+
+    Where all values are equal: `nothing_varies`. floor: the lowest value that there can be, -1 for differences.
+    """
     values = np.asarray(values_H, dtype=np.float64)
+    if len(set(values.tolist())) == 1:
+        return nothing_varies(float(values[0]), len(values), share, floor)
     rng = seeds.generator(seed, "bootstrap")
     picks = rng.integers(0, len(values), size=(resamples, len(values)))
     low, high = np.quantile(values[picks].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
 
-def hierarchical_interval(
-    values_S_H: Sequence[Sequence[float]], seed: int, resamples: int, share: float = 0.95
+def nothing_varies(value: float, trials: int, share: float = 0.95, floor: float = 0.0) -> tuple[float, float]:
+    """Clopper-Pearson's reach around a value that all `trials` independent units have: 0 of 96 problems -> (0, 0.038)."""
+    reach = 1.0 - ((1 - share) / 2) ** (1 / trials)
+    return max(floor, value - reach), min(1.0, value + reach)
+
+
+def pigeonhole_interval(
+    values_S: Sequence[Mapping[str, float]], seed: int, resamples: int, share: float = 0.95
 ) -> tuple[float, float]:
     """Percentile interval of the mean over seeds of the means over problems (module text).
 
-    values_S_H: one list a seed, not necessarily equally long. With one seed it is `bootstrap_interval`'s kind.
+    values_S: problem -> value, one mapping a seed; what two seeds call by one name is drawn for both together.
     """
-    rng = seeds.generator(seed, "hierarchical bootstrap")
-    S = len(values_S_H)
-    drawn_M_S = rng.integers(0, S, size=(resamples, S))
-    total_M = np.zeros(resamples)
-    for s, values_H in enumerate(values_S_H):
-        values = np.asarray(values_H, dtype=np.float64)
-        rows, _ = np.nonzero(drawn_M_S == s)
-        if len(rows):
-            picks = rng.integers(0, len(values), size=(len(rows), len(values)))
-            np.add.at(total_M, rows, values[picks].mean(axis=1))
-    low, high = np.quantile(total_M / S, [(1 - share) / 2, (1 + share) / 2])
+    rng = seeds.generator(seed, "pigeonhole bootstrap")
+    names = list(dict.fromkeys(name for values in values_S for name in values))
+    place = {name: i for i, name in enumerate(names)}
+    drawn_M_U = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples).astype(np.float64)
+    means_M_S = np.empty((resamples, len(values_S)))
+    for s, values in enumerate(values_S):
+        drawn_M_H = drawn_M_U[:, [place[name] for name in values]]
+        many_M = drawn_M_H.sum(axis=1)
+        values_H = np.fromiter(values.values(), dtype=np.float64)
+        means_M_S[:, s] = np.where(many_M > 0, drawn_M_H @ values_H / np.maximum(many_M, 1), values_H.mean())
+    seeds_M_S = rng.integers(0, len(values_S), size=means_M_S.shape)
+    means_M = np.take_along_axis(means_M_S, seeds_M_S, axis=1).mean(axis=1)
+    low, high = np.quantile(means_M, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
 
 def t_interval(means_S: Sequence[float]) -> tuple[float, float] | None:
     """95 % interval of the mean over seeds by Student's t; None for fewer than two seeds."""
+    from scipy.stats import t
+
     if len(means_S) < 2:
         return None
-    quantile = T_95[min(len(means_S) - 1, len(T_95)) - 1]
-    half = quantile * statistics.stdev(means_S) / math.sqrt(len(means_S))
+    half = float(t.ppf(0.975, len(means_S) - 1)) * statistics.stdev(means_S) / math.sqrt(len(means_S))
     centre = statistics.fmean(means_S)
     return centre - half, centre + half
+
+
+def clopper_pearson(successes: float, trials: float) -> tuple[float, float]:
+    """95 % interval of a share (Clopper and Pearson 1934); (0, 1) without trials. `trials` may be an effective number."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, successes, trials - successes + 1)) if successes > 0 else 0.0
+    high = float(beta.ppf(0.975, successes + 1, trials - successes)) if successes < trials else 1.0
+    return low, high
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     """Two-sided p-value that differences (of seeds, or of problems) are symmetric around 0, by flipping their signs.
 
-    All 2^n flips for up to EXACT_SEEDS differences (the smallest p-value is then 2 / 2^n: 0.0625 for five), else FLIPS
-    random ones, with the observed one counted. 1 for no differences.
+    With n seeds it is at least 2 / 2^n: 0.0625 for five. 1 for no differences and for one.
     """
-    values = np.asarray(differences, dtype=np.float64)
-    if not len(values):
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2:
         return 1.0
-    slack = 1e-12 * float(np.abs(values).sum())
-    if len(values) <= EXACT_SEEDS:
-        signs_F_n = np.array(list(itertools.product((1.0, -1.0), repeat=len(values))))
-        return float(np.mean(np.abs(signs_F_n @ values) >= abs(values.sum()) - slack))
-    signs_F_n = seeds.generator(seed, "sign flips").choice((1.0, -1.0), size=(FLIPS, len(values)))
-    extreme = int(np.sum(np.abs(signs_F_n @ values) >= abs(values.sum()) - slack))
-    return (extreme + 1) / (FLIPS + 1)
+    test = permutation_test(
+        (np.asarray(differences, dtype=np.float64),),
+        lambda values, axis: values.sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=FLIPS,
+        batch=4096,
+        rng=seeds.generator(seed, "sign flips"),
+    )
+    return float(test.pvalue)
 
 
-def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
-    """95 % Wilson score interval of a share; (0, 1) without trials. `trials` may be an effective number."""
-    if trials <= 0:
-        return 0.0, 1.0
-    z, p = 1.959964, successes / trials
-    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of a family of comparisons adjusted so that any false one among them has its stated chance (Holm 1979)."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
 
 
-def over_seeds(correct_S_H: Sequence[Sequence[int]], samples: int, k: int, seed: int, resamples: int) -> dict[str, Any]:
-    """One arm's pass@k over seeds: mean, hierarchical interval, t interval, spread, and the value of every seed."""
-    values_S_H = [[pass_at_k(samples, correct, k) for correct in row] for row in correct_S_H]
-    return _spread(values_S_H, "mean", seed, resamples)
-
-
-def paired_over_seeds(
-    correct_a_S_H: Sequence[Sequence[int]],
-    correct_b_S_H: Sequence[Sequence[int]],
-    samples: int,
-    k: int,
-    seed: int,
-    resamples: int,
+def over_seeds(
+    values_S: Sequence[Mapping[str, float]], seed: int, resamples: int, floor: float = 0.0
 ) -> dict[str, Any]:
-    """pass@k(a) - pass@k(b) on the same problems of the same seeds, with intervals and two p-values.
+    """The mean over seeds of the means over problems, with its intervals: `interval_95` is the one to lead with.
 
-    p_seeds: sign flips of the seeds' mean differences, for a claim about new seeds. p_problems: sign flips of single
-    problems in all seeds together, for a claim about these trained students only. ratio: mean of a over mean of b (None
-    when b is 0).
+    values_S: problem -> pass@k (or, with floor = -1, a difference of two), one mapping a seed. interval_95: Student's t over
+    the seeds within what can be; the bootstrap's for one seed and for seeds with one mean; `nothing_varies` over all
+    problems where all values are equal.
     """
-    a_S_H = [[pass_at_k(samples, correct, k) for correct in row] for row in correct_a_S_H]
-    b_S_H = [[pass_at_k(samples, correct, k) for correct in row] for row in correct_b_S_H]
-    gaps_S_H = [[a - b for a, b in zip(a_H, b_H, strict=True)] for a_H, b_H in zip(a_S_H, b_S_H, strict=True)]
-    found = _spread(gaps_S_H, "difference", seed, resamples)
-    mean_a, mean_b = (statistics.fmean(statistics.fmean(row) for row in rows) for rows in (a_S_H, b_S_H))
+    means_S = [statistics.fmean(values.values()) for values in values_S]
+    every = {value for values in values_S for value in values.values()}
+    problems = len({name for values in values_S for name in values})
+    if len(every) == 1:
+        bootstrap = nothing_varies(every.pop(), problems, floor=floor)
+    else:
+        bootstrap = pigeonhole_interval(values_S, seed, resamples)
+    low, high = t_interval(means_S) or (0.0, 0.0)
     return {
-        **found,
-        "ratio": mean_a / mean_b if mean_b > 0 else None,
-        "p_seeds": sign_flip_p(found["per_seed"], seed),
-        "p_problems": sign_flip_p([gap for gaps in gaps_S_H for gap in gaps if gap], seed),
+        "mean": statistics.fmean(means_S),
+        "interval_95": [max(low, floor), min(high, 1.0)] if low < high else list(bootstrap),
+        "bootstrap_95": list(bootstrap),
+        "seed_sd": statistics.stdev(means_S) if len(means_S) > 1 else None,
+        "per_seed": means_S,
     }
 
 
-def _spread(values_S_H: Sequence[Sequence[float]], name: str, seed: int, resamples: int) -> dict[str, Any]:
-    means_S = [statistics.fmean(values_H) for values_H in values_S_H]
-    t = t_interval(means_S)
+def paired_over_seeds(
+    a_S: Sequence[Mapping[str, float]], b_S: Sequence[Mapping[str, float]], seed: int, resamples: int
+) -> dict[str, Any]:
+    """`over_seeds` of a - b on the same problems of the same seeds, with two p-values. Raises KeyError for other problems.
+
+    p_seeds: sign flips of the seeds' mean differences, for a claim about new seeds. p_problems: sign flips of single
+    problems in all seeds together, for a claim about these trained students only. ratio: mean of a over mean of b; None
+    unless b's own interval lies above 0.
+    """
+    gaps_S = [{name: a[name] - b[name] for name in {**a, **b}} for a, b in zip(a_S, b_S, strict=True)]
+    spread = over_seeds(gaps_S, seed, resamples, floor=-1.0)
+    mean_a = statistics.fmean(statistics.fmean(a.values()) for a in a_S)
+    base = over_seeds(b_S, seed, resamples)
     return {
-        name: statistics.fmean(means_S),
-        "interval_95": list(hierarchical_interval(values_S_H, seed, resamples)),
-        "t_interval_95": None if t is None else list(t),
-        "seed_sd": statistics.stdev(means_S) if len(means_S) > 1 else None,
-        "per_seed": means_S,
+        "difference": spread.pop("mean"),
+        **spread,
+        "ratio": mean_a / base["mean"] if base["interval_95"][0] > 0 else None,
+        "p_seeds": sign_flip_p(spread["per_seed"], seed),
+        "p_problems": sign_flip_p([gap for gaps in gaps_S for gap in gaps.values() if gap], seed),
     }

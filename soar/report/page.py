@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import shlex
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,22 +20,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from soar.files import Row, visible, write_atomic
+from soar.files import Row, read_jsonl, visible, write_atomic
 from soar.report import text as wording
 from soar.report.charts import Chart, Series
 from soar.report.questions import label_share
-from soar.report.runs import Run, count, mean, natural, number, numbers, read_run, standard_error
+from soar.report.runs import Run, count, mean, number, numbers, read_run, standard_error
 from soar.types import VERSION
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-MAX_QUESTIONS = 600
-MAX_PQ = 300
+MAX_QUESTIONS = 600  # of each of the two files
 MAX_ALARMS = 200
 MAX_TEXT = 1000  # characters of one question or answer
 MAX_STEPS_SHOWN = 500
-MAX_NAMED_BINS = 40
+MAX_GROUPS = 12  # of outer steps whose questions are compared
 MAX_BINS = 12  # bars of a chart
-MAX_TOPICS = 7
 MAX_TOPIC_CHOICES = 60
 MAX_HARD_EXAMPLES = 10
 MAX_SIGNAL_POINTS = 40
@@ -51,23 +48,7 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
     """A chart's line through the rows that have a number under `key` and one under `x`; band: keys of low and high."""
     whole = [row for row in rows if None not in [number(row.get(name)) for name in (x, key, *band)]]
     low, high = (column(whole, name) for name in band) if band else ([], [])
-    return Series(label, column(whole, x), column(whole, key), low, high, style=style)
-
-
-def evenly(rows: Sequence[Row], limit: int, keys: Sequence[str] = ("step", "dataset")) -> list[Row]:
-    """At most `limit` rows, the same number from the front of every dataset, in file order.
-
-    With more datasets than `limit`, evenly spaced datasets are kept, one row of each.
-    """
-    if len(rows) <= limit:
-        return list(rows)
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(tuple(str(row.get(key)) for key in keys), []).append(i)
-    kept = list(groups.values())
-    if len(kept) > limit:
-        kept = [kept[i * len(kept) // limit] for i in range(limit)]
-    return [rows[i] for i in sorted(i for group in kept for i in group[: limit // len(kept)])]
+    return Series(label, column(whole, x), column(whole, key), low, high, style)
 
 
 def arm_styles(run: Run) -> dict[str, int]:
@@ -78,30 +59,39 @@ def arm_styles(run: Run) -> dict[str, int]:
 
 
 def arms_section(run: Run) -> dict[str, Any]:
-    """Table rows and chart of pass@k for every arm."""
-    arms, rows, series = run.arms, [], []
+    """Table rows, the chart of pass@k for every arm, and pass@k against the tokens that an arm took."""
+    arms, styles = run.arms, arm_styles(run)
     ks = sorted({k for arm in arms.values() for k in arm.pass_at})
-    for name, style in arm_styles(run).items():
-        if name not in arms:
-            continue
-        arm = arms[name]
+    rows, series = [], []
+    for name, arm in ((name, arms[name]) for name in styles if name in arms):
         cells = [wording.with_interval(arm, k) if k in arm.pass_at else wording.DASH for k in ks]
         rows.append({"arm": arm, "cells": [cell.partition(" [") for cell in cells]})
-        bounds = list(zip(*(arm.interval.get(k, (None, None)) for k in arm.pass_at), strict=True))
-        low, high = bounds if None not in bounds[0] else ((), ())
+        bands = [arm.interval.get(k) for k in arm.pass_at]
+        low, high = ([pair[side] for pair in bands if pair] if all(bands) else [] for side in (0, 1))
         shares = list(arm.pass_at.values())
-        series.append(Series(wording.arm_name(name), list(arm.pass_at), shares, low, high, style=style))
-    chart = Chart(
-        "pass-at-k",
-        "pass@k on the held-out problems",
-        "Share of held-out problems solved by one of k attempts, per arm, with 95 % bands; see the table.",
-        "attempts per problem (k)",
-        "problems solved",
-        series,
-        percent=True,
-        ticks=ks,
-    )
-    return {"rows": rows, "ks": ks, "chart": chart}
+        series.append(Series(wording.arm_name(name), list(arm.pass_at), shares, low, high, styles[name]))
+    text = "Share of held-out problems solved by one of k attempts, per arm, with 95 % bands; see the table."
+    title, y_label = "pass@k on the held-out problems", "problems solved"
+    chart = Chart("pass-at-k", title, text, "attempts per problem (k)", y_label, series, True, ticks=ks)
+    ends = dict.fromkeys([*ks[:1], *ks[-1:]])
+    return {"rows": rows, "ks": ks, "chart": chart, "tokens": [token_chart(run, k) for k in ends]}
+
+
+def token_chart(run: Run, k: int) -> Chart:
+    """pass@k against the tokens generated for an arm, its search included: `curve` events, then the evaluation."""
+    events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
+    points = [
+        {"arm": event.get("arm"), "tokens": tokens / 1e6, "share": event["pass_at"].get(str(k))}
+        for event in events
+        if isinstance(event.get("pass_at"), dict) and (tokens := number(event.get("total_tokens"))) is not None
+    ]
+    series = [
+        line(wording.arm_name(name), [point for point in points if point["arm"] == name], "share", style, "tokens")
+        for name, style in arm_styles(run).items()
+    ]
+    text = "The last point of an arm is its result; tokens include the search for its questions."
+    title = f"pass@{k} against generated tokens"
+    return Chart(f"tokens-{k}", title, text, "million tokens", "problems solved", [s for s in series if len(s.x)], True)
 
 
 def step_rows(run: Run) -> list[Row]:
@@ -109,233 +99,148 @@ def step_rows(run: Run) -> list[Row]:
     rows = []
     for event in run.steps:
         rewards = numbers(event.get("reward_G"))
-        stated = number(event.get("reward_mean"))
-        centre = stated if stated is not None else mean(rewards)
-        row: Row = {key: number(event.get(key)) for key in ("window_mean", "baseline_pass_rate", "best_pass_rate")}
-        for key in ("accepted", "sampled", "failed_students", "student_rollouts", "seconds"):
-            row[key] = event.get(key)
-        row |= {
-            "step": count(event.get("step")),
-            "mean": centre,
-            "error": standard_error(rewards),
-            "best": max(rewards, default=centre),
-            "worst": min(rewards, default=centre),
-            "repeat_error": mean(numbers(event.get("reward_se_G"))),
-            "kl": number(event.get("teacher_kl")),
-            "promoted": event.get("promoted") is True,
-            "reason": event.get("reason") or "",
-        }
-        rows.append(row)
+        centre, error = number(event.get("reward_mean")), standard_error(rewards)
+        centre = mean(rewards) if centre is None else centre
+        ends = (None, None) if centre is None else (centre - (error or 0), centre + (error or 0))
+        names = (
+            "window_mean",
+            "baseline_pass_rate",
+            "best_pass_rate",
+            "accepted",
+            "sampled",
+            "failed_students",
+            "seconds",
+        )
+        row: Row = {key: number(event.get(key)) for key in names}
+        row |= {"step": count(event.get("step")), "mean": centre, "error": error, "low": ends[0], "high": ends[1]}
+        row |= {"best": max(rewards, default=centre), "worst": min(rewards, default=centre)}
+        row |= {"repeat_error": mean(numbers(event.get("reward_se_G"))), "kl": number(event.get("teacher_kl"))}
+        rows.append({**row, "promoted": event.get("promoted") is True, "reason": event.get("reason") or ""})
     return rows
 
 
 def loop_section(run: Run) -> dict[str, Any]:
     """The outer loop: teacher reward, promotions and pass rates over steps."""
-    rows = step_rows(run)
-    drawn = [row for row in rows if row["mean"] is not None]
-    promotion = run.config.get("promotion")
-    tau = number(promotion.get("tau")) if isinstance(promotion, dict) else None
-    x, centre, worst, best = (column(drawn, key) for key in ("step", "mean", "worst", "best"))
-    error = [row["error"] or 0.0 for row in drawn]
-    reward = Series("mean of the datasets, \u00b1 standard error", x, centre, worst, best, error, style=2)
-    marks = [float(row["step"]) for row in rows if row["promoted"]]
+    rows, tau = step_rows(run), run.setting("promotion", "tau")
+    marks: dict[str, Any] = {
+        "marks": [float(row["step"]) for row in rows if row["promoted"]],
+        "mark_label": "promotion",
+    }
     rejected: Counter[str] = Counter()
     for event in run.steps:
         reasons = event.get("rejected")
         for reason, n in reasons.items() if isinstance(reasons, dict) else ():
             rejected[str(reason)] += max(0, count(n) or 0)
+    reward = line("mean of the datasets, \u00b1 standard error", rows, "mean", 2, band=("low", "high"))
+    window = line("mean of the window", rows, "window_mean", 1)
+    text = (
+        "Improvement of students on hard training problems: mean over the datasets of a step with its standard error."
+    )
+    rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
+    rates = [line("baseline student", rows, "baseline_pass_rate", 0), line("best student", rows, "best_pass_rate", 2)]
+    text_rates = "Share of the reward questions solved by the baseline student and by the best student of a step."
+    title, x = "Teacher reward over outer steps", "outer step"
     return {
         "rows": rows[-MAX_STEPS_SHOWN:],
         "left_out": max(0, len(rows) - MAX_STEPS_SHOWN),
-        "reward": Chart(
-            "reward",
-            "Teacher reward over outer steps",
-            "Improvement of the students on hard training problems: mean over the datasets of a step with its standard "
-            "error, a band from the worst to the best dataset, promotions as vertical lines; see the table.",
-            "outer step",
-            "reward",
-            [reward, line("mean of the window", rows, "window_mean", 1)] if drawn else [],
-            rules=[] if tau is None else [(tau, f"\u03c4 = {tau:g}")],
-            marks=marks,
-            mark_label="promotion",
-        ),
-        "rates": Chart(
-            "rates",
-            "Pass rates on the reward questions",
-            "Share of the reward questions solved by the baseline student and by the best student of a step.",
-            "outer step",
-            "solved",
-            [line("baseline student", rows, "baseline_pass_rate", 0), line("best student", rows, "best_pass_rate", 2)],
-            percent=True,
-            marks=marks,
-            mark_label="promotion",
-        ),
+        "reward": Chart("reward", title, text, x, "reward", [reward, window], rules=rules, **marks),
+        "rates": Chart("rates", "Pass rates on the reward questions", text_rates, x, "solved", rates, True, **marks),
         "rejected": [(reason, n) for reason, n in rejected.most_common() if n],
-        "accepted": sum(count(row["accepted"]) or 0 for row in rows),
-        "sampled": sum(count(row["sampled"]) or 0 for row in rows),
+        "accepted": int(sum(column(rows, "accepted"))),
+        "sampled": int(sum(column(rows, "sampled"))),
     }
 
 
 def screening_section(run: Run) -> dict[str, Any]:
     """Histogram of successes per candidate problem, and the evidence of the kept hard problems."""
     event = (run.events.get("screen") or [{}])[-1]
-    bins = _histogram(event.get("histogram"))
-    attempts = count(event.get("attempts"))
+    histogram, attempts, rows = event.get("histogram"), count(event.get("attempts")), run.hard_train + run.hard_test
+    bins = [(str(k), max(0, count(n) or 0)) for k, n in histogram.items()] if isinstance(histogram, dict) else []
+    bins = bins[:MAX_BINS]
     x_label = f"correct attempts of {attempts}" if attempts else "correct attempts"
-    rows = run.hard_train + run.hard_test
+    title, text = (
+        "Screening: how often the base model solved the candidates",
+        f"Candidates by {x_label}; see the table.",
+    )
+    series, names = [Series("", range(len(bins)), [float(n) for _, n in bins], style=2)], [name for name, _ in bins]
     return {
         "event": event,
         "bins": bins,
-        "chart": Chart(
-            "screening",
-            "Screening: how often the base model solved the candidates",
-            f"Number of candidate problems by {x_label}; see the table.",
-            x_label,
-            "problems",
-            [Series("", range(len(bins)), [float(n) for _, n in bins], style=2)],
-            names=[name for name, _ in bins],
-        ),
+        "chart": Chart("screening", title, text, x_label, "problems", series, names=names),
         "taken": len(rows) if rows and (count(event.get("hard")) or 0) > len(rows) else None,
         "train": len(run.hard_train),
         "test": len(run.hard_test),
         "truncated": sum(count(r.get("truncated")) or 0 for r in rows),
         "evidence": sum(count(r.get("attempts")) or 0 for r in rows),
-        "examples": evenly(run.hard_train, MAX_HARD_EXAMPLES, ("id",)),
+        "examples": run.hard_train[:MAX_HARD_EXAMPLES],
     }
-
-
-def _histogram(histogram: object) -> list[tuple[str, int]]:
-    """Bars as recorded when they are named ranges; counts of successes are put into at most MAX_BINS equal ranges.
-
-    No success at all keeps a bar of its own.
-    """
-    named = {str(k): max(0, count(n) or 0) for k, n in histogram.items()} if isinstance(histogram, dict) else {}
-    if not named or None in map(natural, named):
-        return list(named.items())[:MAX_NAMED_BINS]
-    problems_of = {natural(name) or 0: n for name, n in named.items() if n}
-    highest = max(problems_of, default=0)
-    width = max(1, math.ceil(highest / (MAX_BINS - 1)))
-    bins = [("0", problems_of.get(0, 0))]
-    for start in range(1, highest + 1, width):
-        end = min(start + width - 1, highest)
-        name = str(start) if start == end else f"{start}\u2013{end}"
-        bins.append((name, sum(n for successes, n in problems_of.items() if start <= successes <= end)))
-    return bins
 
 
 def signal_section(run: Run) -> dict[str, Any]:
     """Share of groups with a learning signal (some right, some wrong) over the steps of every trained arm."""
-    rows, series = [], []
+    rows, series, styles = [], [], arm_styles(run)
     by_arm: dict[str, list[Row]] = {}
     for event in run.events.get("arm_step", []):
         by_arm.setdefault(str(event.get("arm")), []).append(event)
     size = math.ceil(max(map(len, by_arm.values()), default=0) / MAX_SIGNAL_POINTS)  # steps a point, for all arms
-    styles = arm_styles(run)
     for arm, events in by_arm.items():
         blocks = [events[i : i + size] for i in range(0, len(events), size)]
         means = [{key: mean(column(block, key)) for key in ("step", "frac_mixed")} for block in blocks]
         series.append(line(wording.arm_name(arm), means, "frac_mixed", styles[arm]))
         shares = {key: mean(column(events, f"frac_{key}")) for key in ("all_wrong", "mixed", "all_right")}
         rows.append({"name": wording.arm_name(arm), "steps": len(events), **shares})
-    chart = Chart(
-        "signal",
-        "Groups with a learning signal",
-        "Share of groups of attempts in which some are right and some wrong, per training step of an arm.",
-        "training step",
-        "mixed groups",
-        series,
-        percent=True,
-    )
-    return {"rows": rows, "chart": chart}
+    title, text = "Groups with a learning signal", "Share of groups with right and wrong attempts, per step of an arm."
+    return {"rows": rows, "chart": Chart("signal", title, text, "training step", "mixed groups", series, True)}
 
 
 def change_section(run: Run) -> dict[str, Any]:
-    """How the accepted questions changed: rows and charts over at most MAX_BINS groups of outer steps.
+    """How the accepted questions changed: rows and charts over at most MAX_GROUPS groups of outer steps.
 
-    A row has questions, length (mean characters) with its tenth and ninetieth percentile, vendi and distinct (means over
-    its steps of what the run recorded), and the shares well_posed and correct; None where unknown.
+    A row has questions, length (mean characters), vendi and distinct (means over its steps of what the run recorded), and the
+    shares well_posed and correct; None where unknown.
     """
     steps = sorted({s for row in run.questions if (s := count(row.get("step"))) is not None})
-    size = max(1, math.ceil(len(steps) / MAX_BINS))
+    size = max(1, math.ceil(len(steps) / MAX_GROUPS))
     rows: list[Row] = []
-    groups: list[list[Row]] = []
-    for i in range(0, len(steps), size):
-        block = steps[i : i + size]
+    for block in (steps[i : i + size] for i in range(0, len(steps), size)):
         group = [row for row in run.questions if count(row.get("step")) in block]
         events = [event for event in run.steps if count(event.get("step")) in block]
-        lengths = [float(len(str(row.get("question", "")))) for row in group]
-        tenths = statistics.quantiles(lengths, n=10, method="inclusive") if len(lengths) > 1 else lengths
-        rows.append(
-            {
-                "name": str(block[0]) if len(block) == 1 else f"{block[0]}\u2013{block[-1]}",
-                "middle": (block[0] + block[-1]) / 2,
-                "questions": len(group),
-                "length": mean(lengths),
-                "shortest": min(tenths),
-                "longest": max(tenths),
-                "distinct": mean(column(events, "distinct_share")),
-                "vendi": mean(column(events, "vendi")),
-                "well_posed": label_share(group, "well_posed"),
-                "correct": label_share(group, "correct"),
-            }
-        )
-        groups.append(group)
-
-    def over_steps(key: str, what: str, y_label: str, series: Sequence[Series], percent: bool = True) -> Chart:
-        description = f"{what} over outer steps; see the table."
-        return Chart(key, f"{what} over outer steps", description, "outer step", y_label, series, percent)
-
-    posed, right = line("well-posed", rows, "well_posed", 2, "middle"), line("correct", rows, "correct", 3, "middle")
-    length = line("mean, 10 to 90 % of the questions", rows, "length", 2, "middle", ("shortest", "longest"))
-    distinct, vendi = line("", rows, "distinct", 0, "middle"), line("", rows, "vendi", 4, "middle")
+        name = str(block[0]) if len(block) == 1 else f"{block[0]}\u2013{block[-1]}"
+        row: Row = {"name": name, "middle": (block[0] + block[-1]) / 2, "questions": len(group)}
+        row["length"] = mean([float(len(str(q.get("question", "")))) for q in group])
+        row |= {"distinct": mean(column(events, "distinct_share")), "vendi": mean(column(events, "vendi"))}
+        rows.append({**row, **{key: label_share(group, key) for key in ("well_posed", "correct")}})
+    right = [line("well-posed", rows, "well_posed", 2, "middle"), line("correct", rows, "correct", 3, "middle")]
+    vendi = [line("", rows, "vendi", 4, "middle")]
+    title, x = "Well-posed and correctly answered questions over outer steps", "outer step"
+    title_vendi, text = "Vendi score of the questions of a step", "See the table."
     return {
         "rows": rows,
-        "quality": over_steps("quality", "Well-posed and correctly answered questions", "questions", [posed, right]),
-        "length": over_steps("length", "Length of the questions", "characters", [length], False),
-        "distinct": over_steps("distinct", "Distinct questions", "questions", [distinct]),
-        "vendi": over_steps("vendi", "Vendi score of the questions of a step", "Vendi score", [vendi], False),
-        "difficulty": over_steps(
-            "difficulty", "Attempts at the teacher's questions that gave its answer", "attempts right", _difficulty(run)
-        ),
-        **_topics([row["name"] for row in rows], groups),
+        "quality": Chart("quality", title, text, x, "questions", right, True),
+        "vendi": Chart("vendi", title_vendi, text, x, "Vendi score", vendi),
     }
 
 
-def _difficulty(run: Run) -> list[Series]:
-    """How often students solved the questions they were trained on, in their first and their last step."""
-    rows = []
-    for event in run.steps:
-        inner = {key: event[key] for key in ("student_first", "student_last") if isinstance(event.get(key), dict)}
-        rows.append({"step": event.get("step"), **{key: part.get("pass_rate") for key, part in inner.items()}})
-    first = line("first training step", rows, "student_first", 0)
-    return [first, line("last training step", rows, "student_last", 2)]
+def transcript_section(run: Run) -> dict[str, Any] | None:
+    """One held-out problem with a completion of the base model and one of SOAR's best output that was right; None without.
+
+    Rows of transcripts.jsonl: id, question, answer, arm, completion, correct.
+    """
+    ours, _, _ = wording.rivals(run)
+    by_problem: dict[str, dict[str, Row]] = {}
+    for row in read_jsonl(run.path / "transcripts.jsonl")[0]:
+        by_problem.setdefault(str(row.get("id")), {})[str(row.get("arm"))] = row
+    pairs = [(arms.get("base"), arms.get(ours.name) if ours else None) for arms in by_problem.values()]
+    both = [(base, own) for base, own in pairs if base is not None and own is not None]
+    if not both:
+        return None
+    sides = max(both, key=lambda pair: (pair[1].get("correct") is True, pair[0].get("correct") is not True))
+    return {"question": sides[0].get("question", ""), "answer": sides[0].get("answer", ""), "sides": sides}
 
 
-def _topics(names: list[str], groups: list[list[Row]]) -> dict[str, Any]:
-    counted = [Counter(str(row["topic"]) for row in group if row.get("topic")) for group in groups]
-    total = sum(counted, Counter())
-    topics = [topic for topic, _ in total.most_common(MAX_TOPICS)]
-    shares = [{topic: n / counts.total() for topic, n in counts.items()} for counts in counted]
-    table = [(topic, [share.get(topic, 0.0) for share in shares]) for topic in topics]
-    if len(total) > MAX_TOPICS:
-        rest = [sum(share for topic, share in part.items() if topic not in topics) for part in shares]
-        table.append(("all other", rest))
-    chart = Chart(
-        "topics",
-        "Topics of the questions over outer steps",
-        "Share of each topic among the accepted questions; see the table.",
-        "outer step",
-        "questions",
-        [Series(topic, range(len(names)), part, style=i) for i, (topic, part) in enumerate(table)],
-        percent=True,
-        names=names,
-    )
-    return {"topic_rows": table, "topics": chart}
-
-
-def questions_section(rows: list[Row], limit: int) -> dict[str, Any]:
-    """The embedded rows of a question file, and what the page can say and filter about them."""
-    shown = evenly(rows, limit)
+def questions_section(rows: list[Row]) -> dict[str, Any]:
+    """The embedded rows of a question file, with equal gaps between them, and what the page can say and filter about them."""
+    shown = rows[:: max(1, math.ceil(len(rows) / MAX_QUESTIONS))]
     topics = Counter(str(row["topic"]) for row in shown if row.get("topic"))
     return {
         "rows": shown,
@@ -360,12 +265,12 @@ def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
 def content(run: Run) -> dict[str, Any]:
     """Everything that the page shows, by section."""
     times, wall_seconds = phases(run)
-    command = run.manifest.get("command")
-    alarms = run.events.get("alarm", [])
+    command, alarms = run.manifest.get("command"), run.events.get("alarm", [])
     return {
         "run": run,
         "asked": wording.asked(run),
         "headline": wording.headline(run),
+        "reasons": wording.why_nothing(run),
         "paused": wording.paused(run),
         "remarks": wording.remarks(run),
         "arms": arms_section(run),
@@ -373,8 +278,9 @@ def content(run: Run) -> dict[str, Any]:
         "screening": screening_section(run),
         "signal": signal_section(run),
         "change": change_section(run),
-        "questions": questions_section(run.questions, MAX_QUESTIONS),
-        "pq": questions_section(run.pq, MAX_PQ),
+        "transcript": transcript_section(run),
+        "questions": questions_section(run.questions),
+        "pq": questions_section(run.pq),
         "alarms": alarms[:MAX_ALARMS],
         "alarm_total": len(alarms),
         "phases": times,
@@ -412,10 +318,10 @@ def render(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
     )
-    shown = (wording.percent, wording.whole, wording.decimal, wording.duration, wording.arm_name, wording.moment)
+    shown = (wording.percent, wording.whole, wording.decimal, wording.duration, wording.arm_name, wording.tokens)
     environment.filters |= {f.__name__: f for f in (*shown, shorten, attribute, verdict)}
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    environment.globals |= {"arm_meanings": wording.ARM_MEANINGS, "version": VERSION}
+    environment.globals |= {"arm_meanings": wording.ARM_MEANINGS, "glossary": wording.GLOSSARY, "version": VERSION}
     for name, file in (("style", "report.css"), ("script", "report.js")):
         text = (TEMPLATES / file).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -434,18 +340,16 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     return target
 
 
-def write_pictures(run_dir: Path, out: Path, png: bool = False) -> list[Path]:
-    """Write every chart of a run's report into the folder `out`; returns the files. Raises ReportError for no run folder."""
-    files: dict[Path, bytes] = {}
-    for section in content(read_run(run_dir)).values():
-        for chart in section.values() if isinstance(section, dict) else ():
-            if isinstance(chart, Chart) and chart:
-                files[out / f"{chart.key}.svg"] = chart.drawn("svg")
-                if png:
-                    files[out / f"{chart.key}.png"] = chart.drawn("png", dpi=216)
-    for path, data in files.items():
-        write_atomic(path, data)
-    return list(files)
+def write_pictures(run_dir: Path, out: Path) -> list[Path]:
+    """Write every chart of a run's report into the folder `out` as SVG; returns the files. Raises ReportError for no run."""
+    sections = [section for section in content(read_run(run_dir)).values() if isinstance(section, dict)]
+    values = [
+        v for section in sections for value in section.values() for v in (value if type(value) is list else [value])
+    ]
+    charts = {out / f"{chart.key}.svg": chart for chart in values if isinstance(chart, Chart) and chart}
+    for path, chart in charts.items():
+        write_atomic(path, chart.drawn())
+    return list(charts)
 
 
 def report_at_the_end(run_dir: Path, say: Callable[[str], None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,6 @@ from soar.types import UserError
 HASHES = "hashes.json"  # sha256 of every file of a finished run
 PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
 REVIEW_FILE = "review.json"  # a promotion that waits for a person
-BEGINS_WITH = {"questions.jsonl": "outer_step", "pq.jsonl": "promotion"}  # without such an event there is no file
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
 
 
@@ -36,8 +36,8 @@ class Arm:
     """Held-out result of one arm.
 
     pass_at: k -> pass@k as a share. interval: k -> 95 % interval (low, high), for the k that have one.
-    problems, attempts, student_rollouts: counts, None where the file has none. search_rollouts: what the loop spent
-    on finding what the arm was trained on or starts from, over and above student_rollouts.
+    problems, attempts: counts, None where the file has none. rollouts, total_tokens: completions by students, and all tokens
+    that were generated for the arm: what the loop spent on finding its questions or its start is in both.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Arm:
     interval: dict[int, tuple[float, float]]
     problems: int | None = None
     attempts: int | None = None
-    student_rollouts: int | None = None
-    search_rollouts: int | None = None
+    rollouts: int | None = None
+    total_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Run:
     def config(self) -> Row:
         config = self.manifest.get("config")
         return config if isinstance(config, dict) else {}
+
+    def setting(self, section: str, name: str) -> float | None:
+        """A number of the recorded config, None where it has none."""
+        part = self.config.get(section)
+        return number(part.get(name)) if isinstance(part, dict) else None
 
     @property
     def finished(self) -> bool:
@@ -126,24 +131,14 @@ def count(value: object) -> int | None:
     return int(result) if result is not None else None
 
 
-def natural(key: object) -> int | None:
-    """The number that a JSON key such as "32" spells, or None."""
-    text = str(key)
-    return int(text) if text.isdecimal() and len(text) <= 9 else None
-
-
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean; None of nothing."""
-    return math.fsum(values) / len(values) if values else None
+    return statistics.fmean(values) if values else None
 
 
 def standard_error(values: Sequence[float]) -> float | None:
     """Standard error of the mean, sample standard deviation over sqrt(n); None of fewer than two values."""
-    if len(values) < 2:
-        return None
-    centre = math.fsum(values) / len(values)
-    variance = math.fsum((x - centre) ** 2 for x in values) / (len(values) - 1)
-    return math.sqrt(variance / len(values))
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def read_arm(name: str, row: Row) -> Arm:
@@ -152,14 +147,16 @@ def read_arm(name: str, row: Row) -> Arm:
     def by_k(key: str) -> list[tuple[int, Any]]:
         values = row.get(key)
         entries = values.items() if isinstance(values, dict) else ()
-        return sorted((k, value) for text, value in entries if (k := natural(text)))
+        return sorted((int(k), value) for k, value in entries if k.isdecimal() and len(k) < 10)
 
     bounds = {k: numbers(value) for k, value in by_k("interval_95")}
+    trained, search = count(row.get("student_rollouts")), count(row.get("search_rollouts")) or 0
     return Arm(
         name=name,
         pass_at={k: share for k, value in by_k("pass_at") if (share := number(value)) is not None},
         interval={k: (pair[0], pair[1]) for k, pair in bounds.items() if len(pair) == 2},
-        **{key: count(row.get(key)) for key in ("problems", "attempts", "student_rollouts", "search_rollouts")},
+        rollouts=None if trained is None else trained + search,
+        **{key: count(row.get(key)) for key in ("problems", "attempts", "total_tokens")},
     )
 
 
@@ -185,27 +182,22 @@ def read_run(run_dir: Path) -> Run:
         return value
 
     def rows(name: str) -> list[Row]:
-        lines, remarks = read_jsonl(run_dir / name, name)
-        awaited = name not in BEGINS_WITH or os.path.lexists(run_dir / name) or BEGINS_WITH[name] in events
-        notes.extend(remarks if awaited else [])
+        there = name == "metrics.jsonl" or os.path.lexists(
+            run_dir / name
+        )  # which files a run must have, soar doctor knows
+        lines, remarks = read_jsonl(run_dir / name, name) if there else ([], [])
+        notes.extend(remarks)
         return lines
 
     events: dict[str, list[Row]] = {}
-    manifest = content("manifest.json")
+    # The summary before the events: a run that is over has written them all.
+    manifest, summary, paused = content("manifest.json"), content("summary.json"), content(PAUSE_FILE)
     for row in rows("metrics.jsonl"):
         events.setdefault(str(row.get("event")), []).append(row)
-    return Run(
-        path=run_dir,
-        manifest=manifest,
-        events=events,
-        summary=content("summary.json"),
-        paused=content(PAUSE_FILE),
-        questions=rows("questions.jsonl"),
-        pq=rows("pq.jsonl"),
-        hard_train=rows("hard/train.jsonl"),
-        hard_test=rows("hard/test.jsonl"),
-        notes=notes,
-    )
+    lists = {"questions": "questions.jsonl", "pq": "pq.jsonl"}
+    lists |= {f"hard_{half}": f"hard/{half}.jsonl" for half in ("train", "test")}
+    lines = {field: rows(name) for field, name in lists.items()}
+    return Run(run_dir, manifest, summary, events, paused=paused, notes=notes, **lines)
 
 
 def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, float]) -> Row:

@@ -5,18 +5,22 @@ Used by the report page and by anything else that has to state the result, so th
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
 
-from soar.report.runs import Arm, Run, count, number, numbers
+from soar.files import Row
+from soar.report.runs import Arm, Run, count, mean, number, numbers
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
 DASH = "\u2013"
-SAME_BUDGET = 0.05  # two student budgets that differ by less are called the same
+SAME_COST = 0.05  # two costs that differ by less are called the same
+CUT_OFF = 0.5  # completions cut off above which that is why nothing was learned
+OURS = ("ps", "pq")  # what a run of SOAR gives
 
 ARM_NAMES = {
     "base": "Base",
     "hard_only": "Hard-Only",
+    "hard_only_128": "Hard-Only, groups of 128",
     "ps": "PS",
     "ps_hard": "PS + hard",
     "pq": "PQ",
@@ -33,6 +37,7 @@ ARM_NAMES = {
 ARM_MEANINGS = {
     "base": "the model before any training",
     "hard_only": "trained on the hard problems alone",
+    "hard_only_128": "as Hard-Only, 128 attempts at each problem of a step",
     "ps": "the promoted student of the SOAR loop",
     "ps_hard": "the promoted student, trained on the hard problems from there",
     "pq": "a fresh student, trained on the promotion questions and the hard problems",
@@ -45,6 +50,21 @@ ARM_MEANINGS = {
     "teacher_t": "a fresh student, trained on questions of the trained teacher and the hard problems",
     "self_instruct": "as Base-T, with the base model's majority answers",
     "real": "a fresh student, trained on easier real problems and the hard problems",
+}
+
+
+GLOSSARY = {
+    "pass@k": "share of problems that at least one of k attempts solves",
+    "rollout": "one completion by a student: an attempt at a problem",
+    "tokens": "all tokens generated for an arm: training, the search for its questions, students that were thrown away",
+    "group": "the attempts at one problem in one training step; they are compared with each other",
+    "outer step": "the teacher writes datasets, a student is trained on each and measured on hard problems",
+    "baseline": "the student that new ones start from and are compared with; at first the base model",
+    "promotion": "the best student of a step becomes the baseline, its questions the promotion questions (PQ)",
+    "tau": "the threshold that the mean reward of the last steps has to exceed for a promotion",
+    "reward": "what a dataset earns: its students' pass rate on hard problems minus the baseline's",
+    "KL": "how far the teacher has moved from the base model, in nats per token",
+    "Vendi score": "as diverse as so many unrelated questions, by their wording",
 }
 
 
@@ -106,35 +126,31 @@ def duration(seconds: object) -> str:
     return f"{minutes // 60}{NBSP}h{NBSP}{minutes % 60:02d}{NBSP}min"
 
 
-def moment(timestamp: object) -> str:
-    """An ISO 8601 time as `2026-01-31 09:30 UTC`; anything else as it is."""
-    try:
-        when = datetime.fromisoformat(str(timestamp))
-    except ValueError:
-        return str(timestamp)
-    return f"{when:%Y-%m-%d %H:%M} {when:%Z}".strip()
+def tokens(value: object) -> str:
+    """Tokens as `12.3 M`, fewer than a million in full; a dash for anything that is no number."""
+    many = count(value)
+    return whole(value) if many is None or many < 1e6 else f"{many / 1e6:,.1f}{NBSP}M"
 
 
-def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
-    """What can be said about `arm` against `other` at pass@k: the paired difference, else whether intervals overlap.
+def plural(n: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
-    The paired entry is `summary["paired"]["<arm> - <other>"][k] = {"difference": d, "interval_95": [low, high]}`.
-    """
-    paired = run.summary.get("paired")
-    pair = paired.get(f"{arm.name} - {other.name}") if isinstance(paired, dict) else None
-    entry = pair.get(str(k)) if isinstance(pair, dict) else None
-    untrained = is_base(run, arm)
-    if isinstance(entry, dict):
-        difference, interval = number(entry.get("difference")), numbers(entry.get("interval_95"))
-        if difference is not None and len(interval) == 2:
-            digits = percent_digits(difference)
-            points = f"{100 * difference:+.{digits}f} percentage points {bounds((interval[0], interval[1]), digits)}"
-            return f"{points.replace('-', MINUS)}, {_verdict(interval[0], interval[1], arm, other, untrained)}"
-    if k not in arm.interval or k not in other.interval:
-        return "without intervals nothing can be said about the difference"
-    low, high = arm.interval[k][0] - other.interval[k][1], arm.interval[k][1] - other.interval[k][0]
-    apart = "do not overlap" if low > 0 or high < 0 else "overlap"
-    return f"the 95\u00a0% intervals {apart}, {_verdict(low, high, arm, other, untrained)}"
+
+def cost(arm: Arm) -> str:
+    """What an arm took, the search for it included: tokens, else rollouts of students; nothing when unknown or nothing."""
+    if arm.total_tokens:
+        return f"{tokens(arm.total_tokens)} generated tokens"
+    return plural(arm.rollouts, "student rollout") if arm.rollouts else ""
+
+
+def cost_ratio(arm: Arm, other: Arm) -> float | None:
+    """Cost of `arm` over that of `other`, searches included; 1 within SAME_COST, None when unknown."""
+    pairs = ((arm.total_tokens, other.total_tokens), (arm.rollouts, other.rollouts))
+    a, b = next(((a, b) for a, b in pairs if a is not None and b), (None, 0))
+    if a is None:
+        return None
+    return 1.0 if abs(a - b) <= SAME_COST * max(a, b) else a / b
 
 
 def is_base(run: Run, arm: Arm) -> bool:
@@ -142,74 +158,75 @@ def is_base(run: Run, arm: Arm) -> bool:
     return arm.name == "ps" and count(run.summary.get("promotions")) == 0
 
 
-def _verdict(low: float, high: float, arm: Arm, other: Arm, untrained: bool) -> str:
-    """What the ends of a difference's interval say, and whether the student budgets may be why."""
-    if low <= 0 <= high:
-        return "so this run does not show a difference"
-    if untrained:
-        return f"so {arm_name(other.name)} is {'below' if low > 0 else 'above'} the untrained model in this run"
-    if other.name == "base":
-        return f"so SOAR is {'above' if low > 0 else 'below'} the untrained model in this run"
-    return (
-        f"so SOAR is {'ahead' if low > 0 else 'behind'} in this run{budget_caveat(budget_ratio(arm, other), low > 0)}"
-    )
+def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float] | None:
+    """(words, low, high) of pass@k of `arm` minus `other`: the paired difference, else the gap between their intervals.
 
-
-def rollouts(arm: Arm) -> int | None:
-    """Student rollouts behind an arm, those included that found the questions it was trained on."""
-    return None if arm.student_rollouts is None else arm.student_rollouts + (arm.search_rollouts or 0)
-
-
-def budget_ratio(arm: Arm, other: Arm) -> float | None:
-    """Student rollouts of `arm` over those of `other`, searches included; 1 within SAME_BUDGET, None when unknown."""
-    own, reference = rollouts(arm), rollouts(other)
-    if own is None or not reference:
+    The paired entry is `summary["paired"]["<arm> - <other>"][k] = {"difference": d, "interval_95": [low, high]}`.
+    """
+    entry: object = run.summary.get("paired")
+    for key in (f"{arm.name} - {other.name}", str(k)):
+        entry = entry.get(key) if isinstance(entry, dict) else None
+    if isinstance(entry, dict):
+        difference, interval = number(entry.get("difference")), numbers(entry.get("interval_95"))
+        if difference is not None and len(interval) == 2:
+            digits = percent_digits(difference)
+            points = f"{100 * difference:+.{digits}f} percentage points {bounds((interval[0], interval[1]), digits)}"
+            return points.replace("-", MINUS), interval[0], interval[1]
+    if k not in arm.interval or k not in other.interval:
         return None
-    return 1.0 if abs(own - reference) <= SAME_BUDGET * max(own, reference) else own / reference
+    low, high = arm.interval[k][0] - other.interval[k][1], arm.interval[k][1] - other.interval[k][0]
+    return f"the 95{NBSP}% intervals {'do not overlap' if low > 0 or high < 0 else 'overlap'}", low, high
 
 
-def budget_caveat(ratio: float | None, ahead: bool) -> str:
-    """What to add to `ahead` or `behind`; nothing at the same budget."""
-    if ratio is None:
-        return ", but the student budgets are not recorded, and they may be why"
-    if ratio == 1:
-        return ""
-    times = (
-        f"with {ratio:,.2g} times the student rollouts"
-        if ratio < 10
-        else f"with {ratio:,.0f} times the student rollouts"
-    )
-    return f", but {times}, which may be why" if (ratio > 1) == ahead else f", {times}"
+def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
+    """What can be said about `arm` against `other` at pass@k, and at what ratio of costs."""
+    between = gap(run, arm, other, k)
+    if between is None:
+        return "without intervals nothing can be said about the difference"
+    words, low, high = between
+    if low <= 0 <= high:
+        return f"{words}, so this run does not show a difference"
+    if is_base(run, arm):
+        return (
+            f"{words}, so {arm_name(other.name)} is {'below' if low > 0 else 'above'} the untrained model in this run"
+        )
+    if other.name == "base":
+        return f"{words}, so SOAR is {'above' if low > 0 else 'below'} the untrained model in this run"
+    ratio = cost_ratio(arm, other)
+    times = "" if ratio == 1 else ", at unknown costs" if ratio is None else f", at {ratio:,.2g} times the cost"
+    return f"{words}, so SOAR is {'ahead' if low > 0 else 'behind'} in this run{times}"
 
 
-def budget(arm: Arm, other: Arm) -> str:
-    """Whether two arms had the same student budget (SAME_BUDGET), else both budgets; nothing when unknown."""
-    ratio = budget_ratio(arm, other)
-    if other.name == "base" or ratio is None:
-        return ""
-    if ratio == 1:
-        return " at the same student budget"
-    search = " with the search" if arm.search_rollouts else ""
-    return f" (student rollouts: {rollouts(arm):,}{search} against {rollouts(other):,})"
+def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
+    """SOAR's best measured output (PS or PQ), the best arm without its search, and the smallest k that all these have."""
+    arms = run.arms.values()
+    ours = [arm for arm in arms if arm.name in OURS]
+    others = [arm for arm in arms if not arm.name.startswith((*OURS, "teacher_t", "real"))]
+    others = [arm for arm in others if arm.name != "base"] or others
+    measured = [set(arm.pass_at) for arm in ours + others]
+    k = min(set.intersection(*measured) or set.union(*measured)) if measured else 1
+    best = [
+        max((a for a in some if k in a.pass_at), key=lambda a: a.pass_at[k], default=None) for some in (ours, others)
+    ]
+    return best[0], best[1], k
 
 
 def asked(run: Run) -> str:
     """What the run set out to find, in one sentence; what its folder does not say is left out."""
-    problems, model, screen = (run.config.get(key) for key in ("problems", "model", "screen"))
-    who = model.get("path") if isinstance(model, dict) else None
-    source = problems.get("source") if isinstance(problems, dict) else None
-    of = f" of {source}" if isinstance(source, str) and source else ""
-    held_out = plural(len(run.hard_test), "held-out problem") if run.hard_test else "held-out problems"
-    attempts = count(screen.get("attempts")) if isinstance(screen, dict) else None
-    most = count(screen.get("max_successes")) if isinstance(screen, dict) else None
+    problems, model, screen = (
+        s if isinstance(s := run.config.get(key), dict) else {} for key in ("problems", "model", "screen")
+    )
+    source = f" of {problems['source']}" if isinstance(problems.get("source"), str) and problems["source"] else ""
+    attempts, most = count(screen.get("attempts")), count(screen.get("max_successes"))
     evidence = ""
     if attempts and most is not None:
-        times = (
-            f"in {attempts:,} attempts at each" if most == 0 else f"more than {most:,} times in {attempts:,} attempts"
-        )
+        times = f"more than {most:,} times in {attempts:,} attempts" if most else f"in {attempts:,} attempts at each"
         evidence = f", none of which it solved {times},"
-    what = f"{held_out}{of}{evidence}"
-    return f"Asked: can {who or 'the model'} learn to solve {what} from practice questions that it writes itself?"
+    held_out = plural(len(run.hard_test), "held-out problem") if run.hard_test else "held-out problems"
+    who = str(model.get("path") or "the model").rstrip("/").rpartition("/")[2]
+    return (
+        f"Asked: can {who} learn to solve {held_out}{source}{evidence} from practice questions that it writes itself?"
+    )
 
 
 def paused(run: Run) -> str | None:
@@ -219,75 +236,98 @@ def paused(run: Run) -> str | None:
     return f"Paused: {run.paused.get('reason')}. Continue with: {run.paused.get('resume')}"
 
 
+def _about(run: Run, arm: Arm, k: int, meaning: bool = False) -> str:
+    """`52.1 % [45.0, 60.2] for PQ (12.3 M generated tokens)`."""
+    if is_base(run, arm):
+        return f"{with_interval(arm, k)} for PS, the base model since no student was promoted,"
+    notes = [ARM_MEANINGS.get(arm.name, "") if meaning else "", cost(arm)]
+    shown = "; ".join(filter(None, notes))
+    return f"{with_interval(arm, k)} for {arm_name(arm.name)}{f' ({shown})' if shown else ''}"
+
+
 def headline(run: Run) -> str:
-    """The result of the run in one sentence, with its interval, whatever it is."""
+    """The result of the run in one sentence: SOAR's best output against the best arm without it, whatever it is."""
     arms = run.arms
-    soar = arms.get("ps") or arms.get("pq")
-    other = arms.get("hard_only") or arms.get("base")
+    if not arms and run.finished:
+        return "The run is finished, but nothing was measured on the held-out problems."
+    steps = plural(len(run.steps), "outer step")
     if not arms:
-        progress = f"{plural(len(run.steps), 'outer step')} and {plural(len(run.promotions), 'promotion')} so far"
-        if run.finished:
-            return "The run is finished, but nothing was measured on the held-out problems."
+        progress = f"{steps} and {plural(len(run.promotions), 'promotion')} so far"
         return f"Unfinished: {progress}; nothing has been measured on the held-out problems yet."
-    start = "Held-out" if run.finished else f"Unfinished ({plural(len(run.steps), 'outer step')} so far). Held-out"
-    who = "SOAR's promoted student" if "ps" in arms else "a fresh student on SOAR's promotion questions (PQ)"
-    if soar is None:
-        found = [f"{arm_name(a.name)} {with_interval(a, min(a.pass_at))}" for a in arms.values()]
-        k = min(k for a in arms.values() for k in a.pass_at)
-        return f"{start} pass@{k}: {', '.join(found)}; no arm of SOAR (PS, PQ) was measured."
+    ours, other, k = rivals(run)
+    start = f"{'' if run.finished else f'Unfinished ({steps} so far). '}Held-out pass@{k}: "
+    if ours is None:
+        shares = ", ".join(f"{arm_name(a.name)} {with_interval(a, k)}" for a in arms.values() if k in a.pass_at)
+        return f"{start}{shares}; no arm of SOAR (PS, PQ) was measured."
     if other is None:
-        k = min(soar.pass_at)
-        return f"{start} pass@{k}: {who} {with_interval(soar, k)}; there is no other arm to compare it with."
-    shared = sorted(set(soar.pass_at) & set(other.pass_at))
-    if not shared:
-        return f"{start}: the arms have no pass@k in common, so they cannot be compared."
-    k = shared[0]
-    if is_base(run, soar):
-        who = "PS, the base model since no student was promoted,"
-    return (
-        f"{start} pass@{k}: {who} {with_interval(soar, k)} against {with_interval(other, k)} for "
-        f"{arm_name(other.name)}{'' if is_base(run, soar) else budget(soar, other)}: {comparison(run, soar, other, k)}."
-    )
+        return f"{start}{_about(run, ours, k, True)}; there is no other arm to compare it with."
+    return f"{start}{_about(run, ours, k, True)} against {_about(run, other, k)}: {comparison(run, ours, other, k)}."
 
 
 def remarks(run: Run) -> list[str]:
-    """Sentences below the headline: the largest k, PQ, and what the figures do not show."""
-    arms = run.arms
-    lines: list[str] = []
-    other = arms.get("hard_only") or arms.get("base")
-    for name in ("ps", "pq"):
-        arm = arms.get(name)
-        shared = sorted(set(arm.pass_at) & set(other.pass_at)) if arm and other else []
-        in_headline = name == "ps" or "ps" not in arms
-        for k in sorted({*shared[:1], *shared[-1:]} - set(shared[:1] if in_headline else [])):
-            assert arm is not None and other is not None
-            lines.append(
-                f"{arm_name(name)} at pass@{k}: {with_interval(arm, k)} against {with_interval(other, k)} for "
-                f"{arm_name(other.name)}{'' if is_base(run, arm) else budget(arm, other)}: "
-                f"{comparison(run, arm, other, k)}."
-            )
+    """Sentences below the headline: the other output, the largest k, and what the figures do not show."""
+    ours, other, k = rivals(run)
+    arms, lines = run.arms, list[str]()
+    for arm in (arms[name] for name in OURS if name in arms and other is not None):
+        shared = sorted(set(arm.pass_at) & set(other.pass_at)) if other else []
+        for at in dict.fromkeys(shared[:1] + shared[-1:]):
+            if other and (arm != ours or at != k):
+                pair = f"{_about(run, arm, at)} against {_about(run, other, at)}"
+                lines.append(f"At pass@{at}: {pair}: {comparison(run, arm, other, at)}.")
     if "ps" in arms and is_base(run, arms["ps"]):
         lines.append("No student was promoted, so PS is the base model itself.")
-    if "pq" in arms and arms["pq"].search_rollouts:
-        lines.append(
-            f"PQ's own training took {whole(arms['pq'].student_rollouts)} student rollouts. The loop that found its "
-            f"questions took {arms['pq'].search_rollouts:,} more; where budgets are compared here, both are counted."
-        )
-    if ("ps" in arms or "pq" in arms) and "hard_only" not in arms:
+    if ours is not None and "hard_only" not in arms:
         lines.append("Hard-Only was not measured, so nothing here tells SOAR from ordinary training.")
-    if any(interval == (0.0, 0.0) for arm in arms.values() for interval in arm.interval.values()):
-        lines.append(
-            "An arm that solved no problem at all gets the interval [0, 0], because resampling has nothing to vary; "
-            "its true share can still be above 0."
-        )
     if any(arm.interval for arm in arms.values()):
         lines.append(
-            "Intervals are 95\u00a0% and cover the choice of held-out problems. This is one run with one seed: "
+            f"Intervals are 95{NBSP}% and cover the choice of held-out problems. This is one run with one seed: "
             "how much another seed would change the result is not in them."
         )
     return lines
 
 
-def plural(n: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def _share(events: Sequence[Row], key: str, part: str = "") -> float | None:
+    """Mean of a figure over events, or over a part of them such as student_last."""
+    rows = [row.get(part) if part else row for row in events]
+    return mean(numbers([row.get(key) for row in rows if isinstance(row, dict)]))
+
+
+def why_nothing(run: Run) -> list[str]:
+    """Why SOAR is not ahead in this run, as far as its events say; nothing for a run where it is."""
+    ours, other, k = rivals(run)
+    between = gap(run, ours, other, k) if ours is not None and other is not None and not is_base(run, ours) else None
+    if between is not None and between[1] > 0:
+        return []
+    lines = []
+    arm_steps, steps, clipped = run.events.get("arm_step", []), run.steps, "completions/clipped_ratio"
+    for who, share in (
+        ("attempts in screening", _share(run.events.get("screen", []), "truncated_share")),
+        ("students' completions", _share(steps, clipped, "student_last")),
+        ("completions while the arms were trained", _share(arm_steps, clipped)),
+    ):
+        if share is not None and share > CUT_OFF:
+            lines.append(
+                f"{percent(share)} of the {who} were cut off by the length limit, so most answers were never reached: "
+                "raise student.sampling.max_tokens."
+            )
+    accepted = numbers([step.get("accepted") for step in steps])
+    if accepted and not any(accepted):
+        lines.append("No text of the teacher was accepted as a question.")
+    elif steps and not any(any(numbers(step.get("reward_G"))) for step in steps):
+        lines.append(f"In {plural(len(steps), 'outer step')} no dataset earned a reward other than 0.")
+    windows, tau = numbers([step.get("window_mean") for step in steps]), run.setting("promotion", "tau")
+    if windows and tau is not None and not run.promotions:
+        lines.append(
+            f"No student was promoted: the mean reward of a window was {max(windows):+.4f} at best, and a promotion takes "
+            f"more than tau = {tau:g}."
+        )
+    still = [
+        arm_name(arm)
+        for arm in dict.fromkeys(str(event.get("arm")) for event in arm_steps)
+        if not any(numbers([event.get("frac_mixed") for event in arm_steps if event.get("arm") == arm]))
+    ]
+    if still:
+        lines.append(
+            f"{', '.join(still)} never saw a group with right and wrong attempts, so there was nothing to learn from."
+        )
+    return lines

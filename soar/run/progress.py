@@ -11,7 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.text import Text
+
+from soar.report.watch import terminal_text
 
 PLAIN_SECONDS = 20.0  # a plain progress line at most this often
 PLAIN_WIDTH = 118  # columns of a line where no terminal says how wide it is
@@ -134,7 +135,7 @@ class Progress:
     def insist(self, line: str) -> None:
         """Print a line even when quiet: the answer to what a person did just now."""
         try:
-            self.console.print(Text(line), soft_wrap=True)
+            self.console.print(terminal_text(line, self.console), soft_wrap=True)
         except BrokenPipeError:  # rich before 13.8 does not ask the console
             self.console.quiet = True
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from soar.files import Row, visible
 from soar.report.charts import STYLES, Chart, Series
-from soar.report.page import line, render
+from soar.report.page import render
 from soar.report.runs import mean
 from soar.report.text import DASH, MINUS, arm_name, bounds, duration, percent, percent_digits, whole
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """One table for both forms. rows: cells as text, as many as the header."""
 
     title: str
@@ -29,37 +28,35 @@ def tables(results: Row) -> list[Table]:
     every = [
         Table(
             "Held-out problems",
-            "Mean over seeds, with a 95 % bootstrap interval over seeds and problems; sd: standard deviation of the seeds' "
-            "means; [0, 0]: no success at all, so nothing to resample. Student rollouts: completions sampled to train the "
-            "arm, mean over seeds.",
-            [
-                "arm",
-                "seeds",
-                *(f"pass@{k}" for k in ks),
-                *(f"sd over seeds, pass@{k}" for k in ks[:1]),
-                "student rollouts",
-            ],
+            "Mean over seeds with its 95 % interval: Student's t over the seeds (of one seed: bootstrap over problems; where "
+            "nothing was solved: Clopper-Pearson over problems). Climbed: seeds above "
+            f"{percent(results['definition'].get('climb'))} at the smallest k, with Clopper-Pearson's interval of the share. "
+            "Tokens, rollouts: all that was generated for the arm, the search for its questions included; mean over seeds.",
+            ["arm", "seeds", *(f"pass@{k}" for k in ks), "climbed", "tokens", "rollouts"],
             _arm_rows(results, ks),
         ),
         Table(
             "Paired comparisons",
-            "Difference of pass@k on the same problems of the same seeds, in percentage points. Intervals: bootstrap over "
-            "seeds and problems, and Student's t over seeds. p: two-sided sign flips of the seeds' differences (five seeds "
-            "cannot go below 0.0625); p of problems: sign flips of single problems, which says nothing about other seeds.",
-            ["comparison", "seeds", "k", "difference", "t interval", "ratio", "p", "p of problems"],
-            _comparison_rows(results),
+            f"{primary_line(results)} Difference of pass@k on the same problems of the same seeds, in percentage points, "
+            "with Student's t interval over seeds, and the bootstrap over seeds and problems beside it. Ratio: only where "
+            "the second arm lies above 0. p: two-sided sign flips of the seeds' differences (five seeds cannot go below "
+            "0.0625); adjusted: by Holm's method over all comparisons but the primary one; p of problems: sign flips of "
+            "single problems, which says nothing about other seeds.",
+            ["comparison", "seeds", "k", "difference", "bootstrap", "ratio", "p", "p adjusted", "p of problems"],
+            [row for entry in results["comparisons"] for row in _comparison_rows(results, entry)],
         ),
         Table(
             "Promotions",
-            "Share of the decisions with a full window that promoted, with a 95 % Wilson interval in which overlapping "
-            "windows of w steps count 1 / w each. With teacher.reward = shuffled it is the false-promotion rate at tau.",
+            "Share of the decisions with a full window that promoted, with a 95 % Clopper-Pearson interval in which "
+            "overlapping windows of w steps count 1 / w each. With teacher.reward = shuffled it is the false-promotion rate "
+            "at tau.",
             ["variant", "windows", "promotions", "share", "per seed"],
             [_promotion_row(row) for row in results["promotions"]],
         ),
         Table(
             "Teachers",
-            "First against last outer steps, mean over seeds; Vendi score of the wording. Collapsed: seeds whose "
-            "share of distinct or of accepted questions, or Vendi score, fell below half of its start.",
+            "First against last outer steps, mean over seeds; Vendi score of the wording. Collapsed: seeds whose share of "
+            "distinct or of accepted questions, or Vendi score, fell below half of its start.",
             ["variant", "reward", *teachers],
             [_teacher_row(row) for row in results["teachers"] if row["cells"]],
         ),
@@ -79,9 +76,21 @@ def tables(results: Row) -> list[Table]:
     return [table for table in every if table.rows]
 
 
+def primary_line(results: Row) -> str:
+    """Which comparison was named before the study ran, and the digest of the definition that names it."""
+    if not results["primary"]:
+        return "No primary comparison was named before the study ran, so all are adjusted."
+    a, b, k = results["primary"]
+    names = [label(results, *side.split(":", 1)) for side in (a, b)]
+    return (
+        f"Primary comparison, named in the study file before the first cell ran: {names[0]} - {names[1]} at pass@{k} "
+        f"(sha256 of the definition: {results['definition_sha256'][:12]}); its p stands unadjusted."
+    )
+
+
 def label(results: Row, variant: str, arm: str) -> str:
     """`PS`, or `grounded: PS` in a study of several variants."""
-    return arm_name(arm) if len(results["curves"]) == 1 else f"{variant}: {arm_name(arm)}"
+    return arm_name(arm) if len(results["definition"]["variants"]) == 1 else f"{variant}: {arm_name(arm)}"
 
 
 def _ks(results: Row) -> list[str]:
@@ -99,24 +108,25 @@ def _share(entry: Row | None, key: str) -> str:
 def _arm_rows(results: Row, ks: Sequence[str]) -> list[list[str]]:
     rows = []
     for row in results["arms"]:
+        climbed = row["pass_at"][min(row["pass_at"], key=int)]["climbed"] if row["pass_at"] else None
+        seeds = str(len(row["seeds"]))
+        share = DASH if climbed is None else f"{climbed['seeds']} of {seeds} {bounds(climbed['interval_95'], 0)}"
         shares = [_share(row["pass_at"].get(k), "mean") for k in ks]
-        spread = [percent((row["pass_at"].get(k) or {}).get("seed_sd")) for k in ks[:1]]
-        name = label(results, row["variant"], row["arm"])
-        rows.append([name, str(len(row["seeds"])), *shares, *spread, whole(row["student_rollouts"])])
+        costs = [whole(row[key]) for key in ("total_tokens", "student_rollouts")]
+        rows.append([label(results, row["variant"], row["arm"]), seeds, *shares, share, *costs])
     return rows
 
 
-def _comparison_rows(results: Row) -> list[list[str]]:
+def _comparison_rows(results: Row, row: Row) -> list[list[str]]:
+    a, b = (label(results, *row[side].split(":", 1)) for side in "ab")
     rows = []
-    for row in results["comparisons"]:
-        a, b = (label(results, *row[side].split(":", 1)) for side in "ab")
-        for k, entry in row["pass_at"].items():
-            t, ratio = entry["t_interval_95"], entry["ratio"]
-            digits = percent_digits(entry["difference"], tuple(entry["interval_95"]))
-            shown = [_share(entry, "difference"), DASH if t is None else bounds((t[0], t[1]), digits)]
-            shown.append(DASH if ratio is None else f"{ratio:.2f}")
-            chances = [f"{entry[key]:.4f}" for key in ("p_seeds", "p_problems")]
-            rows.append([f"{a} - {b}", str(len(row["seeds"])), k, *shown, *chances])
+    for k, entry in row["pass_at"].items():
+        digits = percent_digits(entry["difference"], tuple(entry["interval_95"]))
+        ratio = DASH if entry["ratio"] is None else f"{entry['ratio']:.2f}"
+        adjusted = "primary" if entry["primary"] else f"{entry['p_adjusted']:.4f}"
+        chances = [f"{entry['p_seeds']:.4f}", adjusted, f"{entry['p_problems']:.4f}"]
+        shown = [_share(entry, "difference"), bounds(tuple(entry["bootstrap_95"]), digits), ratio]
+        rows.append([f"{a} - {b}", str(len(row["seeds"])), k, *shown, *chances])
     return rows
 
 
@@ -162,27 +172,25 @@ def markdown(results: Row) -> str:
 
 
 def charts(results: Row) -> list[Chart]:
-    """pass@k of the arms, reward and shares of the questions over outer steps; none without figures."""
-    arms = []
-    for i, row in enumerate(results["arms"]):
-        entries = sorted((int(k), entry) for k, entry in row["pass_at"].items())
-        low, high = ([entry["interval_95"][side] for _, entry in entries] for side in (0, 1))
-        name = label(results, row["variant"], row["arm"])
-        arms.append(Series(name, [k for k, _ in entries], [e["mean"] for _, e in entries], low, high, style=i))
-    title, ks = "pass@k on the held-out problems, mean over seeds", [int(k) for k in _ks(results)]
-    text = f"{title}, with 95 % intervals; see the table."
-    shown = [Chart("pass", title, text, "k", "solved", arms, True, ks)] if len(arms) <= STYLES else []
-    for key, what, y, share in (
-        ("reward_mean", "Grounded reward", "reward", False),
-        ("distinct_share", "Distinct questions", "distinct", True),
-        ("well_posed", "Well-posed questions", "well-posed", True),
-        ("correct", "Correct answers", "correct", True),
-    ):
-        curves = [line(variant, rows, key, i) for i, (variant, rows) in enumerate(results["curves"].items())]
-        title = f"{what} over outer steps, mean over seeds"
-        shown.append(
-            Chart(key.replace("_", "-"), title, f"{title}, one line a variant.", "outer step", y, curves, share)
-        )
+    """pass@k of the arms against their tokens, for the smallest and the largest k; none without figures."""
+    shown = []
+    for k in _ks(results)[:: max(1, len(_ks(results)) - 1)]:
+        rows = [row for row in results["arms"] if k in row["pass_at"] and row["total_tokens"] is not None]
+        points = [
+            Series(
+                label(results, row["variant"], row["arm"]),
+                [row["total_tokens"] / 1e6],
+                [row["pass_at"][k]["mean"]],
+                [row["pass_at"][k]["interval_95"][0]],
+                [row["pass_at"][k]["interval_95"][1]],
+                style=i,
+            )
+            for i, row in enumerate(rows)
+        ]
+        title = f"pass@{k} against generated tokens"
+        text = f"{title}, mean over seeds with 95 % intervals; see the table."
+        if len(points) <= STYLES:
+            shown.append(Chart(f"tokens-{k}", title, text, "million tokens, search included", "solved", points, True))
     return [chart for chart in shown if chart]
 
 

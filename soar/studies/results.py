@@ -5,57 +5,79 @@ Everything is read from the cells' run folders, so the document can be made agai
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from soar import seeds
-from soar.files import Row, read_jsonl
-from soar.loop.statistics import over_seeds, paired_over_seeds, wilson_interval
+from soar.files import Row, digest, read_jsonl
+from soar.loop.statistics import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report.questions import collapsed, describe, label_share
-from soar.report.runs import ReportError, Run, count, number, numbers, read_run
-from soar.studies.study import Cell, Study, comparisons
+from soar.report.runs import Arm, ReportError, Run, count, mean, number, numbers, read_run
+from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
-SCHEMA = 1
+SCHEMA = 2
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, whose questions are compared
-
-Counts = dict[tuple[str, str], dict[int, Row]]
-"""(variant, arm) -> seed -> evaluation event."""
+LABELS = ("well_posed", "correct")  # of questions, where there is an oracle
 
 
-def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str]) -> dict[str, Any]:
-    """The content of study.json. failures: cell name -> why it has no result."""
+@dataclass(frozen=True)
+class Outcome:
+    """What one arm of one cell did on the held-out problems. correct: problem id -> correct attempts of `attempts`."""
+
+    correct: dict[str, int]
+    attempts: int
+    arm: Arm
+
+    def pass_at(self, k: int) -> dict[str, float]:
+        """pass@k by problem, from this cell's own number of attempts."""
+        return {name: pass_at_k(self.attempts, correct, k) for name, correct in self.correct.items()}
+
+
+Outcomes = dict[tuple[str, str], dict[int, Outcome]]
+"""(variant, arm) -> seed -> outcome."""
+
+
+def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], definition: Row) -> dict[str, Any]:
+    """The content of study.json. failures: cell name -> why it has no result; definition: as it was recorded."""
     runs: dict[str, Run] = {}
     for cell in cells:
         try:
             runs[cell.name] = read_run(cell.folder)
         except ReportError:
             continue
-    counts = _counts(cells, runs)
+    outcomes: Outcomes = {}
+    for cell in cells:
+        for name, outcome in _outcomes(runs.get(cell.name)):
+            outcomes.setdefault((cell.variant, name), {})[cell.seed] = outcome
+    by_variant = {v: [(c, runs[c.name]) for c in cells if c.variant == v and c.name in runs] for v in study.variants}
+    compared = [_compare(study, a, b, outcomes) for a, b in comparisons(study, list(outcomes))]
+    _adjust(study, compared)
     return {
         "schema": SCHEMA,
         "name": study.name,
         "question": study.question,
         "recipe": study.recipe,
         "seeds": list(study.seeds),
+        "primary": study.primary,
+        "definition": definition,
+        "definition_sha256": digest({key: value for key, value in definition.items() if key not in MAY_CHANGE}),
         "cells": [_cell(cell, runs.get(cell.name), failures.get(cell.name)) for cell in cells],
-        "arms": [_arm(study, variant, arm, by_seed) for (variant, arm), by_seed in counts.items()],
-        "comparisons": [_compare(study, a, b, counts, cells, runs) for a, b in comparisons(study, list(counts))],
-        "teachers": [_teacher(variant, cells, runs) for variant in study.variants],
-        "promotions": [_promotions(variant, cells, runs) for variant in study.variants],
-        "pq": [_pq(variant, cells, runs) for variant in study.variants],
-        "curves": {variant: _curves(variant, cells, runs) for variant in study.variants},
+        "arms": [_arm(study, *name, by_seed) for name, by_seed in outcomes.items()],
+        "comparisons": compared,
+        "teachers": [_teacher(variant, pairs) for variant, pairs in by_variant.items()],
+        "promotions": [_promotions(variant, pairs) for variant, pairs in by_variant.items()],
+        "pq": [_pq(variant, pairs) for variant, pairs in by_variant.items()],
     }
 
 
-def _counts(cells: Sequence[Cell], runs: dict[str, Run]) -> Counts:
-    found: Counts = {}
-    for cell in cells:
-        run = runs.get(cell.name)
-        for event in run.events.get("evaluation", []) if run and run.finished else []:
-            if isinstance(event.get("correct"), list):
-                found.setdefault((cell.variant, str(event.get("arm"))), {})[cell.seed] = event
-    return found
+def _outcomes(run: Run | None) -> Iterator[tuple[str, Outcome]]:
+    arms = run.arms if run is not None and run.finished else {}
+    for event in run.events.get("evaluation", []) if run is not None and arms else []:
+        name, correct, attempts = str(event.get("arm")), event.get("correct"), count(event.get("attempts"))
+        ids = [str(row.get("id")) for row in run.hard_test] if run is not None else []
+        if name in arms and attempts and isinstance(correct, list) and len(correct) == len(ids):
+            yield name, Outcome(dict(zip(ids, correct, strict=True)), attempts, arms[name])
 
 
 def _cell(cell: Cell, run: Run | None, failure: str | None) -> Row:
@@ -74,152 +96,110 @@ def _cell(cell: Cell, run: Run | None, failure: str | None) -> Row:
     }
 
 
-def _ks(study: Study, attempts: int) -> list[int]:
-    return [k for k in study.ks if k <= attempts]
+def _ks(study: Study, outcomes: Sequence[Outcome]) -> list[int]:
+    return [k for k in study.ks if k <= min(outcome.attempts for outcome in outcomes)]
 
 
-def _arm(study: Study, variant: str, arm: str, by_seed: dict[int, Row]) -> Row:
-    attempts = min(int(event["attempts"]) for event in by_seed.values())
-    correct_S_H = [event["correct"] for event in by_seed.values()]
-    seed = seeds.derive(study.name, "interval")
-    pass_at = {str(k): over_seeds(correct_S_H, attempts, k, seed, study.bootstrap) for k in _ks(study, attempts)}
-    rollouts = numbers([event.get("student_rollouts") for event in by_seed.values()])
+def _arm(study: Study, variant: str, arm: str, by_seed: dict[int, Outcome]) -> Row:
+    outcomes, seed = list(by_seed.values()), seeds.derive(study.name, "interval")
+    pass_at = {
+        str(k): over_seeds([o.pass_at(k) for o in outcomes], seed, study.bootstrap) for k in _ks(study, outcomes)
+    }
+    for entry in pass_at.values():
+        climbed = sum(share > study.climb for share in entry["per_seed"])
+        entry["climbed"] = {"seeds": climbed, "interval_95": list(clopper_pearson(climbed, len(outcomes)))}
     return {
         "variant": variant,
         "arm": arm,
         "seeds": list(by_seed),
-        "problems": [len(row) for row in correct_S_H],
-        "attempts": attempts,
-        "student_rollouts": statistics.fmean(rollouts) if rollouts else None,
+        "problems": [len(o.correct) for o in outcomes],
+        "attempts": [o.attempts for o in outcomes],
+        "student_rollouts": mean([o.arm.rollouts for o in outcomes if o.arm.rollouts is not None]),
+        "total_tokens": mean([o.arm.total_tokens for o in outcomes if o.arm.total_tokens is not None]),
         "pass_at": pass_at,
     }
 
 
-def _compare(
-    study: Study, a: tuple[str, str], b: tuple[str, str], counts: Counts, cells: Sequence[Cell], runs: dict[str, Run]
-) -> Row:
+def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Outcomes) -> Row:
     """The paired comparison over the seeds in which both arms answered the same held-out problems."""
-    tests = {
-        (cell.variant, cell.seed): [row.get("id") for row in runs[cell.name].hard_test]
-        for cell in cells
-        if cell.name in runs
-    }
-    both = [seed for seed in counts[a] if seed in counts[b]]
-    shared = [seed for seed in both if tests[a[0], seed] == tests[b[0], seed]]
-    found: Row = {"a": ":".join(a), "b": ":".join(b), "seeds": shared, "left_out": len(both) - len(shared)}
-    if not shared:
-        return {**found, "pass_at": {}}
-    attempts = min(int(counts[x][seed]["attempts"]) for x in (a, b) for seed in shared)
-    rows_a, rows_b = ([counts[x][seed]["correct"] for seed in shared] for x in (a, b))
-    seed = seeds.derive(study.name, "paired")
-    return {
-        **found,
-        "pass_at": {
-            str(k): paired_over_seeds(rows_a, rows_b, attempts, k, seed, study.bootstrap) for k in _ks(study, attempts)
-        },
-    }
-
-
-def _teacher(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> Row:
-    """How the teacher of a variant changed from its first to its last outer steps, seed by seed."""
-    found = []
-    for cell in cells:
-        run = runs.get(cell.name)
-        if cell.variant != variant or run is None or not run.steps:
-            continue
-        part = max(1, min(TEACHER_STEPS, len(run.steps) // 2))
-        first, last = (_period(run, events, cell.seed) for events in (run.steps[:part], run.steps[-part:]))
-        means = numbers([event.get("reward_mean") for event in run.steps])
-        found.append(
-            {
-                "seed": cell.seed,
-                "first": first,
-                "last": last,
-                "reward_sd": statistics.stdev(means) if len(means) > 1 else None,
-                "collapsed": collapsed(first, last),
-            }
+    both = [seed for seed in outcomes[a] if seed in outcomes[b]]
+    shared = [seed for seed in both if list(outcomes[a][seed].correct) == list(outcomes[b][seed].correct)]
+    rows_a, rows_b = ([outcomes[name][seed] for seed in shared] for name in (a, b))
+    place = seeds.derive(study.name, "paired")
+    pass_at = {
+        str(k): paired_over_seeds(
+            [o.pass_at(k) for o in rows_a], [o.pass_at(k) for o in rows_b], place, study.bootstrap
         )
-    return {"variant": variant, "cells": found, "collapsed": sum(bool(row["collapsed"]) for row in found)}
+        for k in (_ks(study, rows_a + rows_b) if shared else ())
+    }
+    return {
+        "a": ":".join(a),
+        "b": ":".join(b),
+        "seeds": shared,
+        "left_out": len(both) - len(shared),
+        "pass_at": pass_at,
+    }
+
+
+def _adjust(study: Study, compared: list[Row]) -> None:
+    """Mark the primary comparison, whose p-value stands as it is, and adjust all others together by Holm's method."""
+    family = []
+    for row in compared:
+        for k, entry in row["pass_at"].items():
+            entry["primary"] = study.primary == (row["a"], row["b"], int(k))
+            entry["p_adjusted"] = entry["p_seeds"]
+            family += [] if entry["primary"] else [entry]
+    for entry, p in zip(family, holm([entry["p_seeds"] for entry in family]), strict=True):
+        entry["p_adjusted"] = p
+
+
+def _teacher(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
+    """How the teacher of a variant changed from its first to its last outer steps, seed by seed."""
+    cells = []
+    for cell, run in pairs:
+        if run.steps:
+            part = max(1, min(TEACHER_STEPS, len(run.steps) // 2))
+            first, last = (_period(run, events, cell.seed) for events in (run.steps[:part], run.steps[-part:]))
+            cells.append({"seed": cell.seed, "first": first, "last": last, "collapsed": collapsed(first, last)})
+    return {"variant": variant, "cells": cells, "collapsed": sum(bool(row["collapsed"]) for row in cells)}
 
 
 def _period(run: Run, events: Sequence[Row], seed: int) -> Row:
     """Figures of the questions and rewards of some outer steps."""
     steps = {event.get("step") for event in events}
-    rows = [row for row in run.questions if row.get("step") in steps]
     accepted, sampled = (sum(numbers([event.get(key) for event in events])) for key in ("accepted", "sampled"))
-    rewards, divergences = (numbers([event.get(key) for event in events]) for key in ("reward_mean", "teacher_kl"))
     return {
-        **describe(rows, seed),
+        **describe([row for row in run.questions if row.get("step") in steps], seed),
         "accepted_share": accepted / sampled if sampled else None,
-        "reward_mean": statistics.fmean(rewards) if rewards else None,
-        "teacher_kl": statistics.fmean(divergences) if divergences else None,
+        **{key: mean(numbers([event.get(key) for event in events])) for key in ("reward_mean", "teacher_kl")},
     }
 
 
-def _pq(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> Row:
+def _pq(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
     """The promotion questions of a variant, seed by seed; shares by the judge, where one was asked, else by the oracle."""
-    found = []
-    for cell in cells:
-        run = runs.get(cell.name)
-        if cell.variant != variant or run is None or not run.pq:
-            continue
-        labels, _ = read_jsonl(cell.folder / "pq_labels.jsonl")
-        figures = describe(run.pq, cell.seed)
-        if labels:
-            judged = describe(labels, cell.seed)
-            figures |= {key: judged[key] for key in ("well_posed", "correct")}
-        oracle = "oracle" if figures["well_posed"] is not None else None
-        found.append({"seed": cell.seed, "judge": labels[0].get("judge") if labels else oracle, **figures})
-    return {"variant": variant, "cells": found}
+    cells = []
+    for cell, run in pairs:
+        if run.pq:
+            labels, _ = read_jsonl(cell.folder / "pq_labels.jsonl")
+            figures = describe(run.pq, cell.seed) | {key: label_share(labels or run.pq, key) for key in LABELS}
+            oracle = "oracle" if figures["well_posed"] is not None else None
+            cells.append({"seed": cell.seed, "judge": labels[0].get("judge") if labels else oracle, **figures})
+    return {"variant": variant, "cells": cells}
 
 
-def _promotions(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> Row:
+def _promotions(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
     """Promotions among the decisions with a full window.
 
     Neighbouring windows of w steps share w - 1 of them, so the interval counts a window as 1 / w of a trial.
     """
-    windows = promoted = 0
-    effective = 0.0
-    per_seed = []
-    for cell in cells:
-        run = runs.get(cell.name)
-        if cell.variant != variant or run is None:
-            continue
+    per_seed, effective = [], 0.0
+    for cell, run in pairs:
         full = [event for event in run.steps if number(event.get("window_mean")) is not None]
-        mine = sum(event.get("promoted") is True for event in full)
-        windows, promoted = windows + len(full), promoted + mine
-        effective += max(mine, len(full) / cell.config.promotion.window)
-        per_seed.append({"seed": cell.seed, "windows": len(full), "promotions": mine})
-    share = promoted / windows if windows else None
-    return {
-        "variant": variant,
-        "windows": windows,
-        "promotions": promoted,
-        "share": share,
-        "interval_95": list(wilson_interval((share or 0.0) * effective, effective)),
-        "per_seed": per_seed,
-    }
-
-
-STEP_FIGURES = ("reward_mean", "distinct_share", "baseline_pass_rate")
-LABELS = ("well_posed", "correct")  # of questions, where there is an oracle
-
-
-def _curves(variant: str, cells: Sequence[Cell], runs: dict[str, Run]) -> list[Row]:
-    """Means over seeds of the figures of every outer step."""
-    by_step: dict[int, list[Row]] = {}
-    written: dict[int, list[Row]] = {}
-    for cell in cells:
-        run = runs.get(cell.name)
-        if run is None or cell.variant != variant:
-            continue
-        for rows, kept in ((run.steps, by_step), (run.questions, written)):
-            for row in rows:
-                kept.setdefault(count(row.get("step")) or 0, []).append(row)
-    found = []
-    for step, events in sorted(by_step.items()):
-        known = {key: numbers([event.get(key) for event in events]) for key in STEP_FIGURES}
-        means = {key: statistics.fmean(values) if values else None for key, values in known.items()}
-        shares = {key: label_share(written.get(step, []), key) for key in LABELS}
-        found.append({"step": step, "seeds": len(events), **means, **shares})
-    return found
+        promoted = sum(event.get("promoted") is True for event in full)
+        effective += max(promoted, len(full) / cell.config.promotion.window)
+        per_seed.append({"seed": cell.seed, "windows": len(full), "promotions": promoted})
+    windows, promotions = (sum(row[key] for row in per_seed) for key in ("windows", "promotions"))
+    share = promotions / windows if windows else None
+    interval = clopper_pearson((share or 0.0) * effective, effective)
+    sums = {"variant": variant, "windows": windows, "promotions": promotions, "share": share}
+    return {**sums, "interval_95": list(interval), "per_seed": per_seed}

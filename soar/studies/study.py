@@ -6,12 +6,14 @@
     seeds = [0, 1, 2]
     set = ["teacher.steps=20"]            overrides of every cell; {seed} in one stands for the cell's seed
     compare = [["grounded:ps", "learnability:ps"]]
+    primary = ["grounded:ps", "learnability:ps", 1]
     [variants.grounded]
     set = []
     [variants.learnability]
     set = ["teacher.reward=learnability"]
 
 A result is named `variant:arm`. Without `compare`, every arm is compared with Hard-Only of its variant, or of the first one.
+`primary` is the one comparison (and its k) whose p-value stands unadjusted; it cannot change once the study has begun.
 A cell that fails is recorded and the others go on. The cells of the first variant run before the others, which use their
 screening. A finished cell is never run again; an interrupted one continues from its checkpoint.
 """
@@ -22,16 +24,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from soar.config import RECIPES, Config, ConfigError, Section, difference, find_recipe, load
 from soar.files import read_object, write_atomic, write_json
@@ -42,7 +44,7 @@ DEFINITION = "definition.json"
 # What decides whether two cells of one seed have the same hard problems with the same evidence.
 SCREENED_WITH = ("model", "problems", "screen", "seed")
 SAMPLED_WITH = ("top_p", "max_tokens", "stop")
-MAY_CHANGE = ("seeds", "ks", "compare", "question", "bootstrap")  # of a study that is continued
+MAY_CHANGE = ("seeds", "ks", "compare", "climb", "question", "bootstrap")  # of a study that is continued
 
 
 class StudyError(UserError):
@@ -65,25 +67,24 @@ class Study(Section):
     set: tuple[str, ...] = ()
     ks: tuple[int, ...] = (1, 32)
     compare: tuple[tuple[str, str], ...] = ()
+    primary: tuple[str, str, int] | None = None
+    climb: float = Field(0.1, ge=0, le=1)  # pass@k above which a seed counts as climbed
     bootstrap: int = Field(4000, ge=100)
     variants: dict[str, Variant] = Field(min_length=1)
 
-    @field_validator("variants")
-    @classmethod
-    def _names(cls, value: dict[str, Variant]) -> dict[str, Variant]:
-        for name in value:
-            if not name.replace("_", "").isalnum():
-                raise ValueError(f"variant {name!r}: letters, digits and _ only, it names folders")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> Study:
+        for name in self.variants:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(f"variant {name!r}: letters, digits and _ only, it names folders")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds = {list(self.seeds)}: expected different numbers from 0")
-        for name in (name for pair in self.compare for name in pair):
+        for name in (name for pair in (*self.compare, *([self.primary[:2]] if self.primary else [])) for name in pair):
             variant, _, arm = name.partition(":")
             if variant not in self.variants or not arm:
                 raise ValueError(f"compare: {name!r} is no VARIANT:ARM; variants: {', '.join(self.variants)}")
+        if self.primary and self.primary[2] not in self.ks:
+            raise ValueError(f"primary: k = {self.primary[2]}, expected one of ks = {list(self.ks)}")
         return self
 
 
@@ -124,11 +125,12 @@ def read_study(path: Path) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(whole study)"
-            hint = f"; known keys: {', '.join(Study.model_fields)}" if item["type"] == "extra_forbidden" else ""
-            lines.append(f"{path}: {key}: {item['msg'].removeprefix('Value error, ')}{hint}")
+        hints = {"extra_forbidden": f"; known keys: {', '.join(Study.model_fields)}"}
+        lines = [
+            f"{path}: {'.'.join(map(str, item['loc'])) or '(whole study)'}: "
+            f"{item['msg'].removeprefix('Value error, ')}{hints.get(item['type'], '')}"
+            for item in error.errors()
+        ]
         raise ConfigError("\n".join(lines)) from error
     beside = path.parent / study.recipe
     return study.model_copy(update={"recipe": str(beside)}) if beside.is_file() else study
@@ -145,39 +147,44 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
     leaders: dict[int, Cell] = {}
     for name, variant in study.variants.items():
         for seed in study.seeds:
-            folder, shares = out / "cells" / f"{name}-seed{seed}", None
             given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.set, *extra)]
-            overrides = (*given, f"seed={seed}", f'name="{study.name}-{name}"')
-            config = load(recipe, list(overrides))
-            leader = leaders.get(seed)
-            screens = config.screen.attempts and not config.screen.from_run
-            if leader is not None and screens and screened_alike(leader.config, config):
-                shares = leader.folder
-                overrides = (*overrides, f"screen.from_run={json.dumps(str(shares))}")
-                config = load(recipe, list(overrides))
-            every.append(Cell(name, seed, folder, recipe, overrides, config, shares))
+            folder, overrides = (
+                out / "cells" / f"{name}-seed{seed}",
+                [*given, f"seed={seed}", f'name="{study.name}-{name}"'],
+            )
+            config, shares = load(recipe, overrides), None
+            if seed in leaders and _screened_alike(leaders[seed].config, config):
+                shares = leaders[seed].folder
+                overrides.append(f"screen.from_run={json.dumps(str(shares))}")
+                config = load(recipe, overrides)
+            every.append(Cell(name, seed, folder, recipe, tuple(overrides), config, shares))
             leaders.setdefault(seed, every[-1])
     return every
 
 
-def screened_alike(one: Config, other: Config) -> bool:
-    """Whether two configs lead to the same screening."""
-    a, b = one.resolved(), other.resolved()
-    return all(a[key] == b[key] for key in SCREENED_WITH) and all(
-        a["student"]["sampling"][key] == b["student"]["sampling"][key] for key in SAMPLED_WITH
-    )
+def _screened_alike(leader: Config, config: Config) -> bool:
+    """Whether `config` would screen, and as the leader does."""
+    a, b = leader.resolved(), config.resolved()
+    a |= {key: a["student"]["sampling"][key] for key in SAMPLED_WITH}
+    b |= {key: b["student"]["sampling"][key] for key in SAMPLED_WITH}
+    screens = config.screen.attempts and not config.screen.from_run
+    return bool(screens) and all(a[key] == b[key] for key in SCREENED_WITH + SAMPLED_WITH)
 
 
 def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Pairs of (variant, arm) to compare, among those that have results."""
-    pairs = [tuple((name.partition(":")[0], name.partition(":")[2]) for name in pair) for pair in study.compare]
-    if not pairs:
-        first = next(iter(study.variants))
-        for variant, arm in results:
-            if arm not in ("base", "hard_only"):
-                reference = variant if (variant, "hard_only") in results else first
-                pairs.append(((variant, arm), (reference, "hard_only")))
-    return [(a, b) for a, b in pairs if a in results and b in results]
+    """Pairs of (variant, arm) to compare, the primary one first, among those that have results."""
+
+    def result(name: str) -> tuple[str, str]:
+        variant, _, arm = name.partition(":")
+        return variant, arm
+
+    pairs = [(result(a), result(b)) for a, b in study.compare]
+    for variant, arm in results if not pairs else ():
+        if arm not in ("base", "hard_only"):
+            reference = variant if (variant, "hard_only") in results else next(iter(study.variants))
+            pairs.append(((variant, arm), (reference, "hard_only")))
+    first = [(result(study.primary[0]), result(study.primary[1]))] if study.primary else []
+    return [(a, b) for a, b in dict.fromkeys([*first, *pairs]) if a in results and b in results]
 
 
 def run_in_process(cell: Cell, threads: int, device: str | None) -> str | None:
@@ -234,7 +241,14 @@ def run_study(
         for follows in (False, True) if run else ():
             group = [cell for cell in every if (cell.shares is not None) == follows and not _finished(cell)]
             failures |= _run_group(group, jobs, say, run_cell, gpus)
-        return write_results(study, out, every, failures)
+        from soar.studies.page import markdown, page
+        from soar.studies.results import collect
+
+        results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
+        write_json(out / "study.json", results)
+        write_atomic(out / "study.md", markdown(results).encode("utf-8", "replace"))
+        write_atomic(out / "study.html", page(results).encode("utf-8", "replace"))
+        return results
 
 
 def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
@@ -261,38 +275,36 @@ def visible_gpus() -> list[str]:
     """Entries of CUDA_VISIBLE_DEVICES for the GPUs that this process sees, [] without any; no CUDA context is made."""
     import torch
 
-    count = torch.cuda.device_count()
+    every = range(torch.cuda.device_count())
     given = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-    return given[:count] if given else [str(i) for i in range(count)]
+    return given[: len(every)] if given else list(map(str, every))
 
 
 def _run_group(
     group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell, gpus: Sequence[str]
 ) -> dict[str, str]:
-    """Run the cells, `jobs` at a time; returns why cells failed.
+    """Run the cells, `jobs` at a time, spread over the GPUs; returns why cells failed.
 
-    Each begins on the GPU with the fewest cells, unless it names a device or divides its work among workers itself.
+    A cell that names a device or divides its work among workers itself is given none.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
-    busy = dict.fromkeys(gpus if len(gpus) > 1 and jobs > 1 else (), 0)
-    lock = threading.Lock()
+    places: Queue[str | None] = Queue()
+    for i in range(jobs):
+        places.put(gpus[i % len(gpus)] if len(gpus) > 1 and jobs > 1 else None)
 
     def job(cell: Cell) -> str | None:
-        model, device = cell.config.model, None
+        place, model = places.get(), cell.config.model
         alone = model.device == "auto" and model.vllm_devices == 1 and not cell.config.cluster.workers
-        with lock:
-            if busy and alone:
-                device = min(busy, key=busy.__getitem__)
-                busy[device] += 1
-            say(f"{cell.name}: begins" + (f" on GPU {device}" if device is not None else ""))
-        why = run_cell(cell, 0 if cell.config.threads else threads, device)
-        with lock:
-            if device is not None:
-                busy[device] -= 1
-            say(f"{cell.name}: {why or 'finished'}")
+        device = place if alone else None
+        say(f"{cell.name}: begins" + (f" on GPU {device}" if device is not None else ""))
+        try:
+            why = run_cell(cell, 0 if cell.config.threads else threads, device)
+        finally:
+            places.put(place)
+        say(f"{cell.name}: {why or 'finished'}")
         return why
 
-    pool = ThreadPoolExecutor(max(1, jobs))
+    pool = ThreadPoolExecutor(jobs)
     try:
         reasons = zip(group, pool.map(job, group), strict=True)
         return {cell.name: why for cell, why in reasons if why is not None}
@@ -312,16 +324,3 @@ def _finished(cell: Cell) -> bool:
         lines = "\n  ".join(refused)
         raise StudyError(f"{cell.folder} holds a run with another config:\n  {lines}\nGive another --out")
     return True
-
-
-def write_results(study: Study, out: Path, every: Sequence[Cell], failures: dict[str, str]) -> dict[str, Any]:
-    """Write study.json, study.md and study.html of what the cells hold now; returns the content of study.json."""
-    from soar.studies.page import markdown, page
-    from soar.studies.results import collect
-
-    results = collect(study, every, failures)
-    results["definition"] = json.loads((out / DEFINITION).read_text(encoding="utf-8"))
-    write_json(out / "study.json", results)
-    write_atomic(out / "study.md", markdown(results).encode("utf-8", "replace"))
-    write_atomic(out / "study.html", page(results).encode("utf-8", "replace"))
-    return results
