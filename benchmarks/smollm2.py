@@ -38,10 +38,9 @@ from soar.engine.sampler import NativeSampler
 from soar.files import write_json
 from soar.loop.arms import Material, majority_answers, teacher_questions
 from soar.loop.evaluate import count_correct
-from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import pass_at_k
-from soar.loop.student import TrainState, shuffled_passes
+from soar.loop.student import Training, rloo_steps, shuffled_passes
 from soar.problems.prompts import WORKED_SUMS
 from soar.run.setup import open_env
 from soar.types import Problem
@@ -192,21 +191,21 @@ class Groundwork:
         for lr in left:
             began = time.monotonic()
 
-            def look(train_state: TrainState, lr: float = lr, began: float = began) -> None:
+            def look(students: Training, lr: float = lr, began: float = began) -> None:
                 row: dict[str, Any] = {"trained s": round(time.monotonic() - began, 1)}
                 for probe, problems in probes.items():
                     attempts = given.look_attempts if "hard" in probe else max(1, given.look_attempts // 4)
-                    found = rates(env, config, train_state.stack, problems, attempts)
+                    found = rates(env, config, students.stack, problems, attempts)
                     row[probe] = dict(zip(names, found, strict=True))
                 print(table(row, names), flush=True)
                 row["seconds"] = round(time.monotonic() - began, 1)
-                self.note("bounds", f"lr {lr:g} step {train_state.step}", row)
+                self.note("bounds", f"lr {lr:g} step {students.step}", row)
 
             seed_P = [seeds.derive(TUNING, name, "student") for name in names]
-            population = train_population(
-                env, fresh, batches, seed_P, config.student, lr, on_state=look, due=given.looks.__contains__
-            )
-            look(TrainState(given.steps, population.stack, {}, population.failed_P, population.rollouts, []))
+            students = Training(fresh.repeat(len(names)), config.student)
+            for _ in rloo_steps(env, students, batches, seed_P, config.student, lr):
+                if students.step == given.steps or students.step in given.looks:
+                    look(students)
 
     def screen(self) -> None:
         """Hard problems of the study with their evidence, and curated sums for the arm real."""

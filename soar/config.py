@@ -21,11 +21,12 @@ from soar.types import UserError
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
 TrainedArm = Literal[
-    "hard_only", "ps_hard", "pq", "pq_mixed", "pq_curriculum", "pq_sample", "pq_well_posed", "pq_correct",
-    "base_t", "teacher_t", "self_instruct", "real",
+    "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "ps_hard", "pq", "pq_mixed", "pq_curriculum",
+    "pq_sample", "pq_well_posed", "pq_correct", "base_t", "teacher_t", "self_instruct", "real",
 ]  # fmt: skip
 Arm = Literal["base", "ps"] | TrainedArm
-HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "ps_hard")  # trained on the hard problems alone
+# Trained on the hard problems alone.
+HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted", "ps_hard")
 Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
 
 
@@ -196,11 +197,14 @@ class ArmsConfig(Section):
     pq_mode: Literal["mixed", "curriculum"] = "mixed"
     curriculum_steps: int = Field(64, ge=1)  # question-only steps of `curriculum`
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
+    tokens: int = Field(0, ge=0)  # generated for every arm in all, search and preparation included, in place of steps
     pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
     learning_rates: dict[TrainedArm, Annotated[float, Field(gt=0)]] = {}  # of single arms, each from its own sweep
     questions: int = Field(128, ge=1)  # N of base_t, teacher_t, self_instruct and real
     votes: int = Field(8, ge=1)  # attempts of the base at a question of self_instruct; the majority is its answer
+    solvable: str = ""  # file of screening counts (id, successes, attempts) for the arm solvable; "": this run's
+    hint_tokens: int = Field(256, ge=1)  # of a hint of the arm hinted, which the base model writes
     real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
     pq_from: str = ""  # run folder or file of promotion questions; "": this run's
     teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t; "": this run's
@@ -227,6 +231,7 @@ class EvaluateConfig(Section):
     ks: tuple[int, ...] = (1, 4, 8, 16, 32)
     temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
+    every: int = Field(0, ge=0)  # RLOO steps of an arm from one measurement on its way to the next; 0: none
 
 
 class LogConfig(Section):
@@ -321,9 +326,19 @@ class Config(Section):
                 "full adapters need the full weights, and vLLM would sample from another base model",
             ),
             (
-                not trained or self.teacher.steps or self.arms.steps,
+                not trained or self.teacher.steps or self.arms.steps or self.arms.tokens,
                 "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; set "
-                f"arms.steps for the arm {trained[0] if trained else ''}",
+                f"arms.steps or arms.tokens for the arm {trained[0] if trained else ''}",
+            ),
+            (
+                "hard_only_128" not in trained
+                or (
+                    128 % self.student.attempts == 0
+                    and self.student.prompts_per_step * self.student.attempts % 128 == 0
+                ),
+                "the arm hard_only_128 makes groups of 128 from prompts of student.attempts: expected attempts that "
+                "divide 128 and student.prompts_per_step * student.attempts a multiple of 128, found "
+                f"{self.student.prompts_per_step} * {self.student.attempts}",
             ),
             (
                 self.teacher.reward != "shuffled" or self.teacher.questions >= 2,

@@ -7,6 +7,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,8 @@ class FakeExaminer:
         valid_Q = torch.tensor([problem.id not in self.unscorable for problem in problems_P_Q[0]])
         valid = valid_Q[None, :, None].expand_as(solved)
         verdicts = [Verdict.CORRECT if s else Verdict.WRONG for s in solved.flatten().tolist()]
-        return RolloutBatch(None, verdicts, solved.float(), solved, valid, 0, skill_P.isnan())  # type: ignore[arg-type]
+        rollouts: Any = SimpleNamespace(length_B=torch.ones(len(verdicts)))
+        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, 0, skill_P.isnan())
 
 
 def hard_problems(count: int) -> list[Problem]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from loop_helpers import hard_problems, run_tiny, skills, tiny_config
+from helpers import random_stack
+from loop_helpers import easy_problems, hard_problems, run_tiny, skills, tiny_config
 from safetensors.torch import load_file
 
 from soar.loop import arms
-from soar.loop.arms import ArmProgress, Listener, arm_batches, arms_left, budget_steps, train_arms
-from soar.loop.student import Population, TrainState
+from soar.loop.arms import ArmPlan, arm_batches, arms_left, budget_steps, train_arms, train_segment
+from soar.loop.student import Method, TrainState
+from soar.run.setup import open_env
 from soar.types import Problem
 
 
@@ -48,72 +52,82 @@ def test_what_the_arms_train_on() -> None:
         arm_batches("ps", config, hard, pq, 2)
 
 
-def test_arms_report_in_order_and_a_diverged_one_is_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, tuple[float, list[int], int]] = {}
-
-    def train(
-        env: Any,
-        fresh: Any,
-        batches: Any,
-        seeds: list[int],
-        config: Any,
-        lr: float,
-        workers: int,
-        on_step: Any,
-        begun: TrainState | None,
-        on_state: Any,
-        due: Any,
-    ) -> Population:
-        assert due(10)
-        name = batches[0][0][0].id
-        given[name] = (lr, seeds, workers)
-        on_step()
-        first = begun.step if begun else 0
-        metrics = [{"kl": 0.5}] if begun is None else []
-        for step in range(first + len(metrics), 3):
-            metrics.append({"kl": float(step)})
-            on_state(TrainState(step + 1, skills([0.5]), {}, torch.tensor([False]), 8, list(metrics)))
-        return Population(skills([1.0]), torch.tensor([name == "second"]), [*metrics, {"kl": 9.0}], 8)
-
-    monkeypatch.setattr(arms, "train_population", train)
-    batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
-    parts: list[tuple[str, int, int]] = []
-    steps: list[str] = []
-    told: list[tuple[str, list[dict[str, Any]]]] = []
-    config = tiny_config("arms.learning_rate=0.25")
-    listener = Listener(
-        lambda: steps.append("step"),
-        lambda begun, rows: parts.extend((arm, found.train_state.step, len(rows)) for arm, found in begun.items()),
-        lambda name, population, rows: told.append((name, rows)),
-        lambda step: step == 10,
-    )
-    found = train_arms(None, dict.fromkeys(batches, skills([0.0])), batches, config, 2, listener)  # type: ignore[arg-type]
-    assert list(found) == [name for name, _ in told] == ["first", "second"]
-    assert steps == ["step", "step"]
-    assert parts == [("first", 2, 2), ("first", 3, 1), ("second", 2, 2), ("second", 3, 1)]
-    assert told[0][1] == [{"event": "arm_step", "arm": "first", "step": 3, "kl": 9.0}]
-    alarm = told[1][1][1]
-    assert (alarm["event"], alarm["kind"], alarm["arm"]) == ("alarm", "arm failed", "second")
-    assert given["first"][0] == 0.25
-    assert given["first"][1] != given["second"][1]
-    assert given["first"][2] == 2
+def plan_of(name: str, steps: int = 3, lr: float = 0.5, tokens: int = 0) -> ArmPlan:
+    return ArmPlan(name, [[Problem(name, name, "0")]] * steps, 7, lr, Method(), tokens)
 
 
-def test_an_arm_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, TrainState | None] = {}
+def test_arms_of_one_rate_and_step_train_together_until_one_is_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU. Nothing is trained here: every step takes 10 tokens."""
+    calls: list[tuple[list[str], list[int]]] = []
 
-    def train(*args: Any) -> Population:
-        asked[args[2][0][0][0].id] = args[8]
-        return Population(skills([1.0]), torch.tensor([False]), [{"kl": 1.0}, {"kl": 2.0}], 8)
+    def train(env: Any, tick: Any, plans: list[ArmPlan], states: list[TrainState], *rest: Any) -> list[TrainState]:
+        calls.append(([plan.name for plan in plans], [state.step for state in states]))
+        while True:
+            tick()
+            states = [replace(s, step=s.step + 1, tokens=s.tokens + 10, metrics=[{"kl": 0.5}]) for s in states]
+            ends = [plan.finished(state) for plan, state in zip(plans, states, strict=True)]
+            if rest[-1](states[0].step) or any(ends):
+                return states
 
-    monkeypatch.setattr(arms, "train_population", train)
-    told: list[dict[str, Any]] = []
-    listener = Listener(lambda: None, lambda *args: None, lambda name, found, rows: told.extend(rows), bool)
-    begun = {"first": ArmProgress("first", TrainState(5, skills([0.5]), {}, torch.tensor([False]), 40, []))}
-    batches = {name: [[Problem(name, name, "0")]] for name in ("first", "second")}
-    train_arms(None, dict.fromkeys(batches, skills([0.0])), batches, tiny_config(), 1, listener, begun)  # type: ignore[arg-type]
-    assert asked == {"first": begun["first"].train_state, "second": None}
-    assert [(row["arm"], row["step"]) for row in told] == [("first", 5), ("first", 6), ("second", 0), ("second", 1)]
+    monkeypatch.setattr(arms, "train_segment", train)
+    env: Any = SimpleNamespace(backbone=SimpleNamespace(device=torch.device("cuda"), config=tiny_config().model))
+    plans = {p.name: p for p in (plan_of("a"), plan_of("b", 9, tokens=11), plan_of("c", lr=0.1), plan_of("d", 5))}
+    states = dict.fromkeys("abc", TrainState(0, skills([0.0]))) | {"d": TrainState(1, skills([0.0]))}
+    ticks: list[int] = []
+    moved = list(train_arms(env, plans, states, tiny_config(), 1, lambda step: step == 1, lambda: ticks.append(1)))
+    # b is out at 20 of 11 tokens; c has another rate; d is a step ahead until a and b have caught up.
+    assert calls == [
+        (["a", "b"], [0, 0]),
+        (["a", "b", "d"], [1, 1, 1]),
+        (["a", "d"], [2, 2]),
+        (["c"], [0]),
+        (["c"], [1]),
+        (["d"], [3]),
+    ]
+    last = {name: state.step for states in moved for name, state in states.items()}
+    assert last == {"a": 3, "b": 2, "c": 3, "d": 5}
+    assert len(ticks) == 1 + 1 + 1 + 1 + 2 + 2
+
+
+def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm() -> None:
+    state = TrainState(3, skills([0.5]), failed=True, metrics=[{"kl": 1.0}, {"kl": 2.0}])
+    first, second, alarm = plan_of("first").events(state)
+    assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
+    assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
+    assert len(plan_of("first", steps=4).events(state)) == 2  # the alarm comes at the end
+
+
+def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method() -> None:
+    """Hard-Only, groups over two prompts, hints and the dense reward side by side, saved and resumed in the middle."""
+    config, problems = tiny_config("student.optimizer.lr=0.01"), easy_problems(2)
+    methods = {
+        "hard_only": Method(),
+        "twins": Method(copies=2),
+        "hinted": Method(hints={p.id: "add the two" for p in problems}),
+        "likelihood": Method(likelihood=True),
+    }
+    plans = [
+        ArmPlan(name, [[problems[0], problems[0 if name == "twins" else 1]]] * 3, 5, 0.01, method)
+        for name, method in methods.items()
+    ]
+    with open_env(config) as env:
+        fresh = [TrainState(0, random_stack(env.backbone, 1)) for _ in plans]
+
+        def train(these: list[ArmPlan], states: list[TrainState], until: int = 99) -> list[TrainState]:
+            return train_segment(env, lambda: None, these, states, config, 1, lambda step: step == until)
+
+        whole, half = train(plans, fresh), train(plans, fresh, until=2)
+        for plan, start, state, middle in zip(plans, fresh, whole, half, strict=True):
+            (alone,) = train([plan], [start])
+            assert (alone.tokens, alone.rollouts, alone.levels) == (state.tokens, state.rollouts, state.levels)
+            assert alone.metrics[0] == pytest.approx(state.metrics[0], rel=1e-3, abs=1e-4, nan_ok=True)
+            (resumed,) = train([plan], [replace(middle, metrics=[])])
+            assert (resumed.step, resumed.tokens, resumed.levels) == (3, state.tokens, state.levels)
+            assert max((resumed.stack.tensors[k] - v).abs().max().item() for k, v in state.stack.tensors.items()) < 1e-3
+    hinted, dense = whole[2], whole[3]
+    assert set(hinted.levels) == {problems[0].id, problems[1].id} and not whole[0].levels
+    assert hinted.metrics[0]["hint_share"] <= 1.0
+    assert dense.metrics[0]["reward_mean"] > 0 and dense.metrics[0]["pass_rate"] == whole[0].metrics[0]["pass_rate"]
 
 
 def test_without_a_promotion_nothing_goes_on_from_its_student() -> None:

@@ -89,12 +89,10 @@ def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any], workers_first: bool
 ) -> None:
     real_save = RunFolder.save
-    kept: list[list[bool]] = []
 
     def save(self: RunFolder, checkpoint: Checkpoint) -> None:
         real_save(self, checkpoint)
-        kept.append([bool(row["untold"]) for row in checkpoint.data["arm_progress"]])
-        if kept[-1]:
+        if checkpoint.data["arm_progress"]:
             raise Interrupted
 
     if workers_first:
@@ -102,7 +100,6 @@ def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(RunFolder, "save", save)
         run_tiny(tmp_path / "run", source, *SMALL)
-    assert kept[-1] == [workers_first]  # the last arm was done first
     monkeypatch.undo()
     if not workers_first:
         monkeypatch.setattr(pipeline, "open_parallel", contrary)

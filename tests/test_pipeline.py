@@ -35,6 +35,7 @@ INNER = {"reward_mean", "pass_rate", "frac_all_wrong", "frac_all_right", "frac_m
     "kl",
     "logprob_gap",
     "grad_norm",
+    "tokens",
 }
 
 
@@ -170,7 +171,12 @@ def test_evaluations_and_summary(tiny_run: Path) -> None:
         arm = summary["arms"][row["arm"]]
         same = ("pass_at", "interval_95", "problems", "attempts", "student_rollouts")
         assert {k: arm[k] for k in same} == {k: row[k] for k in same}
-        assert set(arm) - set(same) == ({"search_rollouts"} if row["arm"] == "pq" else set())
+        assert set(arm) - set(same) == {"total_tokens", "tokens"} | (
+            {"search_rollouts"} if row["arm"] == "pq" else set()
+        )
+        trained = sum(step["tokens"] for step in events(tiny_run, "arm_step") if step["arm"] == row["arm"])
+        search = sum(events(tiny_run, "outer_step")[-1]["tokens"].values()) if row["arm"] in ("ps", "pq") else 0
+        assert arm["total_tokens"] == sum(arm["tokens"].values()) == trained + search
         assert (arm["attempts"], arm["student_rollouts"]) == (4, budget[row["arm"]])
         for k, share in arm["pass_at"].items():
             low, high = arm["interval_95"][k]

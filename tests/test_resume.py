@@ -52,8 +52,11 @@ def result(folder: Path) -> dict[str, Any]:
         for name in ("teacher", "student", "arms/hard_only", "arms/pq")
     }
     files = ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl")
+    rows = without_clock(events(folder))
     return {
-        "metrics": without_clock(events(folder)),
+        "metrics": [row for row in rows if row["event"] != "arm_step"],
+        # Worker processes train arms at the same time: their events are those of one process, in another order.
+        "arms": sorted((row for row in rows if row["event"] == "arm_step"), key=lambda row: (row["arm"], row["step"])),
         "summary": without_clock(json.loads((folder / "summary.json").read_text())),
         "adapters": adapters,
         **{name: read_jsonl(folder / name) for name in files},

@@ -9,15 +9,29 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import ScriptedLoop, UpdateLog, events, read_jsonl, run_tiny, skills, tiny_config
+from helpers import random_stack
+from loop_helpers import (
+    ScriptedLoop,
+    UpdateLog,
+    easy_problems,
+    events,
+    read_jsonl,
+    rollouts_of,
+    run_tiny,
+    skills,
+    tiny_config,
+)
 from recited import ANSWERS, Recited
 
 from soar import seeds
 from soar.config import Config, ConfigError
+from soar.domains.world import ANSWER_MARK
 from soar.loop import teacher
-from soar.loop.rewards import ballot, deal, pay, success_rates, votes
+from soar.loop.rewards import answer_marks, ballot, deal, likelihood, pay, success_rates, votes
+from soar.loop.rollout import RolloutBatch
 from soar.loop.write import QuestionSets
 from soar.problems.answers import extract
+from soar.problems.prompts import get_format
 from soar.run.setup import open_env
 from soar.types import Problem
 
@@ -189,3 +203,32 @@ def test_shuffled_runs_train_on_what_they_record(tmp_path: Path) -> None:
     assert sum(r["correct"] for r in other) < sum(r["correct"] for r in one)
     pq = read_jsonl(tmp_path / "null" / "pq.jsonl")
     assert {(r["question"], r["answer"]) for r in pq} <= {(r["question"], r["answer"]) for r in other}
+
+
+def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_reasoning() -> None:
+    """By hand: a softmax over the model's logits at the places before the answer's tokens and the end token."""
+    problem, temperature = easy_problems(1)[0], 0.5
+    with open_env(tiny_config()) as env:
+        backbone, stack = env.backbone, random_stack(env.backbone, 2)
+        tokenizer, prompt = backbone.tokenizer, env.prompt(problem)
+        texts = [f"{problem.question} {ANSWER_MARK} 1", f"1 {ANSWER_MARK} 2 {ANSWER_MARK} 3", "1 2"]
+        rollouts = rollouts_of(backbone, [*texts, *texts], prompt)
+        no = torch.zeros(2, 1, 3)
+        batch = RolloutBatch(rollouts, [], no, no.bool(), ~no.bool(), 0, torch.zeros(2).bool())
+        reward = likelihood(env, stack, batch, [[problem], [problem]], [1], temperature)
+        for n, reasoning in enumerate((texts[0][:-2], texts[1][:-2])):
+            start = [*prompt, *tokenizer.encode(reasoning, add_special_tokens=False)]
+            answer = [*tokenizer.encode(f" {problem.answer}", add_special_tokens=False), min(backbone.end_ids)]
+            ids = torch.tensor([[*start, *answer]])
+            with torch.no_grad(), backbone.use(stack.select([1])):
+                logits = backbone.model(input_ids=ids).logits[0, len(start) - 1 : -1].float()
+            share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
+            assert reward[0, 0, n].item() == pytest.approx(share * (120 if env.scheme == "paper" else 1), rel=1e-4)
+        assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
+
+
+def test_where_an_answer_stands_in_a_completion() -> None:
+    assert answer_marks(get_format("tags")) == ("\\boxed{", "}")
+    assert answer_marks(get_format("question_answer")) == ("Answer:", "")
+    with pytest.raises(ConfigError, match="whose answer stands behind one mark"):
+        answer_marks(get_format("totals"))

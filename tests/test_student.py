@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import random_stack, same_stacks, some_problems, tiny_backbone, tiny_examiner
 from hypothesis import given
 from hypothesis import strategies as st
+from loop_helpers import rollouts_of
 
 from soar import seeds
 from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
-from soar.engine.update import StackOptimizer, update
-from soar.loop.parallel import no_tick
+from soar.engine.update import StackOptimizer, UpdateStats, update
 from soar.loop.population import choose_chunk, train_population
-from soar.loop.student import Population, TrainState, inner_steps, shuffled_passes
+from soar.loop.rollout import RolloutBatch
+from soar.loop.student import (
+    Method,
+    Population,
+    Training,
+    TrainState,
+    hinted,
+    inner_steps,
+    mean_metrics,
+    rloo_steps,
+    shuffled_passes,
+)
 from soar.types import Problem
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
@@ -209,33 +221,44 @@ def test_chunk_sizes() -> None:
 def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: int) -> None:
     env = tiny_examiner(tiny_backbone(adapter=adapter))
     start = random_stack(env.backbone, 1)
-    kept: list[TrainState] = []
 
-    def keep(train_state: TrainState) -> None:
-        kept.append(copy.deepcopy(train_state))
+    def run(begun: list[TrainState], steps: int) -> list[TrainState]:
+        students = Training.resumed(begun, CONFIG, [Method()] * 2, env.backbone.device)
+        for _ in rloo_steps(env, students, batches(2), [7, 8], CONFIG, LR):
+            if students.step == steps:
+                break
+        return students.states()
 
-    def run(begun: TrainState | None, due: int) -> Population:
-        arguments = (env, start, batches(2), [7, 8], CONFIG, LR, 1, no_tick)
-        return train_population(*arguments, begun, keep, lambda step: step == due)
-
-    whole = run(None, stop)
-    (train_state,) = kept
-    assert (train_state.step, len(train_state.metrics)) == (stop, stop)
-    rest = run(train_state, 0)
-    assert same_stacks(rest.stack, whole.stack)
-    assert rest.rollouts == whole.rollouts
-    assert train_state.metrics + rest.metrics == whole.metrics
-    assert rest.failed_P.tolist() == whole.failed_P.tolist()
+    whole = run([TrainState(0, start)] * 2, STEPS)
+    begun = copy.deepcopy(run([TrainState(0, start)] * 2, stop))
+    rest = run([replace(state, metrics=[]) for state in begun], STEPS)
+    for one, other, middle in zip(rest, whole, begun, strict=True):
+        assert same_stacks(one.stack, other.stack)
+        assert (middle.step, len(middle.metrics)) == (stop, stop)
+        assert (one.rollouts, one.tokens, one.failed) == (other.rollouts, other.tokens, False)
+        assert middle.metrics + one.metrics == other.metrics
+    assert run([replace(state, failed=True) for state in begun], STEPS)[0].failed  # a failure is remembered
 
 
-def test_a_failure_before_the_stop_is_remembered_and_chunks_cannot_be_saved() -> None:
-    env = tiny_examiner(tiny_backbone())
-    start = random_stack(env.backbone, 1)
-    optimizer = StackOptimizer(start.select([0]), CONFIG.optimizer).state()
-    begun = TrainState(STEPS - 1, start, optimizer, torch.tensor([True]), 12, [])
-    found = train_population(env, start, batches(1), [7], CONFIG, LR, begun=begun)
-    assert found.failed_P.tolist() == [True]
-    assert found.rollouts == 12 + 12
-    small = tiny_examiner(tiny_backbone(chunk=1))
-    with pytest.raises(ValueError, match="2 students in 2 chunks cannot be saved"):
-        train_population(small, start, batches(2), [7, 8], CONFIG, LR, begun=begun)
+def test_hints_fade_with_success_and_come_back_without() -> None:
+    problem = Problem("p", "question", "0")
+    shown = [hinted(problem, "one two three four five six", level).question for level in range(5)]
+    assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
+    assert [len(text.split()) for text in shown] == [1, 4, 5, 7, 8]  # a quarter of six words, rounded up
+    students = Training(random_stack(tiny_backbone(), 1), CONFIG, [Method(hints={"p": "a hint"})])
+    levels = []
+    for solved in (False, True, True, True, True, True, False):
+        attempts = torch.tensor([[[False, solved]]])
+        rollouts, no = rollouts_of(tiny_backbone(), ["a", "b"], [1]), torch.tensor([False])
+        batch = RolloutBatch(rollouts, [], attempts.float(), attempts, attempts | True, 0, no)
+        one = torch.zeros(1)
+        students.note([[problem]], batch, UpdateStats(one, one, one, one.bool(), 2))
+        levels.append(students.level_P[0]["p"])
+    assert levels == [4, 3, 2, 1, 0, 0, 1]
+    assert students.metrics_P[0][-1]["hint_share"] == 0.25
+
+
+def test_figures_that_one_policy_has_not_are_left_out_of_the_mean() -> None:
+    rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]
+    assert mean_metrics(rows) == {"kl": 0.5, "reward_mean": 2.0}
+    assert mean_metrics([rows[1], rows[1] | {"kl": 0.8}], [2, 1])["kl"] == pytest.approx(0.6)

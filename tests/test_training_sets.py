@@ -9,28 +9,31 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
+from loop_helpers import easy_problems, events, read_jsonl, rollouts_of, run_tiny, tiny_config, write_problems
 from recited import ANSWERS, Recited
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack
+from soar.engine.rollouts import Rollouts
 from soar.loop import arms as training_sets
 from soar.loop.arms import (
     Material,
     arm_batches,
     arm_learning_rate,
+    arm_plan,
     arm_steps,
     majority_answers,
     read_pq,
     read_teacher,
     training_questions,
+    write_hints,
 )
-from soar.loop.rollout import RolloutEnv
+from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.write import TeacherError
 from soar.problems.load import DataError
 from soar.run.setup import open_env
-from soar.types import Problem
+from soar.types import Problem, Screening
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +173,87 @@ def test_batches_and_budgets_of_the_arms() -> None:
     assert arm_learning_rate("pq", tiny_config()) == tiny_config().student.optimizer.lr
 
 
+def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems, config, asked = easy_problems(2), settings_of(), list[str]()
+
+    class Teller:
+        """Says the answer to the first problem always, to the second at first only."""
+
+        def sample(self, stack: Any, prompts: Any, attempts: int, seeds: Any, sampling: Any) -> Rollouts:
+            asked.extend(env.backbone.tokenizer.decode(ids) for ids in prompts[0])
+            first, second = (p.answer for p in problems)
+            texts = [f"think of {first} first", f"{second}", *["c+8"] * (attempts - 1)]
+            return rollouts_of(env.backbone, [*texts[:1] * attempts, *texts[1:]], [1])
+
+    monkeypatch.setattr(env, "sampler", Teller())
+    hints = write_hints(env, problems, config)
+    assert all(p.question in text for p, text in zip(problems, asked, strict=True))
+    assert "..." in hints[problems[0].id] and not mentions(hints[problems[0].id], problems[0].answer)
+    assert hints[problems[1].id] == "c+8"
+
+
+def test_an_answer_is_masked_as_a_run_of_tokens() -> None:
+    assert masked("take 4 of 42, then 4", "4") == "take ... of 42, then ..."
+    assert masked("so \\frac{1}{2} it is", "\\frac{1}{2}") == "so ... it is"
+    assert masked("nothing here", "") == "nothing here"
+
+
+def test_solvable_problems_are_those_between_and_not_held_out(env: RolloutEnv, tmp_path: Path) -> None:
+    problems = easy_problems(5)
+    screened = [(p, Screening(successes, 10)) for p, successes in zip(problems, (0, 1, 6, 7, 3), strict=True)]
+    noted = material(test=problems[4:])
+    object.__setattr__(noted, "screened", screened)
+    assert training_questions("solvable", env, settings_of(), noted) == problems[1:3]
+    assert noted.notes == ["solvable: 1 problems are held out for the test, so they are left out"]
+    assert training_questions("solvable", env, settings_of(), material()) == []
+    path = tmp_path / "counts.jsonl"
+    rows = [{"id": p.id, "question": p.question, "answer": p.answer, **vars(counts)} for p, counts in screened]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = settings_of(f'arms.solvable="{path}"')
+    assert [p.id for p in training_questions("solvable", env, config, material())] == ["easy-1", "easy-2", "easy-4"]
+    write_problems(path, problems)
+    with pytest.raises(ConfigError, match=r"arms.solvable = .*no problem has the columns successes and attempts"):
+        training_questions("solvable", env, config, material())
+
+
+def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
+    hard = [Problem(f"h{i}", f"h{i}", "0") for i in range(4)]
+    config = tiny_config("student.attempts=32", "student.prompts_per_step=8")
+    batches = arm_batches("hard_only_128", config, hard, [], 2)
+    assert [[p.id for p in batch[::4]] for batch in batches] == [[p.id for p in batch[3::4]] for batch in batches]
+    assert sorted(p.id for batch in batches for p in batch) == sorted([p.id for p in hard] * 4)
+    assert arm_plan("hard_only_128", config, batches, {}).method.copies == 4
+    with pytest.raises(ConfigError, match=r"groups of 128 .* found 4 \* 24"):
+        tiny_config("student.attempts=24", "student.prompts_per_step=4", 'arms.run=["hard_only_128"]')
+
+
+SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "student.repeats=1", "student.steps=1")
+
+
+def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path) -> None:
+    """Search and hints included; the last step may go over by what a step can take. pass@k is measured on the way."""
+    arms = ["base", "hard_only", "likelihood", "hinted", "solvable", "pq"]
+    source = write_problems(tmp_path / "easy.jsonl", easy_problems(14, seed=1))
+    keys = [f"arms.run={json.dumps(arms)}", f'problems.source="{source}"', "evaluate.every=6", *SHORT]
+    config = tiny_config(*keys)
+    most = config.student.prompts_per_step * config.student.attempts * config.student.sampling.max_tokens
+    summary = run_tiny(tmp_path / "run", *keys, "arms.tokens=1500", "arms.save_steps=100")
+    for arm in arms[1:]:
+        assert 1500 <= summary["arms"][arm]["total_tokens"] < 1500 + most, arm
+    assert (
+        summary["arms"]["hinted"]["tokens"]["preparation"] > 0 == summary["arms"]["solvable"]["tokens"]["preparation"]
+    )
+    assert summary["arms"]["pq"]["tokens"]["search"] > 0 == summary["arms"]["hinted"]["tokens"]["search"]
+    curves = [row for row in events(tmp_path / "run", "curve") if row["arm"] == "hinted"]
+    assert [row["step"] for row in curves] == [6 * i for i in range(1, len(curves) + 1)] and curves
+    steps = [row for row in events(tmp_path / "run", "arm_step") if row["arm"] == "hinted"]
+    told = summary["arms"]["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:6])
+    assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
+    left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
+    assert list(left["arms"]) == ["base"]
+    assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]
+
+
 def test_every_arm_in_one_run(tmp_path: Path) -> None:
     """All arms train, are measured, and leave their questions; PQ arms record what the search cost."""
     arms = ["base", "hard_only", "pq_curriculum", "pq_correct", "base_t", "teacher_t", "self_instruct", "real"]
@@ -251,6 +335,8 @@ def test_sources_that_are_not_there_are_named(env: RolloutEnv, tmp_path: Path) -
 
 
 def test_arms_without_a_budget_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"arms\.steps = 0 .*teacher\.steps = 0: .* set arms\.steps for the arm pq"):
+    with pytest.raises(
+        ConfigError, match=r"arms\.steps = 0 .*teacher\.steps = 0: .* set arms\.steps or arms\.tokens for the arm pq"
+    ):
         tiny_config("teacher.steps=0", "arms.steps=0", 'arms.run=["base", "pq"]')
     assert tiny_config("teacher.steps=0", "arms.steps=0", 'arms.run=["base"]').teacher.steps == 0

@@ -71,7 +71,7 @@ def update(
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
     def accumulate(limit: int) -> Tensor:
-        batches = _micro_batches(rollouts, kept_P, limit, backbone.apart)
+        batches = micro_batches(rollouts, kept_P, limit, backbone.apart)
         return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
@@ -204,7 +204,7 @@ def micro_batch_limit(backbone: Backbone) -> int:
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
 
 
-def _micro_batches(
+def micro_batches(
     rollouts: Rollouts, kept_P: list[list[int]], limit: int, apart: bool = False
 ) -> list[list[list[int]]]:
     """Row numbers of every policy, batch by batch, each policy's tokens spread evenly: at most `limit` of them a batch.

@@ -1,48 +1,54 @@
-"""The questions on which the arms train besides the hard problems: where they come from, drawn from the run's seed.
+"""The arms of a run after the outer loop: what is trained, on what, with which budget.
 
-| arm | questions |
+| arm | questions besides the hard ones |
 |---|---|
+| hard_only, hard_only_128 | none; groups of student.attempts, of 128 |
+| likelihood | none; paid by the probability of the gold answer (`rewards.likelihood`) |
+| hinted | none; hints of the base model stand in the prompt as long as they are needed (`write_hints`) |
+| solvable | problems that screening found at 0 < p < 0.7 |
 | pq, pq_mixed, pq_curriculum | the promotion questions |
 | pq_sample, pq_well_posed, pq_correct | equally many of all, of the well-posed, of the correctly answered ones |
 | base_t, teacher_t | N questions of the untrained, of the trained teacher |
 | self_instruct | N questions of the untrained teacher, answered by the base model's majority vote |
 | real | N easier problems with right answers, from a file or from the embedded world |
 
-`self_instruct` stands for SeRL (arXiv 2505.20347) and leaves out its filters and its rounds of self-training.
+`self_instruct` stands for SeRL (arXiv 2505.20347) and leaves out its filters and its rounds of self-training; `solvable` for
+mixing in easier samples (arXiv 2510.03971); `hinted` for NuRL (2509.25666) and SAGE (2602.03143). SOAR with a teacher that
+is never trained is no arm but `teacher.reward = "none"`.
 
-The arms of a run after the outer loop: what is trained, on what, with which budget.
-
-Hard-Only gets as many student rollouts as the whole outer loop spent on training and measuring students. `ps_hard` goes on
-from the promoted student on the hard training half (ours; the paper samples from that student as it is). Every other arm
-trains a fresh base student on its questions (`training_sets`) and the hard training half; its own rollouts are counted,
-and the search for questions and promoted student is reported beside them.
+Hard-Only gets as many student rollouts as the outer loop spent on training and measuring students; with arms.tokens every
+arm gets the same total of tokens, search and preparation included. `ps_hard` goes on from the promoted student on the hard
+training half (ours; the paper samples from that student as it is). Every other arm trains a fresh base student.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from soar import seeds
 from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
+from soar.engine.memory import split_on_shortage
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.files import read_jsonl
 from soar.loop.judges import open_judge
 from soar.loop.parallel import Parallel, Tick
-from soar.loop.population import train_population
 from soar.loop.rewards import votes
-from soar.loop.rollout import RolloutEnv
-from soar.loop.student import Metrics, Population, TrainState, shuffled_passes
+from soar.loop.rollout import RolloutEnv, masked, mentions
+from soar.loop.student import HINT_LEVELS, Method, Training, TrainState, hinted, rloo_steps, shuffled_passes
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
-from soar.types import Problem, Verdict
+from soar.problems.prompts import PromptFormat
+from soar.types import Problem, Screening, UserError, Verdict
 
 PQ_ARMS = ("pq", "pq_mixed", "pq_curriculum")
 PQ_SUBSETS = ("pq_sample", "pq_well_posed", "pq_correct")
@@ -52,6 +58,7 @@ PQ_SUBSETS = ("pq_sample", "pq_well_posed", "pq_correct")
 class Material:
     """What a run has to offer to its arms: promotion questions, the trained teacher, the held-out problems (which no
     training set may hold), threads, and where notes go. labels: the judge's rows on the promotion questions, once asked.
+    screened: the run's candidates with what screening found, for the arm solvable.
     """
 
     pq: list[Problem]
@@ -59,6 +66,7 @@ class Material:
     hard_test: list[Problem]
     threads: int
     say: Callable[[str], None]
+    screened: list[tuple[Problem, Screening]] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -74,6 +82,8 @@ def training_questions(arm: str, env: RolloutEnv, config: Config, material: Mate
             material.say(f"no promotion, so there are no promotion questions: the arm {arm} is left out")
             return []
         return material.pq if arm in PQ_ARMS else pq_subset(arm, env, config, material)
+    if arm == "solvable":
+        return solvable_problems(env, config, material)
     if arm == "real":
         return real_problems(env, config, material)
     teacher = material.teacher if arm == "teacher_t" else None
@@ -106,11 +116,7 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
     """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out."""
     source, count = config.arms.real, config.arms.questions
     if source:
-        found, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
-        for line in report.lines():
-            material.say(line)
-        found = arranged(domain_of(config.problems), found, report)
-        found, _ = usable(env, config, found, material.say)
+        found = read_problems(source, env, config, material.say)
     elif config.problems.source.startswith("world:"):
         world = get_world(config.problems.source.removeprefix("world:"))
         try:
@@ -122,14 +128,84 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
             f'arms.run has "real", but arms.real = "" and problems.source = {config.problems.source!r} is no embedded '
             "world; set arms.real to a file of easier problems"
         )
-    leaks = {problem.id for problem in find_leaks(material.hard_test, found)}
-    if leaks:
-        material.say(f"real: {len(leaks)} problems are held out for the test, so they are left out")
-    found = [problem for problem in found if problem.id not in leaks]
+    found = not_held_out("real", material, found)
     if not found:
         raise ConfigError(f"arms.real = {source!r} has no problem left to train on; give another file")
     order = seeds.generator(config.seed, "arm", "real", "questions").permutation(len(found)).tolist()
     return [found[i] for i in order[:count]]
+
+
+def read_problems(source: str, env: RolloutEnv, config: Config, say: Callable[[str], None]) -> list[Problem]:
+    """The usable problems of a file, put as the run's domain puts them. Raises DataError."""
+    problems, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
+    for line in report.lines():
+        say(line)
+    return usable(env, config, arranged(domain_of(config.problems), problems, report), say)[0]
+
+
+def not_held_out(arm: str, material: Material, problems: list[Problem]) -> list[Problem]:
+    """The problems without those that are held out for the test."""
+    leaks = {problem.id for problem in find_leaks(material.hard_test, problems)}
+    if leaks:
+        material.say(f"{arm}: {len(leaks)} problems are held out for the test, so they are left out")
+    return [problem for problem in problems if problem.id not in leaks]
+
+
+HINT_TRIES = 8
+HINT_PROMPT = """{question}
+
+Do not solve this. Write a hint for a student who is stuck: name the idea that leads to the answer and the first steps, in
+two or three sentences. Do not state the answer."""
+
+
+def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dict[str, str]:
+    """Problem id -> hint, made once by the base model from question and gold answer.
+
+    The first of HINT_TRIES texts that ended and does not hold the gold answer; where all do, the first with the answer
+    masked. A problem whose prompt would leave no room for a hint and an answer has none. Prompts without turns are for
+    models that only go on with a pattern: their hint is the beginning of their own working.
+    """
+    fmt = cast(PromptFormat, env.fmt)
+    fmt = replace(fmt, student_template=HINT_PROMPT) if fmt.turns else fmt
+    told = " The answer is {}." if fmt.turns else ""
+    prompts = [fmt.student_ids(env.backbone.tokenizer, p.question + told.format(p.answer)) for p in problems]
+    room = [min(config.arms.hint_tokens, env.backbone.context - len(prompt)) for prompt in prompts]
+    asked = [i for i, tokens in enumerate(room) if tokens > 0]
+    if not asked:
+        return {}
+    most = min(room[i] for i in asked)
+    sampling = config.teacher.sampling.model_copy(update={"max_tokens": most, "stop": ()})
+    seed_Q = [seeds.derive(config.seed, "arm", "hinted", problems[i].id) for i in asked]
+    rollouts = env.sampler.sample(None, [[prompts[i] for i in asked]], HINT_TRIES, [seed_Q], sampling)
+    texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
+    hints = {}
+    for k, i in enumerate(asked):
+        problem, rows = problems[i], range(k * HINT_TRIES, (k + 1) * HINT_TRIES)
+        tries = [texts[row].strip() for row in rows if ended[row]] or [texts[rows[0]].strip()]
+        silent = [text for text in tries if text and not mentions(text, problem.answer)]
+        hint = silent[0] if silent else masked(tries[0], problem.answer)
+        if hint and env.room(hinted(problem, hint, HINT_LEVELS), config.student.sampling):
+            hints[problem.id] = hint
+    return hints
+
+
+def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
+    """The problems at 0 < p < 0.7 of this run's screening, or of the file arms.solvable (columns successes, attempts); none
+    that is held out, and none that is in the hard set. Raises ConfigError when the file has no counts."""
+    screened, source = material.screened, config.arms.solvable
+    if source:
+        problems = read_problems(source, env, config, material.say)
+        counts = [(p, p.extra.get("successes"), p.extra.get("attempts")) for p in problems]
+        screened = [(p, Screening(n, of)) for p, n, of in counts if isinstance(n, int) and isinstance(of, int)]
+        if not screened:
+            raise ConfigError(
+                f"arms.solvable = {source!r}: no problem has the columns successes and attempts; give a file with the "
+                "counts of its screening, or leave the key out"
+            )
+    kept = not_held_out("solvable", material, [p for p, screening in screened if 0 < screening.pass_rate < 0.7])
+    if not kept:
+        material.say("screening found no problem at 0 < p < 0.7: the arm solvable is left out")
+    return kept
 
 
 def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
@@ -195,9 +271,11 @@ def arms_left(config: Config, done: Container[str], promotions: int, say: Callab
 
 
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
-    """RLOO steps of an arm: those of Hard-Only, or arms.pq_steps for the others."""
-    own = 0 if name == "hard_only" else config.arms.pq_steps
-    return own or budget_steps(config, loop_rollouts)
+    """RLOO steps of an arm: those of Hard-Only, or arms.pq_steps for the others; with arms.tokens, more than it can need."""
+    if config.arms.tokens:
+        return 1 + config.arms.tokens // (config.student.prompts_per_step * config.student.attempts)
+    special = 0 if name.startswith("hard_only") else config.arms.pq_steps
+    return special or budget_steps(config, loop_rollouts)
 
 
 def arm_learning_rate(name: str, config: Config) -> float:
@@ -218,10 +296,13 @@ def arm_batches(
 
     Mixed: passes over questions and hard problems together. Curriculum: arms.curriculum_steps of questions only, then
     hard problems only. The arms pq_mixed and pq_curriculum say it in their name, for the others arms.pq_mode decides.
+    hard_only_128: every problem stands there as often as a group of 128 needs.
     """
     seed, per_step = seeds.derive(config.seed, "arm", name), config.student.prompts_per_step
     if name in HARD_ARMS:
-        return shuffled_passes(hard_train, seed, steps, per_step)
+        copies = group_copies(name, config)
+        batches = shuffled_passes(hard_train, seed, steps, per_step // copies)
+        return [[problem for problem in batch for _ in range(copies)] for batch in batches]
     if name not in TRAINED:
         raise ValueError(f"arm {name!r} is not trained")
     mode = {"pq_mixed": "mixed", "pq_curriculum": "curriculum"}.get(name, config.arms.pq_mode)
@@ -232,193 +313,158 @@ def arm_batches(
     return shuffled_passes(questions, seed, first, per_step) + rest
 
 
+def group_copies(name: str, config: Config) -> int:
+    """How many prompts of a step show one problem: 1, or what makes 128 attempts of student.attempts (`hard_only_128`)."""
+    return 128 // config.student.attempts if name == "hard_only_128" else 1
+
+
+class NothingLeft(UserError):
+    """An arm whose budget of tokens is spent before its training begins."""
+
+
+def uses_search(name: str, config: Config) -> bool:
+    """Whether an arm builds on what the outer loop of this run found, so that its total holds the search."""
+    from_here = {"ps": True, "ps_hard": True, "teacher_t": not config.arms.teacher_from}
+    return not config.arms.pq_from if name.startswith("pq") else from_here.get(name, False)
+
+
 def left_out(name: str, message: str) -> dict[str, Any]:
     """The alarm that an arm of arms.run could not be trained, and why."""
     return {"event": "alarm", "step": None, "kind": "arm left out", "arm": name, "message": message}
 
 
 @dataclass(frozen=True)
-class ArmProgress:
-    """An arm in the middle of its training. untold: metrics of its last steps, where no listener has heard of them yet."""
+class ArmPlan:
+    """What an arm trains on, from which seed, at which rate and how; tokens: it ends with the step that has generated so
+    many (0: with its batches)."""
 
-    arm: str
-    train_state: TrainState
-    untold: list[Metrics] = field(default_factory=list)
+    name: str
+    batches: list[list[Problem]]
+    seed: int
+    lr: float
+    method: Method
+    tokens: int = 0
+
+    def finished(self, state: TrainState) -> bool:
+        """Whether the arm's training is over."""
+        return state.step >= len(self.batches) or bool(self.tokens and state.tokens >= self.tokens)
+
+    def events(self, state: TrainState) -> list[dict[str, Any]]:
+        """One arm_step event for each of the state's metrics, and at the end the alarm of a student that diverged."""
+        first = state.step - len(state.metrics)
+        rows: list[dict[str, Any]] = [
+            {"event": "arm_step", "arm": self.name, "step": step, **row}
+            for step, row in enumerate(state.metrics, first)
+        ]
+        if self.finished(state) and state.failed:
+            message = f"the student of the arm {self.name} produced NaN or inf in training; its result says nothing"
+            rows.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": self.name, "message": message})
+        return rows
 
 
-Begun = Mapping[str, ArmProgress]
-Starts = Mapping[str, AdapterStack]
-"""Arm -> the one slice that its student starts from."""
+def arm_plan(
+    name: str, config: Config, batches: list[list[Problem]], hints: dict[str, str], tokens: int = 0
+) -> ArmPlan:
+    """The plan of an arm of arms.run on these batches."""
+    method = Method(group_copies(name, config), name == "likelihood", hints)
+    seed = seeds.derive(config.seed, "arm", name, "student")
+    return ArmPlan(name, batches, seed, arm_learning_rate(name, config), method, tokens)
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Who hears of the arms' training.
-
-    on_step(): after each step of any arm. on_state(begun, events): after a step whose number of steps done is `due`,
-    with every arm that is in the middle and the arm_step events since the last call. on_done(arm, population, events):
-    once per arm, with the events that are left. Events come in the order of the arms, whatever order they finish in.
-    """
-
-    on_step: Tick
-    on_state: Callable[[dict[str, ArmProgress], list[dict[str, Any]]], None]
-    on_done: Callable[[str, Population, list[dict[str, Any]]], None]
-    due: Callable[[int], bool]
+Due = Callable[[int], bool]
+States = dict[str, TrainState]
 
 
 def train_arms(
     env: RolloutEnv,
-    starts: Starts,
-    batches: dict[str, list[list[Problem]]],
+    plans: dict[str, ArmPlan],
+    states: States,
     config: Config,
     threads: int,
-    listener: Listener,
-    begun: Begun | None = None,
+    due: Due,
+    tick: Tick,
     parallel: Parallel | None = None,
-) -> dict[str, Population]:
-    """Train every named arm from its start: one after another, or all at once by worker processes.
+) -> Iterator[States]:
+    """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand.
 
-    Arms are reported in the order of `batches`: one arm_step event a step, and an alarm when the student diverged.
-    begun: the arms that an earlier process left in the middle. threads: threads that share out the sampling of an arm.
+    Arms with one learning rate and equally many steps done train as one population: on a GPU all of them, on a CPU one
+    (its last bits would depend on its neighbours). A segment ends when due(steps done) or when one of its arms is at its
+    end; with worker processes, which train one arm each, every arms.save_steps steps. threads: threads that share out the
+    sampling of an arm. tick(): after each step.
     """
-    left = {name: progress for name, progress in (begun or {}).items() if name in batches}
+    states = dict(states)
+    left = [plan for plan in plans.values() if not plan.finished(states[plan.name])]
     if parallel is not None:
-        return _train_together(env, starts, batches, config, threads, listener, left, parallel)
-    done: dict[str, Population] = {}
-    for name in batches:
-        log = _ArmLog(name, left.pop(name, None))
 
-        def keep(train_state: TrainState, name: str = name, log: _ArmLog = log) -> None:
-            listener.on_state({name: ArmProgress(name, train_state), **left}, log.events(train_state.metrics))
+        def task(name: str) -> tuple[str, tuple[str, TrainState]]:
+            return name, (name, states[name])
 
-        done[name] = _train_one(
-            env, listener.on_step, starts, batches, config, threads, name, log.train_state, keep, listener.due
-        )
-        listener.on_done(name, done[name], log.last_events(done[name]))
-    return done
+        queue = deque(task(plan.name) for plan in left)
+        for name, state in parallel.stream(arm_segment, (plans, config, threads), queue, tick):
+            states[name] = state
+            if not plans[name].finished(state):
+                queue.append(task(name))
+            yield {name: state}
+        return
+    size = len(plans) if env.backbone.device.type == "cuda" else 1
+    size = min(size, env.backbone.config.chunk or size)
+    while left:
+        rate, step = left[0].lr, states[left[0].name].step
+        together = [plan for plan in left if plan.lr == rate and states[plan.name].step == step][:size]
+        segment = train_segment(env, tick, together, [states[plan.name] for plan in together], config, threads, due)
+        moved = {plan.name: state for plan, state in zip(together, segment, strict=True)}
+        states |= moved
+        yield moved
+        left = [plan for plan in left if not plan.finished(states[plan.name])]
 
 
-def _train_one(
+def train_segment(
     env: RolloutEnv,
     tick: Tick,
-    starts: Starts,
-    batches: dict[str, list[list[Problem]]],
+    plans: list[ArmPlan],
+    states: list[TrainState],
     config: Config,
     threads: int,
-    name: str,
-    train_state: TrainState | None,
-    on_state: Callable[[TrainState], None],
-    due: Callable[[int], bool],
-) -> Population:
-    seed, lr = seeds.derive(config.seed, "arm", name, "student"), arm_learning_rate(name, config)
-    return train_population(
-        env, starts[name], [batches[name]], [seed], config.student, lr, threads, tick, train_state, on_state, due
-    )
+    due: Due,
+) -> list[TrainState]:
+    """Arms with one learning rate and equally many steps done, as one population, until one is at its end or `due` says so.
 
+    Where the memory is too small for all of them, in halves.
+    """
 
-class _Reached(Exception):
-    """Ends a training at the step that was asked for."""
+    def job(members: list[int]) -> list[TrainState]:
+        mine = [plans[i] for i in members]
+        methods = [plan.method for plan in mine]
+        students = Training.resumed([states[i] for i in members], config.student, methods, env.backbone.device)
+        batches, seed_P = [plan.batches for plan in mine], [plan.seed for plan in mine]
+        for _ in rloo_steps(env, students, batches, seed_P, config.student, mine[0].lr, threads):
+            tick()
+            spent = zip(mine, students.tokens_P, strict=True)
+            if due(students.step) or any(plan.tokens and tokens >= plan.tokens for plan, tokens in spent):
+                break
+        return students.states()
 
-    def __init__(self, train_state: TrainState) -> None:
-        super().__init__("the step that was asked for is done")
-        self.train_state = train_state
+    parts = split_on_shortage(job, list(range(len(plans))), logging.getLogger(__name__).warning, "arms")
+    return [state for part in parts for state in part]
 
 
 def arm_segment(
     env: RolloutEnv,
     tick: Tick,
-    starts: Starts,
-    batches: dict[str, list[list[Problem]]],
+    plans: dict[str, ArmPlan],
     config: Config,
     threads: int,
     name: str,
-    train_state: TrainState | None,
-    until: int,
-) -> TrainState | Population:
-    """An arm up to the step `until`, or to its end, as a piece of work. Its state travels on the host."""
-
-    def stop(reached: TrainState) -> None:
-        raise _Reached(reached)
-
-    starts = {name: starts[name].to(env.backbone.device)}
-    try:
-        return _train_one(
-            env, tick, starts, batches, config, threads, name, train_state, stop, lambda steps: steps == until
-        )
-    except _Reached as end:
-        found = end.train_state
-        return replace(found, optimizer={key: value.cpu() for key, value in found.optimizer.items()})
+    state: TrainState,
+) -> TrainState:
+    """One arm to its end or to the next step that is to be saved, as a piece of work. Its state travels on the host."""
+    (state,) = train_segment(env, tick, [plans[name]], [state], config, threads, partial(segment_ends, config))
+    return replace(state, optimizer={key: value.cpu() for key, value in state.optimizer.items()})
 
 
-def _train_together(
-    env: RolloutEnv,
-    starts: Starts,
-    batches: dict[str, list[list[Problem]]],
-    config: Config,
-    threads: int,
-    listener: Listener,
-    left: dict[str, ArmProgress],
-    parallel: Parallel,
-) -> dict[str, Population]:
-    """Every arm in segments of arms.save_steps, so that a lost worker costs one segment.
-
-    The first arm that is not done is reported as it goes. What the arms after it do is held back, so that the events are
-    those of arms trained one after another.
-    """
-    logs = {name: _ArmLog(name, left.get(name)) for name in batches}
-    save = config.arms.save_steps
-
-    def segment(name: str, train_state: TrainState | None) -> tuple[str, TrainState | None, int]:
-        return name, train_state, ((train_state.step if train_state else 0) // save + 1) * save
-
-    queue = deque((name, segment(name, log.train_state)) for name, log in logs.items())
-    finished: dict[str, Population] = {}
-    done: dict[str, Population] = {}
-    results = parallel.stream(arm_segment, (starts, batches, config, threads), queue, listener.on_step)
-    for name, part in results:
-        if isinstance(part, TrainState):
-            queue.append((name, segment(name, part)))
-            metrics = logs[name].untold + part.metrics
-            logs[name].untold = metrics
-            left[name] = ArmProgress(name, replace(part, metrics=[]), metrics)
-        else:
-            finished[name] = replace(part, stack=part.stack.to(env.backbone.device))
-        while (first := next((arm for arm in batches if arm not in done), None)) in finished:
-            assert first is not None
-            left.pop(first, None)
-            done[first] = finished[first]
-            listener.on_done(first, done[first], logs[first].last_events(done[first]))
-        if first is not None and left:
-            events = logs[first].events([]) if first in left else []
-            if first in left:
-                left[first] = replace(left[first], untold=[])
-            listener.on_state(dict(left), events)
-    return done
-
-
-class _ArmLog:
-    """The events of one arm. train_state: where its training goes on; untold: metrics of the steps before that which nobody
-    heard of; told: steps whose events were handed on."""
-
-    def __init__(self, arm: str, begun: ArmProgress | None) -> None:
-        self.arm, self.train_state = arm, begun.train_state if begun else None
-        self.untold = list(begun.untold) if begun else []
-        self.first = self.told = (begun.train_state.step if begun else 0) - len(self.untold)
-
-    def events(self, metrics: list[Metrics]) -> list[dict[str, Any]]:
-        """The events that nobody has got yet, of all metrics since the training began or was continued."""
-        rows = [*self.untold, *metrics]
-        new = list(enumerate(rows, start=self.first))[self.told - self.first :]
-        self.told = self.first + len(rows)
-        return [{"event": "arm_step", "arm": self.arm, "step": step, **row} for step, row in new]
-
-    def last_events(self, population: Population) -> list[dict[str, Any]]:
-        """What is left at the end, with the alarm when the student diverged."""
-        events = self.events(population.metrics)
-        if population.failed_P.any():
-            message = f"the student of the arm {self.arm} produced NaN or inf in training; its result says nothing"
-            events.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": self.arm, "message": message})
-        return events
+def segment_ends(config: Config, steps: int) -> bool:
+    """Whether an arm is saved, or measured on its way, after so many steps."""
+    return steps % config.arms.save_steps == 0 or bool(config.evaluate.every and steps % config.evaluate.every == 0)
 
 
 def usable(

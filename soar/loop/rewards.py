@@ -1,4 +1,5 @@
-"""What the teacher is paid for: measured improvement, or one of the rewards that it is compared with.
+"""What the teacher is paid for: measured improvement, or one of the rewards that it is compared with. And a dense reward for
+students that needs no verifier, `likelihood`.
 
 `grounded` is the method's. The intrinsic rewards look at the baseline student's attempts at the written questions
 instead: `learnability` (0 if it never succeeds, else 1 - success rate), `uncertainty` (1 - 2|p - 1/2| of the majority's
@@ -15,14 +16,21 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from soar import seeds
-from soar.config import Config
-from soar.engine.policy import AdapterStack
+from soar.config import Config, ConfigError
+from soar.engine.logprobs import pack, token_logprobs
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Rollouts
+from soar.engine.update import micro_batch_limit, micro_batches
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
 from soar.problems.answers import normalize, read_number
+from soar.types import Problem
 
 
 def grounded(
@@ -80,13 +88,14 @@ class Payment:
     """The teacher's rewards of one step.
 
     reward_U: one entry per unit of credit, in writing order: G datasets, or all G * Q questions; None where nothing could
-    be measured; empty when the teacher is not paid. reward_G: their means per dataset. rollouts: attempts of the baseline
-    that were spent on measuring them.
+    be measured; empty when the teacher is not paid. reward_G: their means per dataset. rollouts, tokens: what measuring
+    them took of the baseline.
     """
 
     reward_U: list[float | None]
     reward_G: list[float | None]
     rollouts: int = 0
+    tokens: int = 0
 
 
 class State(Protocol):
@@ -139,7 +148,7 @@ def pay(
     reward_Q = [None if share is None else INTRINSIC[kind](share) for share in shares_Q]
     n = len(question_sets.problems_G_Q[0])
     reward_G = [_mean(reward_Q[first : first + n]) for first in range(0, len(reward_Q), n)]
-    return Payment(reward_Q if config.intrinsic.credit == "question" else reward_G, reward_G, batch.count)
+    return Payment(reward_Q if config.intrinsic.credit == "question" else reward_G, reward_G, batch.count, batch.tokens)
 
 
 def _mean(rewards: Sequence[float | None]) -> float | None:
@@ -174,3 +183,79 @@ def ballot(answer: str) -> str:
     """
     number = read_number(answer)
     return normalize(answer) if number is None else str(number.value)
+
+
+def answer_marks(fmt: Any) -> tuple[str, str]:
+    """What stands before and behind an answer in a completion of this prompt format. Raises ConfigError for `totals`."""
+    marks = {"boxed": ("\\boxed{", "}"), "line": ("=", ""), "marker": (*getattr(fmt, "answer_marks", ())[-1:], "")}
+    mark = marks.get(getattr(fmt, "answer_style", ""), ())
+    if len(mark) != 2:
+        raise ConfigError(
+            "the arm likelihood needs prompts whose answer stands behind one mark (boxed, marker or line)"
+        )
+    return mark
+
+
+def likelihood(
+    env: RolloutEnv,
+    stack: AdapterStack,
+    batch: RolloutBatch,
+    problems_P_Q: list[list[Problem]],
+    policies: list[int],
+    temperature: float,
+) -> Tensor:
+    """Reward [len(policies), Q, N] of a student's reasoning: how likely it makes the gold answer.
+
+    The completion is cut behind its last answer mark, the gold answer put there, and the mean probability of its tokens
+    under the student itself is the reward, in points of a right answer (VeriFree, arXiv 2505.21493; the mean over tokens
+    is RLPR's, arXiv 2506.18254). 0 where there is no mark: who never answers earns nothing.
+    """
+    before, behind = answer_marks(env.fmt)
+    tokenizer, P, N = env.backbone.tokenizer, len(policies), batch.reward_P_Q_N.shape[2]
+    rows_per_policy = len(problems_P_Q[0]) * N
+    chosen = [row for p in policies for row in range(p * rows_per_policy, (p + 1) * rows_per_policy)]
+    texts = batch.rollouts.select(chosen).texts(env.backbone)
+    golds = [problem.answer for p in policies for problem in problems_P_Q[p] for _ in range(N)]
+    written: list[list[int]] = []
+    answer_B: list[int] = []
+    for row, text, gold in zip(chosen, texts, golds, strict=True):
+        reasoning = text[: text.rfind(before) + len(before)] if before in text else ""
+        space = "" if before.endswith("{") else " "
+        start, ids = (
+            tokenizer.encode(t, add_special_tokens=False) for t in (reasoning, f"{reasoning}{space}{gold}{behind}")
+        )
+        same = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
+        ids += [] if behind else [min(env.backbone.end_ids)]
+        fits = reasoning and len(batch.rollouts.prompts[row]) + len(ids) <= env.backbone.context
+        written.append(ids if fits else [])
+        answer_B.append(len(ids) - same if fits else 0)
+    prompts = tuple(batch.rollouts.prompts[row] for row in chosen)
+    share_B = mean_probability(env.backbone, stack.select(policies), prompts, written, answer_B, temperature)
+    return share_B.view(P, -1, N) * (120.0 if env.scheme == "paper" else 1.0)
+
+
+def mean_probability(
+    backbone: Backbone,
+    stack: AdapterStack,
+    prompts: tuple[tuple[int, ...], ...],
+    written: list[list[int]],
+    answer_B: list[int],
+    temperature: float,
+) -> Tensor:
+    """Mean probability [B] of the last answer_B[b] tokens written behind each prompt (0 of none), rows policy-major, on the
+    CPU."""
+    rows, result_B = len(prompts) // stack.policies, torch.zeros(len(prompts))
+    length_B, done_B = torch.tensor([len(ids) for ids in written]), torch.ones(len(prompts), dtype=torch.bool)
+    tokens_B_T = torch.full((len(prompts), int(length_B.max())), backbone.pad_id)
+    for row, ids in enumerate(written):
+        tokens_B_T[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    asked = Rollouts(prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), done_B, ~done_B)
+    kept_P = [[i for i in range(p * rows, (p + 1) * rows) if written[i]] for p in range(stack.policies)]
+    for rows_P in micro_batches(asked, kept_P, micro_batch_limit(backbone), backbone.apart):
+        packed = pack(backbone, asked, rows_P)
+        with torch.no_grad(), backbone.use(stack):
+            share_R_T = token_logprobs(backbone, packed, temperature).exp().cpu()
+        for row, share_T in zip(packed.rows, share_R_T, strict=True):
+            end = len(written[row])
+            result_B[row] = share_T[end - answer_B[row] : end].mean()
+    return result_B

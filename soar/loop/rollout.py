@@ -41,6 +41,10 @@ class RolloutBatch:
     def count(self) -> int:
         return len(self.verdicts)
 
+    @property
+    def tokens(self) -> int:
+        return int(self.rollouts.length_B.sum())
+
     def pass_rate_P(self) -> Tensor:
         """Mean over questions and attempts that could be scored [P]."""
         valid = self.valid_P_Q_N.float()
@@ -208,6 +212,17 @@ def mentions(completion: str, gold: str) -> bool:
         return False
     words = WORD.findall(completion)
     return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
+
+
+def masked(text: str, gold: str) -> str:
+    """The text with every run of tokens that is the gold answer replaced by `...`."""
+    spans, wanted = list(WORD.finditer(text)), WORD.findall(gold)
+    words, size, parts, last = [span.group() for span in spans], len(wanted), list[str](), 0
+    for i in range(len(words) - size + 1 if size else 0):
+        if words[i : i + size] == wanted and spans[i].start() >= last:
+            parts += [text[last : spans[i].start()], "..."]
+            last = spans[i + size - 1].end()
+    return "".join([*parts, text[last:]])
 
 
 def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal["binary", "paper"]) -> float:

@@ -39,7 +39,7 @@ class LoopState:
     step: outer steps done. teacher, baseline: stacks of one policy. window: mean step rewards since the last promotion.
     pq: promotion questions as JSON-ready rows. pass_rates: the baseline's pass rate per reward question (None: it
     cannot be scored), kept while the baseline stands. student_rollouts: completions sampled by students in training and
-    measurement, cumulative.
+    measurement, cumulative. spent: tokens generated so far by the teacher, by students in training, and in measurement.
     """
 
     teacher: AdapterStack
@@ -52,6 +52,7 @@ class LoopState:
     pass_rates: dict[str, float | None] = field(default_factory=dict)
     student_rollouts: int = 0
     teacher_rollouts: int = 0
+    spent: dict[str, int] = field(default_factory=lambda: {"teacher": 0, "students": 0, "measurement": 0})
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class OuterLoop:
             **outer_event(number, question_sets, population, measured, decision, stats),
             "teacher_reward_G": payment.reward_G,
             "student_rollouts": state.student_rollouts,
+            "tokens": dict(state.spent),
             "seconds": round(time.monotonic() - started, 3),
         }
         rows = [
@@ -140,6 +142,7 @@ class OuterLoop:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
         question_sets = write_questions(self.env, self.state.teacher, self.prompt, self.config, self.state.step)
         self.state.teacher_rollouts += question_sets.sampled
+        self.state.spent["teacher"] += question_sets.tokens
         return question_sets
 
     def teach(self, question_sets: QuestionSets) -> Population:
@@ -166,6 +169,7 @@ class OuterLoop:
             self.env, state.baseline, batches_P_S, seed_P, config, lr, self.threads, note, parallel=self.parallel
         )
         state.student_rollouts += population.rollouts
+        state.spent["students"] += population.tokens
         return population
 
     def measure(self, population: Population) -> Measurement:
@@ -179,10 +183,12 @@ class OuterLoop:
         tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
         rate_P: list[float] = []
         diverged_P: list[bool] = []
-        for rates, diverged, rollouts in spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks):
+        for rates, diverged, rollouts, tokens in spread(
+            self.parallel, self.env, self.threads, measure_chunk, common, tasks
+        ):
             rate_P += rates
             diverged_P += diverged
-            state.student_rollouts += rollouts
+            self._measured(rollouts, tokens)
         failed_P = [a or b for a, b in zip(population.failed_P.tolist(), diverged_P, strict=True)]
         improvement_G_R = np.array(rate_P).reshape(G, R) - baseline
         valid_G_R = ~np.array(failed_P).reshape(G, R)
@@ -197,7 +203,7 @@ class OuterLoop:
             earned_G = self.teacher_reward(question_sets, measured, state.step)
             return Payment(earned_G, earned_G)
         payment = pay(self.env, state, question_sets, measured.reward_G, self.config, self.threads)
-        state.student_rollouts += payment.rollouts
+        self._measured(payment.rollouts, payment.tokens)
         return payment
 
     def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
@@ -242,10 +248,14 @@ class OuterLoop:
             batch = self.env.rollout(
                 state.baseline, [missing], attempts, [seed], config.student.sampling, greedy, self.threads
             )
-            state.student_rollouts += batch.count
+            self._measured(batch.count, batch.tokens)
             state.pass_rates |= zip((problem.id for problem in missing), success_rates(batch), strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
+
+    def _measured(self, rollouts: int, tokens: int) -> None:
+        self.state.student_rollouts += rollouts
+        self.state.spent["measurement"] += tokens
 
     def _promote(
         self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
@@ -291,12 +301,12 @@ def measure_chunk(
     sampling: SamplingConfig,
     seed: int,
     students: AdapterStack,
-) -> tuple[list[float], list[bool], int]:
-    """(pass rates, who diverged, rollouts spent) of a few students on the reward questions; all draw from the same seed."""
+) -> tuple[list[float], list[bool], int, int]:
+    """(pass rates, who diverged, rollouts, tokens) of a few students on the reward questions; all draw from the same seed."""
     P, greedy = students.policies, reward.mode == "greedy"
     stack = students.to(env.backbone.device)
     batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, sampling, greedy=greedy)
-    return batch.pass_rate_P().tolist(), batch.failed_P.tolist(), batch.count
+    return batch.pass_rate_P().tolist(), batch.failed_P.tolist(), batch.count, batch.tokens
 
 
 def outer_event(

@@ -29,6 +29,7 @@ class QuestionSets:
     rollouts: Rollouts
     sampled: int
     rejected: dict[str, int]
+    tokens: int = 0  # generated, those of texts that were drawn and not looked at included
 
 
 def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
@@ -57,7 +58,7 @@ def write_questions(
     rejected: Counter[str] = Counter()
     seen: set[str] | None = set() if config.reject_duplicates else None
     last: list[str] = []
-    sampled = attempt = 0
+    sampled = attempt = tokens = 0
     while len(accepted) < wanted:
         if sampled >= config.max_tries * wanted:
             raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
@@ -66,6 +67,7 @@ def write_questions(
         seed = seeds.derive(run.seed, "teacher", step, attempt)
         rollouts = env.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
         attempt += 1
+        tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
         rows = []
         for row, outcome in enumerate(read_pairs(env, run, texts, ended, seen)):
@@ -82,7 +84,7 @@ def write_questions(
             kept.append(rollouts.select(rows))
     n = config.questions
     sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
-    return QuestionSets(sets, join(kept), sampled, dict(rejected))
+    return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens)
 
 
 def read_pairs(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soar.files import finite, sha256_of, sync, write_json, write_tensors
+from soar.files import sha256_of, sync, write_json, write_tensors
 from soar.types import UserError
 
 if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders wit
 
     from soar.config import Config
     from soar.engine.policy import AdapterStack
-    from soar.loop.arms import ArmProgress
+    from soar.loop.student import TrainState
     from soar.loop.teacher import LoopState
 
 CHECKSUMS, STATE, TENSORS = "checksums.json", "state.json", "tensors.safetensors"
@@ -132,7 +132,8 @@ def _read(folder: Path) -> Checkpoint:
 
 
 STAGES = ("loop", "arms", "evaluate", "done")
-COUNTERS = ("step", "promotions", "window", "pq", "pass_rates", "student_rollouts", "teacher_rollouts")
+COUNTERS = ("step", "promotions", "window", "pq", "pass_rates", "student_rollouts", "teacher_rollouts", "spent")
+PROGRESS = ("step", "failed", "rollouts", "tokens", "levels")  # of an arm in the middle, beside its tensors
 
 
 @dataclass
@@ -149,15 +150,17 @@ class Pending:
 class RunState:
     """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
 
-    tokens: sampled since screening. arm_progress: arms in the middle of their training.
+    tokens: sampled since screening. arm_tokens: of each trained arm, by what for. arm_progress: arms in the middle of their
+    training.
     """
 
     stage: str
     loop: LoopState
     arms: dict[str, AdapterStack] = field(default_factory=dict)
     arm_rollouts: dict[str, int] = field(default_factory=dict)
+    arm_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    arm_progress: dict[str, ArmProgress] = field(default_factory=dict)
+    arm_progress: dict[str, TrainState] = field(default_factory=dict)
     pending: Pending | None = None
     tokens: int = 0
 
@@ -175,12 +178,11 @@ def to_checkpoint(state: RunState) -> Checkpoint:
     parts |= {f"arm:{arm}": stack.tensors for arm, stack in state.arms.items()}
     data: dict[str, Any] = {name: getattr(loop, name) for name in COUNTERS}
     data |= {"kind": loop.baseline.kind, "scale": loop.baseline.scale, "arm_progress": [], "pending": None}
-    data |= {"arm_rollouts": state.arm_rollouts, "seconds": state.seconds, "tokens": state.tokens}
-    for arm, progress in state.arm_progress.items():
-        training = progress.train_state
+    data |= {"arm_rollouts": state.arm_rollouts, "arm_tokens": state.arm_tokens}
+    data |= {"seconds": state.seconds, "tokens": state.tokens}
+    for arm, training in state.arm_progress.items():
         parts |= {f"train_state:{arm}": training.stack.tensors, f"train_state:{arm}_optimizer": training.optimizer}
-        row = {"arm": arm, "step": training.step, "rollouts": training.rollouts}
-        data["arm_progress"].append({**row, "failed_P": training.failed_P.tolist(), "untold": finite(progress.untold)})
+        data["arm_progress"].append({"arm": arm, **{name: getattr(training, name) for name in PROGRESS}})
     if pending is not None:
         parts["held"] = pending.baseline.tensors
         data["pending"] = {
@@ -193,11 +195,9 @@ def to_checkpoint(state: RunState) -> Checkpoint:
 
 def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config) -> RunState:
     """Inverse of `to_checkpoint`, tensors on `device`."""
-    import torch
 
     from soar.engine.policy import AdapterStack
     from soar.engine.update import StackOptimizer
-    from soar.loop.arms import ArmProgress
     from soar.loop.student import TrainState
     from soar.loop.teacher import LoopState
 
@@ -215,11 +215,12 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config
     optimizer.restore(part("optimizer"))
     loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
     arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
-    state = RunState(checkpoint.stage, loop, arms, data["arm_rollouts"], data["seconds"], tokens=data["tokens"])
+    state = RunState(
+        checkpoint.stage, loop, arms, data["arm_rollouts"], data["arm_tokens"], data["seconds"], tokens=data["tokens"]
+    )
     for row in data["arm_progress"]:
-        place, failed_P = f"train_state:{row['arm']}", torch.tensor(row["failed_P"])
-        training = TrainState(row["step"], stack(place), part(f"{place}_optimizer"), failed_P, row["rollouts"], [])
-        state.arm_progress[row["arm"]] = ArmProgress(row["arm"], training, row["untold"])
+        place, counted = f"train_state:{row['arm']}", {name: row[name] for name in PROGRESS}
+        state.arm_progress[row["arm"]] = TrainState(stack=stack(place), optimizer=part(f"{place}_optimizer"), **counted)
     if (held := data["pending"]) is not None:
         state.pending = Pending(held["promotion"], held["rows"], stack("held"), held["pass_rates"])
     return state

@@ -13,24 +13,29 @@ from typing import Any
 from soar import seeds
 from soar.config import HARD_ARMS, Config
 from soar.engine.memory import saved_run
-from soar.engine.policy import AdapterStack, save_adapter
+from soar.engine.policy import AdapterStack, concat, save_adapter
 from soar.files import digest, finite, storage_errors, write_json, write_lines
 from soar.loop.arms import (
-    ArmProgress,
-    Listener,
+    ArmPlan,
     Material,
+    NothingLeft,
     arm_batches,
+    arm_plan,
     arm_steps,
     arms_left,
     left_out,
     read_pq,
     read_teacher,
+    segment_ends,
     train_arms,
     training_questions,
+    uses_search,
+    write_hints,
 )
-from soar.loop.evaluate import summarize
+from soar.loop.evaluate import count_correct, summarize
+from soar.loop.parallel import HELD_OUT_BLOCK
 from soar.loop.rollout import RolloutEnv
-from soar.loop.student import Population
+from soar.loop.student import TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
 from soar.problems.load import split, write_hard
@@ -50,7 +55,7 @@ from soar.run.ray import RayParallel, check_cluster, open_parallel
 from soar.run.screen import find_hard
 from soar.run.setup import choose_threads, labelled, open_env
 from soar.run.sinks import check_installed, open_loggers
-from soar.types import Problem, UserError
+from soar.types import Problem, Screening, UserError
 
 
 class NothingToDo(UserError):
@@ -86,6 +91,7 @@ class Run:
         self.threads = choose_threads(env.backbone, config.threads)
         self.hard_train: list[Problem] = []
         self.hard_test: list[Problem] = []
+        self.screened: list[tuple[Problem, Screening]] = []
         self.state = RunState("loop", new_state(env, config))
         self.meter: TokenMeter | None = None
         self._current: tuple[str, float] | None = None
@@ -158,7 +164,7 @@ class Run:
         found = find_hard(
             self.env, config, self.folder, self.threads, self.progress, self._safe_point, parallel=self.parallel
         )
-        hard = found.problems
+        hard, self.screened = found.problems, found.screened
         if len(hard) < 4:
             raise NothingToDo(found.too_few(config))
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
@@ -254,46 +260,107 @@ class Run:
     def _arms(self) -> None:
         config, state = self.config, self.state
         material = self._material()
-        batches: dict[str, list[list[Problem]]] = {}
+        plans: dict[str, ArmPlan] = {}
+        prepared: dict[str, int] = {}
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
         for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
+            before = self._tokens()
             try:
-                questions = training_questions(arm, self.env, config, material)
-            except TeacherError as error:
+                plan = self._plan(arm, material, before)
+            except (TeacherError, NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
                 self.folder.append("metrics.jsonl", [left_out(arm, str(error))])
                 self.progress.say(f"the arm {arm} is left out: {error}")
                 continue
-            if arm in HARD_ARMS or questions:
-                steps = arm_steps(arm, config, state.loop.student_rollouts)
-                batches[arm] = arm_batches(arm, config, self.hard_train, questions, steps)
-                rows = labelled(config, [{"question": p.question, "answer": p.answer} for p in questions])
-                write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
+            if plan is not None:
+                plans[arm], prepared[arm] = plan, self._tokens() - before
         write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
-        with self.progress.task("arms", sum(len(b) for b in batches.values())) as advance:
-            begun = state.arm_progress
-            advance(sum(progress.train_state.step for progress in begun.values()))
+        fresh = TrainState(0, self._fresh())
+        states = {arm: TrainState(0, state.loop.baseline) if arm == "ps_hard" else fresh for arm in plans}
+        states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
 
-            def keep_state(progress: dict[str, ArmProgress], events: list[dict[str, Any]]) -> None:
-                self.folder.append("metrics.jsonl", events)
-                state.arm_progress = progress
+        def due(steps: int) -> bool:
+            return segment_ends(config, steps) or self.stop.reason is not None
+
+        with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
+            advance(sum(training.step for training in states.values()))
+            for moved in train_arms(
+                self.env, plans, states, config, self.threads, due, lambda: advance(1), self.parallel
+            ):
+                self.folder.append("metrics.jsonl", [e for arm, now in moved.items() for e in plans[arm].events(now)])
+                for arm, now in moved.items():
+                    if plans[arm].finished(now):
+                        state.arms[arm], state.arm_rollouts[arm] = now.stack, now.rollouts
+                        state.arm_progress.pop(arm, None)
+                    else:
+                        state.arm_progress[arm] = replace(now, metrics=[])
+                    search = self._search_tokens(arm)
+                    state.arm_tokens[arm] = {"search": search, "preparation": prepared[arm], "training": now.tokens}
+                self._curve(moved)
                 self._save()
                 self._safe_point()
 
-            def keep(arm: str, population: Population, events: list[dict[str, Any]]) -> None:
-                self.folder.append("metrics.jsonl", events)
-                state.arms[arm], state.arm_rollouts[arm] = population.stack, population.rollouts
-                state.arm_progress = {name: found for name, found in state.arm_progress.items() if name != arm}
-                self._save()
-                self._safe_point()
+    def _plan(self, arm: str, material: Material, before: int) -> ArmPlan | None:
+        """What an arm trains on, written down in its folder; None where there is nothing (said already).
 
-            def due(steps: int) -> bool:
-                return steps % config.arms.save_steps == 0 or self.stop.reason is not None
+        before: tokens sampled in the run before the arm's questions were made.
+        """
+        config = self.config
+        questions = training_questions(arm, self.env, config, material)
+        if arm not in HARD_ARMS and not questions:
+            return None
+        hints = write_hints(self.env, self.hard_train, config) if arm == "hinted" else {}
+        if arm == "hinted" and not hints:
+            raise NothingLeft("no hint fits in the model's context beside problem and completion")
+        rows = labelled(config, [{"question": p.question, "answer": p.answer} for p in questions])
+        rows += [
+            {"question": p.question, "answer": p.answer, "hint": hints[p.id]} for p in self.hard_train if p.id in hints
+        ]
+        write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
+        left = config.arms.tokens - self._search_tokens(arm) - (self._tokens() - before)
+        if config.arms.tokens and left <= 0:
+            raise NothingLeft(
+                f"its search and preparation took all of arms.tokens = {config.arms.tokens}; raise it or lower teacher.steps"
+            )
+        steps = arm_steps(arm, config, self.state.loop.student_rollouts)
+        batches = arm_batches(arm, config, self.hard_train, questions, steps)
+        return arm_plan(arm, config, batches, hints, left if config.arms.tokens else 0)
 
-            fresh = self._fresh()
-            starts = {arm: state.loop.baseline if arm == "ps_hard" else fresh for arm in batches}
-            listener = Listener(lambda: advance(1), keep_state, keep, due)
-            train_arms(self.env, starts, batches, config, self.threads, listener, begun, self.parallel)
+    def _tokens(self) -> int:
+        return self.meter.tokens if self.meter is not None else 0
+
+    def _search_tokens(self, arm: str) -> int:
+        """Tokens of the outer loop, for an arm that uses what it found; else 0."""
+        return sum(self.state.loop.spent.values()) if uses_search(arm, self.config) else 0
+
+    def _expected_steps(self, plan: ArmPlan) -> int:
+        """RLOO steps of an arm, for the bar: with a budget of tokens as if completions filled half of their room."""
+        student = self.config.student
+        half = student.prompts_per_step * student.attempts * student.sampling.max_tokens / 2
+        return min(len(plan.batches), round(plan.tokens / half) or 1) if plan.tokens else len(plan.batches)
+
+    def _curve(self, moved: dict[str, TrainState]) -> None:
+        """pass@k of arms on their way, where evaluate.every is due: one `curve` event each."""
+        every, settings = self.config.evaluate.every, self.config.evaluate
+        due = {arm: now for arm, now in moved.items() if every and now.step % every == 0}
+        if not due:
+            return
+        sampling = self.config.student.sampling.model_copy(update={"temperature": settings.temperature})
+        seed, stack = seeds.derive(self.config.seed, "evaluate"), concat([now.stack for now in due.values()])
+        correct_P_H, _ = count_correct(
+            self.env, stack, self.hard_test, settings.attempts, seed, sampling, self.threads, HELD_OUT_BLOCK
+        )
+        rows = [
+            {
+                "event": "curve",
+                "arm": arm,
+                "step": now.step,
+                "total_tokens": sum(self.state.arm_tokens[arm].values()),
+                **summarize(correct_H, settings.attempts, settings, seed),
+            }
+            for (arm, now), correct_H in zip(due.items(), correct_P_H.tolist(), strict=True)
+        ]
+        self.folder.append("metrics.jsonl", rows)
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
@@ -306,7 +373,7 @@ class Run:
             teacher = read_teacher(self.env.backbone, Path(arms.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
-        return Material(pq, teacher, self.hard_test, self.threads, self.progress.say)
+        return Material(pq, teacher, self.hard_test, self.threads, self.progress.say, self.screened)
 
     def _fresh(self) -> AdapterStack:
         """The adapter that every student starts from: the base model itself."""
@@ -320,6 +387,7 @@ class Run:
         config, policies = self.config, self._policies()
         seed = seeds.derive(config.seed, "evaluate")
         rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
+        tokens = {"base": {}, "ps": {"search": self._search_tokens("ps")}, **self.state.arm_tokens}
         correct_P_H: list[list[int]] = []
         with self.progress.task("evaluation", len(self.hard_test)) as advance:
 
@@ -341,6 +409,8 @@ class Run:
                     "problems": len(self.hard_test),
                     "attempts": config.evaluate.attempts,
                     "student_rollouts": rollouts[arm],
+                    "total_tokens": sum(tokens[arm].values()),
+                    "tokens": tokens[arm],
                     "correct": correct_H,
                 }
             )

@@ -11,7 +11,7 @@ import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -319,13 +319,14 @@ def copy_screening(folder: RunFolder, place: Path, same: Callable[[dict[str, Any
 class HardSet:
     """problems: the hard ones, in the order of the source. found: problem id -> Screening, for every usable candidate.
 
-    evidence: how it was shown. event: the `screen` event, with what was left out before.
+    evidence: how it was shown. event: the `screen` event, with what was left out before. screened: every usable candidate.
     """
 
     problems: list[Problem]
     found: dict[str, Screening]
     evidence: dict[str, Any]
     event: dict[str, Any]
+    screened: list[tuple[Problem, Screening]] = field(default_factory=list)
 
     def screenings(self, problems: list[Problem]) -> list[Screening]:
         """The counts of the named problems."""
@@ -395,7 +396,7 @@ def find_hard(
     if config.problems.max_hard:
         hard = hard[: config.problems.max_hard]
     event = {**screen_event(found, config), **left_out}
-    return HardSet(hard, found, evidence, event)
+    return HardSet(hard, found, evidence, event, [(problem, found[problem.id]) for problem in problems])
 
 
 def _same_problems(config: Config, digest: str, manifest: dict[str, Any]) -> bool:
