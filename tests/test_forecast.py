@@ -1,16 +1,15 @@
-"""The plan and the forecast: counts and seconds by hand, the table of rates, memory from real files, plan against run."""
+"""The forecast: counts and seconds by hand, the table of rates, memory from real files, forecast against run."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import run_folders
 import torch
-from loop_helpers import events, run_tiny, tiny_config
+from loop_helpers import events, read_jsonl, run_tiny, tiny_config
 from safetensors.torch import save_file
 
 from soar.cli import main
@@ -19,14 +18,15 @@ from soar.engine import load as memory
 from soar.engine.load import LLAMA, named_size
 from soar.plan.forecast import (
     KL_FACTOR,
+    MEASURE,
     TABLE,
+    TRAIN,
     Assumptions,
     Forecast,
     Rates,
     Work,
     assumed,
-    plan_lines,
-    table_forecast,
+    forecast,
     table_rates,
     workload,
 )
@@ -39,10 +39,6 @@ NUMBERS = {
 }  # fmt: skip
 GIVEN = Assumptions().with_values(NUMBERS, "given")
 FIXED = ("student.extra_steps_per_promotion=0", "arms.steps=10", "arms.pq_steps=6", "arms.pq_mode=curriculum")
-
-
-def numbers(line: str) -> list[int]:
-    return [int(text.replace(",", "")) for text in re.findall(r"\d[\d,]*", line)]
 
 
 def test_counts_by_hand() -> None:
@@ -84,9 +80,10 @@ def test_counts_follow_the_config() -> None:
 
 def test_seconds_by_hand() -> None:
     works = (Work("loop", "a", 1.0, 500.0, 300.0), Work("arms", "b", 1.0, 100.0, 300.0, kl=True))
-    expected = Forecast(works, GIVEN, Rates(50.0, 30.0, "by hand"))
+    expected = Forecast(works, GIVEN, Rates(1.0, 50.0, 30.0, "by hand"))
     assert expected.seconds() == [20.0, 2.0 + 10.0 * KL_FACTOR]
     assert expected.hours() == pytest.approx(37 / 3600)
+    assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
     text = "\n".join(expected.lines())
     assert "in all" in text and "37.0 s" in text and "hard_gradient_share            0.25  given" in text
     assert "no rate is known" in "\n".join(Forecast(works, GIVEN, None).lines())
@@ -97,7 +94,7 @@ def test_the_papers_setting_from_the_table() -> None:
     config = load("paper-math", ["problems.limit=1000", "problems.source=nowhere.jsonl"])
     assumptions = assumed(config)
     assert assumptions.origin["question_gradient_share"] == "by the KL term" and assumptions.question_tokens == 512
-    expected = table_forecast(config, assumptions)
+    expected = forecast(config, assumptions)
     by_name = dict(zip((w.name for w in expected.works), expected.seconds(), strict=True))
     rollouts = 200 * 16 * 10 * 8 * 32
     scale = 3.213e9 / 3e9
@@ -154,7 +151,7 @@ def test_what_is_known_beforehand(tmp_path: Path) -> None:
 
 
 def test_sizes_are_read_from_names_and_shapes() -> None:
-    names = {"meta-llama/Llama-3.2-3B-Instruct": 3e9, "SmolLM2-135M": 135e6, "folder/7b/": 7e9}
+    names = {"meta-llama/Llama-3.2-3B-Instruct": 3e9, "SmolLM2-135M": 135e6}
     assert {name: named_size(name) for name in names} == names
     assert [named_size(name) for name in ("builtin:tiny", "gpt2", "model-v2", "8bit-model")] == [None] * 4
     assert [LLAMA[size].parameters for size in ("3B", "8B", "70B")] == [3_212_749_824, 8_030_261_248, 70_553_706_496]
@@ -208,41 +205,31 @@ def test_dry_run_prints_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--assume", "question_tokens=100", "--set", "model.sampler=vllm"]) == 0
     out = capsys.readouterr().out
     assert "memory per device" in out and "guessed from the size" in out and "device-hours" in out
-    assert "by model.vllm_memory: its own 5.59 GiB" in out and '"steps":' in out and "  outer loop " in out
+    assert "by model.vllm_memory: its own 5.59 GiB" in out and '"steps":' in out
+    assert out.count("evaluation ") == 1, "every stage is counted once"
     assert "question_tokens                 100  given" in out
     for wrong in ("question_tokens", "question_tokens=many", "nonsense=3"):
         assert main(["run", "--dry-run", "--assume", wrong]) == 1
 
 
-def test_a_plan_says_what_a_run_then_spends(tiny_run: Path, tmp_path: Path) -> None:
-    low, high, all_low, all_high, tokens = numbers(plan_lines(tiny_config())[3])
-    steps = events(tiny_run, "outer_step")
-    spent = np.diff([0, *[row["student_rollouts"] for row in steps]])
-    assert all(low <= rollouts <= high for rollouts in spent)
-    assert all_low <= steps[-1]["student_rollouts"] <= all_high
-    assert tokens == all_high * tiny_config().student.sampling.max_tokens
-    # Every question of the training half is a reward question and nothing is promoted: the lower end, exactly.
+def test_a_forecast_says_what_a_run_then_spends(tiny_run: Path, tmp_path: Path) -> None:
+    """Every question of the training half is a reward question and nothing is promoted: the same number, exactly."""
     changes = ("teacher.reward=band", "intrinsic.attempts=5", "reward.questions=6", "promotion.tau=2", "arms.run=[]")
     run_tiny(tmp_path / "run", *changes)
-    rollouts = events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
-    assert rollouts == numbers(plan_lines(tiny_config(*changes))[3])[2]
+    hard = sum(len(read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")) for half in ("train", "test"))
+    config = tiny_config(*changes)
+    values = GIVEN.with_values({"candidates": float(hard), "hard_share": 1.0}, "given")
+    expected = sum(work.rollouts for work in workload(config, values) if work.name in (TRAIN, MEASURE))
+    assert expected == events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
 
 
-def test_a_plan_by_hand() -> None:
-    changes = ("teacher.steps=5", "student.steps=15", "student.max_steps=10", "reward.mode=greedy", "reward.attempts=1")
-    lines = plan_lines(tiny_config(*changes, "arms.steps=0", "arms.pq_steps=3"))
-    assert "6 students x 10 RLOO steps" in lines[2]
-    step = 6 * 10 * 8 + 6 * 4
-    assert numbers(lines[3])[:4] == [step, step + 4, 5 * step + 4, 5 * (step + 4)]
-    assert lines[4].split() == ["hard_only", "at", "least", f"{5 * step + 4:,}", "student", "rollouts"]
-    assert lines[5].split() == ["pq", "24", "student", "rollouts"]
-    without = plan_lines(tiny_config("teacher.steps=0", "arms.steps=3", 'arms.run=["base", "base_t", "real"]'))
-    assert numbers(without[3])[2:] == [0, 0, 0]
-    assert [line.split()[:2] for line in without[4:6]] == [["base_t", "24"], ["real", "24"]]
-
-
-@pytest.mark.parametrize(("window", "longest"), [(3, 20), (6, 15), (7, 10)])
-def test_promotions_lengthen_the_plan_only_as_far_as_the_window_allows(window: int, longest: int) -> None:
-    common = ("teacher.steps=7", "student.steps=10", "student.max_steps=20", "student.extra_steps_per_promotion=5")
-    config = tiny_config(*common, f"promotion.window={window}")
-    assert numbers(plan_lines(config)[3])[1] == 6 * longest * 8 + 6 * 4 * 2 + 4 * 3
+@pytest.mark.parametrize("path", ["builtin:tiny", "x/M-3B"])
+def test_the_first_outer_steps_replace_the_table(tmp_path: Path, path: str) -> None:
+    """Rates by which the loop would have taken what its steps took: 40 s for each of two."""
+    config = tiny_config(f'model.path="{path}"')
+    run_folders.write_jsonl(tmp_path / "metrics.jsonl", [{"event": "outer_step", "step": 0, "seconds": 40.0}])
+    expected = forecast(config, GIVEN, tmp_path)
+    assert expected.rates is not None and expected.rates.source == "this run's own first 1 outer steps"
+    loop = [s for work, s in zip(expected.works, expected.seconds(), strict=True) if work.stage == "loop"]
+    assert sum(s for s in loop if s is not None) == pytest.approx(80.0)
+    assert forecast(config, GIVEN, tmp_path / "nowhere").rates == forecast(config, GIVEN).rates

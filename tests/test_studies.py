@@ -323,7 +323,7 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "one.toml").write_text(text)
     arguments = ["study", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--dry-run"]) == 0
-    assert re.search(r"a-seed3: .*seed=3.*\n  screening ", capsys.readouterr().out)
+    assert re.search(r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; no rate", capsys.readouterr().out)
     assert main(arguments) == 1
     shown = capsys.readouterr().out
     assert "a, seed 3 | failed: exit code 1: soar: model.path = 'builtin:nothing': no such embedded model" in shown

@@ -51,7 +51,7 @@ def run(
     max_hours: Annotated[float | None, Option(help="Pause after so many hours of this process.")] = None,
     max_tokens: Annotated[int | None, Option(help="Pause after so many sampled tokens in all.")] = None,
     max_promotions: Annotated[int | None, Option(help="End the outer loop after so many promotions.")] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print config, plan and forecast, run nothing.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print config and forecast, run nothing.")] = False,
     assume: Annotated[list[str] | None, Option(metavar="NAME=VALUE", help="Assume this in the forecast.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -78,16 +78,16 @@ def run(
     else:
         config = config_of(recipe, model, problems, overrides)
     if dry_run:
-        _forecast(config, assume or [])
+        _forecast(config, assume or [], out or Path("runs") / config.name if resume else None)
         return
     out = out or Path("runs") / config.name
     carry_out(context, config, out, resume, quiet)
     print(f"report: {out / 'report.html'}")
 
 
-def _forecast(config: Config, assume: list[str]) -> None:
-    """Print what a run would do and cost."""
-    from soar.plan.forecast import assumed, memory_lines, plan_lines, table_forecast
+def _forecast(config: Config, assume: list[str], run: Path | None) -> None:
+    """Print what a run would do and cost; run: its folder, when it has begun."""
+    from soar.plan.forecast import assumed, forecast, memory_lines
 
     values = {}
     for text in assume:
@@ -98,9 +98,7 @@ def _forecast(config: Config, assume: list[str]) -> None:
             raise ConfigError(f"--assume {text}: expected NAME=NUMBER") from error
     assumptions = assumed(config).with_values(values, "given")
     print(json.dumps(config.resolved(), indent=2))
-    print("\n".join(plan_lines(config)), flush=True)
-    expected = table_forecast(config, assumptions)
-    print("\n".join([*memory_lines(config, expected.assumptions), *expected.lines()]))
+    print("\n".join([*memory_lines(config, assumptions), *forecast(config, assumptions, run).lines()]))
 
 
 def screen(
@@ -176,7 +174,7 @@ def check(
 
 
 def _findings(config: Config, no_model: bool, samples: int) -> Iterator[Finding]:
-    from soar.plan.preflight import Finding, Status, can_work, check_domain, check_golds, check_model, check_problems
+    from soar.plan.preflight import Finding, can_work, check_domain, check_golds, check_model, check_problems
 
     finding, problems = check_problems(config)
     yield finding
@@ -189,7 +187,7 @@ def _findings(config: Config, no_model: bool, samples: int) -> Iterator[Finding]
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         said = f"not checked: {', '.join(missing)} not installed"
-        yield Finding("model", Status.WARNING, said, "pip install 'soar-rl[train]', or give --no-model")
+        yield Finding("model", said, warning="pip install 'soar-rl[train]', or give --no-model")
         return
     yield from check_model(config, problems, max(1, samples), lambda line: print(line, file=sys.stderr))
 

@@ -197,7 +197,7 @@ def study(
     jobs: Annotated[int, Option(help="Cells at a time.")] = 1,
     resume: Resume = False,
     collect: Annotated[bool, Option("--collect", help="Only write the results of the cells in --out.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="List the cells and their plans, run nothing.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the cells and their costs, run nothing.")] = False,
 ) -> int:
     """Variants x seeds, every cell a run folder: one table, one page.
 
@@ -213,11 +213,11 @@ def study(
         plan = type(plan).model_validate({**plan.model_dump(), "seeds": seeds})
     out, overrides = out or Path("studies") / plan.name, sets or []
     if dry_run:
-        from soar.plan.forecast import plan_lines, total_line
+        from soar.plan.forecast import forecast
 
         for cell in cells(plan, out, overrides):
             print(f"{cell.name}: {' '.join(cell.overrides)}")
-            print("\n".join([*plan_lines(cell.config)[1:], total_line(cell.config)]))
+            print(forecast(cell.config).total_line())
         return 0
     from soar.studies.study import run_study
 

@@ -1,7 +1,8 @@
 """What a run computes, counted before anything is loaded (`soar run --dry-run`), and how long that takes.
 
 Counts of rollouts and tokens follow from the config and from what is assumed (`Assumptions`; each is printed and can be
-given); time is counts over a table of measured rates (`TABLE`), in one process. Left out: loading, and writing files.
+given); time is counts over measured rates, in one process: those of `TABLE` before the run, those of its own outer steps once
+there is one. Left out: loading, and writing files.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from soar.domains.candidates import candidates
 from soar.engine.load import GIB, memory_of, shape_of
 from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
+from soar.report.runs import numbers, read_run
 from soar.types import UserError
 
 TRAIN, MEASURE = "students train", "students measured"
 GENERATED = ("world:", "reasoning_gym:")
 INTRINSIC = ("learnability", "uncertainty", "band")
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
+PAPER_HOURS = "the paper's run: 1,536 to 1,920 GPU-hours (32 H100 or H200 for 48 to 60 hours)"
+KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
+SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such models are bound by overhead
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,9 @@ def assumed(config: Config) -> Assumptions:
 
     Candidates are counted where that takes no network; of a problem file with its evidence beside it all are hard.
     """
-    student, teacher = config.student, config.teacher
-    guess = Assumptions(
-        teacher_tokens=teacher.sampling.max_tokens / 2,
-        question_tokens=student.sampling.max_tokens / 2,
-        hard_tokens=student.sampling.max_tokens / 2,
-    )
+    student = config.student
+    half, of_teacher = student.sampling.max_tokens / 2, config.teacher.sampling.max_tokens / 2
+    guess = Assumptions(teacher_tokens=of_teacher, question_tokens=half, hard_tokens=half)
     if student.optimizer.kl > 0:
         guess = guess.with_values({"question_gradient_share": 1.0, "hard_gradient_share": 1.0}, "by the KL term")
     source, limit = config.problems.source, config.problems.limit
@@ -119,17 +121,13 @@ def workload(config: Config, assumptions: Assumptions) -> list[Work]:
     loop = _loop(config, assumptions, hard - held_out)
     spent = sum(work.rollouts for work in loop if work.name in (TRAIN, MEASURE))
     attempts = held_out * config.evaluate.attempts * len(config.arms.run)
+    trained_arms = [arm for arm in get_args(TrainedArm) if arm in config.arms.run]
     return [
         Work("screen", "screening", screening, screening * assumptions.hard_tokens),
         *loop,
-        *(_arm(arm, config, assumptions, hard - held_out, spent) for arm in trained_arms(config)),
+        *(_arm(arm, config, assumptions, hard - held_out, spent) for arm in trained_arms),
         Work("evaluate", "evaluation", attempts, attempts * assumptions.hard_tokens),
     ]
-
-
-def trained_arms(config: Config) -> list[str]:
-    """The arms of arms.run that are trained, in the order in which they are."""
-    return [arm for arm in get_args(TrainedArm) if arm in config.arms.run]
 
 
 def _loop(config: Config, assumptions: Assumptions, hard_train: float) -> list[Work]:
@@ -148,7 +146,8 @@ def _loop(config: Config, assumptions: Assumptions, hard_train: float) -> list[W
     once = 1 if reward.mode == "greedy" else reward.baseline_attempts
     baseline = once * min(hard_train * (1 + assumptions.promotions), asked * teacher.steps)
     measured = teacher.steps * students * asked * reward.attempts + baseline
-    intrinsic = float(teacher.steps * intrinsic_attempts(config))
+    # The baseline student's attempts at written questions, for an intrinsic teacher reward.
+    intrinsic = float(pairs * config.intrinsic.attempts) if teacher.reward in INTRINSIC else 0.0
     learned = pairs * (assumptions.teacher_prompt_tokens + assumptions.teacher_tokens) * (teacher.reward != "none")
     tokens = measured * assumptions.hard_tokens + intrinsic * assumptions.question_tokens
     trained = sampled * assumptions.question_gradient_share * row
@@ -178,93 +177,34 @@ def _arm(arm: str, config: Config, assumptions: Assumptions, hard_train: float, 
     hard_row = assumptions.hard_prompt_tokens + assumptions.hard_tokens
     trained = share * assumptions.question_gradient_share * question_row
     trained += (1 - share) * assumptions.hard_gradient_share * hard_row
-    written = 0.0
-    if arm in WRITTEN_BY_TEACHER:
-        written += arms.questions * assumptions.texts_per_pair * assumptions.teacher_tokens
+    written = arms.questions * assumptions.texts_per_pair * assumptions.teacher_tokens * (arm in WRITTEN_BY_TEACHER)
     if arm == "self_instruct":
         written += arms.questions * arms.votes * assumptions.question_tokens
     return Work("arms", arm, rollouts, rollouts * tokens + written, rollouts * trained, student.optimizer.kl > 0)
 
 
-def plan_lines(config: Config) -> list[str]:
-    """Rollouts of every stage, and the most tokens they can have, as text lines.
-
-    The number of candidates and hard problems is known after loading and screening, and promotions only after the run,
-    so the outer loop is shown as a range: from no promotion, with the baseline measured once on each reward question,
-    to a promotion whenever the window allows one. A training half smaller than reward.questions makes it cheaper.
-    """
-    teacher, student, reward = config.teacher, config.student, config.reward
-    steps, students = teacher.steps, teacher.datasets * student.repeats
-    per_student = student.prompts_per_step * student.attempts
-    shortest = min(student.max_steps, student.steps)
-    promotions = max(0, steps - 1) // config.promotion.window
-    longest = min(student.max_steps, student.steps + student.extra_steps_per_promotion * promotions)
-    measured = students * reward.questions * reward.attempts
-    baseline = reward.questions * (1 if reward.mode == "greedy" else reward.baseline_attempts)
-    low = students * shortest * per_student + measured + intrinsic_attempts(config)
-    high = low + students * (longest - shortest) * per_student + baseline
-    all_low, all_high = (low * steps + baseline, high * steps) if steps else (0, 0)
-    pairs = teacher.datasets * teacher.questions
-    lines = [
-        "plan",
-        f"  screening    {config.screen.attempts} attempts at each candidate"
-        + (f" ({config.problems.limit} at most)" if config.problems.limit else ""),
-        f"  outer loop   {steps} steps x ({pairs} pairs of the teacher -> {students} students x {shortest} RLOO steps "
-        f"x {student.prompts_per_step} prompts x {student.attempts} attempts, then {reward.questions} reward questions)",
-        f"               {low:,} to {high:,} student rollouts a step, {all_low:,} to {all_high:,} in all, "
-        f"at most {all_high * student.sampling.max_tokens:,} tokens",
-    ]
-    for arm in trained_arms(config):
-        fixed = (arm != "hard_only" and config.arms.pq_steps) or config.arms.steps
-        budget = f"{fixed * per_student:,}" if fixed else f"at least {all_low:,}"
-        lines.append(f"  {arm:12s} {budget} student rollouts")
-    lines.append(
-        f"  evaluation   {config.evaluate.attempts} attempts at each held-out problem for {len(config.arms.run)} arms"
-    )
-    return lines
-
-
-def intrinsic_attempts(config: Config) -> int:
-    """Rollouts of the baseline student at the written questions of one outer step, for an intrinsic teacher reward."""
-    if config.teacher.reward not in INTRINSIC:
-        return 0
-    return config.teacher.datasets * config.teacher.questions * config.intrinsic.attempts
-
-
-PAPER_HOURS = "the paper's run: 1,536 to 1,920 GPU-hours (32 H100 or H200 for 48 to 60 hours)"
-KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
-SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such models are bound by overhead
-
-
 @dataclass(frozen=True)
-class Known:
-    """Measured rates of one model shape on one device, 16 adapters, no KL term."""
+class Rates:
+    """Tokens a second of a model of so many parameters, 16 adapters, no KL term; source: where they were measured."""
 
-    device: str
     parameters: float
     decode: float
     train: float
     source: str
 
-
-MEASURED = "benchmarks/results/h200-default.json and h200-attention.json"
-TABLE = (
-    Known("NVIDIA H200", 134.5e6, 388_839, 203_744, f"decode-135m and train-135m of {MEASURED}"),
-    Known("NVIDIA H200", 3.213e9, 40_572, 32_966, f"decode-3b and train-3b of {MEASURED}"),
-)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Tokens a second: decode of completions, train of prompts and completions, without a KL term. source: where measured."""
-
-    decode: float
-    train: float
-    source: str
+    def scaled(self, factor: float, source: str) -> Rates:
+        return replace(self, decode=self.decode * factor, train=self.train * factor, source=source)
 
     def seconds(self, work: Work) -> float:
         """Tokens sampled over the one rate and tokens trained over the other."""
         return work.sampled / self.decode + work.trained * (KL_FACTOR if work.kl else 1.0) / self.train
+
+
+MEASURED = "benchmarks/results/h200-default.json and h200-attention.json"
+TABLE = (
+    Rates(134.5e6, 388_839, 203_744, f"NVIDIA H200, decode-135m and train-135m of {MEASURED}"),
+    Rates(3.213e9, 40_572, 32_966, f"NVIDIA H200, decode-3b and train-3b of {MEASURED}"),
+)
 
 
 def table_rates(parameters: float) -> Rates | None:
@@ -273,9 +213,8 @@ def table_rates(parameters: float) -> Rates | None:
         return None
     near = min(TABLE, key=lambda known: abs(math.log(known.parameters / parameters)))
     scale = near.parameters / parameters
-    scaled = "" if 0.9 < scale < 1.1 else f", scaled by {scale:.3g} for its size"
-    source = f"{near.device}, {near.source}{scaled}; the first outer step of the run shows its own"
-    return Rates(near.decode * scale, near.train * scale, source)
+    note = "" if 0.9 < scale < 1.1 else f", scaled by {scale:.3g} for its size"
+    return near.scaled(scale, f"{near.source}{note}; after the first outer step --resume --dry-run takes its own")
 
 
 @dataclass(frozen=True)
@@ -309,6 +248,12 @@ class Forecast:
             body.append(f"  rates: {rates.decode:,.0f} tokens/s sampled, {rates.train:,.0f} trained; {rates.source}")
         return ["forecast", head, *body, "it rests on (--assume NAME=VALUE replaces one)", *self.assumptions.lines()]
 
+    def total_line(self) -> str:
+        """The forecast in one line, for a list of runs."""
+        tokens, hours = sum(work.sampled for work in self.works), self.hours()
+        time = "no rate is known for a model of this size" if hours is None else f"{hours:,.2f} device-hours"
+        return f"  {sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
+
 
 def _time(seconds: float | None) -> str:
     if seconds is None:
@@ -316,20 +261,18 @@ def _time(seconds: float | None) -> str:
     return f"{seconds:,.1f} s" if seconds < 600 else f"{seconds / 3600:,.2f} h"
 
 
-def table_forecast(config: Config, assumptions: Assumptions) -> Forecast:
-    """The forecast from the table of known rates, for the size that the model's files or name tell."""
-    shape = shape_of(config)
+def forecast(config: Config, assumptions: Assumptions | None = None, run_dir: Path | None = None) -> Forecast:
+    """What a run takes, by the table's rates for the size of its model, or by those of its outer steps in `run_dir`."""
+    assumptions = assumptions or assumed(config)
+    works, shape = tuple(workload(config, assumptions)), shape_of(config)
     rates = None if shape is None else table_rates(shape.parameters)
-    return Forecast(tuple(workload(config, assumptions)), assumptions, rates)
-
-
-def total_line(config: Config) -> str:
-    """The forecast from the table in one line, for a list of runs."""
-    expected = table_forecast(config, assumed(config))
-    tokens, hours = sum(work.sampled for work in expected.works), expected.hours()
-    if expected.rates is None:
-        return f"  forecast     {tokens:,.0f} tokens sampled; no rate is known for a model of this size"
-    return f"  forecast     {tokens:,.0f} tokens sampled, {hours:,.2f} device-hours; rates: {expected.rates.source}"
+    steps = read_run(run_dir).steps if run_dir is not None and (run_dir / "metrics.jsonl").is_file() else []
+    taken = numbers([step.get("seconds") for step in steps])
+    if taken and sum(taken) > 0:
+        rates = rates or Rates(0.0, 1.0, 1.0, "")
+        counted = sum(rates.seconds(work) for work in works if work.stage == "loop") * len(taken) / config.teacher.steps
+        rates = rates.scaled(counted / sum(taken), f"this run's own first {len(taken)} outer steps")
+    return Forecast(works, assumptions, rates)
 
 
 def memory_lines(config: Config, assumptions: Assumptions) -> list[str]:

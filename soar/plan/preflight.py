@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +34,6 @@ FIRST_WAVE = 4
 LISTED = 10
 FEWEST = 4  # hard problems that a run needs
 QUESTIONS = 500  # questions that are encoded to look for control tokens
-BOX_TOKENS = 10  # what stands around an answer: a box or a mark, and the end token
 LOW_RATE = 0.1
 ENOUGH = 16  # teacher texts without a problem among them that count as a no
 
@@ -63,14 +62,25 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. details: further lines. advice: what to do, empty when all is well. facts: its numbers."""
+    """One line of the report. fail: what to do where a run cannot work, None where it can; warning: where it could do better.
+
+    details: further lines. facts: its numbers.
+    """
 
     name: str
-    status: Status
     message: str
-    advice: str = ""
+    fail: str | None = None
+    warning: str = ""
     details: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Status:
+        return Status.FAIL if self.fail is not None else Status.WARNING if self.warning else Status.OK
+
+    @property
+    def advice(self) -> str:
+        return self.fail or self.warning
 
     def lines(self) -> list[str]:
         """As text for a terminal, with nothing in it that could move the cursor."""
@@ -81,12 +91,13 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**asdict(self), "status": self.status.value, "details": list(self.details)}
+        shown = {"name": self.name, "status": self.status.value, "message": self.message, "advice": self.advice}
+        return {**shown, "details": list(self.details), "facts": dict(self.facts)}
 
 
 def can_work(findings: Sequence[Finding]) -> bool:
     """Whether nothing failed."""
-    return all(finding.status is not Status.FAIL for finding in findings)
+    return all(finding.fail is None for finding in findings)
 
 
 def summary(findings: Sequence[Finding]) -> str:
@@ -102,20 +113,7 @@ def summary(findings: Sequence[Finding]) -> str:
 def failed(name: str, error: Exception) -> Finding:
     """The finding for an error that a user can mend; its message says how."""
     first, *rest = str(error).split("\n")
-    return Finding(name, Status.FAIL, first, details=tuple(rest))
-
-
-def _judge(
-    name: str,
-    message: str,
-    facts: Mapping[str, Any],
-    fail: str | bool = "",
-    warning: str | bool = "",
-    details: Iterable[str] = (),
-) -> Finding:
-    """A finding that fails or warns when there is an advice to give for it."""
-    status = Status.FAIL if fail else Status.WARNING if warning else Status.OK
-    return Finding(name, status, message, str(fail or warning or ""), tuple(details), facts)
+    return Finding(name, first, fail="", details=tuple(rest))
 
 
 def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
@@ -126,30 +124,23 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
         return failed("problems", error), []
     report, count, wanted = loaded.report, len(loaded.problems), 2 * config.reward.questions
     first, *details = report.lines()
-    facts = {
-        "problems": count,
-        "rows": report.rows,
-        "dropped": len(report.dropped),
-        "columns": report.columns,
-        "notes": dict(report.notes),
-        "revision": report.revision,
-        "sha256": loaded.digest,
-    }
-    fail = count < FEWEST and f"a run needs at least {FEWEST} hard problems: give more"
-    warning = bool(report.dropped) and "mend the rows that are left out, or go on without them"
+    facts = {"problems": count, "rows": report.rows, "dropped": len(report.dropped), "columns": report.columns}
+    facts |= {"notes": dict(report.notes), "revision": report.revision, "sha256": loaded.digest}
+    fail = f"a run needs at least {FEWEST} hard problems: give more" if count < FEWEST else None
+    warning = "mend the rows that are left out, or go on without them" if report.dropped else ""
     if count < wanted and not warning:
         warning = (
             f"the training half is smaller than reward.questions = {config.reward.questions}, so rewards are coarser: "
             f"give {wanted} hard problems or more, or lower reward.questions"
         )
-    return _judge("problems", first, facts, fail, warning, details), loaded.problems
+    return Finding("problems", first, fail, warning, tuple(details), facts), loaded.problems
 
 
 def check_domain(config: Config) -> list[Finding]:
     """What the domain says about this machine: one finding, or none for a domain that needs nothing of it."""
     try:
-        domain = domain_of(config.problems)
-        return [Finding("domain", Status.OK, domain.describe())] if domain.describe else []
+        describe = domain_of(config.problems).describe
+        return [Finding("domain", describe())] if describe else []
     except UserError as error:
         return [failed("domain", error)]
 
@@ -179,28 +170,26 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     groups_judged = zip(groups.values(), verdicts, strict=False)  # the time may be over before the last
     judged = [(problem, verdict) for group, verdict in groups_judged for problem in group]
     why = {problem.id: f" ({fault})" for problem, fault in zip(listed, faults, strict=True) if fault}
-    return _gold_finding(domain.label, judged, len(problems) - len(judged), pool.last_error, why)
-
-
-def _gold_finding(
-    label: str, judged: list[tuple[Problem, Verdict]], left: int, error: str | None, why: dict[str, str]
-) -> Finding:
-    checked, bad = len(judged), [(problem, verdict) for problem, verdict in judged if not verdict.solved]
+    checked, left = len(judged), len(problems) - len(judged)
+    bad = [(problem, verdict) for problem, verdict in judged if not verdict.solved]
     good = checked - len(bad)
-    message = f"{good:,} of {checked:,} gold answers grade as correct by {label!r} ({good / max(1, checked):.2%})"
+    message = (
+        f"{good:,} of {checked:,} gold answers grade as correct by {domain.label!r} ({good / max(1, checked):.2%})"
+    )
     message += f"; {left:,} more were not checked in {GOLD_SECONDS:.0f} s" if left else ""
     details = [f"{p.id}: {verdict.value}{why.get(p.id, '')}: {p.answer[:100]!r}" for p, verdict in bad[:LISTED]]
     details += [f"... and {len(bad) - LISTED:,} more"] if len(bad) > LISTED else []
-    details += [f"the last check that failed: {error[:300]}"] if error else []
+    details += [f"the last check that failed: {pool.last_error[:300]}"] if pool.last_error else []
     wrong = [{"id": p.id, "answer": p.answer, "verdict": verdict.value} for p, verdict in bad]
-    facts = {"checked": checked, "correct": good, "not_correct": wrong}
     fail = "choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"
-    warning: str | bool = left > 0 and "check all with `soar verify FILE --golds`"
+    warning = "check all with `soar verify FILE --golds`" if left else ""
     if bad:
         warning = (
             "unscorable ones are left out of a run, the others can never be solved: mend them or change the verifier"
         )
-    return _judge("golds", message, facts, (not good or good + left < FEWEST) and fail, warning, details)
+    facts = {"checked": checked, "correct": good, "not_correct": wrong}
+    few = not good or good + left < FEWEST
+    return Finding("golds", message, fail if few else None, warning, tuple(details), facts)
 
 
 def check_model(
@@ -213,30 +202,23 @@ def check_model(
     try:
         with open_env(config) as env:
             choose_threads(env.backbone, config.threads)
-            yield _model_finding(env, config)
+            facts = {
+                "path": config.model.path,
+                "parameters": sum(p.numel() for p in env.backbone.model.parameters()),
+                "device": str(env.backbone.device),
+                "dtype": str(env.backbone.dtype).removeprefix("torch."),
+                "context": env.backbone.context,
+            }
+            message = "{path}: {parameters:,} parameters, {dtype} on {device}, context {context:,} tokens"
+            yield Finding("model", message.format(**facts), facts=facts)
             yield tokenizer_finding(env, problems)
             if problems:
                 yield context_finding(env, config, problems)
-                if domain_of(config.problems).gold_is_answer:
-                    yield budget_finding(env, config, problems)
             yield from _evidence_finding(env, config)
             say(f"asking the teacher for {samples} problems")
             yield teacher_finding(env, config, samples)
     except UserError as error:
         yield failed("model", error)
-
-
-def _model_finding(env: RolloutEnv, config: Config) -> Finding:
-    backbone = env.backbone
-    facts = {
-        "path": config.model.path,
-        "parameters": sum(p.numel() for p in backbone.model.parameters()),
-        "device": str(backbone.device),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "context": backbone.context,
-    }
-    message = "{path}: {parameters:,} parameters, {dtype} on {device}, context {context:,} tokens".format(**facts)
-    return _judge("model", message, facts)
 
 
 def tokenizer_finding(env: RolloutEnv, problems: Sequence[Problem]) -> Finding:
@@ -254,12 +236,12 @@ def tokenizer_finding(env: RolloutEnv, problems: Sequence[Problem]) -> Finding:
     if leaks:
         details = [f"{text[:80]!r}: {', '.join(leaked)}" for text, leaked in list(leaks.items())[:LISTED]]
         message = f"{len(leaks)} questions change the control tokens of the prompt"
-        return _judge("tokenizer", message, facts, "report this tokenizer; use another model", details=details)
+        return Finding("tokenizer", message, "report this tokenizer; use another model", "", tuple(details), facts)
     if leading > 1 or (adds and leading != 1):
         message = f"{leading} BOS at the start of a prompt, expected {int(adds)}"
-        return _judge("tokenizer", message, facts, "mend the chat template of the tokenizer")
+        return Finding("tokenizer", message, "mend the chat template of the tokenizer", facts=facts)
     message = f"{leading} BOS at the start, {turns if fmt.turns else 'no turns'}"
-    return _judge("tokenizer", f"{message}; {len(texts)} control texts stay plain text in a question", facts)
+    return Finding("tokenizer", f"{message}; {len(texts)} control texts stay plain text in a question", facts=facts)
 
 
 def context_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
@@ -270,29 +252,12 @@ def context_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
     longest = max(lengths.values())
     message = f"longest prompt {longest:,} + {budget:,} new tokens, context {context:,}"
     facts = {"longest_prompt": longest, "max_tokens": budget, "context": context, "too_long": len(dropped)}
+    if not dropped:
+        return Finding("context", message, facts=facts)
     advice = "they are left out of a run: lower student.sampling.max_tokens, or take a model with a longer context"
-    return _room("context", message, facts, [str(row) for row in dropped], len(problems), "problems do not fit", advice)
-
-
-def budget_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
-    """Whether the gold answers can be written within the completion budget, reasoning aside."""
-    budget, tokenizer = config.student.sampling.max_tokens, env.backbone.tokenizer
-    lengths = [len(tokenizer.encode(p.answer, add_special_tokens=False)) for p in problems]
-    longest = max(lengths)
-    over = [p.id for p, length in zip(problems, lengths, strict=True) if length + BOX_TOKENS > budget]
-    message = f"longest gold answer {longest:,} tokens, student.sampling.max_tokens = {budget:,}"
-    facts = {"longest_gold": longest, "max_tokens": budget, "over": len(over)}
-    advice = f"raise student.sampling.max_tokens above {longest + BOX_TOKENS}, and further for the reasoning"
-    return _room("budget", message, facts, over, len(problems), "answers cannot be written in it", advice)
-
-
-def _room(
-    name: str, message: str, facts: Mapping[str, Any], over: Sequence[str], total: int, what: str, advice: str
-) -> Finding:
-    """A warning when problems are over a limit, a failure when too few are left."""
-    message += f"; {len(over):,} of {total:,} {what}" if over else ""
-    warning = advice if over else ""
-    return _judge(name, message, facts, total - len(over) < FEWEST and warning, warning, over[:LISTED])
+    message += f"; {len(dropped):,} of {len(problems):,} problems do not fit"
+    fail = advice if len(problems) - len(dropped) < FEWEST else None
+    return Finding("context", message, fail, advice, tuple(map(str, dropped[:LISTED])), facts)
 
 
 def _evidence_finding(env: RolloutEnv, config: Config) -> Iterator[Finding]:
@@ -303,7 +268,7 @@ def _evidence_finding(env: RolloutEnv, config: Config) -> Iterator[Finding]:
         evidence = known_hard(config) if config.screen.attempts else None
         if evidence is not None:
             use_evidence(evidence, evidence_key(config, env.backbone, env.fmt, env.backbone.base_digest()))
-            yield Finding("evidence", Status.OK, f"{evidence.where}: holds for this model and these settings")
+            yield Finding("evidence", f"{evidence.where}: holds for this model and these settings")
     except UserError as error:
         yield failed("evidence", error)
 
@@ -331,12 +296,13 @@ def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
         taken = max(time.monotonic() - started, 1e-9)
         count = min(2 * count, samples - sampled, int((TEACHER_SECONDS - taken) * sampled / taken))
     accepted = sampled - reasons.total()
-    facts = {"sampled": sampled, "accepted": accepted, "tokens": tokens, "rejected": dict(reasons.most_common())}
-    return _teacher_report(config, samples, facts, last)
-
-
-def _teacher_report(config: Config, samples: int, facts: dict[str, Any], last: list[str]) -> Finding:
-    sampled, accepted, teacher = facts["sampled"], facts["accepted"], config.teacher
+    facts: dict[str, Any] = {
+        "sampled": sampled,
+        "accepted": accepted,
+        "tokens": tokens,
+        "rejected": dict(reasons.most_common()),
+    }
+    teacher = config.teacher
     message = f"{accepted} of {sampled} samples are problems"
     message += f" ({TEACHER_SECONDS:.0f} s were over before {samples})" if sampled < samples else ""
     details, hint = list[str](), "ask it for texts: --samples"
@@ -349,14 +315,12 @@ def _teacher_report(config: Config, samples: int, facts: dict[str, Any], last: l
         details += ["its last outputs:", *(f"  {text[:300]!r}" for text in last)]
         few = sampled < min(samples, ENOUGH)
         message += "; too few to say whether it can" if few else ""
-        return _judge("teacher", message, facts, not few and hint, hint, details)
+        return Finding("teacher", message, None if few else hint, hint, tuple(details), facts)
     pairs = teacher.datasets * teacher.questions
-    each, tokens = sampled / accepted, facts["tokens"] / accepted
-    facts |= {"samples_per_pair": each, "tokens_per_pair": tokens}
-    message += f"; an accepted pair costs {each:.1f} samples, {tokens:,.0f} tokens"
-    details.append(
-        f"an outer step needs {pairs} pairs: about {each * pairs:,.0f} samples, {tokens * pairs:,.0f} tokens"
-    )
+    each, spent = sampled / accepted, tokens / accepted
+    facts |= {"samples_per_pair": each, "tokens_per_pair": spent}
+    message += f"; an accepted pair costs {each:.1f} samples, {spent:,.0f} tokens"
+    details.append(f"an outer step needs {pairs} pairs: about {each * pairs:,.0f} samples, {spent * pairs:,.0f} tokens")
     advice = f"an outer step would end without its pairs (teacher.max_tries = {teacher.max_tries}): {hint}"
-    low = accepted / sampled < LOW_RATE
-    return _judge("teacher", message, facts, each > teacher.max_tries and advice, low and hint, details)
+    low, dear = accepted / sampled < LOW_RATE, each > teacher.max_tries
+    return Finding("teacher", message, advice if dear else None, hint if low else "", tuple(details), facts)
