@@ -7,15 +7,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from bombs import BOMBS, HARMLESS
 
-from soar.problems.answers import MAX_ANSWER_CHARS, extract, has_words, normalize, read_choice, read_list, read_number
+from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, read_choice
 from soar.problems.load import load_problems
 from soar.problems.pool import CHUNK, VerifierPool, strip_environment
-from soar.problems.verify import VerifierError, read_reward
+from soar.problems.verify import VerifierError, read_number, read_reward
 from soar.types import Verdict
 
 FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
@@ -64,7 +65,7 @@ def test_extract_boxed(text: str, answer: str | None) -> None:
     ("text", "answer"),
     [
         ("a=55 b=60 <ans> 60", "60"),
-        ("<ans> 60 <eos> <ans> 7", "7"),
+        ("<ans> 60 <eos> <ans> 7", "60"),
         ("<ans> 60<|im_end|>rest", "60"),
         ("Answer: 42", "42"),
         ("answer : 42\nmore", "42"),
@@ -158,16 +159,14 @@ def test_answer_shotgun_counts_only_its_last_box() -> None:
     ],
 )  # fmt: skip
 def test_read_number(text: str, numerator: int, denominator: int) -> None:
-    number = read_number(text)
-    assert number is not None
-    assert (number.value.numerator, number.value.denominator) == (numerator, denominator)
+    assert read_number(text) == Fraction(numerator, denominator)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "x", "1,23", "1.234,5", "1/0", r"\frac{1}{0}", "nan", "inf", "1e4000", "12 + 3", "٤٢", "5m", "2x", "x²",
-        "5²", "1" * 500, "--3", "1..2", r"1\frac{-1}{2}", "0x10", "(1)",
+        "", "x", "1,23", "1.234,5", "1/0", r"\frac{1}{0}", "nan", "inf", "1e4000", "٤٢", "5m", "2x", "x²", "10^{10^{10}}",
+        r"\sqrt{2}", "--3", "1..2", "0x10", "5 = x", "it is 5 or 6",
     ],
 )  # fmt: skip
 def test_read_number_leaves_the_rest(text: str) -> None:
@@ -181,20 +180,6 @@ def test_normalize_keeps_powers_and_indices() -> None:
     assert normalize("  \\text{ab}\\, c.  ") == "ab c"
     long = "a" * (MAX_ANSWER_CHARS + 1) + "."
     assert normalize(long) == long
-
-
-def test_has_words() -> None:
-    assert all(map(has_words, ["hello world", "N/A", "nan", r"\text{Evelyn}", "the final answer", "yes", "apples"]))
-    ordinary = [
-        r"\frac{x}{2}",
-        "sin(x)",
-        r"\begin{pmatrix}1\end{pmatrix}",
-        "abc",
-        r"\operatorname{arctan} x",
-        "42",
-        "x=3",
-    ]
-    assert not any(map(has_words, ordinary))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +198,7 @@ def test_choice(answer: str, gold: str, verdict: Verdict) -> None:
     ("answer", "gold", "verdict"),
     [
         ("42", "42.0", CORRECT), ("It is 42 apples", "42", CORRECT), ("1,234", "1234", CORRECT), ("142", "42", WRONG),
-        ("3 and 42", "42", CORRECT), ("none", "42", WRONG), ("0.333", "1/3", WRONG), ("7", "seven", Verdict.UNSCORABLE),
+        ("3 and 42", "42", WRONG), ("none", "42", WRONG), ("0.333", "1/3", WRONG), ("7", "seven", Verdict.UNSCORABLE),
         ("0", "0", CORRECT), ("-5", "5", WRONG), ("7" * 3_000, "7", WRONG), ("42" + " 1" * 2_000, "1", WRONG),
     ],
 )  # fmt: skip
@@ -374,11 +359,11 @@ def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
 def test_equal_pairs_are_checked_once(pool: VerifierPool) -> None:
     seen: list[int] = []
     run = pool._settle
+    sums = [r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{4} k"]
     try:
         pool._settle = lambda items: seen.append(len(items)) or run(items)  # type: ignore[method-assign]
-        texts = [box("7+q"), box("q+7"), box("7+q")] * 10
-        assert pool.check(texts, ["q+7"] * 30) == [CORRECT] * 30
-        assert pool.check(texts, ["q+7"] * 30) == [CORRECT] * 30
+        for _ in range(2):
+            assert pool.check([*map(box, sums)] * 10, [r"\sum_{k=1}^{4} k"] * 20) == [WRONG, CORRECT] * 10
     finally:
         pool._settle = run  # type: ignore[method-assign]
     assert [count for count in seen if count] == [1]
@@ -392,13 +377,13 @@ def test_named_string_verifiers_start_no_process() -> None:
 
 
 def test_pool_heals_when_its_workers_are_killed(pool: VerifierPool) -> None:
-    assert pool.check([box("a+9")], ["9+a"]) == [CORRECT]
+    assert pool.check([box(r"\int x dx")], [r"\int y dy"]) == [WRONG]
     inner = pool._pool
     assert inner is not None
     for process in list(inner._pool_manager.worker_manager.workers.values()):
         process.kill()
-    texts = [box(f"{i}+b") for i in range(3 * CHUNK)]
-    assert pool.check(texts, [f"b+{i}" for i in range(3 * CHUNK)]) == [CORRECT] * (3 * CHUNK)
+    golds = [rf"\sum_{{k=1}}^{{3}} k^{i}" for i in range(1, CHUNK)]
+    assert pool.check([box(gold.replace("k", "n")) for gold in golds], golds) == [CORRECT] * (CHUNK - 1)
 
 
 def test_pool_is_usable_from_threads_and_after_close(pool: VerifierPool) -> None:
@@ -422,7 +407,7 @@ def test_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
     script.write_text(
         "from soar.problems.pool import VerifierPool, VerifierError\n"
         "pool = VerifierPool('math', workers=1, timeout_s=5)\n"
-        "try:\n    print(pool.check([r'\\boxed{x+1}'], ['1+x']))\n"
+        "try:\n    print(pool.check([r'\\boxed{\\int x dx}'], ['1+x']))\n"
         "except VerifierError as error:\n    print('REFUSED', error)\n"
     )
     root = Path(__file__).parent.parent
@@ -481,7 +466,5 @@ def test_gold_answers_of_gsm8k_and_math_grade_as_correct(pool: VerifierPool) -> 
         assert [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict is not CORRECT] == []
 
 
-def test_read_list_and_choice() -> None:
-    assert [number.value for number in read_list("(1, 2.5]") or []] == [1, 2.5]
-    assert read_list("(1,234)") is None and read_list("(3)") is None and read_list("(x, 1)") is None
+def test_read_choice() -> None:
     assert (read_choice("(A) yes"), read_choice("(A) yes", bare=True), read_choice("Z")) == ("A", None, None)

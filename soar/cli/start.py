@@ -287,7 +287,8 @@ class Draft:
 
 def choose_verifier(problems: Sequence[Problem]) -> tuple[str, str]:
     """The simplest verifier that can read nearly all gold answers, and why."""
-    from soar.problems.answers import read_choice, read_number
+    from soar.problems.answers import read_choice
+    from soar.problems.verify import read_number
 
     answers = [problem.answer for problem in problems]
     letters = sum(read_choice(answer, bare=True) is not None for answer in answers) / len(answers)

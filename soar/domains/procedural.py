@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from soar.problems.answers import MARK, MAX_ANSWER_CHARS, extract, normalize, read_number
+from soar.problems.answers import MARK, MAX_ANSWER_CHARS, extract, normalize
 from soar.problems.domain import Domain
 from soar.problems.prompts import plain, tagged, worked_list
-from soar.problems.verify import compare_number
+from soar.problems.verify import compare_number, read_number
 from soar.types import Problem, UserError, Verdict
 
 COMPARED = frozenset(
@@ -59,7 +59,7 @@ def compare(answer: str, gold: str) -> Verdict:
     Words: the texts without case, white space, commas, quotes and brackets, which models and families write differently.
     """
     if read_number(gold) is not None:
-        return compare_number(answer, gold)
+        return compare_number(answer, gold) or Verdict.WRONG
     return Verdict.CORRECT if words(answer) == words(gold) else Verdict.WRONG
 
 

@@ -29,7 +29,8 @@ from soar.engine.rollouts import Rollouts
 from soar.engine.update import micro_batch_limit, micro_batches
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
-from soar.problems.answers import normalize, read_number
+from soar.problems.answers import normalize
+from soar.problems.verify import read_number
 from soar.types import Problem
 
 
@@ -182,7 +183,7 @@ def ballot(answer: str) -> str:
     Coarser than a verifier on expressions (`x+1` and `1+x` are two votes), but it costs nothing on hostile text.
     """
     number = read_number(answer)
-    return normalize(answer) if number is None else str(number.value)
+    return normalize(answer) if number is None else str(number)
 
 
 def answer_marks(fmt: Any) -> tuple[str, str]:

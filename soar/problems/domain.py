@@ -20,10 +20,10 @@ from types import ModuleType
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import MAX_ANSWER_CHARS, extract, read_number
+from soar.problems.answers import MAX_ANSWER_CHARS, extract
 from soar.problems.parse import judge_fields, make_problem, parse
 from soar.problems.prompts import PromptFormat, get_format
-from soar.problems.verify import COMPARERS, VerifierError, as_verdict, compare_math
+from soar.problems.verify import COMPARERS, VerifierError, as_verdict, judge_gold
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 BUILTIN: dict[str, str] = {
@@ -286,18 +286,16 @@ class Grader:
         """Whether the answer of a problem can be checked."""
         if self.domain.verify is not None or self.domain.verifier not in ("math", "number"):
             return self.equal(problem.answer, problem).solved
-        if read_number(problem.answer) is not None:
-            return True
-        return self.domain.verifier == "math" and _symbolic("parsable", problem.answer, "").solved
+        if self.domain.verifier == "number":
+            return judge_gold(problem.answer, "number") is Verdict.CORRECT
+        return _symbolic("parsable", problem.answer, "").solved
 
     def equal(self, answer: str, problem: Problem) -> Verdict:
         """Verdict on an answer."""
         if self.domain.verify is not None:
             return as_verdict(self.domain.verify(answer, problem), "verify")
-        if self.domain.verifier == "math":
-            verdict = compare_math(answer, problem.answer)
-            return _symbolic("math", answer, problem.answer) if verdict is None else verdict
-        return COMPARERS[self.domain.verifier](answer, problem.answer)
+        verdict = COMPARERS[self.domain.verifier](answer, problem.answer)
+        return _symbolic("math", answer, problem.answer) if verdict is None else verdict
 
 
 def _symbolic(kind: str, answer: str, gold: str) -> Verdict:

@@ -11,12 +11,11 @@ from soar.problems.answers import (
     LOOSE_NUMBER,
     MAX_ANSWER_CHARS,
     extract,
-    has_words,
     normalize,
-    read_number,
 )
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat
+from soar.problems.verify import gold_kind
 from soar.types import Problem, Reason, Rejection
 
 # Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
@@ -167,7 +166,7 @@ READERS = {"marked": _read_marked, "tags": _read_tags, "labels": _read_labels, "
 
 def _lone_number(line: str) -> str:
     """`12 apples` -> `12`, `5 + 7 = 12` -> `12`; the line itself when it is a number already or has several."""
-    if len(line) > MAX_ANSWER_CHARS or read_number(line) is not None:
+    if len(line) > MAX_ANSWER_CHARS or LOOSE_NUMBER.fullmatch(line):
         return line
     numbers = LOOSE_NUMBER.findall(line.rpartition("=")[2])
     return numbers[0] if len(numbers) == 1 else line
@@ -192,8 +191,9 @@ def judge_fields(
         return Reason.TOO_LONG
     if not normalize(answer):
         return Reason.EMPTY
-    words = not (fmt.text_answers or any_answer) and has_words(answer) and not any(char.isdigit() for char in answer)
-    return Reason.UNPARSABLE_ANSWER if words else None
+    if fmt.text_answers or any_answer or any(char.isdigit() for char in answer):
+        return None
+    return None if gold_kind(answer, "math") == "value" else Reason.UNPARSABLE_ANSWER
 
 
 def parse_all(

@@ -26,11 +26,11 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract, read_number
+from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract
 from soar.problems.domain import Domain, Grader, load_domain, load_function
 from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse_all, refuse_duplicates
 from soar.problems.prompts import PromptFormat
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, compare_math, read_reward
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_value, judge_gold, read_reward
 from soar.types import Problem, Reason, Rejection, Verdict, columns_of
 
 CHUNK = 8  # checks of one task
@@ -232,13 +232,14 @@ class VerifierPool:
             rows = [row for row, answer in zip(_rows(golds, columns), answers, strict=True) if answer is not None]
             verdicts = iter(self._run([("compare", text, row) for text, row in zip(given, rows, strict=True)]))
             return [Verdict.NO_ANSWER if answer is None else next(verdicts) for answer in answers]
-        compare: Callable[[str, str], Verdict | None] = COMPARERS.get(self.name, compare_math)
         pairs = list(zip(answers, golds, strict=True))
-        decided = [Verdict.NO_ANSWER if answer is None else compare(answer, gold) for answer, gold in pairs]
-        symbolic = iter(
-            self._symbolic([("math", a or "", g) for (a, g), v in zip(pairs, decided, strict=True) if v is None])
-        )
-        return [next(symbolic) if verdict is None else verdict for verdict in decided]
+        decided = [Verdict.NO_ANSWER if a is None else COMPARERS[self.name](a, gold) for a, gold in pairs]
+        return self._with_symbolic(decided, [("math", a or "", gold) for a, gold in pairs])
+
+    def _with_symbolic(self, decided: Sequence[Verdict | None], items: Sequence[Item]) -> list[Verdict]:
+        """The verdicts, with those that are None by the symbolic engine."""
+        asked = iter(self._symbolic([item for item, verdict in zip(items, decided, strict=True) if verdict is None]))
+        return [next(asked) if verdict is None else verdict for verdict in decided]
 
     def check_golds(self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None) -> list[Verdict]:
         """Whether each gold answer can be graded: CORRECT when the verifier reads it and finds it equal to itself.
@@ -250,14 +251,11 @@ class VerifierPool:
         """
         if self.domain is not None:
             return self._grade("gold", golds, golds, columns)
-        if self.name == "math":
-            return self._symbolic([("math", gold, gold) for gold in golds])
+        if self.answer_style == "totals" and self.name in NAMES:
+            return [Verdict.CORRECT if TOTALS.fullmatch(gold) else Verdict.UNSCORABLE for gold in golds]
         if self.name in NAMES:
-            verdicts = self.check_answers(golds, golds)
-            if self.answer_style == "totals":
-                pairs = zip(golds, verdicts, strict=True)
-                return [verdict if TOTALS.fullmatch(gold) else Verdict.UNSCORABLE for gold, verdict in pairs]
-            return verdicts
+            judged = [judge_gold(gold, self.name) for gold in golds]
+            return self._with_symbolic(judged, [("math", gold, gold) for gold in golds])
         frame = "\\boxed{%s}" if self.answer_style == "boxed" else "Answer: %s"
         return self.check([frame % gold for gold in golds], golds, columns)
 
@@ -268,12 +266,12 @@ class VerifierPool:
         number. `exact`, `choice`, user functions and domains: any text.
         """
         if self.name == "number":
-            return [read_number(answer) is not None for answer in answers]
+            return [judge_gold(answer, "number") is Verdict.CORRECT for answer in answers]
         if self.name != "math":
             return [bool(answer.strip()) for answer in answers]
-        symbolic = [answer for answer in answers if read_number(answer) is None]
-        verdicts = dict(zip(symbolic, self._symbolic([("parsable", answer, "") for answer in symbolic]), strict=True))
-        return [answer not in verdicts or verdicts[answer].solved for answer in answers]
+        values = [is_value(answer) for answer in answers]
+        decided = [None if value is None else Verdict.CORRECT if value else Verdict.WRONG for value in values]
+        return [v.solved for v in self._with_symbolic(decided, [("parsable", answer, "") for answer in answers])]
 
     def usable(self, problems: Sequence[Problem]) -> list[bool]:
         """Whether the answer of each problem can serve as a gold answer."""

@@ -1,34 +1,251 @@
-"""Comparing an answer with a gold answer, as far as that can be done without a symbolic engine.
+"""Comparing an answer with a gold answer as mathematics: `reading.py` reads both, `equal` compares the readings.
 
-`compare_math` decides equal texts, choice letters, rational numbers and lists of them. It returns None for the rest, which
-`pool.py` gives to math-verify in a worker process. Deciding rationals here also removes math-verify's false positives for
-tiny fractions. `50%` equals 50 and 0.5; `x=3` equals 3 and `3 or 5` is the set {3, 5} (math-verify).
+`None` stands for what only a symbolic engine can tell (integrals, sums, values too large), which `pool.py` gives to
+math-verify in a worker process. `50%` equals 50 and 0.5, since gold answers drop the sign; `3 or 5` is the set {3, 5}.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
-from soar.problems.answers import (
-    LOOSE_NUMBER,
-    MAX_ANSWER_CHARS,
-    Number,
-    normalize,
-    read_brackets,
-    read_choice,
-    read_list,
-    read_number,
-    read_unit,
-)
+from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, normalize, read_choice, read_letters, split_choice
+from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, imaginary, real
+from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Words, as_region, read
 from soar.types import UserError, Verdict
 
 NAMES = ("math", "number", "exact", "choice")
+MAX_TEXT_WORDS = 8
+LEAST_PLACES = 6  # of a decimal that may stand for a number that no decimal can write
 
 
 class VerifierError(UserError, RuntimeError):
     """A verifier that cannot be used: unknown name, no such function, wrong return shape, workers that do not start."""
+
+
+def equal(a: Reading, b: Reading) -> bool | None:
+    """Whether two readings are the same; None where only the symbolic engine can tell."""
+    if isinstance(a, Words) or isinstance(b, Words):
+        return _equal_words(a, b)
+    for x, y in ((a, b), (b, a)):
+        if isinstance(x, Pile) and len(x.parts) == 1 and not isinstance(y, Pile):
+            return equal(x.parts[0], y)
+    if isinstance(a, Named) and isinstance(b, Named):
+        return _equal_named(a, b)
+    if isinstance(a, Relation) or isinstance(b, Relation):
+        return _equal_relations(a, b)
+    if isinstance(a, Named) or isinstance(b, Named):
+        return equal(a.value if isinstance(a, Named) else a, b.value if isinstance(b, Named) else b)
+    if isinstance(a, Scalar) and isinstance(b, Scalar):
+        return _equal_scalars(a, b)
+    if isinstance(a, Pile) and isinstance(b, Pile):
+        return _equal_piles(a, b)
+    if isinstance(a, Row) and isinstance(b, Row):
+        kinds = {kind.replace("<(", "(").replace(")>", ")") for kind in (a.kind, b.kind)}
+        if len(kinds) > 1 or len(a.parts) != len(b.parts):
+            return False
+        verdicts = [equal(x, y) for x, y in zip(a.parts, b.parts, strict=True)]
+        return False if False in verdicts else None if None in verdicts else True
+    return _equal_regions(a, b) if isinstance(a, Region) or isinstance(b, Region) else False
+
+
+def _equal_words(a: Reading, b: Reading) -> bool | None:
+    words = [reading for reading in (a, b) if isinstance(reading, Words)]
+    if len(words) == 2 and words[0].text == words[1].text != "":
+        return True
+    return None if all(word.symbolic for word in words) else False
+
+
+def _equal_scalars(a: Scalar, b: Scalar) -> bool | None:
+    a, b = (x.product if x.product and y.names and not y.unit else x for x, y in ((a, b), (b, a)))
+    factor = Fraction(1)
+    if a.unit and b.unit:
+        if (a.unit.label, a.unit.powers) != (b.unit.label, b.unit.powers):
+            return False
+        factor = a.unit.factor / b.unit.factor
+    places = max(a.places, b.places) if not (a.places and b.places) else 0
+    reals = (a.names or b.names) and not (imaginary(a.node) or imaginary(b.node))
+    verdicts = list[bool | None]()
+    for k in range(max(len(a.values), len(b.values))):
+        x, y = a.values[k % len(a.values)], b.values[k % len(b.values)]
+        if x is None or y is None or (reals and (_is_complex(x) or _is_complex(y))):
+            continue  # another branch of a root or a logarithm says nothing about real values
+        x = x if factor == 1 else both(lambda p, q: p * q, x, factor)
+        same = _same(x, y, places)
+        if same is False and a.percent != b.percent:
+            same = close(x / 100, y) if a.percent else close(x, y / 100)
+        if same is False:
+            return False
+        verdicts.append(same)
+    return None if not verdicts or None in verdicts else True
+
+
+def _same(a: Any, b: Any, places: int) -> bool | None:
+    """Whether two values are equal. places: of one that is a decimal, and may be rounded where none can be the other."""
+    same = close(a, b)
+    if same is not False or places < LEAST_PLACES:
+        return same
+    if isinstance(a, Fraction) and isinstance(b, Fraction) and _terminates(a) and _terminates(b):
+        return False
+    return bool(abs(real(a) - real(b)) < MP.mpf(10) ** -places)
+
+
+def _terminates(value: Fraction) -> bool:
+    return pow(10, value.denominator.bit_length(), value.denominator) == 0 if value.denominator > 1 else True
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, MP.mpc) and bool(abs(value.imag) > 1e-30 * (1 + abs(value.real)))
+
+
+def _equal_named(a: Named, b: Named) -> bool | None:
+    if a.arguments and b.arguments:
+        if len(a.arguments) != len(b.arguments) or a.name != b.name:
+            return False
+        if isinstance(a.value, Scalar) and isinstance(b.value, Scalar):
+            x, y = (_rename(n.value.node, dict(zip(n.arguments, "\1\2\3\4\5", strict=False))) for n in (a, b))  # type: ignore[union-attr]
+            return _equal_scalars(Scalar(x, places=a.value.places), Scalar(y, places=b.value.places))
+    if a.name == b.name or a.arguments or b.arguments:
+        return equal(a.value, b.value)
+    return _equal_relations(a, b)
+
+
+def _rename(node: Node, names: dict[str, str]) -> Node:
+    if node[0] == "var":
+        return ("var", names.get(node[1], node[1]))
+    return tuple(_rename(part, names) if isinstance(part, tuple) else part for part in node)
+
+
+def _as_relation(reading: Reading) -> Relation | None:
+    if isinstance(reading, Named) and isinstance(reading.value, Scalar):
+        return Relation("=", ("sub", ("var", reading.name), reading.value.node))
+    return reading if isinstance(reading, Relation) else None
+
+
+def _equal_relations(a: Reading, b: Reading) -> bool | None:
+    """Whether one is a multiple of the other, by the ratio of the two at every point."""
+    left, right = _as_relation(a), _as_relation(b)
+    if left is None or right is None:
+        value, other = (left.right, b) if left else (right.right if right else None, a)
+        return equal(value, other) if value and isinstance(other, Scalar) and not other.names else False
+    if left.kind != right.kind:
+        return False
+    ratio: Any = None
+    for k in range(POINTS):
+        x, y = evaluate(left.node, k), evaluate(right.node, k)
+        if x is None or y is None:
+            continue
+        if x == 0 or y == 0:
+            return False
+        here = both(lambda p, q: p / q, x, y)
+        ratio = here if ratio is None else ratio
+        if not close(here, ratio):
+            return False
+    return (
+        None if ratio is None else left.kind in ("=", "!=") or (not _is_complex(ratio) and bool(real(ratio).real > 0))
+    )
+
+
+def _equal_piles(a: Pile, b: Pile) -> bool | None:
+    if {a.joiner, b.joiner} == {"and", "or"} and any(
+        isinstance(part, (Region, Relation)) for part in (*a.parts, *b.parts)
+    ):
+        return False
+    left, right = _distinct(a.parts), _distinct(b.parts)
+    if len(left) != len(right):
+        return False
+    for part in left:
+        verdicts = [equal(part, other) for other in right]
+        if True not in verdicts:
+            return None if None in verdicts else False
+        del right[verdicts.index(True)]
+    return True
+
+
+def _distinct(parts: Sequence[Reading]) -> list[Reading]:
+    kept: list[Reading] = []
+    for part in parts:
+        if not any(equal(part, other) for other in kept):
+            kept.append(part)
+    return kept
+
+
+def _equal_regions(a: Reading, b: Reading) -> bool | None:
+    """Whether the same numbers lie in both: tried at every end, between neighbours and beyond the last."""
+    try:
+        regions = [as_region(a), as_region(b)]
+    except Unreadable:
+        return False
+    if regions[0].name and regions[1].name and regions[0].name != regions[1].name:
+        return False
+    for k in range(2 if any(end.names for region in regions for end in region.ends) else 1):
+        ends = [[end.values[k % len(end.values)] for end in region.ends] for region in regions]
+        if any(end is None or _is_complex(end) for side in ends for end in side):
+            return None
+        ends = [[real(end).real for end in side] for side in ends]
+        marks = list[Any]()
+        for mark in sorted(end for side in [*ends, [MP.mpf(0)]] for end in side if not MP.isinf(end)):
+            marks += [] if marks and close(mark, marks[-1]) else [mark]
+        ends = [[next((mark for mark in marks if close(mark, end)), end) for end in side] for side in ends]
+        for x in (marks[0] - 1, *marks, *((x + y) / 2 for x, y in pairwise(marks)), marks[-1] + 1):
+            if regions[0].inside(x, ends[0]) != regions[1].inside(x, ends[1]):
+                return False
+    return True
+
+
+def read_number(answer: str) -> Fraction | None:
+    """The exact value of an answer that is one rational number, unit and sign of currency aside; None for everything else."""
+    reading = read(answer) if len(answer) <= MAX_ANSWER_CHARS and "=" not in answer else Words("")
+    value = reading.values[0] if isinstance(reading, Scalar) and not reading.names else None
+    return value if isinstance(value, Fraction) else None
+
+
+def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
+    """What a gold answer is to a named verifier: a value, words that can only be compared as text, or no answer at all.
+
+    `none`: empty, a placeholder (`proof`, `n/a`), lines with words, prose of more than MAX_TEXT_WORDS words, and for `number`
+    whatever is no number. Integrals and the like count as values; `judge_gold` has them read.
+    """
+    text = normalize(answer)
+    if not text or text.casefold().strip(" .[]()") in LEXICON["no_answer"]:
+        return "none"
+    if verifier not in ("math", "number"):
+        return "value"
+    reading = read(answer) if len(answer) <= MAX_ANSWER_CHARS else Words("")
+    if verifier == "number":
+        return "value" if isinstance(reading, Scalar) and not reading.names else "none"
+    if read_choice(answer) or all(words.value for words in _words_in(reading)):
+        return "value"
+    return "text" if len(text.split()) <= MAX_TEXT_WORDS and "\n" not in answer.strip() else "none"
+
+
+def _words_in(reading: Reading) -> Iterator[Words]:
+    """What is read as words in a reading."""
+    if isinstance(reading, Words):
+        yield reading
+    for part in (reading.value,) if isinstance(reading, Named) else getattr(reading, "parts", ()):
+        yield from _words_in(part)
+
+
+def judge_gold(gold: str, verifier: str) -> Verdict | None:
+    """Whether a named verifier can grade by a gold answer: CORRECT, UNSCORABLE; None where the symbolic engine must tell."""
+    kind = gold_kind(gold, verifier)
+    if kind == "value" and verifier == "math" and any(words.symbolic for words in _words_in(read(gold))):
+        return None
+    return Verdict.UNSCORABLE if kind == "none" else Verdict.CORRECT
+
+
+def is_value(answer: str) -> bool | None:
+    """Whether an answer is a finite value, set or relation and not words; None where the symbolic engine must read it."""
+    if gold_kind(answer, "math") != "value":
+        return False
+    reading = read(answer)
+    if any(words.symbolic for words in _words_in(reading)):
+        return None
+    return not (isinstance(reading, Scalar) and all(value is None or MP.isinf(real(value)) for value in reading.values))
 
 
 def as_verdict(value: Any, name: str) -> Verdict:
@@ -63,32 +280,8 @@ def read_reward(values: Any, name: str) -> Verdict:
         raise VerifierError(f"{error}; {expected}") from error
 
 
-def _terminates(value: Fraction) -> bool:
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest == 1
-
-
-def compare_numbers(answer: Number, gold: Number) -> bool | None:
-    """Whether two rationals are equal; None where a decimal meets a fraction that no decimal can write (0.333 and 1/3).
-
-    A per cent sign on one side only: 50% equals 50 and 0.5, since gold answers drop the sign.
-    """
-    if answer.value == gold.value:
-        return True
-    if answer.percent != gold.percent:
-        with_sign, without = (answer, gold) if answer.percent else (gold, answer)
-        if with_sign.value / 100 == without.value:
-            return True
-    if (answer.decimal and not _terminates(gold.value)) or (gold.decimal and not _terminates(answer.value)):
-        return None
-    return False
-
-
-def _verdict(equal: bool) -> Verdict:
-    return Verdict.CORRECT if equal else Verdict.WRONG
+def _verdict(same: bool) -> Verdict:
+    return Verdict.CORRECT if same else Verdict.WRONG
 
 
 def compare_exact(answer: str, gold: str) -> Verdict:
@@ -104,70 +297,32 @@ def compare_choice(answer: str, gold: str) -> Verdict:
     return _verdict(read_choice(answer) == letter)
 
 
-def compare_number(answer: str, gold: str) -> Verdict:
-    """Equal rational values. An answer with words is read by its last number (`it is 42 apples`).
-
-    UNSCORABLE when the gold answer is no number.
-    """
-    wanted = read_number(gold)
-    if wanted is None:
-        return Verdict.UNSCORABLE
-    found = read_number(answer)
-    if found is None and len(answer) <= MAX_ANSWER_CHARS:
-        numbers = LOOSE_NUMBER.findall(normalize(answer))
-        found = read_number(numbers[-1]) if numbers else None
-    return _verdict(found is not None and compare_numbers(found, wanted) is True)
-
-
-def _compare_lists(found: list[Number], wanted: list[Number], brackets: str) -> bool | None:
-    if brackets == r"\{\}":
-        found, wanted = (sorted(numbers, key=lambda number: number.value) for numbers in (found, wanted))
-    if len(found) != len(wanted):
-        return None if brackets == r"\{\}" else False
-    equal = [compare_numbers(a, b) for a, b in zip(found, wanted, strict=True)]
-    return None if None in equal else all(equal)
+def compare_number(answer: str, gold: str) -> Verdict | None:
+    """`compare_math` for a gold answer that is a number; UNSCORABLE where it is none."""
+    return compare_math(answer, gold) if gold_kind(gold, "number") == "value" else Verdict.UNSCORABLE
 
 
 def compare_math(answer: str, gold: str) -> Verdict | None:
-    """The verdict where it can be decided exactly without a symbolic engine, else None.
-
-    Decided here: equal normalised text, choice letters, rationals, numbers with different short units, tuples and
-    sets of rationals, a set against a tuple or an interval, and answers too long to be parsed.
-    """
+    """The verdict, or None where only the symbolic engine can tell (`symbolic.py`)."""
     if answer == gold:
         return Verdict.CORRECT
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
         return Verdict.WRONG
     a, g = normalize(answer), normalize(gold)
-    if a == g:
-        return Verdict.CORRECT
-    if not a:
-        return Verdict.WRONG
-    wanted, found = read_number(gold), read_number(answer)
-    if wanted is not None and found is not None:
-        equal = compare_numbers(found, wanted)
-        return None if equal is None else _verdict(equal)
-    letter, chosen = read_choice(gold, bare=True), read_choice(answer, bare=True)
-    if letter is not None and chosen is not None:
+    if a == g or not a:
+        return _verdict(a == g)
+    letters = read_letters(answer), read_letters(gold)
+    if all(letters):
+        return _verdict(letters[0] == letters[1])
+    (chosen, answer), (letter, gold) = split_choice(answer), split_choice(gold)
+    if letter and (chosen or not gold):
         return _verdict(letter == chosen)
-    units = read_unit(answer), read_unit(gold)
-    if units[0] and units[1] and sorted(units[0]) != sorted(units[1]):
-        return Verdict.WRONG  # math-verify drops units, so that 5 m would equal 5 cm
-    return _compare_brackets(answer, gold)
+    same = equal(read(gold), read(answer or chosen or ""))
+    if same is False and gold_kind(gold, "math") == "none":
+        return Verdict.UNSCORABLE
+    return None if same is None else _verdict(same)
 
 
-def _compare_brackets(answer: str, gold: str) -> Verdict | None:
-    """`compare_math` for lists of numbers, and for brackets of different kinds."""
-    kind, other = read_brackets(normalize(gold)), read_brackets(normalize(answer))
-    if kind is not None and other is not None and (kind == r"\{\}") != (other == r"\{\}"):
-        return Verdict.WRONG
-    wanted, found = read_list(gold), read_list(answer)
-    if (wanted and read_number(answer)) or (found and read_number(gold)):
-        return Verdict.WRONG
-    if wanted is None or found is None or kind is None or kind != other:
-        return None
-    equal = _compare_lists(found, wanted, kind)
-    return None if equal is None else _verdict(equal)
-
-
-COMPARERS = {"exact": compare_exact, "number": compare_number, "choice": compare_choice}
+COMPARERS: dict[str, Callable[[str, str], Verdict | None]] = {
+    "exact": compare_exact, "number": compare_number, "choice": compare_choice, "math": compare_math,
+}  # fmt: skip

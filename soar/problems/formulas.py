@@ -1,0 +1,483 @@
+"""Formulas in LaTeX or as typed: tokens -> tree -> values, without a symbolic engine.
+
+Two formulas are compared by their values: exactly where they are rational, else to 40 digits, and with every variable at
+POINTS rational numbers that its name determines. Bounded in time (MAX_TOKENS, MAX_DEPTH, MAX_BITS), so that hostile text may
+be read in the main process. What is outside the grammar (integrals, sums, limits) raises `Unreadable`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import mpmath
+
+from soar.problems.answers import LEXICON
+
+MP = mpmath.MPContext()
+MP.dps = 50
+CLOSE = MP.mpf(10) ** -40
+POINTS = 6
+MAX_TOKENS = 1_000
+MAX_DEPTH = 30
+MAX_BITS = 40_000
+MAX_ARGUMENT = 100_000  # of exp, sin, gamma, and of an exponent that is no whole number
+
+GREEK, ENDING = (frozenset(LEXICON[key].split()) for key in ("greek", "ending"))
+OPERATORS, SAME = LEXICON["operators"], LEXICON["same"]
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    **{name: getattr(MP, name) for name in LEXICON["functions"].split()},
+    **{f"arc{name}": getattr(MP, f"a{name}") for name in ("sin", "cos", "tan")}, "ln": MP.log, "abs": abs,
+}  # fmt: skip
+SEVERAL: dict[str, Any] = {"max": max, "min": min, "gcd": math.gcd, "lcm": math.lcm}
+TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", "cdot", "times", "infinity", "inf"])
+"""Names that are commands without their backslash too."""
+OPEN, CLOSING = ("(", "[", "{", "\\{", "<("), (")", "]", "}", "\\}", ")>")
+TOKEN = (
+    r"(?P<space>\s+)|(?P<num>\d*\.\d*(?:\\overline\s*\{{\d+\}}|\\dot\s*\{{?\d\}}?|\(\d+\))"
+    r"|(?:[1-9]\d{{0,2}}(?:(?:{gap})\d{{3}})+(?![\d]|,\d)|\d+)(?:\.\d+|\.(?![\d.]))?(?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?|\.\d+)"
+    r"|\\(?P<cmd>[a-zA-Z]+|.)|(?P<word>[A-Za-z]+)|(?P<op>\*\*|!=|<=|>=|.)"
+)
+TOP, INSIDE = (re.compile(TOKEN.format(gap=gap), re.DOTALL | re.ASCII) for gap in (r",|\{,\}|_| ", r"\{,\}| "))
+PERIODIC = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{|\\dot\s*\{?|\()(\d+)[)}]?")
+WHOLE_FRACTION = re.compile(r"frac(?:\d\d|\{\d+\}\d|\{\d+\}\{\d+\}|\d\{\d+\})")
+TEXT_MARKS = {"\x01": True, "\x02": False}
+
+Node = tuple[Any, ...]
+
+
+class Unreadable(ValueError):
+    """No formula of this grammar, or one whose value is too large to be computed here."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """kind: num, cmd, var, word (letters that are no variables) or op. spaced: white space stands before it."""
+
+    kind: str
+    text: str
+    spaced: bool = False
+
+    def is_a(self, *texts: str) -> bool:
+        """Whether it is an operator or a command among `texts`."""
+        return self.kind in ("op", "cmd") and self.text in texts
+
+
+def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[Token]:
+    """The tokens of a text in which \\x01 and \\x02 begin and end what stood in `\\text`.
+
+    words: short runs of letters that are words, units: those that are words behind a value. `1,234` is one number, and two
+    in brackets. Raises Unreadable for more than MAX_TOKENS.
+    """
+    tokens, place, depth, spaced, in_text = list[Token](), 0, 0, False, False
+    while place < len(text):
+        match = (INSIDE if depth else TOP).match(text, place)
+        if match is None or match.lastgroup is None or len(tokens) > MAX_TOKENS:
+            raise Unreadable("no formula")
+        kind, piece, place = match.lastgroup, match[match.lastgroup], match.end()
+        if kind == "space" or piece in TEXT_MARKS:
+            spaced, in_text = True, TEXT_MARKS.get(piece, in_text)
+            continue
+        behind = bool(tokens) and (tokens[-1].kind in ("num", "word") or tokens[-1].is_a(")", "}", "/", "*", "%"))
+        known = in_text or piece.casefold() in words or (behind and piece.casefold() in units)
+        for made in _tokens(kind, piece, known):
+            depth = max(0, depth + (made.text in OPEN) - (made.text in CLOSING))
+            tokens.append(Token(made.kind, made.text, spaced))
+            spaced = False
+    return tokens
+
+
+def _tokens(kind: str, piece: str, known: bool) -> Iterable[Token]:
+    """The tokens of one match; letters that are no word and no name are variables."""
+    if kind == "num":
+        return [Token("num", re.sub(r"\{,\}|[,_ ]", "", piece))]
+    if kind == "op":
+        return [Token("op", "^" if piece == "**" else piece)]
+    if kind == "cmd":
+        return [_command(piece)]
+    if known and piece.casefold() != "infinity":
+        return [Token("word", piece)]
+    name = next((name for name in TYPED if piece.endswith(name) and len(piece) <= len(name) + (name != "inf")), None)
+    if name is None and len(piece) >= 4 and piece.casefold() != "infinity":
+        return [Token("word", piece)]
+    name = "infinity" if piece.casefold() == "infinity" else name
+    letters = piece[: len(piece) - len(name)] if name else piece
+    return [*(Token("var", letter) for letter in letters), *([_command(name)] if name else [])]
+
+
+def _command(name: str) -> Token:
+    name = SAME.get(name, name)
+    return Token("op", OPERATORS[name]) if name in OPERATORS else Token("cmd", name)
+
+
+class Parser:
+    """Recursive descent over tokens. `whole` reads the longest formula from `place`; what follows is the caller's."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.tokens, self.place, self.depth, self.bars = list(tokens), 0, 0, 0
+
+    def peek(self, ahead: int = 0) -> Token:
+        place = self.place + ahead
+        return self.tokens[place] if place < len(self.tokens) else Token("end", "")
+
+    def take(self, *texts: str) -> bool:
+        """Step over the next token when it is an operator or a command among `texts`."""
+        taken = self.peek().is_a(*texts)
+        self.place += taken
+        return taken
+
+    def expect(self, text: str) -> None:
+        if not self.take(text):
+            raise Unreadable(f"{text} expected")
+
+    def whole(self, end: str = "") -> Node:
+        """An expression, or two with `\\over` or `\\choose` between them, up to the closing bracket `end`."""
+        node = self.expression()
+        if self.peek().is_a("over", "choose"):
+            kind = "div" if self.take("over") else "binom"
+            self.take("choose")
+            node = (kind, node, self.expression())
+        if end:
+            self.expect(end)
+        return node
+
+    def expression(self) -> Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("too deep")
+        node: Node = ("neg", self.term()) if self.take("-") else self.term(self.take("+"))
+        while self.peek().is_a("+", "-"):
+            kind = "add" if self.take("+") or not self.take("-") else "sub"
+            node = (kind, node, self.term())
+        self.depth -= 1
+        return node
+
+    def term(self, signed: bool = False) -> Node:
+        node = self.power()
+        while True:
+            if self.peek().is_a("*", "/"):
+                kind = "mul" if self.take("*") or not self.take("/") else "div"
+                node = (kind, node, ("neg", self.power()) if self.take("-") else self.power())
+            elif self.mixed(node):
+                right = self.primary()
+                node = ("add", node, ("div", right, self.primary()) if self.take("/") else right)
+                node = ("percent", node) if self.take("%") else node
+            elif self.starts(node):
+                node = ("mul", node, self.power())
+            else:
+                return node
+
+    def starts(self, left: Node) -> bool:
+        """Whether a factor begins here, so that it is multiplied with what stands before."""
+        token = self.peek()
+        if token.kind == "num":
+            return self.tokens[self.place - 1].is_a(")", "}") or left[0] in ("var", "pi", "e", "i", "fact")
+        return token.kind == "var" or token.is_a("(", "{", "[") or (token.text == "|" and not self.bars) or (
+            token.kind == "cmd" and token.text not in ENDING
+        )  # fmt: skip
+
+    def mixed(self, left: Node) -> bool:
+        """Whether `2\\frac{1}{2}` or `2 1/2` stands here."""
+        if left[0] != "num" or left[2] or left[1].denominator != 1:
+            return False
+        if self.peek().is_a("frac"):
+            return bool(WHOLE_FRACTION.match("".join(token.text for token in self.tokens[self.place : self.place + 7])))
+        a, slash, b, behind = (self.peek(i) for i in range(4))
+        return a.kind == b.kind == "num" and a.spaced and slash.is_a("/") and not behind.is_a("^")
+
+    def power(self) -> Node:
+        node = self.postfix()
+        if not self.take("^"):
+            return node
+        braces = self.peek().is_a("{") and self.peek(1).is_a("circ")
+        self.place += braces
+        if self.take("circ"):
+            if braces:
+                self.expect("}")
+            return ("degree", node)
+        node = ("pow", node, self.exponent())
+        return ("fact", node) if self.take("!") else node
+
+    def exponent(self) -> Node:
+        if self.peek().is_a("-", "+"):
+            return ("neg", self.exponent()) if self.take("-") or not self.take("+") else self.exponent()
+        node = self.primary()
+        return ("pow", node, self.exponent()) if self.take("^") else node
+
+    def postfix(self) -> Node:
+        node = self.primary()
+        while self.peek().is_a("!", "%", "circ"):
+            kind = "fact" if self.take("!") else "percent" if self.take("%") or not self.take("circ") else "degree"
+            if kind == node[0]:
+                raise Unreadable("twice")
+            node = (kind, node)
+        return node
+
+    def argument(self) -> Node:
+        """`{...}`, or one digit or letter."""
+        token = self.peek()
+        if token.kind == "num" and token.text.isdigit() and len(token.text) > 1:  # \frac12
+            self.tokens[self.place : self.place + 1] = [Token("num", token.text[0]), Token("num", token.text[1:])]
+        return self.primary()
+
+    def primary(self) -> Node:
+        token = self.peek()
+        self.place += 1
+        if token.kind == "num":
+            return read_numeral(token.text)
+        if token.kind == "var" or (token.kind == "word" and len(token.text) == 1):
+            return self.name(token.text)
+        if token.kind == "cmd":
+            return self.command(token.text)
+        if token.is_a("(", "{", "["):
+            bars, self.bars = self.bars, 0
+            node = self.whole(CLOSING[OPEN.index(token.text)])
+            self.bars = bars
+            return node
+        if token.is_a("|"):
+            self.bars += 1
+            node = self.whole("|")
+            self.bars -= 1
+            return ("abs", node)
+        raise Unreadable(f"{token.text!r} begins no value")
+
+    def name(self, letter: str) -> Node:
+        """A variable with its subscript, or a constant."""
+        if not self.take("_"):
+            return (letter,) if letter in ("e", "i") else ("var", letter)
+        begin, depth = self.place, 0
+        while True:
+            depth += self.peek().is_a("{") - self.peek().is_a("}")
+            self.place += 1
+            if depth == 0:
+                texts = (token.text for token in self.tokens[begin : self.place] if not token.is_a("{", "}"))
+                return ("var", f"{letter}_{''.join(texts)}")
+            if self.peek().kind == "end":
+                raise Unreadable("} expected")
+
+    def command(self, name: str) -> Node:
+        if name in GREEK:
+            return self.name(name)
+        if name in ("pi", "infty", "i"):
+            return (name,)
+        if name in ("frac", "binom"):
+            return ("div" if name == "frac" else "binom", self.argument(), self.argument())
+        if name == "sqrt":
+            degree: Node = self.whole("]") if self.take("[") else ("num", Fraction(2), 0)
+            return ("root", self.argument(), degree)
+        if name in ("lfloor", "lceil"):
+            return (name[1:], self.whole("r" + name[1:]))
+        if name in SEVERAL:
+            close = {"(": ")", "\\{": "\\}", "{": "}"}.get(self.peek().text, "")
+            self.place += 1
+            parts = [self.expression()]
+            while self.take(","):
+                parts.append(self.expression())
+            self.expect(close)
+            return ("several", name, *parts)
+        if name in FUNCTIONS or name == "log":
+            return self.function(name)
+        raise Unreadable(f"\\{name}")
+
+    def function(self, name: str) -> Node:
+        base: Node = ("num", Fraction(10), 0)
+        if name == "log" and self.take("_"):
+            base = self.argument()
+        exponent = self.exponent() if self.take("^") else None
+        if self.peek().is_a("(", "{", "["):
+            value = self.postfix()
+        else:
+            value = self.power()
+            while self.starts(value) and not self.peek().is_a("(", "[", *FUNCTIONS, "log"):
+                value = ("mul", value, self.power())
+            while value[0] in ("pi", "mul") and self.take("/"):
+                value = ("div", value, self.power())
+        if exponent == ("neg", ("num", Fraction(1), 0)) and name in ("sin", "cos", "tan"):
+            return ("call", "a" + name, value)
+        node: Node = ("log", value, base) if name == "log" else ("call", name, value)
+        return node if exponent is None else ("pow", node, exponent)
+
+
+def read_numeral(text: str) -> Node:
+    """("num", value, decimal places) of a numeral, with a period in `\\overline{3}`, `\\dot{3}` or `(3)`."""
+    match = PERIODIC.fullmatch(text)
+    if match:
+        whole, digits, period = match.groups()
+        value = Fraction(int((whole or "0") + digits) + Fraction(int(period), 10 ** len(period) - 1), 10 ** len(digits))
+        return ("num", value, 0)
+    mantissa, _, exponent = text.lower().partition("e")
+    places = len(mantissa.partition(".")[2]) if not exponent else 0
+    return ("num", Fraction(mantissa.removesuffix(".")) * Fraction(10) ** int(exponent or 0), places)
+
+
+def variables(node: Node) -> frozenset[str]:
+    """Names of the variables of a tree."""
+    if node[0] == "var":
+        return frozenset([node[1]])
+    return frozenset().union(*(variables(part) for part in node[1:] if isinstance(part, tuple)))
+
+
+def imaginary(node: Node) -> bool:
+    """Whether the imaginary unit stands in a tree."""
+    return node[0] == "i" or any(imaginary(part) for part in node[1:] if isinstance(part, tuple))
+
+
+def point(name: str, k: int) -> Fraction:
+    """The value of variable `name` at point k: a whole number, then fractions of both signs and many sizes."""
+    seed = zlib.crc32(f"{name}:{k}".encode())
+    if k == 0:
+        return Fraction(3 + seed % 40)
+    size = Fraction(1 + seed % 997, (7, 101, 1009, 211, 53)[(k - 1) % 5])
+    return -size if k in (2, 4) else size
+
+
+def evaluate(node: Node, k: int) -> Any:
+    """The value of a tree at point k: a Fraction where it is exact, else a number of mpmath; None where it is undefined.
+
+    Raises Unreadable where it is too large to be computed here.
+    """
+    try:
+        value = _evaluate(node, k)
+    except Unreadable:
+        raise
+    except (ZeroDivisionError, ValueError, TypeError):
+        return None
+    return value if isinstance(value, Fraction) or not MP.isnan(value) else None
+
+
+def _evaluate(node: Node, k: int) -> Any:
+    kind = node[0]
+    if kind == "num":
+        return node[1]
+    if kind == "var":
+        return point(node[1], k)
+    if kind in CONSTANTS:
+        return CONSTANTS[kind]
+    if kind == "several":
+        values = [_evaluate(part, k) for part in node[2:]]
+        if node[1] in ("gcd", "lcm"):
+            return Fraction(SEVERAL[node[1]](*map(_whole, values)))
+        return SEVERAL[node[1]](values, key=real)
+    if kind == "call":
+        return FUNCTIONS[node[1]](real(_bound(_evaluate(node[2], k))))
+    return OPERATIONS[kind](*(_evaluate(part, k) for part in node[1:]))
+
+
+def real(value: Any) -> Any:
+    """A Fraction as a number of mpmath."""
+    return MP.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, Fraction) or value.denominator != 1:
+        raise ValueError("no whole number")
+    return value.numerator
+
+
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _bound(value: Any, most: int = MAX_ARGUMENT) -> Any:
+    if abs(value) > most and (isinstance(value, Fraction) or not MP.isinf(value)):
+        raise Unreadable("too large")
+    return value
+
+
+def both(operation: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """An operation on two values, exact where both are."""
+    if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
+        return operation(real(a), real(b))
+    value = operation(a, b)
+    if _bits(value) > MAX_BITS:
+        raise Unreadable("too large")
+    return value
+
+
+def _divide(a: Any, b: Any) -> Any:
+    if b == 0:
+        raise ZeroDivisionError
+    return both(operator.truediv, a, b)
+
+
+def _power(a: Any, b: Any) -> Any:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        if b.denominator == 1:
+            if abs(b) * (_bits(a) - 1) > MAX_BITS or abs(b) > 10**9:
+                raise Unreadable("too large")
+            return a ** int(b)
+        n, d = (_root(part, b.denominator) for part in (a.numerator, a.denominator))
+        if n is not None and d is not None and abs(b.numerator) < 100:
+            return _power(Fraction(n, d), Fraction(b.numerator))
+    x, y = real(a), real(_bound(b))
+    if x != 0 and not MP.isinf(x):
+        _bound(MP.log(abs(x)) * abs(y))
+    return MP.power(x, y)
+
+
+def _root(value: int, degree: int) -> int | None:
+    """The whole root of a whole number, None where there is none or it is too large."""
+    if value < 0 or value.bit_length() > 2_000 or degree > 100:
+        return None
+    low, high = 0, 1 << (value.bit_length() // degree + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
+    return low if low**degree == value else None
+
+
+def _nth_root(a: Any, degree: Any) -> Any:
+    odd = isinstance(degree, Fraction) and degree.denominator == 1 and degree.numerator % 2
+    if odd and isinstance(a, Fraction) and a < 0:
+        return -_power(-a, 1 / degree)
+    return _power(a, _divide(Fraction(1), degree))
+
+
+def _factorial(a: Any) -> Any:
+    if not isinstance(a, Fraction) or a.denominator != 1:
+        return MP.gamma(real(_bound(a, 1_000)) + 1)
+    if _bound(a, 4_000) < 0:
+        raise ZeroDivisionError
+    return Fraction(math.factorial(int(a)))
+
+
+def _binomial(a: Any, b: Any) -> Any:
+    whole = all(isinstance(x, Fraction) and x.denominator == 1 and x >= 0 for x in (a, b))
+    a, b = (_bound(x, 4_000 if whole else 1_000) for x in (a, b))
+    return Fraction(math.comb(int(a), int(b))) if whole else MP.binomial(real(a), real(b))
+
+
+def _round(a: Any, how: Callable[[Any], int]) -> Any:
+    if not isinstance(a, Fraction):
+        near = MP.nint(_bound(a, 10**30))
+        a = near if abs(a - near) < CLOSE else a
+    return Fraction(how(a))
+
+
+CONSTANTS = {"pi": +MP.pi, "e": +MP.e, "i": MP.mpc(0, 1), "infty": MP.inf}
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: both(operator.add, a, b), "sub": lambda a, b: both(operator.sub, a, b), "neg": operator.neg,
+    "mul": lambda a, b: both(operator.mul, a, b), "div": _divide, "pow": _power, "root": _nth_root, "fact": _factorial,
+    "binom": _binomial, "abs": abs, "floor": lambda a: _round(a, math.floor), "ceil": lambda a: _round(a, math.ceil),
+    "log": lambda a, base: MP.log(real(a)) / MP.log(real(base)), "percent": lambda a: _divide(a, Fraction(100)),
+    "degree": lambda a: real(a) * MP.pi / 180,
+}  # fmt: skip
+
+
+def close(a: Any, b: Any) -> bool | None:
+    """Whether two values are equal; None where one is zero and the other too small to tell."""
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    x, y = real(a), real(b)
+    if MP.isinf(x) or MP.isinf(y) or x == y:
+        return bool(x == y)
+    size = max(abs(x), abs(y))
+    if min(abs(x), abs(y)) == 0:
+        return None if size < CLOSE else False
+    return bool(abs(x - y) <= CLOSE * size)

@@ -1,0 +1,500 @@
+"""What an answer says, read once: text -> `Reading`.
+
+Numbers and formulas with units, per cent signs and counted nouns; lists and sets, tuples, matrices, intervals and their
+unions, inequalities, equations, `x = 3`, ratios; everything else is `Words`, numbers in a base and congruences among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import Any
+
+from soar.problems.answers import LEXICON, mark_up
+from soar.problems.formulas import (
+    CLOSING,
+    OPEN,
+    POINTS,
+    Node,
+    Parser,
+    Token,
+    Unreadable,
+    close,
+    evaluate,
+    read_numeral,
+    tokenize,
+    variables,
+)
+
+MAX_PARTS = 100
+
+
+def _units() -> dict[str, tuple[str, Fraction]]:
+    """Unit -> (first unit of its line, how many of it)."""
+    table: dict[str, tuple[str, Fraction]] = {}
+    for line in LEXICON["units"]:
+        first, _, others = line.partition(":")
+        names = first.split()
+        table |= {name.casefold(): (names[0], Fraction(1)) for name in names}
+        for other in filter(None, map(str.split, others.split(","))):
+            table |= {name.casefold(): (names[0], Fraction(other[-1])) for name in other[:-1]}
+    return table
+
+
+UNITS = _units()
+COMPOUND, SCALES, BASES = LEXICON["compound"], LEXICON["scales"], LEXICON["base_names"].split()
+PERCENT, COUNTED, MEANING, LEAD, SHORT, SILENT, SYMBOLIC = (
+    frozenset(LEXICON[key].split()) for key in ("percent", "counted", "meaning", "lead", "short", "silent", "symbolic")
+)
+SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
+BASE = re.compile(
+    r"\{?\(?([0-9A-Z]*\d[0-9A-Z]*(?:\.[0-9A-Z]+)?)\)?\}?\s*(?:_|\(?\s*base\s)\s*\{?\s*(\d{1,2}|[a-z]+)\s*[})]?\)?"
+)
+PLAIN = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
+CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
+RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """powers: unit -> power, sorted; factor: how many of them. label: words that are no known units (`apples`)."""
+
+    powers: tuple[tuple[str, int], ...] = ()
+    factor: Fraction = Fraction(1)
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number or an expression. places: decimal places of a plain decimal, else 0. product: its unit read as a variable."""
+
+    node: Node
+    unit: Unit | None = None
+    percent: bool = False
+    places: int = 0
+    product: Scalar | None = None
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return variables(self.node)
+
+    @cached_property
+    def values(self) -> tuple[Any, ...]:
+        """Values at the points, one where there are no variables."""
+        return tuple(evaluate(self.node, k) for k in range(POINTS if self.names else 1))
+
+
+@dataclass(frozen=True)
+class Named:
+    """`x = 3`, `f(x) = 2x`, `(x, y) = (1, 2)`."""
+
+    name: str
+    value: Reading
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`node = 0`, `> 0`, `>= 0` or `!= 0`. right: the right side of an equation with a sum of letters on the left."""
+
+    kind: str
+    node: Node
+    right: Scalar | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Parts in an order: brackets like `(]`, `matrix` of rows `&`, `:` for ratios and times."""
+
+    kind: str
+    parts: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class Pile:
+    """Parts without an order. joiner: `and` or `or` where a word says it, else a comma."""
+
+    parts: tuple[Reading, ...]
+    joiner: str = ","
+
+
+@dataclass(frozen=True)
+class Region:
+    """A set of real numbers: its ends, and whether a number lies in it, given the values of its ends."""
+
+    ends: tuple[Scalar, ...]
+    inside: Callable[[Any, Sequence[Any]], bool] = field(compare=False)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is compared as text. value: it is no words for all that. symbolic: the symbolic engine may read it."""
+
+    text: str
+    value: bool = False
+    symbolic: bool = False
+
+
+Reading = Scalar | Named | Relation | Row | Pile | Region | Words
+
+
+@lru_cache(maxsize=20_000)
+def read(text: str) -> Reading:
+    """What an answer says. Never raises; what is no mathematics is `Words`."""
+    if PLAIN.fullmatch(text):
+        node = read_numeral(text.lstrip("-"))
+        return Scalar(("neg", node) if text[0] == "-" else node, places=node[2])
+    plain = mark_up(text)
+    bare = plain.replace("\x01", "").replace("\x02", "").strip()
+    based = BASE.fullmatch(bare)
+    if based and (based[2].isdigit() or based[2] in BASES):
+        base = int(based[2]) if based[2].isdigit() else BASES.index(based[2])
+        return Words(f"{based[1].lstrip('0')} in base {base}", value=True)
+    tokens: list[Token] = []
+    try:
+        tokens = tokenize(plain, SHORT, SHORT_UNITS)
+        return _read(tokens)
+    except (Unreadable, RecursionError) as error:
+        return _words(tokens, "too large" in str(error)) if tokens else Words(" ".join(bare.split()))
+
+
+def _words(tokens: Sequence[Token], large: bool = False) -> Words:
+    texts = [
+        _singular(t.text.casefold()) if t.kind == "word" else t.text for t in tokens if t.text.casefold() not in SILENT
+    ]
+    symbolic = large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens)
+    symbolic = symbolic and not any(token.kind == "word" for token in tokens)
+    return Words(" ".join(texts).strip(" .,;"), symbolic, symbolic)
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _depth(token: Token) -> int:
+    return token.is_a(*OPEN, "beginmatrix") - token.is_a(*CLOSING, "endmatrix")
+
+
+def _split(tokens: Sequence[Token], at: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
+    """The pieces between the top-level tokens that `at` names, and those tokens. Raises Unreadable for odd brackets."""
+    pieces, cuts, depth = [list[Token]()], list[Token](), 0
+    for token in tokens:
+        depth += _depth(token)
+        if depth < 0:
+            raise Unreadable("brackets")
+        if depth == 0 and at(token):
+            pieces.append([])
+            cuts.append(token)
+        else:
+            pieces[-1].append(token)
+    if depth:
+        raise Unreadable("brackets")
+    return pieces, cuts
+
+
+def _closes(tokens: Sequence[Token]) -> bool:
+    """Whether the last token closes the bracket that the first one opens."""
+    depth = 0
+    for place, token in enumerate(tokens):
+        depth += _depth(token)
+        if depth == 0:
+            return place == len(tokens) - 1
+    return False
+
+
+def _is(*texts: str) -> Callable[[Token], bool]:
+    return lambda token: token.is_a(*texts)
+
+
+def _joins(token: Token) -> bool:
+    return token.is_a(",", ";", "\n", "or", "and") or (token.kind == "word" and token.text.casefold() in ("or", "and"))
+
+
+def _trim(tokens: list[Token]) -> list[Token]:
+    """Without words and signs that may stand before an answer, without punctuation behind it, without braces around it."""
+    while tokens and tokens[-1].is_a(".", ",", ";", ":", "\n", "*"):
+        tokens = tokens[:-1]
+    first = next((i for i, t in enumerate(tokens) if not (t.kind == "word" and t.text.casefold() in LEAD)), len(tokens))
+    first = first if first < len(tokens) else 0
+    first += next((i for i, t in enumerate(tokens[first:]) if not t.is_a("=", "approx", ":", "\n", ",", "&")), 0)
+    if first:
+        return _trim(tokens[first:])
+    return _trim(tokens[1:-1]) if len(tokens) > 2 and tokens[0].is_a("{") and _closes(tokens) else tokens
+
+
+def _read(tokens: list[Token]) -> Reading:
+    pieces, cuts = _split(_trim(tokens), _joins)
+    pieces = [piece for piece in pieces if piece]
+    if len(pieces) > MAX_PARTS:
+        raise Unreadable("too many parts")
+    if len(pieces) == 1:
+        return _read_part(pieces[0])
+    words = {cut.text.casefold() for cut in cuts} & {"and", "or"}
+    return _join([_read_part(_trim(piece)) for piece in pieces], "or" if "or" in words else "and" if words else ",")
+
+
+def _join(parts: list[Reading], joiner: str) -> Reading:
+    """The parts of a list; inequalities of one variable become one region."""
+    flat = [piece for part in parts for piece in (part.parts if isinstance(part, Pile) else (part,))]
+    regions = [part for part in flat if isinstance(part, Region)]
+    if not flat or len(regions) < len(flat) or len({region.name for region in regions}) > 1:
+        return Pile(tuple(flat), joiner)
+    made = regions[0]
+    for region in regions[1:]:
+        made = combine("cap" if joiner == "and" else "cup", made, region)
+    return made
+
+
+def _read_part(tokens: list[Token]) -> Reading:
+    signs = {token.text for token in tokens if token.is_a("+-", "-+")}
+    if signs:
+        two = [[Token("op", t.text[k], t.spaced) if t.is_a("+-", "-+") else t for t in tokens] for k in (0, 1)]
+        return _join([_read_part(part) for part in two], ",")
+    pieces, cuts = _split(tokens, _is(*RELATIONS))
+    kinds = [cut.text for cut in cuts]
+    if not kinds or kinds == ["in"]:
+        return _read_value(pieces[-1])
+    if kinds == ["equiv"]:
+        return _congruence(*pieces)
+    return _equation(pieces, kinds) if set(kinds) <= {"=", "approx"} else _inequality(pieces, kinds)
+
+
+def _congruence(left: list[Token], right: list[Token]) -> Reading:
+    place = next((i for i, token in enumerate(right) if token.text in ("pmod", "mod", "bmod")), 0)
+    numbers = (*_scalar(right[:place]).values, *_scalar([t for t in right[place + 1 :] if not t.is_a("(", ")")]).values)
+    if len(numbers) != 2 or not all(isinstance(number, Fraction) for number in numbers) or not numbers[1]:
+        raise Unreadable("no congruence of numbers")
+    return Words(f"{''.join(token.text for token in left)} = {numbers[0] % numbers[1]} mod {numbers[1]}", value=True)
+
+
+NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*)?(\([A-Za-z_0-9,]*\))?")
+
+
+def _name(tokens: list[Token]) -> tuple[str, tuple[str, ...]] | None:
+    """Name and arguments where the tokens are a name: `x`, `a_n`, `AB`, `f(x, y)`, `(x, y)`, a word."""
+    if not tokens or any(token.kind == "word" for token in tokens[1:]) or tokens[0].kind == "num":
+        return None
+    if any(t.kind == "num" and not before.is_a("_", "{") for before, t in pairwise(tokens)):
+        return None
+    if tokens[0].is_a("sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "pi") or len(tokens) > 12:
+        return None
+    match = NAME.fullmatch("".join(token.text for token in tokens if not token.is_a("{", "}")))
+    if match is None or match[1] in ("e", "i"):
+        return None
+    arguments = tuple((match[2] or "").strip("()").split(",")) if match[2] else ()
+    return (match[1].strip("|"), arguments) if match[1] else (match[2], ())
+
+
+def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
+    """A value with its name, an equation, or a value after steps that come to it (`6 * 7 = 42`)."""
+    named = _name(pieces[0])
+    rest = pieces[1:] if named else pieces
+    if named is None and len(pieces) == 2 and (named := _name(pieces[1])):
+        rest = pieces[:1]
+    sides = list[Reading]()
+    for piece in rest:
+        try:
+            sides.append(_read_value(piece))
+        except Unreadable:
+            if piece is pieces[-1] or sum(token.kind == "word" for token in piece) > 2:
+                raise
+            sides.append(_words(piece))
+    constant = [side for side in sides if isinstance(side, Scalar) and not side.names]
+    rounded = "approx" in kinds[len(pieces) - len(rest) :] and len(constant) > 1
+    if not rounded and any(not close(a.values[0], constant[-1].values[0]) for a in constant[:-1]):
+        raise Unreadable("the sides differ")
+    value = constant[0] if rounded else sides[-1]
+    if named:
+        return Named(named[0], value, named[1])
+    if len(constant) == len(sides):
+        return value
+    left, right = sides[0], sides[-1]
+    if isinstance(left, Words) and constant:
+        return Named(left.text, value)  # `\\angle ABC = 60`
+    if len(sides) == 2 and isinstance(left, Scalar) and isinstance(right, Scalar):
+        letters = not right.names and all(token.kind == "var" or token.is_a("+") for token in pieces[0])
+        return Relation("=", ("sub", left.node, right.node), right if letters else None)
+    raise Unreadable("an equation of other things")
+
+
+def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
+    sides, parts = [_scalar(piece) for piece in pieces], list[Reading]()
+    for left, kind, right in zip(sides, kinds, sides[1:], strict=False):
+        if kind in ("<", "<="):
+            left, right, kind = right, left, kind.replace("<", ">")
+        if kind not in (">", ">=", "!=") or not (left.names or right.names):
+            raise Unreadable("no inequality with a variable")
+        if left.node[0] == "var" and not right.names:
+            parts.append(_half_line(kind, left.node[1], right, True))
+        elif right.node[0] == "var" and not left.names:
+            parts.append(_half_line(kind, right.node[1], left, False))
+        else:
+            parts.append(Relation(kind, ("sub", left.node, right.node)))
+    return parts[0] if len(parts) == 1 else _join(parts, "and")
+
+
+def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
+    def inside(x: Any, ends: Sequence[Any]) -> bool:
+        if x == ends[0] or kind == "!=":
+            return bool((x == ends[0]) == (kind == ">="))
+        return bool((x > ends[0]) == above)
+
+    return Region((end,), inside, name)
+
+
+def _read_value(tokens: list[Token]) -> Reading:
+    """One value: a set, an interval, a tuple, a matrix, a ratio, or a scalar with its unit."""
+    tokens = _trim(tokens)
+    while len(tokens) > 2 and tokens[0].is_a("(") and _closes(tokens) and len(_split(tokens[1:-1], _joins)[0]) == 1:
+        if any(map(_is(*RELATIONS), tokens)):
+            raise Unreadable("a relation in brackets")
+        tokens = _trim(tokens[1:-1])
+    if tokens and tokens[0].is_a("setR") and len(tokens) > 1 and tokens[1].is_a("-"):
+        tokens = [tokens[0], Token("cmd", "setminus"), *tokens[2:]]
+    pieces, cuts = _split(tokens, _is("cup", "cap", "setminus"))
+    if cuts:
+        made = as_region(_read_value(pieces[0]))
+        for cut, piece in zip(cuts, pieces[1:], strict=True):
+            made = combine(cut.text, made, as_region(_read_value(piece)))
+        return made
+    pieces, cuts = _split(tokens, _is(":"))
+    if cuts:
+        return Row(":", tuple(_scalar(piece) for piece in pieces))
+    if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
+        return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
+    if _closes(tokens) and tokens[0].is_a("beginmatrix"):
+        rows = [row for row in _split(tokens[1:-1], _is("\n"))[0] if row]
+        return Row("matrix", tuple(Row("&", tuple(map(_scalar, _split(row, _is("&"))[0]))) for row in rows))
+    if _closes(tokens) and tokens[0].is_a("(", "[", "<(", "\\{"):
+        return _bracket(tokens[0].text + tokens[-1].text, tokens[1:-1])
+    return _scalar(tokens)
+
+
+def _bracket(kind: str, inner: list[Token]) -> Reading:
+    if kind == "\\{\\}":
+        builder, bars = _split(inner, _is(":", "|", "mid"))
+        if len(bars) == 1:
+            return _read(builder[1])
+        inside = _read(inner) if inner else Pile(())
+        return inside if isinstance(inside, Pile) else Pile((inside,))
+    pieces, _ = _split(inner, _is(",", ";"))
+    if len(pieces) == 1:
+        return _scalar(inner)
+    rows: list[tuple[Reading, ...]] = [()]
+    for piece in pieces:
+        part = _read_part(_trim(piece))
+        choices = part.parts if isinstance(part, Pile) and part.parts else (part,)  # `(0, \\pm 2)`
+        rows = [(*row, choice) for row in rows for choice in choices][:MAX_PARTS]
+    made = tuple(Row(kind, row) for row in rows)
+    return made[0] if len(made) == 1 else Pile(made)
+
+
+def as_region(reading: Reading) -> Region:
+    """The set of real numbers that is an interval, a list of numbers or a region. Raises Unreadable."""
+    if isinstance(reading, Region):
+        return reading
+    ends = tuple(part for part in getattr(reading, "parts", ()) if isinstance(part, Scalar))
+    if isinstance(reading, Pile) and len(ends) == len(reading.parts):
+        return Region(ends, lambda x, values: x in values)
+    if isinstance(reading, Row) and reading.kind in ("()", "[)", "(]", "[]") and len(ends) == len(reading.parts) == 2:
+        low, high = reading.kind[0] == "[", reading.kind[1] == "]"
+        return Region(ends, lambda x, v: v[0] < x < v[1] or (low and x == v[0] <= v[1]) or (high and v[0] <= x == v[1]))
+    raise Unreadable("no region")
+
+
+def combine(kind: str, a: Region, b: Region) -> Region:
+    """Union (`cup`), intersection (`cap`) or difference (`setminus`) of two regions."""
+    n = len(a.ends)
+
+    def inside(x: Any, ends: Sequence[Any]) -> bool:
+        left, right = a.inside(x, ends[:n]), b.inside(x, ends[n:])
+        return (left or right) if kind == "cup" else left and (right if kind == "cap" else not right)
+
+    if n + len(b.ends) > MAX_PARTS:
+        raise Unreadable("too many parts")
+    return Region((*a.ends, *b.ends), inside, a.name or b.name)
+
+
+def _scalar(tokens: list[Token]) -> Scalar:
+    """A number or an expression with its unit. Raises Unreadable."""
+    tokens, lead = _trim(tokens), list[Token]()
+    if not tokens:
+        raise Unreadable("nothing")
+    sign = [token for token in tokens[:1] if token.is_a("-")]
+    word = tokens[len(sign)] if len(tokens) > len(sign) + 1 else Token("end", "")
+    if word.kind == "word" and UNITS.get(word.text.casefold().removesuffix("."), ("",))[0] in CURRENCIES:
+        lead, tokens = [word], [*sign, *tokens[len(sign) + 1 :]]
+        tokens = tokens[1:] if tokens[0].is_a(".") else tokens
+    product: Scalar | None = None
+    letter = tokens[1] if len(tokens) == 2 or (len(tokens) == 4 and tokens[2].is_a("^")) else Token("end", "")
+    if tokens[0].kind == "num" and letter.kind == "var" and letter.spaced and letter.text in LEXICON["letter_units"]:
+        product, tokens = Scalar(Parser(tokens).whole()), [tokens[0], replace(letter, kind="word"), *tokens[2:]]
+    parser = Parser(tokens)
+    node = parser.whole()
+    unit, scale, percent = read_unit([*tokens[parser.place :], *lead])
+    for kind in ("percent", "degree"):
+        inner = node[1] if node[0] == kind else ("neg", node[1][1]) if node[0] == "neg" and node[1][0] == kind else None
+        if inner is not None:
+            node, percent = inner, percent or kind == "percent"
+            unit = unit or (Unit((("degree", 1),)) if kind == "degree" else None)
+    literal = node[1] if node[0] == "neg" else node
+    places = literal[2] if literal[0] == "num" and scale == 1 else 0
+    node = node if scale == 1 else ("mul", node, ("num", Fraction(scale), 0))
+    if unit and unit.label and variables(node):
+        raise Unreadable("words behind a variable")
+    made = Scalar(node, unit, percent, places, product)
+    if all(value is None for value in made.values):
+        raise Unreadable("undefined everywhere")
+    return made
+
+
+def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
+    """Unit, scale (`million`) and per cent sign in what stands behind a value. Raises Unreadable for anything else."""
+    words = list[str]()
+    for token in tokens:
+        if token.kind not in ("word", "var", "num") and not token.is_a(*"^/.()*{},-"):
+            raise Unreadable("more than words behind a value")
+        word = token.text.casefold() if len(token.text) > 1 else token.text
+        words += COMPOUND.get(word, word.replace("metre", "meter").replace("litre", "liter")).split()
+    powers, factor, label, scale, percent = dict[str, int](), Fraction(1), list[str](), 1, False
+    sign = following = 1
+    last = ("", Fraction(1), 1)
+    for word in re.findall(r"[^\W\d_]+|\^[ {(]*-?\s*\d+|\d+|/", " ".join(words)):
+        single = word.removesuffix("s") if len(word) > 2 else word
+        if word in ("/", "per"):
+            sign = -1
+        elif word[0] == "^" or word in ("squared", "cubed"):
+            power = {"squared": 2, "cubed": 3}.get(word) or int(re.sub(r"[^-\d]", "", word))
+            if not last[0] or abs(power) > 3:
+                raise Unreadable("a power of a word")
+            powers[last[0]] = powers.get(last[0], 0) + last[2] * (power - 1)
+            factor *= last[1] ** (last[2] * (power - 1))
+        elif word in ("square", "sq", "cubic", "cu"):
+            following = 2 if word[0] == "s" else 3
+        elif (
+            word.isdigit() or word in MEANING or single in MEANING or (single.endswith("th") and single[:-2] in SCALES)
+        ):
+            raise Unreadable("a word that changes the value")
+        elif word in PERCENT:
+            percent = True
+        elif single in SCALES and not label and not powers:
+            scale *= SCALES[single]
+        elif (known := UNITS.get(word.casefold()) or UNITS.get(single.casefold())) is not None:
+            last = (known[0], known[1], sign)
+            powers[known[0]] = powers.get(known[0], 0) + sign * following
+            factor *= known[1] ** (sign * following)
+            following = 1
+        else:
+            last, following = ("?", Fraction(1), sign), 1
+            label += [single] if single not in COUNTED else []
+    if following != 1:
+        raise Unreadable("square of nothing")
+    powers.pop("?", None)
+    if label:
+        return Unit(label=" ".join([*label, *sorted(powers)])), scale, percent
+    return Unit(tuple(sorted(powers.items())), factor) if powers else None, scale, percent
