@@ -84,10 +84,13 @@ def test_columns_are_found(
 
 def test_golds_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prose = "Yes, because every such triangle has two equal angles and so on"
-    rows = [{"question": "q", "answer": "7"}, {"question": "r", "answer": prose}]
+    rows = [
+        {"question": name, "answer": answer} for name, answer in (("q", "7"), ("r", prose), ("s", "odd"), ("t", "odd"))
+    ]
     source = write(tmp_path / "p.jsonl", rows)
     assert main(["verify", source, "--golds", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
+    assert "2 gold answers (50.00%) can only be compared as text: 'odd'" in printed
     assert "gold answers that do not grade as correct, the first 1:" in printed and f"{source}:2: unscorable" in printed
     assert main(["verify", source, "--golds", "--verifier", "exact"]) == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,13 +16,18 @@ from bombs import BOMBS, HARMLESS
 
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, read_choice
 from soar.problems.load import load_problems
-from soar.problems.pool import CHUNK, VerifierPool, strip_environment
-from soar.problems.verify import VerifierError, read_number, read_reward
+from soar.problems.pool import VerifierPool
+from soar.problems.verify import VerifierError, gold_kind, read_number, read_reward
+from soar.problems.worker import kept_environment
 from soar.types import Verdict
 
-FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
-DATA = Path(os.environ.get("SOAR_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+HERE = Path(__file__).parent
+FUNCTIONS = HERE / "verifier_functions.py"
+DATA = Path(os.environ.get("SOAR_DATA", HERE.parent.parent / "shared" / "data"))
+CASES = DATA.parent / "cases" / "grading.jsonl"
 CORRECT, WRONG, NO_ANSWER = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER
+SUMS = (r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{4} k")
+"""What only the symbolic engine can tell apart."""
 
 
 def box(answer: str) -> str:
@@ -31,98 +37,75 @@ def box(answer: str) -> str:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
     """A shared `math` pool; its time limit is generous, since the tests may run on a busy machine."""
-    with VerifierPool("math", workers=2, timeout_s=20) as started:
+    with VerifierPool("math", workers=2, timeout_s=60) as started:
         yield started
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("style", "text", "answer"),
     [
-        (r"\boxed{42}", "42"),
-        (r"first \boxed{1}, then \boxed{2}", "2"),
-        (r"\boxed{1} and then \boxed{2", "1"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{\boxed{3}}", "3"),
-        (r"\boxed {x}", "x"),
-        (r"\boxed 7.", "7"),
-        (r"\fbox{8}", "8"),
-        (r"\\boxed{9}", "9"),
-        (r"\boxed{}", None),
-        (r"\boxed{ }", None),
-        (r"\boxed{", None),
-        (r"\boxed", None),
-        (r"\boxedx{4}", None),
-        ("the answer is 42", None),
-        ("", None),
+        ("boxed", r"first \boxed{1}, then \boxed{2}", "2"),
+        ("boxed", r"\boxed{1} and then \boxed{2", "1"),
+        ("boxed", r"$x=\boxed{1}$ and $x=\boxed{2}$", "1, 2"),
+        ("boxed", r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        ("boxed", r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        ("boxed", r"\boxed{\boxed{3}}", "3"),
+        ("boxed", r"\boxed {x}", "x"),
+        ("boxed", r"\boxed 7.", "7"),
+        ("boxed", r"\fbox{8}", "8"),
+        ("boxed", r"\\boxed{9}", "9"),
+        ("boxed", r"\boxed{}", None),
+        ("boxed", r"\boxed{ }", None),
+        ("boxed", r"\boxed{", None),
+        ("boxed", r"\boxed", None),
+        ("boxed", r"\boxedx{4}", None),
+        ("boxed", "the answer is 42", None),
+        ("boxed", "", None),
+        ("boxed", r"\boxed{1}" + " " * 200_000, None),
+        ("boxed", "x" * 200_000 + r"\boxed{1}", "1"),
+        ("boxed", r"\boxed{5}<|im_end|> \boxed{7}", "5"),
+        ("boxed", "\\boxed{5}\n\nUser: 3+4?\n\nAssistant: \\boxed{7}", "5"),
+        ("boxed", r"Question: 3+4? \boxed{7}", "7"),
+        ("boxed", r"<think>\boxed{1}</think> \boxed{2}", "2"),
+        ("boxed", r"<think>\boxed{1}", None),
+        ("marker", "a=55 b=60 <ans> 60", "60"),
+        ("marker", "<ans> 60 <eos> <ans> 7", "60"),
+        ("marker", "Answer: 42", "42"),
+        ("marker", "answer : 42\nmore", "42"),
+        ("marker", "**Answer:** 42", "42"),
+        ("marker", "**Answer**: **42**", "42"),
+        ("marker", "Answer:\n\n42 apples\n", "42 apples"),
+        ("marker", "Answer: \\boxed{42}.", "42"),
+        ("marker", "Answer: 1\nAnswer: 2", "2"),
+        ("marker", "Answer: 1\n\nQuestion: 3+4?\nAnswer: 7", "1"),
+        ("marker", "The final answer is **331**", "331"),
+        ("marker", "The final answer is: 42", "42"),
+        ("marker", "Answer:", None),
+        ("marker", "the answer is 42", None),
+        ("marker", "canswer: 4", None),
+        ("line", " 6 + 9 = 15, 15 + 2 = 17", "17"),
+        ("line", "17\n6 + 9: 15", "17"),
+        ("line", " 6 + 9 = 15 apples<|im_end|>= 3", "15 apples"),
+        ("line", "6 + 9 =", None),
+        ("line", "\n17", None),
+        ("totals", " 3 + 4 = 7, 7 + 5 = 12\n1 + 1 = 2", "7, 12"),
+        ("totals", "3 + 4 = 7, and 7 + 5 = 12.", "7, 12"),
+        ("totals", "3 - 9 = -6, -6 + 1 =-5<|im_end|> = 9", "-6, -5"),
+        ("totals", "3 + 4 = seven, 7 + 5 = 12", None),
+        ("totals", "3 + 4 = 7.5", None),
+        ("totals", "12", None),
+        ("totals", "= " * 100_000, None),
+        ("totals", "= " + "9" * 31, None),
+        ("totals", "3 + 4 = 7 + 5 = 12", "7, 12"),
+        ("totals", "= 7,000", None),
+        ("totals", "= 7/2", None),
+        ("totals", "= 7e3", None),
+        ("totals", "= \u0667", None),
+        ("totals", "= 007, 1 - 1 = -0", "7, 0"),
     ],
 )
-def test_extract_boxed(text: str, answer: str | None) -> None:
-    assert extract(text, "boxed") == answer
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("a=55 b=60 <ans> 60", "60"),
-        ("<ans> 60 <eos> <ans> 7", "60"),
-        ("<ans> 60<|im_end|>rest", "60"),
-        ("Answer: 42", "42"),
-        ("answer : 42\nmore", "42"),
-        ("**Answer:** 42", "42"),
-        ("**Answer**: **42**", "42"),
-        ("Answer:\n\n42 apples\n", "42 apples"),
-        ("Answer: \\boxed{42}.", "42"),
-        ("Answer: 1\nAnswer: 2", "2"),
-        ("Answer:", None),
-        ("The final answer is: 42", "42"),
-        ("the answer is 42", None),
-        ("canswer: 4", None),
-    ],
-)
-def test_extract_marker(text: str, answer: str | None) -> None:
-    assert extract(text, "marker") == answer
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (" 6 + 9 = 15, 15 + 2 = 17", "17"),
-        ("17\n6 + 9: 15", "17"),
-        (" 6 + 9 = 15 apples<|im_end|>= 3", "15 apples"),
-        ("6 + 9 =", None),
-        ("\n17", None),
-    ],
-)
-def test_extract_line(text: str, answer: str | None) -> None:
-    assert extract(text, "line") == answer
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (" 3 + 4 = 7, 7 + 5 = 12\n1 + 1 = 2", "7, 12"),
-        ("3 + 4 = 7, and 7 + 5 = 12.", "7, 12"),
-        ("3 - 9 = -6, -6 + 1 =-5<|im_end|> = 9", "-6, -5"),
-        ("3 + 4 = seven, 7 + 5 = 12", None),
-        ("3 + 4 = 7.5", None),
-        ("3 + 4 = ", None),
-        ("12", None),
-        ("", None),
-        ("= " * 100_000, None),
-        ("= " + "9" * 31, None),
-        ("3 + 4 = 7 + 5 = 12", "7, 12"),
-        ("3 + 4 = 7,7 + 5 = 12", None),
-        ("= 7,000", None),
-        ("= 7/2", None),
-        ("= 7e3", None),
-        ("= 7x", None),
-        ("= \u0667", None),
-        ("= 007, 1 - 1 = -0", "7, 0"),
-    ],
-)
-def test_running_totals(text: str, answer: str | None) -> None:
-    assert extract(text, "totals") == answer
+def test_extract(style: str, text: str, answer: str | None) -> None:
+    assert extract(text, style) == answer
 
 
 def test_a_lucky_end_is_no_running_total() -> None:
@@ -133,44 +116,28 @@ def test_a_lucky_end_is_no_running_total() -> None:
         assert totals.check_golds(["7, 12", "7", "7,12", "a"]) == [Verdict.CORRECT] * 2 + [Verdict.UNSCORABLE] * 2
 
 
-def test_extract_reads_only_the_end_of_a_long_completion() -> None:
-    assert extract(r"\boxed{1}" + " " * 200_000, "boxed") is None
-    assert extract("x" * 200_000 + r"\boxed{1}", "boxed") == "1"
-
-
-def test_answer_shotgun_counts_only_its_last_box() -> None:
+def test_ten_boxes_are_one_answer() -> None:
     text = " ".join(box(str(i)) for i in range(10))
     with VerifierPool("exact") as pool:
         assert pool.check([text, text], ["9", "4"]) == [CORRECT, WRONG]
 
 
 @pytest.mark.parametrize(
-    ("text", "numerator", "denominator"),
+    ("text", "value"),
     [
-        ("42", 42, 1), ("-3", -3, 1), ("+3", 3, 1), ("0", 0, 1), ("-0", 0, 1), ("0.0", 0, 1), ("3.", 3, 1),
-        (".75", 3, 4), ("1,234,567", 1234567, 1),
-        ("1,234", 1234, 1), ("1{,}234", 1234, 1), (r"1\,234", 1234, 1), (r"1,\!234", 1234, 1), ("1 234", 1234, 1),
-        ("1_000", 1000, 1), ("1,234,567.5", 2469135, 2), (r"\frac12", 1, 2), (r"\dfrac{3}{4}", 3, 4), ("3/4", 3, 4),
-        (r"\tfrac{-3}{4}", -3, 4), (r"-\frac{3}{4}", -3, 4), (r"1\frac12", 3, 2), (r"-1\frac{1}{2}", -3, 2),
-        ("1 1/2", 3, 2), ("½", 1, 2), ("1½", 3, 2), ("−5", -5, 1), (r"\$15.48", 387, 25), ("$15.48$", 387, 25),
-        (r"12^\circ", 12, 1), ("12°", 12, 1), ("10 dollars", 10, 1), (r"69\text{ degrees}", 69, 1), ("1e3", 1000, 1),
-        (r"3\times10^{2}", 300, 1), (r"2.5 \cdot 10^{-1}", 1, 4), ("４２", 42, 1),
-        ("42.", 42, 1), (r"\text{42}", 42, 1), ("4\u200b2", 42, 1),
+        ("42", "42"), ("-3", "-3"), ("-0", "0"), ("3.", "3"), (".75", "3/4"), ("1,234,567.5", "2469135/2"),
+        ("1{,}234", "1234"), (r"1\,234", "1234"), (r"1,\!234", "1234"), ("1 234", "1234"), ("1_000", "1000"),
+        (r"\frac12", "1/2"), (r"\tfrac{-3}{4}", "-3/4"), (r"-1\frac{1}{2}", "-3/2"), ("1 1/2", "3/2"), ("1½", "3/2"),
+        ("−5", "-5"), (r"\$15.48", "387/25"), ("$15.48$", "387/25"), ("12°", "12"), ("10 dollars", "10"), ("1e3", "1000"),
+        (r"3\times10^{2}", "300"), (r"2.5 \cdot 10^{-1}", "1/4"), ("４２", "42"), (r"\text{42}", "42"), ("4\u200b2", "42"),
+        *((text, None) for text in (
+            "", "x", "1,23", "1.234,5", "1/0", r"\frac{1}{0}", "nan", "inf", "1e4000", "٤٢", "5m", "2x", "x²", "--3", "1..2",
+            "10^{10^{10}}", r"\sqrt{2}", "0x10", "5 = x", "it is 5 or 6",
+        )),
     ],
 )  # fmt: skip
-def test_read_number(text: str, numerator: int, denominator: int) -> None:
-    assert read_number(text) == Fraction(numerator, denominator)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "x", "1,23", "1.234,5", "1/0", r"\frac{1}{0}", "nan", "inf", "1e4000", "٤٢", "5m", "2x", "x²", "10^{10^{10}}",
-        r"\sqrt{2}", "--3", "1..2", "0x10", "5 = x", "it is 5 or 6",
-    ],
-)  # fmt: skip
-def test_read_number_leaves_the_rest(text: str) -> None:
-    assert read_number(text) is None
+def test_read_number(text: str, value: str | None) -> None:
+    assert read_number(text) == (None if value is None else Fraction(value))
 
 
 def test_normalize_keeps_powers_and_indices() -> None:
@@ -180,31 +147,26 @@ def test_normalize_keeps_powers_and_indices() -> None:
     assert normalize("  \\text{ab}\\, c.  ") == "ab c"
     long = "a" * (MAX_ANSWER_CHARS + 1) + "."
     assert normalize(long) == long
+    assert (read_choice("(A) yes"), read_choice("(A) yes", bare=True), read_choice("Z")) == ("A", None, None)
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold", "verdict"),
+    ("verifier", "answer", "gold", "verdict"),
     [
-        (r"\text{(B)}", "(B)", CORRECT), ("B", "(B)", CORRECT), ("B.", "B", CORRECT), ("B) 42", "B", CORRECT),
-        ("(C)", "(B)", WRONG), ("b", "B", WRONG), ("Because", "B", WRONG), ("Saturday", r"\text{Saturday}", CORRECT),
+        ("choice", r"\text{(B)}", "(B)", CORRECT), ("choice", "B.", "B", CORRECT), ("choice", "B) 42", "B", CORRECT),
+        ("choice", "(C)", "(B)", WRONG), ("choice", "b", "B", WRONG), ("choice", "Because", "B", WRONG),
+        ("choice", "Saturday", r"\text{Saturday}", CORRECT),
+        ("number", "42", "42.0", CORRECT), ("number", "It is 42 apples", "42", CORRECT), ("number", "3 and 42", "42", WRONG),
+        ("number", "none", "42", WRONG), ("number", "0.333", "1/3", WRONG), ("number", "7", "seven", Verdict.UNSCORABLE),
+        ("number", r"2\sqrt{3}", "3", WRONG), ("number", "331 chairs", "331", CORRECT),
+        ("number", "331", "331 chairs", CORRECT),
+        ("number", "7" * 3_000, "7", WRONG), ("number", "42" + " 1" * 2_000, "1", WRONG),
     ],
 )  # fmt: skip
-def test_choice(answer: str, gold: str, verdict: Verdict) -> None:
-    with VerifierPool("choice") as pool:
+def test_choice_and_number(verifier: str, answer: str, gold: str, verdict: Verdict) -> None:
+    with VerifierPool(verifier) as pool:
         assert pool.check([box(answer)], [gold]) == [verdict]
-
-
-@pytest.mark.parametrize(
-    ("answer", "gold", "verdict"),
-    [
-        ("42", "42.0", CORRECT), ("It is 42 apples", "42", CORRECT), ("1,234", "1234", CORRECT), ("142", "42", WRONG),
-        ("3 and 42", "42", WRONG), ("none", "42", WRONG), ("0.333", "1/3", WRONG), ("7", "seven", Verdict.UNSCORABLE),
-        ("0", "0", CORRECT), ("-5", "5", WRONG), ("7" * 3_000, "7", WRONG), ("42" + " 1" * 2_000, "1", WRONG),
-    ],
-)  # fmt: skip
-def test_number(answer: str, gold: str, verdict: Verdict) -> None:
-    with VerifierPool("number") as pool:
-        assert pool.check([box(answer)], [gold]) == [verdict]
+        assert not pool._live, "no process is started"
 
 
 def test_exact_compares_text_up_to_whitespace() -> None:
@@ -213,74 +175,43 @@ def test_exact_compares_text_up_to_whitespace() -> None:
         assert pool.check(texts, ["60", "6 0", "60", "60"]) == [CORRECT, CORRECT, WRONG, NO_ANSWER]
 
 
-MATH_PAIRS = [
-    ("42", "42", CORRECT), ("42.0", "42", CORRECT), ("142", "42", WRONG), ("0", "0", CORRECT), ("0.0", "0", CORRECT),
-    (".5", r"\frac12", CORRECT), (r"1\frac12", "3/2", CORRECT), ("1,234", "1234", CORRECT), ("½", "0.5", CORRECT),
-    (r"50\%", ".5", CORRECT), ("50%", "50", CORRECT), ("5%", "50", WRONG), (r"\$42", "42", CORRECT),
-    (r"69\text{ degrees}", r"69^\circ", CORRECT), ("0.1000001", "0.1", WRONG), ("0.333", "1/3", WRONG),
-    ("0.3333333", "1/3", CORRECT), ("1/2^{99}", "1/2^{98}", WRONG), (r"\frac{1}{2004!}", r"\frac{1}{2006!}", WRONG),
-    (r"\frac{1}{2004!}", r"\frac{1}{2004!}", CORRECT), (r"2^{-98}", "1/2^{98}", CORRECT),
-    ("e^{-100}", "e^{-101}", WRONG),
-    (r"\frac{\sqrt2}{2^{99}}", r"\frac{\sqrt2}{2^{98}}", WRONG), ("x=1/2^{99}", "x=1/2^{98}", WRONG),
-    (r"\{1/2^{99}, 3\}", r"\{1/2^{98}, 3\}", WRONG), ("(1,2)", r"\{1,2\}", WRONG), (r"\{2,1\}", r"\{1,2\}", CORRECT),
-    ("(2,1)", "(1,2)", WRONG), ("[1,2]", "(1,2)", WRONG), ("(1,2]", "(1,2]", CORRECT), ("3", "(3,4)", WRONG),
-    (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)", CORRECT), (r"\pm 3", "3,-3", CORRECT),
-    ("x=3", "3", CORRECT), ("3", "x=3", CORRECT), ("y=3", "x=3", WRONG), ("3 or 5", "3,5", CORRECT),
-    ("3 or 5", "3", WRONG), ("3,5,7", "5", WRONG),
-    ("1+x", "x+1", CORRECT), ("(x+1)^2", "x^2+2x+1", CORRECT), ("(x+1)^2", "x^2+2x", WRONG),
-    (r"\frac{1}{\sqrt2}", r"\frac{\sqrt2}{2}", CORRECT), ("3+4i", "4i+3", CORRECT), ("3-4i", "3+4i", WRONG),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", CORRECT),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}", WRONG),
-    ("B", r"\text{(B)}", CORRECT), ("C", r"\text{(B)}", WRONG), ("saturday", r"\text{Saturday}", CORRECT),
-    ("Sunday", r"\text{Saturday}", WRONG), ("x²", "x^2", CORRECT), ("√2", r"\sqrt{2}", CORRECT),
-    ("2π", r"2\pi", CORRECT), ("3√2", r"\sqrt{18}", CORRECT),
-    (r"\infty", r"\infty", CORRECT), ("x", "y", WRONG), ("2x", "2y", WRONG),
-    (r"f(0)=0, where $b$ is an arbitrary integer and so on and on", "0", WRONG),
-    ("0", "f(x)=ax, where a is an arbitrary integer with g(a)=0", Verdict.UNSCORABLE),
-]  # fmt: skip
+def test_answers_are_compared_as_mathematics(pool: VerifierPool) -> None:
+    rows = [line.split("\t") for line in (HERE / "answers.tsv").read_text().splitlines()]
+    answers, golds = [row[0] for row in rows], [row[1] for row in rows]
+    assert len(rows) > 400
+    meaning = {"1": CORRECT, "0": WRONG, "-": Verdict.UNSCORABLE}
+    verdicts = pool.check_answers(answers, golds)
+    assert [row for row, verdict in zip(rows, verdicts, strict=True) if verdict is not meaning[row[2]]] == []
 
 
-def test_math(pool: VerifierPool) -> None:
-    answers, golds, expected = zip(*MATH_PAIRS, strict=True)
-    found = pool.check([box(answer) for answer in answers], golds)
-    wrong = [(a, g, v.value) for a, g, v, e in zip(answers, golds, found, expected, strict=True) if v is not e]
-    assert wrong == []
-
-
-def test_math_verdict_of_a_pair_does_not_depend_on_the_batch(pool: VerifierPool) -> None:
-    some = [MATH_PAIRS[i] for i in (17, 18, 33, 38, 41)]
-    with VerifierPool("math", workers=1, timeout_s=20) as other:
-        alone = [other.check([box(answer)], [gold])[0] for answer, gold, _ in reversed(some)]
-    assert alone[::-1] == [expected for _, _, expected in some]
+@pytest.mark.skipif(not CASES.exists(), reason="needs the folder of cases beside SOAR_DATA")
+def test_the_verdicts_of_a_mathematician(pool: VerifierPool) -> None:
+    rows, different = [json.loads(line) for line in CASES.read_text().splitlines()], []
+    for name, style in (("math", "boxed"), ("number", "boxed"), ("math, --answer-style marker", "marker")):
+        some = [row for row in rows if row["verifier"] == name]
+        with VerifierPool(name.split(",")[0], answer_style=style, workers=2, timeout_s=60) as own:
+            verdicts = own.check([row["completion"] for row in some], [row["answer"] for row in some])
+        different += [r for r, v in zip(some, verdicts, strict=True) if v.solved != (r["expected"] == "correct")]
+    assert different == []
 
 
 def test_harmless_oddities_are_wrong_and_run_nothing(pool: VerifierPool) -> None:
     names = [name for name in HARMLESS if name not in ("nul", "template")]
-    found = pool.check([box(HARMLESS[name]) for name in names], ["42"] * len(names))
-    assert {n: v.value for n, v in zip(names, found, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
+    verdicts = pool.check([box(HARMLESS[name]) for name in names], ["42"] * len(names))
+    assert {n: v.value for n, v in zip(names, verdicts, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
     assert not list(Path.cwd().glob("PWNED*"))
     assert pool.check([box("4\x002"), box("{{6*7}}"), box("{{6*7}}")], ["42", "42", "7*7"]) == [CORRECT, CORRECT, WRONG]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_bombs_are_contained_while_other_checks_go_on() -> None:
-    ordinary = [(box(f"{i}+x+y"), f"y+x+{i}") for i in range(100)]
-    names = list(BOMBS)
-    texts, golds = [text for text, _ in ordinary], [gold for _, gold in ordinary]
-    for place, name in enumerate(names):
-        texts.insert(4 * place, box(BOMBS[name]))
-        golds.insert(4 * place, "42")
-    places = {4 * place: name for place, name in enumerate(names)}
-    with VerifierPool("math", workers=2, timeout_s=1) as pool:
-        verdicts = pool.check(texts, golds)
-        again = pool.check(texts, golds)
-    allowed = (WRONG, NO_ANSWER, Verdict.TIMEOUT, Verdict.CRASHED)
-    assert {name: verdicts[i].value for i, name in places.items() if verdicts[i] not in allowed} == {}
-    others = [verdict for i, verdict in enumerate(verdicts) if i not in places]
-    assert others.count(CORRECT) == len(ordinary)
-    assert verdicts[names.index("tower of nines") * 4] is Verdict.TIMEOUT
-    assert again == verdicts
+def test_bombs_are_contained_while_other_checks_go_on(pool: VerifierPool) -> None:
+    """The bombs that can be told without the engine take no worker; the others end at their limit, and harm no neighbour."""
+    golds, texts = ["42"] * len(BOMBS), [box(bomb) for bomb in BOMBS.values()]
+    with VerifierPool("math", workers=2, timeout_s=2) as limited:
+        verdicts = limited.check([*texts, *map(box, SUMS)], [*golds, SUMS[1], SUMS[1]])
+        assert limited.check(texts, golds) == verdicts[: len(texts)], "a verdict is remembered"
+    bad = {n: v for n, v in zip(BOMBS, verdicts, strict=False) if v in (CORRECT, Verdict.UNSCORABLE)}
+    assert bad == {} and Verdict.TIMEOUT in verdicts
+    assert pool.check(list(map(box, SUMS)), [SUMS[1]] * 2) == [WRONG, CORRECT]
 
 
 def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,20 +220,20 @@ def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {
         "42": CORRECT, "41": WRONG, "raise": Verdict.CRASHED, "segfault": Verdict.CRASHED, "exit": Verdict.CRASHED,
         "sleep": Verdict.TIMEOUT, "ignore the timer": Verdict.TIMEOUT, "eat memory": Verdict.CRASHED,
-        "none": Verdict.UNSCORABLE, "nan": Verdict.UNSCORABLE,
+        "none": Verdict.UNSCORABLE, "nan": Verdict.UNSCORABLE, "print": WRONG,
         "half": WRONG, "two": CORRECT, "bool": CORRECT, "minus": WRONG, "secrets": WRONG,
     }  # fmt: skip
     texts = [*expected, *["42"] * 40]
     with VerifierPool(f"{FUNCTIONS}:obey", workers=2, timeout_s=1.0, memory_mb=2048) as pool:
-        found = pool.check(texts, ["42"] * len(texts))
+        verdicts = pool.check(texts, ["42"] * len(texts))
         assert pool.last_error is not None and "obey" in pool.last_error
         assert pool.check(["raise"], ["42"]) == [Verdict.CRASHED]
         assert pool.last_error == f"{FUNCTIONS}:obey: KeyError: 'no such key'"
         levels = pool.check(["level", "level"], ["", ""], {"level": ["hard", "easy"]})
-    assert {text: verdict.value for text, verdict in zip(texts, found, strict=True)} == {
+    assert {text: verdict.value for text, verdict in zip(texts, verdicts, strict=False)} == {
         text: verdict.value for text, verdict in expected.items()
     }
-    assert found[len(expected) :] == [CORRECT] * 40
+    assert verdicts[len(expected) :] == [CORRECT] * 40
     assert levels == [CORRECT, WRONG]
 
 
@@ -312,7 +243,6 @@ def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a_string", "a_string returned str; expected a list"),
         ("two_values", "two_values returned 2 values for 1 completion"),
         ("a_word", r"a_word returned a str \('yes'\)"),
-        ("nothing", "nothing returned NoneType"),
         ("missing", "has no function 'missing'"),
         ("NOT_A_FUNCTION", "has no function 'NOT_A_FUNCTION'"),
     ],
@@ -356,102 +286,91 @@ def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
         pool.check(["a", "b"], ["a", "b"], {"level": ["x"]})
 
 
-def test_equal_pairs_are_checked_once(pool: VerifierPool) -> None:
+def test_equal_pairs_are_checked_once(monkeypatch: pytest.MonkeyPatch, pool: VerifierPool) -> None:
     seen: list[int] = []
-    run = pool._settle
-    sums = [r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{4} k"]
-    try:
-        pool._settle = lambda items: seen.append(len(items)) or run(items)  # type: ignore[method-assign]
-        for _ in range(2):
-            assert pool.check([*map(box, sums)] * 10, [r"\sum_{k=1}^{4} k"] * 20) == [WRONG, CORRECT] * 10
-    finally:
-        pool._settle = run  # type: ignore[method-assign]
+    run = pool._outcomes
+    monkeypatch.setattr(pool, "_outcomes", lambda items: seen.append(len(items)) or run(items))
+    pool._verdicts.clear()
+    for _ in range(2):
+        assert pool.check([*map(box, SUMS)] * 10, [SUMS[1]] * 20) == [WRONG, CORRECT] * 10
     assert [count for count in seen if count] == [1]
 
 
-def test_named_string_verifiers_start_no_process() -> None:
-    for name in ("exact", "number", "choice"):
-        with VerifierPool(name) as pool:
-            pool.check([box("1")] * 3, ["1"] * 3)
-            assert pool._pool is None
+def test_pool_heals_when_its_workers_are_killed_and_after_close(pool: VerifierPool) -> None:
+    golds = [rf"\sum_{{k=1}}^{{3}} k^{i}" for i in range(1, 6)]
+    for end in (lambda: [worker.process.kill() for worker in list(pool._live)], pool.close):
+        pool._verdicts.clear()
+        assert pool.check([box(SUMS[0])], [SUMS[1]]) == [WRONG]
+        end()
+        assert pool.check([box(gold.replace("k", "n")) for gold in golds], golds) == [CORRECT] * len(golds)
 
 
-def test_pool_heals_when_its_workers_are_killed(pool: VerifierPool) -> None:
-    assert pool.check([box(r"\int x dx")], [r"\int y dy"]) == [WRONG]
-    inner = pool._pool
-    assert inner is not None
-    for process in list(inner._pool_manager.worker_manager.workers.values()):
-        process.kill()
-    golds = [rf"\sum_{{k=1}}^{{3}} k^{i}" for i in range(1, CHUNK)]
-    assert pool.check([box(gold.replace("k", "n")) for gold in golds], golds) == [CORRECT] * (CHUNK - 1)
-
-
-def test_pool_is_usable_from_threads_and_after_close(pool: VerifierPool) -> None:
-    found: dict[int, list[Verdict]] = {}
+def test_pool_is_usable_from_threads(pool: VerifierPool) -> None:
+    verdicts: dict[int, list[Verdict]] = {}
 
     def check(k: int) -> None:
-        found[k] = pool.check([box(f"{k}+c+{i}") for i in range(20)], [f"{k}+{i}+c" for i in range(20)])
+        verdicts[k] = pool.check([box(rf"\sum_{{n=1}}^{{3}} n^{k}")] * 2, [rf"\sum_{{j=1}}^{{3}} j^{k}", "q"])
 
-    threads = [threading.Thread(target=check, args=(k,)) for k in range(3)]
+    threads = [threading.Thread(target=check, args=(k,)) for k in range(2, 5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[k] for k in range(3)] == [[CORRECT] * 20] * 3
-    pool.close()
-    assert pool.check([box("d+1")], ["1+d"]) == [CORRECT]
+    assert [verdicts[k] for k in range(2, 5)] == [[CORRECT, WRONG]] * 3
 
 
-def test_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
+def test_a_script_without_main_guard_does_not_run_again_in_workers(tmp_path: Path) -> None:
+    """Its own verifier function works too: of a script, workers run imports, functions, classes and constants."""
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from soar.problems.pool import VerifierPool, VerifierError\n"
-        "pool = VerifierPool('math', workers=1, timeout_s=5)\n"
-        "try:\n    print(pool.check([r'\\boxed{\\int x dx}'], ['1+x']))\n"
-        "except VerifierError as error:\n    print('REFUSED', error)\n"
+        "import re\nfrom soar.problems.pool import VerifierPool\n"
+        "print('RUN')\nFULL = 1.0\nLOADED = open(__file__).read()\n"
+        "def grade(completions, answer, **columns):\n"
+        "    return [FULL * bool(re.search(answer[0], text)) for text in completions]\n"
+        "with VerifierPool('math', workers=2, timeout_s=60) as pool:\n"
+        "    print(pool.check([r'\\boxed{\\sum_{k=1}^{3} k}'], ['6'])[0].value)\n"
+        "for name in (f'{__file__}:grade', 'unguarded:grade'):\n"
+        "    with VerifierPool(name, workers=1, timeout_s=60) as pool:\n"
+        "        print([verdict.value for verdict in pool.check(['ab', 'c'], ['a', 'a'])])\n"
     )
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert "REFUSED" in done.stdout and "if __name__ == '__main__'" in done.stdout
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.stdout.splitlines() == ["RUN", "correct", *["['correct', 'wrong']"] * 2], done.stderr
 
 
-def test_strip_environment_keeps_only_what_a_check_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = dict(os.environ)
-    try:
-        os.environ.update({"WANDB_API_KEY": "k", "AWS_SECRET_ACCESS_KEY": "k", "LC_ALL": "C.UTF-8"})
-        strip_environment()
-        assert "WANDB_API_KEY" not in os.environ and "AWS_SECRET_ACCESS_KEY" not in os.environ
-        assert os.environ["PATH"] == before["PATH"] and os.environ["LC_ALL"] == "C.UTF-8"
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def test_a_worker_keeps_only_the_environment_that_a_check_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    kept = kept_environment()
+    assert "WANDB_API_KEY" not in kept and kept["PATH"] == os.environ["PATH"] and kept["LC_ALL"] == "C.UTF-8"
 
 
 def test_parsable(pool: VerifierPool) -> None:
     values = {
         "42": True, r"\frac{1}{2}": True, "x+y": True, "(1,2)": True, r"x \le 3": True, r"18\text{ units}": True,
-        "hello world": False, "N/A": False, "[answer]": False, "the final answer": False, "1/0": False, "nan": False,
-        r"\text{Evelyn}": False, r"\infty": False, "": False, "yes, because 3>2": False, r"2\sqrt{3}+": False,
+        SUMS[0]: True, "hello world": False, "N/A": False, "[answer]": False, "the final answer": False, "1/0": False,
+        "nan": False, r"\text{Evelyn}": False, r"\infty": False, "": False, "yes, because 3>2": False,
     }  # fmt: skip
     assert dict(zip(values, pool.parsable(list(values)), strict=True)) == values
     assert pool.parsable([]) == []
-    with VerifierPool("number") as number:
+    with VerifierPool("number") as number, VerifierPool("exact") as exact:
         assert number.parsable(["12", "twelve", "1/0"]) == [True, False, False]
-    with VerifierPool("exact") as exact:
         assert exact.parsable(["dog", " "]) == [True, False]
 
 
-def test_check_golds_takes_no_shortcut_for_equal_text(pool: VerifierPool) -> None:
-    prose = "Yes, because every such triangle has two equal angles and so on"
-    golds = ["42", r"\frac{x}{2}", r"\text{Saturday}", prose, r"2\sqrt{3}+"]
-    found = pool.check_golds(golds)
-    assert found[:4] == [CORRECT, CORRECT, CORRECT, Verdict.UNSCORABLE]
+PROSE = "Yes, because every such triangle has two equal angles and so on"
+
+
+def test_kinds_of_gold_answers(pool: VerifierPool) -> None:
+    kinds = {
+        "42": "value", "(B)": "value", "101_2": "value", r"\int x dx": "value", "10^{10^{10}}": "value", r"\pm 3": "value",
+        r"\text{Saturday}": "text", "n \\text{ odd}": "text", "Alice, Bob": "text", PROSE: "none", "proof": "none",
+        "notfound": "none", "n/a": "none", "": "none", "84\nThe answer is: 84": "none",
+    }  # fmt: skip
+    assert {gold: gold_kind(gold, "math") for gold in kinds} == kinds
+    assert [gold_kind(gold, "number") for gold in ("1/2", "5 km", "x", "dog")] == ["value", "value", "none", "none"]
+    golds = ["42", r"\frac{x}{2}", r"\text{Saturday}", PROSE, SUMS[0]]
+    assert pool.check_golds(golds) == [CORRECT, CORRECT, CORRECT, Verdict.UNSCORABLE, CORRECT]
     with VerifierPool("number") as number:
         assert number.check_golds(["42", "dog"]) == [CORRECT, Verdict.UNSCORABLE]
     with VerifierPool(f"{FUNCTIONS}:obey", answer_style="marker", workers=1, timeout_s=20) as function:
@@ -464,7 +383,3 @@ def test_gold_answers_of_gsm8k_and_math_grade_as_correct(pool: VerifierPool) -> 
         golds = list(dict.fromkeys(problem.answer for problem in load_problems(str(DATA / f"{name}.jsonl"))[0]))
         verdicts = pool.check_golds(golds)
         assert [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict is not CORRECT] == []
-
-
-def test_read_choice() -> None:
-    assert (read_choice("(A) yes"), read_choice("(A) yes", bare=True), read_choice("Z")) == ("A", None, None)

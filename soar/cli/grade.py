@@ -11,6 +11,7 @@ from typing import Any
 from soar.problems.load import QUESTION_COLUMNS, DataError, Dropped, LoadReport, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
+from soar.problems.verify import NAMES, gold_kind
 from soar.types import Verdict
 
 USUAL = {
@@ -28,13 +29,15 @@ class Grades:
     """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
 
     listed: the first rows that are not correct, or that the label column judges otherwise: where (`file:line`), verdict,
-    answer (what the completion commits to), gold, label (the file's own verdict).
+    answer (what the completion commits to), gold, label (the file's own verdict). texts: gold answers checked against
+    themselves that can only be compared as text.
     """
 
     columns: dict[str, str]
     counts: Counter[Verdict] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
     agree: int | None = None
+    texts: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
@@ -57,6 +60,9 @@ class Grades:
         if self.agree is not None:
             lines += ["", f"label and verdict agree on {self.agree:,} rows ({self.agree / self.rows:.2%})"]
             title = "where they differ"
+        if self.texts:
+            count, some = self.texts.total(), ", ".join(repr(text) for text, _ in self.texts.most_common(5))
+            lines += ["", f"{count:,} gold answers ({count / self.rows:.2%}) can only be compared as text: {some}"]
         lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
         for row in self.listed:
             label = {None: "", True: " (labelled correct)", False: " (labelled wrong)"}[row["label"]]
@@ -102,6 +108,8 @@ def grade_file(
         grades = grades or Grades(choose_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)
         golds_B = [read_answer(row, _field(row, grades.columns["gold"]), report) for row in block]
         answers_B, verdicts_B = _check(block, golds_B, pool, grades.columns)
+        if golds and pool.name in NAMES:
+            grades.texts.update(str(gold) for gold in golds_B if gold_kind(str(gold), pool.name) == "text")
         for row, answer, gold, verdict in zip(block, answers_B, golds_B, verdicts_B, strict=True):
             label = _label(row, grades.columns["label"]) if grades.agree is not None else None
             grades.counts[verdict] += 1

@@ -21,7 +21,7 @@ from soar.problems.domain import domain_of
 from soar.problems.load import fits_budget
 from soar.problems.pool import open_pool
 from soar.problems.prompts import PromptFormat, control_texts, leaked_controls
-from soar.problems.verify import NAMES
+from soar.problems.verify import NAMES, gold_kind
 from soar.types import Problem, Reason, Rejection, UserError, Verdict, columns_of
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     message = (
         f"{good:,} of {checked:,} gold answers grade as correct by {domain.label!r} ({good / max(1, checked):.2%})"
     )
+    if texts := [p for p, _ in judged if domain.label in NAMES and gold_kind(p.answer, domain.label) == "text"]:
+        message += f"; {len(texts):,} of them ({len(texts) / checked:.2%}) can only be compared as text"
     message += f"; {left:,} more were not checked in {GOLD_SECONDS:.0f} s" if left else ""
     details = [f"{p.id}: {verdict.value}{why.get(p.id, '')}: {p.answer[:100]!r}" for p, verdict in bad[:LISTED]]
     details += [f"... and {len(bad) - LISTED:,} more"] if len(bad) > LISTED else []

@@ -7,6 +7,7 @@ whole one in one file.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -170,24 +171,40 @@ def load_function(name: str) -> Callable[..., Any]:
     return function
 
 
+main_script = ""
+"""Set in worker processes: the script of the caller, of which only the definitions are run."""
+
+
 def load_module(name: str) -> tuple[ModuleType, str]:
     """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
     where, _, attribute = name.rpartition(":")
-    if where.endswith(".py"):
-        path = Path(where)
-        if not path.is_file():
-            raise VerifierError(f"no file {where}")
-        spec = importlib.util.spec_from_file_location(f"soar_user_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise VerifierError(f"{where} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up by name
-        spec.loader.exec_module(module)
-    else:
+    if not where.endswith(".py"):
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-        module = importlib.import_module(where)
+        found = importlib.util.find_spec(where) if main_script else None
+        if found is None or not found.origin or str(Path(found.origin).resolve()) != main_script:
+            return importlib.import_module(where), attribute
+        where = found.origin
+    path = Path(where)
+    if not path.is_file():
+        raise VerifierError(f"no file {where}")
+    module = ModuleType(f"soar_user_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    tree = ast.parse(path.read_bytes(), str(path))
+    if str(path.resolve()) == main_script:
+        tree.body = [statement for statement in tree.body if _defines(statement, attribute)]
+    exec(compile(tree, str(path), "exec"), module.__dict__)
     return module, attribute
+
+
+def _defines(statement: ast.stmt, name: str) -> bool:
+    """Whether a statement of a script is an import, a function, a class, a constant, or what assigns `name`."""
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        wanted = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        return wanted or not any(isinstance(node, (ast.Call, ast.Attribute)) for node in ast.walk(statement))
+    return isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
 
 
 class Grader:

@@ -1,140 +1,108 @@
 """One verifier or one domain in worker processes that can be killed: completion + gold answer -> Verdict.
 
 A check never hangs the caller, never runs model-written text in it, and is never `correct` by accident: one over its time is
-`timeout`, one that raises or kills its worker (memory, segmentation fault) is `crashed`. Workers take small chunks of
-checks; those of a chunk that is lost with its worker are done again one by one. Workers start with `spawn`, drop every
-environment variable that they do not need, and limit their address space. `exact`, `number`, `choice` and the exact part of
-`math` are bounded string functions that cost microseconds, so they run in the calling process (`verify.py`).
+`timeout`, one that raises or kills its worker (memory, segmentation fault) is `crashed`. Workers are programs of their own
+(`worker.py`) that do one check at a time. `exact`, `number`, `choice` and nearly all of `math` are bounded functions that
+cost microseconds, so they run in the calling process (`verify.py`).
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures.process import BrokenProcessPool
-from enum import Enum
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
-
-from pebble import ProcessExpired, ProcessPool
 
 from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract
-from soar.problems.domain import Domain, Grader, load_domain, load_function
+from soar.problems.domain import Domain, load_domain
 from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse_all, refuse_duplicates
 from soar.problems.prompts import PromptFormat
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_value, judge_gold, read_reward
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_value, judge_gold
+from soar.problems.worker import MARK, kept_environment
 from soar.types import Problem, Reason, Rejection, Verdict, columns_of
 
-CHUNK = 8  # checks of one task
-MAX_TASKS = 1_000  # tasks after which a worker is replaced, so that caches cannot fill its memory
-STARTS = 3  # broken pools in a row, without one verdict between them, until giving up
-STALL_S = 60.0  # silence beyond the time limit that is taken for a broken pool
+MAX_CHECKS = 5_000  # of one worker, so that caches cannot fill its memory
+STARTS = 3  # workers that end before they are ready, until giving up
+START_S = 120.0  # to import what a verifier needs
+PATIENCE = 5  # times its limit that a check may take which waits for a processor rather than for its end
 CACHE_SIZE = 200_000
 MATH_MEMORY_MB = 1_024
 FUNCTION_MEMORY_MB = 8_192  # a function may import torch, which reserves several gigabytes of addresses
-
-KEPT_ENVIRONMENT = {
-    "PATH", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "PATHEXT", "COMSPEC", "USERPROFILE",
-    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8",
-}  # fmt: skip
+PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from soar.problems.worker import serve
+serve(int(sys.argv[2]))
+"""
 
 Item = tuple[str, str, Any]
-Check = Callable[[str, str, Any], Verdict | str]
-
-
-def strip_environment() -> None:
-    """Remove every environment variable of this process that a check does not need (tokens and keys among them)."""
-    for key in list(os.environ):
-        if key.upper() not in KEPT_ENVIRONMENT and not key.startswith("LC_"):
-            del os.environ[key]
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def limit_memory(memory_mb: int) -> None:
-    """Cap the address space of this process and switch core files off, where the system can."""
-    try:
-        import resource
-    except ImportError:
-        return
-    limits = [(resource.RLIMIT_CORE, 0)]
-    if memory_mb and hasattr(resource, "RLIMIT_AS"):
-        limits.append((resource.RLIMIT_AS, memory_mb * 2**20))
-    for kind, value in limits:
-        _, hard = resource.getrlimit(kind)
-        try:
-            resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-        except (ValueError, OSError):
-            logging.getLogger(__name__).debug("this system refuses a limit on resource %s of a verifier worker", kind)
 
 
 class _Worker:
-    """State of this process when it is a worker."""
+    """A worker process and the way to it. `ask` raises TimeoutError and EOFError; the worker is of no use then."""
 
-    name: str = ""
-    check: Check | None = None
-    error: str | None = None
-
-
-def initialize_worker(name: str, key: str, memory_mb: int) -> None:
-    """First thing in a worker. An error is kept and reported by the first chunk, so that the parent can name it."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    strip_environment()
-    _Worker.name = name
-    try:
-        _Worker.check = Grader(load_domain(name)) if key == "problems.domain" else _load_verifier(name)
-    except Exception as error:  # whatever a user's module raises on import must reach the user by name
-        _Worker.error = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
-    limit_memory(memory_mb)
-
-
-def _load_verifier(name: str) -> Check:
-    if name == "math":
-        from soar.problems.symbolic import check_symbolic
-
-        check_symbolic("math", r"\frac{x}{2}+1", r"1+\frac{x}{2}")  # sympy loads half of itself at the first comparison
-        return check_symbolic
-    function = load_function(name)
-
-    def check(task: str, completion: str, columns: dict[str, Any]) -> Verdict:
-        values = function(completions=[completion], **{key: [value] for key, value in columns.items()})
-        return read_reward(values, name)
-
-    return check
-
-
-def run_chunk(items: Sequence[Item]) -> tuple[list[Verdict | str], str | None]:
-    """A verdict or a text for each item, and the last error message.
-
-    Raises VerifierError (in the parent) for what is wrong with the verifier rather than with an answer.
-    """
-    if _Worker.check is None:
-        raise VerifierError(_Worker.error or "worker was not initialized")
-    outcomes, message = list[Verdict | str](), None
-    for item in items:
+    def __init__(self, subject: str, key: str, memory_mb: int, timeout_s: float) -> None:
+        if os.environ.get(MARK):
+            raise VerifierError(
+                "a verifier's file calls soar when it is imported: put that under `if __name__ == '__main__':`"
+            )
+        self.link, there = Pipe()
+        self.timeout_s, self.checks = timeout_s, 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(there.fileno())], pass_fds=[there.fileno()],
+            env=kept_environment(), stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        there.close()
+        script = getattr(sys.modules["__main__"], "__file__", None)
         try:
-            outcomes.append(_Worker.check(*item))
-        except VerifierError:
+            self.link.send((subject, key, memory_mb, str(Path(script).resolve()) if script else "", timeout_s))
+            self._receive(START_S)
+        except BaseException:
+            self.kill()
             raise
-        except Exception as error:  # a check may fail in any way; that is its verdict
-            outcomes.append(Verdict.CRASHED)
-            message = f"{_Worker.name}: {type(error).__name__}: {error}"[:500]
-    return outcomes, message
 
+    def ask(self, item: Item) -> tuple[Verdict | str, str | None]:
+        """The outcome of a check and its error message. Raises VerifierError for what is wrong with the verifier itself."""
+        self.checks += 1
+        self.link.send(item)
+        is_verdict, outcome, message = self._receive(self.timeout_s)
+        return Verdict(outcome) if is_verdict else outcome, message
 
-class _End(Enum):
-    """How a chunk was lost: over its time, with its worker, with the whole pool."""
+    def _receive(self, seconds: float) -> Any:
+        spent, last = self._cpu_s(), time.monotonic() + PATIENCE * seconds
+        while not self.link.poll(seconds):
+            used = self._cpu_s() - spent
+            if not seconds / 20 < used < seconds / 2 or time.monotonic() > last:  # it ran, or it sleeps
+                raise TimeoutError
+        answer = json.loads(self.link.recv_bytes())
+        if isinstance(answer, dict):
+            raise VerifierError(answer["error"])
+        return answer
 
-    OVERDUE = "overdue"
-    DIED = "died"
-    BROKEN = "broken"
+    def _cpu_s(self) -> float:
+        """CPU seconds of the process, 0 where the system does not say."""
+        with suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    def kill(self) -> int:
+        """End the process and what it started; its exit code."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.link.close()
+        return self.process.wait()
 
 
 class VerifierPool:
@@ -184,9 +152,9 @@ class VerifierPool:
         self.timeout_s = timeout_s
         self.workers = workers or min(os.cpu_count() or 1, 8)
         self.last_error: str | None = None
-        self._arguments = (subject, key, memory_mb)
+        self._arguments = (subject, key, memory_mb, timeout_s)
         self._verdicts: dict[Item, Verdict] = {}
-        self._pool: ProcessPool | None = None
+        self._idle, self._live, self._closing = list[_Worker](), set[_Worker](), False
         self._turn = threading.Lock()
 
     def __enter__(self) -> VerifierPool:
@@ -197,10 +165,9 @@ class VerifierPool:
 
     def close(self) -> None:
         """End the workers. The next check starts new ones."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.stop()
-            pool.join()
+        self._idle.clear()
+        for worker in list(self._live):
+            self._drop(worker)
 
     @property
     def compares(self) -> bool:
@@ -358,75 +325,65 @@ class VerifierPool:
     def _outcomes(self, items: Sequence[Item]) -> list[Verdict | str]:
         """The verdict or text of each check. Raises VerifierError; the workers are gone then."""
         with self._turn:
-            try:
-                return self._settle(items)
-            except BaseException:
-                self.close()
-                raise
+            waiting, outcomes = deque(range(len(items))), dict[int, Verdict | str]()
+            self._closing, count = False, min(self.workers, len(items))
+            with ThreadPoolExecutor(max(1, count)) as threads:
+                served = [threads.submit(self._serve, items, waiting, outcomes) for _ in range(count)]
+                try:
+                    wait(served, return_when=FIRST_EXCEPTION)
+                    for future in served:
+                        future.result()
+                except BaseException:
+                    self._closing = True
+                    self.close()
+                    raise
+            return [outcomes[place] for place in range(len(items))]
 
-    def _settle(self, items: Sequence[Item]) -> list[Verdict | str]:
-        """Rounds of chunks until every check has its outcome.
+    def _serve(self, items: Sequence[Item], waiting: deque[int], outcomes: dict[int, Verdict | str]) -> None:
+        """Do waiting checks with one worker after another. A check that is lost with its worker is tried once more."""
+        worker: _Worker | None = None
+        tried = -1
+        while waiting and not self._closing:
+            with suppress(IndexError):  # another thread may have taken the last one
+                place = waiting.popleft()
+                worker = worker or self._start()
+                try:
+                    outcomes[place], message = worker.ask(items[place])
+                    self.last_error = message or self.last_error
+                    if worker.checks < MAX_CHECKS:
+                        continue
+                    self._drop(worker)
+                except TimeoutError:
+                    outcomes[place] = Verdict.TIMEOUT
+                    self._drop(worker)
+                except (EOFError, OSError):  # the system may have killed it for a neighbour's memory
+                    outcomes[place] = Verdict.CRASHED
+                    self.last_error = f"{self.name}: a worker ended with exit code {self._drop(worker)}"
+                    if tried != place:
+                        waiting.appendleft(place)
+                    tried = place
+                worker = None
+        if worker is not None:
+            self._idle.append(worker)
 
-        The checks of a lost chunk are done again one by one. One that is alone when its worker dies is tried once more,
-        since the system may have killed the worker for its neighbour's memory.
-        """
-        outcomes: dict[int, Verdict | str] = {}
-        size = max(1, min(CHUNK, len(items) // (4 * self.workers)))
-        waiting = [list(range(i, min(i + size, len(items)))) for i in range(0, len(items), size)]
-        deaths, failures = Counter[int](), 0
-        while waiting:
-            running = [(places, self._submit([items[place] for place in places])) for places in waiting]
-            waiting, before, broken = [], len(outcomes), False
-            for places, future in running:
-                end = self._end(future, len(places), broken)
-                broken = broken or end is _End.BROKEN
-                deaths.update(places if end is _End.DIED else ())
-                if isinstance(end, list):
-                    outcomes.update(zip(places, end, strict=True))
-                elif end is _End.BROKEN:
-                    waiting.append(places)
-                elif len(places) == 1 and (end is _End.OVERDUE or deaths[places[0]] > 1):
-                    outcomes[places[0]] = Verdict.TIMEOUT if end is _End.OVERDUE else Verdict.CRASHED
-                else:
-                    waiting += [[place] for place in places]
-            failures = failures + 1 if broken and len(outcomes) == before else 0
-            if broken:
-                self.close()
-            if failures >= STARTS:
-                raise VerifierError(
-                    f"the worker processes of verifier {self.name!r} do not run. They import the main script, "
-                    "as multiprocessing does everywhere: put what it runs under `if __name__ == '__main__':`. "
-                    "If that is so, they need more memory than memory_mb allows"
-                )
-        return [outcomes[place] for place in range(len(items))]
+    def _start(self) -> _Worker:
+        """A worker that waits for checks. Raises VerifierError."""
+        if self._idle:
+            return self._idle.pop()
+        for _ in range(STARTS):
+            if self._closing:
+                break
+            with suppress(EOFError, OSError):
+                worker = _Worker(*self._arguments)
+                self._live.add(worker)
+                return worker
+        raise VerifierError(
+            f"the worker processes of verifier {self.name!r} do not start; they may need more memory than memory_mb allows"
+        )
 
-    def _limit(self, checks: int) -> float:
-        """pebble's time limit of a chunk: enough for one check at its limit among ordinary ones of 100 ms."""
-        return self.timeout_s + 0.5 * (checks > 1) + 0.1 * (checks - 1)
-
-    def _submit(self, chunk: Sequence[Item]) -> Future[Any]:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(self.workers, MAX_TASKS, initialize_worker, self._arguments, context)
-        try:
-            return self._pool.schedule(run_chunk, args=(chunk,), timeout=self._limit(len(chunk)))
-        except RuntimeError as error:  # the pool broke since the last call; this future makes `_settle` replace it
-            failed: Future[Any] = Future()
-            failed.set_exception(BrokenProcessPool(str(error)))
-            return failed
-
-    def _end(self, future: Future[Any], checks: int, broken: bool) -> list[Verdict | str] | _End:
-        try:
-            outcomes, message = future.result(0 if broken else STALL_S + 2 * self._limit(checks))
-        except (BrokenProcessPool, CancelledError):
-            return _End.BROKEN
-        except FutureTimeout:
-            return _End.OVERDUE if future.done() else _End.BROKEN
-        except ProcessExpired as error:
-            self.last_error = f"{self.name}: a worker ended with exit code {error.exitcode}"
-            return _End.DIED
-        self.last_error = message or self.last_error
-        return list(outcomes)
+    def _drop(self, worker: _Worker) -> int:
+        self._live.discard(worker)
+        return worker.kill()
 
 
 def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:

@@ -52,7 +52,8 @@ PERCENT, COUNTED, MEANING, LEAD, SHORT, SILENT, SYMBOLIC = (
 )
 SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
 BASE = re.compile(
-    r"\{?\(?([0-9A-Z]*\d[0-9A-Z]*(?:\.[0-9A-Z]+)?)\)?\}?\s*(?:_|\(?\s*base\s)\s*\{?\s*(\d{1,2}|[a-z]+)\s*[})]?\)?"
+    r"\{?\(?(?=[A-Z]{0,60}\d)([0-9A-Z]{1,60}(?:\.[0-9A-Z]{1,60})?)\)?\}?\s*(?:_|\(?\s*base\s)\s*"
+    r"\{?\s*(\d{1,2}|[a-z]+)\s*[})]?\)?"
 )
 PLAIN = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
 CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
@@ -165,11 +166,11 @@ def read(text: str) -> Reading:
 
 def _words(tokens: Sequence[Token], large: bool = False) -> Words:
     texts = [
-        _singular(t.text.casefold()) if t.kind == "word" else t.text for t in tokens if t.text.casefold() not in SILENT
+        t.text if t.kind != "word" else _singular(t.text.casefold()) for t in tokens if t.text.casefold() not in SILENT
     ]
-    symbolic = large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens)
-    symbolic = symbolic and not any(token.kind == "word" for token in tokens)
-    return Words(" ".join(texts).strip(" .,;"), symbolic, symbolic)
+    formula = not any(token.kind == "word" for token in tokens)
+    symbolic = formula and not large and any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens)
+    return Words(" ".join(texts).strip(" .,;"), symbolic or (formula and large), symbolic)
 
 
 def _singular(word: str) -> str:
@@ -182,6 +183,8 @@ def _depth(token: Token) -> int:
 
 def _split(tokens: Sequence[Token], at: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
     """The pieces between the top-level tokens that `at` names, and those tokens. Raises Unreadable for odd brackets."""
+    if not any(map(at, tokens)):
+        return [list(tokens)], []
     pieces, cuts, depth = [list[Token]()], list[Token](), 0
     for token in tokens:
         depth += _depth(token)

@@ -214,12 +214,14 @@ def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
         return "none"
     if verifier not in ("math", "number"):
         return "value"
+    if "\n" in answer.strip() and "\\" not in answer:
+        return "none"
     reading = read(answer) if len(answer) <= MAX_ANSWER_CHARS else Words("")
     if verifier == "number":
         return "value" if isinstance(reading, Scalar) and not reading.names else "none"
     if read_choice(answer) or all(words.value for words in _words_in(reading)):
         return "value"
-    return "text" if len(text.split()) <= MAX_TEXT_WORDS and "\n" not in answer.strip() else "none"
+    return "text" if len(text.split()) <= MAX_TEXT_WORDS else "none"
 
 
 def _words_in(reading: Reading) -> Iterator[Words]:
@@ -317,8 +319,9 @@ def compare_math(answer: str, gold: str) -> Verdict | None:
     (chosen, answer), (letter, gold) = split_choice(answer), split_choice(gold)
     if letter and (chosen or not gold):
         return _verdict(letter == chosen)
-    same = equal(read(gold), read(answer or chosen or ""))
-    if same is False and gold_kind(gold, "math") == "none":
+    wanted = read(gold)
+    same = equal(wanted, read(answer or chosen or ""))
+    if same is False and any(_words_in(wanted)) and gold_kind(gold, "math") == "none":
         return Verdict.UNSCORABLE
     return None if same is None else _verdict(same)
 

@@ -46,7 +46,7 @@ STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
 EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
 BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
-PACKAGES = ("torch", "transformers", "numpy", "math-verify", "pebble", "pydantic", "safetensors")
+PACKAGES = ("torch", "transformers", "numpy", "math-verify", "mpmath", "pydantic", "safetensors")
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
 REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", FILE)  # not in the hash list
 
