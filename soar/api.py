@@ -6,9 +6,13 @@ teacher reward can be a function. Left out: a class to configure; a `Config` is 
 
 from __future__ import annotations
 
+import ast
+import builtins
 import inspect
 import json
+import re
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,24 +96,62 @@ class Evaluation:
     problems: list[Problem]
 
 
-def verifier_name(verifier: Verifier) -> str:
+def verifier_name(verifier: Verifier, folder: Path | None = None) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
-    Raises ConfigError for a function that cannot be found by file and name (a lambda, a method, one typed at a prompt).
+    A function typed in a notebook is written into `folder` (None: a temporary one), with what it uses of the notebook. Raises
+    ConfigError for a function that cannot be found by name (a lambda, a method) or written down.
     """
     if isinstance(verifier, str):
         return verifier
     name = getattr(verifier, "__qualname__", repr(verifier))
-    try:
-        file = inspect.getsourcefile(verifier)
-    except TypeError:
-        file = None
-    if file is None or not Path(file).is_file() or not name.isidentifier():
+    if not name.isidentifier():
         raise ConfigError(
-            f"verifier = {name}: expected a function at the top level of a file, since worker processes import it by name; "
-            "move it there, or name it as 'file.py:function'"
+            f"verifier = {name}: expected a function at the top level of a file or notebook, since worker processes import "
+            "it by name; give it a name there, or name it as 'file.py:function'"
         )
-    return f"{Path(file).resolve()}:{name}"
+    file = Path(inspect.getfile(verifier))
+    if not file.is_file():
+        text = _source_of(verifier)
+        file = (folder or Path(tempfile.mkdtemp(prefix="soar-"))) / f"{name}_verifier.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return f"{file.resolve()}:{name}"
+
+
+def _source_of(function: Callable[..., Any]) -> str:
+    """A file that defines a function typed in a notebook, with what it uses of it: imports, functions, plain constants.
+
+    Raises ConfigError naming what cannot be written down.
+    """
+    lines: dict[str, str] = {}
+
+    def add(name: str, value: Any) -> None:
+        home = getattr(value, "__module__", function.__module__)
+        if isinstance(value, types.ModuleType):
+            lines[name] = f"import {value.__name__} as {name}"
+        elif callable(value) and home != function.__module__:
+            lines[name] = f"from {home} import {value.__qualname__} as {name}"
+        elif callable(value):
+            lines[name] = ""  # a function may use itself
+            text = inspect.getsource(value)
+            for used in sorted(set(re.findall(r"[A-Za-z_]\w*", text)) & function.__globals__.keys() - lines.keys()):
+                if not hasattr(builtins, used):
+                    add(used, function.__globals__[used])
+            del lines[name]
+            lines[name] = text
+        else:
+            ast.literal_eval(repr(value))
+            lines[name] = f"{name} = {value!r}"
+
+    try:
+        add(function.__name__, function)
+    except (OSError, TypeError, ValueError, SyntaxError) as error:
+        raise ConfigError(
+            f"verifier = {function.__name__}: it uses what cannot be written into a file for the worker processes "
+            f"({error}); put it into a file of your own, and name it as 'file.py:function'"
+        ) from error
+    return "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
 
 
 def make_config(
@@ -190,14 +232,16 @@ def train(
 ) -> Trained:
     """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
 
-    A list of problems is kept beside the folder as `OUT.problems.jsonl`. teacher_reward: what a dataset earns, instead of
+    A list of problems is kept beside the folder as `OUT.problems.jsonl`, a verifier typed in a notebook as
+    `NAME_verifier.py`. teacher_reward: what a dataset earns, instead of
     the grounded reward; promotion still goes by measured improvement. Raises UserError as the command line does, among
     them `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
     """
     path = Path(out)
     if problems is not None and not isinstance(problems, str | Path):
         problems = _write_rows(problems, path.with_name(f"{path.name}.problems.jsonl"))
-    config = make_config(model, problems, recipe, verifier, settings)
+    checked_by = None if verifier is None else verifier_name(verifier, path.parent)
+    config = make_config(model, problems, recipe, checked_by, settings)
     command = ["soar.train"]
     if teacher_reward is not None:
         if config.teacher.reward != "grounded":

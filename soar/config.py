@@ -89,6 +89,9 @@ class ProblemsConfig(Section):
     style: Literal["tags", "plain", "list"] = "tags"  # of a domain's prompts; plain and list are for small models
     format: Format = "tags"  # prompts: tags (boxed answer, instruct models), question_answer (small base models), ...
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
+    success_at: float = Field(
+        1.0, allow_inf_nan=False
+    )  # score of a reward function from which on a completion is solved
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all

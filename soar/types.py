@@ -52,6 +52,12 @@ class Verdict(str, Enum):
         return self is Verdict.CORRECT
 
 
+class Verdicts(list[Verdict]):
+    """Verdicts of completions. scores: what a reward function gave for each, empty where there is no such function."""
+
+    scores: Sequence[float] = ()
+
+
 class Reason(str, Enum):
     """Why a teacher text is not a problem (`rewards.parse`).
 

@@ -19,7 +19,14 @@ from soar import api
 from soar.config import ConfigError
 
 EXAMPLES = ROOT / "examples"
-GENERATORS = ("small", "make_sums", "pretrain", "science_exercises", "code_exercises")  # run by other tests
+GENERATORS = (
+    "small",
+    "make_sums",
+    "pretrain",
+    "world_text",
+    "science_exercises",
+    "code_exercises",
+)  # run by other tests
 SETTINGS: dict[str, Any] = {}
 for override in TINY:
     key, _, text = override.partition("=")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from soar.problems.prompts import FORMATS, encode_plain, get_format, line_break_ids
+from soar.problems.prompts import FORMATS, encode_plain, get_format, line_break_ids, turn_end_ids
 
 transformers = pytest.importorskip("transformers")
 
@@ -213,6 +213,24 @@ def test_one_line_formats_end_at_a_line_break() -> None:
         assert ends & set(prompt) and prompt[-1] not in ends
     with pytest.raises(ValueError, match="no token for a line break"):
         line_break_ids(transformers.AutoTokenizer.from_pretrained(TINY_TOKENIZER))
+
+
+def test_a_turns_end_of_the_chat_template_ends_a_completion() -> None:
+    """Qwen2.5 base: ChatML with the end of text as eos, so that a model ran on into a new problem."""
+    tokenizer = qwen_like()
+    tokenizer.eos_token = "<|endoftext|>"
+    assert tokenizer.convert_ids_to_tokens(list(turn_end_ids(tokenizer))) == ["<|im_end|>"]
+    assert llama_like().convert_ids_to_tokens(list(turn_end_ids(llama_like()))) == ["<|eot_id|>"]
+    assert turn_end_ids(sentencepiece_like()) == frozenset()
+    two = CHATML_TEMPLATE.replace("<|im_end|>\n", "{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}\n")
+    tokenizer.chat_template = two  # as gpt-oss: another end for the last turn
+    assert set(tokenizer.convert_ids_to_tokens(list(turn_end_ids(tokenizer)))) == {"<|im_end|>", "<|endoftext|>"}
+    for template in (
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+    ):
+        tokenizer.chat_template = template
+        assert turn_end_ids(tokenizer) == frozenset()
 
 
 def test_unknown_format_names_the_known_ones() -> None:

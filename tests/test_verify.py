@@ -17,7 +17,7 @@ from bombs import BOMBS, HARMLESS
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, read_choice
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
-from soar.problems.verify import VerifierError, gold_kind, read_number, read_reward
+from soar.problems.verify import VerifierError, gold_kind, read_number
 from soar.problems.worker import kept_environment
 from soar.types import Verdict
 
@@ -265,11 +265,6 @@ def test_user_function_by_module_path_and_unknown_module(tmp_path: Path, monkeyp
     for name, message in (("no_such_module:f", "No module named"), ("none.py:f", "no file none.py")):
         with VerifierPool(name, workers=1) as pool, pytest.raises(VerifierError, match=message):
             pool.check(["x"], ["7"])
-
-
-def test_read_reward_counts_only_full_marks() -> None:
-    values = {1.0: CORRECT, 2: CORRECT, 0.99: WRONG, 0: WRONG, None: Verdict.UNSCORABLE, float("inf"): CORRECT}
-    assert {value: read_reward([value], "f") for value in values} == values
 
 
 def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:

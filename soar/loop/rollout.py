@@ -91,7 +91,8 @@ class Verifier(Protocol):
 class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
-    scheme: student reward, `binary` or `paper` (see `student_reward`).
+    scheme: student reward, `binary` or `paper` (see `student_reward`); under `binary` the scores of a reward function are
+    rewards as they are.
     """
 
     def __init__(
@@ -115,12 +116,9 @@ class RolloutEnv:
                 self._prompts[key] = self.fmt.student_ids(self.backbone.tokenizer, key)
             return self._prompts[key]
 
-    def grade(self, problems: Sequence[Problem], texts: Sequence[str] | None = None) -> list[Verdict]:
-        """Verdicts of completions; without texts, of the gold answers."""
-        golds, columns = [problem.answer for problem in problems], columns_of(problems)
-        if texts is None:
-            return self.verifier.check_golds(golds, columns)
-        return self.verifier.check(texts, golds, columns)
+    def grade(self, problems: Sequence[Problem]) -> list[Verdict]:
+        """Verdicts of the gold answers."""
+        return self.verifier.check_golds([problem.answer for problem in problems], columns_of(problems))
 
     def room(self, problem: Problem, sampling: SamplingConfig) -> bool:
         """Whether prompt and completion budget fit in the model's context."""
@@ -156,8 +154,13 @@ class RolloutEnv:
         texts = rollouts.texts(self.backbone)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
         with self._lock:
-            verdicts = self.grade(asked, texts)
-        rewards = [
+            columns = columns_of(asked)
+            if not getattr(self.verifier, "compares", True):  # a reward function may look at the tokens
+                pairs = zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)
+                columns["completion_ids"] = [tokens_T[:length] for tokens_T, length in pairs]
+            verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
+        scores = getattr(verdicts, "scores", ()) if self.scheme == "binary" else ()
+        rewards = scores or [
             student_reward(verdict, text, problem.answer, self.scheme)
             for verdict, text, problem in zip(verdicts, texts, asked, strict=True)
         ]

@@ -242,7 +242,8 @@ def tokenizer_finding(env: RolloutEnv, problems: Sequence[Problem]) -> Finding:
     if leading > 1 or (adds and leading != 1):
         message = f"{leading} BOS at the start of a prompt, expected {int(adds)}"
         return Finding("tokenizer", message, "mend the chat template of the tokenizer", facts=facts)
-    message = f"{leading} BOS at the start, {turns if fmt.turns else 'no turns'}"
+    ends = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(env.backbone.end_ids))))
+    message = f"{leading} BOS at the start, {turns if fmt.turns else 'no turns'}; completions end at {ends}"
     return Finding("tokenizer", f"{message}; {len(texts)} control texts stay plain text in a question", facts=facts)
 
 

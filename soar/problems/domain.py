@@ -24,7 +24,8 @@ from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_ANSWER_CHARS, extract
 from soar.problems.parse import judge_fields, make_problem, parse
 from soar.problems.prompts import PromptFormat, get_format
-from soar.problems.verify import COMPARERS, VerifierError, as_verdict, judge_gold
+from soar.problems.reward import adapt
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, judge_gold
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 BUILTIN: dict[str, str] = {
@@ -112,7 +113,21 @@ def domain_of(problems: ProblemsConfig) -> Domain:
             f"problems.style = {problems.style!r} belongs to a domain, and problems.domain is empty; problems without a "
             "domain have problems.format"
         )
-    return Domain(problems.format, get_format(problems.format), problems.verifier)
+    name = problems.verifier
+    describe = None if name in NAMES else lambda: _shape_of(name)
+    return Domain(problems.format, get_format(problems.format), name, describe=describe)
+
+
+def _shape_of(name: str) -> str:
+    """In which shape a reward function is taken. Raises VerifierError."""
+    try:
+        return str(adapt(load_function(name), name))
+    except VerifierError:
+        raise
+    except Exception as error:  # a user's module may raise anything when it is imported
+        raise VerifierError(
+            f"problems.verifier = {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def load_domain(reference: str, style: str = "") -> Domain:

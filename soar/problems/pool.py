@@ -30,7 +30,7 @@ from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse_all, refu
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_value, judge_gold
 from soar.problems.worker import MARK, kept_environment
-from soar.types import Problem, Reason, Rejection, Verdict, columns_of
+from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
 MAX_CHECKS = 5_000  # of one worker, so that caches cannot fill its memory
 STARTS = 3  # workers that end before they are ready, until giving up
@@ -109,9 +109,9 @@ class VerifierPool:
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says.
 
     verifier: a Domain of `load_domain`; or `math` (math-verify), `number`, `exact`, `choice`; or a function
-    `module:function` / `file.py:function` in the shape `(completions, **columns) -> list[float | None]`, called with one
-    completion at a time, as text; the gold answers are the column `answer`; a value of 1 or more is correct, None or NaN is
-    unscorable. answer_style: see `answers.extract`; a domain has its own. timeout_s: seconds for one check.
+    `module:function` / `file.py:function` in one of the shapes of `reward.adapt`, called with one completion at a time: a
+    score of `success_at` or more is correct, None or NaN is unscorable. answer_style: see `answers.extract`; a domain has
+    its own. timeout_s: seconds for one check.
     memory_mb: address space of one worker; None: 1,024 for `math`, else 8,192; 0: no limit. It is not applied where the
     system has no such limit. workers: processes, 0 for one per core and at most 8. last_error: message of the last check that
     raised or lost its worker.
@@ -128,7 +128,9 @@ class VerifierPool:
         timeout_s: float = 5.0,
         memory_mb: int | None = None,
         workers: int = 0,
+        success_at: float = 1.0,
     ) -> None:
+        self.success_at = success_at
         self.domain = None if isinstance(verifier, str) else verifier
         if isinstance(verifier, Domain):
             if verifier.verify is None and verifier.verifier not in NAMES:
@@ -177,7 +179,7 @@ class VerifierPool:
     def check(
         self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
     ) -> list[Verdict]:
-        """One Verdict for each completion, in order.
+        """One Verdict for each completion, in order; of a reward function `Verdicts` with its scores.
 
         columns: further columns, each as long as completions (a domain needs `question`); the named verifiers ignore them.
         Raises ValueError for lengths that differ, VerifierError when a function returns something else than numbers.
@@ -186,7 +188,27 @@ class VerifierPool:
             raise ValueError(f"{len(completions)} completions, but {len(golds)} gold answers")
         if self.name in NAMES:
             return self.check_answers(self.read_answers(completions), golds)
-        return self._grade("check", [text[-MAX_COMPLETION_CHARS:] for text in completions], golds, columns)
+        texts = [text[-MAX_COMPLETION_CHARS:] for text in completions]
+        if self.domain is not None:
+            return self._grade("check", texts, golds, columns)
+        rows = _rows(golds, columns)
+        return self._verdicts_of(self._outcomes([("check", text, row) for text, row in zip(texts, rows, strict=True)]))
+
+    def _verdicts_of(self, outcomes: Sequence[Verdict | str]) -> Verdicts:
+        """Verdicts on the scores of a reward function; a lost check scores 0, as an undecided one."""
+        scores = [None if isinstance(outcome, Verdict) else json.loads(outcome) for outcome in outcomes]
+        verdicts = Verdicts(
+            outcome
+            if isinstance(outcome, Verdict)
+            else Verdict.UNSCORABLE
+            if score is None
+            else Verdict.CORRECT
+            if score >= self.success_at
+            else Verdict.WRONG
+            for outcome, score in zip(outcomes, scores, strict=True)
+        )
+        verdicts.scores = [score or 0.0 for score in scores]
+        return verdicts
 
     def check_answers(
         self, answers: Sequence[str | None], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
@@ -394,6 +416,7 @@ def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
         timeout_s=problems.verify_timeout_s,
         memory_mb=problems.verify_memory_mb,
         workers=problems.verify_workers,
+        success_at=problems.success_at,
     )
 
 

@@ -236,6 +236,20 @@ def line_break_ids(tokenizer: Any) -> frozenset[int]:
     return found
 
 
+def turn_end_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the control tokens that end an assistant's turn in the chat template, in the middle and at the end of a chat."""
+    added, ends = set(_control_ids(tokenizer, TAGS)), set()
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": SENTINEL}]
+    for turns in (chat, chat + chat[:1]) if getattr(tokenizer, "chat_template", None) else ():
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception:  # a template may refuse such a chat, in any way
+            continue
+        behind = _ids(tokenizer, text.rpartition(SENTINEL)[2].lstrip())[:1] if SENTINEL in text else []
+        ends |= added & set(behind)
+    return frozenset(ends)
+
+
 def leaked_controls(tokenizer: Any, fmt: PromptFormat, question: str) -> list[str]:
     """Texts of control ids that a question added to (or took from) those of the student prompt; [] as it should be."""
     control = _control_ids(tokenizer, fmt)

@@ -266,22 +266,6 @@ def as_verdict(value: Any, name: str) -> Verdict:
     return Verdict.UNSCORABLE if math.isnan(score) else _verdict(score >= 1)
 
 
-def read_reward(values: Any, name: str) -> Verdict:
-    """The verdict in what a user function returned for one completion: a list of one number or None.
-
-    Raises VerifierError for any other shape.
-    """
-    expected = "expected a list with one number or None for each completion"
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-        raise VerifierError(f"{name} returned {type(values).__name__}; {expected}")
-    if len(values) != 1:
-        raise VerifierError(f"{name} returned {len(values)} values for 1 completion; {expected}")
-    try:
-        return as_verdict(values[0], name)
-    except TypeError as error:
-        raise VerifierError(f"{error}; {expected}") from error
-
-
 def _verdict(same: bool) -> Verdict:
     return Verdict.CORRECT if same else Verdict.WRONG
 

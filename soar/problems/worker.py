@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from soar.problems import domain
-from soar.problems.verify import VerifierError, read_reward
+from soar.problems.reward import adapt
+from soar.problems.verify import VerifierError
 from soar.types import Verdict
 
 MARK = "SOAR_VERIFIER_WORKER"
@@ -61,13 +62,8 @@ def load_check(name: str, key: str) -> Check:
 
         check_symbolic("math", r"\int x^2 dx", r"\int x dx")  # sympy loads half of itself at the first comparison
         return check_symbolic
-    function = domain.load_function(name)
-
-    def check(task: str, completion: str, columns: dict[str, Any]) -> Verdict:
-        values = function(completions=[completion], **{key: [value] for key, value in columns.items()})
-        return read_reward(values, name)
-
-    return check
+    reward = adapt(domain.load_function(name), name)
+    return lambda task, completion, row: json.dumps(reward(completion, row))
 
 
 def serve(descriptor: int) -> None:

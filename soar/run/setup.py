@@ -18,7 +18,7 @@ from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
-from soar.problems.prompts import line_break_ids
+from soar.problems.prompts import line_break_ids, turn_end_ids
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
 
@@ -53,6 +53,7 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
     # What a run could take: the free bytes of a GPU, all of the machine's.
     check_fits(config, free_bytes(device) if device.type == "cuda" else machine_bytes(), str(device))
     backbone = load_backbone(config.model)
+    backbone.end_ids |= turn_end_ids(backbone.tokenizer) if domain.prompts.turns else frozenset()
     if domain.prompts.one_line:
         try:
             backbone.end_ids |= line_break_ids(backbone.tokenizer)
