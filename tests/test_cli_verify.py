@@ -13,6 +13,8 @@ import pytest
 from helpers import ROOT
 
 from soar.cli import grade, main
+from soar.problems.pool import VerifierPool
+from soar.types import Verdict
 
 FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
 ROWS = [
@@ -144,3 +146,16 @@ def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == "[]" and done.stderr == ""
     assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"
+
+
+def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(tmp_path: Path) -> None:
+    rows = [
+        {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
+        {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},
+    ]
+    path = tmp_path / "openr1.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with VerifierPool("math", workers=1) as pool:
+        grades = grade.grade_file(str(path), pool, {"label": "right"})
+    assert (grades.counts[Verdict.CORRECT], grades.counts[Verdict.WRONG], grades.agree) == (2, 1, 2)
+    assert [row["where"] for row in grades.listed] == [f"{path}:1[2]"]

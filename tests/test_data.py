@@ -31,7 +31,9 @@ from soar.problems.load import (
     split,
     write_hard,
 )
+from soar.problems.prompts import get_format
 from soar.problems.sources import Row, split_source
+from soar.report.export import Task, files_of
 from soar.types import Problem, Screening
 
 
@@ -211,6 +213,27 @@ def test_what_was_done_to_values_is_in_the_report(tmp_path: Path) -> None:
         "  1 x answer taken from the last of several boxes",
         "  1 x answer taken from behind the last ####",
     ]
+
+
+@pytest.mark.parametrize("form", ["trl", "verl", "verifiers", "jsonl"])
+@pytest.mark.parametrize("fmt", ["tags", "question_answer", "sums"])
+def test_our_own_exports_are_read_back(tmp_path: Path, form: str, fmt: str) -> None:
+    rows = [{"question": q, "answer": a, "kind": "pq"} for q, a in (("What is 1+1?", "2"), ("What is x?", r"\frac12"))]
+    for name, content in files_of(form, Task("my run", get_format(fmt), "math", "m"), rows).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    problems, _ = load_problems(str(tmp_path))
+    assert [(p.question, p.answer) for p in problems] == [(row["question"], row["answer"]) for row in rows]
+
+
+def test_instructions_that_every_question_holds_are_named(tmp_path: Path) -> None:
+    start, end = "Solve this. The last line is Answer: $Answer.\n\n", "\n\nRemember the line."
+    lines = [{"prompt": f"{start}What is {i}+1?{end}", "answer": i + 1} for i in (4, 5)]
+    _, report = load_problems(write(tmp_path / "a.jsonl", lines))
+    (note,) = report.notes
+    assert (
+        note.startswith("question that begins with 'Solve this. The last line is Answer:") and report.notes[note] == 2
+    )
 
 
 def test_a_folder_of_files_is_one_source(tmp_path: Path) -> None:

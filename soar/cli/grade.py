@@ -8,15 +8,24 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-from soar.problems.load import QUESTION_COLUMNS, DataError, Dropped, LoadReport, read_answer
+from soar.problems.load import QUESTION_COLUMNS, DataError, LoadReport, Unused, column_names, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, gold_kind
 from soar.types import Verdict
 
 USUAL = {
-    "completion": ("completion", "response", "output", "generation", "prediction", "answer"),
-    "gold": ("gold", "ground_truth", "expected_answer", "target", "answer", "solution"),
+    "completion": (
+        "completion",
+        "response",
+        "output",
+        "generation",
+        "prediction",
+        "generations",
+        "completions",
+        "answer",
+    ),
+    "gold": ("gold", "ground_truth", "reward_model.ground_truth", "expected_answer", "target", "answer", "solution"),
     "label": (),
 }
 """Names under which a column is looked for when none is given."""
@@ -75,7 +84,7 @@ def choose_columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[
 
     `answer` is the completion only when there is another gold column. Raises DataError listing the columns of the file.
     """
-    columns = {name.casefold(): name for name in map(str, row.fields)}
+    columns = {name.casefold(): name for name in column_names(row.fields)}
     chosen: dict[str, str] = {}
     for kind, usual in USUAL.items():
         given = asked.get(kind)
@@ -106,7 +115,8 @@ def grade_file(
             if row.error is not None:
                 raise DataError(f"{row.where}: {row.error}; mend or remove the line")
         grades = grades or Grades(choose_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)
-        golds_B = [read_answer(row, _field(row, grades.columns["gold"]), report) for row in block]
+        block = [single for row in block for single in _singles(row, grades.columns)]
+        golds_B = [_gold(row, grades.columns["gold"], report) for row in block]
         answers_B, verdicts_B = _check(block, golds_B, pool, grades.columns)
         if golds and pool.name in NAMES:
             grades.texts.update(str(gold) for gold in golds_B if gold_kind(str(gold), pool.name) == "text")
@@ -116,21 +126,28 @@ def grade_file(
             same = verdict.solved == (label is None or label)
             grades.agree = None if grades.agree is None else grades.agree + same
             if not same and len(grades.listed) < most:
-                texts = {"answer": answer and answer[:SHOWN], "gold": str(gold)[:SHOWN]}
+                texts = {"answer": answer and answer[:SHOWN], "gold": gold[:SHOWN]}
                 grades.listed.append({"where": row.where, "verdict": verdict, **texts, "label": label})
     if grades is None:
         raise DataError(f"{source}: no rows")
     return grades
 
 
+def _singles(row: Row, columns: dict[str, str]) -> list[Row]:
+    """A row with a list of generations as rows of one each; a list of labels is shared out with it."""
+    name, label = columns.get("completion", ""), columns.get("label", "")
+    texts, labels = row.fields.get(name), row.fields.get(label)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return [row]
+    marks = labels if isinstance(labels, list) and len(labels) == len(texts) else [labels] * len(texts)
+    pairs = enumerate(zip(texts, marks, strict=True), start=1)
+    return [Row(f"{row.where}[{i}]", {**row.fields, label: mark, name: text}) for i, (text, mark) in pairs]
+
+
 def _check(
-    block: Sequence[Row], golds: Sequence[str | Dropped], pool: VerifierPool, columns: dict[str, str]
+    block: Sequence[Row], golds: Sequence[str], pool: VerifierPool, columns: dict[str, str]
 ) -> tuple[Sequence[str | None], Sequence[Verdict]]:
     """What every completion commits to, and the verdict on it."""
-    for gold in golds:
-        if isinstance(gold, Dropped):
-            raise DataError(f"{gold}; mend or remove the line")
-    known = [str(gold) for gold in golds]
     # The other columns of the file, for a function or a domain; `question` under whatever usual name it has.
     names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
     further = {name: [row.fields.get(name) for row in block] for name in names}
@@ -138,13 +155,13 @@ def _check(
     if pool.domain is not None and question is not None:
         further["question"] = further[question]
     if "completion" not in columns:
-        return known, pool.check_golds(known, further)
+        return golds, pool.check_golds(golds, further)
     texts = [_text(_field(row, columns["completion"])) for row in block]
     bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
     answers = [text or None for text in texts] if bare else pool.read_answers(texts)
     if pool.compares:
-        return answers, pool.check_answers(answers, known, further)
-    return answers, pool.check(texts, known, further)  # a function of the user's gets whole completions
+        return answers, pool.check_answers(answers, golds, further)
+    return answers, pool.check(texts, golds, further)  # a function of the user's gets whole completions
 
 
 def _text(value: Any) -> str:
@@ -155,9 +172,17 @@ def _text(value: Any) -> str:
 
 
 def _field(row: Row, name: str) -> Any:
-    if name not in row.fields:
-        raise DataError(f"{row.where}: no {name!r} here, as the first row has; mend or remove the line")
-    return row.fields[name]
+    try:
+        return pick(row.fields, name)
+    except KeyError:
+        raise DataError(f"{row.where}: no {name!r} here, as the first row has; mend or remove the line") from None
+
+
+def _gold(row: Row, name: str, report: LoadReport) -> str:
+    try:
+        return read_answer(_field(row, name), report)
+    except Unused as unused:
+        raise DataError(f"{row.where}: {unused}; mend or remove the line") from None
 
 
 def _label(row: Row, name: str) -> bool:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -34,24 +35,28 @@ ID_COLUMNS = ("id", "unique_id", "uid", "question_id")
 MEDIA_COLUMNS = ("image", "images", "audio", "video")
 MAX_QUESTION_CHARS = 20_000
 ANSWER_IS = re.compile(r"\bthe (?:final )?answer is:?[ \t]{0,3}([^\n]{1,200}?)\.?\s*\Z", re.IGNORECASE)
+ANSWER_FORM = re.compile(r"\\boxed|####|answer:", re.IGNORECASE)
 SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
+
+
+class Unused(Exception):
+    """A row that is not used: reason, detail, and whether that refuses the whole source by default."""
+
+    def __init__(self, reason: str, detail: str = "", refused: bool = False) -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail, self.refused = reason, detail, refused
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that is not used: where it stands (`file:line`) and why. refused: it ends the loading by default."""
+    """A row that is not used: where it stands (`file:line`) and why."""
 
     where: str
     reason: str
     detail: str = ""
-    refused: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" + (f": {self.detail}" if self.detail else "")
-
-
-class _Unused(Exception):
-    """Raised with (reason, detail, refused) for a row that is not used."""
 
 
 @dataclass
@@ -142,17 +147,16 @@ def make_problems(
         report.rows += 1
         try:
             if row.error is not None:
-                raise _Unused("unreadable row", row.error, True)
+                raise Unused("unreadable row", row.error, True)
             report.columns = report.columns or choose_columns(row, wanted)
             problem = _build(row, report)
             key = fingerprint(problem.question)
             if key in problems:
                 _refuse_duplicate(problem, problems[key], places[key])
-        except _Unused as unused:
-            dropped = Dropped(row.where, *unused.args)
-            if dropped.refused and not skip_bad_rows:
-                raise DataError(f"{dropped}; mend the row, or {SKIP}") from None
-            report.dropped.append(dropped)
+        except Unused as unused:
+            if unused.refused and not skip_bad_rows:
+                raise DataError(f"{row.where}: {unused}; mend the row, or {SKIP}") from None
+            report.dropped.append(Dropped(row.where, unused.reason, unused.detail))
             continue
         if problem.id in ids:
             report.notes["id that another row has too: replaced by the fingerprint"] += 1
@@ -160,22 +164,33 @@ def make_problems(
         ids.add(problem.id)
         problems[key], places[key] = problem, row.where
     report.kept = len(problems)
+    _note_instructions([problem.question for problem in problems.values()], report)
     if not problems:
         first = f"; the first: {report.dropped[0].where}: {report.dropped[0].reason}" if report.dropped else ""
         raise DataError(f"{report.source}: no problem left of {report.rows} rows{first}")
     return list(problems.values())
 
 
+def _note_instructions(questions: list[str], report: LoadReport) -> None:
+    """Whether all questions begin or end with the same words on the form of the answer, as those of DAPO do."""
+    shared = os.path.commonprefix
+    ends = (shared(questions), shared([text[::-1] for text in questions])[::-1])
+    for place, words in zip(("begins", "ends"), ends, strict=True):
+        if len(questions) > 1 and ANSWER_FORM.search(words):
+            note = f"question that {place} with {words.strip()[:60]!r}: problems.format asks for an answer in its own way too"
+            report.notes[note] += len(questions)
+
+
 def _refuse_duplicate(problem: Problem, first: Problem, where: str) -> None:
     if problem.answer == first.answer:
-        raise _Unused("duplicate question", f"same as {where}")
+        raise Unused("duplicate question", f"same as {where}")
     detail = f"answer {problem.answer!r}, but {first.answer!r} at {where}"
-    raise _Unused("same question with another answer", detail, True)
+    raise Unused("same question with another answer", detail, True)
 
 
 def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
     """The columns to read, from the first row. Raises DataError listing the columns it has and the nearest name."""
-    names = list(_names(row.fields))
+    names = list(column_names(row.fields))
     chosen: dict[str, str | None] = {}
     for kind, aliases in (("question", QUESTION_COLUMNS), ("answer", ANSWER_COLUMNS)):
         looked_for = [asked] if (asked := wanted.get(kind)) else aliases
@@ -189,12 +204,12 @@ def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str 
                 f"{row.where}: no {kind} column: looked for {', '.join(looked_for)}, found {', '.join(names) or 'none'}"
                 f"{hint} Set problems.{kind}_column to the right name"
             )
-        chosen[kind] = next((n for n in there if _pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
+        chosen[kind] = next((n for n in there if pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
     chosen["id"] = next((name for name in ID_COLUMNS if name in names), None)
     return chosen
 
 
-def _names(fields: Mapping[str, Any]) -> Iterator[str]:
+def column_names(fields: Mapping[str, Any]) -> Iterator[str]:
     """Columns, and with dots the keys of those that hold an object."""
     for name, value in fields.items():
         yield str(name)
@@ -202,14 +217,14 @@ def _names(fields: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"{name}.{key}" for key in inner) if isinstance(inner, dict) else ()
 
 
-def _pick(fields: Mapping[str, Any], name: str) -> Any:
-    """The value of a column; dots go into objects and into JSON text. Raises _Unused where it is missing."""
+def pick(fields: Mapping[str, Any], name: str) -> Any:
+    """The value of a column; a dot goes into an object or JSON text. Raises KeyError where it is missing."""
     if name in fields:
         return fields[name]
     column, _, key = name.partition(".")
     inner = _parsed(fields.get(column), "{")
-    if not isinstance(inner, dict) or key not in inner:
-        raise _Unused("missing column", f"no {name!r} here, as the first row has", True)
+    if not isinstance(inner, dict):
+        raise KeyError(name)
     return inner[key]
 
 
@@ -229,11 +244,17 @@ def _build(row: Row, report: LoadReport) -> Problem:
         raise DataError(f"{row.where}: column {media!r}: only text problems can be used; drop the column or the row")
     names = report.columns
     asked = str(names["question"]).split(" + ")
-    texts = [_read_question(row, _pick(row.fields, name), report) for name in asked]
-    gold = _pick(row.fields, str(names["answer"]))
-    answer, question = _read_answer(gold, report), " ".join(texts)
+    values = []
+    for name in (*asked, str(names["answer"])):
+        try:
+            values.append(pick(row.fields, name))
+        except KeyError:
+            raise Unused("missing column", f"no {name!r} here, as the first row has", True) from None
+    *texts, gold = values
+    texts = [_read_question(row, text, report) for text in texts]
+    answer, question = read_answer(gold, report), " ".join(texts)
     if len(question) > MAX_QUESTION_CHARS:
-        raise _Unused("question too long", f"{len(question)} characters, at most {MAX_QUESTION_CHARS}")
+        raise Unused("question too long", f"{len(question)} characters, at most {MAX_QUESTION_CHARS}")
     identifier = row.fields.get(names["id"]) if names["id"] else None
     used = {*asked, names["answer"], names["id"]}
     extra = {str(name): value for name, value in row.fields.items() if name not in used}
@@ -245,14 +266,14 @@ def _read_question(row: Row, value: Any, report: LoadReport) -> str:
     if isinstance(turns, list) and turns and isinstance(turns[0], dict):
         value = _last_turn(row, turns, report)
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise _Unused("empty question", "")
+        raise Unused("empty question")
     if not isinstance(value, str):
-        raise _Unused(
+        raise Unused(
             "question or answer of a wrong type", f"the question is a {type(value).__name__}, expected text", True
         )
     for fmt in FORMATS.values():
         before, _, after = fmt.student_template.partition("{question}")
-        if fmt.turns and len(value) > len(before + after) and value.startswith(before) and value.endswith(after):
+        if len(value) > len(before + after) and value.startswith(before) and value.endswith(after):
             report.notes[f"prompt of the format {fmt.name} taken off the question"] += 1
             value = value[len(before) : len(value) - len(after)]
     return value.strip()
@@ -281,26 +302,22 @@ def _last_turn(row: Row, turns: list[Any], report: LoadReport) -> str | None:
     return "\n\n".join(f"{role.title()}: {text}" if chat and role != "system" else text for role, text in said) or None
 
 
-def read_answer(row: Row, value: Any, report: LoadReport) -> str | Dropped:
-    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Notes go to `report`."""
-    try:
-        return _read_answer(value, report)
-    except _Unused as unused:
-        return Dropped(row.where, *unused.args)
+def read_answer(value: Any, report: LoadReport) -> str:
+    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Notes go to `report`.
 
-
-def _read_answer(value: Any, report: LoadReport) -> str:
+    Raises Unused.
+    """
     items = value if isinstance(value, list) else _parsed(value, '["')
     if isinstance(items, list) and len(items) == 1:
         report.notes["answer taken out of a list of one"] += 1
         value = items[0]
     if value is None:
-        raise _Unused("empty answer", "null")
+        raise Unused("empty answer", "null")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         detail = f"the answer is a {type(value).__name__} ({value!r:.60}), expected text or a number"
-        raise _Unused("question or answer of a wrong type", detail, True)
+        raise Unused("question or answer of a wrong type", detail, True)
     if isinstance(value, float) and not math.isfinite(value):
-        raise _Unused("answer is not a finite number", str(value))
+        raise Unused("answer is not a finite number", str(value))
     text, said = str(value).strip(), ANSWER_IS.search(str(value)[-400:])
     if "####" in text:
         report.notes["answer taken from behind the last ####"] += 1
@@ -313,7 +330,7 @@ def _read_answer(value: Any, report: LoadReport) -> str:
         report.notes["answer taken from behind `the answer is`"] += 1
         text = said[1].strip()
     if not text:
-        raise _Unused("empty answer", repr(value)[:60])
+        raise Unused("empty answer", repr(value)[:60])
     return text
 
 
