@@ -105,7 +105,7 @@ def verifier_name(verifier: Verifier, folder: Path | None = None) -> str:
     if isinstance(verifier, str):
         return verifier
     name = getattr(verifier, "__qualname__", repr(verifier))
-    if not name.isidentifier():
+    if not name.isidentifier() or not inspect.isfunction(verifier):
         raise ConfigError(
             f"verifier = {name}: expected a function at the top level of a file or notebook, since worker processes import "
             "it by name; give it a name there, or name it as 'file.py:function'"
