@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from soar.problems.prompts import FORMATS, encode_plain, get_format, line_break_ids, turn_end_ids
+from soar.problems.answers import extract
+from soar.problems.domain import Grader, load_domain
+from soar.problems.prompts import FORMATS, encode_plain, get_format, line_break_ids, opens_thinking, turn_end_ids
 
 transformers = pytest.importorskip("transformers")
 
@@ -231,6 +233,18 @@ def test_a_turns_end_of_the_chat_template_ends_a_completion() -> None:
     ):
         tokenizer.chat_template = template
         assert turn_end_ids(tokenizer) == frozenset()
+
+
+def test_an_unfinished_think_block_holds_no_answer() -> None:
+    tokenizer = qwen_like()
+    assert not opens_thinking(tokenizer, get_format("tags").student_ids(tokenizer, "x"))
+    tokenizer.chat_template = CHATML_TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
+    assert opens_thinking(tokenizer, get_format("tags").student_ids(tokenizer, "x"))
+    grader = Grader(load_domain("multiple_choice"))
+    for read in (grader.extract, lambda text: extract(text, "boxed")):
+        assert read(r"<think>it may be \boxed{A}") is None
+        assert read(r"<think>it may be \boxed{A}</think> \boxed{B}") == "B"
+    assert extract("The final answer is **331**", "marker") == "331"
 
 
 def test_unknown_format_names_the_known_ones() -> None:

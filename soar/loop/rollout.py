@@ -17,6 +17,7 @@ from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, Sampler, join
+from soar.problems.prompts import opens_thinking
 from soar.types import Problem, Rejection, Verdict, columns_of
 
 
@@ -152,6 +153,8 @@ class RolloutEnv:
         else:
             rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
         texts = rollouts.texts(self.backbone)
+        if opens_thinking(self.backbone.tokenizer, prompts_P_Q[0][0]):
+            texts = [f"<think>{text}" for text in texts]  # so that an unfinished block is seen, which holds no answer
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
         with self._lock:
             columns = columns_of(asked)

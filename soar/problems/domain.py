@@ -254,6 +254,8 @@ class Grader:
 
     def extract(self, text: str) -> str | None:
         """The answer that a completion commits to."""
+        if text.rfind("<think>") > text.rfind("</think>"):
+            return None  # an unfinished think block holds no answer
         if self.domain.read_answer is None:
             return extract(text, self.domain.prompts.answer_style)
         answer = self.domain.read_answer(text)
