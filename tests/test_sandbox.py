@@ -189,6 +189,30 @@ def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch: pytest.MonkeyPatc
     assert "the trial gave ['possible', 'possible'" in sandbox._trial(name)
 
 
+@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+def test_a_result_pipe_belongs_to_one_program(name: str) -> None:
+    spoil = "import fcntl\ndef f():\n    return fcntl.fcntl(3, fcntl.F_SETFL, fcntl.fcntl(3, fcntl.F_GETFL) | 2048)\n"
+    with Sandbox(Limits(wall_s=60), name, workers=1) as box:
+        outcomes = box.run(
+            [Job(spoil, "f", "[((), {})]"), *[Job("def f():\n    return 'a' * 200_000\n", "f", "[((), {})]")] * 3]
+        )
+    assert [len(str(outcome.answers.get(0))) for outcome in outcomes] == [1, *[200_000] * 3]
+
+
+@pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
+def test_cpu_time_decides_and_not_what_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Job(
+        "import time\ndef f():\n    while time.process_time() < 0.8:\n        pass\n    return 1\n", "f", "[((), {})]"
+    )
+    monkeypatch.setattr(sandbox, "SLOWER", 200.0)
+    monkeypatch.setattr(sandbox, "IDLE_S", 0.0)
+    with Sandbox(Limits(cpu_s=5, wall_s=0.4), USABLE[0], workers=2) as box:  # as if another program had the core
+        assert [outcome.answers for outcome in box.run([busy] * 2)] == [{0: 1}] * 2
+        monkeypatch.setattr(sandbox, "IDLE_S", 0.1)
+        asleep = box.run([Job("import time\ntime.sleep(9)")])[0]
+    assert (asleep.end, asleep.starved) == (End.TIMEOUT, False)
+
+
 @pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
 def test_a_lost_server_is_replaced() -> None:
     with Sandbox(backend=USABLE[0], workers=1) as box:

@@ -16,12 +16,12 @@ from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_te
 from soar.problems.domain import Domain
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierError
-from soar.sandbox.run import Limits, Sandbox, SandboxError, find_backend
+from soar.sandbox.run import SLOWER, Limits, Sandbox, SandboxError, find_backend
 from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
 CACHE_SIZE = 4_000  # of grades: programs and tests are some kilobytes each
-LIMITS = Limits(cpu_s=2, wall_s=3.5)  # less than problems.verify_timeout_s, so that the worker outlives the program
+LIMITS = Limits(cpu_s=2, wall_s=3.5)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 PLACEHOLDER = "What the function returns."
 PREFILL = "```python\ndef "
@@ -181,6 +181,7 @@ CODE = Domain(
     read_problem=read_problem,
     read_answer=read_answer,
     verify=verify,
+    seconds=LIMITS.wall_s * (1 + SLOWER) + 1.5,  # the worker outlives the program and its second try
     validate=validate,
     prepare=_sandbox,
     describe=lambda: f"programs run in the sandbox {find_backend()!r}",

@@ -59,6 +59,7 @@ class Domain:
     solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle (`judges`).
     prepare(): called once in every worker; raises where the domain cannot work here (a missing package).
     describe(): a sentence for `soar check` about what the domain found on this machine; raises as `prepare` does.
+    seconds: a check may take so long where that is more than problems.verify_timeout_s.
     gold_is_answer: False where the gold answer is no text that a student could write (tests of a program).
     examples: a few problems, for documentation and tests. max_answer_chars: longest gold answer. version: raise it when
     reading or checking changes, so that evidence made before is refused. reference, source_sha256: from `load_domain`.
@@ -76,6 +77,7 @@ class Domain:
     prepare: Callable[[], object] | None = None
     describe: Callable[[], str] | None = None
     gold_is_answer: bool = True
+    seconds: float = 0.0
     examples: tuple[Problem, ...] = ()
     max_answer_chars: int = MAX_ANSWER_CHARS
     version: int = 1

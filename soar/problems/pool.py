@@ -413,7 +413,7 @@ def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
     return VerifierPool(
         domain if domain.own else domain.verifier,
         answer_style=domain.prompts.answer_style,
-        timeout_s=problems.verify_timeout_s,
+        timeout_s=max(problems.verify_timeout_s, domain.seconds),
         memory_mb=problems.verify_memory_mb,
         workers=problems.verify_workers,
         success_at=problems.success_at,

@@ -3,11 +3,11 @@
 This file is a script. `run.py` starts it with an empty environment; no other file imports it, and it uses nothing
 but the standard library. It is the one place of the package where text written by a model is executed.
 
-One request is a header on fd 0 (length of the payload, wall time in milliseconds) and the payload, JSON. The server
-reads the header only. A forked child reads the payload, locks itself in, says so, and runs the program, whose values
-go down a pipe that only the child writes and only the parent of all this reads. So nothing of one check, neither
-program nor results, is ever in the memory from which the next check is forked. The server says on fd 1 how the child
-ended. No expected value comes here at all: what a program can forge is its own answers.
+One request is a header on the socket fd 0 (length of the payload, wall time in milliseconds), with it the write end of a
+pipe of this program's own, and the payload, JSON. The server reads the header only. A forked child reads the payload, locks
+itself in, says so, and runs the program, whose values go down that pipe. So nothing of one check, neither program nor
+results, is ever in the memory from which the next check is forked, and no descriptor that a program can change is another's.
+The server says on fd 1 how the child ended. No expected value comes here at all: what a program can forge is its own answers.
 
 The system calls that a program may make are an allow-list (seccomp): whatever is not named here fails with EPERM, so a call
 that a later kernel adds is refused, too. Left out on purpose are all ways to start a process or a thread (fork, vfork, clone,
@@ -28,6 +28,7 @@ import random
 import resource
 import select
 import signal
+import socket
 import struct
 import sys
 from typing import Any
@@ -41,7 +42,7 @@ RESULTS, SETUP = 3, 4  # file descriptors of the child
 NEW_EVERYTHING = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000 | 0x8000000 | 0x4000000  # user mnt pid net ipc uts
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
-READ_ONLY = 1 | 2 | 4  # MOUNT_ATTR_RDONLY, _NOSUID, _NODEV
+RDONLY, NOSUID, NODEV = 1, 2, 4  # MOUNT_ATTR_
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_SETATTR = 442  # the same on every machine
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -63,11 +64,15 @@ getresuid=118/148 getresgid=120/150 getrusage=98/165 getrlimit=97/- getcpu=309/1
 sched_yield=24/124 getpriority=140/141 uname=63/160 sysinfo=99/179 getrandom=318/278 umask=95/166 getcwd=79/17
 chdir=80/49 fchdir=81/50 getdents64=217/61 readlink=89/- readlinkat=267/78 mkdir=83/- mkdirat=258/34 rmdir=84/-
 unlink=87/- unlinkat=263/35 rename=82/- renameat=264/38 renameat2=316/276 symlink=88/- symlinkat=266/36 chmod=90/-
-fchmod=91/52 fchmodat=268/53 ftruncate=77/46 truncate=76/45 fsync=74/82 fdatasync=75/83 utimensat=280/88 statfs=137/43
+fchmodat=268/53 ftruncate=77/46 truncate=76/45 fsync=74/82 fdatasync=75/83 statfs=137/43
 fstatfs=138/44 futex=202/98 set_robust_list=273/99 set_tid_address=218/96 rseq=334/293 arch_prctl=158/- exit=60/93
 exit_group=231/94 wait4=61/260 waitid=247/95
 """
 LIMITED = {"ioctl": (16, 29), "fcntl": (72, 25), "prlimit64": (302, 261)}  # allowed for some commands only
+CHANGING = {
+    "fchmod": (91, 52),
+    "utimensat": (280, 88),
+}  # not of what was open before the program: its first argument < 4
 OURS = {
     "clone": (56, 220),
     "pivot_root": (155, 41),
@@ -118,6 +123,10 @@ def build_filter(machine: str) -> bytes:
         for command in commands:
             steps += [(EQUAL, 0, 1, command), (RETURN, 0, 0, ALLOW)]
         steps.append((RETURN, 0, 0, NOT_PERMITTED))
+    for numbers in CHANGING.values():
+        number = numbers[list(MACHINES).index(machine)]
+        steps += [(EQUAL, 0, 4, number), (LOAD, 0, 0, ARGUMENT), (AT_LEAST, 0, 1, RESULTS + 1)]
+        steps += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, NOT_PERMITTED)]
     # prlimit64 may read limits (a null pointer for the new ones), not set them
     steps += [
         (EQUAL, 0, 5, prlimit),
@@ -150,8 +159,11 @@ def read_exactly(fd: int, count: int) -> bytes:
     return data
 
 
-def make_root(settings: dict[str, Any], scratch_kb: int) -> None:
-    """A new root with read-only system libraries, an empty scratch folder in memory, and nothing else; no /proc, /etc."""
+def make_root(settings: dict[str, Any], scratch_kb: int) -> int:
+    """A new root with read-only system libraries, an empty scratch folder in memory, and nothing else; no /proc, /etc.
+
+    Returns a descriptor of the null device, opened through a read-only mount: nothing about the host's can be changed.
+    """
     user, group = settings["owner"]
     for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
         fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
@@ -159,7 +171,7 @@ def make_root(settings: dict[str, Any], scratch_kb: int) -> None:
         os.close(fd)
     must(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "private mounts")
     mount_memory(BASE, MS_NOSUID | MS_NODEV, "size=64k,nr_inodes=128,mode=755")
-    for source in settings["binds"]:
+    for source in ("/dev/null", *settings["binds"]):
         target = BASE + source
         if os.path.isdir(source):
             os.makedirs(target, exist_ok=True)
@@ -167,7 +179,7 @@ def make_root(settings: dict[str, Any], scratch_kb: int) -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
         must(libc.mount(source.encode(), target.encode(), None, MS_BIND | MS_REC, None), f"bind {source}")
-        set_read_only(target, AT_RECURSIVE)
+        set_read_only(target, AT_RECURSIVE, NOSUID if source == "/dev/null" else NOSUID | NODEV)
     for hidden in settings["hidden"]:
         mount_memory(BASE + hidden, MS_RDONLY, "size=4k,nr_inodes=1")
     for link, goal in settings["links"].items():
@@ -175,10 +187,12 @@ def make_root(settings: dict[str, Any], scratch_kb: int) -> None:
     os.mkdir(BASE + SCRATCH)
     mount_memory(BASE + SCRATCH, MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={scratch_kb}k,nr_inodes=256,mode=700")
     set_read_only(BASE, 0)
+    null = os.open(BASE + "/dev/null", os.O_RDWR)
     os.chdir(BASE)
     call("pivot_root", b".", b".")
     must(libc.umount2(b".", MNT_DETACH), "leaving the old root")
     os.chdir("/")
+    return null
 
 
 def mount_memory(path: str, flags: int, options: str) -> None:
@@ -186,9 +200,9 @@ def mount_memory(path: str, flags: int, options: str) -> None:
     must(libc.mount(b"box", path.encode(), b"tmpfs", flags, options.encode()), f"tmpfs on {path}")
 
 
-def set_read_only(path: str, flags: int) -> None:
+def set_read_only(path: str, flags: int, further: int = NOSUID | NODEV) -> None:
     """Make a mount read-only, whatever other flags it must keep."""
-    attributes = struct.pack("=QQQQ", READ_ONLY, 0, 0, 0)
+    attributes = struct.pack("=QQQQ", RDONLY | further, 0, 0, 0)
     must(libc.syscall(MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes)), f"read-only {path}")
 
 
@@ -290,19 +304,19 @@ def run_program(source: str, inputs: list[str], output_kb: int) -> None:
             fail(index, error)
 
 
-def child(settings: dict[str, Any], length: int, results: int, setup: int, null: int) -> None:
+def child(settings: dict[str, Any], length: int, results: int, setup: int) -> None:
     """The forked child: read the request, lock this process in, say so, run. Never returns."""
     say = setup
     try:
         request = json.loads(read_exactly(0, length))
+        os.setsid()
+        must(libc.sethostname(b"box", 3), "host name")
+        null = make_root(settings, request["limits"]["scratch_kb"])
         moved = [os.dup(fd) for fd in (null, null, null, results, setup)]
         for target, fd in enumerate(moved):
             os.dup2(fd, target)
         say = SETUP
         os.closerange(SETUP + 1, 4096)
-        os.setsid()
-        must(libc.sethostname(b"box", 3), "host name")
-        make_root(settings, request["limits"]["scratch_kb"])
         set_limits(request["limits"])
         give_up_rights(settings["filter"])
     except BaseException as error:
@@ -331,17 +345,18 @@ def fork() -> int:
     return pid
 
 
-def serve(settings: dict[str, Any], results: int, null: int) -> bool:
+def serve(settings: dict[str, Any], requests: socket.socket) -> bool:
     """One request: fork, wait for the child or for its time to be over, report. False at the end of the stream."""
-    header = read_exactly(0, HEADER.size)
-    if len(header) < HEADER.size:
+    header, pipes, _, _ = socket.recv_fds(requests, HEADER.size, 1)
+    if len(header) < HEADER.size or not pipes:
         return False
     length, wall_ms = HEADER.unpack(header)
     heard, setup = os.pipe()
     pid = fork()
     if pid == 0:
-        child(settings, length, results, setup, null)
+        child(settings, length, pipes[0], setup)
     os.close(setup)
+    os.close(pipes[0])
     ended = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(ended, select.POLLIN)
@@ -367,16 +382,15 @@ def serve(settings: dict[str, Any], results: int, null: int) -> bool:
 def main() -> None:
     """Read the settings, import what programs often import, and serve."""
     os.environ.clear()
-    results = int(sys.argv[1])
     length, _ = HEADER.unpack(read_exactly(0, HEADER.size))
     settings = json.loads(read_exactly(0, length))
     settings["filter"] = build_filter(platform.machine())
     for name in WARM.split():
         __import__(name)
-    null = os.open("/dev/null", os.O_RDWR)
+    requests = socket.socket(fileno=0)
     gc.collect()
     gc.freeze()
-    while serve(settings, results, null):
+    while serve(settings, requests):
         pass
 
 

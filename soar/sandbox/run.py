@@ -16,13 +16,13 @@ never enter the sandbox. Needs Linux 5.12 or newer on x86_64 or aarch64.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import queue
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -30,8 +30,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from soar.types import UserError
 __all__ = ["BACKENDS", "End", "Job", "Limits", "Outcome", "Sandbox", "SandboxError", "find_backend"]
 
 HEADER = struct.Struct(">II")
+SLOWER = 4.0  # times the wall time, where a program waited for a core rather than for itself
+IDLE_S = 0.1  # of CPU; who used less in all its wall time slept
 GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dead
 SCRATCH = "/scratch"
 SITES = ("site-packages", "dist-packages")
@@ -53,7 +56,8 @@ class SandboxError(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. cpu_s is rounded up to whole seconds by the kernel; output_kb bounds its results."""
+    """What one program may use. cpu_s decides, and is rounded up to whole seconds by the kernel; a program that is over
+    wall_s having computed for less is run once more, alone and for SLOWER times as long. output_kb bounds its results."""
 
     cpu_s: int = 2
     wall_s: float = 5.0
@@ -94,9 +98,10 @@ class Outcome:
     errors: dict[int, str] = field(default_factory=dict)
     detail: str = ""
     cpu_s: float = 0.0
+    starved: bool = False  # over its wall time, but not its CPU time
 
 
-@functools.cache
+@cache
 def _world() -> dict[str, Any]:
     """What of this machine's files is seen in the box: system libraries and the Python library, without site-packages."""
     library = f"{sys.base_prefix}/{sys.platlibdir}"
@@ -114,10 +119,10 @@ def _world() -> dict[str, Any]:
     return {"binds": binds, "links": links, "hidden": hidden}
 
 
-def _command(backend: str, results: int) -> list[str]:
+def _command(backend: str) -> list[str]:
     """The command line of a server."""
     python = os.path.realpath(sys.executable)
-    run = [python, "-S", "-s", "-P", "-B", "-c", JAIL, str(results)]
+    run = [python, "-S", "-s", "-P", "-B", "-c", JAIL]
     if backend == "namespaces":
         return run
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--clearenv", "--new-session"]
@@ -146,49 +151,44 @@ class Box:
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self._process: subprocess.Popen[bytes] | None = None
-        self._results = -1
         self._said: Any = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        results, write_end = os.pipe()
+        self._requests, requests = socket.socketpair()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         try:
-            process = subprocess.Popen(
-                _command(self.backend, write_end),
-                stdin=subprocess.PIPE,
+            self._process = subprocess.Popen(
+                _command(self.backend),
+                stdin=requests.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=self._said,
                 env={"PYTHONHASHSEED": "0"},
                 cwd="/",
-                pass_fds=(write_end,),
                 start_new_session=True,
             )
         except OSError as error:
-            os.close(results)
+            self._requests.close()
             raise Lost(f"{type(error).__name__}: {error}") from error
         finally:
-            os.close(write_end)
-        self._process, self._results = process, results
-        os.set_blocking(results, False)
-        assert process.stdin is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
+            requests.close()
+        owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]
+        settings = json.dumps({**_world(), "owner": owner}).encode()  # owner: whom a box maps to nobody
+        self._requests.sendall(HEADER.pack(len(settings), 0) + settings)
+        return self._process
 
     def close(self) -> None:
         """End the server. The next program starts another one."""
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None and process.stdout is not None
-        for stream in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()
+        assert process.stdout is not None
+        self._requests.close()
+        process.stdout.close()
         try:
             process.wait(1.0)  # it ends with its input
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        os.close(self._results)
         self._said.close()
 
     def ask(self, job: Job, limits: Limits) -> Outcome:
@@ -196,45 +196,48 @@ class Box:
         request: dict[str, Any] = {"source": job.source, "limits": asdict(limits)}
         request |= {"entry": job.entry, "calls": job.calls} if job.inputs is None else {"inputs": job.inputs}
         payload = json.dumps(request).encode()
-        data = HEADER.pack(len(payload), max(1, int(limits.wall_s * 1000))) + payload
-        process = self._process
-        if process is None:
-            owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]
-            settings = json.dumps({**_world(), "owner": owner}).encode()  # owner: whom a box maps to nobody
-            data = HEADER.pack(len(settings), 0) + settings + data
-            process = self._start()
+        process = self._process or self._start()
+        results, write_end = os.pipe()  # of this program alone: its flags are nobody else's
         try:
-            report, output = self._exchange(process, data, limits)
+            try:
+                header = HEADER.pack(len(payload), max(1, int(limits.wall_s * 1000)))
+                socket.send_fds(self._requests, [header], [write_end])
+            finally:
+                os.close(write_end)
+            report, output = self._exchange(process, payload, results, limits)
         except (Lost, OSError) as error:
             self._said.seek(0)
             said = self._said.read(10_000).decode("utf-8", "replace").strip().splitlines()
             self.close()
             raise Lost(": ".join([str(error), *said[-1:]])) from error
+        finally:
+            os.close(results)
         if report["setup"] is not None:
             self.close()
             raise SandboxError(f"sandbox {self.backend}: {report['setup']}")
         return _outcome(report, output, limits)
 
     def _exchange(
-        self, process: subprocess.Popen[bytes], data: bytes, limits: Limits
+        self, process: subprocess.Popen[bytes], data: bytes, results: int, limits: Limits
     ) -> tuple[dict[str, Any], bytes | None]:
         """Send the request, gather results until the server reports. Results are None when they exceed their limit."""
-        assert process.stdin is not None and process.stdout is not None
-        send, control, most = process.stdin.fileno(), process.stdout.fileno(), limits.output_kb * 2**10
+        assert process.stdout is not None
+        send, control, most = self._requests.fileno(), process.stdout.fileno(), limits.output_kb * 2**10
+        os.set_blocking(results, False)
         deadline = time.monotonic() + limits.wall_s + GRACE_S
         poll = select.poll()
         poll.register(control, select.POLLIN)
-        poll.register(self._results, select.POLLIN)
+        poll.register(results, select.POLLIN)
         poll.register(send, select.POLLOUT)
         report, output = b"", bytearray()
         while len(report) < 4 or len(report) < 4 + int.from_bytes(report[:4], "big"):
             events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
             if not events:
                 raise Lost("the server of the sandbox does not answer")
-            if self._results in events:
-                self._drain(output, most)
+            if results in events and not _drain(results, output, most):
+                poll.unregister(results)  # the program has ended
             if send in events:
-                data = data[os.write(send, data[:65536]) :]
+                data = data[self._requests.send(data[:65536], socket.MSG_DONTWAIT) :]
                 if not data:
                     poll.unregister(send)
             if control in events:
@@ -244,22 +247,27 @@ class Box:
                 report += piece
         if data:
             raise Lost("the server of the sandbox did not read its request")
-        self._drain(output, most)
+        _drain(results, output, most)
         return json.loads(report[4:]), None if len(output) > most else bytes(output)
 
-    def _drain(self, output: bytearray, most: int) -> None:
-        """Read what is there; keep one byte more than `most` and forget the rest."""
-        with contextlib.suppress(BlockingIOError):
-            while piece := os.read(self._results, 65536):
-                output += piece[: most + 1 - len(output)]
+
+def _drain(results: int, output: bytearray, most: int) -> bool:
+    """Read what is there; keep one byte more than `most` and forget the rest. False at the end of the pipe."""
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(results, 65536):
+            output += piece[: most + 1 - len(output)]
+        return False
+    return True
 
 
 def _outcome(report: dict[str, Any], output: bytes | None, limits: Limits) -> Outcome:
     """The reading of a report and of the lines that a program sent. A line that is none of ours is left out."""
     status, cpu_s = int(report["status"]), float(report["cpu_s"])
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if report["timed_out"] or number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s > limits.cpu_s - 0.2):
-        return Outcome(End.TIMEOUT, detail=f"over {limits.cpu_s} s of CPU or {limits.wall_s:g} s", cpu_s=cpu_s)
+    spent = number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s > limits.cpu_s - 0.2)
+    if report["timed_out"] or spent:
+        detail = f"over {limits.cpu_s} s of CPU" if spent else f"over {limits.wall_s:g} s, with {cpu_s:.1f} s of CPU"
+        return Outcome(End.TIMEOUT, detail=detail, cpu_s=cpu_s, starved=not spent and cpu_s > IDLE_S)
     if output is None:
         return Outcome(End.FLOOD, detail=f"more than {limits.output_kb} kB of results", cpu_s=cpu_s)
     if number:
@@ -327,7 +335,7 @@ def _trial(backend: str) -> str:
     return "" if found == EXPECTED else f"the trial gave {found or outcome.detail}, expected {EXPECTED}"
 
 
-@functools.cache
+@cache
 def find_backend(wanted: str = "auto") -> str:
     """The first of BACKENDS, or the one wanted, that passes a trial here. Raises SandboxError with their reasons."""
     if wanted not in ("auto", *BACKENDS):
@@ -371,18 +379,19 @@ class Sandbox:
         while len(self._all) < min(self.workers, len(jobs)):
             self._all.append(Box(find_backend(self.wanted)))
             self._boxes.put(self._all[-1])
-        if len(jobs) < 2:
-            return [self._run_one(job) for job in jobs]
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._run_one, jobs))
+            outcomes = list(pool.map(partial(self._run_one, limits=self.limits), jobs))
+        longer = replace(self.limits, wall_s=SLOWER * self.limits.wall_s)
+        pairs = zip(jobs, outcomes, strict=True)
+        return [self._run_one(job, longer) if outcome.starved else outcome for job, outcome in pairs]
 
-    def _run_one(self, job: Job) -> Outcome:
+    def _run_one(self, job: Job, limits: Limits) -> Outcome:
         box = self._boxes.get()
         try:
             for _ in range(STARTS - 1):
                 with contextlib.suppress(Lost):
-                    return box.ask(job, self.limits)
-            return box.ask(job, self.limits)
+                    return box.ask(job, limits)
+            return box.ask(job, limits)
         except Lost as error:
             raise SandboxError(f"sandbox {box.backend}: {error}") from error
         finally:
