@@ -171,7 +171,8 @@ def make_config(
     if recipe is None and (model is not None or problems is not None):
         recipe = "small-1gpu"
     # JSON is TOML for texts, numbers, truth values and lists of them.
-    return load(recipe, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()])
+    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
+    return load(recipe, overrides, model_named=True)
 
 
 def _write_rows(problems: Sequence[Problem | Mapping[str, Any]], path: Path) -> Path:

@@ -31,18 +31,25 @@ Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are frozen. "" takes an optional key away."""
+    """Base of every section: unknown keys are refused, values are frozen. "" takes an optional key away, a text with commas
+    is read where a list is wanted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_is_none(cls, data: Any) -> Any:
-        """TOML has no null, so `--set model.gguf_file=""` stands for it."""
+    def _plain_texts(cls, data: Any) -> Any:
+        """TOML has no null, so `--set model.gguf_file=""` stands for it; `--set evaluate.ks=1,4` is [1, 4]."""
         if not isinstance(data, dict):
             return data
-        optional = {name for name, field in cls.model_fields.items() if field.default is None}
-        return {key: None if value == "" and key in optional else value for key, value in data.items()}
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+
+        def read(key: str, value: Any) -> Any:
+            if isinstance(value, str) and isinstance(defaults.get(key), tuple):
+                return [part.strip() or part for part in value.strip("[]").split(",") if part]
+            return None if value == "" and key in defaults and defaults[key] is None else value
+
+        return {key: read(key, value) for key, value in data.items()}
 
 
 class ModelConfig(Section):
@@ -358,6 +365,13 @@ class Config(Section):
                 raise ValueError(message)
         return self
 
+    def doubts(self) -> list[str]:
+        """What a run could do, but nobody wants: a sentence each."""
+        steps, window = self.teacher.steps, self.promotion.window
+        if not 0 < steps < window:
+            return []
+        return [f"promotion.window = {window} is more than teacher.steps = {steps}: no student can ever be promoted"]
+
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, JSON-ready."""
         return self.model_dump(mode="json")
@@ -368,9 +382,13 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole config)"
         if item["type"] == "extra_forbidden":
+            here, name = ".".join(map(str, item["loc"][:-1])), str(item["loc"][-1])
             known = list(type(reduce(getattr, map(str, item["loc"][:-1]), Config())).model_fields)
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+            near = [f"{here}.{match}".strip(".") for match in difflib.get_close_matches(name, known, n=1)]
+            elsewhere = [other for other in flat(Config().resolved()) if f".{other}".endswith(f".{name}")]
+            hint = f"known keys here: {', '.join(known)}"
+            if near or elsewhere:
+                hint = f"did you mean {' or '.join((near or elsewhere)[:4])}?"
             lines.append(f"{where}: unknown key {key!r}; {hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
@@ -421,10 +439,11 @@ def find_recipe(recipe: str) -> Path:
     raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}; or a run folder")
 
 
-def load(recipe: str | None = None, overrides: list[str] | None = None) -> Config:
+def load(recipe: str | None = None, overrides: list[str] | None = None, model_named: bool = False) -> Config:
     """Config from a recipe (None: built-in `tiny`) and `--set` overrides.
 
-    Raises ConfigError naming file or override, key, what was found and what is expected.
+    model_named: one of them has to say which model. Raises ConfigError naming file or override, key, what was found and
+    what is expected.
     """
     path = find_recipe(recipe or "tiny")
     try:
@@ -435,6 +454,11 @@ def load(recipe: str | None = None, overrides: list[str] | None = None) -> Confi
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: not the manifest of a run: {error}") from error
     data = reduce(_merge, map(parse_override, overrides or []), data)
+    if model_named and isinstance(data, dict) and "path" not in (data.get("model") or {}):
+        raise ConfigError(
+            f"no --model given: the recipe {path.stem!r} leaves it to you; add --model with a folder, a GGUF file or a hub "
+            "id (--model builtin:tiny is the 168,000-parameter model of the demo)"
+        )
     return build(data, f"{path} with --set" if overrides else str(path))
 
 

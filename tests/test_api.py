@@ -38,7 +38,7 @@ def test_settings_are_those_of_the_command_line() -> None:
     config = api.make_config("a/model", Path("x.jsonl"), None, "number", {"name": 'q"', "evaluate.ks": (1, 2)})
     assert (config.model.path, config.problems.source, config.problems.verifier) == ("a/model", "x.jsonl", "number")
     assert (config.name, config.evaluate.ks) == ('q"', (1, 2))
-    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+    with pytest.raises(ConfigError, match=r"did you mean teacher\.steps"):
         api.make_config(settings={"teacher.stps": 3})
 
 

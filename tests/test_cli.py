@@ -54,6 +54,8 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
     if arguments == ["--help"]:
         panels = re.split(r"─ (Start|Look|Take) ─", done.stdout)[1:]
         commands = {name: re.findall(r"│ (\w+) ", text) for name, text in zip(panels[::2], panels[1::2], strict=True)}
+        words = re.sub(r"\s+", " ", done.stdout)
+        assert "Recipes: code-1gpu, paper-math, " in words and "Studies: embedded, finding1, " in words
         assert commands == {
             "Start": ["init", "check", "screen", "run"],
             "Look": ["watch", "report", "doctor", "verify"],
@@ -82,19 +84,24 @@ def test_report_and_dry_run_need_no_torch_and_dry_runs_write_nothing(tiny_run: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--set", "teacher.stps=3"], "unknown key 'teacher.stps'; did you mean 'steps'?"),
+        (["run", "--set", "teacher.stps=3"], "unknown key 'teacher.stps'; did you mean teacher.steps?"),
+        (["run", "--set", "steps=3"], "'steps'; did you mean teacher.steps or student.steps or arms.steps?"),
+        (["run", "--problems", "x.jsonl"], "no --model given: the recipe 'small-1gpu' leaves it to you"),
+        (["check", "--problems", "x.jsonl"], "no --model given"),
+        (["screen", "code-1gpu", "--out", "x"], "no --model given"),
+        (["run", "--set", "evaluate.ks=1,x"], "evaluate.ks.1 = 'x': Input should be a valid integer"),
         (["run", "--set", "teacher.steps=-1"], "teacher.steps = -1: Input should be greater than or equal to 0"),
         (["run", "--set", "teacher.steps=many"], "teacher.steps = 'many': Input should be a valid integer"),
         (["run", "--set", "teacher.steps"], "--set 'teacher.steps': expected key=value"),
         (["run", "--set", "evaluate.ks=[64]"], "evaluate.ks asks for pass@64 from evaluate.attempts = 32"),
         (
-            ["run", "small-1gpu", "--set", "problems.format=totals"],
+            ["run", "small-1gpu", "--model", "m", "--set", "problems.format=totals"],
             '"totals" compares lists of numbers (`12, 20`) as text',
         ),
         (["run", "--workers", "many"], "--workers 'many': expected a number of processes, or the address"),
         (["run", "--assume", "x=y"], "--assume x=y: expected NAME=NUMBER"),
         (["run", "nowhere"], "no recipe 'nowhere': expected a TOML file or one of: "),
-        (["run", "--problems", "absent.jsonl"], "absent.jsonl"),
+        (["run", "--model", "builtin:tiny", "--problems", "absent.jsonl"], "absent.jsonl"),
         (["run", "--model", "builtin:absent"], "model.path = 'builtin:absent': no such embedded model"),
         (["report", "absent"], "absent: no run folder: it has neither manifest.json nor metrics.jsonl"),
         (["run", "--resume"], "holds no run to resume (no manifest.json); leave out --resume to start one"),
@@ -234,7 +241,24 @@ def test_shorthands_that_set_can_refine(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_every_recipe_loads_and_can_be_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert dry_config(["run", name], capsys) == load(name).resolved()
+    sets = ["model.path=m", "problems.source=x.jsonl"]
+    assert (
+        dry_config(["run", name, *(part for text in sets for part in ("--set", text))], capsys)
+        == load(name, sets).resolved()
+    )
+
+
+def test_a_list_may_be_typed_with_commas() -> None:
+    assert load(None, ["evaluate.ks=1,4", "model.target_modules=[q_proj, v_proj]"]).evaluate.ks == (1, 4)
+    assert load(None, ['student.sampling.stop="\\n"']).student.sampling.stop == ("\n",)
+
+
+def test_a_window_that_cannot_fill_is_named_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--set", "teacher.steps=2", "--set", "promotion.window=3"]
+    assert main(["run", *few, "--dry-run"]) == 0
+    assert "\npromotion.window = 3 is more than teacher.steps = 2: no student can ever" in capsys.readouterr().out
+    assert main(["check", *few, "--no-model"]) == 1
+    assert "FAIL     plan        promotion.window = 3" in capsys.readouterr().out
 
 
 def test_an_empty_text_takes_an_optional_key_away() -> None:

@@ -13,6 +13,7 @@ import typer
 from typer import Option
 
 from soar.cli import look, reference, start, take
+from soar.config import RECIPES
 from soar.files import STORAGE_ERRNOS, scrub, visible
 from soar.types import VERSION, UserError
 
@@ -29,7 +30,9 @@ RESUMABLE = ("screen", "run", "student", "study")
 SEVERAL = ("--adapter", "--seeds")  # take all values up to the next option
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, or of the copy of it that typer brings
 
+_NAMES = {"Recipes": RECIPES.glob("*.toml"), "Studies": (RECIPES / "studies").glob("*.toml")}
 app = typer.Typer(
+    epilog="\n\n".join(f"{what}: {', '.join(sorted(path.stem for path in paths))}" for what, paths in _NAMES.items()),
     help="SOAR: a language model breaks through a reasoning plateau by teaching itself (arXiv 2601.18778).",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -64,13 +64,15 @@ def workers_overrides(workers: str | None) -> list[str]:
     return [f"cluster.address={json.dumps(workers)}"]
 
 
-def config_of(recipe: str | None, model: str | None, problems: str | None, overrides: list[str]) -> Config:
+def config_of(
+    recipe: str | None, model: str | None, problems: str | None, overrides: list[str], model_named: bool = True
+) -> Config:
     """Config of a recipe, by default `small-1gpu` for a model or problems of one's own, else `tiny`. Raises ConfigError."""
     given = {"model.path": model, "problems.source": problems}
     short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     if recipe is None and (model or problems):
         recipe = "small-1gpu"
-    return load(recipe, [*short, *overrides])
+    return load(recipe, [*short, *overrides], model_named)
 
 
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:

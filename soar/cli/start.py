@@ -98,7 +98,7 @@ def _forecast(config: Config, assume: list[str], run: Path | None) -> None:
             raise ConfigError(f"--assume {text}: expected NAME=NUMBER") from error
     assumptions = assumed(config).with_values(values, "given")
     print(json.dumps(config.resolved(), indent=2))
-    print("\n".join([*memory_lines(config, assumptions), *forecast(config, assumptions, run).lines()]))
+    print("\n".join([*config.doubts(), *memory_lines(config, assumptions), *forecast(config, assumptions, run).lines()]))
 
 
 def screen(
@@ -159,7 +159,7 @@ def check(
     """
     from soar.plan.preflight import can_work, summary
 
-    config = config_of(recipe, model, problems, sets or [])
+    config = config_of(recipe, model, problems, sets or [], model_named=not no_model)
     findings = []
     for finding in _findings(config, no_model, samples):
         findings.append(finding)
@@ -178,6 +178,7 @@ def _findings(config: Config, no_model: bool, samples: int) -> Iterator[Finding]
 
     finding, problems = check_problems(config)
     yield finding
+    yield from (Finding("plan", doubt, "raise teacher.steps, or lower promotion.window") for doubt in config.doubts())
     about = check_domain(config)
     yield from about
     if problems and can_work(about):

@@ -161,7 +161,7 @@ def student(
     """
     config = student_config(train, recipe, model, problems, sets or [], steps)
     carry_out(context, config, out, resume, quiet)
-    print(f"adapter: {out / 'arms'}; report: {out / 'report.html'}")
+    print(f"adapter: {out / 'arms' / config.arms.run[-1]}; report: {out / 'report.html'}")
 
 
 def student_config(
