@@ -1,39 +1,41 @@
-"""The Python interface: `soar.screen`, `soar.train` and `soar.evaluate`, as short as the command line.
+"""The Python interface: `soar.check`, `soar.screen`, `soar.train` and `soar.evaluate`, as short as the command line.
 
-Each takes the model and the problems, a recipe for what is not said, and any config key in `settings`. A verifier or a
-teacher reward can be a function. Left out: a class to configure; a `Config` is plain data that `soar.config` builds.
+Each takes a model (folder, hub id, or a loaded one with its tokenizer), problems (file, hub id, `world:NAME`, DataFrame,
+`datasets.Dataset`, list of dicts or of `Problem`), a recipe for what is not said, and any config key in `settings`. A
+verifier or a teacher reward can be a function. What they return prints, also in a notebook. They raise UserError.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import html
 import inspect
 import json
 import re
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soar import seeds
 from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
 from soar.loop import teacher
-from soar.loop.arms import usable
-from soar.loop.evaluate import count_correct
 from soar.loop.write import QuestionSets
+from soar.plan.preflight import Finding, can_work, check_all, summary
 from soar.report.runs import Run, read_run
+from soar.report.text import summary_lines
 from soar.run.measure import measure
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
-from soar.run.setup import choose_threads, open_env
+from soar.run.screen import screen_folder
 from soar.types import Problem, Screening
 
-Problems = str | Path | Sequence[Problem | Mapping[str, Any]]
+Model = Any  # str | Path | transformers.PreTrainedModel
+Problems = str | Path | Iterable[Problem | Mapping[str, Any]]  # or a pandas.DataFrame
 Verifier = str | Callable[..., Any]
 
 
@@ -57,8 +59,55 @@ class QuestionSet:
 TeacherReward = Callable[[QuestionSet], float | None]
 
 
-@dataclass(frozen=True)
-class Trained:
+class Shown:
+    """Prints as text, and in a notebook as that text."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+@dataclass(frozen=True, repr=False)
+class Checked(Shown):
+    """What `check` found. works: None where there was no time to say."""
+
+    findings: list[Finding]
+
+    @property
+    def works(self) -> bool | None:
+        return can_work(self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join([*(line for finding in self.findings for line in finding.lines()), summary(self.findings)])
+
+
+class Screened(Shown, list[tuple[Problem, Screening]]):
+    """Every usable problem with its counts. hard: those that are hard; table: what `soar screen` prints."""
+
+    hard: list[Problem]
+    table: str
+
+    def __str__(self) -> str:
+        return self.table
+
+
+class Evaluations(Shown, dict[str, "Evaluation"]):
+    """Policy -> Evaluation, as a table."""
+
+    def __str__(self) -> str:
+        def cells(one: Evaluation) -> str:
+            return "  ".join(
+                f"pass@{k} {p:.4f} [{one.interval_95[k][0]:.4f}, {one.interval_95[k][1]:.4f}]"
+                for k, p in one.pass_at.items()
+            )
+
+        return "\n".join(f"{name:14s} {cells(one)}" for name, one in self.items())
+
+
+@dataclass(frozen=True, repr=False)
+class Trained(Shown):
     """A finished run. path: its folder; summary: summary.json; student, teacher: PEFT adapter folders."""
 
     path: Path
@@ -80,6 +129,9 @@ class Trained:
     def run(self) -> Run:
         """Everything in the run folder: events, questions, hard problems."""
         return read_run(self.path)
+
+    def __str__(self) -> str:
+        return "\n".join([*summary_lines(self.summary), f"report: {self.report}"])
 
     def pass_at(self, arm: str, k: int = 1) -> float:
         """Held-out pass@k of an arm (`base`, `hard_only`, `ps`, `pq`) as a share."""
@@ -175,83 +227,144 @@ def make_config(
     return load(recipe, overrides, model_named=True)
 
 
-def _write_rows(problems: Sequence[Problem | Mapping[str, Any]], path: Path) -> Path:
-    rows = [
-        {**p.extra, "id": p.id, "question": p.question, "answer": p.answer} if isinstance(p, Problem) else dict(p)
-        for p in problems
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+def _row(row: Any) -> dict[str, Any]:
+    if isinstance(row, Problem):
+        return {**row.extra, "id": row.id, "question": row.question, "answer": row.answer}
+    if not isinstance(row, Mapping):
+        raise ConfigError(
+            f"problems: found a row {row!r:.60}, expected a dict with question and answer, or a soar.Problem"
+        )
+    return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
 
 
 @contextmanager
-def _problem_file(problems: Problems | None) -> Iterator[str | Path | None]:
-    """The problems as something that a config can name; a list becomes a file for as long as it is needed."""
-    if problems is None or isinstance(problems, str | Path):
-        yield problems
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield _write_rows(problems, Path(folder) / "problems.jsonl")
+def _config(
+    model: Model, tokenizer: Any, problems: Problems | None, beside: Path | None,
+    recipe: str | None, verifier: Verifier | None, settings: Mapping[str, Any] | None,
+) -> Iterator[Config]:  # fmt: skip
+    """The config of a call. What is in memory is written to files while it is needed, or for good as `beside`.NAME."""
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def place(name: str) -> Path:
+            path = Path(scratch) / name if beside is None else beside.with_name(f"{beside.name}.{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path
+
+        if problems is not None and not isinstance(problems, str | Path):
+            frame: Any = problems
+            rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
+            plain: Any = lambda value: value.tolist() if hasattr(value, "tolist") else str(value)  # noqa: E731
+            lines = [json.dumps(_row(row), ensure_ascii=False, default=plain) + "\n" for row in rows]
+            problems = place("problems.jsonl")
+            problems.write_text("".join(lines), encoding="utf-8")
+        if model is not None and not isinstance(model, str | Path):
+            if tokenizer is None or hasattr(model, "peft_config"):
+                found = "with adapters: expected merged weights (model.merge_and_unload())"
+                raise ConfigError(
+                    f"model: a loaded {type(model).__name__} {'without tokenizer=' if tokenizer is None else found}"
+                )
+            for part in (model, tokenizer):
+                part.save_pretrained(place("model"))
+            model = place("model")
+        name = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
+        yield make_config(model, problems, recipe, name, settings)
 
 
-def screen(
-    model: str | Path | None = None,
+def check(
+    model: Model = None,
     problems: Problems | None = None,
     *,
+    tokenizer: Any = None,
     recipe: str | None = None,
     verifier: Verifier | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> list[tuple[Problem, Screening]]:
-    """How often the base model solves each problem, in `screen.attempts` attempts, all of them. Nothing is written.
+    samples: int = 64,
+    quiet: bool = False,
+) -> Checked:
+    """Whether a run can work, why rewards are 0, and what to do, without training (`soar check`)."""
+    with _config(model, tokenizer, problems, None, recipe, verifier, settings) as config:
+        return Checked(list(check_all(config, samples, Progress(quiet=quiet).say)))
 
-    problems: a file, a hub id, `world:NAME`, or a list of problems or rows. Raises UserError as the command line does.
+
+class _Notes(Progress):
+    """Keeps what it says."""
+
+    lines: tuple[str, ...] = ()
+
+    def say(self, line: str) -> None:
+        self.lines = (*self.lines, line)
+        super().say(line)
+
+
+def screen(
+    model: Model = None,
+    problems: Problems | None = None,
+    out: str | Path | None = None,
+    *,
+    tokenizer: Any = None,
+    recipe: str | None = None,
+    verifier: Verifier | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Screened:
+    """How often the base model solves each problem, in `screen.attempts` attempts.
+
+    out: the folder of `soar screen`, which goes on with resume=True; without it nothing is kept.
     """
-    with _problem_file(problems) as source:
-        config = make_config(model, source, recipe, verifier, settings)
-        with open_env(config) as env, Progress(quiet=True) as progress:
-            problems_H, _ = usable(env, config, candidates(config).problems, progress.say)
-            sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
-            attempts, seed = config.screen.attempts, seeds.derive(config.seed, "screen")
-            threads = choose_threads(env.backbone, config.threads)
-            correct_P_H, cut_P_H = count_correct(env, None, problems_H, attempts, seed, sampling, threads)
-    counts = zip(problems_H, correct_P_H[0].tolist(), cut_P_H[0].tolist(), strict=True)
-    return [(problem, Screening(correct, attempts, cut)) for problem, correct, cut in counts]
+    beside, progress = None if out is None else Path(out), _Notes(quiet=quiet)
+    with (
+        _config(model, tokenizer, problems, beside, recipe, verifier, settings) as config,
+        tempfile.TemporaryDirectory() as scratch,
+        progress,
+    ):
+        if config.screen.attempts == 0:
+            raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem")
+        path = beside or Path(scratch) / "screen"
+        table = screen_folder(config, path, resume, ["soar.screen"], progress)
+        by_id = {problem.id: problem for problem in candidates(config).problems}
+        rows = [json.loads(line) for line in (path / "hard" / "screen.jsonl").read_text(encoding="utf-8").splitlines()]
+        most = config.screen.max_successes
+    counts = [(by_id[r["id"]], Screening(r["successes"], r["attempts"], r["truncated"])) for r in rows if "id" in r]
+    if not counts:
+        left_out = [line for line in progress.lines if line.startswith("left out")]
+        raise ConfigError("\n".join(["no problem can be used, so there is nothing to screen", *left_out]))
+    screened = Screened(counts)
+    screened.hard, screened.table = [p for p, count in counts if count.successes <= most], "\n".join(table)
+    return screened
 
 
 def train(
-    model: str | Path | None = None,
+    model: Model = None,
     problems: Problems | None = None,
     out: str | Path = "runs/soar",
     *,
+    tokenizer: Any = None,
     recipe: str | None = None,
     verifier: Verifier | None = None,
     teacher_reward: TeacherReward | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> Trained:
     """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
 
-    A list of problems is kept beside the folder as `OUT.problems.jsonl`, a verifier typed in a notebook as
-    `NAME_verifier.py`. teacher_reward: what a dataset earns, instead of
-    the grounded reward; promotion still goes by measured improvement. Raises UserError as the command line does, among
-    them `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
+    What is in memory is kept beside it (`OUT.problems.jsonl`, `OUT.model`, `NAME_verifier.py`). teacher_reward: what a
+    dataset earns, instead of the grounded reward; promotion still goes by measured improvement. Raises
+    `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
     """
-    path = Path(out)
-    if problems is not None and not isinstance(problems, str | Path):
-        problems = _write_rows(problems, path.with_name(f"{path.name}.problems.jsonl"))
-    checked_by = None if verifier is None else verifier_name(verifier, path.parent)
-    config = make_config(model, problems, recipe, checked_by, settings)
-    command = ["soar.train"]
-    if teacher_reward is not None:
-        if config.teacher.reward != "grounded":
-            raise ConfigError(
-                f"teacher.reward = {config.teacher.reward!r} and the function teacher_reward both say what the teacher is "
-                "paid; leave teacher.reward at 'grounded', or leave out teacher_reward"
-            )
-        command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
-    with Progress(quiet=quiet) as progress:
+    path, command = Path(out), ["soar.train"]
+    with (
+        _config(model, tokenizer, problems, path, recipe, verifier, settings) as config,
+        Progress(quiet=quiet) as progress,
+    ):
+        if teacher_reward is not None:
+            if config.teacher.reward != "grounded":
+                raise ConfigError(
+                    f"teacher.reward = {config.teacher.reward!r} and the function teacher_reward both say what the teacher "
+                    "is paid; leave teacher.reward at 'grounded', or leave out teacher_reward"
+                )
+            command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
         paid = None if teacher_reward is None else _paid_by(teacher_reward)
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
 
@@ -275,27 +388,28 @@ def _paid_by(function: TeacherReward) -> teacher.TeacherReward:
 
 
 def evaluate(
-    model: str | Path | None = None,
+    model: Model = None,
     problems: Problems | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     *,
+    tokenizer: Any = None,
     recipe: str | None = None,
     verifier: Verifier | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> dict[str, Evaluation]:
+    quiet: bool = False,
+) -> Evaluations:
     """pass@k of the base model (`base`) and of adapters of a run, all with the same seeds on the same problems.
 
     adapters: name -> adapter folder, for example `{"student": "runs/mine/student"}`. The config has to fit the adapters
-    (`model.adapter`, `model.lora_rank`). Raises UserError as the command line does.
+    (`model.adapter`, `model.lora_rank`).
     """
-    with _problem_file(problems) as source:
-        config = make_config(model, source, recipe, verifier, settings)
+    with _config(model, tokenizer, problems, None, recipe, verifier, settings) as config:
         paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
-        with Progress(quiet=True) as progress, progress.task("evaluation", 1) as task:
+        with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
             result = measure(config, paths, progress.say, task.set)
         by_id = {problem.id: problem for problem in candidates(config).problems}
     problems_H = [by_id[name] for name in result["problems"]["ids"]]
-    evaluations = {}
+    evaluations = Evaluations()
     for name, row in result["policies"].items():
         pass_at = {k: row["pass_at"][str(k)] for k in config.evaluate.ks}
         interval = {k: tuple(row["interval_95"][str(k)]) for k in config.evaluate.ks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import runpy
@@ -10,13 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pytest
-from helpers import ROOT
+import torch
+from helpers import ROOT, tiny_model, tiny_tokenizer
 from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
 
 import soar
 from soar import api
 from soar.config import ConfigError
+from soar.domains.candidates import candidates
+from soar.engine.load import load_backbone
 
 EXAMPLES = ROOT / "examples"
 GENERATORS = (
@@ -44,7 +50,9 @@ def test_settings_are_those_of_the_command_line() -> None:
 
 def test_screen_counts_what_a_run_counts(tiny_run: Path) -> None:
     rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
-    found = soar.screen(settings=SETTINGS)
+    found = soar.screen(settings=SETTINGS, quiet=True)
+    assert str(found).startswith("12 problems, 4 attempts each") and "<pre>12 problems" in found._repr_html_()
+    assert len(found.hard) == 12
     assert [(p.id, s.successes, s.attempts, s.truncated) for p, s in found] == [
         (row["id"], row["successes"], row["attempts"], row["truncated"]) for row in rows
     ]
@@ -130,6 +138,66 @@ def test_a_verifier_function_is_named_by_file(tmp_path: Path) -> None:
     for bad in (lambda completions: [], Path.exists, len):
         with pytest.raises(ConfigError, match="expected a function at the top level of a file"):
             api.verifier_name(bad)
+
+
+@pytest.mark.parametrize("kind", ["rows", "frame", "dataset", "problems"])
+def test_problems_of_any_kind(kind: str) -> None:
+    rows = [{"question": "last 57", "answer": "7", "level": 1.0}, {"question": "last 31", "answer": "1", "level": None}]
+    kinds = {
+        "rows": lambda: rows,
+        "frame": lambda: pandas.DataFrame(rows),
+        "dataset": lambda: datasets.Dataset.from_list(rows),
+        "problems": lambda: [
+            soar.Problem(str(i), r["question"], r["answer"], {"level": r["level"]}) for i, r in enumerate(rows)
+        ],
+    }
+    with api._config("builtin:tiny", None, kinds[kind](), None, "tiny", None, {}) as config:
+        problems = candidates(config).problems
+    assert [(p.question, p.answer, p.extra["level"]) for p in problems] == [
+        ("last 57", "7", 1.0),
+        ("last 31", "1", None),
+    ]
+    with pytest.raises(ConfigError, match="found a row 'x'"), api._config(None, None, ["x"], None, None, None, None):
+        pass
+
+
+def test_a_loaded_model_with_its_tokenizer() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    with api._config(model, tokenizer, None, None, "tiny", None, {"model.device": "cpu"}) as config:
+        backbone = load_backbone(config.model)
+    assert torch.equal(backbone.model.lm_head.weight, model.lm_head.weight)
+    assert backbone.tokenizer.encode("a b") == tokenizer.encode("a b")
+    with pytest.raises(ConfigError, match="a loaded LlamaForCausalLM without tokenizer="):
+        soar.check(model, [])
+
+
+def test_check_returns_what_it_prints() -> None:
+    found = soar.check(
+        "builtin:tiny", easy_problems(8), recipe="tiny", settings=SETTINGS | {"problems.limit": 0}, samples=4
+    )
+    assert [finding.name for finding in found.findings][:2] == ["problems", "golds"]
+    assert {"student", "teacher"} < {finding.name for finding in found.findings}
+    assert found.works in (True, None) and str(found) in html.unescape(found._repr_html_())
+
+
+def test_a_screening_goes_on_and_names_rows_that_are_too_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems, out = easy_problems(6), tmp_path / "screen"
+    settings = SETTINGS | {"problems.limit": 0}
+    first = soar.screen("builtin:tiny", problems, out, recipe="tiny", settings=settings)
+    assert "6 problems from 6 rows" in capsys.readouterr().err, "a word of progress by default"
+    again = soar.screen("builtin:tiny", problems, out, recipe="tiny", settings=settings, resume=True)
+    assert list(again) == list(first) and len(first) == 6
+    assert len((out / "hard" / "screen.jsonl").read_text().splitlines()) == 7
+    long = settings | {"student.sampling.max_tokens": 10_000}
+    with pytest.raises(ConfigError, match=r"(?s)no problem can be used.*left out: .*: prompt too long: prompt 7"):
+        soar.screen(
+            "builtin:tiny",
+            [{"question": p.question, "answer": p.answer} for p in problems],
+            recipe="tiny",
+            settings=long,
+        )
 
 
 def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None:

@@ -25,6 +25,7 @@ from soar.plan.preflight import (
     check_golds,
     check_problems,
     context_finding,
+    student_finding,
     teacher_finding,
     tokenizer_finding,
 )
@@ -127,23 +128,24 @@ def test_a_finding_cannot_move_the_cursor() -> None:
 
 
 class Speaker:
-    """A sampler that says the given texts one after another."""
+    """A sampler that says the given texts one after another; those with `...` at the end are cut off."""
 
     def __init__(self, backbone: Any, texts: list[str]) -> None:
         self.backbone, self.texts, self.calls = backbone, texts, [0]
 
     def sample(self, stack: Any, prompts: Any, attempts: int, seeds: Any, sampling: Any, greedy: bool = False) -> Any:
         first = self.calls[-1]
-        self.calls.append(first + attempts)
-        said = [self.texts[i % len(self.texts)] for i in range(first, first + attempts)]
-        ones = torch.ones(attempts, dtype=torch.bool)
-        rollouts = Rollouts((), torch.zeros(0), torch.full((attempts,), 10), torch.zeros(0), ones, ~ones)
+        self.calls.append(first + attempts * len(prompts[0]))
+        said = [self.texts[i % len(self.texts)] for i in range(first, self.calls[-1])]
+        ended = torch.tensor([not text.endswith("...") for text in said])
+        rollouts = Rollouts((), torch.zeros(0), torch.full((len(said),), 10), torch.zeros(0), ended, ended & False)
         return SpokenRollouts(said, rollouts)
 
 
 class SpokenRollouts:
     def __init__(self, said: list[str], rollouts: Rollouts) -> None:
         self.said, self.length_B, self.ended_B = said, rollouts.length_B, rollouts.ended_B
+        self.failed_B = rollouts.failed_B
 
     def texts(self, backbone: Any) -> list[str]:
         return self.said
@@ -190,8 +192,48 @@ def test_teacher_samples_end_when_the_time_is_over(monkeypatch: pytest.MonkeyPat
     finding = teacher_finding(examiner_of([GOOD]), teacher_config(), 64)
     assert "4 of 4 samples are problems (0 s were over before 64)" in finding.message
     finding = teacher_finding(examiner_of(["nothing"]), teacher_config(), 64)
-    assert finding.status is Status.WARNING  # four texts are no evidence that the teacher cannot
+    assert finding.status is Status.UNKNOWN  # four texts are no evidence that the teacher cannot
     assert "0 of 4 samples are problems (0 s were over before 64); too few to say" in finding.message
+
+
+def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "TEACHER_SECONDS", -1.0)
+    monkeypatch.setattr(preflight, "STUDENT_SECONDS", -1.0)
+    env = examiner_of([])
+    env.sampler, steps = NativeSampler(env.backbone), list[int]()
+    env.backbone.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    findings = [teacher_finding(env, teacher_config(), 64), student_finding(env, teacher_config(), NUMBERS)]
+    assert [finding.status for finding in findings] == [Status.UNKNOWN] * 2 and steps == []
+    assert preflight.can_work(findings) is None
+    assert preflight.summary(findings).startswith("unknown: too little was seen of teacher and student to say")
+    assert preflight.can_work([*findings, Finding("x", "y", "z")]) is False
+
+
+@pytest.mark.parametrize(
+    ("texts", "cause", "status", "advice"),
+    [
+        (["so it is...", "it is"], "truncation", Status.WARNING, "raise student.sampling.max_tokens"),
+        (["so it is..."], "truncation", Status.FAIL, "raise student.sampling.max_tokens"),
+        (["\\boxed{99}\nQuestion: and now..."], "stop", Status.FAIL, "student.sampling.stop"),
+        (["it is"], "format", Status.FAIL, "try another problems.format"),
+        ([r"\boxed{99}"], "difficulty", Status.OK, ""),
+    ],
+)
+def test_why_rewards_are_0(texts: list[str], cause: str, status: Status, advice: str) -> None:
+    finding = student_finding(examiner_of(texts), teacher_config(), NUMBERS)
+    assert (finding.status, next(iter(finding.facts["causes"]))) == (status, cause)
+    assert finding.message.startswith("0 of 32 attempts are correct, 10 tokens each; ") and advice in finding.advice
+    assert len(finding.details) == 7 and finding.details[0].startswith(f"{cause}: p0, gold '0', read ")
+    fits = "pq and ps beside hard_only" if cause == "difficulty" else f"nothing yet: mend the {cause}"
+    assert finding.details[5].startswith(f"take: {fits}") and " rollouts, " in finding.details[6]
+
+
+def test_the_arm_that_fits_what_is_solved() -> None:
+    takes = [
+        student_finding(examiner_of(texts), teacher_config(), NUMBERS[:1]).details[-2]
+        for texts in ([r"\boxed{0}"], [r"\boxed{0}", r"\boxed{99}", r"\boxed{99}"])
+    ]
+    assert takes[0].startswith("take: harder problems") and takes[1].startswith("take: hard_only (soar student --train")
 
 
 def test_a_teacher_prompt_that_does_not_fit_fails() -> None:
@@ -237,7 +279,7 @@ def test_the_command_says_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(words) == 0
     printed = capsys.readouterr().out.splitlines()
     names = [line.split()[1] for line in printed if line.startswith(("ok", "warning"))]
-    assert names == ["problems", "golds", "model", "tokenizer", "context", "teacher"]
+    assert names == ["problems", "golds", "model", "tokenizer", "context", "student", "teacher"]
     assert printed[-1] == "yes: a run can work"
     assert main([*words, "--json", "--set", "teacher.sampling.max_tokens=500"]) == 1
     report = json.loads(capsys.readouterr().out)

@@ -17,8 +17,9 @@ from helpers import ROOT
 from loop_helpers import TINY
 
 import soar
-from soar.cli import common, main
+from soar.cli import main
 from soar.config import HARMLESS, RECIPES, ClusterConfig, ConfigError, load
+from soar.report.text import summary_lines
 from soar.types import UserError
 
 SETS = [part for override in TINY for part in ("--set", override)]
@@ -223,7 +224,7 @@ def test_the_table_keeps_to_a_terminal() -> None:
         "student_rollouts": 12345,
     }
     summary = {"arms": {"pq": row}, "paired": {}, "promotions": 1, "outer_steps": 2}
-    wide, narrow = (common.summary_lines(summary, width) for width in (None, 80))
+    wide, narrow = (summary_lines(summary, width) for width in (None, 80))
     assert [re.findall(r"pass@\d+", lines[0]) for lines in (wide, narrow)] == [
         ["pass@1", "pass@4", "pass@32"],
         ["pass@1", "pass@32"],

@@ -38,7 +38,9 @@ def test_a_student_on_a_runs_questions(tiny_run: Path, tmp_path: Path, capsys: p
     out = tmp_path / "student"
     arguments = ["student", "--train", f"pq:{tiny_run}", "--steps", "2", "--out", str(out), "--quiet"]
     assert main(arguments) == 0
-    assert "pq " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "pq " in printed and f"adapter: {out / 'arms' / 'pq'}; report" in printed
+    assert (out / "arms" / "pq" / "adapter_config.json").is_file()
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["arms"]) == ["base", "pq"]
     mine, theirs = ({e["arm"]: e["correct"] for e in events(f, "evaluation")} for f in (out, tiny_run))

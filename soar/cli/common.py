@@ -6,11 +6,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Context, Option
 
 from soar.config import RECIPES, Config, ConfigError, flat, load
+from soar.report.text import summary_lines
 from soar.run.interrupts import StopRequest
 
 
@@ -85,36 +86,3 @@ def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: 
         summary = execute(config, out, resume, context.obj, progress, stop)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(summary_lines(summary, width)))
-
-
-def share(row: dict[str, Any], k: int) -> str:
-    """pass@k of an arm with its interval, in 23 columns."""
-    low, high = row["interval_95"][str(k)]
-    return f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]"
-
-
-def summary_lines(summary: dict[str, Any], width: int | None = None) -> list[str]:
-    """The arms of a summary as a small table; the smallest and the largest k alone where `width` has no room for all."""
-    ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
-    if width is not None and 27 + 25 * len(ks) > width:
-        ks = sorted({*ks[:1], *ks[-1:]})
-    lines = [f"{'arm':14s} {'rollouts':>12s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks)]
-    for arm, row in summary["arms"].items():
-        lines.append(f"{arm:14s} {row['student_rollouts']:12,d}  " + "  ".join(share(row, k) for k in ks))
-    for arm, row in summary["arms"].items():
-        if row.get("search_rollouts"):
-            what = "the student it starts from" if arm == "ps_hard" else "its questions"
-            lines.append(f"{arm}: the loop that found {what} took {row['search_rollouts']:,} rollouts more")
-    lines += difference_lines(summary["paired"])
-    lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
-    return lines
-
-
-def difference_lines(paired: dict[str, Any]) -> list[str]:
-    """Differences of pass@k between two policies, at the smallest k."""
-    lines = []
-    for name, by_k in paired.items():
-        k = min(by_k, key=int)
-        low, high = by_k[k]["interval_95"]
-        lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
-    return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import sys
@@ -30,9 +29,8 @@ from soar.files import write_atomic
 from soar.run.interrupts import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from soar.plan.preflight import Finding
     from soar.types import Problem
 
 READING = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
@@ -98,7 +96,9 @@ def _forecast(config: Config, assume: list[str], run: Path | None) -> None:
             raise ConfigError(f"--assume {text}: expected NAME=NUMBER") from error
     assumptions = assumed(config).with_values(values, "given")
     print(json.dumps(config.resolved(), indent=2))
-    print("\n".join([*config.doubts(), *memory_lines(config, assumptions), *forecast(config, assumptions, run).lines()]))
+    print(
+        "\n".join([*config.doubts(), *memory_lines(config, assumptions), *forecast(config, assumptions, run).lines()])
+    )
 
 
 def screen(
@@ -147,21 +147,26 @@ def check(
     model: Model = None,
     problems: Problems = None,
     sets: Sets = None,
+    verifier: Annotated[str | None, Option(help="A built-in one, or file.py:function (problems.verifier).")] = None,
     no_model: Annotated[bool, Option("--no-model", help="Check the problems only.")] = False,
     samples: Annotated[int, Option(help="Teacher samples.")] = 64,
     as_json: AsJson = False,
 ) -> int:
-    """Say in under a minute whether a run can work, without training.
+    """Say in under two minutes whether a run can work, why rewards are 0, and what to do, without training.
+
+    The last line says yes, no or unknown; the exit code of a yes is 0.
 
     examples:
+      soar check --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --verifier rewards.py:grade
       soar check small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl
       soar check --problems hard.jsonl --no-model            the problems only; needs no torch
     """
-    from soar.plan.preflight import can_work, summary
+    from soar.plan.preflight import can_work, check_all, summary
 
-    config = config_of(recipe, model, problems, sets or [], model_named=not no_model)
+    graded = [] if verifier is None else [f"problems.verifier={json.dumps(verifier)}"]
+    config = config_of(recipe, model, problems, [*graded, *(sets or [])], model_named=not no_model)
     findings = []
-    for finding in _findings(config, no_model, samples):
+    for finding in check_all(config, samples, lambda line: print(line, file=sys.stderr), no_model):
         findings.append(finding)
         if not as_json:
             print("\n".join(finding.lines()), flush=True)
@@ -171,26 +176,6 @@ def check(
     else:
         print(summary(findings))
     return 0 if works else 1
-
-
-def _findings(config: Config, no_model: bool, samples: int) -> Iterator[Finding]:
-    from soar.plan.preflight import Finding, can_work, check_domain, check_golds, check_model, check_problems
-
-    finding, problems = check_problems(config)
-    yield finding
-    yield from (Finding("plan", doubt, "raise teacher.steps, or lower promotion.window") for doubt in config.doubts())
-    about = check_domain(config)
-    yield from about
-    if problems and can_work(about):
-        yield check_golds(config, problems)
-    if no_model:
-        return
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        said = f"not checked: {', '.join(missing)} not installed"
-        yield Finding("model", said, warning="pip install 'soar-rl[train]', or give --no-model")
-        return
-    yield from check_model(config, problems, max(1, samples), lambda line: print(line, file=sys.stderr))
 
 
 def init(

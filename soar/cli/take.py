@@ -20,12 +20,11 @@ from soar.cli.common import (
     Workers,
     carry_out,
     config_of,
-    difference_lines,
-    share,
     workers_overrides,
 )  # fmt: skip
 from soar.config import Config, ConfigError, TrainedArm
 from soar.files import write_json
+from soar.report.text import difference_lines, share
 
 Format = Literal["trl", "verl", "verifiers", "jsonl", "peft", "merged"]
 POLICIES = ("student", "teacher", *get_args(TrainedArm))

@@ -6,9 +6,11 @@ are those of the untrained model, so its first outer step will look like them. T
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 
 GOLD_SECONDS = 25.0  # time for gold answers, so that a check of a large file stays under a minute
 GOLD_BATCH = 500
-TEACHER_SECONDS = 30.0  # samples are taken in growing waves until this would be over
+TEACHER_SECONDS, STUDENT_SECONDS = 30.0, 40.0  # samples are taken in growing waves; a wave that lasts longer is dropped
 FIRST_WAVE = 4
+ASKED, ATTEMPTS = 24, 4  # problems that the student is asked, and how often
+SHOWN = 5  # of its completions
 LISTED = 10
 FEWEST = 4  # hard problems that a run needs
 QUESTIONS = 500  # questions that are encoded to look for control tokens
@@ -52,10 +56,21 @@ HINTS = {
 HINT_OF = {reason.value: text for reason, text in HINTS.items()}
 
 
+CAUSES = {
+    "verifier": "the verifier could not decide: see what `soar verify` says of them, or choose another problems.verifier",
+    "stop": "it goes on after its answer, and only the end counts: set student.sampling.stop to what begins its next turn",
+    "truncation": "it is cut off before an answer: raise student.sampling.max_tokens",
+    "format": "it ends without an answer where it is looked for: try another problems.format or an instruction-tuned model",
+    "difficulty": "its answers are read, and wrong",
+}
+"""Why an attempt earned nothing, and what to do."""
+
+
 class Status(str, Enum):
-    """OK; WARNING: a run can work, but worse or dearer than it might; FAIL: it cannot."""
+    """OK; WARNING: a run can work, but worse or dearer than it might; UNKNOWN: there was no time to say; FAIL: it cannot."""
 
     OK = "ok"
+    UNKNOWN = "unknown"
     WARNING = "warning"
     FAIL = "FAIL"
 
@@ -64,7 +79,7 @@ class Status(str, Enum):
 class Finding:
     """One line of the report. fail: what to do where a run cannot work, None where it can; warning: where it could do better.
 
-    details: further lines. facts: its numbers.
+    unknown: whether a run can work was not found out. details: further lines. facts: its numbers.
     """
 
     name: str
@@ -73,9 +88,12 @@ class Finding:
     warning: str = ""
     details: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    unknown: bool = False
 
     @property
     def status(self) -> Status:
+        if self.fail is None and self.unknown:
+            return Status.UNKNOWN
         return Status.FAIL if self.fail is not None else Status.WARNING if self.warning else Status.OK
 
     @property
@@ -95,25 +113,66 @@ class Finding:
         return {**shown, "details": list(self.details), "facts": dict(self.facts)}
 
 
-def can_work(findings: Sequence[Finding]) -> bool:
-    """Whether nothing failed."""
-    return all(finding.fail is None for finding in findings)
+def can_work(findings: Sequence[Finding]) -> bool | None:
+    """Whether nothing failed; None where that was not found out."""
+    if any(finding.fail is not None for finding in findings):
+        return False
+    return None if any(finding.unknown for finding in findings) else True
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The last line: yes or no, and how much there is to mend."""
+    """The last line: yes, no or unknown, and how much there is to mend."""
     count = Counter(finding.status for finding in findings)
     fails, warnings = count[Status.FAIL], count[Status.WARNING]
     noted = f" ({warnings} warning{'s' * (warnings != 1)})" if warnings else ""
     if fails:
         return f"no: {fails} thing{'s' * (fails != 1)} to mend before a run can work{noted}"
+    unknown = [finding.name for finding in findings if finding.unknown]
+    if unknown:
+        return f"unknown: too little was seen of {' and '.join(unknown)} to say whether a run can work{noted}"
     return f"yes: a run can work{noted}"
+
+
+class TimeOver(Exception):
+    """A model call that would have lasted too long."""
+
+
+@contextmanager
+def until(env: RolloutEnv, deadline: float) -> Iterator[None]:
+    """Ends sampling at a time, in the middle of a batch: TimeOver is raised from the next step of the model."""
+
+    def look(*_: object) -> None:
+        if time.monotonic() > deadline:
+            raise TimeOver
+
+    handle = env.backbone.model.get_input_embeddings().register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def failed(name: str, error: Exception) -> Finding:
     """The finding for an error that a user can mend; its message says how."""
     first, *rest = str(error).split("\n")
     return Finding(name, first, fail="", details=tuple(rest))
+
+
+def check_all(config: Config, samples: int, say: Callable[[str], None], no_model: bool = False) -> Iterator[Finding]:
+    """Findings about problems, plan and, unless no_model, the model; say: told before what takes time."""
+    finding, problems = check_problems(config)
+    yield finding
+    yield from (Finding("plan", doubt, "raise teacher.steps, or lower promotion.window") for doubt in config.doubts())
+    about = check_domain(config)
+    yield from about
+    if problems and can_work(about):
+        yield check_golds(config, problems)
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing and not no_model:
+        said = f"not checked: {', '.join(missing)} not installed"
+        yield Finding("model", said, warning="pip install 'soar-rl[train]', or give --no-model")
+    elif not no_model:
+        yield from check_model(config, problems, max(1, samples), say)
 
 
 def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
@@ -217,6 +276,9 @@ def check_model(
             if problems:
                 yield context_finding(env, config, problems)
             yield from _evidence_finding(env, config)
+            if problems:
+                say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
+                yield student_finding(env, config, problems)
             say(f"asking the teacher for {samples} problems")
             yield teacher_finding(env, config, samples)
     except UserError as error:
@@ -276,6 +338,80 @@ def _evidence_finding(env: RolloutEnv, config: Config) -> Iterator[Finding]:
         yield failed("evidence", error)
 
 
+def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
+    """What the model makes of some of the problems: why attempts earn nothing, five of them, and which arm fits."""
+    from soar.plan.forecast import forecast
+
+    sampling, seed = config.student.sampling, seeds.derive(config.seed, "check", "student")
+    fitting = [problem for problem in problems if env.room(problem, sampling)]
+    asked = fitting[:: max(1, len(fitting) // ASKED)][:ASKED]
+    rows, tokens, deadline, wave = list[tuple[str, str]](), 0, time.monotonic() + STUDENT_SECONDS, 2
+    with suppress(TimeOver), until(env, deadline):
+        while len(rows) < len(asked) * ATTEMPTS:
+            first = len(rows) // ATTEMPTS
+            part, wave = asked[first : first + wave], 2 * wave
+            batch = env.rollout(None, [part], ATTEMPTS, [seed], sampling)
+            tokens += batch.tokens
+            texts, ended = batch.rollouts.texts(env.backbone), batch.rollouts.ended_B.tolist()
+            each = [problem for problem in part for _ in range(ATTEMPTS)]
+            for row in zip(each, texts, batch.verdicts, ended, env.verifier.read_answers(texts), strict=True):
+                rows.append(_attempt(*row))
+    causes = Counter(cause for cause, _ in rows)
+    correct, count = causes.pop("", 0), len(rows)
+    facts: dict[str, Any] = {
+        "attempts": count,
+        "correct": correct,
+        "tokens": tokens,
+        "causes": dict(causes.most_common()),
+    }
+    if not rows:
+        why = f"no attempt ended within {STUDENT_SECONDS:.0f} s" if asked else "no problem leaves room for an answer"
+        return Finding("student", why, None, "lower student.sampling.max_tokens, or use a GPU", (), facts, True)
+    message = f"{correct} of {count} attempts are correct, {tokens / count:,.0f} tokens each"
+    message += "".join(f"; {cause} {number}" for cause, number in facts["causes"].items())
+    message += (
+        f" ({STUDENT_SECONDS:.0f} s were over before {ATTEMPTS * len(asked)})" if count < ATTEMPTS * len(asked) else ""
+    )
+    kinds = [[text for name, text in rows if name == cause] for cause in (*facts["causes"], "")]
+    shown = [texts[i] for i in range(SHOWN) for texts in kinds if i < len(texts)][:SHOWN]
+    main = next(iter(facts["causes"]), "difficulty")
+    advice = "" if main == "difficulty" else CAUSES[main]
+    fits = f"nothing yet: mend the {main} and check again" if advice and not correct else _arm(correct / count, config)
+    details = [*shown, f"take: {fits}", f"cost of soar run:{forecast(config).total_line()}"]
+    if main == "stop":
+        ends = sorted(env.backbone.tokenizer.decode([token]) for token in env.backbone.end_ids)
+        advice += f" (end tokens: {', '.join(map(repr, ends))})"
+    hopeless = not correct and advice and count >= ENOUGH and causes[main] > 0.9 * count
+    return Finding("student", message, advice if hopeless else None, advice, tuple(details), facts)
+
+
+def _attempt(problem: Problem, text: str, verdict: Verdict, ended: bool, answer: str | None) -> tuple[str, str]:
+    """Why an attempt earned nothing ("": it is correct), and the attempt in a line."""
+    cause = "" if verdict.solved else "difficulty"
+    if verdict in (Verdict.UNSCORABLE, Verdict.TIMEOUT, Verdict.CRASHED):
+        cause = "verifier"
+    elif cause and not ended:
+        cause = "truncation" if answer is None else "stop"
+    elif cause and answer is None:
+        cause = "format"
+    short = text if len(text) <= 240 else f"{text[:80]} ... {text[-150:]}"
+    read = "no answer" if answer is None else repr(answer[:60])
+    return cause, f"{cause or 'correct'}: {problem.id}, gold {problem.answer[:60]!r}, read {read}: {short!r}"
+
+
+def _arm(rate: float, config: Config) -> str:
+    """What fits problems of which the base model solves this share."""
+    n = config.student.attempts
+    mixed = 1 - rate**n - (1 - rate) ** n
+    if rate > 0.5:
+        return "harder problems: most attempts are correct; soar screen finds those that are never solved"
+    if mixed > 0.5:
+        return f"hard_only (soar student --train hard): {mixed:.0%} of the groups of {n} attempts are right and wrong"
+    return (
+        f"pq and ps beside hard_only (soar run): {1 - mixed:.0%} of the groups of {n} attempts teach plain RL nothing"
+    )
+
+
 def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
     """Share of teacher texts that are problems, what an accepted one costs, and why the others are not."""
     from soar.loop.write import read_pairs, teacher_prompt
@@ -289,7 +425,11 @@ def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
     sampled = tokens = 0
     started, count = time.monotonic(), min(FIRST_WAVE, samples)
     while count > 0:
-        rollouts = env.sampler.sample(None, [[prompt]], count, [[seeds.skip(seed, sampled)]], sampling)
+        try:
+            with until(env, started + TEACHER_SECONDS):
+                rollouts = env.sampler.sample(None, [[prompt]], count, [[seeds.skip(seed, sampled)]], sampling)
+        except TimeOver:
+            break
         tokens += int(rollouts.length_B.sum())
         outcomes = read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist(), None)
         rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
@@ -308,7 +448,7 @@ def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
     teacher = config.teacher
     message = f"{accepted} of {sampled} samples are problems"
     message += f" ({TEACHER_SECONDS:.0f} s were over before {samples})" if sampled < samples else ""
-    details, hint = list[str](), "ask it for texts: --samples"
+    details, hint = list[str](), "too slow here to say: lower teacher.sampling.max_tokens, or use a GPU"
     if facts["rejected"]:
         name = next(iter(facts["rejected"]))  # the most frequent
         details = ["rejected: " + ", ".join(f"{reason} {count}" for reason, count in facts["rejected"].items())]
@@ -318,7 +458,7 @@ def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
         details += ["its last outputs:", *(f"  {text[:300]!r}" for text in last)]
         few = sampled < min(samples, ENOUGH)
         message += "; too few to say whether it can" if few else ""
-        return Finding("teacher", message, None if few else hint, hint, tuple(details), facts)
+        return Finding("teacher", message, None if few else hint, hint, tuple(details), facts, unknown=few)
     pairs = teacher.datasets * teacher.questions
     each, spent = sampled / accepted, tokens / accepted
     facts |= {"samples_per_pair": each, "tokens_per_pair": spent}

@@ -331,3 +331,36 @@ def why_nothing(run: Run) -> list[str]:
             f"{', '.join(still)} never saw a group with right and wrong attempts, so there was nothing to learn from."
         )
     return lines
+
+
+def share(row: Row, k: int) -> str:
+    """pass@k of an arm with its interval, in 23 columns."""
+    low, high = row["interval_95"][str(k)]
+    return f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]"
+
+
+def summary_lines(summary: Row, width: int | None = None) -> list[str]:
+    """The arms of a summary as a small table; the smallest and the largest k alone where `width` has no room for all."""
+    ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
+    if width is not None and 27 + 25 * len(ks) > width:
+        ks = sorted({*ks[:1], *ks[-1:]})
+    lines = [f"{'arm':14s} {'rollouts':>12s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks)]
+    for arm, row in summary["arms"].items():
+        lines.append(f"{arm:14s} {row['student_rollouts']:12,d}  " + "  ".join(share(row, k) for k in ks))
+    for arm, row in summary["arms"].items():
+        if row.get("search_rollouts"):
+            what = "the student it starts from" if arm == "ps_hard" else "its questions"
+            lines.append(f"{arm}: the loop that found {what} took {row['search_rollouts']:,} rollouts more")
+    lines += difference_lines(summary["paired"])
+    lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
+    return lines
+
+
+def difference_lines(paired: Row) -> list[str]:
+    """Differences of pass@k between two policies, at the smallest k."""
+    lines = []
+    for name, by_k in paired.items():
+        k = min(by_k, key=int)
+        low, high = by_k[k]["interval_95"]
+        lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    return lines
