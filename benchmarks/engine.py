@@ -6,8 +6,8 @@ Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
 logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
 `transformers.generate` on the base model; batching: its continuous batching. adapters: the same rows with 1, 4, 16, 64
-adapters. train: tokens a second and MFU (FLOPs of the forward pass and of the gradients with respect to activations, base
-weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's
+adapters. train: tokens a second and MFU (`bench_train`; FLOPs of the forward pass and of the gradients of activations,
+base weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's
 RLOOTrainer on the same work, one student, two steps measured, times 16 x 10, with `generate` and with its continuous
 batching. --profile: where the device's time goes in an update. --toy: tiny shapes, any device, to see that the script
 runs. --seconds: no section begins later. Every section is written to FILE when it ends.
@@ -173,49 +173,83 @@ def bench_adapters(toy: bool) -> list[Row]:
 
 
 def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]:
-    """One RLOO update of 16 policies on rollouts of full length."""
-    policies, rows, length, new = (
-        (4, 16, 12, 8) if toy else (16, 1024, 100, 160) if name == "135m" else (16, 128, 100, 260)
-    )
+    """One RLOO update of 16 policies: prompts with 32 completions each (3b: 8), of full length and of mixed lengths.
+
+    tokens_per_second counts the prompt for every completion, as a trainer that computes it anew does; mfu the FLOPs of
+    what is computed, mfu_per_attempt those of what such a trainer computes.
+    """
+    policies, prompts, attempts, length, new = {"135m": (16, 2, 32, 100, 160), "0.5b": (16, 1, 32, 100, 160),
+                                                "3b": (16, 1, 8, 100, 260)}[name]  # fmt: skip
+    if toy:
+        policies, prompts, attempts, length, new = 4, 2, 2, 12, 8
+    rows = policies * prompts * attempts
     backbone = backbone_of("toy" if toy else name)
-    config, stack = backbone.model.config, random_stack(backbone, policies)
+    stack = random_stack(backbone, policies)
     optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.0))
     generator = torch.Generator().manual_seed(1)
-    rollouts = Rollouts(
-        tuple(tuple(ids) for ids in prompts_of(backbone, 1, rows, length)[0]),
-        torch.randint(5, backbone.vocabulary, (rows, new), generator=generator),
-        torch.full((rows,), new),
-        torch.zeros(rows, new),
-        torch.zeros(rows, dtype=torch.bool),
-        torch.zeros(rows, dtype=torch.bool),
-    )
-    advantage_B = torch.randn(rows, generator=generator)
+    given = prompts_of(backbone, 1, rows // attempts, length)[0]
+    advantage_B, tokens_B_T = torch.randn(rows, generator=generator), torch.randint(5, 400, (rows, new))
+    found = []
+    for lengths in ("full", "mixed"):
+        length_B = torch.randint(new // 8, new + 1, (rows,)) if lengths == "mixed" else torch.full((rows,), new)
+        zeros, no = torch.zeros(rows, new), torch.zeros(rows, dtype=torch.bool)
+        rollouts = Rollouts(
+            tuple(tuple(given[i // attempts]) for i in range(rows)), tokens_B_T, length_B, zeros, no, no
+        )
 
-    def work() -> None:
-        update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new)
+        def work(rollouts: Rollouts = rollouts) -> None:
+            update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new)
 
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    seconds = timed(work, 1, 3)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    kernels = profiled(work)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        seconds = timed(work, 1, 3)
+        peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+        kernels = profiled(work) if lengths == "full" else []
+        once, each = (
+            train_flops(backbone.model.config, policies, length, attempts, length_B, s) for s in (True, False)
+        )
+        tokens = int(length_B.sum()) + rows * length
+        found.append(
+            {
+                "section": f"train-{name}",
+                "what": f"{policies} adapters, {rows} rows, {attempts} a prompt, {length} + {new} tokens, {lengths}",
+                "tokens_per_second": tokens / seconds,
+                "mfu": once / seconds / ceiling[1],
+                "mfu_per_attempt": each / seconds / ceiling[1],
+                "seconds": seconds,
+                "peak_gib": peak,
+                **({"kernels": kernels} if kernels else {}),
+            }
+        )
+    return found
+
+
+def train_flops(
+    config: LlamaConfig, policies: int, length: int, attempts: int, length_B: torch.Tensor, shared: bool
+) -> float:
+    """Forward pass and gradients of the activations; a prompt once for its attempts, or for each."""
     _, per_token = step_bytes_and_flops(config, 1, 0, policies, 16)
-    head = 2 * config.vocab_size * config.hidden_size
-    tokens = rows * (length + new)
-    width = config.num_attention_heads * config.head_dim
-    attention = config.num_hidden_layers * rows * 4 * width * (length + new) ** 2 / 2
-    flops = 2 * (tokens * (per_token - head) + rows * new * head) + 3 * attention
-    return [
-        {
-            "section": f"train-{name}",
-            "what": f"{policies} adapters, {rows} rows x {length + new} tokens",
-            "tokens_per_second": tokens / seconds,
-            "mfu": flops / seconds / ceiling[1],
-            "seconds": seconds,
-            "peak_gib": peak,
-            **({"kernels": kernels} if kernels else {}),
-        }
-    ]
+    head, width = 2 * config.vocab_size * config.hidden_size, config.num_attention_heads * config.head_dim
+    new, prompts = length_B.double(), len(length_B) / (attempts if shared else 1)
+    pairs = prompts * length**2 / 2 + (new**2 / 2 + new * length).sum().item()
+    tokens = new.sum().item() + prompts * length
+    linear = 2 * (tokens * (per_token - head) + new.sum().item() * head)
+    return linear + 3 * config.num_hidden_layers * 4 * width * pairs
+
+
+def summary(rows: list[Row]) -> Row:
+    """The figures by name: updates, the inner loop against TRL's, 64 adapters against one."""
+    found: Row = {}
+    for name in ("135m", "0.5b", "3b"):
+        if row := next((row for row in rows if row["section"] == f"train-{name}"), None):
+            found[f"update_{name}"] = {"tokens_per_s": row["tokens_per_second"], "mfu": row["mfu"]}
+    inner = next((row["seconds"] for row in rows if row["section"] == "inner"), None)
+    trl = [row["seconds"] for row in rows if row["section"] == "trl" and "seconds" in row]
+    if inner and trl:
+        found["inner_vs_trl"] = min(trl) / inner
+    if many := next((row for row in rows if row["what"] == "64 adapters"), None):
+        found["adapters_64_vs_1"] = many["slower_than_1"]
+    return found
 
 
 def bench_inner(toy: bool) -> list[Row]:
@@ -297,13 +331,14 @@ def run_sections(
         if arguments.out:
             kept = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
             kept = [row for row in kept if row["section"] not in {row["section"] for row in rows}]
-            arguments.out.write_text(json.dumps({**head, "rows": kept + rows}, indent=2) + "\n", encoding="utf-8")
+            table = {**head, "summary": summary(kept + rows), "rows": kept + rows}
+            arguments.out.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [
-        "decode-135m", "train-135m", "inner", "trl", "decode-3b", "adapters", "train-3b", "batching",
+        "decode-135m", "train-135m", "train-0.5b", "inner", "trl", "decode-3b", "adapters", "train-3b", "batching",
     ]  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no section begins later than this")
@@ -334,6 +369,7 @@ def main() -> None:
         "decode-3b": lambda: bench_decode("3b", arguments.toy, ceiling, False),
         "adapters": lambda: bench_adapters(arguments.toy),
         "train-135m": lambda: bench_train("135m", arguments.toy, ceiling),
+        "train-0.5b": lambda: bench_train("0.5b", arguments.toy, ceiling),
         "train-3b": lambda: bench_train("3b", arguments.toy, ceiling),
         "inner": lambda: bench_inner(arguments.toy),
         "batching": lambda: bench_batching(arguments.toy),

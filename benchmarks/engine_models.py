@@ -29,6 +29,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 3,
         "head_dim": 64,
     },
+    "0.5b": {
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    },
     "3b": {
         "vocab_size": 128256,
         "hidden_size": 3072,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from helpers import ARCHITECTURES, EOS, random_stack, some_prompts, tiny_backbone
@@ -100,9 +103,18 @@ def test_each_call_uses_its_own_adapters() -> None:
     assert same(plain, growing)
 
 
-def test_a_longer_call_after_a_shorter_one() -> None:
-    """The cache memory grows, and programs made for the old addresses are not used again."""
+def test_a_longer_call_after_a_shorter_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache memory grows, and programs of the old addresses are gone before: their views would keep it in memory."""
     backbone = ending_backbone()
+    real, grown = programs.Storage.renew, []
+    old: list[Any] = []
+
+    def renew(self: programs.Storage, tokens: int) -> None:
+        assert all(program() is None for program in old)
+        grown.append(tokens)
+        real(self, tokens)
+
+    monkeypatch.setattr(programs.Storage, "renew", renew)
     fixed, growing = NativeSampler(backbone, static=True), NativeSampler(backbone, static=False)
     for questions, steps in ((1, 10), (6, 60), (1, 10), (3, 30)):
         prompts, sampling = prompts_of(1, questions), SamplingConfig(max_tokens=steps)
@@ -110,6 +122,8 @@ def test_a_longer_call_after_a_shorter_one() -> None:
         assert same(
             fixed.sample(None, prompts, 3, seeds, sampling), growing.sample(None, prompts, 3, seeds, sampling)
         ), (questions, steps)
+        old = [weakref.ref(program) for program in fixed.decoder.programs.values()]
+    assert len(grown) == 2 and old
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from helpers import (
 )
 from torch import Tensor
 
-from soar.engine import logprobs
+from soar.engine import attention, logprobs
+from soar.engine.attention import Packed
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import Backbone
 from soar.engine.rollouts import Rollouts
@@ -26,7 +27,7 @@ def logprobs_of(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]],
     """Rows in the order of the rollouts."""
     packed = pack(backbone, rollouts, rows_P)
     value_R_T = token_logprobs(backbone, packed, temperature)
-    return value_R_T[torch.tensor(packed.rows).argsort()]
+    return value_R_T[packed.row_R.argsort()]
 
 
 def shared_prompts() -> Rollouts:
@@ -107,3 +108,80 @@ def test_a_model_with_another_head_takes_the_plain_way() -> None:
     assert logprobs._heads[backbone] is None
     wanted_T = plain_logprobs(tiny_model(), rollouts.prompts[0], rollouts.tokens_B_T[0, :1].tolist(), temperature=4.0)
     assert torch.allclose(found_B_T[0, :1], wanted_T.detach(), atol=1e-4)
+
+
+def edges(cu: Tensor) -> list[tuple[int, int]]:
+    return list(zip(cu.tolist(), cu.tolist()[1:], strict=False))
+
+
+def scores_of(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
+    """[heads, Q, K] of one sequence, grouped heads repeated; causal to the lower right, as the flash kernel's."""
+    scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
+    seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril(k.shape[0] - q.shape[0])
+    return scores.masked_fill(~seen, -torch.inf) if causal else scores
+
+
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, dropout: float, causal: bool,
+    debug: bool, *, scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """What torch's kernel gives for sequences end to end: a query without a key is 0, its normaliser inf."""
+    assert all(x.stride(-1) == 1 for x in (q, k, v)) and cu_q.dtype == cu_k.dtype == torch.int32
+    assert (most_q, most_k) == tuple(int(cu.diff().max()) for cu in (cu_q, cu_k))
+    assert (cu_q[-1], cu_k[-1]) == (len(q), len(k))
+    out, norm = torch.zeros_like(q), torch.full((q.shape[1], len(q)), torch.inf)
+    for (a, b), (c, d) in zip(edges(cu_q), edges(cu_k), strict=True):
+        if b > a and d > c:
+            scores = scores_of(q[a:b], k[c:d], causal, scale)
+            out[a:b] = torch.einsum(
+                "hqk,khd->qhd", scores.softmax(-1), v[c:d].repeat_interleave(q.shape[1] // v.shape[1], 1)
+            )
+            norm[:, a:b] = scores.logsumexp(-1)
+    return out, norm, torch.zeros(2), torch.zeros(0), torch.zeros(0)
+
+
+def flash_backward(
+    slope: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, norm: Tensor, cu_q: Tensor, cu_k: Tensor, most_q: int,
+    most_k: int, dropout: float, causal: bool, seed: Tensor, unused: Tensor, *, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients from the result and the normaliser that are given, whatever other keys they have in them."""
+    assert norm.is_contiguous() and norm.shape == (q.shape[1], len(q))
+    assert all(x.stride(-1) == 1 for x in (slope, q, k, v, out))
+    group = q.shape[1] // k.shape[1]
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    for (a, b), (c, d) in zip(edges(cu_q), edges(cu_k), strict=True):
+        if b > a and d > c:
+            wide_k, wide_v = (x[c:d].repeat_interleave(group, 1) for x in (k, v))
+            weight = (scores_of(q[a:b], k[c:d], causal, scale) - norm[:, a:b, None]).exp()
+            inner = torch.einsum("qhd,khd->hqk", slope[a:b], wide_v) - (slope[a:b] * out[a:b]).sum(-1).T[..., None]
+            bent = weight * inner * scale
+            dq[a:b] = torch.einsum("hqk,khd->qhd", bent, wide_k)
+            dk[c:d] = torch.einsum("hqk,qhd->khd", bent, q[a:b]).unflatten(1, (-1, group)).sum(2)
+            dv[c:d] = torch.einsum("hqk,qhd->khd", weight, slope[a:b]).unflatten(1, (-1, group)).sum(2)
+    return dq, dk, dv
+
+
+@pytest.mark.parametrize("policies", [1, 2, 3])
+def test_the_flash_way_is_the_padded_one(policies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's kernel written out: padding behind prompts and completions, an empty completion, grouped heads."""
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_forward)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", flash_backward)
+    prompts = [(0, 0, 3), (0, 3, 4), (1, 0, 9), (2, 0, 9)]
+    completions = [(0, 9, 5), (0, 14, 0), (1, 14, 6), (2, 9, 4), (2, 13, 8), (3, 9, 0)]
+    count = sum(prompt[0] < policies for prompt in prompts)
+    view = Packed((policies, 24), 9, prompts[:count], [c for c in completions if c[0] < count], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(policies, heads, 24, 8, generator=generator) for heads in (4, 2, 2)]
+    slope = torch.randn(policies, 24, 4, 8, generator=generator)
+    live = (view.tables[3].view(policies, 24) != view.tables[3].view(policies, 24)[:, -1:]).float()
+    live[:, 0] = 1.0  # padding is sent to the policy's first place
+    found = []
+    for flash in (True, False):
+        monkeypatch.setattr(attention, "_flash_fits", lambda q, flash=flash: flash)
+        leaves = [state.clone().requires_grad_() for state in states]
+        out = view.attend(*leaves, 0.3, None, None)
+        out.backward(slope * live[..., None, None])
+        found.append([out.detach() * live[..., None, None], *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*found, strict=True):
+        assert other.abs().max() > 0.1
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -191,8 +191,6 @@ def test_weights_in_pickle_format_are_refused(tmp_path: Any) -> None:
 def test_unknown_paths_and_devices_are_errors(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="no such embedded model"):
         load_backbone(ModelConfig(path="builtin:huge", device="cpu"))
-    with pytest.raises(ConfigError, match=r"model\.path = .* cannot be loaded"):
-        load_backbone(ModelConfig(path=str(tmp_path / "nothing"), device="cpu"))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="torch sees no CUDA device"):
             choose_device("cuda:1")

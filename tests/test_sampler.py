@@ -165,7 +165,7 @@ def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
     with torch.no_grad(), backbone.use(stack):
         packed = pack(backbone, rollouts, [list(range(12)), list(range(12, 24))])
         trainer_B_T = token_logprobs(backbone, packed, 0.9)
-    assert packed.rows == list(range(24))  # the attempts of a prompt stand together already
+    assert packed.row_R.tolist() == list(range(24))  # the attempts of a prompt stand together already
     assert trainer_B_T.shape == rollouts.logprob_B_T.shape
     gap_B_T = (trainer_B_T - rollouts.logprob_B_T).abs()
     assert gap_B_T.max() < 1e-4

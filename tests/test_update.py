@@ -1,14 +1,16 @@
-"""One optimizer step of a stack against a plain one-model step written out here."""
+"""One optimizer step of a stack against a plain one-model step written out here, with and without gradient checkpointing."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers import (
+    ARCHITECTURES,
     EOS,
     handmade_rollouts,
     plain_logprobs,
@@ -353,3 +355,59 @@ def test_casting_once_an_update_gives_the_bytes_of_casting_in_every_pass(monkeyp
     assert same_stacks(found[0][0], found[1][0])
     assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
     assert not same_stacks(found[0][0], random_stack(backbone, POLICIES))
+
+
+def recomputed_step(backbone: Backbone) -> AdapterStack:
+    stack = random_stack(backbone, POLICIES)
+    step(backbone, stack, StackOptimizer(stack, OptimizerConfig(kl=0.1)))
+    return stack
+
+
+def calls_of_layers(backbone: Backbone) -> list[int]:
+    """Appended to by every pass of an MLP with gradients."""
+    calls: list[int] = []
+    for i, layer in enumerate(backbone.model.get_decoder().layers):
+        plain = layer.mlp.forward
+
+        def forward(x: Tensor, plain: Any = plain, i: int = i) -> Tensor:
+            if torch.is_grad_enabled():
+                calls.append(i)
+            return plain(x)
+
+        layer.mlp.forward = forward
+    return calls
+
+
+@pytest.mark.parametrize(("name", "adapter"), [*((name, "lora") for name in ARCHITECTURES), ("llama", "full")])
+def test_gradient_checkpointing_gives_the_step_bit_for_bit(name: str, adapter: str) -> None:
+    once, twice = (backbone_of(name, adapter, gradient_checkpointing=way) for way in ("off", "on"))
+    layers = once.model.config.num_hidden_layers
+    counts = [calls_of_layers(backbone) for backbone in (once, twice)]
+    assert same_stacks(recomputed_step(once), recomputed_step(twice))
+    assert (len(counts[0]), len(counts[1])) == (layers, 2 * layers)  # the whole forward pass a second time
+
+
+@pytest.mark.parametrize("way", ["auto", "off"])
+def test_gradient_checkpointing_is_taken_when_the_smallest_piece_does_not_fit(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = backbone_of("llama", gradient_checkpointing=way, micro_batch_tokens=90)
+    real = update_room.token_logprobs
+
+    def short_of_memory(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:
+        if not backbone.recomputing:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(backbone, packed, temperature)
+
+    monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 45)
+    monkeypatch.setattr(update_room, "token_logprobs", short_of_memory)
+    with pytest.warns(UserWarning, match="from here on micro-batches of 45 tokens"):
+        if way == "off":
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                recomputed_step(backbone)
+            return
+        with pytest.warns(UserWarning, match="from here on with gradient checkpointing"):
+            found = recomputed_step(backbone)
+    assert backbone.micro_batch_tokens == 90  # smaller pieces are not needed any more
+    assert same_stacks(found, recomputed_step(backbone_of("llama", micro_batch_tokens=90, gradient_checkpointing="on")))
+    assert not backbone.recompute()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,21 @@ from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
-from soar.engine.vllm import Completion, Request, VllmSampler, open_vllm, rollouts_of
+from soar.engine.vllm import Completion, VllmSampler, open_vllm, rollouts_of
 from soar.report.alarms import LOGPROB_GAP
 
 GREEDY = SamplingConfig(max_tokens=12)
+Row = tuple[list[int], int, int]  # prompt, adapter, seed
 
 
 class NativeEngine:
-    """An `Engine` on the native sampler. log: what it was asked. stale: adapters after the first are taken for it."""
+    """A `VllmEngine` on the native sampler. log: what it was asked. stale: adapters after the first are taken for it."""
 
     def __init__(self, backbone: Backbone, stale: bool = False) -> None:
         self.backbone, self.stale = backbone, stale
         self.adapters: dict[int, AdapterStack] = {}
         self.log: list[tuple[str, int]] = []
-        self.requests: list[Request] = []
+        self.rows: list[Row] = []
 
     def load(self, adapter: int, tensors: dict[str, Tensor], rank: int, alpha: float) -> None:
         assert adapter not in self.adapters
@@ -47,35 +47,32 @@ class NativeEngine:
             del self.adapters[adapter]
         self.log.append(("drop", adapter))
 
-    def generate(self, requests: list[Request]) -> list[Completion]:
-        self.requests += requests
+    def generate(
+        self, rows: list[Row], sampling: SamplingConfig, greedy: bool, end_ids: tuple[int, ...]
+    ) -> list[Completion]:
+        assert set(end_ids) == self.backbone.end_ids and sampling.stop == ()
+        self.rows += rows
         found: dict[int, Completion] = {}
-        for adapter in dict.fromkeys(request.adapter for request in requests):
-            mine = [i for i, request in enumerate(requests) if request.adapter == adapter]
-            first = requests[mine[0]]
-            rollouts = NativeSampler(self.backbone).sample(
-                self.adapters[adapter] if adapter else None,
-                [[list(requests[i].prompt) for i in mine]],
-                1,
-                [[requests[i].seed for i in mine]],
-                first.sampling,
-                first.greedy,
-            )
+        for adapter in dict.fromkeys(adapter for _, adapter, _ in rows):
+            mine = [i for i, row in enumerate(rows) if row[1] == adapter]
+            stack = self.adapters[adapter] if adapter else None
+            prompts, seeds = [[rows[i][0] for i in mine]], [[rows[i][2] for i in mine]]
+            rollouts = NativeSampler(self.backbone).sample(stack, prompts, 1, seeds, sampling, greedy)
             for row, i in enumerate(mine):
                 length = int(rollouts.length_B[row])
                 tokens, logprobs = rollouts.tokens_B_T[row, :length], rollouts.logprob_B_T[row, :length]
                 found[i] = Completion(tokens.tolist(), logprobs.tolist(), bool(rollouts.ended_B[row]))
-        return [found[i] for i in range(len(requests))]
+        return [found[i] for i in range(len(rows))]
 
 
 def pair(slots: int = 4, stale: bool = False) -> tuple[Backbone, NativeEngine, VllmSampler]:
     backbone = tiny_backbone()
     engine = NativeEngine(backbone, stale)
-    return backbone, engine, VllmSampler(backbone, engine, slots)
+    return backbone, engine, VllmSampler(backbone, engine, slots)  # type: ignore[arg-type]
 
 
 def test_stop_strings_end_rows_as_in_the_native_engine() -> None:
-    backbone, engine, sampler = pair()
+    backbone, _, sampler = pair()
     stack, prompts = random_stack(backbone, 2), some_prompts(4, seed=3)
     native = NativeSampler(backbone)
 
@@ -91,7 +88,6 @@ def test_stop_strings_end_rows_as_in_the_native_engine() -> None:
     assert any(text.endswith(stop) for text in found.texts(backbone))
     longest = int(found.length_B.max())
     torch.testing.assert_close(found.logprob_B_T[:, :longest], expected.logprob_B_T[:, :longest])
-    assert all(request.sampling.stop == () for request in engine.requests)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
@@ -107,21 +103,20 @@ def test_greedy_rows_are_those_of_the_native_engine(slots: int) -> None:
     inside = torch.arange(found.tokens_B_T.shape[1])[None] < found.length_B[:, None]
     assert torch.equal(found.tokens_B_T[inside], wanted.tokens_B_T[inside])
     torch.testing.assert_close(found.logprob_B_T, wanted.logprob_B_T, rtol=1e-4, atol=1e-5)
-    assert len({request.adapter for request in engine.requests}) == 3
+    assert len({adapter for _, adapter, _ in engine.rows}) == 3
 
 
 def test_prompts_go_in_as_they_are_and_rows_have_their_own_seeds() -> None:
-    backbone, engine, sampler = pair()
+    _, engine, sampler = pair()
     prompts = some_prompts(2)
     sampler.sample(None, [prompts], 3, [[7, 8]], SamplingConfig(max_tokens=4, temperature=0.5, top_p=0.9))
-    assert [request.prompt for request in engine.requests] == [tuple(ids) for ids in prompts for _ in range(3)]
-    assert len({request.seed for request in engine.requests}) == 6
-    assert all(0 <= request.seed < 2**63 and request.adapter == 0 for request in engine.requests)
-    assert all(set(request.end_ids) == backbone.end_ids for request in engine.requests)
-    alone = list(engine.requests)
-    engine.requests.clear()
+    assert [prompt for prompt, _, _ in engine.rows] == [ids for ids in prompts for _ in range(3)]
+    assert len({seed for _, _, seed in engine.rows}) == 6
+    assert all(0 <= seed < 2**63 and adapter == 0 for _, adapter, seed in engine.rows)
+    alone = list(engine.rows)
+    engine.rows.clear()
     sampler.sample(None, [prompts[1:]], 2, [[8]], SamplingConfig(max_tokens=4))
-    assert [request.seed for request in engine.requests] == [request.seed for request in alone[3:5]]
+    assert [seed for _, _, seed in engine.rows] == [seed for _, _, seed in alone[3:5]]
 
 
 def test_a_changed_adapter_is_loaded_anew_and_changes_the_output() -> None:
@@ -210,4 +205,4 @@ def test_a_whole_run_goes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [kind for kind, _ in engine.log].count("load") >= 4
     (step,) = events(tmp_path / "run", "outer_step")
     assert step["student_last"]["logprob_gap"] < 1e-3
-    assert replace(engine.requests[0], seed=0).adapter == 0  # screening asks the base model
+    assert engine.rows[0][1] == 0  # screening asks the base model

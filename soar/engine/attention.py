@@ -38,6 +38,13 @@ class Window:
     filled_1: Tensor
 
 
+def sent(tensor: Tensor, device: Any) -> Tensor:
+    """The tensor on a device, without waiting for what runs there: the next micro-batch is packed meanwhile."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Packed:
     """Attention of packed tokens: a prompt sees itself, a completion its prompt and itself, all of them causally.
 
@@ -91,7 +98,7 @@ class Packed:
 
         def cumulated(lengths: Any) -> tuple[Tensor, int]:
             ends = np.cumsum([0, *lengths])
-            return torch.tensor(ends, dtype=torch.int32, device=self.device), int(max(lengths))
+            return sent(torch.tensor(ends, dtype=torch.int32), self.device), int(max(lengths))
 
         every = cumulated(np.diff(np.unique([*edges, P * n])).tolist())
         return *every, cumulated(behind), cumulated(before)
@@ -115,14 +122,14 @@ class Packed:
         first_P = np.searchsorted(self.prompts[:, 0], np.arange(P)) * prompt_U_S.shape[1]
         back = np.where(unused, first_P[np.arange(P * n) // n], back)
         tables = (prompt_U_S, row_R_T, np.array(of_R), back)
-        return tuple(torch.from_numpy(np.ascontiguousarray(table)).to(self.device) for table in tables)  # type: ignore[return-value]
+        return tuple(sent(torch.from_numpy(np.ascontiguousarray(table)), self.device) for table in tables)  # type: ignore[return-value]
 
     def _padded(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
     ) -> Tensor:
         """Every sequence as a row of its own, beside the keys and values of its prompt."""
         prompt_U_S, row_R_T, of_R, back = self.tables
-        length_U = torch.from_numpy(self.prompts[:, 2]).to(self.device)
+        length_U = torch.tensor(self.prompts[:, 2], device=self.device)
         D = q.shape[-1]
 
         def rows(x: Tensor, places: Tensor) -> Tensor:  # embedding: its gradient adds in the order of the places
@@ -213,7 +220,8 @@ class _Flash(torch.autograd.Function):
         )
         slope_C, q_C, out_C = (x.view(P, n, heads, D)[:, S:].reshape(-1, heads, D) for x in (slope, q, out))
         key, value = (x.view(P, n, -1, D)[:, :S].reshape(-1, x.shape[1], D) for x in (k, v))
-        norm_C = norm.view(heads, P, n)[:, :, S:].reshape(heads, -1)
+        # The kernel reads the normalisers as contiguous, which the reshape of a part is not when there is one policy.
+        norm_C = norm.view(heads, P, n)[:, :, S:].reshape(heads, -1).contiguous()
         ends = (behind, before, most_behind, most_before)
         dq_C, dk_S, dv_S = torch.ops.aten._flash_attention_backward(
             slope_C, q_C, key, value, out_C, norm_C, *ends, 0.0, False, *rest, scale=scale

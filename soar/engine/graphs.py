@@ -54,15 +54,12 @@ class Storage:
         """Memory for the graphs to come. torch ends a pool with its last graph, and cannot capture into it again."""
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
-    def reserve(self, tokens: int) -> bool:
-        """Make room for rows * places cached tokens; True when the addresses changed."""
-        if tokens <= self.tokens:
-            return False
+    def renew(self, tokens: int) -> None:
+        """Room for rows * places cached tokens, at new addresses; nobody may hold a view of the old ones."""
         self.flat.clear()  # before the new memory is asked for
         for heads, width in self.sizes:
             self.flat.append(torch.zeros(tokens * heads * width, dtype=self.dtype, device=self.device))
         self.tokens = tokens
-        return True
 
     def view(self, rows: int, places: int) -> list[Tensor]:
         """Keys and values [rows, heads, places, width] of every layer, one after another."""
@@ -228,6 +225,13 @@ class StaticDecoder:
         torch._foreach_copy_([held.tensors[n] for n in names], [stack.tensors[n].detach() for n in names])
         return held
 
+    def reserve(self, tokens: int) -> None:
+        """Room for rows * places cached tokens. Programs go first: their views would keep the old memory beside the new."""
+        assert self.storage is not None
+        if tokens > self.storage.tokens:
+            self.programs.clear()
+            self.storage.renew(tokens)
+
     def program(self, shape: Shape, stack: AdapterStack | None) -> Program:
         """The program of a shape, made when it is new; the least recently used ones are dropped."""
         assert self.storage is not None
@@ -258,8 +262,7 @@ class SlotBatch(Batch):
         if decoder.storage is None:
             sizes = [(x.shape[1], x.shape[3]) for layer in cache.layers for x in (layer.keys, layer.values)]
             decoder.storage = Storage(sizes, cache.layers[0].keys.dtype, device)
-        if decoder.storage.reserve(shape.rows * shape.places):
-            decoder.programs.clear()
+        decoder.reserve(shape.rows * shape.places)
         program = self.program = decoder.program(shape, self.stack)
         width, each = shape.rows // self.policies, self.rows // self.policies
         slot_R = torch.arange(shape.rows, device=device)

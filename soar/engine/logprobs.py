@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from soar.engine import kernels
-from soar.engine.attention import Packed, seeing
+from soar.engine.attention import Packed, seeing, sent
 from soar.engine.policy import Backbone
 from soar.engine.rollouts import Rollouts
 
@@ -112,19 +112,21 @@ def _plain_head(backbone: Backbone) -> _Head | None:
 class Pack:
     """Rows of a micro-batch without padding: each policy's prompts, every one once, and then its completions.
 
-    rows: their numbers in the rollouts, policy-major. ids_P_n, position_P_n: tokens as they go through the model; the last
+    row_R: their numbers in the rollouts, policy-major. ids_P_n, position_P_n: tokens as they go through the model; the last
     token of a completion predicts nothing and is left out. view: who sees whom. mask_R_T: where a row has a token. For the
     N such tokens, row after row: target_N, and place_N in [P * n], whose output predicts it.
+    sampled_R_T: the sampler's log-probabilities. All on the device.
     With rows apart there is a line for each row in place of one for each policy, and no view.
     """
 
-    rows: list[int]
+    row_R: Tensor
     ids_P_n: Tensor
     position_P_n: Tensor
     view: Packed | None
     mask_R_T: Tensor
     target_N: Tensor
     place_N: Tensor
+    sampled_R_T: Tensor
 
 
 def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
@@ -145,7 +147,7 @@ def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pac
     prompts: list[tuple[int, int, int]] = []
     completions: list[tuple[int, int, int]] = []
     order: list[int] = []
-    places: list[int] = []
+    places: list[np.ndarray] = []
     for p, rows_U in enumerate(rows_P_U):
         first, behind = 0, split
         for prompt, rows in rows_U.items():
@@ -156,7 +158,8 @@ def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pac
                 here = slice(behind, behind + inner)
                 ids_P_n[p, here], position_P_n[p, here] = tokens_B_T[row, :inner], np.arange(start, start + inner)
                 completions.append((len(prompts), behind, inner))
-                places += [p * n + first + start - 1, *range(p * n + behind, p * n + behind + inner)]
+                places.append(np.arange(p * n + behind - 1, p * n + behind + inner))
+                places[-1][0] = p * n + first + start - 1
                 behind += inner
             order += rows
             prompts.append((p, first, start))
@@ -171,12 +174,12 @@ def rows_apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) 
     order = [row for rows in rows_P for row in rows]
     n = max(len(rollouts.prompts[row]) + length_B[row] - 1 for row in order)
     ids = np.full((len(rows_P) * most, n), backbone.pad_id, dtype=np.int64)
-    places: list[int] = []
+    places: list[np.ndarray] = []
     for p, rows in enumerate(rows_P):
         for line, row in enumerate(rows, start=p * most):
             start, inner = len(rollouts.prompts[row]), length_B[row] - 1
             ids[line, : start + inner] = [*rollouts.prompts[row], *rollouts.tokens_B_T[row, :inner].tolist()]
-            places += range(line * n + start - 1, line * n + start + inner)
+            places.append(np.arange(line * n + start - 1, line * n + start + inner))
     position = np.broadcast_to(np.arange(n), ids.shape).copy()
     return _pack(rollouts, order, ids, position, places, None, backbone.device)
 
@@ -186,15 +189,25 @@ def _pack(
     order: list[int],
     ids: np.ndarray,
     position: np.ndarray,
-    places: list[int],
+    places: list[np.ndarray],
     view: Packed | None,
     device: torch.device,
 ) -> Pack:
-    T = int(rollouts.length_B[order].max())
-    mask_R_T = torch.arange(T)[None] < rollouts.length_B[order][:, None]
-    target_N = rollouts.tokens_B_T[order][:, :T][mask_R_T]
-    ids_P_n, position_P_n, place_N = (torch.as_tensor(x).to(device) for x in (ids, position, places))
-    return Pack(order, ids_P_n, position_P_n, view, mask_R_T.to(device), target_N.to(device), place_N)
+    row_R = torch.tensor(order)
+    length_R = rollouts.length_B[row_R]
+    T = int(length_R.max())
+    mask_R_T = torch.arange(T)[None] < length_R[:, None]
+    target_N, sampled_R_T = rollouts.tokens_B_T[row_R, :T][mask_R_T], rollouts.logprob_B_T[row_R, :T]
+    return Pack(
+        sent(row_R, device),
+        sent(torch.from_numpy(ids), device),
+        sent(torch.from_numpy(position), device),
+        view,
+        sent(mask_R_T, device),
+        sent(target_N, device),
+        sent(torch.from_numpy(np.concatenate(places)), device),
+        sent(sampled_R_T, device),
+    )
 
 
 def token_logprobs(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:

@@ -27,6 +27,7 @@ from soar.engine.rollouts import Batch, Rollouts, check_prompts, draw, join, liv
 
 MAX_ROWS, MAX_ROWS_GPU = 2048, 8192
 CACHE_BYTES = 2 << 30  # on a CPU
+CALL_SLOTS = 256  # so many slots more cost about as much as another batch
 MEMORY_SHARE = 0.7  # of a GPU's free memory, for cache and logits
 
 
@@ -109,13 +110,18 @@ class NativeSampler:
         return join([part.select(list(range(p * n, (p + 1) * n))) for p in range(P) for part, n in each])
 
     def prompts_per_call(self, policies: int, questions: int, attempts: int, positions: int) -> int:
-        """Prompts per policy in one batch; the batches of one call are of like size."""
-        if self.static:
-            positions = -(-positions // PLACE_STEP) * PLACE_STEP
-        most = max(1, self.rows_per_call(positions) // (policies * attempts))
-        while self.static and most > 1 and policies * slots_for(most * attempts) > self.rows_per_call(positions):
-            most -= 1
-        return -(-questions // -(-questions // most))
+        """Prompts per policy in one batch: of like size over a growing cache, with few empty slots at fixed addresses."""
+        if not self.static:
+            most = max(1, self.rows_per_call(positions) // (policies * attempts))
+            return -(-questions // -(-questions // most))
+        limit = self.rows_per_call(-(-positions // PLACE_STEP) * PLACE_STEP)
+        sizes = [n for n in range(questions, 0, -1) if policies * slots_for(n * attempts) <= limit]
+
+        def cost(size: int) -> int:
+            counts = [size] * (questions // size) + ([questions % size] if questions % size else [])
+            return sum(policies * slots_for(n * attempts) + CALL_SLOTS for n in counts)
+
+        return min(sizes, key=cost, default=1)
 
     def release(self) -> None:
         """Give back the memory that is kept between calls."""

@@ -114,9 +114,10 @@ def _accumulate(
     """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
     config, device = optimizer.config, backbone.device
     sums_3_B = torch.zeros(3, rollouts.rows, device=device)
+    advantage_B = advantage_B.to(device)
     optimizer.zero()
     cast = _Cast(backbone, stack)
-    for rows_P in batches:
+    for rows_P in batches:  # nothing in here waits for the device
         packed = pack(backbone, rollouts, rows_P)
         with backbone.use(cast.stack):
             logprob_R_T = token_logprobs(backbone, packed, temperature)
@@ -124,16 +125,14 @@ def _accumulate(
         if config.kl > 0.0:
             with torch.no_grad(), backbone.use(None):
                 reference_R_T = token_logprobs(backbone, packed, temperature)
-        mask_R_T = packed.mask_R_T.float()
-        advantage_R = advantage_B[packed.rows].to(device)
-        policy_loss(logprob_R_T, mask_R_T, advantage_R, normaliser, reference_R_T, config.kl).sum().backward()
+        mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
+        policy_loss(logprob_R_T, mask_R_T, advantage_B[row_R], normaliser, reference_R_T, config.kl).sum().backward()
         cast.collect()
         with torch.no_grad():
-            sampled_R_T = rollouts.logprob_B_T[packed.rows, : mask_R_T.shape[1]].to(device)
-            sums_3_B[0, packed.rows] = ((logprob_R_T - sampled_R_T).abs() * mask_R_T).sum(1)
+            sums_3_B[0, row_R] = ((logprob_R_T - packed.sampled_R_T).abs() * mask_R_T).sum(1)
             if reference_R_T is not None:
-                sums_3_B[1, packed.rows] = k3(logprob_R_T * mask_R_T, reference_R_T * mask_R_T).sum(1)
-            sums_3_B[2, packed.rows] = mask_R_T.sum(1)
+                sums_3_B[1, row_R] = k3(logprob_R_T * mask_R_T, reference_R_T * mask_R_T).sum(1)
+            sums_3_B[2, row_R] = mask_R_T.sum(1)
     return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
 

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,18 +30,6 @@ PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
 
 
 @dataclass(frozen=True)
-class Request:
-    """One completion to draw. adapter: id of a loaded adapter, 0 for the base model. seed: of this row alone."""
-
-    prompt: tuple[int, ...]
-    adapter: int
-    seed: int
-    sampling: SamplingConfig
-    greedy: bool
-    end_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Completion:
     """tokens with the end token, logprobs one a token, ended: by an end token and not by the budget."""
 
@@ -50,26 +38,13 @@ class Completion:
     ended: bool
 
 
-class Engine(Protocol):
-    """What the sampler asks of vLLM; the tests have another one."""
-
-    def load(self, adapter: int, tensors: dict[str, Tensor], rank: int, alpha: float) -> None:
-        """Take an adapter under a new id. tensors: PEFT names -> A [rank, in], B [out, rank]."""
-
-    def drop(self, adapter: int) -> None:
-        """Forget an adapter."""
-
-    def generate(self, requests: list[Request]) -> list[Completion]:
-        """Completions in the order of the requests."""
-
-
 class VllmSampler:
     """Draws completions for a population; `sampler.NativeSampler.sample` documents the arguments.
 
     slots: adapters that the engine holds at once. A population of more is sampled in parts.
     """
 
-    def __init__(self, backbone: Backbone, engine: Engine, slots: int, context: int | None = None) -> None:
+    def __init__(self, backbone: Backbone, engine: VllmEngine, slots: int, context: int | None = None) -> None:
         self.backbone, self.engine, self.slots = backbone, engine, slots
         self.context = min(backbone.context, context or backbone.context)
         self.loaded: dict[str, int] = {}  # digest -> adapter id, the least recently used first
@@ -94,15 +69,15 @@ class VllmSampler:
             for first in range(0, len(prompts_P_Q), self.slots):
                 part = range(first, min(len(prompts_P_Q), first + self.slots))
                 adapters = [0] * len(part) if stack is None else self._adapters(stack, part)
-                requests = [
-                    Request(tuple(prompt), adapter, int(row_seed) & ((1 << 63) - 1), endless, greedy, ends)
+                rows = [
+                    (prompt, adapter, int(row_seed) & ((1 << 63) - 1))
                     for p, adapter in zip(part, adapters, strict=True)
                     for prompt, seed in zip(prompts_P_Q[p], seed_P_Q[p], strict=True)
                     for row_seed in seeds.row_seeds(seed, attempts)
                 ]
-                completions += self.engine.generate(requests)
-        rows = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
-        rollouts = rollouts_of(rows, completions, self.backbone.pad_id)
+                completions += self.engine.generate(rows, endless, greedy, ends)
+        repeated = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
+        rollouts = rollouts_of(repeated, completions, self.backbone.pad_id)
         return cut_at_stops(rollouts, StopStrings(self.backbone, sampling.stop)) if sampling.stop else rollouts
 
     def release(self) -> None:
@@ -206,27 +181,29 @@ class VllmEngine:
         """From every worker."""
         self.llm.collective_rpc("soar_drop", args=(adapter,))
 
-    def generate(self, requests: list[Request]) -> list[Completion]:
-        """All requests in one call; vLLM batches them as they come."""
+    def generate(
+        self, rows: list[tuple[list[int], int, int]], sampling: SamplingConfig, greedy: bool, end_ids: tuple[int, ...]
+    ) -> list[Completion]:
+        """One completion a row, all in one call; vLLM batches them as they come.
+
+        rows: prompt, id of a loaded adapter (0: the base model), and the seed of this row alone.
+        """
         from vllm.lora.request import LoRARequest
 
-        prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
-        adapters = [
-            LoRARequest(f"soar-{request.adapter}", request.adapter, "in memory") if request.adapter else None
-            for request in requests
-        ]
+        prompts = [{"prompt_token_ids": list(prompt)} for prompt, _, _ in rows]
+        adapters = [LoRARequest(f"soar-{i}", i, "in memory") if i else None for _, i, _ in rows]
         parameters = [
             self.vllm.SamplingParams(
-                temperature=0.0 if request.greedy else request.sampling.temperature,
-                top_p=1.0 if request.greedy else request.sampling.top_p,
-                max_tokens=request.sampling.max_tokens,
-                seed=request.seed,
-                stop_token_ids=list(request.end_ids),
+                temperature=0.0 if greedy else sampling.temperature,
+                top_p=1.0 if greedy else sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=seed,
+                stop_token_ids=list(end_ids),
                 ignore_eos=True,  # the end tokens are those of stop_token_ids, as in the native engine
                 logprobs=0,
                 detokenize=False,
             )
-            for request in requests
+            for _, _, seed in rows
         ]
         completions = []
         for output in self.llm.generate(prompts, parameters, lora_request=adapters, use_tqdm=False):

@@ -256,7 +256,7 @@ def mean_probability(
         packed = pack(backbone, asked, rows_P)
         with torch.no_grad(), backbone.use(stack):
             share_R_T = token_logprobs(backbone, packed, temperature).exp().cpu()
-        for row, share_T in zip(packed.rows, share_R_T, strict=True):
+        for row, share_T in zip(packed.row_R.tolist(), share_R_T, strict=True):
             end = len(written[row])
             result_B[row] = share_T[end - answer_B[row] : end].mean()
     return result_B

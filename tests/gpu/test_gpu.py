@@ -10,6 +10,7 @@ from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some
 
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels
+from soar.engine.attention import Packed
 from soar.engine.load import fuse
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
@@ -116,6 +117,29 @@ def test_attention_kernel(dtype: torch.dtype, width: int) -> None:
         weight = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
         wanted = (weight @ value.float().repeat_interleave(H // K, 1)).transpose(1, 2)
         assert (found.float() - wanted).abs().max() < (1e-4 if dtype is torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("policies", [1, 3])
+def test_flash_attention_of_packed_rows_is_the_padded_one(policies: int) -> None:
+    """Values and gradients in bfloat16, with padding behind prompts and completions, and empty completions."""
+    torch.manual_seed(0)
+    prompts, split = [(0, 0, 20), (0, 20, 33), (1, 0, 60), (2, 0, 60)], 60
+    completions = [(0, 60, 9), (0, 69, 0), (0, 69, 30), (1, 99, 50), (2, 60, 40), (2, 100, 60), (3, 60, 0)]
+    count = sum(prompt[0] < policies for prompt in prompts)
+    completions = [completion for completion in completions if completion[0] < count]
+    view = Packed((policies, 160), split, prompts[:count], completions, "cuda")
+    states = [torch.randn(policies, heads, 160, 64, device="cuda", dtype=torch.bfloat16) for heads in (6, 2, 2)]
+    live = torch.ones(policies, 160, 1, 1, device="cuda", dtype=torch.bfloat16)
+    live[0, 53:60] = live[0, 149:] = live[2:, 60:] = 0
+    slope = torch.randn(policies, 160, 6, 64, device="cuda", dtype=torch.bfloat16) * live
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = (state.to(dtype).requires_grad_() for state in (s.clone() for s in states))
+        out = view.attend(q, k, v, 0.125, None, None)
+        out.backward(slope.to(dtype))
+        found.append([(out * live).detach(), *(x.grad for x in (q, k, v))])
+    for flash, padded in zip(*found, strict=True):
+        assert (flash.float() - padded).abs().max() < 0.02 * padded.abs().max()
 
 
 def test_draw_kernel_follows_the_distribution() -> None:
