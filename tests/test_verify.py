@@ -178,7 +178,7 @@ def test_exact_compares_text_up_to_whitespace() -> None:
 def test_answers_are_compared_as_mathematics(pool: VerifierPool) -> None:
     rows = [line.split("\t") for line in (HERE / "answers.tsv").read_text().splitlines()]
     answers, golds = [row[0] for row in rows], [row[1] for row in rows]
-    assert len(rows) > 400
+    assert len(rows) > 800
     meaning = {"1": CORRECT, "0": WRONG, "-": Verdict.UNSCORABLE}
     verdicts = pool.check_answers(answers, golds)
     assert [row for row, verdict in zip(rows, verdicts, strict=True) if verdict is not meaning[row[2]]] == []

@@ -218,7 +218,7 @@ def mark_up(answer: str) -> str:
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return answer
-    text = spell_unicode(answer).strip()
+    text = " ".join(spell_unicode(answer).split())  # the patterns are quadratic in runs of white space
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
     return text.strip()

@@ -40,12 +40,13 @@ TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", 
 """Names that are commands without their backslash too."""
 OPEN, CLOSING = ("(", "[", "{", "\\{", "<("), (")", "]", "}", "\\}", ")>")
 TOKEN = (
-    r"(?P<space>\s+)|(?P<num>\d*\.\d*(?:\\overline\s*\{{\d+\}}|\\dot\s*\{{?\d\}}?|\(\d+\))"
+    r"(?P<space>\s+)|(?P<num>\d*\.\d*(?:\\(?:overline|bar)\s*\{{\d+\}}|\\dot\s*\{{?\d\}}?|\(\d+\))"
     r"|(?:[1-9]\d{{0,2}}(?:(?:{gap})\d{{3}})+(?![\d]|,\d)|\d+)(?:\.\d+|\.(?![\d.]))?(?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?|\.\d+)"
     r"|\\(?P<cmd>[a-zA-Z]+|.)|(?P<word>[A-Za-z]+)|(?P<op>\*\*|!=|<=|>=|.)"
 )
 TOP, INSIDE = (re.compile(TOKEN.format(gap=gap), re.DOTALL | re.ASCII) for gap in (r",|\{,\}|_| ", r"\{,\}| "))
-PERIODIC = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{|\\dot\s*\{?|\()(\d+)[)}]?")
+PERIODIC = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{|\\dot\s*\{?|\()(\d+)[)}]?")
+GIVEN_NAME = re.compile("[A-Z][aeiou][a-z]|[AEIOU][a-z]{2}")
 WHOLE_FRACTION = re.compile(r"frac(?:\d\d|\{\d+\}\d|\{\d+\}\{\d+\}|\d\{\d+\})")
 TEXT_MARKS = {"\x01": True, "\x02": False}
 
@@ -104,7 +105,7 @@ def _tokens(kind: str, piece: str, known: bool) -> Iterable[Token]:
     if known and piece.casefold() != "infinity":
         return [Token("word", piece)]
     name = next((name for name in TYPED if piece.endswith(name) and len(piece) <= len(name) + (name != "inf")), None)
-    if name is None and len(piece) >= 4 and piece.casefold() != "infinity":
+    if name is None and (len(piece) >= 4 or GIVEN_NAME.fullmatch(piece)) and piece.casefold() != "infinity":
         return [Token("word", piece)]
     name = "infinity" if piece.casefold() == "infinity" else name
     letters = piece[: len(piece) - len(name)] if name else piece
@@ -288,7 +289,7 @@ class Parser:
     def function(self, name: str) -> Node:
         base: Node = ("num", Fraction(10), 0)
         if name == "log" and self.take("_"):
-            base = self.argument()
+            base = self.primary() if self.peek(1).is_a("(") else self.argument()
         exponent = self.exponent() if self.take("^") else None
         if self.peek().is_a("(", "{", "["):
             value = self.postfix()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from soar.problems.answers import LEXICON, mark_up
@@ -26,6 +26,7 @@ from soar.problems.formulas import (
     close,
     evaluate,
     read_numeral,
+    real,
     tokenize,
     variables,
 )
@@ -52,11 +53,12 @@ PERCENT, COUNTED, MEANING, LEAD, SHORT, SILENT, SYMBOLIC = (
 )
 SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
 BASE = re.compile(
-    r"\{?\(?(?=[A-Z]{0,60}\d)([0-9A-Z]{1,60}(?:\.[0-9A-Z]{1,60})?)\)?\}?\s*(?:_|\(?\s*base\s)\s*"
+    r"\{?\(?(?=[A-Z]{0,60}\d|[A-F]{2,9}\s*_\s*\{?\s*1[1-6])([0-9A-Z]{1,60}(?:\.[0-9A-Z]{1,60})?)\)?\}?\s*(?:_|\(?\s*base\s)\s*"
     r"\{?\s*(\d{1,2}|[a-z]+)\s*[})]?\)?"
 )
 PLAIN = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
 CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
+LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
 
 
@@ -185,29 +187,22 @@ def _split(tokens: Sequence[Token], at: Callable[[Token], bool]) -> tuple[list[l
     """The pieces between the top-level tokens that `at` names, and those tokens. Raises Unreadable for odd brackets."""
     if not any(map(at, tokens)):
         return [list(tokens)], []
-    pieces, cuts, depth = [list[Token]()], list[Token](), 0
-    for token in tokens:
-        depth += _depth(token)
-        if depth < 0:
-            raise Unreadable("brackets")
+    pieces, cuts, depths = [list[Token]()], list[Token](), list(accumulate(map(_depth, tokens)))
+    if min(depths) < 0 or depths[-1]:
+        raise Unreadable("brackets")
+    for token, depth in zip(tokens, depths, strict=True):
         if depth == 0 and at(token):
             pieces.append([])
             cuts.append(token)
         else:
             pieces[-1].append(token)
-    if depth:
-        raise Unreadable("brackets")
     return pieces, cuts
 
 
 def _closes(tokens: Sequence[Token]) -> bool:
     """Whether the last token closes the bracket that the first one opens."""
-    depth = 0
-    for place, token in enumerate(tokens):
-        depth += _depth(token)
-        if depth == 0:
-            return place == len(tokens) - 1
-    return False
+    depths = list(accumulate(map(_depth, tokens)))
+    return bool(depths) and depths[-1] == 0 and 0 not in depths[:-1]
 
 
 def _is(*texts: str) -> Callable[[Token], bool]:
@@ -220,11 +215,12 @@ def _joins(token: Token) -> bool:
 
 def _trim(tokens: list[Token]) -> list[Token]:
     """Without words and signs that may stand before an answer, without punctuation behind it, without braces around it."""
-    while tokens and tokens[-1].is_a(".", ",", ";", ":", "\n", "*"):
+    while tokens and tokens[-1].is_a(".", ",", ";", ":", "\n"):
         tokens = tokens[:-1]
     first = next((i for i, t in enumerate(tokens) if not (t.kind == "word" and t.text.casefold() in LEAD)), len(tokens))
     first = first if first < len(tokens) else 0
-    first += next((i for i, t in enumerate(tokens[first:]) if not t.is_a("=", "approx", ":", "\n", ",", "&")), 0)
+    marks = (*LEADING, ".") if first else LEADING
+    first += next((i for i, t in enumerate(tokens[first:]) if not t.is_a(*marks)), 0)
     if first:
         return _trim(tokens[first:])
     return _trim(tokens[1:-1]) if len(tokens) > 2 and tokens[0].is_a("{") and _closes(tokens) else tokens
@@ -238,7 +234,14 @@ def _read(tokens: list[Token]) -> Reading:
     if len(pieces) == 1:
         return _read_part(pieces[0])
     words = {cut.text.casefold() for cut in cuts} & {"and", "or"}
-    return _join([_read_part(_trim(piece)) for piece in pieces], "or" if "or" in words else "and" if words else ",")
+    return _join([_read_or_keep(piece) for piece in pieces], "or" if "or" in words else "and" if words else ",")
+
+
+def _read_or_keep(tokens: list[Token]) -> Reading:
+    try:
+        return _read_part(_trim(tokens))
+    except Unreadable as error:
+        return _words(tokens, "too large" in str(error))
 
 
 def _join(parts: list[Reading], joiner: str) -> Reading:
@@ -312,6 +315,11 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
     if not rounded and any(not close(a.values[0], constant[-1].values[0]) for a in constant[:-1]):
         raise Unreadable("the sides differ")
     value = constant[0] if rounded else sides[-1]
+    if (
+        rounded
+        and abs(real(constant[0].values[0]) - real(constant[-1].values[0])) > abs(real(constant[0].values[0])) / 100
+    ):
+        raise Unreadable("not about the same")
     if named:
         return Named(named[0], value, named[1])
     if len(constant) == len(sides):
@@ -371,8 +379,9 @@ def _read_value(tokens: list[Token]) -> Reading:
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
-        rows = [row for row in _split(tokens[1:-1], _is("\n"))[0] if row]
-        return Row("matrix", tuple(Row("&", tuple(map(_scalar, _split(row, _is("&"))[0]))) for row in rows))
+        lines = [_split(line, _is("&"))[0] for line in _split(tokens[1:-1], _is("\n"))[0] if line]
+        rows = tuple(Row("&", tuple(map(_scalar, line))) for line in lines)
+        return rows[0].parts[0] if len(rows) == len(rows[0].parts) == 1 else Row("matrix", rows)
     if _closes(tokens) and tokens[0].is_a("(", "[", "<(", "\\{"):
         return _bracket(tokens[0].text + tokens[-1].text, tokens[1:-1])
     return _scalar(tokens)
@@ -460,7 +469,7 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
     """Unit, scale (`million`) and per cent sign in what stands behind a value. Raises Unreadable for anything else."""
     words = list[str]()
     for token in tokens:
-        if token.kind not in ("word", "var", "num") and not token.is_a(*"^/.()*{},-"):
+        if token.kind not in ("word", "var", "num") and not token.is_a(*"^/.()*{},-", *(["'"] if words else [])):
             raise Unreadable("more than words behind a value")
         word = token.text.casefold() if len(token.text) > 1 else token.text
         words += COMPOUND.get(word, word.replace("metre", "meter").replace("litre", "liter")).split()

@@ -31,7 +31,7 @@ def equal(a: Reading, b: Reading) -> bool | None:
     if isinstance(a, Words) or isinstance(b, Words):
         return _equal_words(a, b)
     for x, y in ((a, b), (b, a)):
-        if isinstance(x, Pile) and len(x.parts) == 1 and not isinstance(y, Pile):
+        if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:
             return equal(x.parts[0], y)
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
@@ -62,6 +62,8 @@ def _equal_words(a: Reading, b: Reading) -> bool | None:
 def _equal_scalars(a: Scalar, b: Scalar) -> bool | None:
     a, b = (x.product if x.product and y.names and not y.unit else x for x, y in ((a, b), (b, a)))
     factor = Fraction(1)
+    if (a.percent and b.unit) or (b.percent and a.unit):
+        return False
     if a.unit and b.unit:
         if (a.unit.label, a.unit.powers) != (b.unit.label, b.unit.powers):
             return False
@@ -184,7 +186,7 @@ def _equal_regions(a: Reading, b: Reading) -> bool | None:
     for k in range(2 if any(end.names for region in regions for end in region.ends) else 1):
         ends = [[end.values[k % len(end.values)] for end in region.ends] for region in regions]
         if any(end is None or _is_complex(end) for side in ends for end in side):
-            return None
+            return False
         ends = [[real(end).real for end in side] for side in ends]
         marks = list[Any]()
         for mark in sorted(end for side in [*ends, [MP.mpf(0)]] for end in side if not MP.isinf(end)):
@@ -300,11 +302,11 @@ def compare_math(answer: str, gold: str) -> Verdict | None:
     letters = read_letters(answer), read_letters(gold)
     if all(letters):
         return _verdict(letters[0] == letters[1])
-    (chosen, answer), (letter, gold) = split_choice(answer), split_choice(gold)
-    if letter and (chosen or not gold):
+    (chosen, answer_text), (letter, gold_text) = split_choice(answer), split_choice(gold)
+    if letter and chosen:
         return _verdict(letter == chosen)
-    wanted = read(gold)
-    same = equal(wanted, read(answer or chosen or ""))
+    wanted = read(gold_text or gold)
+    same = equal(wanted, read(answer_text or answer))
     if same is False and any(_words_in(wanted)) and gold_kind(gold, "math") == "none":
         return Verdict.UNSCORABLE
     return None if same is None else _verdict(same)
