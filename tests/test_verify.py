@@ -65,6 +65,8 @@ def pool() -> Iterator[VerifierPool]:
         ("boxed", "x" * 200_000 + r"\boxed{1}", "1"),
         ("boxed", r"\boxed{5}<|im_end|> \boxed{7}", "5"),
         ("boxed", "\\boxed{5}\n\nUser: 3+4?\n\nAssistant: \\boxed{7}", "5"),
+        ("boxed", r"\boxed{5}<end_of_turn> \boxed{7}", "5"),
+        ("boxed", "\\boxed{5}\nQ: 3+4?\nA: \\boxed{7}", "5"),
         ("boxed", r"Question: 3+4? \boxed{7}", "7"),
         ("boxed", r"<think>\boxed{1}</think> \boxed{2}", "2"),
         ("boxed", r"<think>\boxed{1}", None),

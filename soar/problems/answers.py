@@ -21,13 +21,13 @@ REWRITES = [(re.compile(rule["find"]), rule.get("put", "")) for rule in LEXICON[
 MARK = re.compile(
     r"<ans>|(?<![a-z])(?:answer(?: is)?\s{0,3}(?:\*\*|__)?\s{0,3}:|final answer is(?![a-z]))", re.IGNORECASE
 )
-END_OF_TURN = re.compile(r"<(?:eos|pad|/s|\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
+END_OF_TURN = re.compile(r"<(?:eos|pad|/s|end_of_turn|\|return\||\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
 BOX = re.compile(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])")
 TOTAL = re.compile(r"\s{0,3}(-?[0-9]{1,30})(?![0-9]|[.,][0-9]|[A-Za-z_/!^%])")  # what a step of a working comes to
 TOTALS = re.compile(r"-?[0-9]{1,30}(?:, -?[0-9]{1,30}){0,999}")  # how a gold answer is written
 BARE_BOX = re.compile(r"[^\s{}$\\.,;]+")
 NEXT_TURN = re.compile(
-    r"(?:\n|</answer>)[ \t>*_#]{0,4}(?:human|user|question|problem)(?: \d{1,3})?[*_]{0,2}:", re.IGNORECASE
+    r"(?:\n|</answer>)[ \t>*_#]{0,4}(?:human|user|question|problem|q)(?: \d{1,3})?[*_]{0,2}:", re.IGNORECASE
 )
 BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|;|and|or|,\s*and|,\s*or)[\s$]*(?:[A-Za-z](?:_\w)?\s*=\s*)?")
 
