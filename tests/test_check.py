@@ -224,6 +224,7 @@ def test_why_rewards_are_0(texts: list[str], cause: str, status: Status, advice:
     assert (finding.status, next(iter(finding.facts["causes"]))) == (status, cause)
     assert finding.message.startswith("0 of 32 attempts are correct, 10 tokens each; ") and advice in finding.advice
     assert len(finding.details) == 7 and finding.details[0].startswith(f"{cause}: p0, gold '0', read ")
+    assert len({line.split(",")[0] for line in finding.details[:5]}) == 5, "of five problems"
     fits = "pq and ps beside hard_only" if cause == "difficulty" else f"nothing yet: mend the {cause}"
     assert finding.details[5].startswith(f"take: {fits}") and " rollouts, " in finding.details[6]
 

@@ -373,11 +373,12 @@ def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
         f" ({STUDENT_SECONDS:.0f} s were over before {ATTEMPTS * len(asked)})" if count < ATTEMPTS * len(asked) else ""
     )
     kinds = [[text for name, text in rows if name == cause] for cause in (*facts["causes"], "")]
-    shown = [texts[i] for i in range(SHOWN) for texts in kinds if i < len(texts)][:SHOWN]
+    spread = [[text for i in range(ATTEMPTS) for text in texts[i::ATTEMPTS]] for texts in kinds]  # other problems first
+    shown = [texts[i] for i in range(SHOWN) for texts in spread if i < len(texts)][:SHOWN]
     main = next(iter(facts["causes"]), "difficulty")
     advice = "" if main == "difficulty" else CAUSES[main]
     fits = f"nothing yet: mend the {main} and check again" if advice and not correct else _arm(correct / count, config)
-    details = [*shown, f"take: {fits}", f"cost of soar run:{forecast(config).total_line()}"]
+    details = [*shown, f"take: {fits}", f"cost of soar run: {forecast(config).total_line().strip()}"]
     if main == "stop":
         ends = sorted(env.backbone.tokenizer.decode([token]) for token in env.backbone.end_ids)
         advice += f" (end tokens: {', '.join(map(repr, ends))})"
