@@ -15,7 +15,7 @@ from soar.cli import main
 from soar.domains.world import get_world
 
 SMALL = [
-    *TINY, "model.adapter=full", "problems.format=tiny", "problems.verifier=exact", "student.sampling.max_tokens=24",
+    *TINY, "model.adapter=full", "problems.format=tiny", "problems.verifier=exact", "student.sampling.max_tokens=48",
     "teacher.sampling.max_tokens=24", "teacher.optimizer.warmup_steps=0", "reward.mode=sampled",
 ]  # fmt: skip
 
