@@ -14,8 +14,8 @@ from soar.loop.rollout import RolloutEnv
 from soar.plan.preflight import check_domain
 from soar.problems.domain import load_function
 from soar.problems.pool import VerifierPool
-from soar.problems.reward import adapt
 from soar.problems.verify import VerifierError
+from soar.problems.worker import adapt
 from soar.run.setup import open_env
 from soar.types import Problem, Verdict
 

@@ -24,7 +24,6 @@ from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_ANSWER_CHARS, extract
 from soar.problems.parse import judge_fields, make_problem, parse
 from soar.problems.prompts import PromptFormat, get_format
-from soar.problems.reward import adapt
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, judge_gold
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
@@ -122,6 +121,8 @@ def domain_of(problems: ProblemsConfig) -> Domain:
 
 def _shape_of(name: str) -> str:
     """In which shape a reward function is taken. Raises VerifierError."""
+    from soar.problems.worker import adapt  # which imports this module
+
     try:
         return str(adapt(load_function(name), name))
     except VerifierError:

@@ -109,7 +109,7 @@ class VerifierPool:
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says.
 
     verifier: a Domain of `load_domain`; or `math` (math-verify), `number`, `exact`, `choice`; or a function
-    `module:function` / `file.py:function` in one of the shapes of `reward.adapt`, called with one completion at a time: a
+    `module:function` / `file.py:function` in one of the shapes of `worker.adapt`, called with one completion at a time: a
     score of `success_at` or more is correct, None or NaN is unscorable. answer_style: see `answers.extract`; a domain has
     its own. timeout_s: seconds for one check.
     memory_mb: address space of one worker; None: 1,024 for `math`, else 8,192; 0: no limit. It is not applied where the
