@@ -111,8 +111,8 @@ def write_run(folder: Path, steps: int = 18, datasets: int = 4, per_dataset: int
     write_jsonl(folder / "questions.jsonl", questions)
     write_jsonl(folder / "pq.jsonl", pq)
     for half in ("train", "test"):
-        hard = [question(rng, 0, 0, 0.0) | {"successes": 0, "attempts": 128, "truncated": i % 3} for i in range(96)]
-        rows = [{"id": f"{half}-{i}", **row} for i, row in enumerate(hard)]
+        hard = [{"question": f"hard {half} {i}", "answer": f"{i:02d}", "truncated": i % 3} for i in range(96)]
+        rows = [{"id": f"{half}-{i}", **row, "successes": 0, "attempts": 128} for i, row in enumerate(hard)]
         write_jsonl(folder / "hard" / f"{half}.jsonl", rows)
     wall = {"screen": 41.2, "loop": 196.4, "hard_only": 61.0, "pq": 58.3, "evaluate": 33.9}
     summary = {"arms": arms, "promotions": 3, "outer_steps": steps, "seed": 0, "wall_seconds": wall}

@@ -54,6 +54,10 @@ def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(
     keys = ("question", "answer", "step", "dataset", "reward")
     assert [{k: row[k] for k in keys} for row in rows] == [{k: row[k] for k in keys} for row in source]
     assert {row["kind"] for row in rows} == {"pq"}
+    everything = export.collect(read_run(tiny_run), "all", with_hard=True)
+    hard = [row["question"] for row in read_jsonl(tiny_run / "hard" / "train.jsonl")]
+    assert [row["question"] for row in everything if row["kind"] == "hard"] == hard
+    assert len(everything) == len(read_jsonl(tiny_run / "questions.jsonl")) + len(hard)
     problems, _ = load_problems(str(tmp_path / "out" / "questions.jsonl"), skip_bad_rows=True)
     assert {p.question for p in problems} <= {row["question"] for row in source}
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -62,13 +66,6 @@ def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["question"] == [row["question"] for row in source]
-
-
-def test_all_questions_and_the_hard_half(tiny_run: Path) -> None:
-    rows = export.collect(read_run(tiny_run), "all", with_hard=True)
-    hard = read_jsonl(tiny_run / "hard" / "train.jsonl")
-    assert len(rows) == len(read_jsonl(tiny_run / "questions.jsonl")) + len(hard)
-    assert [row["question"] for row in rows if row["kind"] == "hard"] == [row["question"] for row in hard]
 
 
 def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,32 +101,23 @@ def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
     golds = ["42", r"\frac{1}{3}", "0.5", "(1, 2)", r"\{1,2\}", "x=3", "x^2+1", r"\sqrt{2}", "3 or 5", r"2\pi"]
     said = [[{"role": "assistant", "content": rf"So it is \boxed{{{gold}}}"}] for gold in golds]
     assert accuracy_reward(said, [export.solution(task, gold) for gold in golds]) == [1.0] * len(golds)
-    wrong = [[{"role": "assistant", "content": r"So it is \boxed{77}"}] for _ in golds]
-    assert accuracy_reward(wrong, [export.solution(task, gold) for gold in golds]) == [0.0] * len(golds)
     assert export.solution(task, r"$5$") == r"$5$"
 
 
-def test_the_verl_file_has_the_schema_of_its_dataset(boxed: Path, tmp_path: Path) -> None:
-    """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`, and as `RLHFDataset` of verl 0.9 reads them."""
+def test_the_verl_file_and_its_reward(boxed: Path, tmp_path: Path) -> None:
+    """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`; the reward is the verifier of the run."""
     pq = pytest.importorskip("pyarrow.parquet")
     export.export_questions(boxed, tmp_path / "out", "verl", with_hard=True)
     table = pq.read_table(tmp_path / "out" / "train.parquet")
     schema = {field.name: str(field.type) for field in table.schema}
     assert list(schema) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
-    assert schema["prompt"] in ("list<element: struct<content: string, role: string>>",
-                                "list<element: struct<role: string, content: string>>")  # fmt: skip
+    assert schema["prompt"] == "list<element: struct<role: string, content: string>>"
     assert schema["reward_model"] == "struct<style: string, ground_truth: string>"
-    rows = table.to_pylist()
-    promoted, hard = read_jsonl(boxed / "pq.jsonl"), read_jsonl(boxed / "hard" / "train.jsonl")
-    assert len(rows) == len(promoted) + len(hard)
+    rows, promoted = table.to_pylist(), read_jsonl(boxed / "pq.jsonl")
+    assert len(rows) == len(promoted) + len(read_jsonl(boxed / "hard" / "train.jsonl"))
     assert [row["extra_info"]["index"] for row in rows] == list(range(len(rows)))
     assert rows[0]["reward_model"] == {"style": "rule", "ground_truth": promoted[0]["answer"]}
-    assert rows[-1]["extra_info"]["reward"] is None
-    assert {row["ability"] for row in rows} == {"math"}
-
-
-def test_the_written_reward_is_the_verifier_of_the_run(boxed: Path, tmp_path: Path) -> None:
-    export.export_questions(boxed, tmp_path / "out", "verl")
+    assert rows[-1]["extra_info"]["reward"] is None and {row["ability"] for row in rows} == {"math"}
     reward = module_at(tmp_path / "out" / "reward.py", "verl_reward")
     assert reward.compute_score("soar_tiny", r"so \boxed{\frac{2}{4}}", "0.5", {"index": 0}) == 1.0
     assert reward.compute_score("soar_tiny", "0.5", "0.5") == 0.0, "no box, no answer"
@@ -153,21 +141,18 @@ def test_the_environment_package_is_whole(
     project = tomllib.loads((tmp_path / "out" / "pyproject.toml").read_text())
     assert project["project"]["name"] == "soar_tiny"
 
-    class Generic:
+    class Base:
+        """Stands for TaskData, Task and Taskset."""
+
+        def __init__(self, data: Any = None, config: Any = None, **fields: Any) -> None:
+            self.data = data
+            self.__dict__.update(fields)
+
         def __class_getitem__(cls, item: Any) -> type:
             return cls
 
-    class TaskData:
-        def __init__(self, **fields: Any) -> None:
-            assert set(fields) - {"prompt"} <= set(type(self).__annotations__)
-            self.__dict__.update(fields)
-
-    class Task(Generic):
-        def __init__(self, data: Any, config: Any) -> None:
-            self.data = data
-
     fake: Any = types.ModuleType("verifiers.v1")
-    fake.TaskData, fake.Task, fake.Taskset = TaskData, Task, Generic
+    fake.TaskData = fake.Task = fake.Taskset = Base
     fake.TasksetConfig, fake.reward = object, lambda weight: lambda function: function
     parent: Any = types.ModuleType("verifiers")
     parent.v1 = fake
@@ -241,6 +226,11 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
         torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer.encode(question) == backbone.tokenizer.encode(question)
+    card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    name, arm = {"student": ("PS", "ps"), "pq": ("PQ", "pq")}[policy]
+    share = json.loads((tiny_run / "summary.json").read_text())["arms"][arm]["pass_at"]["1"]
+    assert f"- {name}: {100 * share:.1f} % [" in card and "- Hard-Only: " in card
+    assert "base_model:" not in card, "an embedded model is no name on the hub"
 
 
 def test_a_model_from_gguf_can_be_saved(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,16 +258,6 @@ def test_a_model_from_gguf_can_be_saved(tiny_run: Path, tmp_path: Path, monkeypa
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     export.export_adapter(run, tmp_path / "peft")
     assert "gguf_file='x.gguf'" in (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
-
-
-def test_a_card_states_the_held_out_result(tiny_run: Path, tmp_path: Path) -> None:
-    export.export_adapter(tiny_run, tmp_path / "peft", "pq")
-    card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
-    share = json.loads((tiny_run / "summary.json").read_text())["arms"]["pq"]["pass_at"]["1"]
-    assert f"- PQ: {100 * share:.1f} % [" in card
-    assert "- Hard-Only: " in card
-    assert "base_model:" not in card, "an embedded model is no name on the hub"
-    assert "merged weights instead" not in card
 
 
 @pytest.mark.parametrize(

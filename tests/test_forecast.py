@@ -141,11 +141,9 @@ def test_what_is_known_beforehand(tmp_path: Path) -> None:
     problems.write_text("".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(7)))
     config = tiny_config(f"problems.source={problems}", "problems.limit=0", "student.optimizer.kl=0")
     counted = assumed(config)
-    assert (counted.candidates, counted.origin["candidates"]) == (7, "counted")
-    assert "hard_share" not in counted.origin and counted.question_gradient_share == 0.5
+    assert (counted.candidates, counted.origin["candidates"]) == (7, "counted") and "hard_share" not in counted.origin
     (tmp_path / "p.jsonl.evidence.json").write_text("{}")
-    assert assumed(config).hard_share == 1.0
-    assert workload(config, GIVEN)[0].rollouts == 0
+    assert assumed(config).hard_share == 1.0 and workload(config, GIVEN)[0].rollouts == 0
     away = assumed(tiny_config("problems.source=someone/somewhere", "problems.limit=77"))
     assert (away.candidates, away.origin["candidates"]) == (77, "problems.limit")
 

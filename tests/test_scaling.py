@@ -30,8 +30,7 @@ def test_the_model_gives_what_was_measured(scaling: ModuleType) -> None:
     assert tokens == pytest.approx(scaling.KL_FACTOR, rel=1e-3)
 
 
-@pytest.mark.parametrize("change", [{}, {"split": True}, {"per_node": True, "datasets": 8}, {"model": "70B"}])
-@pytest.mark.parametrize("gpus", [8, 48])
+@pytest.mark.parametrize(("gpus", "change"), [(8, {}), (48, {"split": True}), (48, {"per_node": True, "datasets": 8})])
 def test_every_gpu_second_is_accounted_for(scaling: ModuleType, gpus: int, change: dict[str, object]) -> None:
     result = scaling.simulate(scaling.Setting(**{"model": "3B", "gpus": gpus, **change}))
     left = gpus * result.seconds - sum(result.spent.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import subprocess
 import threading
 from dataclasses import replace
@@ -14,12 +13,12 @@ from typing import Any
 import pytest
 import run_folders
 import torch
-from loop_helpers import TINY, events, read_jsonl, tiny_config
+from loop_helpers import TINY, read_jsonl, tiny_config
 
 from soar.cli import main
 from soar.config import ConfigError, override
 from soar.files import digest
-from soar.loop.statistics import holm, pass_at_k
+from soar.loop.statistics import holm
 from soar.report.questions import step_vendi
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
@@ -104,26 +103,6 @@ def test_cells_of_a_seed_share_their_screening(finished: Any) -> None:
         assert config["seed"] == seed
 
 
-def test_arms_are_the_cells_means(finished: Any) -> None:
-    folder, results, _ = finished
-    assert [(row["variant"], row["arm"]) for row in results["arms"]] == [
-        ("grounded", "base"),
-        ("grounded", "hard_only"),
-        ("grounded", "ps"),
-        ("learnability", "ps"),
-    ]
-    for row in results["arms"]:
-        means = []
-        for seed in row["seeds"]:
-            cell = folder / "out" / "cells" / f"{row['variant']}-seed{seed}"
-            (event,) = [e for e in events(cell, "evaluation") if e["arm"] == row["arm"]]
-            means.append(event["pass_at"]["1"])
-        assert row["seeds"] == [0, 1]
-        assert row["pass_at"]["1"]["per_seed"] == pytest.approx(means)
-        assert row["pass_at"]["1"]["mean"] == pytest.approx(statistics.fmean(means))
-        assert set(row["pass_at"]) == {"1", "4"}
-
-
 def test_comparisons_pair_the_same_problems_and_name_the_primary_one(finished: Any) -> None:
     folder, results, _ = finished
     named = {(row["a"], row["b"]): row for row in results["comparisons"]}
@@ -190,15 +169,14 @@ def test_teachers_and_promotions(finished: Any) -> None:
     cell = folder / "out" / "cells" / "grounded-seed0"
     first = [r["question"] for r in read_jsonl(cell / "questions.jsonl") if r["step"] == 0]
     assert grounded["cells"][0]["first"]["vendi"] == pytest.approx(step_vendi(first), abs=1e-5)
-    assert grounded["cells"][0]["first"]["questions"] == 12
     (promotions, *_) = results["promotions"]
     # tau -2, window 1: every one of two steps promotes, in both seeds.
     assert (promotions["windows"], promotions["promotions"], promotions["share"]) == (4, 4, 1.0)
     assert promotions["interval_95"] == pytest.approx([0.025**0.25, 1.0])
     pq = read_jsonl(cell / "pq.jsonl")
-    found = results["pq"][0]["cells"][0]
-    assert (found["questions"], found["judge"]) == (len(pq), "oracle")
-    assert found["correct"] == pytest.approx(sum(row["correct"] for row in pq) / len(pq))
+    figures = results["pq"][0]["cells"][0]
+    assert (figures["questions"], figures["judge"]) == (len(pq), "oracle")
+    assert figures["correct"] == pytest.approx(sum(row["correct"] for row in pq) / len(pq))
 
 
 def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
@@ -213,7 +191,6 @@ def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
             assert len(row) == len(table.header)
             plain = " | ".join(" ".join(cell.replace("\u00a0", " ").split()) for cell in row)
             assert f"| {plain} |" in text
-    assert len(page) > 5000
 
 
 def test_another_study_is_refused_and_more_seeds_are_added(finished: Any, tmp_path: Path) -> None:
@@ -267,32 +244,17 @@ def test_study_files_that_cannot_be_used(tmp_path: Path, change: tuple[str, str]
         toy(tmp_path, TOY.replace(*change))
 
 
-def test_a_cell_that_is_not_valid_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    study = toy(tmp_path, TOY.replace("teacher.reward=learnability", "teacher.reward=luck"))
-    run_cell = InThisProcess()
-    with pytest.raises(ConfigError, match=r"teacher\.reward = 'luck'"):
-        run_study(study, tmp_path / "out", list(TINY), run_cell=run_cell)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_override_may_hold_the_seed_of_its_cell(tmp_path: Path) -> None:
-    study = toy(tmp_path, TOY.replace('"student.repeats=1"', "'arms.pq_from=\"runs/a-seed{seed}\"'"))
-    found = cells(study, tmp_path / "out", ['arms.teacher_from="b-{seed}-{seed}"'])
-    assert [(c.seed, c.config.arms.pq_from, c.config.arms.teacher_from) for c in found if c.variant == "grounded"] == [
-        (0, "runs/a-seed0", "b-0-0"),
-        (1, "runs/a-seed1", "b-1-1"),
-    ]
-
-
-def test_screening_is_shared_only_where_it_is_the_same(tmp_path: Path) -> None:
-    text = TOY.replace("teacher.reward=learnability", "screen.attempts=7")
-    shared = [cell.shares for cell in cells(toy(tmp_path, text), tmp_path / "out", [])]
-    assert shared == [None] * 4
-    shared = [cell.shares for cell in cells(toy(tmp_path), tmp_path / "out", [])]
-    assert shared == [None, None, *(tmp_path / "out" / "cells" / f"grounded-seed{s}" for s in (0, 1))]
+def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_same(tmp_path: Path) -> None:
     own = cells(toy(tmp_path), tmp_path / "out", ['screen.from_run="before-{seed}"'])
     assert [cell.shares for cell in own] == [None] * 4
     assert {cell.config.screen.from_run for cell in own} == {"before-0", "before-1"}
+    other = toy(tmp_path, TOY.replace("teacher.reward=learnability", "screen.attempts=7"))
+    assert [cell.shares for cell in cells(other, tmp_path / "out", [])] == [None] * 4
+    shared = [cell.shares for cell in cells(toy(tmp_path), tmp_path / "out", [])]
+    assert shared == [None, None, *(tmp_path / "out" / "cells" / f"grounded-seed{s}" for s in (0, 1))]
+    with pytest.raises(ConfigError, match=r"teacher\.reward = 'luck'"):
+        run_study(toy(tmp_path, TOY.replace("=learnability", "=luck")), tmp_path / "bad", list(TINY))
+    assert not (tmp_path / "bad").exists(), "refused before anything runs"
 
 
 def test_default_comparisons_are_with_hard_only() -> None:
@@ -311,10 +273,9 @@ def test_built_in_studies_are_valid(path: Path) -> None:
     every = cells(study, Path("out"), [])
     assert len(every) == len(study.variants) * len(study.seeds)
     has = {(cell.variant, arm) for cell in every for arm in cell.config.arms.run}
-    for pair in study.compare:
-        for name in pair:
-            variant, _, arm = name.partition(":")
-            assert (variant, arm) in has, name
+    for name in (name for pair in (*study.compare, study.primary[:2] if study.primary else ()) for name in pair):
+        variant, _, arm = name.partition(":")
+        assert (variant, arm) in has, name
 
 
 def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,16 +284,16 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "one.toml").write_text(text)
     arguments = ["study", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--dry-run"]) == 0
-    assert re.search(r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; no rate", capsys.readouterr().out)
+    assert re.search(
+        r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; no rate.*\nin all 1 cells",
+        capsys.readouterr().out,
+    )
     assert main(arguments) == 1
     shown = capsys.readouterr().out
     assert "a, seed 3 | failed: exit code 1: soar: model.path = 'builtin:nothing': no such embedded model" in shown
     assert "no such embedded model" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
-    (tmp_path / "out" / "study.md").unlink()
-    log = (tmp_path / "out" / "cells" / "a-seed3.log").read_bytes()
     assert main([*arguments, "--collect"]) == 1
-    assert "a, seed 3 | unfinished" in capsys.readouterr().out
-    assert (tmp_path / "out" / "cells" / "a-seed3.log").read_bytes() == log
+    assert re.search(r"a, seed 3 \| (missing|unfinished)", capsys.readouterr().out)
     assert main(["study", "nowhere"]) == 1
     assert "no study 'nowhere': expected a TOML file or one of: embedded, finding1" in capsys.readouterr().err
 
@@ -344,42 +305,30 @@ def test_a_cell_in_its_own_process_is_the_run(tmp_path: Path) -> None:
     manifest = json.loads((cell.folder / "manifest.json").read_text())
     assert {**manifest["config"], "threads": 1} == {**cell.config.resolved(), "threads": 1}
     assert study_room._finished(cell)
-    counts = [event["correct"] for event in events(cell.folder, "evaluation")]
-    assert pass_at_k(4, counts[0][0], 1) <= 1.0
 
 
-def test_cells_are_dealt_out_to_the_gpus(tmp_path: Path) -> None:
-    study = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2, 3]"))
-    every = cells(study, tmp_path / "out", list(TINY))
-    together, began, found = threading.Barrier(3, timeout=60), threading.Lock(), []
+def test_cells_are_dealt_out_to_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = cells(toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]")), tmp_path / "out", list(TINY))
+    together, seen = threading.Barrier(3, timeout=60), list[str | None]()
 
     def note(cell: Cell, threads: int, device: str | None) -> None:
-        with began:
-            found.append((cell.name, device))
+        seen.append(device)
         together.wait()
 
-    said: list[str] = []
-    study_room._run_group(every[:6], 3, said.append, note, ["0", "3"])
-    first = [device for _, device in found[:3]]
-    assert sorted(device or "" for device in first) in (["0", "0", "3"], ["0", "3", "3"])
-    assert {device for _, device in found} == {"0", "3"}
-    assert sum("begins on GPU 3" in line for line in said) == sum(device == "3" for _, device in found)
+    study_room._run_group(every, 3, lambda line: None, note, ["0", "3"])
+    assert sorted(device or "" for device in seen[:3]) == ["0", "0", "3"] and set(seen) == {"0", "3"}
+    seen.clear()
+    named = [replace(cell, config=override(cell.config, ["model.device=cpu"])) for cell in every[:3]]
+    study_room._run_group(named, 3, lambda line: None, note, ["0", "3"])
+    study_room._run_group(every[:3], 3, lambda line: None, note, ["0"])
+    assert seen == [None] * 6
 
-    found.clear()
-    own = [replace(cell, config=override(cell.config, ["model.device=cpu"])) for cell in every[:3]]
-    study_room._run_group(own, 3, said.append, note, ["0", "3"])
-    study_room._run_group(every[:3], 3, said.append, note, ["0"])
-    assert [device for _, device in found] == [None] * 6
-
-
-def test_a_cell_sees_the_gpu_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, str]] = []
+    given: list[dict[str, str]] = []
     done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(study_room.subprocess, "run", lambda *a, env, **k: seen.append(env) or done)
+    monkeypatch.setattr(study_room.subprocess, "run", lambda *a, env, **k: given.append(env) or done)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
-    cell = cells(toy(tmp_path), tmp_path / "out", list(TINY))[0]
-    assert run_in_process(cell, 1, "2") is None and run_in_process(cell, 1, None) is None
-    assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["2", "1, 2"]
+    assert run_in_process(every[0], 1, "2") is None and run_in_process(every[0], 1, None) is None
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in given] == ["2", "1, 2"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert study_room.visible_gpus() == ["1", "2"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

@@ -214,9 +214,13 @@ def study(
     if dry_run:
         from soar.plan.forecast import forecast
 
+        hours = list[float | None]()
         for cell in cells(plan, out, overrides):
-            print(f"{cell.name}: {' '.join(cell.overrides)}")
-            print(forecast(cell.config).total_line())
+            expected = forecast(cell.config)
+            hours.append(expected.hours())
+            print(f"{cell.name}: {' '.join(cell.overrides)}\n{expected.total_line()}")
+        known = [h for h in hours if h is not None]
+        print(f"in all {len(hours)} cells" + (f", {sum(known):,.1f} device-hours" if len(known) == len(hours) else ""))
         return 0
     from soar.studies.study import run_study
 

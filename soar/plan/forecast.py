@@ -241,6 +241,12 @@ class Forecast:
         sums = (sum(getattr(work, name) for work in self.works) for name in ("rollouts", "sampled", "trained"))
         rows.append(("in all", *sums, None if hours is None else 3600 * hours))
         body = [f"  {n:18s} {r:14,.0f} {a:16,.0f} {t:16,.0f} {_time(s):>11s}" for n, r, a, t, s in rows]
+        arms = sum(s or 0.0 for work, s in zip(self.works, self.seconds(), strict=True) if work.stage == "arms")
+        if hours and arms > 1800 * hours:
+            body.append(
+                f"  the arms take {arms / 36 / hours:.0f} % of it: for a first try fewer of them, "
+                """--set 'arms.run=["base", "hard_only", "ps", "pq"]'"""
+            )
         if rates is None:
             body.append("  no time: no rate is known for a model of this size")
         else:

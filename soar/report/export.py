@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from soar.engine.load import resolve_path
-from soar.files import Row, visible, write_atomic, write_json
+from soar.files import Row, read_object, visible, write_atomic, write_json
 from soar.problems.domain import load_domain
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
 from soar.report.runs import Run, changed_after_run, count, number, read_run
@@ -234,15 +234,13 @@ def adapter_folder(policy: str) -> str:
 
 
 def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, Row]:
-    """Folder and settings of a policy's adapter, whose weights are whole as far as their header says. Raises ExportError."""
+    """Folder and settings of a policy's adapter, as the run left it. Raises ExportError."""
     from safetensors import SafetensorError, safe_open
 
     if policy not in ARM_OF:
         raise ExportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
-    again = "`soar run --out RUN --resume` writes it again from the last checkpoint"
-    folder = run_dir / adapter_folder(policy)
-    settings_file, weights_file = (folder / name for name in ADAPTER_FILES)
-    for path in (settings_file, weights_file):
+    folder, again = run_dir / adapter_folder(policy), "`soar run --out RUN --resume` writes it again"
+    for path in (folder / name for name in ADAPTER_FILES):
         if not path.is_file():
             raise ExportError(
                 f"{path} is missing: adapters are written after the evaluation, and an arm that did not run has "
@@ -250,21 +248,18 @@ def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, Row]:
             )
         if changed_after_run(run_dir, f"{adapter_folder(policy)}/{path.name}"):
             raise ExportError(f"{path} was changed after the run (hashes.json knows another sha256); {again}")
+    settings, notes = read_object(folder / ADAPTER_FILES[0])
+    if notes or not isinstance(settings.get("r"), int):
+        raise ExportError(f"{folder / ADAPTER_FILES[0]} is damaged; {again}")
     try:
-        settings = json.loads(settings_file.read_text(encoding="utf-8"))
-        _rank(settings)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ExportError(f"{settings_file} is damaged ({error}); {again}") from error
-    try:
-        with safe_open(weights_file, framework="numpy") as file:
-            file.keys()
+        safe_open(folder / ADAPTER_FILES[1], framework="numpy")  # reads the header
     except SafetensorError as error:
-        raise ExportError(f"{weights_file} is damaged ({error}); {again}") from error
+        raise ExportError(f"{folder / ADAPTER_FILES[1]} is damaged ({error}); {again}") from error
     return folder, settings
 
 
 def _rank(settings: Row) -> int:
-    return max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
+    return max([settings["r"], *map(int, (settings.get("rank_pattern") or {}).values())])
 
 
 def base_of(run: Run) -> tuple[str, Row]:

@@ -51,7 +51,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says. Lists are in file order; `steps` has one outer step event per step, ascending."""
+    """What a run folder says. Lists are in file order."""
 
     path: Path
     manifest: Row = field(default_factory=dict)
@@ -82,19 +82,15 @@ class Run:
     def finished(self) -> bool:
         return bool(self.summary)
 
-    def _last_by_step(self, kind: str) -> list[Row]:
-        by_step = {count(row.get("step")): row for row in self.events.get(kind, [])}
-        return [by_step[step] for step in sorted(s for s in by_step if s is not None)]
-
     @property
     def steps(self) -> list[Row]:
-        """The outer step events, the last one of a step that was done again after an interruption."""
-        return self._last_by_step("outer_step")
+        """The outer step events."""
+        return [row for row in self.events.get("outer_step", []) if count(row.get("step")) is not None]
 
     @property
     def promotions(self) -> list[Row]:
-        """One event per promotion, ascending by step."""
-        return self._last_by_step("promotion")
+        """One event per promotion."""
+        return [row for row in self.events.get("promotion", []) if count(row.get("step")) is not None]
 
     @property
     def arms(self) -> dict[str, Arm]:

@@ -213,16 +213,11 @@ def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
 
 def asked(run: Run) -> str:
     """What the run set out to find, in one sentence; what its folder does not say is left out."""
-    problems, model, screen = (
-        s if isinstance(s := run.config.get(key), dict) else {} for key in ("problems", "model", "screen")
-    )
+    problems, model = (s if isinstance(s := run.config.get(key), dict) else {} for key in ("problems", "model"))
     source = f" of {problems['source']}" if isinstance(problems.get("source"), str) and problems["source"] else ""
-    attempts, most = count(screen.get("attempts")), count(screen.get("max_successes"))
-    evidence = ""
-    if attempts and most is not None:
-        times = f"more than {most:,} times in {attempts:,} attempts" if most else f"in {attempts:,} attempts at each"
-        evidence = f", none of which it solved {times},"
     held_out = plural(len(run.hard_test), "held-out problem") if run.hard_test else "held-out problems"
+    attempts = max((count(row.get("attempts")) or 0 for row in run.hard_test), default=0)
+    evidence = f", hardly or never solved in {attempts:,} attempts at each," if attempts else ""
     who = str(model.get("path") or "the model").rstrip("/").rpartition("/")[2]
     return (
         f"Asked: can {who} learn to solve {held_out}{source}{evidence} from practice questions that it writes itself?"
