@@ -24,7 +24,7 @@ def watch(
     examples:
       soar watch runs/mine              a live view until the run is finished or paused
       soar watch runs/mine --once       the view once, for a script or a finished run
-      soar watch runs/mine | tee log    plain lines, one for each event
+      soar watch runs/mine > view.txt   elsewhere than on a terminal: the view now and at the end
     """
     from rich.console import Console
 

@@ -54,7 +54,7 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
 def arm_styles(run: Run) -> dict[str, int]:
     """Style of every arm in all charts of a page, in the order of the paper, arms that it does not have last."""
     there = {*run.arms, *(str(event.get("arm")) for event in run.events.get("arm_step", []))}
-    order = [*filter(there.__contains__, wording.ARM_NAMES), *sorted(there.difference(wording.ARM_NAMES))]
+    order = [*filter(there.__contains__, wording.ARMS), *sorted(there.difference(wording.ARMS))]
     return {name: style for style, name in enumerate(order)}
 
 

@@ -17,41 +17,30 @@ SAME_COST = 0.05  # two costs that differ by less are called the same
 CUT_OFF = 0.5  # completions cut off above which that is why nothing was learned
 OURS = ("ps", "pq")  # what a run of SOAR gives
 
-ARM_NAMES = {
-    "base": "Base",
-    "hard_only": "Hard-Only",
-    "hard_only_128": "Hard-Only, groups of 128",
-    "ps": "PS",
-    "ps_hard": "PS + hard",
-    "pq": "PQ",
-    "pq_mixed": "PQ mixed",
-    "pq_curriculum": "PQ curriculum",
-    "pq_sample": "PQ sample",
-    "pq_well_posed": "PQ well-posed",
-    "pq_correct": "PQ correct",
-    "base_t": "Base-T",
-    "teacher_t": "Teacher-T",
-    "self_instruct": "Self-instruct",
-    "real": "Real",
+ARMS = {
+    "base": ("Base", "the model before any training"),
+    "hard_only": ("Hard-Only", "trained on the hard problems alone"),
+    "hard_only_128": ("Hard-Only, groups of 128", "as Hard-Only, 128 attempts at each problem of a step"),
+    "likelihood": ("Likelihood", "as Hard-Only, paid by the likelihood of the gold answer after its reasoning"),
+    "hinted": ("Hinted", "as Hard-Only, with a hint while a group is all wrong"),
+    "solvable": ("Solvable", "trained on candidates that are sometimes solved, then on the hard problems"),
+    "variants": ("Variants", "trained on easier variants of the hard problems"),
+    "ps": ("PS", "the promoted student of the SOAR loop"),
+    "ps_hard": ("PS + hard", "the promoted student, trained on the hard problems from there"),
+    "pq": ("PQ", "a fresh student, trained on the promotion questions and the hard problems"),
+    "pq_mixed": ("PQ mixed", "as PQ, questions and hard problems together"),
+    "pq_curriculum": ("PQ curriculum", "as PQ, first the questions, then the hard problems"),
+    "pq_sample": ("PQ sample", "as PQ, with a random part of the questions"),
+    "pq_well_posed": ("PQ well-posed", "as PQ, with as many well-posed questions"),
+    "pq_correct": ("PQ correct", "as PQ, with as many correctly answered questions"),
+    "select_only": ("Select only", "SOAR's search with a teacher that is never trained"),
+    "base_t": ("Base-T", "a fresh student, trained on questions of the untrained teacher and the hard problems"),
+    "teacher_t": ("Teacher-T", "a fresh student, trained on questions of the trained teacher and the hard problems"),
+    "self_instruct": ("Self-instruct", "as Base-T, with the base model's majority answers"),
+    "real": ("Real", "a fresh student, trained on easier real problems and the hard problems"),
 }
-ARM_MEANINGS = {
-    "base": "the model before any training",
-    "hard_only": "trained on the hard problems alone",
-    "hard_only_128": "as Hard-Only, 128 attempts at each problem of a step",
-    "ps": "the promoted student of the SOAR loop",
-    "ps_hard": "the promoted student, trained on the hard problems from there",
-    "pq": "a fresh student, trained on the promotion questions and the hard problems",
-    "pq_mixed": "as PQ, questions and hard problems together",
-    "pq_curriculum": "as PQ, first the questions, then the hard problems",
-    "pq_sample": "as PQ, with a random part of the questions",
-    "pq_well_posed": "as PQ, with as many well-posed questions",
-    "pq_correct": "as PQ, with as many correctly answered questions",
-    "base_t": "a fresh student, trained on questions of the untrained teacher and the hard problems",
-    "teacher_t": "a fresh student, trained on questions of the trained teacher and the hard problems",
-    "self_instruct": "as Base-T, with the base model's majority answers",
-    "real": "a fresh student, trained on easier real problems and the hard problems",
-}
-
+"""Name -> (as the paper or its source writes it, what it is), in the order of tables and charts."""
+ARM_MEANINGS = {name: meaning for name, (_, meaning) in ARMS.items()}
 
 GLOSSARY = {
     "pass@k": "share of problems that at least one of k attempts solves",
@@ -70,7 +59,7 @@ GLOSSARY = {
 
 def arm_name(name: str) -> str:
     """The arm's name as the paper writes it; an arm that it does not have keeps its own."""
-    return ARM_NAMES.get(name, name)
+    return ARMS.get(name, (name, ""))[0]
 
 
 def percent(share: float | None, digits: int | None = None) -> str:
@@ -295,16 +284,17 @@ def why_nothing(run: Run) -> list[str]:
         return []
     lines = []
     arm_steps, steps, clipped = run.events.get("arm_step", []), run.steps, "completions/clipped_ratio"
-    for who, share in (
-        ("attempts in screening", _share(run.events.get("screen", []), "truncated_share")),
-        ("students' completions", _share(steps, clipped, "student_last")),
-        ("completions while the arms were trained", _share(arm_steps, clipped)),
-    ):
-        if share is not None and share > CUT_OFF:
-            lines.append(
-                f"{percent(share)} of the {who} were cut off by the length limit, so most answers were never reached: "
-                "raise student.sampling.max_tokens."
-            )
+    shares = {
+        "the attempts in screening": _share(run.events.get("screen", []), "truncated_share"),
+        "the students' completions": _share(steps, clipped, "student_last"),
+        "the completions while the arms were trained": _share(arm_steps, clipped),
+    }
+    cut = [f"{percent(share)} of {what}" for what, share in shares.items() if share is not None and share > CUT_OFF]
+    if cut:
+        lines.append(
+            f"Cut off by the length limit: {', '.join(cut)}; most answers were never reached. Raise "
+            "student.sampling.max_tokens."
+        )
     accepted = numbers([step.get("accepted") for step in steps])
     if accepted and not any(accepted):
         lines.append("No text of the teacher was accepted as a question.")

@@ -49,7 +49,7 @@ from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_
 from soar.run.doctor import write_hashes
 from soar.run.folder import ADVICE, RunFolder
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
-from soar.run.measure import count_held_out
+from soar.run.measure import count_held_out, transcripts
 from soar.run.progress import Progress
 from soar.run.ray import RayParallel, check_cluster, open_parallel
 from soar.run.screen import find_hard
@@ -414,6 +414,8 @@ class Run:
                     "correct": correct_H,
                 }
             )
+        rows = transcripts(self.env, policies, self.hard_test, correct_P_H, config, seed)
+        write_lines(self.folder.path / "transcripts.jsonl", rows)
         self.folder.append("metrics.jsonl", events)
 
     def _save(self) -> None:
