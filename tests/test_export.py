@@ -93,6 +93,8 @@ def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch:
     assert trainer.state.global_step == 1
     assert float(log["reward"]) == 0.5, "every second completion is graded on the gold answer"
     assert {gold for _, gold in seen} <= {row["answer"] for row in read_jsonl(tiny_run / "pq.jsonl")}
+    snippet = (out / "README.md").read_text(encoding="utf-8").split("```python")[1]
+    assert snippet.index('if __name__ == "__main__":') < snippet.index("RLOOTrainer(model")
 
 
 def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
@@ -140,6 +142,7 @@ def test_the_environment_package_is_whole(
     assert main(["export", str(tiny_run), "--format", "verifiers", "--out", str(tmp_path / "out")]) == 0
     project = tomllib.loads((tmp_path / "out" / "pyproject.toml").read_text())
     assert project["project"]["name"] == "soar_tiny"
+    assert project["project"]["dependencies"] == ["verifiers>=0.4"], "no index has soar"
 
     class Base:
         """Stands for TaskData, Task and Taskset."""
