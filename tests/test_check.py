@@ -317,13 +317,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    ("more", "last"),
-    [(["--no-model"], "yes: a run can work"), ([], "yes: a run can work (1 warning)")],
-)
-def test_problems_are_checked_without_torch(tmp_path: Path, more: list[str], last: str) -> None:
+def test_problems_are_checked_without_torch(tmp_path: Path) -> None:
     source = write_problems(tmp_path / "p.jsonl", NUMBERS)
-    words = ["check", "tiny", *SETS, "--set", "problems.limit=0", "--problems", str(source), *more]
+    words = ["check", "tiny", *SETS, "--set", "problems.limit=0", "--problems", str(source)]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *words],
         capture_output=True,
@@ -331,5 +327,5 @@ def test_problems_are_checked_without_torch(tmp_path: Path, more: list[str], las
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == last
-    assert ("not checked: torch, transformers, peft not installed" in done.stdout) == (not more)
+    assert done.stdout.splitlines()[-1] == "yes: a run can work (1 warning)"
+    assert "not checked: torch, transformers, peft not installed" in done.stdout
