@@ -347,7 +347,7 @@ def evaluate(node: Node, k: int) -> Any:
         value = _evaluate(node, k)
     except Unreadable:
         raise
-    except (ZeroDivisionError, ValueError, TypeError):
+    except (ArithmeticError, ValueError, TypeError, NotImplementedError):
         return None
     return value if isinstance(value, Fraction) or not MP.isnan(value) else None
 

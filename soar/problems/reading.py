@@ -381,6 +381,8 @@ def _read_value(tokens: list[Token]) -> Reading:
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
         lines = [_split(line, _is("&"))[0] for line in _split(tokens[1:-1], _is("\n"))[0] if line]
         rows = tuple(Row("&", tuple(map(_scalar, line))) for line in lines)
+        if not rows:
+            raise Unreadable("an empty matrix")
         return rows[0].parts[0] if len(rows) == len(rows[0].parts) == 1 else Row("matrix", rows)
     if _closes(tokens) and tokens[0].is_a("(", "[", "<(", "\\{"):
         return _bracket(tokens[0].text + tokens[-1].text, tokens[1:-1])

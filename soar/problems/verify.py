@@ -33,6 +33,9 @@ def equal(a: Reading, b: Reading) -> bool | None:
     for x, y in ((a, b), (b, a)):
         if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:
             return equal(x.parts[0], y)
+        if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
+            names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
+            return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
@@ -306,7 +309,10 @@ def compare_math(answer: str, gold: str) -> Verdict | None:
     if letter and chosen:
         return _verdict(letter == chosen)
     wanted = read(gold_text or gold)
-    same = equal(wanted, read(answer_text or answer))
+    try:
+        same = equal(wanted, read(answer_text or answer))
+    except Unreadable:  # too large at the points where they were to be compared
+        same = False
     if same is False and any(_words_in(wanted)) and gold_kind(gold, "math") == "none":
         return Verdict.UNSCORABLE
     return None if same is None else _verdict(same)
