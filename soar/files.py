@@ -29,18 +29,26 @@ T = TypeVar("T")
 Row = dict[str, Any]
 MAX_NOTES_PER_FILE = 3
 HIDDEN = "[hidden]"
-SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PAT|CREDENTIALS?|AUTH)($|_)", re.IGNORECASE)
+# Ends of the name of a variable whose value is a secret, with and without an underline before them.
+SECRET_NAME = re.compile(
+    r"(^|_)(TOKENS?|KEYS?|SECRET|PAT|AUTH|DSN|PASS|PWD)$"
+    r"|(PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEY|ACCESSKEY|PRIVATEKEY|AUTHTOKEN|PGPASS)$",
+    re.IGNORECASE,
+)
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown
 BY_FORM = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{20,}|\bsk-[\w-]{16,}|\bAKIA[A-Z0-9]{12,}"
-    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
+    r"\b(?:hf|npm|gh[pousr])_[A-Za-z0-9]{16,}|\bgithub_pat_\w{20,}|\b(?:glpat|pypi|xox[abeoprs])-[\w-]{16,}"
+    r"|\bsk-[\w-]{16,}|\bAIza[\w-]{30,}|\bAKIA[A-Z0-9]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
+    r"|(?<=://)[^\s/@?#]+(?=@)"  # the user part of a URL, then its query and fragment
 )
+URL_END = re.compile(r"(?<=[a-z0-9])(://[^\s?#\"']*[?#])[^\s\"']+")
 
 
 def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
     """The value with every secret in its texts replaced by `[hidden]`, at any depth of lists and dicts.
 
-    A secret is known by the name of its environment variable, by its form, or as a password in a URL.
+    A secret is known by the name of its environment variable or by its form; of a URL user, query and fragment are hidden.
     """
     secrets = {text for name, text in environment.items() if SECRET_NAME.search(name) and len(text) >= SHORTEST}
 
@@ -48,7 +56,7 @@ def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
         if isinstance(value, str):
             for secret in sorted(secrets, key=len, reverse=True):
                 value = value.replace(secret, HIDDEN)
-            return BY_FORM.sub(HIDDEN, value)
+            return URL_END.sub(rf"\1{HIDDEN}", BY_FORM.sub(HIDDEN, value))
         if isinstance(value, dict):
             return {key: scrubbed(item) for key, item in value.items()}
         return [scrubbed(item) for item in value] if isinstance(value, list | tuple) else value

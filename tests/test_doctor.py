@@ -1,4 +1,4 @@
-"""`soar doctor`: a whole run is well; changed, lost and new files, lost lines and wrong summaries are named."""
+"""`soar doctor`: a whole run is well; whatever was changed, removed, added or swapped afterwards is named."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT
+from loop_helpers import read_jsonl, run_tiny
 
 from soar.cli import main
-from soar.run.doctor import write_hashes
+from soar.run.doctor import examine, write_hashes
 
 
 @pytest.fixture
@@ -31,41 +33,69 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
-def cut(run: Path) -> None:
-    content = (run / "questions.jsonl").read_bytes()
-    (run / "questions.jsonl").write_bytes(content[:-9])
+def forged(change: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """A change after which the hashes are made to fit."""
 
+    def both(run: Path) -> None:
+        change(run)
+        write_hashes(run)
 
-def forged(run: Path) -> None:
-    """The summary is changed, and the hashes are made to fit."""
-    edit("summary.json", '"promotions": ', '"promotions": 1')(run)
-    write_hashes(run)
+    return both
 
 
 def other_attempts(run: Path) -> None:
-    """One more correct attempt in the raw event, and the hashes are made to fit."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """One more correct attempt in the raw event."""
+    rows = read_jsonl(run / "metrics.jsonl")
     correct = next(row for row in rows if row["event"] == "evaluation" and row["arm"] == "pq")["correct"]
     correct[0] = (correct[0] + 1) % 5
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_hashes(run)
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+def twice(run: Path) -> None:
+    """The evaluation of an arm once more, with a better result."""
+    line = next(row for row in read_jsonl(run / "metrics.jsonl") if row["event"] == "evaluation" and row["arm"] == "ps")
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({**line, "correct": [4] * len(line["correct"])}) + "\n")
+
+
+def thinned(run: Path) -> None:
+    hashes = json.loads((run / "hashes.json").read_text())
+    (run / "hard" / "test.jsonl").unlink()
+    del hashes["hard/test.jsonl"]
+    (run / "hashes.json").write_text(json.dumps(hashes))
+
+
+def swapped(run: Path) -> None:
+    shutil.copy(run / "arms" / "pq" / "adapter_model.safetensors", run / "student" / "adapter_model.safetensors")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "changed": (edit("hard/train.jsonl", "question", "questiom"), ["hard/train.jsonl was changed after the run"]),
     "removed": (lambda run: (run / "pq.jsonl").unlink(), ["pq.jsonl is missing"]),
-    "added": (
-        lambda run: (run / "arms" / "new.txt").write_text("x") and None,
-        ["arms/new.txt was added after the run"],
-    ),
+    "added": (lambda run: (run / "student" / "pytorch_model.bin").touch(), ["student/pytorch_model.bin was added"]),
+    "added to state": (lambda run: (run / "state" / ".new").touch(), ["state/.new was added after the run"]),
     "no list": (lambda run: (run / "hashes.json").unlink(), ["hashes.json is missing"]),
-    "half a line": (cut, ["the last line is not complete", "questions.jsonl was changed after the run"]),
-    "manifest": (edit("manifest.json", '"config": {', '"config": {"nam": 1,'), ["unknown key 'nam'"]),
-    "summary": (forged, ["summary.json: promotions is 1"]),
-    "attempts": (other_attempts, ["summary.json: paired is"]),
+    "thinned list": (thinned, ["hashes.json lacks hard/test.jsonl"]),
+    "half a line": (
+        lambda run: (run / "questions.jsonl").write_bytes((run / "questions.jsonl").read_bytes()[:-9]),
+        ["the last line is not complete", "questions.jsonl was changed after the run"],
+    ),
+    "manifest": (edit("manifest.json", '"config": {', '"config": {"nam": 1,'), ["unknown key 'nam'", "was changed"]),
+    "config": (
+        forged(edit("manifest.json", '"lora_rank": 16', '"lora_rank": 32')),
+        ["manifest.json: the config was changed: model.lora_rank: 16 -> 32"],
+    ),
+    "summary": (forged(edit("summary.json", '"promotions": ', '"promotions": 1')), ["summary.json: promotions is 1"]),
+    "attempts": (forged(other_attempts), ["summary.json: paired is"]),
     "event": (
         edit("metrics.jsonl", '"event": "outer_step"', '"event": "outer_stop"'),
         ["metrics.jsonl was changed after the run", "summary.json: outer_steps is 2, recomputed 1"],
+    ),
+    "event twice": (forged(twice), ["metrics.jsonl: evaluation 'ps' stands 2 times"]),
+    "adapter": (forged(swapped), ["student: not the adapter that was promoted or evaluated"]),
+    "half an adapter": (
+        forged(lambda run: (run / "arms" / "pq" / "adapter_model.safetensors").write_bytes(b"half")),
+        ["arms/pq: its adapter cannot be read"],
     ),
 }
 
@@ -76,7 +106,8 @@ def test_damage_is_named(run: Path, capsys: pytest.CaptureFixture[str], what: st
     damage(run)
     assert main(["doctor", str(run)]) == 1
     said = capsys.readouterr().out
-    assert "BAD  " in said and said.splitlines()[-1].endswith("of 3 checks found something")
+    assert "BAD  " in said
+    assert "of 4 checks found something" in said
     for text in words:
         assert text in said
 
@@ -91,11 +122,18 @@ def test_a_run_is_well_while_it_runs_and_in_a_study(
     shutil.copytree(run, tmp_path / "study" / "b")
     assert main(["doctor", str(tmp_path / "study")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "all 6 checks are well"
-    assert "ok   a: summary.json from metrics.jsonl" in lines
+    assert "all 8 checks are well" in lines
+    assert "not found by this: changes of somebody who wrote hashes.json" in lines[-1]
+    assert "ok   a: config of the newest checkpoint, 3 adapters as they were evaluated" in lines
     assert "ok   b: no summary.json: the run is not finished" in lines
     assert main(["doctor", str(tmp_path / "study" / "a" / "hard")]) == 1
     assert "no run folder: it has no manifest.json" in capsys.readouterr().err
+
+
+def test_a_run_with_lora_adapters_is_well(tmp_path: Path) -> None:
+    run_tiny(tmp_path, "model.adapter=lora", "model.lora_rank=2", 'arms.run=["ps","pq"]')
+    assert [check for check in examine(tmp_path) if check.complaints] == []
+    assert "2 adapters" in examine(tmp_path)[2].what
 
 
 def test_the_doctor_needs_no_torch(tiny_run: Path) -> None:

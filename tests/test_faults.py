@@ -12,14 +12,7 @@ import torch
 from loop_helpers import events, run_tiny
 from test_student import STUDENTS, near, train
 
-from soar.engine.memory import (
-    DeviceLost,
-    MemoryShortage,
-    halving,
-    is_device_lost,
-    is_out_of_memory,
-    split_on_shortage,
-)
+from soar.engine.memory import DeviceLost, MemoryShortage, halving, is_device_lost, split_on_shortage
 from soar.loop import student
 from soar.run import pipeline
 
@@ -28,20 +21,6 @@ SHORTAGES = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
 ]
-
-
-@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
-def test_memory_errors_are_recognised_and_others_are_not(error: BaseException) -> None:
-    assert is_out_of_memory(error)
-    assert not is_device_lost(error)
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
-    assert not is_out_of_memory(ValueError("out of memory"))
-
-
-@pytest.mark.parametrize("text", ["CUDA error: an illegal memory access", "NCCL communicator was aborted"])
-def test_lost_devices_are_recognised(text: str) -> None:
-    assert is_device_lost(RuntimeError(text))
-    assert not is_device_lost(ValueError(text))
 
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
@@ -56,26 +35,28 @@ def test_halving_goes_down_until_it_fits_and_tells(error: BaseException) -> None
         return f"done with {size}"
 
     assert halving(work, 100, told.append) == ("done with 12", 12)
-    assert tried == [100, 50, 25, 12]
-    assert told == [50, 25, 12]
+    assert (tried, told) == ([100, 50, 25, 12], [50, 25, 12])
+    with pytest.raises(type(error)):  # the last shortage
+        halving(work, 100, told.append, smallest=30)
 
 
-def test_halving_lets_the_last_shortage_and_other_errors_through() -> None:
-    told: list[int] = []
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
+        (RuntimeError("CUDA error: an illegal memory access"), True),
+        (RuntimeError("NCCL communicator was aborted"), True),
+        (ValueError("CUDA error: an illegal memory access"), False),
+    ],
+)
+def test_other_errors_are_let_through_and_a_lost_device_is_recognised(error: Exception, lost: bool) -> None:
+    def work(size: int) -> None:
+        raise error
 
-    def never(size: int) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nsecond line")
-
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        halving(never, 10, told.append, smallest=3)
-    assert told == [5, 3]
-
-    def wrong(size: int) -> None:
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        halving(wrong, 10, told.append)
-    assert told == [5, 3]
+    with pytest.raises(type(error), match=str(error)):
+        halving(work, 10, lambda size: pytest.fail("it tries again"))
+    assert is_device_lost(error) is lost
 
 
 def test_halving_holds_nothing_of_a_failed_attempt_when_it_tries_again() -> None:

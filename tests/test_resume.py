@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,7 @@ import pytest
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, without_clock, write_problems
 
 from soar.loop import student, teacher
-from soar.run import measure as held_out
-from soar.run import pipeline
-from soar.run import screen as screening
-from soar.run.checkpoint import Checkpoint
+from soar.run import measure, pipeline
 from soar.run.folder import RunFolder
 
 # Teacher and students that move: graded rewards and larger groups, so that few groups are all alike; rewards that differ
@@ -95,100 +93,68 @@ def test_another_seed_other_numbers(tmp_path: Path, source: str, whole: dict[str
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """Make the run die: in screening, after the first of three steps, amid a step, amid an arm, after one, amid the
-    evaluation, after it."""
+    """Make the run die: amid the second of three steps, in the middle of an arm, of the evaluation."""
 
-    def die(*args: Any, **more: Any) -> Any:
-        raise Interrupted
+    def dies_after(place: Any, name: str, done: Callable[..., Any]) -> None:
+        real = getattr(place, name)
 
-    if where == "screening":
-        real_append = RunFolder.append
-
-        def append(self: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
-            real_append(self, name, rows)
-            if name == screening.SCREEN_FILE and "id" in rows[0]:
+        def call(*args: Any, **more: Any) -> Any:
+            value = real(*args, **more)
+            if done(*args):
                 raise Interrupted
+            return value
 
-        monkeypatch.setattr(RunFolder, "append", append)
-    elif where == "step":
-        monkeypatch.setattr(pipeline, "step_lines", die)
-    elif where == "midstep":
-        real_learn = teacher.OuterLoop.learn
+        monkeypatch.setattr(place, name, call)
 
-        def learn(self: teacher.OuterLoop, *args: Any) -> Any:
-            found = real_learn(self, *args)
-            return die() if self.state.step == 1 else found
-
-        monkeypatch.setattr(teacher.OuterLoop, "learn", learn)
-    elif where in ("arm", "midarm"):
-        real_save = RunFolder.save
-
-        def save(self: RunFolder, checkpoint: Checkpoint) -> None:
-            real_save(self, checkpoint)
-            progress = checkpoint.data["arm_progress"]
-            if progress if where == "midarm" else checkpoint.data["arm_rollouts"]:
-                raise Interrupted
-
-        monkeypatch.setattr(RunFolder, "save", save)
-    elif where == "midevaluation":
-        real_append = RunFolder.append
-
-        def append(self: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
-            real_append(self, name, rows)
-            if name == held_out.FILE and "id" in rows[0]:
-                raise Interrupted
-
-        monkeypatch.setattr(RunFolder, "append", append)
-        monkeypatch.setattr(held_out, "BLOCK", 4)
+    if where == "step":
+        dies_after(teacher.OuterLoop, "learn", lambda loop, *rest: loop.state.step == 1)
+    elif where == "arm":
+        dies_after(RunFolder, "save", lambda folder, checkpoint: checkpoint.data["arm_progress"])
     else:
-        monkeypatch.setattr(pipeline, "save_adapter", die)
+        dies_after(RunFolder, "append", lambda folder, name, rows: name == measure.FILE and "id" in rows[0])
+        monkeypatch.setattr(measure, "BLOCK", 4)
 
 
-@pytest.mark.parametrize("where", ["screening", "step", "midstep", "midarm", "arm", "midevaluation", "evaluation"])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, whole: dict[str, Any], where: str
+@pytest.mark.parametrize(
+    ("where", "steps", "updates", "problems"), [("step", 2, 9, 6), ("arm", 0, 3, 6), ("end", 0, 0, 2)]
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been_and_does_nothing_twice(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    whole: dict[str, Any],
+    where: str,
+    steps: int,
+    updates: int,
+    problems: int,
 ) -> None:
+    """steps, updates, problems: what is left of outer steps, of updates of arms or students, of held-out problems."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_at(patch, where)
         run_tiny(out, source, *CHANGES)
-    assert not (out / "summary.json").exists()
-    done = {"screening": 0, "step": 1, "midstep": 1}.get(where, 3)
-    assert len(events(out, "outer_step") if (out / "metrics.jsonl").exists() else []) == done
-    with monkeypatch.context() as patch:
-        counted: list[int] = []
-        real = teacher.OuterLoop.step
-        patch.setattr(teacher.OuterLoop, "step", lambda self: (counted.append(self.state.step), real(self))[1])
-        trained: list[int] = []
-        real_update = student.update
-        patch.setattr(student, "update", lambda *args: (trained.append(0), real_update(*args))[1])
-        measured: list[str] = []
-        real_count = held_out.count_correct
-        patch.setattr(
-            held_out,
-            "count_correct",
-            lambda *args, **more: (measured.extend(p.id for p in args[2]), real_count(*args, **more))[1],
-        )
-        run_tiny(out, source, *CHANGES, resume=True)
-    assert counted == list(range(done, 3))  # nothing that was done is done again
-    if where in ("midarm", "arm", "midevaluation", "evaluation"):
-        assert len(trained) == {"midarm": 3, "arm": 2}.get(where, 0)
-    assert len(measured) == {"midevaluation": 2, "evaluation": 0}.get(where, 6)
+    done = {"steps": 0, "updates": 0, "problems": 0}
+
+    def counted(place: Any, name: str, what: str, size: Callable[..., int]) -> None:
+        real = getattr(place, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            done[what] += size(*args)
+            return real(*args, **more)
+
+        monkeypatch.setattr(place, name, call)
+
+    counted(teacher.OuterLoop, "step", "steps", lambda *args: 1)
+    counted(student, "update", "updates", lambda *args: 1)
+    counted(measure, "count_correct", "problems", lambda *args: len(args[2]))
+    run_tiny(out, source, *CHANGES, resume=True)
+    assert done == {"steps": steps, "updates": updates, "problems": problems}
     assert result(out) == whole
 
 
-def test_a_finished_run_can_be_resumed_to_its_summary(tmp_path: Path, source: str) -> None:
-    changes = (source, *CHANGES, "teacher.steps=1", "promotion.window=1", 'arms.run=["base"]')
-    run_tiny(tmp_path / "run", *changes)
-    first = without_clock(json.loads((tmp_path / "run" / "summary.json").read_text()))
-    (tmp_path / "run" / "summary.json").unlink()
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    run_tiny(tmp_path / "run", *changes, resume=True)
-    assert without_clock(json.loads((tmp_path / "run" / "summary.json").read_text())) == first
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
-
-
-def test_wall_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     changes = (source, *CHANGES, "teacher.steps=2", 'arms.run=["base"]')
     clock = {"now": 0.0}
     real = teacher.OuterLoop.step
@@ -205,3 +171,8 @@ def test_wall_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pyt
     clock["now"] += 5000.0
     summary = run_tiny(tmp_path / "run", *changes, resume=True)
     assert summary["wall_seconds"] == {"screen": 0.0, "loop": 200.0, "arms": 0.0, "evaluate": 0.0}
+    (tmp_path / "run" / "summary.json").unlink()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert run_tiny(tmp_path / "run", *changes, resume=True) == summary
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics

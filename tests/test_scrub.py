@@ -6,34 +6,60 @@ import pytest
 
 from soar.files import HIDDEN, scrub
 
-SECRETS = {
-    "HF_TOKEN": "not-by-form-1",
-    "WANDB_API_KEY": "0123456789abcdef",
-    "MY_PASSWORD": "correct horse battery",
-    "SECRET": "s3cr3t-s3cr3t",
-    "LONGER_SECRET": "s3cr3t-s3cr3t-and-more",
-}
-OTHERS = {"SHORT_KEY": "on", "KEYBOARD": "qwertyuiop", "PATH": "/usr/bin:/usr/local/bin"}
+VALUE = "correct-horse 42 battery"  # no form gives it away
+VARIABLES = """HF_TOKEN HUGGING_FACE_HUB_TOKEN WANDB_API_KEY OPENAI_APIKEY ANTHROPIC_API_KEY AWS_SECRET_ACCESS_KEY
+AWS_SESSION_TOKEN AZURE_CLIENT_SECRET GITHUB_PAT PGPASSWORD MYSQL_PWD DB_PASS DB_PASSWORD SMTP_PASSWD REDIS_AUTH
+SSH_PASSPHRASE GOOGLE_APPLICATION_CREDENTIALS SECRET MY_PRIVATEKEY NPM_CONFIG__AUTHTOKEN SENTRY_DSN hf_token""".split()
+ORDINARY = "KEYBOARD PATH TOKENIZERS_PARALLELISM COMPASS MONKEY AUTHOR KEYS_PER_PAGE PASSENGERS".split()
+
+FORMS = [
+    ("token hf_" + "a1B2" * 5 + " end", f"token {HIDDEN} end"),
+    ("ghp_" + "x" * 36, HIDDEN),
+    ("github_pat_" + "x_1" * 10, HIDDEN),
+    ("glpat-" + "x_1-" * 5, HIDDEN),
+    ("sk-" + "proj-" + "a" * 20, HIDDEN),
+    ("sk-ant-api03-" + "a_B" * 8, HIDDEN),
+    ("npm_" + "a1B2" * 9, HIDDEN),
+    ("pypi-AgEIcHlwaS5vcmc" + "a1B2" * 5, HIDDEN),
+    ("xoxb-12345678901-abcdefghijk", HIDDEN),
+    ("AIza" + "Sy_-" * 9, HIDDEN),
+    ("AKIA" + "ABCDEFGH12345678", HIDDEN),
+    ("Bearer " + "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dBjftJeZ4CVP-mB92K", f"Bearer {HIDDEN}"),
+    ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaA\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", f"{HIDDEN}\n"),
+    ("https://ann:pass@host/x.jsonl", f"https://{HIDDEN}@host/x.jsonl"),
+    ("https://abcdefghijklmnop@host/x.jsonl", f"https://{HIDDEN}@host/x.jsonl"),
+    ("--set problems.source=https://host/x.jsonl?api_key=k", f"--set problems.source=https://host/x.jsonl?{HIDDEN}"),
+    ("https://host/x#access_token=k and more", f"https://host/x#{HIDDEN} and more"),
+    ("https://me.blob.core.windows.net/c/x?sv=2024&sig=k%3D", f"https://me.blob.core.windows.net/c/x?{HIDDEN}"),
+    ("s3://b/x?X-Amz-Signature=k", f"s3://b/x?{HIDDEN}"),
+    ("postgresql://ann:p@ss/w@db:5432/x", f"postgresql://{HIDDEN}@ss/w@db:5432/x"),
+]
 
 
-def test_values_of_secret_variables_are_hidden_at_any_depth() -> None:
-    value = {"command": ["soar", *SECRETS.values(), *OTHERS.values()], "deep": ({"k": "a s3cr3t-s3cr3t-and-more b"}, 3)}
-    hidden = {"command": ["soar", *[HIDDEN] * 5, *OTHERS.values()], "deep": ({"k": f"a {HIDDEN} b"}, 3)}
-    assert scrub(value, SECRETS | OTHERS) == hidden
+@pytest.mark.parametrize("name", VARIABLES)
+def test_secrets_by_the_name_of_their_variable_at_any_depth(name: str) -> None:
+    value = {"command": ["soar", f"a {VALUE} b"], "deep": ({"k": f"{VALUE}-and-more"}, 3)}
+    hidden = {"command": ["soar", f"a {HIDDEN} b"], "deep": [{"k": HIDDEN}, 3]}
+    assert scrub(value, {name: VALUE, f"MY_{name}": f"{VALUE}-and-more"}) == hidden
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_values_of_other_variables_stay(name: str) -> None:
+    assert scrub(VALUE, {name: VALUE, "SHORT_KEY": "on"}) == VALUE
+
+
+@pytest.mark.parametrize(("text", "shown"), FORMS)
+def test_secrets_by_their_form(text: str, shown: str) -> None:
+    assert scrub(text, {}) == shown
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    "text",
     [
-        ("token hf_" + "a1B2" * 5 + " end", f"token {HIDDEN} end"),
-        ("ghp_" + "x" * 36, HIDDEN),
-        ("github_pat_" + "x_1" * 10, HIDDEN),
-        ("sk-" + "proj-" + "a" * 20, HIDDEN),
-        ("AKIA" + "ABCDEFGH12345678", HIDDEN),
-        ("https://ann:pass@host/x.jsonl", f"https://{HIDDEN}@host/x.jsonl"),
-        ("hf_config and sk-learn, https://host:80/a@b, ann@host:x", None),
-        ("world:tiny, Qwen/Qwen2.5-0.5B-Instruct, C:\\data\\x.jsonl", None),
+        "hf_config and sk-learn, https://host:80/a, ann@host:x, task-force-of-nineteen-people",
+        "world:tiny, Qwen/Qwen2.5-0.5B-Instruct, C:\\data\\x.jsonl, is 3 > 2? yes #1",
+        "https://huggingface.co/datasets/a/b/resolve/main/x.jsonl",
     ],
 )
-def test_secrets_by_their_form(text: str, shown: str | None) -> None:
-    assert scrub(text, {}) == (text if shown is None else shown)
+def test_ordinary_text_stays(text: str) -> None:
+    assert scrub(text, {}) == text

@@ -69,7 +69,7 @@ def report(
 def doctor(
     run: Annotated[Path, Argument(metavar="FOLDER", help="Folder of run, screen, student or study.")],
 ) -> int:
-    """Is a folder what its run left: hashes of all files, and the summary recomputed from the events.
+    """Is a folder what its run left: hashes of all files, config, adapters, and the summary recomputed from the events.
 
     Exit code 0: all is well; 1: something is not.
 
@@ -77,13 +77,14 @@ def doctor(
       soar doctor runs/mine             one line a check
       soar doctor studies/finding1      of soar study, with all its runs
     """
-    from soar.run.doctor import examine
+    from soar.run.doctor import BLIND, examine
 
     checks = examine(run)
     for what, complaints in checks:
         print(f"{'BAD' if complaints else 'ok '}  {what}", *(f"     {visible(text)}" for text in complaints), sep="\n")
     bad = sum(bool(complaints) for _, complaints in checks)
     print(f"{bad} of {len(checks)} checks found something" if bad else f"all {len(checks)} checks are well")
+    print(BLIND)
     return 1 if bad else 0
 
 
