@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from contextvars import ContextVar
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -439,6 +440,26 @@ def find_recipe(recipe: str) -> Path:
     raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}; or a run folder")
 
 
+TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run: may code that a run folder names run?
+
+
+def named_code(config: object) -> list[str]:
+    """Lines `key = value` of what in a run folder's config would run its author's code, or send a key where he says."""
+    values = flat(config) if isinstance(config, dict) else {}
+    keys = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
+    keys += [key for key in ("model.trust_remote_code", "judge.url", "cluster.address") if values.get(key)]
+    return [f"{key} = {json.dumps(values[key]):.100}" for key in keys]
+
+
+def refuse_code(path: Path, config: object) -> None:
+    """Raises ConfigError when the config in the run folder `path` names code or a server and nobody said --trust-run."""
+    if (named := named_code(config)) and not TRUSTED.get():
+        raise ConfigError(
+            f"{path}: its config names what would run code of whoever made the folder, or reach a server of theirs: "
+            f"{', '.join(named)}. Give --trust-run if you know what it does, or a recipe of your own"
+        )
+
+
 def load(recipe: str | None = None, overrides: list[str] | None = None, model_named: bool = False) -> Config:
     """Config from a recipe (None: built-in `tiny`) and `--set` overrides.
 
@@ -459,6 +480,8 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
             f"no --model given: the recipe {path.stem!r} leaves it to you; add --model with a folder, a GGUF file or a hub "
             "id (--model builtin:tiny is the 168,000-parameter model of the demo)"
         )
+    if path.name == "manifest.json":
+        refuse_code(path.parent, data)
     return build(data, f"{path} with --set" if overrides else str(path))
 
 

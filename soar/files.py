@@ -31,8 +31,8 @@ MAX_NOTES_PER_FILE = 3
 HIDDEN = "[hidden]"
 # A variable whose value is a secret has one of these words in its name, or ends with one that is written together.
 SECRET_NAME = re.compile(
-    r"(^|_)(TOKEN|KEY|SECRET|PAT|AUTH|DSN|PASS|PWD|CREDENTIALS?)($|_)"
-    r"|(PASSWORD|PASSWD|PASSPHRASE|APIKEY|ACCESSKEY|PRIVATEKEY|AUTHTOKEN)($|_)",
+    r"(^|_)(TOKEN|KEY|SECRET|PAT|AUTH|DSN|PASS|CREDENTIALS?)($|_)"
+    r"|(_PWD|PASSWORD|PASSWD|PASSPHRASE|APIKEY|ACCESSKEY|PRIVATEKEY|AUTHTOKEN)($|_)",
     re.IGNORECASE,
 )
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown

@@ -278,6 +278,67 @@ def test_what_lies_under_the_name_of_a_file_is_named_and_nothing_waits_for_it(
         resumed(tmp_path)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_only_what_the_store_made_is_removed_from_its_folder(tmp_path: Path, linked: bool) -> None:
+    (tmp_path / "scratch").mkdir()
+    with RunFolder(tmp_path / "run", tiny_config(), []) as folder:
+        if linked:
+            (tmp_path / "run" / "state").symlink_to(tmp_path / "scratch")
+        for name in ("backup", "000000 copy", "000000.old", "7", "tmp.tmp"):
+            (tmp_path / "run" / "state" / name).mkdir(parents=True)
+        (tmp_path / "run" / "state" / "000001").write_text("a file of mine")
+        for step in range(4):
+            folder.save(checkpoint(step))
+    kept = {path.name for path in (tmp_path / "run" / "state").iterdir()}
+    assert kept == {"backup", "000000 copy", "000000.old", "7", "tmp.tmp", "000001", "000004", "000005"}
+
+
+def edited(run: Path) -> None:
+    write_json(run / "manifest.json", {**json.loads((run / "manifest.json").read_text()), "config": {"seed": 3}})
+
+
+MEDDLING: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "deleted": (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl is gone"),
+    "cut": (lambda run: os.truncate(run / "questions.jsonl", 5), r"questions.jsonl has 5 bytes, expected \d+"),
+    "lengthened": (lambda run: spoil(run / "metrics.jsonl", "zeros"), r"metrics.jsonl has 500 bytes, expected \d+"),
+    "replaced": (
+        lambda run: write_atomic(run / "pq.jsonl", (run / "pq.jsonl").read_bytes()),
+        "pq.jsonl is another file",
+    ),
+    "evidence": (lambda run: (run / "hard" / "screen.jsonl").unlink(), "hard/screen.jsonl is gone"),
+    "another file": (lambda run: (run / "hard" / "train.jsonl").unlink(), "hard/train.jsonl is gone"),
+    "manifest": (edited, r"manifest.json has \d+ bytes, expected \d+"),
+    "lock": (lambda run: (run / ".lock").unlink(), ".lock is gone"),
+    "second process": (lambda run: ((run / ".lock").unlink(), resumed(run)), ".lock is another file"),
+    "moved": (lambda run: run.rename(run.parent / "elsewhere"), ".lock is gone"),
+    "emptied": (lambda run: shutil.rmtree(run), ".lock is gone"),
+}
+
+
+@pytest.mark.parametrize("what", MEDDLING)
+def test_a_run_whose_files_change_underneath_stops_with_a_named_error(tmp_path: Path, what: str) -> None:
+    meddle, words = MEDDLING[what]
+    run = steps(tmp_path / "run")
+    with RunFolder(run, tiny_config(), [], resume=True) as folder:
+        folder.load()
+        folder.append("pq.jsonl", [{"question": "q"}])
+        write_json(run / "hard" / "train.jsonl", {})
+        folder.save(checkpoint(3))
+        meddle(run)
+        before = content(tmp_path)
+        for write in (
+            lambda: folder.append("metrics.jsonl", [{}]),
+            lambda: folder.save(checkpoint(4)),
+            lambda: folder.rows("metrics.jsonl"),
+            lambda: folder.note_hashes(model="a"),
+        ):
+            with pytest.raises(
+                RunFolderError, match=rf"{words}: something else changed the folder.*put back what was there"
+            ):
+                write()
+        assert content(tmp_path) == before
+
+
 @pytest.mark.parametrize("moment", ["write_tensors", "write_json", "replace", "rmtree"])
 def test_a_crash_while_saving_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from soar.cli import look, reference, start, take
-from soar.config import RECIPES
+from soar.config import RECIPES, TRUSTED
 from soar.files import STORAGE_ERRNOS, scrub, visible
 from soar.types import VERSION, UserError
 
@@ -52,8 +52,11 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _soar(
     version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    trust_run: Annotated[
+        bool, Option("--trust-run", help="Run code that a run folder names (anywhere in the command).")
+    ] = False,
 ) -> None:
-    pass
+    TRUSTED.set(trust_run)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,10 +117,10 @@ def _main(words: list[str]) -> int:
 
 
 def _spread(words: list[str]) -> list[str]:
-    """`--adapter A B` as `--adapter A --adapter B`."""
-    spread: list[str] = []
+    """`--adapter A B` as `--adapter A --adapter B`; --trust-run first, since it belongs to every command."""
+    spread = ["--trust-run"] if "--trust-run" in words else []
     option = None
-    for word in words:
+    for word in (word for word in words if word != "--trust-run"):
         if word.startswith("-"):
             option = word if word in SEVERAL else None
         elif option is not None and spread[-1] != option:

@@ -25,7 +25,7 @@ from soar.cli.common import (
     workers_overrides,
 )  # fmt: skip
 from soar.config import Config, ConfigError, difference, flat, load, override
-from soar.files import write_atomic
+from soar.files import scrub, write_atomic
 from soar.run.interrupts import StopRequest
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _forecast(config: Config, assume: list[str], run: Path | None) -> None:
         except ValueError as error:
             raise ConfigError(f"--assume {text}: expected NAME=NUMBER") from error
     assumptions = assumed(config).with_values(values, "given")
-    print(json.dumps(config.resolved(), indent=2))
+    print(json.dumps(scrub(config.resolved()), indent=2))
     print(
         "\n".join([*config.doubts(), *memory_lines(config, assumptions), *forecast(config, assumptions, run).lines()])
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from soar.config import refuse_code
 from soar.engine.load import resolve_path
 from soar.files import Row, read_object, visible, write_atomic, write_json
 from soar.problems.domain import load_domain
@@ -52,6 +53,7 @@ class Task:
 
 def task_of(run: Run) -> Task:
     """Prompt format and verifier, or domain, that the manifest records. Raises ExportError, DomainError."""
+    refuse_code(run.path, run.config)
     sections = [run.config.get(key) for key in ("problems", "model")]
     problems, model = (section if isinstance(section, dict) else {} for section in sections)
     path = str(model.get("path") or "unknown")
@@ -264,6 +266,7 @@ def _rank(settings: Row) -> int:
 
 def base_of(run: Run) -> tuple[str, Row]:
     """Path or hub id of the base model, and the loader's options, as the run had them."""
+    refuse_code(run.path, run.config)
     model = run.config.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("path"), str):
         raise ExportError(f"{run.path / 'manifest.json'} names no base model (config.model.path)")

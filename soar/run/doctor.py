@@ -117,7 +117,8 @@ def adapter_digest(path: Path, full: bool) -> str:
     """`AdapterStack.digest` of an adapter in PEFT's format. full: a weight change, one factor of which is the identity."""
     from safetensors.numpy import load_file
 
-    weights, sha, tensors = load_file(path), hashlib.sha256(), {}
+    weights, sha = load_file(path), hashlib.sha256()
+    tensors: dict[str, Any] = {}
     for key in (key for key in weights if key.endswith(".lora_A.weight")):
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         a_r_I, b_O_r = weights[key], weights[f"base_model.model.{name}.lora_B.weight"]

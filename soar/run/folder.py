@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from soar.config import HARMLESS, Config, ConfigError, build, difference
+from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
 from soar.files import (
     HIDDEN,
     StorageError,
@@ -75,6 +75,7 @@ def recorded_config(path: Path) -> Config:
     if no_file(path / "manifest.json"):
         raise _no_run(path)
     config = _recorded(read_document(path / "manifest.json"), path)
+    refuse_code(path, config.resolved())
     if HIDDEN in json.dumps(config.resolved()):
         raise RunFolderError(
             f"{path}/manifest.json holds a secret only as {HIDDEN}; give the recipe and the overrides that the run was "

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from soar.config import LimitsConfig
+from soar.config import LimitsConfig, named_code
+from soar.files import read_object
 from soar.types import UserError
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
@@ -91,8 +92,9 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
 
 
 def resume_command(folder: Path) -> str:
-    """The command that continues the run in a folder."""
-    return f"soar run --out {shlex.quote(str(folder))} --resume"
+    """The command that continues the run in a folder; its config names only code that this process runs already."""
+    trust = " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
+    return f"soar run --out {shlex.quote(str(folder))} --resume{trust}"
 
 
 class TokenMeter:

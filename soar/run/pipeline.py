@@ -451,7 +451,6 @@ def execute(
         open_env(config) as env,
         open_parallel(config, env, folder, progress.say) as parallel,
     ):
-        folder.note_hashes()  # the model is loaded, so this is a run that others may look at
         progress.show(own_view(out, progress.console))
         run = Run(config, folder, env, progress, stop, parallel)
         run.teacher_reward = teacher_reward
