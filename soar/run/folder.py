@@ -317,7 +317,7 @@ class RunFolder:
             sync(self.path)
             beside = {"lines": {name: self._start(name) for name in STREAMS}, "config": self.manifest["config"]}
             self._checkpoints.save(replace(checkpoint, beside=beside))
-        self._remember(*(name for name in files_of(self.path) if not name.startswith("state/0")))
+        self._remember(*(f"hard/{path.name}" for path in self.path.glob("hard/*")))
 
     def load(self) -> Checkpoint | None:
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
