@@ -113,7 +113,7 @@ def test_input(
     lock.release()
     said = capsys.readouterr()
     assert ended == code, said
-    assert re.search(words, said.err if code else said.out, re.DOTALL), said.err
+    assert re.search(words, said.err, re.DOTALL), said.err
     assert "Traceback" not in said.out + said.err
     assert "secret" not in said.out + said.err
     assert not (tmp_path / "ran").exists()
