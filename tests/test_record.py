@@ -25,7 +25,7 @@ from soar.config import HARMLESS, Config, ConfigError, flat
 from soar.files import StorageError, finite, storage_errors, write_atomic, write_json
 from soar.run import checkpoint as checkpoints
 from soar.run import folder as record
-from soar.run.checkpoint import Checkpoint, CheckpointError
+from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, RunFolderError
 
 
@@ -238,32 +238,6 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(
     ]  # the damaged one went, not this
     last, notes = resumed(tmp_path)
     assert (last.data["step"], notes) == (3, [])
-
-
-@pytest.mark.parametrize(("name", "kind", "words"), DAMAGE)
-def test_damage_without_another_checkpoint_is_refused_and_nothing_changed(
-    tmp_path: Path, name: str, kind: str, words: str
-) -> None:
-    shutil.rmtree(steps(tmp_path) / "state" / "000001")
-    spoil(tmp_path / name, kind)
-    before = content(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"{words}.*No other checkpoint is left; restore"):
-        resumed(tmp_path)
-    assert content(tmp_path) == before
-
-
-def test_a_lost_state_folder_does_not_drop_what_is_recorded(tmp_path: Path) -> None:
-    shutil.rmtree(steps(tmp_path) / "state")
-    before = content(tmp_path)
-    for name in ("questions.jsonl", "metrics.jsonl"):
-        with pytest.raises(
-            RunFolderError, match=r"holds no checkpoint, but the run was past its first: .* restore state/"
-        ):
-            resumed(tmp_path)
-        assert content(tmp_path) == before
-        (tmp_path / name).unlink()
-        del before[name]
-    assert resumed(tmp_path) == (None, [])
 
 
 @pytest.mark.timeout(60)

@@ -13,7 +13,6 @@ from helpers import ROOT
 from loop_helpers import TINY, events, without_clock
 
 from soar.cli import main
-from soar.run.progress import Progress, SteadyConsole
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "Secret0" * 4,
@@ -108,17 +107,3 @@ def test_no_file_of_a_run_holds_a_secret(odd: tuple[Path, int, list[str]], capsy
     assert main(["doctor", str(out)]) == 0
     assert main(["run", "--resume", "--out", str(out)]) == 1
     assert "holds a secret only as [hidden]; give the recipe" in capsys.readouterr().err
-
-
-def test_a_closed_pipe_ends_the_output_and_not_the_program() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w", encoding="utf-8") as closed:
-        progress = Progress(SteadyConsole(file=closed))
-        with progress:
-            for _ in range(3):
-                progress.say("a line")
-        closed_console = progress.console.quiet
-        assert closed_console
-        # What the file still holds cannot be written either; drop it, so that closing it does not raise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)

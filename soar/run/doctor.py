@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from soar.config import ConfigError, build, difference
-from soar.files import read_jsonl, read_object, sha256_of, write_json
+from soar.files import no_file, read_jsonl, read_object, sha256_of, write_json
 from soar.report.runs import HASHES, ReportError, summary_of
 from soar.run.folder import files_of
 
@@ -27,11 +27,7 @@ EVALUATION = "state/evaluation.jsonl"  # begins with the digests of the arms
 ONCE = {"screen": "event", "outer_step": "step", "promotion": "step", "evaluation": "arm"}  # what tells events apart
 
 
-class Check(NamedTuple):
-    """What was looked at, and everything that is wrong with it."""
-
-    what: str
-    complaints: list[str]
+Check = tuple[str, list[str]]  # what was looked at, and everything that is wrong with it
 
 
 def write_hashes(folder: Path) -> None:
@@ -49,9 +45,9 @@ def examine(folder: Path) -> list[Check]:
     checks = []
     for run in runs:
         name = "" if run == folder else f"{run.relative_to(folder)}: "
-        events = read_jsonl(run / "metrics.jsonl")[0]
-        parts = (_readable(run, events), _hashes(run), _recorded(run, events), _summary(run, events))
-        checks += [Check(f"{name}{what}", complaints) for what, complaints in parts]
+        events, config = read_jsonl(run / "metrics.jsonl")[0], read_object(run / "manifest.json")[0].get("config", {})
+        parts = (_readable(run, events), _hashes(run), _recorded(run, events, config), _summary(run, events, config))
+        checks += [(f"{name}{what}", complaints) for what, complaints in parts]
     return checks
 
 
@@ -68,14 +64,14 @@ def _readable(run: Path, events: list[dict[str, Any]]) -> Check:
     keys = [(kind, row.get(ONCE[kind])) for row in events for kind in ONCE if row.get("event") == kind]
     counts = Counter(f"{kind} {key!r:.40}" for kind, key in keys)
     complaints += [f"metrics.jsonl: {name} stands {n} times" for name, n in counts.items() if n > 1]
-    return Check(f"{len(lines) + 1} files can be read, every line is whole, no event stands twice", complaints)
+    return (f"{len(lines) + 1} files can be read, every line is whole, no event stands twice", complaints)
 
 
 def _hashes(run: Path) -> Check:
     """The files of a finished run: none changed, removed or added."""
     if not (run / HASHES).is_file():
         finished = (run / "summary.json").is_file()
-        return Check(f"no {HASHES}: the end of a run writes it", [f"{HASHES} is missing"] if finished else [])
+        return (f"no {HASHES}: the end of a run writes it", [f"{HASHES} is missing"] if finished else [])
     hashes, complaints = read_object(run / HASHES)
     present = files_of(run)
     complaints += [f"{HASHES} lacks {name}, which every finished run has" for name in ALWAYS if name not in hashes]
@@ -84,33 +80,35 @@ def _hashes(run: Path) -> Check:
     for name in sorted(set(hashes) & set(present)):
         if sha256_of(run / name) != hashes[name]:
             complaints.append(f"{name} was changed after the run: its sha256 is not that in {HASHES}")
-    return Check(f"hashes of {len(hashes)} files", complaints)
+    return (f"hashes of {len(hashes)} files", complaints)
 
 
-def _recorded(run: Path, events: list[dict[str, Any]]) -> Check:
+def _recorded(run: Path, events: list[dict[str, Any]], config: Any) -> Check:
     """The config is that of the newest checkpoint, the adapters are those that were promoted and evaluated."""
-    config = read_object(run / "manifest.json")[0].get("config", {})
     saved = sorted(path for path in run.glob("state/[0-9]*/state.json") if path.parent.name.isdecimal())
     beside = read_object(saved[-1])[0].get("beside") if saved else None
     begun = beside.get("config") if isinstance(beside, dict) else None
     complaints = []
     if isinstance(begun, dict) and isinstance(config, dict):
         complaints = [f"manifest.json: the config was changed: {line}" for line in difference(begun, config)]
-    arms = dict(next((row["arms"] for row in read_jsonl(run / EVALUATION)[0] if isinstance(row.get("arms"), dict)), {}))
-    wanted = {"student": arms.pop("ps", None), "base": arms.pop("base", None)}
-    wanted |= {f"arms/{arm}": sha256 for arm, sha256 in arms.items()}
-    wanted["student"] = (
-        [wanted["student"]] + [row.get("student") for row in events if row.get("event") == "promotion"]
-    )[-1]
-    adapters = [name for name in wanted if wanted[name] and name != "base" and (run / "summary.json").is_file()]
+    rows = [row for row in read_jsonl(run / EVALUATION)[0] if isinstance(row.get("arms"), dict)]
+    wanted = {
+        "student" if arm == "ps" else f"arms/{arm}": sha256 for row in rows[:1] for arm, sha256 in row["arms"].items()
+    }
+    for row in events:
+        if row.get("event") == "promotion":
+            wanted["student"] = row.get("student")
+    adapters = [name for name in wanted if name != "arms/base" and (run / "summary.json").is_file()]
     for name in adapters:
+        path = run / name / "adapter_model.safetensors"
         try:
-            full = config["model"]["adapter"] == "full"
-            if adapter_digest(run / name / "adapter_model.safetensors", full) != wanted[name]:
+            if why := no_file(path):
+                complaints.append(f"{name}: its adapter is {why}")
+            elif adapter_digest(path, config["model"]["adapter"] == "full") != wanted[name]:
                 complaints.append(f"{name}: not the adapter that was promoted or evaluated")
         except Exception as error:  # whatever the library says of a file that is no adapter
             complaints.append(f"{name}: its adapter cannot be read: {error}")
-    return Check(f"config of the newest checkpoint, {len(adapters)} adapters as they were evaluated", complaints)
+    return (f"config of the newest checkpoint, {len(adapters)} adapters as they were evaluated", complaints)
 
 
 def adapter_digest(path: Path, full: bool) -> str:
@@ -130,13 +128,13 @@ def adapter_digest(path: Path, full: bool) -> str:
     return sha.hexdigest()
 
 
-def _summary(run: Path, events: list[dict[str, Any]]) -> Check:
+def _summary(run: Path, events: list[dict[str, Any]], config: Any) -> Check:
     """summary.json recomputed, the times excepted."""
     if not (run / "summary.json").is_file():
-        return Check("no summary.json: the run is not finished", [])
+        return ("no summary.json: the run is not finished", [])
     summary, complaints = read_object(run / "summary.json")
     try:
-        wanted = summary_of(events, build(read_object(run / "manifest.json")[0].get("config", {})), {})
+        wanted = summary_of(events, build(config), {})
     except (ConfigError, LookupError, TypeError, ValueError, AttributeError) as error:
         complaints.append(f"the events of metrics.jsonl give no summary: {error!r}")
         wanted = summary
@@ -145,4 +143,4 @@ def _summary(run: Path, events: list[dict[str, Any]]) -> Check:
             complaints.append(
                 f"summary.json: {name} is {summary.get(name)!r:.200}, recomputed {wanted.get(name)!r:.200}"
             )
-    return Check("summary.json from metrics.jsonl", complaints)
+    return ("summary.json from metrics.jsonl", complaints)

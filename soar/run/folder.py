@@ -1,10 +1,8 @@
 """The run folder: the one place that writes lines and checkpoints of a run; promotions on hold. Needs no torch.
 
-A contract that other tools read; docs/run_folder.md has the fields. Files are replaced whole by write, fsync and rename;
-JSONL files only grow, and a resumed run cuts off what came after its checkpoint. Nothing is pickled.
-
-With promotion.review the run saves itself and ends at every promotion; `soar review` shows the questions and their effect
-and takes the decision, and the resumed run does what it says.
+A contract that other tools read; docs/run_folder.md has the fields. JSONL files only grow, and a resumed run cuts off what
+came after its checkpoint. With promotion.review the run saves itself and ends at every promotion; `soar review` takes the
+decision, and the resumed run does what it says.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from soar import files
 from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
-from soar.files import (
-    HIDDEN,
-    StorageError,
-    finite,
-    json_bytes,
-    no_file,
-    read_jsonl,
-    read_object,
-    scrub,
-    storage_errors,
-    sync,
-    visible,
-    write_json,
-)  # fmt: skip
 from soar.report.runs import REVIEW_FILE as FILE
 from soar.run.checkpoint import Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
@@ -48,15 +34,12 @@ BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl bef
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "mpmath", "pydantic", "safetensors")
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
+NOBODYS = re.compile(r"\.lock|(\.manifest\.json\..*|tensorboard|wandb|manifest\.json)")  # left without any event
 REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", FILE)  # not in the hash list
 
 
 class RunFolderError(UserError):
     """A run folder that cannot be used as asked; nothing in it was changed."""
-
-
-class ReviewError(UserError):
-    """There is nothing to review, or the file is damaged."""
 
 
 def versions() -> dict[str, str]:
@@ -72,13 +55,13 @@ def versions() -> dict[str, str]:
 
 def recorded_config(path: Path) -> Config:
     """The config that the run in a folder was begun with. Raises RunFolderError."""
-    if no_file(path / "manifest.json"):
+    if files.no_file(path / "manifest.json"):
         raise _no_run(path)
     config = _recorded(read_document(path / "manifest.json"), path)
     refuse_code(path, config.resolved())
-    if HIDDEN in json.dumps(config.resolved()):
+    if files.HIDDEN in json.dumps(config.resolved()):
         raise RunFolderError(
-            f"{path}/manifest.json holds a secret only as {HIDDEN}; give the recipe and the overrides that the run was "
+            f"{path}/manifest.json holds a secret only as {files.HIDDEN}; give the recipe and the overrides that the run was "
             "begun with"
         )
     return config
@@ -110,18 +93,11 @@ def _recorded(manifest: dict[str, Any], path: Path) -> Config:
 
 def _no_run(path: Path) -> RunFolderError:
     """Why nothing in a folder without a manifest can be resumed, and what to do."""
-    if (path / "state").is_dir() or (path / "metrics.jsonl").is_file():
-        return RunFolderError(
-            f"{path}/manifest.json is {no_file(path / 'manifest.json')}, though other files of a run are there; restore it "
-            "from a copy, or start a new run with another --out"
-        )
-    return RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
-
-
-def _nobodys(name: str) -> bool:
-    """Whether a name is what a process leaves that ended before its run had any event."""
-    return name in (".lock", "manifest.json", *UNTOUCHED) or (
-        name.startswith(".manifest.json.") and name.endswith("tmp")
+    if not (path / "state").is_dir() and not (path / "metrics.jsonl").is_file():
+        return RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
+    return RunFolderError(
+        f"{path}/manifest.json is {files.no_file(path / 'manifest.json')}, though other files of a run are there; restore "
+        "it from a copy, or start a new run with another --out"
     )
 
 
@@ -130,7 +106,7 @@ class RunFolder:
 
     notes: what a person should be told about the folder. Raises RunFolderError when the folder holds a run and `resume`
     is False, when another process holds it, when there is nothing to resume, or when the config differs from the
-    recorded one in a key that decides results; StorageError when it cannot be written.
+    recorded one in a key that decides results; files.StorageError when it cannot be written.
     """
 
     def __init__(self, path: Path, config: Config, command: list[str], resume: bool = False) -> None:
@@ -142,7 +118,7 @@ class RunFolder:
         self._left: dict[str, tuple[int, int]] = {}  # file -> (inode, bytes) as this process left it
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
-        others = path.exists() and not all(_nobodys(entry.name) for entry in path.iterdir())
+        others = path.exists() and not all(NOBODYS.fullmatch(entry.name) for entry in path.iterdir())
         exists = others and (path / "manifest.json").is_file()
         if not resume and others:
             raise RunFolderError(
@@ -153,11 +129,11 @@ class RunFolder:
         # A run that ended before it had an event leaves a folder that is nobody's: resuming it begins it.
         if resume and not exists and (others or not path.exists()):
             raise _no_run(path)
-        with storage_errors(path, "Choose another --out, or permit writing there"):
+        with files.storage_errors(path, "Choose another --out, or permit writing there"):
             path.mkdir(parents=True, exist_ok=True)
             self._acquire()
             try:
-                self.manifest = self._continue(config) if exists else _begin(config, command)
+                self.manifest = self._continue(config) if exists else self._begin(config, command)
             except BaseException:
                 self._lock.release()
                 raise
@@ -171,7 +147,9 @@ class RunFolder:
                 f"{self.path} is in use by another process; wait for it or choose another --out"
             ) from None
         except NotImplementedError as error:
-            raise StorageError(f"{self.path} is on a disk without file locks: {error}; choose another --out") from error
+            raise RunFolderError(
+                f"{self.path} is on a disk without file locks: {error}; choose another --out"
+            ) from error
         self._remember(".lock")
 
     def __enter__(self) -> RunFolder:
@@ -180,12 +158,16 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
+    def _begin(self, config: Config, command: list[str]) -> dict[str, Any]:
+        about = {"name": config.name, "seed": config.seed, "command": command, "config": config.resolved()}
+        return {"schema": SCHEMA, **files.scrub(about), "versions": versions(), "hashes": {}}
+
     def _continue(self, config: Config) -> dict[str, Any]:
         manifest: dict[str, Any] = read_document(self.path / "manifest.json")
         for name in (*STREAMS, *EVIDENCE):
-            if (why := no_file(self.path / name)) is not None and why != "missing":
+            if (why := files.no_file(self.path / name)) is not None and why != "missing":
                 raise RunFolderError(f"{self.path / name} is {why}; restore it from a copy")
-        changed = difference(_recorded(manifest, self.path).resolved(), scrub(config.resolved()))
+        changed = difference(_recorded(manifest, self.path).resolved(), files.scrub(config.resolved()))
         refused = [line for line in changed if line.split(":", 1)[0] not in HARMLESS]
         if refused:
             raise RunFolderError(
@@ -220,8 +202,8 @@ class RunFolder:
                 )
         if "manifest.json" not in self._left or hashes.keys() - self.manifest["hashes"].keys():
             self.manifest["hashes"].update(hashes)
-            with storage_errors(self.path, ADVICE):
-                write_json(self.path / "manifest.json", self.manifest)
+            with files.storage_errors(self.path, ADVICE):
+                files.write_json(self.path / "manifest.json", self.manifest)
             self._remember("manifest.json")
 
     def _remember(self, *names: str) -> None:
@@ -254,13 +236,13 @@ class RunFolder:
             say(line)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Add lines to a JSONL file of the folder. Raises StorageError; RunFolderError when the folder was changed."""
+        """Add lines to a JSONL file of the folder. Raises files.StorageError; RunFolderError when the folder was changed."""
         path = self.path / name
-        with storage_errors(path, ADVICE):
+        with files.storage_errors(path, ADVICE):
             self.note_hashes()
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "ab") as file:
-                file.writelines(json_bytes(finite(row)) for row in rows)
+                file.writelines(files.json_bytes(files.finite(row)) for row in rows)
         self._remember(name)
         if name == "metrics.jsonl" and self.on_events is not None:
             self.on_events(rows)
@@ -308,13 +290,13 @@ class RunFolder:
         self._remember(name)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; the one before is kept. Raises StorageError, and the one before is still in force."""
-        with storage_errors(self.path / "state", ADVICE):
+        """Write a checkpoint; the one before is kept. Raises files.StorageError, and the one before is still in force."""
+        with files.storage_errors(self.path / "state", ADVICE):
             self.note_hashes()
             for name in (*STREAMS, *EVIDENCE):  # the lines that the checkpoint counts on are on disk before it is
                 if (self.path / name).is_file():
-                    sync(self.path / name)
-            sync(self.path)
+                    files.sync(self.path / name)
+            files.sync(self.path)
             beside = {"lines": {name: self._start(name) for name in STREAMS}, "config": self.manifest["config"]}
             self._checkpoints.save(replace(checkpoint, beside=beside))
         self._remember(*(f"hard/{path.name}" for path in self.path.glob("hard/*")))
@@ -327,7 +309,7 @@ class RunFolder:
         the manifest holds another config than the checkpoint.
         """
         checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
-        rows = [row for name in STREAMS for row in read_jsonl(self.path / name)[0]]
+        rows = [row for name in STREAMS for row in files.read_jsonl(self.path / name)[0]]
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
             raise RunFolderError(
                 f"{self.path}/state holds no checkpoint, but the run was past its first: resuming would begin anew and "
@@ -366,28 +348,16 @@ class RunFolder:
                 )
 
 
-def _begin(config: Config, command: list[str]) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "name": scrub(config.name),
-        "seed": config.seed,
-        "command": scrub(command),
-        "config": scrub(config.resolved()),
-        "versions": versions(),
-        "hashes": {},
-    }
-
-
 def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Put a promotion up for review, unless it is up already (then its decision stays)."""
-    review, _ = read_object(folder / FILE)
+    review, _ = files.read_object(folder / FILE)
     if review.get("promotion") != promotion or review.get("questions") != rows:
-        write_json(folder / FILE, {"promotion": promotion, "questions": rows, "decision": None, "by": None})
+        files.write_json(folder / FILE, {"promotion": promotion, "questions": rows, "decision": None, "by": None})
 
 
 def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | None:
     """(decision, by) on a promotion; None while there is none. A decision on another promotion does not count."""
-    review, _ = read_object(folder / FILE)
+    review, _ = files.read_object(folder / FILE)
     by, decision = review.get("by"), review.get("decision")
     if review.get("promotion") != promotion or decision not in (ACCEPTED, REJECTED):
         return None
@@ -395,16 +365,19 @@ def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | 
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The promotion that is up for review. Raises ReviewError."""
+    """The promotion that is up for review. Raises RunFolderError."""
     if not (folder / FILE).is_file():
-        raise ReviewError(
+        raise RunFolderError(
             f"{folder} has no promotion to review (no {FILE}); only runs with promotion.review = true ask"
         )
-    review, notes = read_object(folder / FILE)
+    review, notes = files.read_object(folder / FILE)
     rows = review.get("questions")
-    whole = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    if not isinstance(review.get("promotion"), dict) or not whole:
-        raise ReviewError(
+    if (
+        not isinstance(review.get("promotion"), dict)
+        or not isinstance(rows, list)
+        or not all(isinstance(row, dict) for row in rows)
+    ):
+        raise RunFolderError(
             f"{folder / FILE} is damaged: {(notes or ['it holds no promotion'])[0]}; delete it, and the run will "
             "write it again when it is resumed"
         )
@@ -412,8 +385,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def decide(folder: Path, decision: str, by: str) -> None:
-    """Write the decision on the promotion that is up for review. Raises ReviewError."""
-    write_json(folder / FILE, finite({**read(folder), "decision": decision, "by": by}))
+    """Write the decision on the promotion that is up for review. Raises RunFolderError."""
+    files.write_json(folder / FILE, files.finite({**read(folder), "decision": decision, "by": by}))
 
 
 def lines(review: dict[str, Any]) -> list[str]:
@@ -424,7 +397,7 @@ def lines(review: dict[str, Any]) -> list[str]:
         return f"{value:+.4f}" if isinstance(value, int | float) else "-"
 
     def text(value: object) -> str:
-        return visible(str(value)[:1000].replace("\n", "\u2424"))
+        return files.visible(str(value)[:1000].replace("\n", "\u2424"))
 
     promotion, decision = review["promotion"], review.get("decision")
     page = [
