@@ -13,5 +13,5 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from loop_helpers import run_tiny
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    run_tiny(out)
+    run_tiny(out, report=True)
     return out

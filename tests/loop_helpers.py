@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from world_text import WorldText
@@ -63,10 +64,12 @@ def tiny_config(*overrides: str) -> Config:
     return load(None, [*TINY, *overrides])
 
 
-def run_tiny(out: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
-    """A run in this process; returns its summary."""
-    command = ["soar", "run", *overrides]
-    return execute(tiny_config(*overrides), out, resume, command, Progress(quiet=True))
+def run_tiny(out: Path, *overrides: str, resume: bool = False, report: bool = False) -> dict[str, Any]:
+    """A run in this process; returns its summary. report: with its page, the charts of which take longer than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not report:
+            patch.setattr("soar.run.pipeline.report_at_the_end", lambda path, say: None)
+        return execute(tiny_config(*overrides), out, resume, ["soar", "run", *overrides], Progress(quiet=True))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -257,7 +257,9 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path) -> None:
 def test_every_arm_in_one_run(tmp_path: Path) -> None:
     """All arms train, are measured, and leave their questions; PQ arms record what the search cost."""
     arms = ["base", "hard_only", "pq_curriculum", "pq_correct", "base_t", "teacher_t", "self_instruct", "real"]
-    summary = run_tiny(tmp_path / "run", f"arms.run={json.dumps(arms)}", "arms.questions=4", "teacher.steps=1")
+    summary = run_tiny(
+        tmp_path / "run", f"arms.run={json.dumps(arms)}", "arms.questions=4", "teacher.steps=1", report=True
+    )
     assert set(summary["arms"]) <= set(arms)
     assert {"base", "hard_only", "pq_curriculum", "base_t", "teacher_t", "self_instruct", "real"} <= set(
         summary["arms"]
