@@ -38,7 +38,7 @@ SECRET_NAME = re.compile(
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown
 BY_FORM = re.compile(
     r"\b(?:hf|npm|gh[pousr])_[A-Za-z0-9]{16,}|\bgithub_pat_\w{20,}|\b(?:glpat|pypi|xox[abeoprs])-[\w-]{16,}"
-    r"|\bsk-[\w-]{16,}|\bAIza[\w-]{30,}|\bAKIA[A-Z0-9]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
+    r"|\bsk-[\w-]{16,}|\bAIza[\w-]{30,}|\bAKIA[A-Z0-9]{12,}|\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|(?<=://)[^\s/@?#]+(?=@)"  # the user part of a URL, then its query and fragment
 )
