@@ -20,6 +20,7 @@ from loop_helpers import TINY
 from test_record import change, content, spoil
 
 from soar.cli import main
+from soar.run.interrupts import resume_command
 
 SETS = " ".join(f"--set {override}" for override in TINY if '"' not in override)
 EVIL = "import pathlib\npathlib.Path({mark!r}).touch()\nfrom soar.domains import *\nD = check = None\n"
@@ -127,6 +128,7 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(tiny_run: Path, tmp_path:
     named("domain")(run)
     assert main(["export", str(run), "--trust-run", "--format", "trl", "--out", str(tmp_path / "out")]) == 1
     assert (tmp_path / "ran").exists()  # its code was run, and then refused as no domain
+    assert resume_command(run) == f"soar run --out {run} --resume --trust-run"
 
 
 def test_a_typo_bricks_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

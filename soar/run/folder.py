@@ -175,7 +175,8 @@ class RunFolder:
                 + "\n  ".join(refused)
             )
         self.notes += [f"changed on resume: {line}" for line in changed]
-        before, now = manifest.get("versions") or {}, versions()
+        before, now = manifest.get("versions"), versions()
+        before = before if isinstance(before, dict) else {}
         if other := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
             self.notes.append(
                 f"begun with other versions ({', '.join(other)}): what follows may differ in rounding from what would have "
@@ -206,27 +207,27 @@ class RunFolder:
                 files.write_json(self.path / "manifest.json", self.manifest)
             self._remember("manifest.json")
 
+    def _state(self, name: str) -> tuple[int, int] | None:
+        """(inode, bytes) of a file; None when it is not there."""
+        try:
+            state = (self.path / name).stat()
+        except OSError:
+            return None
+        return state.st_ino, state.st_size
+
     def _remember(self, *names: str) -> None:
-        for name in names:
-            self._left.pop(name, None)
-            if (self.path / name).is_file():
-                state = (self.path / name).stat()
-                self._left[name] = (state.st_ino, state.st_size)
+        self._left |= {name: state for name in names if (state := self._state(name)) is not None}
 
     def check(self) -> None:
         """Raises RunFolderError when a file of the run is not as this process left it."""
-        for name, (inode, size) in self._left.items():
-            try:
-                state = (self.path / name).stat()
-            except OSError:
-                what = "is gone"
-            else:
-                if (state.st_ino, state.st_size) == (inode, size):
-                    continue
-                what = f"has {state.st_size} bytes, expected {size}" if state.st_size != size else "is another file"
+        for name, left in self._left.items():
+            now = self._state(name)
+            if now == left:
+                continue
+            changed = f"has {now[1]} bytes, expected {left[1]}" if now and now[1] != left[1] else "is another file"
             raise RunFolderError(
-                f"{self.path / name} {what}: something else changed the folder while the run was at work in it. Nothing more "
-                "is written; put back what was there, then continue with --resume"
+                f"{self.path / name} {changed if now else 'is gone'}: something else changed the folder while the run was at "
+                "work in it. Nothing more is written; put back what was there, then continue with --resume"
             )
 
     def tell(self, say: Callable[[str], None]) -> None:
