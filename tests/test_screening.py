@@ -198,8 +198,9 @@ def test_a_process_that_died_after_the_first_line_leaves_one_header(tmp_path: Pa
     config, problems, evidence = tiny_config(), hard_problems(2), {"model": "m"}
     with RunFolder(tmp_path, config, []) as folder:
         folder.append(screening.SCREEN_FILE, [{"evidence": evidence}])
-        with open(tmp_path / screening.SCREEN_FILE, "a", encoding="utf-8") as file:
-            file.write('{"id": "hard-0", "succ')
+    with open(tmp_path / screening.SCREEN_FILE, "a", encoding="utf-8") as file:
+        file.write('{"id": "hard-0", "succ')
+    with RunFolder(tmp_path, config, [], resume=True) as folder:
         screen(Attempted(), problems, config, folder, evidence, 1, lambda count: None)  # type: ignore[arg-type]
         rows = folder.rows(screening.SCREEN_FILE)
     assert [row.get("id") for row in rows] == [None, "hard-0", "hard-1"]
