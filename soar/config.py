@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from soar.types import UserError
+from soar.types import UserError, named_code
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
 TrainedArm = Literal[
@@ -443,20 +443,12 @@ def find_recipe(recipe: str) -> Path:
 TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run: may code that a run folder names run?
 
 
-def named_code(config: object) -> list[str]:
-    """Lines `key = value` of what in a run folder's config would run its author's code, or send a key where he says."""
-    values = flat(config) if isinstance(config, dict) else {}
-    keys = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
-    keys += [key for key in ("model.trust_remote_code", "judge.url", "cluster.address") if values.get(key)]
-    return [f"{key} = {json.dumps(values[key]):.100}" for key in keys]
-
-
 def refuse_code(path: Path, config: object) -> None:
     """Raises ConfigError when the config in the run folder `path` names code or a server and nobody said --trust-run."""
     if (named := named_code(config)) and not TRUSTED.get():
         raise ConfigError(
-            f"{path}: its config names what would run code of whoever made the folder, or reach a server of theirs: "
-            f"{', '.join(named)}. Give --trust-run if you know what it does, or a recipe of your own"
+            f"{path}: its config names code or a server of whoever made the folder: {', '.join(named)}. Give --trust-run if "
+            "you know what that does, or a recipe of your own"
         )
 
 

@@ -34,7 +34,9 @@ BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl bef
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "mpmath", "pydantic", "safetensors")
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
-NOBODYS = re.compile(r"\.lock|(\.manifest\.json\..*|manifest\.json|workers\.jsonl|tensorboard|wandb)")  # before any event
+NOBODYS = re.compile(
+    r"\.lock|(\.manifest\.json\..*|manifest\.json|workers\.jsonl|tensorboard|wandb)"
+)  # before any event
 REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", FILE)  # not in the hash list
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from soar.config import LimitsConfig, named_code
+from soar.config import LimitsConfig
 from soar.files import read_object
-from soar.types import UserError
+from soar.types import UserError, named_code
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
 
