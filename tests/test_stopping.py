@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -81,8 +82,8 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
     [
         ("screen", signal.SIGTERM),
         ("loop", signal.SIGINT),
-        ("loop", signal.SIGTERM),
-        ("arms", signal.SIGINT),
+        ("loop", signal.SIGHUP),
+        ("arms", signal.SIGQUIT),
         ("evaluate", signal.SIGINT),
     ],
 )
@@ -206,15 +207,18 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(
 ) -> None:
     out = tmp_path / "run"
     assert main(["run", "--out", str(out), "--quiet", "--max-tokens", "1", *SETS]) == 3
-    assert "limits.max_tokens = 1 reached (" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "limits.max_tokens = 1 reached (" in said
     assert [row["event"] for row in events(out)] == ["screen", "outer_step", "promotion"]
     with RunFolder(out, pipeline_config(out), [], resume=True) as folder:
         checkpoint = folder.load()
     assert checkpoint is not None
     tokens = checkpoint.data["tokens"]
-    assert tokens > 1
+    command = f"soar run --out {out} --resume --max-tokens {tokens + 1}"
+    assert f"Continue with: {command}\n" in said
+    assert json.loads((out / "paused.json").read_text())["resume"] == command
     assert main(["run", "--out", str(out), "--resume", "--quiet"]) == 3  # the recorded limit still stands
-    assert main(["run", "--out", str(out), "--resume", "--quiet", "--max-tokens", str(tokens + 1)]) == 3
+    assert main([*shlex.split(command)[1:], "--quiet"]) == 3
     assert len(events(out, "outer_step")) == 2
     assert main(["run", "--out", str(out), "--resume", "--quiet", "--max-tokens", "0"]) == 0
     assert result(out) == whole
@@ -256,23 +260,40 @@ def test_max_promotions_ends_the_loop_and_the_rest_follows(tmp_path: Path, whole
     assert without_clock(events(tmp_path / "run")[:3]) == whole["metrics"][:3]
 
 
-TERMINAL = """
-import os, pty, signal, sys
+CLOSED = """
+import os, pty, signal, sys, time
 child, terminal = pty.fork()
 if child == 0:
-    os.execv(sys.executable, [sys.executable, "-m", "soar.cli", *sys.argv[2:]])
-presses, pressed, seen = int(sys.argv[1]), 0, b""
-saved = os.path.join(sys.argv[sys.argv.index("--out") + 1], "state", "000000")  # shown as the loop before it is there
-while True:
-    try:
-        part = os.read(terminal, 65536)
-    except OSError:  # the last process that had the terminal has ended
-        break
-    seen += part
-    cue = b"outer loop" if pressed == 0 else b"once more stops at once"
-    if pressed < presses and cue in seen and os.path.exists(saved):
-        pressed += os.write(terminal, b"\\x03")
-code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-sys.stdout.buffer.write(seen)
-sys.exit(code)
+    from soar.run.interrupts import StopRequest
+    stop = StopRequest()
+    with stop.on_signals(print):
+        print("ready", flush=True)
+        while stop.reason is None:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGHUP)
+        print("a line that nobody reads", flush=True)
+        sys.stderr.write("nor this one")
+        sys.stderr.flush()
+    os._exit(stop.exit_code)
+assert b"ready" in os.read(terminal, 100)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+
+
+def test_a_closed_terminal_asks_to_stop_and_nothing_fails_for_want_of_it() -> None:
+    """The kernel and the shell both send SIGHUP; then every write to the terminal would be an error."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", CLOSED], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGHUP, "")
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        stop = StopRequest()
+        with stop.on_signals(print):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

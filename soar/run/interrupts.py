@@ -1,7 +1,8 @@
 """Stopping cleanly: signals, limits, and the error that ends a run whose state is saved.
 
-The first Ctrl-C (or SIGTERM, which batch systems send before they kill) lets the step in hand finish and be saved; the
-second ends the process at once, which loses no more than a kill would: the last checkpoint stays in force.
+The first Ctrl-C (or SIGTERM, which batch systems send before they kill; SIGHUP, when a terminal is closed; SIGQUIT) lets
+the step in hand finish and be saved; the second ends the process at once, which loses no more than a kill would: the last
+checkpoint stays in force. A closed terminal sends SIGHUP more than once, so that one never counts as a second.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from soar.files import read_object
 from soar.types import UserError, named_code
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Stopped(UserError):
@@ -49,28 +51,44 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Within the block, SIGINT and SIGTERM ask to stop, and a second one ends the process.
+        """Within the block, the signals in HEARD ask to stop, and a second one ends the process.
 
-        Only the main thread can listen to signals; in another one the block changes nothing.
+        Only the main thread can listen to signals; in another one the block changes nothing. What is ignored (SIGHUP
+        under nohup) stays so.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
+        terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+
         def heard(number: int, frame: FrameType | None) -> None:
             name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                leave_closed(terminals)
             if self.reason is not None:
+                if number == signal.SIGHUP:
+                    return
                 end_now(128 + number)
             self.request(f"stopped by {name}", 128 + number)
             with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
                 say(f"{name}: the step in hand is finished and saved first; once more stops at once")
 
-        before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, heard) for number in heeded}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def leave_closed(terminals: list[int]) -> None:
+    """Let the descriptors that were terminals lead nowhere once their terminal is closed: a write would be an error."""
+    for fd in terminals:
+        if not os.isatty(fd):
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), fd)
 
 
 def end_now(exit_code: int) -> None:
@@ -91,10 +109,15 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
     return None
 
 
-def resume_command(folder: Path) -> str:
-    """The command that continues the run in a folder; its config names only code that this process runs already."""
+def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
+    """The command that continues the run in a folder, whose config names only code that this process runs already.
+
+    Past limits.max_tokens: with as many tokens again.
+    """
     trust = " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
-    return f"soar run --out {shlex.quote(str(folder))} --resume{trust}"
+    over = limits is not None and 0 < limits.max_tokens <= tokens
+    more = f" --max-tokens {tokens + limits.max_tokens}" if limits is not None and over else ""
+    return f"soar run --out {shlex.quote(str(folder))} --resume{trust}{more}"
 
 
 class TokenMeter:

@@ -135,12 +135,15 @@ class Run:
         if reason is None and (reason := limit_reached(self.config.limits, hours, self.state.tokens)) is not None:
             code = Stopped.exit_code
         if reason is not None:
-            raise Stopped(reason, f"Continue with: {resume_command(self.folder.path)}", code)
+            raise Stopped(reason, f"Continue with: {self._resume_command()}", code)
+
+    def _resume_command(self) -> str:
+        return resume_command(self.folder.path, self.config.limits, self.state.tokens)
 
     def pause(self, reason: str) -> None:
         """Leave word of why the run is not finished, and the report so far."""
         stage, step = self.state.stage, self.state.loop.step
-        command = resume_command(self.folder.path)
+        command = self._resume_command()
         write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
         report_at_the_end(self.folder.path, self.progress.insist)
 
