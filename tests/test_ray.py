@@ -29,7 +29,7 @@ from soar.run import ray as crew
 from soar.run.folder import versions
 from soar.run.ray import LOG_FILE, RayParallel, WorkersLost, in_short, workers_for
 from soar.run.ray_worker import Failure, Reply, Worker, WorkerBug, failure_of
-from soar.run.screen import screen_block
+from soar.run.screen import screen_call
 from soar.run.setup import open_env
 from soar.types import UserError
 
@@ -99,7 +99,7 @@ def test_two_workers_one_of_them_killed_amid_a_step_give_the_same_numbers(
     assert again["worker"] != lost["worker"]
     done = [row for row in rows if row["event"] == "done"]
     assert {row["work"] for row in done} == {
-        "screen_block", "train_chunk", "measure_chunk", "arm_segment", "count_block",
+        "screen_call", "train_chunk", "measure_chunk", "arm_segment", "count_block",
     }  # fmt: skip
     assert len({row["piece"] for row in done}) == len(done)
     assert len({row["worker"] for row in done}) >= 2
@@ -226,7 +226,7 @@ def test_a_worker_loads_counts_and_puts_errors_into_words(monkeypatch: pytest.Mo
     about = worker.open()
     assert about.failure is None and about.value["pid"] == os.getpid()
     problems = easy_problems(2)
-    reply = worker.work(screen_block, (tiny_config(),), (problems,))
+    reply = worker.work(screen_call, (tiny_config(),), (problems, 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4]
     assert reply.tokens > 8 and worker.pulse()[1] > 2
     assert worker.work(ray_pieces.warn, (), ()).notes == ["out of memory: going on with 2 students", "half the rows"]

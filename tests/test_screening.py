@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
-from loop_helpers import easy_problems, events, hard_problems, read_jsonl, run_tiny, tiny_config
+from loop_helpers import TINY, easy_problems, events, hard_problems, read_jsonl, run_tiny, tiny_config
 
-from soar.config import ConfigError, SamplingConfig
+from soar.config import ConfigError, SamplingConfig, load
 from soar.domains import candidates
 from soar.problems.load import DataError, LoadReport
 from soar.problems.prompts import get_format
 from soar.run import screen as screening
 from soar.run.folder import RunFolder
+from soar.run.interrupts import Stopped
 from soar.run.screen import SHARES, screen, screen_event
 from soar.types import Problem, Screening
 
@@ -59,7 +60,8 @@ class Attempted:
     def __init__(self, break_at: str = "") -> None:
         self.asked: list[tuple[str, int, int]] = []
         self.break_at = break_at
-        self.backbone = SimpleNamespace(device=torch.device("cpu"))
+        model = torch.nn.Linear(1, 1)
+        self.backbone, self.sampler = SimpleNamespace(device=torch.device("cpu"), model=model), SimpleNamespace()
 
     def rollout(
         self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, first: int = 0
@@ -76,33 +78,92 @@ class Attempted:
         return SimpleNamespace(solved_P_Q_N=solved_P_Q_N, valid_P_Q_N=torch.ones_like(solved_P_Q_N), rollouts=rollouts)
 
 
+def quiet(done: int, total: int) -> None:
+    """For a screening that nobody watches."""
+
+
 def screened(path: Path, env: Any, problems: list[Problem], *overrides: str, resume: bool = False) -> Any:
     """(found, rows of the file, items told to the progress) of a screening by `env`."""
     config, done = tiny_config("screen.attempts=100", "screen.max_successes=0", *overrides), []
     with RunFolder(path, config, [], resume) as folder:
-        found = screen(env, problems, config, folder, {"model": "m"}, 1, done.append)
+        found = screen(env, problems, config, folder, {"model": "m"}, 1, lambda *items: done.append(items))
         return found, folder.rows("hard/screen.jsonl"), done
 
 
-def test_screening_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_screening_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of at most 64 rows; the last line of an id counts. What lacks in a call is attempted beside what is there."""
+    monkeypatch.setattr(screening, "ROWS_CPU", (64, 64))
     problems = hard_problems(20)
-    found, rows, done = screened(tmp_path / "straight", Attempted(), problems)
-    assert found == {f"hard-{i}": Screening(i, 100, 50) for i in range(20)}
+    counts, rows, done = screened(tmp_path / "straight", Attempted(), problems)
+    assert counts == {f"hard-{i}": Screening(i, 100, 50) for i in range(20)}
     assert rows[0] == {"evidence": {"model": "m"}}
-    assert rows[1:] == [{"id": f"hard-{i}", "successes": i, "attempts": 100, "truncated": 50} for i in range(20)]
-    assert done == [0, 8, 8, 4]
+    last = {row["id"]: row for row in rows[1:]}
+    assert last["hard-7"] == {"id": "hard-7", "successes": 7, "attempts": 100, "truncated": 50}
+    assert [row["attempts"] for row in rows[1:] if row["id"] == "hard-7"] == [8, 32, 64, 96, 100]
+    assert done[0] == (0, 2000) and done[-1] == (2000, 2000) and done == sorted(done)
     with pytest.raises(KeyboardInterrupt):
         screened(tmp_path / "cut", Attempted(break_at="hard-17"), problems)
     file = tmp_path / "cut" / "hard" / "screen.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 17
+    assert len(lines) == 15  # two calls of seven, and the third of six was not whole
     file.write_bytes(b"".join(lines[:12]) + lines[12][:9])
     resumed = Attempted()
     again, rows_again, done = screened(tmp_path / "cut", resumed, problems, resume=True)
-    assert (again, rows_again) == (found, rows)
+    assert (again, rows_again) == (counts, rows)
     assert file.read_bytes() == (tmp_path / "straight" / "hard" / "screen.jsonl").read_bytes()
-    assert [name for name, *_ in resumed.asked] == [f"hard-{i}" for i in range(8, 20)]
-    assert done == [11, 5, 4]
+    assert [name for name, *_ in resumed.asked][:13] == [f"hard-{i}" for i in range(7, 20)]
+    assert done[0] == (11 * 8, 2000)
+
+
+def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 28: with the sampler's own steps between two looks, and progress that moves inside a call."""
+    monkeypatch.setattr(screening, "ROWS_CPU", (16, 16))
+    env, problems = tiny_examiner(tiny_backbone()), some_problems(4)
+    config = tiny_config("screen.attempts=20", "student.sampling.max_tokens=6")
+    seen: list[tuple[int, int]] = []
+
+    def told(done: int, total: int) -> None:
+        seen.append((done, total))
+        if len(calls) == 2 and done > 16:  # the second call is on its way
+            raise Stopped("enough", "")
+
+    calls: list[int] = []
+    real = env.sampler.sample
+
+    def sample(*arguments: Any) -> Any:
+        calls.append(len(seen))
+        return real(*arguments)
+
+    def run(folder: RunFolder) -> dict[str, Screening]:
+        return screen(env, problems, config, folder, {"model": "m"}, 1, told)
+
+    monkeypatch.setattr(env.sampler, "sample", sample)
+    with RunFolder(tmp_path / "cut", config, []) as folder, pytest.raises(Stopped):
+        run(folder)
+    assert len(calls) == 2 and len(seen) == calls[1] + 1, "the stop came with the first token of the second call"
+    assert len({done for done, _ in seen if 0 < done < 16}) > 2, "progress moved inside of the first call"
+    assert len(read_jsonl(tmp_path / "cut" / screening.SCREEN_FILE)) == 3  # the header and the first call
+    with RunFolder(tmp_path / "cut", config, [], resume=True) as folder:
+        resumed = run(folder)
+    monkeypatch.setattr(screening, "ROWS_CPU", (512, 512))
+    with RunFolder(tmp_path / "large", config, []) as folder:
+        assert run(folder) == resumed, "the counts do not depend on the size of the calls"
+
+
+def test_calls_fill_the_sampler_and_are_of_like_size() -> None:
+    env = Attempted()
+    env.backbone.device, env.prompt = torch.device("cuda"), lambda problem: [1] * 10  # type: ignore[attr-defined]
+    config = tiny_config("student.sampling.max_tokens=90")
+    env.sampler.rows_per_call = lambda positions: 80 * positions
+    problems = hard_problems(2500)
+    rows = screening.rows_at_once(env, config, problems)  # type: ignore[arg-type]
+    assert rows == 8000
+    sizes = [len(part) for part in screening._cut(problems, rows // 8, env, None)]  # type: ignore[arg-type]
+    assert sizes == [834, 834, 832]
+    eight: Any = SimpleNamespace(size=8)
+    assert {len(part) for part in screening._cut(problems, 1000, env, eight)} == {313, 309}  # type: ignore[arg-type]
 
 
 def test_evidence_of_another_screening_is_not_added_to(tmp_path: Path) -> None:
@@ -110,7 +171,7 @@ def test_evidence_of_another_screening_is_not_added_to(tmp_path: Path) -> None:
     with RunFolder(tmp_path, config, []) as folder:
         folder.append("hard/screen.jsonl", [{"evidence": {"prompt": "other"}}])
         with pytest.raises(DataError, match="prompt: screened with 'other', this run uses 'p'"):
-            screen(Attempted(), hard_problems(1), config, folder, {"prompt": "p"}, 1, print)  # type: ignore[arg-type]
+            screen(Attempted(), hard_problems(1), config, folder, {"prompt": "p"}, 1, quiet)  # type: ignore[arg-type]
 
 
 def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_path: Path) -> None:
@@ -126,21 +187,22 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
         evidence = {"model": name, "prompt": "p", "seed": seed}
         with RunFolder(tmp_path / name, config, []) as folder:
             if source:
-                screening.copy_screening(folder, tmp_path / source, lambda manifest: manifest["seed"] == 3)
-            return screen(Seeded(), problems, config, folder, evidence, 1, lambda count: None)  # type: ignore[arg-type]
+                screening.copy_screening(folder, tmp_path / source, "same")
+            folder.note_hashes(problems="same")
+            return screen(Seeded(), problems, config, folder, evidence, 1, quiet)  # type: ignore[arg-type]
 
     first = run("first", 3, problems[:8])
     found = run("second", 4, problems, "first")
     assert found == first | {f"hard-{i}": Screening(i, 100, 50) for i in range(8, 12)}
-    assert len(seeds_asked) == 2
-    assert seeds_asked[0] == seeds_asked[1]  # the rest is drawn with the seed of what is there
+    assert len(seeds_asked) == 10
+    assert seeds_asked[0] == seeds_asked[-1]  # the rest is drawn with the seed of what is there
     rows = read_jsonl(tmp_path / "second" / "hard" / "screen.jsonl")
     assert rows[0] == {"evidence": {"model": "first", "prompt": "p", "seed": 3}}
     with (
         RunFolder(tmp_path / "third", tiny_config(), []) as folder,
         pytest.raises(ConfigError, match=r"screen\.from_run = .*: it screened other problems"),
     ):
-        screening.copy_screening(folder, tmp_path / "first", lambda manifest: False)
+        screening.copy_screening(folder, tmp_path / "first", "other")
     assert not (tmp_path / "third" / "hard").exists()
 
 
@@ -157,9 +219,10 @@ def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: P
     problems = [hard_problems(101)[i] for i in names]
     env = Attempted()
     _, rows, _ = screened(tmp_path / "a", env, problems, "screen.early_stop=true")
-    assert [(row["successes"], row["attempts"]) for row in rows[1:]] == [(0, 100), (1, 100), (7, 32), (7, 8), (8, 8)]
-    assert [first for name, first, _ in env.asked if name == "hard-0"] == [0, 8, 32]
-    assert [count for name, _, count in env.asked if name == "hard-0"] == [8, 24, 68]
+    last = {row["id"]: (row["successes"], row["attempts"]) for row in rows[1:]}
+    assert list(last.values()) == [(0, 100), (1, 100), (7, 32), (7, 8), (8, 8)]
+    assert [first for name, first, _ in env.asked if name == "hard-0"] == [0, 8, 32, 64, 96]
+    assert [count for name, _, count in env.asked if name == "hard-0"] == [8, 24, 32, 32, 4]
     full, *_ = screened(tmp_path / "b", Attempted(), problems)
     for most in (0, 1):
         hard = {name for name, row in full.items() if row.successes <= most}
@@ -194,6 +257,29 @@ def test_rates_are_not_claimed_after_early_stopping() -> None:
     assert [event[name] for name in SHARES if name != "truncated_share"] == [None] * 4
 
 
+def test_the_rate_of_the_hard_set_by_hand() -> None:
+    """Good-Turing: problems solved once tell how often those never solved would be."""
+    config = tiny_config("screen.attempts=100", "screen.max_successes=0", "arms.steps=50", "student.attempts=8")
+
+    def event(counts: list[int], *overrides: str, attempts: int = 100) -> dict[str, Any]:
+        rows = {str(i): Screening(count, attempts) for i, count in enumerate(counts)}
+        return screen_event(rows, config if not overrides else load(None, [*TINY, *overrides]))
+
+    known = event([0] * 10 + [1] * 3 + [40])
+    assert known["hard_rate"] == pytest.approx(3 / (100 * 10))
+    assert known["planned_rollouts"] == 50 * 2 * 8
+    assert known["expected_successes"] == pytest.approx(2.4)
+    assert event([0] * 10 + [7])["expected_successes"] is None
+    # At most one success is hard: (1 * n(1) + 2 * n(2)) of 100 attempts at 13 problems.
+    wide = event([0] * 10 + [1] * 3 + [2], "screen.attempts=100", "screen.max_successes=1")
+    assert wide["hard_rate"] == pytest.approx((3 + 2) / (100 * 13))
+    # Stopped early, the one success of a problem is seen among all 128 attempts only if it came in the last 32.
+    early = event(
+        [0] * 10 + [1], "screen.attempts=128", "screen.early_stop=true", "screen.max_successes=0", attempts=128
+    )
+    assert early["hard_rate"] == pytest.approx(1 / (32 / 128) / (128 * 10))
+
+
 def test_a_process_that_died_after_the_first_line_leaves_one_header(tmp_path: Path) -> None:
     config, problems, evidence = tiny_config(), hard_problems(2), {"model": "m"}
     with RunFolder(tmp_path, config, []) as folder:
@@ -201,7 +287,7 @@ def test_a_process_that_died_after_the_first_line_leaves_one_header(tmp_path: Pa
     with open(tmp_path / screening.SCREEN_FILE, "a", encoding="utf-8") as file:
         file.write('{"id": "hard-0", "succ')
     with RunFolder(tmp_path, config, [], resume=True) as folder:
-        screen(Attempted(), problems, config, folder, evidence, 1, lambda count: None)  # type: ignore[arg-type]
+        screen(Attempted(), problems, config, folder, evidence, 1, quiet)  # type: ignore[arg-type]
         rows = folder.rows(screening.SCREEN_FILE)
     assert [row.get("id") for row in rows] == [None, "hard-0", "hard-1"]
 

@@ -66,7 +66,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
 
     watch(pipeline.OuterLoop, "step", "loop")
     watch(held_out, "count_correct", "evaluate")
-    watch(screening, "screen_block", "screen")
+    watch(screening, "screen_call", "screen")
     real_arms = pipeline.train_arms
 
     def arms(*args: Any) -> Any:

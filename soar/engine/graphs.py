@@ -307,6 +307,7 @@ class SlotBatch(Batch):
                 live = int(live_P_w.sum(1).max())
                 if live == 0:
                     break
+                self.on_tokens(self.policies * live * min(step, CHECK))
                 width = slots_for(live)
                 if width * 2 <= live_P_w.shape[1]:
                     self._narrow(live_P_w, width, step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,8 +61,18 @@ class Rollouts:
         return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+OnTokens = Callable[[int], None]
+"""Called in the middle of a batch with the tokens drawn since the last call, in the thread that samples; may raise."""
+
+
+def unheard(tokens: int) -> None:
+    """For batches that nobody watches."""
+
+
 class Sampler(Protocol):
     """Draws completions for a population; `NativeSampler` documents the arguments."""
+
+    on_tokens: OnTokens
 
     def sample(
         self,
@@ -211,6 +221,7 @@ class Batch:
         self.failed_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
         self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
+        self.on_tokens: OnTokens = unheard
 
     def prefill(self, cache: Any) -> tuple[Tensor, Tensor]:
         """Run every prompt once, padded on the left: (logits of the next token [U, V], mask [U, S])."""

@@ -23,7 +23,7 @@ from soar.engine.attention import buffer_cache, select_rows
 from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
 from soar.engine.memory import free_bytes, halving, is_out_of_memory
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Batch, Rollouts, check_prompts, draw, join, live_first, next_logits
+from soar.engine.rollouts import Batch, OnTokens, Rollouts, check_prompts, draw, join, live_first, next_logits, unheard
 
 MAX_ROWS, MAX_ROWS_GPU = 2048, 8192
 CACHE_BYTES = 2 << 30  # on a CPU
@@ -42,6 +42,7 @@ class NativeSampler:
         self.max_rows = max_rows
         self.static = backbone.device.type == "cuda" if static is None else static
         self.decoder = StaticDecoder(backbone)
+        self.on_tokens: OnTokens = unheard
 
     def rows_per_call(self, positions: int) -> int:
         """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""
@@ -89,8 +90,11 @@ class NativeSampler:
                 if self.static and self.decoder.supports(stack):
                     held = self.decoder.hold(stack)
                     slots = SlotBatch(self.backbone, held, prompts, attempts, seeds_B, sampling, greedy)
+                    slots.on_tokens = self.on_tokens
                     return slots.finish(self.decoder)
-                return GrowingBatch(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy).finish()
+                growing = GrowingBatch(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy)
+                growing.on_tokens = self.on_tokens
+                return growing.finish()
             except (MemoryError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     self.decoder.release()
@@ -142,6 +146,7 @@ class GrowingBatch(Batch):
             logits_b_V, mask_b_S = logits_U_V[prompt_b], mask_U_S[prompt_b]
             for step in range(self.sampling.max_tokens):
                 token_b = self._draw(logits_b_V.float(), step)
+                self.on_tokens(len(token_b))
                 if self.stops is not None:
                     for row, _ in self.stops.ends(self.tokens_B_T, self.length_B, step, step + 1):
                         self.ended_B[row] = True

@@ -23,7 +23,7 @@ from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig
 from soar.engine.load import resolve_path
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
-from soar.engine.rollouts import Rollouts, StopStrings, check_prompts
+from soar.engine.rollouts import OnTokens, Rollouts, StopStrings, check_prompts, unheard
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
 PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
@@ -47,6 +47,7 @@ class VllmSampler:
     def __init__(self, backbone: Backbone, engine: VllmEngine, slots: int, context: int | None = None) -> None:
         self.backbone, self.engine, self.slots = backbone, engine, slots
         self.context = min(backbone.context, context or backbone.context)
+        self.on_tokens: OnTokens = unheard  # vLLM says nothing until it is done
         self.loaded: dict[str, int] = {}  # digest -> adapter id, the least recently used first
         self._last = 0
         self._lock = threading.Lock()  # an engine takes one call at a time

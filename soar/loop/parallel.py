@@ -18,11 +18,11 @@ if TYPE_CHECKING:  # nothing here needs torch
 T = TypeVar("T")
 FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first of a step is seen
 HELD_OUT_BLOCK = 8  # held-out problems of one piece of the evaluation
-Tick = Callable[[], None]
+Tick = Callable[..., None]  # without arguments, or with the tokens drawn since the last call
 Task = tuple[Any, ...]
 
 
-def no_tick() -> None:
+def no_tick(tokens: int = 0) -> None:
     """For work that nobody watches."""
 
 

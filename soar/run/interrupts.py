@@ -134,5 +134,14 @@ class TokenMeter:
             self.tokens += int(rollouts.length_B.sum())
         return rollouts
 
+    @property
+    def on_tokens(self) -> Callable[[int], None]:
+        """The sampler's own."""
+        return self.sampler.on_tokens
+
+    @on_tokens.setter
+    def on_tokens(self, heard: Callable[[int], None]) -> None:
+        self.sampler.on_tokens = heard
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sampler, name)

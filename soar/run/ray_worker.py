@@ -21,6 +21,7 @@ from typing import Any
 
 from soar.config import build
 from soar.engine.memory import is_device_lost, is_out_of_memory
+from soar.engine.rollouts import unheard
 from soar.loop.parallel import Task
 from soar.loop.rollout import RolloutEnv
 from soar.run.folder import versions
@@ -122,6 +123,7 @@ class Worker:
     def work(self, work: Callable[..., Any], common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns."""
         self.ticks = 0
+        self._meter.on_tokens = unheard
         return self._guarded(lambda: work(self._env, self._tick, *common, *task))
 
     def pulse(self) -> tuple[int, int]:
@@ -132,7 +134,7 @@ class Worker:
         """End the verifier's processes."""
         self._closing.close()
 
-    def _tick(self) -> None:
+    def _tick(self, tokens: int = 0) -> None:
         self.ticks += 1
         self.life += 1
 

@@ -1,25 +1,26 @@
-"""What a screening found, on one page: success rates, the hard set, and whether plain RL would have a signal.
+"""fail@K screening: which problems does the base model never solve, and what would plain RL see on them?
 
-fail@K screening: which problems does the base model never solve, and what would plain RL see on them?
-
-The hard set of a config: candidates, screened now or shown to be hard before; the same for every command.
+Attempts are made in waves over all problems: a few at each, then more. Attempt n at a problem draws from (seed, problem
+id, n) alone, so the counts depend on nothing else, and the attempts of a problem that is never solved are the same with and
+without early stopping. A stop is heard in the middle of a wave; the calls that were done are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.config import Config, ConfigError, ScreenConfig
+from soar.config import Config, ConfigError
 from soar.domains.candidates import candidates
 from soar.engine.policy import Backbone
+from soar.engine.rollouts import unheard
 from soar.files import read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
 from soar.loop.parallel import Parallel, Tick, spread
@@ -34,7 +35,10 @@ from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
+LEFT_OUT = {"too_long": "too long for the context", "ungradable": "whose gold answer cannot be graded"}
 BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
+STRATA = (("1 to 3", 1, 3), ("4 to 12", 4, 12), ("13 or more", 13, math.inf))
+FEW_SOLVABLE = 32  # candidates that are solved now and then, under which they are no training set
 FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as good as without one
 
 
@@ -45,33 +49,60 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> dict[str, An
     rates of problems that were left at their first success are too high.
     """
     rows = list(found.values())
-    histogram: Counter[str] = Counter()
-    for row in rows:
-        if row.successes == 0:
-            histogram["0"] += 1
-        else:
-            histogram[next(label for limit, label in BUCKETS if row.pass_rate <= limit)] += 1
+    labels = ["0", *(name for _, name in BUCKETS)]
+    histogram = dict.fromkeys(labels, 0)
     group = config.student.attempts
     attempts = sum(row.attempts for row in rows)
     shares: dict[str, float | None] = dict.fromkeys(SHARES)
     if attempts:
         shares["truncated_share"] = sum(row.truncated for row in rows) / attempts
+        for row in rows:
+            label = next(name for limit, name in BUCKETS if row.pass_rate <= limit)
+            histogram[label if row.successes else "0"] += 1
     if attempts and not any(row.attempts < config.screen.attempts for row in rows):
         wrong = sum((1 - row.pass_rate) ** group for row in rows) / len(rows)
         right = sum(row.pass_rate**group for row in rows) / len(rows)
         correct = sum(row.successes for row in rows) / attempts
         shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
         shares["frac_mixed"] = 1 - wrong - right
-    if not attempts:
-        histogram.clear()
+    rate = hard_rate(rows, config)
     return {
         "event": "screen",
         "candidates": len(rows),
         "hard": sum(row.successes <= config.screen.max_successes for row in rows),
         "attempts": config.screen.attempts,
-        "histogram": {label: histogram[label] for label in ["0", *(name for _, name in BUCKETS)]},
+        "histogram": histogram,
+        "hard_rate": rate,
+        "planned_rollouts": planned_rollouts(config),
+        "expected_successes": None if rate is None else rate * planned_rollouts(config),
         **shares,
     }
+
+
+def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
+    """Expected success rate of an attempt at a hard problem, from problems just beyond (Good 1953, Robbins 1956).
+
+    Attempts K, at most m successes: sum over x <= m of (x + 1) n(x + 1), over K times the number of hard problems; n(x) are
+    the problems solved x times. With early stopping a problem is seen to have m + 1 of all K only if one of them came in
+    the last wave, which happens with probability 1 - C(f, m + 1) / C(K, m + 1), f being the attempts before it.
+    None where no success says anything: without a hard problem, or none that was solved at most m + 1 times.
+    """
+    most, attempts = config.screen.max_successes, config.screen.attempts
+    hard = sum(row.successes <= most for row in rows)
+    if not hard or attempts <= most:
+        return None
+    whole = [row.successes for row in rows if row.attempts == attempts]
+    before = list(waves(attempts))[-1][0] if config.screen.early_stop else 0
+    seen = 1 - math.comb(before, most + 1) / math.comb(attempts, most + 1)
+    total = sum(count for count in whole if count <= most) + (most + 1) * whole.count(most + 1) / seen
+    return total / (attempts * hard) if total else None
+
+
+def planned_rollouts(config: Config) -> int:
+    """Student rollouts of Hard-Only as planned: `arms.steps`, or all of the outer loop's students."""
+    teacher, student = config.teacher, config.student
+    steps = config.arms.steps or teacher.steps * teacher.datasets * student.repeats * student.steps
+    return steps * student.prompts_per_step * student.attempts
 
 
 def table_lines(screenings: Sequence[Screening], event: dict[str, Any], config: Config) -> list[str]:
@@ -79,15 +110,15 @@ def table_lines(screenings: Sequence[Screening], event: dict[str, Any], config: 
     attempts, most = config.screen.attempts, config.screen.max_successes
     early = config.screen.early_stop
     lines = [
-        f"{len(screenings)} problems, {'up to ' if early else ''}{attempts} attempts each "
+        f"{len(screenings)} problems, {'up to ' * early}{attempts} attempts each "
         f"(temperature {config.screen.temperature}, at most {config.student.sampling.max_tokens} tokens)",
         "",
         "  correct attempts           problems    share",
     ]
     for label, count in _rows(screenings, attempts, early, most):
         lines.append(f"  {label:26s} {count:8,d}  {count / max(1, len(screenings)):6.1%}")
-    allowed = f"at most {most} of {attempts} attempts correct" if most else f"none of {attempts} attempts correct"
-    lines += ["", f"hard: {event['hard']} problems ({allowed})"]
+    allowed = f"at most {most}" if most else "none"
+    lines += ["", f"hard: {event['hard']} problems ({allowed} of {attempts} attempts correct)"]
     if event["pass_rate"] is not None:
         lines.append(f"correct attempts of all: {event['pass_rate']:.2%}")
     if event["truncated_share"] is not None:
@@ -97,25 +128,16 @@ def table_lines(screenings: Sequence[Screening], event: dict[str, Any], config: 
     return [*lines, "", *signal_lines(event, config)]
 
 
-LEFT_OUT = {"too_long": "too long for the context", "ungradable": "whose gold answer cannot be graded"}
-
-
 def _rows(screenings: Sequence[Screening], attempts: int, early: bool, most: int) -> list[tuple[str, int]]:
-    """(label, problems) of each line of the histogram."""
+    """(label, problems) of each line of the table: strata of successes."""
     counts = [row.successes for row in screenings]
     if early:
         solved = sum(count > most for count in counts)
         rows = [("0", counts.count(0)), (f"1 to {most}", sum(0 < count <= most for count in counts))]
         return [*(rows if most else rows[:1]), (f"{most + 1} or more (then stopped)", solved)]
-    tenth, half = attempts * 0.1, attempts * 0.5
-    return [
-        ("0", counts.count(0)),
-        ("1", sum(count == 1 < attempts for count in counts)),
-        ("2 or more, up to 10 %", sum(2 <= count <= tenth for count in counts)),
-        ("10 to 50 %", sum(max(2, tenth) <= count <= half and count > tenth for count in counts)),
-        ("50 % to all but one", sum(max(1, half) < count < attempts for count in counts)),
-        ("all", counts.count(attempts)),
-    ]
+    inside = [count for count in counts if 0 < count < attempts]
+    rows = [(label, sum(low <= count <= high for count in inside)) for label, low, high in STRATA]
+    return [("0", counts.count(0)), *rows, ("all", counts.count(attempts))]
 
 
 def signal_lines(event: dict[str, Any], config: Config) -> list[str]:
@@ -130,10 +152,7 @@ def signal_lines(event: dict[str, Any], config: Config) -> list[str]:
             f"  mixed (a learning signal)         {event['frac_mixed']:6.1%}",
         ]
     if total and event["histogram"]["0"] == total:
-        lines += [
-            "no learning signal: all rewards are zero. No attempt at any problem was correct, so every advantage is zero "
-            "and plain RL stalls."
-        ]
+        lines += ["no learning signal: all rewards are zero. No attempt at any problem was correct: plain RL stalls."]
     elif event["frac_mixed"] is not None and event["frac_mixed"] < FEW_MIXED:
         wrong = event["frac_all_wrong"] >= event["frac_all_right"]
         what = "all rewards are zero" if wrong else "all rewards are equal, the problems are solved"
@@ -145,24 +164,51 @@ def signal_lines(event: dict[str, Any], config: Config) -> list[str]:
 
 def _advice(event: dict[str, Any], config: Config, hard: int) -> list[str]:
     lines = []
-    truncated = event["truncated_share"] or 0.0
+    expected, rate, truncated = event["expected_successes"], event["hard_rate"], event["truncated_share"] or 0.0
+    planned, few = event["planned_rollouts"], config.screen.max_successes + 1
+    if expected is not None:
+        lines.append(
+            f"Expected in the planned budget: {expected:,.0f} correct of {planned:,} attempts of plain RL at the hard set "
+            f"(rate {rate:.2%}, from the problems solved at most {few} times). {_cheapest(event, config)}"
+        )
+    elif hard and config.screen.attempts:  # no success in n attempts: the rate is under 3 / n with 95 %
+        bound = planned * 3 / (hard * config.screen.attempts)
+        lines.append(
+            f"Expected in the planned budget: at most {bound:,.0f} correct of {planned:,} attempts of plain RL."
+        )
     if truncated > 0.5:
         lines.append(
             f"{truncated:.0%} of the attempts hit the token budget: a problem may be hard only because the answer comes too "
             f"late. Raise student.sampling.max_tokens (now {config.student.sampling.max_tokens}) and screen again."
         )
-    if hard >= 4:
-        return lines
-    return [
-        *lines,
-        f"{hard} hard problems are too few for a run (at least 4): give harder problems, or count problems as hard that "
-        f"are solved now and then (--set screen.max_successes={config.screen.max_successes + 1}).",
-    ]
+    if hard < 4:
+        lines.append(
+            f"{hard} hard problems are too few for a run (at least 4): give harder problems, or count problems as hard that "
+            f"are solved now and then (--set screen.max_successes={config.screen.max_successes + 1})."
+        )
+    return lines
+
+
+def _cheapest(event: dict[str, Any], config: Config) -> str:
+    """The cheapest arm with a signal at this base rate: a success a step, then problems solved now and then, then SOAR."""
+    per_step = event["hard_rate"] * config.student.prompts_per_step * config.student.attempts
+    if per_step >= 1:
+        return f"That is {per_step:.1f} a step: plain RL (the arm hard_only) is the cheapest way, try it first."
+    solvable = event["candidates"] - event["hard"]
+    between = f"That is {per_step:.2g} a step, so nearly every step of plain RL learns nothing. "
+    if solvable >= FEW_SOLVABLE:
+        return (
+            f"{between}Cheapest next: train first on those of the other {solvable} candidates that it solves now and then "
+            "(the arm solvable), and compare with the arms of SOAR (ps, pq)."
+        )
+    return f"{between}No easier problems are at hand: SOAR (the arms ps, pq) writes them."
 
 
 SCREEN_FILE = "hard/screen.jsonl"
-BLOCK = {"cpu": 8, "cuda": 16}  # problems attempted together
-FIRST_WAVE, WAVE_GROWTH = 8, 4  # with early_stop: 8 attempts, 24 more, 96 more ...
+FIRST_WAVE, GROWTH, MOST_WAVE = 8, 4, 32  # attempts at each problem: 8, 24 more, then 32 at a time
+ROWS_CPU = (8, 512)  # rows of a call on a CPU, fewest and most: what a stop in the middle of it can lose ...
+CALL_FLOP = 1e13  # ... is one or two minutes of work, by the size of the model
+ROWS_GPU = 4096  # rows of a call of a sampler that does not say how many it takes at once
 FREE = ("seed", "model", "revision")  # may differ in a screening that is used again: the weights are compared by hash
 # What a hard set shown with one configuration must have in common with a run that uses it. The seed and early stopping
 # are left out: another seed is another sample of the same evidence, and early stopping leaves the hard set as it is.
@@ -174,15 +220,14 @@ DECISIVE = (
 def evidence_key(config: Config, backbone: Backbone, fmt: Prompts, model_hash: str) -> dict[str, Any]:
     """What must be equal for evidence to be added to."""
     sampling, domain = config.student.sampling, domain_of(config.problems)
-    own = {"domain": domain.fingerprint()} if domain.own else {}
-    key = {
+    return {
         "model": config.model.path,
         "revision": config.model.revision,
         "model_sha256": model_hash,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "prompt": fmt.fingerprint(),
         "verifier": domain.label,
-        **own,
+        **({"domain": domain.fingerprint()} if domain.own else {}),
         "attempts": config.screen.attempts,
         "max_successes": config.screen.max_successes,
         "early_stop": config.screen.early_stop,
@@ -190,52 +235,39 @@ def evidence_key(config: Config, backbone: Backbone, fmt: Prompts, model_hash: s
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
         "seed": config.seed,
+        **({"stop": list(sampling.stop)} if sampling.stop else {}),
     }
-    # Only where there are any, so that evidence from before there were stop strings still counts.
-    return key | ({"stop": list(sampling.stop)} if sampling.stop else {})
 
 
-def waves(config: ScreenConfig) -> Iterator[tuple[int, int]]:
-    """(first, last) attempt of each call: all at once, or with early_stop a few, and more where they are needed."""
-    first, last = 0, FIRST_WAVE if config.early_stop else config.attempts
-    while first < config.attempts:
-        last = min(last, config.attempts)
+def waves(attempts: int) -> Iterator[tuple[int, int]]:
+    """(first, last) attempt of each wave."""
+    first, last = 0, min(FIRST_WAVE, attempts)
+    while first < attempts:
         yield first, last
-        first, last = last, last * WAVE_GROWTH
+        first, last = last, min(last * GROWTH, last + MOST_WAVE, attempts)
 
 
-@dataclass
-class _Tally:
-    """Counts of one problem while its waves go on."""
-
-    successes: int = 0
-    attempts: int = 0
-    truncated: int = 0
-
-
-def screen_block(env: RolloutEnv, tick: Tick, config: Config, problems: list[Problem]) -> list[Screening]:
-    """Attempts of the base model at each problem; with screen.early_stop until it has too many successes to be hard.
-
-    A piece of work, see `loop.parallel`.
-
-    Attempt n draws from (seed, problem id, n) alone, so the attempts of a problem that is never solved are the same
-    with and without early stopping.
-    """
+def screen_call(
+    env: RolloutEnv, tick: Tick, config: Config, problems: list[Problem], first: int, last: int
+) -> list[Screening]:
+    """Counts of the attempts first .. last - 1 of the base model at each problem. A piece of work, see `loop.parallel`."""
+    env.sampler.on_tokens = tick
     sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
-    seed = seeds.derive(config.seed, "screen")
-    tallies = [_Tally() for _ in problems]
-    for first, last in waves(config.screen):
-        open_ = [i for i, tally in enumerate(tallies) if tally.successes <= config.screen.max_successes or not first]
-        if not open_:
-            break
-        result = env.rollout(None, [[problems[i] for i in open_]], last - first, [seed], sampling, first=first)
-        correct_Q = (result.solved_P_Q_N & result.valid_P_Q_N)[0].sum(-1).tolist()
-        truncated_Q = (~result.rollouts.ended_B.view(len(open_), last - first)).sum(-1).tolist()
-        for i, correct, truncated in zip(open_, correct_Q, truncated_Q, strict=True):
-            tallies[i].successes += correct
-            tallies[i].attempts = last
-            tallies[i].truncated += truncated
-    return [Screening(tally.successes, tally.attempts, tally.truncated) for tally in tallies]
+    result = env.rollout(None, [problems], last - first, [seeds.derive(config.seed, "screen")], sampling, first=first)
+    correct_Q = (result.solved_P_Q_N & result.valid_P_Q_N)[0].sum(-1).tolist()
+    truncated_Q = (~result.rollouts.ended_B.view(len(problems), last - first)).sum(-1).tolist()
+    return [Screening(right, last - first, cut) for right, cut in zip(correct_Q, truncated_Q, strict=True)]
+
+
+def rows_at_once(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> int:
+    """Rows of one call: on a GPU the sampler's own capacity; on a CPU by the size of the model alone."""
+    tokens = config.student.sampling.max_tokens
+    if env.backbone.device.type == "cpu":
+        parameters = sum(tensor.numel() for tensor in env.backbone.model.parameters())
+        least, most = ROWS_CPU
+        return int(min(most, max(least, CALL_FLOP / (2 * parameters * tokens))))
+    capacity = getattr(env.sampler, "rows_per_call", lambda positions: ROWS_GPU)
+    return int(capacity(tokens + max(len(env.prompt(problem)) for problem in problems)))
 
 
 def screen(
@@ -245,42 +277,72 @@ def screen(
     folder: RunFolder,
     evidence: dict[str, Any],
     threads: int,
-    on_problems: Callable[[int], None],
+    on_attempts: Callable[[int, int], None],
     parallel: Parallel | None = None,
 ) -> dict[str, Screening]:
-    """RolloutBatch of the base model at every problem; evidence rows go to hard/screen.jsonl block by block.
+    """Screen every problem; the counts so far go to hard/screen.jsonl call by call, where the last line of an id counts.
 
-    Problems that the file already holds are not attempted again, except beside one that it lacks: blocks are cut from
-    the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows of another run may
-    have another seed, which the rest is then drawn with too; rows made in another way raise data.DataError. threads:
-    threads, where no parallel does the blocks. Returns problem id -> Screening.
+    What the file already holds is not attempted again, except beside a problem that lacks attempts: calls are cut from the
+    whole list, so that a resumed screening computes on a CPU with the batches of an uninterrupted one. Rows of another run
+    may have another seed, which the rest is then drawn with too; rows made in another way raise data.DataError. threads:
+    of this process, where no parallel does the calls. on_attempts(done, total): called in the middle of a call too, from
+    any thread; it may raise. Returns problem id -> Screening.
     """
-    found: dict[str, Screening] = {}
+    counts, config = _kept(folder, config, evidence)
+    attempts, done, total, drawn = config.screen.attempts, 0, 0, 0
+    most = config.screen.max_successes if config.screen.early_stop else attempts
+
+    def heard(tokens: int = 0) -> None:
+        nonlocal drawn
+        drawn += tokens
+        on_attempts(min(total, done + drawn // config.student.sampling.max_tokens), total)
+
+    def made(problem: Problem) -> Screening:
+        return counts.get(problem.id, Screening(0, 0))
+
+    capacity = rows_at_once(env, config, problems) if problems else 1
+    try:
+        for first, last in waves(attempts):
+            # A problem that has more attempts than `first` took part in this wave, whatever came of it.
+            left = [p for p in problems if made(p).attempts > first or first == 0 or made(p).successes <= most]
+            done = sum(made(problem).attempts for problem in problems)
+            total = done + sum(attempts - made(problem).attempts for problem in left)
+            calls = [(part, first, last) for part in _cut(left, capacity // (last - first), env, parallel)]
+            calls = [call for call in calls if any(made(problem).attempts < last for problem in call[0])]
+            heard()
+            results = spread(parallel, env, threads, screen_call, (config,), calls, heard)
+            for (part, *_), result in zip(calls, results, strict=True):
+                fresh = [(p, new) for p, new in zip(part, result, strict=True) if made(p).attempts == first]
+                for p, new in fresh:
+                    old = made(p)
+                    counts[p.id] = Screening(old.successes + new.successes, last, old.truncated + new.truncated)
+                folder.append(SCREEN_FILE, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
+                done, drawn = done + len(fresh) * (last - first), 0
+                heard()
+    finally:
+        env.sampler.on_tokens = unheard
+    return {problem.id: made(problem) for problem in problems}
+
+
+def _cut(problems: list[Problem], each: int, env: RolloutEnv, parallel: Parallel | None) -> list[list[Problem]]:
+    """Parts of at most `each` problems and of like size; on GPUs at least one for each worker."""
+    calls = -(-len(problems) // max(1, each))
+    if parallel is not None and env.backbone.device.type != "cpu":
+        calls = max(calls, min(len(problems), parallel.size))
+    size = max(1, -(-len(problems) // max(1, calls)))
+    return [problems[i : i + size] for i in range(0, len(problems), size)]
+
+
+def _kept(folder: RunFolder, config: Config, evidence: dict[str, Any]) -> tuple[dict[str, Screening], Config]:
+    """What hard/screen.jsonl holds, begun if need be, and the config with the seed that the rest is drawn with."""
     rows = folder.rows(SCREEN_FILE, partial(_usable, config.screen.attempts))
-    for row in rows:
-        if "evidence" in row:
-            wanted = {key: value for key, value in evidence.items() if key not in FREE}
-            check_evidence(row["evidence"], wanted, f"{folder.path}/{SCREEN_FILE}")
-            seed = row["evidence"].get("seed", config.seed)  # what is left is drawn like the rest
-            config = config.model_copy(update={"seed": seed})
-        else:
-            found[row["id"]] = Screening(row["successes"], row["attempts"], row["truncated"])
     if not rows:
         folder.append(SCREEN_FILE, [{"evidence": evidence}])
-    on_problems(len(found))
-    size = BLOCK.get(env.backbone.device.type, BLOCK["cuda"])
-    blocks = [problems[first : first + size] for first in range(0, len(problems), size)]
-    blocks = [part for part in blocks if any(problem.id not in found for problem in part)]
-    results = spread(parallel, env, threads, screen_block, (config,), [(part,) for part in blocks])
-    for part, screenings in zip(blocks, results, strict=True):
-        fresh = [(p.id, s) for p, s in zip(part, screenings, strict=True) if p.id not in found]
-        found.update(fresh)
-        folder.append(
-            SCREEN_FILE,
-            [{"id": i, "successes": s.successes, "attempts": s.attempts, "truncated": s.truncated} for i, s in fresh],
-        )
-        on_problems(len(fresh))
-    return {problem.id: found[problem.id] for problem in problems}
+        return {}, config
+    wanted = {key: value for key, value in evidence.items() if key not in FREE}
+    check_evidence(rows[0]["evidence"], wanted, f"{folder.path}/{SCREEN_FILE}")
+    counts = {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
+    return counts, config.model_copy(update={"seed": rows[0]["evidence"].get("seed", config.seed)})
 
 
 def _usable(attempts: int, number: int, row: dict[str, Any]) -> bool:
@@ -295,11 +357,11 @@ def _usable(attempts: int, number: int, row: dict[str, Any]) -> bool:
     return 0 <= successes <= made <= attempts and 0 <= truncated <= made
 
 
-def copy_screening(folder: RunFolder, place: Path, same: Callable[[dict[str, Any]], bool]) -> None:
+def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
     """Copy the screening of another run folder, unless this one has begun its own; `screen` checks how it was made.
 
-    same(manifest): whether the other run's problems are this one's; ids alone do not say that. Raises ConfigError when
-    there is no screening, or one of other problems.
+    digest: of this run's candidates, since ids alone do not say that they are the same. Raises ConfigError when there is
+    no screening, or one of other problems.
     """
     if (folder.path / SCREEN_FILE).is_file():
         return
@@ -307,10 +369,11 @@ def copy_screening(folder: RunFolder, place: Path, same: Callable[[dict[str, Any
     if not rows:
         why = "; ".join(notes) or "it is empty"
         raise ConfigError(f"screen.from_run = {str(place)!r}: {why}; give a run folder that was screened")
-    if not same(read_object(place / "manifest.json")[0]):
+    hashes = read_object(place / "manifest.json")[0].get("hashes")
+    if not isinstance(hashes, dict) or hashes.get("problems") != digest:
         raise ConfigError(
             f"screen.from_run = {str(place)!r}: it screened other problems (hashes.problems in its manifest.json is not "
-            "this run's); give a run of the same problems, or leave the key out"
+            "this run's); give a run of the same problems and problems.limit, or leave the key out"
         )
     folder.append(SCREEN_FILE, rows)
 
@@ -334,15 +397,14 @@ class HardSet:
 
     def too_few(self, config: Config) -> str:
         """Why a run cannot begin with this hard set, and what to do."""
-        event, grader = self.event, domain_of(config.problems).label
-        longer = "lower student.sampling.max_tokens, give a model with a longer context, " if event["too_long"] else ""
+        long, ungradable = self.event["too_long"], self.event["ungradable"]
+        longer = "lower student.sampling.max_tokens, give a model with a longer context, " if long else ""
         return (
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {config.screen.max_successes} of "
-            f"{config.screen.attempts} attempts correct); {event['too_long']} more do not fit in the model's context, "
-            f"and the gold answers of {event['ungradable']} cannot be graded by "
-            f"{grader!r}. A run needs at least 4: {longer}give harder problems, raise "
-            "screen.max_successes, or choose another verifier. If most problems are solved sometimes, plain RL "
-            "already has a signal."
+            f"{config.screen.attempts} attempts correct); {long} more do not fit in the model's context, and the gold "
+            f"answers of {ungradable} cannot be graded by {domain_of(config.problems).label!r}. A run needs at least 4: "
+            f"{longer}give harder problems, raise screen.max_successes, or choose another verifier. If most problems are "
+            "solved sometimes, plain RL already has a signal."
         )
 
 
@@ -358,7 +420,7 @@ def find_hard(
 ) -> HardSet:
     """Load, leave out what cannot be used, screen, select.
 
-    safe_point: called after every saved block of screening; it may raise to stop there.
+    safe_point: called again and again while it is screened; it may raise to stop there.
     reuse: a problem file with its evidence beside it is not screened again. With screen.attempts = 0 nothing is.
     Raises ConfigError, DataError, and RunFolderError when model, problems or prompts changed since the folder was begun.
     """
@@ -379,11 +441,11 @@ def find_hard(
         progress.say(f"{known.where}: shown to be hard with {evidence['attempts']} attempts; not screened again")
     elif config.screen.attempts:
         if config.screen.from_run:
-            copy_screening(folder, Path(config.screen.from_run), partial(_same_problems, config, loaded.digest))
-        with progress.task("screening", len(problems)) as advance:
+            copy_screening(folder, Path(config.screen.from_run), loaded.digest)
+        with progress.task("screening", len(problems) * config.screen.attempts) as advance:
 
-            def note(count: int) -> None:
-                advance(count)
+            def note(done: int, total: int) -> None:
+                advance.set(done, total)
                 if safe_point is not None:
                     safe_point()
 
@@ -397,18 +459,6 @@ def find_hard(
         hard = hard[: config.problems.max_hard]
     event = {**screen_event(found, config), **left_out}
     return HardSet(hard, found, evidence, event, [(problem, found[problem.id]) for problem in problems])
-
-
-def _same_problems(config: Config, digest: str, manifest: dict[str, Any]) -> bool:
-    """Whether the run of a manifest had the candidates of this config, or more or fewer of the same by problems.limit."""
-    try:
-        known, limit = manifest["hashes"]["problems"], manifest["config"]["problems"]["limit"]
-    except (KeyError, TypeError):
-        return False
-    if known == digest or type(limit) is not int or limit == config.problems.limit:
-        return bool(known == digest)
-    as_many = config.problems.model_copy(update={"limit": limit})
-    return bool(candidates(config.model_copy(update={"problems": as_many})).digest == known)
 
 
 @dataclass(frozen=True)
@@ -447,9 +497,9 @@ def screen_folder(
 ) -> list[str]:
     """Screen the candidates of a config in the folder `out`; returns the table as lines.
 
-    Writes hard/screen.jsonl block by block, and at the end hard.jsonl with its evidence (none without hard problems),
-    screen.json (the `screen` event) and table.txt. Raises ConfigError, DataError and RunFolderError; Stopped after a block
-    of problems when `stop` asks for it.
+    Writes hard/screen.jsonl call by call, and at the end hard.jsonl with its evidence (none without hard problems),
+    screen.json (the `screen` event) and table.txt. Raises ConfigError, DataError and RunFolderError; Stopped when
+    `stop` asks for it.
     """
 
     def safe_point() -> None:
