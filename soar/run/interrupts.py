@@ -53,8 +53,8 @@ class StopRequest:
     def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
         """Within the block, the signals in HEARD ask to stop, and a second one ends the process.
 
-        Only the main thread can listen to signals; in another one the block changes nothing. What is ignored (SIGHUP
-        under nohup) stays so.
+        Only the main thread can listen to signals; in another one the block changes nothing. Under nohup SIGHUP stays
+        ignored.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -74,7 +74,8 @@ class StopRequest:
             with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
                 say(f"{name}: the step in hand is finished and saved first; once more stops at once")
 
-        heeded = [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heeded = [number for number in HEARD if not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, heard) for number in heeded}
         try:
             yield
