@@ -323,9 +323,10 @@ def screen(
         path = beside or Path(scratch) / "screen"
         table = screen_folder(config, path, resume, ["soar.screen"], progress)
         by_id = {problem.id: problem for problem in candidates(config).problems}
-        rows = [json.loads(line) for line in (path / "hard" / "screen.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = (path / "hard" / "screen.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = {row["id"]: row for row in map(json.loads, lines) if "id" in row}  # the last line of an id counts
         most = config.screen.max_successes
-    counts = [(by_id[r["id"]], Screening(r["successes"], r["attempts"], r["truncated"])) for r in rows if "id" in r]
+    counts = [(by_id[i], Screening(r["successes"], r["attempts"], r["truncated"])) for i, r in rows.items()]
     if not counts:
         left_out = [line for line in progress.lines if line.startswith("left out")]
         raise ConfigError("\n".join(["no problem can be used, so there is nothing to screen", *left_out]))

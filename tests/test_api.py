@@ -184,12 +184,12 @@ def test_a_screening_goes_on_and_names_rows_that_are_too_long(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     problems, out = easy_problems(6), tmp_path / "screen"
-    settings = SETTINGS | {"problems.limit": 0}
+    settings = SETTINGS | {"problems.limit": 0, "screen.attempts": 9}
     first = soar.screen("builtin:tiny", problems, out, recipe="tiny", settings=settings)
     assert "6 problems from 6 rows" in capsys.readouterr().err, "a word of progress by default"
     again = soar.screen("builtin:tiny", problems, out, recipe="tiny", settings=settings, resume=True)
-    assert list(again) == list(first) and len(first) == 6
-    assert len((out / "hard" / "screen.jsonl").read_text().splitlines()) == 7
+    assert list(again) == list(first) and [counts.attempts for _, counts in first] == [9] * 6
+    assert len((out / "hard" / "screen.jsonl").read_text().splitlines()) == 1 + 2 * 6  # of two waves
     long = settings | {"student.sampling.max_tokens": 10_000}
     with pytest.raises(ConfigError, match=r"(?s)no problem can be used.*left out: .*: prompt too long: prompt 7"):
         soar.screen(
