@@ -77,7 +77,7 @@ def test_manifest(tiny_run: Path, backbone: Backbone) -> None:
 
 def test_order_of_events(tiny_run: Path) -> None:
     kinds = [row["event"] for row in events(tiny_run)]
-    loop = ["outer_step", "promotion"] * 2
+    loop = ["outer_step", "promotion", "validation"] * 2
     assert kinds == ["screen", *loop, *["arm_step"] * 4, *["evaluation"] * 4]
 
 
@@ -123,11 +123,12 @@ def test_outer_steps(tiny_run: Path) -> None:
         assert row["best_pass_rate"] - row["baseline_pass_rate"] >= max(row["reward_G"]) - 1e-6
         assert row["failed_students"] == 0
         assert set(row["student_first"]) == set(row["student_last"]) == INNER
-        # students: 3 datasets x 2 repeats; steps: 2, then 3 after a promotion; then 4 questions x 2, baseline x 3.
+        # students: 3 datasets x 2 repeats; steps: 2, then 3 after a promotion; then 4 questions x 2, baseline x 3 (at 4, and
+        # after a promotion at all 6 of the training half).
         inner = inner_steps(config.student, number)
         before = steps[number - 1]["student_rollouts"] if number else 0
         assert inner == 2 + number
-        assert row["student_rollouts"] - before == 6 * inner * 2 * 4 + 6 * 4 * 2 + 4 * 3
+        assert row["student_rollouts"] - before == 6 * inner * 2 * 4 + 6 * 4 * 2 + (6 if number else 4) * 3
         assert row["seconds"] > 0
 
 
@@ -160,7 +161,8 @@ def test_questions_and_promotion_questions(tiny_run: Path) -> None:
 
 def test_evaluations_and_summary(tiny_run: Path) -> None:
     config, summary, rows = tiny_config(), read_json(tiny_run / "summary.json"), events(tiny_run, "evaluation")
-    loop_rollouts = events(tiny_run, "outer_step")[-1]["student_rollouts"]
+    last = events(tiny_run, "validation")[-1]
+    loop_rollouts, searched = last["student_rollouts"], sum(last["tokens"].values())
     assert [row["arm"] for row in rows] == list(summary["arms"]) == ARMS
     budget = {"base": 0, "hard_only": 16, "ps": loop_rollouts, "pq": 16}
     for row in rows:
@@ -175,7 +177,7 @@ def test_evaluations_and_summary(tiny_run: Path) -> None:
             {"search_rollouts"} if row["arm"] == "pq" else set()
         )
         trained = sum(step["tokens"] for step in events(tiny_run, "arm_step") if step["arm"] == row["arm"])
-        search = sum(events(tiny_run, "outer_step")[-1]["tokens"].values()) if row["arm"] in ("ps", "pq") else 0
+        search = searched if row["arm"] in ("ps", "pq") else 0
         assert arm["total_tokens"] == sum(arm["tokens"].values()) == trained + search
         assert (arm["attempts"], arm["student_rollouts"]) == (4, budget[row["arm"]])
         for k, share in arm["pass_at"].items():

@@ -51,6 +51,26 @@ def test_known_gains_give_the_known_reward_and_advantages(log: UpdateLog) -> Non
     assert advantage_G_n.sum().abs() < 1e-6
 
 
+def test_the_promoted_student_is_the_one_with_the_best_validation(log: UpdateLog) -> None:
+    """Three promotions, to students that solve 3, 6 and 2 of the 8 hard problems: the second is PS. None is seen twice."""
+    skill_S_G_R = [[[3, 3]] * 3, [[6, 6]] * 3, [[2, 2]] * 3]
+    loop = ScriptedLoop(settings_of("promotion.tau=-9", "reward.questions=4"), skill_S_G_R)
+    assert loop.validate() == [] and loop.state.best is None
+    told = []
+    for _ in range(3):
+        loop.step()
+        told += loop.validate() + loop.validate()
+    assert [(row["step"], row["pass_rate"], row["best"]) for row in told] == [
+        (0, 3 / 8, True),
+        (1, 6 / 8, True),
+        (2, 2 / 8, False),
+    ]
+    assert loop.state.best is not None and loop.state.best.tensors["skill"].item() == 6
+    assert loop.state.baseline.tensors["skill"].item() == 2
+    loop.state.promotions -= 1  # a person refused it: nothing to look at
+    assert loop.validate() == []
+
+
 def test_a_failed_student_is_left_out(log: UpdateLog) -> None:
     failed = [[[True, False], [False, False], [True, True]]]
     loop = ScriptedLoop(settings_of(), [[[8, 2], [4, 0], [8, 8]]], failed)

@@ -230,8 +230,10 @@ def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
 SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "student.repeats=1", "student.steps=1")
 
 
-def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path) -> None:
-    """Search and hints included; the last step may go over by what a step can take. pass@k is measured on the way."""
+def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take; pass@k is
+    measured on the way."""
+    monkeypatch.setattr(training_sets, "arms_at_once", lambda backbone, arms: arms)
     arms = ["base", "hard_only", "likelihood", "hinted", "solvable", "pq"]
     source = write_problems(tmp_path / "easy.jsonl", easy_problems(14, seed=1))
     keys = [f"arms.run={json.dumps(arms)}", f'problems.source="{source}"', "evaluate.every=6", *SHORT]
@@ -264,7 +266,7 @@ def test_every_arm_in_one_run(tmp_path: Path) -> None:
     assert {"base", "hard_only", "pq_curriculum", "base_t", "teacher_t", "self_instruct", "real"} <= set(
         summary["arms"]
     )
-    spent = events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
+    spent = events(tmp_path / "run", "validation")[-1]["student_rollouts"]
     searched = {arm for arm, row in summary["arms"].items() if row.get("search_rollouts") == spent}
     assert searched == {arm for arm in summary["arms"] if arm.startswith("pq")} | {"teacher_t"}
     assert set(summary["paired"]) == {

@@ -406,8 +406,7 @@ def train_arms(
                 queue.append(task(name))
             yield {name: state}
         return
-    size = len(plans) if env.backbone.device.type == "cuda" else 1
-    size = min(size, env.backbone.config.chunk or size)
+    size = arms_at_once(env.backbone, len(plans))
     while left:
         rate, step = left[0].lr, states[left[0].name].step
         together = [plan for plan in left if plan.lr == rate and states[plan.name].step == step][:size]
@@ -416,6 +415,11 @@ def train_arms(
         states |= moved
         yield moved
         left = [plan for plan in left if not plan.finished(states[plan.name])]
+
+
+def arms_at_once(backbone: Backbone, arms: int) -> int:
+    """Arms of one population: on a GPU model.chunk or all, on a CPU one."""
+    return (backbone.config.chunk or arms) if backbone.device.type == "cuda" else 1
 
 
 def train_segment(

@@ -160,7 +160,7 @@ class Training:
             TrainState(
                 self.step,
                 self.stack.select([p]),
-                {key: value if key.endswith("/step") else value[p : p + 1].clone() for key, value in flat.items()},
+                {k: v.clone() if k.endswith("/step") else v[p : p + 1].clone() for k, v in flat.items()},
                 bool(self.failed_P[p]),
                 self.rollouts_P[p],
                 self.tokens_P[p],

@@ -40,6 +40,8 @@ class LoopState:
     pq: promotion questions as JSON-ready rows. pass_rates: the baseline's pass rate per reward question (None: it
     cannot be scored), kept while the baseline stands. student_rollouts: completions sampled by students in training and
     measurement, cumulative. spent: tokens generated so far by the teacher, by students in training, and in measurement.
+    best: the promoted student with the highest pass rate on D_train, best_rate (PS, as in the paper: the last one may be
+    worse); validated: promotions that were looked at for it.
     """
 
     teacher: AdapterStack
@@ -52,6 +54,9 @@ class LoopState:
     pass_rates: dict[str, float | None] = field(default_factory=dict)
     student_rollouts: int = 0
     teacher_rollouts: int = 0
+    best: AdapterStack | None = None
+    best_rate: float = -1.0
+    validated: int = 0
     spent: dict[str, int] = field(default_factory=lambda: {"teacher": 0, "students": 0, "measurement": 0})
 
 
@@ -205,6 +210,21 @@ class OuterLoop:
         payment = pay(self.env, state, question_sets, measured.reward_G, self.config, self.threads)
         self._measured(payment.rollouts, payment.tokens)
         return payment
+
+    def validate(self) -> list[Event]:
+        """Measure a newly promoted student on all of D_train, and keep it as PS if none before was better: its event.
+
+        What it costs counts as measurement; its pass rates are those of the next steps' baseline.
+        """
+        state = self.state
+        if state.validated >= state.promotions:
+            return []
+        state.validated = state.promotions
+        rate = self._baseline_rate(self.hard_train)
+        if best := rate > state.best_rate:
+            state.best, state.best_rate = state.baseline.select([0]), rate
+        spent = {"student_rollouts": state.student_rollouts, "tokens": dict(state.spent)}
+        return [{"event": "validation", "step": state.step - 1, "pass_rate": rate, "best": best, **spent}]
 
     def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
         """Step 4: every rollout gets the reward of its unit, a dataset or a question; baseline: the other units.

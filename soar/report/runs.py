@@ -199,6 +199,7 @@ def read_run(run_dir: Path) -> Run:
 def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, float]) -> Row:
     """The summary of a run with the events `rows`. docs/metrics.md has its fields."""
     steps = [row for row in rows if row["event"] == "outer_step"]
+    validations = [row for row in rows if row["event"] == "validation"]
     evaluations = {row["arm"]: row for row in rows if row["event"] == "evaluation"}
     arms = {
         arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
@@ -207,7 +208,7 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
     for arm, entry in arms.items():
         trained_here = {"pq": not config.arms.pq_from, "teacher_t": not config.arms.teacher_from, "ps_hard": True}
         if trained_here.get("pq" if arm.startswith("pq") else arm):
-            entry["search_rollouts"] = steps[-1]["student_rollouts"] if steps else 0
+            entry["search_rollouts"] = max((row["student_rollouts"] for row in [*steps, *validations]), default=0)
     reference, seed, settings = evaluations.get("hard_only"), seeds.derive(config.seed, "paired"), config.evaluate
     paired = {
         f"{arm} - hard_only": {

@@ -132,7 +132,10 @@ def _read(folder: Path) -> Checkpoint:
 
 
 STAGES = ("loop", "arms", "evaluate", "done")
-COUNTERS = ("step", "promotions", "window", "pq", "pass_rates", "student_rollouts", "teacher_rollouts", "spent")
+COUNTERS = (
+    "step", "promotions", "window", "pq", "pass_rates", "student_rollouts", "teacher_rollouts", "spent", "best_rate",
+    "validated",
+)  # fmt: skip
 PROGRESS = ("step", "failed", "rollouts", "tokens", "levels")  # of an arm in the middle, beside its tensors
 
 
@@ -168,13 +171,14 @@ class RunState:
 def adapters_of(state: RunState) -> dict[str, AdapterStack]:
     """Teacher, promoted student and trained arms, by their folders in the run folder."""
     arms = {f"arms/{name}": stack for name, stack in state.arms.items()}
-    return {"teacher": state.loop.teacher, "student": state.loop.baseline, **arms}
+    return {"teacher": state.loop.teacher, "student": state.loop.best or state.loop.baseline, **arms}
 
 
 def to_checkpoint(state: RunState) -> Checkpoint:
     """Stage, counters and every tensor of a run. Seeds are derived, so there is no random state to keep."""
     loop, pending = state.loop, state.pending
     parts = {"teacher": loop.teacher.tensors, "baseline": loop.baseline.tensors, "optimizer": loop.optimizer.state()}
+    parts |= {"best": loop.best.tensors} if loop.best is not None else {}
     parts |= {f"arm:{arm}": stack.tensors for arm, stack in state.arms.items()}
     data: dict[str, Any] = {name: getattr(loop, name) for name in COUNTERS}
     data |= {"kind": loop.baseline.kind, "scale": loop.baseline.scale, "arm_progress": [], "pending": None}
@@ -214,6 +218,7 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config
     optimizer = StackOptimizer(teacher, config.teacher.optimizer)
     optimizer.restore(part("optimizer"))
     loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
+    loop.best = stack("best") if loop.best_rate >= 0 else None
     arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
     state = RunState(
         checkpoint.stage, loop, arms, data["arm_rollouts"], data["arm_tokens"], data["seconds"], tokens=data["tokens"]

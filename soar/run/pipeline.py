@@ -195,11 +195,13 @@ class Run:
                 self.env, self.hard_train, config, state, self.threads, inner.set, self.parallel, self.teacher_reward
             )
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
+            self.folder.append("metrics.jsonl", loop.validate())
             while loop_end(config, state.step, state.promotions) is None:
                 before.append(self._outer_step(loop, before))
                 advance(1)
                 self._settle()
                 self._safe_point()
+                self.folder.append("metrics.jsonl", loop.validate())
 
     def _outer_step(self, loop: OuterLoop, before: list[dict[str, Any]]) -> dict[str, Any]:
         """One step, its lines in the files, and a checkpoint; returns its outer_step event."""
@@ -279,7 +281,7 @@ class Run:
                 plans[arm], prepared[arm] = plan, self._tokens() - before
         write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
         fresh = TrainState(0, self._fresh())
-        states = {arm: TrainState(0, state.loop.baseline) if arm == "ps_hard" else fresh for arm in plans}
+        states = {arm: TrainState(0, self._ps()) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
 
         def due(steps: int) -> bool:
@@ -382,8 +384,12 @@ class Run:
         """The adapter that every student starts from: the base model itself."""
         return self.env.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
 
+    def _ps(self) -> AdapterStack:
+        """The promoted student (without a promotion the base model)."""
+        return self.state.loop.best or self.state.loop.baseline
+
     def _policies(self) -> dict[str, AdapterStack]:
-        every = {"base": self._fresh(), "ps": self.state.loop.baseline, **self.state.arms}
+        every = {"base": self._fresh(), "ps": self._ps(), **self.state.arms}
         return {arm: every[arm] for arm in self.config.arms.run if arm in every}
 
     def _evaluate(self) -> None:
