@@ -98,7 +98,8 @@ class Training:
         self.level_P: list[dict[str, int]] = [dict(s.levels) for s in begun] or [{} for _ in range(start.policies)]
         self.failed_P = torch.tensor([state.failed for state in begun] or [False] * start.policies)
         if self.step:
-            joined = {key: [state.optimizer[key] for state in begun] for key in begun[0].optimizer}
+            # A state from a checkpoint lies on the host, one from this process on the device.
+            joined = {key: [state.optimizer[key].cpu() for state in begun] for key in begun[0].optimizer}
             self.optimizer.restore(
                 {key: parts[0] if key.endswith("/step") else torch.cat(parts) for key, parts in joined.items()}
             )
