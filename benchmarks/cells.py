@@ -80,7 +80,8 @@ def screened(runs: list[Path], problems: Path) -> list[list[str]]:
     """Per number of terms: attempts of the base model in the screening of the runs, and how many were right."""
     terms = {problem.id: terms_of(problem.question) for problem in load_problems(str(problems))[0]}
     attempts, right = Counter[int](), Counter[int]()
-    for row in (row for run in runs for row in rows_of(run / "hard" / "screen.jsonl") if "id" in row):
+    rows = {(run, row["id"]): row for run in runs for row in rows_of(run / "hard" / "screen.jsonl") if "id" in row}
+    for row in rows.values():  # the last line of an id counts
         attempts[terms[row["id"]]] += row["attempts"]
         right[terms[row["id"]]] += row["successes"]
     return [[str(n), f"{attempts[n]:,}", str(right[n])] for n in sorted(attempts)]

@@ -117,6 +117,7 @@ class ScreenConfig(Section):
     attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
     max_successes: int = Field(0, ge=0)  # a problem is hard when at most so many attempts are correct
     temperature: float = Field(1.0, gt=0)
+    again: int = Field(0, ge=0)  # attempts of an independent second screening of what was never solved (`soar screen`)
     from_run: str = ""  # run folder whose screening of the same problems is used again, if made in the same way
     early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
 

@@ -331,3 +331,19 @@ def test_a_resumed_run_reads_the_commit_it_began_with(tmp_path: Path, monkeypatc
     assert manifest["hashes"]["dataset_revision"] == "a" * 40
     run_tiny(tmp_path / "run", *overrides, resume=True)
     assert asked == [None, "a" * 40]
+
+
+def test_a_second_screening_tells_how_much_of_the_hard_set_was_luck(tmp_path: Path) -> None:
+    """Of what was never solved in 4 attempts, with other draws; it goes on where it stopped, too."""
+    changes = ("screen.again=6", "teacher.steps=0", "arms.run=[]", "problems.limit=12")
+    run_tiny(tmp_path / "run", *changes)
+    (event,) = events(tmp_path / "run", "screen")
+    first, second = (
+        {row["id"]: row for row in read_jsonl(tmp_path / "run" / name) if "id" in row}
+        for name in (screening.SCREEN_FILE, screening.AGAIN_FILE)
+    )
+    assert set(second) == {name for name, row in first.items() if row["successes"] == 0}
+    solved = sum(row["successes"] > 0 for row in second.values())
+    assert event["again"] == {"problems": len(second), "attempts": 6, "solved": solved}
+    lines = screening.table_lines([], {**event, "again": {"problems": 50, "attempts": 128, "solved": 6}}, tiny_config())
+    assert any("6 of the 50 never solved were solved in 128 more attempts (12%)" in line for line in lines)

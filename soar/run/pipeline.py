@@ -175,7 +175,7 @@ class Run:
         self.folder.note_hashes(hard_set=digest(ids))  # a damaged count could make it another one
         for name, part in (("train", self.hard_train), ("test", self.hard_test)):
             where = self.folder.path / "hard" / f"{name}.jsonl"
-            write_hard(where, part, found.screenings(part), found.evidence)
+            write_hard(where, part, [found.found[problem.id] for problem in part], found.evidence)
         if first:
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
         self.progress.say(

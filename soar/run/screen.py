@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,10 +22,11 @@ from soar.config import Config, ConfigError
 from soar.domains.candidates import candidates
 from soar.engine.policy import Backbone
 from soar.engine.rollouts import unheard
-from soar.files import read_jsonl, read_object, scrub, write_atomic, write_json
+from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.rollout import Prompts, RolloutEnv
+from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.run.folder import RunFolder
@@ -65,7 +67,7 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> dict[str, An
         correct = sum(row.successes for row in rows) / attempts
         shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
         shares["frac_mixed"] = 1 - wrong - right
-    rate = hard_rate(rows, config)
+    rate, planned = hard_rate(rows, config), planned_rollouts(config)
     return {
         "event": "screen",
         "candidates": len(rows),
@@ -73,29 +75,19 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> dict[str, An
         "attempts": config.screen.attempts,
         "histogram": histogram,
         "hard_rate": rate,
-        "planned_rollouts": planned_rollouts(config),
-        "expected_successes": None if rate is None else rate * planned_rollouts(config),
+        "planned_rollouts": planned,
+        "expected_successes": None if rate is None else rate * planned,
         **shares,
     }
 
 
 def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
-    """Expected success rate of an attempt at a hard problem, from problems just beyond (Good 1953, Robbins 1956).
-
-    Attempts K, at most m successes: sum over x <= m of (x + 1) n(x + 1), over K times the number of hard problems; n(x) are
-    the problems solved x times. With early stopping a problem is seen to have m + 1 of all K only if one of them came in
-    the last wave, which happens with probability 1 - C(f, m + 1) / C(K, m + 1), f being the attempts before it.
-    None where no success says anything: without a hard problem, or none that was solved at most m + 1 times.
-    """
+    """Expected success rate of an attempt at a hard problem, see `statistics.rate_of_unsolved`; None where nothing says."""
     most, attempts = config.screen.max_successes, config.screen.attempts
-    hard = sum(row.successes <= most for row in rows)
-    if not hard or attempts <= most:
+    if attempts <= most:
         return None
-    whole = [row.successes for row in rows if row.attempts == attempts]
     before = list(waves(attempts))[-1][0] if config.screen.early_stop else 0
-    seen = 1 - math.comb(before, most + 1) / math.comb(attempts, most + 1)
-    total = sum(count for count in whole if count <= most) + (most + 1) * whole.count(most + 1) / seen
-    return total / (attempts * hard) if total else None
+    return rate_of_unsolved([row.successes for row in rows if row.attempts == attempts], attempts, most, before)
 
 
 def planned_rollouts(config: Config) -> int:
@@ -107,8 +99,7 @@ def planned_rollouts(config: Config) -> int:
 
 def table_lines(screenings: Sequence[Screening], event: dict[str, Any], config: Config) -> list[str]:
     """The page as text lines. event: of `screen_event`, with what was left out before."""
-    attempts, most = config.screen.attempts, config.screen.max_successes
-    early = config.screen.early_stop
+    attempts, most, early = config.screen.attempts, config.screen.max_successes, config.screen.early_stop
     lines = [
         f"{len(screenings)} problems, {'up to ' * early}{attempts} attempts each "
         f"(temperature {config.screen.temperature}, at most {config.student.sampling.max_tokens} tokens)",
@@ -125,6 +116,11 @@ def table_lines(screenings: Sequence[Screening], event: dict[str, Any], config: 
         lines.append(f"attempts that hit the token budget: {event['truncated_share']:.1%}")
     left_out = [f"{event[key]} {text}" for key, text in LEFT_OUT.items() if event.get(key)]
     lines += [f"left out before: {', '.join(left_out)}"] if left_out else []
+    if again := event.get("again"):
+        lines.append(
+            f"screened again: {again['solved']} of the {again['problems']} never solved were solved in {again['attempts']} "
+            f"more attempts ({again['solved'] / max(1, again['problems']):.0%}): so much of the hard set was luck"
+        )
     return [*lines, "", *signal_lines(event, config)]
 
 
@@ -132,9 +128,8 @@ def _rows(screenings: Sequence[Screening], attempts: int, early: bool, most: int
     """(label, problems) of each line of the table: strata of successes."""
     counts = [row.successes for row in screenings]
     if early:
-        solved = sum(count > most for count in counts)
-        rows = [("0", counts.count(0)), (f"1 to {most}", sum(0 < count <= most for count in counts))]
-        return [*(rows if most else rows[:1]), (f"{most + 1} or more (then stopped)", solved)]
+        few = [(f"1 to {most}", sum(0 < count <= most for count in counts))] if most else []
+        return [("0", counts.count(0)), *few, (f"{most + 1} or more (then stopped)", sum(c > most for c in counts))]
     inside = [count for count in counts if 0 < count < attempts]
     rows = [(label, sum(low <= count <= high for count in inside)) for label, low, high in STRATA]
     return [("0", counts.count(0)), *rows, ("all", counts.count(attempts))]
@@ -194,17 +189,16 @@ def _cheapest(event: dict[str, Any], config: Config) -> str:
     per_step = event["hard_rate"] * config.student.prompts_per_step * config.student.attempts
     if per_step >= 1:
         return f"That is {per_step:.1f} a step: plain RL (the arm hard_only) is the cheapest way, try it first."
-    solvable = event["candidates"] - event["hard"]
-    between = f"That is {per_step:.2g} a step, so nearly every step of plain RL learns nothing. "
-    if solvable >= FEW_SOLVABLE:
-        return (
-            f"{between}Cheapest next: train first on those of the other {solvable} candidates that it solves now and then "
-            "(the arm solvable), and compare with the arms of SOAR (ps, pq)."
-        )
-    return f"{between}No easier problems are at hand: SOAR (the arms ps, pq) writes them."
+    easier, between = event["candidates"] - event["hard"], f"That is {per_step:.2g} a step: too few for plain RL. "
+    if easier < FEW_SOLVABLE:
+        return f"{between}No easier problems are at hand: SOAR (the arms ps, pq) writes them."
+    what = (
+        f"{between}Cheapest next: the arm solvable (first those of the other {easier} candidates that it solves now and"
+    )
+    return f"{what} then), beside the arms of SOAR (ps, pq)."
 
 
-SCREEN_FILE = "hard/screen.jsonl"
+SCREEN_FILE, AGAIN_FILE = "hard/screen.jsonl", "hard/again.jsonl"
 FIRST_WAVE, GROWTH, MOST_WAVE = 8, 4, 32  # attempts at each problem: 8, 24 more, then 32 at a time
 ROWS_CPU = (8, 512)  # rows of a call on a CPU, fewest and most: what a stop in the middle of it can lose ...
 CALL_FLOP = 1e13  # ... is one or two minutes of work, by the size of the model
@@ -279,8 +273,9 @@ def screen(
     threads: int,
     on_attempts: Callable[[int, int], None],
     parallel: Parallel | None = None,
+    file: str = SCREEN_FILE,
 ) -> dict[str, Screening]:
-    """Screen every problem; the counts so far go to hard/screen.jsonl call by call, where the last line of an id counts.
+    """Screen every problem; the counts so far go to `file` call by call, where the last line of an id counts.
 
     What the file already holds is not attempted again, except beside a problem that lacks attempts: calls are cut from the
     whole list, so that a resumed screening computes on a CPU with the batches of an uninterrupted one. Rows of another run
@@ -288,7 +283,7 @@ def screen(
     of this process, where no parallel does the calls. on_attempts(done, total): called in the middle of a call too, from
     any thread; it may raise. Returns problem id -> Screening.
     """
-    counts, config = _kept(folder, config, evidence)
+    counts, config = _kept(folder, file, config, evidence)
     attempts, done, total, drawn = config.screen.attempts, 0, 0, 0
     most = config.screen.max_successes if config.screen.early_stop else attempts
 
@@ -297,31 +292,28 @@ def screen(
         drawn += tokens
         on_attempts(min(total, done + drawn // config.student.sampling.max_tokens), total)
 
-    def made(problem: Problem) -> Screening:
-        return counts.get(problem.id, Screening(0, 0))
-
     capacity = rows_at_once(env, config, problems) if problems else 1
     try:
         for first, last in waves(attempts):
             # A problem that has more attempts than `first` took part in this wave, whatever came of it.
-            left = [p for p in problems if made(p).attempts > first or first == 0 or made(p).successes <= most]
-            done = sum(made(problem).attempts for problem in problems)
-            total = done + sum(attempts - made(problem).attempts for problem in left)
+            left = [p for p in problems if counts[p.id].attempts > first or counts[p.id].successes <= most]
+            done = sum(counts[problem.id].attempts for problem in problems)
+            total = done + sum(attempts - counts[problem.id].attempts for problem in left)
             calls = [(part, first, last) for part in _cut(left, capacity // (last - first), env, parallel)]
-            calls = [call for call in calls if any(made(problem).attempts < last for problem in call[0])]
+            calls = [call for call in calls if any(counts[problem.id].attempts < last for problem in call[0])]
             heard()
             results = spread(parallel, env, threads, screen_call, (config,), calls, heard)
             for (part, *_), result in zip(calls, results, strict=True):
-                fresh = [(p, new) for p, new in zip(part, result, strict=True) if made(p).attempts == first]
+                fresh = [(p, new) for p, new in zip(part, result, strict=True) if counts[p.id].attempts == first]
                 for p, new in fresh:
-                    old = made(p)
+                    old = counts[p.id]
                     counts[p.id] = Screening(old.successes + new.successes, last, old.truncated + new.truncated)
-                folder.append(SCREEN_FILE, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
+                folder.append(file, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
                 done, drawn = done + len(fresh) * (last - first), 0
                 heard()
     finally:
         env.sampler.on_tokens = unheard
-    return {problem.id: made(problem) for problem in problems}
+    return {problem.id: counts[problem.id] for problem in problems}
 
 
 def _cut(problems: list[Problem], each: int, env: RolloutEnv, parallel: Parallel | None) -> list[list[Problem]]:
@@ -333,15 +325,16 @@ def _cut(problems: list[Problem], each: int, env: RolloutEnv, parallel: Parallel
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 
-def _kept(folder: RunFolder, config: Config, evidence: dict[str, Any]) -> tuple[dict[str, Screening], Config]:
-    """What hard/screen.jsonl holds, begun if need be, and the config with the seed that the rest is drawn with."""
-    rows = folder.rows(SCREEN_FILE, partial(_usable, config.screen.attempts))
+def _kept(folder: RunFolder, file: str, config: Config, evidence: Row) -> tuple[dict[str, Screening], Config]:
+    """What the file holds, begun if need be, and the config with the seed that the rest is drawn with."""
+    rows = folder.rows(file, partial(_usable, config.screen.attempts))
     if not rows:
-        folder.append(SCREEN_FILE, [{"evidence": evidence}])
-        return {}, config
+        rows = [{"evidence": evidence}]
+        folder.append(file, rows)
     wanted = {key: value for key, value in evidence.items() if key not in FREE}
-    check_evidence(rows[0]["evidence"], wanted, f"{folder.path}/{SCREEN_FILE}")
-    counts = {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
+    check_evidence(rows[0]["evidence"], wanted, f"{folder.path}/{file}")
+    counts: dict[str, Screening] = defaultdict(lambda: Screening(0, 0))
+    counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
     return counts, config.model_copy(update={"seed": rows[0]["evidence"].get("seed", config.seed)})
 
 
@@ -350,18 +343,16 @@ def _usable(attempts: int, number: int, row: dict[str, Any]) -> bool:
     if number == 1 or "evidence" in row:
         known = row.get("evidence")
         return number == 1 and isinstance(known, dict) and type(known.get("seed", 0)) is int
-    counts: list[Any] = [row.get(key) for key in ("successes", "truncated", "attempts")]
+    successes, truncated, made = counts = [row.get(key, "") for key in ("successes", "truncated", "attempts")]
     if not isinstance(row.get("id"), str) or any(type(count) is not int for count in counts):
         return False
-    successes, truncated, made = counts
     return 0 <= successes <= made <= attempts and 0 <= truncated <= made
 
 
 def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
     """Copy the screening of another run folder, unless this one has begun its own; `screen` checks how it was made.
 
-    digest: of this run's candidates, since ids alone do not say that they are the same. Raises ConfigError when there is
-    no screening, or one of other problems.
+    digest: of this run's candidates. Raises ConfigError when there is no screening, or one of other problems.
     """
     if (folder.path / SCREEN_FILE).is_file():
         return
@@ -378,22 +369,23 @@ def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
     folder.append(SCREEN_FILE, rows)
 
 
+def _independent(config: Config, evidence: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Config and evidence of the second screening."""
+    seed = seeds.derive(config.seed, "again")
+    once_more = config.screen.model_copy(update={"attempts": config.screen.again, "early_stop": False})
+    shown = {**evidence, "seed": seed, "attempts": config.screen.again, "early_stop": False}
+    return config.model_copy(update={"seed": seed, "screen": once_more}), shown
+
+
 @dataclass(frozen=True)
 class HardSet:
-    """problems: the hard ones, in the order of the source. found: problem id -> Screening, for every usable candidate.
-
-    evidence: how it was shown. event: the `screen` event, with what was left out before. screened: every usable candidate.
-    """
+    """problems: the hard ones. found, screened: every usable candidate. event: of `screen`, with what was left out before."""
 
     problems: list[Problem]
     found: dict[str, Screening]
     evidence: dict[str, Any]
     event: dict[str, Any]
     screened: list[tuple[Problem, Screening]] = field(default_factory=list)
-
-    def screenings(self, problems: list[Problem]) -> list[Screening]:
-        """The counts of the named problems."""
-        return [self.found[problem.id] for problem in problems]
 
     def too_few(self, config: Config) -> str:
         """Why a run cannot begin with this hard set, and what to do."""
@@ -403,8 +395,7 @@ class HardSet:
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {config.screen.max_successes} of "
             f"{config.screen.attempts} attempts correct); {long} more do not fit in the model's context, and the gold "
             f"answers of {ungradable} cannot be graded by {domain_of(config.problems).label!r}. A run needs at least 4: "
-            f"{longer}give harder problems, raise screen.max_successes, or choose another verifier. If most problems are "
-            "solved sometimes, plain RL already has a signal."
+            f"{longer}give harder problems, raise screen.max_successes, or choose another verifier."
         )
 
 
@@ -434,6 +425,7 @@ def find_hard(
         progress.say(line)
     problems, left_out = usable(env, config, loaded.problems, progress.say)
     evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
+    more: dict[str, Any] | None = None
     known = known_hard(config) if reuse and config.screen.attempts else None
     if known is not None:
         evidence = use_evidence(known, evidence)
@@ -450,6 +442,12 @@ def find_hard(
                     safe_point()
 
             found = screen(env, problems, config, folder, evidence, threads, note, parallel)
+            if config.screen.again:
+                never = [problem for problem in problems if not found[problem.id].successes]
+                second, shown = _independent(config, evidence)
+                counts = screen(env, never, second, folder, shown, threads, note, parallel, AGAIN_FILE).values()
+                solved = sum(row.successes > 0 for row in counts)
+                more = {"problems": len(never), "attempts": config.screen.again, "solved": solved}
         if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
             evidence = rows[0]["evidence"]
     else:
@@ -457,7 +455,7 @@ def find_hard(
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
     if config.problems.max_hard:
         hard = hard[: config.problems.max_hard]
-    event = {**screen_event(found, config), **left_out}
+    event = {**screen_event(found, config), **left_out, "again": more}
     return HardSet(hard, found, evidence, event, [(problem, found[problem.id]) for problem in problems])
 
 
@@ -473,10 +471,10 @@ class KnownHard:
 def known_hard(config: Config) -> KnownHard | None:
     """The screening that lies beside the problem file, or None. Raises DataError for a damaged one."""
     kind, name = split_source(config.problems.source)
-    where = evidence_path(Path(name).expanduser())
-    if kind != "file" or not where.is_file():
+    file = Path(name).expanduser()
+    if kind != "file" or not (where := evidence_path(file)).is_file():
         return None
-    problems, screenings, evidence = read_hard(Path(name).expanduser())
+    problems, screenings, evidence = read_hard(file)
     return KnownHard({p.id: s for p, s in zip(problems, screenings, strict=True)}, evidence, where)
 
 
@@ -513,7 +511,8 @@ def screen_folder(
         with open_parallel(config, env, folder, progress.say) as parallel:
             hard = find_hard(env, config, folder, threads, progress, safe_point, reuse=False, parallel=parallel)
     if hard.problems:
-        write_hard(out / "hard.jsonl", hard.problems, hard.screenings(hard.problems), hard.evidence, columns=True)
+        counts = [hard.found[problem.id] for problem in hard.problems]
+        write_hard(out / "hard.jsonl", hard.problems, counts, hard.evidence, columns=True)
     write_json(out / "screen.json", hard.event)
     lines = table_lines(list(hard.found.values()), hard.event, config)
     write_atomic(out / "table.txt", ("\n".join(lines) + "\n").encode())

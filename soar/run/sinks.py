@@ -8,11 +8,12 @@ on; it never stops a run. Left out: texts and tables, which the report has.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from soar.config import Config
 from soar.files import scrub
@@ -31,16 +32,6 @@ TEACHER = {"teacher_kl": "kl", "teacher_grad_norm": "grad_norm", "teacher_logpro
 
 class LoggerError(UserError):
     """A sink that was asked for is not installed."""
-
-
-class Sink(Protocol):
-    """Takes numbers: `group` names what `step` counts (`outer_step`, an arm, `evaluation`)."""
-
-    def log(self, group: str, step: int, values: Values) -> None:
-        """Record the values at a step of a group."""
-
-    def close(self) -> None:
-        """Write what is still held."""
 
 
 def _numbers(row: Row) -> Values:
@@ -101,34 +92,21 @@ class TensorBoard:
         self._writer.close()
 
 
-class Wandb:
-    """A Weights & Biases run in `folder`/wandb; offline where WANDB_MODE says so. A group has a step axis of its own."""
+class Tracker:
+    """A run of wandb (in `folder`/wandb; offline where WANDB_MODE says so) or of trackio, which share their interface.
 
-    def __init__(self, folder: Path, project: str, name: str, config: Row) -> None:
-        import wandb
+    Rows carry `steps/GROUP`, a step axis for each group where the tool can have more than one.
+    """
 
-        self._run = wandb.init(project=project, name=name, config=config, dir=str(folder))
-        self._known: set[str] = set()
+    def __init__(self, kind: str, folder: Path, project: str, name: str, config: Row) -> None:
+        more = {"dir": str(folder)} if kind == "wandb" else {}
+        self._run = importlib.import_module(kind).init(project=project, name=name, config=config, **more)
+        self._axes, self._named = kind == "wandb", set[str]()
 
     def log(self, group: str, step: int, values: Values) -> None:
-        for name in values.keys() - self._known:
+        for name in values.keys() - self._named if self._axes else ():
             self._run.define_metric(name, step_metric=f"steps/{group}")
-            self._known.add(name)
-        self._run.log({**values, f"steps/{group}": step})
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Trackio:
-    """A trackio run, kept locally by trackio. Its rows carry `steps/GROUP`, since it has one step axis only."""
-
-    def __init__(self, project: str, name: str, config: Row) -> None:
-        import trackio
-
-        self._run = trackio.init(project=project, name=name, config=config)
-
-    def log(self, group: str, step: int, values: Values) -> None:
+            self._named.add(name)
         self._run.log({**values, f"steps/{group}": step})
 
     def close(self) -> None:
@@ -145,32 +123,15 @@ def check_installed(kinds: Sequence[str]) -> None:
             )
 
 
-def _open(kind: str, folder: Path, project: str, name: str, config: Row) -> Sink:
-    if kind == "tensorboard":
-        return TensorBoard(folder / "tensorboard")
-    if kind == "wandb":
-        return Wandb(folder, project, name, config)
-    return Trackio(project, name, config)
+def _open(kind: str, folder: Path, project: str, name: str, config: Row) -> TensorBoard | Tracker:
+    return TensorBoard(folder / kind) if kind == "tensorboard" else Tracker(kind, folder, project, name, config)
 
 
 class Loggers:
     """The sinks of a run behind one call. say: where a failing sink is named, once."""
 
-    def __init__(self, sinks: dict[str, Sink], say: Callable[[str], None]) -> None:
+    def __init__(self, sinks: dict[str, Any], say: Callable[[str], None]) -> None:
         self._sinks, self._say = dict(sinks), say
-
-    @classmethod
-    def open(
-        cls, kinds: Sequence[str], folder: Path, project: str, name: str, config: Row, say: Callable[[str], None]
-    ) -> Loggers:
-        """Start the sinks named in `log.sinks`; one that fails to start is named through `say` and left out."""
-        sinks: dict[str, Sink] = {}
-        for kind in kinds:
-            try:
-                sinks[kind] = _open(kind, folder, project, name, config)
-            except Exception as error:  # whatever a sink's start runs into, the run itself does not need it
-                say(f"log.sinks: {kind} could not be started and is left out: {type(error).__name__}: {error}")
-        return cls(sinks, say)
 
     def __call__(self, events: Sequence[Row]) -> None:
         """Send events that were written to metrics.jsonl."""
@@ -184,7 +145,7 @@ class Loggers:
         self._each(lambda sink: sink.close())
         self._sinks.clear()
 
-    def _each(self, action: Callable[[Sink], None]) -> None:
+    def _each(self, action: Callable[[Any], None]) -> None:
         for kind, sink in list(self._sinks.items()):
             try:
                 action(sink)
@@ -197,6 +158,14 @@ class Loggers:
 
 
 def open_loggers(config: Config, out: Path, say: Callable[[str], None]) -> Loggers:
-    """The sinks of `log.sinks`. They leave this machine, so they get no secret that a config may hold."""
-    name, resolved = scrub(config.name), scrub(config.resolved())
-    return Loggers.open(config.log.sinks, out, config.log.project, name, resolved, lambda text: say(scrub(text)))
+    """The sinks of `log.sinks`; one that fails to start is named through `say` and left out.
+
+    They leave this machine, so they get no secret that a config may hold.
+    """
+    sinks: dict[str, Any] = {}
+    for kind in config.log.sinks:
+        try:
+            sinks[kind] = _open(kind, out, config.log.project, scrub(config.name), scrub(config.resolved()))
+        except Exception as error:  # whatever a sink's start runs into, the run itself does not need it
+            say(scrub(f"log.sinks: {kind} could not be started and is left out: {type(error).__name__}: {error}"))
+    return Loggers(sinks, lambda text: say(scrub(text)))
