@@ -94,7 +94,7 @@ def measured(
     parallel: RayParallel, step: Callable[[Parallel], Population], number: int
 ) -> tuple[Population, float, float]:
     """(students, wall seconds, CPU seconds of this process and the busiest worker) of one step."""
-    pids = [member.about["pid"] for member in parallel._members]
+    pids = [member.about["pid"] for member in parallel.members]
     before, own, began = cpu_seconds(pids), time.process_time(), time.perf_counter()
     done = step(parallel)
     wall, own = time.perf_counter() - began, time.process_time() - own

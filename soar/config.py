@@ -270,7 +270,7 @@ class ClusterConfig(Section):
     gpus: float | None = Field(None, ge=0)  # that a worker asks for; unset: 1 where the run is on a GPU, else 0
     start_s: float = Field(600.0, gt=0)  # a worker that has not loaded the model after so long is given up
     silence_s: float = Field(1800.0, gt=0)  # a worker that shows no progress for so long is killed, its work done again
-    retries: int = Field(3, ge=0)  # how often one piece of work may lose its worker before the run stops
+    retries: int = Field(3, ge=0)  # how often a worker may be lost and started again before the run stops
     store_mb: int = Field(512, ge=80)  # shared memory of a Ray that is started here; what is over goes to the disk
 
 

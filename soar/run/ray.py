@@ -1,44 +1,45 @@
 """Worker processes run by Ray: each holds the frozen base model; pieces of work go out, results come back.
 
-Only adapters, problems and verdicts travel. A worker that dies, loses its device or shows no progress for too long is
-killed, its piece of work goes to another one, with the same seeds and so the same result, and a new worker takes its
-place. Everything that happens to workers is a line of workers.jsonl. Ray's own restarts are not used: its retries count a
-worker that is still starting as lost once more. Left out: a second copy of slow pieces, elastic growth, one model over
-several devices.
+Only adapters, problems and verdicts travel. A worker that dies or loses its GPU is started again by Ray and does its piece
+again, with the same seeds and so the same result; one that shows no progress for too long is killed, then the same. What
+happens to workers is a line of workers.jsonl. Left out: elastic growth, one model over several devices.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 import re
 import signal
 import socket
+import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 from soar.config import Config, ConfigError
-from soar.engine.memory import release_memory
+from soar.engine.memory import is_device_lost, release_memory
+from soar.engine.rollouts import unheard
 from soar.files import scrub
 from soar.loop.parallel import Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.run.folder import RunFolder, versions
 from soar.run.interrupts import TokenMeter
-from soar.run.ray_worker import DEVICE, Reply, Worker, failure_of
-from soar.run.setup import cores_of
+from soar.run.setup import choose_threads, cores_of, open_env
 from soar.types import VERSION, UserError
 
 CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 LOG_FILE = "workers.jsonl"
 BEAT_S = 1.0  # how often workers are asked for a sign of life
-CLOSE_S = 5.0  # how long a worker may take to end its verifier processes
 SAME = ("soar", "python", "torch", "transformers", "numpy")  # versions that may differ only with a word about it
 
 
@@ -46,11 +47,101 @@ class WorkersLost(UserError):
     """Worker processes that cannot be started, or that are lost again and again."""
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a worker sends back: its process, the result, tokens sampled, seconds spent, warnings on the way, steps done."""
+
+    pid: int
+    value: Any
+    tokens: int
+    seconds: float
+    notes: list[str]
+    ticks: int
+
+
+class Worker:
+    """One worker process: base model, sampler and verifier, loaded by the first call, also after a restart.
+
+    cwd: folder in which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same.
+    """
+
+    def __init__(self, config: Config, cwd: str, digest: str) -> None:
+        self.config, self.cwd, self.digest = config, cwd, digest
+        self.ticks = 0
+        self.meter: TokenMeter | None = None
+        self._env: RolloutEnv | None = None
+
+    def open(self) -> dict[str, Any]:
+        """Load the model, once; where this worker is and what it holds. Raises WorkersLost for other weights."""
+        if self._env is None:
+            _hide_main()
+            if Path(self.cwd).is_dir():
+                os.chdir(self.cwd)
+            env = open_env(self.config).__enter__()  # left with the process
+            choose_threads(env.backbone, self.config.threads)
+            here = env.backbone.base_digest()
+            if here != self.digest:
+                raise WorkersLost(
+                    f"a worker on {platform.node()} loaded other weights than the run's process (sha256 {here[:12]} there, "
+                    f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
+                    "where one has a GPU and the other has none"
+                )
+            env.sampler = self.meter = TokenMeter(env.sampler)
+            self._env = env
+        device = self._env.backbone.device
+        name = device.type
+        if device.type == "cuda":
+            import torch
+
+            name = (
+                f"{torch.cuda.get_device_name(device)}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}"
+            )
+        return {"pid": os.getpid(), "host": platform.node(), "device": name, "versions": versions()}
+
+    def work(self, work: Callable[..., Any], common: Task, task: Task) -> Reply:
+        """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
+        self.open()
+        assert self.meter is not None
+        self.meter.on_tokens = unheard
+        self.ticks, started, before = 0, time.monotonic(), self.meter.tokens
+        logged, logger = BufferingHandler(1000), logging.getLogger("soar")
+        logged.setLevel(logging.WARNING)
+        logger.addHandler(logged)
+        try:
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                value = work(self._env, self._tick, *common, *task)
+        except RuntimeError as error:
+            if is_device_lost(error):
+                os._exit(1)
+            raise
+        finally:
+            logger.removeHandler(logged)
+        package = str(Path(__file__).parent.parent)
+        notes = [record.getMessage() for record in logged.buffer]
+        notes += [str(each.message) for each in warned if each.filename.startswith(package)]
+        return Reply(os.getpid(), value, self.meter.tokens - before, time.monotonic() - started, notes, self.ticks)
+
+    def pulse(self) -> tuple[int, int, int]:
+        """(process, steps done in the piece in hand, tokens sampled) now; answered in a thread of its own."""
+        return os.getpid(), self.ticks, 0 if self.meter is None else self.meter.tokens
+
+    def _tick(self, tokens: int = 0) -> None:
+        self.ticks += 1
+
+
+def _hide_main() -> None:
+    """Keep verifier processes, which import the main script as multiprocessing does, from importing Ray's."""
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    if hasattr(main, "__file__"):
+        del main.__file__
+
+
 def import_ray(address: str = "") -> Any:
     """The `ray` module, told to show this machine's token to the cluster at `address`. Raises ConfigError without Ray.
 
-    A Ray that was ever started by a program leaves a token, and a cluster that is started beside one asks for it; who joins
-    shows it only when told to before Ray is imported.
+    A Ray that was ever started by a program leaves a token, and a cluster started beside it asks for it.
     """
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if address and (given or (Path.home() / ".ray" / "auth_token").is_file()):
@@ -132,30 +223,25 @@ def in_short(error: BaseException) -> str:
 
 @dataclass
 class _Piece:
-    """A piece of work on its way. number: counts pieces of the process; ticks: steps of it that were reported."""
+    """A piece of work on its way. number: counts pieces of the process; ticks: steps of it that were told."""
 
     number: int
     key: Any
-    task: Task
-    losses: int = 0
     ticks: int = 0
 
 
 @dataclass
 class _Member:
-    """One worker. ref: what it is busy with, None while idle; piece: the work, None while it opens or works for nobody.
-
-    about: what `Worker.open` said, {} before. silent_s: since the last sign of life, counted in beats.
-    """
+    """One worker. about: of `Worker.open`; piece: what it is busy with; life: its last pulse; silent_s: since it changed."""
 
     number: int
     actor: Any
-    ref: Any
+    about: dict[str, Any] = field(default_factory=dict)
+    ref: Any = None
     piece: _Piece | None = None
     pulse: Any = None
-    life: int = -1
+    life: tuple[int, int, int] = (0, 0, 0)
     silent_s: float = 0.0
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 class RayParallel:
@@ -179,16 +265,12 @@ class RayParallel:
         self.cluster = config.cluster
         self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
-        self.size = 0
-        self._env, self._threads = env, threads
-        self._members: list[_Member] = []
-        self._hired = self._pieces = self._failed_starts = 0
-        self._again: deque[_Piece] = deque()
-        self._tick, self._name, self._connected = no_tick, "", False
+        self.size = self._pieces = 0
+        self.members: list[_Member] = []
+        self._env, self._threads, self._connected = env, threads, False
         self._ray = import_ray(self.cluster.address)
 
     def __enter__(self) -> RayParallel:
-        self._digest = self._env.backbone.base_digest()
         self._connected = connect(self._ray, self.config)
         try:
             room = workers_for(self._ray.cluster_resources(), self.cluster.cpus, self.gpus)
@@ -196,15 +278,12 @@ class RayParallel:
             self._check_room(room)
             asked = {"workers": self.size, "cpus": self.cluster.cpus, "gpus": self.gpus}
             self.record({"event": "opened", **asked, "ray": self._ray.__version__})
-            for _ in range(self.size):
-                self._hire()
-            while any(not member.about for member in self._members):
-                self._finished()
+            self._start()
         except BaseException:
             self.close()
             raise
-        where = ", ".join(sorted({f"{m.about['host']} ({m.about['device']})" for m in self._members}))
-        self.say(f"{len(self._members)} workers on {where}")
+        where = ", ".join(sorted({f"{m.about['host']} ({m.about['device']})" for m in self.members}))
+        self.say(f"{len(self.members)} workers on {where}")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -212,12 +291,10 @@ class RayParallel:
 
     def close(self) -> None:
         """End the workers, and the connection to Ray where it was made here."""
-        with suppress(Exception):  # a cluster that is gone cannot be told
-            self._ray.wait([m.actor.close.remote() for m in self._members if m.ref is None], timeout=CLOSE_S)
-        for member in self._members:
-            with suppress(Exception):
+        for member in self.members:
+            with suppress(Exception):  # a cluster that is gone cannot be told
                 self._ray.kill(member.actor, no_restart=True)
-        self._members = []
+        self.members = []
         if self._connected:
             self._ray.shutdown()
 
@@ -228,105 +305,123 @@ class RayParallel:
         if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
             self._env.sampler.release()
             release_memory()
-        shared, again = self._ray.put(common), deque[_Piece]()
-        self._again, self._tick, self._name = again, tick, work.__name__
+        shared = self._ray.put(common)
+        for member in self.members:
+            member.piece = None  # of a caller that has gone: it is finished first, and nobody waits for it
+        while queue or any(member.piece for member in self.members):
+            for member in self.members:
+                if member.piece is None and queue:
+                    self._pieces += 1
+                    key, task = queue.popleft()
+                    member.piece, member.silent_s = _Piece(self._pieces, key), 0.0
+                    # put: adapters are too large for a message of Ray's client
+                    member.ref = member.actor.work.remote(work, shared, self._ray.put(task))
+            yield from self._finished(work.__name__, tick)
+
+    def _start(self) -> None:
+        """Open every worker; those that do not answer in time are given up. Raises WorkersLost when none is left."""
+        options = {"num_cpus": self.cluster.cpus, "num_gpus": self.gpus, "concurrency_groups": {"pulse": 1}}
+        again = {"max_restarts": self.cluster.retries, "max_task_retries": -1}
         try:
-            while queue or again or any(member.piece for member in self._members):
-                for member in self._members:
-                    if member.ref is None and (again or queue):
-                        if not again:
-                            self._pieces += 1
-                            again.append(_Piece(self._pieces, *queue.popleft()))
-                        self._give(member, again.popleft(), work, shared)
-                yield from self._finished()
-        finally:
-            for member in self._members:
-                member.piece = None  # nobody waits for it any more
-
-    def _give(self, member: _Member, piece: _Piece, work: Callable[..., Any], shared: Any) -> None:
-        member.piece, member.silent_s = piece, 0.0
-        task = self._ray.put(piece.task)  # adapters: too large for a message of Ray's client
-        member.ref = member.actor.work.remote(work, shared, task)
-
-    def _finished(self) -> list[tuple[Any, Any]]:
-        """Wait for one beat at most; (key, result) of every piece that is done. Looks after the workers meanwhile."""
-        started = time.monotonic()
-        busy = [member for member in self._members if member.ref is not None]
-        if not busy:
-            raise WorkersLost("no worker is left; continue with --resume")
-        ready, _ = self._ray.wait([member.ref for member in busy], num_returns=1, timeout=BEAT_S)
-        if ready:  # whatever else is ready by now
-            ready, _ = self._ray.wait([member.ref for member in busy], num_returns=len(busy), timeout=0)
-        results = [result for member in busy if member.ref in ready for result in self._collect(member)]
-        elapsed = min(time.monotonic() - started, 2 * BEAT_S)  # a driver that slept has heard nothing
-        for member in [member for member in self._members if member.ref is not None]:
-            self._listen(member, elapsed)
-        return results
-
-    def _collect(self, member: _Member) -> list[tuple[Any, Any]]:
-        """What a worker that is done, or dead, leaves: [(key, result)] or []."""
-        try:
-            reply: Reply = self._ray.get(member.ref)
-        except self._ray.exceptions.RayTaskError:  # it could not even begin: something does not unpickle
-            raise
-        except self._ray.exceptions.RayError as error:
-            self._lose(member, in_short(error))
-            return []
-        for line in reply.notes:
-            self.say(f"worker {member.number}: {line}")
-        if reply.failure is not None and reply.failure.kind == DEVICE:
-            self._lose(member, reply.failure.message)
-            return []
-        piece, member.ref, member.pulse, member.piece = member.piece, None, None, None
-        if piece is None and member.about:
-            return []  # done for a caller that has gone
-        if reply.failure is not None:
-            raise failure_of(reply.failure)
-        if piece is None:
-            self._welcome(member, reply)
-            return []
-        self._report(piece, reply.ticks)
-        if self.meter is not None:
-            self.meter.tokens += reply.tokens
-        self._note("done", member, piece, seconds=round(reply.seconds, 3), tokens=reply.tokens)
-        return [(piece.key, reply.value)]
-
-    def _listen(self, member: _Member, elapsed: float) -> None:
-        """Ask for a sign of life; kill a worker that gives none for too long."""
-        member.silent_s += elapsed
-        if member.pulse is None:
-            member.pulse = member.actor.pulse.remote()
-        elif self._ray.wait([member.pulse], timeout=0)[0]:
-            with suppress(self._ray.exceptions.RayError):  # then its work fails too, and says why
-                ticks, life = self._ray.get(member.pulse)
-                if life != member.life and member.about:
-                    member.life, member.silent_s = life, 0.0
-                self._report(member.piece, ticks)
-            member.pulse = None
-        if member.about and member.silent_s > self.cluster.silence_s:
-            self._lose(member, f"no sign of progress for {self.cluster.silence_s:g} s (cluster.silence_s)")
-        elif not member.about and member.silent_s > self.cluster.start_s:
-            asked = f"not started after {self.cluster.start_s:g} s (cluster.start_s); it asks for {self._share()}"
-            self._lose(member, f"{asked}, free are {_cores_and_gpus(self._ray.available_resources())}")
-
-    def _report(self, piece: _Piece | None, ticks: int) -> None:
-        """Tell of the steps of a piece that are new; a piece that is done again tells of none twice."""
-        while piece is not None and piece.ticks < ticks:
-            piece.ticks += 1
-            self._tick()
-
-    def _hire(self) -> None:
-        """Begin to start a worker."""
-        self._hired += 1
-        options = {"num_cpus": self.cluster.cpus, "num_gpus": self.gpus, "max_concurrency": 2, "max_restarts": 0}
-        try:
-            actor = self._ray.remote(Worker).options(**options).remote(self._worker_config().resolved(), os.getcwd())
-            self._members.append(_Member(self._hired, actor, actor.open.remote()))
+            kind = self._ray.remote(**options, **again)(Worker)
+            given = (self._worker_config(), os.getcwd(), self._env.backbone.base_digest())
+            self.members = [_Member(n + 1, kind.remote(*given)) for n in range(self.size)]
         except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
             raise WorkersLost(
                 f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {VERSION} "
                 "with the extras train and ray on every node, the head included"
             ) from error
+        opening = {member.actor.open.remote(): member for member in self.members}
+        ready, late = self._ray.wait(list(opening), num_returns=len(opening), timeout=self.cluster.start_s)
+        for ref in ready:
+            self._welcome(opening[ref], self._get(ref, opening[ref]))
+        for ref in late:
+            reason = (
+                f"not started after {self.cluster.start_s:g} s (cluster.start_s); it asks for {self._share()}, free are "
+                f"{_cores_and_gpus(self._ray.available_resources())}"
+            )
+            self._lost(opening[ref], reason)
+            with suppress(Exception):
+                self._ray.kill(opening[ref].actor, no_restart=True)
+            self.members.remove(opening[ref])
+            if not self.members:
+                raise WorkersLost(f"no worker could be started, at last: {reason}")
+
+    def _get(self, ref: Any, member: _Member) -> Any:
+        """The result behind a reference; what the work raised, if it is a user's error or memory, as it was."""
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, (UserError, MemoryError, RuntimeError)) else None
+            raise (cause or error) from None if cause else error
+        except self._ray.exceptions.RayError as error:
+            self._lost(member, in_short(error))
+            raise WorkersLost(
+                f"worker {member.number} was lost and started {self.cluster.retries} times (cluster.retries), at last: "
+                f"{in_short(error)}. Free memory on the workers or lower model.chunk, then continue with --resume"
+            ) from error
+
+    def _finished(self, name: str, tick: Tick) -> list[tuple[Any, Any]]:
+        """Wait for one beat at most; (key, result) of every piece that is done. Looks after the workers meanwhile."""
+        started, results = time.monotonic(), []
+        busy = [member for member in self.members if member.piece is not None]
+        ready, _ = self._ray.wait([member.ref for member in busy], num_returns=1, timeout=BEAT_S)
+        if ready:  # whatever else is ready by now
+            ready, _ = self._ray.wait([member.ref for member in busy], num_returns=len(busy), timeout=0)
+        for member in busy:
+            if member.ref not in ready or member.piece is None:
+                # a driver that slept has heard nothing
+                self._listen(member, min(time.monotonic() - started, 2 * BEAT_S), name, tick)
+                continue
+            reply: Reply = self._get(member.ref, member)
+            for line in reply.notes:
+                self.say(f"worker {member.number}: {line}")
+            self._met(member, reply.pid, name)
+            piece, member.piece = member.piece, None
+            _tell(piece, reply.ticks, tick)
+            if self.meter is not None:
+                self.meter.tokens += reply.tokens
+            row = {"event": "done", "worker": member.number, "piece": piece.number, "work": name}
+            self.record({**row, "seconds": round(reply.seconds, 3), "tokens": reply.tokens})
+            results.append((piece.key, reply.value))
+        return results
+
+    def _listen(self, member: _Member, elapsed: float, name: str, tick: Tick) -> None:
+        """Ask for a sign of life. Another process than before: it was lost. None for too long: it is killed."""
+        member.silent_s += elapsed
+        if member.pulse is None:
+            member.pulse = member.actor.pulse.options(concurrency_group="pulse").remote()
+        elif self._ray.wait([member.pulse], timeout=0)[0]:
+            with suppress(self._ray.exceptions.RayError):  # then its work fails too, and says why
+                life = self._ray.get(member.pulse)
+                self._met(member, life[0], name)
+                if life[1:] != member.life[1:]:
+                    member.silent_s = 0.0
+                member.life = life
+                _tell(member.piece, life[1], tick)
+            member.pulse = None
+        if member.silent_s > self.cluster.silence_s:
+            self._lost(member, f"no sign of progress for {self.cluster.silence_s:g} s (cluster.silence_s)", name)
+            member.pulse = None
+            if member.about["host"] == platform.node() and member.about["pid"]:  # a stopped process does not hear Ray
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(member.about["pid"], signal.SIGKILL)
+            else:
+                self._ray.kill(member.actor, no_restart=False)
+            self._expect(member, 0)
+
+    def _expect(self, member: _Member, pid: int) -> None:
+        """A new process, which loads the model before it can show progress. pid: 0 while it is not known."""
+        member.about["pid"], member.life, member.silent_s = pid, (pid, 0, 0), -self.cluster.start_s
+
+    def _met(self, member: _Member, pid: int, name: str) -> None:
+        """Note that a worker answers from another process than before."""
+        if pid == member.about["pid"]:
+            return
+        if member.about["pid"]:  # else it was killed here, which is noted
+            self._lost(member, "it died and was started again", name)
+        self._expect(member, pid)
+        self._note("started", member)
 
     def _worker_config(self) -> Config:
         """The run's config as a worker needs it: its share of the cores for verifying, whichever GPU Ray gives it."""
@@ -337,54 +432,25 @@ class RayParallel:
         problems = problems.model_copy(update={"verify_workers": verifiers})
         return self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
 
-    def _welcome(self, member: _Member, reply: Reply) -> None:
-        """A worker that has loaded the model. Raises WorkersLost when it is another model."""
-        about, here = reply.value, versions()
-        if about["model_sha256"] != self._digest:
-            raise WorkersLost(
-                f"worker {member.number} on {about['host']} loaded other weights than this process (sha256 "
-                f"{about['model_sha256'][:12]} there, {self._digest[:12]} here); give both the same model.path and "
-                "model.revision, and set model.dtype where one has a GPU and the other has none"
-            )
+    def _welcome(self, member: _Member, about: dict[str, Any]) -> None:
+        """A worker that has loaded the model."""
+        here = versions()
         other = [f"{name} {about['versions'][name]}" for name in SAME if about["versions"][name] != here[name]]
         if other:
             self.say(f"worker {member.number} on {about['host']} has {', '.join(other)}: last digits may differ")
-        member.about, self._failed_starts = about, 0
-        where = {key: about[key] for key in ("host", "pid", "device")}
-        self._note("started", member, None, seconds=round(reply.seconds, 3), **where)
+        member.about = about
+        self._note("started", member)
 
-    def _lose(self, member: _Member, reason: str) -> None:
-        """A worker is gone, or is made to go: its work is queued again, and a new one is hired."""
-        piece = member.piece
-        self._note("lost", member, piece, reason=reason)
-        with suppress(Exception):
-            self._ray.kill(member.actor, no_restart=True)
-        if member.about.get("host") == platform.node():  # Ray asks, and a stopped process does not answer
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(member.about["pid"], signal.SIGKILL)
-        self._members.remove(member)
-        doing = f"; piece {piece.number} ({self._name}) is done again" if piece else ""
+    def _note(self, event: str, member: _Member, **more: Any) -> None:
+        where = {key: member.about[key] for key in ("host", "pid", "device") if event == "started"}
+        self.record({"event": event, "worker": member.number, **where, **more})
+
+    def _lost(self, member: _Member, reason: str, name: str = "") -> None:
+        """Say and record that a worker was lost."""
+        piece = {"piece": member.piece.number, "work": name} if member.piece else {}
+        self._note("lost", member, **piece, reason=reason)
+        doing = f"; piece {member.piece.number} ({name}) is done again" if member.piece else ""
         self.say(f"worker {member.number} is lost: {reason}{doing}")
-        if piece is not None:
-            piece.losses += 1
-            if piece.losses > self.cluster.retries:
-                raise WorkersLost(
-                    f"a piece of work ({self._name}) lost its worker {piece.losses} times (cluster.retries = "
-                    f"{self.cluster.retries}), at last: {reason}. Free memory on the workers or lower model.chunk, then "
-                    "continue with --resume"
-                )
-            self._again.appendleft(piece)
-        self._failed_starts += not member.about
-        if self._failed_starts <= self.cluster.retries:
-            self._hire()
-        elif not any(other.about for other in self._members):
-            raise WorkersLost(f"no worker could be started, at last: {reason}")
-        else:
-            self.say(f"going on with {len(self._members)} workers")
-
-    def _note(self, event: str, member: _Member, piece: _Piece | None, **more: Any) -> None:
-        which = {"piece": piece.number, "work": self._name} if piece is not None else {}
-        self.record({"event": event, "worker": member.number, **which, **more})
 
     def _share(self) -> str:
         return _cores_and_gpus({"CPU": self.cluster.cpus, "GPU": self.gpus})
@@ -399,6 +465,13 @@ class RayParallel:
             f"{key}: a worker asks for {self._share()}, there are {_cores_and_gpus(self._ray.cluster_resources())}, so "
             f"{room} fit; lower cluster.workers, cluster.cpus or cluster.gpus"
         )
+
+
+def _tell(piece: _Piece | None, ticks: int, tick: Tick) -> None:
+    """Tell of the steps of a piece that are new; a piece that is done again tells of none twice."""
+    while piece is not None and piece.ticks < ticks:
+        piece.ticks += 1
+        tick()
 
 
 def _cores_and_gpus(resources: dict[str, float]) -> str:
