@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from soar.loop.rollout import opens_thinking
 from soar.problems.answers import extract
 from soar.problems.domain import Grader, load_domain
-from soar.problems.prompts import FORMATS, encode_plain, get_format, line_break_ids, opens_thinking, turn_end_ids
+from soar.problems.prompts import FORMATS, encode_plain, get_format, line_break_ids, turn_end_ids
 
 transformers = pytest.importorskip("transformers")
 

@@ -27,10 +27,11 @@ from soar import seeds
 from soar.config import Config, ConfigError
 from soar.domains.world import ANSWER_MARK
 from soar.loop import teacher
-from soar.loop.rewards import answer_marks, ballot, deal, likelihood, pay, success_rates, votes
+from soar.loop.rewards import answer_marks, deal, likelihood, pay, success_rates, votes
 from soar.loop.rollout import RolloutBatch
 from soar.loop.write import QuestionSets
 from soar.problems.answers import extract
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import get_format
 from soar.run.setup import open_env
 from soar.types import Problem
@@ -89,6 +90,7 @@ def test_success_and_votes_agree_with_their_definitions() -> None:
 
 
 def test_equal_votes() -> None:
+    ballot = VerifierPool.ballot
     assert ballot("0.50") == ballot("1/2") == ballot("\\frac{1}{2}")
     assert ballot("1,000") == ballot("1000")
     assert ballot(" Blue ") == ballot("Blue") != ballot("red")

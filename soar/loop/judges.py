@@ -23,7 +23,7 @@ from typing import Protocol, cast
 from soar import seeds
 from soar.config import Config, ConfigError, JudgeConfig
 from soar.domains.world import World, get_world
-from soar.loop.rewards import ballot, votes
+from soar.loop.rewards import votes
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import Domain
 from soar.problems.pool import VerifierPool
@@ -116,6 +116,7 @@ class SelfConsistency:
             None, [list(problems)], judge.attempts, [seed], self.config.student.sampling, threads=self.threads
         )
         labels = []
+        ballot = self.env.verifier.ballot
         for problem, (winner, share) in zip(problems, votes(self.env, attempts), strict=True):
             agreed = winner is not None and share >= judge.agreement
             same = winner is not None and ballot(winner) == ballot(problem.answer)

@@ -29,8 +29,6 @@ from soar.engine.rollouts import Rollouts
 from soar.engine.update import micro_batch_limit, micro_batches
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
-from soar.problems.answers import normalize
-from soar.problems.verify import read_number
 from soar.types import Problem
 
 
@@ -171,19 +169,10 @@ def votes(env: RolloutEnv, batch: RolloutBatch) -> list[tuple[str | None, float]
     votes_Q = []
     for first in range(0, Q * N, N):
         answers_N = answers[first : first + N]
-        ballots_N = [None if answer is None else ballot(answer) for answer in answers_N]
+        ballots_N = [None if answer is None else env.verifier.ballot(answer) for answer in answers_N]
         winner, share = majority(ballots_N)
         votes_Q.append((None if winner is None else answers_N[ballots_N.index(winner)], share))
     return votes_Q
-
-
-def ballot(answer: str) -> str:
-    """What two equal votes have in common: the value of a number, else the normalised text.
-
-    Coarser than a verifier on expressions (`x+1` and `1+x` are two votes), but it costs nothing on hostile text.
-    """
-    number = read_number(answer)
-    return normalize(answer) if number is None else str(number)
 
 
 def answer_marks(fmt: Any) -> tuple[str, str]:

@@ -17,7 +17,6 @@ from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, Sampler, join
-from soar.problems.prompts import opens_thinking
 from soar.types import Problem, Rejection, Verdict, columns_of
 
 
@@ -76,6 +75,8 @@ class Verifier(Protocol):
     ) -> list[Verdict]: ...
 
     def read_answers(self, completions: Sequence[str]) -> list[str | None]: ...
+
+    def ballot(self, answer: str) -> str: ...
 
     def read_problems(
         self,
@@ -197,6 +198,11 @@ class RolloutEnv:
 
         with ThreadPoolExecutor(threads) as pool:
             return join(list(pool.map(job, parts)))
+
+
+def opens_thinking(tokenizer: Any, prompt_ids: list[int]) -> bool:
+    """Whether the chat template has begun a think block that the completion has to end."""
+    return bool(tokenizer.decode(prompt_ids[-8:], skip_special_tokens=False).rstrip().endswith("<think>"))
 
 
 def _problem_seeds(seed: int, problems: list[Problem]) -> list[int]:

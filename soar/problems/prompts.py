@@ -250,11 +250,6 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(ends)
 
 
-def opens_thinking(tokenizer: Any, prompt_ids: list[int]) -> bool:
-    """Whether the chat template has begun a think block that the completion has to end."""
-    return bool(tokenizer.decode(prompt_ids[-8:], skip_special_tokens=False).rstrip().endswith("<think>"))
-
-
 def leaked_controls(tokenizer: Any, fmt: PromptFormat, question: str) -> list[str]:
     """Texts of control ids that a question added to (or took from) those of the student prompt; [] as it should be."""
     control = _control_ids(tokenizer, fmt)
