@@ -72,7 +72,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]
 def test_nothing_is_uploaded_or_fetched(odd: tuple[Path, int, list[str]], tiny_run: Path, tmp_path: Path) -> None:
     """The odd run would have ended at its first connection; so do the exports, and this shows that they would."""
     assert odd[1] == 0 and (odd[0] / "hashes.json").is_file()
-    exports = [["export", str(tiny_run), "--format", form] for form in ("hf", "trl", "jsonl")]
+    exports = [["export", str(tiny_run), "--format", form] for form in ("verl", "trl", "jsonl")]
     words = [[*export, "--out", str(tmp_path / str(i))] for i, export in enumerate(exports)]
     start = f"{OFFLINE}\nfrom soar.cli import main\nassert not any(main(words) for words in {words!r})\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
