@@ -20,11 +20,12 @@ from loop_helpers import read_jsonl, tiny_config
 from soar.cli import main
 from soar.domains.world import ANSWER_MARK
 from soar.engine.load import load_backbone
-from soar.engine.policy import Backbone, load_adapter, save_adapter
+from soar.engine.policy import Backbone, load_adapter
 from soar.problems.load import load_problems
 from soar.report import export
 from soar.report.export import ExportError
 from soar.report.runs import ReportError, read_run
+from soar.run.setup import save_adapter
 
 
 @pytest.fixture

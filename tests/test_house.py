@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -33,3 +34,10 @@ def test_files_functions_and_folders_are_small() -> None:
 def test_no_torch_is_needed_to_read_check_and_report(name: str) -> None:
     program = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_the_outer_loop_can_be_read_in_an_afternoon() -> None:
+    """soar/loop/teacher.py with all it imports."""
+    show = "import sys, soar.loop.teacher\nprint(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'soar'))"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert sum(Path(name).read_text(encoding="utf-8").count("\n") for name in done.stdout.split()) <= 4500

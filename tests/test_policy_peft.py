@@ -11,7 +11,8 @@ from helpers import ARCHITECTURES, WORDS, random_stack, same_stacks, tiny_backbo
 from torch import Tensor
 
 from soar.config import ConfigError
-from soar.engine.policy import AdapterStack, Backbone, load_adapter, save_adapter
+from soar.engine.policy import AdapterStack, Backbone, load_adapter
+from soar.run.setup import save_adapter
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

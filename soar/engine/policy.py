@@ -29,7 +29,6 @@ from torch.utils.checkpoint import checkpoint
 
 from soar.config import ConfigError, ModelConfig
 from soar.engine import attention
-from soar.files import write_json, write_tensors
 
 
 @dataclass
@@ -338,33 +337,8 @@ def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[s
     return weights
 
 
-def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
-    """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`."""
-    weights = peft_tensors(backbone, stack, policy)
-    ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
-    write_tensors(folder / "adapter_model.safetensors", weights)
-    rank = backbone.config.lora_rank if stack.kind == "lora" else max(ranks.values())
-    pattern = {} if stack.kind == "lora" else ranks
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": backbone.config.path,
-        "revision": backbone.config.revision,
-        "r": rank,
-        "lora_alpha": stack.scale * rank if stack.kind == "lora" else float(rank),
-        "rank_pattern": pattern,
-        "alpha_pattern": {name: float(r) for name, r in pattern.items()},
-        "target_modules": sorted(backbone.layers),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    write_json(folder / "adapter_config.json", config)
-
-
 def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
-    """Read an adapter that `save_adapter` wrote as one policy.
+    """Read an adapter that `run.setup.save_adapter` wrote as one policy.
 
     With model.adapter = "lora" a lora of the same rank; with "full" a full delta or any lora, multiplied out. Raises
     ConfigError when a layer is missing or unknown, or a shape does not fit.

@@ -13,7 +13,7 @@ from typing import Any
 from soar import seeds
 from soar.config import HARD_ARMS, Config
 from soar.engine.memory import saved_run
-from soar.engine.policy import AdapterStack, concat, save_adapter
+from soar.engine.policy import AdapterStack, concat
 from soar.files import digest, finite, storage_errors, write_json, write_lines
 from soar.loop.arms import (
     ArmPlan,
@@ -53,7 +53,7 @@ from soar.run.measure import count_held_out, transcripts
 from soar.run.progress import Progress
 from soar.run.ray import RayParallel, check_cluster, open_parallel
 from soar.run.screen import find_hard
-from soar.run.setup import choose_threads, labelled, open_env
+from soar.run.setup import choose_threads, labelled, open_env, save_adapter
 from soar.run.sinks import check_installed, open_loggers
 from soar.types import Problem, Screening, UserError
 

@@ -1,10 +1,11 @@
-"""What every command opens: base model, sampler, prompts and verifier of a config."""
+"""What every command opens: base model, sampler, prompts and verifier of a config; and how an adapter is written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
 from soar.engine.memory import free_bytes
-from soar.engine.policy import Backbone
+from soar.engine.policy import AdapterStack, Backbone, peft_tensors
 from soar.engine.sampler import NativeSampler
+from soar.files import write_json, write_tensors
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
@@ -80,3 +82,28 @@ def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
         return {"topic": world.topic(question), "well_posed": posed, "correct": correct}
 
     return [{**row, **label(row["question"], row["answer"])} for row in rows]
+
+
+def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
+    """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`."""
+    weights = peft_tensors(backbone, stack, policy)
+    ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
+    write_tensors(folder / "adapter_model.safetensors", weights)
+    rank = backbone.config.lora_rank if stack.kind == "lora" else max(ranks.values())
+    pattern = {} if stack.kind == "lora" else ranks
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": backbone.config.path,
+        "revision": backbone.config.revision,
+        "r": rank,
+        "lora_alpha": stack.scale * rank if stack.kind == "lora" else float(rank),
+        "rank_pattern": pattern,
+        "alpha_pattern": {name: float(r) for name, r in pattern.items()},
+        "target_modules": sorted(backbone.layers),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    write_json(folder / "adapter_config.json", config)
