@@ -120,7 +120,12 @@ def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFi
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["outer_steps"], summary["promotions"]) == (2, 2)
     assert list(summary["arms"]) == ["base", "hard_only", "ps", "pq"]
-    assert {row["answer"] for row in read_jsonl(out / "questions.jsonl")} <= {"3", "5", "8"}
+    assert {row["answer"] for row in read_jsonl(out / "questions.jsonl")} <= {
+        "3",
+        "5",
+        "8",
+        "e",
+    }  # also the letter of qwen2's tokenizer, which is a number
     assert all(row["question"] for row in read_jsonl(out / "pq.jsonl"))
     assert [row["failed_students"] for row in events(out, "outer_step")] == [0, 0]
     assert all(set(row) == {"step", "dataset", "question", "answer", "reward"} for row in read_jsonl(out / "pq.jsonl"))

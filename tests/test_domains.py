@@ -91,7 +91,7 @@ def test_a_run_with_the_example_of_the_page(
     roman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("test_any_model.WORDS", WORDS)
-    model, problems = save_model(tmp_path / "model", "qwen2"), tmp_path / "sums.jsonl"
+    model, problems = save_model(tmp_path / "model", "gemma3"), tmp_path / "sums.jsonl"
     answers = ("IV", "V", "XII")
     write_problems(problems, [Problem(f"p{n}", f"What is {n} plus {n}?", answers[n % 3]) for n in range(8)])
     values = {
@@ -248,6 +248,6 @@ def test_a_recipe_of_multiple_choice_runs_at_toy_size(tmp_path: Path, monkeypatc
         "problems.source": str(tmp_path / "science.jsonl"), "problems.domain": "multiple_choice",
     }  # fmt: skip
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    model, out = save_model(tmp_path / "model", "qwen2", context=600), tmp_path / "run"
+    model, out = save_model(tmp_path / "model", "gemma3", context=600), tmp_path / "run"
     assert main(["run", "science-smollm2", "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0
     assert json.loads((out / "summary.json").read_text())["outer_steps"] == 1

@@ -101,7 +101,7 @@ def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     lengths = [item.value for item in found.Scalars("hard_only/completions/mean_length")]
     arm = [e for e in events(tmp_path / "run", "arm_step") if e["arm"] == "hard_only"]
     assert lengths == pytest.approx([e["completions/mean_length"] for e in arm])
-    assert [line for check in doctor.examine(tmp_path / "run") for line in check.complaints] == []
+    assert [line for _, complaints in doctor.examine(tmp_path / "run") for line in complaints] == []
     hashes = json.loads((tmp_path / "run" / "hashes.json").read_text())
     assert "metrics.jsonl" in hashes
     assert not [name for name in hashes if name.startswith("tensorboard/")], "the sink writes until it is closed"

@@ -55,7 +55,15 @@ def test_files(tiny_run: Path) -> None:
         for folder in ("teacher", "student", "arms/hard_only", "arms/pq")
         for name in ("adapter_config.json", "adapter_model.safetensors")
     }
-    streams = {"manifest.json", "metrics.jsonl", "questions.jsonl", "pq.jsonl", "summary.json", "report.html"}
+    streams = {
+        "manifest.json",
+        "metrics.jsonl",
+        "questions.jsonl",
+        "pq.jsonl",
+        "summary.json",
+        "report.html",
+        "transcripts.jsonl",
+    }
     streams |= {"hashes.json"}
     hard = {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
     left = {name for name in names if not name.startswith("state/") and name != ".lock"}

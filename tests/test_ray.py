@@ -211,7 +211,7 @@ def test_a_worker_loads_counts_and_names_other_weights_and_versions(
     about = worker.open()
     reply = worker.work(screen_call, (tiny_config(),), (easy_problems(2), 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4]
-    assert reply.tokens > 8 and worker.pulse() == (os.getpid(), 0, reply.tokens)
+    assert reply.tokens > 8 and worker.pulse() == (os.getpid(), reply.ticks, reply.tokens)
     assert worker.work(ray_pieces.warn, (), ()).notes == ["out of memory: going on with 2 students", "half the rows"]
     member: Any = SimpleNamespace(number=9, about={})
     shared.parallel._welcome(member, about | {"host": "node-7", "versions": {**versions(), "torch": "1.0"}})

@@ -307,8 +307,6 @@ def test_questions_and_screening_of_another_run(
 
     monkeypatch.setattr(screening, "screen_call", never)
     sources = (f'arms.pq_from="{tiny_run}"', f'arms.teacher_from="{tiny_run}"', f'screen.from_run="{tiny_run}"')
-    fewer = run_tiny(tmp_path / "fewer", sources[2], "arms.run=[]", "teacher.steps=0", "problems.limit=9")
-    assert (fewer["arms"], events(tmp_path / "fewer", "screen")[0]["candidates"]) == ({}, 9)
     overrides = (*sources, 'arms.run=["pq", "teacher_t"]', "teacher.steps=0", "arms.questions=4")
     summary = run_tiny(tmp_path / "run", *overrides)
     assert (summary["outer_steps"], list(summary["arms"])) == (0, ["pq", "teacher_t"])
