@@ -146,10 +146,17 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
     assert message in capsys.readouterr().err
 
 
+INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was saved yet, with the same command)\n"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "soar: interrupted; continue with --resume\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            INTERRUPTED,
+        ),
         (MemoryError(), 1, "soar: out of memory; free memory, then continue with --resume\n"),
         (OSError(28, "No space left on device", "x"), 1, "soar: x: No space left on device\n"),
         (

@@ -15,7 +15,7 @@ from helpers import ROOT
 from loop_helpers import read_jsonl, run_tiny
 
 from soar.cli import main
-from soar.run.doctor import examine, write_hashes
+from soar.run.doctor import _recorded, examine, write_hashes
 
 
 @pytest.fixture
@@ -141,3 +141,16 @@ def test_the_doctor_needs_no_torch(tiny_run: Path) -> None:
     command = [sys.executable, "-c", script, "doctor", str(tiny_run)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_the_promoted_student_need_not_be_the_last_one(tiny_run: Path, tmp_path: Path) -> None:
+    """PS is the best of the promoted students: a later promotion of another one is no change of the adapter."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    promotion = next(json.loads(line) for line in lines if '"event": "promotion"' in line)
+    events = [json.loads(line) for line in lines] + [{**promotion, "step": 99, "student": "0" * 64}]
+    found = _recorded(run, events, json.loads((run / "manifest.json").read_text())["config"])
+    assert not [text for text in found[1] if "student" in text]
+    other = _recorded(run, [{**promotion, "student": "0" * 64}], {"model": {"adapter": "full"}})[1]
+    assert any(text.startswith("student: not the adapter") for text in other)

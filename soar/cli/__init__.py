@@ -95,7 +95,7 @@ def _main(words: list[str]) -> int:
         error.show()  # type: ignore[attr-defined]
         return 2
     except KeyboardInterrupt:
-        _complain(f"interrupted{again}")
+        _complain(f"interrupted{again}{again and ' (where nothing was saved yet, with the same command)'}")
         return 130
     except UserError as error:
         _complain(str(error))

@@ -34,6 +34,7 @@ Problems = Annotated[
     str | None,
     Option(help="Problem file, dataset id, world:NAME or reasoning_gym:NAME (problems.source)."),
 ]
+Verifier = Annotated[str | None, Option(help="A built-in one, or file.py:function (problems.verifier).")]
 Sets = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a config key; may be repeated.", autocompletion=_keys),

@@ -19,6 +19,7 @@ from soar.cli.common import (
     Recipe,
     Resume,
     Sets,
+    Verifier,
     Workers,
     carry_out,
     config_of,
@@ -41,6 +42,7 @@ def run(
     recipe: Recipe = None,
     model: Model = None,
     problems: Problems = None,
+    verifier: Verifier = None,
     sets: Sets = None,
     out: Annotated[Path | None, Option(help="Run folder (default: runs/<name of the recipe>).")] = None,
     resume: Resume = False,
@@ -66,7 +68,11 @@ def run(
       soar run --out runs/mine --workers 2            share the work among two processes (docs/scaling.md)
     """
     limits = {"max_hours": max_hours, "max_tokens": max_tokens, "max_promotions": max_promotions}
-    overrides = [*(sets or []), *(f"limits.{key}={value}" for key, value in limits.items() if value is not None)]
+    overrides = [
+        *graded_by(verifier),
+        *(sets or []),
+        *(f"limits.{key}={value}" for key, value in limits.items() if value is not None),
+    ]
     overrides += [*workers_overrides(workers), *(["promotion.review=true"] if review else [])]
     if resume and not (recipe or model or problems):
         from soar.run.folder import recorded_config
@@ -81,6 +87,11 @@ def run(
     out = out or Path("runs") / config.name
     carry_out(context, config, out, resume, quiet)
     print(f"report: {out / 'report.html'}")
+
+
+def graded_by(verifier: str | None) -> list[str]:
+    """The override of --verifier."""
+    return [] if verifier is None else [f"problems.verifier={json.dumps(verifier)}"]
 
 
 def _forecast(config: Config, assume: list[str], run: Path | None) -> None:
@@ -107,6 +118,7 @@ def screen(
     recipe: Recipe = None,
     model: Model = None,
     problems: Problems = None,
+    verifier: Verifier = None,
     sets: Sets = None,
     attempts: Annotated[int | None, Option(metavar="K", help="Attempts at each problem (screen.attempts).")] = None,
     early_stop: Annotated[bool, Option("--early-stop", help="Stop at a problem once it is not hard.")] = False,
@@ -121,7 +133,7 @@ def screen(
       soar screen small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems math.jsonl --out runs/screen --resume
       soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems runs/screen/hard.jsonl --out runs/mine
     """
-    overrides = [] if attempts is None else [f"screen.attempts={attempts}"]
+    overrides = [*graded_by(verifier), *([] if attempts is None else [f"screen.attempts={attempts}"])]
     overrides += [*(["screen.early_stop=true"] if early_stop else []), *workers_overrides(workers), *(sets or [])]
     config = config_of(recipe, model, problems, overrides)
     if config.screen.attempts == 0:
@@ -147,7 +159,7 @@ def check(
     model: Model = None,
     problems: Problems = None,
     sets: Sets = None,
-    verifier: Annotated[str | None, Option(help="A built-in one, or file.py:function (problems.verifier).")] = None,
+    verifier: Verifier = None,
     no_model: Annotated[bool, Option("--no-model", help="Check the problems only.")] = False,
     samples: Annotated[int, Option(help="Teacher samples.")] = 64,
     as_json: AsJson = False,
@@ -163,8 +175,7 @@ def check(
     """
     from soar.plan.preflight import can_work, check_all, summary
 
-    graded = [] if verifier is None else [f"problems.verifier={json.dumps(verifier)}"]
-    config = config_of(recipe, model, problems, [*graded, *(sets or [])], model_named=not no_model)
+    config = config_of(recipe, model, problems, [*graded_by(verifier), *(sets or [])], model_named=not no_model)
     findings = []
     for finding in check_all(config, samples, lambda line: print(line, file=sys.stderr), no_model):
         findings.append(finding)

@@ -93,18 +93,17 @@ def _recorded(run: Path, events: list[dict[str, Any]], config: Any) -> Check:
         complaints = [f"manifest.json: the config was changed: {line}" for line in difference(begun, config)]
     rows = [row for row in read_jsonl(run / EVALUATION)[0] if isinstance(row.get("arms"), dict)]
     wanted = {
-        "student" if arm == "ps" else f"arms/{arm}": sha256 for row in rows[:1] for arm, sha256 in row["arms"].items()
+        "student" if arm == "ps" else f"arms/{arm}": {sha256} for row in rows[:1] for arm, sha256 in row["arms"].items()
     }
-    for row in events:
-        if row.get("event") == "promotion":
-            wanted["student"] = row.get("student")
+    if promoted := {row.get("student") for row in events if row.get("event") == "promotion"}:
+        wanted["student"] = promoted & wanted.get("student", promoted)  # the best of them, which need not be the last
     adapters = [name for name in wanted if name != "arms/base" and (run / "summary.json").is_file()]
     for name in adapters:
         path = run / name / "adapter_model.safetensors"
         try:
             if why := no_file(path):
                 complaints.append(f"{name}: its adapter is {why}")
-            elif adapter_digest(path, config["model"]["adapter"] == "full") != wanted[name]:
+            elif adapter_digest(path, config["model"]["adapter"] == "full") not in wanted[name]:
                 complaints.append(f"{name}: not the adapter that was promoted or evaluated")
         except Exception as error:  # whatever the library says of a file that is no adapter
             complaints.append(f"{name}: its adapter cannot be read: {error}")
