@@ -302,6 +302,15 @@ def test_pool_heals_when_its_workers_are_killed_and_after_close(pool: VerifierPo
         assert pool.check([box(gold.replace("k", "n")) for gold in golds], golds) == [CORRECT] * len(golds)
 
 
+def test_idle_workers_that_have_died_are_passed_over() -> None:
+    with VerifierPool("verifier_functions:obey", timeout_s=2, workers=3) as pool:
+        pool.check(["a"] * 6, ["a"] * 6)
+        for worker in list(pool._live):
+            worker.process.kill()
+            worker.process.wait()
+        assert set(pool.check([f"{i}" for i in range(6)], [f"{i}" for i in range(6)])) == {CORRECT}
+
+
 def test_pool_is_usable_from_threads(pool: VerifierPool) -> None:
     verdicts: dict[int, list[Verdict]] = {}
 

@@ -347,7 +347,8 @@ class ArmPlan:
 
     def finished(self, state: TrainState) -> bool:
         """Whether the arm's training is over."""
-        return state.step >= len(self.batches) or bool(self.tokens and state.tokens >= self.tokens)
+        done = state.step >= len(self.batches) or bool(self.tokens and state.tokens >= self.tokens)
+        return done or bool(self.tokens and state.failed)  # who diverged draws no tokens any more
 
     def events(self, state: TrainState) -> list[dict[str, Any]]:
         """One arm_step event for each of the state's metrics, and at the end the alarm of a student that diverged."""

@@ -218,7 +218,7 @@ WORD = re.compile(r"\\?[A-Za-z]+|\d+(?:[.,]\d+)*|\S")
 
 
 def mentions(completion: str, gold: str) -> bool:
-    """Whether the gold answer occurs in the text as a run of tokens (`42` is not in `142`). Method, room point 6."""
+    """Whether the gold answer occurs in the text as a run of tokens (`42` is not in `142`)."""
     wanted = WORD.findall(gold)
     if not wanted or wanted[0] not in completion:
         return False

@@ -72,6 +72,10 @@ class _Worker:
             self.kill()
             raise
 
+    def alive(self) -> bool:
+        """Whether the process is still there."""
+        return self.process.poll() is None
+
     def ask(self, item: Item) -> tuple[Verdict | str, str | None]:
         """The outcome of a check and its error message. Raises VerifierError for what is wrong with the verifier itself."""
         self.checks += 1
@@ -399,8 +403,11 @@ class VerifierPool:
 
     def _start(self) -> _Worker:
         """A worker that waits for checks. Raises VerifierError."""
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.alive():
+                return worker
+            self._drop(worker)
         for _ in range(STARTS):
             if self._closing:
                 break

@@ -224,6 +224,9 @@ def serve(descriptor: int) -> None:
                 answer = {"error": str(error)}
             except Exception as error:  # a check may fail in any way; that is its verdict
                 answer = [True, Verdict.CRASHED, f"{name}: {type(error).__name__}: {error}"[:500]]
+            signal.alarm(
+                0
+            )  # it is for a check that outlives its caller; a worker may wait for the next as long as it takes
             link.send_bytes(json.dumps(answer).encode())
     except (EOFError, OSError):
         sys.exit(0)

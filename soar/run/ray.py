@@ -403,7 +403,8 @@ class RayParallel:
         if member.silent_s > self.cluster.silence_s:
             self._lost(member, f"no sign of progress for {self.cluster.silence_s:g} s (cluster.silence_s)", name)
             member.pulse = None
-            if member.about["host"] == platform.node() and member.about["pid"]:  # a stopped process does not hear Ray
+            # A stopped process does not hear Ray; in a cluster a restart may have moved it to another machine.
+            if not self.cluster.address and member.about["pid"]:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(member.about["pid"], signal.SIGKILL)
             else:
