@@ -11,31 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from engine_models import SHAPES, prompts_of, random_stack, save_plain, surroundings, timed
+from engine_models import prompts_of, random_stack, save_plain, surroundings, timed
 
 from soar.config import ModelConfig, SamplingConfig
 
-SHAPES.setdefault(
-    "0.5b",
-    {
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-    },
-)
 WORK = {
     "135m": (2048, 100, 160),
     "0.5b": (2048, 100, 160),
@@ -104,9 +90,7 @@ def main() -> None:
         found: dict[str, Any] = {}
         for side in ("soar", "vllm"):
             words = [sys.executable, __file__, "--side", side, str(folder), "--shape", shape]
-            done = subprocess.run(
-                [*words, "--adapters", str(arguments.adapters)], capture_output=True, text=True, env=dict(os.environ)
-            )
+            done = subprocess.run([*words, "--adapters", str(arguments.adapters)], capture_output=True, text=True)
             lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             if not lines:
                 print(f"{shape} {side}: failed\n{done.stdout[-1500:]}\n{done.stderr[-3500:]}", flush=True)
@@ -122,5 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory():
-        main()
+    main()

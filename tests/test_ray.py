@@ -198,10 +198,7 @@ def test_a_caller_that_stops_listening_leaves_the_workers_usable(shared: Desk) -
     assert [value for value, _ in ask(shared, ray_pieces.double, (1,), (2,), common=(0,))] == [2, 4]
 
 
-def test_a_worker_loads_counts_and_names_other_weights_and_versions(
-    shared: Desk, env: RolloutEnv, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(crew, "_hide_main", lambda: None)
+def test_a_worker_loads_counts_and_names_other_weights_and_versions(shared: Desk, env: RolloutEnv) -> None:
     digest = env.backbone.base_digest()
     with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
         Worker(tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()

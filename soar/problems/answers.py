@@ -49,12 +49,17 @@ def extract(completion: str, answer_style: str) -> str | None:
     if answer_style not in ("boxed", "marker"):
         raise ValueError(f"answer_style = {answer_style!r}: expected boxed, marker, line or totals")
     text = END_OF_TURN.split(completion[-MAX_COMPLETION_CHARS:].lstrip(), maxsplit=1)[0]
-    if text.rfind("<think>") > text.rfind("</think>"):
+    if still_thinks(text):
         return None
     start = (BOX if answer_style == "boxed" else MARK).search(text)
     turn = NEXT_TURN.search(text, start.end()) if start else None
     text = text[: turn.start()] if turn else text
     return _last_box(text) if answer_style == "boxed" else _after_mark(text)
+
+
+def still_thinks(text: str) -> bool:
+    """Whether a text ends inside a think block: it holds no answer then."""
+    return text.rfind("<think>") > text.rfind("</think>")
 
 
 def _totals(line: str) -> str | None:

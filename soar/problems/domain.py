@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import MAX_ANSWER_CHARS, extract
+from soar.problems.answers import MAX_ANSWER_CHARS, extract, still_thinks
 from soar.problems.parse import judge_fields, make_problem, parse
 from soar.problems.prompts import PromptFormat, get_format
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, judge_gold
@@ -257,8 +257,8 @@ class Grader:
 
     def extract(self, text: str) -> str | None:
         """The answer that a completion commits to."""
-        if text.rfind("<think>") > text.rfind("</think>"):
-            return None  # an unfinished think block holds no answer
+        if still_thinks(text):
+            return None
         if self.domain.read_answer is None:
             return extract(text, self.domain.prompts.answer_style)
         answer = self.domain.read_answer(text)

@@ -14,7 +14,6 @@ import platform
 import re
 import signal
 import socket
-import sys
 import time
 import warnings
 from collections import deque
@@ -74,7 +73,6 @@ class Worker:
     def open(self) -> dict[str, Any]:
         """Load the model, once; where this worker is and what it holds. Raises WorkersLost for other weights."""
         if self._env is None:
-            _hide_main()
             if Path(self.cwd).is_dir():
                 os.chdir(self.cwd)
             env = open_env(self.config).__enter__()  # left with the process
@@ -128,14 +126,6 @@ class Worker:
 
     def _tick(self, tokens: int = 0) -> None:
         self.ticks += 1
-
-
-def _hide_main() -> None:
-    """Keep verifier processes, which import the main script as multiprocessing does, from importing Ray's."""
-    main = sys.modules["__main__"]
-    main.__spec__ = None
-    if hasattr(main, "__file__"):
-        del main.__file__
 
 
 def import_ray(address: str = "") -> Any:
