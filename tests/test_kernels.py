@@ -48,15 +48,14 @@ for words in (50, 9000):
     token, chosen, _ = kernels.draw(logits, None, 0.7)
     assert (token[good] == logits.argmax(-1)[good]).all()
 
-ended, failed = torch.rand(300) < 0.3, torch.rand(300) < 0.1
-state = [torch.randint(0, 9, (300,)), ended, failed, torch.zeros(300).long(), torch.arange(300)]
-drawn = torch.randint(0, 6, (300,)), torch.randn(300), torch.rand(300) < 0.2
-written, wanted = [torch.zeros(4, 300).long(), torch.zeros(4, 300)], [torch.zeros(4, 300).long(), torch.zeros(4, 300)]
-live, stop = ~state[1], drawn[2] | (drawn[0] == 5) | (drawn[0] == 2)
-after = [state[0] + live, state[1] | stop, state[2] | (live & drawn[2]), drawn[0], state[4] + 1]
-wanted[0][3], wanted[1][3] = torch.where(live, drawn[0], 1), torch.where(live, drawn[1], 0.0)
-kernels.note(drawn, torch.tensor([5, 2]), written, state, torch.tensor([3]), 1)
-assert all(torch.equal(one, other) for one, other in zip(written + state, wanted + after))
+for width in (10, 300):
+    x, weight = torch.randn(7, 3, width, requires_grad=True), torch.rand(width)
+    slope = torch.randn(7, 3, width)
+    plain = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    wanted, = torch.autograd.grad(plain, x, slope)
+    normed = kernels.RMSNorm.apply(x, weight, 1e-5)
+    assert torch.allclose(normed, plain, atol=1e-5)
+    assert torch.allclose(torch.autograd.grad(normed, x, slope)[0], wanted, atol=1e-5)
 
 logits, target, gradient = torch.randn(9, 9000) * 3, torch.randint(0, 9000, (9,)), torch.randn(9)
 leaf = logits.clone().requires_grad_(True)

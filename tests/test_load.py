@@ -226,6 +226,9 @@ class OnGPU:
     def parameters(self) -> Iterator[Any]:
         yield SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
 
+    def modules(self) -> Iterator[Any]:
+        return self.model.modules()
+
     def __call__(self, **named: Any) -> Any:
         return self.model(**named)
 
@@ -249,7 +252,7 @@ def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyP
         with pytest.warns(UserWarning, match="liger-kernel cannot be used, going on without"):
             assert fuse(OnGPU(), "auto") is False
     elif case == "wrong":
-        with pytest.raises(ConfigError, match="liger-kernel changes the logits of this llama model"):
+        with pytest.raises(ConfigError, match="fused kernels change the logits of this llama model"):
             fuse(OnGPU(), "auto")
     else:
         assert fuse(OnGPU(), "off") is False and fuse(tiny_model("llama"), "auto") is False

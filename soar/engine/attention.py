@@ -78,22 +78,23 @@ class Packed:
 
     @cached_property
     def bounds(self) -> tuple[Tensor, int, tuple[Tensor, int], tuple[Tensor, int]]:
-        """Cumulative lengths (int32) and the longest: of all sequences; of each prompt's completions, and of prompts.
+        """Cumulative lengths (int32) and the longest: of all sequences; of queries from place S on, and of keys but for the
+        last policy's completions, for attention of completions onto their prompts.
 
-        Padding behind completions goes with the policy's last prompt, padding behind prompts is a sequence that no
-        completion sees.
+        Padding behind completions goes with the policy's last prompt, padding behind prompts is keys without a query;
+        the next policy's prompts are queries without a key, completions keys without a query.
         """
-        P, n = self.shape
-        edges, behind, before = [], [], []
+        (P, n), S = self.shape, self.split
+        edges, queries, keys = [], [], []
         for p in range(P):
             mine = np.flatnonzero(self.prompts[:, 0] == p)
             theirs = self.completions[np.isin(self.completions[:, 0], mine)]
             lengths = [int(theirs[theirs[:, 0] == u, 2].sum()) for u in mine]
-            lengths[-1] += n - self.split - sum(lengths)
+            lengths[-1] += n - S - sum(lengths)
             used = int(self.prompts[mine, 2].sum())
-            behind += [*lengths, 0]
-            before += [*self.prompts[mine, 2].tolist(), self.split - used]
-            starts = [*self.prompts[mine, 1], used, self.split, *theirs[:, 1], *theirs[-1:, 1] + theirs[-1:, 2]]
+            queries += [*lengths, 0, S, 0]
+            keys += [*self.prompts[mine, 2].tolist(), S - used, 0, n - S]
+            starts = [*self.prompts[mine, 1], used, S, *theirs[:, 1], *theirs[-1:, 1] + theirs[-1:, 2]]
             edges += [p * n + int(start) for start in starts]
 
         def cumulated(lengths: Any) -> tuple[Tensor, int]:
@@ -101,7 +102,7 @@ class Packed:
             return sent(torch.tensor(ends, dtype=torch.int32), self.device), int(max(lengths))
 
         every = cumulated(np.diff(np.unique([*edges, P * n])).tolist())
-        return *every, cumulated(behind), cumulated(before)
+        return *every, cumulated(queries[:-2]), cumulated(keys[:-2])
 
     @cached_property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -188,49 +189,42 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Tensor:
-        P, n, heads, D = q.shape
-        S = packed.split
-        every, most, (behind, most_behind), (before, most_before) = packed.bounds
-        whole = [x.reshape(P * n, -1, D) for x in (q, k, v)]
+        (P, n), S = packed.shape, packed.split
+        every, most, (queries, most_queries), (keys, most_keys) = packed.bounds
+        whole = [x.reshape(P * n, -1, x.shape[-1]) for x in (q, k, v)]
         out, norm, *rest = torch.ops.aten._flash_attention_forward(
             *whole, every, every, most, most, 0.0, True, False, scale=scale
         )
-        parts = [x.reshape(-1, x.shape[2], D) for x in (q[:, S:], k[:, :S], v[:, :S])]
-        out_2, norm_2, *_ = torch.ops.aten._flash_attention_forward(
-            *parts, behind, before, most_behind, most_before, 0.0, False, False, scale=scale
-        )
-        norm_C, norm_2_C = norm.view(heads, P, n)[:, :, S:], norm_2.view(heads, P, n - S)
-        total_C = torch.logaddexp(norm_C, norm_2_C)
-        share = (norm_2_C - total_C).exp().permute(1, 2, 0)[..., None].to(out.dtype)
-        out.view(P, n, heads, D)[:, S:].lerp_(out_2.view(P, n - S, heads, D), share)
-        norm_C.copy_(total_C)
         ctx.save_for_backward(*whole, out, norm, *rest[:2])
         ctx.packed, ctx.scale = packed, scale
-        return out.view(P, n, heads, D)
+        end = P * n - (n - S)
+        out_2, norm_2, *_ = torch.ops.aten._flash_attention_forward(
+            whole[0][S:], whole[1][:end], whole[2][:end], queries, keys, most_queries, most_keys, 0.0, False, False,
+            scale=scale,
+        )  # fmt: skip
+        norm_2.masked_fill_(norm_2 == torch.inf, -torch.inf)  # of queries without a key
+        total = torch.logaddexp(norm[:, S:], norm_2)
+        out[S:].lerp_(out_2, (norm_2 - total).exp().T[..., None].to(out.dtype))
+        norm[:, S:] = total
+        return out.view(P, n, *out.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         q, k, v, out, norm, *rest = ctx.saved_tensors
-        (P, n), S, scale = ctx.packed.shape, ctx.packed.split, ctx.scale
-        heads, D = q.shape[1:]
-        every, most, (behind, most_behind), (before, most_before) = ctx.packed.bounds
-        slope = gradients[0].reshape(P * n, heads, D)
+        (P, n), S = ctx.packed.shape, ctx.packed.split
+        every, most, (queries, most_queries), (keys, most_keys) = ctx.packed.bounds
+        slope, end = gradients[0].reshape(out.shape), P * n - (n - S)
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            slope, q, k, v, out, norm, every, every, most, most, 0.0, True, *rest, scale=scale
+            slope, q, k, v, out, norm, every, every, most, most, 0.0, True, *rest, scale=ctx.scale
         )
-        slope_C, q_C, out_C = (x.view(P, n, heads, D)[:, S:].reshape(-1, heads, D) for x in (slope, q, out))
-        key, value = (x.view(P, n, -1, D)[:, :S].reshape(-1, x.shape[1], D) for x in (k, v))
-        # The kernel reads the normalisers as contiguous, which the reshape of a part is not when there is one policy.
-        norm_C = norm.view(heads, P, n)[:, :, S:].reshape(heads, -1).contiguous()
-        ends = (behind, before, most_behind, most_before)
-        dq_C, dk_S, dv_S = torch.ops.aten._flash_attention_backward(
-            slope_C, q_C, key, value, out_C, norm_C, *ends, 0.0, False, *rest, scale=scale
-        )
-        dq, dk, dv = (x.view(P, n, -1, D) for x in (dq, dk, dv))
-        dq[:, S:] += dq_C.view(P, n - S, heads, D)
-        dk[:, :S] += dk_S.view(P, S, -1, D)
-        dv[:, :S] += dv_S.view(P, S, -1, D)
-        return dq, dk, dv, None, None
+        dq_2, dk_2, dv_2 = torch.ops.aten._flash_attention_backward(
+            slope[S:], q[S:], k[:end], v[:end], out[S:], norm[:, S:].contiguous(), queries, keys, most_queries, most_keys,
+            0.0, False, *rest, scale=ctx.scale,
+        )  # fmt: skip
+        dq[S:] += dq_2
+        dk[:end] += dk_2
+        dv[:end] += dv_2
+        return *(x.view(P, n, *x.shape[1:]) for x in (dq, dk, dv)), None, None
 
 
 class _View(threading.local):

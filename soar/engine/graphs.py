@@ -107,26 +107,17 @@ class Program:
 
     def note(self, logits_R_V: Tensor) -> None:
         """Draw a token for every slot, write it down for the live ones, and move one place on."""
-        drawn = self._draw(logits_R_V)
-        if kernels.available(logits_R_V):
-            state = (self.length_R, self.ended_R, self.failed_R, self.token_R_1, self.position_R_1)
-            written = (self.tokens_T_R, self.logprob_T_R)
-            kernels.note(drawn, self.end_ids, written, state, self.step_1, self.backbone.pad_id)
-        else:
-            self._write(*drawn)
-        self.filled_1 += 1
-        torch._foreach_add_([self.place_1, self.step_1], 1)
-
-    def _write(self, token_R: Tensor, logprob_R: Tensor, bad_R: Tensor) -> None:
-        """What `kernels.note` does, in PyTorch."""
+        token_R, logprob_R, bad_R = self._draw(logits_R_V)
         live_R = ~self.ended_R
         self.tokens_T_R.index_copy_(0, self.step_1, torch.where(live_R, token_R, self.backbone.pad_id)[None])
         self.logprob_T_R.index_copy_(0, self.step_1, torch.where(live_R, logprob_R, 0.0)[None])
         self.length_R += live_R
         self.failed_R |= live_R & bad_R
-        self.ended_R |= bad_R | torch.isin(token_R, self.end_ids)
+        # Not isin: with many end tokens it sorts, which no graph can capture.
+        self.ended_R |= bad_R | (token_R[:, None] == self.end_ids).any(1)
         self.token_R_1.copy_(token_R[:, None])
-        self.position_R_1 += 1
+        torch._foreach_add_([self.position_R_1, self.place_1, self.step_1], 1)
+        self.filled_1 += 1
 
     def _draw(self, logits_R_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = self.shape

@@ -1,4 +1,4 @@
-"""Triton kernels for a GPU: attention of one new token, drawing it from the logits, and the log-probability of given tokens.
+"""Triton kernels for a GPU: attention of one new token, drawing it from the logits, log-probabilities of given tokens, norms.
 
 Attention reads only the places that a row may see (from its start to the filled length, both on the device), so no mask
 is materialised, grouped key/value heads are read once, and one captured graph serves every length. Drawing reads the
@@ -7,6 +7,8 @@ intermediate. `available` says whether Triton is there; callers have a PyTorch p
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,47 +146,52 @@ if triton is not None:
         tl.store(place, slope.to(logits.dtype.element_ty), mask=v < words)
 
     @triton.jit
-    def _note(
-        token, logprob, bad, ends, tokens, logprobs, length, ended, failed, last, position, step_1, rows, pad, end_count,
-        BLOCK: tl.constexpr,
-    ):  # fmt: skip
-        r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        inside = r < rows
-        place = tl.load(step_1) * rows + r
-        done = tl.load(ended + r, mask=inside, other=1).to(tl.int32)
-        ill = tl.load(bad + r, mask=inside, other=0).to(tl.int32)
-        word = tl.load(token + r, mask=inside, other=0)
-        stop = ill
-        for e in range(0, end_count):
-            stop = stop | (word == tl.load(ends + e)).to(tl.int32)
-        live = done == 0
-        tl.store(tokens + place, tl.where(live, word, pad), mask=inside)
-        tl.store(logprobs + place, tl.where(live, tl.load(logprob + r, mask=inside, other=0.0), 0.0), mask=inside)
-        tl.store(length + r, tl.load(length + r, mask=inside, other=0) + live.to(tl.int64), mask=inside)
-        before = tl.load(failed + r, mask=inside, other=0).to(tl.int32)
-        tl.store(failed + r, (before | (ill & live.to(tl.int32))) != 0, mask=inside)
-        tl.store(ended + r, (done | stop) != 0, mask=inside)
-        tl.store(last + r, word, mask=inside)
-        tl.store(position + r, tl.load(position + r, mask=inside, other=0) + 1, mask=inside)
+    def _normed(x, weight, out, inverse, rows, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+        row, i = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+        inside = (row < rows)[:, None] & (i < width)[None, :]
+        place = tl.cast(row, tl.int64)[:, None] * width + i[None, :]
+        v = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(v * v, 1) / width + eps)
+        tl.store(inverse + row, r, mask=row < rows)
+        w = tl.load(weight + i, mask=i < width, other=0.0).to(tl.float32)
+        unit = (v * r[:, None]).to(out.dtype.element_ty).to(tl.float32)  # rounded here, as the model's own norm does
+        tl.store(out + place, (unit * w[None, :]).to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _normed_slope(slope, x, weight, inverse, out, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+        row, i = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+        inside = (row < rows)[:, None] & (i < width)[None, :]
+        place = tl.cast(row, tl.int64)[:, None] * width + i[None, :]
+        w = tl.load(weight + i, mask=i < width, other=0.0).to(tl.float32)
+        g = tl.load(slope + place, mask=inside, other=0.0).to(tl.float32) * w[None, :]
+        r = tl.load(inverse + row, mask=row < rows, other=0.0)[:, None]
+        unit = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * r
+        part = tl.sum(g * unit, 1)[:, None] / width
+        tl.store(out + place, (r * (g - unit * part)).to(out.dtype.element_ty), mask=inside)
 
 
-def note(
-    drawn: tuple[Tensor, Tensor, Tensor],
-    ends: Tensor,
-    written_T_R: tuple[Tensor, Tensor],
-    state_R: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    step_1: Tensor,
-    pad: int,
-) -> None:
-    """Write down a drawn token for every row that has not ended, as `graphs.Program.note` says.
+class RMSNorm(torch.autograd.Function):
+    """x / rms(x) * weight over the last axis, for a frozen weight."""
 
-    drawn: (token_R, logprob_R, bad_R). written_T_R: (tokens, log-probabilities), their row step_1 is written. state_R:
-    (length, ended, failed, last token, position), changed in place.
-    """
-    R = drawn[0].shape[0]
-    _note[(triton.cdiv(R, 256),)](
-        *drawn, ends, *written_T_R, *state_R, step_1, R, pad, ends.shape[0], BLOCK=256, num_warps=4
-    )
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        width, out = x.shape[-1], torch.empty_like(x)
+        rows = x.numel() // width
+        inverse = torch.empty(rows, dtype=torch.float32, device=x.device)
+        block = triton.next_power_of_2(width)
+        ctx.size = (max(1, 4096 // block), block)
+        _normed[(triton.cdiv(rows, ctx.size[0]),)](x, weight, out, inverse, rows, width, eps, *ctx.size, num_warps=8)
+        ctx.save_for_backward(x, weight, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        slope, out, rows = gradients[0].contiguous(), torch.empty_like(x), inverse.numel()
+        grid = (triton.cdiv(rows, ctx.size[0]),)
+        _normed_slope[grid](slope, x, weight, inverse, out, rows, x.shape[-1], *ctx.size, num_warps=8)
+        return out, None, None
 
 
 def choose(logits_N_V: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import sys
 import threading
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,37 +186,59 @@ def _bound_template(tokenizer: Any) -> None:
 
 
 def fuse(model: Any, wanted: str) -> bool:
-    """Put liger-kernel's norm, rotary and gated product into `model`; False: `off`, no GPU, not there, or unknown type.
+    """Put our norm and, where it is installed and knows the type, liger-kernel's rotary and gated product into `model`.
 
-    Logits of a short text are compared before and after; raises ConfigError when they differ by more than rounding.
+    Nothing for `off` or without a GPU. Returns whether liger's are in it. Logits of a short text are compared before and
+    after; raises ConfigError when they differ by more than rounding.
     """
     import torch
 
-    weight, kind = next(model.parameters()), model.config.model_type
-    if wanted == "off" or not weight.is_cuda or kind not in LIGER or not importlib.util.find_spec("liger_kernel"):
+    from soar.engine import kernels
+
+    weight = next(model.parameters())
+    if wanted == "off" or not weight.is_cuda:
+        return False
+    # Not the first ids: those are special tokens, on a row of which a bfloat16 model amplifies rounding without end.
+    ids = torch.randint(model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0)).to(weight.device)
+    norms = [module for module in model.modules() if hasattr(module, "variance_epsilon")]  # as in Llama: w * (x / rms)
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits.float()
+        liger = _liger(model)
+        if kernels.available(weight):
+            for module in norms:
+                module.forward = partial(_norm, module)
+        after = model(input_ids=ids, use_cache=False).logits.float()
+    gap, limit = (before - after).abs().max().item(), 0.15 if weight.dtype == torch.bfloat16 else 1e-3
+    if not gap <= limit * max(1.0, before.abs().max().item()):
+        raise ConfigError(
+            f"fused kernels change the logits of this {model.config.model_type} model by {gap:.3g}; "
+            'set model.fused_kernels = "off"'
+        )
+    return liger
+
+
+def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    from soar.engine import kernels
+
+    return kernels.RMSNorm.apply(x, module.weight, module.variance_epsilon)
+
+
+def _liger(model: Any) -> bool:
+    """liger-kernel into this model; False where it is not there or does not know the type."""
+    if model.config.model_type not in LIGER or not importlib.util.find_spec("liger_kernel"):
         return False
     try:
         from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
     except ImportError as error:
         warnings.warn(f"liger-kernel cannot be used, going on without: {error}; install another version", stacklevel=2)
         return False
-    # Not the first ids: those are special tokens, on a row of which a bfloat16 model amplifies rounding without end.
-    ids = torch.randint(model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0)).to(weight.device)
     module = sys.modules[type(model).__module__]
     names, rotary = dict(vars(module)), "apply_rotary_pos_emb"
-    with torch.no_grad():
-        before = model(input_ids=ids, use_cache=False).logits.float()
-        _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
-        after = model(input_ids=ids, use_cache=False).logits.float()
+    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
     plain, fused = names[rotary], getattr(module, rotary)
     # Liger also changes names in the module, which other models share: they are put back, or choose by the device.
     names[rotary] = lambda q, *more, **named: (fused if q.is_cuda else plain)(q, *more, **named)
     vars(module).update(names)
-    gap, limit = (before - after).abs().max().item(), 0.15 if weight.dtype == torch.bfloat16 else 1e-3
-    if not gap <= limit * max(1.0, before.abs().max().item()):
-        raise ConfigError(
-            f'liger-kernel changes the logits of this {kind} model by {gap:.3g}; set model.fused_kernels = "off"'
-        )
     return True
 
 
