@@ -2,9 +2,9 @@
 
     python benchmarks/reward_noise.py [RECIPE] [--datasets 4] [--repeats 4] [--attempts 32] [--easier N] [--set KEY=VALUE ...]
 
-Trains students on question sets of the untrained teacher once with a seed of their own and once with common seeds, and
-measures all of them on the same candidates with many attempts (--easier N: on N easier problems of the embedded world,
-where the students of an untrained teacher have something to show). Prints
+Trains students on question sets of the untrained teacher, each with a seed of its own, and measures all of them on the same
+candidates with many attempts (--easier N: on N easier problems of the embedded world, where the students of an untrained
+teacher have something to show). Prints
 
 - the noise of training: standard deviation over repeats of a student's pass rate, and of the difference between two
   datasets (divided by the square root of 2, so that the two can be compared), which is what an advantage is made of;
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 
 import numpy as np
 
@@ -80,21 +79,13 @@ def main() -> None:
     shape = [f"teacher.datasets={arguments.datasets}", f"student.repeats={arguments.repeats}"]
     config = load(arguments.recipe, [*shape, *arguments.overrides])
     problems = get_world("tiny").real_problems(arguments.easier, 5) if arguments.easier else candidates(config).problems
-    many: list[np.ndarray] = []
-    greedy: list[np.ndarray] = []
     with open_env(config) as env:
         workers = choose_threads(env.backbone, config.threads)
-        for common in (False, True):
-            student = config.student.model_copy(update={"common_seeds": common})
-            own = config.model_copy(update={"student": student})
-            correct, solved = rates(env, own, problems, arguments.attempts, workers)
-            many.append(correct)
-            greedy.append(solved)
-            rate_G_R = correct.mean(axis=1).reshape(arguments.datasets, arguments.repeats) / arguments.attempts
-            print(f"pass rates, common seeds {json.dumps(common)}: {rate_G_R.round(4).tolist()}")
-            own_sd, gap_sd, signal = training_noise(rate_G_R)
-            print(f"  sd over repeats {own_sd:.4f}, of differences {gap_sd:.4f}, over datasets {signal:.4f}")
-    correct, solved = np.concatenate(many), np.concatenate(greedy)
+        correct, solved = rates(env, config, problems, arguments.attempts, workers)
+        rate_G_R = correct.mean(axis=1).reshape(arguments.datasets, arguments.repeats) / arguments.attempts
+        print(f"pass rates: {rate_G_R.round(4).tolist()}")
+        own_sd, gap_sd, signal = training_noise(rate_G_R)
+        print(f"  sd over repeats {own_sd:.4f}, of differences {gap_sd:.4f}, over datasets {signal:.4f}")
     print(f"greedy: mean {solved.mean():.4f}; sampled: mean {correct.mean() / arguments.attempts:.4f}")
     print("reward questions  attempts  sd of a student's measured pass rate   of its distance from the students' mean")
     sizes = [size for size in (32, 64, 96, 128) if size < correct.shape[1]]

@@ -36,7 +36,7 @@ from soar.config import Config, load
 from soar.engine.memory import release_memory
 from soar.engine.sampler import NativeSampler
 from soar.files import write_json
-from soar.loop.arms import Material, majority_answers, teacher_questions
+from soar.loop.arms import teacher_questions
 from soar.loop.evaluate import count_correct
 from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import pass_at_k
@@ -174,7 +174,7 @@ class Groundwork:
             return
         hard = as_problems(level_problems(f"1x{terms}", 3 * given.count, TUNING + 1))
         train, test = hard[: 2 * given.count], hard[2 * given.count :]
-        sets = training_sets(env, config, test, self.note)
+        sets = training_sets(env, config, self.note)
         probes = {str(t): as_problems(level_problems(f"1x{t}", given.count, TUNING + 2)) for t in given.probes}
         probes[f"{terms} hard"] = test
         per_step, names = config.student.prompts_per_step, list(sets)
@@ -269,17 +269,14 @@ def rates(
     ]
 
 
-def training_sets(env: RolloutEnv, config: Config, test: list[Problem], note: Any) -> dict[str, list[Problem]]:
+def training_sets(env: RolloutEnv, config: Config, note: Any) -> dict[str, list[Problem]]:
     """Questions of every set: name -> problems, none of Hard-Only."""
     written = teacher_questions(env, None, config, "base_t")
-    material = Material([], env.backbone.new_stack(0), test, 1, print)
-    voted = majority_answers(env, written, config, material)
     count = config.arms.questions
     found = {
         "real 2-8": as_problems(curated(count, TUNING)),
         "real 2-4": as_problems(curated(count, TUNING, (2, 3, 4))),
         "base_t": written,
-        "voted": voted,
         "hard only": [],
     }
     right = {}

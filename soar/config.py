@@ -20,14 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from soar.types import UserError, named_code
 
-TeacherReward = Literal["grounded", "shuffled", "learnability", "uncertainty", "band", "none"]
+TeacherReward = Literal["grounded", "shuffled", "learnability", "none"]
 TrainedArm = Literal[
-    "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "ps_hard", "pq", "pq_mixed", "pq_curriculum",
-    "pq_sample", "pq_well_posed", "pq_correct", "base_t", "teacher_t", "self_instruct", "real",
+    "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "ps_hard", "pq", "pq_sample", "pq_well_posed",
+    "pq_correct", "base_t", "teacher_t", "real",
 ]  # fmt: skip
 Arm = Literal["base", "ps"] | TrainedArm
 # Trained on the hard problems alone.
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted", "ps_hard")
+# Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
+ORACLE_ARMS = {"pq_sample", "pq_well_posed", "pq_correct"}
 Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
 
 
@@ -174,7 +176,6 @@ class StudentConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_decay_per_promotion: float = Field(1.0, gt=0, le=1)  # factor on the learning rate
-    common_seeds: bool = False  # students of one repeat share order and attempt seeds across datasets
     reward: Literal["binary", "paper"] = "paper"  # paper: 120 / 20 / 10 / 0
 
 
@@ -188,10 +189,9 @@ class RewardConfig(Section):
 
 
 class IntrinsicConfig(Section):
-    """How the intrinsic teacher rewards (learnability, uncertainty, band) are measured and paid."""
+    """How teacher.reward = "learnability" is measured; every question earns its own reward."""
 
     attempts: int = Field(8, ge=2)  # of the baseline student at every written question
-    credit: Literal["question", "dataset"] = "question"  # own reward, or the mean of the dataset
 
 
 class PromotionConfig(Section):
@@ -206,34 +206,18 @@ class ArmsConfig(Section):
     """What is trained and measured after the loop (`arms`, `training_sets`)."""
 
     run: tuple[Arm, ...] = ("base", "hard_only", "ps", "pq")
-    pq_mode: Literal["mixed", "curriculum"] = "mixed"
-    curriculum_steps: int = Field(64, ge=1)  # question-only steps of `curriculum`
+    curriculum_steps: int = Field(0, ge=0)  # RLOO steps on questions before the hard problems; 0: both mixed
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
     tokens: int = Field(0, ge=0)  # generated for every arm in all, search and preparation included, in place of steps
     pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
-    learning_rates: dict[TrainedArm, Annotated[float, Field(gt=0)]] = {}  # of single arms, each from its own sweep
-    questions: int = Field(128, ge=1)  # N of base_t, teacher_t, self_instruct and real
-    votes: int = Field(8, ge=1)  # attempts of the base at a question of self_instruct; the majority is its answer
+    questions: int = Field(128, ge=1)  # N of base_t, teacher_t and real
     solvable: str = ""  # file of screening counts (id, successes, attempts) for the arm solvable; "": this run's
     hint_tokens: int = Field(256, ge=1)  # of a hint of the arm hinted, which the base model writes
     real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
     pq_from: str = ""  # run folder or file of promotion questions; "": this run's
     teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t; "": this run's
     save_steps: int = Field(10, ge=1)  # RLOO steps from one checkpoint to the next
-
-
-class JudgeConfig(Section):
-    """Who says which questions are well-posed and which answers correct (`judges`): finding 3."""
-
-    kind: Literal["auto", "oracle", "self_consistency", "endpoint"] = "auto"  # auto: oracle in a world, else base model
-    attempts: int = Field(16, ge=2)  # of the base model at a question (self_consistency)
-    agreement: float = Field(0.5, gt=0, le=1)  # share of its attempts that makes a majority (self_consistency)
-    url: str = ""  # OpenAI-compatible, up to and including /v1 (endpoint)
-    model: str = ""  # name that the endpoint knows
-    key_variable: str = "SOAR_JUDGE_KEY"  # environment variable with the endpoint's key; unset: none is sent
-    timeout_s: float = Field(60.0, gt=0)
-    retries: int = Field(2, ge=0)
 
 
 class EvaluateConfig(Section):
@@ -305,7 +289,6 @@ class Config(Section):
     intrinsic: IntrinsicConfig = IntrinsicConfig()
     promotion: PromotionConfig = PromotionConfig()
     arms: ArmsConfig = ArmsConfig()
-    judge: JudgeConfig = JudgeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
     limits: LimitsConfig = LimitsConfig()
@@ -356,6 +339,11 @@ class Config(Section):
                 self.teacher.reward != "shuffled" or self.teacher.questions >= 2,
                 'teacher.reward = "shuffled" permutes answers within a dataset; with teacher.questions = 1 nothing '
                 "changes, set 2 or more",
+            ),
+            (
+                problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained),
+                f"arms.run: {', '.join(sorted(ORACLE_ARMS))} need an exact oracle for questions, but problems.source = "
+                f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out",
             ),
             (
                 problems.format != "totals" or problems.verifier == "exact" or problems.domain,

@@ -53,7 +53,7 @@ TINY = (
     "evaluate.bootstrap=100",
     "arms.steps=2",
     "arms.pq_steps=0",
-    "arms.pq_mode=mixed",
+    "arms.curriculum_steps=0",
     "arms.learning_rate=0",
 )
 """Overrides of the recipe `tiny`: a run of a second or two in which all problems count as hard, every step promotes."""

@@ -41,7 +41,7 @@ def test_what_the_arms_train_on() -> None:
     assert Counter(asked(going_on)) == Counter(asked(only)) and going_on != only
     mixed = arm_batches("pq", config, hard, pq, 10)
     assert Counter(asked(mixed)) == {p.id: 2 for p in [*hard, *pq]}
-    config = tiny_config("arms.pq_mode=curriculum", "arms.curriculum_steps=4")
+    config = tiny_config("arms.curriculum_steps=4")
     curriculum = arm_batches("pq", config, hard, pq, 10)
     assert Counter(asked(curriculum[:4])) == {p.id: 2 for p in pq}
     assert Counter(asked(curriculum[4:])) == {p.id: 2 for p in hard}
@@ -141,8 +141,8 @@ def test_without_a_promotion_nothing_goes_on_from_its_student() -> None:
 def test_the_promoted_student_goes_on_with_the_hard_problems(tmp_path: Path) -> None:
     """With a rate of nearly nothing an arm stays where it starts."""
     run = tmp_path / "run"
-    keys = ['arms.run=["base", "ps", "ps_hard", "hard_only"]', "arms.steps=2", "arms.learning_rates.ps_hard=1e-12"]
-    summary = run_tiny(run, *keys, "arms.learning_rates.hard_only=1e-12")
+    keys = ['arms.run=["base", "ps", "ps_hard", "hard_only"]', "arms.steps=2", "arms.learning_rate=1e-12"]
+    summary = run_tiny(run, *keys)
     assert summary["promotions"] > 0
     promoted, going_on, alone = (
         load_file(run / folder / "adapter_model.safetensors")

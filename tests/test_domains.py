@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import ROOT
-from loop_helpers import events, read_jsonl, write_problems
+from loop_helpers import events, read_jsonl, tiny_config, write_problems
 from science_exercises import main as write_exercises
 from test_any_model import SMALL, save_model
 
 from soar.cli import main
 from soar.config import ProblemsConfig, load
+from soar.loop.arms import oracle
 from soar.plan.preflight import Status, check_golds
 from soar.problems.domain import Domain, DomainError, domain_of, load_domain
 from soar.problems.pool import VerifierPool, open_pool
@@ -83,6 +85,9 @@ def test_teacher_texts_are_problems_or_named_rejections(pool: VerifierPool) -> N
     again = pool.read_problems(texts[:1] * 2, [False, False], seen)
     assert isinstance(again[0], Problem) and again[1] == Rejection(Reason.DUPLICATE, texts[0])
     assert pool.solve(["What is 9 plus 5?", "What is love?"]) == ["XIV", None]
+    pairs = [("What is 9 plus 5?", "XIV"), ("What is 9 plus 5?", "XV"), ("What is love?", "X")]
+    asked = [Problem(str(i), *pair) for i, pair in enumerate(pairs)]
+    assert oracle(SimpleNamespace(verifier=pool), tiny_config(), asked) == [(True, True), (True, False), (False, False)]
     assert pool.check(["no mark"], ["XIV"], {"question": ["q"]}) == [Verdict.NO_ANSWER]
     assert pool.check_answers([None, "XIV"], ["XIV", "XIV"]) == [Verdict.NO_ANSWER, Verdict.CORRECT]
 
@@ -95,7 +100,7 @@ def test_a_run_with_the_example_of_the_page(
     answers = ("IV", "V", "XII")
     write_problems(problems, [Problem(f"p{n}", f"What is {n} plus {n}?", answers[n % 3]) for n in range(8)])
     values = {
-        **SMALL, "problems.domain": f"{roman}:ROMAN", "judge.kind": "oracle", "arms.run": ["base", "pq_sample"],
+        **SMALL, "problems.domain": f"{roman}:ROMAN", "arms.run": ["base", "pq_sample"],
         "teacher.steps": 1,
     }  # fmt: skip
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
@@ -110,7 +115,6 @@ def test_a_run_with_the_example_of_the_page(
     steps = events(out, "outer_step")
     assert all("no_answer" in step["rejected"] and "not_a_numeral" in step["rejected"] for step in steps)
     assert {row["answer"] for row in read_jsonl(out / "pq.jsonl")} <= {"X", "V", "I"}
-    assert read_jsonl(out / "pq_labels.jsonl")[0]["judge"] == "oracle of domain roman"
     changed = tmp_path / "changed.py"
     changed.write_text(roman.read_text(encoding="utf-8") + "\n# another text\n", encoding="utf-8")
     sets += ["--set", f"problems.domain={json.dumps(f'{changed}:ROMAN')}"]

@@ -38,13 +38,13 @@ NUMBERS = {
     "question_gradient_share": 0.5, "hard_gradient_share": 0.25, "promotions": 0.0,
 }  # fmt: skip
 GIVEN = Assumptions().with_values(NUMBERS, "given")
-FIXED = ("student.extra_steps_per_promotion=0", "arms.steps=10", "arms.pq_steps=6", "arms.pq_mode=curriculum")
+FIXED = ("student.extra_steps_per_promotion=0", "arms.steps=10", "arms.pq_steps=6", "arms.curriculum_steps=2")
 
 
 def test_counts_by_hand() -> None:
     # 40 candidates x 4 attempts; 20 hard, 10 to train. 2 steps of 3 x 4 pairs and 6 students of 2 steps x 2 x 4 rollouts;
     # 4 reward questions x 2 for each, the baseline 3 at each of 8 questions asked; 4 arms x 10 held out x 4.
-    config = tiny_config(*FIXED, "arms.curriculum_steps=2")
+    config = tiny_config(*FIXED)
     works = {w.name: (w.rollouts, w.sampled, w.trained) for w in workload(config, GIVEN)}
     measured = 12 * 4 * 2 + 3 * 8
     assert works == {
@@ -67,12 +67,12 @@ def test_counts_follow_the_config() -> None:
     assert works("student.extra_steps_per_promotion=0", "arms.steps=0")["hard_only"].rollouts == 312
     # A promotion after the first of two steps: 2, then 3 RLOO steps; the limit is 3.
     assert works(promotions=2.0)["students train"].rollouts == 6 * 8 * (2 + 3)
-    assert works("teacher.reward=band", "intrinsic.attempts=5")["students measured"].rollouts == 120 + 24 * 5
+    assert works("teacher.reward=learnability", "intrinsic.attempts=5")["students measured"].rollouts == 120 + 24 * 5
     assert works("teacher.reward=none")["teacher learns"].trained == 0
     assert works("screen.attempts=0")["screening"].rollouts == 0
     assert works("problems.max_hard=4")["evaluation"].rollouts == 4 * 2 * 4
     # Mixed: 4 promotion questions beside 10 hard ones.
-    assert works(*FIXED, "arms.pq_mode=mixed")["pq"].sampled == pytest.approx(48 * (15 * 4 + 30 * 10) / 14)
+    assert works(*FIXED, "arms.curriculum_steps=0")["pq"].sampled == pytest.approx(48 * (15 * 4 + 30 * 10) / 14)
     empty = works("teacher.steps=0", 'arms.run=["base","base_t"]', "arms.steps=3")
     assert empty["students train"].rollouts == empty["students measured"].rollouts == 0
     assert empty["base_t"].rollouts == 24
@@ -212,7 +212,13 @@ def test_dry_run_prints_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_forecast_says_what_a_run_then_spends(tiny_run: Path, tmp_path: Path) -> None:
     """Every question of the training half is a reward question and nothing is promoted: the same number, exactly."""
-    changes = ("teacher.reward=band", "intrinsic.attempts=5", "reward.questions=6", "promotion.tau=2", "arms.run=[]")
+    changes = (
+        "teacher.reward=learnability",
+        "intrinsic.attempts=5",
+        "reward.questions=6",
+        "promotion.tau=2",
+        "arms.run=[]",
+    )
     run_tiny(tmp_path / "run", *changes)
     hard = sum(len(read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")) for half in ("train", "test"))
     config = tiny_config(*changes)

@@ -166,9 +166,9 @@ def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     monkeypatch.setenv("MY_API_KEY", "opensesame")
     said: list[str] = []
-    config = tiny_config("name=run-opensesame", "judge.url=https://me:opensesame@host/v1", 'log.sinks=["wandb"]')
+    config = tiny_config("name=run-opensesame", "cluster.address=https://me:opensesame@host/v1", 'log.sinks=["wandb"]')
     loggers.open_loggers(config, tmp_path, said.append)
-    assert (sent[0]["name"], sent[0]["config"]["judge"]["url"]) == ("run-[hidden]", "https://[hidden]@host/v1")
+    assert (sent[0]["name"], sent[0]["config"]["cluster"]["address"]) == ("run-[hidden]", "https://[hidden]@host/v1")
     assert said == ["log.sinks: wandb could not be started and is left out: RuntimeError: refused [hidden]"]
 
 

@@ -30,7 +30,8 @@ SMALL = (
     "student.attempts=8",
     "arms.save_steps=1",
     "arms.steps=3",
-    'arms.run=["base","hard_only","ps","ps_hard","pq","pq_curriculum"]',
+    "arms.questions=4",
+    'arms.run=["base","hard_only","ps","ps_hard","pq","base_t"]',
 )
 
 
@@ -72,7 +73,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, An
     """The result of a run without worker processes."""
     out = tmp_path_factory.mktemp("runs") / "alone"
     run_tiny(out, source, *SMALL)
-    assert {row["arm"] for row in events(out, "arm_step")} == {"hard_only", "ps_hard", "pq", "pq_curriculum"}
+    assert {row["arm"] for row in events(out, "arm_step")} == {"hard_only", "ps_hard", "pq", "base_t"}
     return result(out)
 
 

@@ -21,8 +21,7 @@ def asked(train: str, *overrides: str, recipe: str | None = "tiny", steps: int |
 
 def test_training_sets_become_arms(tiny_run: Path) -> None:
     assert asked("hard").arms.run == ("base", "hard_only")
-    assert asked("selfinstruct").arms.run == ("base", "self_instruct")
-    assert asked("pq_mixed:runs/demo").arms.run == ("base", "pq_mixed")
+    assert asked("pq_correct:runs/demo").arms.run == ("base", "pq_correct")
     config = asked(f"pq:{tiny_run}")
     assert (config.arms.run, config.arms.pq_from, config.screen.from_run) == (("base", "pq"), str(tiny_run), "")
     assert (config.teacher.steps, config.arms.steps, config.arms.pq_steps) == (0, 5, 0)

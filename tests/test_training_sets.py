@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from loop_helpers import easy_problems, events, read_jsonl, rollouts_of, run_tiny, tiny_config, write_problems
-from recited import ANSWERS, Recited
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
@@ -19,11 +18,11 @@ from soar.engine.rollouts import Rollouts
 from soar.loop import arms as training_sets
 from soar.loop.arms import (
     Material,
+    NothingLeft,
     arm_batches,
-    arm_learning_rate,
     arm_plan,
     arm_steps,
-    majority_answers,
+    oracle,
     read_pq,
     read_teacher,
     training_questions,
@@ -47,7 +46,7 @@ def material(
     teacher: AdapterStack | None = None, pq: list[Problem] | None = None, test: list[Problem] | None = None
 ) -> Any:
     notes: list[str] = []
-    found = Material(pq or [], teacher, test or [], 1, notes.append)  # type: ignore[arg-type]
+    found = Material(pq or [], teacher, test or [], notes.append)  # type: ignore[arg-type]
     object.__setattr__(found, "notes", notes)
     return found
 
@@ -70,27 +69,6 @@ def test_teachers_write_the_asked_number_from_their_own_seed(env: RolloutEnv) ->
     assert same_teacher != base_t  # another arm, another draw
     assert training_questions("base_t", env, settings_of("seed=1"), material()) != base_t
     assert training_questions("hard_only", env, config, material()) == []
-
-
-def test_self_instruct_takes_the_majority_answer() -> None:
-    recited: Any = Recited()
-    noted = material()
-    written = [Problem(q, q, "1") for q in ANSWERS]
-    kept = majority_answers(recited, written, tiny_config("arms.votes=4"), noted)
-    assert {p.question: p.answer for p in kept} == {
-        "never": "2",
-        "always": "1",
-        "half": "1",
-        "once": "1",
-        "unscorable": "1",
-    }
-    assert noted.notes == ["self_instruct: 5 of 6 questions have a majority answer"]
-
-
-def test_self_instruct_on_the_embedded_model(env: RolloutEnv) -> None:
-    found = training_questions("self_instruct", env, settings_of("arms.votes=4"), material())
-    assert 0 < len(found) <= 6
-    assert all(p.answer for p in found)
 
 
 def test_real_problems_of_the_world_are_right_and_not_held_out(env: RolloutEnv) -> None:
@@ -151,26 +129,30 @@ def test_subsets_of_the_promotion_questions_are_equally_large(env: RolloutEnv) -
     noted = material(pq=pq[1:2])
     assert training_questions("pq_correct", env, config, noted) == []
     assert "4 are well-posed" not in noted.notes[0]
-    assert "1 are well-posed and 0 have a correct answer (oracle of world:tiny)" in noted.notes[0]
+    assert "1 are well-posed and 0 have a correct answer" in noted.notes[0]
     assert noted.notes[1] == "so the arm pq_correct is left out"
     assert training_questions("pq", env, config, material(pq=pq)) == pq
+    assert oracle(env, config, pq[:2] + pq[3:4]) == [(True, True), (True, False), (False, False)]
+    with pytest.raises(NothingLeft, match=r"problems\.domain = 'd\.py:D' cannot solve questions"):
+        oracle(env, settings_of("problems.source=f.jsonl", "problems.domain=d.py:D"), pq)
+    with pytest.raises(ConfigError, match=r"pq_correct, pq_sample, pq_well_posed need an exact oracle.*'f\.jsonl'"):
+        settings_of("problems.source=f.jsonl", 'arms.run=["pq_correct"]')
 
 
 def test_batches_and_budgets_of_the_arms() -> None:
     hard = [Problem(f"h{i}", f"h{i}", "0") for i in range(4)]
     questions = [Problem(f"q{i}", f"q{i}", "0") for i in range(4)]
-    config = tiny_config("arms.curriculum_steps=2", "arms.pq_mode=curriculum", "arms.pq_steps=5")
+    config = tiny_config("arms.curriculum_steps=2", "arms.pq_steps=5")
 
     def first(arm: str) -> set[str]:
         return {p.id[0] for batch in arm_batches(arm, config, hard, questions, 4)[:2] for p in batch}
 
-    assert first("pq_curriculum") == first("base_t") == first("pq") == {"q"}
-    mixed = arm_batches("pq_mixed", config, hard, questions, 4)
+    assert first("base_t") == first("pq") == {"q"}
+    mixed = arm_batches("pq", tiny_config(), hard, questions, 4)
     assert sorted(p.id for batch in mixed for p in batch) == sorted(p.id for p in [*hard, *questions])
     assert [arm_steps(arm, config, 0) for arm in ("hard_only", "pq", "real")] == [2, 5, 5]
-    rates = tiny_config("arms.learning_rate=0.5", "arms.learning_rates.real=0.25")
-    assert [arm_learning_rate(arm, rates) for arm in ("hard_only", "real")] == [0.5, 0.25]
-    assert arm_learning_rate("pq", tiny_config()) == tiny_config().student.optimizer.lr
+    assert arm_plan("pq", tiny_config("arms.learning_rate=0.5"), [], {}).lr == 0.5
+    assert arm_plan("pq", tiny_config(), [], {}).lr == tiny_config().student.optimizer.lr
 
 
 def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,14 +240,12 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: py
 
 def test_every_arm_in_one_run(tmp_path: Path) -> None:
     """All arms train, are measured, and leave their questions; PQ arms record what the search cost."""
-    arms = ["base", "hard_only", "pq_curriculum", "pq_correct", "base_t", "teacher_t", "self_instruct", "real"]
+    arms = ["base", "hard_only", "pq", "pq_correct", "base_t", "teacher_t", "real"]
     summary = run_tiny(
         tmp_path / "run", f"arms.run={json.dumps(arms)}", "arms.questions=4", "teacher.steps=1", report=True
     )
     assert set(summary["arms"]) <= set(arms)
-    assert {"base", "hard_only", "pq_curriculum", "base_t", "teacher_t", "self_instruct", "real"} <= set(
-        summary["arms"]
-    )
+    assert {"base", "hard_only", "pq", "base_t", "teacher_t", "real"} <= set(summary["arms"])
     spent = events(tmp_path / "run", "validation")[-1]["student_rollouts"]
     searched = {arm for arm, row in summary["arms"].items() if row.get("search_rollouts") == spent}
     assert searched == {arm for arm in summary["arms"] if arm.startswith("pq")} | {"teacher_t"}
@@ -276,12 +256,7 @@ def test_every_arm_in_one_run(tmp_path: Path) -> None:
         rows = read_jsonl(tmp_path / "run" / "arms" / arm / "questions.jsonl")
         assert set(rows[0]) == {"question", "answer", "topic", "well_posed", "correct"}
     assert all(r["correct"] for r in read_jsonl(tmp_path / "run" / "arms" / "real" / "questions.jsonl"))
-    labels, pq = (read_jsonl(tmp_path / "run" / name) for name in ("pq_labels.jsonl", "pq.jsonl"))
-    assert all(set(row) == {"question", "answer", "judge", "well_posed", "correct"} for row in labels)
-    same = ("question", "answer", "well_posed", "correct")
-    assert [[row[key] for key in same] for row in labels] == [[row[key] for key in same] for row in pq]
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "Self-instruct" in page
+    assert "Base-T" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

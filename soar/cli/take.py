@@ -33,7 +33,6 @@ ARMS = {
     **{name: (name, "arms.pq_from") for name in get_args(TrainedArm) if name.startswith("pq")},
     "teacher": ("teacher_t", "arms.teacher_from"),
     "untrained": ("base_t", None),
-    "selfinstruct": ("self_instruct", None),
     "file": ("real", "arms.real"),
     "real": ("real", None),
 }

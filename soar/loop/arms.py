@@ -6,15 +6,13 @@
 | likelihood | none; paid by the probability of the gold answer (`rewards.likelihood`) |
 | hinted | none; hints of the base model stand in the prompt as long as they are needed (`write_hints`) |
 | solvable | problems that screening found at 0 < p < 0.7 |
-| pq, pq_mixed, pq_curriculum | the promotion questions |
+| pq | the promotion questions |
 | pq_sample, pq_well_posed, pq_correct | equally many of all, of the well-posed, of the correctly answered ones |
 | base_t, teacher_t | N questions of the untrained, of the trained teacher |
-| self_instruct | N questions of the untrained teacher, answered by the base model's majority vote |
 | real | N easier problems with right answers, from a file or from the embedded world |
 
-`self_instruct` stands for SeRL (arXiv 2505.20347) and leaves out its filters and its rounds of self-training; `solvable` for
-mixing in easier samples (arXiv 2510.03971); `hinted` for NuRL (2509.25666) and SAGE (2602.03143). SOAR with a teacher that
-is never trained is no arm but `teacher.reward = "none"`.
+`solvable` stands for mixing in easier samples (arXiv 2510.03971), `hinted` for NuRL (2509.25666) and SAGE (2602.03143). SOAR
+with a teacher that is never trained is no arm but `teacher.reward = "none"`.
 
 Hard-Only gets as many student rollouts as the outer loop spent on training and measuring students; with arms.tokens every
 arm gets the same total of tokens, search and preparation included. `ps_hard` goes on from the promoted student on the hard
@@ -33,41 +31,34 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from soar import seeds
-from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
+from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.memory import split_on_shortage
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.files import read_jsonl
-from soar.loop.judges import open_judge
 from soar.loop.parallel import Parallel, Tick
-from soar.loop.rewards import votes
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Method, Training, TrainState, hinted, rloo_steps, shuffled_passes
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import PromptFormat
-from soar.types import Problem, Screening, UserError, Verdict
-
-PQ_ARMS = ("pq", "pq_mixed", "pq_curriculum")
-PQ_SUBSETS = ("pq_sample", "pq_well_posed", "pq_correct")
+from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 
 @dataclass(frozen=True)
 class Material:
     """What a run has to offer to its arms: promotion questions, the trained teacher, the held-out problems (which no
-    training set may hold), threads, and where notes go. labels: the judge's rows on the promotion questions, once asked.
-    screened: the run's candidates with what screening found, for the arm solvable.
+    training set may hold), and where notes go. screened: the run's candidates with what screening found.
     """
 
     pq: list[Problem]
     teacher: AdapterStack
     hard_test: list[Problem]
-    threads: int
     say: Callable[[str], None]
     screened: list[tuple[Problem, Screening]] = field(default_factory=list)
-    labels: list[dict[str, Any]] = field(default_factory=list)
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
@@ -77,18 +68,16 @@ def training_questions(arm: str, env: RolloutEnv, config: Config, material: Mate
     """
     if arm in HARD_ARMS:
         return []
-    if arm in PQ_ARMS or arm in PQ_SUBSETS:
+    if arm.startswith("pq"):
         if not material.pq:
             material.say(f"no promotion, so there are no promotion questions: the arm {arm} is left out")
             return []
-        return material.pq if arm in PQ_ARMS else pq_subset(arm, env, config, material)
+        return pq_subset(arm, env, config, material) if arm in ORACLE_ARMS else material.pq
     if arm == "solvable":
         return solvable_problems(env, config, material)
     if arm == "real":
         return real_problems(env, config, material)
-    teacher = material.teacher if arm == "teacher_t" else None
-    written = teacher_questions(env, teacher, config, arm)
-    return majority_answers(env, written, config, material) if arm == "self_instruct" else written
+    return teacher_questions(env, material.teacher if arm == "teacher_t" else None, config, arm)
 
 
 def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Config, name: str) -> list[Problem]:
@@ -97,19 +86,6 @@ def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Con
     own = config.model_copy(update={"teacher": one_set, "seed": seeds.derive(config.seed, "arm", name, "questions")})
     (problems,) = write_questions(env, teacher, teacher_prompt(env, config), own, 0).problems_G_Q
     return problems
-
-
-def majority_answers(env: RolloutEnv, written: list[Problem], config: Config, material: Material) -> list[Problem]:
-    """The questions with the majority answer of the base model's arms.votes attempts; those without one are left out."""
-    seed = seeds.derive(config.seed, "arm", "self_instruct", "votes")
-    attempts = env.rollout(
-        None, [written], config.arms.votes, [seed], config.student.sampling, threads=material.threads
-    )
-    winners = [winner or "" for winner, _ in votes(env, attempts)]
-    answered = [replace(p, answer=w) for p, w in zip(written, winners, strict=True)]
-    kept = [p for p, ok in zip(answered, env.verifier.usable(answered), strict=True) if ok]
-    material.say(f"self_instruct: {len(kept)} of {len(written)} questions have a majority answer")
-    return kept
 
 
 def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
@@ -213,27 +189,43 @@ def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> 
 
     Equal sizes, so that a difference between these arms is one of kind, not of number.
     """
-    if not material.labels:
-        judge = open_judge(env, config, material.threads)
-        for p, label in zip(material.pq, judge.label(material.pq), strict=True):
-            row = {"question": p.question, "answer": p.answer, "judge": judge.name}
-            material.labels.append({**row, "well_posed": label.well_posed, "correct": label.correct})
-    rows = list(zip(material.pq, material.labels, strict=True))
+    labelled = list(zip(material.pq, oracle(env, config, material.pq), strict=True))
     pools = {
         "pq_sample": material.pq,
-        "pq_well_posed": [p for p, row in rows if row["well_posed"]],
-        "pq_correct": [p for p, row in rows if row["correct"]],
+        "pq_well_posed": [p for p, (well_posed, _) in labelled if well_posed],
+        "pq_correct": [p for p, (_, correct) in labelled if correct],
     }
     size = min(len(pools["pq_well_posed"]), len(pools["pq_correct"]))
     material.say(
         f"{arm}: {size} of {len(material.pq)} promotion questions; {len(pools['pq_well_posed'])} are well-posed and "
-        f"{len(pools['pq_correct'])} have a correct answer ({material.labels[0]['judge']})"
+        f"{len(pools['pq_correct'])} have a correct answer"
     )
     if size == 0:
         material.say(f"so the arm {arm} is left out")
         return []
     order = seeds.generator(config.seed, "arm", arm, "subset").permutation(len(pools[arm])).tolist()
     return [pools[arm][i] for i in sorted(order[:size])]
+
+
+def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tuple[bool, bool]]:
+    """(well-posed, correctly answered) of every question: exact, by the domain's own solver or by the embedded world.
+
+    Raises NothingLeft where neither is there.
+    """
+    pool, source = cast(VerifierPool, env.verifier), config.problems.source
+    questions = [p.question for p in problems]
+    if pool.domain is not None and pool.domain.solve is not None:
+        answers = pool.solve(questions)
+        golds = [replace(p, answer=answer or "") for p, answer in zip(problems, answers, strict=True)]
+        verdicts = pool.check_answers([p.answer for p in problems], [p.answer for p in golds], columns_of(golds))
+        return [(a is not None, a is not None and v.solved) for a, v in zip(answers, verdicts, strict=True)]
+    if not source.startswith("world:"):
+        raise NothingLeft(
+            f"problems.domain = {config.problems.domain!r} cannot solve questions, so nobody knows which are well-posed and "
+            "which answers correct; give the domain a `solve`"
+        )
+    answers = list(map(get_world(source.removeprefix("world:")).solve, questions))
+    return [(answer is not None, answer == p.answer) for answer, p in zip(answers, problems, strict=True)]
 
 
 def read_pq(place: Path) -> list[dict[str, Any]]:
@@ -278,11 +270,6 @@ def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
     return special or budget_steps(config, loop_rollouts)
 
 
-def arm_learning_rate(name: str, config: Config) -> float:
-    """arms.learning_rates of the arm, else arms.learning_rate, else the student's."""
-    return config.arms.learning_rates.get(name) or config.arms.learning_rate or config.student.optimizer.lr  # type: ignore[call-overload]
-
-
 def budget_steps(config: Config, loop_rollouts: int) -> int:
     """RLOO steps of Hard-Only: arms.steps, or enough to spend the outer loop's student rollouts (rounded up)."""
     per_step = config.student.prompts_per_step * config.student.attempts
@@ -294,9 +281,8 @@ def arm_batches(
 ) -> list[list[Problem]]:
     """Training batches [steps][prompts_per_step] of an arm.
 
-    Mixed: passes over questions and hard problems together. Curriculum: arms.curriculum_steps of questions only, then
-    hard problems only. The arms pq_mixed and pq_curriculum say it in their name, for the others arms.pq_mode decides.
-    hard_only_128: every problem stands there as often as a group of 128 needs.
+    arms.curriculum_steps of questions only, then hard problems only; with 0 passes over both together. hard_only_128: every
+    problem stands there as often as a group of 128 needs.
     """
     seed, per_step = seeds.derive(config.seed, "arm", name), config.student.prompts_per_step
     if name in HARD_ARMS:
@@ -305,8 +291,7 @@ def arm_batches(
         return [[problem for problem in batch for _ in range(copies)] for batch in batches]
     if name not in TRAINED:
         raise ValueError(f"arm {name!r} is not trained")
-    mode = {"pq_mixed": "mixed", "pq_curriculum": "curriculum"}.get(name, config.arms.pq_mode)
-    if mode == "mixed":
+    if not config.arms.curriculum_steps:
         return shuffled_passes([*questions, *hard_train], seed, steps, per_step)
     first = min(steps, config.arms.curriculum_steps)
     rest = shuffled_passes(hard_train, seed + 1, steps - first, per_step) if steps > first else []
@@ -369,7 +354,7 @@ def arm_plan(
     """The plan of an arm of arms.run on these batches."""
     method = Method(group_copies(name, config), name == "likelihood", hints)
     seed = seeds.derive(config.seed, "arm", name, "student")
-    return ArmPlan(name, batches, seed, arm_learning_rate(name, config), method, tokens)
+    return ArmPlan(name, batches, seed, config.arms.learning_rate or config.student.optimizer.lr, method, tokens)
 
 
 Due = Callable[[int], bool]

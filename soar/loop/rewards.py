@@ -1,22 +1,19 @@
 """What the teacher is paid for: measured improvement, or one of the rewards that it is compared with. And a dense reward for
 students that needs no verifier, `likelihood`.
 
-`grounded` is the method's. The intrinsic rewards look at the baseline student's attempts at the written questions
-instead: `learnability` (0 if it never succeeds, else 1 - success rate), `uncertainty` (1 - 2|p - 1/2| of the majority's
-share p) and `band` (1 where 12.5 % to 62.5 % of the attempts succeed), success being agreement with the answer that the
-teacher wrote. `shuffled` is grounded on questions whose answers are permuted within their dataset: a null in which
-nothing can be learned. With every reward the loop trains and measures the same students and promotes by their measured
-improvement; only what the teacher learns from differs. Left out: a duplicate penalty, and any mixture of rewards.
+`grounded` is the method's. `learnability` looks at the baseline student's attempts at the written questions instead.
+`shuffled` is grounded on questions whose answers are permuted within their dataset: a null in which nothing can be learned.
+With every reward the loop trains and measures the same students and promotes by their measured improvement; only what the
+teacher learns from differs. Left out: a duplicate penalty, and any mixture of rewards.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,33 +52,6 @@ def learnability(success: float) -> float:
     return 0.0 if success == 0 else 1.0 - success
 
 
-def uncertainty(agreement: float) -> float:
-    """R-Zero's challenger reward 1 - 2|p - 1/2|, highest where the majority answer has half of the attempts."""
-    return 1.0 - 2.0 * abs(agreement - 0.5)
-
-
-def band(success: float, low: float = 0.125, high: float = 0.625) -> float:
-    """1 where the success rate lies in [low, high], else 0 (the accuracy range of SvS)."""
-    return 1.0 if low <= success <= high else 0.0
-
-
-def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
-    """The most frequent answer (the first of equals) and its share of all attempts.
-
-    None, "no answer", is no vote: it never wins, but an attempt without an answer lowers the share. (None, 0.0) without
-    votes.
-    """
-    votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
-        return None, 0.0
-    answer, count = votes.most_common(1)[0]
-    return answer, count / len(answers)
-
-
-INTRINSIC = {"learnability": learnability, "uncertainty": uncertainty, "band": band}
-"""Name -> reward of a question, from a success rate (learnability, band) or the majority's share (uncertainty)."""
-
-
 @dataclass(frozen=True)
 class Payment:
     """The teacher's rewards of one step.
@@ -95,13 +65,6 @@ class Payment:
     reward_G: list[float | None]
     rollouts: int = 0
     tokens: int = 0
-
-
-class State(Protocol):
-    """What is needed of `teacher.LoopState`: the number of the step and the baseline student."""
-
-    step: int
-    baseline: AdapterStack
 
 
 def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets:
@@ -122,7 +85,8 @@ def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets
 
 def pay(
     env: RolloutEnv,
-    state: State,
+    baseline: AdapterStack,
+    step: int,
     question_sets: QuestionSets,
     improvement_G: Sequence[float | None],
     config: Config,
@@ -130,29 +94,23 @@ def pay(
 ) -> Payment:
     """The teacher's reward of every dataset or question.
 
-    improvement_G: the grounded reward (None: no valid student). An intrinsic reward costs intrinsic.attempts of the
-    baseline student at every question; a question of which no attempt can be scored has none.
+    improvement_G: the grounded reward (None: no valid student). Learnability costs intrinsic.attempts of the baseline
+    student at every question; a question of which no attempt can be scored has none.
     """
-    kind = config.teacher.reward
-    if kind == "none":
+    if config.teacher.reward == "none":
         return Payment([], [None] * len(improvement_G))
-    if kind not in INTRINSIC:
+    if config.teacher.reward != "learnability":
         return Payment(list(improvement_G), list(improvement_G))
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
-    seed = seeds.derive(config.seed, "intrinsic", state.step)
+    seed = seeds.derive(config.seed, "intrinsic", step)
     batch = env.rollout(
-        state.baseline, [questions], config.intrinsic.attempts, [seed], config.student.sampling, threads=threads
+        baseline, [questions], config.intrinsic.attempts, [seed], config.student.sampling, threads=threads
     )
-    shares_Q = [share for _, share in votes(env, batch)] if kind == "uncertainty" else success_rates(batch)
-    reward_Q = [None if share is None else INTRINSIC[kind](share) for share in shares_Q]
+    reward_Q = [None if rate is None else learnability(rate) for rate in success_rates(batch)]
     n = len(question_sets.problems_G_Q[0])
-    reward_G = [_mean(reward_Q[first : first + n]) for first in range(0, len(reward_Q), n)]
-    return Payment(reward_Q if config.intrinsic.credit == "question" else reward_G, reward_G, batch.count, batch.tokens)
-
-
-def _mean(rewards: Sequence[float | None]) -> float | None:
-    there = [reward for reward in rewards if reward is not None]
-    return sum(there) / len(there) if there else None
+    reward_G_Q = [[r for r in reward_Q[first : first + n] if r is not None] for first in range(0, len(reward_Q), n)]
+    reward_G = [sum(rewards) / len(rewards) if rewards else None for rewards in reward_G_Q]
+    return Payment(reward_Q, reward_G, batch.count, batch.tokens)
 
 
 def success_rates(batch: RolloutBatch) -> list[float | None]:
@@ -160,19 +118,6 @@ def success_rates(batch: RolloutBatch) -> list[float | None]:
     valid_Q = batch.valid_P_Q_N[0].sum(-1).tolist()
     solved_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N)[0].sum(-1).tolist()
     return [solved / valid if valid else None for solved, valid in zip(solved_Q, valid_Q, strict=True)]
-
-
-def votes(env: RolloutEnv, batch: RolloutBatch) -> list[tuple[str | None, float]]:
-    """Majority answer and its share for each question, over the first policy's attempts (see `majority`)."""
-    _, Q, N = batch.solved_P_Q_N.shape
-    answers = env.verifier.read_answers(batch.rollouts.texts(env.backbone)[: Q * N])
-    votes_Q = []
-    for first in range(0, Q * N, N):
-        answers_N = answers[first : first + N]
-        ballots_N = [None if answer is None else env.verifier.ballot(answer) for answer in answers_N]
-        winner, share = majority(ballots_N)
-        votes_Q.append((None if winner is None else answers_N[ballots_N.index(winner)], share))
-    return votes_Q
 
 
 def answer_marks(fmt: Any) -> tuple[str, str]:

@@ -76,8 +76,6 @@ class Verifier(Protocol):
 
     def read_answers(self, completions: Sequence[str]) -> list[str | None]: ...
 
-    def ballot(self, answer: str) -> str: ...
-
     def read_problems(
         self,
         texts: Sequence[str],

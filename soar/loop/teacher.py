@@ -157,8 +157,7 @@ class OuterLoop:
         batches_P_S, seed_P = [], []
         for k, problems in enumerate(question_sets.problems_G_Q):
             for j in range(config.repeats):
-                place = (j,) if config.common_seeds else (k, j)
-                seed_P.append(seeds.derive(self.config.seed, "student", state.step, *place))
+                seed_P.append(seeds.derive(self.config.seed, "student", state.step, k, j))
                 batches_P_S.append(shuffled_passes(problems, seed_P[-1], steps, config.prompts_per_step))
         lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
         total, size = steps * len(seed_P), self._chunk(len(seed_P))
@@ -207,7 +206,7 @@ class OuterLoop:
         if self.teacher_reward is not None:
             earned_G = self.teacher_reward(question_sets, measured, state.step)
             return Payment(earned_G, earned_G)
-        payment = pay(self.env, state, question_sets, measured.reward_G, self.config, self.threads)
+        payment = pay(self.env, state.baseline, state.step, question_sets, measured.reward_G, self.config, self.threads)
         self._measured(payment.rollouts, payment.tokens)
         return payment
 

@@ -23,8 +23,7 @@ from soar.types import UserError
 
 TRAIN, MEASURE = "students train", "students measured"
 GENERATED = ("world:", "reasoning_gym:")
-INTRINSIC = ("learnability", "uncertainty", "band")
-WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "self_instruct")
+WRITTEN_BY_TEACHER = ("base_t", "teacher_t")
 PAPER_HOURS = "the paper's run: 1,536 to 1,920 GPU-hours (32 H100 or H200 for 48 to 60 hours)"
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
 SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such models are bound by overhead
@@ -147,7 +146,7 @@ def _loop(config: Config, assumptions: Assumptions, hard_train: float) -> list[W
     baseline = once * min(hard_train * (1 + assumptions.promotions), asked * teacher.steps)
     measured = teacher.steps * students * asked * reward.attempts + baseline
     # The baseline student's attempts at written questions, for an intrinsic teacher reward.
-    intrinsic = float(pairs * config.intrinsic.attempts) if teacher.reward in INTRINSIC else 0.0
+    intrinsic = float(pairs * config.intrinsic.attempts) if teacher.reward == "learnability" else 0.0
     learned = pairs * (assumptions.teacher_prompt_tokens + assumptions.teacher_tokens) * (teacher.reward != "none")
     tokens = measured * assumptions.hard_tokens + intrinsic * assumptions.question_tokens
     trained = sampled * assumptions.question_gradient_share * row
@@ -167,9 +166,8 @@ def _arm(arm: str, config: Config, assumptions: Assumptions, hard_train: float, 
     steps = fixed or arms.steps or max(1, math.ceil(spent / per_step))
     promoted = max(1.0, assumptions.promotions) * config.teacher.questions
     questions = 0.0 if arm in HARD_ARMS else promoted if arm.startswith("pq") else float(arms.questions)
-    mode = {"pq_mixed": "mixed", "pq_curriculum": "curriculum"}.get(arm, arms.pq_mode)
     share = questions / max(1.0, questions + hard_train)
-    if mode == "curriculum" and questions:
+    if arms.curriculum_steps and questions:
         share = min(steps, arms.curriculum_steps) / steps
     rollouts = float(steps * per_step)
     tokens = share * assumptions.question_tokens + (1 - share) * assumptions.hard_tokens
@@ -178,8 +176,6 @@ def _arm(arm: str, config: Config, assumptions: Assumptions, hard_train: float, 
     trained = share * assumptions.question_gradient_share * question_row
     trained += (1 - share) * assumptions.hard_gradient_share * hard_row
     written = arms.questions * assumptions.texts_per_pair * assumptions.teacher_tokens * (arm in WRITTEN_BY_TEACHER)
-    if arm == "self_instruct":
-        written += arms.questions * arms.votes * assumptions.question_tokens
     return Work("arms", arm, rollouts, rollouts * tokens + written, rollouts * trained, student.optimizer.kl > 0)
 
 

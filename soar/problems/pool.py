@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract, normalize
+from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract
 from soar.problems.domain import Domain, load_domain
 from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse_all, refuse_duplicates
 from soar.problems.prompts import PromptFormat
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_value, judge_gold, read_number
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_value, judge_gold
 from soar.problems.worker import MARK, kept_environment
 from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
@@ -287,15 +287,6 @@ class VerifierPool:
         if self.domain is None or self.domain.read_answer is None:
             return [extract(text, self.answer_style) for text in completions]
         return self._texts([("extract", text[-MAX_COMPLETION_CHARS:], {}) for text in completions])
-
-    @staticmethod
-    def ballot(answer: str) -> str:
-        """What two equal votes have in common: the value of a number, else the normalised text.
-
-        Coarser than a verifier on expressions (`x+1` and `1+x` are two votes), but it costs nothing on hostile text.
-        """
-        number = read_number(answer)
-        return normalize(answer) if number is None else str(number)
 
     def solve(self, questions: Sequence[str]) -> list[str | None]:
         """The domain's own answers; None where it has none, or its solver failed."""

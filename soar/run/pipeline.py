@@ -279,7 +279,6 @@ class Run:
                 continue
             if plan is not None:
                 plans[arm], prepared[arm] = plan, self._tokens() - before
-        write_lines(self.folder.path / "pq_labels.jsonl", material.labels)
         fresh = TrainState(0, self._fresh())
         states = {arm: TrainState(0, self._ps()) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
@@ -378,7 +377,7 @@ class Run:
             teacher = read_teacher(self.env.backbone, Path(arms.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
-        return Material(pq, teacher, self.hard_test, self.threads, self.progress.say, self.screened)
+        return Material(pq, teacher, self.hard_test, self.progress.say, self.screened)
 
     def _fresh(self) -> AdapterStack:
         """The adapter that every student starts from: the base model itself."""
