@@ -223,7 +223,7 @@ def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: i
     start = random_stack(env.backbone, 1)
 
     def run(begun: list[TrainState], steps: int) -> list[TrainState]:
-        students = Training.resumed(begun, CONFIG, [Method()] * 2, env.backbone.device)
+        students = Training.resumed(begun, CONFIG, [Method()] * 2, env.backbone)
         for _ in rloo_steps(env, students, batches(2), [7, 8], CONFIG, LR):
             if students.step == steps:
                 break
@@ -245,7 +245,8 @@ def test_hints_fade_with_success_and_come_back_without() -> None:
     shown = [hinted(problem, "one two three four five six", level).question for level in range(5)]
     assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
     assert [len(text.split()) for text in shown] == [1, 4, 5, 7, 8]  # a quarter of six words, rounded up
-    students = Training(random_stack(tiny_backbone(), 1), CONFIG, [Method(hints={"p": "a hint"})])
+    backbone = tiny_backbone()
+    students = Training(backbone, random_stack(backbone, 1), CONFIG, [Method(hints={"p": "a hint"})])
     levels = []
     for solved in (False, True, True, True, True, True, False):
         attempts = torch.tensor([[[False, solved]]])

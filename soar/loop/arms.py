@@ -425,7 +425,7 @@ def train_segment(
     def job(members: list[int]) -> list[TrainState]:
         mine = [plans[i] for i in members]
         methods = [plan.method for plan in mine]
-        students = Training.resumed([states[i] for i in members], config.student, methods, env.backbone.device)
+        students = Training.resumed([states[i] for i in members], config.student, methods, env.backbone)
         batches, seed_P = [plan.batches for plan in mine], [plan.seed for plan in mine]
         for _ in rloo_steps(env, students, batches, seed_P, config.student, mine[0].lr, threads):
             tick()

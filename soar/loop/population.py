@@ -92,7 +92,7 @@ def train_chunk(
 
     def job(members: list[int]) -> Population:
         slices = [0] * len(members) if start.policies == 1 else members
-        students = Training(start.select(slices), config)
+        students = Training(env.backbone, start.select(slices), config)
         batches, seeds = [batches_P_S[i] for i in members], [seed_P[i] for i in members]
         for _ in rloo_steps(env, students, batches, seeds, config, lr, threads):
             tick()

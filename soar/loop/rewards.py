@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from soar import seeds
+from soar.backends.base import score
 from soar.config import Config, ConfigError
-from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
-from soar.engine.update import micro_batch_limit, micro_batches
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
 from soar.types import Problem
@@ -179,18 +178,14 @@ def mean_probability(
 ) -> Tensor:
     """Mean probability [B] of the last answer_B[b] tokens written behind each prompt (0 of none), rows policy-major, on the
     CPU."""
-    rows, result_B = len(prompts) // stack.policies, torch.zeros(len(prompts))
+    result_B = torch.zeros(len(prompts))
     length_B, done_B = torch.tensor([len(ids) for ids in written]), torch.ones(len(prompts), dtype=torch.bool)
     tokens_B_T = torch.full((len(prompts), int(length_B.max())), backbone.pad_id)
     for row, ids in enumerate(written):
         tokens_B_T[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
     asked = Rollouts(prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), done_B, ~done_B)
-    kept_P = [[i for i in range(p * rows, (p + 1) * rows) if written[i]] for p in range(stack.policies)]
-    for rows_P in micro_batches(asked, kept_P, micro_batch_limit(backbone), backbone.apart):
-        packed = pack(backbone, asked, rows_P)
-        with torch.no_grad(), backbone.use(stack):
-            share_R_T = token_logprobs(backbone, packed, temperature).exp().cpu()
-        for row, share_T in zip(packed.row_R.tolist(), share_R_T, strict=True):
-            end = len(written[row])
-            result_B[row] = share_T[end - answer_B[row] : end].mean()
+    share_B_T = score(backbone, stack, asked, temperature).exp()
+    for row, end in enumerate(map(len, written)):
+        if end:
+            result_B[row] = share_B_T[row, end - answer_B[row] : end].mean()
     return result_B

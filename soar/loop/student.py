@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from soar import seeds
+from soar.backends.base import begin, update
 from soar.config import StudentConfig
-from soar.engine.policy import AdapterStack, concat
+from soar.engine.policy import AdapterStack, Backbone, concat
 from soar.engine.rloo import group_shares, leave_one_out
-from soar.engine.update import StackOptimizer, UpdateStats, update
+from soar.engine.update import UpdateStats
 from soar.loop.rewards import likelihood
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.types import Problem
@@ -84,14 +85,16 @@ class Training:
 
     def __init__(
         self,
+        backbone: Backbone,
         start: AdapterStack,
         config: StudentConfig,
         methods: Sequence[Method] = (),
         begun: Sequence[TrainState] = (),
     ) -> None:
-        self.stack, self.methods = start, methods or [Method()] * start.policies
+        self.methods = methods or [Method()] * start.policies
         self.metrics_P: list[list[Metrics]] = [[] for _ in range(start.policies)]
-        self.optimizer = StackOptimizer(start, config.optimizer)
+        self.optimizer = begin(backbone, start, config.optimizer)
+        self.stack = self.optimizer.stack
         self.step = begun[0].step if begun else 0
         self.rollouts_P = [state.rollouts for state in begun] or [0] * start.policies
         self.tokens_P = [state.tokens for state in begun] or [0] * start.policies
@@ -106,10 +109,11 @@ class Training:
 
     @staticmethod
     def resumed(
-        states: Sequence[TrainState], config: StudentConfig, methods: Sequence[Method], device: torch.device
+        states: Sequence[TrainState], config: StudentConfig, methods: Sequence[Method], backbone: Backbone
     ) -> Training:
         """Students that go on side by side from where each of them stands."""
-        return Training(concat([state.stack for state in states]).to(device), config, methods, states)
+        stack = concat([state.stack for state in states]).to(backbone.device)
+        return Training(backbone, stack, config, methods, states)
 
     def pose(self, problems_P_Q: list[list[Problem]]) -> list[list[Problem]]:
         """The problems as they are put to each student, with its hints."""

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from soar import seeds
+from soar.backends.base import Optimizer, begin, update
 from soar.config import Config, RewardConfig, SamplingConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
-from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
+from soar.engine.update import UpdateStats, learning_rate
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
@@ -45,7 +46,7 @@ class LoopState:
     """
 
     teacher: AdapterStack
-    optimizer: StackOptimizer
+    optimizer: Optimizer
     baseline: AdapterStack
     step: int = 0
     promotions: int = 0
@@ -309,7 +310,8 @@ def new_state(env: RolloutEnv, config: Config) -> LoopState:
     """Teacher and baseline student as fresh adapters on the base model (method: both start as copies of it)."""
     teacher = env.backbone.new_stack(seeds.derive(config.seed, "teacher", "init"))
     baseline = env.backbone.new_stack(seeds.derive(config.seed, "student", "init"))
-    return LoopState(teacher, StackOptimizer(teacher, config.teacher.optimizer), baseline)
+    optimizer = begin(env.backbone, teacher, config.teacher.optimizer)
+    return LoopState(optimizer.stack, optimizer, baseline)
 
 
 def measure_chunk(

@@ -20,11 +20,10 @@ from soar.files import sha256_of, sync, write_json, write_tensors
 from soar.types import UserError
 
 if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
-    import torch
     from torch import Tensor
 
     from soar.config import Config
-    from soar.engine.policy import AdapterStack
+    from soar.engine.policy import AdapterStack, Backbone
     from soar.loop.student import TrainState
     from soar.loop.teacher import LoopState
 
@@ -197,11 +196,11 @@ def to_checkpoint(state: RunState) -> Checkpoint:
     )
 
 
-def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config) -> RunState:
-    """Inverse of `to_checkpoint`, tensors on `device`."""
+def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) -> RunState:
+    """Inverse of `to_checkpoint`, tensors on the backbone's device."""
 
+    from soar.backends.base import begin
     from soar.engine.policy import AdapterStack
-    from soar.engine.update import StackOptimizer
     from soar.loop.student import TrainState
     from soar.loop.teacher import LoopState
 
@@ -212,12 +211,11 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device, config: Config
         return {k.removeprefix(start): v for k, v in checkpoint.tensors.items() if k.startswith(start)}
 
     def stack(name: str) -> AdapterStack:
-        return AdapterStack(data["kind"], {k: v.to(device) for k, v in part(name).items()}, data["scale"])
+        return AdapterStack(data["kind"], {k: v.to(backbone.device) for k, v in part(name).items()}, data["scale"])
 
-    teacher = stack("teacher")
-    optimizer = StackOptimizer(teacher, config.teacher.optimizer)
+    optimizer = begin(backbone, stack("teacher"), config.teacher.optimizer)
     optimizer.restore(part("optimizer"))
-    loop = LoopState(teacher, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
+    loop = LoopState(optimizer.stack, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
     loop.best = stack("best") if loop.best_rate >= 0 else None
     arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
     state = RunState(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
+from soar.backends.base import local
 from soar.config import HARD_ARMS, Config
 from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, concat
@@ -121,7 +122,7 @@ class Run:
                 self._save()
         self.folder.tell(self.progress.insist)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
-            save_adapter(self.env.backbone, stack, self.folder.path / name)
+            save_adapter(self.env.backbone, local(self.env.backbone, stack), self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
         report_at_the_end(self.folder.path, self.progress.insist)
@@ -433,7 +434,7 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         screening = self.state.seconds.get("screen", 0.0)
-        self.state = from_checkpoint(checkpoint, self.env.backbone.device, self.config)
+        self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
         self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
 
 

@@ -1,0 +1,1 @@
+"""What computes for the loop: this process, or a training service."""

@@ -1,0 +1,92 @@
+"""The seam between the loop and what computes.
+
+The loop holds policies as `AdapterStack`s and never looks into their tensors. What it asks of whoever computes is here, and
+the draws are a `Sampler`'s. A plain `Backbone` computes in this process, by the functions of soar.engine; one that is a
+`Backend` does these things itself, and its stacks hold what it needs to find its weights again.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from soar.config import OptimizerConfig
+from soar.engine import update as native
+from soar.engine.logprobs import pack, token_logprobs
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Rollouts
+from soar.engine.update import StackOptimizer, UpdateStats, micro_batch_limit, micro_batches
+
+
+class Optimizer(Protocol):
+    """AdamW on its way. stack: what it trains, in place. state, restore: flat tensors, policies on the first axis."""
+
+    stack: AdapterStack
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, flat: dict[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A backbone whose weights are elsewhere. `new_stack` makes adapters, `begin` forks policies from them to train."""
+
+    def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Optimizer: ...
+
+    def step(
+        self,
+        optimizer: Optimizer,
+        rollouts: Rollouts,
+        advantage_B: Tensor,
+        lr: float,
+        temperature: float,
+        max_tokens: int,
+    ) -> UpdateStats: ...
+
+    def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor: ...
+
+    def local(self, stack: AdapterStack) -> AdapterStack: ...
+
+
+def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> Optimizer:
+    """A fresh AdamW over every slice of a stack; from here on its `stack` is the one that is trained."""
+    return backbone.begin(stack, config) if isinstance(backbone, Backend) else StackOptimizer(stack, config)
+
+
+def update(
+    backbone: Backbone,
+    stack: AdapterStack,
+    optimizer: Optimizer,
+    rollouts: Rollouts,
+    advantage_B: Tensor,
+    lr: float,
+    temperature: float,
+    max_tokens: int,
+) -> UpdateStats:
+    """One RLOO step of every policy of the stack, as `engine.update.update` documents it."""
+    if isinstance(backbone, Backend):
+        return backbone.step(optimizer, rollouts, advantage_B, lr, temperature, max_tokens)
+    assert isinstance(optimizer, StackOptimizer)
+    return native.update(backbone, stack, optimizer, rollouts, advantage_B, lr, temperature, max_tokens)
+
+
+def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperature: float) -> Tensor:
+    """Log-probability [B, T] of every token of the rollouts under their policies, on the CPU; what is not there is 0."""
+    if isinstance(backbone, Backend):
+        return backbone.score(stack, rollouts)
+    each, logprob_B_T = rollouts.rows // stack.policies, torch.zeros(rollouts.tokens_B_T.shape)
+    kept_P = [[row for row in range(p * each, (p + 1) * each) if rollouts.length_B[row]] for p in range(stack.policies)]
+    for rows_P in micro_batches(rollouts, kept_P, micro_batch_limit(backbone), backbone.apart):
+        packed = pack(backbone, rollouts, rows_P)
+        with torch.no_grad(), backbone.use(stack):
+            logprob_R_T = token_logprobs(backbone, packed, temperature).cpu()
+        logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T
+    return logprob_B_T
+
+
+def local(backbone: Backbone, stack: AdapterStack) -> AdapterStack:
+    """The stack with its weights here, one slice, to be written into a file."""
+    return backbone.local(stack) if isinstance(backbone, Backend) else stack
