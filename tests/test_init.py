@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import tomllib
+import runpy
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
-from soar.cli import main, reference, start
+from soar.cli import main, start
 from soar.config import Config, build, flat, load
-from soar.types import Problem
 
 
 def write_problems(path: Path, answers: list[str]) -> Path:
@@ -27,7 +26,7 @@ def test_a_recipe_loads_and_says_what_was_chosen(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr()
     assert printed.out == f"{file}\n"
     assert "question = column 'problem'" in printed.err
-    assert "some/model is no folder with a config.json, so it is taken as a hub id" in printed.err
+    assert "some/model has no config.json here (a hub id, or GGUF): its context and format" in printed.err
     changed = {
         "name": "mine", "model.path": "some/model", "problems.source": str(problems), "problems.verifier": "math",
         "problems.question_column": "problem", "problems.answer_column": "solution",
@@ -48,29 +47,25 @@ def test_a_recipe_loads_and_says_what_was_chosen(tmp_path: Path, capsys: pytest.
         (["A"] * 10 + ["7"], "math"),
     ],
 )
-def test_the_simplest_verifier_that_reads_the_answers(answers: list[str], verifier: str) -> None:
-    problems = [Problem(str(i), "q", answer) for i, answer in enumerate(answers)]
-    assert start.choose_verifier(problems)[0] == verifier
+def test_the_simplest_verifier_that_reads_the_answers(tmp_path: Path, answers: list[str], verifier: str) -> None:
+    source = str(write_problems(tmp_path / "p.jsonl", answers))
+    columns: dict[str, str | None] = {"question_column": None, "answer_column": None, "domain": None}
+    assert start.fit_problems(source, columns, []) == {"verifier": verifier}
+    assert columns["answer_column"] == "solution"
 
 
-def test_a_model_folder_is_looked_at(tmp_path: Path) -> None:
-    def keys() -> dict[str, object]:
-        draft = start.Draft({})
-        draft.look_at_model(str(tmp_path))
-        return draft.keys
-
-    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
-    budgets = {"student.sampling.max_tokens": 256, "teacher.sampling.max_tokens": 256}
-    assert keys() == {"model.path": str(tmp_path), "problems.format": "question_answer", **budgets}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 32768}))
-    assert keys() == {"model.path": str(tmp_path)}
-
-
-def test_text_that_toml_must_quote_survives() -> None:
-    name = 'quoted " and \\ back # no comment\u00e9'
-    text = start.recipe_text({"model.path": name, "problems.verifier": "exact"})
-    assert tomllib.loads(text)["model"]["path"] == name
+def test_a_model_folder_is_looked_at_and_names_are_quoted(tmp_path: Path) -> None:
+    folder = tmp_path / 'quoted " and \\ # back \u00e9'
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+    file = tmp_path / "mine.toml"
+    assert main(["init", str(file), "--model", str(folder), "--problems", "world:tiny"]) == 0
+    config = load(str(file))
+    assert (config.model.path, config.problems.format) == (str(folder), "question_answer")
+    assert (config.student.sampling.max_tokens, config.teacher.sampling.max_tokens) == (256, 256)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 32768}))
+    assert start.fit_model(folder) == ({}, [])
 
 
 def test_init_does_not_replace_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,15 +87,13 @@ def test_a_key_that_is_not_given_has_the_default_of_its_place() -> None:
     assert (built.teacher.optimizer.schedule, built.teacher.sampling.max_tokens) == ("cosine", 512)
 
 
-def test_the_reference_page_is_current_and_has_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config-reference"]) == 0
-    page = capsys.readouterr().out
+def test_the_reference_page_is_current_and_has_every_key_with_its_default() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "config_page.py"))
+    page = made["markdown"]()
     wanted = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    assert wanted == page, "run: soar config-reference --out docs/config.md"
+    assert wanted == page, "run: python docs/config_page.py"
     rows = [line.replace("\\|", "/").split(" | ") for line in page.splitlines() if line.startswith("| `")]
     defaults = {row[0].strip("| `"): row[2].strip("` ") for row in rows}
-    assert defaults == {key: reference.toml(value) for key, value in flat(Config().resolved()).items()}
+    assert defaults == {key: made["toml"](value) for key, value in flat(Config().resolved()).items()}
     assert defaults["teacher.optimizer.schedule"] != defaults["student.optimizer.schedule"]
     assert "| `screen.attempts` | integer \u2265 0 | `128` | 0: trust the file, screen nothing |" in page
-    assert "| `problems.test_share` | number > 0, < 1 | `0.5` |" in page
-    assert "| `arms.run` | list of `base`, `ps`, `hard_only`, " in page

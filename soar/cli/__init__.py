@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -12,19 +13,16 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from soar.cli import look, reference, start, take
+from soar.cli import look, start, take
 from soar.config import RECIPES, TRUSTED
 from soar.files import STORAGE_ERRNOS, scrub, visible
 from soar.types import VERSION, UserError
 
-PANELS: dict[str, dict[str, Callable[..., int | None]]] = {
-    "Start": {"init": start.init, "check": start.check, "screen": start.screen, "run": start.run},
-    "Look": {"watch": look.watch, "report": look.report, "doctor": look.doctor, "verify": look.verify},
-    "Take": {
-        "export": take.export, "eval": take.evaluate, "student": take.student, "study": take.study,
-        "review": take.review,
-    },
-}  # fmt: skip
+PANELS: dict[str, tuple[Callable[..., int | None], ...]] = {
+    "Start": (start.init, start.check, start.screen, start.run),
+    "Look": (look.watch, look.report, look.doctor, look.verify),
+    "Take": (take.export, take.eval_, take.student, take.study, take.review),
+}
 TRAINING = ("torch", "transformers", "peft")  # what the extra `train` brings
 RESUMABLE = ("screen", "run", "student", "study")
 SEVERAL = ("--adapter", "--seeds")  # take all values up to the next option
@@ -38,9 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _panel, _commands in PANELS.items():
-    for _name, _command in _commands.items():
-        app.command(_name, rich_help_panel=_panel)(_command)
-app.command("config-reference", hidden=True)(reference.config_reference)
+    for _command in _commands:
+        app.command(_command.__name__.strip("_"), rich_help_panel=_panel)(_command)
 
 
 def _version(asked: bool) -> None:
@@ -52,9 +49,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _soar(
     version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    trust_run: Annotated[
-        bool, Option("--trust-run", help="Run code that a run folder names (anywhere in the command).")
-    ] = False,
+    trust_run: Annotated[bool, Option("--trust-run", help="Run code that a run folder names (anywhere).")] = False,
 ) -> None:
     TRUSTED.set(trust_run)
 
@@ -65,55 +60,49 @@ def main(argv: list[str] | None = None) -> int:
     0 done, 1 refused or failed, 2 wrong usage, 3 paused (a limit, or a promotion on hold), 130 and 143 stopped by SIGINT
     and SIGTERM.
     """
-    _open_streams()
-    try:
-        code = _main(sys.argv[1:] if argv is None else argv)
-    except BrokenPipeError:
-        if not _reader_gone():
-            raise
-        code = 0  # whoever read the output has gone (`soar ... | head`); what the command did is done
-    finally:
-        lost = _settle_streams()
-    if lost is not None and code == 0:
-        _complain(lost)
-        return 1
-    return code
-
-
-def _main(words: list[str]) -> int:
-    if "_SOAR_COMPLETE" in os.environ:
-        app(prog_name="soar")
+    words = sys.argv[1:] if argv is None else argv
     again = "; continue with --resume" if words[:1] and words[0] in RESUMABLE else ""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # for what the terminal's encoding lacks
     try:
-        with typer.main.get_command(app).make_context(
-            "soar", _spread(words) or ["--help"], obj=["soar", *words]
-        ) as ctx:
-            return ctx.command.invoke(ctx) or 0
+        return _main(words)
     except typer.Exit as end:
         return end.exit_code
     except UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return 2
     except KeyboardInterrupt:
-        _complain(f"interrupted{again}{again and ' (where nothing was saved yet, with the same command)'}")
-        return 130
+        return _complain(f"interrupted{again}{again and ' (where nothing was saved yet, with the same command)'}", 130)
     except UserError as error:
-        _complain(str(error))
-        return error.exit_code
+        return _complain(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in TRAINING:
             raise
         install = "pip install 'soar-rl[train]'"
-        _complain(f"this command runs a model and needs {error.name}, which is not installed: {install}")
-        return 1
+        return _complain(f"this command runs a model and needs {error.name}, which is not installed: {install}")
     except MemoryError:
-        _complain(f"out of memory; free memory{again.replace('; ', ', then ')}")
-        return 1
+        return _complain(f"out of memory; free memory{again.replace('; ', ', then ')}")
     except OSError as error:
-        if error.errno not in STORAGE_ERRNOS:
+        gone = error.errno == errno.EPIPE and _reader_gone()
+        if not gone and error.errno not in STORAGE_ERRNOS:
             raise
-        _complain(f"{error.filename or 'the output or a temporary file'}: {error.strerror}")
-        return 1
+        try:
+            sys.stdout.flush()
+        except OSError:  # what it still holds is dropped, or the interpreter would fail on it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if gone else _complain(f"{error.filename or 'the output or a temporary file'}: {error.strerror}")
+
+
+def _main(words: list[str]) -> int:
+    if "_SOAR_COMPLETE" in os.environ:
+        app(prog_name="soar")
+    command, spread = typer.main.get_command(app), _spread(words) or ["--help"]
+    with command.make_context("soar", spread, obj=["soar", *words]) as ctx:
+        code: int = ctx.command.invoke(ctx) or 0
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
 
 
 def _spread(words: list[str]) -> list[str]:
@@ -129,53 +118,17 @@ def _spread(words: list[str]) -> list[str]:
     return spread
 
 
-def _complain(text: str) -> None:
+def _complain(text: str, code: int = 1) -> int:
     """One message on standard error, whether or not anyone reads it; no secrets, nothing that moves the cursor."""
-
     with suppress(OSError):
         print(f"soar: {visible(scrub(text))}", file=sys.stderr, flush=True)
-
-
-def _open_streams() -> None:
-    """Make the standard streams safe to print to, whatever the caller gave this process.
-
-    A closed descriptor is taken up with the null device: the next file to be opened would get its number, and what a
-    library prints would land in that file. A character that the terminal's encoding lacks is printed as an escape.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
-        reconfigure = getattr(getattr(sys, name), "reconfigure", None)
-        if number and reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+    return code
 
 
 def _reader_gone() -> bool:
-    """Whether standard output is a pipe that has no reader left. Never on Windows, which cannot say."""
-    with suppress(OSError, ValueError, AttributeError):
+    """Whether whoever read the output has gone (`soar ... | head`); what the command did is done."""
+    with suppress(OSError, ValueError, AttributeError):  # no descriptor, or a system without poll
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
         return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
     return False
-
-
-def _settle_streams() -> str | None:
-    """Write out what the streams still hold; what cannot be written is dropped, or the interpreter would fail on it again.
-
-    Returns why standard output could not be written, None when it could or when its reader has gone.
-    """
-    reason = None
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
-            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
-                reason = f"standard output cannot be written: {error.strerror}"
-    return reason

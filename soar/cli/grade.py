@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from soar.problems.load import QUESTION_COLUMNS, DataError, LoadReport, Unused, column_names, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
-from soar.problems.verify import NAMES, gold_kind
 from soar.types import Verdict
 
-USUAL = {
-    "completion": (
-        "completion",
-        "response",
-        "output",
-        "generation",
-        "prediction",
-        "generations",
-        "completions",
-        "answer",
-    ),
-    "gold": ("gold", "ground_truth", "reward_model.ground_truth", "expected_answer", "target", "answer", "solution"),
-    "label": (),
-}
+T = TypeVar("T")
+_COMPLETIONS = "completion response output generation prediction answer"
+_GOLDS = "gold ground_truth reward_model.ground_truth expected_answer target answer solution"
+USUAL = {"completion": _COMPLETIONS.split(), "gold": _GOLDS.split()}
 """Names under which a column is looked for when none is given."""
 BLOCK = 2_000
 SHOWN = 200  # characters of an answer that are kept for the listing
@@ -35,28 +25,18 @@ SHOWN = 200  # characters of an answer that are kept for the listing
 
 @dataclass
 class Grades:
-    """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
+    """columns: what was read. counts: rows per verdict.
 
-    listed: the first rows that are not correct, or that the label column judges otherwise: where (`file:line`), verdict,
-    answer (what the completion commits to), gold, label (the file's own verdict). texts: gold answers checked against
-    themselves that can only be compared as text.
+    listed: the first rows that are not correct: where (`file:line`), verdict, answer (what the completion commits to), gold.
     """
 
     columns: dict[str, str]
     counts: Counter[Verdict] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
-    agree: int | None = None
-    texts: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
-        return sum(self.counts.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON-ready: counts and shares by verdict, agreement, and the listed rows."""
-        counts = {verdict.value: self.counts[verdict] for verdict in Verdict}
-        shares = {name: count / self.rows for name, count in counts.items()}
-        return {**asdict(self), "rows": self.rows, "counts": counts, "shares": shares}
+        return self.counts.total()
 
     def lines(self, golds: bool) -> list[str]:
         """Counts, shares and the listed rows for a terminal."""
@@ -66,21 +46,40 @@ class Grades:
             if (count := self.counts[verdict]) or verdict in (Verdict.CORRECT, Verdict.WRONG):
                 lines.append(f"  {verdict.value:12s} {count:9,d}  {count / self.rows:7.2%}")
         title = "gold answers that do not grade as correct" if golds else "not correct"
-        if self.agree is not None:
-            lines += ["", f"label and verdict agree on {self.agree:,} rows ({self.agree / self.rows:.2%})"]
-            title = "where they differ"
-        if self.texts:
-            count, some = self.texts.total(), ", ".join(repr(text) for text, _ in self.texts.most_common(5))
-            lines += ["", f"{count:,} gold answers ({count / self.rows:.2%}) can only be compared as text: {some}"]
         lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
         for row in self.listed:
-            label = {None: "", True: " (labelled correct)", False: " (labelled wrong)"}[row["label"]]
-            lines.append(f"  {row['where']}: {row['verdict'].value}{label}: {row['answer']!r} against {row['gold']!r}")
+            lines.append(f"  {row['where']}: {row['verdict'].value}: {row['answer']!r} against {row['gold']!r}")
         return lines
 
 
-def choose_columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, str]:
-    """The columns `completion` (unless golds), `gold`, and `label` when asked for, by the first row.
+def grade_file(
+    source: str, pool: VerifierPool, asked: dict[str, str | None], golds: bool = False, most: int = 10
+) -> Grades:
+    """Grade every row of a JSONL, JSON, CSV or parquet file.
+
+    asked: names of the columns `completion` and `gold`, None for the usual ones. golds: every gold answer
+    against itself. most: rows listed. Raises DataError with file and line, VerifierError.
+    """
+    rows, grades, report = file_rows(source), None, LoadReport(source, "file")
+    while block := list(islice(rows, BLOCK)):
+        for row in block:
+            if row.error is not None:
+                raise DataError(f"{row.where}: {row.error}; mend or remove the line")
+        grades = grades or Grades(_columns(block[0], asked, golds))
+        golds_B = [_read(row, grades.columns["gold"], partial(read_answer, report=report)) for row in block]
+        answers_B, verdicts_B = _check(block, golds_B, pool, grades.columns)
+        for row, answer, gold, verdict in zip(block, answers_B, golds_B, verdicts_B, strict=True):
+            grades.counts[verdict] += 1
+            if not verdict.solved and len(grades.listed) < most:
+                texts = {"answer": answer and answer[:SHOWN], "gold": gold[:SHOWN]}
+                grades.listed.append({"where": row.where, "verdict": verdict, **texts})
+    if grades is None:
+        raise DataError(f"{source}: no rows")
+    return grades
+
+
+def _columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, str]:
+    """The columns `completion` (unless golds) and `gold`, by the first row.
 
     `answer` is the completion only when there is another gold column. Raises DataError listing the columns of the file.
     """
@@ -88,7 +87,7 @@ def choose_columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[
     chosen: dict[str, str] = {}
     for kind, usual in USUAL.items():
         given = asked.get(kind)
-        if (kind == "completion" and golds) or (kind == "label" and not given):
+        if kind == "completion" and golds:
             continue
         names = [given] if given else [name for name in usual if columns.get(name) not in chosen.values()]
         column = next((columns[name.casefold()] for name in names if name.casefold() in columns), None)
@@ -99,49 +98,6 @@ def choose_columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[
             )
         chosen[kind] = column
     return chosen
-
-
-def grade_file(
-    source: str, pool: VerifierPool, asked: dict[str, str | None], golds: bool = False, most: int = 10
-) -> Grades:
-    """Grade every row of a JSONL, JSON, CSV or parquet file.
-
-    asked: names of the columns `completion`, `gold` and `label`, None for the usual ones. golds: every gold answer
-    against itself. most: rows listed. Raises DataError with file and line, VerifierError.
-    """
-    rows, grades, report = file_rows(source), None, LoadReport(source, "file")
-    while block := list(islice(rows, BLOCK)):
-        for row in block:
-            if row.error is not None:
-                raise DataError(f"{row.where}: {row.error}; mend or remove the line")
-        grades = grades or Grades(choose_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)
-        block = [single for row in block for single in _singles(row, grades.columns)]
-        golds_B = [_gold(row, grades.columns["gold"], report) for row in block]
-        answers_B, verdicts_B = _check(block, golds_B, pool, grades.columns)
-        if golds and pool.name in NAMES:
-            grades.texts.update(str(gold) for gold in golds_B if gold_kind(str(gold), pool.name) == "text")
-        for row, answer, gold, verdict in zip(block, answers_B, golds_B, verdicts_B, strict=True):
-            label = _label(row, grades.columns["label"]) if grades.agree is not None else None
-            grades.counts[verdict] += 1
-            same = verdict.solved == (label is None or label)
-            grades.agree = None if grades.agree is None else grades.agree + same
-            if not same and len(grades.listed) < most:
-                texts = {"answer": answer and answer[:SHOWN], "gold": gold[:SHOWN]}
-                grades.listed.append({"where": row.where, "verdict": verdict, **texts, "label": label})
-    if grades is None:
-        raise DataError(f"{source}: no rows")
-    return grades
-
-
-def _singles(row: Row, columns: dict[str, str]) -> list[Row]:
-    """A row with a list of generations as rows of one each; a list of labels is shared out with it."""
-    name, label = columns.get("completion", ""), columns.get("label", "")
-    texts, labels = row.fields.get(name), row.fields.get(label)
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        return [row]
-    marks = labels if isinstance(labels, list) and len(labels) == len(texts) else [labels] * len(texts)
-    pairs = enumerate(zip(texts, marks, strict=True), start=1)
-    return [Row(f"{row.where}[{i}]", {**row.fields, label: mark, name: text}) for i, (text, mark) in pairs]
 
 
 def _check(
@@ -156,7 +112,7 @@ def _check(
         further["question"] = further[question]
     if "completion" not in columns:
         return golds, pool.check_golds(golds, further)
-    texts = [_text(_field(row, columns["completion"])) for row in block]
+    texts = [_read(row, columns["completion"], _text) for row in block]
     bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
     answers = [text or None for text in texts] if bare else pool.read_answers(texts)
     if pool.compares:
@@ -168,27 +124,16 @@ def _text(value: Any) -> str:
     """A completion as text; of chat messages the last one's."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
+    if isinstance(value, list):
+        raise Unused("a list of completions, expected one in each row")
     return "" if value is None else str(value)
 
 
-def _field(row: Row, name: str) -> Any:
+def _read(row: Row, name: str, read: Callable[[Any], T]) -> T:
+    """What `read` makes of a column. Raises DataError naming the row."""
     try:
-        return pick(row.fields, name)
+        return read(pick(row.fields, name))
     except KeyError:
         raise DataError(f"{row.where}: no {name!r} here, as the first row has; mend or remove the line") from None
-
-
-def _gold(row: Row, name: str, report: LoadReport) -> str:
-    try:
-        return read_answer(_field(row, name), report)
     except Unused as unused:
         raise DataError(f"{row.where}: {unused}; mend or remove the line") from None
-
-
-def _label(row: Row, name: str) -> bool:
-    """Whether the file itself calls a row correct: true, or a number of 1 or more."""
-    value = _field(row, name)
-    try:
-        return float({"true": "1", "false": "0"}.get(text := str(value).strip().casefold(), text)) >= 1
-    except ValueError:
-        raise DataError(f"{row.where}: label {value!r:.60}, expected true, false or a number") from None
