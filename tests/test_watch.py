@@ -189,7 +189,7 @@ def test_no_color_and_ascii_terminals_and_a_closed_pipe(tmp_path: Path) -> None:
     os.close(read)
     done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_a_finished_run_ends_with_its_headline(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
