@@ -285,7 +285,7 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
     arguments = ["study", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--dry-run"]) == 0
     assert re.search(
-        r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; no rate.*\nin all 1 cells",
+        r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; no rate",
         capsys.readouterr().out,
     )
     assert main(arguments) == 1
