@@ -143,7 +143,6 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)  # decoupled, towards the base model
     clip: float = Field(1.0, gt=0)  # largest norm of a policy's gradient
     kl: float = Field(0.001, ge=0)  # k3 estimator against the base model, in the loss
-    wait_for_signal: bool = False  # no step while all advantages are 0, where the KL term alone would pull back
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero at the last step
     warmup_steps: int = Field(0, ge=0)  # linear, before the schedule
     normalize_advantages: bool = False  # divide by the standard deviation (not in the paper)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +33,7 @@ MEMORY_SHARE = 0.5  # of a GPU's free memory, for the activations of one pass
 class UpdateStats:
     """Per-policy figures of one step, on the CPU.
 
-    gradient_norm_P before clipping; kl_P mean k3 per trained token (nan without a KL term and for a policy that waits);
+    gradient_norm_P before clipping; kl_P mean k3 per trained token (nan without a KL term);
     gap_P mean absolute difference between sampler and trainer log-probabilities per token (nats); failed_P loss or
     gradient was NaN or inf: that policy was not changed.
     """
@@ -60,14 +59,11 @@ def update(
 
     The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
     A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
-    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does; with
-    optimizer.wait_for_signal a policy whose advantages are all 0 keeps its weights and AdamW's moments, and only the
-    count of steps, which the stack shares, goes on. (AdamW divides by the gradient's size: the KL term alone, about a tenth
-    of the gradient of a few successes, moves a fresh optimizer's weights by the whole learning rate.)
+    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does.
     Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
     """
     config = optimizer.config
-    kept_P, waits_P = _rows_that_count(rollouts, advantage_B, stack.policies, config)
+    kept_P = _rows_that_count(rollouts, advantage_B, stack.policies, config)
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
     def accumulate(limit: int) -> Tensor:
@@ -75,30 +71,24 @@ def update(
         return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
 
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
-    norm_P, failed_P = _clip_and_step(stack, optimizer, lr, waits_P)
+    norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
     count_P = tokens_P.clamp(min=1)
-    kl_mean_P = (kl_P / count_P).masked_fill(waits_P | (config.kl == 0.0), math.nan)
+    kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full_like(kl_P, math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
 
 
 def _rows_that_count(
     rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig
-) -> tuple[list[list[int]], Tensor]:
-    """Numbers of the rows of each policy that carry a gradient, and waits_P: who takes no step for want of a signal.
-
-    Raises ValueError as `update` says.
-    """
+) -> list[list[int]]:
+    """Numbers of the rows of each policy that carry a gradient. Raises ValueError as `update` says."""
     if rollouts.rows % policies or advantage_B.shape != (rollouts.rows,):
         raise ValueError(
             f"{rollouts.rows} rollouts with advantages {list(advantage_B.shape)} for {policies} policies; "
             "give every policy equally many rollouts and every rollout one advantage"
         )
-    signal_P_B = (advantage_B != 0.0).view(policies, -1)
-    waits_P = ~signal_P_B.any(1) & config.wait_for_signal
-    with_kl_P = ~waits_P & (config.kl > 0.0)
-    counts_P_B = (signal_P_B | with_kl_P[:, None]) & (rollouts.length_B > 0).view(policies, -1)
+    counts_P_B = (((advantage_B != 0.0) | (config.kl > 0.0)) & (rollouts.length_B > 0)).view(policies, -1)
     first_P = range(0, rollouts.rows, counts_P_B.shape[1])
-    return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)], waits_P
+    return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
 def _accumulate(
@@ -136,29 +126,21 @@ def _accumulate(
     return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
 
-def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float, waits_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Clip each policy's gradient by its own norm, step the finite ones that do not wait; returns (norm_P, failed_P)."""
+def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
+    """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
     norm_P = optimizer.squares_P().sqrt()
     failed_P = ~torch.isfinite(norm_P)
     scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
     optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
     for group in optimizer.adamw.param_groups:
         group["lr"] = lr
-    moments = optimizer.moments() if waits_P.any() else {}
-    with kept_as_they_are(stack.tensors, failed_P | waits_P), kept_as_they_are(moments, waits_P):
-        optimizer.adamw.step()
-    return norm_P, failed_P
-
-
-@contextmanager
-def kept_as_they_are(tensors: Mapping[str, Tensor], these_P: Tensor) -> Iterator[None]:
-    """Undo in these policies what the block writes into tensors whose first axis is the policy."""
-    which = these_P.nonzero()[:, 0].tolist()
-    before = {name: tensor.detach()[which].clone() for name, tensor in tensors.items() if which}
-    yield
+    failed = failed_P.nonzero()[:, 0].tolist()
+    before = {name: tensor.detach()[failed].clone() for name, tensor in stack.tensors.items() if failed}
+    optimizer.adamw.step()
     with torch.no_grad():
-        for name, old in before.items():
-            tensors[name][which] = old
+        for name, weights in before.items():
+            stack.tensors[name][failed] = weights
+    return norm_P, failed_P
 
 
 def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
@@ -296,10 +278,6 @@ class StackOptimizer:
         """AdamW's own tensors, `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
         of_name = {name: self.adamw.state.get(self.stack.tensors[name], {}) for name in self.names}
         return {f"{name}/{key}": value for name, state in of_name.items() for key, value in state.items()}
-
-    def moments(self) -> dict[str, Tensor]:
-        """The part of AdamW's own tensors whose first axis is the policy."""
-        return {key: value for key, value in self._flat_state().items() if not key.endswith("/step")}
 
     def state(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`."""
