@@ -25,13 +25,10 @@ def test_science_exercises_are_distinct_repeatable_and_graded(tmp_path: Path) ->
     rows = written(science_exercises.main, tmp_path / "a.jsonl", *options)
     assert rows == written(science_exercises.main, tmp_path / "b.jsonl", *options)
     assert len({row["question"] for row in rows}) == 120
-    assert {row["level"] for row in rows} == {1, 2, 3}
     for row in rows:
         assert row["options"][0] == row["answer"]
         verdicts = [compare_quantities(option, row["answer"]) for option in row["options"]]
         assert verdicts == [Verdict.CORRECT, *[Verdict.WRONG] * 3]
-    with pytest.raises(SystemExit):  # fewer than 256 exercises with such small numbers
-        science_exercises.main([str(tmp_path / "c.jsonl"), "--level", "1", "--topics", "heat", "--largest", "9"])
 
 
 def test_code_exercises_need_every_step_and_their_solutions_pass(tmp_path: Path) -> None:

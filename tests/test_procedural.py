@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from soar.domains import procedural
-from soar.domains.procedural import COMPARED, EVALUATES, compare, kind_of, read_marked
+from soar.domains.procedural import compare, kind_of, read_marked
 from soar.problems.domain import load_domain
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
@@ -42,7 +42,6 @@ def problem(family: str, answer: str = "7", **metadata: Any) -> Problem:
 def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = ["compared", "compared", "scorer", "refused"]
     assert [kind_of(name) for name in ("chain_sum", "sudoku", "jugs", "countdown")] == kinds
-    assert {"spiral_matrix", "string_insertion"} <= EVALUATES & COMPARED  # our own comparison needs no scorer
     assert procedural.verify("7", Problem("p", "q", "7", {"family": "jugs"})) is Verdict.UNSCORABLE  # no metadata
     assert procedural.validate(problem("chain_sum")) is procedural.validate(Problem("p", "q", "7")) is None
     assert procedural.validate(problem("countdown")) == "scorer_runs_text"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +43,23 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("answer", "gold"), SAME)
-def test_equal_quantities(answer: str, gold: str) -> None:
-    assert compare_quantities(answer, gold) is C
-
-
-@pytest.mark.parametrize(("answer", "gold"), DIFFERENT)
-def test_different_quantities(answer: str, gold: str) -> None:
-    assert compare_quantities(answer, gold) is W
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_wrong_and_no_gold_answer(text: str) -> None:
-    assert compare_quantities(text, "3 m") is W
-    assert read_gold(text) is None or read_quantity(text) is not None
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [(*pair, C) for pair in SAME] + [(*pair, W) for pair in DIFFERENT] + [(text, "3 m", W) for text in HOSTILE],
+)
+def test_quantities(answer: str, gold: str, verdict: Verdict) -> None:
+    assert compare_quantities(answer, gold) is verdict
 
 
 def test_reading() -> None:
     found = read_quantity("0.0450 kg m/s")
     assert found is not None
     assert (found.value, found.figures, found.step) == (0.045, (3, 3), 1e-4)
-    assert found.unit == (("kilogram", 1), ("meter", 1), ("second", -1))
+    assert str(found.unit) == "kilogram * meter / second"
     figures = {text: q.figures for text in ("1500", "1500.", "1.50e3", "0.05") if (q := read_quantity(text))}
     assert figures == {"1500": (2, 4), "1500.": (2, 4), "1.50e3": (3, 3), "0.05": (1, 1)}
-    assert read_unit("J/(mol K)") == (("joule", 1), ("mole", -1), ("kelvin", -1))
-    assert read_unit("parrot") is None
-    assert read_gold("5 m [soon]") is None
-    assert read_gold("5 m [3 sf") is None
+    assert str(read_unit("J/(mol K)")) == "joule / kelvin / mole"
+    assert read_gold("5 m [soon]") is read_gold("5 m [3 sf") is read_quantity("5 parrots") is None
     assert compare_quantities("5 m", "tall") is Verdict.UNSCORABLE
 
 
@@ -80,17 +69,17 @@ METALS = Choices("Which metal?", ("iron", "copper", "a noble gas", "gold"))
 @pytest.mark.parametrize(
     ("answer", "letter"),
     [
-        *[(text, "B") for text in ("B", "(B)", "b", "B.", "(b)", "B) copper", "the answer is B", "**B**", "option B")],
-        *[(text, "B") for text in (r"\text{B}", r"\textbf{(B)}", "copper", "Copper.", "The correct answer is (B).")],
-        *[(text, "B") for text in ("I think B", "B because copper conducts", "The answer is copper")],
+        *[(text, "B") for text in (
+            "B", "(B)", "b", "B.", "(b)", "B) copper", "the answer is B", "**B**", "option B", r"\text{B}", r"\textbf{(B)}",
+            "copper", "Copper.", "The correct answer is (B).", "I think B", "B because copper conducts",
+            "The answer is copper",
+        )],
         ("A noble gas", "C"),
-        *[
-            (text, None)
-            for text in ("A or B", "A and C", "A, B", "not B", "E", "Both A and B", "B) gold", "", "AB", "B C")
-        ],
-        ("iron and copper", None),
+        *[(text, None) for text in (
+            "A or B", "A and C", "A, B", "not B", "E", "Both A and B", "B) gold", "", "AB", "B C", "iron and copper",
+        )],
     ],
-)
+)  # fmt: skip
 def test_letters(answer: str, letter: str | None) -> None:
     assert read_letter(answer, METALS) == letter
 
@@ -142,32 +131,23 @@ def test_options_are_shuffled_and_the_same_for_every_order_they_came_in() -> Non
 
 def test_the_place_of_the_right_option_cannot_be_learned() -> None:
     """The teacher always writes the right option first; afterwards every letter is right about equally often."""
-    made = [
-        arrange(Problem("p", question("yes", "no", "maybe", "later", stem=f"Question {i}?"), "A")) for i in range(400)
-    ]
-    counts = Counter(p.answer for p in made if isinstance(p, Problem))
-    expected = 100
-    assert sum((counts[letter] - expected) ** 2 / expected for letter in "ABCD") < 16.3  # chi squared, p = 0.001
+    texts = [question("yes", "no", "maybe", "later", stem=f"Question {i}?") for i in range(400)]
+    counts = Counter(p.answer for text in texts if isinstance(p := arrange(Problem("p", text, "A")), Problem))
+    assert sum((counts[letter] - 100) ** 2 / 100 for letter in "ABCD") < 16.3  # chi squared, p = 0.001
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[VerifierPool]:
-    with VerifierPool(load_domain("multiple_choice"), workers=1) as made:
-        yield made
-
-
-def test_written_questions_are_shuffled_or_rejected(pool: VerifierPool) -> None:
+def test_written_questions_are_shuffled_or_rejected() -> None:
     def text(body: str, answer: str) -> str:
         return f"<question>\n{body}\n</question>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 
     bodies = [question("iron", "copper", "tin"), "What is it?", question("iron", "iron")]
-    found = pool.read_problems([text(bodies[0], "B"), text(bodies[1], "B"), text(bodies[2], "A")], [False] * 3)
-    assert isinstance(found[0], Problem)
-    assert choices.verify("copper", found[0]) is C
-    assert [f.name for f in found if isinstance(f, Rejection)] == ["no_options", "duplicate_options"]
-    told = [r"\boxed{copper}", r"\boxed{A or B}", "nothing"]
-    verdicts = pool.check(told, [found[0].answer] * 3, {"question": [found[0].question] * 3})
-    assert verdicts == [C, Verdict.NO_ANSWER, Verdict.NO_ANSWER]
+    with VerifierPool(load_domain("multiple_choice"), workers=1) as pool:
+        found = pool.read_problems([text(bodies[0], "B"), text(bodies[1], "B"), text(bodies[2], "A")], [False] * 3)
+        assert isinstance(found[0], Problem)
+        assert [f.name for f in found if isinstance(f, Rejection)] == ["no_options", "duplicate_options"]
+        told = [r"\boxed{copper}", r"\boxed{A or B}", "nothing"]
+        verdicts = pool.check(told, [found[0].answer] * 3, {"question": [found[0].question] * 3})
+        assert verdicts == [C, Verdict.NO_ANSWER, Verdict.NO_ANSWER]
 
 
 def test_a_file_of_choices_loses_what_cannot_be_used_by_name(tmp_path: Path) -> None:
@@ -187,8 +167,7 @@ def test_every_built_in_domain_verifies_its_examples(name: str) -> None:
     for problem in domain.examples:
         made = domain.arrange(problem) if domain.arrange else problem
         assert isinstance(made, Problem)
-        if domain.gold_is_answer:  # the gold answers of code are tests: test_coding.py grades its examples
-            assert domain.verify(made.answer, made) is C
+        assert not domain.gold_is_answer or domain.verify(made.answer, made) is C  # code: see test_coding.py
         assert domain.validate is None or domain.validate(made) is None
 
 

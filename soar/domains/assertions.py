@@ -1,12 +1,9 @@
 """Tests of a programming task, read from text without running any of it, and compared with what a program gave.
 
-Two forms. Asserts: each is taken apart into a call of the function and the value that is expected (`assert f(2) == 4`).
-Input and output: `Input:` and `Output:` blocks, or JSON `{"inputs": [...], "outputs": [...]}`. The calls and inputs go
-into the sandbox, the expected values stay here, so that no program can see them, patch the comparison, or pass by
-ending early. An assert of another form cannot be checked that way, and is refused by name.
-
-Values are those of literals: None, bool, int, float, str, bytes, complex, list, tuple, set, dict. Equality is Python's;
-where a float is expected, 1e-6 of difference is allowed.
+Asserts are taken apart into a call of the function and the value that is expected (`assert f(2) == 4`); one of another form
+is refused by name. Input and output: `Input:` and `Output:` blocks, or JSON `{"inputs": [...], "outputs": [...]}`. Calls and
+inputs go into the sandbox, expected values stay here, so that no program can see them, patch the comparison, or pass by
+ending early. Values are those of literals; equality is Python's, with 1e-6 of difference where a float is expected.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from soar.sandbox.run import End, Job, Outcome
@@ -28,9 +26,14 @@ MAX_CHARS = 20_000  # of the text of all tests
 MAX_TESTS = 64
 MAX_DEPTH = 40  # of nested values
 MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
-FLOAT_TOLERANCE = 1e-6
+Wrapped = tuple[tuple[str, tuple[Any, ...]], ...]
 WRAPPERS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "len": len, "list": list, "round": round, "set": set, "sorted": sorted, "tuple": tuple,
+    "abs": abs, "bool": bool, "len": len, "list": list, "round": round, "set": set, "sorted": sorted, "tuple": tuple,
+}  # fmt: skip
+LITERAL_CALLS: dict[str, Callable[..., Any]] = {"set": set, "float": float, "frozenset": frozenset}
+TRUTH: Wrapped = (("bool", ()),)
+OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow, ast.Div: operator.truediv,
 }  # fmt: skip
 FENCE = re.compile(r"^[ \t]{0,8}```[^\n]{0,40}\n?", re.MULTILINE)
 BLOCK = re.compile(r"^[ \t]{0,8}(input|output)[ \t]{0,3}\d{0,3}:[ \t]{0,8}\n?", re.IGNORECASE | re.MULTILINE)
@@ -46,29 +49,25 @@ class Unusable(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Check:
-    """One test. call: source of `(args, kwargs)`, or the standard input. how: `equal`, `truth` (bool of the value), `same`.
+    """One test. call: source of `(args, kwargs)`, or the standard input. expected: equal, or `same`, what the call gives.
 
-    near: relative and absolute difference that a float may have. wrapper: the function of WRAPPERS that is applied first.
+    near: relative and absolute difference that a float may have. read: functions of WRAPPERS, with further arguments, that
+    are applied to the value before.
     """
 
     call: str
     expected: Any
     arguments: tuple[Any, ...] = ()
-    how: str = "equal"
-    near: tuple[float, float] = (FLOAT_TOLERANCE, FLOAT_TOLERANCE)
-    wrapper: str = ""
-    rest: tuple[Any, ...] = ()
+    same: bool = False
+    near: tuple[float, float] = (1e-6, 1e-6)
+    read: Wrapped = ()
 
     def passed(self, value: Any) -> bool:
         """Whether a value is the expected one."""
         try:
-            if self.wrapper:
-                value = WRAPPERS[self.wrapper](value, *self.rest)
-            if self.how == "truth":
-                return bool(value) == self.expected
-            if self.how == "same":
-                return value is self.expected
-            return _equal(value, self.expected, self.near)
+            for name, rest in self.read:
+                value = WRAPPERS[name](value, *rest)
+            return value is self.expected if self.same else _equal(value, self.expected, self.near)
         except (TypeError, ValueError, ArithmeticError, RecursionError):
             return False
 
@@ -95,27 +94,23 @@ class Tests:
         read = decode if self.entry else tidy
         try:
             passed = all(check.passed(read(outcome.answers[index])) for index, check in enumerate(self.checks))
-        except (ValueError, TypeError, ArithmeticError, RecursionError):
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
             return Verdict.WRONG
         return Verdict.CORRECT if passed else Verdict.WRONG
 
 
 def _equal(value: Any, expected: Any, near: tuple[float, float]) -> bool:
-    if isinstance(expected, float):
-        if not isinstance(value, (int, float)):
-            return False
+    if isinstance(expected, float) and isinstance(value, (int, float)):
         return value == expected or math.isclose(value, expected, rel_tol=near[0], abs_tol=near[1])
     if type(value) is not type(expected) or not isinstance(value, (list, tuple, dict)):
         return bool(value == expected)
-    if len(value) != len(expected):
-        return False
     if isinstance(value, dict):
-        return all(key in value and _equal(value[key], expected[key], near) for key in expected)
-    return all(_equal(a, b, near) for a, b in zip(value, expected, strict=True))
+        return value.keys() == expected.keys() and all(_equal(value[key], expected[key], near) for key in expected)
+    return len(value) == len(expected) and all(_equal(a, b, near) for a, b in zip(value, expected, strict=True))
 
 
 def decode(data: Any, depth: int = 0) -> Any:
-    """The value that `jail.encode` wrote as JSON. Raises ValueError for anything else, TypeError for unhashable keys."""
+    """The value that `jail.encode` wrote as JSON. Raises ValueError, TypeError or KeyError for anything else."""
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     if data is None or isinstance(data, (bool, int, float, str)):
@@ -123,15 +118,12 @@ def decode(data: Any, depth: int = 0) -> Any:
     if isinstance(data, list):
         return [decode(item, depth + 1) for item in data]
     ((name, content),) = data.items()
-    if name == "bytes":
-        return bytes.fromhex(content)
-    if name == "complex":
-        return complex(*content)
+    if name in ("bytes", "complex"):
+        return bytes.fromhex(content) if name == "bytes" else complex(*content)
     if name == "dict":
         return {decode(key, depth + 1): decode(value, depth + 1) for key, value in content}
-    if name in ("tuple", "set", "frozenset"):
-        return {"tuple": tuple, "set": set, "frozenset": frozenset}[name](decode(item, depth + 1) for item in content)
-    raise ValueError(f"no type {name!r}")
+    made = {"tuple": tuple, "set": set, "frozenset": frozenset}[name]
+    return made(decode(item, depth + 1) for item in content)
 
 
 def tidy(text: Any) -> str:
@@ -146,9 +138,7 @@ def read_tests(text: str) -> Tests:
     if len(text) > MAX_CHARS:
         raise Unusable("too_many_tests", f"{len(text):,} characters, at most {MAX_CHARS:,}")
     plain = FENCE.sub("", text).strip()
-    if not plain:
-        raise Unusable("no_tests", "the text is empty")
-    read = _read_json if plain[0] in "[{" else _read_blocks if BLOCK.match(plain) else read_asserts
+    read = _read_json if plain.startswith(("[", "{")) else _read_blocks if BLOCK.match(plain) else read_asserts
     tests = read(plain)
     if not tests.checks:
         raise Unusable("no_tests", "there is no assert, and no Input: with its Output:")
@@ -162,22 +152,18 @@ def _read_json(text: str) -> Tests:
         data = json.loads(text)
         if isinstance(data, list):
             return read_asserts("\n".join(data))
-        texts = [
-            [item if isinstance(item, str) else "\n".join(map(str, item)) for item in data[key]]
-            for key in ("inputs", "outputs")
-        ]
-        return Tests(tuple(Check(given, tidy(wanted)) for given, wanted in zip(*texts, strict=True)))
+        pairs = zip(data["inputs"], data["outputs"], strict=True)
+        texts = [[text if isinstance(text, str) else "\n".join(map(str, text)) for text in pair] for pair in pairs]
+        return Tests(tuple(Check(given, tidy(wanted)) for given, wanted in texts))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         message = f"JSON without a list of asserts, or of inputs and outputs: {error}"
         raise Unusable("unreadable_tests", message) from error
 
 
 def _read_blocks(text: str) -> Tests:
-    marks = list(BLOCK.finditer(text))
-    if [mark[1].lower() for mark in marks] != ["input", "output"] * (len(marks) // 2):
+    names, fields = (BLOCK.split(text)[first::2] for first in (1, 2))
+    if [name.lower() for name in names] != ["input", "output"] * (len(names) // 2):
         raise Unusable("unreadable_tests", "every Input: needs one Output: after it")
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    fields = [text[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
     pairs = zip(fields[::2], fields[1::2], strict=True)
     return Tests(tuple(Check(given.strip("\n") + "\n", tidy(wanted)) for given, wanted in pairs))
 
@@ -222,77 +208,55 @@ def _shown(node: ast.AST) -> str:
 
 
 def _read_assert(node: ast.expr) -> tuple[str, Check]:
-    """Function name and check of one assertion. Raises Unusable."""
+    """Function name and check of one assertion; the call may stand on either side. Raises Unusable."""
     try:
-        if isinstance(node, ast.Compare) and len(node.ops) == 1:
-            return _read_comparison(node.left, node.ops[0], node.comparators[0])
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return _check(node.operand, False, how="truth")
-        if isinstance(node, ast.Call) and len(_arguments(node, "isclose")) == 2:
-            wanted = {word.arg: float(literal(word.value)) for word in node.keywords}
-            near = (wanted.get("rel_tol", 1e-9), wanted.get("abs_tol", 0.0))
-            return _check_either(node.args[0], node.args[1], near=near)
-        return _check(node, True, how="truth")
+        match node:
+            case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+                return _check(*_sides(left, right))
+            case ast.Compare(left=call, ops=[ast.Is()], comparators=[ast.Constant(value=None | True | False as value)]):
+                return _check(call, value, same=True)
+            case ast.Compare(
+                left=ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(left=left, op=ast.Sub(), right=right)]),
+                ops=[ast.Lt() | ast.LtE()],
+                comparators=[limit],
+            ):
+                call, value = _sides(left, right)
+                return _check(call, float(value), near=(0.0, float(literal(limit))))
+            case ast.UnaryOp(op=ast.Not(), operand=call):
+                return _check(call, False, TRUTH, same=True)
+            case ast.Call(args=[left, right], keywords=words) if ast.unparse(node.func) in ("isclose", "math.isclose"):
+                limits = {word.arg: float(literal(word.value)) for word in words}
+                call, value = _sides(left, right)
+                return _check(call, float(value), near=(limits.get("rel_tol", 1e-9), limits.get("abs_tol", 0.0)))
+        return _check(node, True, TRUTH, same=True)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise Unusable("unsafe_tests", f"cannot be checked safely: assert {_shown(node)}: {error}") from error
 
 
-def _read_comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> tuple[str, Check]:
-    if isinstance(op, ast.Eq):
-        return _check_either(left, right)
-    if isinstance(op, ast.Is):
-        value = literal(right)
-        if value is not None and not isinstance(value, bool):
-            raise ValueError("`is` with a value that is not None, True or False")
-        return _check(left, value, how="same")
-    inside = _arguments(left, "abs") if isinstance(op, (ast.Lt, ast.LtE)) else []
-    if len(inside) == 1 and isinstance(inside[0], ast.BinOp) and isinstance(inside[0].op, ast.Sub):
-        return _check_either(inside[0].left, inside[0].right, near=(0.0, float(literal(right))))
-    raise ValueError("expected == between a call and a value")
-
-
-def _arguments(node: ast.expr, name: str) -> list[ast.expr]:
-    """Those of a call of the function `name` or `math.name`; none for anything else."""
-    called = isinstance(node, ast.Call) and ast.unparse(node.func) in (name, f"math.{name}")
-    return node.args if called and isinstance(node, ast.Call) else []
-
-
-def _check_either(left: ast.expr, right: ast.expr, **options: Any) -> tuple[str, Check]:
-    """The call may stand on either side."""
+def _sides(left: ast.expr, right: ast.expr) -> tuple[ast.expr, Any]:
+    """The side that is a call, and the value of the other one."""
     try:
-        value = literal(right)
+        return left, literal(right)
     except ValueError:
-        left, value = right, literal(left)
-    return _check(left, float(value) if "near" in options else value, **options)
+        return right, literal(left)
 
 
-def _check(node: ast.expr, expected: Any, **options: Any) -> tuple[str, Check]:
-    """The check of a call, or of a call inside of one of WRAPPERS."""
+def _check(node: ast.expr, expected: Any, read: Wrapped = (), **options: Any) -> tuple[str, Check]:
+    """The check of a call, or of a call inside of some of WRAPPERS."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise ValueError("expected a call of the function with literal arguments")
-    if node.func.id in WRAPPERS and node.args and isinstance(node.args[0], ast.Call) and not node.keywords:
-        inner = node.args[0].func
-        if not (isinstance(inner, ast.Name) and inner.id in LITERAL_CALLS):
-            rest = tuple(literal(argument) for argument in node.args[1:])
-            if any(isinstance(value, int) and abs(value) > MAX_PLACES for value in rest):
-                raise ValueError(f"more than {MAX_PLACES} places of rounding")
-            entry, check = _check(node.args[0], expected, **options)
-            if check.wrapper:
-                raise ValueError("one function around the call at most")
-            return entry, Check(**{**vars(check), "wrapper": node.func.id, "rest": rest})
-    arguments = tuple(literal(argument) for argument in node.args)
+        raise ValueError("expected a call of the function with literal arguments, and == between it and a value")
+    inner = node.args[0] if node.args and not node.keywords else None
+    if node.func.id in WRAPPERS and isinstance(inner, ast.Call) and ast.unparse(inner.func) not in LITERAL_CALLS:
+        rest = tuple(literal(argument) for argument in node.args[1:])
+        if any(isinstance(value, int) and abs(value) > MAX_PLACES for value in rest):
+            raise ValueError(f"more than {MAX_PLACES} places of rounding")
+        return _check(inner, expected, ((node.func.id, rest), *read), **options)
     if any(word.arg is None for word in node.keywords):
         raise ValueError("** in a call")
-    words = {str(word.arg): literal(word.value) for word in node.keywords}
+    arguments = tuple(literal(argument) for argument in (*node.args, *(word.value for word in node.keywords)))
     pairs = ", ".join(f"{word.arg!r}: {ast.unparse(word.value)}" for word in node.keywords)
     source = f"({ast.unparse(ast.Tuple(node.args, ast.Load()))}, {{{pairs}}})"
-    return node.func.id, Check(source, expected, (*arguments, *words.values()), **options)
-
-
-LITERAL_CALLS: dict[str, Callable[..., Any]] = {"set": set, "float": float, "frozenset": frozenset}
-OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow, ast.Div: operator.truediv,
-}  # fmt: skip
+    return node.func.id, Check(source, expected, arguments, read=read, **options)
 
 
 def literal(node: ast.expr, depth: int = 0) -> Any:
@@ -302,51 +266,36 @@ def literal(node: ast.expr, depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
-    deeper = depth + 1
-    if isinstance(node, ast.Constant) and node.value is not Ellipsis:
-        return node.value
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        items = [literal(item, deeper) for item in node.elts]
-        return items if isinstance(node, ast.List) else tuple(items) if isinstance(node, ast.Tuple) else set(items)
-    if isinstance(node, ast.Dict):
-        if any(key is None for key in node.keys):
-            raise ValueError("** in a dict")
-        keys = [literal(key, deeper) for key in node.keys if key is not None]
-        return dict(zip(keys, (literal(value, deeper) for value in node.values), strict=True))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        value = literal(node.operand, deeper)
-        if isinstance(value, (int, float, complex)):
-            return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        return _arithmetic(literal(node.left, deeper), node.op, literal(node.right, deeper))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in LITERAL_CALLS:
-        arguments = [literal(argument, deeper) for argument in node.args]
-        if len(arguments) < 2 and not node.keywords:
-            value = LITERAL_CALLS[node.func.id](*arguments)
-            if value != value:
-                raise ValueError("nothing equals nan")
+    read = partial(literal, depth=depth + 1)
+    match node:
+        case ast.Constant(value=value) if value is not Ellipsis:
             return value
+        case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
+            return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)](map(read, items))
+        case ast.Dict(keys=keys, values=values):
+            return dict(zip([read(key) for key in keys if key], map(read, values), strict=True))  # ** has no key
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            value = read(operand)
+            if isinstance(value, (int, float, complex)):
+                return -value if isinstance(sign, ast.USub) else value
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in OPERATORS:
+            return _arithmetic(read(left), sign, read(right))
+        case ast.Call(func=ast.Name(id=name), args=[] | [_] as items, keywords=[]) if name in LITERAL_CALLS:
+            value = LITERAL_CALLS[name](*map(read, items))
+            if value == value:  # nothing equals nan
+                return value
     raise ValueError(f"{_shown(node)} is not a plain value")
 
 
-def _size(value: Any) -> int:
-    """Elements of a value, nested ones included; characters of a text."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return 1 + sum(_size(item) for item in value)
-    if isinstance(value, dict):
-        return 1 + sum(_size(item) for pair in value.items() for item in pair)
-    return max(1, len(value)) if isinstance(value, (str, bytes)) else 1
-
-
-def _arithmetic(left: Any, op: ast.operator, right: Any) -> Any:
-    """A bounded operation: numbers below 1e30, exponents to 64, repetition to 1,000 elements in all."""
-    if isinstance(left, (str, list, tuple)) and isinstance(op, ast.Mult) and isinstance(right, int):
-        if _size(left) * max(right, 0) <= 1_000:
+def _arithmetic(left: Any, sign: ast.operator, right: Any) -> Any:
+    """A bounded operation: numbers below 1e30, exponents to 64, repetition to 10,000 characters as Python writes them."""
+    if isinstance(left, (str, list, tuple)) and isinstance(sign, ast.Mult) and isinstance(right, int):
+        if len(repr(left)) * right <= 10_000:
             return left * right
         raise ValueError("a repetition of too many elements")
     numbers = all(isinstance(value, (int, float)) and abs(value) < 1e30 for value in (left, right))
-    if numbers and (not isinstance(op, ast.Pow) or 0 <= right <= 64):
-        return OPERATORS[type(op)](left, right)
+    if numbers and (not isinstance(sign, ast.Pow) or 0 <= right <= 64):
+        return OPERATORS[type(sign)](left, right)
     raise ValueError("arithmetic on large values")
 
 
@@ -355,19 +304,17 @@ def flaw(tests: Tests) -> str | None:
 
     Trivial: a program passes them that gives one and the same value, or one of its arguments, or its input.
     """
-    known: dict[tuple[str, ...], Any] = {}
+    expected: dict[tuple[str, str], Any] = {}
     for check in tests.checks:
-        place = (check.call, check.wrapper, repr(check.rest), check.how)
-        if place in known and known[place] != check.expected:
+        if expected.setdefault((check.call, repr(check.read)), check.expected) != check.expected:
             return "contradicting_tests"
-        known[place] = check.expected
     constants = [None, True, False, 0, 1, "", [], *(check.expected for check in tests.checks)]
     programs = [[value] * len(tests.checks) for value in constants]  # what each gives is known without running it
     if tests.entry:
         programs += map(list, zip(*(check.arguments for check in tests.checks), strict=False))
     else:
         programs.append([check.call.strip() for check in tests.checks])
-    passed = (
-        all(check.passed(value) for check, value in zip(tests.checks, values, strict=True)) for values in programs
+    trivial = any(
+        all(check.passed(value) for check, value in zip(tests.checks, each, strict=True)) for each in programs
     )
-    return "trivial_tests" if any(passed) else None
+    return "trivial_tests" if trivial else None

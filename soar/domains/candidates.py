@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
@@ -13,8 +13,7 @@ from soar.problems.load import DataError, Dropped, LoadReport, evidence_path, fi
 from soar.types import Problem
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """problems: in the order of the source. report: what the loader did. digest: sha256 of ids, questions and answers."""
 
     problems: list[Problem]
@@ -24,15 +23,11 @@ class Candidates:
     @property
     def hashes(self) -> dict[str, str]:
         """What the manifest records of them."""
-        revision = {"dataset_revision": self.report.revision} if self.report.revision else {}
-        return {"problems": self.digest, **revision}
+        return {"problems": self.digest} | ({"dataset_revision": r} if (r := self.report.revision) else {})
 
 
 def candidates(config: Config, revision: str | None = None) -> Candidates:
-    """Load the candidate problems of a config. Raises ConfigError and DataError.
-
-    revision: the commit of a hub dataset that a resumed run began with; None: problems.revision.
-    """
+    """Load those of a config; revision: of the hub dataset that a resumed run began with. Raises ConfigError, DataError."""
     keys = config.problems
     if keys.source.startswith("world:"):
         try:
@@ -60,10 +55,7 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
 
 
 def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> list[Problem]:
-    """The problems as the domain puts them to students; those that it cannot use go to `report.dropped` by their names.
-
-    Raises DataError when none is left.
-    """
+    """The problems as the domain puts them to students, others to `report.dropped`. Raises DataError when none is left."""
     if domain.arrange is None:
         return problems
     kept: dict[str, Problem] = {}

@@ -10,44 +10,24 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from soar.domains.quantities import SUBJECTS
+from soar.domains.styles import WORDS, styled
 from soar.problems.answers import extract, normalize
-from soar.problems.domain import Domain
-from soar.problems.prompts import plain, tagged
 from soar.types import Problem, Verdict
 
 LETTERS = "ABCDEFGHIJ"
 MAX_ANSWER = 500
-OPTION = re.compile(r"^[ \t]{0,9}[*_]{0,2}\(?([A-J])[).:][*_]{0,2}[ \t]{1,9}(\S[^\n]{0,500})$", re.MULTILINE)
-PINNED = re.compile(r"(?:all|none|any)\s(?:of\s)?(?:the\s)?(?:above|these|them|others?)\b", re.IGNORECASE)
-REFERS = re.compile(
-    r"\b(?:both|either|neither|options?|choices?|answers?)\s\(?[A-J]\b|\b[A-J]\)?\s(?:and|or)\s\(?[A-J]\b"
+OPTION, PINNED, REFERS, LETTER, ALONE, LEAD, SAID, REFUSED, ARTICLE = map(
+    re.compile, WORDS["multiple_choice"]["patterns"]
 )
-LETTER = re.compile(r"(?<![A-Za-z0-9'])\(?([A-J])(?![A-Za-z0-9']|\s?[-+=*/^])")
-ALONE = re.compile(r"\(?([A-Ja-j])[).:]?")
-LEAD = re.compile(
-    r"^(?:(?:so|thus|hence|therefore),?\s)?(?:the\s)?(?:correct\s|right\s|best\s|final\s)?"
-    r"(?:answer|option|choice)\s?(?:is|:)?\s?(?:option\s|choice\s)?",
-    re.IGNORECASE,
-)
-SAID = re.compile(r"(?:answer|option|choice)\s(?:is\s?:?|:)\s{0,3}([^\n]{1,200})", re.IGNORECASE)
-REFUSED = re.compile(r"\b(?:not|neither|nor|except|isn't|cannot)\b", re.IGNORECASE)
-ARTICLE = re.compile(r"(?<![A-Za-z(])(?:A|I)\s(?!and\b|or\b)[a-z]")  # `A gas`, `I think`
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(NamedTuple):
     """A question taken apart: stem without options, options in their order."""
 
     stem: str
     options: tuple[str, ...]
-
-    def text(self) -> str:
-        """The question as a student sees it."""
-        lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, self.options, strict=False)]
-        return "\n".join([self.stem, *lines])
 
 
 def read_choices(question: str) -> Choices | str:
@@ -57,11 +37,10 @@ def read_choices(question: str) -> Choices | str:
     differ in case and spacing at most. `no_stem`: nothing before them.
     """
     lines = list(OPTION.finditer(question))
-    if "".join(match[1] for match in lines) != LETTERS[: len(lines)]:
-        return "no_options" if len(lines) < 2 else "options_out_of_order"
-    return _choices(
-        question[: lines[0].start()] if lines else question, [match[2].strip().rstrip("*_") for match in lines]
-    )
+    if len(lines) > 1 and "".join(match[1] for match in lines) != LETTERS[: len(lines)]:
+        return "options_out_of_order"
+    stem = question[: lines[0].start()] if lines else question
+    return _choices(stem, [match[2].strip().rstrip("*_") for match in lines])
 
 
 def _choices(stem: str, texts: Sequence[str]) -> Choices | str:
@@ -81,36 +60,29 @@ def arrange(problem: Problem) -> Problem | str:
     stay last. Doing it twice changes nothing. Names beside those of `read_choices`: `options_are_no_texts`,
     `answer_not_an_option`, `refers_to_letters` (an option that speaks of another by its letter).
     """
-    read = read_choices(problem.question)
+    read, number = read_choices(problem.question), ""
     given = problem.extra.get("options", problem.extra.get("choices"))
-    numbered = given is not None and isinstance(read, str)
-    if numbered:
+    if given is not None and isinstance(read, str):
         if not isinstance(given, list | tuple) or not all(isinstance(option, str) for option in given):
             return "options_are_no_texts"
         read = _choices(problem.question, given)
+        if re.fullmatch(r"\s*\d\s*", problem.answer) and _key(problem.answer) not in map(_key, given):
+            number = problem.answer
     if isinstance(read, str):
         return read
-    right = _right(problem.answer, read, numbered)
-    if right is None:
+    right = LETTERS[int(number)] if number else read_letter(problem.answer, read)
+    if right is None or LETTERS.index(right) >= len(read.options):
         return "answer_not_an_option"
     if any(REFERS.search(option) for option in read.options):
         return "refers_to_letters"
     order = shuffled(read)
-    made = Choices(read.stem, tuple(read.options[i] for i in order))
+    lines = [f"({letter}) {read.options[i]}" for letter, i in zip(LETTERS, order, strict=False)]
     extra = {key: value for key, value in problem.extra.items() if key not in ("options", "choices")}
-    return Problem(problem.id, made.text(), LETTERS[order.index(right)], extra)
-
-
-def _right(answer: str, read: Choices, numbered: bool) -> int | None:
-    """Place of the right option."""
-    if numbered and re.fullmatch(r"\d", answer.strip()) and _key(answer) not in map(_key, read.options):
-        return int(answer) if int(answer) < len(read.options) else None
-    letter = read_letter(answer, read)
-    return None if letter is None else LETTERS.index(letter)
+    return Problem(problem.id, "\n".join([read.stem, *lines]), LETTERS[order.index(LETTERS.index(right))], extra)
 
 
 def shuffled(read: Choices) -> list[int]:
-    """Places of the options in their new order, from the question alone; pinned ones last, in the order of their texts.
+    """Places of the options in their new order, drawn from the question alone; pinned ones last.
 
     Options are sorted before they are drawn, so the order that somebody wrote them in leaves no trace.
     """
@@ -118,8 +90,7 @@ def shuffled(read: Choices) -> list[int]:
     last = [i for i in order if PINNED.search(read.options[i])]
     order = [i for i in order if i not in last]
     text = "\n".join([_key(read.stem), *sorted(map(_key, read.options))])
-    seed = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    random.Random(seed).shuffle(order)
+    random.Random(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()).shuffle(order)
     return order + last
 
 
@@ -140,74 +111,31 @@ def read_letter(answer: str, read: Choices) -> str | None:
     names two.
     """
     text = normalize(answer[:MAX_ANSWER]).strip(" *_\"'.")
-    known = LETTERS[: len(read.options)]
-    keys = [_key(option) for option in read.options]
-    if _key(text) in keys:
-        return LETTERS[keys.index(_key(text))]
-    text = LEAD.sub("", text).strip(" *_\"'.:")
-    alone = ALONE.fullmatch(text)
+    letters = {_key(option): letter for letter, option in zip(LETTERS, read.options, strict=False)}
+    bare = LEAD.sub("", text).strip(" *_\"'.:")
+    alone, labelled = ALONE.fullmatch(bare), re.match(r"\(?([A-J])[).:]\s+(.+)", bare, re.DOTALL)
+    if _key(text) in letters:
+        return letters[_key(text)]
     if alone is not None:
-        return alone[1].upper() if alone[1].upper() in known else None
-    if _key(text) in keys:
-        return LETTERS[keys.index(_key(text))]
-    labelled = re.match(r"\(?([A-J])[).:]\s+(.+)", text, re.DOTALL)
-    if labelled is not None and _key(labelled[2]) in keys:
-        return labelled[1] if LETTERS.index(labelled[1]) == keys.index(_key(labelled[2])) else None
-    if REFUSED.search(text):
-        return None
-    named = set(LETTER.findall(text))
-    if labelled is None and ARTICLE.search(text):
-        named -= {"A", "I"}
-    return named.pop() if len(named) == 1 and named <= set(known) else None
+        return alone[1].upper() if alone[1].upper() in letters.values() else None
+    if _key(bare) in letters:
+        return letters[_key(bare)]
+    if labelled is not None and _key(labelled[2]) in letters:
+        return labelled[1] if labelled[1] == letters[_key(labelled[2])] else None
+    named = set(LETTER.findall(bare)) - ({"A", "I"} if labelled is None and ARTICLE.search(bare) else set())
+    return named.pop() if len(named) == 1 and named <= {*letters.values()} and not REFUSED.search(bare) else None
 
 
 def verify(answer: str, problem: Problem) -> Verdict:
     """The option that an answer names against the gold letter. NO_ANSWER where it names none, or more than one."""
     read = read_choices(problem.question)
-    if isinstance(read, str):
+    right = None if isinstance(read, str) else read_letter(problem.answer, read)
+    if isinstance(read, str) or right is None:
         return Verdict.UNSCORABLE
-    right, letter = read_letter(problem.answer, read), read_letter(answer, read)
-    if right is None:
-        return Verdict.UNSCORABLE
+    letter = read_letter(answer, read)
     if letter is None:
         return Verdict.NO_ANSWER
     return Verdict.CORRECT if letter == right else Verdict.WRONG
 
 
-PROMPTS = {
-    "tags": tagged(
-        "multiple_choice",
-        """Write one new, original and challenging multiple-choice question from {subject}.
-It should have four options, one of them right, and take reasoning to answer.
-""",
-        SUBJECTS,
-        question="the question\n(A) first option\n(B) second option\n(C) third option\n(D) fourth option",
-        answer="letter",
-        noun="question",
-        end="the letter of the right option",
-    ),
-    "plain": plain(
-        "multiple_choice_plain",
-        """Write a science question about {subject} with four options, one of them right. Format:
-Question: ...
-(A) ...
-(B) ...
-(C) ...
-(D) ...
-Answer: letter""",
-        'End with "Answer:" and the letter of the right option.',
-        "speed, density, or electric current",
-    ),
-}
-MULTIPLE_CHOICE = {
-    style: Domain(
-        name="multiple_choice",
-        prompts=prompts,
-        read_answer=read_answer,
-        verify=verify,
-        arrange=arrange,
-        examples=(Problem("metal", "Which of these conducts best?\n(A) glass\n(B) copper\n(C) wood\n(D) air", "B"),),
-    )
-    for style, prompts in PROMPTS.items()
-}
-"""The domain `multiple_choice`, by prompt style."""
+MULTIPLE_CHOICE = styled("multiple_choice", read_answer=read_answer, verify=verify, arrange=arrange)

@@ -1,9 +1,8 @@
 """The domain `code`: a student writes a Python function or program, and is right when it passes all tests.
 
-A problem is a task and its tests (`assertions.py`): asserts on calls of one function, or inputs with outputs. The teacher
-writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts (the tests).
-Its solution must pass the tests, the tests must not contradict each other, and no trivial program may pass them. Programs
-run in the sandbox and nowhere else; the tests are never run at all.
+The teacher writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts (the
+tests, `assertions.py`). Its solution must pass them, they must not contradict each other, and no trivial program may pass
+them. Programs run in the sandbox and nowhere else; the tests are never run at all.
 """
 
 from __future__ import annotations
@@ -13,41 +12,16 @@ import re
 from functools import lru_cache
 
 from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_tests
-from soar.problems.domain import Domain
-from soar.problems.prompts import PromptFormat
+from soar.domains.styles import WORDS, styled
 from soar.problems.verify import VerifierError
 from soar.sandbox.run import SLOWER, Limits, Sandbox, SandboxError, find_backend
 from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
-CACHE_SIZE = 4_000  # of grades: programs and tests are some kilobytes each
 LIMITS = Limits(cpu_s=2, wall_s=3.5)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-PLACEHOLDER = "What the function returns."
-PREFILL = "```python\ndef "
-FENCED = re.compile(
-    r"^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)", re.I | re.M | re.S
-)
-
-TEACHER = f'''Write one new, original Python exercise about {{subject}}: a function with a docstring that says exactly what it
-returns, the code of the function, and four asserts that test it with different values. One code block, in this form:
-
-```python
-def name(values):
-    """{PLACEHOLDER}"""
-    return ...
-
-assert name(...) == ...
-assert name(...) == ...
-assert name(...) == ...
-assert name(...) == ...
-```'''
-
-STUDENT = """{question}
-
-Answer with one ```python code block that holds the whole code."""
-
-SUBJECTS = "lists of numbers, strings, dictionaries, arithmetic, sorting, searching, or counting"
+PLACEHOLDER = WORDS["code"]["style"]["code"]["placeholders"][0]
+FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)")
 
 
 @lru_cache(maxsize=1)
@@ -58,7 +32,7 @@ def _sandbox() -> Sandbox:
     return sandbox
 
 
-@lru_cache(maxsize=CACHE_SIZE)
+@lru_cache(maxsize=4_000)  # programs and tests are some kilobytes each
 def grade(code: str, text: str) -> Verdict:
     """Whether a program passes the tests that `text` holds. Equal questions are asked once. Raises Unusable.
 
@@ -112,8 +86,8 @@ def read_problem(text: str) -> tuple[str, str] | str:
         return "no_docstring"
     if task == PLACEHOLDER:
         return "placeholder"
-    name = flaw(tests)
-    if name is None and _has_body(function):
+    name, body = flaw(tests), [node.value if isinstance(node, ast.Expr) else node for node in function.body]
+    if name is None and not all(isinstance(node, (ast.Pass, ast.Raise, ast.Constant)) for node in body):
         solution = ast.unparse(ast.Module([node for node in module.body if isinstance(node, DEFINITIONS)], []))
         name = None if grade(solution, answer).solved else "wrong_solution"
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
@@ -141,12 +115,6 @@ def _first_module(text: str) -> ast.Module | str:
     return "not_python"
 
 
-def _has_body(function: ast.FunctionDef) -> bool:
-    """Whether there is more than a docstring, `pass`, `...` or an exception."""
-    values = [node.value if isinstance(node, ast.Expr) else node for node in function.body]
-    return not all(isinstance(value, (ast.Pass, ast.Raise, ast.Constant)) for value in values)
-
-
 def verify(answer: str, problem: Problem) -> Verdict:
     """Whether the program in `answer` passes the tests that are the gold answer. UNSCORABLE for unusable tests."""
     try:
@@ -166,18 +134,8 @@ def validate(problem: Problem) -> str | None:
     return "wrong_solution" if wrong else name
 
 
-CODE = Domain(
-    name="code",
-    prompts=PromptFormat(
-        name="code",
-        answer_style="marker",
-        teacher_template=TEACHER,
-        student_template=STUDENT,
-        default_subject=SUBJECTS,
-        teacher_prefill=PREFILL,
-        placeholders=(PLACEHOLDER,),
-        text_answers=True,
-    ),
+CODE = styled(
+    "code",
     read_problem=read_problem,
     read_answer=read_answer,
     verify=verify,
@@ -187,16 +145,4 @@ CODE = Domain(
     describe=lambda: f"programs run in the sandbox {find_backend()!r}",
     gold_is_answer=False,
     max_answer_chars=MAX_CODE_CHARS,
-    examples=(
-        Problem(
-            "code-1",
-            "Write a Python function:\n\ndef double_odd(values):\n\nReturn the odd numbers of the list, each doubled.",
-            "assert double_odd([1, 2, 3]) == [2, 6]\nassert double_odd([]) == []\nassert double_odd([4, 5]) == [10]",
-        ),
-        Problem(
-            "code-2",
-            "Read two whole numbers from one line, and print their product.",
-            "Input:\n2 3\nOutput:\n6\n\nInput:\n-4 5\nOutput:\n-20",
-        ),
-    ),
-)
+)["code"]

@@ -1,9 +1,8 @@
 """Problems of reasoning-gym families (`reasoning_gym:NAME`), graded by our own comparison or by the family's scorer.
 
-The domain `procedural` compares numbers by value and everything else as text. Families with many right answers are graded by
-the family's own scorer, in the killable workers, except where that scorer evaluates the answer as code (EVALUATES): those are
-refused as `scorer_runs_text`, since model-written text is never executed. `benchmarks/families.py` measures all of it.
-Problems of the teacher have no family, and are compared as numbers or as text.
+Numbers are compared by value, everything else as text, problems of the teacher too, which have no family. Families with many
+right answers are graded by the family's own scorer, in the killable workers, except where that scorer evaluates the answer as
+code (EVALUATES): those are refused, since model-written text is never executed. `benchmarks/families.py` measures it.
 """
 
 from __future__ import annotations
@@ -11,38 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
+from soar.domains.styles import WORDS, styled
 from soar.problems.answers import MARK, MAX_ANSWER_CHARS, extract, normalize
-from soar.problems.domain import Domain
-from soar.problems.prompts import plain, tagged, worked_list
 from soar.problems.verify import compare_number, read_number
 from soar.types import Problem, UserError, Verdict
 
-COMPARED = frozenset(
-    """ab acre advanced_geometry aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation
-    binary_matrix bitwise_arithmetic caesar_cipher calendar_arithmetic chain_sum circuit_logic coin_flip
-    color_cube_rotation complex_arithmetic count_bits count_primes course_schedule cryptarithm
-    decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships figlet_font
-    fraction_simplification futoshiki game_of_life game_of_life_halting gcd gsm_symbolic isomorphic_strings
-    kakurasu largest_island lcm leg_counting letter_counting letter_jumble list_functions mahjong_puzzle
-    manipulate_matrix maze mini_sudoku modulo_grid needle_haystack number_filtering number_format
-    number_sequence number_sorting pool_matrix prime_factorization products ransom_note rearc rectangle_count
-    rotate_matrix rotten_oranges self_reference sentence_reordering simple_equations simple_geometry
-    spell_backward spiral_matrix string_insertion string_manipulation string_splitting string_synthesis sudoku
-    survo syllogism time_intervals word_sequence_reversal word_sorting zebra_puzzles""".split()  # noqa: SIM905
-)
-"""Families with one right answer: a number, a word, a list, a grid."""
-EVALUATES = frozenset(
-    """binary_matrix countdown intermediate_integration n_queens polynomial_multiplication puzzle24 simple_integration
-    spiral_matrix string_insertion""".split()  # noqa: SIM905
-)
-"""Families whose scorer (reasoning-gym 0.1.25) hands the answer to `eval` or to sympy's parser, which evaluates."""
-
-LIST = """Question: State the final answer to the following arithmetic problem: 3 + 9 = Answer: 12
-Question: State the final answer to the following arithmetic problem: 8 - 2 + 5 = Answer: 11
-Question: State the final answer to the following arithmetic problem: 7 + 6 = Answer: 13
-"""
+COMPARED, EVALUATES = (frozenset(WORDS["procedural"][key].split()) for key in ("compared", "evaluates"))
 JOINTS = re.compile(r"[\s,;\[\](){}'\"|]+")
 
 
@@ -75,8 +51,7 @@ def read_marked(completion: str) -> str | None:
     if not marks:
         return None
     found = completion[marks[-1] :].strip().split("\n\n", 1)[0].strip()
-    boxed = extract(found, "boxed") if "box" in found else None
-    return boxed or found or None
+    return (extract(found, "boxed") if "box" in found else None) or found or None
 
 
 @lru_cache(maxsize=8)
@@ -91,10 +66,9 @@ def _scorer(family: str) -> Callable[..., float]:
 def verify(answer: str, problem: Problem) -> Verdict:
     """By our own comparison where it can grade the family, else by the family's scorer (1 is correct, less is wrong)."""
     family = str(problem.extra.get("family") or "")
-    kind = kind_of(family)
-    if kind == "compared":
+    if kind_of(family) == "compared":
         return compare(answer, problem.answer)
-    if kind == "refused" or "metadata" not in problem.extra:
+    if kind_of(family) == "refused" or "metadata" not in problem.extra:
         return Verdict.UNSCORABLE
     metadata = json.loads(problem.extra["metadata"])
     entry = {"question": problem.question, "answer": problem.answer, "metadata": metadata}
@@ -109,35 +83,5 @@ def validate(problem: Problem) -> str | None:
     return "gold_answer_refused" if kind == "scorer" and not verify(problem.answer, problem).solved else None
 
 
-PROMPTS = {
-    "tags": tagged(
-        "procedural",
-        """Write one new, original and challenging puzzle about {subject}.
-It should have one final answer that can be checked. """,
-        "arithmetic, sequences, sorting, or logic",
-        question="the full puzzle",
-        noun="puzzle",
-    ),
-    "plain": plain(
-        "procedural_plain",
-        "Write a puzzle about {subject}.",
-        'End with "Answer:" and the answer.',
-        "adding and subtracting small numbers",
-    ),
-    "list": worked_list("procedural_list", LIST),
-}
-PROCEDURAL = {
-    style: Domain(
-        name="procedural",
-        prompts=prompts,
-        read_answer=read_marked if style == "plain" else None,
-        verify=verify,
-        validate=validate,
-        examples=(
-            Problem("gcd", "Find the greatest common divisor of 12 and 18.", "6"),
-            Problem("sort", "Sort these words: pear, apple, fig.", "apple, fig, pear"),
-        ),
-    )
-    for style, prompts in PROMPTS.items()
-}
-"""The domain `procedural`, by prompt style."""
+PROCEDURAL = styled("procedural", verify=verify, validate=validate)
+PROCEDURAL["plain"] = replace(PROCEDURAL["plain"], read_answer=read_marked)

@@ -1,18 +1,14 @@
 """Problem sources that need no download: the embedded worlds `tiny` and `tiny-rare`.
 
 The world is a two-digit counter. `47 c+8 d+5` starts at 47 and has two steps: step c adds 8, step d adds 5; past 99 the
-counter goes on at 00. Labels run on in the alphabet from any letter. The answer is the counter's reading after every
-step. A solver works step by step, then answers:
+counter goes on at 00. Labels run on in the alphabet from any letter. The answer is the reading after every step, so no
+lucky guess at the end repairs a wrong one. A solver works, then answers; a teacher writes both without working:
 
     <solve> 47 c+8 d+5 <work> start=47 c=55 d=60 <ans> 55 60
-
-and a teacher writes a question with its answer, without working:
-
     <ask> 47 c+8 d+5 <ans> 55 60
 
-All readings count, so no lucky guess at the end repairs a wrong step. The two worlds are one task: they differ in the
-text that their models were pretrained on (`examples/world_text.py`). It is a world in which the whole loop can be watched
-and checked exactly, not a benchmark.
+The two worlds differ in the text that their models were pretrained on (`examples/world_text.py`). The whole loop can be
+watched and checked exactly in them; they are no benchmark.
 """
 
 from __future__ import annotations
@@ -70,10 +66,9 @@ def _counter_question(first: int, start: int, addends: list[int]) -> str:
 class World:
     """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw.
 
-    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56). topics: the useful one first.
+    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56).
     """
 
-    topics = (*_TOPICS, ILL_POSED)
     # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
     real_chains = ((1, 1), (2, 2), (3, 3))
@@ -86,7 +81,7 @@ class World:
         return _read(question)[1]
 
     def topic(self, question: str) -> str:
-        """One of `topics`."""
+        """A topic's name, or `ill-posed`."""
         return _read(question)[0]
 
     def well_posed(self, question: str) -> bool:
@@ -102,34 +97,29 @@ class World:
         return sum(total % 10 + addend >= 10 for total, addend in zip(totals, addends, strict=False))
 
     def useful(self, question: str) -> bool:
-        """Whether the question is of the hard set's topic and exercises its rare skill."""
+        """Whether a question exercises the rare skill of the hard set."""
         return self.difficulty(question) > 0
 
     def hard_problems(self, count: int, seed: int) -> list[Problem]:
         """`count` distinct candidates for the hard set, in a random order. Raises ValueError when there are fewer."""
-        return self._chains(count, self.hard_chains, random.Random(f"tiny hard {seed}"))
+        return self._problems(count, self.hard_chains, random.Random(f"tiny hard {seed}"))
 
     def real_problems(self, count: int, seed: int) -> list[Problem]:
         """`count` distinct easier problems with right answers: the curated upper bound. Raises ValueError as above."""
-        return self._chains(count, self.real_chains, random.Random(f"tiny real {seed}"))
+        return self._problems(count, self.real_chains, random.Random(f"tiny real {seed}"))
 
-    def _chains(self, count: int, chains: tuple[tuple[int, int], ...], rng: random.Random) -> list[Problem]:
+    def _problems(self, count: int, chains: tuple[tuple[int, int], ...], rng: random.Random) -> list[Problem]:
         """Distinct counter problems, equally many of every (steps, carrying steps), shuffled."""
         problems: dict[str, Problem] = {}
-        misses = 0
         while len(problems) < count:
             length, carries = chains[len(problems) % len(chains)]
-            question = self._counter_with(rng, length, carries)
-            if question in problems:
-                misses += 1
-                if misses > 10_000:
-                    kinds = ", ".join(f"{steps} steps with {carry} carries" for steps, carry in chains)
-                    raise ValueError(f"world tiny: fewer than {count} distinct problems of {kinds}; ask for fewer")
-                continue
-            misses = 0
-            answer = self.solve(question) or ""
+            drawn = (self._counter_with(rng, length, carries) for _ in range(10_001))
+            question = next((text for text in drawn if text not in problems), None)
+            if question is None:
+                kinds = ", ".join(f"{steps} steps with {carry} carries" for steps, carry in chains)
+                raise ValueError(f"world tiny: fewer than {count} distinct problems of {kinds}; ask for fewer")
             extra = {"topic": "counter", "steps": length, "carries": carries}
-            problems[question] = Problem(id=f"tiny:{question}", question=question, answer=answer, extra=extra)
+            problems[question] = Problem(f"tiny:{question}", question, self.solve(question) or "", extra)
         shuffled = list(problems.values())
         rng.shuffle(shuffled)
         return shuffled
