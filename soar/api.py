@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ast
 import builtins
-import html
 import inspect
 import json
 import re
+import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,18 +59,8 @@ class QuestionSet:
 TeacherReward = Callable[[QuestionSet], float | None]
 
 
-class Shown:
-    """Prints as text, and in a notebook as that text."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
-
-
 @dataclass(frozen=True, repr=False)
-class Checked(Shown):
+class Checked:
     """What `check` found. works: None where there was no time to say."""
 
     findings: list[Finding]
@@ -79,63 +69,18 @@ class Checked(Shown):
     def works(self) -> bool | None:
         return can_work(self.findings)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join([*(line for finding in self.findings for line in finding.lines()), summary(self.findings)])
 
 
-class Screened(Shown, list[tuple[Problem, Screening]]):
+class Screened(list[tuple[Problem, Screening]]):
     """Every usable problem with its counts. hard: those that are hard; table: what `soar screen` prints."""
 
     hard: list[Problem]
     table: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table
-
-
-class Evaluations(Shown, dict[str, "Evaluation"]):
-    """Policy -> Evaluation, as a table."""
-
-    def __str__(self) -> str:
-        def cells(one: Evaluation) -> str:
-            return "  ".join(
-                f"pass@{k} {p:.4f} [{one.interval_95[k][0]:.4f}, {one.interval_95[k][1]:.4f}]"
-                for k, p in one.pass_at.items()
-            )
-
-        return "\n".join(f"{name:14s} {cells(one)}" for name, one in self.items())
-
-
-@dataclass(frozen=True, repr=False)
-class Trained(Shown):
-    """A finished run. path: its folder; summary: summary.json; student, teacher: PEFT adapter folders."""
-
-    path: Path
-    summary: dict[str, Any]
-
-    @property
-    def student(self) -> Path:
-        return self.path / "student"
-
-    @property
-    def teacher(self) -> Path:
-        return self.path / "teacher"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def run(self) -> Run:
-        """Everything in the run folder: events, questions, hard problems."""
-        return read_run(self.path)
-
-    def __str__(self) -> str:
-        return "\n".join([*summary_lines(self.summary), f"report: {self.report}"])
-
-    def pass_at(self, arm: str, k: int = 1) -> float:
-        """Held-out pass@k of an arm (`base`, `hard_only`, `ps`, `pq`) as a share."""
-        return float(self.summary["arms"][arm]["pass_at"][str(k)])
 
 
 @dataclass(frozen=True)
@@ -148,11 +93,48 @@ class Evaluation:
     problems: list[Problem]
 
 
-def verifier_name(verifier: Verifier, folder: Path | None = None) -> str:
+class Evaluations(dict[str, Evaluation]):
+    """Policy -> Evaluation, as a table."""
+
+    def __repr__(self) -> str:
+        cells = {
+            name: (
+                f"pass@{k} {p:.4f} [{one.interval_95[k][0]:.4f}, {one.interval_95[k][1]:.4f}]"
+                for k, p in one.pass_at.items()
+            )
+            for name, one in self.items()
+        }
+        return "\n".join(f"{name:14s} {'  '.join(row)}" for name, row in cells.items())
+
+
+@dataclass(frozen=True, repr=False)
+class Trained:
+    """A finished run. path: its folder; summary: summary.json; student, teacher: PEFT adapter folders; report: the page."""
+
+    path: Path
+    summary: dict[str, Any]
+    student = property(lambda self: self.path / "student")
+    teacher = property(lambda self: self.path / "teacher")
+    report = property(lambda self: self.path / "report.html")
+
+    @property
+    def run(self) -> Run:
+        """Everything in the run folder: events, questions, hard problems."""
+        return read_run(self.path)
+
+    def __repr__(self) -> str:
+        return "\n".join([*summary_lines(self.summary), f"report: {self.report}"])
+
+    def pass_at(self, arm: str, k: int = 1) -> float:
+        """Held-out pass@k of an arm (`base`, `hard_only`, `ps`, `pq`) as a share."""
+        return float(self.summary["arms"][arm]["pass_at"][str(k)])
+
+
+def verifier_name(verifier: Verifier, folder: Path) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
-    A function typed in a notebook is written into `folder` (None: a temporary one), with what it uses of the notebook. Raises
-    ConfigError for a function that cannot be found by name (a lambda, a method) or written down.
+    A function typed in a notebook is written into `folder`, with what it uses of the notebook. Raises ConfigError for a
+    function that cannot be found by name (a lambda, a method) or written down.
     """
     if isinstance(verifier, str):
         return verifier
@@ -165,8 +147,7 @@ def verifier_name(verifier: Verifier, folder: Path | None = None) -> str:
     file = Path(inspect.getfile(verifier))
     if not file.is_file():
         text = _source_of(verifier)
-        file = (folder or Path(tempfile.mkdtemp(prefix="soar-"))) / f"{name}_verifier.py"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{name}_verifier.py"
         file.write_text(text, encoding="utf-8")
     return f"{file.resolve()}:{name}"
 
@@ -179,12 +160,10 @@ def _source_of(function: Callable[..., Any]) -> str:
     lines: dict[str, str] = {}
 
     def add(name: str, value: Any) -> None:
-        home = getattr(value, "__module__", function.__module__)
+        home, full_name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
         if isinstance(value, types.ModuleType):
             lines[name] = f"import {value.__name__} as {name}"
-        elif callable(value) and home != function.__module__:
-            lines[name] = f"from {home} import {value.__qualname__} as {name}"
-        elif callable(value):
+        elif home == function.__module__ and (inspect.isfunction(value) or inspect.isclass(value)):
             lines[name] = ""  # a function may use itself
             text = inspect.getsource(value)
             for used in sorted(set(re.findall(r"[A-Za-z_]\w*", text)) & function.__globals__.keys() - lines.keys()):
@@ -192,6 +171,10 @@ def _source_of(function: Callable[..., Any]) -> str:
                     add(used, function.__globals__[used])
             del lines[name]
             lines[name] = text
+        elif callable(value):
+            if getattr(sys.modules.get(str(home)), full_name, None) is not value:
+                raise ValueError(f"{name} = {value!r:.100}")
+            lines[name] = f"from {home} import {full_name} as {name}"
         else:
             ast.literal_eval(repr(value))
             lines[name] = f"{name} = {value!r}"
@@ -204,27 +187,6 @@ def _source_of(function: Callable[..., Any]) -> str:
             f"({error}); put it into a file of your own, and name it as 'file.py:function'"
         ) from error
     return "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
-
-
-def make_config(
-    model: str | Path | None = None,
-    problems: str | Path | None = None,
-    recipe: str | None = None,
-    verifier: Verifier | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Config:
-    """A config from a recipe and dotted keys, `{"teacher.steps": 40}`. Raises ConfigError as the command line does."""
-    given = {
-        "model.path": None if model is None else str(model),
-        "problems.source": None if problems is None else str(problems),
-        "problems.verifier": None if verifier is None else verifier_name(verifier),
-    }
-    keys = {key: value for key, value in given.items() if value is not None} | dict(settings or {})
-    if recipe is None and (model is not None or problems is not None):
-        recipe = "small-1gpu"
-    # JSON is TOML for texts, numbers, truth values and lists of them.
-    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
-    return load(recipe, overrides, model_named=True)
 
 
 def _row(row: Any) -> dict[str, Any]:
@@ -266,8 +228,14 @@ def _config(
             for part in (model, tokenizer):
                 part.save_pretrained(place("model"))
             model = place("model")
-        name = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
-        yield make_config(model, problems, recipe, name, settings)
+        verifier = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
+        values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
+        keys = {key: str(value) for key, value in values.items() if value is not None} | dict(settings or {})
+        if recipe is None and not (model is None and problems is None):
+            recipe = "small-1gpu"
+        # JSON is TOML for texts, numbers, truth values and lists of them.
+        overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
+        yield load(recipe, overrides, model_named=True)
 
 
 def check(
@@ -286,16 +254,6 @@ def check(
         return Checked(list(check_all(config, samples, Progress(quiet=quiet).say)))
 
 
-class _Notes(Progress):
-    """Keeps what it says."""
-
-    lines: tuple[str, ...] = ()
-
-    def say(self, line: str) -> None:
-        self.lines = (*self.lines, line)
-        super().say(line)
-
-
 def screen(
     model: Model = None,
     problems: Problems | None = None,
@@ -312,11 +270,11 @@ def screen(
 
     out: the folder of `soar screen`, which goes on with resume=True; without it nothing is kept.
     """
-    beside, progress = None if out is None else Path(out), _Notes(quiet=quiet)
+    beside = None if out is None else Path(out)
     with (
         _config(model, tokenizer, problems, beside, recipe, verifier, settings) as config,
         tempfile.TemporaryDirectory() as scratch,
-        progress,
+        Progress(quiet=quiet) as progress,
     ):
         if config.screen.attempts == 0:
             raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem")
@@ -326,12 +284,10 @@ def screen(
         lines = (path / "hard" / "screen.jsonl").read_text(encoding="utf-8").splitlines()
         rows = {row["id"]: row for row in map(json.loads, lines) if "id" in row}  # the last line of an id counts
         most = config.screen.max_successes
-    counts = [(by_id[i], Screening(r["successes"], r["attempts"], r["truncated"])) for i, r in rows.items()]
-    if not counts:
-        left_out = [line for line in progress.lines if line.startswith("left out")]
-        raise ConfigError("\n".join(["no problem can be used, so there is nothing to screen", *left_out]))
-    screened = Screened(counts)
-    screened.hard, screened.table = [p for p, count in counts if count.successes <= most], "\n".join(table)
+    if not rows:
+        raise ConfigError("no problem can be used, so there is nothing to screen; the lines `left out` above say why")
+    screened = Screened((by_id[i], Screening(r["successes"], r["attempts"], r["truncated"])) for i, r in rows.items())
+    screened.hard, screened.table = [p for p, count in screened if count.successes <= most], "\n".join(table)
     return screened
 
 
@@ -351,7 +307,7 @@ def train(
     """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
 
     What is in memory is kept beside it (`OUT.problems.jsonl`, `OUT.model`, `NAME_verifier.py`). teacher_reward: what a
-    dataset earns, instead of the grounded reward; promotion still goes by measured improvement. Raises
+    dataset earns, in place of `teacher.reward`; promotion still goes by measured improvement. Raises
     `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
     """
     path, command = Path(out), ["soar.train"]
@@ -360,11 +316,6 @@ def train(
         Progress(quiet=quiet) as progress,
     ):
         if teacher_reward is not None:
-            if config.teacher.reward != "grounded":
-                raise ConfigError(
-                    f"teacher.reward = {config.teacher.reward!r} and the function teacher_reward both say what the teacher "
-                    "is paid; leave teacher.reward at 'grounded', or leave out teacher_reward"
-                )
             command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
         paid = None if teacher_reward is None else _paid_by(teacher_reward)
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
+import functools
 import json
-import re
+import linecache
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,21 @@ for override in TINY:
 
 
 def test_settings_are_those_of_the_command_line() -> None:
-    assert api.make_config(settings=SETTINGS) == tiny_config()
-    config = api.make_config("a/model", Path("x.jsonl"), None, "number", {"name": 'q"', "evaluate.ks": (1, 2)})
+    with api._config(None, None, None, None, None, None, SETTINGS) as config:
+        assert config == tiny_config()
+    mine = {"name": 'q"', "evaluate.ks": (1, 2)}
+    with api._config("a/model", None, Path("x.jsonl"), None, None, "number", mine) as config:
+        pass
     assert (config.model.path, config.problems.source, config.problems.verifier) == ("a/model", "x.jsonl", "number")
     assert (config.name, config.evaluate.ks) == ('q"', (1, 2))
     with pytest.raises(ConfigError, match=r"did you mean teacher\.steps"):
-        api.make_config(settings={"teacher.stps": 3})
+        soar.check(settings={"teacher.stps": 3})
 
 
 def test_screen_counts_what_a_run_counts(tiny_run: Path) -> None:
     rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
     found = soar.screen(settings=SETTINGS, quiet=True)
-    assert str(found).startswith("12 problems, 4 attempts each") and "<pre>12 problems" in found._repr_html_()
+    assert str(found).startswith("12 problems, 4 attempts each")
     assert len(found.hard) == 12
     assert [(p.id, s.successes, s.attempts, s.truncated) for p, s in found] == [
         (row["id"], row["successes"], row["attempts"], row["truncated"]) for row in rows
@@ -117,27 +121,46 @@ def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
     assert command[1].endswith("test_a_teacher_reward_of_ones_own.<locals>.by_number")
 
 
-@pytest.mark.parametrize(
-    ("value", "reward", "message"),
-    [
-        ("high", "grounded", "teacher_reward returned 'high' for dataset 0 of step 0: expected a number or None"),
-        (float("nan"), "grounded", "teacher_reward returned nan for dataset 0 of step 0: expected a number or None"),
-        (1.0, "learnability", "teacher.reward = 'learnability' and the function teacher_reward both say"),
-    ],
-)
-def test_teacher_rewards_that_are_refused(tmp_path: Path, value: Any, reward: str, message: str) -> None:
-    settings = SETTINGS | {"teacher.reward": reward}
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        soar.train(out=tmp_path / "run", settings=settings, teacher_reward=lambda question_set: value)
+@pytest.mark.parametrize(("value", "shown"), [("high", "'high'"), (float("nan"), "nan")])
+def test_teacher_rewards_that_are_refused(tmp_path: Path, value: Any, shown: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"teacher_reward returned {shown} for dataset 0 of step 0: expected a number"
+    ):
+        soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=lambda question_set: value)
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path: Path) -> None:
-    name = api.verifier_name(easy_problems)
+    name = api.verifier_name(easy_problems, tmp_path)
     assert name == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
-    assert api.verifier_name("exact") == "exact"
-    for bad in (lambda completions: [], Path.exists, len):
+    assert api.verifier_name("exact", tmp_path) == "exact"
+    for bad in (lambda completions: [], Path.exists, len, functools.partial(easy_problems, 3)):
         with pytest.raises(ConfigError, match="expected a function at the top level of a file"):
-            api.verifier_name(bad)
+            api.verifier_name(bad, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("helper = html.unescape", ""),
+        ("helper = str.strip", "helper = <method 'strip'"),
+        ("helper = functools.partial(int, base=2)", "helper = functools.partial"),
+        ("helper = [].append", "helper = <built-in method append"),
+        ("helper = object()", "malformed node|invalid syntax"),
+    ],
+)
+def test_a_function_of_a_notebook_is_written_down_or_named(tmp_path: Path, line: str, error: str) -> None:
+    text = "def grade(completion, answer):\n    return float(helper(completion) == answer) + KEYS['plus']\n"
+    name = f"<cell {line}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    cell = types.ModuleType("notebook_cell")
+    exec(f"import functools, html\nKEYS = {{'plus': 0.5}}\n{line}", cell.__dict__)
+    exec(compile(text, name, "exec"), cell.__dict__)
+    if error:
+        with pytest.raises(ConfigError, match=f"grade: it uses what cannot be written(?s:.*)({error})"):
+            api.verifier_name(cell.grade, tmp_path)
+        return
+    file, _, function = api.verifier_name(cell.grade, tmp_path).rpartition(":")
+    assert runpy.run_path(file)[function]("7", "7") == 1.5
 
 
 @pytest.mark.parametrize("kind", ["rows", "frame", "dataset", "problems"])
@@ -177,7 +200,7 @@ def test_check_returns_what_it_prints() -> None:
     )
     assert [finding.name for finding in found.findings][:2] == ["problems", "golds"]
     assert {"student", "teacher"} < {finding.name for finding in found.findings}
-    assert found.works in (True, None) and str(found) in html.unescape(found._repr_html_())
+    assert found.works in (True, None) and str(found).startswith("ok       problems ")
 
 
 def test_a_screening_goes_on_and_names_rows_that_are_too_long(
@@ -191,7 +214,7 @@ def test_a_screening_goes_on_and_names_rows_that_are_too_long(
     assert list(again) == list(first) and [counts.attempts for _, counts in first] == [9] * 6
     assert len((out / "hard" / "screen.jsonl").read_text().splitlines()) == 1 + 2 * 6  # of two waves
     long = settings | {"student.sampling.max_tokens": 10_000}
-    with pytest.raises(ConfigError, match=r"(?s)no problem can be used.*left out: .*: prompt too long: prompt 7"):
+    with pytest.raises(ConfigError, match="no problem can be used"):
         soar.screen(
             "builtin:tiny",
             [{"question": p.question, "answer": p.answer} for p in problems],

@@ -87,10 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         gone = error.errno == errno.EPIPE and _reader_gone()
         if not gone and error.errno not in STORAGE_ERRNOS:
             raise
-        try:
-            sys.stdout.flush()
-        except OSError:  # what it still holds is dropped, or the interpreter would fail on it again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # what it still holds is dropped, or the interpreter would fail on it again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 0 if gone else _complain(f"{error.filename or 'the output or a temporary file'}: {error.strerror}")
 
 
