@@ -75,7 +75,7 @@ def commit() -> str:
 def surroundings() -> dict[str, Any]:
     """Versions of what takes part, and the host: its cores, and what else computed on them (load average)."""
     found: dict[str, Any] = {}
-    for name in ("transformers", "triton", "liger_kernel", "trl", "peft"):
+    for name in ("transformers", "triton", "trl", "peft"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -149,7 +149,7 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
 def backbone_of(name: str) -> Backbone:
     """The shape wrapped for stacked adapters of rank 16; no token ends a completion."""
     model = base_model(name, device_of())
-    backbone = Backbone(model, tokenizer_of(name), ModelConfig(lora_rank=16), fuse(model, "auto"))
+    backbone = Backbone(model, tokenizer_of(name), ModelConfig(lora_rank=16), fuse(model))
     backbone.end_ids = frozenset((-1,))
     return backbone
 

@@ -56,7 +56,7 @@ def measure(side: str, folder: str, shape: str, adapters: int) -> dict[str, floa
 
     backbone.model.cpu()  # weights for the adapters' names and the digest are enough
     torch.cuda.empty_cache()
-    engine = VllmEngine(backbone, RANK, adapters, length + new, 0.85, 1)
+    engine = VllmEngine(backbone, RANK, adapters, length + new, 0.85)
     sampler = VllmSampler(backbone, engine, adapters)
     found = {"vllm_as_called_here": rate(sampler)}
     from vllm import SamplingParams

@@ -18,8 +18,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from soar.engine.load import LLAMA, TRAINED_BYTES, ModelShape
 from soar.plan.forecast import KL_FACTOR, TABLE
+
+TRAINED_BYTES = 16  # an adapter's weight, gradient and two AdamW moments, float32
 
 COPY = 4.144e12  # bytes a second, measured beside decode-3b
 ROOFLINE = 0.481  # share that decode-3b reached with 16 adapters
@@ -39,6 +40,42 @@ ASSUMED = {
     "tensor_parallel": 0.85,  # of the sum of rates, for each doubling of the GPUs of a replica
     "jitter": 0.03,  # standard deviation of a replica's speed
     "cache_share": 0.7,  # of the memory that weights and adapters leave, for keys and values (sampler.MEMORY_SHARE)
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder with grouped heads and gated products."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def parameters(self) -> int:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        linear = self.layers * self.hidden * (2 * q + 2 * kv + 3 * self.inner)
+        return linear + (2 * self.layers + 1) * self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of one adapter of that rank on every linear layer but the output."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return rank * self.layers * (4 * self.hidden + 2 * q + 2 * kv + 3 * (self.hidden + self.inner))
+
+    def cache_bytes(self, tokens: float, bytes_each: float) -> float:
+        """Keys and values of one row with so many tokens."""
+        return tokens * self.layers * 2 * self.kv_heads * self.head_dim * bytes_each
+
+
+LLAMA = {
+    "3B": ModelShape(28, 3072, 8192, 24, 8, 128, 128256, True),
+    "8B": ModelShape(32, 4096, 14336, 32, 8, 128, 128256, False),
+    "70B": ModelShape(80, 8192, 28672, 64, 8, 128, 128256, False),
 }
 
 

@@ -69,10 +69,8 @@ class ModelConfig(Section):
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
     target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
-    fused_kernels: Literal["auto", "off"] = "auto"  # auto: liger-kernel's, where installed and on a GPU
     sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
     vllm_memory: float = Field(0.4, gt=0, lt=1)  # share of a GPU's memory for vLLM with its own base weights
-    vllm_devices: int = Field(1, ge=1)  # GPUs that vLLM splits the model among (tensor parallel)
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # tokens per forward of the update; 0: by device
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: when one row of every policy does not fit

@@ -8,14 +8,10 @@ from typing import Any
 
 import pytest
 import run_folders
-import torch
 from loop_helpers import events, read_jsonl, run_tiny, tiny_config
-from safetensors.torch import save_file
 
 from soar.cli import main
 from soar.config import ConfigError, load
-from soar.engine import load as memory
-from soar.engine.load import LLAMA, named_size
 from soar.plan.forecast import (
     KL_FACTOR,
     MEASURE,
@@ -148,61 +144,11 @@ def test_what_is_known_beforehand(tmp_path: Path) -> None:
     assert (away.candidates, away.origin["candidates"]) == (77, "problems.limit")
 
 
-def test_sizes_are_read_from_names_and_shapes() -> None:
-    names = {"meta-llama/Llama-3.2-3B-Instruct": 3e9, "SmolLM2-135M": 135e6}
-    assert {name: named_size(name) for name in names} == names
-    assert [named_size(name) for name in ("builtin:tiny", "gpt2", "model-v2", "8bit-model")] == [None] * 4
-    assert [LLAMA[size].parameters for size in ("3B", "8B", "70B")] == [3_212_749_824, 8_030_261_248, 70_553_706_496]
-    # LoRA of rank 16 on every linear layer of Llama-3.2-3B: what PEFT reports as trainable parameters.
-    assert LLAMA["3B"].adapter_parameters(16) == 24_313_856
-
-
-def test_memory_by_hand() -> None:
-    needed = memory.memory_of(load("paper-math", ["problems.source=x.jsonl"]), LLAMA["3B"], prompt_tokens=150)
-    assert needed.weights == 3_212_749_824 * 2
-    assert needed.adapters == 18 * 24_313_856 * 16
-    assert needed.cache_row == 1174 * 28 * 2 * 8 * 128 * 2
-    assert needed.rows == 16 * 8 * 32
-    assert needed.activations == 1024 * 28 * (24 * 3072 + 6 * 8192) * 2
-    assert needed.least == needed.weights + needed.adapters + needed.activations
-    few = memory.memory_of(load("paper-math", ["model.chunk=4", "model.dtype=float32"]), LLAMA["3B"], 150)
-    assert (few.policies, few.weights) == (6, 3_212_749_824 * 4)
-
-
-def test_shapes_are_read_from_files(tmp_path: Path) -> None:
-    from helpers import tiny_model
-
-    model = tiny_model("qwen3")
-    model.save_pretrained(tmp_path / "m")
-    shape = memory.read_shape(tmp_path / "m")
-    assert shape is not None
-    assert shape.parameters == sum(p.numel() for p in model.parameters())
-    assert (shape.layers, shape.kv_heads, shape.head_dim, shape.tied) == (2, 1, 8, True)
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    (shards / "config.json").write_text(json.dumps({"text_config": config}))
-    bare = memory.read_shape(shards)
-    # Qwen 3 has norms of queries and keys, which the count by the shape leaves out.
-    assert bare is not None and shape.parameters - bare.parameters == 2 * 2 * 8
-    for i in (1, 2):
-        save_file({f"w{i}": torch.zeros(i, 10)}, shards / f"model-{i}.safetensors")
-    index = {"weight_map": {"w1": "model-1.safetensors", "w2": "model-2.safetensors"}}
-    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
-    stored = memory.read_shape(shards)
-    assert stored is not None and stored.parameters == 30
-    (shards / "model-2.safetensors").write_bytes(b"\xff" * 20)
-    assert memory.read_shape(shards) == bare
-    for text in ("", "[]", '{"hidden_size": "x"}', '{"num_attention_heads": 0}', "{"):
-        (tmp_path / "config.json").write_text(text)
-        assert memory.read_shape(tmp_path) is None
-
-
 def test_dry_run_prints_everything(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--dry-run", "--model", "x/M-3B", "--problems", "x.jsonl"]
     assert main([*words, "--assume", "question_tokens=100", "--set", "model.sampler=vllm"]) == 0
     out = capsys.readouterr().out
-    assert "memory per device" in out and "guessed from the size" in out and "device-hours" in out
+    assert "memory per device" in out and "the size in the model's name" in out and "device-hours" in out
     assert "by model.vllm_memory: its own 5.59 GiB" in out and '"steps":' in out
     assert out.count("evaluation ") == 1, "every stage is counted once"
     assert "question_tokens                 100  given" in out

@@ -1,12 +1,9 @@
-"""How a base model is loaded: from any file, of any family, in 8 or 4 bits, with kernels of liger; or refused by name."""
+"""How a base model is loaded: from any file, of any family, in 8 or 4 bits, with our norm; or refused by name."""
 
 from __future__ import annotations
 
 import copy
-import json
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +14,14 @@ import transformers
 from helpers import BOS, EOS, PAD, WORDS, random_stack, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
 from transformers import AutoModelForCausalLM, Mamba2Config
-from transformers.models.llama import modeling_llama
 
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
-from soar.engine import load as memory
-from soar.engine.load import GIB, TooLarge, check_fits, fuse, load_backbone, memory_of
+from soar.engine import kernels, load
+from soar.engine.load import TooLarge, check_fits, fuse, load_backbone, size_of
 from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
+from soar.run.setup import open_env
 
 
 def test_fewer_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +102,7 @@ def test_files_that_are_no_base_model_alone_are_named(tmp_path: Path) -> None:
 def test_a_chat_template_ends_and_its_failure_is_named(
     template: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.2)
     tokenizer = load_backbone(ModelConfig(path=str(save_tiny(tmp_path, template)), device="cpu")).tokenizer
     with pytest.raises(ConfigError, match=f"chat template {said}.*problems.format without turns"):
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
@@ -172,89 +169,49 @@ def test_impossible_combinations_are_refused() -> None:
             tiny_config("model.adapter=lora", "model.quantization=4bit", change)
 
 
-def test_memory_of_a_quantized_base_by_hand() -> None:
-    shape = memory.LLAMA["70B"]
-    layers = 80 * 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672)
-    assert shape.linear_parameters == layers
-    found = memory_of(tiny_config("model.adapter=lora", "model.quantization=4bit"), shape, 100, "bfloat16")
-    assert found.weights == (shape.parameters - layers) * 2 + layers * 0.5625
-    assert "4bit in the layers, bfloat16 elsewhere" in "\n".join(found.lines())
-
-
-def config_of_70b(folder: Path) -> str:
-    shape = memory.LLAMA["70B"]
-    config = {
-        "num_hidden_layers": shape.layers, "hidden_size": shape.hidden, "intermediate_size": shape.inner,
-        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": False,
-    }  # fmt: skip
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
 def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from soar.run.setup import open_env
-
-    path = config_of_70b(tmp_path / "big")
-    config = tiny_config(f"model.path={path}", "model.adapter=lora", "model.dtype=bfloat16")
-    monkeypatch.setattr("soar.run.setup.machine_bytes", lambda: 80 * GIB)
+    model = tiny_model("qwen3")
+    model.save_pretrained(tmp_path)
+    parameters = sum(p.numel() for p in model.parameters())
+    config = tiny_config(f"model.path={tmp_path}", "model.adapter=lora", "model.dtype=bfloat16")
+    size = size_of(config.model)
+    assert size is not None and (size.parameters, size.token_values) == (parameters, 2 * 2 * 1 * 8)
+    needed = 2 * parameters + 2 * 32 * (1 + max(config.student.sampling.max_tokens, config.teacher.sampling.max_tokens))
+    check_fits(config, needed, "cpu")
+    monkeypatch.setattr("soar.run.setup.machine_bytes", lambda: needed - 1)
     with pytest.raises(TooLarge) as refused, open_env(config):
         pass
     said = str(refused.value)
-    assert "70,553,706,496 parameters x 2 bytes" in said and "80.0 GiB free" in said
-    assert 'model.quantization = "8bit" needs' in said and 'model.quantization = "4bit" needs' in said
-    four = tiny_config(f"model.path={path}", "model.adapter=lora", "model.dtype=bfloat16", "model.quantization=4bit")
-    check_fits(four, 110 * GIB, "cpu")
-    small = four.model.model_copy(update={"micro_batch_tokens": 256})
-    check_fits(four.model_copy(update={"model": small}), 70 * GIB, "cpu")
-    with pytest.raises(TooLarge, match="micro_batch_tokens\nOne process"):
-        check_fits(four, 30 * GIB, "cpu")
-    check_fits(config, None, "cpu")
-    check_fits(tiny_config("model.path=nobody/model-70B", "model.adapter=lora"), GIB, "cpu")  # a name is no proof
+    assert f"{parameters:,} parameters x 2 bytes" in said and 'model.quantization = "4bit" needs 0.0 GiB' in said
+    check_fits(tiny_config("model.path=nobody/model-70B", "model.adapter=lora"), 1, "cpu")  # a name is no proof
+    for text in ("", "[]", '{"hidden_size": "x"}', '{"num_attention_heads": 0, "hidden_size": 1}'):
+        (tmp_path / "config.json").write_text(text)
+        assert size_of(config.model) is None
 
 
-class OnGPU:
-    """A tiny Llama on the CPU that says it is on a GPU; `fuse` finds its module by its class."""
-
-    __module__ = modeling_llama.__name__
-
-    def __init__(self) -> None:
-        self.model = tiny_model("llama")
-        self.config = self.model.config
-
-    def parameters(self) -> Iterator[Any]:
-        yield SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
-
-    def modules(self) -> Iterator[Any]:
-        return self.model.modules()
-
-    def __call__(self, **named: Any) -> Any:
-        return self.model(**named)
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [("meta-llama/Llama-3.2-3B-Instruct", 3e9), ("SmolLM2-135M", 135e6), ("gpt2", None), ("8bit-model", None)],
+)
+def test_sizes_are_read_from_names(path: str, parameters: float | None) -> None:
+    size = size_of(ModelConfig(path=path))
+    assert (size.parameters if size is not None else None) == parameters
 
 
-@pytest.mark.parametrize("case", ["old", "right", "wrong"])
-def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, norm = modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaRMSNorm
+@pytest.mark.parametrize("right", [True, False])
+def test_our_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    ids = torch.arange(9)[None]
+    plain = model(ids).logits
+    assert fuse(model) is False  # no GPU
+    monkeypatch.setattr(kernels, "available", lambda tensor: True)
+    made: list[float] = []
 
-    def patch(model: OnGPU, **no_losses: bool) -> None:
-        modeling_llama.apply_rotary_pos_emb = lambda q, k, *rest, **more: plain(q, k * 1.0, *rest, **more)
-        modeling_llama.LlamaRMSNorm = object  # names that other models need
-        if case == "wrong":
-            model.model.lm_head.weight.data *= 1.1
+    def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        made.append(eps)
+        return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (weight if right else weight + 0.1)
 
-    offered = SimpleNamespace() if case == "old" else SimpleNamespace(_apply_liger_kernel_to_instance=patch)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    for name, module in (("", object()), (".transformers", object()), (".transformers.monkey_patch", offered)):
-        monkeypatch.setitem(sys.modules, f"liger_kernel{name}", module)
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", plain)  # undone in the end
-    if case == "old":
-        with pytest.warns(UserWarning, match="liger-kernel cannot be used, going on without"):
-            assert fuse(OnGPU(), "auto") is False
-    elif case == "wrong":
-        with pytest.raises(ConfigError, match="fused kernels change the logits of this llama model"):
-            fuse(OnGPU(), "auto")
-    else:
-        assert fuse(OnGPU(), "off") is False and fuse(tiny_model("llama"), "auto") is False
-        assert fuse(OnGPU(), "auto") is True
-    assert modeling_llama.LlamaRMSNorm is norm
+    monkeypatch.setattr(kernels, "RMSNorm", SimpleNamespace(apply=norm))
+    assert fuse(model) is right and len(made) == 5
+    torch.testing.assert_close(model(ids).logits, plain)
+    assert len(made) == (10 if right else 5)

@@ -47,7 +47,7 @@ def both(
     tiny_tokenizer().save_pretrained(folder)
     config = ModelConfig(path=str(folder), lora_rank=4, lora_alpha=6.0, device="cpu", dtype="float32")
     backbone = Backbone(model, tiny_tokenizer(), config)
-    engine = VllmEngine(backbone, rank=4, slots=P, context=128, memory=0.4, devices=1)
+    engine = VllmEngine(backbone, rank=4, slots=P, context=128, memory=0.4)
     yield backbone, VllmSampler(backbone, engine, P, 128)
 
 

@@ -135,10 +135,10 @@ def cut_at_stops(rollouts: Rollouts, stops: StopStrings) -> Rollouts:
 class VllmEngine:
     """vLLM in this process. rank, slots: largest adapter and how many at once. context: tokens of prompt and completion.
 
-    memory: share of the GPU that vLLM takes for weights and cache. devices: GPUs that it splits the model among.
+    memory: share of the GPU that vLLM takes for weights and cache.
     """
 
-    def __init__(self, backbone: Backbone, rank: int, slots: int, context: int, memory: float, devices: int) -> None:
+    def __init__(self, backbone: Backbone, rank: int, slots: int, context: int, memory: float) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
@@ -161,7 +161,6 @@ class VllmEngine:
                 max_loras=slots,
                 max_model_len=context,
                 gpu_memory_utilization=memory,
-                tensor_parallel_size=devices,
                 logprobs_mode="processed_logprobs",
                 worker_extension_cls="soar.engine.vllm.AdapterExtension",
                 disable_log_stats=True,
@@ -263,5 +262,5 @@ def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:
     slots = max(config.teacher.datasets * config.student.repeats, len(config.arms.run), 1)
     budget = max(config.student.sampling.max_tokens, config.teacher.sampling.max_tokens)
     context = min(backbone.context, budget + PROMPT_ROOM)
-    engine = VllmEngine(backbone, model.lora_rank, slots, context, model.vllm_memory, model.vllm_devices)
+    engine = VllmEngine(backbone, model.lora_rank, slots, context, model.vllm_memory)
     return VllmSampler(backbone, engine, slots, context)

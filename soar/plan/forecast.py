@@ -15,7 +15,7 @@ from typing import get_args
 
 from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
-from soar.engine.load import GIB, memory_of, shape_of
+from soar.engine.load import GIB, memory_of, size_of
 from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
 from soar.report.runs import numbers, read_run
@@ -266,8 +266,8 @@ def _time(seconds: float | None) -> str:
 def forecast(config: Config, assumptions: Assumptions | None = None, run_dir: Path | None = None) -> Forecast:
     """What a run takes, by the table's rates for the size of its model, or by those of its outer steps in `run_dir`."""
     assumptions = assumptions or assumed(config)
-    works, shape = tuple(workload(config, assumptions)), shape_of(config)
-    rates = None if shape is None else table_rates(shape.parameters)
+    works, size = tuple(workload(config, assumptions)), size_of(config.model)
+    rates = None if size is None else table_rates(size.parameters)
     steps = read_run(run_dir).steps if run_dir is not None and (run_dir / "metrics.jsonl").is_file() else []
     taken = numbers([step.get("seconds") for step in steps])
     if taken and sum(taken) > 0:
@@ -278,18 +278,19 @@ def forecast(config: Config, assumptions: Assumptions | None = None, run_dir: Pa
 
 
 def memory_lines(config: Config, assumptions: Assumptions) -> list[str]:
-    """Memory per device with its arithmetic; nothing for a model whose shape cannot be told."""
-    shape = shape_of(config)
-    if shape is None:
-        return ["memory per device: unknown, the model is not in the local cache and its name tells no size"]
+    """Memory on the device with its arithmetic; nothing for a model whose size cannot be told."""
+    size = size_of(config.model)
+    if size is None:
+        return ["memory: unknown, the model is not in the local cache and its name tells no size"]
     prompt = math.ceil(max(assumptions.question_prompt_tokens, assumptions.hard_prompt_tokens))
-    needed = memory_of(config, shape, prompt)
-    lines = ["memory per device", *needed.lines()]
+    lines = [
+        "memory per device",
+        *memory_of(config, size, prompt)[1],
+        "  adapters, their moments and activations on top",
+    ]
     if config.model.sampler == "vllm":
-        share, devices = config.model.vllm_memory, config.model.vllm_devices
-        weights = needed.shape.parameters * 2 / GIB / devices
         lines.append(
-            f"  vLLM         {share:8.0%} of each of {devices} GPU, by model.vllm_memory: its own "
-            f"{weights:.2f} GiB of weights, adapters and cache"
+            f"  vLLM         {config.model.vllm_memory:8.0%} of the GPU, by model.vllm_memory: its own "
+            f"{size.parameters * 2 / GIB:.2f} GiB of weights, adapters and cache"
         )
     return lines

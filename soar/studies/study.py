@@ -294,7 +294,7 @@ def _run_group(
 
     def job(cell: Cell) -> str | None:
         place, model = places.get(), cell.config.model
-        alone = model.device == "auto" and model.vllm_devices == 1 and not cell.config.cluster.workers
+        alone = model.device == "auto" and not cell.config.cluster.workers
         device = place if alone else None
         say(f"{cell.name}: begins" + (f" on GPU {device}" if device is not None else ""))
         try:

@@ -24,7 +24,7 @@ STEPS = 40
 
 def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.float32, **changes: int) -> Backbone:
     model = tiny_model(name, dtype=dtype, **changes).to(device)
-    backbone = Backbone(model, tiny_tokenizer(), ModelConfig(lora_rank=4, lora_alpha=6.0), fuse(model, "auto"))
+    backbone = Backbone(model, tiny_tokenizer(), ModelConfig(lora_rank=4, lora_alpha=6.0), fuse(model))
     backbone.end_ids = frozenset(ENDS)
     return backbone
 
