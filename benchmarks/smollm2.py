@@ -40,7 +40,7 @@ from soar.loop.arms import teacher_questions
 from soar.loop.evaluate import count_correct
 from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import pass_at_k
-from soar.loop.student import Training, rloo_steps, shuffled_passes
+from soar.loop.student import Plan, Training, TrainState, rloo_steps, shuffled_passes
 from soar.problems.prompts import WORKED_SUMS
 from soar.run.setup import open_env
 from soar.types import Problem
@@ -201,9 +201,9 @@ class Groundwork:
                 row["seconds"] = round(time.monotonic() - began, 1)
                 self.note("bounds", f"lr {lr:g} step {students.step}", row)
 
-            seed_P = [seeds.derive(TUNING, name, "student") for name in names]
-            students = Training(fresh.repeat(len(names)), config.student)
-            for _ in rloo_steps(env, students, batches, seed_P, config.student, lr):
+            plans = [Plan(b, seeds.derive(TUNING, name, "student")) for name, b in zip(names, batches, strict=True)]
+            students = Training(env.backbone, plans, [TrainState(0, fresh)] * len(names), config.student)
+            for _ in rloo_steps(env, students, config.student, lr):
                 if students.step == given.steps or students.step in given.looks:
                     look(students)
 

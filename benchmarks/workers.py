@@ -24,8 +24,8 @@ from typing import Any
 from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.parallel import Parallel
-from soar.loop.population import chunks, train_population
-from soar.loop.student import Population, shuffled_passes
+from soar.loop.population import Population, chunks, train_population
+from soar.loop.student import shuffled_passes
 from soar.loop.teacher import measure_chunk
 from soar.run.ray import RayParallel, connect, import_ray
 from soar.run.setup import choose_threads, open_env

@@ -21,8 +21,8 @@ from soar.domains.world import ANSWER_MARK
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats
+from soar.loop.population import Population
 from soar.loop.rollout import RolloutBatch
-from soar.loop.student import Population
 from soar.loop.teacher import LoopState, OuterLoop
 from soar.loop.write import QuestionSets
 from soar.run.pipeline import execute

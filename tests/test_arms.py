@@ -15,8 +15,10 @@ from loop_helpers import easy_problems, hard_problems, run_tiny, skills, tiny_co
 from safetensors.torch import load_file
 
 from soar.loop import arms
-from soar.loop.arms import ArmPlan, arm_batches, arms_left, budget_steps, train_arms, train_segment
-from soar.loop.student import Method, TrainState
+from soar.loop.arms import arm_batches, arm_events, arms_left, budget_steps, train_arms
+from soar.loop.parallel import no_tick
+from soar.loop.population import train_chunk
+from soar.loop.student import Plan, TrainState
 from soar.run.setup import open_env
 from soar.types import Problem
 
@@ -52,69 +54,64 @@ def test_what_the_arms_train_on() -> None:
         arm_batches("ps", config, hard, pq, 2)
 
 
-def plan_of(name: str, steps: int = 3, lr: float = 0.5, tokens: int = 0) -> ArmPlan:
-    return ArmPlan(name, [[Problem(name, name, "0")]] * steps, 7, lr, Method(), tokens)
+def plan_of(name: str, steps: int = 3, tokens: int = 0) -> Plan:
+    return Plan([[Problem(name, name, "0")]] * steps, 7, tokens=tokens)
 
 
-def test_arms_of_one_rate_and_step_train_together_until_one_is_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU. Nothing is trained here: every step takes 10 tokens."""
     calls: list[tuple[list[str], list[int]]] = []
 
-    def train(env: Any, tick: Any, plans: list[ArmPlan], states: list[TrainState], *rest: Any) -> list[TrainState]:
-        calls.append(([plan.name for plan in plans], [state.step for state in states]))
+    def train(env: Any, tick: Any, config: Any, lr: float, threads: int, due: Any, plans: Any, states: Any) -> Any:
+        calls.append(([plan.batches[0][0].id for plan in plans], [state.step for state in states]))
         while True:
             tick()
             states = [replace(s, step=s.step + 1, tokens=s.tokens + 10, metrics=[{"kl": 0.5}]) for s in states]
             ends = [plan.finished(state) for plan, state in zip(plans, states, strict=True)]
-            if rest[-1](states[0].step) or any(ends):
-                return states
+            if due(states[0].step) or any(ends):
+                return [states]
 
-    monkeypatch.setattr(arms, "train_segment", train)
+    monkeypatch.setattr(arms, "train_chunk", train)
     env: Any = SimpleNamespace(backbone=SimpleNamespace(device=torch.device("cuda"), config=tiny_config().model))
-    plans = {p.name: p for p in (plan_of("a"), plan_of("b", 9, tokens=11), plan_of("c", lr=0.1), plan_of("d", 5))}
-    states = dict.fromkeys("abc", TrainState(0, skills([0.0]))) | {"d": TrainState(1, skills([0.0]))}
+    plans = {"a": plan_of("a"), "b": plan_of("b", 9, tokens=11), "d": plan_of("d", 5)}
+    states = dict.fromkeys("ab", TrainState(0, skills([0.0]))) | {"d": TrainState(1, skills([0.0]))}
     ticks: list[int] = []
-    moved = list(train_arms(env, plans, states, tiny_config(), 1, lambda step: step == 1, lambda: ticks.append(1)))
-    # b is out at 20 of 11 tokens; c has another rate; d is a step ahead until a and b have caught up.
+    config = tiny_config("arms.save_steps=99", "evaluate.every=4")
+    moved = list(train_arms(env, plans, states, config, 1, lambda: len(ticks) == 1, lambda: ticks.append(1)))
+    # Asked to stop after the first step; b is out at 20 of 11 tokens; d is a step ahead until a and b have caught up, and is
+    # measured after its fourth step.
     assert calls == [
         (["a", "b"], [0, 0]),
         (["a", "b", "d"], [1, 1, 1]),
         (["a", "d"], [2, 2]),
-        (["c"], [0]),
-        (["c"], [1]),
         (["d"], [3]),
+        (["d"], [4]),
     ]
     last = {name: state.step for states in moved for name, state in states.items()}
-    assert last == {"a": 3, "b": 2, "c": 3, "d": 5}
-    assert len(ticks) == 1 + 1 + 1 + 1 + 2 + 2
+    assert last == {"a": 3, "b": 2, "d": 5}
+    assert len(ticks) == 1 + 1 + 1 + 1 + 1
 
 
 def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm() -> None:
     state = TrainState(3, skills([0.5]), failed=True, metrics=[{"kl": 1.0}, {"kl": 2.0}])
-    first, second, alarm = plan_of("first").events(state)
+    first, second, alarm = arm_events("first", plan_of("first"), state)
     assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
     assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
-    assert len(plan_of("first", steps=4).events(state)) == 2  # the alarm comes at the end
+    assert len(arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
 
 
 def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method() -> None:
     """Hard-Only, groups over two prompts, hints and the dense reward side by side, saved and resumed in the middle."""
     config, problems = tiny_config("student.optimizer.lr=0.01"), easy_problems(2)
-    methods = {
-        "hard_only": Method(),
-        "twins": Method(copies=2),
-        "hinted": Method(hints={p.id: "add the two" for p in problems}),
-        "likelihood": Method(likelihood=True),
-    }
-    plans = [
-        ArmPlan(name, [[problems[0], problems[0 if name == "twins" else 1]]] * 3, 5, 0.01, method)
-        for name, method in methods.items()
-    ]
+    two, twins = ([[problems[0], problems[i]]] * 3 for i in (1, 0))
+    hints = {p.id: "add the two" for p in problems}
+    plans = [Plan(two, 5), Plan(twins, 5, copies=2), Plan(two, 5, hints=hints), Plan(two, 5, likelihood=True)]
     with open_env(config) as env:
         fresh = [TrainState(0, random_stack(env.backbone, 1)) for _ in plans]
 
-        def train(these: list[ArmPlan], states: list[TrainState], until: int = 99) -> list[TrainState]:
-            return train_segment(env, lambda: None, these, states, config, 1, lambda step: step == until)
+        def train(these: list[Plan], states: list[TrainState], until: int = 99) -> list[TrainState]:
+            (part,) = train_chunk(env, no_tick, config.student, 0.01, 1, lambda step: step == until, these, states)
+            return part
 
         whole, half = train(plans, fresh), train(plans, fresh, until=2)
         for plan, start, state, middle in zip(plans, fresh, whole, half, strict=True):

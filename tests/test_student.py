@@ -17,11 +17,10 @@ from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, update
-from soar.loop.population import choose_chunk, train_population
+from soar.loop.population import Population, choose_chunk, train_population
 from soar.loop.rollout import RolloutBatch
 from soar.loop.student import (
-    Method,
-    Population,
+    Plan,
     Training,
     TrainState,
     hinted,
@@ -223,11 +222,11 @@ def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: i
     start = random_stack(env.backbone, 1)
 
     def run(begun: list[TrainState], steps: int) -> list[TrainState]:
-        students = Training.resumed(begun, CONFIG, [Method()] * 2, env.backbone)
-        for _ in rloo_steps(env, students, batches(2), [7, 8], CONFIG, LR):
+        students = Training(env.backbone, list(map(Plan, batches(2), [7, 8])), begun, CONFIG)
+        for _ in rloo_steps(env, students, CONFIG, LR):
             if students.step == steps:
                 break
-        return students.states()
+        return students.states(True)
 
     whole = run([TrainState(0, start)] * 2, STEPS)
     begun = copy.deepcopy(run([TrainState(0, start)] * 2, stop))
@@ -246,7 +245,8 @@ def test_hints_fade_with_success_and_come_back_without() -> None:
     assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
     assert [len(text.split()) for text in shown] == [1, 4, 5, 7, 8]  # a quarter of six words, rounded up
     backbone = tiny_backbone()
-    students = Training(backbone, random_stack(backbone, 1), CONFIG, [Method(hints={"p": "a hint"})])
+    plans = [Plan([[problem]], 0, hints={"p": "a hint"})]
+    students = Training(backbone, plans, [TrainState(0, random_stack(backbone, 1))], CONFIG)
     levels = []
     for solved in (False, True, True, True, True, True, False):
         attempts = torch.tensor([[[False, solved]]])

@@ -151,8 +151,6 @@ def test_batches_and_budgets_of_the_arms() -> None:
     mixed = arm_batches("pq", tiny_config(), hard, questions, 4)
     assert sorted(p.id for batch in mixed for p in batch) == sorted(p.id for p in [*hard, *questions])
     assert [arm_steps(arm, config, 0) for arm in ("hard_only", "pq", "real")] == [2, 5, 5]
-    assert arm_plan("pq", tiny_config("arms.learning_rate=0.5"), [], {}).lr == 0.5
-    assert arm_plan("pq", tiny_config(), [], {}).lr == tiny_config().student.optimizer.lr
 
 
 def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +202,7 @@ def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
     batches = arm_batches("hard_only_128", config, hard, [], 2)
     assert [[p.id for p in batch[::4]] for batch in batches] == [[p.id for p in batch[3::4]] for batch in batches]
     assert sorted(p.id for batch in batches for p in batch) == sorted([p.id for p in hard] * 4)
-    assert arm_plan("hard_only_128", config, batches, {}).method.copies == 4
+    assert arm_plan("hard_only_128", config, batches, {}).copies == 4
     with pytest.raises(ConfigError, match=r"groups of 128 .* found 4 \* 24"):
         tiny_config("student.attempts=24", "student.prompts_per_step=4", 'arms.run=["hard_only_128"]')
 

@@ -21,7 +21,6 @@ training half (ours; the paper samples from that student as it is). Every other 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import Callable, Container, Iterator
@@ -34,12 +33,12 @@ from soar import seeds
 from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
-from soar.engine.memory import split_on_shortage
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.files import read_jsonl
 from soar.loop.parallel import Parallel, Tick
+from soar.loop.population import train_chunk
 from soar.loop.rollout import RolloutEnv, masked, mentions
-from soar.loop.student import HINT_LEVELS, Method, Training, TrainState, hinted, rloo_steps, shuffled_passes
+from soar.loop.student import HINT_LEVELS, Plan, TrainState, hinted, shuffled_passes
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
@@ -318,75 +317,53 @@ def left_out(name: str, message: str) -> dict[str, Any]:
     return {"event": "alarm", "step": None, "kind": "arm left out", "arm": name, "message": message}
 
 
-@dataclass(frozen=True)
-class ArmPlan:
-    """What an arm trains on, from which seed, at which rate and how; tokens: it ends with the step that has generated so
-    many (0: with its batches)."""
-
-    name: str
-    batches: list[list[Problem]]
-    seed: int
-    lr: float
-    method: Method
-    tokens: int = 0
-
-    def finished(self, state: TrainState) -> bool:
-        """Whether the arm's training is over."""
-        done = state.step >= len(self.batches) or bool(self.tokens and state.tokens >= self.tokens)
-        return done or bool(self.tokens and state.failed)  # who diverged draws no tokens any more
-
-    def events(self, state: TrainState) -> list[dict[str, Any]]:
-        """One arm_step event for each of the state's metrics, and at the end the alarm of a student that diverged."""
-        first = state.step - len(state.metrics)
-        rows: list[dict[str, Any]] = [
-            {"event": "arm_step", "arm": self.name, "step": step, **row}
-            for step, row in enumerate(state.metrics, first)
-        ]
-        if self.finished(state) and state.failed:
-            message = f"the student of the arm {self.name} produced NaN or inf in training; its result says nothing"
-            rows.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": self.name, "message": message})
-        return rows
-
-
-def arm_plan(
-    name: str, config: Config, batches: list[list[Problem]], hints: dict[str, str], tokens: int = 0
-) -> ArmPlan:
+def arm_plan(name: str, config: Config, batches: list[list[Problem]], hints: dict[str, str], tokens: int = 0) -> Plan:
     """The plan of an arm of arms.run on these batches."""
-    method = Method(group_copies(name, config), name == "likelihood", hints)
     seed = seeds.derive(config.seed, "arm", name, "student")
-    return ArmPlan(name, batches, seed, config.arms.learning_rate or config.student.optimizer.lr, method, tokens)
+    return Plan(batches, seed, group_copies(name, config), name == "likelihood", hints, tokens)
 
 
-Due = Callable[[int], bool]
+def arm_events(name: str, plan: Plan, state: TrainState) -> list[dict[str, Any]]:
+    """One arm_step event for each of the state's metrics, and at the end the alarm of a student that diverged."""
+    first = state.step - len(state.metrics)
+    rows: list[dict[str, Any]] = [
+        {"event": "arm_step", "arm": name, "step": step, **row} for step, row in enumerate(state.metrics, first)
+    ]
+    if plan.finished(state) and state.failed:
+        message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
+        rows.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": name, "message": message})
+    return rows
+
+
 States = dict[str, TrainState]
 
 
 def train_arms(
     env: RolloutEnv,
-    plans: dict[str, ArmPlan],
+    plans: dict[str, Plan],
     states: States,
     config: Config,
     threads: int,
-    due: Due,
+    stopping: Callable[[], bool],
     tick: Tick,
     parallel: Parallel | None = None,
 ) -> Iterator[States]:
     """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand.
 
-    Arms with one learning rate and equally many steps done train as one population: on a GPU all of them, on a CPU one
-    (its last bits would depend on its neighbours). A segment ends when due(steps done) or when one of its arms is at its
-    end; with worker processes, which train one arm each, every arms.save_steps steps. threads: threads that share out the
-    sampling of an arm. tick(): after each step.
+    Arms with equally many steps done train as one population: on a GPU all of them, on a CPU one (its last bits would depend
+    on its neighbours); worker processes train one arm each. A segment ends where an arm is at its end, is to be saved, or
+    stopping() says so. threads: threads that share out the sampling of an arm. tick(): after each step.
     """
-    states = dict(states)
-    left = [plan for plan in plans.values() if not plan.finished(states[plan.name])]
+    states, ends = dict(states), partial(segment_ends, config)
+    common = (config.student, config.arms.learning_rate or config.student.optimizer.lr, threads)
+    left = [name for name, plan in plans.items() if not plan.finished(states[name])]
     if parallel is not None:
 
-        def task(name: str) -> tuple[str, tuple[str, TrainState]]:
-            return name, (name, states[name])
+        def task(name: str) -> tuple[str, tuple[list[Plan], list[TrainState]]]:
+            return name, ([plans[name]], [states[name]])
 
-        queue = deque(task(plan.name) for plan in left)
-        for name, state in parallel.stream(arm_segment, (plans, config, threads), queue, tick):
+        queue = deque(map(task, left))
+        for name, ((state,),) in parallel.stream(train_chunk, (*common, ends), queue, tick):
             states[name] = state
             if not plans[name].finished(state):
                 queue.append(task(name))
@@ -394,62 +371,18 @@ def train_arms(
         return
     size = arms_at_once(env.backbone, len(plans))
     while left:
-        rate, step = left[0].lr, states[left[0].name].step
-        together = [plan for plan in left if plan.lr == rate and states[plan.name].step == step][:size]
-        segment = train_segment(env, tick, together, [states[plan.name] for plan in together], config, threads, due)
-        moved = {plan.name: state for plan, state in zip(together, segment, strict=True)}
+        together = [name for name in left if states[name].step == states[left[0]].step][:size]
+        mine = [plans[name] for name in together], [states[name] for name in together]
+        parts = train_chunk(env, tick, *common, lambda step: ends(step) or stopping(), *mine)
+        moved = dict(zip(together, (state for part in parts for state in part), strict=True))
         states |= moved
         yield moved
-        left = [plan for plan in left if not plan.finished(states[plan.name])]
+        left = [name for name in left if not plans[name].finished(states[name])]
 
 
 def arms_at_once(backbone: Backbone, arms: int) -> int:
     """Arms of one population: on a GPU model.chunk or all, on a CPU one."""
     return (backbone.config.chunk or arms) if backbone.device.type == "cuda" else 1
-
-
-def train_segment(
-    env: RolloutEnv,
-    tick: Tick,
-    plans: list[ArmPlan],
-    states: list[TrainState],
-    config: Config,
-    threads: int,
-    due: Due,
-) -> list[TrainState]:
-    """Arms with one learning rate and equally many steps done, as one population, until one is at its end or `due` says so.
-
-    Where the memory is too small for all of them, in halves.
-    """
-
-    def job(members: list[int]) -> list[TrainState]:
-        mine = [plans[i] for i in members]
-        methods = [plan.method for plan in mine]
-        students = Training.resumed([states[i] for i in members], config.student, methods, env.backbone)
-        batches, seed_P = [plan.batches for plan in mine], [plan.seed for plan in mine]
-        for _ in rloo_steps(env, students, batches, seed_P, config.student, mine[0].lr, threads):
-            tick()
-            spent = zip(mine, students.tokens_P, strict=True)
-            if due(students.step) or any(plan.tokens and tokens >= plan.tokens for plan, tokens in spent):
-                break
-        return students.states()
-
-    parts = split_on_shortage(job, list(range(len(plans))), logging.getLogger(__name__).warning, "arms")
-    return [state for part in parts for state in part]
-
-
-def arm_segment(
-    env: RolloutEnv,
-    tick: Tick,
-    plans: dict[str, ArmPlan],
-    config: Config,
-    threads: int,
-    name: str,
-    state: TrainState,
-) -> TrainState:
-    """One arm to its end or to the next step that is to be saved, as a piece of work. Its state travels on the host."""
-    (state,) = train_segment(env, tick, [plans[name]], [state], config, threads, partial(segment_ends, config))
-    return replace(state, optimizer={key: value.cpu() for key, value in state.optimizer.items()})
 
 
 def segment_ends(config: Config, steps: int) -> bool:

@@ -4,16 +4,31 @@ memory. The training itself is `student.rloo_steps`."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from soar.config import StudentConfig
 from soar.engine.memory import split_on_shortage
 from soar.engine.policy import AdapterStack, Backbone, concat
 from soar.loop.parallel import Parallel, Tick, no_tick, spread
 from soar.loop.rollout import RolloutEnv
-from soar.loop.student import Population, Training, mean_metrics, rloo_steps
+from soar.loop.student import Metrics, Plan, Training, TrainState, mean_metrics, rloo_steps
 from soar.types import Problem
+
+
+@dataclass(frozen=True)
+class Population:
+    """Trained students: stack of P slices, failed_P (NaN or inf on the way), metrics per step (means over the students),
+    rollouts and tokens spent."""
+
+    stack: AdapterStack
+    failed_P: Tensor
+    metrics: list[Metrics]
+    rollouts: int
+    tokens: int = 0
 
 
 def choose_chunk(backbone: Backbone, policies: int, threads: int, parallel: Parallel | None = None) -> int:
@@ -47,30 +62,26 @@ def train_population(
     on_step: Tick = no_tick,
     parallel: Parallel | None = None,
 ) -> Population:
-    """Train P students from `start`; student p sees batches_P_S[p], one batch a step.
+    """Train P students from `start`; student p sees batches_P_S[p], one batch a step, and draws from seed_P[p].
 
     start: one slice (every student starts from it) or P slices; it is not changed. on_step() is called after each step of
     each chunk. parallel: worker processes that train the chunks; None: `threads` threads.
     """
     P = len(batches_P_S)
+    plans = [Plan(batches_S, seed) for batches_S, seed in zip(batches_P_S, seed_P, strict=True)]
+    states = [TrainState(0, start if start.policies == 1 else start.select([p])) for p in range(P)]
     members_C = chunks(P, choose_chunk(env.backbone, P, threads, parallel))
-    common = (config, lr, threads if len(members_C) == 1 else 1)
-    tasks = [
-        (
-            start if start.policies == 1 else start.select(members),
-            [batches_P_S[p] for p in members],
-            [seed_P[p] for p in members],
-        )
-        for members in members_C
-    ]
+    common = (config, lr, threads if len(members_C) == 1 else 1, None)
+    tasks = [([plans[p] for p in members], [states[p] for p in members]) for members in members_C]
     trained = [part for some in spread(parallel, env, threads, train_chunk, common, tasks, on_step) for part in some]
-    sizes = [part.stack.policies for part in trained]
+    students = [student for part in trained for student in part]
+    means_C = [[mean_metrics(rows) for rows in zip(*(s.metrics for s in part), strict=True)] for part in trained]
     return Population(
-        concat([part.stack.to(env.backbone.device) for part in trained]),
-        torch.cat([part.failed_P for part in trained]),
-        [mean_metrics(rows, sizes) for rows in zip(*(part.metrics for part in trained), strict=True)],
-        sum(part.rollouts for part in trained),
-        sum(part.tokens for part in trained),
+        concat([student.stack for student in students]).to(env.backbone.device),
+        torch.tensor([student.failed for student in students]),
+        [mean_metrics(rows, list(map(len, trained))) for rows in zip(*means_C, strict=True)],
+        sum(student.rollouts for student in students),
+        sum(student.tokens for student in students),
     )
 
 
@@ -80,22 +91,23 @@ def train_chunk(
     config: StudentConfig,
     lr: float,
     threads: int,
-    start: AdapterStack,
-    batches_P_S: list[list[list[Problem]]],
-    seed_P: list[int],
-) -> list[Population]:
-    """Students trained together, as a piece of work; in several parts where the memory is too small for all of them.
+    due: Callable[[int], bool] | None,
+    plans: list[Plan],
+    states: list[TrainState],
+) -> list[list[TrainState]]:
+    """Students trained together, until the first has generated its tokens or is at its end, or due(steps done) says so.
 
-    start: the slice that all start from, or one for each.
+    A piece of work; in several parts where the memory is too small for all of them. due: None for students that will not go
+    on after their last step.
     """
-    start = start.to(env.backbone.device)
 
-    def job(members: list[int]) -> Population:
-        slices = [0] * len(members) if start.policies == 1 else members
-        students = Training(env.backbone, start.select(slices), config)
-        batches, seeds = [batches_P_S[i] for i in members], [seed_P[i] for i in members]
-        for _ in rloo_steps(env, students, batches, seeds, config, lr, threads):
+    def job(members: list[int]) -> list[TrainState]:
+        students = Training(env.backbone, [plans[i] for i in members], [states[i] for i in members], config)
+        for _ in rloo_steps(env, students, config, lr, threads):
             tick()
-        return students.population()
+            spent = zip(students.plans, students.tokens_P, strict=True)
+            if due is not None and (due(students.step) or any(plan.tokens and n >= plan.tokens for plan, n in spent)):
+                break
+        return students.states(due is not None)
 
-    return split_on_shortage(job, list(range(len(seed_P))), logging.getLogger(__name__).warning, "students")
+    return split_on_shortage(job, list(range(len(plans))), logging.getLogger(__name__).warning, "students")

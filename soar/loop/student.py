@@ -28,39 +28,18 @@ Metrics = dict[str, float]
 HINT_LEVELS = 4
 
 
-@dataclass(frozen=True)
-class Method:
-    """Where a student learns otherwise than by RLOO on verdicts, with a group for every prompt of a step.
-
-    copies: prompts of one problem that stand side by side and form one group. likelihood: paid by `rewards.likelihood`.
-    hints: problem id -> hint, shown as far as the student needs it (see `hinted`).
-    """
-
-    copies: int = 1
-    likelihood: bool = False
-    hints: Mapping[str, str] = field(default_factory=dict)
-
-
 def rloo_steps(
-    env: RolloutEnv,
-    students: Training,
-    batches_P_S: Sequence[list[list[Problem]]],
-    seed_P: Sequence[int],
-    config: StudentConfig,
-    lr: float,
-    threads: int = 1,
+    env: RolloutEnv, students: Training, config: StudentConfig, lr: float, threads: int = 1
 ) -> Iterator[None]:
     """Train the students in place, one RLOO step a turn: attempts, verdicts, leave-one-out advantages, update.
 
-    Student p answers batches_P_S[p][step] and draws from seed_P[p] alone, so its numbers do not depend on its neighbours.
-    Ends where the shortest list of batches does.
+    A student draws from the seed of its plan alone, so its numbers do not depend on its neighbours. Ends where the shortest
+    list of batches does.
     """
-    for step in range(students.step, min(map(len, batches_P_S))):
-        problems_P_Q = students.pose([batches_S[step] for batches_S in batches_P_S])
-        step_seed_P = [seeds.derive(seed, "attempts", step) for seed in seed_P]
-        batch = env.rollout(
-            students.stack, problems_P_Q, config.attempts, step_seed_P, config.sampling, threads=threads
-        )
+    for step in range(students.step, min(len(plan.batches) for plan in students.plans)):
+        problems_P_Q = students.pose(step)
+        seed_P = [seeds.derive(plan.seed, "attempts", step) for plan in students.plans]
+        batch = env.rollout(students.stack, problems_P_Q, config.attempts, seed_P, config.sampling, threads=threads)
         batch = students.pay(env, batch, problems_P_Q, config.sampling.temperature)
         stats = update(
             env.backbone,
@@ -76,130 +55,33 @@ def rloo_steps(
         yield
 
 
-class Training:
-    """Students while they are trained: stack, optimizer, who diverged, what was spent, steps done, metrics of each step.
+@dataclass(frozen=True)
+class Plan:
+    """What a student trains on, and where it learns otherwise than by RLOO on verdicts with a group for every prompt.
 
-    start: their slices, trained in place. methods: how each of them learns. begun: where an earlier training left each of
-    them, after equally many steps; it is not changed.
+    batches: [steps][prompts]. seed: of its attempts. copies: prompts of one problem that stand side by side and form one
+    group. likelihood: paid by `rewards.likelihood`. hints: problem id -> hint, shown as far as needed (see `hinted`).
+    tokens: it ends with the step that has generated so many (0: with its batches).
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        start: AdapterStack,
-        config: StudentConfig,
-        methods: Sequence[Method] = (),
-        begun: Sequence[TrainState] = (),
-    ) -> None:
-        self.methods = methods or [Method()] * start.policies
-        self.metrics_P: list[list[Metrics]] = [[] for _ in range(start.policies)]
-        self.optimizer = begin(backbone, start, config.optimizer)
-        self.stack = self.optimizer.stack
-        self.step = begun[0].step if begun else 0
-        self.rollouts_P = [state.rollouts for state in begun] or [0] * start.policies
-        self.tokens_P = [state.tokens for state in begun] or [0] * start.policies
-        self.level_P: list[dict[str, int]] = [dict(s.levels) for s in begun] or [{} for _ in range(start.policies)]
-        self.failed_P = torch.tensor([state.failed for state in begun] or [False] * start.policies)
-        if self.step:
-            # A state from a checkpoint lies on the host, one from this process on the device.
-            joined = {key: [state.optimizer[key].cpu() for state in begun] for key in begun[0].optimizer}
-            self.optimizer.restore(
-                {key: parts[0] if key.endswith("/step") else torch.cat(parts) for key, parts in joined.items()}
-            )
-
-    @staticmethod
-    def resumed(
-        states: Sequence[TrainState], config: StudentConfig, methods: Sequence[Method], backbone: Backbone
-    ) -> Training:
-        """Students that go on side by side from where each of them stands."""
-        stack = concat([state.stack for state in states]).to(backbone.device)
-        return Training(backbone, stack, config, methods, states)
-
-    def pose(self, problems_P_Q: list[list[Problem]]) -> list[list[Problem]]:
-        """The problems as they are put to each student, with its hints."""
-        return [
-            [hinted(p, method.hints.get(p.id, ""), level.get(p.id, HINT_LEVELS)) for p in problems]
-            for problems, method, level in zip(problems_P_Q, self.methods, self.level_P, strict=True)
-        ]
-
-    def pay(
-        self, env: RolloutEnv, batch: RolloutBatch, problems_P_Q: list[list[Problem]], temperature: float
-    ) -> RolloutBatch:
-        """The batch with the rewards of the students that verdicts do not pay."""
-        dense = [p for p, method in enumerate(self.methods) if method.likelihood]
-        if not dense:
-            return batch
-        reward_P_Q_N = batch.reward_P_Q_N.clone()
-        reward_P_Q_N[dense] = likelihood(env, self.stack, batch, problems_P_Q, dense, temperature)
-        return replace(batch, reward_P_Q_N=reward_P_Q_N)
-
-    def advantages(self, batch: RolloutBatch, normalize: bool) -> Tensor:
-        """Leave-one-out advantage [B] of every attempt in its group."""
-        groups = []
-        for p, method in enumerate(self.methods):
-            shape = (-1, method.copies * batch.reward_P_Q_N.shape[2])
-            reward, valid = batch.reward_P_Q_N[p].reshape(shape), batch.valid_P_Q_N[p].reshape(shape)
-            groups.append(leave_one_out(reward, valid, normalize).reshape(-1))
-        return torch.cat(groups)
-
-    def note(self, problems_P_Q: list[list[Problem]], batch: RolloutBatch, stats: UpdateStats) -> None:
-        """Count one step, and let hints fade or come back."""
-        self.step += 1
-        self.failed_P |= stats.failed_P | batch.failed_P
-        solved_P_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N).any(-1).tolist()
-        for p, row in enumerate(step_metrics(batch, stats)):
-            level = self.level_P[p]
-            if self.methods[p].hints:
-                for problem, solved in zip(problems_P_Q[p], solved_P_Q[p], strict=True):
-                    before = level.get(problem.id, HINT_LEVELS)
-                    level[problem.id] = max(0, before - 1) if solved else min(HINT_LEVELS, before + 1)
-                row["hint_share"] = sum(level.values()) / len(level) / HINT_LEVELS
-            self.metrics_P[p].append(row)
-            self.rollouts_P[p] += batch.count // len(self.methods)
-            self.tokens_P[p] += int(row["tokens"])
-
-    def states(self) -> list[TrainState]:
-        """Where each student stands, by itself."""
-        flat = self.optimizer.state()
-        return [
-            TrainState(
-                self.step,
-                self.stack.select([p]),
-                {k: v.clone() if k.endswith("/step") else v[p : p + 1].clone() for k, v in flat.items()},
-                bool(self.failed_P[p]),
-                self.rollouts_P[p],
-                self.tokens_P[p],
-                self.level_P[p],
-                self.metrics_P[p],
-            )
-            for p in range(self.stack.policies)
-        ]
-
-    def population(self) -> Population:
-        """The students as they are, without gradients."""
-        for tensor in self.stack.tensors.values():
-            tensor.requires_grad_(False)
-        metrics = [mean_metrics(rows) for rows in zip(*self.metrics_P, strict=True)]
-        return Population(self.stack, self.failed_P, metrics, sum(self.rollouts_P), sum(self.tokens_P))
-
-
-@dataclass(frozen=True)
-class Population:
-    """Trained students: stack of P slices, failed_P (NaN or inf on the way), metrics per step (means over the students),
-    rollouts and tokens spent."""
-
-    stack: AdapterStack
-    failed_P: Tensor
-    metrics: list[Metrics]
-    rollouts: int
+    batches: list[list[Problem]]
+    seed: int
+    copies: int = 1
+    likelihood: bool = False
+    hints: Mapping[str, str] = field(default_factory=dict)
     tokens: int = 0
+
+    def finished(self, state: TrainState) -> bool:
+        """Whether the training is over."""
+        done = state.step >= len(self.batches) or bool(self.tokens and state.tokens >= self.tokens)
+        return done or bool(self.tokens and state.failed)  # who diverged draws no tokens any more
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """One student in the middle of its training (or before, or after it): enough to go on as if it had not stopped.
+    """One student before, in the middle of or after its training: enough to go on as if it had not stopped.
 
-    step: RLOO steps done. stack: its slice. optimizer: its part of `update.StackOptimizer.state`. failed: it diverged.
+    step: RLOO steps done. stack: its slice. optimizer: its part of AdamW's state, on the host. failed: it diverged.
     rollouts, tokens: spent so far. levels: problem id -> level of its hint. metrics: per step, since the training began or
     was continued.
     """
@@ -212,6 +94,88 @@ class TrainState:
     tokens: int = 0
     levels: dict[str, int] = field(default_factory=dict)
     metrics: list[Metrics] = field(default_factory=list)
+
+
+class Training:
+    """Students that are trained side by side, from where each of them stands, after equally many steps."""
+
+    def __init__(
+        self, backbone: Backbone, plans: Sequence[Plan], states: Sequence[TrainState], config: StudentConfig
+    ) -> None:
+        self.plans, self.step = plans, states[0].step
+        start = concat([state.stack for state in states]).to(backbone.device)
+        self.optimizer = begin(backbone, start, config.optimizer)
+        self.stack = self.optimizer.stack
+        self.metrics_P: list[list[Metrics]] = [[] for _ in plans]
+        self.rollouts_P = [state.rollouts for state in states]
+        self.tokens_P = [state.tokens for state in states]
+        self.level_P = [dict(state.levels) for state in states]
+        self.failed_P = torch.tensor([state.failed for state in states])
+        if self.step:
+            joined = {key: [state.optimizer[key] for state in states] for key in states[0].optimizer}
+            self.optimizer.restore(
+                {key: parts[0] if key.endswith("/step") else torch.cat(parts) for key, parts in joined.items()}
+            )
+
+    def pose(self, step: int) -> list[list[Problem]]:
+        """The problems of a step as they are put to each student, with its hints."""
+        return [
+            [hinted(p, plan.hints.get(p.id, ""), level.get(p.id, HINT_LEVELS)) for p in plan.batches[step]]
+            for plan, level in zip(self.plans, self.level_P, strict=True)
+        ]
+
+    def pay(
+        self, env: RolloutEnv, batch: RolloutBatch, problems_P_Q: list[list[Problem]], temperature: float
+    ) -> RolloutBatch:
+        """The batch with the rewards of the students that verdicts do not pay."""
+        dense = [p for p, plan in enumerate(self.plans) if plan.likelihood]
+        if not dense:
+            return batch
+        reward_P_Q_N = batch.reward_P_Q_N.clone()
+        reward_P_Q_N[dense] = likelihood(env, self.stack, batch, problems_P_Q, dense, temperature)
+        return replace(batch, reward_P_Q_N=reward_P_Q_N)
+
+    def advantages(self, batch: RolloutBatch, normalize: bool) -> Tensor:
+        """Leave-one-out advantage [B] of every attempt in its group."""
+        groups = []
+        for p, plan in enumerate(self.plans):
+            shape = (-1, plan.copies * batch.reward_P_Q_N.shape[2])
+            reward, valid = batch.reward_P_Q_N[p].reshape(shape), batch.valid_P_Q_N[p].reshape(shape)
+            groups.append(leave_one_out(reward, valid, normalize).reshape(-1))
+        return torch.cat(groups)
+
+    def note(self, problems_P_Q: list[list[Problem]], batch: RolloutBatch, stats: UpdateStats) -> None:
+        """Count one step, and let hints fade or come back."""
+        self.step += 1
+        self.failed_P |= stats.failed_P | batch.failed_P
+        solved_P_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N).any(-1).tolist()
+        for p, row in enumerate(step_metrics(batch, stats)):
+            level = self.level_P[p]
+            if self.plans[p].hints:
+                for problem, solved in zip(problems_P_Q[p], solved_P_Q[p], strict=True):
+                    before = level.get(problem.id, HINT_LEVELS)
+                    level[problem.id] = max(0, before - 1) if solved else min(HINT_LEVELS, before + 1)
+                row["hint_share"] = sum(level.values()) / len(level) / HINT_LEVELS
+            self.metrics_P[p].append(row)
+            self.rollouts_P[p] += batch.count // len(self.plans)
+            self.tokens_P[p] += int(row["tokens"])
+
+    def states(self, to_go_on: bool) -> list[TrainState]:
+        """Where each student stands, by itself; without the optimizer's part for one that does not go on."""
+        flat = {key: value.cpu() for key, value in self.optimizer.state().items()} if to_go_on else {}
+        return [
+            TrainState(
+                self.step,
+                self.stack.select([p]),
+                {k: v.clone() if k.endswith("/step") else v[p : p + 1].clone() for k, v in flat.items()},
+                bool(self.failed_P[p]),
+                self.rollouts_P[p],
+                self.tokens_P[p],
+                self.level_P[p],
+                self.metrics_P[p],
+            )
+            for p in range(len(self.plans))
+        ]
 
 
 def hinted(problem: Problem, hint: str, level: int) -> Problem:

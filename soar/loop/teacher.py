@@ -22,11 +22,11 @@ from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import UpdateStats, learning_rate
 from soar.loop.parallel import Parallel, Tick, spread
-from soar.loop.population import choose_chunk, chunks, train_population
+from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
 from soar.loop.rewards import Payment, deal, grounded, pay, success_rates
 from soar.loop.rollout import RolloutEnv
-from soar.loop.student import Population, inner_steps, shuffled_passes
+from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
 from soar.types import Decision, Problem, Trial
 

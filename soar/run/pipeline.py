@@ -17,17 +17,16 @@ from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, concat
 from soar.files import digest, finite, storage_errors, write_json, write_lines
 from soar.loop.arms import (
-    ArmPlan,
     Material,
     NothingLeft,
     arm_batches,
+    arm_events,
     arm_plan,
     arm_steps,
     arms_left,
     left_out,
     read_pq,
     read_teacher,
-    segment_ends,
     train_arms,
     training_questions,
     uses_search,
@@ -36,7 +35,7 @@ from soar.loop.arms import (
 from soar.loop.evaluate import count_correct, summarize
 from soar.loop.parallel import HELD_OUT_BLOCK
 from soar.loop.rollout import RolloutEnv
-from soar.loop.student import TrainState
+from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
 from soar.problems.load import split, write_hard
@@ -266,7 +265,7 @@ class Run:
     def _arms(self) -> None:
         config, state = self.config, self.state
         material = self._material()
-        plans: dict[str, ArmPlan] = {}
+        plans: dict[str, Plan] = {}
         prepared: dict[str, int] = {}
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
         for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
@@ -284,16 +283,16 @@ class Run:
         states = {arm: TrainState(0, self._ps()) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
 
-        def due(steps: int) -> bool:
-            return segment_ends(config, steps) or self.stop.reason is not None
+        def stopping() -> bool:
+            return self.stop.reason is not None
 
         with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
             advance(sum(training.step for training in states.values()))
             for moved in train_arms(
-                self.env, plans, states, config, self.threads, due, lambda: advance(1), self.parallel
+                self.env, plans, states, config, self.threads, stopping, lambda: advance(1), self.parallel
             ):
-                self.folder.append("metrics.jsonl", [e for arm, now in moved.items() for e in plans[arm].events(now)])
                 for arm, now in moved.items():
+                    self.folder.append("metrics.jsonl", arm_events(arm, plans[arm], now))
                     if plans[arm].finished(now):
                         state.arms[arm], state.arm_rollouts[arm] = now.stack, now.rollouts
                         state.arm_progress.pop(arm, None)
@@ -305,7 +304,7 @@ class Run:
                 self._save()
                 self._safe_point()
 
-    def _plan(self, arm: str, material: Material, before: int) -> ArmPlan | None:
+    def _plan(self, arm: str, material: Material, before: int) -> Plan | None:
         """What an arm trains on, written down in its folder; None where there is nothing (said already).
 
         before: tokens sampled in the run before the arm's questions were made.
@@ -338,7 +337,7 @@ class Run:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""
         return sum(self.state.loop.spent.values()) if uses_search(arm, self.config) else 0
 
-    def _expected_steps(self, plan: ArmPlan) -> int:
+    def _expected_steps(self, plan: Plan) -> int:
         """RLOO steps of an arm, for the bar: with a budget of tokens as if completions filled half of their room."""
         student = self.config.student
         half = student.prompts_per_step * student.attempts * student.sampling.max_tokens / 2
