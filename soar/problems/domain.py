@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, still_thinks
 from soar.problems.parse import judge_fields, make_problem, parse
 from soar.problems.prompts import PromptFormat, get_format
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, judge_gold
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, is_parsable, judge_gold
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 BUILTIN: dict[str, str] = {
@@ -57,9 +57,7 @@ class Domain:
         name of what is wrong with it; doing it twice changes nothing.
     solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle (`judges`).
     prepare(): called once in every worker; raises where the domain cannot work here (a missing package).
-    describe(): a sentence for `soar check` about what the domain found on this machine; raises as `prepare` does.
     seconds: a check may take so long where that is more than problems.verify_timeout_s.
-    gold_is_answer: False where the gold answer is no text that a student could write (tests of a program).
     examples: a few problems, for documentation and tests. max_answer_chars: longest gold answer. version: raise it when
     reading or checking changes, so that evidence made before is refused. reference, source_sha256: from `load_domain`.
     """
@@ -74,8 +72,6 @@ class Domain:
     arrange: Callable[[Problem], Problem | str] | None = None
     solve: Callable[[str], str | None] | None = None
     prepare: Callable[[], object] | None = None
-    describe: Callable[[], str] | None = None
-    gold_is_answer: bool = True
     seconds: float = 0.0
     examples: tuple[Problem, ...] = ()
     max_answer_chars: int = MAX_ANSWER_CHARS
@@ -114,23 +110,7 @@ def domain_of(problems: ProblemsConfig) -> Domain:
             f"problems.style = {problems.style!r} belongs to a domain, and problems.domain is empty; problems without a "
             "domain have problems.format"
         )
-    name = problems.verifier
-    describe = None if name in NAMES else lambda: _shape_of(name)
-    return Domain(problems.format, get_format(problems.format), name, describe=describe)
-
-
-def _shape_of(name: str) -> str:
-    """In which shape a reward function is taken. Raises VerifierError."""
-    from soar.problems.worker import adapt  # which imports this module
-
-    try:
-        return str(adapt(load_function(name), name))
-    except VerifierError:
-        raise
-    except Exception as error:  # a user's module may raise anything when it is imported
-        raise VerifierError(
-            f"problems.verifier = {name!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+    return Domain(problems.format, get_format(problems.format), problems.verifier)
 
 
 def load_domain(reference: str, style: str = "") -> Domain:
@@ -141,22 +121,18 @@ def load_domain(reference: str, style: str = "") -> Domain:
     """
     name, _, behind = reference.rpartition("/")
     name, style = (name, behind) if behind in STYLES else (reference, style or "tags")
-    place = BUILTIN.get(name, name)
+    place, says = BUILTIN.get(name, name), f"problems.domain = {reference!r}"
     if ":" not in place:
-        raise DomainError(
-            f"problems.domain = {reference!r}: expected one of {', '.join(sorted(BUILTIN))}, or one of yours as "
-            "file.py:NAME or module:NAME"
-        )
+        expected = f"one of {', '.join(sorted(BUILTIN))}, or one of yours as file.py:NAME or module:NAME"
+        raise DomainError(f"{says}: expected {expected}")
     try:
         module, attribute = load_module(place)
     except VerifierError as error:
-        raise DomainError(f"problems.domain = {reference!r}: {error}; expected file.py:NAME or module:NAME") from error
+        raise DomainError(f"{says}: {error}; expected file.py:NAME or module:NAME") from error
     except Exception as error:  # a user's module may raise anything when it is imported
-        raise DomainError(
-            f"problems.domain = {reference!r} cannot be loaded: {type(error).__name__}: {error}; mend the file"
-        ) from error
+        raise DomainError(f"{says} cannot be loaded: {type(error).__name__}: {error}; mend the file") from error
     given = getattr(module, attribute, None)
-    styles = {"tags": given} if not isinstance(given, dict) else given
+    styles = given if isinstance(given, dict) else {"tags": given}
     if style not in styles:
         raise DomainError(
             f"problems.style = {style!r}: domain {name!r} has {', '.join(map(repr, styles))}; set problems.style to one"
@@ -164,20 +140,19 @@ def load_domain(reference: str, style: str = "") -> Domain:
     domain = styles[style]
     if not isinstance(domain, Domain):
         raise DomainError(
-            f"problems.domain = {reference!r}: {attribute!r} is {type(domain).__name__}, expected a "
-            "soar.problems.domain.Domain; docs/domains.md has an example"
+            f"{says}: {attribute!r} is {type(domain).__name__}, expected a soar.problems.domain.Domain; docs/domains.md "
+            "has an example"
         )
     if not domain.name.isidentifier():
-        raise DomainError(f"problems.domain = {reference!r}: name = {domain.name!r}, expected one word like chemistry")
-    built_in = place.startswith("soar.")
-    place = name if style == "tags" else f"{name}/{style}"
-    return replace(domain, reference=place, source_sha256="" if built_in else _source_digest(module))
-
-
-def _source_digest(module: ModuleType) -> str:
-    """sha256 of the file that a module came from; "" where there is none."""
+        raise DomainError(f"{says}: name = {domain.name!r}, expected one word like chemistry")
+    if domain.verify is None and domain.verifier not in NAMES:
+        raise DomainError(
+            f"{says}: verifier = {domain.verifier!r}, expected one of {', '.join(NAMES)}; a check of your own is `verify`"
+        )
     file = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+    foreign = not place.startswith("soar.") and file and Path(file).is_file()
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and foreign else ""
+    return replace(domain, reference=name if style == "tags" else f"{name}/{style}", source_sha256=digest)
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -199,10 +174,10 @@ def load_module(name: str) -> tuple[ModuleType, str]:
     if not where.endswith(".py"):
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-        found = importlib.util.find_spec(where) if main_script else None
-        if found is None or not found.origin or str(Path(found.origin).resolve()) != main_script:
+        spec = importlib.util.find_spec(where) if main_script else None
+        if spec is None or not spec.origin or str(Path(spec.origin).resolve()) != main_script:
             return importlib.import_module(where), attribute
-        where = found.origin
+        where = spec.origin
     path = Path(where)
     if not path.is_file():
         raise VerifierError(f"no file {where}")
@@ -226,7 +201,7 @@ def _defines(statement: ast.stmt, name: str) -> bool:
 
 
 class Grader:
-    """The functions of a domain, with the defaults for those it leaves out: `(task, text, row) -> verdict or JSON`.
+    """The functions of a domain, with the defaults for those it leaves out: `(task, text, row) -> verdict or JSON value`.
 
     For worker processes: the texts were written by a model.
     """
@@ -236,24 +211,25 @@ class Grader:
         if domain.prepare is not None:
             domain.prepare()
 
-    def __call__(self, task: str, text: str, row: dict[str, Any]) -> Verdict | str:
+    def __call__(self, task: str, text: str | None, row: dict[str, Any]) -> Any:
+        if text is None:
+            return Verdict.NO_ANSWER
         if task == "solve":
-            return json.dumps(self.domain.solve(text) if self.domain.solve else None)
+            return self.domain.solve(text) if self.domain.solve else None
         if task == "extract":
-            return json.dumps(self.extract(text))
+            return self.extract(text)
         if task == "read":
             written = self.read(text, row["truncated"], row["strict"])
-            if isinstance(written, Rejection):
-                return json.dumps({"reason": written.reason.value, "detail": written.detail})
-            return json.dumps({"question": written.question, "answer": written.answer})
-        problem = _problem(row)
-        if task == "fault":
+            return {k: v for k, v in asdict(written).items() if k not in ("id", "extra", "text")}
+        extra = {key: value for key, value in row.items() if key not in ("question", "answer")}
+        problem = Problem("", str(row.get("question", "")), row["answer"], extra)
+        if task in ("fault", "gold"):
             settled = self.settle(problem)
-            return json.dumps(settled if isinstance(settled, str) else "")
-        if task == "gold":
-            return self.gold(problem)
+            if task == "fault":
+                return settled if isinstance(settled, str) else ""
+            return Verdict.UNSCORABLE if isinstance(settled, str) else self.judge_gold(settled.answer, settled)
         answer = text if task == "compare" else self.extract(text)
-        return Verdict.NO_ANSWER if answer is None else self.equal(answer, problem)
+        return Verdict.NO_ANSWER if answer is None else self.compare(answer, problem)
 
     def extract(self, text: str) -> str | None:
         """The answer that a completion commits to."""
@@ -268,79 +244,47 @@ class Grader:
 
     def settle(self, problem: Problem) -> Problem | str:
         """The problem as students get it, or the name of what `arrange` or `validate` finds wrong with it."""
-        domain = self.domain
-        made = problem if domain.arrange is None else domain.arrange(problem)
-        if isinstance(made, str):
-            return made
-        name = None if domain.validate is None else domain.validate(made)
+        made = self.domain.arrange(problem) if self.domain.arrange else problem
+        name = self.domain.validate(made) if self.domain.validate and isinstance(made, Problem) else None
         return str(name) if name else made
-
-    def gold(self, problem: Problem) -> Verdict:
-        """Whether a gold problem can be used."""
-        settled = self.settle(problem)
-        if isinstance(settled, str):
-            return Verdict.UNSCORABLE
-        if self.domain.validate is not None:
-            return Verdict.CORRECT
-        if self.domain.verify is None and self.domain.verifier == "math":
-            return _symbolic("math", settled.answer, settled.answer)
-        return self.equal(settled.answer, settled)
 
     def read(self, text: str, truncated: bool, strict: bool) -> Problem | Rejection:
         """The problem in a teacher text, or why there is none."""
         domain = self.domain
-        if domain.read_problem is None or not text.strip():
-            limit, any_answer = domain.max_answer_chars, domain.verify is not None
-            outcome = parse(
-                text, domain.prompts, truncated=truncated, strict=strict, max_answer_chars=limit, any_answer=any_answer
-            )
-        else:
-            outcome = self._read_by_domain(domain.read_problem(text), truncated)
-        if isinstance(outcome, Rejection):
-            return outcome
-        settled = self.settle(outcome)
-        if isinstance(settled, str):
-            return Rejection(Reason.REFUSED, "", settled)
-        return settled if domain.validate or self._usable(settled) else Rejection(Reason.UNPARSABLE_ANSWER, "")
-
-    def _read_by_domain(self, pair: Any, truncated: bool) -> Problem | Rejection:
-        """What `read_problem` returned, judged."""
         if truncated:
             return Rejection(Reason.TRUNCATED, "")
-        if isinstance(pair, Rejection):
-            return pair
-        if isinstance(pair, str):
-            reasons = {reason.value for reason in Reason}
-            return Rejection(Reason(pair), "") if pair in reasons else Rejection(Reason.REFUSED, "", pair)
-        question, answer = (pair.question, pair.answer) if isinstance(pair, Problem) else pair
+        given = domain.read_problem(text) if domain.read_problem and text.strip() else parse(
+            text, domain.prompts, strict=strict, max_answer_chars=domain.max_answer_chars, any_answer=domain.verify is not None
+        )
+        if isinstance(given, str):
+            named = given in {reason.value for reason in Reason}
+            return Rejection(Reason(given), "") if named else Rejection(Reason.REFUSED, "", given)
+        if isinstance(given, Rejection):
+            return given
+        question, answer = (given.question, given.answer) if isinstance(given, Problem) else given
         if not isinstance(question, str) or not isinstance(answer, str):
             raise TypeError("read_problem returned a pair that is not of two texts")
-        question, answer = question.strip(), answer.strip()
-        reason = judge_fields(question, answer, self.domain.prompts, self.domain.max_answer_chars, any_answer=True)
-        return Rejection(reason, "") if reason else make_problem(question, answer)
+        question, answer, any_answer = question.strip(), answer.strip(), domain.read_problem is not None
+        reason = judge_fields(question, answer, domain.prompts, domain.max_answer_chars, any_answer or bool(domain.verify))
+        if reason:
+            return Rejection(reason, "")
+        settled = self.settle(make_problem(question, answer))
+        if isinstance(settled, str):
+            return Rejection(Reason.REFUSED, "", settled)
+        if domain.verify or domain.validate:
+            usable = self.judge_gold(settled.answer, settled).solved
+        else:
+            usable = is_parsable(settled.answer, domain.verifier)
+        return settled if usable else Rejection(Reason.UNPARSABLE_ANSWER, "")
 
-    def _usable(self, problem: Problem) -> bool:
-        """Whether the answer of a problem can be checked."""
-        if self.domain.verify is not None or self.domain.verifier not in ("math", "number"):
-            return self.equal(problem.answer, problem).solved
-        if self.domain.verifier == "number":
-            return judge_gold(problem.answer, "number") is Verdict.CORRECT
-        return _symbolic("parsable", problem.answer, "").solved
+    def judge_gold(self, gold: str, problem: Problem) -> Verdict:
+        """Whether a gold answer that `validate` has nothing against can be graded."""
+        if self.domain.validate is not None:
+            return Verdict.CORRECT
+        return judge_gold(gold, self.domain.verifier) if self.domain.verify is None else self.compare(gold, problem)
 
-    def equal(self, answer: str, problem: Problem) -> Verdict:
+    def compare(self, answer: str, problem: Problem) -> Verdict:
         """Verdict on an answer."""
         if self.domain.verify is not None:
             return as_verdict(self.domain.verify(answer, problem), "verify")
-        verdict = COMPARERS[self.domain.verifier](answer, problem.answer)
-        return _symbolic("math", answer, problem.answer) if verdict is None else verdict
-
-
-def _symbolic(kind: str, answer: str, gold: str) -> Verdict:
-    from soar.problems.symbolic import check_symbolic  # takes a second to import, and few domains need it
-
-    return check_symbolic(kind, answer, gold)
-
-
-def _problem(row: dict[str, Any]) -> Problem:
-    extra = {key: value for key, value in row.items() if key not in ("question", "answer")}
-    return Problem("", str(row.get("question", "")), row["answer"], extra)
+        return COMPARERS[self.domain.verifier](answer, problem.answer)

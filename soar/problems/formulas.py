@@ -22,14 +22,14 @@ from soar.problems.answers import LEXICON
 
 MP = mpmath.MPContext()
 MP.dps = 50
-CLOSE = MP.mpf(10) ** -40
+CLOSE, NOTHING = MP.mpf(10) ** -40, MP.mpf(10) ** -45
 POINTS = 6
 MAX_TOKENS = 1_000
 MAX_DEPTH = 30
 MAX_BITS = 40_000
 MAX_ARGUMENT = 100_000  # of exp, sin, gamma, and of an exponent that is no whole number
 
-GREEK, ENDING = (frozenset(LEXICON[key].split()) for key in ("greek", "ending"))
+GREEK, ENDING, BOUNDED = (frozenset(LEXICON[key].split()) for key in ("greek", "ending", "bounded"))
 OPERATORS, SAME = LEXICON["operators"], LEXICON["same"]
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     **{name: getattr(MP, name) for name in LEXICON["functions"].split()},
@@ -284,7 +284,25 @@ class Parser:
             return ("several", name, *parts)
         if name in FUNCTIONS or name == "log":
             return self.function(name)
+        if name in BOUNDED:
+            return self.bounded(name)
         raise Unreadable(f"\\{name}")
+
+    def bounded(self, name: str) -> Node:
+        """A sum, product, integral or limit: not computed, but equal to one with the same bounds and an equal term."""
+        parts: list[tuple[str, Node]] = []
+        while self.peek().is_a("_", "^"):
+            mark, braces = self.peek().text, self.peek(1).is_a("{")
+            self.place += 1 + braces
+            parts.append((mark, self.expression() if braces else self.argument()))
+            while braces and self.take("=", "to"):
+                parts.append((mark + "=", self.expression()))
+            if braces:
+                self.expect("}")
+        node: Node = ("add", ("var", name), self.term())
+        for mark, part in parts:
+            node = ("mul", node, ("add", ("var", name + mark), part))
+        return node
 
     def function(self, name: str) -> Node:
         base: Node = ("num", Fraction(10), 0)
@@ -471,8 +489,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def close(a: Any, b: Any) -> bool | None:
-    """Whether two values are equal; None where one is zero and the other too small to tell."""
+def close(a: Any, b: Any) -> bool:
+    """Whether two values are equal; to zero what is as small as the digits that are lost on the way."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
     x, y = real(a), real(b)
@@ -480,5 +498,5 @@ def close(a: Any, b: Any) -> bool | None:
         return bool(x == y)
     size = max(abs(x), abs(y))
     if min(abs(x), abs(y)) == 0:
-        return None if size < CLOSE else False
+        return bool(size < NOTHING)
     return bool(abs(x - y) <= CLOSE * size)

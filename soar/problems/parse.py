@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
-from soar.problems.answers import (
-    END_OF_TURN,
-    LOOSE_NUMBER,
-    MAX_ANSWER_CHARS,
-    extract,
-    normalize,
-)
+from soar.problems.answers import END_OF_TURN, LOOSE_NUMBER, MAX_ANSWER_CHARS, extract, normalize
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import gold_kind
@@ -37,7 +29,7 @@ def parse(
     text: str,
     fmt: PromptFormat,
     *,
-    truncated: bool,
+    truncated: bool = False,
     strict: bool = False,
     max_answer_chars: int = MAX_ANSWER_CHARS,
     any_answer: bool = False,
@@ -45,8 +37,7 @@ def parse(
     """The problem in one teacher completion, or the reason why there is none.
 
     truncated: the completion hit its token budget. strict: tags exactly as asked (a missing slash, upper case, another
-    order are refused). max_answer_chars, any_answer: as in `judge_fields`. Whether the answer can be checked against is left
-    to `parse_all`, which asks a verifier pool.
+    order are refused). Whether the answer can be checked against is left to the caller (`VerifierPool.read_problems`).
     """
     if truncated:
         return Rejection(Reason.TRUNCATED, text)
@@ -63,21 +54,6 @@ def parse(
 def make_problem(question: str, answer: str) -> Problem:
     """A written problem; its id is the fingerprint of its question."""
     return Problem(fingerprint(question)[:16], question, answer)
-
-
-def refuse_duplicates(
-    texts: Sequence[str], outcomes: Sequence[Problem | Rejection], seen: set[str] | None
-) -> list[Problem | Rejection]:
-    """The outcomes with a rejection for every question whose fingerprint is in `seen`; new ones are added to it."""
-    if seen is None:
-        return list(outcomes)
-    kept = list[Problem | Rejection]()
-    for text, outcome in zip(texts, outcomes, strict=True):
-        key = fingerprint(outcome.question) if isinstance(outcome, Problem) else None
-        kept.append(Rejection(Reason.DUPLICATE, text) if key in seen else outcome)
-        if key is not None:
-            seen.add(key)
-    return kept
 
 
 def _read_marked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
@@ -173,16 +149,9 @@ def _lone_number(line: str) -> str:
 
 
 def judge_fields(
-    question: str,
-    answer: str,
-    fmt: PromptFormat,
-    max_answer_chars: int = MAX_ANSWER_CHARS,
-    any_answer: bool = False,
+    question: str, answer: str, fmt: PromptFormat, max_answer_chars: int, any_answer: bool
 ) -> Reason | None:
-    """What is wrong with a complete pair, as far as it can be told without a symbolic engine.
-
-    any_answer: words can be answers whatever the format says.
-    """
+    """What is wrong with a complete pair. any_answer: words can be answers whatever the format says."""
     if not question or not answer:
         return Reason.EMPTY
     if any((" ".join(text.casefold().split()).rstrip(".:") or text) in fmt.placeholders for text in (question, answer)):
@@ -194,25 +163,3 @@ def judge_fields(
     if fmt.text_answers or any_answer or any(char.isdigit() for char in answer):
         return None
     return None if gold_kind(answer, "math") == "value" else Reason.UNPARSABLE_ANSWER
-
-
-def parse_all(
-    texts: Sequence[str],
-    fmt: PromptFormat,
-    pool: Any,
-    *,
-    truncated: Sequence[bool],
-    seen: set[str] | None = None,
-    strict: bool = False,
-) -> list[Problem | Rejection]:
-    """`parse` for a batch, with answers checked by `pool.parsable` (`pool.VerifierPool`) in its worker processes."""
-    if len(truncated) != len(texts):
-        raise ValueError(f"{len(texts)} texts, but {len(truncated)} truncated flags")
-    outcomes = [parse(text, fmt, truncated=cut, strict=strict) for text, cut in zip(texts, truncated, strict=True)]
-    answers = list({outcome.answer: None for outcome in outcomes if isinstance(outcome, Problem)})
-    good = dict(zip(answers, pool.parsable(answers), strict=True)) if answers else {}
-    checked = [
-        outcome if isinstance(outcome, Rejection) or good[outcome.answer] else Rejection(Reason.UNPARSABLE_ANSWER, text)
-        for text, outcome in zip(texts, outcomes, strict=True)
-    ]
-    return refuse_duplicates(texts, checked, seen)

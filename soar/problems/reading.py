@@ -136,11 +136,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Words:
-    """What is compared as text. value: it is no words for all that. symbolic: the symbolic engine may read it."""
+    """What is compared as text. value: it is no words for all that."""
 
     text: str
     value: bool = False
-    symbolic: bool = False
 
 
 Reading = Scalar | Named | Relation | Row | Pile | Region | Words
@@ -171,8 +170,8 @@ def _words(tokens: Sequence[Token], large: bool = False) -> Words:
         t.text if t.kind != "word" else _singular(t.text.casefold()) for t in tokens if t.text.casefold() not in SILENT
     ]
     formula = not any(token.kind == "word" for token in tokens)
-    symbolic = formula and not large and any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens)
-    return Words(" ".join(texts).strip(" .,;"), symbolic or (formula and large), symbolic)
+    value = formula and (large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens))
+    return Words(" ".join(texts).strip(" .,;"), value)
 
 
 def _singular(word: str) -> str:

@@ -1,13 +1,14 @@
 """Comparing an answer with a gold answer as mathematics: `reading.py` reads both, `equal` compares the readings.
 
-`None` stands for what only a symbolic engine can tell (integrals, sums, values too large), which `pool.py` gives to
-math-verify in a worker process. `50%` equals 50 and 0.5, since gold answers drop the sign; `3 or 5` is the set {3, 5}.
+Bounded in time, so that hostile text may be compared in the main process. `50%` equals 50 and 0.5, since gold answers drop
+the sign; `3 or 5` is the set {3, 5}.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Literal
@@ -26,10 +27,10 @@ class VerifierError(UserError, RuntimeError):
     """A verifier that cannot be used: unknown name, no such function, wrong return shape, workers that do not start."""
 
 
-def equal(a: Reading, b: Reading) -> bool | None:
-    """Whether two readings are the same; None where only the symbolic engine can tell."""
+def equal(a: Reading, b: Reading) -> bool:
+    """Whether two readings are the same. Raises Unreadable for values too large to be compared."""
     if isinstance(a, Words) or isinstance(b, Words):
-        return _equal_words(a, b)
+        return isinstance(a, Words) and isinstance(b, Words) and a.text == b.text != ""
     for x, y in ((a, b), (b, a)):
         if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:
             return equal(x.parts[0], y)
@@ -48,21 +49,11 @@ def equal(a: Reading, b: Reading) -> bool | None:
         return _equal_piles(a, b)
     if isinstance(a, Row) and isinstance(b, Row):
         kinds = {kind.replace("<(", "(").replace(")>", ")") for kind in (a.kind, b.kind)}
-        if len(kinds) > 1 or len(a.parts) != len(b.parts):
-            return False
-        verdicts = [equal(x, y) for x, y in zip(a.parts, b.parts, strict=True)]
-        return False if False in verdicts else None if None in verdicts else True
+        return len(kinds) == 1 and len(a.parts) == len(b.parts) and all(map(equal, a.parts, b.parts))
     return _equal_regions(a, b) if isinstance(a, Region) or isinstance(b, Region) else False
 
 
-def _equal_words(a: Reading, b: Reading) -> bool | None:
-    words = [reading for reading in (a, b) if isinstance(reading, Words)]
-    if len(words) == 2 and words[0].text == words[1].text != "":
-        return True
-    return None if all(word.symbolic for word in words) else False
-
-
-def _equal_scalars(a: Scalar, b: Scalar) -> bool | None:
+def _equal_scalars(a: Scalar, b: Scalar) -> bool:
     a, b = (x.product if x.product and y.names and not y.unit else x for x, y in ((a, b), (b, a)))
     factor = Fraction(1)
     if (a.percent and b.unit) or (b.percent and a.unit):
@@ -73,26 +64,23 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool | None:
         factor = a.unit.factor / b.unit.factor
     places = max(a.places, b.places) if not (a.places and b.places) else 0
     reals = (a.names or b.names) and not (imaginary(a.node) or imaginary(b.node))
-    verdicts = list[bool | None]()
+    compared = 0
     for k in range(max(len(a.values), len(b.values))):
         x, y = a.values[k % len(a.values)], b.values[k % len(b.values)]
         if x is None or y is None or (reals and (_is_complex(x) or _is_complex(y))):
             continue  # another branch of a root or a logarithm says nothing about real values
         x = x if factor == 1 else both(lambda p, q: p * q, x, factor)
-        same = _same(x, y, places)
-        if same is False and a.percent != b.percent:
-            same = close(x / 100, y) if a.percent else close(x, y / 100)
-        if same is False:
+        percent = a.percent != b.percent and (close(x / 100, y) if a.percent else close(x, y / 100))
+        if not (percent or _same(x, y, places)):
             return False
-        verdicts.append(same)
-    return None if not verdicts or None in verdicts else True
+        compared += 1
+    return compared > 0
 
 
-def _same(a: Any, b: Any, places: int) -> bool | None:
+def _same(a: Any, b: Any, places: int) -> bool:
     """Whether two values are equal. places: of one that is a decimal, and may be rounded where none can be the other."""
-    same = close(a, b)
-    if same is not False or places < LEAST_PLACES:
-        return same
+    if close(a, b) or places < LEAST_PLACES:
+        return close(a, b)
     if isinstance(a, Fraction) and isinstance(b, Fraction) and _terminates(a) and _terminates(b):
         return False
     return bool(abs(real(a) - real(b)) < MP.mpf(10) ** -places)
@@ -106,7 +94,7 @@ def _is_complex(value: Any) -> bool:
     return isinstance(value, MP.mpc) and bool(abs(value.imag) > 1e-30 * (1 + abs(value.real)))
 
 
-def _equal_named(a: Named, b: Named) -> bool | None:
+def _equal_named(a: Named, b: Named) -> bool:
     if a.arguments and b.arguments:
         if len(a.arguments) != len(b.arguments) or a.name != b.name:
             return False
@@ -130,7 +118,7 @@ def _as_relation(reading: Reading) -> Relation | None:
     return reading if isinstance(reading, Relation) else None
 
 
-def _equal_relations(a: Reading, b: Reading) -> bool | None:
+def _equal_relations(a: Reading, b: Reading) -> bool:
     """Whether one is a multiple of the other, by the ratio of the two at every point."""
     left, right = _as_relation(a), _as_relation(b)
     if left is None or right is None:
@@ -149,12 +137,12 @@ def _equal_relations(a: Reading, b: Reading) -> bool | None:
         ratio = here if ratio is None else ratio
         if not close(here, ratio):
             return False
-    return (
-        None if ratio is None else left.kind in ("=", "!=") or (not _is_complex(ratio) and bool(real(ratio).real > 0))
-    )
+    if ratio is None:
+        return False
+    return left.kind in ("=", "!=") or (not _is_complex(ratio) and bool(real(ratio).real > 0))
 
 
-def _equal_piles(a: Pile, b: Pile) -> bool | None:
+def _equal_piles(a: Pile, b: Pile) -> bool:
     if {a.joiner, b.joiner} == {"and", "or"} and any(
         isinstance(part, (Region, Relation)) for part in (*a.parts, *b.parts)
     ):
@@ -163,10 +151,10 @@ def _equal_piles(a: Pile, b: Pile) -> bool | None:
     if len(left) != len(right):
         return False
     for part in left:
-        verdicts = [equal(part, other) for other in right]
-        if True not in verdicts:
-            return None if None in verdicts else False
-        del right[verdicts.index(True)]
+        place = next((i for i, other in enumerate(right) if equal(part, other)), None)
+        if place is None:
+            return False
+        del right[place]
     return True
 
 
@@ -178,7 +166,7 @@ def _distinct(parts: Sequence[Reading]) -> list[Reading]:
     return kept
 
 
-def _equal_regions(a: Reading, b: Reading) -> bool | None:
+def _equal_regions(a: Reading, b: Reading) -> bool:
     """Whether the same numbers lie in both: tried at every end, between neighbours and beyond the last."""
     try:
         regions = [as_region(a), as_region(b)]
@@ -212,7 +200,7 @@ def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
     """What a gold answer is to a named verifier: a value, words that can only be compared as text, or no answer at all.
 
     `none`: empty, a placeholder (`proof`, `n/a`), lines with words, prose of more than MAX_TEXT_WORDS words, and for `number`
-    whatever is no number. Integrals and the like count as values; `judge_gold` has them read.
+    whatever is no number. Integrals and the like count as values.
     """
     text = normalize(answer)
     if not text or text.casefold().strip(" .[]()") in LEXICON["no_answer"]:
@@ -237,21 +225,19 @@ def _words_in(reading: Reading) -> Iterator[Words]:
         yield from _words_in(part)
 
 
-def judge_gold(gold: str, verifier: str) -> Verdict | None:
-    """Whether a named verifier can grade by a gold answer: CORRECT, UNSCORABLE; None where the symbolic engine must tell."""
-    kind = gold_kind(gold, verifier)
-    if kind == "value" and verifier == "math" and any(words.symbolic for words in _words_in(read(gold))):
-        return None
-    return Verdict.UNSCORABLE if kind == "none" else Verdict.CORRECT
+def judge_gold(gold: str, verifier: str) -> Verdict:
+    """Whether a named verifier can grade by a gold answer: CORRECT or UNSCORABLE."""
+    return Verdict.UNSCORABLE if gold_kind(gold, verifier) == "none" else Verdict.CORRECT
 
 
-def is_value(answer: str) -> bool | None:
-    """Whether an answer is a finite value, set or relation and not words; None where the symbolic engine must read it."""
-    if gold_kind(answer, "math") != "value":
+def is_parsable(answer: str, verifier: str) -> bool:
+    """Whether an answer can serve as a gold answer, as far as that can be told without its question: for `math` a finite
+    value, set or relation and no words, for `number` a number, else any text."""
+    if verifier not in ("math", "number"):
+        return bool(answer.strip())
+    if gold_kind(answer, verifier) != "value":
         return False
     reading = read(answer)
-    if any(words.symbolic for words in _words_in(reading)):
-        return None
     return not (isinstance(reading, Scalar) and all(value is None or MP.isinf(real(value)) for value in reading.values))
 
 
@@ -288,13 +274,13 @@ def compare_choice(answer: str, gold: str) -> Verdict:
     return _verdict(read_choice(answer) == letter)
 
 
-def compare_number(answer: str, gold: str) -> Verdict | None:
+def compare_number(answer: str, gold: str) -> Verdict:
     """`compare_math` for a gold answer that is a number; UNSCORABLE where it is none."""
     return compare_math(answer, gold) if gold_kind(gold, "number") == "value" else Verdict.UNSCORABLE
 
 
-def compare_math(answer: str, gold: str) -> Verdict | None:
-    """The verdict, or None where only the symbolic engine can tell (`symbolic.py`)."""
+def compare_math(answer: str, gold: str) -> Verdict:
+    """Equal as mathematics; UNSCORABLE where the gold answer is prose or a placeholder."""
     if answer == gold:
         return Verdict.CORRECT
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
@@ -309,15 +295,12 @@ def compare_math(answer: str, gold: str) -> Verdict | None:
     if letter and chosen:
         return _verdict(letter == chosen)
     wanted = read(gold_text or gold)
-    try:
-        same = equal(wanted, read(answer_text or answer))
-    except Unreadable:  # too large at the points where they were to be compared
-        same = False
-    if same is False and any(_words_in(wanted)) and gold_kind(gold, "math") == "none":
-        return Verdict.UNSCORABLE
-    return None if same is None else _verdict(same)
+    with suppress(Unreadable):  # too large at the points where they were to be compared
+        if equal(wanted, read(answer_text or answer)):
+            return Verdict.CORRECT
+    return Verdict.UNSCORABLE if any(_words_in(wanted)) and gold_kind(gold, "math") == "none" else Verdict.WRONG
 
 
-COMPARERS: dict[str, Callable[[str, str], Verdict | None]] = {
+COMPARERS: dict[str, Callable[[str, str], Verdict]] = {
     "exact": compare_exact, "number": compare_number, "choice": compare_choice, "math": compare_math,
 }  # fmt: skip

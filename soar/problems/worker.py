@@ -19,14 +19,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import logging
 import math
 import os
 import re
+import resource
 import signal
 import sys
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -43,8 +44,6 @@ KEPT = {
     "PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8",
 }  # fmt: skip
 
-Check = Callable[[str, str, Any], Verdict | str]
-
 
 def kept_environment() -> dict[str, str]:
     """The environment variables that a check needs: no tokens and keys."""
@@ -54,32 +53,19 @@ def kept_environment() -> dict[str, str]:
 
 def limit_memory(memory_mb: int) -> None:
     """Cap the address space of this process and switch core files off, where the system can."""
-    try:
-        import resource
-    except ImportError:
-        return
-    limits = [(resource.RLIMIT_CORE, 0)]
-    if memory_mb and hasattr(resource, "RLIMIT_AS"):
-        limits.append((resource.RLIMIT_AS, memory_mb * 2**20))
+    limits = [(resource.RLIMIT_CORE, 0), *([(resource.RLIMIT_AS, memory_mb * 2**20)] if memory_mb else [])]
     for kind, value in limits:
-        _, hard = resource.getrlimit(kind)
-        try:
+        hard = resource.getrlimit(kind)[1]
+        with suppress(ValueError, OSError):  # macOS refuses a limit on the address space
             resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-        except (ValueError, OSError):
-            logging.getLogger(__name__).debug("this system refuses a limit on resource %s of a verifier worker", kind)
 
 
-def load_check(name: str, key: str) -> Check:
+def load_check(name: str, key: str) -> Callable[[str, Any, Any], Any]:
     """The check of a verifier or a domain. Raises what a user's module raises."""
     if key == "problems.domain":
         return domain.Grader(domain.load_domain(name))
-    if ":" not in name:
-        from soar.problems.symbolic import check_symbolic
-
-        check_symbolic("math", r"\int x^2 dx", r"\int x dx")  # sympy loads half of itself at the first comparison
-        return check_symbolic
     reward = adapt(domain.load_function(name), name)
-    return lambda task, completion, row: json.dumps(reward(completion, row))
+    return lambda task, completion, row: reward(completion, row)
 
 
 RUBRIC = {"prompt", "completion", "answer", "state", "task", "info", "parser"}
@@ -127,7 +113,7 @@ class Reward:
         elif self.shape == "TRL":
             given |= {"completion_ids": row.get("completion_ids") or [], "prompts": prompt, "completions": reply}
             given = {key: [value] for key, value in given.items()}
-            given |= {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+            given |= {"trainer_state": None, **dict.fromkeys(("log_extra", "log_metric"), lambda *_, **__: None)}
         else:
             given = {"task": "default", "info": {}, **given, "prompt": prompt, "completion": reply}
             given |= {"state": dict(given), "parser": _Parser()}
@@ -148,10 +134,6 @@ class Reward:
         if isinstance(value, str | bytes) or not hasattr(value, "__float__") or math.isinf(value):
             raise VerifierError(f"{self.name} returned a {type(value).__name__} ({value!r:.80}); expected {EXPECTED}")
         return None if math.isnan(value) else float(value)
-
-
-def _ignore(*_: Any, **__: Any) -> None:
-    """Stands for the logging functions of TRL's trainer."""
 
 
 async def _result(value: Any) -> Any:
@@ -199,34 +181,32 @@ def _mentions(function: Any, text: str) -> bool:
 def serve(descriptor: int) -> None:
     """Do checks until the caller is gone. The first message is (name, key, memory_mb, script, timeout_s); then come checks.
 
-    Answers are JSON, since a check may have run anything: [whether it is a verdict, verdict or text, message or null], or
-    {"error": message} for what is wrong with the verifier itself.
+    Answers are JSON, since a check may have run anything: `verdict` or `value`, with a `message`; `error` for what is wrong
+    with the verifier itself.
     """
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
     link = Connection(descriptor)
-    answer: Any
+    answer = b"{}"
     try:
         name, key, memory_mb, domain.main_script, timeout_s = link.recv()
         try:
             check = load_check(name, key)
         except Exception as error:  # whatever a user's module raises on import must reach the user by name
-            answer = {"error": f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"}
-            return link.send_bytes(json.dumps(answer).encode())
+            message = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
+            return link.send_bytes(json.dumps({"error": message}).encode())
         limit_memory(memory_mb)
-        link.send_bytes(b"[]")
         while True:
+            link.send_bytes(answer)
             item = link.recv()
-            signal.alarm(int(10 * timeout_s) + ORPHAN_S)
+            signal.alarm(int(10 * timeout_s) + ORPHAN_S)  # for a check that outlives its caller
             try:
                 result = check(*item)
-                answer = [isinstance(result, Verdict), result, None]
+                answer = json.dumps({"verdict" if isinstance(result, Verdict) else "value": result}).encode()
             except VerifierError as error:
-                answer = {"error": str(error)}
+                answer = json.dumps({"error": str(error)}).encode()
             except Exception as error:  # a check may fail in any way; that is its verdict
-                answer = [True, Verdict.CRASHED, f"{name}: {type(error).__name__}: {error}"[:500]]
-            signal.alarm(
-                0
-            )  # it is for a check that outlives its caller; a worker may wait for the next as long as it takes
-            link.send_bytes(json.dumps(answer).encode())
+                message = f"{name}: {type(error).__name__}: {error}"[:500]
+                answer = json.dumps({"verdict": Verdict.CRASHED, "message": message}).encode()
+            signal.alarm(0)
     except (EOFError, OSError):
         sys.exit(0)
