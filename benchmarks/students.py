@@ -18,7 +18,6 @@ from soar.loop.evaluate import count_correct
 from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import shuffled_passes
-from soar.problems.parse import parse_all
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 
@@ -31,7 +30,7 @@ def teacher_questions(env: RolloutEnv, count: int) -> list[Problem]:
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, "")
     rollouts = env.sampler.sample(None, [[prompt]], count, [[7]], config.teacher.sampling)
     truncated = [not ended for ended in rollouts.ended_B.tolist()]
-    outcomes = parse_all(rollouts.texts(env.backbone), env.fmt, env.verifier, truncated=truncated)
+    outcomes = env.verifier.read_problems(rollouts.texts(env.backbone), truncated, None, False, env.fmt)
     return [outcome for outcome in outcomes if isinstance(outcome, Problem)]
 
 

@@ -20,7 +20,6 @@ from soar.domains.world import World, get_world
 from soar.loop.evaluate import count_correct
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import teacher_prompt
-from soar.problems.parse import parse_all
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 
@@ -56,7 +55,7 @@ def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> lis
     prompt = teacher_prompt(env, config)
     rollouts = env.sampler.sample(None, [[prompt]], samples, [[seed]], config.teacher.sampling)
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-    outcomes = parse_all(texts, env.fmt, env.verifier, truncated=[not e for e in ended])
+    outcomes = env.verifier.read_problems(texts, [not e for e in ended], None, False, env.fmt)
     pairs = [o for o in outcomes if isinstance(o, Problem)]
     valid = [p for p in pairs if world.well_posed(p.question)]
     useful = [p for p in valid if world.useful(p.question)]

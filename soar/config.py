@@ -108,7 +108,7 @@ class ProblemsConfig(Section):
     skip_bad_rows: bool = False  # leave out unreadable rows and conflicting duplicates instead of refusing the file
     verify_timeout_s: float = Field(5.0, gt=0)
     verify_workers: int = Field(0, ge=0)  # 0: one per core, at most 8
-    verify_memory_mb: int | None = Field(None, ge=0)  # of a worker; unset: math 1,024, function 8,192; 0: no limit
+    verify_memory_mb: int | None = Field(None, ge=0)  # of a worker; unset: 8,192; 0: no limit
 
 
 class ScreenConfig(Section):

@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 
-from soar.config import load
 from soar.domains import code as coding
 from soar.domains.assertions import MAX_CHARS, MAX_TESTS, Unusable, flaw, read_tests
 from soar.domains.code import CODE, read_answer, read_problem, verify
-from soar.plan.preflight import Status, check_domain
 from soar.problems.domain import load_domain
 from soar.problems.pool import VerifierError, VerifierPool
 from soar.sandbox import run as sandbox
-from soar.sandbox.run import BACKENDS, End, Outcome, SandboxError
+from soar.sandbox.run import End, Outcome, SandboxError
 from soar.types import Problem, Verdict
 
 try:
@@ -211,19 +209,6 @@ def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytes
     monkeypatch.setattr(sandbox.Sandbox, "run", broken)
     with pytest.raises(VerifierError, match="the sandbox broke"):
         verify("def f(x):\n    return 7\n", Problem("", "", "assert f(1) == 7\nassert f(2) == 8"))
-
-
-def test_soar_check_names_the_sandbox_or_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load("code-1gpu", [])
-    monkeypatch.setattr(coding, "find_backend", lambda: BACKENDS[0])
-    assert [(f.status, f.message) for f in check_domain(config)] == [(Status.OK, "programs run in the sandbox 'bwrap'")]
-
-    def none() -> str:
-        raise SandboxError("no sandbox works on this machine, so no program is run.\nInstall bubblewrap")
-
-    monkeypatch.setattr(coding, "find_backend", none)
-    assert [f.status for f in check_domain(config)] == [Status.FAIL]
-    assert check_domain(load("tiny", [])) == []
 
 
 @needs_sandbox

@@ -193,7 +193,7 @@ def test_what_is_no_domain_is_refused(hostile: Path, reference: str, message: st
 @pytest.mark.parametrize(
     ("reference", "name", "message"),
     [
-        ("hostile.py:BAD_VERIFIER", "golds", "'guess', expected one of"),
+        ("hostile.py:BAD_VERIFIER", "domain", "'guess', expected one of"),
         ("hostile.py:UNREADY", "golds", "cannot be loaded: ZeroDivisionError"),
         ("alchemy", "domain", "expected one of"),
     ],

@@ -11,7 +11,6 @@ import pytest
 from soar.api import verifier_name
 from soar.config import ConfigError, SamplingConfig, load
 from soar.loop.rollout import RolloutEnv
-from soar.plan.preflight import check_domain
 from soar.problems.domain import load_function
 from soar.problems.pool import VerifierPool
 from soar.problems.verify import VerifierError
@@ -155,16 +154,6 @@ def test_graded_scores_and_tokens_reach_the_update(file: Path) -> None:
         scores = [0.5, 0.5] if name == "half" else [length / 4 for length in lengths]
         assert batch.reward_P_Q_N.flatten().tolist() == scores
         assert batch.solved_P_Q_N.flatten().tolist() == [score >= success_at for score in scores]
-
-
-def test_check_says_the_shape_in_one_line(file: Path) -> None:
-    (finding,) = check_domain(load("small-1gpu", [f"problems.verifier={file}:compute_score"]))
-    assert finding.message.endswith(
-        ":compute_score is a reward function in the shape of verl; it gets completions as text"
-    )
-    (finding,) = check_domain(load("small-1gpu", [f"problems.verifier={file}:three"]))
-    assert "expected the shape of TRL" in finding.message
-    assert check_domain(load("small-1gpu", [])) == []
 
 
 NOTEBOOK = """

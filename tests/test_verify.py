@@ -17,7 +17,7 @@ from bombs import BOMBS, HARMLESS
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, read_choice
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
-from soar.problems.verify import VerifierError, gold_kind, read_number
+from soar.problems.verify import VerifierError, gold_kind, is_parsable, read_number
 from soar.problems.worker import kept_environment
 from soar.types import Verdict
 
@@ -26,8 +26,6 @@ FUNCTIONS = HERE / "verifier_functions.py"
 DATA = Path(os.environ.get("SOAR_DATA", HERE.parent.parent / "shared" / "data"))
 CASES = DATA.parent / "cases" / "grading.jsonl"
 CORRECT, WRONG, NO_ANSWER = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER
-SUMS = (r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{4} k")
-"""What only the symbolic engine can tell apart."""
 
 
 def box(answer: str) -> str:
@@ -36,8 +34,7 @@ def box(answer: str) -> str:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    """A shared `math` pool; its time limit is generous, since the tests may run on a busy machine."""
-    with VerifierPool("math", workers=2, timeout_s=60) as started:
+    with VerifierPool("math") as started:
         yield started
 
 
@@ -191,7 +188,7 @@ def test_the_verdicts_of_a_mathematician(pool: VerifierPool) -> None:
     rows, different = [json.loads(line) for line in CASES.read_text().splitlines()], []
     for name, style in (("math", "boxed"), ("number", "boxed"), ("math, --answer-style marker", "marker")):
         some = [row for row in rows if row["verifier"] == name]
-        with VerifierPool(name.split(",")[0], answer_style=style, workers=2, timeout_s=60) as own:
+        with VerifierPool(name.split(",")[0], answer_style=style) as own:
             verdicts = own.check([row["completion"] for row in some], [row["answer"] for row in some])
         different += [r for r, v in zip(some, verdicts, strict=True) if v.solved != (r["expected"] == "correct")]
     assert different == []
@@ -205,15 +202,11 @@ def test_harmless_oddities_are_wrong_and_run_nothing(pool: VerifierPool) -> None
     assert pool.check([box("4\x002"), box("{{6*7}}"), box("{{6*7}}")], ["42", "42", "7*7"]) == [CORRECT, CORRECT, WRONG]
 
 
-def test_bombs_are_contained_while_other_checks_go_on(pool: VerifierPool) -> None:
-    """The bombs that can be told without the engine take no worker; the others end at their limit, and harm no neighbour."""
-    golds, texts = ["42"] * len(BOMBS), [box(bomb) for bomb in BOMBS.values()]
-    with VerifierPool("math", workers=2, timeout_s=2) as limited:
-        verdicts = limited.check([*texts, *map(box, SUMS)], [*golds, SUMS[1], SUMS[1]])
-        assert limited.check(texts, golds) == verdicts[: len(texts)], "a verdict is remembered"
-    bad = {n: v for n, v in zip(BOMBS, verdicts, strict=False) if v in (CORRECT, Verdict.UNSCORABLE)}
-    assert bad == {} and Verdict.TIMEOUT in verdicts
-    assert pool.check(list(map(box, SUMS)), [SUMS[1]] * 2) == [WRONG, CORRECT]
+def test_bombs_are_wrong_answers_in_bounded_time(pool: VerifierPool) -> None:
+    """None of them is computed, and none takes a worker."""
+    verdicts = pool.check([box(bomb) for bomb in BOMBS.values()], ["42"] * len(BOMBS))
+    assert {n: v.value for n, v in zip(BOMBS, verdicts, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
+    assert not pool._live, "no process is started"
 
 
 def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,46 +276,20 @@ def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
         pool.check(["a", "b"], ["a", "b"], {"level": ["x"]})
 
 
-def test_equal_pairs_are_checked_once(monkeypatch: pytest.MonkeyPatch, pool: VerifierPool) -> None:
-    seen: list[int] = []
-    run = pool._outcomes
-    monkeypatch.setattr(pool, "_outcomes", lambda items: seen.append(len(items)) or run(items))
-    pool._verdicts.clear()
-    for _ in range(2):
-        assert pool.check([*map(box, SUMS)] * 10, [SUMS[1]] * 20) == [WRONG, CORRECT] * 10
-    assert [count for count in seen if count] == [1]
-
-
-def test_pool_heals_when_its_workers_are_killed_and_after_close(pool: VerifierPool) -> None:
-    golds = [rf"\sum_{{k=1}}^{{3}} k^{i}" for i in range(1, 6)]
-    for end in (lambda: [worker.process.kill() for worker in list(pool._live)], pool.close):
-        pool._verdicts.clear()
-        assert pool.check([box(SUMS[0])], [SUMS[1]]) == [WRONG]
-        end()
-        assert pool.check([box(gold.replace("k", "n")) for gold in golds], golds) == [CORRECT] * len(golds)
-
-
-def test_idle_workers_that_have_died_are_passed_over() -> None:
-    with VerifierPool("verifier_functions:obey", timeout_s=2, workers=3) as pool:
-        pool.check(["a"] * 6, ["a"] * 6)
-        for worker in list(pool._live):
-            worker.process.kill()
-            worker.process.wait()
-        assert set(pool.check([f"{i}" for i in range(6)], [f"{i}" for i in range(6)])) == {CORRECT}
-
-
-def test_pool_is_usable_from_threads(pool: VerifierPool) -> None:
-    verdicts: dict[int, list[Verdict]] = {}
-
-    def check(k: int) -> None:
-        verdicts[k] = pool.check([box(rf"\sum_{{n=1}}^{{3}} n^{k}")] * 2, [rf"\sum_{{j=1}}^{{3}} j^{k}", "q"])
-
-    threads = [threading.Thread(target=check, args=(k,)) for k in range(2, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [verdicts[k] for k in range(2, 5)] == [[CORRECT, WRONG]] * 3
+def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads() -> None:
+    with VerifierPool(f"{FUNCTIONS}:obey", timeout_s=20, workers=2) as pool:
+        for end in (lambda: [worker.process.kill() for worker in list(pool._live)], pool.close):
+            assert set(pool.check(["a"] * 6, ["a"] * 6)) == {CORRECT}
+            end()
+        verdicts: dict[str, list[Verdict]] = {}
+        threads = [
+            threading.Thread(target=lambda k=k: verdicts.update({k: pool.check([k, "x"], [k, k])})) for k in "abc"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert verdicts == {key: [CORRECT, WRONG] for key in "abc"}
 
 
 def test_a_script_without_main_guard_does_not_run_again_in_workers(tmp_path: Path) -> None:
@@ -333,15 +300,13 @@ def test_a_script_without_main_guard_does_not_run_again_in_workers(tmp_path: Pat
         "print('RUN')\nFULL = 1.0\nLOADED = open(__file__).read()\n"
         "def grade(completions, answer, **columns):\n"
         "    return [FULL * bool(re.search(answer[0], text)) for text in completions]\n"
-        "with VerifierPool('math', workers=2, timeout_s=60) as pool:\n"
-        "    print(pool.check([r'\\boxed{\\sum_{k=1}^{3} k}'], ['6'])[0].value)\n"
         "for name in (f'{__file__}:grade', 'unguarded:grade'):\n"
         "    with VerifierPool(name, workers=1, timeout_s=60) as pool:\n"
         "        print([verdict.value for verdict in pool.check(['ab', 'c'], ['a', 'a'])])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.stdout.splitlines() == ["RUN", "correct", *["['correct', 'wrong']"] * 2], done.stderr
+    assert done.stdout.splitlines() == ["RUN", *["['correct', 'wrong']"] * 2], done.stderr
 
 
 def test_a_worker_keeps_only_the_environment_that_a_check_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,17 +316,15 @@ def test_a_worker_keeps_only_the_environment_that_a_check_needs(monkeypatch: pyt
     assert "WANDB_API_KEY" not in kept and kept["PATH"] == os.environ["PATH"] and kept["LC_ALL"] == "C.UTF-8"
 
 
-def test_parsable(pool: VerifierPool) -> None:
+def test_parsable() -> None:
     values = {
         "42": True, r"\frac{1}{2}": True, "x+y": True, "(1,2)": True, r"x \le 3": True, r"18\text{ units}": True,
-        SUMS[0]: True, "hello world": False, "N/A": False, "[answer]": False, "the final answer": False, "1/0": False,
+        r"\int x dx": True, "hello world": False, "N/A": False, "[answer]": False, "the final answer": False, "1/0": False,
         "nan": False, r"\text{Evelyn}": False, r"\infty": False, "": False, "yes, because 3>2": False,
     }  # fmt: skip
-    assert dict(zip(values, pool.parsable(list(values)), strict=True)) == values
-    assert pool.parsable([]) == []
-    with VerifierPool("number") as number, VerifierPool("exact") as exact:
-        assert number.parsable(["12", "twelve", "1/0"]) == [True, False, False]
-        assert exact.parsable(["dog", " "]) == [True, False]
+    assert {text: is_parsable(text, "math") for text in values} == values
+    assert [is_parsable(text, "number") for text in ("12", "twelve", "1/0")] == [True, False, False]
+    assert [is_parsable(text, "exact") for text in ("dog", " ")] == [True, False]
 
 
 PROSE = "Yes, because every such triangle has two equal angles and so on"
@@ -375,7 +338,7 @@ def test_kinds_of_gold_answers(pool: VerifierPool) -> None:
     }  # fmt: skip
     assert {gold: gold_kind(gold, "math") for gold in kinds} == kinds
     assert [gold_kind(gold, "number") for gold in ("1/2", "5 km", "x", "dog")] == ["value", "value", "none", "none"]
-    golds = ["42", r"\frac{x}{2}", r"\text{Saturday}", PROSE, SUMS[0]]
+    golds = ["42", r"\frac{x}{2}", r"\text{Saturday}", PROSE, r"\sum_{k=1}^{3} k"]
     assert pool.check_golds(golds) == [CORRECT, CORRECT, CORRECT, Verdict.UNSCORABLE, CORRECT]
     with VerifierPool("number") as number:
         assert number.check_golds(["42", "dog"]) == [CORRECT, Verdict.UNSCORABLE]

@@ -14,7 +14,7 @@ from functools import lru_cache
 from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_tests
 from soar.domains.styles import WORDS, styled
 from soar.problems.verify import VerifierError
-from soar.sandbox.run import SLOWER, Limits, Sandbox, SandboxError, find_backend
+from soar.sandbox.run import SLOWER, Limits, Sandbox, SandboxError
 from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
@@ -142,7 +142,5 @@ CODE = styled(
     seconds=LIMITS.wall_s * (1 + SLOWER) + 1.5,  # the worker outlives the program and its second try
     validate=validate,
     prepare=_sandbox,
-    describe=lambda: f"programs run in the sandbox {find_backend()!r}",
-    gold_is_answer=False,
     max_answer_chars=MAX_CODE_CHARS,
 )["code"]

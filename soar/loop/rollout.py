@@ -85,8 +85,6 @@ class Verifier(Protocol):
         prompts: Any,
     ) -> list[Problem | Rejection]: ...
 
-    def usable(self, problems: Sequence[Problem]) -> list[bool]: ...
-
 
 class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.

@@ -163,9 +163,7 @@ def check_all(config: Config, samples: int, say: Callable[[str], None], no_model
     finding, problems = check_problems(config)
     yield finding
     yield from (Finding("plan", doubt, "raise teacher.steps, or lower promotion.window") for doubt in config.doubts())
-    about = check_domain(config)
-    yield from about
-    if problems and can_work(about):
+    if problems:
         yield check_golds(config, problems)
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing and not no_model:
@@ -193,15 +191,6 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
             f"give {wanted} hard problems or more, or lower reward.questions"
         )
     return Finding("problems", first, fail, warning, tuple(details), facts), loaded.problems
-
-
-def check_domain(config: Config) -> list[Finding]:
-    """What the domain says about this machine: one finding, or none for a domain that needs nothing of it."""
-    try:
-        describe = domain_of(config.problems).describe
-        return [Finding("domain", describe())] if describe else []
-    except UserError as error:
-        return [failed("domain", error)]
 
 
 def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:

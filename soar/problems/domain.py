@@ -253,9 +253,11 @@ class Grader:
         domain = self.domain
         if truncated:
             return Rejection(Reason.TRUNCATED, "")
-        given = domain.read_problem(text) if domain.read_problem and text.strip() else parse(
-            text, domain.prompts, strict=strict, max_answer_chars=domain.max_answer_chars, any_answer=domain.verify is not None
-        )
+        if domain.read_problem and text.strip():
+            given = domain.read_problem(text)
+        else:
+            most, any_answer = domain.max_answer_chars, domain.verify is not None
+            given = parse(text, domain.prompts, strict=strict, max_answer_chars=most, any_answer=any_answer)
         if isinstance(given, str):
             named = given in {reason.value for reason in Reason}
             return Rejection(Reason(given), "") if named else Rejection(Reason.REFUSED, "", given)
@@ -265,7 +267,9 @@ class Grader:
         if not isinstance(question, str) or not isinstance(answer, str):
             raise TypeError("read_problem returned a pair that is not of two texts")
         question, answer, any_answer = question.strip(), answer.strip(), domain.read_problem is not None
-        reason = judge_fields(question, answer, domain.prompts, domain.max_answer_chars, any_answer or bool(domain.verify))
+        reason = judge_fields(
+            question, answer, domain.prompts, domain.max_answer_chars, any_answer or bool(domain.verify)
+        )
         if reason:
             return Rejection(reason, "")
         settled = self.settle(make_problem(question, answer))

@@ -1,7 +1,7 @@
 """One verifier or one domain in worker processes that can be killed: completion + gold answer -> Verdict.
 
 A check never hangs the caller and is never `correct` by accident: one over its time is `timeout`, one that raises or kills
-its worker (memory, segmentation fault) is `crashed`. Workers are programs of their own (`worker.py`), for reward functions and
+its worker (memory, segmentation fault) is `crashed`. Workers are programs of their own (`worker.py`) for reward functions and
 domains; the named verifiers are bounded functions that cost microseconds, and run in the calling process.
 """
 
@@ -243,9 +243,7 @@ class VerifierPool:
                 raise ValueError(f"verifier {self.name} has no prompts of its own; pass `prompts`")
             outcomes = [parse(text, prompts, truncated=cut, strict=strict) for text, cut in pairs]
         else:
-            tasks = [
-                ("read", text[:MAX_TEACHER_CHARS], {"truncated": cut, "strict": strict}) for text, cut in pairs
-            ]
+            tasks = [("read", text[:MAX_TEACHER_CHARS], {"truncated": cut, "strict": strict}) for text, cut in pairs]
             outcomes = [_outcome(text, given) for text, given in zip(texts, self._outcomes(tasks), strict=True)]
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, Rejection):

@@ -32,7 +32,7 @@ STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
 EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
 BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
-PACKAGES = ("torch", "transformers", "numpy", "math-verify", "mpmath", "pydantic", "safetensors")
+PACKAGES = ("torch", "transformers", "numpy", "mpmath", "pydantic", "safetensors")
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
 NOBODYS = re.compile(
     r"\.lock|(\.manifest\.json\..*|manifest\.json|workers\.jsonl|tensorboard|wandb)"
