@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 
 import numpy as np
 import pytest
@@ -92,7 +91,6 @@ def test_holm_by_hand() -> None:
 def test_over_seeds() -> None:
     spread = over_seeds(by_place([0.4, 0.6], [0.5, 0.5], [0.6, 0.6]), 0, 200)
     assert spread["per_seed"] == pytest.approx([0.5, 0.5, 0.6]) and spread["mean"] == pytest.approx(1.6 / 3)
-    assert spread["seed_sd"] == pytest.approx(statistics.stdev([0.5, 0.5, 0.6]))
     assert spread["interval_95"] == pytest.approx([1.6 / 3 - 0.1434, 1.6 / 3 + 0.1434], abs=1e-4), "t leads"
     assert over_seeds(by_place([0.0, 1.0], [0.5, 0.5], [1.0, 1.0]), 0, 200)["interval_95"] == [0.0, 1.0]
     alike = over_seeds(by_place([0.25, 0.75], [0.75, 0.25]), 0, 200)
@@ -102,10 +100,6 @@ def test_over_seeds() -> None:
 def test_paired_over_seeds() -> None:
     found = paired_over_seeds(by_place([1.0, 0.5], [0.75, 0.75]), by_place([0.5, 0.5], [0.25, 0.75]), 0, 200)
     assert found["per_seed"] == [0.25, 0.25] and found["difference"] == 0.25
-    assert found["ratio"] == pytest.approx(0.75 / 0.5)
     assert found["p_seeds"] == 0.5  # two seeds: the observed signs and their mirror of four
-    assert found["p_problems"] == 0.5  # two problems differ
-    rare = paired_over_seeds(by_place([0.5] * 9, [0.5] * 9), by_place([0.0] * 9, [0.01] * 9), 0, 200)
-    assert rare["ratio"] is None, "no ratio over a base that may be 0"
     with pytest.raises(KeyError):
         paired_over_seeds([{"a": 1.0}], [{"a": 1.0, "b": 0.0}], 0, 100)

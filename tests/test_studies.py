@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import run_folders
-import torch
 from loop_helpers import TINY, read_jsonl, tiny_config
 
 from soar.cli import main
-from soar.config import ConfigError, override
+from soar.config import ConfigError
 from soar.files import digest
 from soar.loop.statistics import holm
 from soar.report.questions import step_vendi
@@ -65,7 +61,7 @@ class InThisProcess:
         self.ran: list[str] = []
         self.fails = fails
 
-    def __call__(self, cell: Cell, threads: int, device: str | None) -> str | None:
+    def __call__(self, cell: Cell, threads: int) -> str | None:
         self.ran.append(cell.name)
         if cell.name in self.fails:
             return "exit code 1: no luck"
@@ -142,25 +138,19 @@ def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: 
 
 def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path: Path) -> None:
     """Fault 26: 2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice)."""
-    study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1], "climb": 0.3})
+    study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
     both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 8, [2] * 6, 5000)]
     results = collect(study, both, {}, study.model_dump(mode="json"))
     pq, hard = results["arms"]
     assert (pq["pass_at"]["1"]["per_seed"], pq["pass_at"]["1"]["mean"]) == ([0.5, 0.25], 0.375)
     assert (pq["student_rollouts"], hard["student_rollouts"], pq["total_tokens"]) == (1000, 1000, 5000)
-    assert pq["pass_at"]["1"]["climbed"]["seeds"] == 1
-    assert pq["pass_at"]["1"]["climbed"]["interval_95"] == pytest.approx([0.0126, 0.9874], abs=1e-4)
     assert hard["pass_at"]["1"]["interval_95"] == pytest.approx([0, 1 - 0.025 ** (1 / 6)]), (
         "0 of 6 problems is no [0, 0]"
     )
     (entry,) = [row["pass_at"]["1"] for row in results["comparisons"]]
-    assert entry["difference"] == 0.375 and entry["ratio"] is None, "no ratio over 0"
+    assert entry["difference"] == 0.375
     text = markdown(results)
-    assert (
-        "| PQ | 2 | 37.5 % [" in text
-        and "No primary comparison was named" in text
-        and "| 1 of 2 [1, 99] | 5,000 | 1,000 |" in text
-    )
+    assert "| PQ | 2 | 37.5 % [" in text and "No primary comparison was named" in text and "| 5,000 | 1,000 |" in text
 
 
 def test_teachers_and_promotions(finished: Any) -> None:
@@ -175,7 +165,7 @@ def test_teachers_and_promotions(finished: Any) -> None:
     assert promotions["interval_95"] == pytest.approx([0.025**0.25, 1.0])
     pq = read_jsonl(cell / "pq.jsonl")
     figures = results["pq"][0]["cells"][0]
-    assert (figures["questions"], figures["judge"]) == (len(pq), "oracle")
+    assert figures["questions"] == len(pq)
     assert figures["correct"] == pytest.approx(sum(row["correct"] for row in pq) / len(pq))
 
 
@@ -301,35 +291,7 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
 def test_a_cell_in_its_own_process_is_the_run(tmp_path: Path) -> None:
     text = TOY.replace("[0, 1]", "[0]").replace('"base", "hard_only", "ps"', '"base"')
     (cell, *_) = cells(toy(tmp_path, text), tmp_path / "out", [*TINY, "teacher.steps=0", "screen.attempts=1"])
-    assert run_in_process(cell, 1, None) is None
+    assert run_in_process(cell, 1) is None
     manifest = json.loads((cell.folder / "manifest.json").read_text())
     assert {**manifest["config"], "threads": 1} == {**cell.config.resolved(), "threads": 1}
     assert study_room._finished(cell)
-
-
-def test_cells_are_dealt_out_to_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = cells(toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]")), tmp_path / "out", list(TINY))
-    together, seen = threading.Barrier(3, timeout=60), list[str | None]()
-
-    def note(cell: Cell, threads: int, device: str | None) -> None:
-        seen.append(device)
-        together.wait()
-
-    study_room._run_group(every, 3, lambda line: None, note, ["0", "3"])
-    assert sorted(device or "" for device in seen[:3]) == ["0", "0", "3"] and set(seen) == {"0", "3"}
-    seen.clear()
-    named = [replace(cell, config=override(cell.config, ["model.device=cpu"])) for cell in every[:3]]
-    study_room._run_group(named, 3, lambda line: None, note, ["0", "3"])
-    study_room._run_group(every[:3], 3, lambda line: None, note, ["0"])
-    assert seen == [None] * 6
-
-    given: list[dict[str, str]] = []
-    done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(study_room.subprocess, "run", lambda *a, env, **k: given.append(env) or done)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
-    assert run_in_process(every[0], 1, "2") is None and run_in_process(every[0], 1, None) is None
-    assert [env["CUDA_VISIBLE_DEVICES"] for env in given] == ["2", "1, 2"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert study_room.visible_gpus() == ["1", "2"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert study_room.visible_gpus() == ["0", "1"]

@@ -162,7 +162,6 @@ def over_seeds(
         "mean": statistics.fmean(means_S),
         "interval_95": [max(low, floor), min(high, 1.0)] if low < high else list(bootstrap),
         "bootstrap_95": list(bootstrap),
-        "seed_sd": statistics.stdev(means_S) if len(means_S) > 1 else None,
         "per_seed": means_S,
     }
 
@@ -170,20 +169,10 @@ def over_seeds(
 def paired_over_seeds(
     a_S: Sequence[Mapping[str, float]], b_S: Sequence[Mapping[str, float]], seed: int, resamples: int
 ) -> dict[str, Any]:
-    """`over_seeds` of a - b on the same problems of the same seeds, with two p-values. Raises KeyError for other problems.
+    """`over_seeds` of a - b on the same problems of the same seeds. Raises KeyError for other problems.
 
-    p_seeds: sign flips of the seeds' mean differences, for a claim about new seeds. p_problems: sign flips of single
-    problems in all seeds together, for a claim about these trained students only. ratio: mean of a over mean of b; None
-    unless b's own interval lies above 0.
+    p_seeds: sign flips of the seeds' mean differences, for a claim about new seeds.
     """
     gaps_S = [{name: a[name] - b[name] for name in {**a, **b}} for a, b in zip(a_S, b_S, strict=True)]
     spread = over_seeds(gaps_S, seed, resamples, floor=-1.0)
-    mean_a = statistics.fmean(statistics.fmean(a.values()) for a in a_S)
-    base = over_seeds(b_S, seed, resamples)
-    return {
-        "difference": spread.pop("mean"),
-        **spread,
-        "ratio": mean_a / base["mean"] if base["interval_95"][0] > 0 else None,
-        "p_seeds": sign_flip_p(spread["per_seed"], seed),
-        "p_problems": sign_flip_p([gap for gaps in gaps_S for gap in gaps.values() if gap], seed),
-    }
+    return {"difference": spread.pop("mean"), **spread, "p_seeds": sign_flip_p(spread["per_seed"], seed)}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from soar.files import Row, visible
-from soar.report.charts import STYLES, Chart, Series
 from soar.report.page import render
 from soar.report.runs import mean
 from soar.report.text import DASH, MINUS, arm_name, bounds, duration, percent, percent_digits, whole
@@ -29,20 +28,18 @@ def tables(results: Row) -> list[Table]:
         Table(
             "Held-out problems",
             "Mean over seeds with its 95 % interval: Student's t over the seeds (of one seed: bootstrap over problems; where "
-            "nothing was solved: Clopper-Pearson over problems). Climbed: seeds above "
-            f"{percent(results['definition'].get('climb'))} at the smallest k, with Clopper-Pearson's interval of the share. "
+            "nothing was solved: Clopper-Pearson over problems). "
             "Tokens, rollouts: all that was generated for the arm, the search for its questions included; mean over seeds.",
-            ["arm", "seeds", *(f"pass@{k}" for k in ks), "climbed", "tokens", "rollouts"],
+            ["arm", "seeds", *(f"pass@{k}" for k in ks), "tokens", "rollouts"],
             _arm_rows(results, ks),
         ),
         Table(
             "Paired comparisons",
             f"{primary_line(results)} Difference of pass@k on the same problems of the same seeds, in percentage points, "
-            "with Student's t interval over seeds, and the bootstrap over seeds and problems beside it. Ratio: only where "
-            "the second arm lies above 0. p: two-sided sign flips of the seeds' differences (five seeds cannot go below "
-            "0.0625); adjusted: by Holm's method over all comparisons but the primary one; p of problems: sign flips of "
-            "single problems, which says nothing about other seeds.",
-            ["comparison", "seeds", "k", "difference", "bootstrap", "ratio", "p", "p adjusted", "p of problems"],
+            "with Student's t interval over seeds, and the bootstrap over seeds and problems beside it. p: two-sided sign "
+            "flips of the seeds' differences (five seeds cannot go below 0.0625); adjusted: by Holm's method over all "
+            "comparisons but the primary one.",
+            ["comparison", "seeds", "k", "difference", "bootstrap", "p", "p adjusted"],
             [row for entry in results["comparisons"] for row in _comparison_rows(results, entry)],
         ),
         Table(
@@ -62,8 +59,8 @@ def tables(results: Row) -> list[Table]:
         ),
         Table(
             "Promotion questions",
-            "Shares of the promotion questions that are well-posed and that have a correct answer, by the judge named.",
-            ["cell", "questions", "distinct", "well-posed", "correct", "judge"],
+            "Shares of the promotion questions that are well-posed and that have a correct answer, by an exact oracle.",
+            ["cell", "questions", "distinct", "well-posed", "correct"],
             [_pq_row(row["variant"], cell) for row in results["pq"] for cell in row["cells"]],
         ),
         Table(
@@ -108,12 +105,9 @@ def _share(entry: Row | None, key: str) -> str:
 def _arm_rows(results: Row, ks: Sequence[str]) -> list[list[str]]:
     rows = []
     for row in results["arms"]:
-        climbed = row["pass_at"][min(row["pass_at"], key=int)]["climbed"] if row["pass_at"] else None
-        seeds = str(len(row["seeds"]))
-        share = DASH if climbed is None else f"{climbed['seeds']} of {seeds} {bounds(climbed['interval_95'], 0)}"
         shares = [_share(row["pass_at"].get(k), "mean") for k in ks]
         costs = [whole(row[key]) for key in ("total_tokens", "student_rollouts")]
-        rows.append([label(results, row["variant"], row["arm"]), seeds, *shares, share, *costs])
+        rows.append([label(results, row["variant"], row["arm"]), str(len(row["seeds"])), *shares, *costs])
     return rows
 
 
@@ -122,11 +116,9 @@ def _comparison_rows(results: Row, row: Row) -> list[list[str]]:
     rows = []
     for k, entry in row["pass_at"].items():
         digits = percent_digits(entry["difference"], tuple(entry["interval_95"]))
-        ratio = DASH if entry["ratio"] is None else f"{entry['ratio']:.2f}"
         adjusted = "primary" if entry["primary"] else f"{entry['p_adjusted']:.4f}"
-        chances = [f"{entry['p_seeds']:.4f}", adjusted, f"{entry['p_problems']:.4f}"]
-        shown = [_share(entry, "difference"), bounds(tuple(entry["bootstrap_95"]), digits), ratio]
-        rows.append([f"{a} - {b}", str(len(row["seeds"])), k, *shown, *chances])
+        shown = [_share(entry, "difference"), bounds(tuple(entry["bootstrap_95"]), digits), f"{entry['p_seeds']:.4f}"]
+        rows.append([f"{a} - {b}", str(len(row["seeds"])), k, *shown, adjusted])
     return rows
 
 
@@ -149,7 +141,7 @@ def _teacher_row(row: Row) -> list[str]:
 
 def _pq_row(variant: str, cell: Row) -> list[str]:
     shares = [percent(cell[key]) for key in ("distinct_share", "well_posed", "correct")]
-    return [f"{variant}, seed {cell['seed']}", whole(cell["questions"]), *shares, cell["judge"] or DASH]
+    return [f"{variant}, seed {cell['seed']}", whole(cell["questions"]), *shares]
 
 
 def _cell_row(cell: Row) -> list[str]:
@@ -171,31 +163,8 @@ def markdown(results: Row) -> str:
     return "\n".join(lines)
 
 
-def charts(results: Row) -> list[Chart]:
-    """pass@k of the arms against their tokens, for the smallest and the largest k; none without figures."""
-    shown = []
-    for k in _ks(results)[:: max(1, len(_ks(results)) - 1)]:
-        rows = [row for row in results["arms"] if k in row["pass_at"] and row["total_tokens"] is not None]
-        points = [
-            Series(
-                label(results, row["variant"], row["arm"]),
-                [row["total_tokens"] / 1e6],
-                [row["pass_at"][k]["mean"]],
-                [row["pass_at"][k]["interval_95"][0]],
-                [row["pass_at"][k]["interval_95"][1]],
-                style=i,
-            )
-            for i, row in enumerate(rows)
-        ]
-        title = f"pass@{k} against generated tokens"
-        text = f"{title}, mean over seeds with 95 % intervals; see the table."
-        if len(points) <= STYLES:
-            shown.append(Chart(f"tokens-{k}", title, text, "million tokens, search included", "solved", points, True))
-    return [chart for chart in shown if chart]
-
-
 def page(results: Row) -> str:
     """The HTML page. Every text in it is escaped, and characters that hide or reorder text are made visible."""
     unfinished = sum(cell["state"] != "finished" for cell in results["cells"])
-    values = {"results": results, "tables": tables(results), "charts": charts(results), "unfinished": unfinished}
+    values = {"results": results, "tables": tables(results), "unfinished": unfinished}
     return render("study.html", values)

@@ -6,19 +6,19 @@ Everything is read from the cells' run folders, so the document can be made agai
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from soar import seeds
-from soar.files import Row, digest, read_jsonl
+from soar.files import Row, digest
 from soar.loop.statistics import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
-from soar.report.questions import collapsed, describe, label_share
+from soar.report.questions import collapsed, describe
 from soar.report.runs import Arm, ReportError, Run, count, mean, number, numbers, read_run
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
 SCHEMA = 2
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, whose questions are compared
-LABELS = ("well_posed", "correct")  # of questions, where there is an oracle
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,18 @@ class Outcome:
         return {name: pass_at_k(self.attempts, correct, k) for name, correct in self.correct.items()}
 
 
-Outcomes = dict[tuple[str, str], dict[int, Outcome]]
-"""(variant, arm) -> seed -> outcome."""
+Outcomes = dict[tuple[str, str], dict[int, Outcome]]  # (variant, arm) -> seed -> outcome
 
 
 def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], definition: Row) -> dict[str, Any]:
     """The content of study.json. failures: cell name -> why it has no result; definition: as it was recorded."""
     runs: dict[str, Run] = {}
-    for cell in cells:
-        try:
-            runs[cell.name] = read_run(cell.folder)
-        except ReportError:
-            continue
     outcomes: Outcomes = {}
     for cell in cells:
-        for name, outcome in _outcomes(runs.get(cell.name)):
-            outcomes.setdefault((cell.variant, name), {})[cell.seed] = outcome
+        with suppress(ReportError):
+            runs[cell.name] = read_run(cell.folder)
+            for name, outcome in _outcomes(runs[cell.name]):
+                outcomes.setdefault((cell.variant, name), {})[cell.seed] = outcome
     by_variant = {v: [(c, runs[c.name]) for c in cells if c.variant == v and c.name in runs] for v in study.variants}
     compared = [_compare(study, a, b, outcomes) for a, b in comparisons(study, list(outcomes))]
     _adjust(study, compared)
@@ -71,13 +67,12 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], defin
     }
 
 
-def _outcomes(run: Run | None) -> Iterator[tuple[str, Outcome]]:
-    arms = run.arms if run is not None and run.finished else {}
-    for event in run.events.get("evaluation", []) if run is not None and arms else []:
+def _outcomes(run: Run) -> Iterator[tuple[str, Outcome]]:
+    ids = [str(row.get("id")) for row in run.hard_test]
+    for event in run.events.get("evaluation", []) if run.finished else []:
         name, correct, attempts = str(event.get("arm")), event.get("correct"), count(event.get("attempts"))
-        ids = [str(row.get("id")) for row in run.hard_test] if run is not None else []
-        if name in arms and attempts and isinstance(correct, list) and len(correct) == len(ids):
-            yield name, Outcome(dict(zip(ids, correct, strict=True)), attempts, arms[name])
+        if name in run.arms and attempts and isinstance(correct, list) and len(correct) == len(ids):
+            yield name, Outcome(dict(zip(ids, correct, strict=True)), attempts, run.arms[name])
 
 
 def _cell(cell: Cell, run: Run | None, failure: str | None) -> Row:
@@ -102,21 +97,15 @@ def _ks(study: Study, outcomes: Sequence[Outcome]) -> list[int]:
 
 def _arm(study: Study, variant: str, arm: str, by_seed: dict[int, Outcome]) -> Row:
     outcomes, seed = list(by_seed.values()), seeds.derive(study.name, "interval")
-    pass_at = {
-        str(k): over_seeds([o.pass_at(k) for o in outcomes], seed, study.bootstrap) for k in _ks(study, outcomes)
-    }
-    for entry in pass_at.values():
-        climbed = sum(share > study.climb for share in entry["per_seed"])
-        entry["climbed"] = {"seeds": climbed, "interval_95": list(clopper_pearson(climbed, len(outcomes)))}
     return {
         "variant": variant,
         "arm": arm,
         "seeds": list(by_seed),
-        "problems": [len(o.correct) for o in outcomes],
-        "attempts": [o.attempts for o in outcomes],
         "student_rollouts": mean([o.arm.rollouts for o in outcomes if o.arm.rollouts is not None]),
         "total_tokens": mean([o.arm.total_tokens for o in outcomes if o.arm.total_tokens is not None]),
-        "pass_at": pass_at,
+        "pass_at": {
+            str(k): over_seeds([o.pass_at(k) for o in outcomes], seed, study.bootstrap) for k in _ks(study, outcomes)
+        },
     }
 
 
@@ -132,13 +121,8 @@ def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Out
         )
         for k in (_ks(study, rows_a + rows_b) if shared else ())
     }
-    return {
-        "a": ":".join(a),
-        "b": ":".join(b),
-        "seeds": shared,
-        "left_out": len(both) - len(shared),
-        "pass_at": pass_at,
-    }
+    left_out = len(both) - len(shared)
+    return {"a": ":".join(a), "b": ":".join(b), "seeds": shared, "left_out": left_out, "pass_at": pass_at}
 
 
 def _adjust(study: Study, compared: list[Row]) -> None:
@@ -176,15 +160,11 @@ def _period(run: Run, events: Sequence[Row], seed: int) -> Row:
 
 
 def _pq(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
-    """The promotion questions of a variant, seed by seed; shares by the judge, where one was asked, else by the oracle."""
-    cells = []
-    for cell, run in pairs:
-        if run.pq:
-            labels, _ = read_jsonl(cell.folder / "pq_labels.jsonl")
-            figures = describe(run.pq, cell.seed) | {key: label_share(labels or run.pq, key) for key in LABELS}
-            oracle = "oracle" if figures["well_posed"] is not None else None
-            cells.append({"seed": cell.seed, "judge": labels[0].get("judge") if labels else oracle, **figures})
-    return {"variant": variant, "cells": cells}
+    """The promotion questions of a variant, seed by seed; shares of labelled ones where there is an oracle."""
+    return {
+        "variant": variant,
+        "cells": [{"seed": cell.seed, **describe(run.pq, cell.seed)} for cell, run in pairs if run.pq],
+    }
 
 
 def _promotions(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:

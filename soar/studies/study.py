@@ -14,8 +14,8 @@
 
 A result is named `variant:arm`. Without `compare`, every arm is compared with Hard-Only of its variant, or of the first one.
 `primary` is the one comparison (and its k) whose p-value stands unadjusted; it cannot change once the study has begun.
-A cell that fails is recorded and the others go on. The cells of the first variant run before the others, which use their
-screening. A finished cell is never run again; an interrupted one continues from its checkpoint.
+A cell that fails is recorded and the others go on; a finished one is never run again. The first variant's cells run before
+the others, which use their screening.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError, model_validator
@@ -44,17 +43,11 @@ DEFINITION = "definition.json"
 # What decides whether two cells of one seed have the same hard problems with the same evidence.
 SCREENED_WITH = ("model", "problems", "screen", "seed")
 SAMPLED_WITH = ("top_p", "max_tokens", "stop")
-MAY_CHANGE = ("seeds", "ks", "compare", "climb", "question", "bootstrap")  # of a study that is continued
+MAY_CHANGE = ("seeds", "ks", "compare", "question", "bootstrap")  # of a study that is continued
 
 
 class StudyError(UserError):
     """A study folder that cannot be used as asked."""
-
-
-class Variant(Section):
-    """One way to set the recipe."""
-
-    set: tuple[str, ...] = ()
 
 
 class Study(Section):
@@ -68,9 +61,8 @@ class Study(Section):
     ks: tuple[int, ...] = (1, 32)
     compare: tuple[tuple[str, str], ...] = ()
     primary: tuple[str, str, int] | None = None
-    climb: float = Field(0.1, ge=0, le=1)  # pass@k above which a seed counts as climbed
     bootstrap: int = Field(4000, ge=100)
-    variants: dict[str, Variant] = Field(min_length=1)
+    variants: dict[str, dict[Literal["set"], tuple[str, ...]]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -105,8 +97,8 @@ class Cell:
         return f"{self.variant}-seed{self.seed}"
 
 
-RunCell = Callable[[Cell, int, str | None], str | None]
-"""(cell, threads; 0: its own choice, device or None) -> None when it finished, else why not."""
+RunCell = Callable[[Cell, int], str | None]
+"""(cell, threads; 0: its own choice) -> None when it finished, else why not."""
 
 
 def find_study(name: str) -> Path:
@@ -139,19 +131,16 @@ def read_study(path: Path) -> Study:
 def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
     """Every cell with its config; the first variant's cells come first. Raises ConfigError for any that is not valid.
 
-    A cell uses the screening of the first variant's cell of its seed where both screen the same problems in the same way,
-    unless its config names a run whose screening it uses.
+    A cell uses the screening of the first variant's cell of its seed where both screen the same problems in the same way.
     """
     recipe = str(find_recipe(study.recipe))
     every: list[Cell] = []
     leaders: dict[int, Cell] = {}
     for name, variant in study.variants.items():
         for seed in study.seeds:
-            given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.set, *extra)]
-            folder, overrides = (
-                out / "cells" / f"{name}-seed{seed}",
-                [*given, f"seed={seed}", f'name="{study.name}-{name}"'],
-            )
+            given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.get("set", ()), *extra)]
+            folder = out / "cells" / f"{name}-seed{seed}"
+            overrides = [*given, f"seed={seed}", f'name="{study.name}-{name}"']
             config, shares = load(recipe, overrides), None
             if seed in leaders and _screened_alike(leaders[seed].config, config):
                 shares = leaders[seed].folder
@@ -165,10 +154,9 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
 def _screened_alike(leader: Config, config: Config) -> bool:
     """Whether `config` would screen, and as the leader does."""
     a, b = leader.resolved(), config.resolved()
-    a |= {key: a["student"]["sampling"][key] for key in SAMPLED_WITH}
-    b |= {key: b["student"]["sampling"][key] for key in SAMPLED_WITH}
-    screens = config.screen.attempts and not config.screen.from_run
-    return bool(screens) and all(a[key] == b[key] for key in SCREENED_WITH + SAMPLED_WITH)
+    sampled = all(a["student"]["sampling"][key] == b["student"]["sampling"][key] for key in SAMPLED_WITH)
+    screens = bool(config.screen.attempts and not config.screen.from_run)
+    return screens and sampled and all(a[key] == b[key] for key in SCREENED_WITH)
 
 
 def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
@@ -178,20 +166,17 @@ def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tupl
         variant, _, arm = name.partition(":")
         return variant, arm
 
-    pairs = [(result(a), result(b)) for a, b in study.compare]
-    for variant, arm in results if not pairs else ():
+    named = [*([study.primary[:2]] if study.primary else []), *study.compare]
+    pairs = [(result(a), result(b)) for a, b in named]
+    for variant, arm in results if not study.compare else ():
         if arm not in ("base", "hard_only"):
             reference = variant if (variant, "hard_only") in results else next(iter(study.variants))
             pairs.append(((variant, arm), (reference, "hard_only")))
-    first = [(result(study.primary[0]), result(study.primary[1]))] if study.primary else []
-    return [(a, b) for a, b in dict.fromkeys([*first, *pairs]) if a in results and b in results]
+    return [(a, b) for a, b in dict.fromkeys(pairs) if a in results and b in results]
 
 
-def run_in_process(cell: Cell, threads: int, device: str | None) -> str | None:
-    """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder.
-
-    device: an entry of CUDA_VISIBLE_DEVICES, the one that the process sees; None: all that this one sees.
-    """
+def run_in_process(cell: Cell, threads: int) -> str | None:
+    """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder."""
     command = [sys.executable, "-m", "soar.cli", "run", cell.recipe, "--out", str(cell.folder), "--quiet"]
     for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
         command += ["--set", override]
@@ -199,15 +184,12 @@ def run_in_process(cell: Cell, threads: int, device: str | None) -> str | None:
         command.append("--resume")
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(f"{cell.name}.log")
-    environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
     with open(log, "ab") as file:
-        code = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        ).returncode
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
     if code == 0:
         return None
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"exit code {code}: {lines[-1][:500] if lines else 'no output'} (see {log})"
+    last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+    return f"exit code {code}: {last[:500] or 'no output'} (see {log})"
 
 
 def run_study(
@@ -236,11 +218,10 @@ def run_study(
         raise StudyError(f"{out} is in use by another process; wait for it or choose another --out") from None
     with lock:
         _claim({**study.model_dump(mode="json"), "extra": list(extra)}, out, resume)
-        gpus = visible_gpus() if run and jobs > 1 else []
         failures: dict[str, str] = {}
         for follows in (False, True) if run else ():
             group = [cell for cell in every if (cell.shares is not None) == follows and not _finished(cell)]
-            failures |= _run_group(group, jobs, say, run_cell, gpus)
+            failures |= _run_group(group, jobs, say, run_cell)
         from soar.studies.page import markdown, page
         from soar.studies.results import collect
 
@@ -271,36 +252,13 @@ def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
     write_json(path, wanted)
 
 
-def visible_gpus() -> list[str]:
-    """Entries of CUDA_VISIBLE_DEVICES for the GPUs that this process sees, [] without any; no CUDA context is made."""
-    import torch
-
-    every = range(torch.cuda.device_count())
-    given = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-    return given[: len(every)] if given else list(map(str, every))
-
-
-def _run_group(
-    group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell, gpus: Sequence[str]
-) -> dict[str, str]:
-    """Run the cells, `jobs` at a time, spread over the GPUs; returns why cells failed.
-
-    A cell that names a device or divides its work among workers itself is given none.
-    """
+def _run_group(group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell) -> dict[str, str]:
+    """Run the cells, `jobs` at a time; returns why cells failed."""
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
-    places: Queue[str | None] = Queue()
-    for i in range(jobs):
-        places.put(gpus[i % len(gpus)] if len(gpus) > 1 and jobs > 1 else None)
 
     def job(cell: Cell) -> str | None:
-        place, model = places.get(), cell.config.model
-        alone = model.device == "auto" and not cell.config.cluster.workers
-        device = place if alone else None
-        say(f"{cell.name}: begins" + (f" on GPU {device}" if device is not None else ""))
-        try:
-            why = run_cell(cell, 0 if cell.config.threads else threads, device)
-        finally:
-            places.put(place)
+        say(f"{cell.name}: begins")
+        why = run_cell(cell, 0 if cell.config.threads else threads)
         say(f"{cell.name}: {why or 'finished'}")
         return why
 
