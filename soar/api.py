@@ -27,7 +27,7 @@ from soar.loop import teacher
 from soar.loop.write import QuestionSets
 from soar.plan.preflight import Finding, can_work, check_all, summary
 from soar.report.runs import Run, read_run
-from soar.report.text import summary_lines
+from soar.report.text import result_lines, summary_lines
 from soar.run.measure import measure
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
@@ -94,17 +94,12 @@ class Evaluation:
 
 
 class Evaluations(dict[str, Evaluation]):
-    """Policy -> Evaluation, as a table."""
+    """Policy -> Evaluation. table: what `soar eval` prints."""
+
+    table: str
 
     def __repr__(self) -> str:
-        cells = {
-            name: (
-                f"pass@{k} {p:.4f} [{one.interval_95[k][0]:.4f}, {one.interval_95[k][1]:.4f}]"
-                for k, p in one.pass_at.items()
-            )
-            for name, one in self.items()
-        }
-        return "\n".join(f"{name:14s} {'  '.join(row)}" for name, row in cells.items())
+        return self.table
 
 
 @dataclass(frozen=True, repr=False)
@@ -362,8 +357,9 @@ def evaluate(
         by_id = {problem.id: problem for problem in candidates(config).problems}
     problems_H = [by_id[name] for name in result["problems"]["ids"]]
     evaluations = Evaluations()
+    evaluations.table = "\n".join(result_lines(result))
     for name, row in result["policies"].items():
-        pass_at = {k: row["pass_at"][str(k)] for k in config.evaluate.ks}
-        interval = {k: tuple(row["interval_95"][str(k)]) for k in config.evaluate.ks}
+        pass_at = {int(k): value for k, value in row["pass_at"].items()}
+        interval = {int(k): tuple(value) for k, value in row["interval_95"].items()}
         evaluations[name] = Evaluation(pass_at, interval, row["correct"], problems_H)
     return evaluations

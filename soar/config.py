@@ -1,9 +1,7 @@
 """Configuration: every key with its type, default and meaning, and how a recipe becomes a config.
 
-A recipe is one TOML file at most one screen long. Defaults are the paper's setting (arXiv 2601.18778, experimental setup)
-unless the comment behind a key says otherwise; docs/config.md is made from those comments. `load` merges, in this order:
-defaults, the recipe (a file or the name of a built-in one), `--set a.b=value` overrides. An unknown key is an error that
-names the nearest known one.
+Defaults are the paper's setting (arXiv 2601.18778, experimental setup) unless the comment behind a key says otherwise;
+docs/config.md is made from those comments. `load` merges defaults, the recipe (a TOML file) and `--set a.b=value`.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are frozen. "" takes an optional key away, a text with commas
-    is read where a list is wanted."""
+    """Base of every section: unknown keys are refused, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -43,16 +40,13 @@ class Section(BaseModel):
     @classmethod
     def _plain_texts(cls, data: Any) -> Any:
         """TOML has no null, so `--set model.gguf_file=""` stands for it; `--set evaluate.ks=1,4` is [1, 4]."""
-        if not isinstance(data, dict):
-            return data
-        defaults = {name: field.default for name, field in cls.model_fields.items()}
-
-        def read(key: str, value: Any) -> Any:
-            if isinstance(value, str) and isinstance(defaults.get(key), tuple):
-                return [part.strip() or part for part in value.strip("[]").split(",") if part]
-            return None if value == "" and key in defaults and defaults[key] is None else value
-
-        return {key: read(key, value) for key, value in data.items()}
+        for key, value in data.items() if isinstance(data, dict) else ():
+            default = cls.model_fields[key].default if key in cls.model_fields else ...
+            if default is None and value == "":
+                data = {**data, key: None}
+            elif isinstance(default, tuple) and isinstance(value, str):
+                data = {**data, key: [part.strip() or part for part in value.strip("[]").split(",") if part]}
+        return data
 
 
 class ModelConfig(Section):
@@ -97,9 +91,7 @@ class ProblemsConfig(Section):
     style: Literal["tags", "plain", "list"] = "tags"  # of a domain's prompts; plain and list are for small models
     format: Format = "tags"  # prompts: tags (boxed answer, instruct models), question_answer (small base models), ...
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
-    success_at: float = Field(
-        1.0, allow_inf_nan=False
-    )  # score of a reward function from which on a completion is solved
+    success_at: float = Field(1.0, allow_inf_nan=False)  # score of a reward function from which on a text is solved
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
@@ -309,10 +301,6 @@ class Config(Section):
                 "evaluate.attempts or drop the larger k",
             ),
             (
-                self.reward.mode != "greedy" or self.reward.attempts == 1,
-                'reward.attempts is for reward.mode = "sampled"; a greedy answer never changes, set 1',
-            ),
-            (
                 model.quantization == "none" or (model.adapter == "lora" and model.sampler == "native"),
                 f'model.quantization = {model.quantization!r} is for model.adapter = "lora" and model.sampler = "native": '
                 "full adapters need the full weights, and vLLM would sample from another base model",
@@ -331,11 +319,6 @@ class Config(Section):
                 "the arm hard_only_128 makes groups of 128 from prompts of student.attempts: expected attempts that "
                 "divide 128 and student.prompts_per_step * student.attempts a multiple of 128, found "
                 f"{self.student.prompts_per_step} * {self.student.attempts}",
-            ),
-            (
-                self.teacher.reward != "shuffled" or self.teacher.questions >= 2,
-                'teacher.reward = "shuffled" permutes answers within a dataset; with teacher.questions = 1 nothing '
-                "changes, set 2 or more",
             ),
             (
                 problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained),
@@ -369,13 +352,10 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole config)"
         if item["type"] == "extra_forbidden":
-            here, name = ".".join(map(str, item["loc"][:-1])), str(item["loc"][-1])
-            known = list(type(reduce(getattr, map(str, item["loc"][:-1]), Config())).model_fields)
-            near = [f"{here}.{match}".strip(".") for match in difflib.get_close_matches(name, known, n=1)]
-            elsewhere = [other for other in flat(Config().resolved()) if f".{other}".endswith(f".{name}")]
-            hint = f"known keys here: {', '.join(known)}"
-            if near or elsewhere:
-                hint = f"did you mean {' or '.join((near or elsewhere)[:4])}?"
+            keys = [*flat(Config().resolved()), *Config.model_fields]
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+            near = near or [other for other in keys if other.endswith(f".{item['loc'][-1]}")][:4]
+            hint = f"did you mean {' or '.join(near)}?" if near else "docs/config.md lists all keys"
             lines.append(f"{where}: unknown key {key!r}; {hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
@@ -414,14 +394,9 @@ def find_recipe(recipe: str) -> Path:
 
     Raises ConfigError with the built-in names.
     """
-    path = Path(recipe)
-    if (path / "manifest.json").is_file():
-        return path / "manifest.json"
-    if path.is_file():
-        return path
-    builtin = RECIPES / f"{recipe}.toml"
-    if builtin.is_file():
-        return builtin
+    for path in (Path(recipe) / "manifest.json", Path(recipe), RECIPES / f"{recipe}.toml"):
+        if path.is_file():
+            return path
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
     raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}; or a run folder")
 

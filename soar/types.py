@@ -36,9 +36,8 @@ class UserError(Exception):
 class Verdict(str, Enum):
     """Outcome of checking one completion against one gold answer.
 
-    Only CORRECT counts as solved. NO_ANSWER is not a value: it never equals a gold answer and never votes.
-    UNSCORABLE means that the check itself cannot decide (excluded from means), TIMEOUT and CRASHED that the
-    worker process was killed or died.
+    NO_ANSWER never equals a gold answer and never votes; UNSCORABLE: the check cannot decide (excluded from means);
+    TIMEOUT, CRASHED: the worker process was killed or died.
     """
 
     CORRECT = "correct"
@@ -62,8 +61,7 @@ class Verdicts(list[Verdict]):
 class Reason(str, Enum):
     """Why a teacher text is not a problem (`rewards.parse`).
 
-    REFUSED: the domain's own parser or validator says no, and names why in `Rejection.detail`. READER_FAILED: that code
-    raised, returned something else than asked, or was killed at its limit of time or memory.
+    REFUSED: the domain says no, and why in `Rejection.detail`. READER_FAILED: its code raised or was killed at a limit.
     """
 
     NO_QUESTION = "no_question"

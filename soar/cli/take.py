@@ -13,7 +13,7 @@ from soar.config import Config, ConfigError, TrainedArm
 from soar.files import write_json
 from soar.plan.forecast import forecast
 from soar.report.export import export_adapter, export_merged, export_questions
-from soar.report.text import difference_lines, share
+from soar.report.text import result_lines
 from soar.run.folder import ACCEPTED, REJECTED, decide, lines, read
 from soar.run.interrupts import resume_command
 from soar.studies.study import cells, find_study, read_study, run_study
@@ -82,7 +82,7 @@ def eval_(
     config = evaluation_config(recipe, model, problems, common.overrides(sets, workers), adapter or [])
     with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
         result = measure(config, adapters, progress.say, task.set)
-    print("\n".join(result_lines(result, config.evaluate.ks)))
+    print("\n".join(result_lines(result)))
     if out is not None:
         write_json(out, result)
         print(f"result: {out}")
@@ -104,16 +104,6 @@ def evaluation_config(
     run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
     unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0"]
     return common.config_of(recipe or run, model, problems, [*unset, *overrides])
-
-
-def result_lines(result: dict[str, Any], ks: tuple[int, ...]) -> list[str]:
-    """pass@k of every policy as a small table; differences from the base model below."""
-    width = max(len(name) for name in result["policies"])
-    lines = [f"{result['problems']['count']} problems, {result['attempts']} attempts each"]
-    lines.append(f"{'policy':{width}s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks))
-    for name, row in result["policies"].items():
-        lines.append(f"{name:{width}s}  " + "  ".join(share(row, k) for k in ks))
-    return [*lines, *difference_lines(result["paired"])]
 
 
 def student(
