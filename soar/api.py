@@ -357,9 +357,9 @@ def evaluate(
         by_id = {problem.id: problem for problem in candidates(config).problems}
     problems_H = [by_id[name] for name in result["problems"]["ids"]]
     evaluations = Evaluations()
-    evaluations.table = "\n".join(result_lines(result))
+    evaluations.table = "\n".join(result_lines(result, config.evaluate.ks))
     for name, row in result["policies"].items():
-        pass_at = {int(k): value for k, value in row["pass_at"].items()}
-        interval = {int(k): tuple(value) for k, value in row["interval_95"].items()}
+        pass_at = {k: row["pass_at"][str(k)] for k in config.evaluate.ks}
+        interval = {k: tuple(row["interval_95"][str(k)]) for k in config.evaluate.ks}
         evaluations[name] = Evaluation(pass_at, interval, row["correct"], problems_H)
     return evaluations

@@ -7,26 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-)
 
 from soar.config import ModelConfig
 from soar.engine.policy import AdapterStack, Backbone
@@ -56,37 +39,33 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": EOS,
 }
 
-ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2, "tie_word_embeddings": False}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True}),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW}),
+_TWO_KINDS = ["sliding_attention", "full_attention"]
+ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("Llama", "Llama", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
+    "qwen2": ("Qwen2", "Qwen2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", "Qwen3", {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2", "Gemma2", {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW}),
     "gemma3": (
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
-        {
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "sliding_window": WINDOW,
-            "layer_types": ["sliding_attention", "full_attention"],
-        },
+        "Gemma3",
+        "Gemma3Text",
+        {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "layer_types": _TWO_KINDS},
     ),
     "smollm3": (
-        SmolLM3ForCausalLM,
-        SmolLM3Config,
+        "SmolLM3",
+        "SmolLM3",
         {"num_key_value_heads": 2, "tie_word_embeddings": True, "no_rope_layers": [1, 0]},
     ),
-    "mistral": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 2, "sliding_window": WINDOW}),
+    "mistral": ("Mistral", "Mistral", {"num_key_value_heads": 2, "sliding_window": WINDOW}),
 }
-"""name -> model class, config class, settings: grouped heads, biases, tied output, logit capping, sliding windows."""
+"""name -> class and config of transformers, settings: grouped heads, biases, tied output, logit capping, windows."""
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Splits at spaces; every word of `WORDS` is one token, anything else <unk>. Adds no control tokens."""
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
 
@@ -97,7 +76,8 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
     Weights, biases and norms are drawn wide, so that next-token distributions are far from uniform and no parameter is
     at a value (0 or 1) where leaving it out would go unnoticed.
     """
-    model_class, config_class, settings = ARCHITECTURES[name]
+    of_model, of_config, settings = ARCHITECTURES[name]
+    model_class, config_class = (getattr(transformers, n) for n in (f"{of_model}ForCausalLM", f"{of_config}Config"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config_class(**{**_COMMON, **settings, **changes}))
@@ -105,7 +85,7 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
             parameter.data.normal_(0.0, 0.35 if "embed" in path or "lm_head" in path else 0.6)
             if parameter.dim() == 1:
                 parameter.data.add_(0.8)
-    model.generation_config = GenerationConfig(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
+    model.generation_config = transformers.GenerationConfig(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
     return model.to(dtype).eval()
 
 
@@ -194,16 +174,14 @@ class WordChecker:
         self.seen: list[tuple[str, str]] = []
 
     def check(self, texts: Sequence[str], golds: Sequence[str], columns: dict[str, Any] | None = None) -> list[Verdict]:
-        verdicts = []
-        for text, gold in zip(texts, golds, strict=True):
-            self.seen.append((text, gold))
-            if gold == "?":
-                verdicts.append(Verdict.UNSCORABLE)
-            elif not text:
-                verdicts.append(Verdict.NO_ANSWER)
-            else:
-                verdicts.append(Verdict.CORRECT if gold in text.split() else Verdict.WRONG)
-        return verdicts
+        self.seen += zip(texts, golds, strict=True)
+        return [self.verdict(text, gold) for text, gold in zip(texts, golds, strict=True)]
+
+    @staticmethod
+    def verdict(text: str, gold: str) -> Verdict:
+        if gold == "?" or not text:
+            return Verdict.UNSCORABLE if gold == "?" else Verdict.NO_ANSWER
+        return Verdict.CORRECT if gold in text.split() else Verdict.WRONG
 
 
 def tiny_examiner(backbone: Backbone, scheme: Any = "binary") -> RolloutEnv:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import linecache
+import re
 import runpy
 import subprocess
 import sys
@@ -26,14 +27,7 @@ from soar.domains.candidates import candidates
 from soar.engine.load import load_backbone
 
 EXAMPLES = ROOT / "examples"
-GENERATORS = (
-    "small",
-    "make_sums",
-    "pretrain",
-    "world_text",
-    "science_exercises",
-    "code_exercises",
-)  # run by other tests
+EXAMPLES_HERE = ("python_api", "custom_teacher_reward", "custom_verifier")
 SETTINGS: dict[str, Any] = {}
 for override in TINY:
     key, _, text = override.partition("=")
@@ -50,16 +44,6 @@ def test_settings_are_those_of_the_command_line() -> None:
     assert (config.name, config.evaluate.ks) == ('q"', (1, 2))
     with pytest.raises(ConfigError, match=r"did you mean teacher\.steps"):
         soar.check(settings={"teacher.stps": 3})
-
-
-def test_screen_counts_what_a_run_counts(tiny_run: Path) -> None:
-    rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
-    found = soar.screen(settings=SETTINGS, quiet=True)
-    assert str(found).startswith("12 problems, 4 attempts each")
-    assert len(found.hard) == 12
-    assert [(p.id, s.successes, s.attempts, s.truncated) for p, s in found] == [
-        (row["id"], row["successes"], row["attempts"], row["truncated"]) for row in rows
-    ]
 
 
 def test_train_is_the_run_of_the_command_line(tiny_run: Path, tmp_path: Path) -> None:
@@ -86,15 +70,8 @@ def test_evaluate_gives_the_counts_of_the_run(tiny_run: Path) -> None:
 
 
 def test_problems_from_memory(tmp_path: Path) -> None:
-    problems = easy_problems(6)
-    rows = [{"question": p.question, "answer": p.answer} for p in problems]
-    settings = SETTINGS | {"problems.limit": 0, "screen.max_successes": 4}
-    from_problems = soar.screen("builtin:tiny", problems, recipe="tiny", settings=settings)
-    assert [p.id for p, _ in from_problems] == [p.id for p in problems]
-    assert any(counts.successes for _, counts in from_problems)
-    from_rows = soar.screen("builtin:tiny", rows, recipe="tiny", settings=settings)
-    assert [p.question for p, _ in from_rows] == [p.question for p in problems]
-    fewer = settings | {"teacher.steps": 1, "arms.run": []}
+    rows = [{"question": p.question, "answer": p.answer} for p in easy_problems(6)]
+    fewer = SETTINGS | {"problems.limit": 0, "screen.max_successes": 4, "teacher.steps": 1, "arms.run": []}
     run = soar.train("builtin:tiny", rows, tmp_path / "run", recipe="tiny", settings=fewer)
     assert read_jsonl(tmp_path / "run.problems.jsonl") == rows
     hard = run.run.hard_train + run.run.hard_test
@@ -117,8 +94,6 @@ def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
     assert [(one.step, one.dataset) for one in seen] == [(s, k) for s in (0, 1) for k in (0, 1, 2)]
     assert [one.grounded for one in seen[:3]] == steps[0]["reward_G"]
     assert {(len(one.questions), len(one.improvement)) for one in seen} == {(4, 2)}
-    command = json.loads((run.path / "manifest.json").read_text())["command"]
-    assert command[1].endswith("test_a_teacher_reward_of_ones_own.<locals>.by_number")
 
 
 @pytest.mark.parametrize(("value", "shown"), [("high", "'high'"), (float("nan"), "nan")])
@@ -203,24 +178,16 @@ def test_check_returns_what_it_prints() -> None:
     assert found.works in (True, None) and str(found).startswith("ok       problems ")
 
 
-def test_a_screening_goes_on_and_names_rows_that_are_too_long(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    problems, out = easy_problems(6), tmp_path / "screen"
-    settings = SETTINGS | {"problems.limit": 0, "screen.attempts": 9}
-    first = soar.screen("builtin:tiny", problems, out, recipe="tiny", settings=settings)
-    assert "6 problems from 6 rows" in capsys.readouterr().err, "a word of progress by default"
-    again = soar.screen("builtin:tiny", problems, out, recipe="tiny", settings=settings, resume=True)
-    assert list(again) == list(first) and [counts.attempts for _, counts in first] == [9] * 6
-    assert len((out / "hard" / "screen.jsonl").read_text().splitlines()) == 1 + 2 * 6  # of two waves
-    long = settings | {"student.sampling.max_tokens": 10_000}
+def test_a_screening_counts_goes_on_and_names_rows_that_are_too_long(tiny_run: Path, tmp_path: Path) -> None:
+    rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
+    first = soar.screen(out=tmp_path / "screen", settings=SETTINGS)
+    assert str(first).startswith("12 problems, 4 attempts each") and len(first.hard) == 12
+    assert [(p.id, s.successes, s.truncated) for p, s in first] == [
+        (row["id"], row["successes"], row["truncated"]) for row in rows
+    ]
+    assert list(soar.screen(out=tmp_path / "screen", settings=SETTINGS, resume=True)) == list(first)
     with pytest.raises(ConfigError, match="no problem can be used"):
-        soar.screen(
-            "builtin:tiny",
-            [{"question": p.question, "answer": p.answer} for p in problems],
-            recipe="tiny",
-            settings=long,
-        )
+        soar.screen(settings=SETTINGS | {"student.sampling.max_tokens": 10_000}, quiet=True)
 
 
 def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None:
@@ -238,7 +205,7 @@ def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None
         soar.trian  # noqa: B018
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in GENERATORS))
+@pytest.mark.parametrize("name", EXAMPLES_HERE)
 def test_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -247,11 +214,8 @@ def test_examples_run(
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     said = capsys.readouterr().out
     wanted = {
-        "python_api": ["problems are never solved", "promotion questions, report in", "student: pass@1 "],
-        "custom_teacher_reward": ["step 0: measured [", "step 1: measured ["],
-        "custom_verifier": ["last_digit: ", "exact: "],
+        "python_api": r"problems are never solved(?s:.*)promotion questions, report in(?s:.*)student: pass@1 ",
+        "custom_teacher_reward": r"step 0: measured \[(?s:.*)step 1: measured \[",
+        "custom_verifier": r"last_digit: [1-9].*\nexact: ",
     }
-    assert all(words in said for words in wanted[name]), said
-    if name == "custom_verifier":
-        last_digit, exact = (int(line.split()[1]) for line in said.splitlines())
-        assert last_digit > exact
+    assert re.search(wanted[name], said), said

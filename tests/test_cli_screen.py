@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config, write_problems
+from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
 
 from soar.cli import main
 from soar.domains.world import get_world
 from soar.run import screen as hardset
 from soar.run.screen import screen_event, signal_lines, table_lines
-from soar.types import Problem, Screening
+from soar.types import Screening
 
 OWN = ("problems.limit", "screen.")
 SETS = [part for override in TINY if not override.startswith(OWN) for part in ("--set", override)]
@@ -39,19 +39,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(source: Path, out: Path, *more: str) -> list[str]:
     names = ["--set", "problems.question_column=task", "--set", "problems.answer_column=gold"]
-    return [
-        "screen",
-        "--problems",
-        str(source),
-        "--out",
-        str(out),
-        *SETS,
-        *names,
-        *HARD_ONLY,
-        "--attempts",
-        "40",
-        *more,
-    ]
+    words = ["screen", "--problems", str(source), "--out", str(out), *SETS, *names, *HARD_ONLY]
+    return [*words, "--attempts", "40", *more]
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +72,6 @@ def test_files_and_table(source: Path, screened: Path, capsys: pytest.CaptureFix
     assert {"screen.attempts=40", "screen.max_successes=0", str(screened / "hard.jsonl")} < set(command)
 
 
-def test_early_stopping_finds_the_same_hard_set_with_fewer_attempts(
-    source: Path, screened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main([*arguments(source, tmp_path / "full", "--set", "screen.attempts=20"), "tiny", "--quiet"])
-    main([*arguments(source, tmp_path / "early", "--early-stop", "--set", "screen.attempts=20"), "tiny", "--quiet"])
-    full, early = (tmp_path / name / "hard.jsonl" for name in ("full", "early"))
-    assert early.read_bytes() == full.read_bytes()
-    counts = [
-        sum({row["id"]: row["attempts"] for row in read_jsonl(file.parent / "hard" / "screen.jsonl")[1:]}.values())
-        for file in (full, early)
-    ]
-    assert counts[0] == 400 > counts[1]
-    assert "1 or more (then stopped)" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_interrupted_screenings_end_like_a_straight_one(
     source: Path, screened: Path, tmp_path: Path, number: signal.Signals
@@ -122,14 +96,6 @@ def test_killed_and_interrupted_screenings_end_like_a_straight_one(
         assert (out / name).read_bytes() == (screened / name).read_bytes(), name
 
 
-def test_resume_refuses_another_model_prompt_or_file(source: Path, screened: Path, tmp_path: Path) -> None:
-    assert main([*arguments(source, screened), "tiny"]) == 1
-    assert main([*arguments(source, screened, "--resume", "--set", "student.sampling.max_tokens=20"), "tiny"]) == 1
-    other = tmp_path / "other.jsonl"
-    other.write_text("".join(source.read_text().splitlines(keepends=True)[:-1]))
-    assert main([*arguments(other, screened, "--resume"), "tiny"]) == 1
-
-
 def run(hard: Path, out: Path, *more: str) -> int:
     words = ["run", "tiny", "--problems", str(hard), "--out", str(out), *SETS, *HARD_ONLY, "--quiet"]
     short = ["teacher.steps=1", "arms.run=[]", "screen.attempts=40", "problems.question_column=task"]
@@ -151,30 +117,12 @@ def test_a_run_uses_the_evidence(screened: Path, tmp_path: Path, monkeypatch: py
     assert copied == (screened / "hard.jsonl.evidence.json").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ("student.sampling.max_tokens=47", "max_tokens: screened with 48, this run uses 47"),
-        ("problems.verifier=number", "verifier: screened with 'exact', this run uses 'number'"),
-        ("model.dtype=bfloat16", "model_sha256: screened with"),
-    ],
-)
 def test_a_run_refuses_evidence_made_in_another_way(
-    screened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, named: str
+    screened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(screened / "hard.jsonl", tmp_path / "run", "--set", change) == 1
+    assert run(screened / "hard.jsonl", tmp_path / "run", "--set", "student.sampling.max_tokens=47") == 1
     error = capsys.readouterr().err
-    assert named in error and str(screened / "hard.jsonl.evidence.json") in error
-    assert "Screen again with `soar screen`" in error
-
-
-def test_no_hard_problem_leaves_no_hard_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_problems(tmp_path / "p.jsonl", [Problem("a", "last 57", "7"), Problem("b", "last 31", "1")])
-    words = ["screen", "tiny", "--problems", str(source), "--out", str(tmp_path / "out"), *SETS, "--quiet"]
-    assert main([*words, *HARD_ONLY, "--attempts", "12"]) == 0
-    printed = capsys.readouterr().out
-    assert "0 hard problems are too few for a run (at least 4)" in printed
-    assert "hard set:" not in printed and not (tmp_path / "out" / "hard.jsonl").exists()
+    assert "max_tokens: screened with 48, this run uses 47" in error and "Screen again with `soar screen`" in error
 
 
 def test_every_problem_is_in_one_row_of_the_table() -> None:
@@ -196,9 +144,11 @@ def test_words_for_what_plain_rl_sees() -> None:
         rows = {str(i): Screening(count, 100) for i, count in enumerate(counts)}
         return "\n".join(signal_lines({**screen_event(rows, config), **event}, config))
 
-    assert "no learning signal: all rewards are zero. No attempt" in words([0] * 10)
-    assert "no learning signal: all rewards are zero in nearly every group" in words([0] * 99 + [1])
-    assert "no learning signal: all rewards are equal" in words([100] * 10)
-    half = words([50] * 5 + [0] * 5)
-    assert "mixed (a learning signal)          43.8%" in half and "no learning signal" not in half
+    for counts, wanted in (
+        ([0] * 99 + [1], "zero in nearly every group"),
+        ([100] * 10, "equal"),
+        ([0] * 10, "zero. No"),
+    ):
+        assert f"no learning signal: all rewards are {wanted}" in words(counts)
+    assert "mixed (a learning signal)          43.8%" in words([50] * 5 + [0] * 5)
     assert "Raise student.sampling.max_tokens (now 48)" in words([0] * 10, truncated_share=0.6)

@@ -82,7 +82,7 @@ def eval_(
     config = evaluation_config(recipe, model, problems, common.overrides(sets, workers), adapter or [])
     with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
         result = measure(config, adapters, progress.say, task.set)
-    print("\n".join(result_lines(result)))
+    print("\n".join(result_lines(result, config.evaluate.ks)))
     if out is not None:
         write_json(out, result)
         print(f"result: {out}")

@@ -346,11 +346,10 @@ def difference_lines(paired: Row) -> list[str]:
     return lines
 
 
-def result_lines(result: Row) -> list[str]:
+def result_lines(result: Row, ks: Sequence[int]) -> list[str]:
     """pass@k of every policy that `soar eval` measured, as a small table; differences from the base model below."""
     width = max(len(name) for name in result["policies"])
     lines = [f"{result['problems']['count']} problems, {result['attempts']} attempts each"]
-    ks = list(map(int, result["policies"]["base"]["pass_at"]))
     lines.append(f"{'policy':{width}s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks))
     for name, row in result["policies"].items():
         lines.append(f"{name:{width}s}  " + "  ".join(share(row, k) for k in ks))
