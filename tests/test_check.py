@@ -21,13 +21,11 @@ from soar.loop.rollout import RolloutEnv
 from soar.plan import preflight
 from soar.plan.preflight import (
     Finding,
-    Status,
     check_golds,
     check_problems,
     context_finding,
     student_finding,
     teacher_finding,
-    tokenizer_finding,
 )
 from soar.problems.pool import VerifierPool
 from soar.problems.prompts import get_format
@@ -48,24 +46,23 @@ def test_problems_are_counted_with_mapping_and_places(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     finding, problems = check_problems(config_for(path))
-    assert (finding.status, len(problems)) == (Status.WARNING, 9)
+    assert (finding.status, len(problems)) == ("warning", 9)
     assert finding.message.endswith("9 problems from 11 rows (question = column 'problem', answer = column 'solution')")
     assert "  9 x answer taken from its box" in finding.details
     assert f"    {path}:11: empty answer: null" in finding.details
-    assert (finding.facts["dropped"], finding.facts["columns"]["question"]) == (2, "problem")
 
 
 @pytest.mark.parametrize(
     ("count", "status", "advice"),
     [
-        (3, Status.FAIL, "at least 4"),
-        (7, Status.WARNING, "reward.questions = 4, so rewards are coarser"),
-        (8, Status.OK, ""),
+        (3, "FAIL", "at least 4"),
+        (7, "warning", "reward.questions = 4, so rewards are coarser"),
+        (8, "ok", ""),
     ],
 )
-def test_too_few_problems(tmp_path: Path, count: int, status: Status, advice: str) -> None:
+def test_too_few_problems(tmp_path: Path, count: int, status: str, advice: str) -> None:
     finding, _ = check_problems(config_for(write_problems(tmp_path / "p.jsonl", NUMBERS[:count])))
-    assert finding.status is status
+    assert finding.status == status
     assert advice in finding.advice
 
 
@@ -73,36 +70,35 @@ def test_unreadable_problems_fail_with_the_loaders_message(tmp_path: Path) -> No
     path = tmp_path / "p.jsonl"
     path.write_text('{"question": "a", "answer": "1"}\n{"question": \n')
     finding, problems = check_problems(config_for(path))
-    assert (finding.status, problems) == (Status.FAIL, [])
+    assert (finding.status, problems) == ("FAIL", [])
     assert f"{path}:2: unreadable row: not JSON" in finding.message
-    again, kept = check_problems(config_for(path, "problems.skip_bad_rows=true"))
-    assert [p.question for p in kept] == ["a"] and again.facts["dropped"] == 1
+    _, kept = check_problems(config_for(path, "problems.skip_bad_rows=true"))
+    assert [p.question for p in kept] == ["a"]
 
 
 def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     config = tiny_config("problems.verifier=number")
     bad = [Problem("b1", "q", "ba"), Problem("b2", "r", "\x1b[31mba")]
     finding = check_golds(config, [*NUMBERS, *bad])
-    assert finding.status is Status.WARNING
+    assert finding.status == "warning"
     assert finding.message == "8 of 10 gold answers grade as correct by 'number' (80.00%)"
     assert finding.details == ("b1: unscorable: 'ba'", r"b2: unscorable: '\x1b[31mba'")
-    assert [row["id"] for row in finding.facts["not_correct"]] == ["b1", "b2"]
-    assert check_golds(config, NUMBERS).status is Status.OK
-    assert check_golds(config, [*NUMBERS[:3], *bad]).status is Status.FAIL
+    assert check_golds(config, NUMBERS).status == "ok"
+    assert check_golds(config, [*NUMBERS[:3], *bad]).status == "FAIL"
     function = tmp_path / "by_level.py"
     function.write_text("def grade(completions, level, question, **_):\n    return [float(level[0] == 'easy')]\n")
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard"])]
     by_level = check_golds(tiny_config(f"problems.verifier={function}:grade"), levels)
     assert by_level.details == ("4: wrong: '1'",)
     missing = check_golds(tiny_config("problems.verifier=none.py:f"), NUMBERS)
-    assert missing.status is Status.FAIL and "no file none.py" in missing.message
+    assert missing.status == "FAIL" and "no file none.py" in missing.message
 
 
 def test_golds_of_a_large_file_are_checked_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "GOLD_SECONDS", -1.0)
     monkeypatch.setattr(preflight, "GOLD_BATCH", 3)
     finding = check_golds(tiny_config(), NUMBERS)
-    assert (finding.status, finding.facts["checked"]) == (Status.WARNING, 3)
+    assert finding.status == "warning"
     assert "5 more were not checked" in finding.message
 
 
@@ -121,9 +117,9 @@ def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
         assert env.verifier.check(["0"], ["0"]) == [Verdict.CRASHED]
 
 
-def test_a_finding_cannot_move_the_cursor() -> None:
-    lines = Finding("x", "a\x1b[2Jb", fail="do\u202e", details=("one\ntwo",)).lines()
-    assert lines[0] == "FAIL     x           a\u27e8U+001B\u27e9[2Jb"
+def test_a_finding_cannot_move_the_cursor_or_show_a_secret() -> None:
+    lines = Finding("x", "FAIL", "a\x1b[2Jb https://me:secret@host", "do\u202e", ("one\ntwo",)).lines()
+    assert lines[0] == "FAIL     x           a\u27e8U+001B\u27e9[2Jb https://[hidden]@host"
     assert [line.strip() for line in lines[1:]] == ["one", "two", "-> do\u27e8U+202E\u27e9"]
 
 
@@ -167,33 +163,32 @@ def teacher_config(*overrides: str) -> Any:
 def test_the_cost_of_an_accepted_pair() -> None:
     env = examiner_of([GOOD, NO_ANSWER, NO_ANSWER, NO_ANSWER])
     finding = teacher_finding(env, teacher_config(), 64)
-    assert finding.status is Status.OK
+    assert finding.status == "ok"
     assert finding.message == "16 of 64 samples are problems; an accepted pair costs 4.0 samples, 40 tokens"
     assert finding.details == ("rejected: no_answer 48", "an outer step needs 12 pairs: about 48 samples, 480 tokens")
     assert env.sampler.calls == [0, 4, 12, 28, 60, 64]  # type: ignore[attr-defined]
     rare = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config(), 32)
-    assert rare.status is Status.WARNING and rare.advice.startswith("it does not mark its answer")
+    assert rare.status == "warning" and rare.advice.startswith("it does not mark its answer")
     hopeless = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config("teacher.max_tries=10"), 32)
-    assert hopeless.status is Status.FAIL and "teacher.max_tries = 10" in hopeless.advice
+    assert hopeless.status == "FAIL" and "teacher.max_tries = 10" in hopeless.advice
 
 
 def test_a_teacher_without_problems_shows_its_last_outputs() -> None:
     texts = [f"nothing {i} \x1b[2J" for i in range(8)]
     finding = teacher_finding(examiner_of(texts), teacher_config(), 8)
-    assert (finding.status, finding.facts["accepted"]) == (Status.FAIL, 0)
-    assert finding.facts["rejected"] == {"no_answer": 8}
-    assert finding.details[1:] == ("its last outputs:", *(f"  {text!r}" for text in texts[3:]))
+    assert finding.status == "FAIL"
+    assert finding.details == ("rejected: no_answer 8", "its last outputs:", *(f"  {text!r}" for text in texts[3:]))
     assert "try another problems.format" in finding.advice
     assert "\x1b" not in "".join(finding.lines())
 
 
 def test_teacher_samples_end_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "TEACHER_SECONDS", 0.0)
+    monkeypatch.setattr(preflight, "TEACHER_SECONDS", -1.0)
     finding = teacher_finding(examiner_of([GOOD]), teacher_config(), 64)
-    assert "4 of 4 samples are problems (0 s were over before 64)" in finding.message
+    assert "4 of 4 samples are problems (-1 s were over before 64)" in finding.message
     finding = teacher_finding(examiner_of(["nothing"]), teacher_config(), 64)
-    assert finding.status is Status.UNKNOWN  # four texts are no evidence that the teacher cannot
-    assert "0 of 4 samples are problems (0 s were over before 64); too few to say" in finding.message
+    assert finding.status == "unknown"  # four texts are no evidence that the teacher cannot
+    assert "0 of 4 samples are problems (-1 s were over before 64); too few to say" in finding.message
 
 
 def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,43 +198,28 @@ def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch
     env.sampler, steps = NativeSampler(env.backbone), list[int]()
     env.backbone.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
     findings = [teacher_finding(env, teacher_config(), 64), student_finding(env, teacher_config(), NUMBERS)]
-    assert [finding.status for finding in findings] == [Status.UNKNOWN] * 2 and steps == []
+    assert [finding.status for finding in findings] == ["unknown"] * 2 and steps == []
     assert preflight.can_work(findings) is None
     assert preflight.summary(findings).startswith("unknown: too little was seen of teacher and student to say")
-    assert preflight.can_work([*findings, Finding("x", "y", "z")]) is False
+    assert preflight.can_work([*findings, Finding("x", "FAIL", "y")]) is False
 
 
 @pytest.mark.parametrize(
     ("texts", "cause", "status", "advice"),
     [
-        (["so it is...", "it is"], "truncation", Status.WARNING, "raise student.sampling.max_tokens"),
-        (["so it is..."], "truncation", Status.FAIL, "raise student.sampling.max_tokens"),
-        (["\\boxed{99}\nQuestion: and now..."], "stop", Status.FAIL, "student.sampling.stop"),
-        (["it is"], "format", Status.FAIL, "try another problems.format"),
-        ([r"\boxed{99}"], "difficulty", Status.OK, ""),
+        (["so it is...", "it is"], "truncation", "warning", "raise student.sampling.max_tokens"),
+        (["so it is..."], "truncation", "FAIL", "raise student.sampling.max_tokens"),
+        (["\\boxed{99}\nQuestion: and now..."], "stop", "FAIL", "student.sampling.stop"),
+        (["it is"], "format", "FAIL", "try another problems.format"),
+        ([r"\boxed{99}"], "difficulty", "ok", ""),
     ],
 )
-def test_why_rewards_are_0(texts: list[str], cause: str, status: Status, advice: str) -> None:
+def test_why_rewards_are_0(texts: list[str], cause: str, status: str, advice: str) -> None:
     finding = student_finding(examiner_of(texts), teacher_config(), NUMBERS)
-    assert (finding.status, next(iter(finding.facts["causes"]))) == (status, cause)
-    assert finding.message.startswith("0 of 32 attempts are correct, 10 tokens each; ") and advice in finding.advice
-    assert len(finding.details) == 7 and finding.details[0].startswith(f"{cause}: p0, gold '0', read ")
-    assert len({line.split(",")[0] for line in finding.details[:5]}) == 5, "of five problems"
-    fits = "pq and ps beside hard_only" if cause == "difficulty" else f"nothing yet: mend the {cause}"
-    assert finding.details[5].startswith(f"take: {fits}") and " rollouts, " in finding.details[6]
-
-
-def test_the_arm_that_fits_what_is_solved() -> None:
-    takes = [
-        student_finding(examiner_of(texts), teacher_config(), NUMBERS[:1]).details[-2]
-        for texts in ([r"\boxed{0}"], [r"\boxed{0}", r"\boxed{99}", r"\boxed{99}"])
-    ]
-    assert takes[0].startswith("take: harder problems") and takes[1].startswith("take: hard_only (soar student --train")
-
-
-def test_a_teacher_prompt_that_does_not_fit_fails() -> None:
-    finding = teacher_finding(examiner_of([GOOD]), teacher_config("teacher.sampling.max_tokens=200"), 8)
-    assert finding.status is Status.FAIL and "lower it" in finding.message
+    assert finding.status == status and advice in finding.advice
+    assert finding.message.startswith(f"0 of 32 attempts are correct, 10 tokens each; {cause} ")
+    assert len(finding.details) == 5 and finding.details[0].startswith(f"{cause}: p0, gold '0', read ")
+    assert len({line.split(",")[0] for line in finding.details}) == 5, "of five problems"
 
 
 def test_context() -> None:
@@ -248,30 +228,10 @@ def test_context() -> None:
     room = len(env.prompt(problems[5]))
     fits = tiny_config(f"student.sampling.max_tokens={env.backbone.context - room}")
     finding = context_finding(env, fits, problems)
-    assert (finding.status, finding.facts["too_long"]) == (Status.WARNING, 2)
+    assert finding.status == "warning"
     assert finding.message.endswith("2 of 8 problems do not fit")
-    assert context_finding(env, fits, problems[:6]).status is Status.OK
-    assert context_finding(env, fits, problems[3:]).status is Status.FAIL
-
-
-def test_tokenizer_with_two_bos_or_leaking_control_tokens_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = tiny_backbone()
-    env = RolloutEnv(backbone, NativeSampler(backbone), get_format("question_answer"), VerifierPool("number"))
-    problems = [Problem("a", "a <eos> b", "1")]
-    good = tokenizer_finding(env, problems)
-    assert good.status is Status.OK and good.facts["leaks"] == 0
-    assert good.message.startswith("0 BOS at the start, no chat template")
-
-    def careless(self: Any, tokenizer: Any, question: str) -> list[int]:
-        return [1, 1, *tokenizer.encode(question, add_special_tokens=False)]
-
-    monkeypatch.setattr(type(env.fmt), "student_ids", careless)
-    leaking = tokenizer_finding(env, problems)
-    assert leaking.status is Status.FAIL and leaking.facts["leaks"] == 2
-    assert any("'a <eos> b': <eos>" in line for line in leaking.details)
-    monkeypatch.setattr(preflight, "leaked_controls", lambda *_: [])
-    doubled = tokenizer_finding(env, problems)
-    assert doubled.status is Status.FAIL and doubled.message == "2 BOS at the start of a prompt, expected 0"
+    assert context_finding(env, fits, problems[:6]).status == "ok"
+    assert context_finding(env, fits, problems[3:]).status == "FAIL"
 
 
 def test_the_command_says_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,7 +240,7 @@ def test_the_command_says_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(words) == 0
     printed = capsys.readouterr().out.splitlines()
     names = [line.split()[1] for line in printed if line.startswith(("ok", "warning"))]
-    assert names == ["problems", "golds", "model", "tokenizer", "context", "student", "teacher"]
+    assert names == ["problems", "golds", "model", "context", "student", "teacher"]
     assert printed[-1] == "yes: a run can work"
     assert main([*words, "--json", "--set", "teacher.sampling.max_tokens=500"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -289,7 +249,22 @@ def test_the_command_says_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*words, "--model", str(tmp_path / "none")]) == 1
     out = capsys.readouterr().out
     assert "FAIL     model       model.path" in out
-    assert out.splitlines()[-1] == "no: 1 thing to mend before a run can work"
+    assert out.splitlines()[-1] == "no: mend model before a run can work"
+
+
+def test_a_verifier_that_cannot_work_ends_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gold answers that a too strict reward refuses, and a verifier that is not there: the model is not asked."""
+    strict = tmp_path / "strict.py"
+    strict.write_text("def grade(completions, **_):\n    return [0.0 for _ in completions]\n")
+    source = write_problems(tmp_path / "p.jsonl", NUMBERS)
+    words = ["check", "tiny", *SETS, "--set", "problems.limit=0", "--problems", str(source), "--verifier"]
+    for verifier, said in (
+        (f"{strict}:grade", "golds       0 of 8"),
+        ("none.py:f", "golds       problems.verifier = 'none.py:f'"),
+    ):
+        assert main([*words, verifier]) == 1
+        printed = capsys.readouterr().out
+        assert f"FAIL     {said}" in printed and printed.count("FAIL") == 1 and "model" not in printed
 
 
 def test_evidence_beside_the_file_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,5 +302,5 @@ def test_problems_are_checked_without_torch(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "yes: a run can work (1 warning)"
+    assert done.stdout.splitlines()[-1] == "yes: a run can work (warnings: model)"
     assert "not checked: torch, transformers, peft not installed" in done.stdout

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import run_folders
-from loop_helpers import events, read_jsonl, run_tiny, tiny_config
+from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_problems
 
 from soar.cli import main
 from soar.config import ConfigError, load
 from soar.plan.forecast import (
     KL_FACTOR,
     MEASURE,
+    PROMPT,
     TABLE,
     TRAIN,
-    Assumptions,
     Forecast,
     Rates,
     Work,
@@ -26,77 +26,60 @@ from soar.plan.forecast import (
     table_rates,
     workload,
 )
+from soar.types import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = {
-    "candidates": 40.0, "hard_share": 0.5, "texts_per_pair": 2.0, "teacher_prompt_tokens": 10.0, "teacher_tokens": 20.0,
-    "question_prompt_tokens": 5.0, "question_tokens": 15.0, "hard_prompt_tokens": 7.0, "hard_tokens": 30.0,
-    "question_gradient_share": 0.5, "hard_gradient_share": 0.25, "promotions": 0.0,
+    "candidates": 40.0, "hard_share": 0.5, "teacher_tokens": 20.0, "question_tokens": 15.0, "hard_tokens": 30.0,
+    "question_gradient_share": 0.5, "hard_gradient_share": 0.25,
 }  # fmt: skip
-GIVEN = Assumptions().with_values(NUMBERS, "given")
-FIXED = ("student.extra_steps_per_promotion=0", "arms.steps=10", "arms.pq_steps=6", "arms.curriculum_steps=2")
+
+
+def works(*changes: str, **values: float) -> dict[str, Work]:
+    config = tiny_config("arms.curriculum_steps=0", *changes)
+    return {w.name: w for w in workload(config, assumed(config, NUMBERS | values))}
 
 
 def test_counts_by_hand() -> None:
     # 40 candidates x 4 attempts; 20 hard, 10 to train. 2 steps of 3 x 4 pairs and 6 students of 2 steps x 2 x 4 rollouts;
     # 4 reward questions x 2 for each, the baseline 3 at each of 8 questions asked; 4 arms x 10 held out x 4.
-    config = tiny_config(*FIXED)
-    works = {w.name: (w.rollouts, w.sampled, w.trained) for w in workload(config, GIVEN)}
-    measured = 12 * 4 * 2 + 3 * 8
-    assert works == {
+    measured, share = 12 * 4 * 2 + 3 * 8, 4 / 14  # of the steps of pq: 4 promotion questions beside 10 hard ones
+    trained = 48 * (share * 0.5 * (PROMPT + 15) + (1 - share) * 0.25 * (PROMPT + 30))
+    counts = works("arms.steps=10", "arms.pq_steps=6")
+    assert {name: (w.rollouts, w.sampled, w.trained) for name, w in counts.items()} == {
         "screening": (160, 160 * 30, 0),
         "teacher writes": (48, 48 * 20, 0),
-        "students train": (192, 192 * 15, 192 * 0.5 * 20),
+        "students train": (192, 192 * 15, 192 * 0.5 * (PROMPT + 15)),
         "students measured": (measured, measured * 30, 0),
-        "teacher learns": (0, 0, 24 * 30),
-        "hard_only": (80, 80 * 30, 80 * 0.25 * 37),
-        "pq": (48, pytest.approx(16 * 15 + 32 * 30), pytest.approx(16 * 0.5 * 20 + 32 * 0.25 * 37)),
+        "teacher learns": (0, 0, 24 * 270),
+        "hard_only": (80, 80 * 30, 80 * 0.25 * (PROMPT + 30)),
+        "pq": (48, pytest.approx(48 * (share * 15 + (1 - share) * 30)), pytest.approx(trained)),
         "evaluation": (160, 160 * 30, 0),
     }
 
 
 def test_counts_follow_the_config() -> None:
-    def works(*changes: str, **values: float) -> dict[str, Work]:
-        return {w.name: w for w in workload(tiny_config(*changes), GIVEN.with_values(values, "given"))}
-
     # Hard-Only spends what the loop's students did (192 + 120 rollouts), in whole steps of 8.
-    assert works("student.extra_steps_per_promotion=0", "arms.steps=0")["hard_only"].rollouts == 312
-    # A promotion after the first of two steps: 2, then 3 RLOO steps; the limit is 3.
-    assert works(promotions=2.0)["students train"].rollouts == 6 * 8 * (2 + 3)
+    assert works("arms.steps=0")["hard_only"].rollouts == 312
     assert works("teacher.reward=learnability", "intrinsic.attempts=5")["students measured"].rollouts == 120 + 24 * 5
     assert works("teacher.reward=none")["teacher learns"].trained == 0
     assert works("screen.attempts=0")["screening"].rollouts == 0
     assert works("problems.max_hard=4")["evaluation"].rollouts == 4 * 2 * 4
-    # Mixed: 4 promotion questions beside 10 hard ones.
-    assert works(*FIXED, "arms.curriculum_steps=0")["pq"].sampled == pytest.approx(48 * (15 * 4 + 30 * 10) / 14)
     empty = works("teacher.steps=0", 'arms.run=["base","base_t"]', "arms.steps=3")
     assert empty["students train"].rollouts == empty["students measured"].rollouts == 0
     assert empty["base_t"].rollouts == 24
+    # A budget of tokens: all of it for hard_only, for pq what the loop left of it (48 x 20 + 192 x 15 + 120 x 30).
+    budget = works("arms.tokens=9000", "arms.steps=0", "arms.pq_steps=0")
+    assert (budget["hard_only"].rollouts, budget["pq"].sampled) == (300, 9000 - 960 - 2880 - 3600)
 
 
 def test_seconds_by_hand() -> None:
-    works = (Work("loop", "a", 1.0, 500.0, 300.0), Work("arms", "b", 1.0, 100.0, 300.0, kl=True))
-    expected = Forecast(works, GIVEN, Rates(1.0, 50.0, 30.0, "by hand"))
-    assert expected.seconds() == [20.0, 2.0 + 10.0 * KL_FACTOR]
-    assert expected.hours() == pytest.approx(37 / 3600)
+    rows = [Work("loop", "a", 1.0, 500.0, 300.0), Work("arms", "b", 1.0, 100.0, 300.0, kl=True)]
+    expected = Forecast(rows, {"x": (0.25, "given")}, Rates(1.0, 50.0, 30.0, "by hand"))
+    assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * KL_FACTOR) / 3600)
     assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
-    text = "\n".join(expected.lines())
-    assert "in all" in text and "37.0 s" in text and "hard_gradient_share            0.25  given" in text
-    assert "no rate is known" in "\n".join(Forecast(works, GIVEN, None).lines())
-
-
-def test_the_papers_setting_from_the_table() -> None:
-    # 200 steps x 16 students x 10 x 8 x 32 rollouts at half of 1,024 tokens, all with a gradient because of the KL term.
-    config = load("paper-math", ["problems.limit=1000", "problems.source=nowhere.jsonl"])
-    assumptions = assumed(config)
-    assert assumptions.origin["question_gradient_share"] == "by the KL term" and assumptions.question_tokens == 512
-    expected = forecast(config, assumptions)
-    by_name = dict(zip((w.name for w in expected.works), expected.seconds(), strict=True))
-    rollouts = 200 * 16 * 10 * 8 * 32
-    scale = 3.213e9 / 3e9
-    seconds = rollouts * 512 / (40_572 * scale) + rollouts * (150 + 512) / (32_966 * scale / KL_FACTOR)
-    assert by_name["students train"] == pytest.approx(seconds)
-    assert (expected.works[0].name, expected.works[0].rollouts) == ("screening", 1000 * 128)
+    assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25  given")
+    assert "no rate is known" in "\n".join(Forecast(rows, {}, None).lines())
 
 
 def test_the_table_is_what_was_measured_and_scales_with_size() -> None:
@@ -129,34 +112,47 @@ def test_the_table_is_what_was_measured_and_scales_with_size() -> None:
 )
 def test_assumptions_are_checked(name: str, value: float, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Assumptions().with_values({name: value}, "given")
+        assumed(tiny_config(), {name: value})
 
 
 def test_what_is_known_beforehand(tmp_path: Path) -> None:
-    problems = tmp_path / "p.jsonl"
-    problems.write_text("".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(7)))
+    problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(7)])
     config = tiny_config(f"problems.source={problems}", "problems.limit=0", "student.optimizer.kl=0")
     counted = assumed(config)
-    assert (counted.candidates, counted.origin["candidates"]) == (7, "counted") and "hard_share" not in counted.origin
+    assert (counted["candidates"], counted["hard_share"][1]) == ((7, "counted"), "assumed")
     (tmp_path / "p.jsonl.evidence.json").write_text("{}")
-    assert assumed(config).hard_share == 1.0 and workload(config, GIVEN)[0].rollouts == 0
-    away = assumed(tiny_config("problems.source=someone/somewhere", "problems.limit=77"))
-    assert (away.candidates, away.origin["candidates"]) == (77, "problems.limit")
+    assert assumed(config)["hard_share"][0] == 1.0 and workload(config, counted)[0].rollouts == 0
+    away = assumed(load("paper-math", ["problems.source=someone/somewhere", "problems.limit=77"]))
+    assert away["candidates"] == (77, "problems.limit") and away["question_tokens"][0] == 512
+    assert away["question_gradient_share"] == (1.0, "by the KL term")
 
 
-def test_dry_run_prints_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "--dry-run", "--model", "x/M-3B", "--problems", "x.jsonl"]
-    assert main([*words, "--assume", "question_tokens=100", "--set", "model.sampler=vllm"]) == 0
+def test_dry_run_prints_everything_and_refuses_what_cannot_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(8)])
+    words = ["run", "--dry-run", "--model", "x/M-3B", "--set", "model.sampler=vllm", "--problems"]
+    assert main([*words, str(problems), "--assume", "question_tokens=100"]) == 0
     out = capsys.readouterr().out
-    assert "memory per device" in out and "the size in the model's name" in out and "device-hours" in out
-    assert "by model.vllm_memory: its own 5.59 GiB" in out and '"steps":' in out
-    assert out.count("evaluation ") == 1, "every stage is counted once"
-    assert "question_tokens                 100  given" in out
+    for text in (
+        "8 of 8 gold answers",
+        "memory per device",
+        "the size in the model's name",
+        "device-hours",
+        "its own 5.59 GiB",
+    ):
+        assert text in out
+    assert '"steps":' in out and "question_tokens                 100  given" in out
+    assert main([*words, "x.jsonl"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL     problems    x.jsonl: cannot be read: no such file" in out
+    assert main([*words, str(problems), "--verifier", "nothing"]) == 1
+    assert "FAIL     golds       problems.verifier = 'nothing'" in capsys.readouterr().out
     for wrong in ("question_tokens", "question_tokens=many", "nonsense=3"):
         assert main(["run", "--dry-run", "--assume", wrong]) == 1
 
 
-def test_a_forecast_says_what_a_run_then_spends(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_forecast_says_what_a_run_then_spends(tmp_path: Path) -> None:
     """Every question of the training half is a reward question and nothing is promoted: the same number, exactly."""
     changes = (
         "teacher.reward=learnability",
@@ -167,10 +163,9 @@ def test_a_forecast_says_what_a_run_then_spends(tiny_run: Path, tmp_path: Path) 
     )
     run_tiny(tmp_path / "run", *changes)
     hard = sum(len(read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")) for half in ("train", "test"))
-    config = tiny_config(*changes)
-    values = GIVEN.with_values({"candidates": float(hard), "hard_share": 1.0}, "given")
-    expected = sum(work.rollouts for work in workload(config, values) if work.name in (TRAIN, MEASURE))
-    assert expected == events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
+    counts = works(*changes, candidates=float(hard), hard_share=1.0)
+    spent = events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
+    assert counts[TRAIN].rollouts + counts[MEASURE].rollouts == spent
 
 
 @pytest.mark.parametrize("path", ["builtin:tiny", "x/M-3B"])
@@ -178,8 +173,7 @@ def test_the_first_outer_steps_replace_the_table(tmp_path: Path, path: str) -> N
     """Rates by which the loop would have taken what its steps took: 40 s for each of two."""
     config = tiny_config(f'model.path="{path}"')
     run_folders.write_jsonl(tmp_path / "metrics.jsonl", [{"event": "outer_step", "step": 0, "seconds": 40.0}])
-    expected = forecast(config, GIVEN, tmp_path)
+    expected = forecast(config, NUMBERS, tmp_path)
     assert expected.rates is not None and expected.rates.source == "this run's own first 1 outer steps"
-    loop = [s for work, s in zip(expected.works, expected.seconds(), strict=True) if work.stage == "loop"]
-    assert sum(s for s in loop if s is not None) == pytest.approx(80.0)
-    assert forecast(config, GIVEN, tmp_path / "nowhere").rates == forecast(config, GIVEN).rates
+    assert sum(map(expected.rates.seconds, [w for w in expected.works if w.stage == "loop"])) == pytest.approx(80.0)
+    assert forecast(config, NUMBERS, tmp_path / "nowhere").rates == forecast(config, NUMBERS).rates

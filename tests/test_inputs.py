@@ -88,7 +88,7 @@ ROWS: list[tuple[str, Prepare, str, int, str]] = [
     ("82 a verifier, dry run", named("verifier"), DRY, 1, "problems.verifier = .*--trust-run"),
     ("82 a model's code", manifest("model", "trust_remote_code", True), "export RUN --format peft --out OUT", 1, "--trust"),
     ("82 a cluster", manifest("cluster", "address", "ray://evil:1"), RESUME, 1, "cluster.address.*--trust-run"),
-    ("103 keys in a dry run", nothing, "run --dry-run --set problems.source=https://u:secret@h/x?key=secret", 0, ""),
+    ("103 keys in a dry run", nothing, "run --dry-run --set problems.source=https://u:secret@h/x?key=secret", 1, ""),
 ]  # fmt: skip
 
 

@@ -14,11 +14,12 @@ from typer import Argument, Context, Option
 from soar.cli import common
 from soar.config import Config, ConfigError, override
 from soar.files import scrub, write_atomic
-from soar.plan.forecast import assumed, forecast, memory_lines
-from soar.plan.preflight import can_work, check_all, summary
+from soar.plan.forecast import forecast, memory_lines
+from soar.plan.preflight import can_work, check_all, check_data, summary
 from soar.problems.answers import read_choice
 from soar.problems.domain import load_domain
 from soar.problems.load import load_problems
+from soar.problems.sources import split_source
 from soar.problems.verify import read_number
 from soar.run.folder import recorded_config
 from soar.run.interrupts import StopRequest
@@ -44,7 +45,7 @@ def run(
     dry_run: Annotated[bool, Option("--dry-run", help="Print config and forecast, run nothing.")] = False,
     assume: Annotated[list[str] | None, Option(metavar="NAME=VALUE", help="Assume this in the forecast.")] = None,
     quiet: common.Quiet = False,
-) -> None:
+) -> int:
     """Screen, outer loop, arms, evaluation, report.
 
     The run is saved when it stops at a limit (0: no limit), and goes on with --resume.
@@ -66,22 +67,24 @@ def run(
         config = common.config_of(recipe, model, problems, overrides)
     out = out or Path("runs") / config.name
     if dry_run:
-        _forecast(config, assume or [], out if resume else None)
-        return
+        return _dry_run(config, assume or [], out if resume else None)
     common.carry_out(context, config, out, resume, quiet)
     print(f"report: {out / 'report.html'}")
+    return 0
 
 
-def _forecast(config: Config, assume: list[str], run: Path | None) -> None:
-    """Print what a run would do and cost; run: its folder, when it has begun."""
+def _dry_run(config: Config, assume: list[str], run: Path | None) -> int:
+    """Print what is wrong with the data, what a run would do and cost; 1 when it cannot work. run: its folder, if begun."""
     try:
         values = {name: float(value) for name, _, value in (text.partition("=") for text in assume)}
     except ValueError as error:
         raise ConfigError(f"--assume {' '.join(assume)}: expected NAME=NUMBER") from error
-    assumptions = assumed(config).with_values(values, "given")
+    expected, local = forecast(config, values, run), split_source(config.problems.source)[0] != "hub"
     print(json.dumps(scrub(config.resolved()), indent=2))
-    lines = [*config.doubts(), *memory_lines(config, assumptions), *forecast(config, assumptions, run).lines()]
-    print("\n".join(lines))
+    findings = list(check_data(config)) if local else []  # a hub dataset takes a network
+    lines = [line for finding in findings for line in finding.lines()]
+    print("\n".join([*lines, *memory_lines(config), *expected.lines()]))
+    return int(can_work(findings) is False)
 
 
 def screen(
@@ -151,7 +154,7 @@ def check(
             print("\n".join(finding.lines()), flush=True)
     works = can_work(findings)
     if as_json:
-        print(json.dumps({"works": works, "findings": [finding.as_json() for finding in findings]}, indent=2))
+        print(json.dumps({"works": works, "findings": [finding._asdict() for finding in findings]}, indent=2))
     else:
         print(summary(findings))
     return 0 if works else 1

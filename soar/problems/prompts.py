@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -248,20 +247,6 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
         behind = _ids(tokenizer, text.rpartition(SENTINEL)[2].lstrip())[:1] if SENTINEL in text else []
         ends |= added & set(behind)
     return frozenset(ends)
-
-
-def leaked_controls(tokenizer: Any, fmt: PromptFormat, question: str) -> list[str]:
-    """Texts of control ids that a question added to (or took from) those of the student prompt; [] as it should be."""
-    control = _control_ids(tokenizer, fmt)
-    found, wanted = ([i for i in fmt.student_ids(tokenizer, text) if i in control] for text in (question, "x"))
-    extra = Counter(found)
-    extra.subtract(wanted)
-    return [control[i] for i, count in extra.items() if count]
-
-
-def control_texts(tokenizer: Any, fmt: PromptFormat) -> list[str]:
-    """Every text that is a control token of this tokenizer, or a control word of the format."""
-    return sorted(set(_control_ids(tokenizer, fmt).values()))
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
