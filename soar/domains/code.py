@@ -14,11 +14,11 @@ from functools import lru_cache
 from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_tests
 from soar.domains.styles import WORDS, styled
 from soar.problems.verify import VerifierError
-from soar.sandbox.run import SLOWER, Limits, Sandbox, SandboxError
+from soar.sandbox.run import Limits, Sandbox, SandboxError
 from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
-LIMITS = Limits(cpu_s=2, wall_s=3.5)
+LIMITS = Limits(cpu_s=2, wall_s=15.0)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 PLACEHOLDER = WORDS["code"]["style"]["code"]["placeholders"][0]
 FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)")
@@ -139,7 +139,7 @@ CODE = styled(
     read_problem=read_problem,
     read_answer=read_answer,
     verify=verify,
-    seconds=LIMITS.wall_s * (1 + SLOWER) + 1.5,  # the worker outlives the program and its second try
+    seconds=LIMITS.wall_s + 1.5,  # the worker outlives the program
     validate=validate,
     prepare=_sandbox,
     max_answer_chars=MAX_CODE_CHARS,

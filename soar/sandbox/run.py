@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import queue
-import select
 import shutil
 import signal
 import socket
@@ -27,12 +27,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
+import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,18 @@ from soar.types import UserError
 
 __all__ = ["BACKENDS", "End", "Job", "Limits", "Outcome", "Sandbox", "SandboxError", "find_backend"]
 
-HEADER = struct.Struct(">II")
-SLOWER = 4.0  # times the wall time, where a program waited for a core rather than for itself
-IDLE_S = 0.1  # of CPU; who used less in all its wall time slept
 GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dead
 SCRATCH = "/scratch"
 SITES = ("site-packages", "dist-packages")
 NOBODY = 65534
+FIRST_FREE = 4  # file descriptor; 0 to 2 and the pipe of results are there before the program
 JAIL = (Path(__file__).parent / "jail.py").read_text(encoding="utf-8")
+SECCOMP = tomllib.loads((Path(__file__).parent.parent / "assets" / "seccomp.toml").read_text(encoding="utf-8"))
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
+KILL_PROCESS, NOT_PERMITTED = (RETURN, 0, 0, 0x80000000), (RETURN, 0, 0, 0x00050001)  # SECCOMP_RET_ERRNO | EPERM
+ALLOW = (RETURN, 0, 0, 0x7FFF0000)
+NUMBER, ARCHITECTURE, ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data, whose arguments are little-endian
+X32_BIT = 0x40000000
 
 
 class SandboxError(UserError):
@@ -56,11 +60,11 @@ class SandboxError(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. cpu_s decides, and is rounded up to whole seconds by the kernel; a program that is over
-    wall_s having computed for less is run once more, alone and for SLOWER times as long. output_kb bounds its results."""
+    """What one program may use. cpu_s decides, and is rounded up to whole seconds by the kernel; wall_s is for programs that
+    sleep, and long enough for one that waits for a core. output_kb bounds its results; file_kb is more."""
 
     cpu_s: int = 2
-    wall_s: float = 5.0
+    wall_s: float = 15.0
     memory_mb: int = 256
     scratch_kb: int = 4096
     file_kb: int = 1024
@@ -98,7 +102,45 @@ class Outcome:
     errors: dict[int, str] = field(default_factory=dict)
     detail: str = ""
     cpu_s: float = 0.0
-    starved: bool = False  # over its wall time, but not its CPU time
+
+
+def calls(kind: str, machine: str) -> dict[str, int]:
+    """Name and number of the system calls under a key of assets/seccomp.toml. Raises SandboxError for other processors."""
+    if machine not in SECCOMP["machines"]:
+        raise SandboxError(f"the sandbox knows the system calls of {', '.join(SECCOMP['machines'])}, not of {machine}")
+    rows = (pair.replace("=", "/").split("/") for pair in SECCOMP[kind].split())
+    numbers = ((row[0], row[1 + list(SECCOMP["machines"]).index(machine)]) for row in rows)
+    return {name: int(number) for name, number in numbers if number != "-"}
+
+
+def build_filter(machine: str) -> bytes:
+    """The seccomp filter as an array of struct sock_filter. Raises SandboxError for a processor that is not known."""
+    rules = {number: [ALLOW] for number in calls("allowed", machine).values()}
+    limited = calls("limited", machine)
+    for name, commands in SECCOMP["commands"].items():
+        tests = [step for command in commands for step in ((EQUAL, 0, 1, command), ALLOW)]
+        rules[limited[name]] = [(LOAD, 0, 0, ARGUMENT + 8 * 1), *tests]
+    for name in ("fchmod", "utimensat"):
+        rules[limited[name]] = [(LOAD, 0, 0, ARGUMENT), (AT_LEAST, 0, 1, FIRST_FREE), ALLOW]
+    null = [
+        (LOAD, 0, 0, ARGUMENT + 8 * 2),
+        (EQUAL, 0, 3, 0),
+        (LOAD, 0, 0, ARGUMENT + 8 * 2 + 4),
+        (EQUAL, 0, 1, 0),
+        ALLOW,
+    ]
+    rules[limited["prlimit64"]] = null  # both halves of the pointer to new limits
+    steps = [
+        (LOAD, 0, 0, ARCHITECTURE),
+        (EQUAL, 1, 0, SECCOMP["machines"][machine]),
+        KILL_PROCESS,
+        (LOAD, 0, 0, NUMBER),
+    ]
+    if machine == "x86_64":  # the x32 calls have numbers of their own
+        steps += [(AT_LEAST, 0, 1, X32_BIT), KILL_PROCESS]
+    for number, rule in rules.items():
+        steps += [(EQUAL, 0, len(rule) + 1, number), *rule, NOT_PERMITTED]
+    return b"".join(struct.pack("=HBBI", *step) for step in [*steps, NOT_PERMITTED])
 
 
 @cache
@@ -151,39 +193,25 @@ class Box:
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self._process: subprocess.Popen[bytes] | None = None
-        self._said: Any = None
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._requests, requests = socket.socketpair()
+    def _start(self) -> None:
+        machine = platform.machine()
+        owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]  # mapped to nobody
+        settings = {**_world(), "owner": owner, "filter": build_filter(machine).hex(), "calls": calls("jail", machine)}
+        self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        try:
+        with requests:
             self._process = subprocess.Popen(
-                _command(self.backend),
-                stdin=requests.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=self._said,
-                env={"PYTHONHASHSEED": "0"},
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as error:
-            self._requests.close()
-            raise Lost(f"{type(error).__name__}: {error}") from error
-        finally:
-            requests.close()
-        owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]
-        settings = json.dumps({**_world(), "owner": owner}).encode()  # owner: whom a box maps to nobody
-        self._requests.sendall(HEADER.pack(len(settings), 0) + settings)
-        return self._process
+                [*_command(self.backend), json.dumps(settings)], stdin=requests.fileno(), stdout=subprocess.DEVNULL,
+                stderr=self._said, env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
+            )  # fmt: skip
 
     def close(self) -> None:
         """End the server. The next program starts another one."""
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdout is not None
         self._requests.close()
-        process.stdout.close()
         try:
             process.wait(1.0)  # it ends with its input
         except subprocess.TimeoutExpired:
@@ -195,80 +223,45 @@ class Box:
         """Run one program. Raises Lost when the server died, SandboxError when it could not make a box."""
         request: dict[str, Any] = {"source": job.source, "limits": asdict(limits)}
         request |= {"entry": job.entry, "calls": job.calls} if job.inputs is None else {"inputs": job.inputs}
-        payload = json.dumps(request).encode()
-        process = self._process or self._start()
-        results, write_end = os.pipe()  # of this program alone: its flags are nobody else's
-        try:
+        most = limits.output_kb * 2**10
+        with open(os.memfd_create("request"), "w+b") as asked, open(os.memfd_create("results"), "w+b") as results:
+            asked.write(json.dumps(request).encode())
+            asked.flush()
             try:
-                header = HEADER.pack(len(payload), max(1, int(limits.wall_s * 1000)))
-                socket.send_fds(self._requests, [header], [write_end])
-            finally:
-                os.close(write_end)
-            report, output = self._exchange(process, payload, results, limits)
-        except (Lost, OSError) as error:
-            self._said.seek(0)
-            said = self._said.read(10_000).decode("utf-8", "replace").strip().splitlines()
-            self.close()
-            raise Lost(": ".join([str(error), *said[-1:]])) from error
-        finally:
-            os.close(results)
+                if self._process is None:
+                    self._start()
+                self._requests.settimeout(limits.wall_s + GRACE_S)
+                wall_ms = str(max(1, int(limits.wall_s * 1000))).encode()
+                socket.send_fds(self._requests, [wall_ms], [asked.fileno(), results.fileno()])
+                said = self._requests.recv(10_000)
+            except OSError as error:
+                said = f"{type(error).__name__}: {error}".encode()
+            if not said.startswith(b"{"):
+                raise Lost(self._last_words(said.decode() or "the server of the sandbox ended"))
+            report, output = json.loads(said), os.pread(results.fileno(), most + 1, 0)
         if report["setup"] is not None:
             self.close()
             raise SandboxError(f"sandbox {self.backend}: {report['setup']}")
         return _outcome(report, output, limits)
 
-    def _exchange(
-        self, process: subprocess.Popen[bytes], data: bytes, results: int, limits: Limits
-    ) -> tuple[dict[str, Any], bytes | None]:
-        """Send the request, gather results until the server reports. Results are None when they exceed their limit."""
-        assert process.stdout is not None
-        send, control, most = self._requests.fileno(), process.stdout.fileno(), limits.output_kb * 2**10
-        os.set_blocking(results, False)
-        deadline = time.monotonic() + limits.wall_s + GRACE_S
-        poll = select.poll()
-        poll.register(control, select.POLLIN)
-        poll.register(results, select.POLLIN)
-        poll.register(send, select.POLLOUT)
-        report, output = b"", bytearray()
-        while len(report) < 4 or len(report) < 4 + int.from_bytes(report[:4], "big"):
-            events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-            if not events:
-                raise Lost("the server of the sandbox does not answer")
-            if results in events and not _drain(results, output, most):
-                poll.unregister(results)  # the program has ended
-            if send in events:
-                data = data[self._requests.send(data[:65536], socket.MSG_DONTWAIT) :]
-                if not data:
-                    poll.unregister(send)
-            if control in events:
-                piece = os.read(control, 65536)
-                if not piece:
-                    raise Lost("the server of the sandbox ended")
-                report += piece
-        if data:
-            raise Lost("the server of the sandbox did not read its request")
-        _drain(results, output, most)
-        return json.loads(report[4:]), None if len(output) > most else bytes(output)
+    def _last_words(self, why: str) -> str:
+        """Why a server was lost, with the last line that it wrote; it is closed."""
+        if self._process is not None:
+            self._said.seek(0)
+            why = ": ".join([why, *self._said.read(10_000).decode("utf-8", "replace").strip().splitlines()[-1:]])
+        self.close()
+        return why
 
 
-def _drain(results: int, output: bytearray, most: int) -> bool:
-    """Read what is there; keep one byte more than `most` and forget the rest. False at the end of the pipe."""
-    with contextlib.suppress(BlockingIOError):
-        while piece := os.read(results, 65536):
-            output += piece[: most + 1 - len(output)]
-        return False
-    return True
-
-
-def _outcome(report: dict[str, Any], output: bytes | None, limits: Limits) -> Outcome:
+def _outcome(report: dict[str, Any], output: bytes, limits: Limits) -> Outcome:
     """The reading of a report and of the lines that a program sent. A line that is none of ours is left out."""
     status, cpu_s = int(report["status"]), float(report["cpu_s"])
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     spent = number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s > limits.cpu_s - 0.2)
     if report["timed_out"] or spent:
         detail = f"over {limits.cpu_s} s of CPU" if spent else f"over {limits.wall_s:g} s, with {cpu_s:.1f} s of CPU"
-        return Outcome(End.TIMEOUT, detail=detail, cpu_s=cpu_s, starved=not spent and cpu_s > IDLE_S)
-    if output is None:
+        return Outcome(End.TIMEOUT, detail=detail, cpu_s=cpu_s)
+    if len(output) > limits.output_kb * 2**10:
         return Outcome(End.FLOOD, detail=f"more than {limits.output_kb} kB of results", cpu_s=cpu_s)
     if number:
         return Outcome(End.KILLED, detail=f"ended by {signal.Signals(number).name}", cpu_s=cpu_s)
@@ -380,18 +373,15 @@ class Sandbox:
             self._all.append(Box(find_backend(self.wanted)))
             self._boxes.put(self._all[-1])
         with ThreadPoolExecutor(self.workers) as pool:
-            outcomes = list(pool.map(partial(self._run_one, limits=self.limits), jobs))
-        longer = replace(self.limits, wall_s=SLOWER * self.limits.wall_s)
-        pairs = zip(jobs, outcomes, strict=True)
-        return [self._run_one(job, longer) if outcome.starved else outcome for job, outcome in pairs]
+            return list(pool.map(self._run_one, jobs))
 
-    def _run_one(self, job: Job, limits: Limits) -> Outcome:
+    def _run_one(self, job: Job) -> Outcome:
         box = self._boxes.get()
         try:
             for _ in range(STARTS - 1):
                 with contextlib.suppress(Lost):
-                    return box.ask(job, limits)
-            return box.ask(job, limits)
+                    return box.ask(job, self.limits)
+            return box.ask(job, self.limits)
         except Lost as error:
             raise SandboxError(f"sandbox {box.backend}: {error}") from error
         finally:
