@@ -177,4 +177,4 @@ def test_screening_that_is_cut_off() -> None:
     assert screen_alarms({"truncated_share": 0.5}) == screen_alarms({"truncated_share": None}) == []
     (alarm,) = screen_alarms({"truncated_share": 0.75})
     assert (alarm["kind"], alarm["step"]) == ("truncation", None)
-    assert alarm["message"].startswith("75 % of the attempts in screening hit the token budget")
+    assert alarm["message"].startswith("75% of the attempts in screening hit the token budget")

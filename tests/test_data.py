@@ -17,6 +17,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from soar.problems.domain import Domain
 from soar.problems.load import (
     DataError,
     LoadReport,
@@ -33,7 +34,7 @@ from soar.problems.load import (
 )
 from soar.problems.prompts import get_format
 from soar.problems.sources import Row, split_source
-from soar.report.export import Task, files_of
+from soar.report.export import files_of
 from soar.types import Problem, Screening
 
 
@@ -215,11 +216,11 @@ def test_what_was_done_to_values_is_in_the_report(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("form", ["trl", "verl", "verifiers", "jsonl"])
+@pytest.mark.parametrize("form", ["trl", "verl", "jsonl"])
 @pytest.mark.parametrize("fmt", ["tags", "question_answer", "sums"])
 def test_our_own_exports_are_read_back(tmp_path: Path, form: str, fmt: str) -> None:
     rows = [{"question": q, "answer": a, "kind": "pq"} for q, a in (("What is 1+1?", "2"), ("What is x?", r"\frac12"))]
-    for name, content in files_of(form, Task("my run", get_format(fmt), "math", "m"), rows).items():
+    for name, content in files_of(form, Domain("mine", get_format(fmt), "math"), rows).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     problems, _ = load_problems(str(tmp_path))

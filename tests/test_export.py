@@ -6,8 +6,8 @@ import importlib.util
 import json
 import shutil
 import sys
-import tomllib
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +94,14 @@ def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch:
     assert trainer.state.global_step == 1
     assert float(log["reward"]) == 0.5, "every second completion is graded on the gold answer"
     assert {gold for _, gold in seen} <= {row["answer"] for row in read_jsonl(tiny_run / "pq.jsonl")}
-    snippet = (out / "README.md").read_text(encoding="utf-8").split("```python")[1]
-    assert snippet.index('if __name__ == "__main__":') < snippet.index("RLOOTrainer(model")
 
 
 def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
     accuracy_reward = pytest.importorskip("trl.rewards").accuracy_reward
-    task = export.task_of(read_run(boxed))
+    domain = export.domain_of_run(read_run(boxed))
     golds = ["42", r"\frac{1}{3}", "0.5", "(1, 2)", r"\{1,2\}", "x=3", "x^2+1", r"\sqrt{2}", "3 or 5", r"2\pi"]
     said = [[{"role": "assistant", "content": rf"So it is \boxed{{{gold}}}"}] for gold in golds]
-    assert accuracy_reward(said, [export.solution(task, gold) for gold in golds]) == [1.0] * len(golds)
-    assert export.solution(task, r"$5$") == r"$5$"
+    assert accuracy_reward(said, [export.solution(domain, gold) for gold in golds]) == [1.0] * len(golds)
 
 
 def test_the_verl_file_and_its_reward(boxed: Path, tmp_path: Path) -> None:
@@ -130,54 +127,9 @@ def test_the_verl_file_and_its_reward(boxed: Path, tmp_path: Path) -> None:
 
 
 def test_a_verifier_name_cannot_leave_its_string(boxed: Path) -> None:
-    hostile = export.Task("x", export.get_format("tags"), 'a"); import os; os.abort() #\n\u2028.py:f', "m")
-    for name in ("reward.py", "taskset.py"):
-        tree = compile(export.template(name, hostile).decode(), name, "exec")
-        assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
-
-
-def test_the_environment_package_is_whole(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Against a stand-in for `verifiers.v1` with the three classes and the decorator that the package uses."""
-    assert main(["export", str(tiny_run), "--format", "verifiers", "--out", str(tmp_path / "out")]) == 0
-    project = tomllib.loads((tmp_path / "out" / "pyproject.toml").read_text())
-    assert project["project"]["name"] == "soar_tiny"
-    assert project["project"]["dependencies"] == ["verifiers>=0.4"], "no index has soar"
-
-    class Base:
-        """Stands for TaskData, Task and Taskset."""
-
-        def __init__(self, data: Any = None, config: Any = None, **fields: Any) -> None:
-            self.data = data
-            self.__dict__.update(fields)
-
-        def __class_getitem__(cls, item: Any) -> type:
-            return cls
-
-    fake: Any = types.ModuleType("verifiers.v1")
-    fake.TaskData = fake.Task = fake.Taskset = Base
-    fake.TasksetConfig, fake.reward = object, lambda weight: lambda function: function
-    parent: Any = types.ModuleType("verifiers")
-    parent.v1 = fake
-    monkeypatch.setitem(sys.modules, "verifiers", parent)
-    monkeypatch.setitem(sys.modules, "verifiers.v1", fake)
-    monkeypatch.syspath_prepend(str(tmp_path / "out"))
-    module = importlib.import_module("soar_tiny")
-    assert module.__all__ == ["SoarTaskset"]
-    taskset = module.SoarTaskset()
-    taskset.config = types.SimpleNamespace(task=None)
-    tasks = list(taskset.load())
-    promoted = read_jsonl(tiny_run / "pq.jsonl")
-    assert [task.data.answer for task in tasks] == [row["answer"] for row in promoted]
-    assert all(task.data.question in task.data.prompt for task in tasks)
-    import asyncio
-
-    right = types.SimpleNamespace(last_reply=f"{ANSWER_MARK} {promoted[0]['answer']}")
-    assert asyncio.run(tasks[0].correct(right)) == 1.0
-    assert asyncio.run(tasks[0].correct(types.SimpleNamespace(last_reply=None))) == 0.0
-    assert asyncio.run(tasks[0].validate(None)) is True
-    del sys.modules["soar_tiny"], sys.modules["soar_tiny.taskset"]
+    hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028.py:f')
+    tree = compile(export.reward_file(hostile).decode(), "reward.py", "exec")
+    assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 
 
 def test_hostile_text_stays_inside_the_card(boxed: Path, tmp_path: Path) -> None:
@@ -224,44 +176,13 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
 
-    export.export_merged(run, tmp_path / "merged", policy)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=2e-5, rtol=1e-5)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "peft")
     assert tokenizer.encode(question) == backbone.tokenizer.encode(question)
     card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
     name, arm = {"student": ("PS", "ps"), "pq": ("PQ", "pq")}[policy]
     share = json.loads((tiny_run / "summary.json").read_text())["arms"][arm]["pass_at"]["1"]
     assert f"- {name}: {100 * share:.1f} % [" in card and "- Hard-Only: " in card
     assert "base_model:" not in card, "an embedded model is no name on the hub"
-
-
-def test_a_model_from_gguf_can_be_saved(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers marks a model read from GGUF as quantised and refuses to save it, though its weights are plain."""
-    import transformers
-
-    run, seen = tmp_path / "run", {}
-    shutil.copytree(tiny_run, run)
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["config"]["model"]["gguf_file"] = "x.gguf"
-    run_folders.write_json(run / "manifest.json", manifest)
-    load, load_tokenizer = transformers.AutoModelForCausalLM.from_pretrained, transformers.AutoTokenizer.from_pretrained
-
-    def from_gguf(path: str, **options: Any) -> Any:
-        seen.update(options)
-        model = load(path)
-        model.hf_quantizer = types.SimpleNamespace(is_serializable=lambda *a, **k: False, quantization_config=None)
-        model.config.quantization_config = {"quant_method": "gguf"}
-        return model
-
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_gguf)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda path, **options: load_tokenizer(path))
-    export.export_merged(run, tmp_path / "merged")
-    assert seen["gguf_file"] == "x.gguf" and "use_safetensors" not in seen
-    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
-    export.export_adapter(run, tmp_path / "peft")
-    assert "gguf_file='x.gguf'" in (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +194,7 @@ def test_a_model_from_gguf_can_be_saved(tiny_run: Path, tmp_path: Path, monkeypa
         (
             lambda run: run_folders.write_json(run / "manifest.json", {"config": {}}),
             ["--format", "verl", "--out", "{run}/x"],
-            "config.problems.format = None",
+            "config.problems: ",
         ),
     ],
 )

@@ -62,7 +62,6 @@ def test_files(tiny_run: Path) -> None:
         "pq.jsonl",
         "summary.json",
         "report.html",
-        "transcripts.jsonl",
     }
     streams |= {"hashes.json"}
     hard = {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}

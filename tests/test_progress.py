@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
 from soar.run import progress
 from soar.run.progress import Progress
@@ -56,24 +55,10 @@ def test_bars_on_a_terminal() -> None:
     assert report.bars is None
 
 
-def test_a_view_stands_under_the_bars_and_is_asked_for_anew() -> None:
-    report, out = plain(force_terminal=True, color_system=None)
-    state = {"text": "first"}
-    with report, report.task("outer loop", 4):
-        report.show(lambda: Text(state["text"]))
-        report.redraw()
-        state["text"] = "second"
-        report.say("a line")
-    shown = out.getvalue()
-    assert shown.index("first") < shown.index("a line") < shown.index("second")
-    assert shown.rindex("outer loop") < shown.rindex("second")
-
-
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     report, out = plain(force_terminal=True)
     with report, report.task("outer loop", 4) as advance:
-        report.show(lambda: Text("a view"))
         advance(1)
         report.say("a line")
     assert out.getvalue() == "a line\n"

@@ -15,7 +15,7 @@ from soar.cli.grade import grade_file
 from soar.files import visible
 from soar.problems.domain import load_domain
 from soar.problems.pool import VerifierPool
-from soar.report.page import write_pictures, write_report
+from soar.report.page import write_report
 from soar.report.watch import follow
 from soar.run.doctor import BLIND, examine
 from soar.types import Verdict
@@ -34,10 +34,9 @@ def watch(
 def report(
     run: common.RunFolder,
     out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None,
-    figures: Annotated[Path | None, Option(metavar="FOLDER", help="Write the charts alone, as SVG.")] = None,
 ) -> None:
-    """One HTML page about a run, or its charts as files."""
-    print(write_report(run, out) if figures is None else "\n".join(map(str, write_pictures(run, figures))))
+    """One HTML page about a run."""
+    print(write_report(run, out))
 
 
 def doctor(

@@ -12,13 +12,13 @@ from soar.cli import common
 from soar.config import Config, ConfigError, TrainedArm
 from soar.files import write_json
 from soar.plan.forecast import forecast
-from soar.report.export import export_adapter, export_merged, export_questions
+from soar.report.export import export_adapter, export_questions
 from soar.report.text import result_lines
 from soar.run.folder import ACCEPTED, REJECTED, decide, lines, read
 from soar.run.interrupts import resume_command
 from soar.studies.study import cells, find_study, read_study, run_study
 
-Format = Literal["trl", "verl", "verifiers", "jsonl", "peft", "merged"]
+Format = Literal["trl", "verl", "jsonl", "peft"]
 ARMS = {
     "hard": ("hard_only", None),
     **{name: (name, "arms.pq_from") for name in get_args(TrainedArm) if name.startswith("pq")},
@@ -36,26 +36,23 @@ def export(
     out: Annotated[Path, Option(help="New folder.")],
     questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
     with_hard: Annotated[bool, Option("--with-hard", help="Add the hard training half, as for the arm pq.")] = False,
-    policy: Annotated[str, Option(help="Of peft and merged: student, teacher, or an arm such as pq.")] = "student",
+    policy: Annotated[str, Option(help="Of peft: student, teacher, or an arm such as pq.")] = "student",
 ) -> None:
-    """Questions for TRL, verl, verifiers; weights for PEFT.
+    """Questions for TRL and verl; weights for PEFT.
 
     formats:
       trl        train.jsonl with prompt and solution, and reward.py
       verl       train.parquet with verl's five fields, and reward.py
-      verifiers  an environment package for verifiers and prime-rl
       jsonl      question and answer, for soar itself; the folder is a Hugging Face dataset with its card
       peft       an adapter with tokenizer and card
-      merged     base model and adapter as one model
 
     examples:
       soar export runs/mine --format verl --with-hard --out questions-verl
-      soar export runs/mine --format merged --policy pq --out my-model
+      soar export runs/mine --format peft --policy pq --out my-adapter
     """
-    if form in ("peft", "merged"):
-        files = (export_adapter if form == "peft" else export_merged)(run, out, policy)
-    else:
-        files = export_questions(run, out, form, questions, with_hard)
+    files = (
+        export_adapter(run, out, policy) if form == "peft" else export_questions(run, out, form, questions, with_hard)
+    )
     print("\n".join(map(str, files)))
 
 

@@ -1,1 +1,1 @@
-"""What is read from a run folder: pages, figures, exports; torch-free but for merged weights."""
+"""What is read from a run folder: pages, figures, exports; torch-free."""

@@ -16,6 +16,7 @@ DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share 
 TRUNCATED_SHARE = 0.5  # more completions cut off than this share
 LOGPROB_GAP = 0.1  # nats per token; rounding of bfloat16 gives up to about 0.03
 CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step was rewarded
+_LONGER = "raise max_tokens, or expect low pass rates"
 STILL_STEPS = 3  # steps in a row without a teacher gradient
 
 
@@ -26,29 +27,23 @@ def alarm(kind: str, message: str, step: int | None = None) -> Row:
 
 def screen_alarms(event: Row) -> list[Row]:
     """Alarms of the `screen` event."""
-    share = event.get("truncated_share")
-    if share is None or share <= TRUNCATED_SHARE:
-        return []
-    return [alarm("truncation", f"{_percent(share)} of the attempts in screening hit the token budget; {_LONGER}")]
+    share = event.get("truncated_share") or 0.0
+    text = f"{share:.0%} of the attempts in screening hit the token budget; {_LONGER}"
+    return [alarm("truncation", text)] if share > TRUNCATED_SHARE else []
 
 
 def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], learns: bool = True) -> list[Row]:
-    """Alarms of one outer step.
+    """Alarms of the outer step with the event `event` and these rows of questions.jsonl.
 
-    event: its `outer_step` event. questions: its rows of questions.jsonl. before: the outer_step events before it,
-    oldest first. learns: whether the teacher is trained at all.
+    before: the outer_step events before it, oldest first. learns: whether the teacher is trained at all.
     """
     step, last = event["step"], before[-1] if before else None
     first = before[0] if before else event
     then = dict(_conditions(last, first)) if last is not None else {}
     alarms = [alarm(kind, message, step) for kind, message in _conditions(event, first) if kind not in then]
     still = [_no_gradient(row) for row in [*before, event][-STILL_STEPS - 1 :]]
-    if (
-        learns
-        and len(still) >= STILL_STEPS
-        and all(still[-STILL_STEPS:])
-        and (len(still) == STILL_STEPS or not still[0])
-    ):
+    begins = len(still) >= STILL_STEPS and all(still[-STILL_STEPS:]) and (len(still) == STILL_STEPS or not still[0])
+    if learns and begins:
         message = f"the datasets of the last {STILL_STEPS} steps were rewarded alike, so the teacher learned nothing"
         alarms.append(alarm("no teacher gradient", message, step))
     marks = [row["correct"] for row in questions if isinstance(row.get("correct"), bool)]
@@ -62,41 +57,29 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
     return alarms
 
 
-_LONGER = "raise max_tokens, or expect low pass rates"
-
-
 def _conditions(event: Row, first: Row) -> Iterator[tuple[str, str]]:
     """(kind, message) of what holds at one step. first: the event of the run's first step."""
     distinct = event.get("distinct_share")
     if distinct is not None and distinct < DISTINCT_SHARE:
-        yield "teacher collapse", f"only {_percent(distinct)} of the teacher's questions differ from each other"
+        yield "teacher collapse", f"only {distinct:.0%} of the teacher's questions differ from each other"
     vendi, start = event.get("vendi"), first.get("vendi")
     if vendi is not None and start is not None and vendi < DIVERSITY_SHARE * start:
-        yield (
-            "teacher diversity",
-            f"the teacher's questions are as diverse as {vendi:.1f} unrelated ones, those of its first step were as "
-            f"{start:.1f} (Vendi score over their wording)",
-        )
+        text = f"as diverse as {vendi:.1f} unrelated ones (Vendi score), at its first step as {start:.1f}"
+        yield "teacher diversity", f"the teacher's questions are {text}"
     cut = event.get("rejected", {}).get("truncated", 0) / max(1, event.get("sampled") or 1)
     if cut > TRUNCATED_SHARE:
-        yield "teacher truncation", f"{_percent(cut)} of the teacher's texts hit teacher.sampling.max_tokens; {_LONGER}"
+        yield "teacher truncation", f"{cut:.0%} of the teacher's texts hit teacher.sampling.max_tokens; {_LONGER}"
     students = event.get("student_last") or {}
-    share = students.get("completions/clipped_ratio")
-    if share is not None and share > TRUNCATED_SHARE:
-        yield "truncation", f"{_percent(share)} of the students' completions hit the token budget; {_LONGER}"
+    share = students.get("completions/clipped_ratio") or 0.0
+    if share > TRUNCATED_SHARE:
+        yield "truncation", f"{share:.0%} of the students' completions hit the token budget; {_LONGER}"
     for who, gap in (("teacher", event.get("teacher_logprob_gap")), ("students", students.get("logprob_gap"))):
         if gap is not None and gap > LOGPROB_GAP:
-            yield (
-                f"log-prob gap of the {who}",
-                f"sampler and trainer differ by {gap:.3f} nats per token: gradients are not those of the sampled policy",
-            )
+            text = f"sampler and trainer differ by {gap:.3f} nats per token"
+            yield f"log-prob gap of the {who}", f"{text}: gradients are not those of the sampled policy"
 
 
 def _no_gradient(event: Row) -> bool:
     paid_G = event.get("teacher_reward_G") or event.get("reward_G") or []
     rewards = {reward for reward in paid_G if reward is not None}
     return len(rewards) < 2 or event.get("teacher_grad_norm") == 0.0
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

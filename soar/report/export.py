@@ -1,4 +1,4 @@
-"""What a run leaves for other programs: its questions for TRL, verl, verifiers and prime-rl, or as a dataset; its policies.
+"""What a run leaves for other programs: its questions for TRL and verl, or as a dataset; its policies.
 
 The prompt of a row is what the run's students were asked, and `reward.py` beside the rows grades with the verifier that the
 run used, so another trainer continues where the run stopped. The answers are the teacher's own and were never checked for
@@ -9,25 +9,21 @@ resolves. Questions need no torch.
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from soar.config import refuse_code
+from soar.config import ProblemsConfig, refuse_code
 from soar.engine.load import resolve_path
 from soar.files import Row, read_object, visible, write_atomic, write_json
-from soar.problems.domain import load_domain
-from soar.problems.prompts import FORMATS, PromptFormat, get_format
+from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, number, read_run
 from soar.report.text import ARM_MEANINGS, arm_name, with_interval
 from soar.types import VERSION, UserError
 
 TEMPLATES = Path(__file__).parent.parent / "templates" / "export"
-MAX_EXAMPLES = 3
 KINDS = {"pq": "promotion questions", "accepted": "accepted questions", "hard": "hard training problems"}
 
 
@@ -35,38 +31,14 @@ class ExportError(UserError):
     """A run folder or target folder that cannot be used for the export asked for."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """How the questions of a run are put and graded: prompt format, verifier or domain, name of the run."""
-
-    name: str
-    fmt: PromptFormat
-    verifier: str
-    model: str
-    domain: str = ""
-
-    @property
-    def module(self) -> str:
-        """The run's name as a Python module: `my run` -> `soar_my_run`."""
-        return "soar_" + (re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_") or "run")
-
-
-def task_of(run: Run) -> Task:
-    """Prompt format and verifier, or domain, that the manifest records. Raises ExportError, DomainError."""
+def domain_of_run(run: Run) -> Domain:
+    """How the questions of a run are put and graded, as its manifest records. Raises ExportError."""
     refuse_code(run.path, run.config)
-    sections = [run.config.get(key) for key in ("problems", "model")]
-    problems, model = (section if isinstance(section, dict) else {} for section in sections)
-    path = str(model.get("path") or "unknown")
-    if reference := str(problems.get("domain") or ""):
-        domain = load_domain(reference, str(problems.get("style", "tags")))
-        return Task(run.name, domain.prompts, domain.label, path, domain.reference)
-    form = problems.get("format")
-    if form not in FORMATS:
-        raise ExportError(
-            f"{run.path / 'manifest.json'}: config.problems.format = {form!r}, expected one of {', '.join(FORMATS)}; "
-            "export with the version that wrote the run"
-        )
-    return Task(run.name, get_format(form), str(problems.get("verifier", "math")), path)
+    try:
+        return domain_of(ProblemsConfig.model_validate(run.config.get("problems")))
+    except ValueError as error:
+        place = f"{run.path / 'manifest.json'}: config.problems"
+        raise ExportError(f"{place}: {error}; export with the version that wrote the run") from error
 
 
 def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
@@ -77,54 +49,45 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     """
     rows = _rows(run.pq, "pq") if source == "pq" else _rows(run.questions, "accepted")
     if not rows:
-        hint = (
-            "pq.jsonl: no question to export; no student was promoted, so there are none; export every accepted question "
-            "with --questions all"
-            if source == "pq"
-            else "questions.jsonl: no question to export; the run has not finished an outer step yet"
-        )
-        raise ExportError(f"{run.path}/{hint}")
+        why = "no student was promoted; export every accepted question with --questions all"
+        why = f"pq.jsonl: {why}" if source == "pq" else "questions.jsonl: no outer step is finished yet"
+        raise ExportError(f"{run.path}/{why}")
     return rows + (_rows(run.hard_train, "hard") if with_hard else [])
 
 
 def _rows(rows: list[Row], kind: str) -> list[Row]:
     """Rows with text, without lone surrogates, which no UTF-8 file can hold."""
-    numbers = {"step": count, "dataset": count, "reward": number}
-    return [
-        {
-            **{key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")},
-            "kind": kind,
-            **{key: convert(row.get(key)) for key, convert in numbers.items()},
-        }
-        for row in rows
-        if all(isinstance(row.get(key), str) for key in ("question", "answer"))
-    ]
+    kept = []
+    for row in rows:
+        if all(isinstance(row.get(key), str) for key in ("question", "answer")):
+            texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
+            numbers = {"step": count(row.get("step")), "dataset": count(row.get("dataset"))}
+            kept.append({**texts, "kind": kind, **numbers, "reward": number(row.get("reward"))})
+    return kept
 
 
-def solution(task: Task, answer: str) -> str:
+def solution(domain: Domain, answer: str) -> str:
     """The gold answer as TRL's `accuracy_reward` reads it: math-verify finds bare LaTeX only between dollar signs."""
-    return f"${answer}$" if task.verifier == "math" and "$" not in answer else answer
+    return f"${answer}$" if not domain.own and domain.verifier == "math" and "$" not in answer else answer
 
 
-def _chat(task: Task, row: Row) -> list[dict[str, str]]:
-    return [{"role": "user", "content": task.fmt.student_text(row["question"])}]
+def _chat(domain: Domain, row: Row) -> list[dict[str, str]]:
+    return [{"role": "user", "content": domain.prompts.student_text(row["question"])}]
 
 
-def _trl_row(task: Task, row: Row) -> Row:
+def _trl_row(domain: Domain, row: Row) -> Row:
     """`prompt` (a chat, or text for formats without turns), `solution`, and where the row comes from."""
-    prompt: Any = _chat(task, row) if task.fmt.turns else task.fmt.student_text(row["question"])
-    kept = (
-        row if task.domain else {key: value for key, value in row.items() if key != "question"}
-    )  # a domain may look at it
-    return {"prompt": prompt, "solution": solution(task, row["answer"]), **kept}
+    prompt: Any = _chat(domain, row) if domain.prompts.turns else domain.prompts.student_text(row["question"])
+    kept = {key: value for key, value in row.items() if key != "question" or domain.own}  # a domain may look at it
+    return {"prompt": prompt, "solution": solution(domain, row["answer"]), **kept}
 
 
-def _verl_row(task: Task, i: int, row: Row) -> Row:
+def _verl_row(domain: Domain, i: int, row: Row) -> Row:
     """The five fields of verl's data preparation."""
     return {
-        "data_source": task.module,
-        "prompt": _chat(task, row),
-        "ability": "math" if task.verifier in ("math", "number") and not task.domain else "reasoning",
+        "data_source": "soar",
+        "prompt": _chat(domain, row),
+        "ability": "math" if domain.verifier in ("math", "number") and not domain.own else "reasoning",
         "reward_model": {"style": "rule", "ground_truth": row["answer"]},
         "extra_info": {"index": i, "split": "train", **row},
     }
@@ -145,39 +108,28 @@ def _parquet(rows: list[Row]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def template(name: str, task: Task) -> bytes:
-    """`templates/export/NAME.in` with `@KEY@` replaced by JSON text, which is valid Python and TOML for strings."""
-    text = (TEMPLATES / f"{name}.in").read_text(encoding="utf-8")
-    values = {"VERIFIER": task.verifier, "STYLE": task.fmt.answer_style, "DOMAIN": task.domain}
-    for key, value in {**values, "MODULE": task.module, "VERSION": VERSION}.items():
+def reward_file(domain: Domain) -> bytes:
+    """`reward.py`, with `@KEY@` in the template replaced by JSON text, which is valid Python for strings."""
+    text = (TEMPLATES / "reward.py.in").read_text(encoding="utf-8")
+    values = domain.label, domain.prompts.answer_style, domain.reference
+    for key, value in zip(("VERIFIER", "STYLE", "DOMAIN"), values, strict=True):
         text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))
     return text.encode()
 
 
-def files_of(form: str, task: Task, rows: list[Row]) -> dict[str, bytes]:
-    """Files of an export by path, the data first. form: trl, verl, verifiers or jsonl (a dataset folder)."""
+def files_of(form: str, domain: Domain, rows: list[Row]) -> dict[str, bytes]:
+    """Files of an export by path, the data first. form: trl, verl or jsonl (a dataset folder)."""
     if form == "trl":
-        return {"train.jsonl": _jsonl([_trl_row(task, r) for r in rows]), "reward.py": template("reward.py", task)}
+        return {"train.jsonl": _jsonl([_trl_row(domain, r) for r in rows]), "reward.py": reward_file(domain)}
     if form == "verl":
-        data = _parquet([_verl_row(task, i, row) for i, row in enumerate(rows)])
-        return {"train.parquet": data, "reward.py": template("reward.py", task)}
-    if form == "verifiers":
-        return {
-            f"{task.module}/questions.jsonl": _jsonl(
-                [{"prompt": task.fmt.student_text(row["question"]), **row} for row in rows]
-            ),
-            f"{task.module}/__init__.py": template("taskset_init.py", task),
-            f"{task.module}/taskset.py": template("taskset.py", task),
-            "pyproject.toml": template("pyproject.toml", task),
-        }
+        data = _parquet([_verl_row(domain, i, row) for i, row in enumerate(rows)])
+        return {"train.parquet": data, "reward.py": reward_file(domain)}
     return {"questions.jsonl": _jsonl(rows)}
 
 
 def _card(file: str, /, **values: Any) -> bytes:
     """A README.md from `templates/export/FILE.md.in`; filters: visible, json (JSON text)."""
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"visible": visible, "json": json.dumps}
     text = (TEMPLATES / f"{file}.md.in").read_text(encoding="utf-8")
     return environment.from_string(text).render(values, version=VERSION).encode()
@@ -196,29 +148,27 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     """
     _check_target(out)
     run = read_run(run_dir)
-    task = task_of(run)
+    domain = domain_of_run(run)
     for name in ("pq.jsonl" if source == "pq" else "questions.jsonl", *(["hard/train.jsonl"] if with_hard else [])):
+        damage = [note for note in run.notes if note.startswith(f"{name}:") and "not complete" not in note]
         if changed_after_run(run_dir, name):
-            raise ExportError(
-                f"{run_dir / name} was changed after the run (hashes.json knows another sha256); restore it from a copy, "
-                "then export"
-            )
-        damaged = [note for note in run.notes if note.startswith(f"{name}:") and "not complete" not in note]
-        if damaged:
-            raise ExportError(f"{run_dir}/{damaged[0]}; an export would lack that line: restore it from a copy")
+            damage = [f"{name} was changed after the run (hashes.json knows another sha256)"]
+        if damage:
+            raise ExportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
     rows = collect(run, source, with_hard)
-    files = files_of(form, task, rows)
+    files = files_of(form, domain, rows)
     counts = {what: sum(row["kind"] == kind for row in rows) for kind, what in KINDS.items()}
     files["README.md"] = _card(
         "questions",
         form=form,
         data_file=next(iter(files)),
-        task=task,
+        name=run.name,
+        domain=domain,
+        model=str(run.config["model"].get("path")) if isinstance(run.config.get("model"), dict) else "unknown",
         counts=", ".join(f"{n:,} {what}" for what, n in counts.items() if n),
-        different=f"{len({row['question'] for row in rows}):,}",
         seed=run.manifest.get("seed"),
         steps=len(run.steps),
-        rows=[{"question": row["question"], "answer": row["answer"]} for row in rows[:MAX_EXAMPLES]],
+        rows=[{"question": row["question"], "answer": row["answer"]} for row in rows[:3]],
     )
     for name, content in files.items():
         write_atomic(out / name, content)
@@ -237,31 +187,21 @@ def adapter_folder(policy: str) -> str:
 
 def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, Row]:
     """Folder and settings of a policy's adapter, as the run left it. Raises ExportError."""
-    from safetensors import SafetensorError, safe_open
-
     if policy not in ARM_OF:
         raise ExportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
     folder, again = run_dir / adapter_folder(policy), "`soar run --out RUN --resume` writes it again"
-    for path in (folder / name for name in ADAPTER_FILES):
-        if not path.is_file():
+    for name in ADAPTER_FILES:
+        if not (folder / name).is_file():
             raise ExportError(
-                f"{path} is missing: adapters are written after the evaluation, and an arm that did not run has "
+                f"{folder / name} is missing: adapters are written after the evaluation, and an arm that did not run has "
                 "none; finish the run with `soar run ... --resume`, or choose another --policy"
             )
-        if changed_after_run(run_dir, f"{adapter_folder(policy)}/{path.name}"):
-            raise ExportError(f"{path} was changed after the run (hashes.json knows another sha256); {again}")
+        if changed_after_run(run_dir, f"{adapter_folder(policy)}/{name}"):
+            raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {again}")
     settings, notes = read_object(folder / ADAPTER_FILES[0])
     if notes or not isinstance(settings.get("r"), int):
         raise ExportError(f"{folder / ADAPTER_FILES[0]} is damaged; {again}")
-    try:
-        safe_open(folder / ADAPTER_FILES[1], framework="numpy")  # reads the header
-    except SafetensorError as error:
-        raise ExportError(f"{folder / ADAPTER_FILES[1]} is damaged ({error}); {again}") from error
     return folder, settings
-
-
-def _rank(settings: Row) -> int:
-    return max([settings["r"], *map(int, (settings.get("rank_pattern") or {}).values())])
 
 
 def base_of(run: Run) -> tuple[str, Row]:
@@ -276,26 +216,31 @@ def base_of(run: Run) -> tuple[str, Row]:
     return resolve_path(model["path"]), options
 
 
-def _finish(run: Run, policy: str, out: Path, rank: int | None) -> list[Path]:
-    """Tokenizer and card beside exported weights; returns all files. rank: of the adapter, None for a merged model.
+def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
+    """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
 
-    A base model that is a folder of this machine is named as the run named it, and not in the card's metadata.
+    An embedded base model (`builtin:NAME`) is named by its folder in the installed package; a folder of this machine is not
+    named in the card's metadata. Raises ReportError for no run folder, ExportError for a policy that the run does not have
+    or a target in use, OSError when the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
+    _check_target(out)
+    run = read_run(run_dir)
+    adapter, settings = _adapter_of(run_dir, policy)
     path, options = base_of(run)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])
+    write_json(out / ADAPTER_FILES[0], {**settings, "base_model_name_or_path": path})
     AutoTokenizer.from_pretrained(path, **options).save_pretrained(out)
-    base, arms = visible(str(run.config["model"]["path"])), run.arms
-    k = min(arms[ARM_OF[policy]].pass_at) if ARM_OF[policy] in arms else 0
-    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", ARM_OF[policy])) if name in arms]
-    meaning = ARM_MEANINGS.get(ARM_OF[policy], "the teacher, which writes practice questions")
+    arm, base, arms = ARM_OF[policy], visible(str(run.config["model"]["path"])), run.arms
+    k = min(arms[arm].pass_at) if arm in arms else 0
+    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if name in arms]
     card = _card(
         "weights",
         name=run.name,
         policy=policy,
-        meaning=meaning[0].upper() + meaning[1:],
-        merged=rank is None,
-        rank=rank or 0,
+        meaning=ARM_MEANINGS.get(arm, "the teacher, which writes practice questions"),
         base=base,
         on_hub=not base.startswith("builtin:") and not Path(base).exists(),
         options="".join(f", {key}={value!r}" for key, value in options.items() if value),
@@ -305,48 +250,3 @@ def _finish(run: Run, policy: str, out: Path, rank: int | None) -> list[Path]:
     )
     write_atomic(out / "README.md", card)
     return sorted(out.iterdir())
-
-
-def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
-    """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
-
-    An embedded base model (`builtin:NAME`) is named by its folder in the installed package. Raises ReportError for no run
-    folder, ExportError for a policy that the run does not have or a target in use, OSError when the tokenizer cannot be
-    loaded.
-    """
-    _check_target(out)
-    run = read_run(run_dir)
-    adapter, settings = _adapter_of(run_dir, policy)
-    base, _ = base_of(run)
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])
-    write_json(out / ADAPTER_FILES[0], {**settings, "base_model_name_or_path": base})
-    return _finish(run, policy, out, _rank(settings))
-
-
-def export_merged(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
-    """Write base model and adapter as one model folder (safetensors) with tokenizer and card; returns the files.
-
-    The product is taken in float32 and stored in the base model's own type. Raises as `export_adapter`.
-    """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    _check_target(out)
-    run = read_run(run_dir)
-    adapter, _ = _adapter_of(run_dir, policy)
-    base, options = base_of(run)
-    weights: Row = {} if "gguf_file" in options else {"use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options, **weights)
-    if "gguf_file" in options:  # plain weights once it is loaded, but it keeps the mark that forbids saving them
-        model.hf_quantizer, model.is_quantized = None, False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-    stored = model.dtype
-    merged = PeftModel.from_pretrained(model.to(torch.float32), str(adapter)).merge_and_unload()
-    out.mkdir(parents=True, exist_ok=True)
-    merged.to(stored).save_pretrained(out)
-    return _finish(run, policy, out, None)

@@ -1,8 +1,7 @@
 """Question quality: diversity, repetition, topics, and the shares of well-posed and correctly answered questions.
 
 The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the exponential of the entropy of the eigenvalues of
-K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. The vectors are hashed counts of words, word
-pairs and character triples: no model is needed, and what is seen is wording, not meaning.
+K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. Their vectors see wording, not meaning.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ SAMPLE = 128  # questions of one score, as in the paper
 RESAMPLES = 50
 COLLAPSE = 0.5  # a teacher has collapsed when a share or its diversity falls below this part of its start
 WORD = re.compile(r"\w+|[^\w\s]")
-MAX_CHARS = 4000
 
 
 def hashed_ngrams(texts: Sequence[str]) -> np.ndarray:
     """Unit vectors [n, DIMENSIONS] of counts of words, word pairs and character triples, hashed with signs."""
     vectors_n_d = np.zeros((len(texts), DIMENSIONS))
     for row, text in enumerate(texts):
-        text = text[:MAX_CHARS].casefold()
+        text = text[:4000].casefold()
         words = WORD.findall(text)
         grams = [*words, *map(" ".join, itertools.pairwise(words))]
         grams += [text[i : i + 3] for i in range(len(text) - 2)]
@@ -68,19 +66,8 @@ def diversity(texts: Sequence[str], seed: int) -> tuple[float, float] | None:
 
 
 def step_vendi(texts: Sequence[str]) -> float:
-    """Vendi score of all texts of one outer step, at least one: between 1 and their number. Needs no model.
-
-    Rounded, so that the last bits of a sum in another order (other threads) change no metric.
-    """
+    """Vendi score of at least one text, rounded: the last bits of a sum in another order (other threads) change no metric."""
     return round(vendi_score(hashed_ngrams(texts)), 6)
-
-
-def topic_entropy(topics: Sequence[str]) -> float | None:
-    """Entropy in bits of the topics' shares; None for none."""
-    if not topics:
-        return None
-    shares = [count / len(topics) for count in Counter(topics).values()]
-    return max(0.0, -sum(share * math.log2(share) for share in shares))
 
 
 def describe(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -89,13 +76,15 @@ def describe(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     questions, distinct_share, vendi, vendi_sd, topic_entropy (bits), well_posed and correct (shares of labelled rows).
     """
     texts = [row["question"] for row in rows if isinstance(row.get("question"), str)]
-    score = diversity(texts, seed)
+    topics = Counter(str(row["topic"]) for row in rows if row.get("topic"))
+    shares = [count / topics.total() for count in topics.values()]
+    vendi, deviation = diversity(texts, seed) or (None, None)
     return {
         "questions": len(texts),
         "distinct_share": len(set(texts)) / len(texts) if texts else None,
-        "vendi": None if score is None else score[0],
-        "vendi_sd": None if score is None else score[1],
-        "topic_entropy": topic_entropy([str(row["topic"]) for row in rows if row.get("topic")]),
+        "vendi": vendi,
+        "vendi_sd": deviation,
+        "topic_entropy": max(0.0, -sum(share * math.log2(share) for share in shares)) if shares else None,
         "well_posed": label_share(rows, "well_posed"),
         "correct": label_share(rows, "correct"),
     }

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from soar import seeds
 from soar.config import Config
@@ -31,13 +31,11 @@ class ReportError(UserError):
     """A folder that holds no run."""
 
 
-@dataclass(frozen=True)
-class Arm:
-    """Held-out result of one arm.
+class Arm(NamedTuple):
+    """Held-out result of one arm; None where the file has no figure.
 
-    pass_at: k -> pass@k as a share. interval: k -> 95 % interval (low, high), for the k that have one.
-    problems, attempts: counts, None where the file has none. rollouts, total_tokens: completions by students, and all tokens
-    that were generated for the arm: what the loop spent on finding its questions or its start is in both.
+    pass_at: k -> pass@k as a share. interval: k -> 95 % interval (low, high), for the k that have one. rollouts by students
+    and total_tokens: with the search for its questions or its start.
     """
 
     name: str
@@ -105,20 +103,14 @@ class Run:
 
 def number(value: object) -> float | None:
     """`value` as a float, or None for anything else: text, booleans, NaN, and sizes beyond LARGEST."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
         return None
-    try:
-        result = float(value)
-    except OverflowError:
-        return None
-    return result if abs(result) <= LARGEST else None
+    return float(value)
 
 
 def numbers(values: object) -> list[float]:
     """The finite numbers of a list; nothing for anything else."""
-    if not isinstance(values, list | tuple):
-        return []
-    return [x for x in map(number, values) if x is not None]
+    return [x for x in map(number, values) if x is not None] if isinstance(values, list | tuple) else []
 
 
 def count(value: object) -> int | None:
@@ -165,35 +157,27 @@ def changed_after_run(run_dir: Path, name: str) -> bool:
 def read_run(run_dir: Path) -> Run:
     """Read a run folder. Raises ReportError when it has neither manifest.json nor metrics.jsonl."""
     if not (run_dir / "manifest.json").is_file() and not (run_dir / "metrics.jsonl").is_file():
-        raise ReportError(
-            f"{run_dir}: no run folder: it has neither manifest.json nor metrics.jsonl; "
-            "give the folder that `soar run --out` wrote"
-        )
+        missing = "it has neither manifest.json nor metrics.jsonl; give the folder that `soar run --out` wrote"
+        raise ReportError(f"{run_dir}: no run folder: {missing}")
     notes: list[str] = []
 
-    def content(name: str) -> Row:
-        there = name == "manifest.json" or os.path.lexists(run_dir / name)
-        value, remarks = read_object(run_dir / name) if there else ({}, [])
+    def content(name: str) -> Any:
+        if name not in ("manifest.json", "metrics.jsonl") and not os.path.lexists(run_dir / name):
+            return [] if name.endswith(".jsonl") else {}  # which files a run must have, soar doctor knows
+        rows = name.endswith(".jsonl")
+        value, remarks = read_jsonl(run_dir / name, name) if rows else read_object(run_dir / name)
         notes.extend(remarks)
         return value
 
-    def rows(name: str) -> list[Row]:
-        there = name == "metrics.jsonl" or os.path.lexists(
-            run_dir / name
-        )  # which files a run must have, soar doctor knows
-        lines, remarks = read_jsonl(run_dir / name, name) if there else ([], [])
-        notes.extend(remarks)
-        return lines
-
-    events: dict[str, list[Row]] = {}
     # The summary before the events: a run that is over has written them all.
-    manifest, summary, paused = content("manifest.json"), content("summary.json"), content(PAUSE_FILE)
-    for row in rows("metrics.jsonl"):
+    parts = {name: content(f"{name}.json") for name in ("manifest", "summary", "paused")}
+    events: dict[str, list[Row]] = {}
+    for row in content("metrics.jsonl"):
         events.setdefault(str(row.get("event")), []).append(row)
-    lists = {"questions": "questions.jsonl", "pq": "pq.jsonl"}
-    lists |= {f"hard_{half}": f"hard/{half}.jsonl" for half in ("train", "test")}
-    lines = {field: rows(name) for field, name in lists.items()}
-    return Run(run_dir, manifest, summary, events, paused=paused, notes=notes, **lines)
+    parts |= {
+        name: content(f"{name.replace('_', '/')}.jsonl") for name in ("questions", "pq", "hard_train", "hard_test")
+    }
+    return Run(run_dir, events=events, notes=notes, **parts)
 
 
 def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, float]) -> Row:
@@ -205,21 +189,17 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
         arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
     }
     promotions = sum(row["event"] == "promotion" for row in rows)
+    trained_here = {"pq": not config.arms.pq_from, "teacher_t": not config.arms.teacher_from, "ps_hard": True}
     for arm, entry in arms.items():
-        trained_here = {"pq": not config.arms.pq_from, "teacher_t": not config.arms.teacher_from, "ps_hard": True}
         if trained_here.get("pq" if arm.startswith("pq") else arm):
             entry["search_rollouts"] = max((row["student_rollouts"] for row in [*steps, *validations]), default=0)
     reference, seed, settings = evaluations.get("hard_only"), seeds.derive(config.seed, "paired"), config.evaluate
-    paired = {
-        f"{arm} - hard_only": {
-            str(k): paired_difference(
-                row["correct"], reference["correct"], settings.attempts, k, seed, settings.bootstrap
-            )
-            for k in settings.ks
-        }
-        for arm, row in evaluations.items()
-        if reference is not None and arm not in ("base", "hard_only")
-    }
+    paired: Row = {}
+    for arm, row in evaluations.items():
+        if reference is not None and arm not in ("base", "hard_only"):
+            given = row["correct"], reference["correct"], settings.attempts
+            differences = {str(k): paired_difference(*given, k, seed, settings.bootstrap) for k in settings.ks}
+            paired[f"{arm} - hard_only"] = differences
     return {
         "arms": arms,
         "paired": paired,

@@ -1,11 +1,11 @@
-"""A run in words: figures as text, and what can honestly be said about its result. Needs no torch.
-
-Used by the report page and by anything else that has to state the result, so that it is worded in one place.
-"""
+"""A run in words: figures as text, and what can honestly be said about its result, worded in one place. Needs no torch."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
 
 from soar.files import Row
 from soar.report.runs import Arm, Run, count, mean, number, numbers
@@ -13,43 +13,12 @@ from soar.report.runs import Arm, Run, count, mean, number, numbers
 NBSP = "\u00a0"
 MINUS = "\u2212"
 DASH = "\u2013"
-SAME_COST = 0.05  # two costs that differ by less are called the same
 CUT_OFF = 0.5  # completions cut off above which that is why nothing was learned
 OURS = ("ps", "pq")  # what a run of SOAR gives
 
-ARMS = {
-    "base": ("Base", "the model before any training"),
-    "hard_only": ("Hard-Only", "trained on the hard problems alone"),
-    "hard_only_128": ("Hard-Only, groups of 128", "as Hard-Only, 128 attempts at each problem of a step"),
-    "likelihood": ("Likelihood", "as Hard-Only, paid by the likelihood of the gold answer after its reasoning"),
-    "hinted": ("Hinted", "as Hard-Only, with a hint while a group is all wrong"),
-    "solvable": ("Solvable", "trained on candidates that are sometimes solved, then on the hard problems"),
-    "ps": ("PS", "the promoted student of the SOAR loop"),
-    "ps_hard": ("PS + hard", "the promoted student, trained on the hard problems from there"),
-    "pq": ("PQ", "a fresh student, trained on the promotion questions and the hard problems"),
-    "pq_sample": ("PQ sample", "as PQ, with a random part of the questions"),
-    "pq_well_posed": ("PQ well-posed", "as PQ, with as many well-posed questions"),
-    "pq_correct": ("PQ correct", "as PQ, with as many correctly answered questions"),
-    "base_t": ("Base-T", "a fresh student, trained on questions of the untrained teacher and the hard problems"),
-    "teacher_t": ("Teacher-T", "a fresh student, trained on questions of the trained teacher and the hard problems"),
-    "real": ("Real", "a fresh student, trained on easier real problems and the hard problems"),
-}
-"""Name -> (as the paper or its source writes it, what it is), in the order of tables and charts."""
+ARMS: dict[str, list[str]] = tomllib.loads((Path(__file__).parent.parent / "assets" / "arms.toml").read_text("utf-8"))
+"""Name -> as the paper or its source writes it, and what it is, in the order of tables and charts."""
 ARM_MEANINGS = {name: meaning for name, (_, meaning) in ARMS.items()}
-
-GLOSSARY = {
-    "pass@k": "share of problems that at least one of k attempts solves",
-    "rollout": "one completion by a student: an attempt at a problem",
-    "tokens": "all tokens generated for an arm: training, the search for its questions, students that were thrown away",
-    "group": "the attempts at one problem in one training step; they are compared with each other",
-    "outer step": "the teacher writes datasets, a student is trained on each and measured on hard problems",
-    "baseline": "the student that new ones start from and are compared with; at first the base model",
-    "promotion": "the best student of a step becomes the baseline, its questions the promotion questions (PQ)",
-    "tau": "the threshold that the mean reward of the last steps has to exceed for a promotion",
-    "reward": "what a dataset earns: its students' pass rate on hard problems minus the baseline's",
-    "KL": "how far the teacher has moved from the base model, in nats per token",
-    "Vendi score": "as diverse as so many unrelated questions, by their wording",
-}
 
 
 def arm_name(name: str) -> str:
@@ -98,16 +67,11 @@ def decimal(value: object, digits: int = 4) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`; a dash for anything that is no number."""
+    """Seconds as `0:03:20`, fewer than a minute as `42.0 s`; a dash for anything that is no number."""
     value = number(seconds)
     if value is None:
         return DASH
-    if value < 59.5:
-        return f"{value:.1f}{NBSP}s" if value < 10 else f"{value:.0f}{NBSP}s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes}{NBSP}min{NBSP}{rest:02d}{NBSP}s"
-    return f"{minutes // 60}{NBSP}h{NBSP}{minutes % 60:02d}{NBSP}min"
+    return f"{value:.1f}{NBSP}s" if value < 60 else str(timedelta(seconds=round(min(value, 1e12))))
 
 
 def tokens(value: object) -> str:
@@ -121,32 +85,13 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def cost(arm: Arm) -> str:
-    """What an arm took, the search for it included: tokens, else rollouts of students; nothing when unknown or nothing."""
-    if arm.total_tokens:
-        return f"{tokens(arm.total_tokens)} generated tokens"
-    return plural(arm.rollouts, "student rollout") if arm.rollouts else ""
-
-
-def cost_ratio(arm: Arm, other: Arm) -> float | None:
-    """Cost of `arm` over that of `other`, searches included; 1 within SAME_COST, None when unknown."""
-    pairs = ((arm.total_tokens, other.total_tokens), (arm.rollouts, other.rollouts))
-    a, b = next(((a, b) for a, b in pairs if a is not None and b), (None, 0))
-    if a is None:
-        return None
-    return 1.0 if abs(a - b) <= SAME_COST * max(a, b) else a / b
-
-
 def is_base(run: Run, arm: Arm) -> bool:
     """Whether the arm is PS of a run that promoted no student, which is the base model: nothing of SOAR is in it."""
     return arm.name == "ps" and count(run.summary.get("promotions")) == 0
 
 
 def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float] | None:
-    """(words, low, high) of pass@k of `arm` minus `other`: the paired difference, else the gap between their intervals.
-
-    The paired entry is `summary["paired"]["<arm> - <other>"][k] = {"difference": d, "interval_95": [low, high]}`.
-    """
+    """(words, low, high) of pass@k of `arm` minus `other`: the paired difference, else the gap between their intervals."""
     entry: object = run.summary.get("paired")
     for key in (f"{arm.name} - {other.name}", str(k)):
         entry = entry.get(key) if isinstance(entry, dict) else None
@@ -163,76 +108,49 @@ def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float] | No
 
 
 def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
-    """What can be said about `arm` against `other` at pass@k, and at what ratio of costs."""
+    """What can be said about `arm` against `other` at pass@k."""
     between = gap(run, arm, other, k)
     if between is None:
         return "without intervals nothing can be said about the difference"
     words, low, high = between
     if low <= 0 <= high:
         return f"{words}, so this run does not show a difference"
-    if is_base(run, arm):
-        return (
-            f"{words}, so {arm_name(other.name)} is {'below' if low > 0 else 'above'} the untrained model in this run"
-        )
-    if other.name == "base":
-        return f"{words}, so SOAR is {'above' if low > 0 else 'below'} the untrained model in this run"
-    ratio = cost_ratio(arm, other)
-    times = "" if ratio == 1 else ", at unknown costs" if ratio is None else f", at {ratio:,.2g} times the cost"
-    return f"{words}, so SOAR is {'ahead' if low > 0 else 'behind'} in this run{times}"
+    result = f"SOAR is {'ahead' if low > 0 else 'behind'}"
+    if is_base(run, arm) or other.name == "base":
+        name = arm_name(other.name) if is_base(run, arm) else "SOAR"
+        result = f"{name} is {'above' if (low > 0) != is_base(run, arm) else 'below'} the untrained model"
+    return f"{words}, so {result} in this run"
 
 
 def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
     """SOAR's best measured output (PS or PQ), the best arm without its search, and the smallest k that all these have."""
-    arms = run.arms.values()
-    ours = [arm for arm in arms if arm.name in OURS]
-    others = [arm for arm in arms if not arm.name.startswith((*OURS, "teacher_t", "real"))]
+    ours = [arm for arm in run.arms.values() if arm.name in OURS]
+    others = [arm for arm in run.arms.values() if not arm.name.startswith((*OURS, "teacher_t", "real"))]
     others = [arm for arm in others if arm.name != "base"] or others
     measured = [set(arm.pass_at) for arm in ours + others]
     k = min(set.intersection(*measured) or set.union(*measured)) if measured else 1
-    best = [
+    best, best_other = (
         max((a for a in some if k in a.pass_at), key=lambda a: a.pass_at[k], default=None) for some in (ours, others)
-    ]
-    return best[0], best[1], k
-
-
-def asked(run: Run) -> str:
-    """What the run set out to find, in one sentence; what its folder does not say is left out."""
-    problems, model = (s if isinstance(s := run.config.get(key), dict) else {} for key in ("problems", "model"))
-    source = f" of {problems['source']}" if isinstance(problems.get("source"), str) and problems["source"] else ""
-    held_out = plural(len(run.hard_test), "held-out problem") if run.hard_test else "held-out problems"
-    attempts = max((count(row.get("attempts")) or 0 for row in run.hard_test), default=0)
-    evidence = f", hardly or never solved in {attempts:,} attempts at each," if attempts else ""
-    who = str(model.get("path") or "the model").rstrip("/").rpartition("/")[2]
-    return (
-        f"Asked: can {who} learn to solve {held_out}{source}{evidence} from practice questions that it writes itself?"
     )
-
-
-def paused(run: Run) -> str | None:
-    """Why an unfinished run waits, and the command that continues it; None for a run that does not wait."""
-    if not run.paused or run.finished:
-        return None
-    return f"Paused: {run.paused.get('reason')}. Continue with: {run.paused.get('resume')}"
+    return best, best_other, k
 
 
 def _about(run: Run, arm: Arm, k: int, meaning: bool = False) -> str:
     """`52.1 % [45.0, 60.2] for PQ (12.3 M generated tokens)`."""
     if is_base(run, arm):
         return f"{with_interval(arm, k)} for PS, the base model since no student was promoted,"
-    notes = [ARM_MEANINGS.get(arm.name, "") if meaning else "", cost(arm)]
-    shown = "; ".join(filter(None, notes))
+    cost = plural(arm.rollouts, "student rollout") if arm.rollouts else ""  # with the search for it
+    cost = f"{tokens(arm.total_tokens)} generated tokens" if arm.total_tokens else cost
+    shown = "; ".join(filter(None, [ARM_MEANINGS.get(arm.name, "") if meaning else "", cost]))
     return f"{with_interval(arm, k)} for {arm_name(arm.name)}{f' ({shown})' if shown else ''}"
 
 
 def headline(run: Run) -> str:
     """The result of the run in one sentence: SOAR's best output against the best arm without it, whatever it is."""
-    arms = run.arms
-    if not arms and run.finished:
-        return "The run is finished, but nothing was measured on the held-out problems."
-    steps = plural(len(run.steps), "outer step")
+    arms, steps = run.arms, plural(len(run.steps), "outer step")
     if not arms:
-        progress = f"{steps} and {plural(len(run.promotions), 'promotion')} so far"
-        return f"Unfinished: {progress}; nothing has been measured on the held-out problems yet."
+        done = f"Unfinished: {steps} and {plural(len(run.promotions), 'promotion')} so far"
+        return f"{'The run is finished' if run.finished else done}; nothing was measured on the held-out problems."
     ours, other, k = rivals(run)
     start = f"{'' if run.finished else f'Unfinished ({steps} so far). '}Held-out pass@{k}: "
     if ours is None:
@@ -244,31 +162,13 @@ def headline(run: Run) -> str:
 
 
 def remarks(run: Run) -> list[str]:
-    """Sentences below the headline: the other output, the largest k, and what the figures do not show."""
-    ours, other, k = rivals(run)
+    """Sentences below the headline: what the figures do not show."""
     arms, lines = run.arms, list[str]()
-    for arm in (arms[name] for name in OURS if name in arms and other is not None):
-        shared = sorted(set(arm.pass_at) & set(other.pass_at)) if other else []
-        for at in dict.fromkeys(shared[:1] + shared[-1:]):
-            if other and (arm != ours or at != k):
-                pair = f"{_about(run, arm, at)} against {_about(run, other, at)}"
-                lines.append(f"At pass@{at}: {pair}: {comparison(run, arm, other, at)}.")
-    if "ps" in arms and is_base(run, arms["ps"]):
-        lines.append("No student was promoted, so PS is the base model itself.")
-    if ours is not None and "hard_only" not in arms:
+    if any(name in arms for name in OURS) and "hard_only" not in arms:
         lines.append("Hard-Only was not measured, so nothing here tells SOAR from ordinary training.")
     if any(arm.interval for arm in arms.values()):
-        lines.append(
-            f"Intervals are 95{NBSP}% and cover the choice of held-out problems. This is one run with one seed: "
-            "how much another seed would change the result is not in them."
-        )
+        lines.append(f"Intervals are 95{NBSP}% and cover the choice of held-out problems, not that of the seed.")
     return lines
-
-
-def _share(events: Sequence[Row], key: str, part: str = "") -> float | None:
-    """Mean of a figure over events, or over a part of them such as student_last."""
-    rows = [row.get(part) if part else row for row in events]
-    return mean(numbers([row.get(key) for row in rows if isinstance(row, dict)]))
 
 
 def why_nothing(run: Run) -> list[str]:
@@ -277,19 +177,16 @@ def why_nothing(run: Run) -> list[str]:
     between = gap(run, ours, other, k) if ours is not None and other is not None and not is_base(run, ours) else None
     if between is not None and between[1] > 0:
         return []
-    lines = []
-    arm_steps, steps, clipped = run.events.get("arm_step", []), run.steps, "completions/clipped_ratio"
-    shares = {
-        "the attempts in screening": _share(run.events.get("screen", []), "truncated_share"),
-        "the students' completions": _share(steps, clipped, "student_last"),
-        "the completions while the arms were trained": _share(arm_steps, clipped),
-    }
-    cut = [f"{percent(share)} of {what}" for what, share in shares.items() if share is not None and share > CUT_OFF]
-    if cut:
-        lines.append(
-            f"Cut off by the length limit: {', '.join(cut)}; most answers were never reached. Raise "
-            "student.sampling.max_tokens."
-        )
+    lines, steps, arm_steps = [], run.steps, run.events.get("arm_step", [])
+    students = [step["student_last"] for step in steps if isinstance(step.get("student_last"), dict)]
+    for what, rows, key in (
+        ("the attempts in screening", run.events.get("screen", []), "truncated_share"),
+        ("the students' completions", students, "completions/clipped_ratio"),
+        ("the completions while the arms were trained", arm_steps, "completions/clipped_ratio"),
+    ):
+        cut = mean(numbers([row.get(key) for row in rows]))
+        if cut is not None and cut > CUT_OFF:
+            lines.append(f"{percent(cut)} of {what} hit the length limit. Raise student.sampling.max_tokens.")
     accepted = numbers([step.get("accepted") for step in steps])
     if accepted and not any(accepted):
         lines.append("No text of the teacher was accepted as a question.")
@@ -297,19 +194,13 @@ def why_nothing(run: Run) -> list[str]:
         lines.append(f"In {plural(len(steps), 'outer step')} no dataset earned a reward other than 0.")
     windows, tau = numbers([step.get("window_mean") for step in steps]), run.setting("promotion", "tau")
     if windows and tau is not None and not run.promotions:
-        lines.append(
-            f"No student was promoted: the mean reward of a window was {max(windows):+.4f} at best, and a promotion takes "
-            f"more than tau = {tau:g}."
-        )
-    still = [
-        arm_name(arm)
-        for arm in dict.fromkeys(str(event.get("arm")) for event in arm_steps)
-        if not any(numbers([event.get("frac_mixed") for event in arm_steps if event.get("arm") == arm]))
-    ]
+        best = f"the mean reward of a window was {max(windows):+.4f} at best"
+        lines.append(f"No student was promoted: {best}, and a promotion takes more than tau = {tau:g}.")
+    mixed = {str(row.get("arm")) for row in arm_steps if number(row.get("frac_mixed"))}
+    still = dict.fromkeys(str(row.get("arm")) for row in arm_steps if str(row.get("arm")) not in mixed)
     if still:
-        lines.append(
-            f"{', '.join(still)} never saw a group with right and wrong attempts, so there was nothing to learn from."
-        )
+        names = ", ".join(map(arm_name, still))
+        lines.append(f"{names} never saw a group with right and wrong attempts, so there was nothing to learn from.")
     return lines
 
 
@@ -331,9 +222,8 @@ def summary_lines(summary: Row, width: int | None = None) -> list[str]:
         if row.get("search_rollouts"):
             what = "the student it starts from" if arm == "ps_hard" else "its questions"
             lines.append(f"{arm}: the loop that found {what} took {row['search_rollouts']:,} rollouts more")
-    lines += difference_lines(summary["paired"])
-    lines.append(f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps")
-    return lines
+    promotions = f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps"
+    return [*lines, *difference_lines(summary["paired"]), promotions]
 
 
 def difference_lines(paired: Row) -> list[str]:

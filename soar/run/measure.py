@@ -74,37 +74,6 @@ def count_held_out(
     return [[correct[problem.id][p] for problem in problems] for p in range(len(policies))]
 
 
-def transcripts(
-    env: RolloutEnv,
-    policies: dict[str, AdapterStack],
-    problems: list[Problem],
-    correct_P_H: list[list[int]],
-    config: Config,
-    seed: int,
-) -> list[Row]:
-    """One held-out problem as every policy answers it: where training changed most. The attempts are those of the evaluation.
-
-    A row has id, question, answer, arm, completion and correct: of each arm the first right attempt, the first where none is.
-    """
-    if not problems or not policies:
-        return []
-    before_H = correct_P_H[list(policies).index("base")] if "base" in policies else [0] * len(problems)
-    gain_H = [max(counts) - before for counts, before in zip(zip(*correct_P_H, strict=True), before_H, strict=True)]
-    problem = problems[gain_H.index(max(gain_H))]
-    stack = concat(list(policies.values())).to(env.backbone.device)
-    sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
-    many, attempts = len(policies), config.evaluate.attempts
-    batch = env.rollout(stack, [[problem]] * many, attempts, [seed] * many, sampling)
-    texts = batch.rollouts.texts(env.backbone)
-    solved_P_N = (batch.solved_P_Q_N & batch.valid_P_Q_N)[:, 0].tolist()
-    about = {"id": problem.id, "question": problem.question, "answer": problem.answer}
-    rows = []
-    for p, (arm, solved_N) in enumerate(zip(policies, solved_P_N, strict=True)):
-        shown = solved_N.index(True) if True in solved_N else 0
-        rows.append({**about, "arm": arm, "completion": texts[p * attempts + shown], "correct": solved_N[shown]})
-    return rows
-
-
 def measure(
     config: Config, adapters: dict[str, Path], say: Callable[[str], None], advance: Callable[[int, int], None]
 ) -> Row:

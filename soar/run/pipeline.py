@@ -43,13 +43,13 @@ from soar.report.alarms import screen_alarms, step_alarms
 from soar.report.page import report_at_the_end
 from soar.report.questions import step_vendi
 from soar.report.runs import PAUSE_FILE, loop_end, summary_of
-from soar.report.watch import own_view, step_lines
+from soar.report.watch import step_lines
 from soar.run import folder as review
 from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.doctor import write_hashes
 from soar.run.folder import ADVICE, RunFolder
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
-from soar.run.measure import count_held_out, transcripts
+from soar.run.measure import count_held_out
 from soar.run.progress import Progress
 from soar.run.ray import RayParallel, check_cluster, open_parallel
 from soar.run.screen import find_hard
@@ -422,8 +422,6 @@ class Run:
                     "correct": correct_H,
                 }
             )
-        rows = transcripts(self.env, policies, self.hard_test, correct_P_H, config, seed)
-        write_lines(self.folder.path / "transcripts.jsonl", rows)
         self.folder.append("metrics.jsonl", events)
 
     def _save(self) -> None:
@@ -459,7 +457,6 @@ def execute(
         open_env(config) as env,
         open_parallel(config, env, folder, progress.say) as parallel,
     ):
-        progress.show(own_view(out, progress.console))
         run = Run(config, folder, env, progress, stop, parallel)
         run.teacher_reward = teacher_reward
         try:

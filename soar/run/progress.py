@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -61,7 +60,7 @@ class Task:
         if self._owner.bars is not None and self._bar is not None:
             if self.transient:
                 self._owner.bars.remove_task(self._bar)
-            self._owner.redraw()
+            self._owner.bars.refresh()
 
 
 class SteadyConsole(Console):
@@ -72,17 +71,12 @@ class SteadyConsole(Console):
 
 
 class Progress:
-    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off.
-
-    `show` puts a view under the bars; it is asked for anew at every redraw, from a thread of its own.
-    """
+    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
         self.quiet = quiet
         self.bars: Bars | None = None
-        self._live: Live | None = None
-        self._view: Callable[[], RenderableType] | None = None
 
     @property
     def width(self) -> int:
@@ -95,24 +89,14 @@ class Progress:
             name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
             wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
             columns = wide if self.console.width >= NARROW else (name, done, left)
-            self.bars = Bars(*columns, console=self.console)
-            self._live = Live(console=self.console, get_renderable=self._drawn, refresh_per_second=REDRAWS)
-            self._live.start()
+            self.bars = Bars(*columns, console=self.console, refresh_per_second=REDRAWS)
+            self.bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-        self._live = self.bars = self._view = None
-
-    def show(self, view: Callable[[], RenderableType] | None) -> None:
-        """Keep what `view` returns under the bars until the end or another view; it must not raise."""
-        self._view = view
-
-    def _drawn(self) -> RenderableType:
-        """Bars first: a terminal too low for everything cuts the end off."""
-        assert self.bars is not None
-        return Group(self.bars.get_renderable(), *([self._view()] if self._view is not None else []))
+        if self.bars is not None:
+            self.bars.stop()
+        self.bars = None
 
     @contextmanager
     def task(self, name: str, total: int, transient: bool = False) -> Iterator[Task]:
@@ -122,11 +106,6 @@ class Progress:
             yield task
         finally:
             task.close()
-
-    def redraw(self) -> None:
-        """Draw now what the next redraw would draw."""
-        if self._live is not None:
-            self._live.refresh()
 
     def say(self, line: str) -> None:
         if not self.quiet:
