@@ -90,10 +90,15 @@ def main() -> None:
         found: dict[str, Any] = {}
         for side in ("soar", "vllm"):
             words = [sys.executable, __file__, "--side", side, str(folder), "--shape", shape]
-            done = subprocess.run([*words, "--adapters", str(arguments.adapters)], capture_output=True, text=True)
-            lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+            lines = []
+            words += ["--adapters", str(arguments.adapters)]
+            with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+                assert child.stdout
+                for line in child.stdout:
+                    print(line, end="", flush=True)
+                    lines += [line] if line.startswith("RESULT ") else []
             if not lines:
-                print(f"{shape} {side}: failed\n{done.stdout[-1500:]}\n{done.stderr[-3500:]}", flush=True)
+                print(f"{shape} {side}: failed", flush=True)
                 continue
             found |= json.loads(lines[-1].removeprefix("RESULT "))
         rows, length, new = WORK[shape]
