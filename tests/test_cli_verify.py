@@ -13,15 +13,17 @@ import pytest
 from helpers import ROOT
 
 from soar.cli import grade, main
+from soar.problems.pool import VerifierPool
+from soar.types import Verdict
 
 FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
 ROWS = [
-    {"completion": r"so \boxed{1}", "gold": "1"},
-    {"completion": r"so \boxed{2}", "gold": r"... \boxed{1}"},
-    {"completion": "none", "gold": "work #### 0"},
-    {"completion": [{"role": "assistant", "content": r"\boxed{\frac{1}{2}}"}], "gold": 0.5},
-    {"completion": None, "gold": 0},
-    {"completion": r"\boxed{3}", "gold": "three"},
+    {"completion": r"so \boxed{1}", "gold": "1", "ok": True},
+    {"completion": r"so \boxed{2}", "gold": r"... \boxed{1}", "ok": True},
+    {"completion": "none", "gold": "work #### 0", "ok": 0},
+    {"completion": [{"role": "assistant", "content": r"\boxed{\frac{1}{2}}"}], "gold": 0.5, "ok": 0.4},
+    {"completion": None, "gold": 0, "ok": "false"},
+    {"completion": r"\boxed{3}", "gold": "three", "ok": False},
 ]
 
 
@@ -55,6 +57,16 @@ def test_counts_shares_and_listing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lines[-2:] == ["not correct, the first 1:", f"  {source}:2: wrong: '2' against '1'"]
 
 
+def test_labels_show_where_the_verifier_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "c.jsonl", ROWS)
+    _, found = verified(source, "--verifier", "number", "--label-column", "ok", capsys=capsys)
+    assert found["agree"] == 4
+    assert [(row["where"], row["label"]) for row in found["listed"]] == [(f"{source}:2", True), (f"{source}:4", False)]
+    write(tmp_path / "c.jsonl", [{**ROWS[0], "ok": "perhaps"}])
+    assert main(["verify", source, "--verifier", "number", "--label-column", "ok"]) == 1
+    assert f"{source}:1: label 'perhaps', expected true, false or a number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("row", "columns"),
     [
@@ -80,6 +92,7 @@ def test_golds_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[
     source = write(tmp_path / "p.jsonl", rows)
     assert main(["verify", source, "--golds", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
+    assert "2 gold answers (50.00%) can only be compared as text: 'odd'" in printed
     assert "gold answers that do not grade as correct, the first 1:" in printed and f"{source}:2: unscorable" in printed
     assert main(["verify", source, "--golds", "--verifier", "exact"]) == 0
 
@@ -110,10 +123,6 @@ def test_many_rows_are_graded_in_blocks(
         ([ROWS[0], '{"completion": '], "c.jsonl:2: not JSON"),
         ([ROWS[0], {"completion": "x"}], "c.jsonl:2: no 'gold' here, as the first row has"),
         ([ROWS[0], {"completion": "x", "gold": None}], "c.jsonl:2: empty answer: null; mend or remove the line"),
-        (
-            [{"generations": [r"\boxed{2}"], "completion": ["2"], "gold": "2"}],
-            "c.jsonl:1: a list of completions, expected one",
-        ),
         ([""], "c.jsonl: no rows"),
     ],
 )
@@ -137,3 +146,16 @@ def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == "[]" and done.stderr == ""
     assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"
+
+
+def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(tmp_path: Path) -> None:
+    rows = [
+        {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
+        {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},
+    ]
+    path = tmp_path / "openr1.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with VerifierPool("math", workers=1) as pool:
+        grades = grade.grade_file(str(path), pool, {"label": "right"})
+    assert (grades.counts[Verdict.CORRECT], grades.counts[Verdict.WRONG], grades.agree) == (2, 1, 2)
+    assert [row["where"] for row in grades.listed] == [f"{path}:1[2]"]

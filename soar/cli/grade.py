@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from soar.problems.load import QUESTION_COLUMNS, DataError, LoadReport, Unused, column_names, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
+from soar.problems.verify import NAMES, gold_kind
 from soar.types import Verdict
 
 T = TypeVar("T")
-_COMPLETIONS = "completion response output generation prediction answer"
+_COMPLETIONS = "completion response output generation prediction generations completions answer"
 _GOLDS = "gold ground_truth reward_model.ground_truth expected_answer target answer solution"
-USUAL = {"completion": _COMPLETIONS.split(), "gold": _GOLDS.split()}
+USUAL: dict[str, list[str]] = {"completion": _COMPLETIONS.split(), "gold": _GOLDS.split(), "label": []}
 """Names under which a column is looked for when none is given."""
 BLOCK = 2_000
 SHOWN = 200  # characters of an answer that are kept for the listing
@@ -25,14 +26,18 @@ SHOWN = 200  # characters of an answer that are kept for the listing
 
 @dataclass
 class Grades:
-    """columns: what was read. counts: rows per verdict.
+    """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
 
-    listed: the first rows that are not correct: where (`file:line`), verdict, answer (what the completion commits to), gold.
+    listed: the first rows that are not correct, or that the label column judges otherwise: where (`file:line`), verdict,
+    answer (what the completion commits to), gold, label (the file's own verdict). texts: gold answers checked against
+    themselves that can only be compared as text.
     """
 
     columns: dict[str, str]
     counts: Counter[Verdict] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
+    agree: int | None = None
+    texts: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
@@ -46,9 +51,16 @@ class Grades:
             if (count := self.counts[verdict]) or verdict in (Verdict.CORRECT, Verdict.WRONG):
                 lines.append(f"  {verdict.value:12s} {count:9,d}  {count / self.rows:7.2%}")
         title = "gold answers that do not grade as correct" if golds else "not correct"
+        if self.agree is not None:
+            lines += ["", f"label and verdict agree on {self.agree:,} rows ({self.agree / self.rows:.2%})"]
+            title = "where they differ"
+        if self.texts:
+            count, some = self.texts.total(), ", ".join(repr(text) for text, _ in self.texts.most_common(5))
+            lines += ["", f"{count:,} gold answers ({count / self.rows:.2%}) can only be compared as text: {some}"]
         lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
         for row in self.listed:
-            lines.append(f"  {row['where']}: {row['verdict'].value}: {row['answer']!r} against {row['gold']!r}")
+            label = {None: "", True: " (labelled correct)", False: " (labelled wrong)"}[row["label"]]
+            lines.append(f"  {row['where']}: {row['verdict'].value}{label}: {row['answer']!r} against {row['gold']!r}")
         return lines
 
 
@@ -57,7 +69,7 @@ def grade_file(
 ) -> Grades:
     """Grade every row of a JSONL, JSON, CSV or parquet file.
 
-    asked: names of the columns `completion` and `gold`, None for the usual ones. golds: every gold answer
+    asked: names of the columns `completion`, `gold` and `label`, None for the usual ones. golds: every gold answer
     against itself. most: rows listed. Raises DataError with file and line, VerifierError.
     """
     rows, grades, report = file_rows(source), None, LoadReport(source, "file")
@@ -65,21 +77,27 @@ def grade_file(
         for row in block:
             if row.error is not None:
                 raise DataError(f"{row.where}: {row.error}; mend or remove the line")
-        grades = grades or Grades(_columns(block[0], asked, golds))
+        grades = grades or Grades(_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)
+        block = [single for row in block for single in _singles(row, grades.columns)]
         golds_B = [_read(row, grades.columns["gold"], partial(read_answer, report=report)) for row in block]
         answers_B, verdicts_B = _check(block, golds_B, pool, grades.columns)
+        if golds and pool.name in NAMES:
+            grades.texts.update(gold for gold in golds_B if gold_kind(gold, pool.name) == "text")
         for row, answer, gold, verdict in zip(block, answers_B, golds_B, verdicts_B, strict=True):
+            label = _read(row, grades.columns["label"], _label) if grades.agree is not None else None
             grades.counts[verdict] += 1
-            if not verdict.solved and len(grades.listed) < most:
+            same = verdict.solved == (label is None or label)
+            grades.agree = None if grades.agree is None else grades.agree + same
+            if not same and len(grades.listed) < most:
                 texts = {"answer": answer and answer[:SHOWN], "gold": gold[:SHOWN]}
-                grades.listed.append({"where": row.where, "verdict": verdict, **texts})
+                grades.listed.append({"where": row.where, "verdict": verdict, **texts, "label": label})
     if grades is None:
         raise DataError(f"{source}: no rows")
     return grades
 
 
 def _columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, str]:
-    """The columns `completion` (unless golds) and `gold`, by the first row.
+    """The columns `completion` (unless golds), `gold`, and `label` when asked for, by the first row.
 
     `answer` is the completion only when there is another gold column. Raises DataError listing the columns of the file.
     """
@@ -87,7 +105,7 @@ def _columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, s
     chosen: dict[str, str] = {}
     for kind, usual in USUAL.items():
         given = asked.get(kind)
-        if kind == "completion" and golds:
+        if (kind == "completion" and golds) or (kind == "label" and not given):
             continue
         names = [given] if given else [name for name in usual if columns.get(name) not in chosen.values()]
         column = next((columns[name.casefold()] for name in names if name.casefold() in columns), None)
@@ -124,8 +142,6 @@ def _text(value: Any) -> str:
     """A completion as text; of chat messages the last one's."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
-    if isinstance(value, list):
-        raise Unused("a list of completions, expected one in each row")
     return "" if value is None else str(value)
 
 
@@ -137,3 +153,22 @@ def _read(row: Row, name: str, read: Callable[[Any], T]) -> T:
         raise DataError(f"{row.where}: no {name!r} here, as the first row has; mend or remove the line") from None
     except Unused as unused:
         raise DataError(f"{row.where}: {unused}; mend or remove the line") from None
+
+
+def _singles(row: Row, columns: dict[str, str]) -> list[Row]:
+    """A row with a list of generations as rows of one each; a list of labels is shared out with it."""
+    name, label = columns.get("completion", ""), columns.get("label", "")
+    texts, labels = row.fields.get(name), row.fields.get(label)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return [row]
+    marks = labels if isinstance(labels, list) and len(labels) == len(texts) else [labels] * len(texts)
+    pairs = enumerate(zip(texts, marks, strict=True), start=1)
+    return [Row(f"{row.where}[{i}]", {**row.fields, label: mark, name: text}) for i, (text, mark) in pairs]
+
+
+def _label(value: Any) -> bool:
+    """Whether the file itself calls a row correct: true, or a number of 1 or more."""
+    try:
+        return float({"true": "1", "false": "0"}.get(text := str(value).strip().casefold(), text)) >= 1
+    except ValueError:
+        raise Unused(f"label {value!r:.60}, expected true, false or a number") from None

@@ -63,6 +63,7 @@ def verify(
     answer_style: Annotated[Literal["boxed", "marker", "line", "totals"], Option(help="How they answer.")] = "boxed",
     completion_column: Annotated[str | None, Option(metavar="NAME")] = None,
     gold_column: Annotated[str | None, Option(metavar="NAME")] = None,
+    label_column: Annotated[str | None, Option(metavar="NAME", help="The file's own verdicts.")] = None,
     show: Annotated[int, Option(metavar="N", help="Rows listed.")] = 10,
     timeout: Annotated[float, Option(metavar="S", help="Seconds for one check.")] = 5.0,
     workers: Annotated[int, Option(metavar="N", help="Processes (0: one per core).")] = 0,
@@ -73,9 +74,10 @@ def verify(
     examples:
       soar verify completions.jsonl                          columns completion and gold (or their usual names)
       soar verify problems.jsonl --golds                     every gold answer against itself; exit code 1 if one fails
+      soar verify completions.jsonl --label-column correct   where the verifier and your own labels differ
       soar verify completions.jsonl --domain my.py:DOMAIN    as the domain reads and checks them
     """
-    columns = {"completion": completion_column, "gold": gold_column}
+    columns = {"completion": completion_column, "gold": gold_column, "label": label_column}
     grader = load_domain(domain) if domain else verifier
     with VerifierPool(grader, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers)) as pool:
         grades = grade_file(file, pool, columns, golds, max(0, show))
