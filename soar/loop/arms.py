@@ -14,9 +14,9 @@
 `solvable` stands for mixing in easier samples (arXiv 2510.03971), `hinted` for NuRL (2509.25666) and SAGE (2602.03143). SOAR
 with a teacher that is never trained is no arm but `teacher.reward = "none"`.
 
-Hard-Only gets as many student rollouts as the outer loop spent on training and measuring students; with arms.tokens every
-arm gets the same total of tokens, search and preparation included. `ps_hard` goes on from the promoted student on the hard
-training half (ours; the paper samples from that student as it is). Every other arm trains a fresh base student.
+Hard-Only gets as many student rollouts as the outer loop spent on students; with arms.tokens every arm gets the same total of
+tokens, search and preparation included. `ps_hard` goes on from the promoted student on the hard training half (ours). Every
+other arm trains a fresh base student.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from soar import seeds
 from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError, TrainedArm
@@ -42,16 +42,13 @@ from soar.loop.student import HINT_LEVELS, Plan, TrainState, hinted, shuffled_pa
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
-from soar.problems.pool import VerifierPool
-from soar.problems.prompts import PromptFormat
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a run has to offer to its arms: promotion questions, the trained teacher, the held-out problems (which no
-    training set may hold), and where notes go. screened: the run's candidates with what screening found.
-    """
+    """What a run offers its arms: promotion questions, the trained teacher, the held-out problems, which no training set may
+    hold, where notes go, and the candidates with what screening found."""
 
     pq: list[Problem]
     teacher: AdapterStack
@@ -90,24 +87,24 @@ def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Con
 def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out."""
     source, count = config.arms.real, config.arms.questions
+    kind, _, world = config.problems.source.partition("world:")
     if source:
-        found = read_problems(source, env, config, material.say)
-    elif config.problems.source.startswith("world:"):
-        world = get_world(config.problems.source.removeprefix("world:"))
-        try:
-            found = world.real_problems(count, config.seed)
-        except ValueError as error:
-            raise ConfigError(f"arms.questions = {count} for the arm real: {error}") from error
-    else:
+        problems = read_problems(source, env, config, material.say)
+    elif kind or not world:
         raise ConfigError(
             f'arms.run has "real", but arms.real = "" and problems.source = {config.problems.source!r} is no embedded '
             "world; set arms.real to a file of easier problems"
         )
-    found = not_held_out("real", material, found)
-    if not found:
+    else:
+        try:
+            problems = get_world(world).real_problems(count, config.seed)
+        except ValueError as error:
+            raise ConfigError(f"arms.questions = {count} for the arm real: {error}") from error
+    problems = not_held_out("real", material, problems)
+    if not problems:
         raise ConfigError(f"arms.real = {source!r} has no problem left to train on; give another file")
-    order = seeds.generator(config.seed, "arm", "real", "questions").permutation(len(found)).tolist()
-    return [found[i] for i in order[:count]]
+    order = seeds.generator(config.seed, "arm", "real", "questions").permutation(len(problems)).tolist()
+    return [problems[i] for i in order[:count]]
 
 
 def read_problems(source: str, env: RolloutEnv, config: Config, say: Callable[[str], None]) -> list[Problem]:
@@ -136,12 +133,11 @@ two or three sentences. Do not state the answer."""
 def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dict[str, str]:
     """Problem id -> hint, made once by the base model from question and gold answer.
 
-    The first of HINT_TRIES texts that ended and does not hold the gold answer; where all do, the first with the answer
-    masked. A problem whose prompt would leave no room for a hint and an answer has none. Prompts without turns are for
-    models that only go on with a pattern: their hint is the beginning of their own working.
+    The first of HINT_TRIES texts that ended and does not hold the gold answer; where all do, the first with it masked. None
+    where there is no room for a hint and an answer. A prompt without turns can only be continued: the hint is then the
+    beginning of the model's own working.
     """
-    fmt = cast(PromptFormat, env.fmt)
-    fmt = replace(fmt, student_template=HINT_PROMPT) if fmt.turns else fmt
+    fmt = replace(env.fmt, student_template=HINT_PROMPT) if env.fmt.turns else env.fmt
     told = " The answer is {}." if fmt.turns else ""
     prompts = [fmt.student_ids(env.backbone.tokenizer, p.question + told.format(p.answer)) for p in problems]
     room = [min(config.arms.hint_tokens, env.backbone.context - len(prompt)) for prompt in prompts]
@@ -165,8 +161,8 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
 
 
 def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """The problems at 0 < p < 0.7 of this run's screening, or of the file arms.solvable (columns successes, attempts); none
-    that is held out, and none that is in the hard set. Raises ConfigError when the file has no counts."""
+    """The problems at 0 < p < 0.7 of this run's screening, or of the file arms.solvable; none that is held out. Raises
+    ConfigError when the file has no counts (columns successes, attempts)."""
     screened, source = material.screened, config.arms.solvable
     if source:
         problems = read_problems(source, env, config, material.say)
@@ -184,10 +180,8 @@ def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> li
 
 
 def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Promotion questions of one kind, as many as the smaller of the well-posed and the correct ones (finding 3).
-
-    Equal sizes, so that a difference between these arms is one of kind, not of number.
-    """
+    """Promotion questions of one kind, as many as the smaller of the well-posed and the correct ones (finding 3), so that a
+    difference between these arms is one of kind, not of number."""
     labelled = list(zip(material.pq, oracle(env, config, material.pq), strict=True))
     pools = {
         "pq_sample": material.pq,
@@ -211,7 +205,7 @@ def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tup
 
     Raises NothingLeft where neither is there.
     """
-    pool, source = cast(VerifierPool, env.verifier), config.problems.source
+    pool, source = env.verifier, config.problems.source
     questions = [p.question for p in problems]
     if pool.domain is not None and pool.domain.solve is not None:
         answers = pool.solve(questions)
@@ -278,11 +272,8 @@ def budget_steps(config: Config, loop_rollouts: int) -> int:
 def arm_batches(
     name: str, config: Config, hard_train: list[Problem], questions: list[Problem], steps: int
 ) -> list[list[Problem]]:
-    """Training batches [steps][prompts_per_step] of an arm.
-
-    arms.curriculum_steps of questions only, then hard problems only; with 0 passes over both together. hard_only_128: every
-    problem stands there as often as a group of 128 needs.
-    """
+    """Training batches [steps][prompts_per_step] of an arm: arms.curriculum_steps of questions only, then hard problems only;
+    with 0 passes over both together."""
     seed, per_step = seeds.derive(config.seed, "arm", name), config.student.prompts_per_step
     if name in HARD_ARMS:
         copies = group_copies(name, config)
@@ -393,10 +384,8 @@ def segment_ends(config: Config, steps: int) -> bool:
 def usable(
     env: RolloutEnv, config: Config, problems: list[Problem], say: Callable[[str], None]
 ) -> tuple[list[Problem], dict[str, int]]:
-    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
-
-    The first five of each reason are named through `say`.
-    """
+    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason (the first five
+    of each are named)."""
     tokens, context = config.student.sampling.max_tokens, env.backbone.context
     kept, dropped = fits_budget(problems, lambda problem: len(env.prompt(problem)), context, tokens)
     for row in dropped[:5]:

@@ -1,8 +1,4 @@
-"""Held-out pass@k with intervals (`statistics` has the estimators).
-
-Intervals are percentile bootstraps over problems: they cover the choice of problems and, through the counts, the sampling
-noise, but not the spread over training seeds, for which `study` runs several.
-"""
+"""Held-out pass@k with intervals: bootstraps over problems, without the spread over training seeds (`study` has that)."""
 
 from __future__ import annotations
 
@@ -39,20 +35,14 @@ def paired_difference(
     correct_a_H: Sequence[int], correct_b_H: Sequence[int], samples: int, k: int, seed: int, resamples: int
 ) -> dict[str, object]:
     """Mean of pass@k(a) - pass@k(b) over the same problems, with its bootstrap interval."""
-    values = [
-        pass_at_k(samples, a, k) - pass_at_k(samples, b, k) for a, b in zip(correct_a_H, correct_b_H, strict=True)
-    ]
-    return {
-        "difference": float(np.mean(values)),
-        "interval_95": list(bootstrap_interval(values, seed, resamples, floor=-1.0)),
-    }
+    pairs = zip(correct_a_H, correct_b_H, strict=True)
+    values = [pass_at_k(samples, a, k) - pass_at_k(samples, b, k) for a, b in pairs]
+    interval = bootstrap_interval(values, seed, resamples, floor=-1.0)
+    return {"difference": float(np.mean(values)), "interval_95": list(interval)}
 
 
 def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed: int) -> dict[str, Any]:
-    """What `soar eval` reports of correct attempts per problem: policies with intervals, differences from `base`.
-
-    seed: of the run. Raises KeyError without `base`.
-    """
+    """What `soar eval` reports of correct attempts per problem: policies with intervals, differences from `base`."""
     place, paired_place, base_H = seeds.derive(seed, "evaluate"), seeds.derive(seed, "paired"), counts["base"]
     return {
         "attempts": config.attempts,
@@ -88,18 +78,18 @@ def count_correct(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(correct, truncated) attempts [P, H] of every slice (P = 1 for the base model) at the same problems and seeds.
 
-    Problems are taken in blocks, by worker processes or by `threads` threads; the counts depend on neither.
-    on_block(problems, correct_P_H, truncated_P_H) is called in order as blocks are done.
+    Neither blocks nor workers change the counts. on_block(problems, correct_P_H, truncated_P_H) is called in order.
     """
     blocks = [problems[first : first + block] for first in range(0, len(problems), block)]
     common = (stack, attempts, seed, sampling)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    counts: list[np.ndarray] = []  # [2, P, problems] of every block
     results = spread(parallel, env, threads, count_block, common, [(part,) for part in blocks])
-    for part, counts in zip(blocks, results, strict=True):
-        found.append(counts)
+    for part, correct_truncated in zip(blocks, results, strict=True):
+        counts.append(correct_truncated)
         if on_block is not None:
-            on_block(part, *counts)
-    return np.concatenate([c for c, _ in found], axis=1), np.concatenate([t for _, t in found], axis=1)
+            on_block(part, *correct_truncated)
+    correct_P_H, truncated_P_H = np.concatenate(counts, axis=2)
+    return correct_P_H, truncated_P_H
 
 
 def count_block(
@@ -110,10 +100,10 @@ def count_block(
     seed: int,
     sampling: SamplingConfig,
     problems: list[Problem],
-) -> tuple[np.ndarray, np.ndarray]:
-    """(correct, truncated) attempts [P, H] at a few problems, as a piece of work."""
+) -> np.ndarray:
+    """Correct and truncated attempts [2, P, H] at a few problems, as a piece of work."""
     policies = stack.policies if stack is not None else 1
-    own = stack.to(env.backbone.device) if stack is not None else None
-    result = env.rollout(own, [problems] * policies, attempts, [seed] * policies, sampling)
-    truncated = ~result.rollouts.ended_B.view(policies, len(problems), attempts)
-    return (result.solved_P_Q_N & result.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()
+    stack = stack.to(env.backbone.device) if stack is not None else None
+    batch = env.rollout(stack, [problems] * policies, attempts, [seed] * policies, sampling)
+    truncated = ~batch.rollouts.ended_B.view(policies, len(problems), attempts)
+    return np.stack([(batch.solved_P_Q_N & batch.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()])

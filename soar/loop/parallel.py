@@ -1,8 +1,7 @@
 """Independent pieces of work, done by threads of this process or by worker processes.
 
-A piece of work is a function of this package, called as `work(env, tick, *common, *task)`. Every random draw in it
-is seeded by its arguments, and how a stage is cut into pieces does not depend on who does them, so threads of this
-process and any number of workers give the same numbers. tick is called after each step of a longer piece.
+A piece is called as `work(env, tick, *common, *task)`; tick after each step of a longer one. Its draws are seeded by its
+arguments, and the cut does not depend on who does the pieces, so threads and any number of workers give the same numbers.
 """
 
 from __future__ import annotations
@@ -50,11 +49,8 @@ def spread(
     tasks: Sequence[Task],
     tick: Tick = no_tick,
 ) -> Iterator[T]:
-    """work(env, tick, *common, *task) of every task, in the order of the tasks.
-
-    parallel: worker processes that do it; None: `threads` threads of this process. What is not begun when the caller stops
-    listening is never done.
-    """
+    """work(env, tick, *common, *task) of every task, in their order. What is not begun when the caller stops listening is
+    never done."""
     if parallel is not None:
         yield from _in_order(parallel.stream(work, common, deque(enumerate(tasks)), tick))
         return

@@ -21,8 +21,7 @@ from soar.types import Problem
 
 @dataclass(frozen=True)
 class Population:
-    """Trained students: stack of P slices, failed_P (NaN or inf on the way), metrics per step (means over the students),
-    rollouts and tokens spent."""
+    """Trained students: P slices, who met NaN or inf on the way, means over the students per step, what was spent."""
 
     stack: AdapterStack
     failed_P: Tensor
@@ -34,10 +33,9 @@ class Population:
 def choose_chunk(backbone: Backbone, policies: int, threads: int, parallel: Parallel | None = None) -> int:
     """Policies trained in one forward pass (model.chunk, or by device).
 
-    On a GPU all of them: 16 adapters cost the price of one; with worker processes, an equal share for each. On a CPU at
-    most 8, shared out among the worker threads: a batch of several students amortises the cost of each operation
-    (benchmarks/population.py). A student's last bits depend on who shares its batch, so on a CPU their number does not enter:
-    any number of worker processes trains the same chunks.
+    On a GPU all, 16 adapters cost the price of one; with worker processes an equal share for each. On a CPU at most 8, shared
+    out among the threads (benchmarks/population.py): a student's last bits depend on who shares its batch, so workers do not
+    change the chunks there.
     """
     if backbone.config.chunk:
         return min(policies, backbone.config.chunk)
@@ -95,10 +93,9 @@ def train_chunk(
     plans: list[Plan],
     states: list[TrainState],
 ) -> list[list[TrainState]]:
-    """Students trained together, until the first has generated its tokens or is at its end, or due(steps done) says so.
+    """Students trained together, until one has generated its tokens or is at its end, or due(steps done) says so.
 
-    A piece of work; in several parts where the memory is too small for all of them. due: None for students that will not go
-    on after their last step.
+    A piece of work; in several parts where the memory is too small. due: None for students that do not go on afterwards.
     """
 
     def job(members: list[int]) -> list[TrainState]:

@@ -28,10 +28,9 @@ def decide(
 ) -> Decision:
     """The promotion rule after one outer step.
 
-    window: mean reward of each step since the last promotion, oldest first, this step's last; only the last `size` count.
-    reward_G: this step's reward per dataset, None where every repeat failed. trials: this step's students.
-    tau: threshold that the window mean must exceed. Promotes the dataset with the largest reward (ties: the lowest number)
-    and its repeat with the lower median pass rate among those that did not fail.
+    window: mean reward of each step since the last promotion, this step's last; only the last `size` count, and their mean
+    must exceed tau. reward_G: None where every repeat failed. Promotes the dataset with the largest reward (ties: the lowest
+    number) and its repeat with the lower median pass rate among those that did not fail.
     """
     if len(window) < size:
         return Decision(False, f"window holds {len(window)} of {size} steps")

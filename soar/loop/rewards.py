@@ -31,11 +31,10 @@ from soar.types import Problem
 def grounded(
     improvement_G_R: Sequence[Sequence[float]], valid_G_R: Sequence[Sequence[bool]]
 ) -> tuple[list[float | None], list[float | None]]:
-    """The grounded reward of each dataset and its standard error over the repeats.
+    """(reward_G, standard_error_G): the grounded reward of each dataset, and its error over the repeats.
 
     improvement_G_R: pass rate of each student minus the baseline's; valid_G_R: False for a failed trial, which is left
-    out. Returns (reward_G, standard_error_G): the reward is None where no repeat is valid, the error where fewer than
-    two are.
+    out. None where no repeat is valid, and for the error where fewer than two are.
     """
     rewards: list[float | None] = []
     errors: list[float | None] = []
@@ -55,9 +54,8 @@ def learnability(success: float) -> float:
 class Payment:
     """The teacher's rewards of one step.
 
-    reward_U: one entry per unit of credit, in writing order: G datasets, or all G * Q questions; None where nothing could
-    be measured; empty when the teacher is not paid. reward_G: their means per dataset. rollouts, tokens: what measuring
-    them took of the baseline.
+    reward_U: per unit of credit in writing order, G datasets or all G * Q questions; None where nothing could be measured;
+    empty when the teacher is not paid. reward_G: means per dataset. rollouts, tokens: what measuring them took.
     """
 
     reward_U: list[float | None]
@@ -67,11 +65,8 @@ class Payment:
 
 
 def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets:
-    """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset.
-
-    The permutation is one cycle, so no question keeps its own answer; equal answers may still meet. The teacher's rollouts
-    stay as they are.
-    """
+    """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset, by one
+    cycle, so that none keeps its own; equal answers may still meet."""
     if config.teacher.reward != "shuffled":
         return question_sets
     sets = []

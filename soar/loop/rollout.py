@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,15 +17,18 @@ from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, Sampler, join
-from soar.types import Problem, Rejection, Verdict, columns_of
+from soar.types import Problem, Verdict, columns_of
+
+if TYPE_CHECKING:  # handed in by who opens the environment
+    from soar.problems.pool import VerifierPool
+    from soar.problems.prompts import PromptFormat
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """N attempts of each policy at each of its problems.
+    """N attempts of each policy at each of its problems, rows in the order (policy, question, attempt).
 
-    rollouts and verdicts: rows in the order (policy, question, attempt). reward_P_Q_N: student reward (points).
-    solved_P_Q_N: the verdict was correct. valid_P_Q_N: False where the verdict is unscorable (excluded from means).
+    reward_P_Q_N: student reward (points). valid_P_Q_N: False where the verdict is unscorable (excluded from means).
     truncated: completions that hit the token budget. failed_P: the policy produced NaN or inf.
     """
 
@@ -51,41 +54,6 @@ class RolloutBatch:
         return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
-class Prompts(Protocol):
-    """What the loop asks of `problems.prompts.PromptFormat`."""
-
-    def student_ids(self, tokenizer: Any, question: str) -> list[int]: ...
-
-    def teacher_ids(self, tokenizer: Any, subject: str = "") -> list[int]: ...
-
-    def fingerprint(self) -> str: ...
-
-
-class Verifier(Protocol):
-    """What the loop asks of `problems.pool.VerifierPool`, which documents the arguments."""
-
-    name: str
-
-    def check(
-        self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Verdict]: ...
-
-    def check_golds(
-        self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Verdict]: ...
-
-    def read_answers(self, completions: Sequence[str]) -> list[str | None]: ...
-
-    def read_problems(
-        self,
-        texts: Sequence[str],
-        truncated: Sequence[bool],
-        seen: set[str] | None,
-        strict: bool,
-        prompts: Any,
-    ) -> list[Problem | Rejection]: ...
-
-
 class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
@@ -97,8 +65,8 @@ class RolloutEnv:
         self,
         backbone: Backbone,
         sampler: Sampler,
-        fmt: Prompts,
-        verifier: Verifier,
+        fmt: PromptFormat,
+        verifier: VerifierPool,
         scheme: Literal["binary", "paper"] = "binary",
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
@@ -135,9 +103,8 @@ class RolloutEnv:
     ) -> RolloutBatch:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each).
 
-        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its
-        tokens do not depend on the other problems or their order. threads: threads that share out the problems of a
-        single policy. first: number n of the first attempt.
+        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens do
+        not depend on the other problems. threads: share out the problems of a single policy. first: n of the first attempt.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
@@ -145,10 +112,17 @@ class RolloutEnv:
             [seeds.skip(problem_seed, first) for problem_seed in _problem_seeds(seed, problems)]
             for seed, problems in zip(seed_P, problems_P_Q, strict=True)
         ]
+
+        def sample(part: slice) -> Rollouts:  # every prompt has its own seed, so the draws are the same in any parts
+            prompts, problem_seeds = [row[part] for row in prompts_P_Q], [row[part] for row in seed_P_Q]
+            return self.sampler.sample(stack, prompts, attempts, problem_seeds, sampling, greedy)
+
         if P == 1 and threads > 1:
-            rollouts = self._sample_in_threads(stack, prompts_P_Q[0], attempts, seed_P_Q[0], sampling, greedy, threads)
+            size = -(-Q // threads)
+            with ThreadPoolExecutor(threads) as pool:
+                rollouts = join(list(pool.map(sample, [slice(first, first + size) for first in range(0, Q, size)])))
         else:
-            rollouts = self.sampler.sample(stack, prompts_P_Q, attempts, seed_P_Q, sampling, greedy)
+            rollouts = sample(slice(None))
         texts = rollouts.texts(self.backbone)
         if opens_thinking(self.backbone.tokenizer, prompts_P_Q[0][0]):
             texts = [f"<think>{text}" for text in texts]  # so that an unfinished block is seen, which holds no answer
@@ -174,26 +148,6 @@ class RolloutEnv:
             int((~rollouts.ended_B).sum()),
             rollouts.failed_B.view(P, -1).any(1),
         )
-
-    def _sample_in_threads(
-        self,
-        stack: AdapterStack | None,
-        prompts_Q: list[list[int]],
-        attempts: int,
-        seed_Q: list[int],
-        sampling: SamplingConfig,
-        greedy: bool,
-        threads: int,
-    ) -> Rollouts:
-        """The prompts of one policy, shared out among threads; every prompt has its own seed, so the draws are the same."""
-        size = -(-len(prompts_Q) // threads)
-        parts = [slice(first, first + size) for first in range(0, len(prompts_Q), size)]
-
-        def job(part: slice) -> Rollouts:
-            return self.sampler.sample(stack, [prompts_Q[part]], attempts, [seed_Q[part]], sampling, greedy)
-
-        with ThreadPoolExecutor(threads) as pool:
-            return join(list(pool.map(job, parts)))
 
 
 def opens_thinking(tokenizer: Any, prompt_ids: list[int]) -> bool:
@@ -236,16 +190,11 @@ def masked(text: str, gold: str) -> str:
 def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal["binary", "paper"]) -> float:
     """Reward of one student attempt.
 
-    `binary`: 1 correct, 0 else. `paper`: 120 correct; 20 answered, wrong, but the gold answer occurs in the text;
-    10 answered otherwise; 0 no answer (paper, experimental setup). A check that timed out or crashed counts as
-    answered. UNSCORABLE gives 0; a mean over attempts leaves such attempts out by their verdict.
+    `binary`: 1 correct, 0 else. `paper` (its experimental setup): 120 correct; 20 answered, wrong, but the gold answer occurs
+    in the text; 10 answered otherwise, also where the check timed out or crashed; 0 no answer, or unscorable.
     """
-    if scheme == "binary":
-        return 1.0 if verdict.solved else 0.0
-    if scheme != "paper":
-        raise ValueError(f"student.reward = {scheme!r}: expected binary or paper")
-    if verdict.solved:
-        return 120.0
+    if scheme == "binary" or verdict.solved:
+        return (120.0 if scheme == "paper" else 1.0) if verdict.solved else 0.0
     if verdict in (Verdict.NO_ANSWER, Verdict.UNSCORABLE):
         return 0.0
     return 20.0 if mentions(completion, gold) else 10.0

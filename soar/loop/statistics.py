@@ -1,9 +1,8 @@
 """Statistics of held-out results: pass@k, intervals over problems and seeds, paired tests. Needs no torch.
 
-pass@k is the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, eq. 1): 1 - C(n - c, k) / C(n, k) for c correct of n
-samples. Over seeds the t interval of the seeds' means leads; beside it stands the pigeonhole bootstrap (Owen 2007, arXiv
-0705.1428), which draws seeds and problems with replacement, each problem for all seeds that hold it together. Where nothing
-varies because nothing was solved, resampling says [0, 0]; the Clopper-Pearson interval takes its place.
+Over seeds the t interval of the seeds' means leads; beside it stands the pigeonhole bootstrap (Owen 2007, arXiv 0705.1428),
+which draws seeds and problems with replacement, each problem for all seeds that hold it together. Where nothing varies
+because nothing was solved, resampling says [0, 0]; the Clopper-Pearson interval takes its place.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many 
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that at least one of k draws without replacement from `samples` (of which `correct` solve) solves.
+    """1 - C(n - c, k) / C(n, k) for c correct of n samples: unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 
     Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
     """
@@ -35,10 +34,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, before: int = 0) -> float | None:
     """Expected success rate of an attempt at a problem solved in at most `most` of `attempts` (Good 1953, Robbins 1956).
 
-    successes: of problems with all attempts. Sum over x <= most of (x + 1) n(x + 1), over attempts times the sum of
-    n(x); n(x) problems were solved x times. Where a problem is left once it has more successes than `most` (looked at after
-    `before` attempts for the last time), one with most + 1 is seen only if a success came after that, which happens with
-    probability 1 - C(before, most + 1) / C(attempts, most + 1). None where no success says anything.
+    successes: per problem. Sum over x <= most of (x + 1) n(x + 1), over attempts times the sum of n(x); n(x) problems were
+    solved x times. Where screening leaves one with more than `most` successes after `before` attempts, one of most + 1
+    is seen with probability 1 - C(before, most + 1) / C(attempts, most + 1). None where no success says anything.
     """
     hard = sum(count <= most for count in successes)
     seen = 1 - math.comb(before, most + 1) / math.comb(attempts, most + 1)
@@ -144,11 +142,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def over_seeds(
     values_S: Sequence[Mapping[str, float]], seed: int, resamples: int, floor: float = 0.0
 ) -> dict[str, Any]:
-    """The mean over seeds of the means over problems, with its intervals: `interval_95` is the one to lead with.
+    """The mean over seeds of the means over problems, with its intervals.
 
-    values_S: problem -> pass@k (or, with floor = -1, a difference of two), one mapping a seed. interval_95: Student's t over
-    the seeds within what can be; the bootstrap's for one seed and for seeds with one mean; `nothing_varies` over all
-    problems where all values are equal.
+    values_S: problem -> pass@k (or, with floor = -1, a difference of two), one mapping a seed. interval_95, the one to lead
+    with: Student's t over the seeds within what can be; the bootstrap's for one seed and for seeds with one mean.
     """
     means_S = [statistics.fmean(values.values()) for values in values_S]
     every = {value for values in values_S for value in values.values()}
@@ -169,10 +166,7 @@ def over_seeds(
 def paired_over_seeds(
     a_S: Sequence[Mapping[str, float]], b_S: Sequence[Mapping[str, float]], seed: int, resamples: int
 ) -> dict[str, Any]:
-    """`over_seeds` of a - b on the same problems of the same seeds. Raises KeyError for other problems.
-
-    p_seeds: sign flips of the seeds' mean differences, for a claim about new seeds.
-    """
+    """`over_seeds` of a - b on the same problems of the same seeds, with the p-value. Raises KeyError for other problems."""
     gaps_S = [{name: a[name] - b[name] for name in {**a, **b}} for a, b in zip(a_S, b_S, strict=True)]
     spread = over_seeds(gaps_S, seed, resamples, floor=-1.0)
     return {"difference": spread.pop("mean"), **spread, "p_seeds": sign_flip_p(spread["per_seed"], seed)}

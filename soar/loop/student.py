@@ -1,8 +1,8 @@
 """Inner loop: a population of students, trained by RLOO from one baseline on their own question sets.
 
 The students are slices of one stack, so one forward pass and one update serve all of them. Every inner loop starts with a
-fresh optimizer and a constant learning rate. `population.py` wraps what is not the method around it: chunks, memory
-shortage, resume in the middle, worker processes. Left out: early stopping, a replay buffer, several updates per batch.
+fresh optimizer and a constant learning rate. `population.py` wraps around it chunks, memory shortage and worker processes.
+Left out: early stopping, a replay buffer, several updates per batch.
 """
 
 from __future__ import annotations
@@ -179,10 +179,7 @@ class Training:
 
 
 def hinted(problem: Problem, hint: str, level: int) -> Problem:
-    """The problem with the first `level` quarters of the hint's words behind its question.
-
-    A hint stands whole at first; a group without a success brings a quarter back, one with a success takes one away.
-    """
+    """The problem with the first `level` quarters of the hint's words behind its question."""
     words = hint.split()
     shown = words[: math.ceil(len(words) * level / HINT_LEVELS)]
     return replace(problem, question=f"{problem.question}\n\nHint: {' '.join(shown)}") if shown else problem

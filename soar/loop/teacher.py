@@ -7,6 +7,7 @@ datasets a step, off-policy reuse of teacher samples.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,12 +38,10 @@ Event = dict[str, Any]
 class LoopState:
     """Everything that lasts from one outer step to the next.
 
-    step: outer steps done. teacher, baseline: stacks of one policy. window: mean step rewards since the last promotion.
-    pq: promotion questions as JSON-ready rows. pass_rates: the baseline's pass rate per reward question (None: it
-    cannot be scored), kept while the baseline stands. student_rollouts: completions sampled by students in training and
-    measurement, cumulative. spent: tokens generated so far by the teacher, by students in training, and in measurement.
-    best: the promoted student with the highest pass rate on D_train, best_rate (PS, as in the paper: the last one may be
-    worse); validated: promotions that were looked at for it.
+    teacher, baseline: stacks of one policy. step: done. window: mean step rewards since the last promotion. pq: promotion
+    questions as rows. pass_rates: the baseline's per reward question (None: it cannot be scored), kept while it stands.
+    student_rollouts, spent: completions and tokens so far. best: the promoted student with the highest pass rate on D_train,
+    best_rate (PS: the last one may be worse); validated: promotions that were looked at for it.
     """
 
     teacher: AdapterStack
@@ -89,10 +88,9 @@ TeacherReward = Callable[[QuestionSets, Measurement, int], list[float | None]]
 class OuterLoop:
     """The SOAR loop over one hard training set.
 
-    env: puts problems to policies. hard_train: D_train; the teacher never sees it. threads: CPU worker threads.
-    on_inner(done, total): progress of the students of the current step. parallel: worker processes that train and measure
-    the students; the teacher writes and learns in this one. teacher_reward(question_sets, measured, step): what every
-    dataset earns, in place of `rewards.pay`; promotion goes by the measured improvement all the same.
+    hard_train: D_train; the teacher never sees it. on_inner(done, total): progress of the step's students. parallel: worker
+    processes that train and measure them; the teacher writes and learns in this one. teacher_reward(question_sets, measured,
+    step): what every dataset earns, in place of `rewards.pay`; promotion goes by the measured improvement all the same.
     """
 
     def __init__(
@@ -142,7 +140,9 @@ class OuterLoop:
             for k, problems in enumerate(question_sets.problems_G_Q)
             for p in problems
         ]
-        return [event, *([] if measured.reward is not None else [all_failed(number)]), *promotion], rows
+        message = "every student of this step produced NaN or inf"
+        alarm = {"event": "alarm", "step": number, "kind": "all students failed", "message": message}
+        return [event, *([] if measured.reward is not None else [alarm]), *promotion], rows
 
     def write(self) -> QuestionSets:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
@@ -161,14 +161,11 @@ class OuterLoop:
                 seed_P.append(seeds.derive(self.config.seed, "student", state.step, k, j))
                 batches_P_S.append(shuffled_passes(problems, seed_P[-1], steps, config.prompts_per_step))
         lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
-        total, size = steps * len(seed_P), self._chunk(len(seed_P))
-        done = 0
+        total, size, ticks = steps * len(seed_P), self._chunk(len(seed_P)), itertools.count(1)
 
         def note() -> None:
-            nonlocal done
-            done += size
             if self.on_inner is not None:
-                self.on_inner(min(total, done), total)
+                self.on_inner(min(total, size * next(ticks)), total)
 
         population = train_population(
             self.env, state.baseline, batches_P_S, seed_P, config, lr, self.threads, note, parallel=self.parallel
@@ -212,10 +209,7 @@ class OuterLoop:
         return payment
 
     def validate(self) -> list[Event]:
-        """Measure a newly promoted student on all of D_train, and keep it as PS if none before was better: its event.
-
-        What it costs counts as measurement; its pass rates are those of the next steps' baseline.
-        """
+        """Measure a newly promoted student on all of D_train, and keep it as PS if none before was better: its event."""
         state = self.state
         if state.validated >= state.promotions:
             return []
@@ -227,10 +221,8 @@ class OuterLoop:
         return [{"event": "validation", "step": state.step - 1, "pass_rate": rate, "best": best, **spent}]
 
     def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
-        """Step 4: every rollout gets the reward of its unit, a dataset or a question; baseline: the other units.
-
-        reward_U: see `rewards.Payment`. None, and the teacher as it was (no KL step, no momentum step), without a reward.
-        """
+        """Step 4: every rollout gets the reward of its unit (`rewards.Payment`); baseline: the other units. Without any
+        reward None, and the teacher as it was."""
         config, state = self.config.teacher, self.state
         if all(reward is None for reward in reward_U):
             return None
@@ -255,10 +247,8 @@ class OuterLoop:
         return [self.hard_train[i] for i in sorted(rng.choice(len(self.hard_train), count, replace=False).tolist())]
 
     def _baseline_rate(self, questions: list[Problem]) -> float:
-        """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
-
-        In sampled mode with reward.baseline_attempts attempts, so that its noise, common to all students, is small.
-        """
+        """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands, in sampled mode
+        with reward.baseline_attempts attempts: its noise is common to all students."""
         config, state = self.config, self.state
         missing = [problem for problem in questions if problem.id not in state.pass_rates]
         if missing:
@@ -362,9 +352,3 @@ def outer_event(
         "student_first": population.metrics[0],
         "student_last": population.metrics[-1],
     }
-
-
-def all_failed(step: int) -> Event:
-    """The alarm of a step without a reward."""
-    message = "every student of this step produced NaN or inf"
-    return {"event": "alarm", "step": step, "kind": "all students failed", "message": message}
