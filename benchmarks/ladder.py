@@ -83,7 +83,7 @@ def teacher_report(env: RolloutEnv, config: Config, count: int) -> dict[str, Any
     seed = seeds.derive(config.seed, "ladder", "teacher")
     rollouts = env.sampler.sample(None, [[prompt]], count, [[seed]], config.teacher.sampling)
     texts = rollouts.texts(env.backbone)
-    outcomes = read_pairs(env, config, texts, rollouts.ended_B.tolist(), None)
+    outcomes = read_pairs(env, config, texts, rollouts.ended_B.tolist())
     pairs = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     reasons = Counter(outcome.reason.value for outcome in outcomes if isinstance(outcome, Rejection))
     answers = [answer_of(pair.question, config.problems.format == "totals") for pair in pairs]

@@ -30,7 +30,7 @@ def teacher_questions(env: RolloutEnv, count: int) -> list[Problem]:
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, "")
     rollouts = env.sampler.sample(None, [[prompt]], count, [[7]], config.teacher.sampling)
     truncated = [not ended for ended in rollouts.ended_B.tolist()]
-    outcomes = env.verifier.read_problems(rollouts.texts(env.backbone), truncated, None, False, env.fmt)
+    outcomes = env.verifier.read_problems(rollouts.texts(env.backbone), truncated, env.fmt)
     return [outcome for outcome in outcomes if isinstance(outcome, Problem)]
 
 

@@ -149,8 +149,6 @@ class TeacherConfig(Section):
     reward: TeacherReward = "grounded"  # what the teacher learns from (`rewards`); none: it is never updated
     subject: str = ""  # the field in the teacher prompt, in `sums` and `totals` the worked sums; "": that of the format
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
-    reject_duplicates: bool = False  # within one outer step
-    strict_tags: bool = False
 
 
 class StudentConfig(Section):
@@ -216,7 +214,6 @@ class EvaluateConfig(Section):
     ks: tuple[int, ...] = (1, 4, 8, 16, 32)
     temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
-    every: int = Field(0, ge=0)  # RLOO steps of an arm from one measurement on its way to the next; 0: none
 
 
 class LogConfig(Section):

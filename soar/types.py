@@ -72,7 +72,6 @@ class Reason(str, Enum):
     TRUNCATED = "truncated"
     UNPARSABLE_ANSWER = "unparsable_answer"
     TOO_LONG = "too_long"
-    DUPLICATE = "duplicate"
     REFUSED = "refused"
     READER_FAILED = "reader_failed"
 

@@ -170,11 +170,7 @@ class WordChecker:
     A gold answer `?` cannot be scored. Deterministic, and often right on random text.
     """
 
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str]] = []
-
     def check(self, texts: Sequence[str], golds: Sequence[str], columns: dict[str, Any] | None = None) -> list[Verdict]:
-        self.seen += zip(texts, golds, strict=True)
         return [self.verdict(text, gold) for text, gold in zip(texts, golds, strict=True)]
 
     @staticmethod

@@ -69,15 +69,6 @@ def test_evaluate_gives_the_counts_of_the_run(tiny_run: Path) -> None:
         assert {str(k): list(v) for k, v in result.interval_95.items()} == recorded[name]["interval_95"]
 
 
-def test_problems_from_memory(tmp_path: Path) -> None:
-    rows = [{"question": p.question, "answer": p.answer} for p in easy_problems(6)]
-    fewer = SETTINGS | {"problems.limit": 0, "screen.max_successes": 4, "teacher.steps": 1, "arms.run": []}
-    run = soar.train("builtin:tiny", rows, tmp_path / "run", recipe="tiny", settings=fewer)
-    assert read_jsonl(tmp_path / "run.problems.jsonl") == rows
-    hard = run.run.hard_train + run.run.hard_test
-    assert {row["question"] for row in hard} == {row["question"] for row in rows}
-
-
 def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
     seen: list[soar.QuestionSet] = []
 
@@ -138,23 +129,16 @@ def test_a_function_of_a_notebook_is_written_down_or_named(tmp_path: Path, line:
     assert runpy.run_path(file)[function]("7", "7") == 1.5
 
 
-@pytest.mark.parametrize("kind", ["rows", "frame", "dataset", "problems"])
-def test_problems_of_any_kind(kind: str) -> None:
+def test_problems_of_any_kind() -> None:
     rows = [{"question": "last 57", "answer": "7", "level": 1.0}, {"question": "last 31", "answer": "1", "level": None}]
-    kinds = {
-        "rows": lambda: rows,
-        "frame": lambda: pandas.DataFrame(rows),
-        "dataset": lambda: datasets.Dataset.from_list(rows),
-        "problems": lambda: [
-            soar.Problem(str(i), r["question"], r["answer"], {"level": r["level"]}) for i, r in enumerate(rows)
-        ],
-    }
-    with api._config("builtin:tiny", None, kinds[kind](), None, "tiny", None, {}) as config:
-        problems = candidates(config).problems
-    assert [(p.question, p.answer, p.extra["level"]) for p in problems] == [
-        ("last 57", "7", 1.0),
-        ("last 31", "1", None),
-    ]
+    problems = [soar.Problem(str(i), r["question"], r["answer"], {"level": r["level"]}) for i, r in enumerate(rows)]
+    for given in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows), problems):
+        with api._config("builtin:tiny", None, given, None, "tiny", None, {}) as config:
+            read = candidates(config).problems
+        assert [(p.question, p.answer, p.extra["level"]) for p in read] == [
+            ("last 57", "7", 1.0),
+            ("last 31", "1", None),
+        ]
     with pytest.raises(ConfigError, match="found a row 'x'"), api._config(None, None, ["x"], None, None, None, None):
         pass
 
@@ -191,16 +175,9 @@ def test_a_screening_counts_goes_on_and_names_rows_that_are_too_long(tiny_run: P
 
 
 def test_the_package_loads_without_torch_and_evaluate_stays_a_function() -> None:
-    script = (
-        "import sys, soar\n"
-        "assert 'torch' not in sys.modules\n"
-        "assert soar.Problem('a', 'b', 'c').answer == 'c'\n"
-        "assert 'torch' not in sys.modules\n"
-        "import soar.loop.evaluate\n"
-        "assert soar.evaluate is soar.api.evaluate, soar.evaluate\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    script = "import sys, soar; soar.Problem('a', 'b', 'c'); assert 'torch' not in sys.modules\n"
+    script += "import soar.loop.evaluate; assert soar.evaluate is soar.api.evaluate"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
     with pytest.raises(AttributeError, match="public names: Problem, QuestionSet, "):
         soar.trian  # noqa: B018
 

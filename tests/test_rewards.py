@@ -10,10 +10,8 @@ from soar.types import Reason, Rejection
 TAGS, LABELS, TINY, SUMS, TOTALS = map(get_format, ("tags", "question_answer", "tiny", "sums", "totals"))
 
 
-def read(
-    text: str, fmt: PromptFormat = TAGS, truncated: bool = False, strict: bool = False
-) -> tuple[str, str] | Reason:
-    outcome = parse(text, fmt, truncated=truncated, strict=strict)
+def read(text: str, fmt: PromptFormat = TAGS, truncated: bool = False) -> tuple[str, str] | Reason:
+    outcome = parse(text, fmt, truncated=truncated)
     if isinstance(outcome, Rejection):
         assert outcome.text == text
         return outcome.reason

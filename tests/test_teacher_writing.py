@@ -101,17 +101,6 @@ def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv, tries: in
     assert "problems.format" in message
 
 
-def test_duplicates_are_refused_within_a_step_when_asked(env: RolloutEnv) -> None:
-    problems = easy_problems(12)
-    texts = [teacher_text(problem) for problem in [*problems[:6], *problems[:6], *problems[6:]]]
-    plain, _ = writer(env, texts, tiny_config())
-    strict, _ = writer(env, texts, tiny_config("teacher.reject_duplicates=true"))
-    assert len({p.question for row in plain.write().problems_G_Q for p in row}) == 6
-    question_sets = strict.write()
-    assert len({p.question for row in question_sets.problems_G_Q for p in row}) == 12
-    assert question_sets.rejected == {"duplicate": 6}
-
-
 def test_a_question_without_room_for_an_answer_is_too_long(env: RolloutEnv) -> None:
     short = easy_problems(1)[0]
     room = env.backbone.context - len(env.prompt(short))

@@ -56,7 +56,6 @@ def write_questions(
     accepted: list[Problem] = []
     kept: list[Rollouts] = []
     rejected: Counter[str] = Counter()
-    seen: set[str] | None = set() if config.reject_duplicates else None
     last: list[str] = []
     sampled = attempt = tokens = 0
     while len(accepted) < wanted:
@@ -70,7 +69,7 @@ def write_questions(
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
         rows = []
-        for row, outcome in enumerate(read_pairs(env, run, texts, ended, seen)):
+        for row, outcome in enumerate(read_pairs(env, run, texts, ended)):
             if len(accepted) == wanted:
                 break
             sampled += 1
@@ -87,12 +86,10 @@ def write_questions(
     return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens)
 
 
-def read_pairs(
-    env: RolloutEnv, config: Config, texts: list[str], ended: list[bool], seen: set[str] | None
-) -> list[Problem | Rejection]:
+def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Problem | Rejection]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
     cut = [not e for e in ended]
-    outcomes = env.verifier.read_problems(texts, cut, seen, config.teacher.strict_tags, env.fmt)
+    outcomes = env.verifier.read_problems(texts, cut, env.fmt)
     sampling = config.student.sampling
     return [
         Rejection(Reason.TOO_LONG, text)

@@ -42,7 +42,6 @@ HINTS = {
     "too_long": "its questions leave no room for an answer: lower student.sampling.max_tokens",
     "two_problems": "it goes on after its first problem: try another problems.format",
     "placeholder": "it copies the prompt's example: raise teacher.sampling.temperature or take a stronger model",
-    "duplicate": "it writes one question over and over: raise teacher.sampling.temperature",
 }
 # Why an attempt earned nothing, and what to do.
 CAUSES = {
@@ -301,7 +300,7 @@ def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
     def pairs(first: int, count: int) -> list[Any]:
         rollouts = env.sampler.sample(None, [[prompt]], count, [[seeds.skip(seed, first)]], teacher.sampling)
         tokens["sampled"] += int(rollouts.length_B.sum())
-        return read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist(), None)
+        return read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist())
 
     outcomes = in_time(env, TEACHER_SECONDS, samples, pairs)
     rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]

@@ -219,7 +219,7 @@ class Grader:
         if task == "extract":
             return self.extract(text)
         if task == "read":
-            written = self.read(text, row["truncated"], row["strict"])
+            written = self.read(text, row["truncated"])
             return {k: v for k, v in asdict(written).items() if k not in ("id", "extra", "text")}
         extra = {key: value for key, value in row.items() if key not in ("question", "answer")}
         problem = Problem("", str(row.get("question", "")), row["answer"], extra)
@@ -248,7 +248,7 @@ class Grader:
         name = self.domain.validate(made) if self.domain.validate and isinstance(made, Problem) else None
         return str(name) if name else made
 
-    def read(self, text: str, truncated: bool, strict: bool) -> Problem | Rejection:
+    def read(self, text: str, truncated: bool) -> Problem | Rejection:
         """The problem in a teacher text, or why there is none."""
         domain = self.domain
         if truncated:
@@ -257,7 +257,7 @@ class Grader:
             given = domain.read_problem(text)
         else:
             most, any_answer = domain.max_answer_chars, domain.verify is not None
-            given = parse(text, domain.prompts, strict=strict, max_answer_chars=most, any_answer=any_answer)
+            given = parse(text, domain.prompts, max_answer_chars=most, any_answer=any_answer)
         if isinstance(given, str):
             named = given in {reason.value for reason in Reason}
             return Rejection(Reason(given), "") if named else Rejection(Reason.REFUSED, "", given)

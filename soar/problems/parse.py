@@ -12,7 +12,6 @@ from soar.types import Problem, Reason, Rejection
 
 # Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
 TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(question|answer)\s{0,3}>", re.IGNORECASE)
-TAGS_AS_ASKED = ["<question>", "</question>", "<answer>", "</answer>"]
 QUESTION_LABEL = re.compile(
     r"(?:^|\n)[ \t>#*_]{0,9}question[ \t]{0,3}\d{0,3}[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
 )
@@ -30,21 +29,20 @@ def parse(
     fmt: PromptFormat,
     *,
     truncated: bool = False,
-    strict: bool = False,
     max_answer_chars: int = MAX_ANSWER_CHARS,
     any_answer: bool = False,
 ) -> Problem | Rejection:
     """The problem in one teacher completion, or the reason why there is none.
 
-    truncated: the completion hit its token budget. strict: tags exactly as asked (a missing slash, upper case, another
-    order are refused). Whether the answer can be checked against is left to the caller (`VerifierPool.read_problems`).
+    truncated: the completion hit its token budget. Whether the answer can be checked against is left to the caller
+    (`VerifierPool.read_problems`).
     """
     if truncated:
         return Rejection(Reason.TRUNCATED, text)
     if not text.strip():
         return Rejection(Reason.EMPTY, text)
     pair_style = fmt.pair_style or ("tags" if fmt.answer_style == "boxed" else "labels")
-    fields = READERS[pair_style](text[:MAX_TEACHER_CHARS], fmt, strict)
+    fields = READERS[pair_style](text[:MAX_TEACHER_CHARS], fmt)
     if isinstance(fields, Reason):
         return Rejection(fields, text)
     reason = judge_fields(*fields, fmt, max_answer_chars, any_answer)
@@ -56,7 +54,7 @@ def make_problem(question: str, answer: str) -> Problem:
     return Problem(fingerprint(question)[:16], question, answer)
 
 
-def _read_marked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+def _read_marked(text: str, fmt: PromptFormat) -> Fields | Reason:
     """`question <ans> answer`."""
     text = END_OF_TURN.split(text, maxsplit=1)[0]
     mark = fmt.answer_marks[0]
@@ -68,12 +66,11 @@ def _read_marked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     return question.strip(), answer.strip()
 
 
-def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+def _read_tags(text: str, fmt: PromptFormat) -> Fields | Reason:
     """Contents of the question tags, and of the box in the answer tags.
 
-    Lenient: a second opening tag closes the first (the missing slash), upper case and the other order are accepted. A
-    field inside another one, or one without an end, does not count; two of a kind are two problems. Strict: the four
-    tags as asked, and no others.
+    A second opening tag closes the first (the missing slash), upper case and the other order are accepted. A field inside
+    another one, or one without an end, does not count; two of a kind are two problems.
     """
     tags = list(TAG.finditer(text))
     found: dict[str, list[str]] = {"question": [], "answer": []}
@@ -81,8 +78,7 @@ def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     while position + 1 < len(tags):
         begin, end = tags[position], tags[position + 1]
         kind = begin[2].lower()
-        as_asked = (begin[0], end[0]) == (f"<{kind}>", f"</{kind}>")
-        if begin[1] == "" and end[2].lower() == kind and (as_asked or not strict):
+        if begin[1] == "" and end[2].lower() == kind:
             found[kind].append(text[begin.end() : end.start()].strip())
             position += 2
         else:
@@ -95,14 +91,12 @@ def _read_tags(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     question, boxed = found["question"][0], found["answer"][0]
     if not question or not boxed:
         return Reason.EMPTY
-    if strict and [tag[0] for tag in tags] != TAGS_AS_ASKED:
-        return Reason.TWO_PROBLEMS if len(tags) > len(TAGS_AS_ASKED) else Reason.NO_QUESTION
     answer = extract(boxed, fmt.answer_style)
     return Reason.NO_ANSWER if answer is None else (question, answer)
 
 
-def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
-    """`Question: ... Answer: ...`. Lenient: text after the first answer line is ignored, and where words are no answers a
+def _read_labels(text: str, fmt: PromptFormat) -> Fields | Reason:
+    """`Question: ... Answer: ...`. Text after the first answer line is ignored, and where words are no answers a
     lone number is taken out of it. Where the answer ends a line (`line`), it is what stands behind the last `=` there."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
@@ -110,8 +104,6 @@ def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     questions = list(QUESTION_LABEL.finditer(text))
     if not questions:
         return Reason.NO_QUESTION
-    if strict and len(questions) > 1:
-        return Reason.TWO_PROBLEMS
     answer_label = ANSWER_LABEL.search(text, questions[0].end())
     if answer_label is None:
         return Reason.NO_ANSWER
@@ -121,10 +113,10 @@ def _read_labels(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
     if fmt.answer_style == "line":
         return question, extract(line, "line") or ""
-    return question, line if strict or fmt.text_answers else _lone_number(line)
+    return question, line if fmt.text_answers else _lone_number(line)
 
 
-def _read_worked(text: str, fmt: PromptFormat, strict: bool) -> Fields | Reason:
+def _read_worked(text: str, fmt: PromptFormat) -> Fields | Reason:
     """`3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the end of its working (`totals`: every total)."""
     line = END_OF_TURN.split(text, maxsplit=1)[0].strip().split("\n", 1)[0]
     question, found, working = line.partition(":")

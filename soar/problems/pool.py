@@ -24,7 +24,6 @@ from typing import Any
 from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract
 from soar.problems.domain import Domain, load_domain
-from soar.problems.load import fingerprint
 from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_parsable, judge_gold
@@ -225,37 +224,25 @@ class VerifierPool:
         return _values(self._outcomes([("solve", question, {}) for question in questions]))
 
     def read_problems(
-        self,
-        texts: Sequence[str],
-        truncated: Sequence[bool],
-        seen: set[str] | None = None,
-        strict: bool = False,
-        prompts: PromptFormat | None = None,
+        self, texts: Sequence[str], truncated: Sequence[bool], prompts: PromptFormat | None = None
     ) -> list[Problem | Rejection]:
         """The problem in each teacher text, or why there is none.
 
-        truncated: the text hit its token budget. seen: fingerprints of questions that count as duplicates; new ones are
-        added. strict: tags as asked, for a domain without a reader of its own. prompts: the format, where there is no domain.
+        truncated: the text hit its token budget. prompts: the format, where there is no domain.
         """
         pairs = list(zip(texts, truncated, strict=True))
         if self.domain is None:
             if prompts is None:
                 raise ValueError(f"verifier {self.name} has no prompts of its own; pass `prompts`")
-            outcomes = [parse(text, prompts, truncated=cut, strict=strict) for text, cut in pairs]
-        else:
-            tasks = [("read", text[:MAX_TEACHER_CHARS], {"truncated": cut, "strict": strict}) for text, cut in pairs]
-            outcomes = [_outcome(text, given) for text, given in zip(texts, self._outcomes(tasks), strict=True)]
-        for place, outcome in enumerate(outcomes):
-            if isinstance(outcome, Rejection):
-                continue
-            key = fingerprint(outcome.question)
-            if self.domain is None and not is_parsable(outcome.answer, self.name):
-                outcomes[place] = Rejection(Reason.UNPARSABLE_ANSWER, texts[place])
-            elif seen is not None and key in seen:
-                outcomes[place] = Rejection(Reason.DUPLICATE, texts[place])
-            elif seen is not None:
-                seen.add(key)
-        return outcomes
+            outcomes = [parse(text, prompts, truncated=cut) for text, cut in pairs]
+            return [
+                Rejection(Reason.UNPARSABLE_ANSWER, text)
+                if isinstance(outcome, Problem) and not is_parsable(outcome.answer, self.name)
+                else outcome
+                for text, outcome in zip(texts, outcomes, strict=True)
+            ]
+        tasks = [("read", text[:MAX_TEACHER_CHARS], {"truncated": cut}) for text, cut in pairs]
+        return [_outcome(text, given) for text, given in zip(texts, self._outcomes(tasks), strict=True)]
 
     def _grade(self, task: str, texts: Sequence[str | None], golds: Sequence[str], columns: Columns) -> list[Any]:
         columns = columns or {}
