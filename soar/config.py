@@ -244,6 +244,20 @@ class ClusterConfig(Section):
     store_mb: int = Field(512, ge=80)  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
+class BackendConfig(Section):
+    """Who computes: this process, or a training service that speaks Tinker's protocol (docs/scaling.md)."""
+
+    kind: Literal["native", "tinker"] = "native"
+    service: Literal["tinker", "skyrl"] = "tinker"  # Thinking Machines', or SkyRL's own server (its JAX engine)
+    base_url: str = ""  # of a server of your own; "": Thinking Machines'
+    model: str = (
+        ""  # base model by the service's name; "": model.path, of which only tokenizer and config are read here
+    )
+    key_variable: str = "TINKER_API_KEY"  # environment variable with the key
+    clients: int = Field(8, ge=2)  # training clients alive at once: the teacher's, the others train students
+    timeout_s: float = Field(600.0, gt=0)  # a request without an answer for so long ends the run, which can be resumed
+
+
 BUILTIN = Path(__file__).parent / "assets"
 RECIPES = Path(__file__).parent / "recipes"
 # A resumed run may change these: they say where, how fast and how long the run computes, not what.
@@ -252,7 +266,7 @@ HARMLESS = (
     "problems.verify_workers",
     "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
     "cluster.workers", "cluster.address", "cluster.cpus", "cluster.gpus", "cluster.start_s", "cluster.silence_s",
-    "cluster.retries", "cluster.store_mb",
+    "cluster.retries", "cluster.store_mb", "backend.base_url", "backend.key_variable", "backend.clients", "backend.timeout_s",
 )  # fmt: skip
 
 
@@ -279,6 +293,7 @@ class Config(Section):
     log: LogConfig = LogConfig()
     limits: LimitsConfig = LimitsConfig()
     cluster: ClusterConfig = ClusterConfig()
+    backend: BackendConfig = BackendConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -7,7 +7,7 @@ the draws are a `Sampler`'s. A plain `Backbone` computes in this process, by the
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from soar.engine import update as native
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
-from soar.engine.update import StackOptimizer, UpdateStats, micro_batch_limit, micro_batches
 
 
 class Optimizer(Protocol):
@@ -32,19 +31,11 @@ class Optimizer(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A backbone whose weights are elsewhere. `new_stack` makes adapters, `begin` forks policies from them to train."""
+    """A backbone whose weights are elsewhere; the functions below say what these do, `step` what `update` does."""
 
     def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Optimizer: ...
 
-    def step(
-        self,
-        optimizer: Optimizer,
-        rollouts: Rollouts,
-        advantage_B: Tensor,
-        lr: float,
-        temperature: float,
-        max_tokens: int,
-    ) -> UpdateStats: ...
+    def step(self, optimizer: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> Any: ...
 
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor: ...
 
@@ -53,23 +44,22 @@ class Backend(Protocol):
 
 def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> Optimizer:
     """A fresh AdamW over every slice of a stack; from here on its `stack` is the one that is trained."""
-    return backbone.begin(stack, config) if isinstance(backbone, Backend) else StackOptimizer(stack, config)
+    return backbone.begin(stack, config) if isinstance(backbone, Backend) else native.StackOptimizer(stack, config)
 
 
 def update(
     backbone: Backbone,
     stack: AdapterStack,
-    optimizer: Optimizer,
+    optimizer: Any,
     rollouts: Rollouts,
     advantage_B: Tensor,
     lr: float,
     temperature: float,
     max_tokens: int,
-) -> UpdateStats:
+) -> native.UpdateStats:
     """One RLOO step of every policy of the stack, as `engine.update.update` documents it."""
     if isinstance(backbone, Backend):
-        return backbone.step(optimizer, rollouts, advantage_B, lr, temperature, max_tokens)
-    assert isinstance(optimizer, StackOptimizer)
+        return backbone.step(optimizer, rollouts, advantage_B, lr, max_tokens)
     return native.update(backbone, stack, optimizer, rollouts, advantage_B, lr, temperature, max_tokens)
 
 
@@ -77,9 +67,10 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
     """Log-probability [B, T] of every token of the rollouts under their policies, on the CPU; what is not there is 0."""
     if isinstance(backbone, Backend):
         return backbone.score(stack, rollouts)
-    each, logprob_B_T = rollouts.rows // stack.policies, torch.zeros(rollouts.tokens_B_T.shape)
-    kept_P = [[row for row in range(p * each, (p + 1) * each) if rollouts.length_B[row]] for p in range(stack.policies)]
-    for rows_P in micro_batches(rollouts, kept_P, micro_batch_limit(backbone), backbone.apart):
+    logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
+    rows_P_B = torch.arange(rollouts.rows).view(stack.policies, -1).tolist()
+    kept_P = [[row for row in rows if rollouts.length_B[row]] for rows in rows_P_B]
+    for rows_P in native.micro_batches(rollouts, kept_P, native.micro_batch_limit(backbone), backbone.apart):
         packed = pack(backbone, rollouts, rows_P)
         with torch.no_grad(), backbone.use(stack):
             logprob_R_T = token_logprobs(backbone, packed, temperature).cpu()

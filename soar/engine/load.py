@@ -81,13 +81,15 @@ def resolve_path(path: str) -> str:
         raise ConfigError(str(error)) from error
 
 
-def load_backbone(config: ModelConfig) -> Backbone:
+def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     """Load base model and tokenizer by transformers, in 8 or 4 bits where the config says so, freeze, wrap.
 
+    hollow: tokenizer and shape alone, on the meta device; the weights are elsewhere.
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
     reason, before the weights are read where that can be told.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     from soar.engine.policy import Backbone
@@ -103,7 +105,12 @@ def load_backbone(config: ModelConfig) -> Backbone:
     try:
         _refuse_class(path, common)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **how)
+        if hollow:
+            with torch.device("meta"):
+                shape = AutoConfig.from_pretrained(path, **common)
+                model, device = AutoModelForCausalLM.from_config(shape, dtype=dtype), torch.device("meta")
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **how)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before

@@ -63,7 +63,7 @@ def update(
     Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
     """
     config = optimizer.config
-    kept_P = _rows_that_count(rollouts, advantage_B, stack.policies, config)
+    kept_P = rows_that_count(rollouts, advantage_B, stack.policies, config)
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
     def accumulate(limit: int) -> Tensor:
@@ -77,9 +77,7 @@ def update(
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
 
 
-def _rows_that_count(
-    rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig
-) -> list[list[int]]:
+def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig) -> list[list[int]]:
     """Numbers of the rows of each policy that carry a gradient. Raises ValueError as `update` says."""
     if rollouts.rows % policies or advantage_B.shape != (rollouts.rows,):
         raise ValueError(

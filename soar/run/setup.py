@@ -15,6 +15,7 @@ from soar.domains.world import get_world
 from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
 from soar.engine.memory import free_bytes
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
+from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
 from soar.files import write_json, write_tensors
 from soar.loop.rollout import RolloutEnv
@@ -37,7 +38,7 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 
     A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
     """
-    if backbone.device.type != "cpu":
+    if backbone.device.type != "cpu" or next(backbone.model.parameters()).is_meta:  # a service computes
         return 1
     small = sum(p.numel() for p in backbone.model.parameters()) < SMALL_MODEL
     torch.set_num_threads(1 if small else cores_of(threads))
@@ -51,10 +52,18 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
     Raises TooLarge before anything is loaded when the model does not fit its device, ConfigError for the rest.
     """
     domain = domain_of(config.problems)  # before the model, which takes minutes
-    device = choose_device(config.model.device)
-    # What a run could take: the free bytes of a GPU, all of the machine's.
-    check_fits(config, free_bytes(device) if device.type == "cuda" else machine_bytes(), str(device))
-    backbone = load_backbone(config.model)
+    backbone: Backbone
+    sampler: Sampler
+    if config.backend.kind == "tinker":
+        from soar.backends.tinker import open_tinker
+
+        backbone, sampler = open_tinker(config)
+    else:
+        device = choose_device(config.model.device)
+        # What a run could take: the free bytes of a GPU, all of the machine's.
+        check_fits(config, free_bytes(device) if device.type == "cuda" else machine_bytes(), str(device))
+        backbone = load_backbone(config.model)
+        sampler = NativeSampler(backbone)
     backbone.end_ids |= turn_end_ids(backbone.tokenizer) if domain.prompts.turns else frozenset()
     if domain.prompts.one_line:
         try:
@@ -62,12 +71,11 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
         except ValueError as error:
             raise ConfigError(f"problems.format = {domain.prompts.name!r}: {error}; use another format") from error
     with open_pool(domain, config.problems) as verifier:
-        if config.model.sampler == "native":
-            yield RolloutEnv(backbone, NativeSampler(backbone), domain.prompts, verifier, config.student.reward)
-            return
-        from soar.engine.vllm import open_vllm
+        if config.model.sampler == "vllm":
+            from soar.engine.vllm import open_vllm
 
-        yield RolloutEnv(backbone, open_vllm(backbone, config), domain.prompts, verifier, config.student.reward)
+            sampler = open_vllm(backbone, config)
+        yield RolloutEnv(backbone, sampler, domain.prompts, verifier, config.student.reward)
 
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

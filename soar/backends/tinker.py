@@ -1,0 +1,436 @@
+"""backend.kind = "tinker": LoRA policies on a training service, through the SDK of that name.
+
+The service holds the base model and does what touches weights; here are tokenizer, prompts, verdicts and advantages. A stack
+is the names of checkpoints on the service, as bytes, so loop, checkpoints and resume treat it as any other. A policy that is
+trained or sampled has a client; at most `backend.clients` are alive, the least recently used is saved and unloaded first.
+
+The RLOO step is the service's `importance_sampling` loss, exp(logprob - sampler's) * advantage summed over tokens, with the
+constant normaliser in the advantages; its ratio is 1 as far as sampler and trainer agree. In one step from the sampler's
+policy the gradient of k3 is that of a token advantage exp(d) - 1, d = log-probability under the base model minus the
+policy's, so the KL term needs scores of the base model and no loss of its own. Left out: training at temperatures other than
+1 (the service scores at 1), adapters from files, worker processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import json
+import math
+import os
+import re
+import secrets
+import tarfile
+import threading
+import urllib.request
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load as read_safetensors
+from torch import Tensor
+
+from soar import seeds
+from soar.config import Config, ConfigError, OptimizerConfig, SamplingConfig
+from soar.engine.load import load_backbone
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rloo import k3
+from soar.engine.rollouts import OnTokens, Rollouts, StopStrings, check_prompts, unheard
+from soar.engine.update import UpdateStats, rows_that_count
+from soar.engine.vllm import Completion, cut_at_stops, rollouts_of
+from soar.types import UserError
+
+T = TypeVar("T")
+PATH_BYTES, ALPHA, LOSS, CONNECT_S = 256, 32.0, "importance_sampling", 30.0
+
+
+class ServiceError(UserError):
+    """The training service is gone, or refused what it was asked; what the run has saved is not touched."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """One policy. path: its last checkpoint; moved: it was trained since. client, sampler: while it is alive.
+
+    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`_forget`).
+    """
+
+    path: str = ""
+    steps: int = 0
+    before: int = 0
+    moved: bool = False
+    client: Any = None
+    sampler: Any = None
+
+    @property
+    def counts(self) -> list[int]:
+        """[before, steps] at the checkpoint, which its name says."""
+        return [int(n) for n in re.findall(r"-(\d+)-(\d+)$", self.path)[0]]
+
+
+def stack_of(paths: Sequence[str]) -> AdapterStack:
+    """The policies that were saved under these paths of the service."""
+    rows = [list(path.encode().ljust(PATH_BYTES, b"\0")) for path in paths]
+    return AdapterStack("tinker", {"path": torch.tensor(rows, dtype=torch.uint8)})
+
+
+class LiveStack(AdapterStack):
+    """Policies in training, and `base.Optimizer` of them: the service keeps AdamW's moments with the weights.
+
+    To look at `tensors` saves the policies that moved, so a copy is what they were at that moment.
+    """
+
+    def __init__(self, backend: TinkerBackbone, slots: list[Slot], config: OptimizerConfig) -> None:
+        self.kind, self.scale, self._merged, self.stack = "tinker", 1.0, {}, self
+        self.backend, self.slots, self.config = backend, slots, config
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return stack_of([self.backend.settled(slot) for slot in self.slots]).tensors
+
+    @property
+    def policies(self) -> int:
+        return len(self.slots)
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, flat: dict[str, Tensor]) -> None:
+        for slot in self.slots:
+            slot.before, slot.steps = slot.counts
+
+
+class TinkerBackbone(Backbone):
+    """Tokenizer and shape of the base model here, its weights on the service (`base.Backend`)."""
+
+    def __init__(self, config: Config, sdk: Any, service: Any) -> None:
+        vars(self).update(vars(load_backbone(config.model, hollow=True)))
+        self.sdk, self.service, self.settings = sdk, service, config.backend
+        self.skyrl = config.backend.service == "skyrl"
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.config = config.model.model_copy(update={"chunk": self.settings.clients - 1})  # and the teacher's client
+        self.name = self.settings.model or self.model.name_or_path
+        self.alive: list[Slot] = []  # least recently used first
+        self._fresh: dict[int, str] = {}
+        self._base: Any = None
+        atexit.register(self._leave)
+
+    def ask(self, what: str, call: Callable[[], T], seconds: float = 0.0) -> T:
+        """call(), which waits for the service. Raises ServiceError with what was asked in place of what the SDK raises."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()  # the SDK itself tries again for many minutes
+        seconds = seconds or self.settings.timeout_s
+        try:
+            return answer.result(seconds)
+        except NoAnswer:
+            reason = f"no answer within {seconds:g} s; is it running? (backend.base_url, backend.timeout_s)"
+        except Exception as error:
+            key = os.environ.get(self.settings.key_variable) or "\0"
+            reason = f"{type(error).__name__}: {str(error)[:600]}".replace(key, "***")
+        where = self.settings.base_url or "Thinking Machines' service"
+        raise ServiceError(f"{where}, {what}: {reason}. What the run has saved is kept, and --resume goes on from it")
+
+    def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
+        """Fresh adapters that change nothing yet, drawn by the service."""
+        if seed not in self._fresh:
+            create, rank = self.service.create_lora_training_client, self.config.lora_rank
+            named = {"base_model": self.name, "rank": rank, "seed": seed % (1 << 31), "train_unembed": False}
+            slot = Slot()
+            self._open(slot, f"a new adapter (model.lora_rank = {rank})", lambda: create(**named))
+            self._fresh[seed] = self.settled(slot)
+        return stack_of([self._fresh[seed]] * policies)
+
+    def begin(self, stack: AdapterStack, config: OptimizerConfig) -> LiveStack:
+        """Fork every policy of the stack, to train it with a fresh AdamW."""
+        return LiveStack(self, [Slot(slot.path) for slot in self.slots_of(stack)], config)
+
+    def slots_of(self, stack: AdapterStack) -> list[Slot]:
+        """Slots to read from; a copy of a policy that is alive and has not moved since is that one."""
+        if isinstance(stack, LiveStack):
+            return stack.slots
+        if stack.kind != "tinker":
+            raise ConfigError(
+                'backend.kind = "tinker" takes no adapter from a file; use backend.kind = "native" for it'
+            )
+        held = {slot.path: slot for slot in self.alive if not slot.moved}
+        paths = [bytes(row).rstrip(b"\0").decode() for row in stack.tensors["path"].tolist()]
+        return [held.setdefault(path, Slot(path)) for path in paths]
+
+    def client(self, slot: Slot) -> Any:
+        """The policy's training client, opened from its checkpoint where it has none."""
+        if slot.client is not None:
+            self.alive.append(self.alive.pop(self.alive.index(slot)))
+            return slot.client
+        anew = self.service.create_training_client_from_state
+        load = self.service.create_training_client_from_state_with_optimizer if slot.steps else anew
+        self._open(slot, f"loading {slot.path}", lambda: load(slot.path))
+        if self.skyrl and not slot.steps and any(slot.counts):
+            self._forget(slot)
+        return slot.client
+
+    def _open(self, slot: Slot, what: str, call: Callable[[], Any]) -> None:
+        while len(self.alive) >= self.settings.clients:
+            self.close(self.alive[0])
+        slot.client = self.ask(what, call)
+        self.alive.append(slot)
+
+    def _forget(self, slot: Slot) -> None:
+        """SkyRL loads AdamW with the weights: a step of size 0 clears the moments, and `_adam` corrects the count."""
+        zero = self.sdk.AdamParams(learning_rate=0.0, beta1=0.0, beta2=0.0, eps=1.0, weight_decay=0.0)
+        self.ask("a fresh optimizer", lambda: slot.client.optim_step(zero).result())
+        slot.before = sum(slot.counts) + 1
+
+    def settled(self, slot: Slot) -> str:
+        """Path of a checkpoint of the policy as it is now, with its AdamW."""
+        if slot.moved or not slot.path:
+            name = f"soar-{secrets.token_hex(8)}-{slot.before}-{slot.steps}"
+            slot.path = self.ask("saving a policy", lambda: self.client(slot).save_state(name).result().path)
+            slot.moved = False
+        return slot.path
+
+    def close(self, slot: Slot) -> None:
+        """Save the policy if it moved, and let the service forget its client; it is opened again when it is needed."""
+        self.settled(slot)
+        self._unload(slot)
+        self.alive.remove(slot)
+        slot.client = slot.sampler = None
+
+    def _unload(self, slot: Slot) -> None:
+        """SkyRL has room for few adapters, and the SDK no call for it. Thinking Machines' needs none."""
+        body, kind = json.dumps({"model_id": slot.client.model_id}).encode(), {"Content-Type": "application/json"}
+        with suppress(OSError):  # a server that is gone has forgotten it already
+            if self.skyrl:
+                address = f"{self.settings.base_url}/api/v1/unload_model"
+                urllib.request.urlopen(urllib.request.Request(address, body, kind), timeout=CONNECT_S).close()
+
+    def _leave(self) -> None:
+        for slot in self.alive:
+            self._unload(slot)
+
+    def sampler(self, slot: Slot | None) -> Any:
+        """A sampling client of the policy as it is now; None: of the base model."""
+        if slot is None:
+            make = self.service.create_sampling_client
+            self._base = self._base or self.ask("the base model", lambda: make(base_model=self.name))
+            return self._base
+        client = self.client(slot)
+        if slot.sampler is None:
+            slot.sampler = self.ask("a sampler snapshot", client.save_weights_and_get_sampling_client)
+        return slot.sampler
+
+    def step(
+        self, optimizer: LiveStack, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int
+    ) -> UpdateStats:
+        """As `engine.update.update`."""
+        config, slots = optimizer.config, optimizer.slots
+        P, each = len(slots), rollouts.rows // len(slots)
+        rows_P = rows_that_count(rollouts, advantage_B, P, config)
+        kept_P = [rows or [p * each] for p, rows in enumerate(rows_P)]  # a step on a zero gradient is a step as well
+        kl_B = torch.full((rollouts.rows,), math.nan)
+        weight_B_T = advantage_B[:, None].expand(rollouts.logprob_B_T.shape)
+        if config.kl > 0.0:
+            reference_B_T = self._reference(rollouts, [row for rows in kept_P for row in rows])
+            weight_B_T = weight_B_T + config.kl * ((reference_B_T - rollouts.logprob_B_T).exp() - 1.0)
+            kl_B = k3(rollouts.logprob_B_T, reference_B_T).sum(1)  # both are 0 where no token is
+        weight_B_T = weight_B_T / (each * tokens)
+        norm_P, gap_P, kl_P = torch.zeros(P), torch.zeros(P), torch.full((P,), math.nan)
+        failed_P = torch.zeros(P, dtype=torch.bool)
+        asked_P = [self._forward_backward(slots[p], rollouts, kept_P[p], weight_B_T) for p in range(P)]
+        for p, gradient in enumerate(asked_P):
+            result, count = self.ask("a gradient", gradient.result), rollouts.length_B[kept_P[p]].sum().clamp(min=1)
+            logprob_R_T = logprobs_of(result, rollouts, kept_P[p])
+            gap_P[p] = (logprob_R_T - rollouts.logprob_B_T[kept_P[p]]).abs().sum() / count
+            kl_P[p], failed_P[p] = kl_B[kept_P[p]].sum() / count, not bool(torch.isfinite(logprob_R_T).all())
+        stepping = {p: self._adam(slots[p], config, lr) for p in range(P) if not failed_P[p]}
+        for p, step in stepping.items():
+            metrics = self.ask("a step", step.result).metrics or {}
+            norm_P[p] = next((value for key, value in metrics.items() if key.endswith("grad_norm")), 0.0)
+            failed_P[p] = not bool(torch.isfinite(norm_P[p]))
+        for p in failed_P.nonzero()[:, 0].tolist():  # back to its last checkpoint: what it has become must not go on
+            slots[p].moved = False
+            self.close(slots[p])
+        if self.skyrl and bool((norm_P > config.clip).any()):
+            warnings.warn("SkyRL does not clip gradients, and one is larger than optimizer.clip", stacklevel=2)
+        return UpdateStats(norm_P, kl_P, gap_P, failed_P, sum(map(len, rows_P)))
+
+    def _forward_backward(self, slot: Slot, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor) -> Any:
+        """SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum."""
+        data = []
+        for row in rows:
+            tokens = len(rollouts.prompts[row]) + int(rollouts.length_B[row]) - 1
+            data.append(self._datum(rollouts, row, weight_B_T[row] * (tokens * len(rows) if self.skyrl else 1)))
+        client, slot.moved, slot.sampler = self.client(slot), True, None
+        return self.ask("a gradient", lambda: client.forward_backward(data, LOSS))
+
+    def _datum(self, rollouts: Rollouts, row: int, weight_T: Tensor) -> Any:
+        """One completion behind its prompt, as the SDK wants it: what predicts, what is predicted, how much it counts."""
+        length, ids = int(rollouts.length_B[row]), tokens_of(rollouts, row)
+        prompt = [0.0] * (len(rollouts.prompts[row]) - 1)
+        columns: dict[str, tuple[str, list[Any]]] = {
+            "target_tokens": ("int64", ids[1:]),
+            "logprobs": ("float32", prompt + rollouts.logprob_B_T[row, :length].tolist()),
+            "advantages": ("float32", prompt + weight_T[:length].tolist()),
+        }
+        tensors = {
+            name: self.sdk.TensorData(data=values, dtype=dtype, shape=[len(values)])
+            for name, (dtype, values) in columns.items()
+        }
+        return self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=tensors)
+
+    def _adam(self, slot: Slot, config: OptimizerConfig, lr: float) -> Any:
+        """AdamW's step number t. Where the service counts n, rate and eps make its bias correction that of t."""
+        slot.steps += 1
+        t, n = slot.steps, slot.steps + slot.before
+        root = math.sqrt((1 - config.beta2**t) / (1 - config.beta2**n))
+        rate = root * (1 - config.beta1**n) / (1 - config.beta1**t)
+        named = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps * root, "grad_clip_norm": config.clip}
+        decay = config.weight_decay / rate
+        return slot.client.optim_step(self.sdk.AdamParams(learning_rate=lr * rate, weight_decay=decay, **named))
+
+    def _reference(self, rollouts: Rollouts, rows: list[int]) -> Tensor:
+        """Log-probabilities [B, T] of these rows' completions under the base model, 0 elsewhere."""
+        base, ints = self.sampler(None), self.sdk.ModelInput.from_ints
+        asked = [base.compute_logprobs(ints(tokens_of(rollouts, row))) for row in rows]
+        scores = self.ask("scores of the base model", lambda: [answer.result() for answer in asked])
+        reference_B_T = torch.zeros(rollouts.logprob_B_T.shape)
+        for row, score in zip(rows, scores, strict=True):
+            if length := int(rollouts.length_B[row]):
+                reference_B_T[row, :length] = torch.tensor(score[-length:])
+        return reference_B_T
+
+    def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor:
+        """As `base.score`."""
+        logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
+        slots = self.slots_of(stack)
+        for slot, rows in zip(slots, torch.arange(rollouts.rows).view(len(slots), -1).tolist(), strict=True):
+            data = [self._datum(rollouts, row, torch.zeros(logprob_B_T.shape[1])) for row in rows]
+            answer = self.client(slot).forward(data, LOSS)
+            logprob_B_T[rows] = logprobs_of(self.ask("scores", answer.result), rollouts, rows)
+        return logprob_B_T
+
+    def local(self, stack: AdapterStack) -> AdapterStack:
+        """As `base.local`: from the adapter's archive, of which the safetensors file and nothing else is read."""
+        (slot,), name = self.slots_of(stack), f"soar-{secrets.token_hex(8)}"
+        client, rest = self.client(slot), self.service.create_rest_client()
+
+        def archive() -> bytes:
+            client.save_weights_for_sampler(name).result()
+            place = name if self.skyrl else f"sampler_weights/{name}"
+            url = rest.get_checkpoint_archive_url(client.model_id, place).result().url
+            if not url.startswith(("https://", "http://")):
+                raise ValueError(f"its archive has the address {url}")
+            return bytes(urllib.request.urlopen(url, timeout=self.settings.timeout_s).read())
+
+        with tarfile.open(fileobj=io.BytesIO(self.ask("an adapter", archive))) as files:
+            file = next(m for m in files if m.isfile() and m.name.split("/")[-1] == "adapter_model.safetensors")
+            held = read_safetensors(files.extractfile(file).read())  # type: ignore[union-attr]
+        places = {f"{name}.{ab}": f"base_model.model.{name}.lora_{ab}.weight" for name in self.layers for ab in "AB"}
+        if missing := sorted(set(places.values()) - held.keys()):
+            raise ServiceError(f"the service's adapter has no {missing[0]}; backend.model is not model.path")
+        weights = {own: held[place].float().T.contiguous()[None] for own, place in places.items()}
+        return AdapterStack("lora", weights, ALPHA / self.config.lora_rank)
+
+    def base_digest(self) -> str:
+        """Of the base model's name: its weights are not here."""
+        return sha256(f"tinker {self.name}".encode()).hexdigest()
+
+
+def tokens_of(rollouts: Rollouts, row: int) -> list[int]:
+    """Prompt and completion."""
+    return [*rollouts.prompts[row], *rollouts.tokens_B_T[row, : int(rollouts.length_B[row])].tolist()]
+
+
+def logprobs_of(result: Any, rollouts: Rollouts, rows: list[int]) -> Tensor:
+    """The trainer's log-probabilities [rows, T] of these completions, 0 on padding."""
+    logprob_R_T = torch.zeros(len(rows), rollouts.tokens_B_T.shape[1])
+    for i, (row, output) in enumerate(zip(rows, result.loss_fn_outputs, strict=True)):
+        if length := int(rollouts.length_B[row]):
+            logprob_R_T[i, :length] = torch.tensor(output["logprobs"].tolist()[-length:])
+    return logprob_R_T
+
+
+class TinkerSampler:
+    """Draws completions by the service's samplers; `sampler.NativeSampler.sample` documents the arguments.
+
+    A prompt's attempts are one request with one seed, so they depend on it alone as far as the service keeps seeds.
+    """
+
+    def __init__(self, backbone: TinkerBackbone) -> None:
+        self.backbone = backbone
+        self.on_tokens: OnTokens = unheard
+
+    def sample(
+        self,
+        stack: AdapterStack | None,
+        prompts_P_Q: list[list[list[int]]],
+        attempts: int,
+        seed_P_Q: list[list[int]],
+        sampling: SamplingConfig,
+        greedy: bool = False,
+    ) -> Rollouts:
+        """As the native engine's, rows in the order (p, q, n)."""
+        backbone, sdk = self.backbone, self.backbone.sdk
+        check_prompts(stack, prompts_P_Q, sampling.max_tokens, backbone.context)
+        slots = [None] * len(prompts_P_Q) if stack is None else backbone.slots_of(stack)
+        heat, nucleus = (0.0, 1.0) if greedy else (sampling.temperature, sampling.top_p)
+        named = {"max_tokens": sampling.max_tokens, "temperature": heat, "top_p": nucleus}
+        completions: list[Completion] = []
+        for first in range(0, len(slots), backbone.settings.clients):
+            asked = []
+            for p in range(first, min(len(slots), first + backbone.settings.clients)):
+                client = backbone.sampler(slots[p])
+                for prompt, seed in zip(prompts_P_Q[p], seed_P_Q[p], strict=True):
+                    own = int(seeds.row_seeds(seed, 1)[0]) & ((1 << 31) - 1)
+                    parameters = sdk.SamplingParams(seed=own, stop=sorted(backbone.end_ids), **named)
+                    asked.append(client.sample(sdk.ModelInput.from_ints(prompt), attempts, parameters))
+            for answer in asked:
+                for row in backbone.ask("samples", answer.result).sequences:
+                    logprobs = row.logprobs or [math.nan] * len(row.tokens)
+                    completions.append(Completion(row.tokens, logprobs, row.stop_reason == "stop"))
+        repeated = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
+        rollouts = rollouts_of(repeated, completions, backbone.pad_id)
+        return cut_at_stops(rollouts, StopStrings(backbone, sampling.stop)) if sampling.stop else rollouts
+
+    def release(self) -> None:
+        """The service keeps its memory."""
+
+
+def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
+    """Backbone and sampler of a config whose server answers. Raises ConfigError and ServiceError."""
+    model, backend, warm = config.model, config.backend, {config.student.sampling.temperature, 1.0}
+    for fits, wanted in (
+        (os.environ.get(backend.key_variable), f"the key in the environment variable {backend.key_variable}"),
+        (backend.base_url or backend.service == "tinker", "backend.base_url, where SkyRL's server listens"),
+        (model.adapter == "lora" and model.lora_alpha == ALPHA, f'model.adapter = "lora", lora_alpha = {ALPHA:g}'),
+        (model.target_modules == ("all-linear",), 'model.target_modules = ["all-linear"]'),
+        (model.quantization == "none" and not model.gguf_file, "a model of safetensors, not quantized"),
+        (model.sampler == "native", 'model.sampler = "native": the service samples itself'),
+        (not config.cluster.workers and not config.cluster.address, "cluster.workers = 0"),
+        ({*warm, config.teacher.sampling.temperature} == {1.0}, "sampling.temperature = 1, which its loss takes"),
+    ):
+        if not fits:
+            raise ConfigError(f'backend.kind = "tinker" needs {wanted}')
+    os.environ.setdefault("TINKER_TELEMETRY", "0")
+    try:
+        import tinker
+    except ImportError as error:
+        raise ConfigError(f'backend.kind = "tinker": {error}; pip install "soar-rl[train,tinker]"') from error
+    service = tinker.ServiceClient(base_url=backend.base_url or None, api_key=os.environ[backend.key_variable])
+    backbone = TinkerBackbone(config, tinker, service)
+    served = backbone.ask("opening it", service.get_server_capabilities, CONNECT_S).supported_models
+    if backbone.name not in (names := [str(model.model_name) for model in served]):
+        raise ConfigError(f"backend.model = {backbone.name!r} is not served; served are: {', '.join(names)[:600]}")
+    return backbone, TinkerSampler(backbone)

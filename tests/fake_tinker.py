@@ -1,0 +1,196 @@
+"""The part of the tinker SDK that soar/backends/tinker.py calls, on the native engine: a service inside this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from soar.config import OptimizerConfig, SamplingConfig
+from soar.engine.logprobs import pack, token_logprobs
+from soar.engine.policy import AdapterStack, Backbone, peft_tensors
+from soar.engine.rollouts import Rollouts
+from soar.engine.sampler import NativeSampler
+from soar.engine.update import StackOptimizer
+
+
+def done(value: Any) -> Any:
+    """An answer of the service that is there at once."""
+    return SimpleNamespace(result=lambda: value)
+
+
+def rows_of(data: list[Any]) -> tuple[Rollouts, Tensor, Tensor]:
+    """Everything behind the first token as one completion; given log-probabilities and advantages [B, T]."""
+    length_B = torch.tensor([len(d.loss_fn_inputs["target_tokens"].data) for d in data])
+    columns = {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(d.loss_fn_inputs[name].data) for d in data], batch_first=True
+        )
+        for name in ("target_tokens", "logprobs", "advantages")
+    }
+    ended_B = torch.ones(len(data), dtype=torch.bool)
+    prompts = tuple((d.model_input[0],) for d in data)
+    rows = Rollouts(prompts, columns["target_tokens"].long(), length_B, columns["logprobs"], ended_B, ~ended_B)
+    return rows, columns["logprobs"], columns["advantages"]
+
+
+class Training:
+    """A training client. mean: it reduces, counts and forgets as SkyRL's server does."""
+
+    def __init__(self, service: Service, stack: AdapterStack, flat: dict[str, Tensor] | None = None) -> None:
+        self.service, self.model_id = service, f"model-{service.opened}"
+        service.opened += 1
+        service.alive.add(self.model_id)
+        service.most = max(service.most, len(service.alive))
+        self.optimizer = StackOptimizer(stack.select([0]), OptimizerConfig())
+        self.optimizer.restore(flat or {})
+        self.stack, self.rows = self.optimizer.stack, 0
+        self.optimizer.zero()
+
+    def _logprobs(self, rows: Rollouts) -> Tensor:
+        torch.set_num_threads(1)  # this may be another thread
+        backbone = self.service.backbone
+        packed = pack(backbone, rows, [list(range(rows.rows))])
+        with backbone.use(self.stack):
+            chosen_R_T = token_logprobs(backbone, packed, 1.0)
+        return torch.zeros(chosen_R_T.shape).index_copy(0, packed.row_R, chosen_R_T)
+
+    def forward(self, data: list[Any], loss: str) -> Any:
+        self.service.passed(self, loss)
+        with torch.no_grad():
+            logprob_B_T = self._logprobs(rows_of(data)[0])
+        counts = [len(d.model_input) for d in data]
+        outputs = [{"logprobs": row_T[:n]} for row_T, n in zip(logprob_B_T, counts, strict=True)]
+        return done(SimpleNamespace(loss_fn_outputs=outputs))
+
+    def forward_backward(self, data: list[Any], loss: str) -> Any:
+        rows, given_B_T, advantage_B_T = rows_of(data)
+        logprob_B_T = self._logprobs(rows)
+        loss_B = -((logprob_B_T - given_B_T).exp() * advantage_B_T).sum(1)
+        (loss_B / rows.length_B if self.service.mean else loss_B).sum().backward()
+        self.rows += rows.rows
+        return self.forward(data, loss)
+
+    def optim_step(self, given: Any) -> Any:
+        if self.service.mean:
+            self.optimizer.scale_(torch.tensor([1.0 / max(1, self.rows)]))
+        norm = self.optimizer.squares_P().sqrt()
+        if clip := getattr(given, "grad_clip_norm", 0.0):
+            self.optimizer.scale_((clip / (norm + 1e-12)).clamp(max=1.0))
+        for group in self.optimizer.adamw.param_groups:
+            group |= {"lr": given.learning_rate, "betas": (given.beta1, given.beta2), "eps": given.eps}
+        self.optimizer.adamw.step()
+        self.optimizer.zero()
+        self.rows = 0
+        return done(SimpleNamespace(metrics={"fake/grad_norm": norm.item()}))
+
+    def save_state(self, name: str) -> Any:
+        path = f"tinker://{self.model_id}/weights/{name}"
+        self.service.saved[path] = (self.stack.select([0]), self.optimizer.state())
+        return done(SimpleNamespace(path=path))
+
+    def save_weights_and_get_sampling_client(self) -> Any:
+        return Sampling(self.service, self.stack.select([0]))
+
+    def save_weights_for_sampler(self, name: str) -> Any:
+        self.service.archives[f"http://fake/{self.model_id}/{name}"] = self.stack.select([0])
+        return done(None)
+
+
+class Sampling:
+    """A sampling client: a snapshot, or the base model."""
+
+    def __init__(self, service: Service, stack: AdapterStack | None) -> None:
+        self.service, self.stack = service, stack
+
+    def sample(self, prompt: list[int], attempts: int, given: Any) -> Any:
+        sampling = SamplingConfig(max_tokens=given.max_tokens, temperature=given.temperature or 1.0, top_p=given.top_p)
+        native, greedy = NativeSampler(self.service.backbone), given.temperature == 0
+        rollouts = native.sample(self.stack, [[prompt]], attempts, [[given.seed]], sampling, greedy)
+        sequences = [
+            SimpleNamespace(
+                tokens=rollouts.tokens_B_T[i, :n].tolist(),
+                logprobs=rollouts.logprob_B_T[i, :n].tolist(),
+                stop_reason="stop" if rollouts.ended_B[i] else "length",
+            )
+            for i, n in enumerate(rollouts.length_B.tolist())
+        ]
+        return done(SimpleNamespace(sequences=sequences))
+
+    def compute_logprobs(self, prompt: list[int]) -> Any:
+        tensors = {"target_tokens": prompt[1:], "logprobs": prompt[1:], "advantages": prompt[1:]}
+        inputs = {name: SimpleNamespace(data=[float(i) for i in ids]) for name, ids in tensors.items()}
+        rows = rows_of([SimpleNamespace(model_input=prompt[:-1], loss_fn_inputs=inputs)])[0]
+        packed = pack(self.service.backbone, rows, [[0]])
+        with torch.no_grad(), self.service.backbone.use(self.stack):
+            return done([None, *token_logprobs(self.service.backbone, packed, 1.0)[0].tolist()])
+
+
+class Service:
+    """tinker.ServiceClient. alive: training clients that were not unloaded; most: of them at once.
+
+    broken(): called before every pass; may raise. mean: see `Training`.
+    """
+
+    def __init__(self, backbone: Backbone, mean: bool = False) -> None:
+        self.backbone, self.mean, self.name = backbone, mean, backbone.model.name_or_path
+        self.saved: dict[str, tuple[AdapterStack, dict[str, Tensor]]] = {}
+        self.archives: dict[str, AdapterStack] = {}
+        self.alive: set[str] = set()
+        self.opened = self.most = 0
+        self.broken: Callable[[], None] = lambda: None
+
+    def passed(self, client: Training, loss: str) -> None:
+        self.broken()
+        assert client.model_id in self.alive and loss == "importance_sampling"
+
+    def get_server_capabilities(self) -> Any:
+        return SimpleNamespace(supported_models=[SimpleNamespace(model_name=self.name)])
+
+    def create_lora_training_client(self, base_model: str, rank: int, seed: int, train_unembed: bool) -> Training:
+        if rank > 16:
+            raise RuntimeError(f"LoRA rank {rank} must be between 1 and 16")
+        return Training(self, self.backbone.new_stack(seed))
+
+    def create_training_client_from_state(self, path: str) -> Training:
+        return Training(self, self.saved[path][0], self.saved[path][1] if self.mean else None)
+
+    def create_training_client_from_state_with_optimizer(self, path: str) -> Training:
+        return Training(self, *self.saved[path])
+
+    def create_sampling_client(self, base_model: str) -> Sampling:
+        return Sampling(self, None)
+
+    def create_rest_client(self) -> Any:
+        def url(model: str, name: str) -> Any:
+            return done(SimpleNamespace(url=f"http://fake/{model}/{name.split('/')[-1]}"))
+
+        return SimpleNamespace(get_checkpoint_archive_url=url)
+
+    def urlopen(self, request: Any, timeout: float) -> io.BytesIO:
+        """In place of urllib's: the archives, and SkyRL's unload."""
+        if not isinstance(request, str):
+            self.alive.discard(json.loads(request.data)["model_id"])
+            return io.BytesIO()
+        data, archive = save(peft_tensors(self.backbone, self.archives[request], 0)), io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w:gz") as files:
+            member = tarfile.TarInfo("folder/adapter_model.safetensors")
+            member.size = len(data)
+            files.addfile(member, io.BytesIO(data))
+        return io.BytesIO(archive.getvalue())
+
+    def module(self) -> ModuleType:
+        """What `import tinker` gives."""
+        module: Any = ModuleType("tinker")
+        module.ServiceClient = lambda base_url, api_key: self
+        for name in ("AdamParams", "TensorData", "Datum", "SamplingParams"):
+            setattr(module, name, SimpleNamespace)
+        module.ModelInput = SimpleNamespace(from_ints=list)
+        return module

@@ -1,0 +1,222 @@
+"""backend.kind = "tinker": against a service of the native engine in this process, and against SkyRL's server on a CPU.
+
+    SKYRL_PYTHON=skyrl/bin/python pytest -n 0 tests/test_backends.py -k skyrl
+
+starts that server (examples/cluster/skyrl_server.py says how to install it), which compiles for some minutes; it is skipped
+without the variable or the extra `tinker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_tinker import Service
+from helpers import ROOT
+from loop_helpers import events, run_tiny, tiny_config, without_clock
+
+from soar.backends import base
+from soar.backends.tinker import ServiceError, TinkerBackbone, open_tinker
+from soar.config import Config, ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
+from soar.engine.load import builtin_path, load_backbone
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.sampler import NativeSampler
+
+KEY = "tml-secret-4711"
+REMOTE = ("model.adapter=lora", "model.lora_rank=4", "backend.kind=tinker", "backend.clients=3", "student.reward=paper")
+SKYRL = (*REMOTE, "backend.service=skyrl", "backend.base_url=http://127.0.0.1:1")
+SMALL = ("student.sampling.max_tokens=12", "teacher.datasets=2", "student.repeats=1", "evaluate.attempts=4")
+LORA = ModelConfig(adapter="lora", lora_rank=4)
+ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0, 1.0, -0.5, 0.3])
+NORM_RTOL, WEIGHT_STEPS = 1e-3, 0.02  # stated in docs/scaling.md: of a gradient's norm; of a weight, in learning rates
+
+
+@pytest.fixture(params=[False, True], ids=["tinker", "skyrl"])
+def service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Service:
+    fake = Service(load_backbone(LORA), mean=request.param)
+    monkeypatch.setitem(sys.modules, "tinker", fake.module())
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    monkeypatch.setattr(urllib.request, "urlopen", fake.urlopen)
+    return fake
+
+
+def keys(service: Service) -> tuple[str, ...]:
+    return SKYRL if service.mean else REMOTE
+
+
+def difference(left: AdapterStack, right: AdapterStack) -> float:
+    """Largest of a weight."""
+    return max(float((left.tensors[n] - tensor.detach()).abs().max()) for n, tensor in right.tensors.items())
+
+
+def check_steps(native: Backbone, remote: TinkerBackbone, config: OptimizerConfig, steps: int) -> None:
+    """The same rollouts into both: the same gradient and step of two policies, also of forks and after a resume."""
+    lr, fresh = 1e-3, remote.new_stack(7)
+    here, there = remote.local(fresh).repeat(2), AdapterStack(fresh.kind, fresh.select([0, 0]).tensors)
+    prompts, sampling, seed = [[[1, 20, 21], [1, 22, 23, 24]]] * 2, SamplingConfig(max_tokens=12), 0
+    advantage_B = torch.cat([ADVANTAGES, -2 * ADVANTAGES])
+    for _fork in range(2):
+        mine, theirs = base.begin(native, here.select([0, 1]), config), base.begin(remote, there, config)
+        for step in range(steps):
+            seed += 1
+            rollouts = NativeSampler(native).sample(mine.stack, prompts, 4, [[seed, 100 + seed]] * 2, sampling)
+            if step == 1:  # as a checkpoint has it
+                copy, flat = theirs.stack.select([0, 1]), theirs.state()
+                theirs = base.begin(remote, copy, config)
+                theirs.restore(flat)
+            want = base.update(native, mine.stack, mine, rollouts, advantage_B, lr, 1.0, 12)
+            got = base.update(remote, theirs.stack, theirs, rollouts, advantage_B, lr, 1.0, 12)
+            assert torch.allclose(got.gradient_norm_P, want.gradient_norm_P, rtol=NORM_RTOL)
+            assert torch.allclose(got.kl_P, want.kl_P, rtol=1e-3, atol=1e-6)
+            assert float(got.gap_P.max()) < 1e-4 and not got.failed_P.any()
+        scored = (base.score(native, mine.stack, rollouts, 1.0) - base.score(remote, theirs.stack, rollouts, 1.0)).abs()
+        assert float(scored.max()) < 1e-3
+        here, there = mine.stack.select([1, 1]), theirs.stack.select([1, 1])
+        gap = difference(remote.local(there.select([0])), here.select([0]))
+        print("largest difference of a weight, in learning rates:", gap / lr)
+        assert gap < WEIGHT_STEPS * lr
+        assert difference(here.select([0]), remote.local(fresh)) > lr
+
+
+def test_the_same_rollouts_give_the_same_gradient_and_step(service: Service) -> None:
+    remote, _ = open_tinker(tiny_config(*keys(service)))
+    clip = 1e9 if service.mean else 0.5  # SkyRL clips nothing
+    check_steps(service.backbone, remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=clip), steps=3)
+    assert service.most <= 3 or not service.mean
+
+
+def without_names(folder: Path) -> Any:
+    """Events without clocks and checkpoint names, and the bytes of what was written and trained."""
+    rows = [{k: v for k, v in row.items() if k != "student"} for row in without_clock(events(folder))]
+    files = ("questions.jsonl", "pq.jsonl", "teacher/adapter_model.safetensors", "student/adapter_model.safetensors")
+    return rows, [(folder / name).read_bytes() for name in files]
+
+
+@pytest.mark.parametrize("service", [False], indirect=True, ids=["tinker"])
+def test_a_run_that_is_cut_off_and_resumed_equals_one_that_is_not(service: Service, tmp_path: Path) -> None:
+    passes: list[int] = []
+    service.broken = lambda: passes.append(1)
+    run_tiny(tmp_path / "whole", *keys(service), *SMALL)
+    left = len(passes) // 2
+
+    def broken() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise ConnectionError(f"connection refused, key {KEY}")
+
+    service.broken = broken
+    with pytest.raises(ServiceError, match=r"a gradient: ConnectionError: connection refused, key \*\*\*.*--resume"):
+        run_tiny(tmp_path / "cut", *keys(service), *SMALL)
+    assert events(tmp_path / "cut", "outer_step")
+    run_tiny(tmp_path / "cut", *keys(service), *SMALL, resume=True)
+    assert without_names(tmp_path / "cut") == without_names(tmp_path / "whole")
+    texts = [path.read_bytes() for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+    assert not any(KEY.encode() in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model.adapter=full"], 'needs model.adapter = "lora"'),
+        (["model.lora_alpha=8"], "lora_alpha = 32"),
+        (["student.sampling.temperature=0.7"], "sampling.temperature = 1"),
+        (["cluster.workers=2"], "cluster.workers = 0"),
+        (["backend.service=skyrl"], "needs backend.base_url"),
+        (["backend.key_variable=NOT_SET"], "environment variable NOT_SET"),
+        (["backend.model=other/model"], "'other/model' is not served"),
+    ],
+)
+def test_what_the_service_cannot_do_is_refused_with_the_key(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tinker", Service(load_backbone(LORA)).module())
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    with pytest.raises(ConfigError, match=message):
+        open_tinker(tiny_config(*REMOTE, *overrides))
+
+
+def test_a_rank_that_the_server_does_not_take_and_a_silent_server_are_named(service: Service) -> None:
+    remote, _ = open_tinker(tiny_config(*keys(service), "model.lora_rank=64", "backend.timeout_s=0.2"))
+    with pytest.raises(
+        ServiceError, match=r"model.lora_rank = 64\): RuntimeError: LoRA rank 64 must be between 1 and 16"
+    ):
+        remote.new_stack(0)
+    with pytest.raises(ServiceError, match=r"no answer within 0.2 s; is it running\?"):
+        remote.ask("waiting", lambda: time.sleep(1))
+    with pytest.raises(ConfigError, match="no adapter from a file"):
+        remote.slots_of(service.backbone.new_stack(0))
+
+
+@pytest.fixture(scope="module")
+def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """SkyRL's server with the embedded model on the CPU, and the config of a client of it."""
+    pytest.importorskip("tinker")
+    if not (python := os.environ.get("SKYRL_PYTHON")):
+        pytest.skip("SKYRL_PYTHON names no interpreter with skyrl")
+    folder, model = tmp_path_factory.mktemp("skyrl"), str(builtin_path("tiny"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    engine = {"max_lora_adapters": 9, "sample_max_num_sequences": 16, "train_micro_batch_size": 8}
+    command = [python, "examples/cluster/skyrl_server.py", "--base-model", model, "--port", str(port)]
+    command += ["--checkpoints-base", str(folder / "saved"), "--database-url", f"sqlite:///{folder}/tinker.db"]
+    command += ["--backend", "jax", "--backend-config", json.dumps(engine)]
+    variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        time.sleep(1)
+        try:
+            urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=5).close()
+            break
+        except OSError:
+            assert server.poll() is None, (folder / "log").read_text()
+    yield tiny_config(*SKYRL, f"backend.base_url={url}", f"backend.model={model}")
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_skyrl_gives_the_native_gradient_and_step(skyrl: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    remote, _ = open_tinker(skyrl)
+    check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=1e9), steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_skyrl_makes_a_run_to_its_report_killed_and_resumed(
+    skyrl: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    keys = (*SKYRL, f"backend.base_url={skyrl.backend.base_url}", f"backend.model={skyrl.backend.model}")
+    run_tiny(tmp_path / "whole", *keys, report=True)
+    assert (tmp_path / "whole" / "report.html").is_file()
+    program = (
+        "import sys; sys.path[:0] = ['tests', 'examples']; from loop_helpers import *; "
+        f"run_tiny(Path({str(tmp_path / 'cut')!r}), *{keys!r})"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while child.poll() is None and not (
+        (tmp_path / "cut" / "metrics.jsonl").is_file() and events(tmp_path / "cut", "outer_step")
+    ):
+        time.sleep(0.5)
+    time.sleep(2)
+    child.kill()
+    child.wait()
+    run_tiny(tmp_path / "cut", *keys, resume=True)
+    assert without_names(tmp_path / "cut") == without_names(tmp_path / "whole")
