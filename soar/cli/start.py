@@ -55,12 +55,10 @@ def run(
       soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --out runs/qwen
       soar run --out runs/mine --max-hours 8          pause in time; --resume continues
     """
-    limits = {
-        "limits__max_hours": max_hours,
-        "limits__max_tokens": max_tokens,
-        "limits__max_promotions": max_promotions,
-    }
-    overrides = common.overrides(sets, workers, problems__verifier=verifier, promotion__review=review, **limits)
+    overrides = common.overrides(
+        sets, workers, problems__verifier=verifier, promotion__review=review, limits__max_hours=max_hours,
+        limits__max_tokens=max_tokens, limits__max_promotions=max_promotions,
+    )  # fmt: skip
     if resume and not (recipe or model or problems):
         config = override(recorded_config(out or Path("runs/tiny")), overrides)
     else:
@@ -106,8 +104,9 @@ def screen(
     example:
       soar screen small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems math.jsonl --out runs/screen
     """
-    short = {"problems__verifier": verifier, "screen__attempts": attempts, "screen__early_stop": early_stop}
-    overrides = common.overrides(sets, workers, **short)
+    overrides = common.overrides(
+        sets, workers, problems__verifier=verifier, screen__attempts=attempts, screen__early_stop=early_stop
+    )
     config = common.config_of(recipe, model, problems, overrides)
     if config.screen.attempts == 0:
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
