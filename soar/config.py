@@ -236,12 +236,8 @@ class ClusterConfig(Section):
 
     workers: int = Field(0, ge=0)  # processes; 0: none, or with an address one for each GPU (else core) of the cluster
     address: str = ""  # of a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT; "": Ray is started here
-    cpus: float = Field(1.0, gt=0)  # cores that a worker asks Ray for; also its verifier processes
     gpus: float | None = Field(None, ge=0)  # that a worker asks for; unset: 1 where the run is on a GPU, else 0
-    start_s: float = Field(600.0, gt=0)  # a worker that has not loaded the model after so long is given up
-    silence_s: float = Field(1800.0, gt=0)  # a worker that shows no progress for so long is killed, its work done again
     retries: int = Field(3, ge=0)  # how often a worker may be lost and started again before the run stops
-    store_mb: int = Field(512, ge=80)  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
 class BackendConfig(Section):
@@ -265,8 +261,8 @@ HARMLESS = (
     "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "model.gradient_checkpointing",
     "problems.verify_workers",
     "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
-    "cluster.workers", "cluster.address", "cluster.cpus", "cluster.gpus", "cluster.start_s", "cluster.silence_s",
-    "cluster.retries", "cluster.store_mb", "backend.base_url", "backend.key_variable", "backend.clients", "backend.timeout_s",
+    "cluster.workers", "cluster.address", "cluster.gpus", "cluster.retries",
+    "backend.base_url", "backend.key_variable", "backend.clients", "backend.timeout_s",
 )  # fmt: skip
 
 

@@ -94,14 +94,6 @@ def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     assert missing.status == "FAIL" and "no file none.py" in missing.message
 
 
-def test_golds_of_a_large_file_are_checked_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "GOLD_SECONDS", -1.0)
-    monkeypatch.setattr(preflight, "GOLD_BATCH", 3)
-    finding = check_golds(tiny_config(), NUMBERS)
-    assert finding.status == "warning"
-    assert "5 more were not checked" in finding.message
-
-
 def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
     greedy = tmp_path / "greedy.py"
     greedy.write_text("def grade(completions, **_):\n    return [1.0 if bytearray(300 * 2**20) else 0.0]\n")
@@ -171,24 +163,6 @@ def test_the_cost_of_an_accepted_pair() -> None:
     assert rare.status == "warning" and rare.advice.startswith("it does not mark its answer")
     hopeless = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config("teacher.max_tries=10"), 32)
     assert hopeless.status == "FAIL" and "teacher.max_tries = 10" in hopeless.advice
-
-
-def test_a_teacher_without_problems_shows_its_last_outputs() -> None:
-    texts = [f"nothing {i} \x1b[2J" for i in range(8)]
-    finding = teacher_finding(examiner_of(texts), teacher_config(), 8)
-    assert finding.status == "FAIL"
-    assert finding.details == ("rejected: no_answer 8", "its last outputs:", *(f"  {text!r}" for text in texts[3:]))
-    assert "try another problems.format" in finding.advice
-    assert "\x1b" not in "".join(finding.lines())
-
-
-def test_teacher_samples_end_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "TEACHER_SECONDS", -1.0)
-    finding = teacher_finding(examiner_of([GOOD]), teacher_config(), 64)
-    assert "4 of 4 samples are problems (-1 s were over before 64)" in finding.message
-    finding = teacher_finding(examiner_of(["nothing"]), teacher_config(), 64)
-    assert finding.status == "unknown"  # four texts are no evidence that the teacher cannot
-    assert "0 of 4 samples are problems (-1 s were over before 64); too few to say" in finding.message
 
 
 def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -67,19 +66,6 @@ def test_commands_that_look_at_a_damaged_folder_end_with_a_message(
     assert "manifest.json" in said.err.splitlines()[-1]
 
 
-def test_a_finished_run_gets_its_lost_files_again(folder: Path) -> None:
-    wanted = content(folder)
-    for name in ("hard/train.jsonl", "summary.json", "hashes.json", "report.html"):
-        (folder / name).unlink()
-    (folder / "student" / "adapter_model.safetensors").write_bytes(b"half")
-    shutil.rmtree(folder / "arms")
-    run_tiny(folder, resume=True)
-    again = content(folder)
-    for name in ("hard/train.jsonl", "student/adapter_model.safetensors", "arms/pq/adapter_model.safetensors"):
-        assert again[name] == wanted[name], name
-    assert without_clock(json.loads(again["summary.json"])) == without_clock(json.loads(wanted["summary.json"]))
-
-
 def test_exports_refuse_what_was_changed_after_the_run(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,20 +127,6 @@ def test_evidence_that_cannot_be_is_made_again(
     assert f"{out}/{name}:{line} is damaged: what follows is made again" in capsys.readouterr().err
     assert (out / "hard" / "screen.jsonl").read_bytes() == (tiny_run / "hard" / "screen.jsonl").read_bytes()
     assert without_clock(events(out)) == without_clock(events(tiny_run))
-
-
-def test_a_hard_set_that_became_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A count of the screening changes to another that could be: no line is damaged, but the problems would be others."""
-    out = tmp_path / "run"
-    sets = [*SETS, "--set", "screen.max_successes=3", "--max-tokens", "1"]
-    assert main(["run", "--quiet", "--out", str(out), *sets]) == 3
-    screen = out / "hard" / "screen.jsonl"
-    screen.write_bytes(screen.read_bytes().replace(b'"successes": 0', b'"successes": 4', 1))
-    before = content(out)
-    assert main(["run", "--resume", "--quiet", "--out", str(out)]) == 1
-    assert "hard_set changed since the run began" in capsys.readouterr().err
-    del before["paused.json"]
-    assert content(out) == before
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
-from loop_helpers import read_jsonl, run_tiny
+from loop_helpers import read_jsonl
 
 from soar.cli import main
-from soar.run.doctor import _recorded, examine, write_hashes
+from soar.run.doctor import write_hashes
 
 
 @pytest.fixture
@@ -65,10 +65,6 @@ def thinned(run: Path) -> None:
     (run / "hashes.json").write_text(json.dumps(hashes))
 
 
-def swapped(run: Path) -> None:
-    shutil.copy(run / "arms" / "pq" / "adapter_model.safetensors", run / "student" / "adapter_model.safetensors")
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "changed": (edit("hard/train.jsonl", "question", "questiom"), ["hard/train.jsonl was changed after the run"]),
     "removed": (lambda run: (run / "pq.jsonl").unlink(), ["pq.jsonl is missing"]),
@@ -92,11 +88,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["metrics.jsonl was changed after the run", "summary.json: outer_steps is 2, recomputed 1"],
     ),
     "event twice": (forged(twice), ["metrics.jsonl: evaluation 'ps' stands 2 times"]),
-    "adapter": (forged(swapped), ["student: not the adapter that was promoted or evaluated"]),
-    "half an adapter": (
-        forged(lambda run: (run / "arms" / "pq" / "adapter_model.safetensors").write_bytes(b"half")),
-        ["arms/pq: its adapter cannot be read"],
-    ),
 }
 
 
@@ -124,16 +115,10 @@ def test_a_run_is_well_while_it_runs_and_in_a_study(
     lines = capsys.readouterr().out.splitlines()
     assert "all 8 checks are well" in lines
     assert "not found by this: changes of somebody who wrote hashes.json" in lines[-1]
-    assert "ok   a: config of the newest checkpoint, 3 adapters as they were evaluated" in lines
+    assert "ok   a: config of the newest checkpoint" in lines
     assert "ok   b: no summary.json: the run is not finished" in lines
     assert main(["doctor", str(tmp_path / "study" / "a" / "hard")]) == 1
     assert "no run folder: it has no manifest.json" in capsys.readouterr().err
-
-
-def test_a_run_with_lora_adapters_is_well(tmp_path: Path) -> None:
-    run_tiny(tmp_path, "model.adapter=lora", "model.lora_rank=2", 'arms.run=["ps","pq"]')
-    assert [complaints for _, complaints in examine(tmp_path)] == [[]] * 4
-    assert "2 adapters" in examine(tmp_path)[2][0]
 
 
 def test_the_doctor_needs_no_torch(tiny_run: Path) -> None:
@@ -141,16 +126,3 @@ def test_the_doctor_needs_no_torch(tiny_run: Path) -> None:
     command = [sys.executable, "-c", script, "doctor", str(tiny_run)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-
-
-def test_the_promoted_student_need_not_be_the_last_one(tiny_run: Path, tmp_path: Path) -> None:
-    """PS is the best of the promoted students: a later promotion of another one is no change of the adapter."""
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    promotion = next(json.loads(line) for line in lines if '"event": "promotion"' in line)
-    events = [json.loads(line) for line in lines] + [{**promotion, "step": 99, "student": "0" * 64}]
-    found = _recorded(run, events, json.loads((run / "manifest.json").read_text())["config"])
-    assert not [text for text in found[1] if "student" in text]
-    other = _recorded(run, [{**promotion, "student": "0" * 64}], {"model": {"adapter": "full"}})[1]
-    assert any(text.startswith("student: not the adapter") for text in other)

@@ -75,7 +75,7 @@ def test_a_whole_run_reaches_its_sinks_and_changes_nothing(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Kept()
-    monkeypatch.setattr(loggers, "_open", lambda *arguments: kept)
+    monkeypatch.setattr(loggers, "open_sink", lambda *arguments: kept)
     monkeypatch.setattr(loggers, "check_installed", lambda kinds: None)
     monkeypatch.setattr("soar.run.pipeline.check_installed", lambda kinds: None)
     run_tiny(tmp_path / "run", 'log.sinks=["wandb"]')
@@ -146,7 +146,7 @@ def test_a_failing_sink_warns_once_and_the_others_go_on() -> None:
             raise OSError("disk full")
 
     good, said = Kept(), list[str]()
-    sinks = Loggers({"tensorboard": Broken(), "wandb": good}, said.append)
+    sinks = Loggers({"tensorboard": Broken, "wandb": lambda: good}, said.append)
     for step in range(3):
         sinks([{"event": "arm_step", "arm": "pq", "step": step, "kl": 0.5}])
     sinks.close()
@@ -169,7 +169,9 @@ def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = tiny_config("name=run-opensesame", "cluster.address=https://me:opensesame@host/v1", 'log.sinks=["wandb"]')
     loggers.open_loggers(config, tmp_path, said.append)
     assert (sent[0]["name"], sent[0]["config"]["cluster"]["address"]) == ("run-[hidden]", "https://[hidden]@host/v1")
-    assert said == ["log.sinks: wandb could not be started and is left out: RuntimeError: refused [hidden]"]
+    assert said == [
+        "log.sinks: wandb failed and is left out from here on; metrics.jsonl has everything (RuntimeError: refused [hidden])"
+    ]
 
 
 def test_a_sink_that_is_not_installed_is_refused_before_anything_is_written(

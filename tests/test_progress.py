@@ -37,13 +37,6 @@ def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3599.4, "59 min 59 s"), (7320, "2 h 2 min")]
-)
-def test_clock(seconds: float, text: str) -> None:
-    assert progress._clock(seconds) == text
-
-
 def test_bars_on_a_terminal() -> None:
     report, out = plain(force_terminal=True, color_system=None)
     with report, report.task("screening", 4) as advance:
@@ -62,15 +55,3 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.M
         advance(1)
         report.say("a line")
     assert out.getvalue() == "a line\n"
-
-
-def test_text_is_shown_as_it_is_and_quiet_is_quiet() -> None:
-    report, out = plain()
-    report.say("[red]not markup[/red] [link=x]")
-    assert out.getvalue() == "[red]not markup[/red] [link=x]\n"
-    out = io.StringIO()
-    silent = Progress(Console(file=out, force_terminal=True), quiet=True)
-    with silent, silent.task("screening", 4) as advance:
-        advance(4)
-        silent.say("nothing")
-    assert out.getvalue() == ""

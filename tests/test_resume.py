@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, without_clock, write_problems
 
-from soar.loop import student, teacher
-from soar.run import measure, pipeline
-from soar.run.folder import RunFolder
+from soar.loop import teacher
+from soar.run import pipeline
 
 # Teacher and students that move: graded rewards and larger groups, so that few groups are all alike; rewards that differ
 # between datasets; a KL term that counts from the second step on.
@@ -31,10 +29,6 @@ CHANGES = (
     "student.prompts_per_step=3",
     "arms.save_steps=1",
 )
-
-
-class Interrupted(Exception):
-    """Stands for a killed process."""
 
 
 @pytest.fixture(scope="module")
@@ -69,87 +63,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, An
     return result(out)
 
 
-def test_the_run_under_test_is_not_a_trivial_one(whole: dict[str, Any]) -> None:
-    steps = [row for row in whole["metrics"] if row["event"] == "outer_step"]
-    assert [row["promoted"] for row in steps] == [False, True, False]
-    assert any(len(set(row["reward_G"])) > 1 for row in steps[:2])
-    assert steps[2]["teacher_kl"] > 0
-    assert len(set(whole["adapters"].values())) == 4
-
-
 def test_same_seed_same_numbers(tmp_path: Path, source: str, whole: dict[str, Any]) -> None:
     run_tiny(tmp_path / "again", source, *CHANGES)
     assert result(tmp_path / "again") == whole
-
-
-def test_another_seed_other_numbers(tmp_path: Path, source: str, whole: dict[str, Any]) -> None:
-    run_tiny(tmp_path / "other", source, *CHANGES, "seed=1", "teacher.steps=1", "promotion.window=1")
-    first = [
-        next(row for row in rows if row["event"] == "outer_step")
-        for rows in (whole["metrics"], events(tmp_path / "other"))
-    ]
-    assert first[0]["reward_G"] != first[1]["reward_G"]
-    assert whole["hard/train.jsonl"] != read_jsonl(tmp_path / "other" / "hard" / "train.jsonl")
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """Make the run die: amid the second of three steps, in the middle of an arm, of the evaluation."""
-
-    def dies_after(place: Any, name: str, done: Callable[..., Any]) -> None:
-        real = getattr(place, name)
-
-        def call(*args: Any, **more: Any) -> Any:
-            value = real(*args, **more)
-            if done(*args):
-                raise Interrupted
-            return value
-
-        monkeypatch.setattr(place, name, call)
-
-    if where == "step":
-        dies_after(teacher.OuterLoop, "learn", lambda loop, *rest: loop.state.step == 1)
-    elif where == "arm":
-        dies_after(RunFolder, "save", lambda folder, checkpoint: checkpoint.data["arm_progress"])
-    else:
-        dies_after(RunFolder, "append", lambda folder, name, rows: name == measure.FILE and "id" in rows[0])
-        monkeypatch.setattr(measure, "BLOCK", 4)
-
-
-@pytest.mark.parametrize(
-    ("where", "steps", "updates", "problems"), [("step", 2, 9, 6), ("arm", 0, 3, 6), ("end", 0, 0, 2)]
-)
-def test_an_interrupted_run_ends_as_if_it_had_not_been_and_does_nothing_twice(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    source: str,
-    whole: dict[str, Any],
-    where: str,
-    steps: int,
-    updates: int,
-    problems: int,
-) -> None:
-    """steps, updates, problems: what is left of outer steps, of updates of arms or students, of held-out problems."""
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        stop_at(patch, where)
-        run_tiny(out, source, *CHANGES)
-    done = {"steps": 0, "updates": 0, "problems": 0}
-
-    def counted(place: Any, name: str, what: str, size: Callable[..., int]) -> None:
-        real = getattr(place, name)
-
-        def call(*args: Any, **more: Any) -> Any:
-            done[what] += size(*args)
-            return real(*args, **more)
-
-        monkeypatch.setattr(place, name, call)
-
-    counted(teacher.OuterLoop, "step", "steps", lambda *args: 1)
-    counted(student, "update", "updates", lambda *args: 1)
-    counted(measure, "count_correct", "problems", lambda *args: len(args[2]))
-    run_tiny(out, source, *CHANGES, resume=True)
-    assert done == {"steps": steps, "updates": updates, "problems": problems}
-    assert result(out) == whole
 
 
 def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_again(
@@ -161,12 +77,13 @@ def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_a
 
     def step(self: teacher.OuterLoop) -> Any:
         clock["now"] += 100.0
+        if clock["now"] == 200.0:
+            raise InterruptedError
         return real(self)
 
     monkeypatch.setattr(pipeline.time, "monotonic", lambda: clock["now"])
     monkeypatch.setattr(teacher.OuterLoop, "step", step)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        stop_at(patch, "step")
+    with pytest.raises(InterruptedError):
         run_tiny(tmp_path / "run", *changes)
     clock["now"] += 5000.0
     summary = run_tiny(tmp_path / "run", *changes, resume=True)

@@ -24,7 +24,7 @@ from soar.run import measure as held_out
 from soar.run import pipeline
 from soar.run import screen as screening
 from soar.run.folder import RunFolder
-from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached
+from soar.run.interrupts import TokenMeter, limit_reached
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")
 SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
@@ -163,22 +163,6 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_another_thread_listens_to_no_signal() -> None:
-    from threading import Thread
-
-    before = signal.getsignal(signal.SIGINT)
-    seen = []
-
-    def listen() -> None:
-        with StopRequest().on_signals(print):
-            seen.append(signal.getsignal(signal.SIGINT))
-
-    thread = Thread(target=listen)
-    thread.start()
-    thread.join()
-    assert seen == [before]
-
-
 def test_limits_by_hand() -> None:
     assert limit_reached(LimitsConfig(), 1e9, 10**15) is None
     limits = LimitsConfig(max_hours=1.5, max_tokens=1000)
@@ -230,27 +214,6 @@ def pipeline_config(out: Path) -> Any:
     return recorded_config(out)
 
 
-def test_max_hours_is_the_time_of_one_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
-) -> None:
-    clock = {"now": 0.0}
-    real = pipeline.OuterLoop.step
-
-    def step(self: Any) -> Any:
-        clock["now"] += 3600.0
-        return real(self)
-
-    monkeypatch.setattr(pipeline.time, "monotonic", lambda: clock["now"])
-    monkeypatch.setattr(pipeline.OuterLoop, "step", step)
-    out = tmp_path / "run"
-    with pytest.raises(Stopped, match=r"limits\.max_hours = 1 reached; everything is saved"):
-        run_tiny(out, *CHANGES, "limits.max_hours=1")
-    with pytest.raises(Stopped):
-        run_tiny(out, *CHANGES, "limits.max_hours=1", resume=True)
-    run_tiny(out, *CHANGES, "limits.max_hours=1", resume=True)
-    assert result(out) == whole
-
-
 def test_max_promotions_ends_the_loop_and_the_rest_follows(tmp_path: Path, whole: dict[str, Any]) -> None:
     summary = run_tiny(tmp_path / "run", "teacher.steps=2", "arms.save_steps=100", "limits.max_promotions=1")
     assert (summary["promotions"], summary["outer_steps"]) == (1, 1)
@@ -286,14 +249,3 @@ def test_a_closed_terminal_asks_to_stop_and_nothing_fails_for_want_of_it() -> No
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", CLOSED], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (128 + signal.SIGHUP, "")
-
-
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
-    try:
-        stop = StopRequest()
-        with stop.on_signals(print):
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.reason is None
-    finally:
-        signal.signal(signal.SIGHUP, before)

@@ -43,7 +43,7 @@ sleep 20
 if [ -e "$out/manifest.json" ]; then again=(--resume); else again=("$@"); fi
 workers=$((gpus * ${#nodes[@]} - 1))
 CUDA_VISIBLE_DEVICES=0 soar run "${again[@]}" --out "$out" --workers "$address:$port" \
-  --set "cluster.workers=$workers" --set cluster.cpus=7 &
+  --set "cluster.workers=$workers" &
 run=$!
 trap 'kill -TERM "$run"' TERM
 code=0

@@ -182,7 +182,7 @@ def check_model(
     config: Config, problems: Sequence[Problem], samples: int, say: Callable[[str], None]
 ) -> Iterator[Finding]:
     """Findings of a config's model, one by one as they are made. say: told before what takes time."""
-    from soar.run.screen import evidence_key, known_hard, use_evidence
+    from soar.run.screen import evidence_key, known_hard
     from soar.run.setup import choose_threads, open_env
 
     say(f"loading {config.model.path}")
@@ -196,9 +196,9 @@ def check_model(
             yield Finding("model", "ok", f"{config.model.path}: {about}; completions end at {ends}")
             yield context_finding(env, config, problems)
             name = "evidence"
-            if config.screen.attempts and (evidence := known_hard(config)) is not None:
-                use_evidence(evidence, evidence_key(config, env.backbone, env.fmt, env.backbone.base_digest()))
-                yield Finding("evidence", "ok", f"{evidence.where}: holds for this model and these settings")
+            wanted = evidence_key(config, env.backbone, env.fmt, env.backbone.base_digest())
+            if config.screen.attempts and (evidence := known_hard(config, wanted)) is not None:
+                yield Finding("evidence", "ok", f"{evidence[2]}: holds for this model and these settings")
             say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
             yield student_finding(env, config, problems)
             say(f"asking the teacher for {samples} problems")

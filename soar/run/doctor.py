@@ -1,20 +1,17 @@
 """hashes.json of a finished run, and `soar doctor`: is a folder still what its run left behind? Needs no torch.
 
-Four checks a run: every file can be read and no event stands twice; the files are those of hashes.json; config and
-adapters are those that the run recorded; summary.json follows from metrics.jsonl.
+Four checks a run: every file can be read and no event stands twice; the files are those of hashes.json; the config
+is that of the last checkpoint; summary.json follows from metrics.jsonl.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from soar.config import ConfigError, build, difference
-from soar.files import no_file, read_jsonl, read_object, sha256_of, write_json
+from soar.files import read_jsonl, read_object, sha256_of, write_json
 from soar.report.runs import HASHES, ReportError, summary_of
 from soar.run.folder import files_of
 
@@ -23,7 +20,6 @@ BLIND = (
     f"{HASHES} elsewhere, and compare"
 )
 ALWAYS = ("manifest.json", "metrics.jsonl", "hard/train.jsonl", "hard/test.jsonl", "summary.json")  # of a finished run
-EVALUATION = "state/evaluation.jsonl"  # begins with the digests of the arms
 ONCE = {"screen": "event", "outer_step": "step", "promotion": "step", "evaluation": "arm"}  # what tells events apart
 
 
@@ -46,7 +42,7 @@ def examine(folder: Path) -> list[Check]:
     for run in runs:
         name = "" if run == folder else f"{run.relative_to(folder)}: "
         events, config = read_jsonl(run / "metrics.jsonl")[0], read_object(run / "manifest.json")[0].get("config", {})
-        parts = (_readable(run, events), _hashes(run), _recorded(run, events, config), _summary(run, events, config))
+        parts = (_readable(run, events), _hashes(run), _recorded(run, config), _summary(run, events, config))
         checks += [(f"{name}{what}", complaints) for what, complaints in parts]
     return checks
 
@@ -83,48 +79,13 @@ def _hashes(run: Path) -> Check:
     return (f"hashes of {len(hashes)} files", complaints)
 
 
-def _recorded(run: Path, events: list[dict[str, Any]], config: Any) -> Check:
-    """The config is that of the newest checkpoint, the adapters are those that were promoted and evaluated."""
+def _recorded(run: Path, config: Any) -> Check:
+    """The config is that of the newest checkpoint."""
     saved = sorted(path for path in run.glob("state/[0-9]*/state.json") if path.parent.name.isdecimal())
     beside = read_object(saved[-1])[0].get("beside") if saved else None
     begun = beside.get("config") if isinstance(beside, dict) else None
-    complaints = []
-    if isinstance(begun, dict) and isinstance(config, dict):
-        complaints = [f"manifest.json: the config was changed: {line}" for line in difference(begun, config)]
-    rows = [row for row in read_jsonl(run / EVALUATION)[0] if isinstance(row.get("arms"), dict)]
-    wanted = {
-        "student" if arm == "ps" else f"arms/{arm}": {sha256} for row in rows[:1] for arm, sha256 in row["arms"].items()
-    }
-    if promoted := {row.get("student") for row in events if row.get("event") == "promotion"}:
-        wanted["student"] = promoted & wanted.get("student", promoted)  # the best of them, which need not be the last
-    adapters = [name for name in wanted if name != "arms/base" and (run / "summary.json").is_file()]
-    for name in adapters:
-        path = run / name / "adapter_model.safetensors"
-        try:
-            if why := no_file(path):
-                complaints.append(f"{name}: its adapter is {why}")
-            elif adapter_digest(path, config["model"]["adapter"] == "full") not in wanted[name]:
-                complaints.append(f"{name}: not the adapter that was promoted or evaluated")
-        except Exception as error:  # whatever the library says of a file that is no adapter
-            complaints.append(f"{name}: its adapter cannot be read: {error}")
-    return (f"config of the newest checkpoint, {len(adapters)} adapters as they were evaluated", complaints)
-
-
-def adapter_digest(path: Path, full: bool) -> str:
-    """`AdapterStack.digest` of an adapter in PEFT's format. full: a weight change, one factor of which is the identity."""
-    from safetensors.numpy import load_file
-
-    weights, sha = load_file(path), hashlib.sha256()
-    tensors: dict[str, Any] = {}
-    for key in (key for key in weights if key.endswith(".lora_A.weight")):
-        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        a_r_I, b_O_r = weights[key], weights[f"base_model.model.{name}.lora_B.weight"]
-        delta_O_I = b_O_r if a_r_I.shape[1] <= b_O_r.shape[0] else a_r_I
-        tensors |= {f"{name}.delta": delta_O_I} if full else {f"{name}.A": a_r_I, f"{name}.B": b_O_r}
-    for name in sorted(tensors):
-        sha.update(name.encode())
-        sha.update(np.ascontiguousarray(tensors[name].T).tobytes())
-    return sha.hexdigest()
+    changed = difference(begun, config) if isinstance(begun, dict) and isinstance(config, dict) else []
+    return ("config of the newest checkpoint", [f"manifest.json: the config was changed: {line}" for line in changed])
 
 
 def _summary(run: Path, events: list[dict[str, Any]], config: Any) -> Check:

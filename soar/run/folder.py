@@ -369,22 +369,18 @@ def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | 
 
 def read(folder: Path) -> dict[str, Any]:
     """The promotion that is up for review. Raises RunFolderError."""
+    review, notes = files.read_object(folder / FILE)
+    rows = review.get("questions")
+    if isinstance(review.get("promotion"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
+        return review
     if not (folder / FILE).is_file():
         raise RunFolderError(
             f"{folder} has no promotion to review (no {FILE}); only runs with promotion.review = true ask"
         )
-    review, notes = files.read_object(folder / FILE)
-    rows = review.get("questions")
-    if (
-        not isinstance(review.get("promotion"), dict)
-        or not isinstance(rows, list)
-        or not all(isinstance(row, dict) for row in rows)
-    ):
-        raise RunFolderError(
-            f"{folder / FILE} is damaged: {(notes or ['it holds no promotion'])[0]}; delete it, and the run will "
-            "write it again when it is resumed"
-        )
-    return review
+    raise RunFolderError(
+        f"{folder / FILE} is damaged: {(notes or ['it holds no promotion'])[0]}; delete it, and the run will write it again "
+        "when it is resumed"
+    )
 
 
 def decide(folder: Path, decision: str, by: str) -> None:
@@ -395,22 +391,19 @@ def decide(folder: Path, decision: str, by: str) -> None:
 def lines(review: dict[str, Any]) -> list[str]:
     """What a person needs to decide, as lines for a terminal; text of the model has its control characters escaped."""
 
-    def number(key: str) -> str:
-        value = review["promotion"].get(key)
-        return f"{value:+.4f}" if isinstance(value, int | float) else "-"
-
     def text(value: object) -> str:
         return files.visible(str(value)[:1000].replace("\n", "\u2424"))
 
     promotion, decision = review["promotion"], review.get("decision")
+    values = {key: promotion.get(key) for key in ("reward", "pass_rate", "baseline_pass_rate")}
+    shown = {key: f"{value:+.4f}" if isinstance(value, int | float) else "-" for key, value in values.items()}
     page = [
         f"outer step {promotion.get('step')}: dataset {promotion.get('dataset')}, student {promotion.get('repeat')}",
-        f"  reward {number('reward')}: pass rate on the hard reward questions {number('pass_rate')}, "
-        f"baseline {number('baseline_pass_rate')}",
+        f"  reward {shown['reward']}: pass rate on the hard reward questions {shown['pass_rate']}, "
+        f"baseline {shown['baseline_pass_rate']}",
         f"  {len(review['questions'])} questions with the teacher's answers:",
     ]
     for place, row in enumerate(review["questions"], start=1):
         mark = "  (wrong by the world's oracle)" if row.get("correct") is False else ""
-        page.append(f"  {place:3d}. {text(row.get('question'))}")
-        page.append(f"       answer: {text(row.get('answer'))}{mark}")
+        page += [f"  {place:3d}. {text(row.get('question'))}", f"       answer: {text(row.get('answer'))}{mark}"]
     return [*page, f"decision: {decision} by {text(review.get('by'))}" if decision else "decision: none yet"]

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from soar.config import Config, ConfigError
 from soar.engine.memory import is_device_lost, release_memory
@@ -37,8 +37,11 @@ from soar.types import VERSION, UserError
 
 CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
-LOG_FILE = "workers.jsonl"
+START_S = 600.0  # a worker that has not loaded the model after so long is given up
+SILENCE_S = 1800.0  # a worker that shows no progress for so long is killed, its work done again
 BEAT_S = 1.0  # how often workers are asked for a sign of life
+STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
+LOG_FILE = "workers.jsonl"
 SAME = ("soar", "python", "torch", "transformers", "numpy")  # versions that may differ only with a word about it
 
 
@@ -46,8 +49,7 @@ class WorkersLost(UserError):
     """Worker processes that cannot be started, or that are lost again and again."""
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What a worker sends back: its process, the result, tokens sampled, seconds spent, warnings on the way, steps done."""
 
     pid: int
@@ -77,8 +79,7 @@ class Worker:
                 os.chdir(self.cwd)
             env = open_env(self.config).__enter__()  # left with the process
             choose_threads(env.backbone, self.config.threads)
-            here = env.backbone.base_digest()
-            if here != self.digest:
+            if (here := env.backbone.base_digest()) != self.digest:
                 raise WorkersLost(
                     f"a worker on {platform.node()} loaded other weights than the run's process (sha256 {here[:12]} there, "
                     f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
@@ -86,15 +87,9 @@ class Worker:
                 )
             env.sampler = self.meter = TokenMeter(env.sampler)
             self._env = env
-        device = self._env.backbone.device
-        name = device.type
-        if device.type == "cuda":
-            import torch
-
-            name = (
-                f"{torch.cuda.get_device_name(device)}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}"
-            )
-        return {"pid": os.getpid(), "host": platform.node(), "device": name, "versions": versions()}
+        device = self._env.backbone.device.type
+        gpu = f" {os.environ.get('CUDA_VISIBLE_DEVICES')}" if device == "cuda" else ""
+        return {"pid": os.getpid(), "host": platform.node(), "device": f"{device}{gpu}", "versions": versions()}
 
     def work(self, work: Callable[..., Any], common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
@@ -115,9 +110,8 @@ class Worker:
             raise
         finally:
             logger.removeHandler(logged)
-        package = str(Path(__file__).parent.parent)
         notes = [record.getMessage() for record in logged.buffer]
-        notes += [str(each.message) for each in warned if each.filename.startswith(package)]
+        notes += [str(each.message) for each in warned if f"{os.sep}soar{os.sep}" in each.filename]
         return Reply(os.getpid(), value, self.meter.tokens - before, time.monotonic() - started, notes, self.ticks)
 
     def pulse(self) -> tuple[int, int, int]:
@@ -158,11 +152,9 @@ def check_cluster(config: Config) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
     except (OSError, OverflowError) as error:
-        default = "10001" if address.startswith(CLIENT) else "6379"
         raise ConfigError(
             f"cluster.address = {address!r} cannot be reached: nothing answers at {host}, port {port} ({error}). "
-            f"Start the cluster there with `ray start --head`, and give the address and port that it prints (by default "
-            f"{default} for this kind of address)"
+            "Start the cluster there with `ray start --head`, and give the address and port that it prints"
         ) from error
 
 
@@ -179,8 +171,8 @@ def connect(ray: Any, config: Config) -> bool:
         options |= {"address": cluster.address}
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        cores = max(os.cpu_count() or 1, int(-(-cluster.workers * cluster.cpus // 1)))
-        options |= {"address": "local", "num_cpus": cores, "object_store_memory": cluster.store_mb * 2**20}
+        cores = max(os.cpu_count() or 1, cluster.workers)
+        options |= {"address": "local", "num_cpus": cores, "object_store_memory": STORE_BYTES}
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -198,12 +190,6 @@ def connect(ray: Any, config: Config) -> bool:
     return True
 
 
-def workers_for(resources: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many workers of `cpus` cores and `gpus` GPUs a cluster holds in all."""
-    by_cpu = int(resources.get("CPU", 0.0) / cpus)
-    return min(by_cpu, int(resources.get("GPU", 0.0) / gpus)) if gpus else by_cpu
-
-
 def in_short(error: BaseException) -> str:
     """The first and the last line of an error that say something: what Ray saw, and what it came from."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # Ray's colours
@@ -212,23 +198,19 @@ def in_short(error: BaseException) -> str:
 
 
 @dataclass
-class _Piece:
-    """A piece of work on its way. number: counts pieces of the process; ticks: steps of it that were told."""
-
-    number: int
-    key: Any
-    ticks: int = 0
-
-
-@dataclass
 class _Member:
-    """One worker. about: of `Worker.open`; piece: what it is busy with; life: its last pulse; silent_s: since it changed."""
+    """One worker. about: of `Worker.open`. piece: number of what it is busy with, 0: nothing; told: steps of it told.
+
+    life: its last pulse; silent_s: since it changed.
+    """
 
     number: int
     actor: Any
     about: dict[str, Any] = field(default_factory=dict)
     ref: Any = None
-    piece: _Piece | None = None
+    piece: int = 0
+    key: Any = None
+    told: int = 0
     pulse: Any = None
     life: tuple[int, int, int] = (0, 0, 0)
     silent_s: float = 0.0
@@ -251,8 +233,7 @@ class RayParallel:
         say: Callable[[str], None],
         record: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.config, self.say, self.record = config, say, record
-        self.cluster = config.cluster
+        self.config, self.cluster, self.say, self.record = config, config.cluster, say, record
         self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
         self.size = self._pieces = 0
@@ -263,12 +244,17 @@ class RayParallel:
     def __enter__(self) -> RayParallel:
         self._connected = connect(self._ray, self.config)
         try:
-            room = workers_for(self._ray.cluster_resources(), self.cluster.cpus, self.gpus)
+            there = self._ray.cluster_resources()
+            room = int(there.get("CPU", 0.0))
+            room = min(room, int(there.get("GPU", 0.0) / self.gpus)) if self.gpus else room
             self.size = self.cluster.workers or room
-            self._check_room(room)
-            asked = {"workers": self.size, "cpus": self.cluster.cpus, "gpus": self.gpus}
-            self.record({"event": "opened", **asked, "ray": self._ray.__version__})
-            self._start()
+            if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
+                raise ConfigError(
+                    f"cluster.workers = {self.size}: a worker asks for 1 core and {self.gpus:g} GPUs, there are "
+                    f"{_free(there)}, so {room} fit; lower cluster.workers or cluster.gpus"
+                )
+            self.record({"event": "opened", "workers": self.size, "gpus": self.gpus, "ray": self._ray.__version__})
+            self._start(max(1, min(8, int(there.get("CPU", 1.0)) // self.size)))
         except BaseException:
             self.close()
             raise
@@ -297,24 +283,28 @@ class RayParallel:
             release_memory()
         shared = self._ray.put(common)
         for member in self.members:
-            member.piece = None  # of a caller that has gone: it is finished first, and nobody waits for it
+            member.piece = 0  # of a caller that has gone: it is finished first, and nobody waits for it
         while queue or any(member.piece for member in self.members):
             for member in self.members:
-                if member.piece is None and queue:
-                    self._pieces += 1
-                    key, task = queue.popleft()
-                    member.piece, member.silent_s = _Piece(self._pieces, key), 0.0
+                if not member.piece and queue:
+                    member.key, task = queue.popleft()
+                    member.piece = self._pieces = self._pieces + 1
+                    member.told, member.silent_s = 0, 0.0
                     # put: adapters are too large for a message of Ray's client
                     member.ref = member.actor.work.remote(work, shared, self._ray.put(task))
             yield from self._finished(work.__name__, tick)
 
-    def _start(self) -> None:
+    def _start(self, verifiers: int) -> None:
         """Open every worker; those that do not answer in time are given up. Raises WorkersLost when none is left."""
-        options = {"num_cpus": self.cluster.cpus, "num_gpus": self.gpus, "concurrency_groups": {"pulse": 1}}
-        again = {"max_restarts": self.cluster.retries, "max_task_retries": -1}
+        model, problems = self.config.model, self.config.problems
+        if model.device.startswith("cuda") or not self.gpus:  # whichever GPU Ray gives it
+            model = model.model_copy(update={"device": "cuda" if model.device.startswith("cuda") else "cpu"})
+        problems = problems.model_copy(update={"verify_workers": problems.verify_workers or verifiers})
+        config = self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
         try:
-            kind = self._ray.remote(**options, **again)(Worker)
-            given = (self._worker_config(), os.getcwd(), self._env.backbone.base_digest())
+            options = {"num_cpus": 1, "num_gpus": self.gpus, "concurrency_groups": {"pulse": 1}}
+            kind = self._ray.remote(**options, max_restarts=self.cluster.retries, max_task_retries=-1)(Worker)
+            given = (config, os.getcwd(), self._env.backbone.base_digest())
             self.members = [_Member(n + 1, kind.remote(*given)) for n in range(self.size)]
         except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
             raise WorkersLost(
@@ -322,14 +312,12 @@ class RayParallel:
                 "with the extras train and ray on every node, the head included"
             ) from error
         opening = {member.actor.open.remote(): member for member in self.members}
-        ready, late = self._ray.wait(list(opening), num_returns=len(opening), timeout=self.cluster.start_s)
+        ready, late = self._ray.wait(list(opening), num_returns=len(opening), timeout=START_S)
         for ref in ready:
             self._welcome(opening[ref], self._get(ref, opening[ref]))
         for ref in late:
-            reason = (
-                f"not started after {self.cluster.start_s:g} s (cluster.start_s); it asks for {self._share()}, free are "
-                f"{_cores_and_gpus(self._ray.available_resources())}"
-            )
+            free = _free(self._ray.available_resources())
+            reason = f"not started after {START_S:g} s; it asks for 1 core and {self.gpus:g} GPUs, free are {free}"
             self._lost(opening[ref], reason)
             with suppress(Exception):
                 self._ray.kill(opening[ref].actor, no_restart=True)
@@ -354,12 +342,12 @@ class RayParallel:
     def _finished(self, name: str, tick: Tick) -> list[tuple[Any, Any]]:
         """Wait for one beat at most; (key, result) of every piece that is done. Looks after the workers meanwhile."""
         started, results = time.monotonic(), []
-        busy = [member for member in self.members if member.piece is not None]
+        busy = [member for member in self.members if member.piece]
         ready, _ = self._ray.wait([member.ref for member in busy], num_returns=1, timeout=BEAT_S)
         if ready:  # whatever else is ready by now
             ready, _ = self._ray.wait([member.ref for member in busy], num_returns=len(busy), timeout=0)
         for member in busy:
-            if member.ref not in ready or member.piece is None:
+            if member.ref not in ready:
                 # a driver that slept has heard nothing
                 self._listen(member, min(time.monotonic() - started, 2 * BEAT_S), name, tick)
                 continue
@@ -367,13 +355,13 @@ class RayParallel:
             for line in reply.notes:
                 self.say(f"worker {member.number}: {line}")
             self._met(member, reply.pid, name)
-            piece, member.piece = member.piece, None
-            _tell(piece, reply.ticks, tick)
+            _tell(member, reply.ticks, tick)
             if self.meter is not None:
                 self.meter.tokens += reply.tokens
-            row = {"event": "done", "worker": member.number, "piece": piece.number, "work": name}
+            row = {"event": "done", "worker": member.number, "piece": member.piece, "work": name}
             self.record({**row, "seconds": round(reply.seconds, 3), "tokens": reply.tokens})
-            results.append((piece.key, reply.value))
+            results.append((member.key, reply.value))
+            member.piece = 0
         return results
 
     def _listen(self, member: _Member, elapsed: float, name: str, tick: Tick) -> None:
@@ -385,13 +373,12 @@ class RayParallel:
             with suppress(self._ray.exceptions.RayError):  # then its work fails too, and says why
                 life = self._ray.get(member.pulse)
                 self._met(member, life[0], name)
-                if life[1:] != member.life[1:]:
-                    member.silent_s = 0.0
+                member.silent_s = member.silent_s if life[1:] == member.life[1:] else 0.0
                 member.life = life
-                _tell(member.piece, life[1], tick)
+                _tell(member, life[1], tick)
             member.pulse = None
-        if member.silent_s > self.cluster.silence_s:
-            self._lost(member, f"no sign of progress for {self.cluster.silence_s:g} s (cluster.silence_s)", name)
+        if member.silent_s > SILENCE_S:
+            self._lost(member, f"no sign of progress for {SILENCE_S:g} s", name)
             member.pulse = None
             # A stopped process does not hear Ray; in a cluster a restart may have moved it to another machine.
             if not self.cluster.address and member.about["pid"]:
@@ -403,7 +390,7 @@ class RayParallel:
 
     def _expect(self, member: _Member, pid: int) -> None:
         """A new process, which loads the model before it can show progress. pid: 0 while it is not known."""
-        member.about["pid"], member.life, member.silent_s = pid, (pid, 0, 0), -self.cluster.start_s
+        member.about["pid"], member.life, member.silent_s = pid, (pid, 0, 0), -START_S
 
     def _met(self, member: _Member, pid: int, name: str) -> None:
         """Note that a worker answers from another process than before."""
@@ -412,60 +399,35 @@ class RayParallel:
         if member.about["pid"]:  # else it was killed here, which is noted
             self._lost(member, "it died and was started again", name)
         self._expect(member, pid)
-        self._note("started", member)
-
-    def _worker_config(self) -> Config:
-        """The run's config as a worker needs it: its share of the cores for verifying, whichever GPU Ray gives it."""
-        model, problems = self.config.model, self.config.problems
-        if model.device.startswith("cuda") or not self.gpus:
-            model = model.model_copy(update={"device": "cuda" if model.device.startswith("cuda") else "cpu"})
-        verifiers = problems.verify_workers or max(1, min(8, int(self.cluster.cpus)))
-        problems = problems.model_copy(update={"verify_workers": verifiers})
-        return self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
+        self._started(member)
 
     def _welcome(self, member: _Member, about: dict[str, Any]) -> None:
         """A worker that has loaded the model."""
-        here = versions()
-        other = [f"{name} {about['versions'][name]}" for name in SAME if about["versions"][name] != here[name]]
-        if other:
+        here, member.about = versions(), about
+        if other := [f"{name} {about['versions'][name]}" for name in SAME if about["versions"][name] != here[name]]:
             self.say(f"worker {member.number} on {about['host']} has {', '.join(other)}: last digits may differ")
-        member.about = about
-        self._note("started", member)
+        self._started(member)
 
-    def _note(self, event: str, member: _Member, **more: Any) -> None:
-        where = {key: member.about[key] for key in ("host", "pid", "device") if event == "started"}
-        self.record({"event": event, "worker": member.number, **where, **more})
+    def _started(self, member: _Member) -> None:
+        where = {key: member.about[key] for key in ("host", "pid", "device")}
+        self.record({"event": "started", "worker": member.number, **where})
 
     def _lost(self, member: _Member, reason: str, name: str = "") -> None:
         """Say and record that a worker was lost."""
-        piece = {"piece": member.piece.number, "work": name} if member.piece else {}
-        self._note("lost", member, **piece, reason=reason)
-        doing = f"; piece {member.piece.number} ({name}) is done again" if member.piece else ""
+        piece = {"piece": member.piece, "work": name} if member.piece else {}
+        self.record({"event": "lost", "worker": member.number, **piece, "reason": reason})
+        doing = f"; piece {member.piece} ({name}) is done again" if member.piece else ""
         self.say(f"worker {member.number} is lost: {reason}{doing}")
 
-    def _share(self) -> str:
-        return _cores_and_gpus({"CPU": self.cluster.cpus, "GPU": self.gpus})
 
-    def _check_room(self, room: int) -> None:
-        """Raises ConfigError when the cluster will never hold the workers; one that is joined may still grow."""
-        if self.size and (room >= self.size or self.cluster.address):
-            return
-        cluster = self.cluster
-        key = f"cluster.workers = {self.size}" if cluster.workers else f"cluster.address = {cluster.address!r}"
-        raise ConfigError(
-            f"{key}: a worker asks for {self._share()}, there are {_cores_and_gpus(self._ray.cluster_resources())}, so "
-            f"{room} fit; lower cluster.workers, cluster.cpus or cluster.gpus"
-        )
-
-
-def _tell(piece: _Piece | None, ticks: int, tick: Tick) -> None:
+def _tell(member: _Member, ticks: int, tick: Tick) -> None:
     """Tell of the steps of a piece that are new; a piece that is done again tells of none twice."""
-    while piece is not None and piece.ticks < ticks:
-        piece.ticks += 1
+    while member.piece and member.told < ticks:
+        member.told += 1
         tick()
 
 
-def _cores_and_gpus(resources: dict[str, float]) -> str:
+def _free(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0.0):g} cores and {resources.get('GPU', 0.0):g} GPUs"
 
 

@@ -8,7 +8,6 @@ without early stopping. A stop is heard in the middle of a wave; the calls that 
 from __future__ import annotations
 
 import hashlib
-import math
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +39,6 @@ from soar.types import Problem, Screening
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
 LEFT_OUT = {"too_long": "too long for the context", "ungradable": "whose gold answer cannot be graded"}
 BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
-STRATA = (("1 to 3", 1, 3), ("4 to 12", 4, 12), ("13 or more", 13, math.inf))
 FEW_SOLVABLE = 32  # candidates that are solved now and then, under which they are no training set
 FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as good as without one
 
@@ -98,21 +96,17 @@ def planned_rollouts(config: Config) -> int:
     return steps * student.prompts_per_step * student.attempts
 
 
-def table_lines(screenings: Sequence[Screening], event: dict[str, Any], config: Config) -> list[str]:
-    """The page as text lines. event: of `screen_event`, with what was left out before."""
-    attempts, most, early = config.screen.attempts, config.screen.max_successes, config.screen.early_stop
-    lines = [
-        f"{len(screenings)} problems, {'up to ' * early}{attempts} attempts each "
-        f"(temperature {config.screen.temperature}, at most {config.student.sampling.max_tokens} tokens)",
-        "",
-        "  correct attempts           problems    share",
-    ]
-    for label, count in _rows(screenings, attempts, early, most):
-        lines.append(f"  {label:26s} {count:8,d}  {count / max(1, len(screenings)):6.1%}")
-    allowed = f"at most {most}" if most else "none"
-    lines += ["", f"hard: {event['hard']} problems ({allowed} of {attempts} attempts correct)"]
+def table_lines(event: dict[str, Any], config: Config) -> list[str]:
+    """The `screen` event for a person: counts, what plain RL with groups of student.attempts would see, what to do next."""
+    total, hard, attempts, most = event["candidates"], event["hard"], event["attempts"], config.screen.max_successes
+    group, tokens = config.student.attempts, config.student.sampling.max_tokens
+    settings = f"temperature {config.screen.temperature}, at most {tokens} tokens"
+    lines = [f"{total} problems, {'up to ' * config.screen.early_stop}{attempts} attempts each ({settings})"]
     if event["pass_rate"] is not None:
-        lines.append(f"correct attempts of all: {event['pass_rate']:.2%}")
+        lines += [
+            f"  correct: {label:10s} {count:8,d}  {count / total:6.1%}" for label, count in event["histogram"].items()
+        ]
+    lines.append(f"hard: {hard} problems (at most {most} of {attempts} attempts correct)")
     if event["truncated_share"] is not None:
         lines.append(f"attempts that hit the token budget: {event['truncated_share']:.1%}")
     left_out = [f"{event[key]} {text}" for key, text in LEFT_OUT.items() if event.get(key)]
@@ -120,83 +114,38 @@ def table_lines(screenings: Sequence[Screening], event: dict[str, Any], config: 
     if again := event.get("again"):
         lines.append(
             f"screened again: {again['solved']} of the {again['problems']} never solved were solved in {again['attempts']} "
-            f"more attempts ({again['solved'] / max(1, again['problems']):.0%}): so much of the hard set was luck"
+            "more attempts: so much of the hard set was luck"
         )
-    return [*lines, "", *signal_lines(event, config)]
-
-
-def _rows(screenings: Sequence[Screening], attempts: int, early: bool, most: int) -> list[tuple[str, int]]:
-    """(label, problems) of each line of the table: strata of successes."""
-    counts = [row.successes for row in screenings]
-    if early:
-        few = [(f"1 to {most}", sum(0 < count <= most for count in counts))] if most else []
-        return [("0", counts.count(0)), *few, (f"{most + 1} or more (then stopped)", sum(c > most for c in counts))]
-    inside = [count for count in counts if 0 < count < attempts]
-    rows = [(label, sum(low <= count <= high for count in inside)) for label, low, high in STRATA]
-    return [("0", counts.count(0)), *rows, ("all", counts.count(attempts))]
-
-
-def signal_lines(event: dict[str, Any], config: Config) -> list[str]:
-    """What a plain RLVR run with groups of student.attempts would see, in words, and what to do next."""
-    group, hard, total = config.student.attempts, event["hard"], event["candidates"]
-    lines = []
-    if event["frac_mixed"] is not None:
-        lines = [
-            f"Plain RL with groups of {group} attempts at these problems would see",
-            f"  all wrong (all rewards are zero)  {event['frac_all_wrong']:6.1%}",
-            f"  all right (all rewards are equal) {event['frac_all_right']:6.1%}",
-            f"  mixed (a learning signal)         {event['frac_mixed']:6.1%}",
-        ]
-    if total and event["histogram"]["0"] == total:
-        lines += ["no learning signal: all rewards are zero. No attempt at any problem was correct: plain RL stalls."]
-    elif event["frac_mixed"] is not None and event["frac_mixed"] < FEW_MIXED:
-        wrong = event["frac_all_wrong"] >= event["frac_all_right"]
-        what = "all rewards are zero" if wrong else "all rewards are equal, the problems are solved"
-        lines += [f"no learning signal: {what} in nearly every group. Plain RL stalls."]
-    elif event["frac_mixed"] is not None:
-        lines += [f"Plain RL has a learning signal in {event['frac_mixed']:.0%} of these groups, none on the hard set."]
-    return [*lines, *_advice(event, config, hard)]
-
-
-def _advice(event: dict[str, Any], config: Config, hard: int) -> list[str]:
-    lines = []
-    expected, rate, truncated = event["expected_successes"], event["hard_rate"], event["truncated_share"] or 0.0
-    planned, few = event["planned_rollouts"], config.screen.max_successes + 1
-    if expected is not None:
+    if (mixed := event["frac_mixed"]) is not None:
+        wrong, right = event["frac_all_wrong"], event["frac_all_right"]
         lines.append(
-            f"Expected in the planned budget: {expected:,.0f} correct of {planned:,} attempts of plain RL at the hard set "
-            f"(rate {rate:.2%}, from the problems solved at most {few} times). {_cheapest(event, config)}"
+            f"groups of {group} attempts: {wrong:.1%} all wrong, {right:.1%} all right, {mixed:.1%} with a learning signal"
         )
-    elif hard and config.screen.attempts:  # no success in n attempts: the rate is under 3 / n with 95 %
-        bound = planned * 3 / (hard * config.screen.attempts)
+        if mixed < FEW_MIXED:
+            what = "all wrong" if wrong >= right else "all right, the problems are solved"
+            lines.append(f"no learning signal: nearly every group is {what}. Plain RL stalls.")
+    planned, rate = event["planned_rollouts"], event["hard_rate"]
+    if rate is not None:
+        step = rate * config.student.prompts_per_step * group
         lines.append(
-            f"Expected in the planned budget: at most {bound:,.0f} correct of {planned:,} attempts of plain RL."
+            f"expected in the planned budget: {event['expected_successes']:,.0f} correct of {planned:,} attempts of plain RL "
+            f"at the hard set (rate {rate:.2%}, from the problems solved at most {most + 1} times), {step:.2g} a step"
         )
-    if truncated > 0.5:
+        easier = "solvable (the easier candidates first), beside " if total - hard >= FEW_SOLVABLE else ""
+        lines.append(f"try first: {'plain RL, the arm hard_only' if step >= 1 else f'{easier}ps and pq of SOAR'}")
+    elif hard:  # no success in n attempts: the rate is under 3 / n with 95 %
+        bound = planned * 3 / (hard * attempts)
         lines.append(
-            f"{truncated:.0%} of the attempts hit the token budget: a problem may be hard only because the answer comes too "
-            f"late. Raise student.sampling.max_tokens (now {config.student.sampling.max_tokens}) and screen again."
+            f"expected in the planned budget: at most {bound:,.0f} correct of {planned:,} attempts of plain RL"
+        )
+    if (event["truncated_share"] or 0.0) > 0.5:
+        lines.append(
+            "a problem may be hard only because the answer comes too late: raise student.sampling.max_tokens (now "
+            f"{tokens}) and screen again"
         )
     if hard < 4:
-        lines.append(
-            f"{hard} hard problems are too few for a run (at least 4): give harder problems, or count problems as hard that "
-            f"are solved now and then (--set screen.max_successes={config.screen.max_successes + 1})."
-        )
+        lines.append(f"a run needs 4 hard problems: give harder ones, or --set screen.max_successes={most + 1}")
     return lines
-
-
-def _cheapest(event: dict[str, Any], config: Config) -> str:
-    """The cheapest arm with a signal at this base rate: a success a step, then problems solved now and then, then SOAR."""
-    per_step = event["hard_rate"] * config.student.prompts_per_step * config.student.attempts
-    if per_step >= 1:
-        return f"That is {per_step:.1f} a step: plain RL (the arm hard_only) is the cheapest way, try it first."
-    easier, between = event["candidates"] - event["hard"], f"That is {per_step:.2g} a step: too few for plain RL. "
-    if easier < FEW_SOLVABLE:
-        return f"{between}No easier problems are at hand: SOAR (the arms ps, pq) writes them."
-    what = (
-        f"{between}Cheapest next: the arm solvable (first those of the other {easier} candidates that it solves now and"
-    )
-    return f"{what} then), beside the arms of SOAR (ps, pq)."
 
 
 SCREEN_FILE, AGAIN_FILE = "hard/screen.jsonl", "hard/again.jsonl"
@@ -370,14 +319,6 @@ def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
     folder.append(SCREEN_FILE, rows)
 
 
-def _independent(config: Config, evidence: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """Config and evidence of the second screening."""
-    seed = seeds.derive(config.seed, "again")
-    once_more = config.screen.model_copy(update={"attempts": config.screen.again, "early_stop": False})
-    shown = {**evidence, "seed": seed, "attempts": config.screen.again, "early_stop": False}
-    return config.model_copy(update={"seed": seed, "screen": once_more}), shown
-
-
 @dataclass(frozen=True)
 class HardSet:
     """problems: the hard ones. found, screened: every usable candidate. event: of `screen`, with what was left out before."""
@@ -390,13 +331,12 @@ class HardSet:
 
     def too_few(self, config: Config) -> str:
         """Why a run cannot begin with this hard set, and what to do."""
-        long, ungradable = self.event["too_long"], self.event["ungradable"]
-        longer = "lower student.sampling.max_tokens, give a model with a longer context, " if long else ""
+        most, attempts = config.screen.max_successes, config.screen.attempts
         return (
-            f"{len(self.problems)} of {len(self.found)} problems are hard (at most {config.screen.max_successes} of "
-            f"{config.screen.attempts} attempts correct); {long} more do not fit in the model's context, and the gold "
-            f"answers of {ungradable} cannot be graded by {domain_of(config.problems).label!r}. A run needs at least 4: "
-            f"{longer}give harder problems, raise screen.max_successes, or choose another verifier."
+            f"{len(self.problems)} of {len(self.found)} problems are hard (at most {most} of {attempts} attempts correct); "
+            f"{self.event['too_long']} more do not fit in the model's context, and the gold answers of "
+            f"{self.event['ungradable']} cannot be graded by {domain_of(config.problems).label!r}. A run needs at least 4: "
+            "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens, or choose another verifier."
         )
 
 
@@ -427,11 +367,10 @@ def find_hard(
     problems, left_out = usable(env, config, loaded.problems, progress.say)
     evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
     more: dict[str, Any] | None = None
-    known = known_hard(config) if reuse and config.screen.attempts else None
-    if known is not None:
-        evidence = use_evidence(known, evidence)
-        found = {problem.id: known.found[problem.id] for problem in problems}
-        progress.say(f"{known.where}: shown to be hard with {evidence['attempts']} attempts; not screened again")
+    if reuse and config.screen.attempts and (before := known_hard(config, evidence)) is not None:
+        shown_hard, evidence, where = before
+        found = {problem.id: shown_hard[problem.id] for problem in problems}
+        progress.say(f"{where}: shown to be hard with {evidence['attempts']} attempts; not screened again")
     elif config.screen.attempts:
         if config.screen.from_run:
             copy_screening(folder, Path(config.screen.from_run), loaded.digest)
@@ -445,8 +384,11 @@ def find_hard(
             found = screen(env, problems, config, folder, evidence, threads, note, parallel)
             if config.screen.again:
                 never = [problem for problem in problems if not found[problem.id].successes]
-                second, shown = _independent(config, evidence)
-                counts = screen(env, never, second, folder, shown, threads, note, parallel, AGAIN_FILE).values()
+                seed, again = seeds.derive(config.seed, "again"), {"attempts": config.screen.again, "early_stop": False}
+                second = config.model_copy(update={"seed": seed, "screen": config.screen.model_copy(update=again)})
+                counts = screen(
+                    env, never, second, folder, {**evidence, "seed": seed, **again}, threads, note, parallel, AGAIN_FILE
+                ).values()
                 solved = sum(row.successes > 0 for row in counts)
                 more = {"problems": len(never), "attempts": config.screen.again, "solved": solved}
         if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
@@ -460,35 +402,24 @@ def find_hard(
     return HardSet(hard, found, evidence, event, [(problem, found[problem.id]) for problem in problems])
 
 
-@dataclass(frozen=True)
-class KnownHard:
-    """A problem file that was screened before. where: its evidence file."""
+def known_hard(config: Config, wanted: dict[str, Any]) -> tuple[dict[str, Screening], dict[str, Any], Path] | None:
+    """(counts by id, evidence, its file) of the screening that lies beside the problem file; None where there is none.
 
-    found: dict[str, Screening]
-    evidence: dict[str, Any]
-    where: Path
-
-
-def known_hard(config: Config) -> KnownHard | None:
-    """The screening that lies beside the problem file, or None. Raises DataError for a damaged one."""
+    Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`).
+    """
     kind, name = split_source(config.problems.source)
     file = Path(name).expanduser()
     if kind != "file" or not (where := evidence_path(file)).is_file():
         return None
     problems, screenings, evidence = read_hard(file)
-    return KnownHard({p.id: s for p, s in zip(problems, screenings, strict=True)}, evidence, where)
-
-
-def use_evidence(known: KnownHard, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The evidence of a known hard set. Raises DataError naming what differs from how this run would screen."""
     try:
-        check_evidence(known.evidence, {key: wanted[key] for key in DECISIVE if key in wanted}, str(known.where))
+        check_evidence(evidence, {key: wanted[key] for key in DECISIVE if key in wanted}, str(where))
     except DataError as error:
         raise DataError(
             f"{error} with `soar screen`, or set this run's keys to the values of the evidence; "
             "without the evidence file the run screens by itself"
         ) from None
-    return known.evidence
+    return {p.id: s for p, s in zip(problems, screenings, strict=True)}, evidence, where
 
 
 def screen_folder(
@@ -515,6 +446,6 @@ def screen_folder(
         counts = [hard.found[problem.id] for problem in hard.problems]
         write_hard(out / "hard.jsonl", hard.problems, counts, hard.evidence, columns=True)
     write_json(out / "screen.json", hard.event)
-    lines = table_lines(list(hard.found.values()), hard.event, config)
+    lines = table_lines(hard.event, config)
     write_atomic(out / "table.txt", ("\n".join(lines) + "\n").encode())
     return lines

@@ -11,18 +11,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from soar.config import Config
-from soar.files import scrub
+from soar.files import Row, scrub
 from soar.types import UserError
 
-Row = dict[str, Any]
 Values = dict[str, float]
 
-RENAMED = {"reward_mean": "reward"}
 PLAIN = (
     "baseline_pass_rate", "best_pass_rate", "window_mean", "distinct_share", "vendi", "failed_students",
     "student_rollouts",
@@ -34,16 +33,10 @@ class LoggerError(UserError):
     """A sink that was asked for is not installed."""
 
 
-def _numbers(row: Row) -> Values:
-    return {
-        RENAMED.get(key, key): float(value)
-        for key, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and key != "step"
-    }
-
-
-def _prefixed(prefix: str, values: Values) -> Values:
-    return {f"{prefix}/{key}": value for key, value in values.items()}
+def _numbers(prefix: str, row: Row) -> Values:
+    numbers = {key: value for key, value in row.items() if type(value) in (int, float) and math.isfinite(value)}
+    names = {"reward_mean": "reward"}
+    return {f"{prefix}/{names.get(key, key)}": float(value) for key, value in numbers.items() if key != "step"}
 
 
 def flatten(event: Row) -> tuple[str, int, Values] | None:
@@ -51,29 +44,27 @@ def flatten(event: Row) -> tuple[str, int, Values] | None:
     kind, step = event.get("event"), event.get("step")
     if kind == "outer_step" and isinstance(step, int):
         rewards = [r for r in event.get("reward_G", []) if r is not None]
-        values: Values = {}
-        if rewards:
-            centre = math.fsum(rewards) / len(rewards)
-            values["teacher/reward"] = centre
-            if len(rewards) > 1:
-                spread = math.fsum((r - centre) ** 2 for r in rewards) / (len(rewards) - 1)
-                values["teacher/reward_std"] = math.sqrt(spread)
-        known = _numbers(event)
-        values |= {f"teacher/{name}": known[key] for key, name in TEACHER.items() if key in known}
-        values |= _prefixed("outer", {key: known[key] for key in PLAIN if key in known})
-        values["outer/promoted"] = float(event.get("promoted") is True)
-        if known.get("sampled"):
-            values["teacher/accepted_share"] = known["accepted"] / known["sampled"]
-        values |= _prefixed("student", _numbers(event.get("student_last") or {}))
-        return "outer_step", step, values
+        teacher = {name: event.get(key) for key, name in TEACHER.items()}
+        teacher |= {"reward": statistics.fmean(rewards)} if rewards else {}
+        teacher |= {"reward_std": statistics.stdev(rewards)} if len(rewards) > 1 else {}
+        teacher |= {"accepted_share": event["accepted"] / event["sampled"]} if event.get("sampled") else {}
+        outer = {**{key: event.get(key) for key in PLAIN}, "promoted": int(event.get("promoted") is True)}
+        students = _numbers("student", event.get("student_last") or {})
+        return "outer_step", step, {**_numbers("teacher", teacher), **_numbers("outer", outer), **students}
     if kind == "arm_step" and isinstance(step, int):
-        return str(event["arm"]), step, _prefixed(str(event["arm"]), _numbers(event))
+        return str(event["arm"]), step, _numbers(str(event["arm"]), event)
     if kind == "evaluation":
-        shares = _numbers({f"pass@{k}": v for k, v in event.get("pass_at", {}).items()})
-        return "evaluation", 0, _prefixed(f"eval/{event['arm']}", shares)
-    if kind == "screen":
-        return "screen", 0, _prefixed("screen", _numbers(event))
-    return None
+        pass_at = {f"pass@{k}": v for k, v in event.get("pass_at", {}).items()}
+        return "evaluation", 0, _numbers(f"eval/{event['arm']}", pass_at)
+    return ("screen", 0, _numbers("screen", event)) if kind == "screen" else None
+
+
+class Sink(Protocol):
+    """Where numbers go."""
+
+    def log(self, group: str, step: int, values: Values) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class TensorBoard:
@@ -83,34 +74,29 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder))
+        self.close = self._writer.close
 
     def log(self, group: str, step: int, values: Values) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
-
 
 class Tracker:
     """A run of wandb (in `folder`/wandb; offline where WANDB_MODE says so) or of trackio, which share their interface.
 
-    Rows carry `steps/GROUP`, a step axis for each group where the tool can have more than one.
+    Rows carry `steps/GROUP`, in wandb the step axis of that group.
     """
 
-    def __init__(self, kind: str, folder: Path, project: str, name: str, config: Row) -> None:
+    def __init__(self, kind: str, folder: Path, config: Config) -> None:
+        name, settings = scrub((config.name, config.resolved()))  # they leave this machine
         more = {"dir": str(folder)} if kind == "wandb" else {}
-        self._run = importlib.import_module(kind).init(project=project, name=name, config=config, **more)
-        self._axes, self._named = kind == "wandb", set[str]()
+        self._run = importlib.import_module(kind).init(project=config.log.project, name=name, config=settings, **more)
+        self._axes, self.close = kind == "wandb", self._run.finish
 
     def log(self, group: str, step: int, values: Values) -> None:
-        for name in values.keys() - self._named if self._axes else ():
+        for name in values if self._axes else ():
             self._run.define_metric(name, step_metric=f"steps/{group}")
-            self._named.add(name)
         self._run.log({**values, f"steps/{group}": step})
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def check_installed(kinds: Sequence[str]) -> None:
@@ -123,49 +109,44 @@ def check_installed(kinds: Sequence[str]) -> None:
             )
 
 
-def _open(kind: str, folder: Path, project: str, name: str, config: Row) -> TensorBoard | Tracker:
-    return TensorBoard(folder / kind) if kind == "tensorboard" else Tracker(kind, folder, project, name, config)
-
-
 class Loggers:
-    """The sinks of a run behind one call. say: where a failing sink is named, once."""
+    """The sinks of a run behind one call. say: where a failing sink is named, once, without secrets."""
 
-    def __init__(self, sinks: dict[str, Any], say: Callable[[str], None]) -> None:
-        self._sinks, self._say = dict(sinks), say
+    def __init__(self, openers: dict[str, Callable[[], Sink]], say: Callable[[str], None]) -> None:
+        self._sinks: dict[str, Sink] = {}
+        self._say = say
+        for kind, opened in openers.items():
+            self._try(kind, lambda kind=kind, opened=opened: self._sinks.__setitem__(kind, opened()))  # type: ignore[misc]
 
     def __call__(self, events: Sequence[Row]) -> None:
         """Send events that were written to metrics.jsonl."""
-        for event in events:
-            flat = flatten(event)
-            if flat is not None and flat[2]:
-                self._each(lambda sink, flat=flat: sink.log(*flat))  # type: ignore[misc]
+        for flat in filter(None, map(flatten, events)):
+            for kind, sink in list(self._sinks.items()):
+                self._try(kind, lambda sink=sink, flat=flat: sink.log(*flat))  # type: ignore[misc]
 
     def close(self) -> None:
         """Close every sink that still works."""
-        self._each(lambda sink: sink.close())
-        self._sinks.clear()
-
-    def _each(self, action: Callable[[Any], None]) -> None:
         for kind, sink in list(self._sinks.items()):
-            try:
-                action(sink)
-            except Exception as error:  # a sink is foreign code; the run goes on without it
-                del self._sinks[kind]
-                self._say(
+            self._try(kind, sink.close)
+
+    def _try(self, kind: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # a sink is foreign code; the run goes on without it
+            self._sinks.pop(kind, None)
+            self._say(
+                scrub(
                     f"log.sinks: {kind} failed and is left out from here on; metrics.jsonl has everything "
                     f"({type(error).__name__}: {error})"
                 )
+            )
+
+
+def open_sink(kind: str, out: Path, config: Config) -> Sink:
+    """The sink `kind`, with its files in the folder `out`."""
+    return TensorBoard(out / kind) if kind == "tensorboard" else Tracker(kind, out, config)
 
 
 def open_loggers(config: Config, out: Path, say: Callable[[str], None]) -> Loggers:
-    """The sinks of `log.sinks`; one that fails to start is named through `say` and left out.
-
-    They leave this machine, so they get no secret that a config may hold.
-    """
-    sinks: dict[str, Any] = {}
-    for kind in config.log.sinks:
-        try:
-            sinks[kind] = _open(kind, out, config.log.project, scrub(config.name), scrub(config.resolved()))
-        except Exception as error:  # whatever a sink's start runs into, the run itself does not need it
-            say(scrub(f"log.sinks: {kind} could not be started and is left out: {type(error).__name__}: {error}"))
-    return Loggers(sinks, lambda text: say(scrub(text)))
+    """The sinks of `log.sinks`; one that fails to start is named through `say` and left out."""
+    return Loggers({kind: lambda kind=kind: open_sink(kind, out, config) for kind in config.log.sinks}, say)  # type: ignore[misc]
