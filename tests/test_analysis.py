@@ -23,55 +23,36 @@ from soar.report.questions import SAMPLE, collapsed, describe, diversity, hashed
 def test_vendi_score_counts_kinds() -> None:
     kinds = np.eye(5)
     assert vendi_score(kinds) == pytest.approx(5)
-    assert vendi_score(np.repeat(kinds[:1], 7, axis=0)) == pytest.approx(1)
     # Three of one kind and one of another: exp of the entropy of (3/4, 1/4), however many axes the vectors have.
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert vendi_score(np.repeat(kinds[:2], [3, 1], axis=0)) == pytest.approx(math.exp(entropy))
     assert vendi_score(np.repeat(np.eye(2), [300, 100], axis=0)) == pytest.approx(math.exp(entropy))
     # Two texts with similarity c: eigenvalues (1 + c) / 2 and (1 - c) / 2.
     c = 0.6
-    halves = [(1 + c) / 2, (1 - c) / 2]
     pair = np.array([[1.0, 0.0], [c, math.sqrt(1 - c * c)]])
-    assert vendi_score(pair) == pytest.approx(math.exp(-sum(x * math.log(x) for x in halves)))
+    assert vendi_score(pair) == pytest.approx(math.exp(-sum(x * math.log(x) for x in ((1 + c) / 2, (1 - c) / 2))))
 
 
-def test_hashed_ngrams_see_wording() -> None:
-    texts = ["What is 3 + 4?", "what is 3 + 4?", "What is 3 + 5?", "Name a prime above ninety.", ""]
-    vectors = hashed_ngrams(texts)
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5))
-    near = vectors @ vectors.T
+def test_diversity_sees_wording_in_samples_of_one_size() -> None:
+    near = hashed_ngrams(["What is 3 + 4?", "what is 3 + 4?", "What is 3 + 5?", "Name a prime above ninety.", ""])
+    near = near @ near.T
     assert near[0, 1] == pytest.approx(1) and 0.5 < near[0, 2] < 0.99 and abs(near[0, 3]) < 0.3
-
-
-def test_diversity_takes_samples_of_one_size() -> None:
     texts = [f"question {i} about {i * i}" for i in range(SAMPLE + 20)]
     mean, sd = diversity(texts, 0) or (0.0, 0.0)
     few, none = diversity(texts[:SAMPLE], 0) or (0.0, 1.0)
-    assert sd > 0 == none and abs(mean - few) < 5 * sd
-    assert diversity([], 0) is None
-    assert diversity(["same"] * 300, 0) == pytest.approx((1.0, 0.0))
-
-
-def test_vendi_of_a_step_counts_its_questions() -> None:
+    assert sd > 0 == none and abs(mean - few) < 5 * sd and diversity([], 0) is None
     assert step_vendi(["a b c"] * 5) == step_vendi(["", ""]) == 1.0
-    unrelated = ["aaa aaa", "bbb bbb", "ccc ccc", "ddd ddd"]
-    assert step_vendi(unrelated) == step_vendi(unrelated[::-1]) == pytest.approx(4.0, abs=0.1)
-    assert 1.0 < step_vendi([*unrelated, *unrelated[:1] * 4]) < 4.0
     assert step_vendi(["x" * 1_000_000, "\ud800\x00\u202e"]) == pytest.approx(2.0, abs=0.1)
 
 
 def test_describe_leaves_out_what_is_not_there() -> None:
-    rows = [
-        {"question": "a b", "topic": "x", "well_posed": True, "correct": True},
-        {"question": "a b", "topic": "x", "well_posed": True, "correct": False},
-        {"question": "c", "topic": "y", "well_posed": False, "correct": False},
-        {"question": 3},
+    labels = [("a b", "x", True, True), ("a b", "x", True, False), ("c", "y", False, False)]
+    rows: list[dict[str, Any]] = [
+        {"question": q, "topic": t, "well_posed": posed, "correct": right} for q, t, posed, right in labels
     ]
-    figures = describe(rows, 0)
-    assert (figures["questions"], figures["distinct_share"]) == (3, pytest.approx(2 / 3))
-    assert (figures["well_posed"], figures["correct"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    figures = describe([*rows, {"question": 3}], 0)
+    expected = {"questions": 3, "distinct_share": 2 / 3, "well_posed": 2 / 3, "correct": 1 / 3}
+    assert {key: figures[key] for key in expected} == pytest.approx(expected)
     assert figures["topic_entropy"] == pytest.approx(-(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3)))
-    assert 1 < figures["vendi"] < 2
     empty = describe([], 0)
     assert empty.pop("questions") == 0 and set(empty.values()) == {None}
 
@@ -79,9 +60,10 @@ def test_describe_leaves_out_what_is_not_there() -> None:
 def test_collapsed_names_what_fell() -> None:
     first = {"distinct_share": 1.0, "accepted_share": 0.8, "vendi": 30.0}
     assert collapsed(first, {"distinct_share": 0.5, "accepted_share": 0.41, "vendi": 15.1}) == []
-    fallen = {"distinct_share": 0.49, "accepted_share": 0.8, "vendi": None}
-    assert collapsed(first, fallen) == ["distinct_share", "vendi"]
-    assert collapsed({"vendi": None}, {"vendi": 1.0}) == []
+    assert collapsed(first, {"distinct_share": 0.49, "accepted_share": 0.8, "vendi": None}) == [
+        "distinct_share",
+        "vendi",
+    ]
 
 
 def step(number: int = 5, clipped: float = 0.1, student_gap: float | None = 0.001, **changes: Any) -> dict[str, Any]:
@@ -127,23 +109,9 @@ def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind: str) -> N
     assert kinds(step(9, **ill), [], [first, step(7, **ill), step(8, **well)]) == [kind]
 
 
-def test_nothing_recorded_raises_nothing() -> None:
+def test_a_teacher_without_gradient_for_some_steps() -> None:
     nothing = {"teacher_logprob_gap": None, "teacher_grad_norm": None, "student_gap": None, "rejected": {}}
     assert step_alarms(step(**nothing, vendi=None), [], [step(4)]) == []
-    assert step_alarms(step(0, vendi=1.0), [], []) == [], "there is nothing to compare it with yet"
-
-
-def test_questions_that_become_alike_though_none_is_repeated() -> None:
-    """What the distinct share cannot see: one form with other numbers in it."""
-    subjects = ["apples in a basket", "the angle of two lines", "a train to Oslo", "prime factors", "a die", "old maps"]
-    varied = [f"What follows for {subject} after {7 * i} days?" for i, subject in enumerate(subjects)]
-    varied += [f"{subject}: prove or refute claim {i}" for i, subject in enumerate(subjects)]
-    alike = [f"Ann has {i} apples and Bob has 3. How many apples do they have together?" for i in range(12)]
-    first, later = step(0, vendi=step_vendi(varied)), step(1, vendi=step_vendi(alike))
-    assert kinds(later, [], [first]) == ["teacher diversity"]
-
-
-def test_a_teacher_without_gradient_for_some_steps() -> None:
     still = [step(i, reward_G=[0.25, 0.25, None]) for i in range(6)]
     zero = [step(i, teacher_grad_norm=0.0) for i in range(6)]
     for rows in (still, zero, [still[0], zero[1], still[2], zero[3], zero[4]]):
@@ -164,12 +132,7 @@ def test_reward_without_correctness_needs_an_oracle_and_a_reward() -> None:
     (alarm,) = step_alarms(step(), rows(limit - 1), [])
     assert alarm["kind"] == "reward without correctness"
     assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
-    for event, questions in (
-        (step(), rows(limit)),
-        (step(reward_mean=0.0), rows(0)),
-        (step(reward_mean=None), rows(0)),
-        (step(), [{"question": "q"}]),
-    ):
+    for event, questions in ((step(), rows(limit)), (step(reward_mean=0.0), rows(0)), (step(), [{"question": "q"}])):
         assert kinds(event, questions, []) == []
 
 

@@ -62,6 +62,7 @@ def answers(*values: Any) -> Outcome:
         ("assert f(2) == float('inf')", float("inf"), 1e300),
         ("assert f(2) == 10**9 + 7", 1_000_000_007, 1e9),
         ("assert f(2) == 'é' * 3", "ééé", "é"),
+        ("assert len(sorted(f(2))) == 2", [1, 1], [1]),
         ("assert f([1] * 3, key={'a': (1,)}) == -1", -1, 1),
         ('```python\n"""Tests."""\nimport math\nassert f(2) == 4  # four\n```', 4, None),
         ('["assert f(2) == 4"]', 4, 3),
@@ -77,36 +78,23 @@ def test_asserts_are_taken_apart(test: str, right: Any, wrong: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("", "no_tests"),
-        ("assert f(1) ==", "unreadable_tests"),
-        ('{"inputs": ["1"]}', "unreadable_tests"),
+        ("", "no_tests"), ("assert f(1) ==", "unreadable_tests"), ('{"inputs": ["1"]}', "unreadable_tests"),
         ("Input: 1\nInput: 2\nOutput: 3", "unreadable_tests"),
-        ("assert True", "unsafe_tests"),
-        ("assert f(g(1)) == 2", "unsafe_tests"),
-        ("assert f(1) == 1\nassert g(1) == 2", "unsafe_tests"),
-        ("assert f(1) != 2", "unsafe_tests"),
-        ("assert f(1) == __import__('os').system('true')", "unsafe_tests"),
-        ("import os\nos.system('true')", "unsafe_tests"),
-        ("for i in range(3):\n    assert f(i) == i", "unsafe_tests"),
-        ("assert f(1) == 9**9**9", "unsafe_tests"),
-        ("assert f(1) == [0] * 10**9", "unsafe_tests"),
-        ("assert f(1) == [[[0] * 1000] * 1000] * 1000", "unsafe_tests"),
-        ("assert f(1) == 1 / 0", "unsafe_tests"),
-        ("assert f(**{'a': 1}) == 1", "unsafe_tests"),
-        ("assert f(1) == {[]: 1}", "unsafe_tests"),
-        ("assert round(f(1), -(10**9)) == 0", "unsafe_tests"),
-        ("assert f(1) == float('nan')", "unsafe_tests"),
-        ("assert f(0x" + "f" * 9000 + ") == 1", "unsafe_tests"),
-        ("assert abs() < 1", "unsafe_tests"),
-        ("assert f(1) == " + "[" * 90 + "]" * 90, "unsafe_tests"),
-        ("assert f(1) == " + "[" * 900 + "]" * 900, "unreadable_tests"),
-        ("assert f(1) == " + "-" * 9000 + "1", "unreadable_tests"),
-        ("assert f(1) == " + "9" * 9000, "unreadable_tests"),
-        ("assert f(1) == '\0'", "unreadable_tests"),
+        *[(text, "unsafe_tests") for text in (
+            "assert True", "assert f(g(1)) == 2", "assert f(1) == 1\nassert g(1) == 2", "assert f(1) != 2",
+            "assert f(1) == __import__('os').system('true')", "import os\nos.system('true')", "assert f(1) == 1 / 0",
+            "for i in range(3):\n    assert f(i) == i", "assert f(1) == 9**9**9", "assert f(1) == [0] * 10**9",
+            "assert f(1) == [[[0] * 1000] * 1000] * 1000", "assert f(**{'a': 1}) == 1", "assert f(1) == {[]: 1}",
+            "assert round(f(1), -(10**9)) == 0", "assert f(1) == float('nan')", "assert f(0x" + "f" * 9000 + ") == 1",
+            "assert abs() < 1", "assert f(1) == " + "[" * 90 + "]" * 90,
+        )],
+        *[("assert f(1) == " + text, "unreadable_tests") for text in (
+            "[" * 900 + "]" * 900, "-" * 9000 + "1", "9" * 9000, "'\0'",
+        )],
         ("\n".join(f"assert f({i}) == {i + 1}" for i in range(MAX_TESTS + 1)), "too_many_tests"),
         ("x" * (MAX_CHARS + 1), "too_many_tests"),
     ],
-)
+)  # fmt: skip
 def test_tests_that_cannot_be_used_are_named(text: str, name: str) -> None:
     with pytest.raises(Unusable) as caught:
         read_tests(text)
@@ -129,19 +117,16 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("tests", "name"),
     [
-        ("assert f(1) == 2", "trivial_tests"),
-        ("assert f(1) == 2\nassert f(2) == 2", "trivial_tests"),
-        ("assert f(1) is None\nassert not f(2)", "trivial_tests"),
-        ("assert f(1) == 1\nassert f([2]) == [2]", "trivial_tests"),
-        ("assert f(0, 1) == 1\nassert f(0, b=2) == 2", "trivial_tests"),
-        ("assert len(f('ab')) == 2\nassert len(f('abc')) == 3", "trivial_tests"),
+        *[(text, "trivial_tests") for text in (
+            "assert f(1) == 2", "assert f(1) == 2\nassert f(2) == 2", "assert f(1) is None\nassert not f(2)",
+            "assert f(1) == 1\nassert f([2]) == [2]", "assert f(0, 1) == 1\nassert f(0, b=2) == 2",
+            "assert len(f('ab')) == 2\nassert len(f('abc')) == 3", "Input: 1\nOutput: 1\nInput: 2\nOutput: 2",
+        )],
         ("assert f(1) == 2\nassert f(2) == 3\nassert f(1) == 4", "contradicting_tests"),
-        ("Input: 1\nOutput: 1\nInput: 2\nOutput: 2", "trivial_tests"),
         ("Input: 1\nOutput: 5\nInput: 1\nOutput: 6", "contradicting_tests"),
-        ("assert f(1) == 2\nassert f(2) == 3", None),
-        ("Input: 1\nOutput: 2\nInput: 2\nOutput: 3", None),
+        ("assert f(1) == 2\nassert f(2) == 3", None), ("Input: 1\nOutput: 2\nInput: 2\nOutput: 3", None),
     ],
-)
+)  # fmt: skip
 def test_tests_that_say_too_little_are_named(tests: str, name: str | None) -> None:
     assert flaw(read_tests(tests)) == name
 
@@ -160,21 +145,15 @@ def test_a_teacher_text_is_a_task_with_tests() -> None:
 @pytest.mark.parametrize(
     ("change", "to", "name"),
     [
-        (ADD, " ", "no_code"),
-        (ADD, "a story about numbers", "not_python"),
-        ('    """Return the sum of a and b."""\n', "", "no_docstring"),
-        ("Return the sum of a and b.", coding.PLACEHOLDER, "placeholder"),
+        (ADD, " ", "no_code"), (ADD, "a story about numbers", "not_python"), ("assert ", "# ", "no_tests"),
+        ('    """Return the sum of a and b."""\n', "", "no_docstring"), ("assert add", "assert plus", "no_function"),
+        ("Return the sum of a and b.", coding.PLACEHOLDER, "placeholder"), ("return a + b", "return a - b", "wrong_solution"),
         (ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests"),
-        ("assert ", "# ", "no_tests"),
-        ("assert add", "assert plus", "no_function"),
-        ("assert add(1, 2) == 3\n", "", "trivial_tests"),
-        ("return a + b", "return a - b", "wrong_solution"),
-        ("return a + b", "while True: pass", "wrong_solution"),
+        ("assert add(1, 2) == 3\n", "", "trivial_tests"), ("add(-1, 1) == 0", "add(1, 2) == 0", "contradicting_tests"),
         ("return a + b", "import sys; sys.exit(0)", "wrong_solution"),
-        ("add(-1, 1) == 0", "add(1, 2) == 0", "contradicting_tests"),
         ("add(-1, 1) == 0", "add(-1, 1) == eval('0')", "unsafe_tests"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_teacher_text_is_named(change: str, to: str, name: str) -> None:
     text = ADD.replace(change, to).replace(', "zero"', "")
     assert read_problem(text) == name
@@ -195,18 +174,13 @@ def test_the_program_is_taken_out_of_a_completion(completion: str, code: str | N
     assert read_answer(completion) == code
 
 
-@needs_sandbox
-def test_what_python_cannot_read_is_not_run() -> None:
-    problem = Problem("", "", "assert f(1) == 2\nassert f(2) == 3")
-    assert [verify(code, problem) for code in ("def f(x) return", "x" * 30_000)] == [Verdict.WRONG] * 2
-    assert verify("def f(x):\n    return x", Problem("", "", "no tests")) is Verdict.UNSCORABLE
-
-
 def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: sandbox.Sandbox, jobs: Any) -> list[Outcome]:
         raise SandboxError("the sandbox broke")
 
     monkeypatch.setattr(sandbox.Sandbox, "run", broken)
+    assert verify("def f(x) return", Problem("", "", "assert f(1) == 2\nassert f(2) == 3")) is Verdict.WRONG  # not run
+    assert verify("def f(x):\n    return x", Problem("", "", "no tests")) is Verdict.UNSCORABLE
     with pytest.raises(VerifierError, match="the sandbox broke"):
         verify("def f(x):\n    return 7\n", Problem("", "", "assert f(1) == 7\nassert f(2) == 8"))
 

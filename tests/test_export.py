@@ -56,9 +56,8 @@ def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(
     assert [{k: row[k] for k in keys} for row in rows] == [{k: row[k] for k in keys} for row in source]
     assert {row["kind"] for row in rows} == {"pq"}
     everything = export.collect(read_run(tiny_run), "all", with_hard=True)
-    hard = [row["question"] for row in read_jsonl(tiny_run / "hard" / "train.jsonl")]
-    assert [row["question"] for row in everything if row["kind"] == "hard"] == hard
-    assert len(everything) == len(read_jsonl(tiny_run / "questions.jsonl")) + len(hard)
+    parts = [read_jsonl(tiny_run / name) for name in ("questions.jsonl", "hard/train.jsonl")]
+    assert [row["question"] for row in everything] == [row["question"] for rows in parts for row in rows]
     problems, _ = load_problems(str(tmp_path / "out" / "questions.jsonl"), skip_bad_rows=True)
     assert {p.question for p in problems} <= {row["question"] for row in source}
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -76,10 +75,8 @@ def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch:
     export.export_questions(tiny_run, out, "trl")
     rows = datasets.Dataset.from_list(read_jsonl(out / "train.jsonl"))
     reward = module_at(out / "reward.py", "exported_reward")
-    seen: list[tuple[Any, Any]] = []
 
     def counted(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-        seen.extend(zip(completions, answer, strict=True))
         said = [f"{ANSWER_MARK} {gold}{'' if i % 2 else ' 1'}" for i, gold in enumerate(answer)]
         return reward.accuracy(said, answer, **columns)
 
@@ -91,9 +88,7 @@ def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch:
     trainer = trl.RLOOTrainer(model=model, reward_funcs=counted, args=settings, train_dataset=rows)
     trainer.train()
     log = next(row for row in trainer.state.log_history if "reward" in row)
-    assert trainer.state.global_step == 1
     assert float(log["reward"]) == 0.5, "every second completion is graded on the gold answer"
-    assert {gold for _, gold in seen} <= {row["answer"] for row in read_jsonl(tiny_run / "pq.jsonl")}
 
 
 def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
@@ -186,25 +181,22 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "message"),
+    ("change", "form", "message"),
     [
-        (lambda run: None, ["--format", "trl", "--out", "{run}"], "it exists and is not an empty folder"),
-        (lambda run: (run / "pq.jsonl").unlink(), ["--format", "trl", "--out", "{run}/x"], "--questions all"),
-        (lambda run: shutil.rmtree(run / "student"), ["--format", "peft", "--out", "{run}/x"], "after the evaluation"),
-        (
-            lambda run: run_folders.write_json(run / "manifest.json", {"config": {}}),
-            ["--format", "verl", "--out", "{run}/x"],
-            "config.problems: ",
-        ),
+        (lambda run: (run / "x").write_text("x"), "trl", "it exists and is not an empty folder"),
+        (lambda run: (run / "pq.jsonl").unlink(), "trl", "--questions all"),
+        (lambda run: (run / "pq.jsonl").write_text("{}"), "trl", "was changed after the run"),
+        (lambda run: shutil.rmtree(run / "student"), "peft", "after the evaluation"),
+        (lambda run: run_folders.write_json(run / "manifest.json", {"config": {}}), "verl", "config.problems: "),
     ],
 )
 def test_refusals_name_what_to_do(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, arguments: list[str], message: str
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, form: str, message: str
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     change(run)
-    assert main(["export", str(run), *[part.format(run=run) for part in arguments]]) == 1
+    assert main(["export", str(run), "--format", form, "--out", str(run / "x")]) == 1
     assert message in capsys.readouterr().err
 
 

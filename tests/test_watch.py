@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import run_folders
-from helpers import ROOT
 from loop_helpers import read_jsonl
 from rich.console import Console
 
@@ -22,7 +18,6 @@ from soar.report import watch
 from soar.report.runs import read_run
 from soar.run.progress import Progress
 
-SCRIPT = "import sys\nfrom soar.cli import main\nsys.exit(main())\n"
 HOSTILE = "x\x1b[2J\x1b]52;c;b3duZWQ=\x07\u202e"  # clears the screen, writes the clipboard, reorders
 
 
@@ -87,15 +82,10 @@ def test_the_stage_follows_the_events(tmp_path: Path) -> None:
 
 def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
     folder, out = begin(tmp_path), io.StringIO()
-    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
     paused = {"reason": "limits.max_hours = 8 reached", "resume": "soar run --out mine --resume"}
     run_folders.write_json(folder / "paused.json", paused)
-    shown = lines_of(folder)
-    assert shown[:2] == ["mine: outer loop", f"paused: {paused['reason']}"] and "left" not in " ".join(shown)
     watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
-    assert "soar run --out mine --resume" in out.getvalue()
-    run_folders.write_json(folder / "summary.json", {"arms": {}})
-    assert "paused" not in " ".join(lines_of(folder))
+    assert f"paused: {paused['reason']}\ncontinue with: {paused['resume']}\n" in out.getvalue()
 
 
 def test_foreign_text_cannot_command_the_terminal(tmp_path: Path) -> None:
@@ -105,9 +95,7 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path: Path) -> None:
     entry = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
     add(folder, "metrics.jsonl", step(0, [0.1], accepted=HOSTILE, sampled=HOSTILE))
     add(folder, "metrics.jsonl", {"event": "alarm", "step": 0, "kind": HOSTILE, "message": HOSTILE})
-    add(
-        folder, "metrics.jsonl", {"event": "arm_step", "arm": HOSTILE}, {"event": "evaluation", "arm": HOSTILE, **entry}
-    )
+    add(folder, "metrics.jsonl", {"event": "arm_step", "arm": HOSTILE})
     add(folder, "questions.jsonl", {"step": 0, "question": HOSTILE, "answer": HOSTILE, "reward": 0.1})
     run_folders.write_json(folder / "summary.json", {"arms": {HOSTILE: entry}})
     console = Console(file=out, width=300)
@@ -129,23 +117,14 @@ def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "mine: outer loop" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
-def test_no_color_and_ascii_terminals_and_a_closed_pipe(tmp_path: Path) -> None:
-    folder = run_folders.write_run(tmp_path / "run", steps=6)
-    row = {"step": 6, "dataset": 0, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0}
-    add(folder, "questions.jsonl", row)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "70", "PYTHONIOENCODING": "ascii"}
-    environment |= {"NO_COLOR": "1", "FORCE_COLOR": "", "TERM": "xterm"}
-    arguments = [sys.executable, "-c", SCRIPT, "watch", str(folder), "--once"]
-    done = subprocess.run(arguments, capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    text = done.stdout.decode("ascii")
-    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
+def test_terminals_that_know_ascii_alone(tmp_path: Path) -> None:
+    folder, out = run_folders.write_run(tmp_path / "run", steps=6), io.TextIOWrapper(io.BytesIO(), "ascii")
+    add(folder, "questions.jsonl", {"step": 6, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0})
+    watch.follow(folder, Console(file=out, width=70), once=True)
+    out.seek(0)
+    text = out.read()
     assert "\\xe9t\\xe9 \\u2211 <U+001B>]0;owned<U+0007>" in text and "+-" in text
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, env=environment)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
 
 
 def test_a_finished_run_ends_with_its_headline(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,11 +133,3 @@ def test_a_finished_run_ends_with_its_headline(tiny_run: Path, capsys: pytest.Ca
     assert {"Base", "Hard-Only", "PS", "PQ"} <= {line.split(":")[0] for line in shown}
     assert main(["watch", str(tiny_run.parent)]) == 1
     assert "give the folder that `soar run --out` wrote" in capsys.readouterr().err
-
-
-def test_a_damaged_run_is_still_shown(tiny_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{")
-    bad = [{"event": "outer_step", "step": "x", "reward_G": "no", "seconds": None, "student_first": 3}]
-    run_folders.write_jsonl(tmp_path / "metrics.jsonl", [*bad, *read_jsonl(tiny_run / "metrics.jsonl")[:3]])
-    run_folders.write_jsonl(tmp_path / "questions.jsonl", [{"step": None}, {"question": 3, "reward": True, "step": 1}])
-    assert any(line.startswith("1 outer steps done") for line in lines_of(tmp_path))

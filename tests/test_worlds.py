@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pretrain
 import pytest
 import torch
@@ -73,16 +71,3 @@ def test_shipped_model_loads_with_transformers() -> None:
     # 49 needs no carry; 49 + 7 does, and the base model's likeliest text forgets it.
     assert tokens.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == " start=41 a=49 b=46 <ans> 49 46"
     assert next(model.parameters()).dtype == torch.float32
-
-
-def test_pretraining_is_reproducible_and_learns(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        size = {"steps": 25, "rows": 8, "width": 32, "layers": 1, "hidden": 48, "warmup_steps": 5}
-        losses = [pretrain.build(tmp_path / name, 3, **size) for name in ("a", "b")]
-    finally:
-        torch.set_num_threads(threads)
-    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b"))
-    assert one == two and losses[0] == losses[1]
-    assert sum(losses[0][-5:]) / 5 < 0.8 * losses[0][0]

@@ -1,7 +1,6 @@
 """Alarms: what a reader of the results must know, decided from the events of a run alone. Pure.
 
-Each alarm is raised when its condition begins, not again while it lasts. The thresholds are this package's own; the paper
-names none.
+Each is raised when its condition begins, not again while it lasts. The thresholds are ours; the paper names none.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 The prompt of a row is what the run's students were asked, and `reward.py` beside the rows grades with the verifier that the
 run used, so another trainer continues where the run stopped. The answers are the teacher's own and were never checked for
-truth; every card says so. Adapters already have PEFT's format; the export adds tokenizer, card and a base path that
-resolves. Questions need no torch.
+truth; every card says so. Adapters get tokenizer, card and a base path that resolves. Questions need no torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One self-contained HTML page about a run folder, finished or not. Needs no torch and no network.
 
-The page holds its own style and a small script, and a content policy that allows nothing else, so text that a model
-wrote can do nothing even if it were not escaped; it is escaped all the same (jinja2 autoescape), and characters that
-hide or reorder text are made visible. Every figure can be recomputed from the files of the run folder.
+The page holds its own style and a small script, and a content policy that allows nothing else, so text that a model wrote
+can do nothing; it is escaped all the same (jinja2 autoescape), and characters that hide or reorder text are made visible.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from soar.types import VERSION
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MAX_QUESTIONS = 600  # of each of the two files
-MAX_ALARMS = 200
 MAX_TEXT = 1000  # characters of one question or answer
 MAX_STEPS_SHOWN = 500
 
@@ -188,7 +186,7 @@ def content(run: Run) -> dict[str, Any]:
         "screening": screening_section(run),
         "questions": questions_section(run.questions),
         "pq": questions_section(run.pq),
-        "alarms": alarms[:MAX_ALARMS],
+        "alarms": alarms[:200],
         "phases": times,
         "wall_seconds": wall_seconds,
         "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
@@ -240,10 +238,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 
 
 def report_at_the_end(run_dir: Path, say: Callable[[str], None]) -> None:
-    """`write_report` of a run that ends: a page that cannot be made is told to `say`, and the run ends as it would.
-
-    Hours of work must not end in a traceback because of a figure. Raises OSError as `write_report` does.
-    """
+    """`write_report`; what hinders it is told to `say`: hours of work must not end in a traceback. Raises OSError alone."""
     try:
         write_report(run_dir)
     except OSError:

@@ -21,7 +21,6 @@ from soar import seeds
 
 DIMENSIONS = 1024
 SAMPLE = 128  # questions of one score, as in the paper
-RESAMPLES = 50
 COLLAPSE = 0.5  # a teacher has collapsed when a share or its diversity falls below this part of its start
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -51,7 +50,7 @@ def vendi_score(vectors_n_d: np.ndarray) -> float:
 
 
 def diversity(texts: Sequence[str], seed: int) -> tuple[float, float] | None:
-    """Vendi score of SAMPLE texts, mean and standard deviation over RESAMPLES draws without replacement.
+    """Vendi score of SAMPLE texts, mean and standard deviation over 50 draws without replacement.
 
     Fewer texts are all taken, once; None for none. Scores of different numbers of texts are not comparable.
     """
@@ -61,7 +60,7 @@ def diversity(texts: Sequence[str], seed: int) -> tuple[float, float] | None:
     if len(texts) <= SAMPLE:
         return vendi_score(vectors_n_d), 0.0
     rng = seeds.generator(seed, "vendi")
-    scores = [vendi_score(vectors_n_d[rng.choice(len(texts), SAMPLE, replace=False)]) for _ in range(RESAMPLES)]
+    scores = [vendi_score(vectors_n_d[rng.choice(len(texts), SAMPLE, replace=False)]) for _ in range(50)]
     return statistics.fmean(scores), statistics.stdev(scores)
 
 

@@ -1,8 +1,7 @@
 """Reading a run folder: finished, still running, interrupted or damaged. Needs no torch.
 
-A reader never fails on what it finds: a missing file, half a last line or a value of the wrong type is left out and
-named in `Run.notes`, so that what a report shows is always what the files say. `summary_of` makes summary.json from the
-events of a run and its config; nothing but the wall times comes from anywhere else.
+A reader never fails on what it finds: a missing file, half a last line or a value of the wrong type is left out and named in
+`Run.notes`. `summary_of` makes summary.json from the events of a run and its config, and the wall times.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from soar.report.runs import Arm, Run, count, mean, number, numbers
 NBSP = "\u00a0"
 MINUS = "\u2212"
 DASH = "\u2013"
-CUT_OFF = 0.5  # completions cut off above which that is why nothing was learned
 OURS = ("ps", "pq")  # what a run of SOAR gives
 
 ARMS: dict[str, list[str]] = tomllib.loads((Path(__file__).parent.parent / "assets" / "arms.toml").read_text("utf-8"))
@@ -185,7 +184,7 @@ def why_nothing(run: Run) -> list[str]:
         ("the completions while the arms were trained", arm_steps, "completions/clipped_ratio"),
     ):
         cut = mean(numbers([row.get(key) for row in rows]))
-        if cut is not None and cut > CUT_OFF:
+        if cut is not None and cut > 0.5:
             lines.append(f"{percent(cut)} of {what} hit the length limit. Raise student.sampling.max_tokens.")
     accepted = numbers([step.get("accepted") for step in steps])
     if accepted and not any(accepted):

@@ -1,8 +1,7 @@
 """A run as it goes: the lines of `soar run`, and the view of `soar watch`. Needs no torch.
 
-Nothing is asked of the process that runs: its folder is read again and again, so a watcher can come and go, sit on another
-machine with the same disk, and look at a run that ended long ago. What a model or a foreign folder says stays as it is until
-`terminal_text`.
+Nothing is asked of the process that runs: its folder is read again and again, from any machine with the same disk. What a
+model or a foreign folder says stays as it is until `terminal_text`.
 """
 
 from __future__ import annotations
