@@ -110,28 +110,3 @@ def test_counts_do_not_depend_on_workers_and_blocks() -> None:
     assert (one[0] != again[0]).any()
     assert base.shape == (1, 10)
     assert (one[0].sum(1) > 0).all()
-
-
-class Forgetful(dict[str, Any]):
-    """A cache that another thread empties right after every look into it."""
-
-    def __contains__(self, key: object) -> bool:
-        found = super().__contains__(key)
-        self.clear()
-        return found
-
-    def get(self, key: str, default: Any = None) -> Any:
-        found = super().get(key, default)
-        self.clear()
-        return found
-
-
-def test_a_stack_may_be_shared_by_threads() -> None:
-    """Evaluation puts one stack to work in several threads; leaving `Backbone.use` in one empties the cache of all."""
-    layer = torch.nn.Linear(2, 3, bias=False)
-    stack = AdapterStack("full", {"layer.delta": torch.ones(1, 2, 3)})
-    stack._merged = Forgetful()
-    x = torch.eye(2)
-    with torch.no_grad():
-        for _ in range(2):
-            assert torch.equal(stack.apply("layer", layer, x), layer.weight.T + 1)

@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from helpers import random_stack, same_stacks, tiny_backbone
 from loop_helpers import easy_problems, events, run_tiny, write_problems
 from test_resume import result
 
-from soar.engine.policy import AdapterStack
 from soar.loop.parallel import Task, Tick, no_tick, spread
-from soar.loop.population import choose_chunk
 from soar.run import pipeline
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder
@@ -121,22 +117,3 @@ def test_results_come_in_the_order_of_the_tasks(threads: int, parallel: Any) -> 
     found = list(spread(parallel, 100, threads, add, (10,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
     assert found == [110, 111, 112, 113, 114]
     assert len(ticks) == 5
-
-
-def test_an_adapter_travels_without_gradients_and_arrives_bit_for_bit() -> None:
-    stack = random_stack(tiny_backbone(), 3)
-    other = pickle.loads(pickle.dumps(stack.select([0, 1, 2]).trainable()))
-    assert isinstance(other, AdapterStack) and (other.kind, other.scale, other.policies) == (stack.kind, stack.scale, 3)
-    assert all(same_stacks(stack, other, p) for p in range(3))
-    assert not any(tensor.requires_grad for tensor in other.tensors.values())
-    assert other.to("cpu") is other
-    moved = other.to(torch.device("meta"))
-    assert {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
-
-
-def test_workers_share_out_a_gpu_population_but_cut_a_cpu_one_as_without_them() -> None:
-    backbone, parallel = tiny_backbone(), Contrary(None)
-    assert choose_chunk(backbone, 16, 2, parallel) == choose_chunk(backbone, 16, 2) == 8
-    backbone.device = torch.device("cuda")
-    assert [choose_chunk(backbone, P, 1, parallel) for P in (1, 15, 16)] == [1, 8, 8]
-    assert choose_chunk(backbone, 16, 1) == 16

@@ -62,11 +62,6 @@ def test_lower_median(rates: list[float], repeat: int) -> None:
     assert lower_median([Trial(0, j, rate) for j, rate in enumerate(rates)]).repeat == repeat
 
 
-def test_lower_median_of_nothing() -> None:
-    with pytest.raises(ValueError, match="no trials"):
-        lower_median([])
-
-
 @pytest.mark.parametrize(
     ("history", "rewards", "rates", "tau", "size", "expected", "reason"),
     [

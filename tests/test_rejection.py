@@ -85,24 +85,6 @@ def test_only_the_rloo_gradient_is_that_of_the_rejection_sampler() -> None:
         assert max(gaps) > 1e-2
 
 
-def test_expected_gradient_is_that_of_the_mean_reward() -> None:
-    """RLOO's mean over all groups is -grad E[reward | kept] / LONGEST; REINFORCE's has a part along grad log Z."""
-    policy = Policy(0)
-    chance_K = torch.stack([policy.tokens(text).sum() for text in KEPT]).softmax(0)
-    mean_reward = (chance_K * rewards(tuple(KEPT))).sum()
-    wanted = -policy.gradient(mean_reward) / LONGEST
-    weights = {texts: torch.stack([chance_K[KEPT.index(text)] for text in texts]).prod().item() for texts in GROUPS}
-    mean = [
-        torch.stack([weights[texts] * loss(policy, texts, False) for texts in GROUPS]).sum(0)
-        for loss in (rloo, reinforce, length_averaged)
-    ]
-    torch.testing.assert_close(mean[0], wanted, rtol=1e-6, atol=1e-8)
-    bias = -mean_reward.item() * policy.gradient(policy.log_kept()) / LONGEST
-    torch.testing.assert_close(mean[1], wanted + bias, rtol=1e-6, atol=1e-8)
-    assert bias.abs().max() > 0.1
-    assert torch.cosine_similarity(mean[2].flatten(), wanted.flatten(), dim=0) < 0.999
-
-
 @pytest.mark.parametrize(("sizes", "unchanged"), [((2, 2, 2), True), ((1, 2, 3), False)])
 def test_dataset_level_rewards_need_datasets_of_equal_size(sizes: tuple[int, ...], unchanged: bool) -> None:
     """Every text of a dataset carries its dataset's advantage; the weights sum to zero only for equal sizes."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
+from soar.loop.rewards import grounded, learnability
+from soar.loop.rollout import student_reward
 from soar.problems.load import fingerprint
 from soar.problems.parse import parse
-from soar.problems.prompts import PromptFormat, get_format
-from soar.types import Reason, Rejection
+from soar.problems.pool import VerifierPool
+from soar.problems.prompts import FORMATS, PromptFormat, get_format
+from soar.types import Reason, Rejection, Verdict
 
 TAGS, LABELS, TINY, SUMS, TOTALS = map(get_format, ("tags", "question_answer", "tiny", "sums", "totals"))
 
@@ -25,3 +32,149 @@ def tags(question: str, answer: str) -> str:
 
 GOOD = tags("What is 6 times 7?", r"\boxed{42}")
 PAIR = ("What is 6 times 7?", "42")
+
+
+@pytest.mark.parametrize(
+    ("text", "lenient", "strict"),
+    [
+        (GOOD, PAIR, PAIR),
+        ("<question>What is 6 times 7?<question><answer>\\boxed{42}<answer>", PAIR, Reason.NO_QUESTION),
+        (GOOD.replace("question>", "QUESTION>"), PAIR, Reason.NO_QUESTION),
+        (GOOD.replace("<answer>", "< Answer >"), PAIR, Reason.NO_ANSWER),
+        (f"```\n{GOOD}\n```", PAIR, PAIR),
+        (tags("What is 6 times 7?", r"\\boxed{42}"), PAIR, PAIR),
+        (tags("What is 6 times 7?", r"$\boxed{41}$, no: $\boxed{42}$"), PAIR, PAIR),
+        ("<answer>\\boxed{42}</answer><question>What is 6 times 7?</question>", PAIR, Reason.NO_QUESTION),
+        ("<question>What is 6 times 7?</question>", Reason.NO_ANSWER, Reason.NO_ANSWER),
+        ("<question>What is 6 times 7?</question><answer>\\boxed{42}", Reason.NO_ANSWER, Reason.NO_ANSWER),
+        ("<question>What is 6 times 7?</question><answer>42</answer>", Reason.NO_ANSWER, Reason.NO_ANSWER),
+        ("<answer>\\boxed{42}</answer>", Reason.NO_QUESTION, Reason.NO_QUESTION),
+        ("A problem: what is 6 times 7? \\boxed{42}", Reason.NO_QUESTION, Reason.NO_QUESTION),
+        ("<question>Q <answer>\\boxed{42}</answer></question>", Reason.NO_QUESTION, Reason.NO_QUESTION),
+        (GOOD + GOOD, Reason.TWO_PROBLEMS, Reason.TWO_PROBLEMS),
+        (GOOD + "<answer>\\boxed{43}</answer>", Reason.TWO_PROBLEMS, Reason.TWO_PROBLEMS),
+        (tags("", r"\boxed{42}"), Reason.EMPTY, Reason.EMPTY),
+        (tags("What is 6 times 7?", ""), Reason.EMPTY, Reason.EMPTY),
+        (tags("What is 6 times 7?", r"\boxed{}"), Reason.NO_ANSWER, Reason.NO_ANSWER),
+        (tags("What is 6 times 7?", r"\boxed{\,}"), Reason.EMPTY, Reason.EMPTY),
+        ("", Reason.EMPTY, Reason.EMPTY),
+        (" \n ", Reason.EMPTY, Reason.EMPTY),
+        (tags("x" * 5_000, r"\boxed{42}"), Reason.TOO_LONG, Reason.TOO_LONG),
+        (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG, Reason.TOO_LONG),
+        (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
+        (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
+        (TAGS.teacher_text(), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+        (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+        (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+    ],
+)
+def test_tags(text: str, lenient: object, strict: object) -> None:
+    assert read(text) == lenient
+    assert read(text, strict=True) == strict
+
+
+@pytest.mark.parametrize(
+    ("text", "lenient", "strict"),
+    [
+        (" What is 6 times 7?\nAnswer: 42", PAIR, PAIR),
+        ("Question: What is 6 times 7?\nAnswer: 42", PAIR, PAIR),
+        ("**Question:** What is 6 times 7?\n**Answer:** 42", PAIR, PAIR),
+        (" What is 6 times 7? Answer: 42", PAIR, PAIR),
+        (" What is 6 times 7?\nThe answer: 42", PAIR, PAIR),
+        (" What is 6 times 7?\n**The final answer is**: 42", PAIR, PAIR),
+        (" What is 6 times 7?\nAnswer: 42 apples.", PAIR, (PAIR[0], "42 apples.")),
+        (" What is 6 times 7?\nAnswer: 6 * 7 = 42", PAIR, (PAIR[0], "6 * 7 = 42")),
+        (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR, Reason.TWO_PROBLEMS),
+        (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS, Reason.TWO_PROBLEMS),
+        (" What is 6 times 7?", Reason.NO_ANSWER, Reason.NO_ANSWER),
+        (" What is 6 times 7?\nAnswer:\n", Reason.EMPTY, Reason.EMPTY),
+        ("\nAnswer: 42", Reason.EMPTY, Reason.EMPTY),
+        (" What is it?\nAnswer: a dog", (("What is it?"), "a dog"), ("What is it?", "a dog")),
+        (" What is it?\nAnswer: a house", Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
+        (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR, PAIR),
+        (" The problem\nAnswer: The number", Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+    ],
+)
+def test_question_answer(text: str, lenient: object, strict: object) -> None:
+    assert read(text, LABELS) == lenient
+    assert read(text, LABELS, strict=True) == strict
+
+
+@pytest.mark.parametrize(
+    ("fmt", "text", "outcome"),
+    [
+        (TINY, "47 a+8 b+5 <ans> 60 <eos>", ("47 a+8 b+5", "60")),
+        (TINY, "abc <ans> cba", ("abc", "cba")),
+        (TINY, "47 a+8", Reason.NO_ANSWER),
+        (TINY, "47 <ans> 4 <ans> 5", Reason.TWO_PROBLEMS),
+        (TINY, "<ans> 60", Reason.EMPTY),
+        (TINY, "47 a+8 <ans> <eos> 3", Reason.EMPTY),
+        (SUMS, "3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "12")),
+        (SUMS, "3 + 4: 8", ("3 + 4", "8")),
+        (SUMS, "3 + 4: 3 + 4 = 7\n1 + 1: 2", ("3 + 4", "7")),
+        (SUMS, "3 + 4: which is lucky", Reason.UNPARSABLE_ANSWER),
+        (SUMS, "3 + 4 = 7", Reason.NO_ANSWER),
+        (SUMS, "3 + 4: 7: 8", Reason.TWO_PROBLEMS),
+        (SUMS, "3 + 4:", Reason.EMPTY),
+        (SUMS, "3 + 4: 3 + 4 =", Reason.EMPTY),
+        (SUMS, ": 7", Reason.EMPTY),
+        (TOTALS, "3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "7, 12")),
+        (TOTALS, "3 + 4: 7", Reason.EMPTY),
+        (TOTALS, "3 + 4: 3 + 4 = 7, so x = y", Reason.EMPTY),
+    ],
+)
+def test_other_formats(fmt: PromptFormat, text: str, outcome: object) -> None:
+    assert read(text, fmt) == outcome
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values())
+def test_truncated_text_is_no_problem(fmt: PromptFormat) -> None:
+    for text in (GOOD, " Q?\nAnswer: 42", "47 <ans> 47", ""):
+        assert read(text, fmt, truncated=True) is Reason.TRUNCATED
+    assert read("", fmt) is Reason.EMPTY
+    assert isinstance(read("x", fmt), Reason)
+
+
+def test_a_pool_refuses_answers_that_say_nothing_and_duplicates() -> None:
+    seen = {fingerprint("Known?")}
+    odd, known, last = tags("Odd?", r"\boxed{hello world}"), tags("known?", r"\boxed{7}"), tags("Last?", r"\boxed{8}")
+    texts = [GOOD, odd, known, "nothing", GOOD, last]
+    outcomes = VerifierPool("math").read_problems(texts, [False] * 5 + [True], seen, prompts=TAGS)
+    reasons = [outcome.name if isinstance(outcome, Rejection) else "" for outcome in outcomes]
+    assert reasons == ["", "unparsable_answer", "duplicate", "no_question", "duplicate", "truncated"]
+    assert seen == {
+        fingerprint("Known?"),
+        fingerprint("What is 6 times 7?"),
+    }  # refused and truncated ones are not in it
+
+
+@pytest.mark.parametrize(
+    ("verdict", "completion", "binary", "paper"),
+    [
+        (Verdict.CORRECT, r"\boxed{42}", 1, 120),
+        (Verdict.WRONG, r"it is 42 or \boxed{41}", 0, 20),
+        (Verdict.WRONG, r"it is 142 or \boxed{41}", 0, 10),
+        (Verdict.WRONG, r"it is 4.42 or \boxed{41}", 0, 10),
+        (Verdict.TIMEOUT, r"42 \boxed{9^{9^9}}", 0, 20),
+        (Verdict.CRASHED, r"\boxed{9^{9^9}}", 0, 10),
+        (Verdict.NO_ANSWER, "it is 42", 0, 0),
+        (Verdict.UNSCORABLE, r"\boxed{42}", 0, 0),
+    ],
+)
+def test_student_reward(verdict: Verdict, completion: str, binary: float, paper: float) -> None:
+    assert student_reward(verdict, completion, "42", "binary") == binary
+    assert student_reward(verdict, completion, "42", "paper") == paper
+
+
+def test_grounded_reward_is_the_mean_over_valid_repeats_with_its_error() -> None:
+    improvement = [[0.1, 0.3, 0.2], [0.5, 9.0, math.nan], [math.nan, math.nan, math.nan], [0.0, 0.0, 0.4]]
+    valid = [[True] * 3, [True, False, False], [False] * 3, [True, True, False]]
+    rewards, errors = grounded(improvement, valid)
+    assert rewards == [pytest.approx(0.2), 0.5, None, 0.0]
+    assert errors == [pytest.approx(0.1 / math.sqrt(3)), None, None, 0.0]
+    with pytest.raises(ValueError, match="shorter"):
+        grounded([[0.1, 0.2]], [[True]])
+
+
+def test_learnability() -> None:
+    assert [learnability(s) for s in (0.0, 0.25, 1.0)] == [0.0, 0.75, 0.0]

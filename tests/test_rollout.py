@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
-from helpers import BOS, CONTEXT, WORDS, some_problems, tiny_backbone, tiny_examiner
 from helpers import random_stack as stack_of
+from helpers import some_problems, tiny_backbone, tiny_examiner
 
 from soar.config import SamplingConfig
 from soar.loop.rollout import RolloutBatch, RolloutEnv
-from soar.problems.pool import VerifierPool
 from soar.types import Problem, Verdict
 
 SAMPLING = SamplingConfig(max_tokens=12)
@@ -83,40 +80,12 @@ def test_truncated_and_failed_are_counted(env: RolloutEnv) -> None:
     assert batch.truncated == int((~ended[0]).sum()) > 0
 
 
-def test_one_failed_row_fails_its_policy() -> None:
-    backbone = tiny_backbone()
-    poison = Problem("poison", "o o", "a")
-    backbone.model.get_input_embeddings().weight.data[WORDS.index("o")] = torch.nan
-    stack = stack_of(backbone, 2)
-    healthy = [Problem("well", "a b", "a"), Problem("well too", "c", "a")]
-    one_token = SamplingConfig(max_tokens=1)
-    batch = tiny_examiner(backbone).rollout(stack, [healthy, [healthy[0], poison]], 1, [1, 2], one_token)
-    assert batch.rollouts.failed_B.tolist() == [False, False, False, True]
-    assert batch.failed_P.tolist() == [False, True]
-
-
 def test_paper_rewards_come_from_verdict_and_text() -> None:
     env = tiny_examiner(tiny_backbone(), "paper")
     batch = env.rollout(None, [some_problems(4)], 8, [2], SAMPLING)
     points = {Verdict.CORRECT: 120.0, Verdict.WRONG: 10.0, Verdict.NO_ANSWER: 0.0}
     assert batch.reward_P_Q_N.flatten().tolist() == [points[verdict] for verdict in batch.verdicts]
     assert {Verdict.CORRECT, Verdict.WRONG} <= set(batch.verdicts)
-
-
-def test_greedy_attempts_are_all_alike(env: RolloutEnv) -> None:
-    batch = env.rollout(None, [some_problems(2)], 3, [1], SAMPLING, greedy=True)
-    other = env.rollout(None, [some_problems(2)], 3, [2], SAMPLING, greedy=True)
-    written = texts(env, batch)
-    assert written == texts(env, other)
-    assert len(set(written[:3])) == len(set(written[3:])) == 1
-
-
-def test_room_is_prompt_and_budget(env: RolloutEnv) -> None:
-    problem = Problem("long", " ".join("a" * 20), "a")
-    assert len(env.prompt(problem)) == 20
-    assert env.room(problem, SamplingConfig(max_tokens=CONTEXT - 20))
-    assert not env.room(problem, SamplingConfig(max_tokens=CONTEXT - 19))
-    assert BOS not in env.prompt(problem)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
@@ -131,22 +100,6 @@ def test_threads_that_share_one_policy_change_nothing(adapter: str) -> None:
     assert shared.verdicts == alone.verdicts
     assert torch.equal(shared.rollouts.length_B, alone.rollouts.length_B)
     torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=5e-5)
-
-
-def test_threads_with_a_real_verifier() -> None:
-    """Several threads share one env and its verifier; the results are those of one after another."""
-    backbone = tiny_backbone()
-    problems = [Problem(p.id, p.question, "3") for p in some_problems(6)]
-    with VerifierPool("exact", answer_style="marker", workers=1) as pool:
-        env = RolloutEnv(backbone, tiny_examiner(backbone).sampler, tiny_examiner(backbone).fmt, pool)
-
-        def job(i: int) -> tuple[list[str], list[Verdict]]:
-            batch = env.rollout(stack_of(backbone, 1, seed=i), [problems], 4, [i], SAMPLING)
-            return texts(env, batch), batch.verdicts
-
-        one_by_one = [job(i) for i in range(6)]
-        with ThreadPoolExecutor(3) as threads:
-            assert list(threads.map(job, range(6))) == one_by_one
 
 
 def test_a_verifier_gets_the_columns_of_the_problems(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:

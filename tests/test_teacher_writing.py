@@ -66,25 +66,6 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env: RolloutEn
     assert loop.state.teacher_rollouts == 24
 
 
-def test_what_is_left_of_a_batch_is_not_used(env: RolloutEnv) -> None:
-    problems = easy_problems(40)
-    loop, sampler = writer(env, [teacher_text(p) for p in problems], tiny_config())
-    question_sets = loop.write()
-    assert sampler.said > 12
-    assert (question_sets.sampled, question_sets.rollouts.rows, question_sets.rejected) == (12, 12, {})
-
-
-def test_every_try_has_its_own_seed(env: RolloutEnv) -> None:
-    texts = [*["nothing"] * 7, teacher_text(easy_problems(1)[0])]
-    loop, sampler = writer(env, texts, tiny_config())
-    loop.write()
-    loop.state.step = 1
-    loop.write()
-    drawn = [seed for seed, _ in sampler.calls]
-    assert len(drawn) >= 4
-    assert len(set(drawn)) == len(drawn)
-
-
 @pytest.mark.parametrize(("tries", "wanted"), [(1, 12), (3, 36), (20, 240)])
 def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv, tries: int, wanted: int) -> None:
     texts = [f"output {i % 10} \x1b[2J" for i in range(7)]

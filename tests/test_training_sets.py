@@ -21,7 +21,6 @@ from soar.loop.arms import (
     NothingLeft,
     arm_batches,
     arm_plan,
-    arm_steps,
     oracle,
     read_pq,
     read_teacher,
@@ -137,20 +136,6 @@ def test_subsets_of_the_promotion_questions_are_equally_large(env: RolloutEnv) -
         oracle(env, settings_of("problems.source=f.jsonl", "problems.domain=d.py:D"), pq)
     with pytest.raises(ConfigError, match=r"pq_correct, pq_sample, pq_well_posed need an exact oracle.*'f\.jsonl'"):
         settings_of("problems.source=f.jsonl", 'arms.run=["pq_correct"]')
-
-
-def test_batches_and_budgets_of_the_arms() -> None:
-    hard = [Problem(f"h{i}", f"h{i}", "0") for i in range(4)]
-    questions = [Problem(f"q{i}", f"q{i}", "0") for i in range(4)]
-    config = tiny_config("arms.curriculum_steps=2", "arms.pq_steps=5")
-
-    def first(arm: str) -> set[str]:
-        return {p.id[0] for batch in arm_batches(arm, config, hard, questions, 4)[:2] for p in batch}
-
-    assert first("base_t") == first("pq") == {"q"}
-    mixed = arm_batches("pq", tiny_config(), hard, questions, 4)
-    assert sorted(p.id for batch in mixed for p in batch) == sorted(p.id for p in [*hard, *questions])
-    assert [arm_steps(arm, config, 0) for arm in ("hard_only", "pq", "real")] == [2, 5, 5]
 
 
 def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +286,3 @@ def test_sources_that_are_not_there_are_named(env: RolloutEnv, tmp_path: Path) -
         read_teacher(env.backbone, tmp_path)
     with pytest.raises(ConfigError, match=r"screen\.from_run = .*screen\.jsonl is missing; give a run folder"):
         run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
-
-
-def test_arms_without_a_budget_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"arms\.steps = 0 .*teacher\.steps = 0: .* set arms\.steps or arms\.tokens for the arm pq"
-    ):
-        tiny_config("teacher.steps=0", "arms.steps=0", 'arms.run=["base", "pq"]')
-    assert tiny_config("teacher.steps=0", "arms.steps=0", 'arms.run=["base"]').teacher.steps == 0
