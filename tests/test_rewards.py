@@ -35,69 +35,67 @@ PAIR = ("What is 6 times 7?", "42")
 
 
 @pytest.mark.parametrize(
-    ("text", "lenient", "strict"),
+    ("text", "outcome"),
     [
-        (GOOD, PAIR, PAIR),
-        ("<question>What is 6 times 7?<question><answer>\\boxed{42}<answer>", PAIR, Reason.NO_QUESTION),
-        (GOOD.replace("question>", "QUESTION>"), PAIR, Reason.NO_QUESTION),
-        (GOOD.replace("<answer>", "< Answer >"), PAIR, Reason.NO_ANSWER),
-        (f"```\n{GOOD}\n```", PAIR, PAIR),
-        (tags("What is 6 times 7?", r"\\boxed{42}"), PAIR, PAIR),
-        (tags("What is 6 times 7?", r"$\boxed{41}$, no: $\boxed{42}$"), PAIR, PAIR),
-        ("<answer>\\boxed{42}</answer><question>What is 6 times 7?</question>", PAIR, Reason.NO_QUESTION),
-        ("<question>What is 6 times 7?</question>", Reason.NO_ANSWER, Reason.NO_ANSWER),
-        ("<question>What is 6 times 7?</question><answer>\\boxed{42}", Reason.NO_ANSWER, Reason.NO_ANSWER),
-        ("<question>What is 6 times 7?</question><answer>42</answer>", Reason.NO_ANSWER, Reason.NO_ANSWER),
-        ("<answer>\\boxed{42}</answer>", Reason.NO_QUESTION, Reason.NO_QUESTION),
-        ("A problem: what is 6 times 7? \\boxed{42}", Reason.NO_QUESTION, Reason.NO_QUESTION),
-        ("<question>Q <answer>\\boxed{42}</answer></question>", Reason.NO_QUESTION, Reason.NO_QUESTION),
-        (GOOD + GOOD, Reason.TWO_PROBLEMS, Reason.TWO_PROBLEMS),
-        (GOOD + "<answer>\\boxed{43}</answer>", Reason.TWO_PROBLEMS, Reason.TWO_PROBLEMS),
-        (tags("", r"\boxed{42}"), Reason.EMPTY, Reason.EMPTY),
-        (tags("What is 6 times 7?", ""), Reason.EMPTY, Reason.EMPTY),
-        (tags("What is 6 times 7?", r"\boxed{}"), Reason.NO_ANSWER, Reason.NO_ANSWER),
-        (tags("What is 6 times 7?", r"\boxed{\,}"), Reason.EMPTY, Reason.EMPTY),
-        ("", Reason.EMPTY, Reason.EMPTY),
-        (" \n ", Reason.EMPTY, Reason.EMPTY),
-        (tags("x" * 5_000, r"\boxed{42}"), Reason.TOO_LONG, Reason.TOO_LONG),
-        (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG, Reason.TOO_LONG),
-        (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
-        (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
-        (TAGS.teacher_text(), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
-        (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
-        (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+        (GOOD, PAIR),
+        ("<question>What is 6 times 7?<question><answer>\\boxed{42}<answer>", PAIR),
+        (GOOD.replace("question>", "QUESTION>"), PAIR),
+        (GOOD.replace("<answer>", "< Answer >"), PAIR),
+        (f"```\n{GOOD}\n```", PAIR),
+        (tags("What is 6 times 7?", r"\\boxed{42}"), PAIR),
+        (tags("What is 6 times 7?", r"$\boxed{41}$, no: $\boxed{42}$"), PAIR),
+        ("<answer>\\boxed{42}</answer><question>What is 6 times 7?</question>", PAIR),
+        ("<question>What is 6 times 7?</question>", Reason.NO_ANSWER),
+        ("<question>What is 6 times 7?</question><answer>\\boxed{42}", Reason.NO_ANSWER),
+        ("<question>What is 6 times 7?</question><answer>42</answer>", Reason.NO_ANSWER),
+        ("<answer>\\boxed{42}</answer>", Reason.NO_QUESTION),
+        ("A problem: what is 6 times 7? \\boxed{42}", Reason.NO_QUESTION),
+        ("<question>Q <answer>\\boxed{42}</answer></question>", Reason.NO_QUESTION),
+        (GOOD + GOOD, Reason.TWO_PROBLEMS),
+        (GOOD + "<answer>\\boxed{43}</answer>", Reason.TWO_PROBLEMS),
+        (tags("", r"\boxed{42}"), Reason.EMPTY),
+        (tags("What is 6 times 7?", ""), Reason.EMPTY),
+        (tags("What is 6 times 7?", r"\boxed{}"), Reason.NO_ANSWER),
+        (tags("What is 6 times 7?", r"\boxed{\,}"), Reason.EMPTY),
+        ("", Reason.EMPTY),
+        (" \n ", Reason.EMPTY),
+        (tags("x" * 5_000, r"\boxed{42}"), Reason.TOO_LONG),
+        (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG),
+        (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER),
+        (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER),
+        (TAGS.teacher_text(), Reason.PLACEHOLDER),
+        (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER),
+        (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER),
     ],
 )
-def test_tags(text: str, lenient: object, strict: object) -> None:
-    assert read(text) == lenient
-    assert read(text, strict=True) == strict
+def test_tags(text: str, outcome: object) -> None:
+    assert read(text) == outcome
 
 
 @pytest.mark.parametrize(
-    ("text", "lenient", "strict"),
+    ("text", "outcome"),
     [
-        (" What is 6 times 7?\nAnswer: 42", PAIR, PAIR),
-        ("Question: What is 6 times 7?\nAnswer: 42", PAIR, PAIR),
-        ("**Question:** What is 6 times 7?\n**Answer:** 42", PAIR, PAIR),
-        (" What is 6 times 7? Answer: 42", PAIR, PAIR),
-        (" What is 6 times 7?\nThe answer: 42", PAIR, PAIR),
-        (" What is 6 times 7?\n**The final answer is**: 42", PAIR, PAIR),
-        (" What is 6 times 7?\nAnswer: 42 apples.", PAIR, (PAIR[0], "42 apples.")),
-        (" What is 6 times 7?\nAnswer: 6 * 7 = 42", PAIR, (PAIR[0], "6 * 7 = 42")),
-        (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR, Reason.TWO_PROBLEMS),
-        (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS, Reason.TWO_PROBLEMS),
-        (" What is 6 times 7?", Reason.NO_ANSWER, Reason.NO_ANSWER),
-        (" What is 6 times 7?\nAnswer:\n", Reason.EMPTY, Reason.EMPTY),
-        ("\nAnswer: 42", Reason.EMPTY, Reason.EMPTY),
-        (" What is it?\nAnswer: a dog", (("What is it?"), "a dog"), ("What is it?", "a dog")),
-        (" What is it?\nAnswer: a house", Reason.UNPARSABLE_ANSWER, Reason.UNPARSABLE_ANSWER),
-        (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR, PAIR),
-        (" The problem\nAnswer: The number", Reason.PLACEHOLDER, Reason.PLACEHOLDER),
+        (" What is 6 times 7?\nAnswer: 42", PAIR),
+        ("Question: What is 6 times 7?\nAnswer: 42", PAIR),
+        ("**Question:** What is 6 times 7?\n**Answer:** 42", PAIR),
+        (" What is 6 times 7? Answer: 42", PAIR),
+        (" What is 6 times 7?\nThe answer: 42", PAIR),
+        (" What is 6 times 7?\n**The final answer is**: 42", PAIR),
+        (" What is 6 times 7?\nAnswer: 42 apples.", PAIR),
+        (" What is 6 times 7?\nAnswer: 6 * 7 = 42", PAIR),
+        (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR),
+        (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS),
+        (" What is 6 times 7?", Reason.NO_ANSWER),
+        (" What is 6 times 7?\nAnswer:\n", Reason.EMPTY),
+        ("\nAnswer: 42", Reason.EMPTY),
+        (" What is it?\nAnswer: a dog", (("What is it?"), "a dog")),
+        (" What is it?\nAnswer: a house", Reason.UNPARSABLE_ANSWER),
+        (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR),
+        (" The problem\nAnswer: The number", Reason.PLACEHOLDER),
     ],
 )
-def test_question_answer(text: str, lenient: object, strict: object) -> None:
-    assert read(text, LABELS) == lenient
-    assert read(text, LABELS, strict=True) == strict
+def test_question_answer(text: str, outcome: object) -> None:
+    assert read(text, LABELS) == outcome
 
 
 @pytest.mark.parametrize(
@@ -135,17 +133,11 @@ def test_truncated_text_is_no_problem(fmt: PromptFormat) -> None:
     assert isinstance(read("x", fmt), Reason)
 
 
-def test_a_pool_refuses_answers_that_say_nothing_and_duplicates() -> None:
-    seen = {fingerprint("Known?")}
-    odd, known, last = tags("Odd?", r"\boxed{hello world}"), tags("known?", r"\boxed{7}"), tags("Last?", r"\boxed{8}")
-    texts = [GOOD, odd, known, "nothing", GOOD, last]
-    outcomes = VerifierPool("math").read_problems(texts, [False] * 5 + [True], seen, prompts=TAGS)
+def test_a_pool_refuses_answers_that_say_nothing() -> None:
+    texts = [GOOD, tags("Odd?", r"\boxed{hello world}"), "nothing", tags("Last?", r"\boxed{8}")]
+    outcomes = VerifierPool("math").read_problems(texts, [False] * 3 + [True], prompts=TAGS)
     reasons = [outcome.name if isinstance(outcome, Rejection) else "" for outcome in outcomes]
-    assert reasons == ["", "unparsable_answer", "duplicate", "no_question", "duplicate", "truncated"]
-    assert seen == {
-        fingerprint("Known?"),
-        fingerprint("What is 6 times 7?"),
-    }  # refused and truncated ones are not in it
+    assert reasons == ["", "unparsable_answer", "no_question", "truncated"]
 
 
 @pytest.mark.parametrize(

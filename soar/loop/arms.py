@@ -294,7 +294,7 @@ def group_copies(name: str, config: Config) -> int:
 
 
 class NothingLeft(UserError):
-    """An arm whose budget of tokens is spent before its training begins."""
+    """An arm that cannot be trained; the run goes on with the others."""
 
 
 def uses_search(name: str, config: Config) -> bool:

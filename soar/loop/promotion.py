@@ -20,11 +20,7 @@ def lower_median(trials: Sequence[Trial]) -> Trial:
 
 
 def decide(
-    window: Sequence[float],
-    reward_G: Sequence[float | None],
-    trials: Sequence[Trial],
-    tau: float,
-    size: int,
+    window: Sequence[float], reward_G: Sequence[float | None], trials: Sequence[Trial], tau: float, size: int
 ) -> Decision:
     """The promotion rule after one outer step.
 

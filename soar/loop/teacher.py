@@ -183,14 +183,10 @@ class OuterLoop:
         seed = seeds.derive(config.seed, "measure", state.step)
         common = (questions, config.reward, config.student.sampling, seed)
         tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
-        rate_P: list[float] = []
-        diverged_P: list[bool] = []
-        for rates, diverged, rollouts, tokens in spread(
-            self.parallel, self.env, self.threads, measure_chunk, common, tasks
-        ):
-            rate_P += rates
-            diverged_P += diverged
-            self._measured(rollouts, tokens)
+        measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
+        rate_P = [rate for rates, _, _, _ in measured for rate in rates]
+        diverged_P = [diverged for _, some, _, _ in measured for diverged in some]
+        self._measured(sum(rollouts for _, _, rollouts, _ in measured), sum(tokens for _, _, _, tokens in measured))
         failed_P = [a or b for a, b in zip(population.failed_P.tolist(), diverged_P, strict=True)]
         improvement_G_R = np.array(rate_P).reshape(G, R) - baseline
         valid_G_R = ~np.array(failed_P).reshape(G, R)

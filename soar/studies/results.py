@@ -115,12 +115,10 @@ def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Out
     shared = [seed for seed in both if list(outcomes[a][seed].correct) == list(outcomes[b][seed].correct)]
     rows_a, rows_b = ([outcomes[name][seed] for seed in shared] for name in (a, b))
     place = seeds.derive(study.name, "paired")
-    pass_at = {
-        str(k): paired_over_seeds(
-            [o.pass_at(k) for o in rows_a], [o.pass_at(k) for o in rows_b], place, study.bootstrap
-        )
-        for k in (_ks(study, rows_a + rows_b) if shared else ())
-    }
+    pass_at = {}
+    for k in _ks(study, rows_a + rows_b) if shared else ():
+        values_a, values_b = ([o.pass_at(k) for o in rows] for rows in (rows_a, rows_b))
+        pass_at[str(k)] = paired_over_seeds(values_a, values_b, place, study.bootstrap)
     left_out = len(both) - len(shared)
     return {"a": ":".join(a), "b": ":".join(b), "seeds": shared, "left_out": left_out, "pass_at": pass_at}
 
@@ -161,10 +159,8 @@ def _period(run: Run, events: Sequence[Row], seed: int) -> Row:
 
 def _pq(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
     """The promotion questions of a variant, seed by seed; shares of labelled ones where there is an oracle."""
-    return {
-        "variant": variant,
-        "cells": [{"seed": cell.seed, **describe(run.pq, cell.seed)} for cell, run in pairs if run.pq],
-    }
+    cells = [{"seed": cell.seed, **describe(run.pq, cell.seed)} for cell, run in pairs if run.pq]
+    return {"variant": variant, "cells": cells}
 
 
 def _promotions(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
