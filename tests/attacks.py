@@ -10,39 +10,14 @@ from __future__ import annotations
 
 import platform
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 SQUARES = "assert answer(3) == 9\nassert answer(4) == 16\nassert answer(12) == 144"
 
-NUMBERS = {  # system calls that have no function in Python's library
-    "x86_64": {
-        "ptrace": 101, "process_vm_readv": 310, "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161,
-        "unshare": 272, "setns": 308, "setuid": 105, "setresuid": 117, "add_key": 248, "keyctl": 250, "bpf": 321,
-        "userfaultfd": 323, "io_uring_setup": 425, "perf_event_open": 298, "memfd_create": 319, "clone": 56, "clone3": 435,
-        "tgkill": 234, "open_by_handle_at": 304, "name_to_handle_at": 303, "mknodat": 259, "pidfd_open": 434,
-        "init_module": 175, "kexec_load": 246, "reboot": 169, "shmget": 29, "mq_open": 240, "personality": 135,
-        "mount_setattr": 442, "open_tree": 428, "landlock_create_ruleset": 444, "inotify_init1": 294, "acct": 163,
-        "rt_sigqueueinfo": 129, "pidfd_send_signal": 424, "pidfd_getfd": 438, "process_madvise": 440, "kcmp": 312,
-        "get_robust_list": 274, "vmsplice": 278, "copy_file_range": 326, "timer_create": 222, "timerfd_create": 283,
-        "eventfd2": 290, "epoll_create1": 291, "signalfd4": 289, "fanotify_init": 300, "memfd_secret": 447, "mlock": 149,
-        "sched_setscheduler": 144, "setpriority": 141, "prctl": 157, "seccomp": 317, "syslog": 103, "clock_settime": 227,
-        "modify_ldt": 154, "iopl": 172, "ioperm": 173,
-    },
-    "aarch64": {
-        "ptrace": 117, "process_vm_readv": 270, "mount": 40, "umount2": 39, "pivot_root": 41, "chroot": 51,
-        "unshare": 97, "setns": 268, "setuid": 146, "setresuid": 147, "add_key": 217, "keyctl": 219, "bpf": 280,
-        "userfaultfd": 282, "io_uring_setup": 425, "perf_event_open": 241, "memfd_create": 279, "clone": 220, "clone3": 435,
-        "tgkill": 131, "open_by_handle_at": 265, "name_to_handle_at": 264, "mknodat": 33, "pidfd_open": 434,
-        "init_module": 105, "kexec_load": 104, "reboot": 142, "shmget": 194, "mq_open": 180, "personality": 92,
-        "mount_setattr": 442, "open_tree": 428, "landlock_create_ruleset": 444, "inotify_init1": 26, "acct": 89,
-        "rt_sigqueueinfo": 138, "pidfd_send_signal": 424, "pidfd_getfd": 438, "process_madvise": 440, "kcmp": 272,
-        "get_robust_list": 100, "vmsplice": 75, "copy_file_range": 285, "timer_create": 107, "timerfd_create": 85,
-        "eventfd2": 19, "epoll_create1": 20, "signalfd4": 74, "fanotify_init": 262, "memfd_secret": 447, "mlock": 228,
-        "sched_setscheduler": 119, "setpriority": 140, "prctl": 167, "seccomp": 277, "syslog": 116, "clock_settime": 112,
-    },
-}.get(platform.machine(), {})  # fmt: skip
-
+NUMBERS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).get(platform.machine(), {})
+"""System calls that have no function in Python's library."""
 SYSCALL = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)

@@ -39,16 +39,8 @@ class Recited:
         said = [answer for p in problems for answer in ANSWERS[p.question]]
         golds = [p.answer for p in problems for _ in range(attempts)]
         names = [p.question for p in problems for _ in range(attempts)]
-        verdicts = [
-            Verdict.UNSCORABLE
-            if name == "unscorable"
-            else Verdict.CORRECT
-            if a == g
-            else Verdict.NO_ANSWER
-            if a is None
-            else Verdict.WRONG
-            for a, g, name in zip(said, golds, names, strict=True)
-        ]
+        checked = zip(self.verifier.check_answers(said, golds), names, strict=True)
+        verdicts = [Verdict.UNSCORABLE if name == "unscorable" else verdict for verdict, name in checked]
         texts = ["thinking" if answer is None else f"so <ans> {answer}" for answer in said]
         shape = (1, len(problems), attempts)
         solved = torch.tensor([v.solved for v in verdicts]).view(shape)

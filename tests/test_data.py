@@ -25,7 +25,6 @@ from soar.problems.load import (
     evidence_path,
     find_leaks,
     fingerprint,
-    fits_budget,
     load_problems,
     make_problems,
     read_hard,
@@ -110,12 +109,6 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
     assert report.dropped[9].detail.endswith("a.jsonl:6")
     with pytest.raises(DataError, match=r"b\.jsonl:2: same question with another answer: answer '3', but '2' at .*:1"):
         load_problems(write(tmp_path / "b.jsonl", [row("q", "2"), row("Q ", "3")]))
-
-
-def test_an_id_that_two_rows_have_is_replaced(tmp_path: Path) -> None:
-    problems, report = load_problems(write(tmp_path / "a.jsonl", [row("q", "2", id="a"), row("r", "3", id="a")]))
-    assert len({p.id for p in problems}) == 2 and problems[0].id == "a"
-    assert report.notes == {"id that another row has too: replaced by the fingerprint": 1}
 
 
 def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -227,16 +220,6 @@ def test_our_own_exports_are_read_back(tmp_path: Path, form: str, fmt: str) -> N
     assert [(p.question, p.answer) for p in problems] == [(row["question"], row["answer"]) for row in rows]
 
 
-def test_instructions_that_every_question_holds_are_named(tmp_path: Path) -> None:
-    start, end = "Solve this. The last line is Answer: $Answer.\n\n", "\n\nRemember the line."
-    lines = [{"prompt": f"{start}What is {i}+1?{end}", "answer": i + 1} for i in (4, 5)]
-    _, report = load_problems(write(tmp_path / "a.jsonl", lines))
-    (note,) = report.notes
-    assert (
-        note.startswith("question that begins with 'Solve this. The last line is Answer:") and report.notes[note] == 2
-    )
-
-
 def test_a_folder_of_files_is_one_source(tmp_path: Path) -> None:
     for kind, number in (("algebra", 2), ("geometry", 1)):  # as MATH comes
         (tmp_path / kind).mkdir()
@@ -329,38 +312,6 @@ def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_the_commit_of_a_dataset_is_pinned_and_the_hubs_reason_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked: dict[str, Any] = {}
-
-    def load_dataset(path: str, name: str | None, **keys: Any) -> list[dict[str, Any]]:
-        asked.update(keys, path=path, name=name)
-        if keys["split"] == "dev":
-            raise ValueError("Unknown split 'dev'")
-        return [row("q1", "5")]
-
-    def dataset_info(self: Any, name: str, revision: str | None, timeout: float) -> Any:
-        return types.SimpleNamespace(sha=COMMIT)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    fake_module(monkeypatch, "datasets", load_dataset=load_dataset)
-    _, report = load_problems("hub:openai/gsm8k:main", hub_split="test", revision="v1")
-    assert asked == {"path": "openai/gsm8k", "name": "main", "split": "test", "revision": COMMIT}
-    assert report.revision == COMMIT
-    with pytest.raises(DataError, match="split 'dev', revision 'main': ValueError: Unknown split 'dev'"):
-        load_problems("a/b", hub_split="dev")
-
-
-def test_optional_packages_are_named_when_they_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install soar-rl\[hub\]"):
-        load_problems("a/b", revision=COMMIT)
-    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(DataError, match=r"pip install 'soar-rl\[procedural\]'"):
-        load_problems("reasoning_gym:chain_sum")
-
-
 def test_reasoning_gym_only_generates(monkeypatch: pytest.MonkeyPatch) -> None:
     class Tasks(list[dict[str, Any]]):
         def score_answer(self, *_: Any) -> float:
@@ -415,13 +366,6 @@ def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed() -> No
         split(problems[:1], 0)
     with pytest.raises(DataError, match="1 questions occur more than once"):
         split([*problems, Problem("c", "Question 5", "1")], 0)
-
-
-def test_prompts_that_leave_no_room_are_dropped_with_their_length() -> None:
-    problems = [Problem("a", "q " * 10, "1"), Problem("b", "q " * 50, "1")]
-    kept, dropped = fits_budget(problems, lambda p: len(p.question.split()), 64, 32)
-    assert [p.id for p in kept] == ["a"]
-    assert dropped[0].detail == "prompt 50 + completion 32 > context 64 tokens"
 
 
 def test_evidence_round_trip(tmp_path: Path) -> None:

@@ -12,15 +12,12 @@ from typing import Any
 import pytest
 from helpers import ROOT
 from loop_helpers import events, read_jsonl, tiny_config, write_problems
-from science_exercises import main as write_exercises
 from test_any_model import SMALL, save_model
 
 from soar.cli import main
-from soar.config import ProblemsConfig, load
 from soar.loop.arms import oracle
-from soar.plan.preflight import check_golds
-from soar.problems.domain import Domain, DomainError, domain_of, load_domain
-from soar.problems.pool import VerifierPool, open_pool
+from soar.problems.domain import Domain, DomainError, load_domain
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem, Reason, Rejection, Verdict
 
@@ -187,31 +184,6 @@ def test_what_is_no_domain_is_refused(hostile: Path, reference: str, message: st
         load_domain(str(hostile.parent / reference) if ":" in reference else reference)
 
 
-@pytest.mark.parametrize(
-    ("reference", "name", "message"),
-    [
-        ("hostile.py:BAD_VERIFIER", "golds", "'guess', expected one of"),
-        ("hostile.py:UNREADY", "golds", "cannot be loaded: ZeroDivisionError"),
-        ("alchemy", "golds", "expected one of"),
-    ],
-)
-def test_check_names_a_domain_that_cannot_work(hostile: Path, reference: str, name: str, message: str) -> None:
-    place = hostile.parent / reference if ":" in reference else reference
-    config = load("small-1gpu", [f"problems.domain={place}", "problems.verify_workers=1"])
-    finding = check_golds(config, [Problem("p", "q", "a")])
-    assert (finding.name, finding.status) == (name, "FAIL")
-    assert message in finding.message
-
-
-def test_format_and_verifier_are_a_domain_as_before() -> None:
-    for name, fmt in FORMATS.items():
-        domain = domain_of(ProblemsConfig(format=name, verifier="number"))  # type: ignore[arg-type]
-        assert (domain.prompts, domain.verifier, domain.own) == (fmt, "number", False)
-        assert (domain.fingerprint(), domain.label) == (fmt.fingerprint(), "number")
-    with open_pool(domain_of(ProblemsConfig()), ProblemsConfig()) as pool:
-        assert pool.domain is None and pool.name == "math"
-
-
 def test_a_fingerprint_covers_prompts_version_and_file(hostile: Path, tmp_path: Path) -> None:
     domain = load_domain(f"{hostile}:D")
     copy = tmp_path / "elsewhere.py"
@@ -222,33 +194,3 @@ def test_a_fingerprint_covers_prompts_version_and_file(hostile: Path, tmp_path: 
     others = {Domain(**{**vars(domain), **change}).fingerprint() for change in changes}
     others |= {load_domain(f"{copy}:D").fingerprint(), domain.fingerprint()}
     assert len(others) == len(changes) + 2
-
-
-@pytest.mark.parametrize(("verifier", "bad"), [("math", "Saturday"), ("number", "x+y"), ("choice", ""), ("exact", "")])
-def test_a_built_in_verifier_in_a_domain_judges_written_answers(tmp_path: Path, verifier: str, bad: str) -> None:
-    file = tmp_path / "plain.py"
-    file.write_text(
-        "from soar.problems.domain import Domain\nfrom soar.problems.prompts import FORMATS\n"
-        f"D = Domain('plain', FORMATS['question_answer'], verifier={verifier!r})\n"
-    )
-    good = "B" if verifier == "choice" else "42"
-    with VerifierPool(load_domain(f"{file}:D"), workers=1, timeout_s=60) as pool:
-        found = pool.read_problems([f" q1\nAnswer: {good}", f" q2\nAnswer: {bad}"], [False, False])
-        assert isinstance(found[0], Problem) and isinstance(found[1], Rejection)
-        assert pool.check([f"Answer: {good}", "Answer: 7"], [good, good]) == [Verdict.CORRECT, Verdict.WRONG]
-        assert pool.read_answers([f"Answer: {good}", "x"]) == [good, None]
-        assert pool.check_golds([good]) == [Verdict.CORRECT]
-
-
-def test_a_recipe_of_multiple_choice_runs_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_any_model.WORDS", (*WORDS[:4], "Answer:", "A", "B", "Which?\n(A) 3\n(B) 5\n"))
-    write_exercises([str(tmp_path / "science.jsonl"), "--kind", "choices", "--count", "8"])
-    keep = {key: value for key, value in SMALL.items() if key not in ("problems.format", "problems.verifier")}
-    values = {
-        **keep, "teacher.steps": 1, "problems.style": "plain", "arms.run": ["base"],
-        "problems.source": str(tmp_path / "science.jsonl"), "problems.domain": "multiple_choice",
-    }  # fmt: skip
-    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    model, out = save_model(tmp_path / "model", "gemma3", context=600), tmp_path / "run"
-    assert main(["run", "science-smollm2", "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0
-    assert json.loads((out / "summary.json").read_text())["outer_steps"] == 1

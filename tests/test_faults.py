@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from loop_helpers import events, run_tiny
 from test_student import STUDENTS, near, train
 
-from soar.engine.memory import DeviceLost, MemoryShortage, halving, is_device_lost, split_on_shortage
+from soar.engine.memory import DeviceLost, MemoryShortage, halving, is_device_lost
 from soar.loop import student
 from soar.run import pipeline
 
@@ -57,41 +56,6 @@ def test_other_errors_are_let_through_and_a_lost_device_is_recognised(error: Exc
     with pytest.raises(type(error), match=str(error)):
         halving(work, 10, lambda size: pytest.fail("it tries again"))
     assert is_device_lost(error) is lost
-
-
-def test_halving_holds_nothing_of_a_failed_attempt_when_it_tries_again() -> None:
-    alive: list[weakref.ref[Any]] = []
-
-    class Block:
-        """Stands for a large tensor."""
-
-    def work(size: int) -> bool:
-        if size == 1:
-            return alive[0]() is None
-        block = Block()
-        alive.append(weakref.ref(block))
-        raise MemoryError
-
-    assert halving(work, 2, lambda size: None) == (True, 1)
-
-
-def test_splitting_keeps_the_order_and_names_what_does_not_fit_alone() -> None:
-    said: list[str] = []
-
-    def work(members: list[int]) -> list[int]:
-        if len(members) > 2 or (0 in members and len(members) > 1):
-            raise MemoryError
-        return [10 * member for member in members]
-
-    assert split_on_shortage(work, [0, 1, 2, 3, 4], said.append, "students") == [[0], [10], [20], [30, 40]]
-    assert said[0] == "out of memory with 5 students at once: going on with 2"
-
-    def hungry(members: list[int]) -> None:
-        if 3 in members:
-            raise MemoryError("no room")
-
-    with pytest.raises(MemoryShortage, match="out of memory with one of the students alone: no room"):
-        split_on_shortage(hungry, [1, 2, 3], said.append, "students")
 
 
 def test_a_population_that_does_not_fit_is_trained_in_halves(

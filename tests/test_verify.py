@@ -18,7 +18,6 @@ from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, read_cho
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
 from soar.problems.verify import VerifierError, gold_kind, is_parsable, read_number
-from soar.problems.worker import kept_environment
 from soar.types import Verdict
 
 HERE = Path(__file__).parent
@@ -38,71 +37,14 @@ def pool() -> Iterator[VerifierPool]:
         yield started
 
 
-@pytest.mark.parametrize(
-    ("style", "text", "answer"),
-    [
-        ("boxed", r"first \boxed{1}, then \boxed{2}", "2"),
-        ("boxed", r"\boxed{1} and then \boxed{2", "1"),
-        ("boxed", r"$x=\boxed{1}$ and $x=\boxed{2}$", "1, 2"),
-        ("boxed", r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        ("boxed", r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        ("boxed", r"\boxed{\boxed{3}}", "3"),
-        ("boxed", r"\boxed {x}", "x"),
-        ("boxed", r"\boxed 7.", "7"),
-        ("boxed", r"\fbox{8}", "8"),
-        ("boxed", r"\\boxed{9}", "9"),
-        ("boxed", r"\boxed{}", None),
-        ("boxed", r"\boxed{ }", None),
-        ("boxed", r"\boxed{", None),
-        ("boxed", r"\boxed", None),
-        ("boxed", r"\boxedx{4}", None),
-        ("boxed", "the answer is 42", None),
-        ("boxed", "", None),
-        ("boxed", r"\boxed{1}" + " " * 200_000, None),
-        ("boxed", "x" * 200_000 + r"\boxed{1}", "1"),
-        ("boxed", r"\boxed{5}<|im_end|> \boxed{7}", "5"),
-        ("boxed", "\\boxed{5}\n\nUser: 3+4?\n\nAssistant: \\boxed{7}", "5"),
-        ("boxed", r"\boxed{5}<end_of_turn> \boxed{7}", "5"),
-        ("boxed", "\\boxed{5}\nQ: 3+4?\nA: \\boxed{7}", "5"),
-        ("boxed", r"Question: 3+4? \boxed{7}", "7"),
-        ("boxed", r"<think>\boxed{1}</think> \boxed{2}", "2"),
-        ("boxed", r"<think>\boxed{1}", None),
-        ("marker", "a=55 b=60 <ans> 60", "60"),
-        ("marker", "<ans> 60 <eos> <ans> 7", "60"),
-        ("marker", "Answer: 42", "42"),
-        ("marker", "answer : 42\nmore", "42"),
-        ("marker", "**Answer:** 42", "42"),
-        ("marker", "**Answer**: **42**", "42"),
-        ("marker", "Answer:\n\n42 apples\n", "42 apples"),
-        ("marker", "Answer: \\boxed{42}.", "42"),
-        ("marker", "Answer: 1\nAnswer: 2", "2"),
-        ("marker", "Answer: 1\n\nQuestion: 3+4?\nAnswer: 7", "1"),
-        ("marker", "The final answer is **331**", "331"),
-        ("marker", "The final answer is: 42", "42"),
-        ("marker", "Answer:", None),
-        ("marker", "the answer is 42", None),
-        ("marker", "canswer: 4", None),
-        ("line", " 6 + 9 = 15, 15 + 2 = 17", "17"),
-        ("line", "17\n6 + 9: 15", "17"),
-        ("line", " 6 + 9 = 15 apples<|im_end|>= 3", "15 apples"),
-        ("line", "6 + 9 =", None),
-        ("line", "\n17", None),
-        ("totals", " 3 + 4 = 7, 7 + 5 = 12\n1 + 1 = 2", "7, 12"),
-        ("totals", "3 + 4 = 7, and 7 + 5 = 12.", "7, 12"),
-        ("totals", "3 - 9 = -6, -6 + 1 =-5<|im_end|> = 9", "-6, -5"),
-        ("totals", "3 + 4 = seven, 7 + 5 = 12", None),
-        ("totals", "3 + 4 = 7.5", None),
-        ("totals", "12", None),
-        ("totals", "= " * 100_000, None),
-        ("totals", "= " + "9" * 31, None),
-        ("totals", "3 + 4 = 7 + 5 = 12", "7, 12"),
-        ("totals", "= 7,000", None),
-        ("totals", "= 7/2", None),
-        ("totals", "= 7e3", None),
-        ("totals", "= \u0667", None),
-        ("totals", "= 007, 1 - 1 = -0", "7, 0"),
-    ],
-)
+LONG = [
+    ("boxed", "\\boxed{1}" + " " * 200000, None),
+    ("boxed", "x" * 200000 + "\\boxed{1}", "1"),
+    ("totals", "= " * 100000, None),
+]
+
+
+@pytest.mark.parametrize(("style", "text", "answer"), [*map(json.loads, (HERE / "extract.jsonl").open()), *LONG])
 def test_extract(style: str, text: str, answer: str | None) -> None:
     assert extract(text, style) == answer
 
@@ -113,12 +55,6 @@ def test_a_lucky_end_is_no_running_total() -> None:
         assert end.check([right, lucky], ["12", "12"]) == [Verdict.CORRECT] * 2
         assert totals.check([right, lucky, "?"], ["7, 12"] * 3) == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
         assert totals.check_golds(["7, 12", "7", "7,12", "a"]) == [Verdict.CORRECT] * 2 + [Verdict.UNSCORABLE] * 2
-
-
-def test_ten_boxes_are_one_answer() -> None:
-    text = " ".join(box(str(i)) for i in range(10))
-    with VerifierPool("exact") as pool:
-        assert pool.check([text, text], ["9", "4"]) == [CORRECT, WRONG]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +102,6 @@ def test_choice_and_number(verifier: str, answer: str, gold: str, verdict: Verdi
     with VerifierPool(verifier) as pool:
         assert pool.check([box(answer)], [gold]) == [verdict]
         assert not pool._live, "no process is started"
-
-
-def test_exact_compares_text_up_to_whitespace() -> None:
-    with VerifierPool("exact", answer_style="marker") as pool:
-        texts = ["a=1 <ans> 60 ", "<ans>  6 0", "<ans> 060", "60"]
-        assert pool.check(texts, ["60", "6 0", "60", "60"]) == [CORRECT, CORRECT, WRONG, NO_ANSWER]
 
 
 def test_answers_are_compared_as_mathematics(pool: VerifierPool) -> None:
@@ -232,24 +162,6 @@ def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels == [CORRECT, WRONG]
 
 
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("a_string", "a_string returned str; expected a list"),
-        ("two_values", "two_values returned 2 values for 1 completion"),
-        ("a_word", r"a_word returned a str \('yes'\)"),
-        ("missing", "has no function 'missing'"),
-        ("NOT_A_FUNCTION", "has no function 'NOT_A_FUNCTION'"),
-    ],
-)
-def test_user_function_of_a_wrong_shape_is_named(function: str, message: str) -> None:
-    with (
-        VerifierPool(f"{FUNCTIONS}:{function}", workers=1, timeout_s=20) as pool,
-        pytest.raises(VerifierError, match=message),
-    ):
-        pool.check(["1"], ["1"])
-
-
 def test_user_function_by_module_path_and_unknown_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_grader.py").write_text(
         "def grade(completions, answer, **kw):\n    return [float(answer == ['7'])]\n"
@@ -307,13 +219,6 @@ def test_a_script_without_main_guard_does_not_run_again_in_workers(tmp_path: Pat
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.stdout.splitlines() == ["RUN", *["['correct', 'wrong']"] * 2], done.stderr
-
-
-def test_a_worker_keeps_only_the_environment_that_a_check_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "k")
-    monkeypatch.setenv("LC_ALL", "C.UTF-8")
-    kept = kept_environment()
-    assert "WANDB_API_KEY" not in kept and kept["PATH"] == os.environ["PATH"] and kept["LC_ALL"] == "C.UTF-8"
 
 
 def test_parsable() -> None:

@@ -34,20 +34,4 @@ def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]
     return [special.get(text, 1.0 if text == answer[0] else 0.0)]
 
 
-def a_string(completions: list[str], **columns: Any) -> str:
-    return "1"
-
-
-def two_values(completions: list[str], **columns: Any) -> list[float]:
-    return [1.0, 1.0]
-
-
-def a_word(completions: list[str], **columns: Any) -> list[str]:
-    return ["yes"]
-
-
-def nothing(completions: list[str], **columns: Any) -> None:
-    return None
-
-
 NOT_A_FUNCTION = 3

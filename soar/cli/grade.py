@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from soar.problems.load import QUESTION_COLUMNS, DataError, LoadReport, Unused, column_names, pick, read_answer
+from soar.problems.load import COLUMNS, DataError, LoadReport, Unused, column_names, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, gold_kind
@@ -125,7 +125,7 @@ def _check(
     # The other columns of the file, for a function or a domain; `question` under whatever usual name it has.
     names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
     further = {name: [row.fields.get(name) for row in block] for name in names}
-    question = next((name for name in QUESTION_COLUMNS if name in further), None)
+    question = next((name for name in COLUMNS["question"] if name in further), None)
     if pool.domain is not None and question is not None:
         further["question"] = further[question]
     if "completion" not in columns:

@@ -16,7 +16,9 @@ from typing import Any
 MAX_COMPLETION_CHARS = 100_000
 MAX_ANSWER_CHARS = 2_000
 LEXICON: dict[str, Any] = tomllib.loads((Path(__file__).parent.parent / "assets" / "answers.toml").read_text("utf-8"))
-REWRITES = [(re.compile(rule["find"]), rule.get("put", "")) for rule in LEXICON["rewrite"]]
+REWRITES, SPELLINGS = (
+    [(re.compile(rule["find"]), rule.get("put", "")) for rule in LEXICON[key]] for key in ("rewrite", "spelling")
+)
 
 MARK = re.compile(
     r"<ans>|(?<![a-z])(?:answer(?: is)?\s{0,3}(?:\*\*|__)?\s{0,3}:|final answer is(?![a-z]))", re.IGNORECASE
@@ -35,13 +37,10 @@ BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|;|and|or|,\s*and|,\s*or)[\s$]*(?:[A-Za-z
 def extract(completion: str, answer_style: str) -> str | None:
     """The answer that a completion commits to, or None.
 
-    `boxed`: content of the last complete `\\boxed{...}` (the innermost of nested ones; `\\fbox{7}` and `\\boxed 7`
-    count), of several joined by `and`, `or` or a comma all. Boxes before are ignored, so ten boxes are one answer.
-    `marker`: the first line after the last `<ans>`, `Answer:` or `final answer is`, or the content of a box in it. `line`:
-    what stands behind the last `=` of the first line, or the whole line without one. `totals`: the whole numbers behind
-    every `=` of the first line (`12, 20`), None where one has none. What follows the end of the turn, or begins a new
-    question after an answer, is not read, and neither is an unfinished `<think>`. Only the last MAX_COMPLETION_CHARS
-    characters are read (the first, for `line` and `totals`). An empty answer is None.
+    `boxed`: content of the last `\\boxed{...}`, or of several joined by `and`, `or`, commas. `marker`: the first line after
+    the last `<ans>`, `Answer:` or `final answer is`, or a box in it. `line`: what stands behind the last `=` of the first
+    line, or all of it. `totals`: the whole numbers behind every `=` of the first line (`12, 20`). What follows the end of
+    the turn, or begins a new question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS.
     """
     if answer_style in ("line", "totals"):
         line = END_OF_TURN.split(completion[:MAX_COMPLETION_CHARS], maxsplit=1)[0].split("\n", 1)[0]
@@ -123,14 +122,7 @@ GREEK = re.compile("[\u0391-\u03c9]")
 FRACTION_CHARACTER = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
 SUBSCRIPT = re.compile("[\u2080-\u209c]+")
-SHORT_SCRIPT = re.compile(r"([\^_])\{(\w)\}")
 ROOT = re.compile("\u221a\\s*(\\d+|[a-zA-Z]|\\([^()]*\\))")
-NEGATIVE_SPACE = re.compile(r"\\!")
-SPACING = re.compile(r"\\[,;: ]|\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|~")
-FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|sf|tt)|boldsymbol|bm|mbox|hbox|operatorname\*?)\s*\{([^{}]*)\}"
-)
 DOLLARS = re.compile(r"^\\?\$+|\\?\$+$|^\\\(|\\\)$|^\\\[|\\\]$")
 
 
@@ -162,10 +154,8 @@ def _spell_greek(match: re.Match[str]) -> str:
 @lru_cache(maxsize=8192)
 def _normalize(answer: str) -> str:
     text = spell_unicode(answer)
-    text = SHORT_SCRIPT.sub(r"\1\2", text)
-    text = SPACING.sub(" ", NEGATIVE_SPACE.sub("", text))
-    text = FRAC.sub(r"\\frac", text)
-    text = TEXT.sub(r" \1 ", text)
+    for pattern, replacement in SPELLINGS:
+        text = pattern.sub(replacement, text)
     text = " ".join(text.split())
     text = text if text.endswith("..") else text.removesuffix(".").rstrip()
     text = DOLLARS.sub("", text).strip()
@@ -177,9 +167,6 @@ def _spell_fraction(match: re.Match[str]) -> str:
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-LOOSE_NUMBER = re.compile(
-    r"[+-]?\\?\$?(?:(?:\d{1,3}(?:(?:,|\{,\}|_| )\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?"
-)
 CHOICE = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]+)?"
     r"(?:\(([A-J])\)(| ?[^-+*/^_= (\\].*| \\.*)|([A-J])(?:[.):](| .*))?)",

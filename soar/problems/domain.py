@@ -43,23 +43,15 @@ class DomainError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Domain:
-    """How problems of one subject are asked for, put, read and checked.
+    """How problems of one subject are asked for, put, read and checked; docs/domains.md has one in one file.
 
-    name: one word, goes into records. prompts: teacher prompt, student prompt, and where their answers stand.
-    verifier: `math`, `number`, `exact` or `choice`; compares answers unless `verify` does.
-    read_problem(text): a teacher text -> `(question, answer)`, or a text naming why it holds no problem (`no_options`), or a
-        `Rejection`. Default: as `prompts.pair_style` says. The gold answer must say all that `verify` needs.
-    read_answer(completion): a student's answer, or None. Default: by `prompts.answer_style`.
-    verify(answer, problem): True, False, a number (1 or more is correct), None (cannot be decided), or a `Verdict`.
-    validate(problem): None for a problem, gold or written, that can be used, else the name of what is wrong with it.
-        Default: the gold answer must verify against itself.
-    arrange(problem): the problem as students get it (options shuffled, columns of a file put into the question), or the
-        name of what is wrong with it; doing it twice changes nothing.
-    solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle (`judges`).
-    prepare(): called once in every worker; raises where the domain cannot work here (a missing package).
-    seconds: a check may take so long where that is more than problems.verify_timeout_s.
-    examples: a few problems, for documentation and tests. max_answer_chars: longest gold answer. version: raise it when
-    reading or checking changes, so that evidence made before is refused. reference, source_sha256: from `load_domain`.
+    read_problem(text): a teacher text -> `(question, answer)`, a Problem, a Rejection, or a text naming why it holds none.
+    read_answer(completion): a student's answer, or None. verify(answer, problem): see `as_verdict`. validate(problem): None,
+    or the name of what is wrong with it. arrange(problem): as students get it, or what is wrong; twice changes nothing.
+    solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle. prepare():
+    called once in every worker; raises where the domain cannot work here. seconds: a check may take so long where that is
+    more than problems.verify_timeout_s. version: raise it when reading or checking changes, so that evidence made before is
+    refused. reference, source_sha256: from `load_domain`.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Problems: load, validate, fingerprint, split, and keep the evidence that they are hard.
 
-Every row that is not used is reported with its place and a reason; what makes the whole source unusable is a DataError.
-Files are taken as they are: which column is read, and what was done to its values, is in the `LoadReport`.
+Every row that is not used is reported with its place and a reason (`LoadReport`); what makes the whole source unusable is a
+DataError.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -20,22 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from soar.files import write_atomic, write_json
-from soar.problems.answers import extract
+from soar.problems.answers import LEXICON, extract
 from soar.problems.prompts import FORMATS
 from soar.problems.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
 from soar.types import Problem, Screening
 
-QUESTION_COLUMNS = (
-    "body + question", "question", "problem", "extra_info.question", "query", "prompt", "messages", "conversations",
-)  # fmt: skip
-ANSWER_COLUMNS = (
-    "answer", "ground_truth", "reward_model.ground_truth", "expected_answer", "final_answer", "gold", "solution", "response",
-)  # fmt: skip
-ID_COLUMNS = ("id", "unique_id", "uid", "question_id")
-MEDIA_COLUMNS = ("image", "images", "audio", "video")
+COLUMNS: dict[str, list[str]] = LEXICON["columns"]
 MAX_QUESTION_CHARS = 20_000
 ANSWER_IS = re.compile(r"\bthe (?:final )?answer is:?[ \t]{0,3}([^\n]{1,200}?)\.?\s*\Z", re.IGNORECASE)
-ANSWER_FORM = re.compile(r"\\boxed|####|answer:", re.IGNORECASE)
 SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 
 
@@ -151,8 +142,11 @@ def make_problems(
             report.columns = report.columns or choose_columns(row, wanted)
             problem = _build(row, report)
             key = fingerprint(problem.question)
+            if key in problems and problem.answer == problems[key].answer:
+                raise Unused("duplicate question", f"same as {places[key]}")
             if key in problems:
-                _refuse_duplicate(problem, problems[key], places[key])
+                detail = f"answer {problem.answer!r}, but {problems[key].answer!r} at {places[key]}"
+                raise Unused("same question with another answer", detail, True)
         except Unused as unused:
             if unused.refused and not skip_bad_rows:
                 raise DataError(f"{row.where}: {unused}; mend the row, or {SKIP}") from None
@@ -164,36 +158,18 @@ def make_problems(
         ids.add(problem.id)
         problems[key], places[key] = problem, row.where
     report.kept = len(problems)
-    _note_instructions([problem.question for problem in problems.values()], report)
     if not problems:
         first = f"; the first: {report.dropped[0].where}: {report.dropped[0].reason}" if report.dropped else ""
         raise DataError(f"{report.source}: no problem left of {report.rows} rows{first}")
     return list(problems.values())
 
 
-def _note_instructions(questions: list[str], report: LoadReport) -> None:
-    """Whether all questions begin or end with the same words on the form of the answer, as those of DAPO do."""
-    shared = os.path.commonprefix
-    ends = (shared(questions), shared([text[::-1] for text in questions])[::-1])
-    for place, words in zip(("begins", "ends"), ends, strict=True):
-        if len(questions) > 1 and ANSWER_FORM.search(words):
-            note = f"question that {place} with {words.strip()[:60]!r}: problems.format asks for an answer in its own way too"
-            report.notes[note] += len(questions)
-
-
-def _refuse_duplicate(problem: Problem, first: Problem, where: str) -> None:
-    if problem.answer == first.answer:
-        raise Unused("duplicate question", f"same as {where}")
-    detail = f"answer {problem.answer!r}, but {first.answer!r} at {where}"
-    raise Unused("same question with another answer", detail, True)
-
-
 def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
     """The columns to read, from the first row. Raises DataError listing the columns it has and the nearest name."""
     names = list(column_names(row.fields))
     chosen: dict[str, str | None] = {}
-    for kind, aliases in (("question", QUESTION_COLUMNS), ("answer", ANSWER_COLUMNS)):
-        looked_for = [asked] if (asked := wanted.get(kind)) else aliases
+    for kind in ("question", "answer"):
+        looked_for = [asked] if (asked := wanted.get(kind)) else COLUMNS[kind]
         by_case = {name.casefold(): name for name in names}
         split_names = [name.casefold().split(" + ") for name in looked_for]
         there = [" + ".join(by_case[part] for part in parts) for parts in split_names if by_case.keys() >= set(parts)]
@@ -205,7 +181,7 @@ def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str 
                 f"{hint} Set problems.{kind}_column to the right name"
             )
         chosen[kind] = next((n for n in there if pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
-    chosen["id"] = next((name for name in ID_COLUMNS if name in names), None)
+    chosen["id"] = next((name for name in COLUMNS["id"] if name in names), None)
     return chosen
 
 
@@ -223,7 +199,7 @@ def pick(fields: Mapping[str, Any], name: str) -> Any:
         return fields[name]
     column, _, key = name.partition(".")
     inner = _parsed(fields.get(column), "{")
-    if not isinstance(inner, dict):
+    if not isinstance(inner, dict) or key not in inner:
         raise KeyError(name)
     return inner[key]
 
@@ -239,23 +215,20 @@ def _parsed(value: Any, opening: str) -> Any:
 
 
 def _build(row: Row, report: LoadReport) -> Problem:
-    media = next((name for name in MEDIA_COLUMNS if row.fields.get(name)), None)
+    media = next((name for name in COLUMNS["media"] if row.fields.get(name)), None)
     if media is not None:
         raise DataError(f"{row.where}: column {media!r}: only text problems can be used; drop the column or the row")
     names = report.columns
     asked = str(names["question"]).split(" + ")
-    values = []
-    for name in (*asked, str(names["answer"])):
-        try:
-            values.append(pick(row.fields, name))
-        except KeyError:
-            raise Unused("missing column", f"no {name!r} here, as the first row has", True) from None
-    *texts, gold = values
+    try:
+        *texts, gold = [pick(row.fields, name) for name in (*asked, str(names["answer"]))]
+    except KeyError as missing:
+        raise Unused("missing column", f"no {missing} here, as the first row has", True) from None
     texts = [_read_question(row, text, report) for text in texts]
     answer, question = read_answer(gold, report), " ".join(texts)
     if len(question) > MAX_QUESTION_CHARS:
         raise Unused("question too long", f"{len(question)} characters, at most {MAX_QUESTION_CHARS}")
-    identifier = row.fields.get(names["id"]) if names["id"] else None
+    identifier = row.fields.get(names["id"] or "")
     used = {*asked, names["answer"], names["id"]}
     extra = {str(name): value for name, value in row.fields.items() if name not in used}
     return Problem(fingerprint(question)[:16] if identifier in (None, "") else str(identifier), question, answer, extra)
@@ -268,9 +241,8 @@ def _read_question(row: Row, value: Any, report: LoadReport) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise Unused("empty question")
     if not isinstance(value, str):
-        raise Unused(
-            "question or answer of a wrong type", f"the question is a {type(value).__name__}, expected text", True
-        )
+        detail = f"the question is a {type(value).__name__}, expected text"
+        raise Unused("question or answer of a wrong type", detail, True)
     for fmt in FORMATS.values():
         before, _, after = fmt.student_template.partition("{question}")
         if len(value) > len(before + after) and value.startswith(before) and value.endswith(after):
@@ -289,9 +261,7 @@ def _last_turn(row: Row, turns: list[Any], report: LoadReport) -> str | None:
         role, content = str(turn.get("role", turn.get("from"))), turn.get("content", turn.get("value"))
         if isinstance(content, list):
             if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
-                raise DataError(
-                    f"{row.where}: a message with image, audio or video: only text problems can be used; drop it"
-                )
+                raise DataError(f"{row.where}: a message with image, audio or video: only text problems can be used")
             content = "".join(str(part.get("text", "")) for part in content)
         said.append((ROLES.get(role, role), str(content or "")))
     while said and said[-1][0] != "user":  # the solution, in files for fine-tuning
@@ -344,23 +314,21 @@ def fits_budget(
     problems: Sequence[Problem], count_tokens: Callable[[Problem], int], context: int, max_tokens: int
 ) -> tuple[list[Problem], list[Dropped]]:
     """Problems whose prompt leaves `max_tokens` of `context` for the completion, and the others with their counts."""
-    kept, dropped = [], []
-    for problem in problems:
-        tokens = count_tokens(problem)
-        if tokens + max_tokens <= context:
-            kept.append(problem)
-        else:
-            detail = f"prompt {tokens} + completion {max_tokens} > context {context} tokens"
-            dropped.append(Dropped(problem.id, "prompt too long", detail))
+    tokens = [count_tokens(problem) for problem in problems]
+    kept = [problem for problem, count in zip(problems, tokens, strict=True) if count + max_tokens <= context]
+    dropped = [
+        Dropped(problem.id, "prompt too long", f"prompt {count} + completion {max_tokens} > context {context} tokens")
+        for problem, count in zip(problems, tokens, strict=True)
+        if count + max_tokens > context
+    ]
     return kept, dropped
 
 
 def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tuple[list[Problem], list[Problem]]:
     """(train, test), with sizes exact up to rounding and at least one problem in each.
 
-    Problems are ordered by a hash of (seed, fingerprint), so that the halves and their order depend on the seed and the
-    questions, but not on the order of the file.
-    Raises DataError for fewer than two problems, and for equal questions (they could land in both halves).
+    Ordered by a hash of (seed, fingerprint), so that the order of the file has no say. Raises DataError for fewer than two
+    problems, and for equal questions (they could land in both halves).
     """
     if len(problems) < 2:
         raise DataError(f"{len(problems)} problem cannot be split into a training and a test half; 2 are needed")
@@ -380,11 +348,8 @@ def write_hard(
     evidence: Mapping[str, Any],
     columns: bool = False,
 ) -> None:
-    """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened.
-
-    evidence: model, revision, prompt fingerprint, attempts, temperature, max_tokens and the like. columns: further
-    columns of the source are written too, for verifiers that read them. Both files appear whole.
-    """
+    """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened (model,
+    prompt fingerprint, attempts and the like). columns: with further columns of the source. Both files appear whole."""
     lines = [
         (problem.extra if columns else {})
         | {
@@ -412,11 +377,9 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
         if row.error is not None:
             raise DataError(f"{row.where}: {row.error}")
         try:
-            fields = row.fields
-            problems.append(Problem(str(fields["id"]), fields["question"], fields["answer"]))
-            screenings.append(
-                Screening(int(fields["successes"]), int(fields["attempts"]), int(fields.get("truncated", 0)))
-            )
+            problems.append(Problem(str(row.fields["id"]), row.fields["question"], row.fields["answer"]))
+            counts = (row.fields["successes"], row.fields["attempts"], row.fields.get("truncated", 0))
+            screenings.append(Screening(*map(int, counts)))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{row.where}: not a screened problem ({type(error).__name__}: {error})") from error
     try:
@@ -428,13 +391,12 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
 
 def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
     """Refuse evidence that was made in another way. Raises DataError naming each key of `wanted` that differs."""
-    different = [
-        f"{key}: screened with {recorded[key]!r}, this run uses {value!r}"
-        if key in recorded
-        else f"{key}: not recorded"
-        for key, value in wanted.items()
-        if key not in recorded or recorded[key] != value
-    ]
+    different = [key for key in wanted if key not in recorded or recorded[key] != wanted[key]]
     if different:
-        lines = "\n  ".join(different)
+        lines = "\n  ".join(
+            f"{key}: screened with {recorded[key]!r}, this run uses {wanted[key]!r}"
+            if key in recorded
+            else f"{key}: not recorded"
+            for key in different
+        )
         raise DataError(f"{where}: that these problems are hard was shown in another way:\n  {lines}\nScreen again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from soar.problems.answers import END_OF_TURN, LOOSE_NUMBER, MAX_ANSWER_CHARS, extract, normalize
+from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import gold_kind
@@ -54,16 +54,16 @@ def make_problem(question: str, answer: str) -> Problem:
     return Problem(fingerprint(question)[:16], question, answer)
 
 
-def _read_marked(text: str, fmt: PromptFormat) -> Fields | Reason:
-    """`question <ans> answer`."""
-    text = END_OF_TURN.split(text, maxsplit=1)[0]
-    mark = fmt.answer_marks[0]
-    question, found, answer = text.partition(mark)
+def _read_pair(text: str, fmt: PromptFormat) -> Fields | Reason:
+    """`question <ans> answer`, or the line `3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the end of its working."""
+    text, worked = END_OF_TURN.split(text, maxsplit=1)[0], fmt.pair_style == "worked"
+    mark = ":" if worked else fmt.answer_marks[0]
+    question, found, answer = (text.strip().split("\n", 1)[0] if worked else text).partition(mark)
     if not found:
         return Reason.NO_ANSWER
     if mark in answer:
         return Reason.TWO_PROBLEMS
-    return question.strip(), answer.strip()
+    return question.strip(), (extract(answer, fmt.answer_style) or "") if worked else answer.strip()
 
 
 def _read_tags(text: str, fmt: PromptFormat) -> Fields | Reason:
@@ -96,8 +96,8 @@ def _read_tags(text: str, fmt: PromptFormat) -> Fields | Reason:
 
 
 def _read_labels(text: str, fmt: PromptFormat) -> Fields | Reason:
-    """`Question: ... Answer: ...`. Text after the first answer line is ignored, and where words are no answers a
-    lone number is taken out of it. Where the answer ends a line (`line`), it is what stands behind the last `=` there."""
+    """`Question: ... Answer: ...`; text after the first answer line is ignored. Where the answer ends a line (`line`), it is
+    what stands behind the last `=` there."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
     text = END_OF_TURN.split(text, maxsplit=1)[0]
@@ -113,31 +113,10 @@ def _read_labels(text: str, fmt: PromptFormat) -> Fields | Reason:
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
     if fmt.answer_style == "line":
         return question, extract(line, "line") or ""
-    return question, line if fmt.text_answers else _lone_number(line)
+    return question, line
 
 
-def _read_worked(text: str, fmt: PromptFormat) -> Fields | Reason:
-    """`3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the end of its working (`totals`: every total)."""
-    line = END_OF_TURN.split(text, maxsplit=1)[0].strip().split("\n", 1)[0]
-    question, found, working = line.partition(":")
-    if not found:
-        return Reason.NO_ANSWER
-    if ":" in working:
-        return Reason.TWO_PROBLEMS
-    if not working.strip():
-        return Reason.EMPTY
-    return question.strip(), extract(working, fmt.answer_style) or ""
-
-
-READERS = {"marked": _read_marked, "tags": _read_tags, "labels": _read_labels, "worked": _read_worked}
-
-
-def _lone_number(line: str) -> str:
-    """`12 apples` -> `12`, `5 + 7 = 12` -> `12`; the line itself when it is a number already or has several."""
-    if len(line) > MAX_ANSWER_CHARS or LOOSE_NUMBER.fullmatch(line):
-        return line
-    numbers = LOOSE_NUMBER.findall(line.rpartition("=")[2])
-    return numbers[0] if len(numbers) == 1 else line
+READERS = {"marked": _read_pair, "tags": _read_tags, "labels": _read_labels, "worked": _read_pair}
 
 
 def judge_fields(

@@ -30,7 +30,6 @@ from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_parsable, j
 from soar.problems.worker import MARK, kept_environment
 from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
-MAX_CHECKS = 5_000  # of one worker, so that caches cannot fill its memory
 STARTS = 3  # workers that end before they are ready, until giving up
 START_S = 120.0  # to import what a verifier needs
 PATIENCE = 5  # times its limit that a check may take which waits for a processor rather than for its end
@@ -52,10 +51,10 @@ class _Worker:
     def __init__(self, subject: str, key: str, memory_mb: int, timeout_s: float) -> None:
         if os.environ.get(MARK):
             raise VerifierError(
-                "a verifier's file calls soar when it is imported: put that under `if __name__ == '__main__':`"
+                "a verifier's file calls soar when imported: put that under `if __name__ == '__main__':`"
             )
         self.link, there = Pipe()
-        self.timeout_s, self.checks = timeout_s, 0
+        self.timeout_s = timeout_s
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(there.fileno())], pass_fds=[there.fileno()],
             env=kept_environment(), stdin=subprocess.DEVNULL, start_new_session=True,
@@ -71,7 +70,6 @@ class _Worker:
 
     def ask(self, item: Item) -> tuple[Any, str | None]:
         """The verdict or value of a check and its error message. Raises VerifierError for what is wrong with the verifier."""
-        self.checks += 1
         self.link.send(item)
         answer = self._receive(self.timeout_s)
         return Verdict(answer["verdict"]) if "verdict" in answer else answer["value"], answer.get("message")
@@ -106,13 +104,10 @@ class VerifierPool:
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says.
 
     verifier: a Domain of `load_domain`; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` /
-    `file.py:function` (`worker.adapt`): a score of `success_at` or more is correct, None or NaN unscorable. answer_style: see
-    `answers.extract`; a domain has its own. timeout_s: seconds for one check. memory_mb: address space of a worker; None:
-    8,192; 0: no limit. workers: processes, 0 for one per core and at most 8. last_error: message of
-    the last check that raised or lost its worker.
-
-    Workers start at the first check that needs one; threads take turns. Use it as a context manager, or call `close`.
-    Raises VerifierError.
+    `file.py:function`: a score of `success_at` or more is correct, None or NaN unscorable. answer_style: see
+    `answers.extract`. timeout_s: of one check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers: 0:
+    one per core and at most 8; they start at the first check that needs one. last_error: message of the last check that
+    raised or lost its worker. Threads take turns. Use it as a context manager, or call `close`. Raises VerifierError.
     """
 
     def __init__(
@@ -129,13 +124,11 @@ class VerifierPool:
         if isinstance(verifier, Domain):
             self.name, answer_style = verifier.label, verifier.prompts.answer_style
             subject, key = verifier.reference, "problems.domain"
-        else:
-            if verifier not in NAMES and ":" not in verifier:
-                raise VerifierError(
-                    f"problems.verifier = {verifier!r}: expected one of {', '.join(NAMES)}, module:function or "
-                    "file.py:function"
-                )
+        elif verifier in NAMES or ":" in verifier:
             self.name, subject, key = verifier, verifier, "problems.verifier"
+        else:
+            expected = f"one of {', '.join(NAMES)}, module:function or file.py:function"
+            raise VerifierError(f"problems.verifier = {verifier!r}: expected {expected}")
         extract("", answer_style)
         self.answer_style, self.success_at = answer_style, success_at
         self.workers = workers or min(os.cpu_count() or 1, 8)
@@ -278,10 +271,7 @@ class VerifierPool:
                 self.last_error = f"{self.name}: a worker ended with exit code {self._drop(worker)}"
                 continue
             self.last_error = message or self.last_error
-            if worker.checks < MAX_CHECKS:
-                self._idle.append(worker)
-            else:
-                self._drop(worker)
+            self._idle.append(worker)
             return outcome
         return Verdict.CRASHED
 

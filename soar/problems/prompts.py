@@ -1,11 +1,9 @@
 """Every prompt, and its way to token ids.
 
 Formats: `tags` is the paper's (question tags, the boxed answer in answer tags, a student that ends with a box);
-`question_answer` a plain two-line form for small models; `sums` a list of worked sums, one a line, that teacher and student
-continue (the teacher's list is its subject), for models that follow a pattern better than an instruction; `totals` the same
-list, with every running total as the answer, where a lucky end is no solution; `tiny` the embedded world's. `tagged`,
-`plain` and `worked_list` make formats of the three styles of the built-in domains. The wording is our own.
-`PromptFormat.fingerprint` goes into the run record: evidence made with one prompt is not used with another.
+`question_answer` a two-line form for small models; `sums` a list of worked sums, one a line, that teacher and student
+continue; `totals` the same with every running total as the answer, where a lucky end is no solution; `tiny` the embedded
+world's. Evidence made with one prompt is not used with another (`PromptFormat.fingerprint`).
 
 Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
 and with none else. And text that somebody else wrote (a question, a subject) never yields control ids: `<|im_end|>` in
@@ -17,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tomllib
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 ANSWER_MARK = "<ans>"
@@ -26,28 +26,8 @@ TEACHER_PROMPT = "<ask>"
 
 AnswerStyle = Literal["boxed", "marker", "line", "totals"]
 
-QUESTION_PLACEHOLDER = "the full problem statement"
-FORM = """
-<question>
-{question}
-</question>
-<answer>
-\\boxed{{{answer}}}
-</answer>
-
-Put nothing but the {noun} between the question tags, and nothing but the boxed answer between the answer tags.
-Reasoning belongs outside of the tags."""
-PLACEHOLDERS = (
-    QUESTION_PLACEHOLDER, "the question", "the full puzzle", "the problem", "the final answer", "the number", "number",
-    "<number>", "number and unit", "letter", "[question]", "[answer]", "question", "answer", "...",
-)  # fmt: skip
-WORKED_SUMS = """7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
-6 + 9: 6 + 9 = 15
-3 + 8 + 4 + 9: 3 + 8 = 11, 11 + 4 = 15, 15 + 9 = 24"""
-SUMS_STUDENT = """6 + 9: 6 + 9 = 15
-7 + 5 + 8: 7 + 5 = 12, 12 + 8 = 20
-{question}:"""
-
+WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "prompts.toml").read_text(encoding="utf-8"))
+PLACEHOLDERS, WORKED_SUMS = tuple(WORDS["placeholders"]), WORDS["worked_sums"].rstrip("\n")
 PLAIN_TURNS = "User: {content}\n\nAssistant:"
 SENTINEL = "QUESTIONSENTINEL"
 WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
@@ -82,19 +62,14 @@ class PromptFormat:
     one_line: bool = False
     pair_style: Literal["", "tags", "labels", "marked", "worked"] = ""
 
-    def teacher_text(self, subject: str = "") -> str:
-        """What the teacher is asked. The teacher is never shown a hard problem."""
-        return self.teacher_template.replace("{subject}", subject or self.default_subject)
-
     def student_text(self, question: str) -> str:
         """What the student is asked."""
         return self.student_template.replace("{question}", question)
 
     def teacher_ids(self, tokenizer: Any, subject: str = "") -> list[int]:
         """Token ids of the teacher prompt; the subject is encoded as plain text. Ends inside the assistant turn."""
-        return _encode_prompt(
-            tokenizer, self, self.teacher_template, "{subject}", subject or self.default_subject, self.teacher_prefill
-        )
+        subject = subject or self.default_subject
+        return _encode_prompt(tokenizer, self, self.teacher_template, "{subject}", subject, self.teacher_prefill)
 
     def student_ids(self, tokenizer: Any, question: str) -> list[int]:
         """Token ids of the student prompt; the question is encoded as plain text."""
@@ -105,90 +80,44 @@ class PromptFormat:
         return hashlib.sha256(json.dumps([asdict(self), PLAIN_TURNS]).encode()).hexdigest()
 
 
-def tagged(
-    name: str,
-    teacher: str,
-    subject: str,
-    question: str = QUESTION_PLACEHOLDER,
-    answer: str = "the final answer",
-    noun: str = "problem",
-    end: str = "the final answer",
-    text_answers: bool = True,
-) -> PromptFormat:
-    """Style `tags`, for instruction-tuned models.
-
-    teacher: what is asked for, with the last blank; question, answer: in the form; end: what students end with.
-    """
-    return PromptFormat(
-        name,
-        "boxed",
-        f"{teacher}You may think first. Then write exactly one {noun}, in this form:\n"
-        + FORM.format(question=question, answer=answer, noun=noun),
-        f"{{question}}\n\nReason step by step, and end with {end} in \\boxed{{}}.",
-        default_subject=subject,
-        text_answers=text_answers,
-    )
+def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **words: str) -> PromptFormat:
+    """Style `tags`, for instruction-tuned models. teacher: what is asked for, with the last blank. words: `question`,
+    `answer` and `noun` of the form, and with what students `end`."""
+    words = {**WORDS["form_words"], **words}
+    form = f"{teacher}You may think first. Then write exactly one {words['noun']}, in this form:\n"
+    form += WORDS["form"].rstrip("\n").format(**words)
+    student = f"{{question}}\n\nReason step by step, and end with {words['end']} in \\boxed{{}}."
+    return PromptFormat(name, "boxed", form, student, default_subject=subject, text_answers=text_answers)
 
 
 def plain(name: str, teacher: str, end: str, subject: str, text_answers: bool = True) -> PromptFormat:
     """Style `plain`, for small models. teacher: what is asked for. end: the last line of the student's prompt."""
-    form = "" if "Question:" in teacher else " Format:\nQuestion: ...\nAnswer: ..."
-    return PromptFormat(
-        name,
-        "marker",
-        teacher + form,
-        f"{{question}}\n{end}",
-        default_subject=subject,
-        teacher_prefill="Question:",
-        answer_marks=("Answer:",),
-        text_answers=text_answers,
+    teacher += "" if "Question:" in teacher else " Format:\nQuestion: ...\nAnswer: ..."
+    fmt = PromptFormat(
+        name, "marker", teacher, f"{{question}}\n{end}", default_subject=subject, text_answers=text_answers
     )
+    return replace(fmt, teacher_prefill="Question:", answer_marks=("Answer:",))
 
 
 def worked_list(name: str, examples: str) -> PromptFormat:
     """Style `list`: solved problems, one a line (`Question: ... Answer: ...`), that a small model goes on with in either
     role."""
-    return PromptFormat(
-        name,
-        "line",
-        examples,
-        examples + "Question: {question} Answer:",
-        turns=False,
-        teacher_prefill="Question:",
-        text_answers=True,
-        one_line=True,
+    fmt = PromptFormat(
+        name, "line", examples, examples + "Question: {question} Answer:", turns=False, text_answers=True
     )
+    return replace(fmt, teacher_prefill="Question:", one_line=True)
 
 
 TINY = PromptFormat(
-    "tiny",
-    "marker",
-    TEACHER_PROMPT,
-    STUDENT_TEMPLATE,
-    turns=False,
-    answer_marks=(ANSWER_MARK,),
-    text_answers=True,
-    pair_style="marked",
-    control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
-)
+    "tiny", "marker", TEACHER_PROMPT, STUDENT_TEMPLATE, turns=False, answer_marks=(ANSWER_MARK,), text_answers=True,
+    pair_style="marked", control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
+)  # fmt: skip
 SUMS = PromptFormat(
-    "sums", "line", "{subject}\n", SUMS_STUDENT, WORKED_SUMS, turns=False, pair_style="worked", one_line=True
-)
-TAGS = tagged(
-    "tags",
-    """Write one new, original and challenging mathematics problem from {subject}.
-It should take at least two or three steps of reasoning to solve, and have one final answer that can be checked.
-""",
-    "prealgebra, algebra, number theory, counting and probability, geometry, intermediate algebra, or precalculus",
-    text_answers=False,
-)
-QUESTION_ANSWER = plain(
-    "question_answer",
-    "Write a math word problem about {subject}.",
-    'Solve it step by step. End with "Answer:" and the number.',
-    "everyday arithmetic",
-    text_answers=False,
-)
+    "sums", "line", "{subject}\n", WORDS["sums_student"].rstrip("\n"), WORKED_SUMS, turns=False, pair_style="worked",
+    one_line=True,
+)  # fmt: skip
+TAGS = tagged("tags", **WORDS["tags"], text_answers=False)
+QUESTION_ANSWER = plain("question_answer", **WORDS["question_answer"], text_answers=False)
 FORMATS = {
     fmt.name: fmt for fmt in (TINY, TAGS, QUESTION_ANSWER, SUMS, replace(SUMS, name="totals", answer_style="totals"))
 }
@@ -215,15 +144,13 @@ def _render(tokenizer: Any, fmt: PromptFormat, content: str, prefill: str) -> st
 
 def _control_ids(tokenizer: Any, fmt: PromptFormat) -> dict[int, str]:
     """Ids that steer the model, with their text: added tokens (special or not) and the format's control words."""
-    added = {int(i): str(text) for text, i in tokenizer.get_added_vocab().items()}
-    special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-    added |= {int(i): str(text) for text, i in special}
-    vocabulary = tokenizer.get_vocab() if fmt.control_words else {}
-    added |= {int(i): word for word, i in vocabulary.items() if word.strip(WORD_MARKS) in fmt.control_words}
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None:
-        added.pop(int(unknown), None)
-    return added
+    words = tokenizer.get_vocab().items() if fmt.control_words else ()
+    pairs = [
+        *tokenizer.get_added_vocab().items(),
+        *zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True),
+        *((word, i) for word, i in words if word.strip(WORD_MARKS) in fmt.control_words),
+    ]
+    return {int(i): str(text) for text, i in pairs if i != getattr(tokenizer, "unk_token_id", None)}
 
 
 def line_break_ids(tokenizer: Any) -> frozenset[int]:
@@ -280,13 +207,10 @@ def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, 
     """
     control = _control_ids(tokenizer, fmt)
     frame = _render(tokenizer, fmt, template.replace(slot, SENTINEL), prefill)
-    if SENTINEL not in frame:
-        ids = _ids(tokenizer, frame)
-        return _with_one_bos(tokenizer, ids)
-    before, _, after = frame.partition(SENTINEL)
-    ids = _ids(tokenizer, before + text + after)
+    before, slotted, after = frame.partition(SENTINEL)
+    ids = _ids(tokenizer, before + (text if slotted else "") + after)
     wanted = [i for i in _ids(tokenizer, before + "x" + after) if i in control]
-    if [i for i in ids if i in control] != wanted:
+    if slotted and [i for i in ids if i in control] != wanted:
         stem = before.rstrip(" ")
         middle = before[len(stem) :] + text
         ids = _ids(tokenizer, stem) + encode_plain(tokenizer, middle, control) + _ids(tokenizer, after)

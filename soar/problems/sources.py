@@ -71,8 +71,7 @@ def file_rows(source: str) -> Iterator[Row]:
                 if not stream.read(1):
                     raise DataError(f"{file}: the file is empty")
         except OSError as error:
-            place = "" if path.is_absolute() else f" in {Path.cwd()}, from where a relative path counts"
-            reason = f"no such file{place}" if isinstance(error, FileNotFoundError) else error.strerror
+            reason = f"no such file (from {Path.cwd()})" if isinstance(error, FileNotFoundError) else error.strerror
             raise DataError(f"{file}: cannot be read: {reason}") from error
     if not files:
         raise DataError(f"{path}: a folder without files that end in {', '.join(READERS)}")
@@ -119,10 +118,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); a file with one object a line must end in .jsonl") from error
     if isinstance(content, dict):
-        lists = [
-            value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)
-        ]
-        content = lists[0] if len(lists) == len(content) == 1 else [content]
+        (only, *others) = content.values() or [None]
+        content = only if not others and isinstance(only, list) and only and isinstance(only[0], dict) else [content]
     if not isinstance(content, list):
         raise DataError(f"{path}: a JSON {type(content).__name__}, expected a list of objects")
     for number, item in enumerate(content, start=1):
@@ -204,11 +201,8 @@ def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row]
         raise DataError(
             f"problems.source = {name!r}: the cache has commit {commit}, not {asked}; connect, or change the key"
         )
-    return (
-        (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1)),
-        commit,
-        remark,
-    )
+    rows = (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1))
+    return rows, commit, remark
 
 
 def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:

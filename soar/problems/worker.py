@@ -1,17 +1,7 @@
 """A verifier worker: a program of its own that does one check at a time, started by `pool.py`.
 
 It imports this package and what the verifier's name says, never the script of its caller. It keeps few environment variables,
-limits its address space, and ends with its caller.
-
-A reward function of a user's is taken as it comes (`adapt`). The shape is told from the names of the parameters:
-
-    TRL        (prompts, completions, completion_ids, **columns) -> list of numbers or None, one for each completion
-    verl       compute_score(data_source, solution_str, ground_truth, extra_info) -> number, or a dict with `score`
-    verifiers  (prompt, completion, answer, state, task, info, parser), any of them -> number
-    plain      (completion, answer), under any names -> number or bool
-
-Each may be `async`. Completions and prompts are chat messages where an annotation says so (`list[dict]`, `Messages`), or,
-without one, where the function mentions `content`; else texts. A function gets one completion at a time.
+limits its address space, and ends with its caller. The shapes of reward functions that `adapt` knows are in docs/bring.md.
 """
 
 from __future__ import annotations

@@ -135,10 +135,11 @@ def give_up_rights(program: bytes) -> None:
 
 def encode(value: object) -> object:
     """A value of a built-in type as JSON that keeps its type. Raises TypeError for any other value."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        if type(value) in (type(None), bool, int, float, str):
-            return value
-        return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
+    if value is None or isinstance(value, bool):
+        return value
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
     if isinstance(value, list):
         return [encode(item) for item in value]
     for name, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):

@@ -7,10 +7,8 @@ process or open a socket. The box is made by `jail.py`; this file finds out what
 and reads what comes back with bounds on every byte.
 
 Backends, first that passes a trial: `bwrap` (bubblewrap around a server that makes a second box for every program),
-`namespaces` (user namespaces without bubblewrap). Without either nothing is run: SandboxError says what to install.
-
-What comes from the server is trusted; what comes from the program is a claim, and the values that it is expected to give
-never enter the sandbox. Needs Linux 5.12 or newer on x86_64 or aarch64.
+`namespaces` (user namespaces alone). Without either nothing is run. What comes from the server is trusted; what comes from
+the program is a claim, and the values that it is expected to give never enter the sandbox. Needs Linux 5.12 or newer.
 """
 
 from __future__ import annotations
@@ -37,8 +35,6 @@ from pathlib import Path
 from typing import Any
 
 from soar.types import UserError
-
-__all__ = ["BACKENDS", "End", "Job", "Limits", "Outcome", "Sandbox", "SandboxError", "find_backend"]
 
 GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dead
 SCRATCH = "/scratch"
@@ -211,12 +207,9 @@ class Box:
         process, self._process = self._process, None
         if process is None:
             return
-        self._requests.close()
-        try:
-            process.wait(1.0)  # it ends with its input
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self._requests.close()  # a server in bubblewrap ends with its input
+        process.kill()
+        process.wait()
         self._said.close()
 
     def ask(self, job: Job, limits: Limits) -> Outcome:
