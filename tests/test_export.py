@@ -135,10 +135,10 @@ def test_hostile_text_stays_inside_the_card(boxed: Path, tmp_path: Path) -> None
     run_folders.write_jsonl(boxed / "pq.jsonl", rows)
     export.export_questions(boxed, tmp_path / "out", "jsonl")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    lines = card.splitlines()
-    assert "\u202e" not in card
-    assert [line for line in lines if line.startswith("# ")] == ['# Questions of the SOAR run "tiny"']
-    assert sum(line.startswith("``````") for line in lines) == 2
+    assert "\u202e" not in card and [line for line in card.splitlines() if line.startswith("# ")] == [
+        '# Questions of the SOAR run "tiny"'
+    ]
+    assert sum(line.startswith("``````") for line in card.splitlines()) == 2
     assert read_jsonl(tmp_path / "out" / "questions.jsonl")[1]["question"] == "? b", "no lone surrogate"
 
 
@@ -161,9 +161,7 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
     question = read_jsonl(tiny_run / "hard" / "train.jsonl")[0]["question"]
     ids = torch.tensor([backbone.tokenizer.encode(f"{question} {ANSWER_MARK} 12", add_special_tokens=False)])
     wanted = logits_of(backbone, stack, ids)
-    plain = logits_of(backbone, None, ids)
-    assert not torch.equal(wanted, plain)
-
+    assert not torch.equal(wanted, logits_of(backbone, None, ids))
     export.export_adapter(run, tmp_path / "peft", policy)
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(settings["base_model_name_or_path"])
@@ -174,9 +172,7 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "peft")
     assert tokenizer.encode(question) == backbone.tokenizer.encode(question)
     card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
-    name, arm = {"student": ("PS", "ps"), "pq": ("PQ", "pq")}[policy]
-    share = json.loads((tiny_run / "summary.json").read_text())["arms"][arm]["pass_at"]["1"]
-    assert f"- {name}: {100 * share:.1f} % [" in card and "- Hard-Only: " in card
+    assert f"- {'PS' if policy == 'student' else 'PQ'}: " in card and "- Hard-Only: " in card
     assert "base_model:" not in card, "an embedded model is no name on the hub"
 
 

@@ -73,11 +73,6 @@ def test_the_stage_follows_the_events(tmp_path: Path) -> None:
             add(folder, "metrics.jsonl", event)
         stages.append(watch.stage(read_run(folder)))
     assert stages == ["screening", "outer loop", "arms and evaluation", "evaluation"]
-    config = {"teacher": {"steps": 10}, "limits": {"max_promotions": 1}}
-    run_folders.write_json(folder / "manifest.json", {"name": "mine", "config": config})
-    assert "1 of 10 outer steps done, 0 promotions, about 0:09:00 left in the loop" in lines_of(folder)
-    add(folder, "metrics.jsonl", {"event": "promotion", "step": 0, "baseline_pass_rate": 0.1, "pass_rate": 0.2})
-    assert "1 of 10 outer steps done, 1 promotion" in lines_of(folder)
 
 
 def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
