@@ -58,7 +58,6 @@ class ModelConfig(Section):
     trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
-    quantization: Literal["none", "8bit", "4bit"] = "none"  # of the frozen base: less memory, slower
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
@@ -67,7 +66,6 @@ class ModelConfig(Section):
     vllm_memory: float = Field(0.4, gt=0, lt=1)  # share of a GPU's memory for vLLM with its own base weights
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # tokens per forward of the update; 0: by device
-    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: when one row of every policy does not fit
 
     @model_validator(mode="before")
     @classmethod
@@ -258,7 +256,7 @@ BUILTIN = Path(__file__).parent / "assets"
 RECIPES = Path(__file__).parent / "recipes"
 # A resumed run may change these: they say where, how fast and how long the run computes, not what.
 HARMLESS = (
-    "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "model.gradient_checkpointing",
+    "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens",
     "problems.verify_workers",
     "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
     "cluster.workers", "cluster.address", "cluster.gpus", "cluster.retries",
@@ -294,7 +292,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         """What single keys cannot say: the first pair that does not go together is refused."""
-        problems, model, ks = self.problems, self.model, self.evaluate.ks
+        problems, ks = self.problems, self.evaluate.ks
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
         plain_name = self.name not in ("", ".", "..") and self.name.isprintable() and not set(self.name) & set("/\\")
         for fits, message in (
@@ -307,11 +305,6 @@ class Config(Section):
                 max(ks) <= self.evaluate.attempts,
                 f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "
                 "evaluate.attempts or drop the larger k",
-            ),
-            (
-                model.quantization == "none" or (model.adapter == "lora" and model.sampler == "native"),
-                f'model.quantization = {model.quantization!r} is for model.adapter = "lora" and model.sampler = "native": '
-                "full adapters need the full weights, and vLLM would sample from another base model",
             ),
             (
                 not trained or self.teacher.steps or self.arms.steps or self.arms.tokens,

@@ -10,12 +10,7 @@ import pytest
 import torch
 from loop_helpers import events, read_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from soar.cli import main
 
@@ -120,12 +115,8 @@ def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFi
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["outer_steps"], summary["promotions"]) == (2, 2)
     assert list(summary["arms"]) == ["base", "hard_only", "ps", "pq"]
-    assert {row["answer"] for row in read_jsonl(out / "questions.jsonl")} <= {
-        "3",
-        "5",
-        "8",
-        "e",
-    }  # also the letter of qwen2's tokenizer, which is a number
+    # e: the letter of qwen2's tokenizer, which is a number
+    assert {row["answer"] for row in read_jsonl(out / "questions.jsonl")} <= set("358e")
     assert all(row["question"] for row in read_jsonl(out / "pq.jsonl"))
     assert [row["failed_students"] for row in events(out, "outer_step")] == [0, 0]
     assert all(set(row) == {"step", "dataset", "question", "answer", "reward"} for row in read_jsonl(out / "pq.jsonl"))
@@ -134,22 +125,6 @@ def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "promotions: 2 in 2 outer steps" in printed
     assert "pass@2" in printed
-
-
-def test_a_model_that_cannot_write_pairs_ends_in_a_named_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Tags and boxes are beyond a random model with these words; the message says what it wrote instead."""
-    changes = {"problems.format": "tags", "problems.verifier": "math", "teacher.max_tries": 3}
-    code = soar_run(
-        save_model(tmp_path / "model", "gemma3"), write_sums(tmp_path / "p.jsonl"), tmp_path / "run", **changes
-    )
-    error = capsys.readouterr().err
-    assert code == 1
-    assert "soar: the teacher wrote 0 acceptable pairs of 4 in 12 samples (rejected: " in error
-    assert "Its last outputs:\n  '" in error
-    assert "Try another problems.format" in error
-    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(

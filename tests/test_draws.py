@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from helpers import EOS, WORDS, tiny_backbone, tiny_model
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers import WORDS, tiny_backbone, tiny_model
+from scipy import stats
 from torch import Tensor
 
 from soar import seeds
@@ -20,19 +17,14 @@ from soar.engine.sampler import NativeSampler
 PROMPT = [1, 9, 12, 20]
 
 
-def excess(counts_V: Tensor, chance_V: Tensor) -> float:
-    """Chi-square statistic in standard deviations above its mean; inf when an impossible token was drawn."""
-    possible = chance_V > 0
-    if counts_V[~possible].any():
-        return math.inf
-    expected = chance_V[possible].double() * counts_V.sum()
-    frequent = expected >= 5  # rare tokens share one cell
-    cells = [torch.cat([x[possible][frequent], x[possible][~frequent].sum()[None]]) for x in (counts_V, chance_V)]
-    expected = cells[1].double() / cells[1].sum() * counts_V.sum()
-    keep = expected > 0
-    statistic = ((cells[0].double() - expected)[keep] ** 2 / expected[keep]).sum().item()
-    freedom = int(keep.sum()) - 1
-    return (statistic - freedom) / math.sqrt(2 * freedom)
+def chance_of(counts_V: Tensor, chance_V: Tensor) -> float:
+    """p of a chi-square test of the draws, rare tokens in one cell; 0 when an impossible token was drawn."""
+    expected_V = chance_V.double() * counts_V.sum()
+    if counts_V[expected_V == 0].any():
+        return 0.0
+    cells = [[*x[expected_V >= 5].tolist(), x[expected_V < 5].sum().item()] for x in (counts_V, expected_V)]
+    seen, expected = (np.array(cell) + 1e-9 for cell in cells)
+    return float(stats.chisquare(seen, expected * seen.sum() / expected.sum()).pvalue)
 
 
 def chances(temperature: float = 1.0, top_p: float = 1.0, prompt: list[int] = PROMPT) -> Tensor:
@@ -52,22 +44,9 @@ def test_first_tokens_follow_the_softmax(temperature: float, top_p: float) -> No
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=1)
     found = NativeSampler(tiny_backbone()).sample(None, [[PROMPT]], 6000, [[3]], sampling)
     counts_V = torch.bincount(found.tokens_B_T[:, 0], minlength=len(WORDS))
-    assert excess(counts_V, chances(temperature, top_p)) < 5
+    assert chance_of(counts_V, chances(temperature, top_p)) > 1e-4
     for wrong in (chances(temperature * 1.5, top_p), chances(temperature, top_p * 0.6)):
-        assert excess(counts_V, wrong) > 10
-
-
-def test_second_tokens_follow_the_softmax_given_the_first() -> None:
-    """Fails when the numbers of two positions of a row are related."""
-    found = NativeSampler(tiny_backbone()).sample(None, [[PROMPT]], 8000, [[5]], SamplingConfig(max_tokens=2))
-    firsts = torch.bincount(found.tokens_B_T[:, 0], minlength=len(WORDS))
-    firsts[EOS] = 0
-    for first in firsts.argsort(descending=True)[:3].tolist():
-        seconds = found.tokens_B_T[found.tokens_B_T[:, 0] == first, 1]
-        assert len(seconds) > 400
-        counts_V = torch.bincount(seconds, minlength=len(WORDS))
-        assert excess(counts_V, chances(prompt=[*PROMPT, first])) < 5
-        assert excess(counts_V, chances(prompt=PROMPT)) > 10
+        assert chance_of(counts_V, wrong) < 1e-9
 
 
 PROBS = torch.tensor([0.1, 0.0, 0.4, 0.2, 0.3])
@@ -105,31 +84,8 @@ def test_uniforms_depend_on_seed_and_position_alone() -> None:
     assert np.array_equal(seeds.uniforms(rows[1:2], 7), whole[1:2, :7])
 
 
-def test_uniforms_are_uniform_and_unrelated() -> None:
-    draws = seeds.uniforms(seeds.row_seeds(9, 3000), 40)
-    assert 0.0 <= draws.min() < 1e-4 and 1 - 1e-4 < draws.max() < 1.0
-    counts = np.histogram(draws, bins=64, range=(0, 1))[0]
-    expected = draws.size / 64
-    assert abs(((counts - expected) ** 2 / expected).sum() - 63) < 5 * math.sqrt(2 * 63)
-    limit = 5 / math.sqrt(draws.size)
-    centred = draws.astype(np.float64) - 0.5
-    for one, other in (
-        (centred[:, 1:], centred[:, :-1]),
-        (centred[1:], centred[:-1]),
-        (centred[:, 7:], centred[:, :-7]),
-    ):
-        assert abs((one * other).mean() * 12) < limit
-    assert len(np.unique(seeds.row_seeds(9, 100_000))) == 100_000
-
-
 def test_derived_seeds_do_not_change_between_versions() -> None:
     """A run that is resumed later must draw the same numbers: these values are a contract."""
     assert seeds.derive(0, "student", 3, 1, 2) == 378874639474825313
     assert seeds.row_seeds(7, 2).tolist() == [1346066267577507604, 7191089600892374487]
     assert seeds.uniforms(np.array([1], dtype=np.uint64), 2).tolist() == [[0.3681895136833191, 0.9435641765594482]]
-
-
-@given(st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=4))
-def test_derived_seeds_fit_63_bits(place: list[int | str]) -> None:
-    assert 0 <= seeds.derive(*place) < 1 << 63
-    assert seeds.derive(*place) == seeds.derive(*place) != seeds.derive(*place, "more")

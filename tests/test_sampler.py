@@ -1,4 +1,5 @@
-"""The native sampler against transformers' `generate`, and the independence of rows."""
+"""The native sampler against transformers' `generate`, independence of rows, and both ways of decoding: at fixed addresses
+(captured as graphs on a GPU) and over a growing cache."""
 
 from __future__ import annotations
 
@@ -11,23 +12,25 @@ from helpers import (
     CONTEXT,
     EOS,
     PAD,
-    handmade_rollouts,
     random_stack,
     some_prompts,
     tiny_backbone,
     tiny_model,
+    tiny_tokenizer,
 )
 
-from soar.config import SamplingConfig
+from soar.config import ModelConfig, SamplingConfig
+from soar.engine import graphs
+from soar.engine.graphs import slots_for
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts, join
+from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.seeds import skip
 
 ENDS = [EOS, 7, 20]  # several, so that random models do end
 STEPS = 24  # past the first growth of the cache
-SAMPLING = SamplingConfig(max_tokens=STEPS)
+SAMPLING, FREE = SamplingConfig(max_tokens=STEPS), SamplingConfig(max_tokens=40, temperature=0.8)
 
 
 def ending_backbone(name: str = "llama", **settings: Any) -> Backbone:
@@ -38,6 +41,15 @@ def ending_backbone(name: str = "llama", **settings: Any) -> Backbone:
 
 def rows_of(rollouts: Rollouts) -> list[list[int]]:
     return [row[:n] for row, n in zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)]
+
+
+def same(one: Rollouts, other: Rollouts) -> bool:
+    width = min(one.logprob_B_T.shape[1], other.logprob_B_T.shape[1])
+    flags = ((one.ended_B, other.ended_B), (one.failed_B, other.failed_B))
+    equal = (
+        one.prompts == other.prompts and rows_of(one) == rows_of(other) and all(torch.equal(*pair) for pair in flags)
+    )
+    return equal and torch.allclose(one.logprob_B_T[:, :width], other.logprob_B_T[:, :width], atol=1e-5)
 
 
 def with_slice(model: Any, stack: AdapterStack, policy: int) -> Any:
@@ -141,19 +153,6 @@ def test_a_prompt_is_read_once_for_all_its_attempts_and_that_changes_nothing(sta
     assert rows_of(apart) == rows_of(shared)
 
 
-def test_ended_rows_are_retired_and_the_rest_stays_in_order() -> None:
-    backbone = ending_backbone()
-    widths: list[int] = []
-    backbone.model.register_forward_pre_hook(lambda _, a, kw: widths.append(len(kw["input_ids"])), with_kwargs=True)
-    found = NativeSampler(backbone).sample(random_stack(backbone, 2), [some_prompts(5)] * 2, 4, [[1] * 5] * 2, SAMPLING)
-    assert widths[0] == 10  # every prompt is run once, whatever the number of attempts
-    assert 40 == widths[1] > widths[12] > widths[-1]
-    assert all(width % 2 == 0 for width in widths)  # equally many rows of both policies
-    for step, width in enumerate(widths[1:], start=1):
-        live_P = (found.length_B.view(2, 20) > step).sum(1)
-        assert 2 * int(live_P.max()) <= width <= 40
-
-
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
@@ -189,17 +188,6 @@ def test_a_policy_with_nan_fails_alone(greedy: bool) -> None:
     assert rows[:8] + rows[16:] == expected[:8] + expected[16:]
 
 
-def test_join_keeps_rows_and_select_picks_them() -> None:
-    parts = [handmade_rollouts([[1, 5]], [[5, EOS]]), handmade_rollouts([[1], [1, 6]], [[8], [4, 4, 4, EOS]])]
-    joined = join(parts)
-    assert joined.rows == 3
-    assert rows_of(joined) == [[5, EOS], [8], [4, 4, 4, EOS]]
-    assert joined.prompts == ((1, 5), (1,), (1, 6))
-    picked = joined.select([2, 0, 0])
-    assert rows_of(picked) == [[4, 4, 4, EOS], [5, EOS], [5, EOS]]
-    assert picked.ended_B.tolist() == [True, True, True] and joined.ended_B.tolist() == [True, False, True]
-
-
 def test_wrong_calls_are_errors() -> None:
     backbone = ending_backbone()
     sampler = NativeSampler(backbone)
@@ -213,10 +201,100 @@ def test_wrong_calls_are_errors() -> None:
     assert sampler.sample(None, [[long[1:]]], 1, [[0]], SAMPLING).rows == 1
 
 
-def test_rows_per_call_follow_the_cache_size() -> None:
-    sampler = NativeSampler(tiny_backbone("llama"))
-    assert sampler.rows_per_call(100) == 2048
-    per_row = 2 * 2 * 2 * 4 * 4 * 1_000_000  # layers, keys and values, kv heads, head size, bytes, positions
-    assert sampler.rows_per_call(1_000_000) == (2 << 30) // (per_row + 16 * sampler.backbone.vocabulary)
-    assert sampler.rows_per_call(10**9) == 1
-    assert NativeSampler(tiny_backbone("llama"), max_rows=7).rows_per_call(10**9) == 7
+def test_slots_are_few_sizes_that_never_fall_short() -> None:
+    sizes = {slots_for(rows) for rows in range(1, 513)}
+    assert sizes == {2**n for n in range(10)} | {3 * 2**n for n in range(8)}
+    for rows in range(1, 513):
+        assert rows <= slots_for(rows) < max(2, 1.5 * rows)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_fixed_addresses_change_nothing(name: str, greedy: bool) -> None:
+    backbone = ending_backbone(name)
+    prompts = some_prompts(6, seed=3)
+    ask = ([prompts[:2], prompts[2:4], prompts[4:]], 5, [[1, 2], [3, 4], [5, 6]], FREE, greedy)
+    stack = random_stack(backbone, 3)
+    fixed, growing = NativeSampler(backbone, static=True), NativeSampler(backbone, static=False)
+    assert same(fixed.sample(stack, *ask), growing.sample(stack, *ask))
+    if name == "llama" and not greedy:
+        assert len({shape.rows for shape in fixed.decoder.programs}) > 1  # rows did move to narrower programs
+    changed = random_stack(
+        backbone, 3, seed=5
+    )  # with everything there already: other weights, slices and scale, or none
+    quieter = changed.select([2, 0, 1])
+    quieter.scale *= 0.5
+    for other in (changed, quieter):
+        assert same(fixed.sample(other, *ask), growing.sample(other, *ask))
+    alone = ([prompts], 3, [[1, 2, 3, 4, 5, 6]], SamplingConfig(max_tokens=60), greedy)  # and longer
+    assert same(fixed.sample(None, *alone), growing.sample(None, *alone))
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, real = ending_backbone(), graphs.Program.body
+    ask = ([some_prompts(4, seed=3)], 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
+    wanted = NativeSampler(backbone, static=True).sample(None, *ask)
+    most = [4]
+
+    def body(self: graphs.Program) -> None:
+        if self.shape.rows > most[0]:
+            raise torch.cuda.OutOfMemoryError("no room")
+        real(self)
+
+    monkeypatch.setattr(graphs.Program, "body", body)
+    sampler = NativeSampler(backbone, static=True)
+    with pytest.warns(UserWarning, match="out of memory: from here on at most 4 rows a batch"):
+        assert same(sampler.sample(None, *ask), wanted)
+    most[0] = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
+        sampler.sample(None, *ask)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("interval", [1, 8])
+def test_rows_end_where_the_stop_string_is_complete(
+    static: bool, interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "CHECK", interval)
+    backbone, prompts = tiny_backbone("llama"), some_prompts(6, seed=3)
+
+    def sampled(*stop: str) -> Rollouts:
+        sampling, stack = SamplingConfig(max_tokens=30, stop=stop), random_stack(backbone, 2)
+        seeds, sampler = [[1, 2, 3], [4, 5, 6]], NativeSampler(backbone, static=static)
+        return sampler.sample(stack, [prompts[:3], prompts[3:]], 6, seeds, sampling)
+
+    free = sampled()
+    words = free.texts(backbone)[int(free.length_B.argmax())].split(" ")
+    stop = f"{words[4]} {words[5]}"
+    found = sampled(stop, "never written")
+    stopped = 0
+    for row, (text, whole_text) in enumerate(zip(found.texts(backbone), free.texts(backbone), strict=True)):
+        n, whole = int(found.length_B[row]), free.tokens_B_T[row].tolist()
+        assert found.tokens_B_T[row, :n].tolist() == whole[:n]  # what is drawn does not change
+        assert found.logprob_B_T[row, n:].abs().sum() == 0
+        if stop in whole_text:
+            stopped += 1
+            assert text.endswith(stop) and text.count(stop) == 1 and found.ended_B[row] and not found.failed_B[row]
+            assert stop not in backbone.tokenizer.decode(whole[: n - 1])
+        else:
+            assert n == free.length_B[row] and found.ended_B[row] == free.ended_B[row]
+    assert 0 < stopped < found.rows
+
+
+@pytest.mark.parametrize("pad", [None, "<eos>"])
+def test_padding_needs_no_token_of_its_own(pad: str | None) -> None:
+    """A missing padding token, or one that is the end token, changes no sampled token."""
+    found = []
+    for token in ("<pad>", pad):
+        tokenizer = tiny_tokenizer()
+        tokenizer.pad_token = token
+        backbone = Backbone(tiny_model(), tokenizer, ModelConfig(lora_rank=4, device="cpu"))
+        found.append((backbone.pad_id, NativeSampler(backbone).sample(
+            None, [some_prompts(5)], 4, [list(range(5))], SamplingConfig(max_tokens=12)
+        )))  # fmt: skip
+    (first_pad, first), (second_pad, second) = found
+    assert first_pad == PAD != second_pad
+    assert torch.equal(first.length_B, second.length_B)
+    for row, length in enumerate(first.length_B.tolist()):
+        assert first.tokens_B_T[row, :length].tolist() == second.tokens_B_T[row, :length].tolist()
+    assert len(set(first.length_B.tolist())) > 1

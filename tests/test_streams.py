@@ -48,9 +48,3 @@ def test_output_that_cannot_be_written_is_a_named_error(unbuffered: str) -> None
     code, _, said = shell("soar run --dry-run > /dev/full", PYTHONUNBUFFERED=unbuffered)
     assert (code, said.count("\n")) == (1, 1)
     assert said.startswith("soar: ") and said.endswith("No space left on device\n")
-
-
-def test_characters_that_the_terminal_lacks_are_escaped(run: Path) -> None:
-    code, shown, said = shell(f"soar review {run}", PYTHONIOENCODING="ascii")
-    assert (code, said) == (0, "")
-    assert r"5 \xd7 7 \u2264 40, \u8fd0\u884c" in shown

@@ -99,19 +99,3 @@ def test_the_gap_of_sampled_rows(both: tuple[Backbone, VllmSampler], temperature
         )
     print(f"\ntemperature {temperature}: gap {gaps[0]:.1e} nats a token, with stale weights {gaps[1]:.2f}")
     assert gaps[0] < 1e-3 and gaps[1] > 0.1
-
-
-def test_sampling_follows_the_distribution(both: tuple[Backbone, VllmSampler]) -> None:
-    """First tokens of many draws against the native engine's probabilities, temperature and top_p alike."""
-    backbone, sampler = both
-    prompt, draws = some_prompts(1, seed=5), 4000
-    for temperature, top_p in ((1.0, 1.0), (0.6, 1.0), (1.0, 0.7)):
-        sampling = SamplingConfig(max_tokens=1, temperature=temperature, top_p=top_p)
-        counts = []
-        for engine, seed in ((sampler, 1), (NativeSampler(backbone), 2)):
-            tokens = engine.sample(None, [prompt], draws, [[seed]], sampling).tokens_B_T[:, 0]
-            counts.append(torch.bincount(tokens, minlength=backbone.vocabulary) / draws)
-        distance = 0.5 * (counts[0] - counts[1]).abs().sum().item()
-        print(f"\ntemperature {temperature}, top_p {top_p}: total variation of {draws} draws {distance:.3f}")
-        assert set(counts[0].nonzero()[:, 0].tolist()) <= set(counts[1].nonzero()[:, 0].tolist()) or top_p == 1.0
-        assert distance < 0.06

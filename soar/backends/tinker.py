@@ -416,7 +416,7 @@ def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
         (backend.base_url or backend.service == "tinker", "backend.base_url, where SkyRL's server listens"),
         (model.adapter == "lora" and model.lora_alpha == ALPHA, f'model.adapter = "lora", lora_alpha = {ALPHA:g}'),
         (model.target_modules == ("all-linear",), 'model.target_modules = ["all-linear"]'),
-        (model.quantization == "none" and not model.gguf_file, "a model of safetensors, not quantized"),
+        (not model.gguf_file, "a model of safetensors"),
         (model.sampler == "native", 'model.sampler = "native": the service samples itself'),
         (not config.cluster.workers and not config.cluster.address, "cluster.workers = 0"),
         ({*warm, config.teacher.sampling.temperature} == {1.0}, "sampling.temperature = 1, which its loss takes"),

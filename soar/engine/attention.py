@@ -146,18 +146,11 @@ class Packed:
         if len(of_R):
             key, value = (torch.cat([x[of_R], rows(y, row_R_T)], 2) for x, y in ((key_U, k), (value_U, v)))
             before_R = length_U[of_R][:, None, None]
-            gap_R_T_S = before_R + place_T[:, None] - place_S
             gap_T_T = place_T[:, None] - place_T
-            seen = torch.cat(
-                [
-                    (place_S < before_R) & (gap_R_T_S < far),
-                    ((gap_T_T >= 0) & (gap_T_T < far)).expand(len(of_R), -1, -1),
-                ],
-                2,
-            )
-            out = grouped_attention(None, rows(q, row_R_T), key, value, seen[:, None], scaling=scale, softcap=softcap)[
-                0
-            ]
+            prompt_seen = (place_S < before_R) & (before_R + place_T[:, None] - place_S < far)
+            inner_seen = ((gap_T_T >= 0) & (gap_T_T < far)).expand(len(of_R), -1, -1)
+            seen = torch.cat([prompt_seen, inner_seen], 2)[:, None]
+            out = grouped_attention(None, rows(q, row_R_T), key, value, seen, scaling=scale, softcap=softcap)[0]
             outs.append(out.flatten(0, 1))
         return functional.embedding(back, torch.cat(outs).flatten(1)).view(*self.shape, -1, D)
 
@@ -268,9 +261,7 @@ def grouped_attention(
     (causal). Returns ([B, q, heads, D], None). Raises NotImplementedError for attention sinks, which would be ignored.
     """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise NotImplementedError(
-            "attention sinks or position biases of this model are not supported by soar's attention"
-        )
+        raise NotImplementedError("soar's attention knows no attention sinks or position biases")
     B, heads, length, D = query.shape
     scale = D**-0.5 if scaling is None else scaling
     window, sliding = _view.now, kwargs.get("sliding_window")
@@ -278,9 +269,8 @@ def grouped_attention(
         return window.attend(query, key, value, scale, softcap, sliding), None
     if isinstance(window, Window) and length == 1:
         if kernels.available(query):
-            return kernels.decode_attention(
-                query, key, value, window.start_B, window.filled_1, scale, softcap, sliding
-            ), None
+            places = (window.start_B, window.filled_1)
+            return kernels.decode_attention(query, key, value, *places, scale, softcap, sliding), None
         attention_mask = _visible(window, key.shape[2], sliding)
     if query.is_cuda and length > 1 and softcap is None:
         causal = attention_mask is None
@@ -315,17 +305,6 @@ def _visible(window: Window, places: int, sliding: int | None) -> Tensor:
     return ((place_S[None] >= first_B[:, None]) & (place_S[None] < window.filled_1))[:, None, None]
 
 
-def misfit(model: Any) -> str:
-    """Why `grouped_attention` and packed rows do not fit this model; "" where they do."""
-    if not getattr(model, "_supports_attention_backend", False):
-        return "has no pluggable attention"
-    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
-        return "has attention sinks"
-    if buffer_cache(model.config, whole=True) is None:
-        return "has layers that keep a state"
-    return ""
-
-
 def install(model: Any) -> bool:
     """Make `model` use `grouped_attention`; False for one that it does not fit, which is said and goes its own way.
 
@@ -333,7 +312,14 @@ def install(model: Any) -> bool:
     shape took a fifth longer with it (docs/performance.md).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if reason := misfit(model):
+    reason = ""
+    if not getattr(model, "_supports_attention_backend", False):
+        reason = "has no pluggable attention"
+    elif any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        reason = "has attention sinks"
+    elif buffer_cache(model.config, whole=True) is None:
+        reason = "has layers that keep a state"
+    if reason:
         warnings.warn(
             f"{type(model).__name__} {reason}: it goes through its own attention and cache, a prompt anew for every "
             "completion in the update, which is slower",
@@ -349,25 +335,18 @@ def install(model: Any) -> bool:
 class BufferLayer(DynamicLayer):
     """Keys and values [rows, kv_heads, capacity, D] of one layer; the first `filled` positions are valid."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.filled = 0
+    filled, is_initialized = 0, False
 
     def _capacity(self, length: int) -> int:
         """Buffer size once `length` positions are filled."""
         current = self.keys.shape[-2] if self.is_initialized else 0
         return current if length <= current else length if not self.filled else length + GROWTH
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        rows, heads, _, _ = key_states.shape
-        self.keys = key_states.new_zeros(rows, heads, 0, key_states.shape[-1])
-        self.values = value_states.new_zeros(rows, heads, 0, value_states.shape[-1])
-        self.is_initialized = True
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         length = self.filled + key_states.shape[-2]
         missing = self._capacity(length) - self.keys.shape[-2]
         if missing:

@@ -1,11 +1,10 @@
 """Decoding at fixed addresses, for a GPU: one captured graph a step, whatever the length.
 
-A step is one forward pass for one new token of every row, the draw of the next token, and the bookkeeping, all in buffers
-that stay where they are; so it is captured as a CUDA graph once for a shape and replayed. The step reads how far the
-cache is filled from the device (`attention.seeing`), so the number of tokens does not matter to the graph. Rows are
-slots, equally many per policy; when the live rows of every policy fit in half the slots, they move to the program of
-half the width. Adapters are copied into fixed buffers in the compute type at every call. Without a GPU the same step
-runs uncaptured, which is how the tests compare it with the growing-cache path of `sampler.py`.
+A step (forward pass for one new token of every row, draw, bookkeeping) works in buffers that stay where they are, so it is
+captured as a CUDA graph once for a shape and replayed. It reads how far the cache is filled from the device
+(`attention.seeing`). Rows are slots, equally many per policy; when the live rows of every policy fit in half the slots, they
+move to the program of half the width. Adapters are copied into fixed buffers in the compute type at every call. Without a
+GPU the same step runs uncaptured, which is how the tests compare it with the growing-cache path of `sampler.py`.
 Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
 """
 
@@ -38,42 +37,13 @@ class Shape:
     top_p: float
 
 
-class Storage:
-    """Flat key and value memory of every layer, viewed in the shape of whichever program runs.
-
-    sizes: (heads, width) of keys and of values of the first layer, of the next, and so on.
-    """
-
-    def __init__(self, sizes: list[tuple[int, int]], dtype: torch.dtype, device: Any) -> None:
-        self.sizes, self.dtype, self.device = sizes, dtype, device
-        self.flat: list[Tensor] = []
-        self.tokens = 0
-        self.renew_pool()
-
-    def renew_pool(self) -> None:
-        """Memory for the graphs to come. torch ends a pool with its last graph, and cannot capture into it again."""
-        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
-
-    def renew(self, tokens: int) -> None:
-        """Room for rows * places cached tokens, at new addresses; nobody may hold a view of the old ones."""
-        self.flat.clear()  # before the new memory is asked for
-        for heads, width in self.sizes:
-            self.flat.append(torch.zeros(tokens * heads * width, dtype=self.dtype, device=self.device))
-        self.tokens = tokens
-
-    def view(self, rows: int, places: int) -> list[Tensor]:
-        """Keys and values [rows, heads, places, width] of every layer, one after another."""
-        return [
-            flat[: rows * heads * places * width].view(rows, heads, places, width)
-            for flat, (heads, width) in zip(self.flat, self.sizes, strict=True)
-        ]
-
-
 class Program:
-    """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
+    """The step of one shape: its state in fixed buffers, and its captured graph on a GPU. views: `StaticDecoder.view`."""
 
-    def __init__(self, backbone: Backbone, stack: AdapterStack | None, storage: Storage, shape: Shape) -> None:
-        self.backbone, self.stack, self.shape, self.pool = backbone, stack, shape, storage.pool
+    def __init__(
+        self, backbone: Backbone, stack: AdapterStack | None, views: list[Tensor], pool: Any, shape: Shape
+    ) -> None:
+        self.backbone, self.stack, self.shape, self.pool = backbone, stack, shape, pool
         device, rows = backbone.device, shape.rows
         self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -89,16 +59,10 @@ class Program:
         self.failed_R = torch.zeros(rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
         self.mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # four axes: the model takes it as it is
-        views = storage.view(rows, shape.places)
         self.layers = [StaticLayer(k, v, self.place_1) for k, v in zip(views[::2], views[1::2], strict=True)]
         self.cache = DynamicCache(config=backbone.model.config)
         self.cache.layers = list(self.layers)
         self.graph: Any = None
-
-    def state(self) -> list[Tensor]:
-        """Buffers that a step changes, the cache and the outputs aside."""
-        moving = [self.token_R_1, self.position_R_1, self.filled_1, self.place_1, self.step_1]
-        return [*moving, self.length_R, self.ended_R, self.failed_R]
 
     def body(self) -> None:
         """One step: forward the last token of every slot, then draw and note the next."""
@@ -138,7 +102,9 @@ class Program:
 
     def _capture(self) -> Any:
         """The CUDA graph of `body`, or False when the model cannot be captured (said once)."""
-        before = [tensor.clone() for tensor in self.state()]
+        state = [self.token_R_1, self.position_R_1, self.filled_1, self.place_1, self.step_1]
+        state += [self.length_R, self.ended_R, self.failed_R]  # what a step changes, the cache and the outputs aside
+        before = [tensor.clone() for tensor in state]
         graph: Any = torch.cuda.CUDAGraph()
         try:
             with self.backbone.use(self.stack):
@@ -154,7 +120,7 @@ class Program:
         except RuntimeError as error:
             warnings.warn(f"decoding without a CUDA graph, which is slower: {error}", stacklevel=2)
             graph = False
-        for tensor, old in zip(self.state(), before, strict=True):
+        for tensor, old in zip(state, before, strict=True):
             tensor.copy_(old)
         return graph
 
@@ -180,23 +146,28 @@ class StaticDecoder:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.programs: dict[Shape, Program] = {}
-        self.storage: Storage | None = None
         self.slots: dict[int, AdapterStack] = {}
+        self.sizes: list[
+            tuple[int, int]
+        ] = []  # (heads, width) of keys and of values of the first layer, of the next, ...
+        self.flat: list[Tensor] = []  # their memory, viewed in the shape of whichever program runs
+        self.tokens = 0
+        self.pool: Any = None
 
     def supports(self, stack: AdapterStack | None) -> bool:
         """Whether this model (only caches of keys and values) and stack (none or lora) can be decoded here."""
-        fits = stack is None or stack.kind == "lora"
-        return fits and not self.backbone.apart
+        return not self.backbone.apart and (stack is None or stack.kind == "lora")
 
     def held_bytes(self) -> int:
         """Memory of the cache that is kept between calls."""
-        return sum(tensor.nbytes for tensor in self.storage.flat) if self.storage is not None else 0
+        return sum(tensor.nbytes for tensor in self.flat)
 
     def release(self) -> None:
         """Give all memory back."""
         self.programs.clear()
         self.slots.clear()
-        self.storage = None
+        self.flat.clear()
+        self.tokens = 0
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -216,21 +187,28 @@ class StaticDecoder:
         torch._foreach_copy_([held.tensors[n] for n in names], [stack.tensors[n].detach() for n in names])
         return held
 
-    def reserve(self, tokens: int) -> None:
-        """Room for rows * places cached tokens. Programs go first: their views would keep the old memory beside the new."""
-        assert self.storage is not None
-        if tokens > self.storage.tokens:
-            self.programs.clear()
-            self.storage.renew(tokens)
+    def reserve(self, tokens: int, states: list[Tensor]) -> None:
+        """Room for rows * places cached tokens like these keys and values, at new addresses where there is too little."""
+        if tokens > self.tokens:
+            self.programs.clear()  # first: their views would keep the old memory beside the new
+            self.flat.clear()
+            self.sizes, self.tokens = [(state.shape[1], state.shape[3]) for state in states], tokens
+            self.flat += [states[0].new_zeros(tokens * heads * width) for heads, width in self.sizes]
+
+    def view(self, rows: int, places: int) -> list[Tensor]:
+        """Keys and values [rows, heads, places, width] of every layer, one after another."""
+        return [
+            flat[: rows * heads * places * width].view(rows, heads, places, width)
+            for flat, (heads, width) in zip(self.flat, self.sizes, strict=True)
+        ]
 
     def program(self, shape: Shape, stack: AdapterStack | None) -> Program:
         """The program of a shape, made when it is new; the least recently used ones are dropped."""
-        assert self.storage is not None
         program = self.programs.pop(shape, None)
         if program is None:
-            if not self.programs:
-                self.storage.renew_pool()
-            program = Program(self.backbone, stack, self.storage, shape)
+            if not self.programs and self.backbone.device.type == "cuda":
+                self.pool = torch.cuda.graph_pool_handle()  # torch ends one with its last graph
+            program = Program(self.backbone, stack, self.view(shape.rows, shape.places), self.pool, shape)
         self.programs[shape] = program
         while len(self.programs) > KEPT_PROGRAMS:
             del self.programs[next(iter(self.programs))]
@@ -250,10 +228,7 @@ class SlotBatch(Batch):
         cache = buffer_cache(self.backbone.model.config, whole=True)
         assert cache is not None
         logits_U_V, mask_U_S = self.prefill(cache)
-        if decoder.storage is None:
-            sizes = [(x.shape[1], x.shape[3]) for layer in cache.layers for x in (layer.keys, layer.values)]
-            decoder.storage = Storage(sizes, cache.layers[0].keys.dtype, device)
-        decoder.reserve(shape.rows * shape.places)
+        decoder.reserve(shape.rows * shape.places, [x for layer in cache.layers for x in (layer.keys, layer.values)])
         program = self.program = decoder.program(shape, self.stack)
         width, each = shape.rows // self.policies, self.rows // self.policies
         slot_R = torch.arange(shape.rows, device=device)

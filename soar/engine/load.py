@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from soar.engine.policy import Backbone
 
 GIB = 2**30
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5625}
-"""Bytes of a weight. 4bit: four bits, and one float32 scale for 64 weights."""
+BYTES = {"float32": 4, "bfloat16": 2}
 TEMPLATE_SECONDS = 5.0
 MEND_TEMPLATE = "mend the tokenizer's chat_template, or take a problems.format without turns (question_answer)"
 ADAPTER_BESIDE = (
@@ -82,7 +81,7 @@ def resolve_path(path: str) -> str:
 
 
 def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
-    """Load base model and tokenizer by transformers, in 8 or 4 bits where the config says so, freeze, wrap.
+    """Load base model and tokenizer by transformers, freeze, wrap.
 
     hollow: tokenizer and shape alone, on the meta device; the weights are elsewhere.
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
@@ -100,7 +99,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     path = resolve_path(config.path)
     common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     common |= {"gguf_file": config.gguf_file} if config.gguf_file else {"trust_remote_code": config.trust_remote_code}
-    how = _quantized(config.quantization, dtype, device) | ({} if config.gguf_file else {"use_safetensors": True})
+    how = {} if config.gguf_file else {"use_safetensors": True}
     _refuse_files(config)
     try:
         _refuse_class(path, common)
@@ -115,10 +114,8 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
         raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
-    if config.quantization == "none":
-        model = model.to(device)
     _bound_template(tokenizer)
-    return Backbone(model, tokenizer, config, fuse(model))
+    return Backbone(model.to(device), tokenizer, config, fuse(model))
 
 
 def _refuse_files(config: ModelConfig) -> None:
@@ -184,7 +181,11 @@ def fuse(model: Any) -> bool:
     from soar.engine import kernels
 
     weight = next(model.parameters())
-    norms = [module for module in model.modules() if hasattr(module, "variance_epsilon")]  # as in Llama: w * (x / rms)
+    norms = [  # as in Llama: weight * (x / rms), and no gate beside x
+        module
+        for module in model.modules()
+        if hasattr(module, "variance_epsilon") and len(inspect.signature(module.forward).parameters) == 1
+    ]
     if not kernels.available(weight) or not norms:
         return False
     # Not the first ids: those are special tokens, on a row of which a bfloat16 model amplifies rounding without end.
@@ -206,24 +207,6 @@ def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     from soar.engine import kernels
 
     return kernels.RMSNorm.apply(x, module.weight, module.variance_epsilon)
-
-
-def _quantized(bits: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """How transformers loads a base in fewer bits: LLM.int8, or NF4 as in QLoRA. Raises ConfigError."""
-    if bits == "none":
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f'model.quantization = "{bits}": bitsandbytes is not installed; pip install bitsandbytes, or set "none"'
-        )
-    from transformers import BitsAndBytesConfig
-
-    small = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if bits == "8bit"
-        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    )
-    return {"quantization_config": small, "device_map": {"": device}}
 
 
 @dataclass(frozen=True)
@@ -284,13 +267,12 @@ def memory_of(config: Config, size: ModelSize, prompt_tokens: int, kind: str = "
     """
     model, student = config.model, config.student
     kind = kind or (model.dtype if model.dtype != "auto" else "float32" if model.device == "cpu" else "bfloat16")
-    each = BYTES[kind if model.quantization == "none" else model.quantization]
-    weights, rows = size.parameters * each, config.teacher.datasets * student.repeats
+    weights, rows = size.parameters * BYTES[kind], config.teacher.datasets * student.repeats
     rows *= student.prompts_per_step * student.attempts
     tokens = prompt_tokens + max(student.sampling.max_tokens, config.teacher.sampling.max_tokens)
     row = tokens * size.token_values * BYTES[kind]
     lines = [
-        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {each:.3g} bytes ({size.source})",
+        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {BYTES[kind]} bytes ({size.source})",
         f"  KV cache     {row * rows / GIB:8.2f} GiB   {rows:,} rows x {tokens:,} tokens x {size.token_values:,} values; "
         f"less in smaller batches, {row / GIB:.4f} a row",
     ]
@@ -305,13 +287,9 @@ def check_fits(config: Config, available: int, device: str) -> None:
     needed, lines = memory_of(config, size, 1, kind)
     if needed <= available:
         return
-    advice = "Take a larger device or a smaller model"
-    if config.model.quantization == "none" and config.model.adapter == "lora":
-        bits = {name: size.parameters * BYTES[name] / GIB for name in ("8bit", "4bit")}
-        advice += "".join(f'\nmodel.quantization = "{name}" needs {need:.1f} GiB' for name, need in bits.items())
     raise TooLarge(
         f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:\n"
-        + "\n".join([*lines, advice, "One process trains on one device."])
+        + "\n".join([*lines, "One process trains on one device: take a larger one, or a smaller model."])
     )
 
 

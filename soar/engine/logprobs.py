@@ -29,43 +29,17 @@ class _ChosenLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_N_D: Tensor, head: _Head, target_N: Tensor, temperature: float) -> Tensor:
-        size = head.rows()
-        chosen, normaliser = [], []
-        for first in range(0, len(hidden_N_D), size):
-            if head.fits(hidden_N_D):
-                plain_n_V = head.plain_logits(hidden_N_D[first : first + size])
-                value_n, total_n = kernels.choose(plain_n_V, target_N[first : first + size], temperature)
-                chosen.append(value_n)
-                normaliser.append(total_n)
-                continue
-            scaled_n_V = head.logits(hidden_N_D[first : first + size]) / temperature
-            total_n = scaled_n_V.logsumexp(-1)
-            chosen.append(scaled_n_V.gather(1, target_N[first : first + size, None])[:, 0] - total_n)
-            normaliser.append(total_n)
-        ctx.save_for_backward(hidden_N_D, target_N, torch.cat(normaliser))
+        pairs = [head.choose(hidden_N_D[n], target_N[n], temperature) for n in head.chunks(len(hidden_N_D))]
+        chosen_N, total_N = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        ctx.save_for_backward(hidden_N_D, target_N, total_N)
         ctx.head, ctx.temperature = head, temperature
-        return torch.cat(chosen)
+        return chosen_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        hidden_N_D, target_N, total_N = ctx.saved_tensors
-        head, size, gradient_N = ctx.head, ctx.head.rows(), gradients[0]
-        parts = []
-        for first in range(0, len(hidden_N_D), size):
-            part = slice(first, first + size)
-            if head.fits(hidden_N_D):
-                plain_n_V = head.plain_logits(hidden_N_D[part])
-                kernels.slope_(plain_n_V, target_N[part], total_N[part], gradient_N[part], ctx.temperature)
-                parts.append(plain_n_V @ head.weight_V_D)
-                continue
-            logits_n_V = head.logits(hidden_N_D[part])
-            slope_n_V = -torch.exp(logits_n_V / ctx.temperature - total_N[part, None])
-            slope_n_V.scatter_add_(1, target_N[part, None], torch.ones_like(slope_n_V[:, :1]))
-            slope_n_V *= gradient_N[part, None] / ctx.temperature
-            if head.softcap is not None:
-                slope_n_V *= 1 - (logits_n_V / head.softcap) ** 2
-            parts.append(slope_n_V.to(hidden_N_D.dtype) @ head.weight_V_D)
-        return torch.cat(parts), None, None, None
+        given, head = (*ctx.saved_tensors, gradients[0]), ctx.head
+        parts = (head.slope(*(x[n] for x in given), ctx.temperature) for n in head.chunks(len(gradients[0])))
+        return torch.cat(list(parts)), None, None, None
 
 
 class _Head:
@@ -75,13 +49,11 @@ class _Head:
         layer = backbone.model.get_output_embeddings()
         self.weight_V_D, self.bias = layer.weight, getattr(layer, "bias", None)
         self.softcap = getattr(backbone.model.config.get_text_config(), "final_logit_softcapping", None)
+        self.by_kernel = self.softcap is None and kernels.available(layer.weight)
 
-    def rows(self) -> int:
-        return max(1, CHUNK // self.weight_V_D.shape[0])
-
-    def fits(self, hidden_N_D: Tensor) -> bool:
-        """Whether the kernels do this layer's work: on a GPU, without a soft cap."""
-        return self.softcap is None and kernels.available(hidden_N_D)
+    def chunks(self, rows: int) -> list[slice]:
+        size = max(1, CHUNK // self.weight_V_D.shape[0])
+        return [slice(first, first + size) for first in range(0, rows, size)]
 
     def plain_logits(self, hidden_n_D: Tensor) -> Tensor:
         """[n, V] in the model's type, as in sampling, before any cap."""
@@ -91,6 +63,29 @@ class _Head:
         """float32 [n, V], capped."""
         logits_n_V = self.plain_logits(hidden_n_D).float()
         return logits_n_V if self.softcap is None else torch.tanh(logits_n_V / self.softcap) * self.softcap
+
+    def choose(self, hidden_n_D: Tensor, target_n: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of the targets, and the logarithms of the normalisers."""
+        if self.by_kernel:
+            return kernels.choose(self.plain_logits(hidden_n_D), target_n, temperature)
+        scaled_n_V = self.logits(hidden_n_D) / temperature
+        total_n = scaled_n_V.logsumexp(-1)
+        return scaled_n_V.gather(1, target_n[:, None])[:, 0] - total_n, total_n
+
+    def slope(
+        self, hidden_n_D: Tensor, target_n: Tensor, total_n: Tensor, gradient_n: Tensor, temperature: float
+    ) -> Tensor:
+        """Gradient of `choose` with respect to the hidden states, times gradient_n."""
+        if self.by_kernel:
+            plain_n_V = self.plain_logits(hidden_n_D)
+            return kernels.slope_(plain_n_V, target_n, total_n, gradient_n, temperature) @ self.weight_V_D
+        logits_n_V = self.logits(hidden_n_D)
+        slope_n_V = -torch.exp(logits_n_V / temperature - total_n[:, None])
+        slope_n_V.scatter_add_(1, target_n[:, None], torch.ones_like(slope_n_V[:, :1]))
+        slope_n_V *= gradient_n[:, None] / temperature
+        if self.softcap is not None:
+            slope_n_V *= 1 - (logits_n_V / self.softcap) ** 2
+        return slope_n_V.to(hidden_n_D.dtype) @ self.weight_V_D
 
 
 _heads: WeakKeyDictionary[Backbone, _Head | None] = WeakKeyDictionary()
@@ -110,13 +105,12 @@ def _plain_head(backbone: Backbone) -> _Head | None:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows of a micro-batch without padding: each policy's prompts, every one once, and then its completions.
+    """Rows of a micro-batch without padding, on the device: each policy's prompts, every one once, then its completions.
 
-    row_R: their numbers in the rollouts, policy-major. ids_P_n, position_P_n: tokens as they go through the model; the last
-    token of a completion predicts nothing and is left out. view: who sees whom. mask_R_T: where a row has a token. For the
-    N such tokens, row after row: target_N, and place_N in [P * n], whose output predicts it.
-    sampled_R_T: the sampler's log-probabilities. All on the device.
-    With rows apart there is a line for each row in place of one for each policy, and no view.
+    row_R: their numbers in the rollouts, policy-major. ids_P_n, position_P_n: tokens as they go through the model, without
+    the last of a completion, which predicts nothing. view: who sees whom; None with a line for each row in place of one
+    for each policy. mask_R_T: where a row has a token. For the N such tokens, row after row: target_N, and place_N in
+    [P * n], whose output predicts it. sampled_R_T: the sampler's log-probabilities.
     """
 
     row_R: Tensor

@@ -53,16 +53,6 @@ def free_bytes(device: Any) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def kept_values(layers: int, hidden: int, inner: int, recompute: bool, thrift: int = 1) -> int:
-    """Values that the backward pass keeps of one token: in each layer 24 of the hidden width and 6 of the inner one.
-
-    thrift: divides that, for fused kernels. recompute: with gradient checkpointing that of one layer, and every layer's
-    input.
-    """
-    layer = (24 * hidden + 6 * inner) // thrift
-    return layers * hidden + layer if recompute else layers * layer
-
-
 @contextmanager
 def saved_run(resume: str) -> Iterator[None]:
     """Raises MemoryShortage and DeviceLost in place of what torch raises; the state is kept, `resume` goes on from it."""
@@ -81,9 +71,8 @@ def saved_run(resume: str) -> Iterator[None]:
 def halving(work: Callable[[int], T], size: int, smaller: Callable[[int], None], smallest: int = 1) -> tuple[T, int]:
     """(work(size), size); when memory runs out, with half the size again and again.
 
-    work must do all of its work anew at every call and leave nothing of a failed one behind. smaller(size) is told of
-    every size that is gone down to, before it is tried: it says so, and frees what the caller holds itself. The shortage
-    of a `smallest` piece is raised as it came: who can make other pieces (`split_on_shortage`) has to see it.
+    work leaves nothing of a failed call behind; smaller(size) is told of every size before it is tried. The shortage of a
+    `smallest` piece is raised as it came: who can make other pieces (`split_on_shortage`) has to see it.
     """
     while True:
         try:

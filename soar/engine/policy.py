@@ -1,12 +1,11 @@
 """One frozen base model and the adapters stacked on it.
 
-The textbook way keeps one model, or one PEFT adapter, per student. Here the policies are a tensor axis: every linear
-layer of the base holds, for the active `AdapterStack`, one slice per policy, and rows of a batch are ordered by policy,
-equally many per policy. Rows of different policies never meet in a product, so neither outputs nor gradients mix.
+The policies are a tensor axis: every linear layer of the base holds, for the active `AdapterStack`, one slice per policy,
+and rows of a batch are ordered by policy, equally many per policy. Rows of different policies never meet in a product.
 
-Two kinds of adapter: `lora` (A_P_I_r, B_P_r_O, output + (x A) B * scale) and `full` (delta_P_I_O, one full weight
-change per policy, for tiny models). No adapter at all is the base model, which serves as the reference of the KL term.
-Left out: adapters on embeddings and on the output layer, Conv1D layers (GPT-2), fused expert tensors.
+Two kinds of adapter: `lora` (A_P_I_r, B_P_r_O, output + (x A) B * scale) and `full` (delta_P_I_O, for tiny models). No
+adapter at all is the base model, the reference of the KL term. Left out: adapters on embeddings and on the output layer,
+Conv1D layers (GPT-2), fused expert tensors.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,8 @@ from soar.engine import attention
 class AdapterStack:
     """P adapters of one shape.
 
-    tensors: parameter name -> tensor with the policy axis first. Names are `<module>.A` [P, in, rank] and
-    `<module>.B` [P, rank, out] for lora, `<module>.delta` [P, in, out] for full. All float32.
-    scale: factor on the low-rank product (alpha / rank); unused by full.
+    tensors: `<module>.A` [P, in, rank] and `<module>.B` [P, rank, out] for lora, `<module>.delta` [P, in, out] for full,
+    all float32. scale: factor on the low-rank product (alpha / rank); unused by full.
     """
 
     kind: str
@@ -67,12 +66,6 @@ class AdapterStack:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.kind, self.scale, self._merged = state["kind"], state["scale"], {}
         self.tensors = {name: torch.tensor(array) for name, array in state["arrays"].items()}
-
-    def repeat(self, times: int) -> AdapterStack:
-        """Detached copies of a one-policy stack, `times` of them."""
-        if self.policies != 1:
-            raise ValueError(f"repeat is for a stack of one policy, this one has {self.policies}")
-        return self.select([0] * times)
 
     def trainable(self) -> AdapterStack:
         """Mark every tensor as a leaf that takes gradients; returns self."""
@@ -115,9 +108,6 @@ class AdapterStack:
             merged = self._merged[name] = base.weight.T + self.tensors[f"{name}.delta"]
         return merged
 
-    def forget_merged(self) -> None:
-        self._merged.clear()
-
 
 class _LowRank(torch.autograd.Function):
     """x W^T + bias + scale (x A) B for frozen W: the parts of a gradient are summed inside the products."""
@@ -156,36 +146,30 @@ def concat(stacks: list[AdapterStack]) -> AdapterStack:
     return AdapterStack(first.kind, tensors, first.scale)
 
 
-class StackedLinear(nn.Module):
-    """A frozen linear layer that adds the active stack's slice for each row (see the module text)."""
-
-    def __init__(self, name: str, base: nn.Linear, active: _Active) -> None:
-        super().__init__()
-        self.name = name
-        self.base = base
-        self._active = active
-
-    def forward(self, x: Tensor) -> Tensor:
-        stack = self._active.stack
-        if stack is None:
-            return self.base(x)
-        return stack.apply(self.name, self.base, x)
-
-
 class _Active(threading.local):
     """The stack in use, shared by all wrapped layers of one model; each thread has its own."""
 
-    def __init__(self) -> None:
-        self.stack: AdapterStack | None = None
+    stack: AdapterStack | None = None
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear layer that adds the active stack's slice for each row."""
+
+    def __init__(self, name: str, base: nn.Linear, active: _Active) -> None:
+        super().__init__()
+        self.name, self.base, self._active = name, base, active
+
+    def forward(self, x: Tensor) -> Tensor:
+        stack = self._active.stack
+        return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
 
 
 class Backbone:
     """The frozen base model with its wrapped linear layers and its tokenizer.
 
-    Attributes: model (transformers causal LM in eval mode, no parameter takes gradients), tokenizer, device, dtype,
-    layers (module name -> StackedLinear), end_ids (token ids that end a completion), pad_id, context (max positions),
-    micro_batch_tokens (model.micro_batch_tokens, or what a shortage of memory left of it), recomputing, fused (`load.fuse`),
-    apart (the model keeps its own attention and cache, and rows are not packed: `attention.misfit`).
+    layers: module name -> StackedLinear. end_ids: token ids that end a completion. context: max positions.
+    micro_batch_tokens: model.micro_batch_tokens, or what a shortage of memory left of it. fused: `load.fuse`. apart: the
+    model keeps its own attention and cache, and rows are not packed (`attention.install`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig, fused: bool = False) -> None:
@@ -203,18 +187,12 @@ class Backbone:
         self.end_ids = _end_ids(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-        self.context = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 30)
+        self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         if len(tokenizer) > self.vocabulary:
             raise ConfigError(
                 f"model.path: the tokenizer has {len(tokenizer)} tokens but the model's output layer only "
                 f"{self.vocabulary}; use the tokenizer that belongs to the model, or resize the embeddings first"
             )
-
-    @property
-    def active(self) -> AdapterStack | None:
-        """The stack that forward passes of this thread go through now."""
-        return self._active.stack
 
     @contextmanager
     def use(self, stack: AdapterStack | None) -> Iterator[None]:
@@ -226,41 +204,33 @@ class Backbone:
         finally:
             self._active.stack = before
             if stack is not None:
-                stack.forget_merged()
+                stack._merged.clear()
 
     def recompute(self) -> bool:
         """From here on gradient checkpointing: a decoder layer keeps its input alone, and computes the rest again.
 
-        transformers' own switch wants training mode, which would also turn dropout on, and its second pass comes when the
-        update has left the block that says which adapters are in use: here it goes through the stack of the first one.
+        transformers' own switch wants training mode, which would turn dropout on, and knows nothing of the adapters in use.
         False when layers recompute already, or the model's decoder is not a list of layers.
         """
         layers = getattr(self.model.get_decoder(), "layers", None)
         if self.recomputing or not isinstance(layers, nn.ModuleList):
             return False
         for layer in layers:
-            layer.forward = self._recomputed(layer.forward)
+            layer.forward = partial(self._recomputed, layer.forward)
         self.recomputing = True
         return True
 
-    def _recomputed(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*given: Any, **named: Any) -> Any:
-            stack = self.active
-            if stack is None or not torch.is_grad_enabled():
+    def _recomputed(self, plain: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        stack, view = self._active.stack, attention.current()
+        if stack is None or not torch.is_grad_enabled():
+            return plain(*given, **named)
+
+        def again(*given: Any, **named: Any) -> Any:
+            # On a GPU the second time comes in autograd's own thread, which has neither in use.
+            with self.use(stack), attention.seeing(view):
                 return plain(*given, **named)
 
-            view = attention.current()
-
-            def again(*given: Any, **named: Any) -> Any:
-                with (
-                    self.use(stack),
-                    attention.seeing(view),
-                ):  # on a GPU the second time comes in autograd's thread, which has none in use
-                    return plain(*given, **named)
-
-            return checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False, **named)
-
-        return forward
+        return checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False, **named)
 
     def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
         """Fresh adapters that change nothing yet: B = 0 (lora, A uniform in +-1/sqrt(in) as PEFT), delta = 0 (full)."""
@@ -288,13 +258,15 @@ class Backbone:
 
 def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: _Active) -> dict[str, StackedLinear]:
     output_layer = model.get_output_embeddings()  # type: ignore[operator]
-    chosen: dict[str, nn.Linear] = {}
-    for name, module in model.named_modules():
-        named = targets == ("all-linear",) or any(name == t or name.endswith(f".{t}") for t in targets)
-        if named and isinstance(module, nn.Linear) and module is not output_layer:
-            chosen[name] = module
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen = {
+        name: module
+        for name, module in linear.items()
+        if module is not output_layer
+        and (targets == ("all-linear",) or any(name == t or name.endswith(f".{t}") for t in targets))
+    }
     if not chosen:
-        linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        linears = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ConfigError(
             f"model.target_modules = {list(targets)} names no linear layer of this model, so no adapter would train; "
             f"linear layers here: {', '.join(linears) or 'none'}"
@@ -340,8 +312,8 @@ def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[s
 def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     """Read an adapter that `run.setup.save_adapter` wrote as one policy.
 
-    With model.adapter = "lora" a lora of the same rank; with "full" a full delta or any lora, multiplied out. Raises
-    ConfigError when a layer is missing or unknown, or a shape does not fit.
+    With model.adapter = "lora" a lora of the same rank; with "full" any lora, multiplied out. Raises ConfigError when a
+    layer is missing or unknown, or a shape does not fit.
     """
     weights = load_file(folder / "adapter_model.safetensors")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -366,11 +338,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
         if fresh.kind == "full":
             scale = float(alphas.get(name, alpha)) / float(ranks.get(name, rank))
             fresh.tensors[f"{name}.delta"] = ((b_O_r @ a_r_I) * scale).T.contiguous()[None]
-        elif a_r_I.shape[0] != backbone.config.lora_rank:
-            rank_wanted = backbone.config.lora_rank
-            raise ConfigError(
-                f"{folder}: rank {a_r_I.shape[0]}, expected model.lora_rank = {rank_wanted}; set it to the file's"
-            )
+        elif len(a_r_I) != (wanted := backbone.config.lora_rank):
+            raise ConfigError(f"{folder}: rank {len(a_r_I)}, expected model.lora_rank = {wanted}; set it to the file's")
         else:
             fresh.tensors[f"{name}.A"] = a_r_I.T.contiguous()[None]
             fresh.tensors[f"{name}.B"] = b_O_r.T.contiguous()[None]

@@ -1,11 +1,10 @@
 """RLOO, pure maths on tensors: leave-one-out advantage and the policy loss.
 
 A completion is one action, as in Ahmadian et al. 2024 (arXiv 2402.14740): its log-probability is the sum over its
-tokens. TRL's trainer folds the KL penalty into the reward and averages the loss over the batch; here KL is a term of
-the loss (k3 estimator, Schulman 2020) and the sum is divided by ONE constant. With a constant normaliser, rejection
-sampling of teacher texts leaves the gradient unchanged: the advantages sum to zero, so the log of the acceptance
-probability, the same in every row, drops out (SOAR, method: rejection sampling). A per-sequence length average would
-break that. No importance ratio and no clipping: every batch is used for exactly one step, so the ratio is 1.
+tokens. KL is a term of the loss (k3 estimator, Schulman 2020), and the sum is divided by ONE constant. So rejection
+sampling of teacher texts leaves the gradient unchanged: the advantages sum to zero, and the log of the acceptance
+probability, the same in every row, drops out; a per-sequence length average would break that. No importance ratio and
+no clipping: every batch is used for exactly one step, so the ratio is 1.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch import Tensor
 def leave_one_out(reward_X_N: Tensor, valid_X_N: Tensor | None = None, normalize: bool = False) -> Tensor:
     """Advantage [..., N]: each reward minus the mean of the others of its group (last axis).
 
-    valid: False excludes an entry from the group (its advantage is 0). A group with fewer than two valid entries has
-    advantage 0. normalize divides by the standard deviation of the group's rewards (plus 1e-6); not in the paper.
+    valid: False excludes an entry (its advantage is 0). A group with fewer than two valid entries has advantage 0.
+    normalize divides by the standard deviation of the group's rewards (plus 1e-6); not in the paper.
     """
     valid = torch.ones_like(reward_X_N, dtype=torch.bool) if valid_X_N is None else valid_X_N
     reward = torch.where(valid, reward_X_N, torch.zeros_like(reward_X_N))
@@ -61,10 +60,7 @@ def policy_loss(
 
 
 def group_shares(reward_X_N: Tensor) -> dict[str, float]:
-    """Shares of groups (last axis) whose rewards are all zero, all equal and positive, mixed; and of zero deviation.
-
-    Keys: frac_all_wrong, frac_all_right, frac_mixed, frac_reward_zero_std.
-    """
+    """Shares of groups (last axis) whose rewards are all zero, all equal and positive, mixed; and of zero deviation."""
     groups = reward_X_N.reshape(-1, reward_X_N.shape[-1])
     same = (groups == groups[:, :1]).all(-1)
     wrong = same & (groups[:, 0] <= 0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from soar import seeds
 from soar.config import SamplingConfig
@@ -19,12 +20,10 @@ from soar.engine.policy import AdapterStack, Backbone
 class Rollouts:
     """Sampled completions, rows policy-major.
 
-    prompts: token ids of each row's prompt. tokens_B_T: completion ids, the end token included; what stands behind a
-    row's length means nothing. length_B: tokens of the completion, end token included. logprob_B_T: log-probability
-    (nats) of each sampled token under the sampling temperature, 0 on padding. ended_B: the row wrote an end token or
-    a stop string (which stays in its text), or failed; else it was truncated at max_tokens. failed_B: the model produced
-    NaN or inf for this row, which ended it.
-    All tensors on the CPU.
+    prompts: token ids of each row's prompt. tokens_B_T: completion ids, end token included; what stands behind length_B
+    means nothing. logprob_B_T: log-probability (nats) of each sampled token under the sampling temperature, 0 on padding.
+    ended_B: the row wrote an end token or a stop string (which stays in its text), or failed; else it was truncated at
+    max_tokens. failed_B: the model produced NaN or inf, which ended the row. All on the CPU.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -41,14 +40,11 @@ class Rollouts:
     def select(self, rows: list[int]) -> Rollouts:
         """The named rows, in that order."""
         index = torch.tensor(rows, dtype=torch.long)
-        return Rollouts(
-            tuple(self.prompts[i] for i in rows),
-            self.tokens_B_T[index],
-            self.length_B[index],
-            self.logprob_B_T[index],
-            self.ended_B[index],
-            self.failed_B[index],
-        )
+        return Rollouts(tuple(self.prompts[i] for i in rows), *(tensor[index] for tensor in self.tensors()))
+
+    def tensors(self) -> list[Tensor]:
+        """All but the prompts, in order."""
+        return [getattr(self, field.name) for field in fields(self)[1:]]
 
     def texts(self, backbone: Backbone) -> list[str]:
         """Completions as text, without the end token; other special tokens stay visible."""
@@ -91,17 +87,12 @@ def join(parts: list[Rollouts]) -> Rollouts:
     """Rollouts one after another; completions padded to the longest."""
     longest = max(part.tokens_B_T.shape[1] for part in parts)
 
-    def wide(tensor_B_T: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor_B_T, (0, longest - tensor_B_T.shape[1]))
+    def wide(tensor: Tensor) -> Tensor:
+        return functional.pad(tensor, (0, longest - tensor.shape[1])) if tensor.dim() > 1 else tensor
 
-    return Rollouts(
-        tuple(prompt for part in parts for prompt in part.prompts),
-        torch.cat([wide(part.tokens_B_T) for part in parts]),
-        torch.cat([part.length_B for part in parts]),
-        torch.cat([wide(part.logprob_B_T) for part in parts]),
-        torch.cat([part.ended_B for part in parts]),
-        torch.cat([part.failed_B for part in parts]),
-    )
+    columns = zip(*(part.tensors() for part in parts), strict=True)
+    prompts = tuple(prompt for part in parts for prompt in part.prompts)
+    return Rollouts(prompts, *(torch.cat([wide(tensor) for tensor in column]) for column in columns))
 
 
 def draw(
@@ -138,9 +129,8 @@ def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Ten
 
 def check_prompts(stack: AdapterStack | None, prompts_P_Q: list[list[list[int]]], max_tokens: int, context: int) -> int:
     """Tokens of the longest prompt. Raises ValueError for what `sampler.NativeSampler.sample` says."""
-    if len({len(prompts) for prompts in prompts_P_Q}) != 1 or (
-        stack is not None and stack.policies != len(prompts_P_Q)
-    ):
+    policies = len(prompts_P_Q) if stack is None else stack.policies
+    if len({len(prompts) for prompts in prompts_P_Q}) != 1 or policies != len(prompts_P_Q):
         raise ValueError("give every policy of the stack the same number of prompts")
     longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
     if longest + max_tokens > context:
@@ -152,11 +142,10 @@ def check_prompts(stack: AdapterStack | None, prompts_P_Q: list[list[list[int]]]
 
 
 class StopStrings:
-    """The stop strings of one sampling, for one tokenizer.
+    """The stop strings of one sampling: a row ends with the first token that completes one, tokens behind it are cut.
 
-    A row ends with the first token that completes a stop string, whatever the interval at which is looked: tokens behind
-    it are cut. Only a token whose own text holds the last letter of a stop string, or is no whole letter, can complete
-    one; all others are passed over without decoding anything.
+    Only a token whose own text holds the last letter of a stop string, or is no whole letter, can complete one; all others
+    are passed over without decoding anything. (transformers' StopStringCriteria fails with tokenizers of whole words.)
     """
 
     def __init__(self, backbone: Backbone, strings: tuple[str, ...]) -> None:
@@ -207,6 +196,7 @@ class Batch:
         seeds_B: np.ndarray,
         sampling: SamplingConfig,
         greedy: bool,
+        on_tokens: OnTokens = unheard,
     ) -> None:
         self.backbone, self.stack, self.sampling, self.greedy = backbone, stack, sampling, greedy
         self.prompts_U, self.attempts = prompts_U, attempts
@@ -221,7 +211,7 @@ class Batch:
         self.failed_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
         self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
-        self.on_tokens: OnTokens = unheard
+        self.on_tokens = on_tokens
 
     def prefill(self, cache: Any) -> tuple[Tensor, Tensor]:
         """Run every prompt once, padded on the left: (logits of the next token [U, V], mask [U, S])."""
@@ -236,27 +226,21 @@ class Batch:
     def rollouts(self) -> Rollouts:
         """What was written down, on the CPU."""
         longest = int(self.length_B.max())
-        return Rollouts(
-            tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts)),
-            self.tokens_B_T[:, :longest].cpu(),
-            self.length_B.cpu(),
-            self.logprob_B_T[:, :longest].cpu(),
-            self.ended_B.cpu(),
-            self.failed_B.cpu(),
+        written = (
+            self.tokens_B_T[:, :longest],
+            self.length_B,
+            self.logprob_B_T[:, :longest],
+            self.ended_B,
+            self.failed_B,
         )
+        prompts = tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts))
+        return Rollouts(prompts, *(tensor.cpu() for tensor in written))
 
 
 def next_logits(backbone: Backbone, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
     """Logits [rows, V] behind the last of these tokens; the cache takes their keys and values."""
-    out = backbone.model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return out.logits[:, -1]
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
+    return backbone.model(**given, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
 def live_first(live_P_w: Tensor, count: int) -> Tensor:

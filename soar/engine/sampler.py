@@ -1,10 +1,9 @@
 """Rollouts from a population: the Sampler protocol and the native engine.
 
-The native engine runs transformers' own model classes with our cache and attention function. A prompt is prefilled once
-and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does not cost full batches.
-A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the row's seed and
-the position. On a GPU the steps run at fixed addresses as captured graphs (graphs.py); on a CPU over a growing cache.
-Left out here: paged blocks.
+A prompt is prefilled once and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does
+not cost full batches. A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on
+the row's seed and the position. On a GPU the steps run at fixed addresses as captured graphs (graphs.py); on a CPU over a
+growing cache. Left out here: paged blocks.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ class NativeSampler:
     """
 
     def __init__(self, backbone: Backbone, max_rows: int = 0, static: bool | None = None) -> None:
-        self.backbone = backbone
-        self.max_rows = max_rows
+        self.backbone, self.max_rows = backbone, max_rows
         self.static = backbone.device.type == "cuda" if static is None else static
         self.decoder = StaticDecoder(backbone)
         self.on_tokens: OnTokens = unheard
@@ -87,14 +85,10 @@ class NativeSampler:
             prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
             seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
             try:
+                given = (prompts, attempts, seeds_B, sampling, greedy, self.on_tokens)
                 if self.static and self.decoder.supports(stack):
-                    held = self.decoder.hold(stack)
-                    slots = SlotBatch(self.backbone, held, prompts, attempts, seeds_B, sampling, greedy)
-                    slots.on_tokens = self.on_tokens
-                    return slots.finish(self.decoder)
-                growing = GrowingBatch(self.backbone, stack, prompts, attempts, seeds_B, sampling, greedy)
-                growing.on_tokens = self.on_tokens
-                return growing.finish()
+                    return SlotBatch(self.backbone, self.decoder.hold(stack), *given).finish(self.decoder)
+                return GrowingBatch(self.backbone, stack, *given).finish()
             except (MemoryError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     self.decoder.release()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from soar.config import OptimizerConfig
 from soar.engine.logprobs import pack, token_logprobs
-from soar.engine.memory import free_bytes, halving, is_out_of_memory, kept_values, release_memory
+from soar.engine.memory import free_bytes, halving, is_out_of_memory, release_memory
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3, policy_loss
 from soar.engine.rollouts import Rollouts
@@ -58,17 +58,37 @@ def update(
     """One RLOO step on rollouts of all policies (rows policy-major, equally many each).
 
     The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
-    A policy whose loss or gradient is not finite keeps its weights and is reported as failed. The other policies are
-    not touched by it. A policy without a gradient still takes its AdamW step, as a step on a zero gradient does.
-    Raises ValueError when the rows do not divide among the policies or the advantages are not one a row.
+    A policy whose loss or gradient is not finite keeps its weights and is reported as failed; the others are not touched
+    by it. A policy without a gradient still takes its AdamW step. Raises ValueError when the rows do not divide.
     """
     config = optimizer.config
     kept_P = rows_that_count(rollouts, advantage_B, stack.policies, config)
     normaliser = float(rollouts.rows // stack.policies * max_tokens)
 
     def accumulate(limit: int) -> Tensor:
-        batches = micro_batches(rollouts, kept_P, limit, backbone.apart)
-        return _accumulate(backbone, stack, optimizer, rollouts, advantage_B, batches, temperature, normaliser)
+        """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
+        sums_3_B = torch.zeros(3, rollouts.rows, device=backbone.device)
+        advantages_B = advantage_B.to(backbone.device)
+        optimizer.zero()
+        cast = _Cast(backbone, stack)
+        for rows_P in micro_batches(rollouts, kept_P, limit, backbone.apart):  # nothing in here waits for the device
+            packed = pack(backbone, rollouts, rows_P)
+            with backbone.use(cast.stack):
+                logprob_R_T = token_logprobs(backbone, packed, temperature)
+            reference_R_T = None
+            if config.kl > 0.0:
+                with torch.no_grad(), backbone.use(None):
+                    reference_R_T = token_logprobs(backbone, packed, temperature)
+            mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
+            loss_R = policy_loss(logprob_R_T, mask_R_T, advantages_B[row_R], normaliser, reference_R_T, config.kl)
+            loss_R.sum().backward()
+            cast.collect()
+            with torch.no_grad():
+                sums_3_B[0, row_R] = ((logprob_R_T - packed.sampled_R_T).abs() * mask_R_T).sum(1)
+                if reference_R_T is not None:
+                    sums_3_B[1, row_R] = k3(logprob_R_T * mask_R_T, reference_R_T * mask_R_T).sum(1)
+                sums_3_B[2, row_R] = mask_R_T.sum(1)
+        return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
     norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
@@ -89,41 +109,6 @@ def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, conf
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
-def _accumulate(
-    backbone: Backbone,
-    stack: AdapterStack,
-    optimizer: StackOptimizer,
-    rollouts: Rollouts,
-    advantage_B: Tensor,
-    batches: list[list[list[int]]],
-    temperature: float,
-    normaliser: float,
-) -> Tensor:
-    """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
-    config, device = optimizer.config, backbone.device
-    sums_3_B = torch.zeros(3, rollouts.rows, device=device)
-    advantage_B = advantage_B.to(device)
-    optimizer.zero()
-    cast = _Cast(backbone, stack)
-    for rows_P in batches:  # nothing in here waits for the device
-        packed = pack(backbone, rollouts, rows_P)
-        with backbone.use(cast.stack):
-            logprob_R_T = token_logprobs(backbone, packed, temperature)
-        reference_R_T = None
-        if config.kl > 0.0:
-            with torch.no_grad(), backbone.use(None):
-                reference_R_T = token_logprobs(backbone, packed, temperature)
-        mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
-        policy_loss(logprob_R_T, mask_R_T, advantage_B[row_R], normaliser, reference_R_T, config.kl).sum().backward()
-        cast.collect()
-        with torch.no_grad():
-            sums_3_B[0, row_R] = ((logprob_R_T - packed.sampled_R_T).abs() * mask_R_T).sum(1)
-            if reference_R_T is not None:
-                sums_3_B[1, row_R] = k3(logprob_R_T * mask_R_T, reference_R_T * mask_R_T).sum(1)
-            sums_3_B[2, row_R] = mask_R_T.sum(1)
-    return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
-
-
 def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
     """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
     norm_P = optimizer.squares_P().sqrt()
@@ -142,34 +127,29 @@ def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) ->
 
 
 def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
-    """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing.
-
-    model.gradient_checkpointing: `on` recomputes from the start, `off` never.
-    """
-    wish, first = backbone.config.gradient_checkpointing, backbone.micro_batch_tokens
-    if wish == "on":
-        backbone.recompute()
+    """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing."""
+    first = backbone.micro_batch_tokens
 
     def smaller(limit: int) -> None:
         backbone.micro_batch_tokens = limit
         warnings.warn(f"out of memory: from here on micro-batches of {limit} tokens", stacklevel=2)
 
-    try:
-        return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
-    except (MemoryError, RuntimeError) as error:
-        if wish != "auto" or not is_out_of_memory(error) or not backbone.recompute():
-            raise
-    release_memory()  # out here: while an error is being handled, its frames hold their tensors
-    backbone.micro_batch_tokens = first
-    warnings.warn("out of memory: from here on with gradient checkpointing", stacklevel=2)
-    return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
+    while True:
+        try:
+            return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or not backbone.recompute():
+                raise
+        release_memory()  # out here: while an error is being handled, its frames hold their tensors
+        backbone.micro_batch_tokens = first
+        warnings.warn("out of memory: from here on with gradient checkpointing", stacklevel=2)
 
 
 def micro_batch_limit(backbone: Backbone) -> int:
     """Tokens of one forward and backward pass: `backbone.micro_batch_tokens`, or by memory.
 
-    On a CPU by the logits (three float copies); on a GPU by what the backward pass keeps, half of it with fused kernels,
-    within a share of the free memory.
+    On a CPU by the logits (three float copies); on a GPU by what the backward pass keeps, half of it with our norm, within
+    a share of the free memory.
     """
     if backbone.micro_batch_tokens:
         return backbone.micro_batch_tokens
@@ -178,7 +158,8 @@ def micro_batch_limit(backbone: Backbone) -> int:
     config, thrift = backbone.model.config.get_text_config(), 2 if backbone.fused else 1
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    values = kept_values(layers, hidden, inner, backbone.recomputing, thrift)
+    layer = (24 * hidden + 6 * inner) // thrift  # values that the backward pass keeps of a token
+    values = layers * hidden + layer if backbone.recomputing else layers * layer
     free = int(MEMORY_SHARE * free_bytes(backbone.device))
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
 
@@ -272,14 +253,12 @@ class StackOptimizer:
             for _, block in self._blocks:
                 block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
 
-    def _flat_state(self) -> dict[str, Tensor]:
-        """AdamW's own tensors, `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
-        of_name = {name: self.adamw.state.get(self.stack.tensors[name], {}) for name in self.names}
-        return {f"{name}/{key}": value for name, state in of_name.items() for key, value in state.items()}
-
     def state(self) -> dict[str, Tensor]:
-        """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`."""
-        return {key: value.detach().clone() for key, value in self._flat_state().items()}
+        """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
+        of_name = {name: self.adamw.state.get(self.stack.tensors[name], {}) for name in self.names}
+        return {
+            f"{name}/{key}": value.detach().clone() for name, state in of_name.items() for key, value in state.items()
+        }
 
     def restore(self, flat: dict[str, Tensor]) -> None:
         """Inverse of `state`. The step count lies where AdamW keeps it: with the weights only when it is fused."""

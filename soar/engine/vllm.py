@@ -1,11 +1,9 @@
 """The sampler of model.sampler = "vllm": one vLLM engine, the policies as LoRA adapters of its requests.
 
 An adapter is loaded from tensors, without a file, whenever its weights are new to the engine: every content gets an id that
-is never used again, so no cached prefix of an older version can be taken for it, and versions that a call does not need
-make room. Prompts go in as token ids, each row with its own seed. Temperature, top_p, budget, greedy and the end tokens mean
-what they mean to the native engine, and so do log-probabilities where top_p is 1; below that vLLM gives those of the
-truncated distribution, which are larger by at most -log(top_p). The draws are vLLM's own: a run is repeatable with its seed,
-but not the run of the native engine. vLLM keeps its own copy of the base weights.
+is never used again, so no cached prefix of an older version can be taken for it. Sampling means what it means to the native
+engine, but the draws are vLLM's own, and log-probabilities below top_p = 1 are those of the truncated distribution, larger by
+at most -log(top_p). vLLM keeps its own copy of the base weights.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +27,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts f
 PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """tokens with the end token, logprobs one a token, ended: by an end token and not by the budget."""
 
     tokens: Sequence[int]
@@ -41,7 +38,7 @@ class Completion:
 class VllmSampler:
     """Draws completions for a population; `sampler.NativeSampler.sample` documents the arguments.
 
-    slots: adapters that the engine holds at once. A population of more is sampled in parts.
+    slots: adapters that the engine holds at once, at least as many as policies of a call.
     """
 
     def __init__(self, backbone: Backbone, engine: VllmEngine, slots: int, context: int | None = None) -> None:
@@ -63,37 +60,29 @@ class VllmSampler:
     ) -> Rollouts:
         """As the native engine's, rows in the order (p, q, n)."""
         check_prompts(stack, prompts_P_Q, sampling.max_tokens, self.context)
-        completions: list[Completion] = []
-        ends = tuple(sorted(self.backbone.end_ids))
-        endless = sampling.model_copy(update={"stop": ()})  # the engine has no tokenizer: cut_at_stops ends the rows
         with self._lock:
-            for first in range(0, len(prompts_P_Q), self.slots):
-                part = range(first, min(len(prompts_P_Q), first + self.slots))
-                adapters = [0] * len(part) if stack is None else self._adapters(stack, part)
-                rows = [
-                    (prompt, adapter, int(row_seed) & ((1 << 63) - 1))
-                    for p, adapter in zip(part, adapters, strict=True)
-                    for prompt, seed in zip(prompts_P_Q[p], seed_P_Q[p], strict=True)
-                    for row_seed in seeds.row_seeds(seed, attempts)
-                ]
-                completions += self.engine.generate(rows, endless, greedy, ends)
-        repeated = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
-        rollouts = rollouts_of(repeated, completions, self.backbone.pad_id)
-        return cut_at_stops(rollouts, StopStrings(self.backbone, sampling.stop)) if sampling.stop else rollouts
+            adapters = [0] * len(prompts_P_Q) if stack is None else self._adapters(stack)
+            rows = [
+                (prompt, adapter, int(row_seed) & ((1 << 63) - 1))
+                for adapter, prompts, seed_Q in zip(adapters, prompts_P_Q, seed_P_Q, strict=True)
+                for prompt, seed in zip(prompts, seed_Q, strict=True)
+                for row_seed in seeds.row_seeds(seed, attempts)
+            ]
+            completions = self.engine.generate(rows, sampling, greedy, tuple(sorted(self.backbone.end_ids)))
+        return rollouts_of(tuple(tuple(prompt) for prompt, _, _ in rows), completions, self.backbone.pad_id)
 
     def release(self) -> None:
         """vLLM keeps its memory."""
 
-    def _adapters(self, stack: AdapterStack, policies: Sequence[int]) -> list[int]:
-        """Ids of the named slices as they are now; what is new is loaded, what is old makes room."""
-        digests = [stack.digest(p) for p in policies]
-        wanted = set(digests)
-        for digest, p in zip(digests, policies, strict=True):
+    def _adapters(self, stack: AdapterStack) -> list[int]:
+        """Ids of the slices as they are now; what is new is loaded, what was not used for longest makes room."""
+        digests = [stack.digest(p) for p in range(stack.policies)]
+        for p, digest in enumerate(digests):
             if digest in self.loaded:
                 self.loaded[digest] = self.loaded.pop(digest)
                 continue
             while len(self.loaded) >= self.slots:
-                oldest = next(digest for digest in self.loaded if digest not in wanted)
+                oldest = next(digest for digest in self.loaded if digest not in digests)
                 self.engine.drop(self.loaded.pop(oldest))
             self._last += 1
             rank = self.backbone.config.lora_rank
@@ -154,7 +143,6 @@ class VllmEngine:
                 resolve_path(config.path),
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
-                skip_tokenizer_init=True,
                 dtype=str(backbone.dtype).removeprefix("torch."),
                 enable_lora=True,
                 max_lora_rank=next(size for size in RANKS if size >= rank),
@@ -201,7 +189,10 @@ class VllmEngine:
                 stop_token_ids=list(end_ids),
                 ignore_eos=True,  # the end tokens are those of stop_token_ids, as in the native engine
                 logprobs=0,
-                detokenize=False,
+                stop=list(sampling.stop) or None,
+                include_stop_str_in_output=True,
+                skip_special_tokens=False,
+                detokenize=bool(sampling.stop),
             )
             for _, _, seed in rows
         ]
@@ -249,16 +240,13 @@ class AdapterExtension:
 def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:
     """The sampler of a config. Raises ConfigError where vLLM cannot serve it, with what to set instead."""
     model = config.model
-    if model.adapter != "lora":
-        raise ConfigError(
-            'model.sampler = "vllm" serves LoRA adapters; set model.adapter = "lora" or sampler = "native"'
-        )
-    if model.gguf_file:
-        raise ConfigError(
-            'model.sampler = "vllm" reads no model.gguf_file; convert the model, or set sampler = "native"'
-        )
-    if model.lora_rank > RANKS[-1]:
-        raise ConfigError(f'model.lora_rank = {model.lora_rank}: model.sampler = "vllm" serves at most {RANKS[-1]}')
+    for wrong, said in (
+        (model.adapter != "lora", 'serves LoRA adapters; set model.adapter = "lora"'),
+        (model.gguf_file, "reads no model.gguf_file; convert the model"),
+        (model.lora_rank > RANKS[-1], f"serves model.lora_rank of at most {RANKS[-1]}; lower it"),
+    ):
+        if wrong:
+            raise ConfigError(f'model.sampler = "vllm" {said}, or set model.sampler = "native"')
     slots = max(config.teacher.datasets * config.student.repeats, len(config.arms.run), 1)
     budget = max(config.student.sampling.max_tokens, config.teacher.sampling.max_tokens)
     context = min(backbone.context, budget + PROMPT_ROOM)

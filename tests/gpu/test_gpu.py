@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, EOS, PAD, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
+from helpers import ARCHITECTURES, EOS, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
 
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels
@@ -62,25 +62,6 @@ def test_captured_steps_draw_the_tokens_of_the_cpu(name: str) -> None:
     assert sum(a == b for a, b, _ in pairs) >= 0.9 * len(pairs)
     assert sum(a == c for a, _, c in pairs) >= 0.9 * len(pairs)
     print(f"{name}: {sum(a == b == c for a, b, c in pairs)} of {len(pairs)} rows equal on all three ways")
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2", "mistral"])
-def test_greedy_equals_generate(name: str) -> None:
-    backbone = backbone_on("cuda", name)
-    found = rows_of(draw(backbone, None, static=True, greedy=True, attempts=1))
-    model = tiny_model(name).cuda()
-    for prompt, row in zip(some_prompts(6, seed=3), found, strict=True):
-        ids = torch.tensor([prompt], device="cuda")
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=STEPS,
-            eos_token_id=ENDS,
-            pad_token_id=PAD,
-        )
-        wanted = out[0, len(prompt) :].tolist()
-        assert row == wanted[: len(row)] and all(token == PAD for token in wanted[len(row) :])
 
 
 def test_neighbours_change_few_rows_in_bfloat16() -> None:
@@ -142,19 +123,6 @@ def test_flash_attention_of_packed_rows_is_the_padded_one(policies: int) -> None
         assert (flash.float() - padded).abs().max() < 0.02 * padded.abs().max()
 
 
-def test_draw_kernel_follows_the_distribution() -> None:
-    torch.manual_seed(0)
-    logits = (torch.randn(50_000, device="cuda") * 2)[None].repeat(4096, 1)
-    uniform = torch.rand(4096, device="cuda")
-    token, logprob, bad = kernels.draw(logits, uniform, 0.7)
-    wanted = torch.log_softmax(logits[0].double() / 0.7, -1)
-    cdf = wanted.exp().cumsum(0)
-    low = torch.where(token > 0, cdf[(token - 1).clamp(min=0)], 0.0)
-    inside = (uniform >= low - 1e-5) & (uniform <= cdf[token] + 1e-5)
-    assert inside.all() and not bad.any()
-    assert (logprob - wanted[token]).abs().max() < 1e-3
-
-
 def test_update_on_the_gpu_is_the_update_on_the_cpu() -> None:
     rollouts = random_rollouts(12)
     advantage_B = torch.linspace(-1, 1, 12)
@@ -173,9 +141,9 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu() -> None:
 def test_gradient_checkpointing_on_the_gpu_gives_the_same_step() -> None:
     """What is computed again in autograd's own thread goes through the same adapters."""
     found = []
-    for way in ("off", "on"):
+    for recomputing in (False, True):
         backbone = backbone_on("cuda")
-        backbone.config = backbone.config.model_copy(update={"gradient_checkpointing": way})
+        assert not recomputing or backbone.recompute()
         stack = moved(random_stack(backbone_on("cpu"), 3))
         advantage_B = torch.linspace(-1.0, 1.0, 12)
         stats = update(
