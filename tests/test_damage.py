@@ -175,18 +175,3 @@ def test_a_disk_that_fails_anywhere_in_a_run(
     assert "Traceback" not in said
     assert main(["run", "--quiet", "--out", str(out), *SETS, "--resume"]) == 0
     assert without_clock(events(out)) == metrics
-
-
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(path: Any, *args: Any) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-
-    monkeypatch.setattr(os, "mkdir", refuse)
-    monkeypatch.setattr("soar.run.pipeline.open_env", refuse)
-    assert main(["run", "--out", str(tmp_path / "run"), *SETS]) == 1
-    said = capsys.readouterr().err
-    assert said == (
-        f"soar: {tmp_path}/run cannot be written: Read-only file system. Choose another --out, or permit writing there\n"
-    )

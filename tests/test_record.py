@@ -19,7 +19,6 @@ from loop_helpers import read_jsonl, tiny_config
 
 from soar.config import HARMLESS, Config, flat
 from soar.files import write_atomic, write_json
-from soar.run import checkpoint as checkpoints
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, RunFolderError
 
@@ -275,24 +274,6 @@ def test_a_run_whose_files_change_underneath_stops_with_a_named_error(tmp_path: 
             ):
                 write()
         assert content(tmp_path) == before
-
-
-@pytest.mark.parametrize("moment", ["write_tensors", "write_json", "replace", "rmtree"])
-def test_a_crash_while_saving_leaves_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    def crash(*args: Any, **more: Any) -> None:
-        raise KeyboardInterrupt
-
-    steps(tmp_path, 2)
-    place = {"replace": checkpoints.os, "rmtree": checkpoints.shutil}.get(moment, checkpoints)
-    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
-        folder.load()
-        folder.append("metrics.jsonl", [{"event": "outer_step", "step": 2}])
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(place, moment, crash)
-            folder.save(checkpoint(2))
-    assert resumed(tmp_path)[0].data["step"] == 1
 
 
 @pytest.mark.parametrize("line", [b"\x00" * 20, b'{"id": "b", "n"', b"[1]", b"\xff", b"[" * 100_000])

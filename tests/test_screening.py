@@ -165,14 +165,6 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
     assert not (tmp_path / "third" / "hard").exists()
 
 
-def test_ids_alone_do_not_make_problems_the_same(tiny_run: Path, tmp_path: Path) -> None:
-    again = (f'screen.from_run="{tiny_run}"', "teacher.steps=0", "arms.run=[]")
-    with pytest.raises(ConfigError, match="it screened other problems"):
-        run_tiny(tmp_path / "seed", *again, "seed=1")  # the embedded world writes others for every seed
-    assert (tmp_path / "seed" / "manifest.json").is_file()
-    assert not (tmp_path / "seed" / "hard").exists()
-
-
 def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: Path) -> None:
     names = (0, 1, 75, 99, 100)  # first success at attempt: never, 99, 25, 1, 0
     problems = [hard_problems(101)[i] for i in names]

@@ -24,7 +24,7 @@ from soar.run import measure as held_out
 from soar.run import pipeline
 from soar.run import screen as screening
 from soar.run.folder import RunFolder
-from soar.run.interrupts import TokenMeter, limit_reached
+from soar.run.interrupts import limit_reached
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")
 SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
@@ -169,21 +169,6 @@ def test_limits_by_hand() -> None:
     assert limit_reached(limits, 1.49, 999) is None
     assert limit_reached(limits, 1.5, 0) == "limits.max_hours = 1.5 reached"
     assert limit_reached(limits, 0, 1000) == "limits.max_tokens = 1000 reached (1000 sampled)"
-
-
-def test_tokens_are_counted_and_the_rest_is_the_samplers_own() -> None:
-    class Sampler:
-        other = "own"
-
-        def sample(self, count: int, scale: int = 1) -> Any:
-            import torch
-
-            return type("Rollouts", (), {"length_B": torch.full((count,), scale)})()
-
-    meter = TokenMeter(Sampler(), 100)
-    assert meter.sample(3, scale=5).length_B.tolist() == [5, 5, 5]
-    assert meter.sample(2).length_B.tolist() == [1, 1]
-    assert (meter.tokens, meter.other) == (117, "own")
 
 
 def test_max_tokens_pauses_and_a_larger_one_goes_on(

@@ -14,7 +14,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from soar.config import Config
 from soar.files import Row, scrub
@@ -59,14 +58,6 @@ def flatten(event: Row) -> tuple[str, int, Values] | None:
     return ("screen", 0, _numbers("screen", event)) if kind == "screen" else None
 
 
-class Sink(Protocol):
-    """Where numbers go."""
-
-    def log(self, group: str, step: int, values: Values) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class TensorBoard:
     """Event files under `folder`, one graph a name, by torch's writer."""
 
@@ -97,6 +88,9 @@ class Tracker:
         for name in values if self._axes else ():
             self._run.define_metric(name, step_metric=f"steps/{group}")
         self._run.log({**values, f"steps/{group}": step})
+
+
+Sink = TensorBoard | Tracker
 
 
 def check_installed(kinds: Sequence[str]) -> None:
