@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from soar.loop.rollout import mentions
-from soar.problems.answers import MAX_ANSWER_CHARS, extract, mark_up, normalize, read_choice
+from soar.problems.answers import MAX_ANSWER_CHARS, extract, mark_up, normalize, split_choice
 from soar.problems.parse import parse
 from soar.problems.prompts import FORMATS
 from soar.problems.verify import compare_choice, compare_exact, compare_math, compare_number, judge_gold, read_number
@@ -83,4 +83,4 @@ def check_answer(answer: str, gold: str) -> None:
         assert compare_number(answer, gold) in (there, Verdict.UNSCORABLE)
     number = read_number(answer)
     assert number is None or len(str(number)) > 2_000 or read_number(str(number)) == number
-    mark_up(answer), read_choice(answer), mentions(answer, gold)
+    mark_up(answer), split_choice(answer), mentions(answer, gold)

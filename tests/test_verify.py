@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from bombs import BOMBS, HARMLESS
 
-from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, read_choice
+from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, split_choice
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
 from soar.problems.verify import VerifierError, gold_kind, is_parsable, read_number
@@ -82,7 +82,7 @@ def test_normalize_keeps_powers_and_indices() -> None:
     assert normalize("  \\text{ab}\\, c.  ") == "ab c"
     long = "a" * (MAX_ANSWER_CHARS + 1) + "."
     assert normalize(long) == long
-    assert (read_choice("(A) yes"), read_choice("(A) yes", bare=True), read_choice("Z")) == ("A", None, None)
+    assert [split_choice(text) for text in ("(A) yes", "A", "Z")] == [("A", "yes"), ("A", ""), (None, "Z")]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from soar.config import Config, ConfigError, override
 from soar.files import scrub, write_atomic
 from soar.plan.forecast import forecast, memory_lines
 from soar.plan.preflight import can_work, check_all, check_data, summary
-from soar.problems.answers import read_choice
+from soar.problems.answers import split_choice
 from soar.problems.domain import load_domain
 from soar.problems.load import load_problems
 from soar.problems.sources import split_source
@@ -217,7 +217,7 @@ def fit_problems(source: str, columns: dict[str, str | None], notes: list[str]) 
     if columns["domain"]:
         return {}
     answers = [problem.answer for problem in problems]
-    letters = sum(read_choice(answer, bare=True) is not None for answer in answers) / len(answers)
+    letters = sum(bool(letter and not text) for letter, text in map(split_choice, answers)) / len(answers)
     numbers = sum(read_number(answer) is not None for answer in answers) / len(answers)
     verifier, why = "math", f"{numbers:.0%} of the gold answers are plain numbers, the rest needs a symbolic comparison"
     if letters >= 0.95:

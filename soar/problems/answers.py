@@ -172,7 +172,6 @@ CHOICE = re.compile(
     r"(?:\(([A-J])\)(| ?[^-+*/^_= (\\].*| \\.*)|([A-J])(?:[.):](| .*))?)",
     re.IGNORECASE | re.DOTALL,
 )
-BARE_CHOICE = re.compile(r"\(([A-J])\)|([A-J])[.)]?")
 LETTERS_LIST = re.compile(r"\(?([A-J])\)?(?:(?: ?[,;&] ?| and | |, and )\(?([A-J])\)?){1,8}|[A-J]{2,8}")
 
 
@@ -183,14 +182,6 @@ def split_choice(answer: str) -> tuple[str | None, str]:
     if match is None or not letter or not letter.isupper():
         return None, answer
     return letter, (match[2] or match[4] or "").strip()
-
-
-def read_choice(answer: str, bare: bool = False) -> str | None:
-    """The letter of a multiple-choice answer: `B`, `(B)`, `B.`, `\\text{(B)}`, and unless `bare` `B) 42`, `Option B`."""
-    if not bare:
-        return split_choice(answer)[0]
-    match = BARE_CHOICE.fullmatch(normalize(answer))
-    return None if match is None else match[1] or match[2]
 
 
 def read_letters(answer: str) -> frozenset[str] | None:

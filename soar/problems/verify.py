@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Literal
 
-from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, normalize, read_choice, read_letters, split_choice
+from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, normalize, read_letters, split_choice
 from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, imaginary, real
 from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Words, as_region, read
 from soar.types import UserError, Verdict
@@ -212,7 +212,7 @@ def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
     reading = read(answer) if len(answer) <= MAX_ANSWER_CHARS else Words("")
     if verifier == "number":
         return "value" if isinstance(reading, Scalar) and not reading.names else "none"
-    if read_choice(answer) or all(words.value for words in _words_in(reading)):
+    if split_choice(answer)[0] or all(words.value for words in _words_in(reading)):
         return "value"
     return "text" if len(text.split()) <= MAX_TEXT_WORDS else "none"
 
@@ -268,10 +268,10 @@ def compare_exact(answer: str, gold: str) -> Verdict:
 
 def compare_choice(answer: str, gold: str) -> Verdict:
     """Equal choice letters; equal normalised text where the gold answer is no letter."""
-    letter = read_choice(gold)
+    letter = split_choice(gold)[0]
     if letter is None:
         return _verdict(normalize(answer) == normalize(gold))
-    return _verdict(read_choice(answer) == letter)
+    return _verdict(split_choice(answer)[0] == letter)
 
 
 def compare_number(answer: str, gold: str) -> Verdict:
