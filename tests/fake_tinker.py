@@ -82,7 +82,7 @@ class Training:
         if self.service.mean:
             self.optimizer.scale_(torch.tensor([1.0 / max(1, self.rows)]))
         norm = self.optimizer.squares_P().sqrt()
-        if clip := getattr(given, "grad_clip_norm", 0.0):
+        if (clip := getattr(given, "grad_clip_norm", 0.0)) and not self.service.mean:
             self.optimizer.scale_((clip / (norm + 1e-12)).clamp(max=1.0))
         for group in self.optimizer.adamw.param_groups:
             group |= {"lr": given.learning_rate, "betas": (given.beta1, given.beta2), "eps": given.eps}

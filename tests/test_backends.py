@@ -90,8 +90,7 @@ def check_steps(native: Backbone, remote: TinkerBackbone, config: OptimizerConfi
 
 def test_the_same_rollouts_give_the_same_gradient_and_step(service: Service) -> None:
     remote, _ = open_tinker(tiny_config(*keys(service)))
-    clip = 1e9 if service.mean else 0.5  # SkyRL clips nothing
-    check_steps(service.backbone, remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=clip), steps=3)
+    check_steps(service.backbone, remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=0.5), steps=3)
     assert service.most <= 3 or not service.mean
 
 
@@ -194,7 +193,7 @@ def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 def test_skyrl_gives_the_native_gradient_and_step(skyrl: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     remote, _ = open_tinker(skyrl)
-    check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=1e9), steps=2)
+    check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=0.5), steps=2)
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ import secrets
 import tarfile
 import threading
 import urllib.request
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
@@ -47,7 +46,7 @@ from soar.engine.vllm import Completion, cut_at_stops, rollouts_of
 from soar.types import UserError
 
 T = TypeVar("T")
-PATH_BYTES, ALPHA, LOSS, CONNECT_S = 256, 32.0, "importance_sampling", 30.0
+PATH_BYTES, ALPHA, LOSS, CONNECT_S, PROBE = 256, 32.0, "importance_sampling", 30.0, 1e-4
 
 
 class ServiceError(UserError):
@@ -58,13 +57,15 @@ class ServiceError(UserError):
 class Slot:
     """One policy. path: its last checkpoint; moved: it was trained since. client, sampler: while it is alive.
 
-    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`_forget`).
+    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`_forget`, `_factor`).
+    norm: of its last gradient.
     """
 
     path: str = ""
     steps: int = 0
     before: int = 0
     moved: bool = False
+    norm: float = math.inf
     client: Any = None
     sampler: Any = None
 
@@ -248,7 +249,8 @@ class TinkerBackbone(Backbone):
         weight_B_T = weight_B_T / (each * tokens)
         norm_P, gap_P, kl_P = torch.zeros(P), torch.zeros(P), torch.full((P,), math.nan)
         failed_P = torch.zeros(P, dtype=torch.bool)
-        asked_P = [self._forward_backward(slots[p], rollouts, kept_P[p], weight_B_T) for p in range(P)]
+        factor_P = [self._factor(slots[p], rollouts, kept_P[p], weight_B_T, config.clip) for p in range(P)]
+        asked_P = [self._forward_backward(slots[p], rollouts, kept_P[p], weight_B_T * factor_P[p]) for p in range(P)]
         for p, gradient in enumerate(asked_P):
             result, count = self.ask("a gradient", gradient.result), rollouts.length_B[kept_P[p]].sum().clamp(min=1)
             logprob_R_T = logprobs_of(result, rollouts, kept_P[p])
@@ -256,15 +258,25 @@ class TinkerBackbone(Backbone):
             kl_P[p], failed_P[p] = kl_B[kept_P[p]].sum() / count, not bool(torch.isfinite(logprob_R_T).all())
         stepping = {p: self._adam(slots[p], config, lr) for p in range(P) if not failed_P[p]}
         for p, step in stepping.items():
-            metrics = self.ask("a step", step.result).metrics or {}
-            norm_P[p] = next((value for key, value in metrics.items() if key.endswith("grad_norm")), 0.0)
-            failed_P[p] = not bool(torch.isfinite(norm_P[p]))
+            norm_P[p] = slots[p].norm = norm_in(self.ask("a step", step.result)) / factor_P[p]
+            failed_P[p] = not math.isfinite(slots[p].norm)
         for p in failed_P.nonzero()[:, 0].tolist():  # back to its last checkpoint: what it has become must not go on
             slots[p].moved = False
             self.close(slots[p])
-        if self.skyrl and bool((norm_P > config.clip).any()):
-            warnings.warn("SkyRL does not clip gradients, and one is larger than optimizer.clip", stacklevel=2)
         return UpdateStats(norm_P, kl_P, gap_P, failed_P, sum(map(len, rows_P)))
+
+    def _factor(self, slot: Slot, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor, clip: float) -> float:
+        """SkyRL does not clip: what to multiply the loss by, where the last gradient was not far below the limit.
+
+        The norm comes with a step of size 0 on a gradient that is too small to be seen in AdamW's moments.
+        """
+        if not self.skyrl or slot.norm < clip / 2:
+            return 1.0
+        self.ask("a gradient", self._forward_backward(slot, rollouts, rows, weight_B_T * PROBE).result)
+        still = self.sdk.AdamParams(learning_rate=0.0, beta1=0.999999, beta2=0.999999, eps=1.0, weight_decay=0.0)
+        norm = norm_in(self.ask("a norm", slot.client.optim_step(still).result)) / PROBE
+        slot.before += 1
+        return min(1.0, clip / (norm + 1e-12))
 
     def _forward_backward(self, slot: Slot, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor) -> Any:
         """SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum."""
@@ -346,6 +358,11 @@ class TinkerBackbone(Backbone):
     def base_digest(self) -> str:
         """Of the base model's name: its weights are not here."""
         return sha256(f"tinker {self.name}".encode()).hexdigest()
+
+
+def norm_in(answer: Any) -> float:
+    """The gradient's norm in the answer to a step; 0 where the service does not say."""
+    return next((value for key, value in (answer.metrics or {}).items() if key.endswith("grad_norm")), 0.0)
 
 
 def tokens_of(rollouts: Rollouts, row: int) -> list[int]:
