@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +169,10 @@ def test_chunk_sizes() -> None:
     assert [choose_chunk(free, 16, workers) for workers in (1, 2, 3)] == [8, 8, 6]
     assert [choose_chunk(free, policies, 2) for policies in (1, 2, 5)] == [1, 1, 3]
     assert [choose_chunk(fixed, policies, 1) for policies in (2, 3, 9)] == [2, 3, 3]
+    workers: Any = SimpleNamespace(size=2)
+    assert choose_chunk(free, 16, 2, workers) == 8  # on a CPU as without them
+    free.device = torch.device("cuda")
+    assert [choose_chunk(free, 16, 1), choose_chunk(free, 15, 1, workers)] == [16, 8]
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
