@@ -65,14 +65,11 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
 
 
 def test_the_stage_follows_the_events(tmp_path: Path) -> None:
-    folder = begin(tmp_path, steps=1)
-    (folder / "metrics.jsonl").unlink()
-    stages = []
-    for event in (None, {"event": "screen"}, step(0, [0.1, 0.2]), {"event": "evaluation", "arm": "base"}):
-        if event:
-            add(folder, "metrics.jsonl", event)
+    folder, stages = begin(tmp_path, steps=1), []
+    for event in (step(0, [0.1, 0.2]), {"event": "evaluation", "arm": "base"}):
         stages.append(watch.stage(read_run(folder)))
-    assert stages == ["screening", "outer loop", "arms and evaluation", "evaluation"]
+        add(folder, "metrics.jsonl", event)
+    assert [*stages, watch.stage(read_run(folder))] == ["outer loop", "arms and evaluation", "evaluation"]
 
 
 def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
