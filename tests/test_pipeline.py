@@ -250,7 +250,8 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "A run needs at least 4: give harder problems, raise screen.max_successes" in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     with pytest.raises(
-        NothingToDo, match=r"0 of 0 .*: lower student\.sampling\.max_tokens, give a model with a longer"
+        NothingToDo,
+        match=r"0 of 0 .*; 6 more do not fit .* lower student\.sampling\.max_tokens, give a model with a longer",
     ):
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 

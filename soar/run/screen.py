@@ -336,7 +336,8 @@ class HardSet:
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {most} of {attempts} attempts correct); "
             f"{self.event['too_long']} more do not fit in the model's context, and the gold answers of "
             f"{self.event['ungradable']} cannot be graded by {domain_of(config.problems).label!r}. A run needs at least 4: "
-            "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens, or choose another verifier."
+            "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens, give a model with a longer "
+            "context, or choose another verifier."
         )
 
 
