@@ -62,7 +62,7 @@ def difference(left: AdapterStack, right: AdapterStack) -> float:
 def check_steps(native: Backbone, remote: TinkerBackbone, config: OptimizerConfig, steps: int) -> None:
     """The same rollouts into both: the same gradient and step of two policies, also of forks and after a resume."""
     lr, fresh = 1e-3, remote.new_stack(7)
-    here, there = remote.local(fresh).repeat(2), AdapterStack(fresh.kind, fresh.select([0, 0]).tensors)
+    here, there = remote.local(fresh).select([0, 0]), AdapterStack(fresh.kind, fresh.select([0, 0]).tensors)
     prompts, sampling, seed = [[[1, 20, 21], [1, 22, 23, 24]]] * 2, SamplingConfig(max_tokens=12), 0
     advantage_B = torch.cat([ADVANTAGES, -2 * ADVANTAGES])
     for _fork in range(2):
