@@ -192,8 +192,10 @@ def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 @pytest.mark.timeout(1800)
 def test_skyrl_gives_the_native_gradient_and_step(skyrl: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_API_KEY", KEY)
-    remote, _ = open_tinker(skyrl)
+    remote, sampler = open_tinker(skyrl)
     check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=0.5), steps=2)
+    sampler.release()
+    assert not remote.alive
 
 
 @pytest.mark.slow

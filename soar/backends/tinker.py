@@ -13,7 +13,6 @@ policy's, so the KL term needs scores of the base model and no loss of its own. 
 
 from __future__ import annotations
 
-import atexit
 import io
 import json
 import math
@@ -120,7 +119,6 @@ class TinkerBackbone(Backbone):
         self.alive: list[Slot] = []  # least recently used first
         self._fresh: dict[int, str] = {}
         self._base: Any = None
-        atexit.register(self._leave)
 
     def ask(self, what: str, call: Callable[[], T], seconds: float = 0.0) -> T:
         """call(), which waits for the service. Raises ServiceError with what was asked in place of what the SDK raises."""
@@ -205,21 +203,17 @@ class TinkerBackbone(Backbone):
     def close(self, slot: Slot) -> None:
         """Save the policy if it moved, and let the service forget its client; it is opened again when it is needed."""
         self.settled(slot)
-        self._unload(slot)
+        self.unload(slot)
         self.alive.remove(slot)
         slot.client = slot.sampler = None
 
-    def _unload(self, slot: Slot) -> None:
+    def unload(self, slot: Slot) -> None:
         """SkyRL has room for few adapters, and the SDK no call for it. Thinking Machines' needs none."""
         body, kind = json.dumps({"model_id": slot.client.model_id}).encode(), {"Content-Type": "application/json"}
         with suppress(OSError):  # a server that is gone has forgotten it already
             if self.skyrl:
                 address = f"{self.settings.base_url}/api/v1/unload_model"
                 urllib.request.urlopen(urllib.request.Request(address, body, kind), timeout=CONNECT_S).close()
-
-    def _leave(self) -> None:
-        for slot in self.alive:
-            self._unload(slot)
 
     def sampler(self, slot: Slot | None) -> Any:
         """A sampling client of the policy as it is now; None: of the base model."""
@@ -422,7 +416,9 @@ class TinkerSampler:
         return cut_at_stops(rollouts, StopStrings(backbone, sampling.stop)) if sampling.stop else rollouts
 
     def release(self) -> None:
-        """The service keeps its memory."""
+        """Let the service forget every client, at the end of a run; what they hold was saved or is not needed."""
+        while self.backbone.alive:
+            self.backbone.unload(self.backbone.alive.pop())
 
 
 def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:

@@ -75,7 +75,10 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
             from soar.engine.vllm import open_vllm
 
             sampler = open_vllm(backbone, config)
-        yield RolloutEnv(backbone, sampler, domain.prompts, verifier, config.student.reward)
+        try:
+            yield RolloutEnv(backbone, sampler, domain.prompts, verifier, config.student.reward)
+        finally:
+            sampler.release()
 
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
