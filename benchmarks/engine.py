@@ -102,7 +102,7 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
     sampler = NativeSampler(backbone)
     runs = 1 if name == "3b" else 3
     found = []
-    print(f"our norm: {backbone.fused}")
+    print(f"liger: {backbone.fused}")
     ways: list[tuple[str, AdapterStack | None]] = [(f"{policies} adapters", stack), ("base only", None)]
     for label, given in ways:
         count = policies if given is not None else 1

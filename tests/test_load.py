@@ -1,8 +1,9 @@
-"""How a base model is loaded: from any file, of any family, with our norm; or refused by name."""
+"""How a base model is loaded: any file, any family, in 8 or 4 bits, with kernels of ours and liger; or refused by name."""
 
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import transformers
 from helpers import BOS, EOS, PAD, WORDS, random_stack, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
 from transformers import AutoModelForCausalLM, Mamba2Config
+from transformers.models.llama import modeling_llama
 
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels, load
@@ -22,6 +24,33 @@ from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.run.setup import open_env
+
+
+def test_fewer_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'model\.quantization = "4bit": bitsandbytes is not installed'):
+        load_backbone(ModelConfig(quantization="4bit", device="cpu"))
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_adapters_train_on_a_base_in_fewer_bits(bits: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny_model("qwen2", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    backbone = load_backbone(ModelConfig(path=str(tmp_path), quantization=bits, device="cpu", lora_rank=4))  # type: ignore[arg-type]
+    kinds = {type(layer.base).__name__ for layer in backbone.layers.values()}
+    assert kinds == {{"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[bits]}
+    base, stack = backbone.base_digest(), random_stack(backbone, 2)
+    sampling, prompts = SamplingConfig(max_tokens=6), [some_prompts(3, seed=p) for p in range(2)]
+    rollouts = NativeSampler(backbone).sample(stack, prompts, 2, [[1, 2, 3]] * 2, sampling)
+    before = stack.digest()
+    optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.1))
+    stats = update(backbone, stack, optimizer, rollouts, torch.tensor([1.0, -1.0] * 6), 1e-3, 1.0, 6)
+    assert stats.gap_P.max() < 0.1 and not stats.failed_P.any() and (stats.gradient_norm_P > 0).all()
+    assert stack.digest() != before and backbone.base_digest() == base
+    for change in ("model.adapter=full", "model.sampler=vllm"):
+        with pytest.raises(ConfigError, match="quantization = '4bit' is for"):
+            tiny_config("model.adapter=lora", "model.quantization=4bit", change)
 
 
 def save_tiny(folder: Path, template: str | None = None) -> Path:
@@ -184,9 +213,37 @@ def test_our_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(kernels, "RMSNorm", SimpleNamespace(apply=norm))
     gated = AutoModelForCausalLM.from_config(transformers.Qwen3_5TextConfig(**SIZES, **LINEAR))
     assert fuse(gated) is False and not made  # its norms are no plain ones, and the one with a gate stays its own
-    assert fuse(model) is right and len(made) == 5
+    assert fuse(model) is False and len(made) == 5  # liger is not there
     torch.testing.assert_close(model(ids).logits, plain)
     assert len(made) == (10 if right else 5)
+
+
+@pytest.mark.parametrize("case", ["old", "right", "wrong"])
+def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, norm = modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaRMSNorm
+
+    def patch(model: Any, **no_losses: bool) -> None:
+        modeling_llama.apply_rotary_pos_emb = lambda q, k, *rest, **more: plain(q, k * 1.0, *rest, **more)
+        modeling_llama.LlamaRMSNorm = object  # names that other models need
+        if case == "wrong":
+            model.lm_head.weight.data *= 1.1
+
+    monkeypatch.setattr(kernels, "available", lambda tensor: True)
+    monkeypatch.setattr(kernels, "RMSNorm", SimpleNamespace(apply=lambda x, weight, eps: x))  # wrong: not taken
+    offered = SimpleNamespace() if case == "old" else SimpleNamespace(_apply_liger_kernel_to_instance=patch)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for name, module in (("", object()), (".transformers", object()), (".transformers.monkey_patch", offered)):
+        monkeypatch.setitem(sys.modules, f"liger_kernel{name}", module)
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", plain)  # undone in the end
+    if case == "old":
+        with pytest.warns(UserWarning, match="liger-kernel cannot be used, going on without"):
+            assert fuse(tiny_model("llama")) is False
+    elif case == "wrong":
+        with pytest.raises(ConfigError, match="liger-kernel changes the logits of this llama model"):
+            fuse(tiny_model("llama"))
+    else:
+        assert fuse(tiny_model("llama")) is True
+    assert modeling_llama.LlamaRMSNorm is norm
 
 
 def test_a_gpu_without_bfloat16_computes_in_float32_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

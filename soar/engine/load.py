@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 import warnings
 from concurrent.futures import Future
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from soar.engine.policy import Backbone
 
 GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.5625}  # 4bit: and one float32 scale for 64 weights
+LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
 TEMPLATE_SECONDS = 5.0
 MEND_TEMPLATE = "mend the tokenizer's chat_template, or take a problems.format without turns (question_answer)"
 ADAPTER_BESIDE = (
@@ -81,7 +83,7 @@ def resolve_path(path: str) -> str:
 
 
 def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
-    """Load base model and tokenizer by transformers, freeze, wrap.
+    """Load base model and tokenizer by transformers, in 8 or 4 bits where the config says so, freeze, wrap.
 
     hollow: tokenizer and shape alone, on the meta device; the weights are elsewhere.
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
@@ -99,7 +101,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     path = resolve_path(config.path)
     common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     common |= {"gguf_file": config.gguf_file} if config.gguf_file else {"trust_remote_code": config.trust_remote_code}
-    how = {} if config.gguf_file else {"use_safetensors": True}
+    how = _quantized(config.quantization, dtype, device) | ({} if config.gguf_file else {"use_safetensors": True})
     _refuse_files(config)
     try:
         _refuse_class(path, common)
@@ -115,7 +117,8 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
     _bound_template(tokenizer)
-    return Backbone(model.to(device), tokenizer, config, fuse(model))
+    model = model.to(device) if config.quantization == "none" else model
+    return Backbone(model, tokenizer, config, fuse(model))
 
 
 def _refuse_files(config: ModelConfig) -> None:
@@ -175,38 +178,88 @@ def _bound_template(tokenizer: Any) -> None:
 
 
 def fuse(model: Any) -> bool:
-    """Put our norm kernel into a model with Llama's norms on a GPU; False where that is not so, or changes the logits."""
+    """On a GPU, our norm kernel and liger-kernel's rotary embedding and gated product, where it is installed, into `model`.
+
+    Returns whether liger's are in it: the update keeps half as much then. Our norm is taken back where it changes the logits
+    of a short text by more than rounding; raises ConfigError where liger's do.
+    """
     import torch
 
     from soar.engine import kernels
 
     weight = next(model.parameters())
-    norms = [  # as in Llama: weight * (x / rms), and no gate beside x
-        module
-        for module in model.modules()
-        if hasattr(module, "variance_epsilon") and len(inspect.signature(module.forward).parameters) == 1
-    ]
-    if not kernels.available(weight) or not norms:
+    if not kernels.available(weight):
         return False
     # Not the first ids: those are special tokens, on a row of which a bfloat16 model amplifies rounding without end.
     ids = torch.randint(model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0)).to(weight.device)
+    limit = 0.15 if weight.dtype == torch.bfloat16 else 1e-3
     with torch.no_grad():
-        before = model(input_ids=ids, use_cache=False).logits.float()
+        plain = model(input_ids=ids, use_cache=False).logits.float()
+
+        def changed() -> float:
+            gap = (plain - model(input_ids=ids, use_cache=False).logits.float()).abs().max().item()
+            return 0.0 if gap <= limit * max(1.0, plain.abs().max().item()) else gap
+
+        liger = _liger(model)
+        if liger and (gap := changed()):
+            raise ConfigError(
+                f"liger-kernel changes the logits of this {model.config.model_type} model by {gap:.3g}: install another "
+                "version, or uninstall it"
+            )
+        norms = [  # as in Llama: weight * (x / rms), and no gate beside x
+            module
+            for module in model.modules()
+            if hasattr(module, "variance_epsilon") and len(inspect.signature(module.forward).parameters) == 1
+        ]
         for module in norms:
             module.forward = partial(_norm, module)
-        after = model(input_ids=ids, use_cache=False).logits.float()
-    gap, limit = (before - after).abs().max().item(), 0.15 if weight.dtype == torch.bfloat16 else 1e-3
-    if right := gap <= limit * max(1.0, before.abs().max().item()):
-        return right
-    for module in norms:
-        del module.forward
-    return False
+        if changed():
+            for module in norms:
+                del module.forward
+    return liger
+
+
+def _liger(model: Any) -> bool:
+    """liger-kernel into this model; False where it is not there or does not know the type."""
+    if model.config.model_type not in LIGER or not importlib.util.find_spec("liger_kernel"):
+        return False
+    try:
+        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        warnings.warn(f"liger-kernel cannot be used, going on without: {error}; install another version", stacklevel=2)
+        return False
+    module = sys.modules[type(model).__module__]
+    names, rotary = dict(vars(module)), "apply_rotary_pos_emb"
+    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+    plain, fused = names[rotary], getattr(module, rotary)
+    # Liger also changes names in the module, which other models share: they are put back, or choose by the device.
+    names[rotary] = lambda q, *more, **named: (fused if q.is_cuda else plain)(q, *more, **named)
+    vars(module).update(names)
+    return True
 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     from soar.engine import kernels
 
     return kernels.RMSNorm.apply(x, module.weight, module.variance_epsilon)
+
+
+def _quantized(bits: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """How transformers loads a base in fewer bits: LLM.int8, or NF4 as in QLoRA. Raises ConfigError."""
+    if bits == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f'model.quantization = "{bits}": bitsandbytes is not installed; pip install bitsandbytes, or set "none"'
+        )
+    from transformers import BitsAndBytesConfig
+
+    small = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if bits == "8bit"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    )
+    return {"quantization_config": small, "device_map": {"": device}}
 
 
 @dataclass(frozen=True)
@@ -267,12 +320,13 @@ def memory_of(config: Config, size: ModelSize, prompt_tokens: int, kind: str = "
     """
     model, student = config.model, config.student
     kind = kind or (model.dtype if model.dtype != "auto" else "float32" if model.device == "cpu" else "bfloat16")
-    weights, rows = size.parameters * BYTES[kind], config.teacher.datasets * student.repeats
+    each = BYTES[kind if model.quantization == "none" else model.quantization]
+    weights, rows = size.parameters * each, config.teacher.datasets * student.repeats
     rows *= student.prompts_per_step * student.attempts
     tokens = prompt_tokens + max(student.sampling.max_tokens, config.teacher.sampling.max_tokens)
     row = tokens * size.token_values * BYTES[kind]
     lines = [
-        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {BYTES[kind]} bytes ({size.source})",
+        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {each:.3g} bytes ({size.source})",
         f"  KV cache     {row * rows / GIB:8.2f} GiB   {rows:,} rows x {tokens:,} tokens x {size.token_values:,} values; "
         f"less in smaller batches, {row / GIB:.4f} a row",
     ]
@@ -289,7 +343,9 @@ def check_fits(config: Config, available: int, device: str) -> None:
         return
     raise TooLarge(
         f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:\n"
-        + "\n".join([*lines, "One process trains on one device: take a larger one, or a smaller model."])
+        + "\n".join(
+            [*lines, "One process trains on one device: take a larger one, a smaller model or model.quantization."]
+        )
     )
 
 
