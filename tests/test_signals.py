@@ -26,8 +26,10 @@ from soar import seeds
 from soar.config import Config, ConfigError
 from soar.domains.world import ANSWER_MARK
 from soar.loop import teacher
+from soar.loop.population import Population
 from soar.loop.rewards import answer_marks, deal, likelihood, pay, success_rates
 from soar.loop.rollout import RolloutBatch
+from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import QuestionSets
 from soar.problems.answers import extract
 from soar.problems.prompts import get_format
@@ -177,6 +179,27 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
             share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
             assert reward[0, 0, n].item() == pytest.approx(share * (120 if env.scheme == "paper" else 1), rel=1e-4)
         assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
+
+
+def test_dense_grounding_pays_the_gain_in_likelihood() -> None:
+    """reward.mode = "likelihood": students against the baseline on the same questions, by `likelihood` itself."""
+    keys = ["reward.mode=likelihood", "reward.attempts=3", "reward.baseline_attempts=2", "reward.questions=2"]
+    config = tiny_config(*keys, "teacher.datasets=2", "student.repeats=1", "teacher.questions=4")
+    problems = easy_problems(2)
+    with open_env(config) as env:
+        loop = OuterLoop(env, problems, config, new_state(env, config))
+        population = Population(random_stack(env.backbone, 2), torch.zeros(2).bool(), [{}], 0)
+        measured, scale = loop.measure(population), 120.0 if env.scheme == "paper" else 1.0
+        by_hand = []
+        for stack, attempts, name in ((population.stack, 3, "measure"), (loop.state.baseline, 2, "baseline")):
+            asked, seed = [problems] * stack.policies, [seeds.derive(config.seed, name, 0)] * stack.policies
+            batch = env.rollout(stack, asked, attempts, seed, config.student.sampling)
+            paid = likelihood(
+                env, stack, batch, asked, list(range(stack.policies)), config.student.sampling.temperature
+            )
+            by_hand.append(paid.mean((1, 2)) / scale)
+    assert measured.reward_G == pytest.approx((by_hand[0] - by_hand[1]).tolist(), abs=1e-6)
+    assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0
 
 
 def test_where_an_answer_stands_in_a_completion() -> None:

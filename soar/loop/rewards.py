@@ -120,7 +120,8 @@ def answer_marks(fmt: Any) -> tuple[str, str]:
     mark = marks.get(getattr(fmt, "answer_style", ""), ())
     if len(mark) != 2:
         raise ConfigError(
-            "the arm likelihood needs prompts whose answer stands behind one mark (boxed, marker or line)"
+            'the arm likelihood and reward.mode = "likelihood" need prompts whose answer stands behind one mark '
+            "(boxed, marker or line)"
         )
     return mark
 
@@ -161,6 +162,14 @@ def likelihood(
     prompts = tuple(batch.rollouts.prompts[row] for row in chosen)
     share_B = mean_probability(env.backbone, stack.select(policies), prompts, written, answer_B, temperature)
     return share_B.view(P, -1, N) * (120.0 if env.scheme == "paper" else 1.0)
+
+
+def mean_likelihood(
+    env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, problems_P_Q: list[list[Problem]], temperature: float
+) -> Tensor:
+    """Dense measurement [P, Q] for reward.mode = "likelihood": `likelihood` over the attempts, as a share."""
+    paid_P_Q_N = likelihood(env, stack, batch, problems_P_Q, list(range(stack.policies)), temperature)
+    return paid_P_Q_N.mean(2) / (120.0 if env.scheme == "paper" else 1.0)
 
 
 def mean_probability(

@@ -25,7 +25,7 @@ from soar.engine.update import UpdateStats, learning_rate
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
-from soar.loop.rewards import Payment, deal, grounded, pay, success_rates
+from soar.loop.rewards import Payment, answer_marks, deal, grounded, mean_likelihood, pay, success_rates
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
@@ -108,6 +108,8 @@ class OuterLoop:
         self.teacher_reward = teacher_reward
         self.threads, self.on_inner, self.parallel = threads, on_inner, parallel
         self.prompt = teacher_prompt(env, config)
+        if config.reward.mode == "likelihood":
+            answer_marks(env.fmt)  # refused before anything is spent
 
     def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
         """One outer step of the method. Returns the events for metrics.jsonl and the rows for questions.jsonl."""
@@ -255,7 +257,11 @@ class OuterLoop:
                 state.baseline, [missing], attempts, [seed], config.student.sampling, greedy, self.threads
             )
             self._measured(batch.count, batch.tokens)
-            state.pass_rates |= zip((problem.id for problem in missing), success_rates(batch), strict=True)
+            rates_Q = success_rates(batch)
+            if config.reward.mode == "likelihood":
+                temperature = config.student.sampling.temperature
+                rates_Q = mean_likelihood(self.env, state.baseline, batch, [missing], temperature)[0].tolist()
+            state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
 
@@ -309,11 +315,17 @@ def measure_chunk(
     seed: int,
     students: AdapterStack,
 ) -> tuple[list[float], list[bool], int, int]:
-    """(pass rates, who diverged, rollouts, tokens) of a few students on the reward questions; all draw from the same seed."""
+    """(pass rates, who diverged, rollouts, tokens) of a few students on the reward questions; all draw from the same seed.
+
+    With reward.mode = "likelihood" the mean likelihood of the gold answers stands for the pass rate.
+    """
     P, greedy = students.policies, reward.mode == "greedy"
     stack = students.to(env.backbone.device)
     batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, sampling, greedy=greedy)
-    return batch.pass_rate_P().tolist(), batch.failed_P.tolist(), batch.count, batch.tokens
+    rate_P = batch.pass_rate_P()
+    if reward.mode == "likelihood":
+        rate_P = mean_likelihood(env, stack, batch, [questions] * P, sampling.temperature).mean(1)
+    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens
 
 
 def outer_event(
