@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,19 +157,16 @@ def test_an_error_in_a_worker_comes_back_as_what_it_is(shared: Desk, how: str, k
 
 
 @pytest.mark.parametrize(
-    ("work", "given", "reason"),
+    ("work", "given"),
     [
-        (ray_pieces.end_once, (signal.SIGSTOP, 5), "no sign of progress for 3 s"),
-        (ray_pieces.end_once, (signal.SIGKILL, 5), "it died and was started again"),
-        (ray_pieces.lose_device_once, (), "it died and was started again"),
+        (ray_pieces.end_once, (5,)),
+        (ray_pieces.lose_device_once, ()),
     ],
 )
-def test_a_worker_that_hangs_dies_or_loses_its_gpu_is_started_again_and_its_work_done(
-    shared: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Any, given: tuple[Any, ...], reason: str
+def test_a_worker_that_dies_or_loses_its_gpu_is_started_again_and_its_work_done(
+    shared: Desk, tmp_path: Path, work: Any, given: tuple[Any, ...]
 ) -> None:
-    if signal.SIGSTOP in given:
-        monkeypatch.setattr(crew, "SILENCE_S", 3.0)
-    before = len(shared.rows)
+    before, reason = len(shared.rows), "it died and was started again"
     assert ask(shared, work, (str(tmp_path / "marker"), *given)) == [5 if given else 7]
     lost, started, done = shared.rows[before:]
     assert (lost["event"], started["event"], done["event"]) == ("lost", "started", "done")
@@ -187,7 +183,7 @@ def test_work_that_loses_every_worker_ends_the_run(env: RolloutEnv) -> None:
         list(spread(one, env, 1, ray_pieces.always_end, (), [()]))
 
 
-def test_a_worker_loads_counts_and_names_other_weights_and_versions(shared: Desk, env: RolloutEnv) -> None:
+def test_a_worker_loads_counts_and_names_other_weights(env: RolloutEnv) -> None:
     digest = env.backbone.base_digest()
     with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
         Worker(tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
@@ -197,11 +193,9 @@ def test_a_worker_loads_counts_and_names_other_weights_and_versions(shared: Desk
     about = worker.open()
     reply = worker.work(screen_call, (tiny_config(),), (easy_problems(2), 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4]
-    assert reply.tokens > 8 and worker.pulse() == (os.getpid(), reply.ticks, reply.tokens)
+    assert reply.tokens > 8 and reply.pid == os.getpid()
     assert worker.work(ray_pieces.warn, (), ()).notes == ["out of memory: going on with 2 students", "half the rows"]
-    member: Any = SimpleNamespace(number=9, about={})
-    shared.parallel._welcome(member, about | {"host": "node-7", "versions": {**versions(), "torch": "1.0"}})
-    assert shared.said[-1] == "worker 9 on node-7 has torch 1.0: last digits may differ"
+    assert about["versions"] == versions()
 
 
 def test_without_ray_the_error_says_what_to_install(

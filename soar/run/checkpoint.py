@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +131,6 @@ def _read(folder: Path) -> Checkpoint:
 
 
 STAGES = ("loop", "arms", "evaluate", "done")
-COUNTERS = (
-    "step", "promotions", "window", "pq", "pass_rates", "student_rollouts", "teacher_rollouts", "spent", "best_rate",
-    "validated",
-)  # fmt: skip
-PROGRESS = ("step", "failed", "rollouts", "tokens", "levels")  # of an arm in the middle, beside its tensors
 
 
 @dataclass
@@ -173,27 +168,27 @@ def adapters_of(state: RunState) -> dict[str, AdapterStack]:
     return {"teacher": state.loop.teacher, "student": state.loop.best or state.loop.baseline, **arms}
 
 
+def names_of(kind: Any) -> list[str]:
+    """Fields of a dataclass, caches left out."""
+    return [field.name for field in fields(kind) if not field.name.startswith("_")]
+
+
 def to_checkpoint(state: RunState) -> Checkpoint:
-    """Stage, counters and every tensor of a run. Seeds are derived, so there is no random state to keep."""
-    loop, pending = state.loop, state.pending
-    parts = {"teacher": loop.teacher.tensors, "baseline": loop.baseline.tensors, "optimizer": loop.optimizer.state()}
-    parts |= {"best": loop.best.tensors} if loop.best is not None else {}
-    parts |= {f"arm:{arm}": stack.tensors for arm, stack in state.arms.items()}
-    data: dict[str, Any] = {name: getattr(loop, name) for name in COUNTERS}
-    data |= {"kind": loop.baseline.kind, "scale": loop.baseline.scale, "arm_progress": [], "pending": None}
-    data |= {"arm_rollouts": state.arm_rollouts, "arm_tokens": state.arm_tokens}
-    data |= {"seconds": state.seconds, "tokens": state.tokens}
-    for arm, training in state.arm_progress.items():
-        parts |= {f"train_state:{arm}": training.stack.tensors, f"train_state:{arm}_optimizer": training.optimizer}
-        data["arm_progress"].append({"arm": arm, **{name: getattr(training, name) for name in PROGRESS}})
-    if pending is not None:
-        parts["held"] = pending.baseline.tensors
-        data["pending"] = {
-            "promotion": pending.promotion, "rows": pending.rows, "pass_rates": pending.pass_rates,
-        }  # fmt: skip
-    return Checkpoint(
-        state.stage, data, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
-    )
+    """All of a run's state, its tensors under the path of their fields. Seeds are derived: there is no random state."""
+    from torch import Tensor
+
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any, place: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[place] = value
+            return None
+        if is_dataclass(value):
+            value = {name: getattr(value, name) for name in names_of(value)}
+        return {k: plain(v, f"{place}/{k}") for k, v in value.items()} if isinstance(value, dict) else value
+
+    loop: Any = replace(state.loop, optimizer=state.loop.optimizer.state())  # type: ignore[arg-type]
+    return Checkpoint(state.stage, plain(replace(state, loop=loop), ""), tensors)
 
 
 def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) -> RunState:
@@ -204,26 +199,17 @@ def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) 
     from soar.loop.student import TrainState
     from soar.loop.teacher import LoopState
 
-    data = checkpoint.data
+    def whole(value: Any, place: str) -> Any:
+        if not isinstance(value, dict):
+            return checkpoint.tensors.get(place, value)
+        value = {k: whole(v, f"{place}/{k}") for k, v in value.items()}
+        return AdapterStack(**value).to(backbone.device) if sorted(value) == sorted(names_of(AdapterStack)) else value
 
-    def part(name: str) -> dict[str, Tensor]:
-        start = f"{name}/"
-        return {k.removeprefix(start): v for k, v in checkpoint.tensors.items() if k.startswith(start)}
-
-    def stack(name: str) -> AdapterStack:
-        return AdapterStack(data["kind"], {k: v.to(backbone.device) for k, v in part(name).items()}, data["scale"])
-
-    optimizer = begin(backbone, stack("teacher"), config.teacher.optimizer)
-    optimizer.restore(part("optimizer"))
-    loop = LoopState(optimizer.stack, optimizer, stack("baseline"), **{name: data[name] for name in COUNTERS})
-    loop.best = stack("best") if loop.best_rate >= 0 else None
-    arms = {arm: stack(f"arm:{arm}") for arm in data["arm_rollouts"]}
-    state = RunState(
-        checkpoint.stage, loop, arms, data["arm_rollouts"], data["arm_tokens"], data["seconds"], tokens=data["tokens"]
-    )
-    for row in data["arm_progress"]:
-        place, counted = f"train_state:{row['arm']}", {name: row[name] for name in PROGRESS}
-        state.arm_progress[row["arm"]] = TrainState(stack=stack(place), optimizer=part(f"{place}_optimizer"), **counted)
-    if (held := data["pending"]) is not None:
-        state.pending = Pending(held["promotion"], held["rows"], stack("held"), held["pass_rates"])
-    return state
+    data = whole(checkpoint.data, "")
+    loop = data["loop"]
+    optimizer = begin(backbone, loop["teacher"], config.teacher.optimizer)
+    optimizer.restore(loop["optimizer"])
+    data["loop"] = LoopState(**loop | {"teacher": optimizer.stack, "optimizer": optimizer})
+    data["arm_progress"] = {arm: TrainState(**training) for arm, training in data["arm_progress"].items()}
+    data["pending"] = Pending(**data["pending"]) if data["pending"] else None
+    return RunState(**data)

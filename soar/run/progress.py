@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,44 +23,24 @@ class Task:
     """One bar. Call it with the number of finished items, or `set` it; safe from several threads."""
 
     def __init__(self, owner: Progress, name: str, total: int, transient: bool) -> None:
-        self._owner, self.name, self.total, self.transient = owner, name, max(1, total), transient
-        self.done = 0
-        self._lock = threading.Lock()
-        self._told = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when the first report came, and what a resumed task had by then
-        bars = owner.bars
-        self._bar = bars.add_task(name, total=self.total) if bars is not None else None
+        self._owner, self._transient, self._told = owner, transient, time.monotonic()
+        self.bar = owner.bars.add_task(name, total=max(1, total))
 
     def __call__(self, items: int) -> None:
-        with self._lock:
-            self.done += items
-            self._show()
+        self._show(advance=items)
 
     def set(self, done: int, total: int) -> None:
         """Finished items and total, for a task that starts again."""
-        with self._lock:
-            self.done, self.total = done, max(1, total)
-            self._show()
+        self._show(completed=done, total=max(1, total))
 
-    def _show(self) -> None:
-        if self._owner.bars is not None and self._bar is not None:
-            self._owner.bars.update(self._bar, completed=self.done, total=self.total)
+    def _show(self, **change: float) -> None:
+        bars, now = self._owner.bars, time.monotonic()
+        bars.update(self.bar, **change)  # type: ignore[arg-type]
+        task = next(task for task in bars.tasks if task.id == self.bar)
+        if bars.live.is_started or self._transient or now - self._told < PLAIN_SECONDS or not task.speed:
             return
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now, self.done
-        started, before = self._first
-        if self.transient or now - self._told < PLAIN_SECONDS or self.done == before:
-            return
-        self._told = now
-        left = (now - started) / (self.done - before) * (self.total - self.done)
-        self._owner.say(f"{self.name}: {self.done}/{self.total}, about {_clock(left)} left")
-
-    def close(self) -> None:
-        if self._owner.bars is not None and self._bar is not None:
-            if self.transient:
-                self._owner.bars.remove_task(self._bar)
-            self._owner.bars.refresh()
+        self._told, left = now, timedelta(seconds=round(task.remaining / task.speed))  # type: ignore[operator]
+        self._owner.say(f"{task.description}: {task.completed:g}/{task.total:g}, about {left} left")
 
 
 class SteadyConsole(Console):
@@ -76,7 +56,15 @@ class Progress:
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
         self.quiet = quiet
-        self.bars: Bars | None = None
+        name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+        wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
+        self.bars = Bars(
+            *(wide if self.console.width >= NARROW else (name, done, left)),
+            console=self.console,
+            refresh_per_second=REDRAWS,
+            speed_estimate_period=1e9,  # a step may take minutes
+            get_time=lambda: time.monotonic(),
+        )
 
     @property
     def width(self) -> int:
@@ -86,17 +74,12 @@ class Progress:
     def __enter__(self) -> Progress:
         # A dumb terminal cannot move its cursor, so it gets lines as a file does.
         if self.console.is_terminal and not self.console.is_dumb_terminal and not self.quiet:
-            name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
-            wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
-            columns = wide if self.console.width >= NARROW else (name, done, left)
-            self.bars = Bars(*columns, console=self.console, refresh_per_second=REDRAWS)
             self.bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.bars is not None:
+        if self.bars.live.is_started:
             self.bars.stop()
-        self.bars = None
 
     @contextmanager
     def task(self, name: str, total: int, transient: bool = False) -> Iterator[Task]:
@@ -105,7 +88,7 @@ class Progress:
         try:
             yield task
         finally:
-            task.close()
+            self.bars.remove_task(task.bar) if transient else self.bars.refresh()
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -117,9 +100,3 @@ class Progress:
             self.console.print(terminal_text(line, self.console), soft_wrap=True)
         except BrokenPipeError:  # rich before 13.8 does not ask the console
             self.console.quiet = True
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

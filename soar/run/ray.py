@@ -1,8 +1,8 @@
 """Worker processes run by Ray: each holds the frozen base model; pieces of work go out, results come back.
 
 Only adapters, problems and verdicts travel. A worker that dies or loses its GPU is started again by Ray and does its piece
-again, with the same seeds and so the same result; one that shows no progress for too long is killed, then the same. What
-happens to workers is a line of workers.jsonl. Left out: elastic growth, one model over several devices.
+again, with the same seeds and so the same result. What happens to workers is a line of workers.jsonl. Left out: elastic
+growth, one model over several devices, workers that are alive and stand still.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ from soar.types import VERSION, UserError
 CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
-SILENCE_S = 1800.0  # a worker that shows no progress for so long is killed, its work done again
-BEAT_S = 1.0  # how often workers are asked for a sign of life
 STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
 LOG_FILE = "workers.jsonl"
 SAME = ("soar", "python", "torch", "transformers", "numpy")  # versions that may differ only with a word about it
@@ -68,8 +66,6 @@ class Worker:
 
     def __init__(self, config: Config, cwd: str, digest: str) -> None:
         self.config, self.cwd, self.digest = config, cwd, digest
-        self.ticks = 0
-        self.meter: TokenMeter | None = None
         self._env: RolloutEnv | None = None
 
     def open(self) -> dict[str, Any]:
@@ -85,7 +81,7 @@ class Worker:
                     f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
                     "where one has a GPU and the other has none"
                 )
-            env.sampler = self.meter = TokenMeter(env.sampler)
+            env.sampler = TokenMeter(env.sampler)
             self._env = env
         device = self._env.backbone.device.type
         gpu = f" {os.environ.get('CUDA_VISIBLE_DEVICES')}" if device == "cuda" else ""
@@ -94,16 +90,16 @@ class Worker:
     def work(self, work: Callable[..., Any], common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
         self.open()
-        assert self.meter is not None
-        self.meter.on_tokens = unheard
-        self.ticks, started, before = 0, time.monotonic(), self.meter.tokens
+        meter: Any = self._env.sampler  # type: ignore[union-attr]
+        meter.on_tokens = unheard
+        ticks, started, before = list[None](), time.monotonic(), meter.tokens
         logged, logger = BufferingHandler(1000), logging.getLogger("soar")
         logged.setLevel(logging.WARNING)
         logger.addHandler(logged)
         try:
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
-                value = work(self._env, self._tick, *common, *task)
+                value = work(self._env, lambda tokens=0: ticks.append(None), *common, *task)
         except RuntimeError as error:
             if is_device_lost(error):
                 os._exit(1)
@@ -112,14 +108,7 @@ class Worker:
             logger.removeHandler(logged)
         notes = [record.getMessage() for record in logged.buffer]
         notes += [str(each.message) for each in warned if f"{os.sep}soar{os.sep}" in each.filename]
-        return Reply(os.getpid(), value, self.meter.tokens - before, time.monotonic() - started, notes, self.ticks)
-
-    def pulse(self) -> tuple[int, int, int]:
-        """(process, steps done in the piece in hand, tokens sampled) now; answered in a thread of its own."""
-        return os.getpid(), self.ticks, 0 if self.meter is None else self.meter.tokens
-
-    def _tick(self, tokens: int = 0) -> None:
-        self.ticks += 1
+        return Reply(os.getpid(), value, meter.tokens - before, time.monotonic() - started, notes, len(ticks))
 
 
 def import_ray(address: str = "") -> Any:
@@ -199,21 +188,14 @@ def in_short(error: BaseException) -> str:
 
 @dataclass
 class _Member:
-    """One worker. about: of `Worker.open`. piece: number of what it is busy with, 0: nothing; told: steps of it told.
-
-    life: its last pulse; silent_s: since it changed.
-    """
+    """One worker. about: of `Worker.open`. piece: number of what it is busy with, 0: nothing; ref: its result to be."""
 
     number: int
     actor: Any
     about: dict[str, Any] = field(default_factory=dict)
-    ref: Any = None
     piece: int = 0
     key: Any = None
-    told: int = 0
-    pulse: Any = None
-    life: tuple[int, int, int] = (0, 0, 0)
-    silent_s: float = 0.0
+    ref: Any = None
 
 
 class RayParallel:
@@ -256,17 +238,11 @@ class RayParallel:
             self.record({"event": "opened", "workers": self.size, "gpus": self.gpus, "ray": self._ray.__version__})
             self._start(max(1, min(8, int(there.get("CPU", 1.0)) // self.size)))
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
-        where = ", ".join(sorted({f"{m.about['host']} ({m.about['device']})" for m in self.members}))
-        self.say(f"{len(self.members)} workers on {where}")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the workers, and the connection to Ray where it was made here."""
         for member in self.members:
             with suppress(Exception):  # a cluster that is gone cannot be told
                 self._ray.kill(member.actor, no_restart=True)
@@ -289,7 +265,6 @@ class RayParallel:
                 if not member.piece and queue:
                     member.key, task = queue.popleft()
                     member.piece = self._pieces = self._pieces + 1
-                    member.told, member.silent_s = 0, 0.0
                     # put: adapters are too large for a message of Ray's client
                     member.ref = member.actor.work.remote(work, shared, self._ray.put(task))
             yield from self._finished(work.__name__, tick)
@@ -302,8 +277,13 @@ class RayParallel:
         problems = problems.model_copy(update={"verify_workers": problems.verify_workers or verifiers})
         config = self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
         try:
-            options = {"num_cpus": 1, "num_gpus": self.gpus, "concurrency_groups": {"pulse": 1}}
-            kind = self._ray.remote(**options, max_restarts=self.cluster.retries, max_task_retries=-1)(Worker)
+            options = {
+                "num_cpus": 1,
+                "num_gpus": self.gpus,
+                "max_restarts": self.cluster.retries,
+                "max_task_retries": -1,
+            }
+            kind = self._ray.remote(**options)(Worker)
             given = (config, os.getcwd(), self._env.backbone.base_digest())
             self.members = [_Member(n + 1, kind.remote(*given)) for n in range(self.size)]
         except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
@@ -311,19 +291,20 @@ class RayParallel:
                 f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {VERSION} "
                 "with the extras train and ray on every node, the head included"
             ) from error
-        opening = {member.actor.open.remote(): member for member in self.members}
-        ready, late = self._ray.wait(list(opening), num_returns=len(opening), timeout=START_S)
-        for ref in ready:
-            self._welcome(opening[ref], self._get(ref, opening[ref]))
-        for ref in late:
-            free = _free(self._ray.available_resources())
-            reason = f"not started after {START_S:g} s; it asks for 1 core and {self.gpus:g} GPUs, free are {free}"
-            self._lost(opening[ref], reason)
-            with suppress(Exception):
-                self._ray.kill(opening[ref].actor, no_restart=True)
-            self.members.remove(opening[ref])
-            if not self.members:
-                raise WorkersLost(f"no worker could be started, at last: {reason}")
+        opening = [member.actor.open.remote() for member in self.members]
+        if late := self._ray.wait(opening, num_returns=len(opening), timeout=START_S)[1]:
+            raise WorkersLost(
+                f"{len(late)} of {self.size} workers did not start in {START_S:g} s: each asks for 1 core and {self.gpus:g} "
+                f"GPUs, free are {_free(self._ray.available_resources())}; lower cluster.workers or cluster.gpus"
+            )
+        here = versions()
+        for member, ref in zip(self.members, opening, strict=True):
+            about = member.about = self._get(ref, member)
+            if other := [f"{name} {about['versions'][name]}" for name in SAME if about["versions"][name] != here[name]]:
+                self.say(f"worker {member.number} on {about['host']} has {', '.join(other)}: last digits may differ")
+            self._started(member)
+        where = ", ".join(sorted({f"{m.about['host']} ({m.about['device']})" for m in self.members}))
+        self.say(f"{self.size} workers on {where}")
 
     def _get(self, ref: Any, member: _Member) -> Any:
         """The result behind a reference; what the work raised, if it is a user's error or memory, as it was."""
@@ -340,22 +321,20 @@ class RayParallel:
             ) from error
 
     def _finished(self, name: str, tick: Tick) -> list[tuple[Any, Any]]:
-        """Wait for one beat at most; (key, result) of every piece that is done. Looks after the workers meanwhile."""
-        started, results = time.monotonic(), []
-        busy = [member for member in self.members if member.piece]
-        ready, _ = self._ray.wait([member.ref for member in busy], num_returns=1, timeout=BEAT_S)
-        if ready:  # whatever else is ready by now
-            ready, _ = self._ray.wait([member.ref for member in busy], num_returns=len(busy), timeout=0)
-        for member in busy:
-            if member.ref not in ready:
-                # a driver that slept has heard nothing
-                self._listen(member, min(time.monotonic() - started, 2 * BEAT_S), name, tick)
-                continue
-            reply: Reply = self._get(member.ref, member)
+        """Wait for a second at most; (key, result) of every piece that is done."""
+        results = []
+        busy = {member.ref: member for member in self.members if member.piece}
+        self._ray.wait(list(busy), num_returns=1, timeout=1.0)
+        for ref in self._ray.wait(list(busy), num_returns=len(busy), timeout=0)[0]:  # whatever else is ready by now
+            member, reply = busy[ref], self._get(ref, busy[ref])
             for line in reply.notes:
                 self.say(f"worker {member.number}: {line}")
-            self._met(member, reply.pid, name)
-            _tell(member, reply.ticks, tick)
+            if reply.pid != member.about["pid"]:
+                self._lost(member, "it died and was started again", name)
+                member.about["pid"] = reply.pid
+                self._started(member)
+            for _ in range(reply.ticks):
+                tick()
             if self.meter is not None:
                 self.meter.tokens += reply.tokens
             row = {"event": "done", "worker": member.number, "piece": member.piece, "work": name}
@@ -363,50 +342,6 @@ class RayParallel:
             results.append((member.key, reply.value))
             member.piece = 0
         return results
-
-    def _listen(self, member: _Member, elapsed: float, name: str, tick: Tick) -> None:
-        """Ask for a sign of life. Another process than before: it was lost. None for too long: it is killed."""
-        member.silent_s += elapsed
-        if member.pulse is None:
-            member.pulse = member.actor.pulse.options(concurrency_group="pulse").remote()
-        elif self._ray.wait([member.pulse], timeout=0)[0]:
-            with suppress(self._ray.exceptions.RayError):  # then its work fails too, and says why
-                life = self._ray.get(member.pulse)
-                self._met(member, life[0], name)
-                member.silent_s = member.silent_s if life[1:] == member.life[1:] else 0.0
-                member.life = life
-                _tell(member, life[1], tick)
-            member.pulse = None
-        if member.silent_s > SILENCE_S:
-            self._lost(member, f"no sign of progress for {SILENCE_S:g} s", name)
-            member.pulse = None
-            # A stopped process does not hear Ray; in a cluster a restart may have moved it to another machine.
-            if not self.cluster.address and member.about["pid"]:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(member.about["pid"], signal.SIGKILL)
-            else:
-                self._ray.kill(member.actor, no_restart=False)
-            self._expect(member, 0)
-
-    def _expect(self, member: _Member, pid: int) -> None:
-        """A new process, which loads the model before it can show progress. pid: 0 while it is not known."""
-        member.about["pid"], member.life, member.silent_s = pid, (pid, 0, 0), -START_S
-
-    def _met(self, member: _Member, pid: int, name: str) -> None:
-        """Note that a worker answers from another process than before."""
-        if pid == member.about["pid"]:
-            return
-        if member.about["pid"]:  # else it was killed here, which is noted
-            self._lost(member, "it died and was started again", name)
-        self._expect(member, pid)
-        self._started(member)
-
-    def _welcome(self, member: _Member, about: dict[str, Any]) -> None:
-        """A worker that has loaded the model."""
-        here, member.about = versions(), about
-        if other := [f"{name} {about['versions'][name]}" for name in SAME if about["versions"][name] != here[name]]:
-            self.say(f"worker {member.number} on {about['host']} has {', '.join(other)}: last digits may differ")
-        self._started(member)
 
     def _started(self, member: _Member) -> None:
         where = {key: member.about[key] for key in ("host", "pid", "device")}
@@ -418,13 +353,6 @@ class RayParallel:
         self.record({"event": "lost", "worker": member.number, **piece, "reason": reason})
         doing = f"; piece {member.piece} ({name}) is done again" if member.piece else ""
         self.say(f"worker {member.number} is lost: {reason}{doing}")
-
-
-def _tell(member: _Member, ticks: int, tick: Tick) -> None:
-    """Tell of the steps of a piece that are new; a piece that is done again tells of none twice."""
-    while member.piece and member.told < ticks:
-        member.told += 1
-        tick()
 
 
 def _free(resources: dict[str, float]) -> str:
