@@ -182,10 +182,12 @@ def chain(config: Config, folder: Path, targets: list[Point], wanted: dict[str, 
             break
         if (folder / "manifest.json").exists():
             read_run(folder)  # a person may look at it
-        print(json.dumps({"name": target[1] if target else "", "stage": stage_of(folder)}), flush=True)
+        sys.stdout.write(json.dumps({"name": target[1] if target else "", "stage": stage_of(folder)}) + "\n")
+        sys.stdout.flush()  # a line is one write: the other lane writes too
     last = result(folder) if code == 0 else {}
     different = sorted(name for name in last.keys() | wanted.keys() if last.get(name) != wanted.get(name))
-    print(json.dumps({"ended": code, "different": different}), flush=True)
+    sys.stdout.write(json.dumps({"ended": code, "different": different}) + "\n")
+    sys.stdout.flush()
     missed = [target, *left] if target else left
     return [point for point in missed if point[1] != RESUMED] if code == 0 else []
 
