@@ -44,10 +44,10 @@ from soar.report.questions import step_vendi
 from soar.report.runs import PAUSE_FILE, loop_end, summary_of
 from soar.report.watch import step_lines
 from soar.run import folder as review
-from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
+from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.doctor import write_hashes
 from soar.run.folder import ADVICE, RunFolder
-from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
+from soar.run.interrupts import Stopped, StopRequest, TokenMeter, resume_command
 from soar.run.measure import count_held_out
 from soar.run.progress import Progress
 from soar.run.ray import RayParallel, check_cluster, open_parallel
@@ -106,7 +106,9 @@ class Run:
         if checkpoint is None:
             self._save()
         else:
-            self._restore(checkpoint)
+            screening = self.state.seconds.get("screen", 0.0)
+            self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
+            self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
         self.meter = TokenMeter(self.env.sampler, self.state.tokens)
         self.env.sampler = self.meter
         if self.parallel is not None:
@@ -129,20 +131,17 @@ class Run:
 
     def _safe_point(self) -> None:
         """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
-        hours = (time.monotonic() - self._began) / 3600
-        reason, code = self.stop.reason, self.stop.exit_code
-        if reason is None and (reason := limit_reached(self.config.limits, hours, self.state.tokens)) is not None:
-            code = Stopped.exit_code
-        if reason is not None:
-            raise Stopped(reason, f"Continue with: {self._resume_command()}", code)
-
-    def _resume_command(self) -> str:
-        return resume_command(self.folder.path, self.config.limits, self.state.tokens)
+        most = self.config.limits.max_hours
+        if self.stop.reason is None and 0 < most <= (time.monotonic() - self._began) / 3600:
+            self.stop.request(f"limits.max_hours = {most:g} reached")
+        if self.stop.reason is not None:
+            command = resume_command(self.folder.path)
+            raise Stopped(self.stop.reason, f"Continue with: {command}", self.stop.exit_code)
 
     def pause(self, reason: str) -> None:
         """Leave word of why the run is not finished, and the report so far."""
         stage, step = self.state.stage, self.state.loop.step
-        command = self._resume_command()
+        command = resume_command(self.folder.path)
         write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
         report_at_the_end(self.folder.path, self.progress.insist)
 
@@ -279,16 +278,20 @@ class Run:
             if plan is not None:
                 plans[arm], prepared[arm] = plan, self._tokens() - before
         fresh = TrainState(0, self._fresh())
-        states = {arm: TrainState(0, self._ps()) if arm == "ps_hard" else fresh for arm in plans}
+        states = {arm: TrainState(0, adapters_of(state)["student"]) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
 
-        def stopping() -> bool:
-            return self.stop.reason is not None
-
-        with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
+        with self.progress.task("arms", sum(len(plan.batches) for plan in plans.values())) as advance:
             advance(sum(training.step for training in states.values()))
             for moved in train_arms(
-                self.env, plans, states, config, self.threads, stopping, lambda: advance(1), self.parallel
+                self.env,
+                plans,
+                states,
+                config,
+                self.threads,
+                lambda: self.stop.reason is not None,
+                lambda: advance(1),
+                self.parallel,
             ):
                 for arm, now in moved.items():
                     self.folder.append("metrics.jsonl", arm_events(arm, plans[arm], now))
@@ -335,12 +338,6 @@ class Run:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""
         return sum(self.state.loop.spent.values()) if uses_search(arm, self.config) else 0
 
-    def _expected_steps(self, plan: Plan) -> int:
-        """RLOO steps of an arm, for the bar: with a budget of tokens as if completions filled half of their room."""
-        student = self.config.student
-        half = student.prompts_per_step * student.attempts * student.sampling.max_tokens / 2
-        return min(len(plan.batches), round(plan.tokens / half) or 1) if plan.tokens else len(plan.batches)
-
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
         arms, loop = self.config.arms, self.state.loop
@@ -358,16 +355,10 @@ class Run:
         """The adapter that every student starts from: the base model itself."""
         return self.env.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
 
-    def _ps(self) -> AdapterStack:
-        """The promoted student (without a promotion the base model)."""
-        return self.state.loop.best or self.state.loop.baseline
-
-    def _policies(self) -> dict[str, AdapterStack]:
-        every = {"base": self._fresh(), "ps": self._ps(), **self.state.arms}
-        return {arm: every[arm] for arm in self.config.arms.run if arm in every}
-
     def _evaluate(self) -> None:
-        config, policies = self.config, self._policies()
+        config = self.config
+        stacks = {"base": self._fresh(), "ps": adapters_of(self.state)["student"], **self.state.arms}
+        policies = {arm: stacks[arm] for arm in config.arms.run if arm in stacks}
         seed = seeds.derive(config.seed, "evaluate")
         rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
         tokens = {"base": {}, "ps": {"search": self._search_tokens("ps")}, **self.state.arm_tokens}
@@ -403,11 +394,6 @@ class Run:
         if self.meter is not None:
             self.state.tokens = self.meter.tokens
         self.folder.save(to_checkpoint(replace(self.state, seconds=self._seconds())))
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        screening = self.state.seconds.get("screen", 0.0)
-        self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
-        self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
 
 
 def execute(
