@@ -58,7 +58,7 @@ def kept_baseline(out: Path) -> dict[str, bytes]:
     with RunFolder(out, recorded_config(out), [], resume=True) as folder:
         checkpoint = folder.load()
     assert checkpoint is not None
-    return {k: v.numpy().tobytes() for k, v in checkpoint.tensors.items() if k.startswith("held/")}
+    return {k: v.numpy().tobytes() for k, v in checkpoint.tensors.items() if k.startswith("/pending/")}
 
 
 def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Path) -> None:
@@ -96,7 +96,8 @@ def test_the_command_shows_questions_and_effect_and_takes_the_decision(
 ) -> None:
     promotion = {"step": 4, "dataset": 2, "repeat": 1, "reward": 0.125, "pass_rate": 0.25, "baseline_pass_rate": 0.125}
     hostile = "two\nlines \x1b[31m\u202e" + "x" * 5000
-    review.ask(tmp_path, promotion, [{"question": "3 a+4", "answer": "7", "correct": False}, {"question": hostile}])
+    rows = [{"question": "3 a+4", "answer": "7", "correct": False}, {"question": hostile}]
+    assert review.ask(tmp_path, promotion, rows) is None
     assert main(["review", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
@@ -107,15 +108,13 @@ def test_the_command_shows_questions_and_effect_and_takes_the_decision(
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     assert max(map(len, lines)) < 1100
-    assert review.answer(tmp_path, promotion) is None
     assert main(["review", str(tmp_path), "--reject", "--by", "ann"]) == 0
     assert "decision: rejected by ann" in capsys.readouterr().out
-    assert review.answer(tmp_path, promotion) == ("rejected", "ann")
-    review.ask(tmp_path, promotion, json.loads((tmp_path / review.FILE).read_text())["questions"])
-    assert review.answer(tmp_path, promotion) == ("rejected", "ann")  # asking again keeps a decision
+    for _ in range(2):
+        assert review.ask(tmp_path, promotion, rows) == ("rejected", "ann")  # asking again keeps a decision
     assert main(["review", str(tmp_path), "--accept"]) == 0
-    assert review.answer(tmp_path, promotion)[0] == "accepted"  # type: ignore[index]
-    assert review.answer(tmp_path, {**promotion, "step": 5}) is None  # nothing is said about another promotion
+    assert review.ask(tmp_path, promotion, rows)[0] == "accepted"  # type: ignore[index]
+    assert review.ask(tmp_path, {**promotion, "step": 5}, rows) is None  # nothing is said about another promotion
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"promotion": 3, "questions": []}'])

@@ -351,20 +351,14 @@ class RunFolder:
                 )
 
 
-def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Put a promotion up for review, unless it is up already (then its decision stays)."""
+def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, str | None] | None:
+    """Put a promotion up for review, unless it is up already; (decision, by) on it, None while there is none."""
     review, _ = files.read_object(folder / FILE)
     if review.get("promotion") != promotion or review.get("questions") != rows:
-        files.write_json(folder / FILE, {"promotion": promotion, "questions": rows, "decision": None, "by": None})
-
-
-def answer(folder: Path, promotion: dict[str, Any]) -> tuple[str, str | None] | None:
-    """(decision, by) on a promotion; None while there is none. A decision on another promotion does not count."""
-    review, _ = files.read_object(folder / FILE)
+        review = {"promotion": promotion, "questions": rows, "decision": None, "by": None}
+        files.write_json(folder / FILE, review)
     by, decision = review.get("by"), review.get("decision")
-    if review.get("promotion") != promotion or decision not in (ACCEPTED, REJECTED):
-        return None
-    return decision, by if by is None else str(by)
+    return (decision, by if by is None else str(by)) if decision in (ACCEPTED, REJECTED) else None
 
 
 def read(folder: Path) -> dict[str, Any]:

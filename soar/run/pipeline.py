@@ -240,8 +240,7 @@ class Run:
         if pending is None:
             return
         promotion, step = finite(pending.promotion), pending.promotion["step"]
-        review.ask(path, promotion, finite(pending.rows))
-        answer = review.answer(path, promotion)
+        answer = review.ask(path, promotion, finite(pending.rows))
         if answer is None:
             show, go_on = f"soar review {shlex.quote(str(path))}", resume_command(path)
             raise Stopped(
@@ -281,17 +280,13 @@ class Run:
         states = {arm: TrainState(0, adapters_of(state)["student"]) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
 
+        def stopping() -> bool:
+            return self.stop.reason is not None
+
         with self.progress.task("arms", sum(len(plan.batches) for plan in plans.values())) as advance:
             advance(sum(training.step for training in states.values()))
             for moved in train_arms(
-                self.env,
-                plans,
-                states,
-                config,
-                self.threads,
-                lambda: self.stop.reason is not None,
-                lambda: advance(1),
-                self.parallel,
+                self.env, plans, states, config, self.threads, stopping, lambda: advance(1), self.parallel
             ):
                 for arm, now in moved.items():
                     self.folder.append("metrics.jsonl", arm_events(arm, plans[arm], now))
@@ -358,7 +353,7 @@ class Run:
     def _evaluate(self) -> None:
         config = self.config
         stacks = {"base": self._fresh(), "ps": adapters_of(self.state)["student"], **self.state.arms}
-        policies = {arm: stacks[arm] for arm in config.arms.run if arm in stacks}
+        policies: dict[str, AdapterStack] = {arm: stacks[arm] for arm in config.arms.run if arm in stacks}
         seed = seeds.derive(config.seed, "evaluate")
         rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
         tokens = {"base": {}, "ps": {"search": self._search_tokens("ps")}, **self.state.arm_tokens}
