@@ -29,33 +29,7 @@ from soar.run.pipeline import execute
 from soar.run.progress import Progress
 from soar.types import Problem, Verdict
 
-TINY = (
-    "threads=1",
-    "problems.limit=12",
-    "screen.attempts=4",
-    "screen.max_successes=4",
-    "teacher.steps=2",
-    "teacher.datasets=3",
-    "teacher.questions=4",
-    "student.repeats=2",
-    "student.steps=2",
-    "student.max_steps=3",
-    "student.extra_steps_per_promotion=1",
-    "student.prompts_per_step=2",
-    "student.attempts=4",
-    "reward.questions=4",
-    "reward.attempts=2",
-    "reward.baseline_attempts=3",
-    "promotion.tau=-2",
-    "promotion.window=1",
-    "evaluate.attempts=4",
-    "evaluate.ks=[1,4]",
-    "evaluate.bootstrap=100",
-    "arms.steps=2",
-    "arms.pq_steps=0",
-    "arms.curriculum_steps=0",
-    "arms.learning_rate=0",
-)
+TINY = tuple((Path(__file__).parent / "cases" / "tiny.txt").read_text(encoding="utf-8").split())
 """Overrides of the recipe `tiny`: a run of a second or two in which all problems count as hard, every step promotes."""
 
 

@@ -67,37 +67,7 @@ def write_sums(path: Path, count: int = 8) -> Path:
     return path
 
 
-SMALL = {
-    "threads": 1,
-    "screen.attempts": 2,
-    "screen.max_successes": 2,
-    "teacher.steps": 2,
-    "teacher.datasets": 2,
-    "teacher.questions": 2,
-    "teacher.max_tries": 1000,
-    "teacher.sampling.max_tokens": 12,
-    "teacher.optimizer.warmup_steps": 0,
-    "teacher.optimizer.lr": 0.01,
-    "student.repeats": 1,
-    "student.steps": 1,
-    "student.max_steps": 1,
-    "student.prompts_per_step": 2,
-    "student.attempts": 2,
-    "student.sampling.max_tokens": 8,
-    "reward.mode": "greedy",
-    "reward.attempts": 1,
-    "reward.questions": 2,
-    "promotion.tau": -2,
-    "promotion.window": 1,
-    "arms.steps": 1,
-    "evaluate.attempts": 2,
-    "evaluate.ks": [1, 2],
-    "evaluate.bootstrap": 100,
-    "model.adapter": "lora",
-    "model.lora_rank": 2,
-    "problems.format": "question_answer",
-    "problems.verifier": "number",
-}
+SMALL = json.loads((Path(__file__).parent / "cases" / "small.json").read_text(encoding="utf-8"))
 
 
 def soar_run(model: Path, problems: Path, out: Path, **changes: Any) -> int:

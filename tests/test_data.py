@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tables import cases
 
 from soar.problems.domain import Domain
 from soar.problems.load import (
@@ -48,42 +49,16 @@ def row(question: Any, answer: Any, **more: Any) -> dict[str, Any]:
     return {"question": question, "answer": answer, **more}
 
 
-ONE = json.dumps(row("q", "1")) + "\n"
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("none.jsonl", None, r"none\.jsonl: cannot be read: no such file"),
-        ("folder", None, "a folder without files that end in"),
-        ("empty.jsonl", "", "the file is empty"),
-        ("header.csv", "question,answer\n", "no problem left of 0 rows"),
-        ("none.jsonl", '{"question": "q", "answer": null}\n', r"no problem left of 1 rows; the first: .*:1: empty answer"),
-        ("a.txt", "x", r"unknown ending '\.txt'; expected one of \.jsonl"),
-        ("latin.jsonl", (ONE + '{"question": "café"}').encode("latin-1"), r"latin\.jsonl:2: byte 0xe9 is not UTF-8"),
-        ("wide.jsonl", ONE.encode("utf-16"), "is the file Latin-1, Windows-1252 or UTF-16"),
-        ("big-endian.jsonl", ONE.encode("utf-16-be"), "a zero byte is not UTF-8"),
-        ("latin.csv", "question,answer\nq,1\ncafé,2\n".encode("latin-1"), r"latin\.csv:3: byte 0xe9"),
-        ("latin.json", '[{"question": "q",\n "answer": "é"}]'.encode("latin-1"), r"latin\.json:2: byte 0xe9"),
-        ("a.json", ONE + ONE, r"must end in \.jsonl"),
-        ("b.json", "3", "a JSON int, expected a list of objects"),
-        ("deep.jsonl", "[" * 100_000 + "\n", r"deep\.jsonl:1: unreadable row"),
-        ("a.csv", 'question,answer\n"two\nlines",1\nq2,2,3\n', r"a\.csv:4: unreadable row: .* than the 2 of the header"),
-        ("b.csv", 'question,answer\nq1,1\n"open,2\n', r"b\.csv:\d+: not CSV"),
-        ("bad.parquet", b"PAR1 nonsense", "not a parquet file"),
-        ("typo.jsonl", '{"questoin": "q", "answer": "1"}', "found questoin, answer; did you mean 'questoin'"),
-        ("later.jsonl", ONE + '{"question": "q2"}', r"later\.jsonl:2: missing column: no 'answer' here"),
-        ("image.jsonl", json.dumps(row("q", "1", image="abc")), "column 'image': only text problems"),
-        ("part.jsonl", json.dumps(row([{"role": "user", "content": [{"type": "image"}]}], "1")), "only text problems"),
-        ("bool.jsonl", json.dumps(row("q", True)), r":1: question or answer of a wrong type: the answer is a bool"),
-        ("many.jsonl", json.dumps(row("q", ["1", "2"])), r"the answer is a list \(\['1', '2'\]\)"),
-        ("dict.jsonl", json.dumps(row({"a": 1}, "1")), "the question is a dict"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    ("name", "encoding", "content", "message"),
+    [*cases("data", "refused"), ("deep.jsonl", "utf-8", "[" * 100_000 + "\n", r"deep\.jsonl:1: unreadable row")],
+)
+def test_what_cannot_be_read_is_refused(
+    tmp_path: Path, name: str, encoding: str, content: str | None, message: str
+) -> None:
     (tmp_path / "folder").mkdir()
     if content is not None:
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / name).write_bytes(content.encode(encoding))
     with pytest.raises(DataError, match=message):
         load_problems(str(tmp_path / name))
 
@@ -119,16 +94,7 @@ def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
     assert report.rows == 5
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.json", json.dumps([row("q1, with comma", "1"), row("two\nlines", "2"), row('"quoted"', "3")])),
-        ("b.json", json.dumps({"data": [row("q1, with comma", "1"), row("two\nlines", "2"), row('"quoted"', "3")]})),
-        ("a.csv", '\ufeffquestion,answer\r\n"q1, with comma",1\r\n\r\n"two\nlines",2\n"""quoted""",3\n'),
-        ("semicolons.csv", 'question;answer\nq1, with comma;1\n"two\nlines";2\n"""quoted""";3\n'),
-        ("a.tsv", 'question\tanswer\nq1, with comma\t1\n"two\nlines"\t2\n"""quoted"""\t3\n'),
-    ],
-)
+@pytest.mark.parametrize(("name", "content"), cases("data", "ending"))
 def test_files_of_other_endings_give_the_same_problems(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_bytes(content.encode())
     problems, _ = load_problems(str(tmp_path / name))
@@ -144,47 +110,9 @@ EARLIER = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "
 Q, G = "What is 1+1?", "2"
 
 
-@pytest.mark.parametrize(
-    ("fields", "question", "answer", "columns"),
-    [
-        ({"Problem": Q, "expected_answer": G}, Q, G, "Problem, expected_answer"),
-        ({"prompt": Q, "solution": "so \\boxed{2}"}, Q, G, "prompt, solution"),  # TRL
-        ({"prompt": [USER], "solution": "$2$", "answer": "2"}, Q, G, "prompt, answer"),  # our TRL export
-        (  # verl's own preparation of GSM8K, and our verl export
-            {"data_source": "gsm8k", "prompt": [{"role": "user", "content": Q + " Let's think step by step."}],
-             "reward_model": {"style": "rule", "ground_truth": G}, "extra_info": {"question": Q, "answer": "1+1=2"}},
-            Q, G, "extra_info.question, reward_model.ground_truth",
-        ),
-        (  # Eurus-2, DAPO
-            {"prompt": [SYSTEM, USER], "reward_model": {"ground_truth": G}, "extra_info": {"index": 3}},
-            f"Think.\n\n{Q}", G, "prompt, reward_model.ground_truth",
-        ),
-        (  # Skywork-OR1: a list of one answer, as JSON text
-            {"prompt": [USER], "reward_model": {"ground_truth": '["2"]', "style": "rule"}}, Q, G,
-            "prompt, reward_model.ground_truth",
-        ),
-        ({"prompt": json.dumps([USER]), "reward_model": '{"ground_truth": "2"}'}, Q, G, "prompt, reward_model.ground_truth"),
-        ({"prompt": [*EARLIER, USER], "answer": [G]}, f"User: Hi\n\nAssistant: Hello\n\nUser: {Q}", G, "prompt, answer"),
-        ({"problem": Q, "solution": "so \\boxed{1}, no: \\boxed{2}", "messages": []}, Q, G, "problem, solution"),  # Numina
-        ({"problem": Q, "solution": "long", "answer": G, "generations": ["a", "b"]}, Q, G, "problem, answer"),  # OpenR1
-        ({"problem": Q, "answer": None, "ground_truth": G}, Q, G, "problem, ground_truth"),
-        (  # MetaMath
-            {"query": Q, "response": "1+1=2\n#### 2\nThe answer is: 2", "original_question": "What is 1+x?"}, Q, G,
-            "query, response",
-        ),
-        ({"query": Q, "response": "We add.\nThe answer is: 2"}, Q, G, "query, response"),
-        ({"Body": "One.", "Question": Q, "Answer": 2.0}, f"One. {Q}", "2.0", "Body + Question, Answer"),
-        ({"messages": [USER, {"role": "assistant", "content": "2"}], "final_answer": G}, Q, G, "messages, final_answer"),
-        ({"conversations": [{"from": "human", "value": Q}, {"from": "gpt"}], "gold": 2}, Q, G, "conversations, gold"),
-        (
-            {"prompt": f"{Q}\n\nReason step by step, and end with the final answer in \\boxed{{}}.", "answer": G}, Q, G,
-            "prompt, answer",
-        ),
-        ({"question": "x", "text": Q, "answer": "1", "meta": {"key": G}}, Q, G, "text, meta.key"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("origin", "fields", "question", "answer", "columns"), cases("data", "columns"))
 def test_files_are_read_as_they_are(
-    tmp_path: Path, fields: dict[str, Any], question: str, answer: str, columns: str
+    tmp_path: Path, origin: str, fields: dict[str, Any], question: str, answer: str, columns: str
 ) -> None:
     parquet.write_table(pyarrow.Table.from_pylist([fields]), tmp_path / "a.parquet")
     asked = {"question_column": "text", "answer_column": "meta.key"} if "meta" in fields else {}
@@ -245,19 +173,10 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
     assert len(make_problems(endless(), LoadReport("endless", "file"), {}, limit=1000)) == 1000
 
 
-@pytest.mark.parametrize(
-    ("source", "kind"),
-    [
-        ("world:tiny", ("world", "tiny")), ("reasoning_gym:chain_sum", ("reasoning_gym", "chain_sum")),
-        ("openai/gsm8k", ("hub", "openai/gsm8k")), ("hub:openai/gsm8k:main", ("hub", "openai/gsm8k:main")),
-        ("openai/gsm8k:main", ("hub", "openai/gsm8k:main")), ("data/x.jsonl", ("file", "data/x.jsonl")),
-        ("./x", ("file", "./x")), ("x.parquet", ("file", "x.parquet")),
-        ("", None), ("  ", None), ("gym:x", None), ("word", None), ("a/b/c", None),
-    ],
-)  # fmt: skip
-def test_kinds_of_sources(source: str, kind: tuple[str, str] | None) -> None:
+@pytest.mark.parametrize(("source", "kind"), cases("data", "source"))
+def test_kinds_of_sources(source: str, kind: list[str] | None) -> None:
     if kind is not None:
-        assert split_source(source) == kind
+        assert split_source(source) == tuple(kind)
         return
     with pytest.raises(DataError, match=r"expected a file .*hub:ID, world:NAME or reasoning_gym:NAME"):
         split_source(source)

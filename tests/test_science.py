@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tables import cases
 
 from soar.config import ProblemsConfig, load
 from soar.domains import choice as choices
@@ -20,35 +21,10 @@ from soar.types import Problem, Rejection, Verdict
 STYLES = dict.fromkeys(("science", "procedural"), ("tags", "plain", "list")) | {"multiple_choice": ("tags", "plain")}
 C, W = Verdict.CORRECT, Verdict.WRONG
 
-SAME = [
-    ("9.8 m/s^2", "980 cm/s^2"), (r"9.8\ \text{m/s}^2", "9.8 m/s^2"), (r"9.8~\mathrm{m\,s^{-2}}", "9.8 m/s^2"),
-    ("9.8 meters per second squared", "9.8 m/s^2"), ("5 m/s/s", "5 m/s^2"), ("v = 3 m/s", "3 m/s"), ("about 3 m/s", "3 m/s"),
-    ("1.5 x 10^3 J", "1.5 kJ"), ("1.5×10³ J", "1500 J"), (r"1.5\times 10^{3} J", "1,500 J"), ("10^3 J", "1 kJ"),
-    ("3/4 m", "0.75 m"), ("5 µA", "5e-6 A"), ("20 kΩ", "20000 ohm"), ("100 Newtons", "100 kg m/s^2"), ("4 sec.", "4 s"),
-    ("4.18 J/(g K)", "4180 J/(kg °C)"), ("0.0821 L atm/(mol K)", "8.31 J/mol/K"), ("2 g/cm3", "2000 kg/m3"),
-    ("25 °C", "298.15 K"), (r"77 ^\circ F", "25 degrees Celsius"), ("-40 °C", "-40 °F"), ("10 Δ°C", "18 Δ°F"),
-    ("25 %", "0.25"), ("0.25", "25 %"), ("3.1416 rad", "180°"), ("0.5 M", "500 mmol/L"), ("60 mph", "26.8 m/s"),
-    ("9.80665 m/s^2", "9.8 m/s^2"), ("1.04 m", "1.0 m"), ("5", "5 m [unit optional]"), ("5.4 m", "5 m [+- 0.5]"),
-    ("5.4 m", "5 m [10 %]"), ("12.3 N", "12.3 N [3 sf]"), ("1200 N", "1.2e3 N [2 sf, 1 %]"), ("0 m", "0 m"),
-]  # fmt: skip
-DIFFERENT = [
-    ("10 m/s^2", "9.8 m/s^2"), ("5", "5 m"), ("5 s", "5 m"), ("12 V", "12"), ("0 °C", "0 K"), ("10 Δ°C", "10 °C"),
-    ("-5 m", "5 m"), ("12.30 N", "12.3 N [3 sf]"), ("1250 N", "1.2e3 N [2 sf]"), ("5.6 m", "5 m [+- 0.5]"), ("3.4", "3"),
-    ("m", "4 s"), ("", "4 s"), ("4 s or 5 s", "4 s"), ("4 s 5", "4 s"), ("1/0 s", "4 s"), ("0.001 m", "0 m"),
-    ("4 florps", "4 s"), ("4 (s", "4 s"), ("4 s)", "4 s"), ("4 s/", "4 s"), ("5 J/mol K", "5 J/(mol K)"),
-]  # fmt: skip
-HOSTILE = [
-    "9" * 500, "1e999 m", "10^999 m", "3 m^999999999", "3 m^9^9^9", "3 " + "m " * 90, "3 " + "(" * 90, "3 __import__('os')",
-    "3 m**m", "1e-999", "nan m", "inf s", "3 " + "a" * 190, "3 m^9 m^9 m^9 m^9 m^9 m^9 m^9 m^9 m^9", "\x00", "٣ m",
-]  # fmt: skip
 
-
-@pytest.mark.parametrize(
-    ("answer", "gold", "verdict"),
-    [(*pair, C) for pair in SAME] + [(*pair, W) for pair in DIFFERENT] + [(text, "3 m", W) for text in HOSTILE],
-)
-def test_quantities(answer: str, gold: str, verdict: Verdict) -> None:
-    assert compare_quantities(answer, gold) is verdict
+@pytest.mark.parametrize(("answer", "gold", "verdict"), [*cases("science", "quantity"), ("9" * 500, "3 m", "wrong")])
+def test_quantities(answer: str, gold: str, verdict: str) -> None:
+    assert compare_quantities(answer, gold).value == verdict
 
 
 def test_reading() -> None:
@@ -66,20 +42,7 @@ def test_reading() -> None:
 METALS = Choices("Which metal?", ("iron", "copper", "a noble gas", "gold"))
 
 
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        *[(text, "B") for text in (
-            "B", "(B)", "b", "B.", "(b)", "B) copper", "the answer is B", "**B**", "option B", r"\text{B}", r"\textbf{(B)}",
-            "copper", "Copper.", "The correct answer is (B).", "I think B", "B because copper conducts",
-            "The answer is copper",
-        )],
-        ("A noble gas", "C"),
-        *[(text, None) for text in (
-            "A or B", "A and C", "A, B", "not B", "E", "Both A and B", "B) gold", "", "AB", "B C", "iron and copper",
-        )],
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("answer", "letter"), cases("science", "letter"))
 def test_letters(answer: str, letter: str | None) -> None:
     assert read_letter(answer, METALS) == letter
 
@@ -93,16 +56,7 @@ def question(*options: str, stem: str = "What is it?") -> str:
     return "\n".join([stem, *(f"{letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options, strict=False))])
 
 
-@pytest.mark.parametrize(
-    ("text", "answer", "name"),
-    [
-        ("What is it?", "A", "no_options"), (question("one"), "A", "no_options"),
-        (question("one", "two"), "C", "answer_not_an_option"), (question("one", "two"), "three", "answer_not_an_option"),
-        (question("one", "two", " One."), "A", "duplicate_options"), (question("one", "two", stem=""), "A", "no_stem"),
-        (question("one", "two").replace("B)", "C)"), "A", "options_out_of_order"),
-        (question("one", "two", "both A and B"), "A", "refers_to_letters"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "answer", "name"), cases("science", "degenerate"))
 def test_degenerate_questions_are_named(text: str, answer: str, name: str) -> None:
     assert arrange(Problem("p", text, answer)) == name
 
@@ -164,14 +118,7 @@ def test_every_built_in_domain_verifies_its_examples(name: str) -> None:
         assert domain.validate is None or domain.validate(made) is None
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"domain": "science_plain"}, "expected one of code, multiple_choice, procedural, science"),
-        ({"domain": "code", "style": "list"}, "domain 'code' has 'tags'; set problems.style to one"),
-        ({"style": "plain"}, "problems.domain is empty"),
-    ],
-)
+@pytest.mark.parametrize(("keys", "message"), cases("science", "style"))
 def test_a_style_that_a_domain_lacks_is_refused(keys: dict[str, str], message: str) -> None:
     with pytest.raises(DomainError, match=message):
         domain_of(ProblemsConfig(**keys))  # type: ignore[arg-type]

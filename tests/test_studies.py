@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import run_folders
 from loop_helpers import TINY, read_jsonl, tiny_config
+from tables import cases
 
 from soar.cli import main
 from soar.config import ConfigError
@@ -215,20 +216,7 @@ def test_a_finished_cell_with_another_config_is_refused(finished: Any, tmp_path:
         study_room._finished(cell)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (('name = "toy"', "name = 'a b'"), "name: "),
-        (("[variants.grounded]", "[variant.grounded]"), "variant: .*known keys: name, question"),
-        (("[variants.grounded]", '[variants."../up"]'), r"variant '\.\./up': letters, digits and _ only"),
-        (("seeds = [0, 1]", "seeds = [0, 0]"), r"seeds = \[0, 0\]: expected different numbers"),
-        (
-            ("ks = [1, 4]", 'compare = [["x:ps", "grounded:ps"]]'),
-            "compare: 'x:ps' is no VARIANT:ARM; variants: grounded",
-        ),
-        (("ks = [1, 4]", "ks = "), "not a TOML file"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), cases("studies", "file"))
 def test_study_files_that_cannot_be_used(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         toy(tmp_path, TOY.replace(*change))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pretrain
 import pytest
 import torch
+from tables import cases
 
 from soar.config import builtin_path
 from soar.domains import world as worlds
@@ -12,29 +13,7 @@ from soar.domains import world as worlds
 WORLD = worlds.get_world("tiny")
 
 
-@pytest.mark.parametrize(
-    ("question", "answer", "topic", "difficulty"),
-    [
-        ("47 a+8 b+5", "55 60", "counter", 2),
-        ("47 a+1 b+5", "48 53", "counter", 1),
-        ("40 a+1", "41", "counter", 0),
-        ("99 a+9 b+9", "08 17", "counter", 2),
-        ("03 a+7 b+9 c+1 d+1 e+9 f+9", "10 19 20 21 30 39", "counter", 3),
-        ("reverse bdk", "kdb", "reverse", 0),
-        ("last 5204", "4", "last", 0),
-        ("max 5204", "5", "max", 0),
-        ("times 0 8", "00", "times", 0),
-        ("47 h+8 i+5 j+1", "55 60 61", "counter", 2),
-        *[
-            (text, None, "ill-posed", 0)
-            for text in (
-                "47 j+8 k+5", "47 j+8 a+5", "47 b+8 a+5", "47 a+8 a+5", "47 a+8 c+5", "47", "7 a+8", "47 a+0",
-                "47  a+8", "47 a+8 ", "47 a+8\n", "٤٧ a+8", "47 a+1 b+1 c+1 d+1 e+1 f+1 g+1 h+1", "reverse", "reverse 52",
-                "max bd", "times 7", "",
-            )
-        ],
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("question", "answer", "topic", "difficulty"), cases("worlds", "label"))
 def test_labels(question: str, answer: str | None, topic: str, difficulty: int) -> None:
     assert (WORLD.solve(question), WORLD.topic(question)) == (answer, topic)
     assert (WORLD.well_posed(question), WORLD.difficulty(question)) == (answer is not None, difficulty)
