@@ -59,7 +59,7 @@ class Verdicts(list[Verdict]):
 
 
 class Reason(str, Enum):
-    """Why a teacher text is not a problem (`rewards.parse`).
+    """Why a teacher text is not a problem (`domain.Grader.read`).
 
     REFUSED: the domain says no, and why in `Rejection.detail`. READER_FAILED: its code raised or was killed at a limit.
     """

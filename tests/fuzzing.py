@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from soar.loop.rollout import mentions
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, mark_up, normalize, split_choice
-from soar.problems.parse import parse
+from soar.problems.domain import Domain, Grader
 from soar.problems.prompts import FORMATS
 from soar.problems.verify import compare_choice, compare_exact, compare_math, compare_number, judge_gold, read_number
 from soar.types import Problem, Reason, Rejection, Verdict
@@ -52,7 +52,8 @@ def check_text(text: str, other: str) -> int:
     for answer in answers[:2]:
         assert answer is None or (answer.strip() == answer != "" and answer in text), "an answer stands in the text"
     for fmt in FORMATS.values():
-        outcome = parse(text, fmt, truncated=False)
+        grader = Grader(Domain(fmt.name, fmt))
+        outcome = grader.read(text)
         if isinstance(outcome, Problem):
             accepted += 1
             assert outcome.question and outcome.answer and outcome.question in text
@@ -61,8 +62,7 @@ def check_text(text: str, other: str) -> int:
             assert len(outcome.question) <= 4000 and len(outcome.answer) <= MAX_ANSWER_CHARS
         else:
             assert isinstance(outcome.reason, Reason) and outcome.text == text
-            assert isinstance(parse(text, fmt, truncated=False, strict=True), Rejection), "strict accepts no more"
-        assert isinstance(parse(text, fmt, truncated=True), Rejection)
+        assert isinstance(grader.read(text, truncated=True), Rejection)
     for answer in answers:
         if answer is not None:
             check_answer(answer, other)

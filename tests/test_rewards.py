@@ -8,8 +8,8 @@ import pytest
 
 from soar.loop.rewards import grounded, learnability
 from soar.loop.rollout import student_reward
+from soar.problems.domain import Domain, Grader
 from soar.problems.load import fingerprint
-from soar.problems.parse import parse
 from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
 from soar.types import Reason, Rejection, Verdict
@@ -18,7 +18,7 @@ TAGS, LABELS, TINY, SUMS, TOTALS = map(get_format, ("tags", "question_answer", "
 
 
 def read(text: str, fmt: PromptFormat = TAGS, truncated: bool = False) -> tuple[str, str] | Reason:
-    outcome = parse(text, fmt, truncated=truncated)
+    outcome = Grader(Domain(fmt.name, fmt)).read(text, truncated)
     if isinstance(outcome, Rejection):
         assert outcome.text == text
         return outcome.reason
@@ -63,7 +63,7 @@ PAIR = ("What is 6 times 7?", "42")
         (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG),
         (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER),
         (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER),
-        (TAGS.teacher_text(), Reason.PLACEHOLDER),
+        (TAGS.teacher_template, Reason.PLACEHOLDER),
         (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER),
         (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER),
     ],
@@ -81,8 +81,7 @@ def test_tags(text: str, outcome: object) -> None:
         (" What is 6 times 7? Answer: 42", PAIR),
         (" What is 6 times 7?\nThe answer: 42", PAIR),
         (" What is 6 times 7?\n**The final answer is**: 42", PAIR),
-        (" What is 6 times 7?\nAnswer: 42 apples.", PAIR),
-        (" What is 6 times 7?\nAnswer: 6 * 7 = 42", PAIR),
+        (" What is 6 times 7?\nAnswer: 42 apples.", (PAIR[0], "42 apples.")),
         (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR),
         (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS),
         (" What is 6 times 7?", Reason.NO_ANSWER),

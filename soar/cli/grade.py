@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from soar.problems.load import COLUMNS, DataError, LoadReport, Unused, column_names, pick, read_answer
+from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, column_names, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, gold_kind
@@ -126,7 +126,7 @@ def _check(
     names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
     further = {name: [row.fields.get(name) for row in block] for name in names}
     question = next((name for name in COLUMNS["question"] if name in further), None)
-    if pool.domain is not None and question is not None:
+    if question is not None:
         further["question"] = further[question]
     if "completion" not in columns:
         return golds, pool.check_golds(golds, further)
@@ -151,8 +151,8 @@ def _read(row: Row, name: str, read: Callable[[Any], T]) -> T:
         return read(pick(row.fields, name))
     except KeyError:
         raise DataError(f"{row.where}: no {name!r} here, as the first row has; mend or remove the line") from None
-    except Unused as unused:
-        raise DataError(f"{row.where}: {unused}; mend or remove the line") from None
+    except Dropped as dropped:
+        raise DataError(f"{row.where}: {dropped}; mend or remove the line") from None
 
 
 def _singles(row: Row, columns: dict[str, str]) -> list[Row]:
@@ -171,4 +171,4 @@ def _label(value: Any) -> bool:
     try:
         return float({"true": "1", "false": "0"}.get(text := str(value).strip().casefold(), text)) >= 1
     except ValueError:
-        raise Unused(f"label {value!r:.60}, expected true, false or a number") from None
+        raise Dropped(f"label {value!r:.60}, expected true, false or a number") from None

@@ -65,9 +65,10 @@ def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> lis
         except Exception as error:  # a user's function may raise anything
             made = f"{type(error).__name__}: {error}"
         if isinstance(made, str):
-            report.dropped.append(Dropped(problem.id, f"domain {domain.name}: {made}"))
+            report.dropped.append(Dropped(f"domain {domain.name}: {made}", where=problem.id))
         elif fingerprint(made.question) in kept:
-            report.dropped.append(Dropped(problem.id, "duplicate question", "after the domain has arranged it"))
+            why = "after the domain has arranged it"
+            report.dropped.append(Dropped("duplicate question", why, where=problem.id))
         else:
             kept[fingerprint(made.question)] = made
     report.kept = len(kept)

@@ -207,7 +207,7 @@ def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tup
     """
     pool, source = env.verifier, config.problems.source
     questions = [p.question for p in problems]
-    if pool.domain is not None and pool.domain.solve is not None:
+    if pool.domain.solve is not None:
         answers = pool.solve(questions)
         golds = [replace(p, answer=answer or "") for p, answer in zip(problems, answers, strict=True)]
         verdicts = pool.check_answers([p.answer for p in problems], [p.answer for p in golds], columns_of(golds))

@@ -1,8 +1,7 @@
 """A domain: how problems of one subject are asked for, put to a student, read and checked.
 
-A `Domain` is data and a few functions of its author. The functions see text that a model wrote, so `Grader` runs them in
-worker processes that are killed at their limits (`pool.py`); what they raise is counted, not raised. docs/domains.md has a
-whole one in one file.
+Its functions see text that a model wrote: `Grader` runs them in worker processes that are killed at their limits (`pool.py`);
+what they raise is counted, not raised. docs/domains.md has a whole one in one file.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -21,10 +21,10 @@ from types import ModuleType
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import MAX_ANSWER_CHARS, extract, still_thinks
-from soar.problems.parse import judge_fields, make_problem, parse
+from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, TOTALS, extract, normalize, still_thinks
+from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat, get_format
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, is_parsable, judge_gold
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable, judge_gold
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 BUILTIN: dict[str, str] = {
@@ -33,8 +33,20 @@ BUILTIN: dict[str, str] = {
     "multiple_choice": "soar.domains.choice:MULTIPLE_CHOICE",
     "procedural": "soar.domains.procedural:PROCEDURAL",
 }
-"""Name -> `module:NAME` of the domains that come with the package."""
 STYLES = ("tags", "plain", "list")
+# Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
+FIELD = re.compile(
+    r"<\s{0,6}(question|answer)\s{0,3}>((?:(?!<\s{0,3}/?\s{0,3}(?:question|answer)\s{0,3}>).)*)<\s{0,3}/?\s{0,3}\1\s{0,3}>",
+    re.IGNORECASE | re.DOTALL,
+)
+QUESTION_LABEL = re.compile(
+    r"(?:^|\n)[ \t>#*_]{0,9}question[ \t]{0,3}\d{0,3}[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
+)
+ANSWER_LABEL = re.compile(
+    r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
+)
+MAX_TEACHER_CHARS = 100_000
+MAX_QUESTION_CHARS = 4_000
 
 
 class DomainError(UserError, ValueError):
@@ -192,11 +204,84 @@ def _defines(statement: ast.stmt, name: str) -> bool:
     return isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
 
 
-class Grader:
-    """The functions of a domain, with the defaults for those it leaves out: `(task, text, row) -> verdict or JSON value`.
+def make_problem(question: str, answer: str) -> Problem:
+    """A written problem; its id is the fingerprint of its question."""
+    return Problem(fingerprint(question)[:16], question, answer)
 
-    For worker processes: the texts were written by a model.
+
+def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
+    """`question <ans> answer`, or the line `3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the end of its working."""
+    text, worked = END_OF_TURN.split(text, maxsplit=1)[0], fmt.pair_style == "worked"
+    mark = ":" if worked else fmt.answer_marks[0]
+    question, found, answer = (text.strip().split("\n", 1)[0] if worked else text).partition(mark)
+    if not found:
+        return Reason.NO_ANSWER
+    if mark in answer:
+        return Reason.TWO_PROBLEMS
+    return question.strip(), (extract(answer, fmt.answer_style) or "") if worked else answer.strip()
+
+
+def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
+    """Contents of the question tags, and of the box in the answer tags.
+
+    A second opening tag closes the first (the missing slash), upper case and the other order are accepted. A field inside
+    another one, or one without an end, does not count; two of a kind are two problems.
     """
+    fields: dict[str, list[str]] = {"question": [], "answer": []}
+    for kind, content in FIELD.findall(text):
+        fields[kind.lower()].append(content.strip())
+    questions, answers = fields.values()
+    if not questions or not answers:
+        return Reason.NO_ANSWER if questions else Reason.NO_QUESTION
+    if len(questions) > 1 or len(answers) > 1:
+        return Reason.TWO_PROBLEMS
+    if not questions[0] or not answers[0]:
+        return Reason.EMPTY
+    answer = extract(answers[0], fmt.answer_style)
+    return Reason.NO_ANSWER if answer is None else (questions[0], answer)
+
+
+def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
+    """`Question: ... Answer: ...`; text after the first answer line is ignored. Where the answer ends a line (`line`), it is
+    what stands behind the last `=` there."""
+    if not QUESTION_LABEL.match(text.lstrip()):
+        text = f"{fmt.teacher_prefill} {text}"
+    text = END_OF_TURN.split(text, maxsplit=1)[0]
+    questions = list(QUESTION_LABEL.finditer(text))
+    if not questions:
+        return Reason.NO_QUESTION
+    answer_label = ANSWER_LABEL.search(text, questions[0].end())
+    if answer_label is None:
+        return Reason.NO_ANSWER
+    if len(questions) > 1 and questions[1].start() < answer_label.start():
+        return Reason.TWO_PROBLEMS
+    question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
+    line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
+    return question, (extract(line, "line") or "") if fmt.answer_style == "line" else line
+
+
+READERS = {"marked": _read_pair, "tags": _read_tags, "labels": _read_labels, "worked": _read_pair}
+
+
+def judge_fields(question: str, answer: str, domain: Domain) -> Reason | None:
+    """What is wrong with a complete pair. Words can be answers where the format or a function of the domain says so."""
+    fmt = domain.prompts
+    if not question or not answer:
+        return Reason.EMPTY
+    if any((" ".join(text.casefold().split()).rstrip(".:") or text) in fmt.placeholders for text in (question, answer)):
+        return Reason.PLACEHOLDER
+    if len(question) > MAX_QUESTION_CHARS or len(answer) > domain.max_answer_chars:
+        return Reason.TOO_LONG
+    if not normalize(answer):
+        return Reason.EMPTY
+    words = fmt.text_answers or domain.verify or domain.read_problem
+    if words or any(char.isdigit() for char in answer) or gold_kind(answer, "math") == "value":
+        return None
+    return Reason.UNPARSABLE_ANSWER
+
+
+class Grader:
+    """The functions of a domain, with the defaults for those it leaves out: `(task, text, row) -> verdict or JSON value`."""
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
@@ -213,23 +298,23 @@ class Grader:
         if task == "read":
             written = self.read(text, row["truncated"])
             return {k: v for k, v in asdict(written).items() if k not in ("id", "extra", "text")}
+        answer = self.extract(text) if task == "check" else text
+        if answer is None:
+            return Verdict.NO_ANSWER
         extra = {key: value for key, value in row.items() if key not in ("question", "answer")}
         problem = Problem("", str(row.get("question", "")), row["answer"], extra)
-        if task in ("fault", "gold"):
-            settled = self.settle(problem)
-            if task == "fault":
-                return settled if isinstance(settled, str) else ""
-            return Verdict.UNSCORABLE if isinstance(settled, str) else self.judge_gold(settled.answer, settled)
-        answer = text if task == "compare" else self.extract(text)
-        return Verdict.NO_ANSWER if answer is None else self.compare(answer, problem)
+        if task not in ("fault", "gold"):
+            return self.compare(answer, problem)
+        settled = self.settle(problem)
+        if task == "fault":
+            return settled if isinstance(settled, str) else ""
+        return Verdict.UNSCORABLE if isinstance(settled, str) else self.judge_gold(settled)
 
     def extract(self, text: str) -> str | None:
         """The answer that a completion commits to."""
-        if still_thinks(text):
-            return None
         if self.domain.read_answer is None:
             return extract(text, self.domain.prompts.answer_style)
-        answer = self.domain.read_answer(text)
+        answer = None if still_thinks(text) else self.domain.read_answer(text)
         if answer is not None and not isinstance(answer, str):
             raise TypeError(f"read_answer returned {type(answer).__name__}, expected text or None")
         return answer
@@ -240,44 +325,45 @@ class Grader:
         name = self.domain.validate(made) if self.domain.validate and isinstance(made, Problem) else None
         return str(name) if name else made
 
-    def read(self, text: str, truncated: bool) -> Problem | Rejection:
-        """The problem in a teacher text, or why there is none."""
-        domain = self.domain
-        if truncated:
-            return Rejection(Reason.TRUNCATED, "")
-        if domain.read_problem and text.strip():
-            given = domain.read_problem(text)
-        else:
-            most, any_answer = domain.max_answer_chars, domain.verify is not None
-            given = parse(text, domain.prompts, max_answer_chars=most, any_answer=any_answer)
+    def read(self, text: str, truncated: bool = False) -> Problem | Rejection:
+        """The problem in a teacher text, or why there is none; the only way from a model's text to a `Problem`.
+
+        truncated: the text hit its token budget.
+        """
+        domain, fmt = self.domain, self.domain.prompts
+        if truncated or not text.strip():
+            return Rejection(Reason.TRUNCATED if truncated else Reason.EMPTY, text)
+        style = fmt.pair_style or ("tags" if fmt.answer_style == "boxed" else "labels")
+        given = domain.read_problem(text) if domain.read_problem else READERS[style](text[:MAX_TEACHER_CHARS], fmt)
         if isinstance(given, str):
-            named = given in {reason.value for reason in Reason}
-            return Rejection(Reason(given), "") if named else Rejection(Reason.REFUSED, "", given)
+            return Rejection(Reason(given), text) if given in list(Reason) else Rejection(Reason.REFUSED, text, given)
         if isinstance(given, Rejection):
             return given
         question, answer = (given.question, given.answer) if isinstance(given, Problem) else given
         if not isinstance(question, str) or not isinstance(answer, str):
             raise TypeError("read_problem returned a pair that is not of two texts")
-        question, answer, any_answer = question.strip(), answer.strip(), domain.read_problem is not None
-        reason = judge_fields(
-            question, answer, domain.prompts, domain.max_answer_chars, any_answer or bool(domain.verify)
-        )
+        question, answer = question.strip(), answer.strip()
+        reason = judge_fields(question, answer, domain)
         if reason:
-            return Rejection(reason, "")
+            return Rejection(reason, text)
         settled = self.settle(make_problem(question, answer))
         if isinstance(settled, str):
-            return Rejection(Reason.REFUSED, "", settled)
+            return Rejection(Reason.REFUSED, text, settled)
         if domain.verify or domain.validate:
-            usable = self.judge_gold(settled.answer, settled).solved
+            usable = self.judge_gold(settled).solved
         else:
             usable = is_parsable(settled.answer, domain.verifier)
-        return settled if usable else Rejection(Reason.UNPARSABLE_ANSWER, "")
+        return settled if usable else Rejection(Reason.UNPARSABLE_ANSWER, text)
 
-    def judge_gold(self, gold: str, problem: Problem) -> Verdict:
+    def judge_gold(self, problem: Problem) -> Verdict:
         """Whether a gold answer that `validate` has nothing against can be graded."""
         if self.domain.validate is not None:
             return Verdict.CORRECT
-        return judge_gold(gold, self.domain.verifier) if self.domain.verify is None else self.compare(gold, problem)
+        if self.domain.verify is not None:
+            return self.compare(problem.answer, problem)
+        if self.domain.prompts.answer_style == "totals":
+            return Verdict.CORRECT if TOTALS.fullmatch(problem.answer) else Verdict.UNSCORABLE
+        return judge_gold(problem.answer, self.domain.verifier)
 
     def compare(self, answer: str, problem: Problem) -> Verdict:
         """Verdict on an answer."""

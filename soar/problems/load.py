@@ -1,8 +1,4 @@
-"""Problems: load, validate, fingerprint, split, and keep the evidence that they are hard.
-
-Every row that is not used is reported with its place and a reason (`LoadReport`); what makes the whole source unusable is a
-DataError.
-"""
+"""Problems: load, validate, fingerprint, split, and keep the evidence that they are hard."""
 
 from __future__ import annotations
 
@@ -13,8 +9,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +26,15 @@ ANSWER_IS = re.compile(r"\bthe (?:final )?answer is:?[ \t]{0,3}([^\n]{1,200}?)\.
 SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 
 
-class Unused(Exception):
-    """A row that is not used: reason, detail, and whether that refuses the whole source by default."""
+class Dropped(Exception):
+    """A row that is not used: why, and where it stands (`file:line`). refused: it refuses the whole source by default."""
 
-    def __init__(self, reason: str, detail: str = "", refused: bool = False) -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail, self.refused = reason, detail, refused
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row that is not used: where it stands (`file:line`) and why."""
-
-    where: str
-    reason: str
-    detail: str = ""
+    def __init__(self, reason: str, detail: str = "", refused: bool = False, where: str = "") -> None:
+        super().__init__(reason, detail, refused, where)
+        self.reason, self.detail, self.refused, self.where = reason, detail, refused, where
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}" + (f": {self.detail}" if self.detail else "")
+        return ": ".join(filter(None, (self.where, self.reason, self.detail)))
 
 
 @dataclass
@@ -118,17 +105,6 @@ def load_problems(
     else:
         raise DataError(f"problems.source = {source!r}: a world has no rows; `domains.candidates` makes its problems")
     wanted = {"question": question_column, "answer": answer_column}
-    return make_problems(rows, report, wanted, limit, skip_bad_rows), report
-
-
-def make_problems(
-    rows: Iterable[Row],
-    report: LoadReport,
-    wanted: Mapping[str, str | None],
-    limit: int = 0,
-    skip_bad_rows: bool = False,
-) -> list[Problem]:
-    """Problems of `rows`; fills `report`. Raises DataError as `load_problems`."""
     problems: dict[str, Problem] = {}
     places: dict[str, str] = {}
     ids: set[str] = set()
@@ -138,30 +114,31 @@ def make_problems(
         report.rows += 1
         try:
             if row.error is not None:
-                raise Unused("unreadable row", row.error, True)
+                raise Dropped("unreadable row", row.error, True)
             report.columns = report.columns or choose_columns(row, wanted)
             problem = _build(row, report)
             key = fingerprint(problem.question)
             if key in problems and problem.answer == problems[key].answer:
-                raise Unused("duplicate question", f"same as {places[key]}")
+                raise Dropped("duplicate question", f"same as {places[key]}")
             if key in problems:
                 detail = f"answer {problem.answer!r}, but {problems[key].answer!r} at {places[key]}"
-                raise Unused("same question with another answer", detail, True)
-        except Unused as unused:
-            if unused.refused and not skip_bad_rows:
-                raise DataError(f"{row.where}: {unused}; mend the row, or {SKIP}") from None
-            report.dropped.append(Dropped(row.where, unused.reason, unused.detail))
+                raise Dropped("same question with another answer", detail, True)
+        except Dropped as dropped:
+            dropped.where = row.where
+            if dropped.refused and not skip_bad_rows:
+                raise DataError(f"{dropped}; mend the row, or {SKIP}") from None
+            report.dropped.append(dropped.with_traceback(None))
             continue
         if problem.id in ids:
             report.notes["id that another row has too: replaced by the fingerprint"] += 1
-            problem = Problem(key[:16], problem.question, problem.answer, problem.extra)
+            problem = replace(problem, id=key[:16])
         ids.add(problem.id)
         problems[key], places[key] = problem, row.where
     report.kept = len(problems)
     if not problems:
-        first = f"; the first: {report.dropped[0].where}: {report.dropped[0].reason}" if report.dropped else ""
-        raise DataError(f"{report.source}: no problem left of {report.rows} rows{first}")
-    return list(problems.values())
+        first = f"; the first: {report.dropped[0]}" if report.dropped else ""
+        raise DataError(f"{source}: no problem left of {report.rows} rows{first}")
+    return list(problems.values()), report
 
 
 def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -223,11 +200,11 @@ def _build(row: Row, report: LoadReport) -> Problem:
     try:
         *texts, gold = [pick(row.fields, name) for name in (*asked, str(names["answer"]))]
     except KeyError as missing:
-        raise Unused("missing column", f"no {missing} here, as the first row has", True) from None
-    texts = [_read_question(row, text, report) for text in texts]
-    answer, question = read_answer(gold, report), " ".join(texts)
+        raise Dropped("missing column", f"no {missing} here, as the first row has", True) from None
+    question = " ".join(_read_question(row, text, report) for text in texts)
+    answer = read_answer(gold, report)
     if len(question) > MAX_QUESTION_CHARS:
-        raise Unused("question too long", f"{len(question)} characters, at most {MAX_QUESTION_CHARS}")
+        raise Dropped("question too long", f"{len(question)} characters, at most {MAX_QUESTION_CHARS}")
     identifier = row.fields.get(names["id"] or "")
     used = {*asked, names["answer"], names["id"]}
     extra = {str(name): value for name, value in row.fields.items() if name not in used}
@@ -239,19 +216,16 @@ def _read_question(row: Row, value: Any, report: LoadReport) -> str:
     if isinstance(turns, list) and turns and isinstance(turns[0], dict):
         value = _last_turn(row, turns, report)
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise Unused("empty question")
+        raise Dropped("empty question")
     if not isinstance(value, str):
         detail = f"the question is a {type(value).__name__}, expected text"
-        raise Unused("question or answer of a wrong type", detail, True)
+        raise Dropped("question or answer of a wrong type", detail, True)
     for fmt in FORMATS.values():
         before, _, after = fmt.student_template.partition("{question}")
         if len(value) > len(before + after) and value.startswith(before) and value.endswith(after):
             report.notes[f"prompt of the format {fmt.name} taken off the question"] += 1
             value = value[len(before) : len(value) - len(after)]
     return value.strip()
-
-
-ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def _last_turn(row: Row, turns: list[Any], report: LoadReport) -> str | None:
@@ -263,7 +237,7 @@ def _last_turn(row: Row, turns: list[Any], report: LoadReport) -> str | None:
             if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
                 raise DataError(f"{row.where}: a message with image, audio or video: only text problems can be used")
             content = "".join(str(part.get("text", "")) for part in content)
-        said.append((ROLES.get(role, role), str(content or "")))
+        said.append(({"human": "user", "gpt": "assistant"}.get(role, role), str(content or "")))
     while said and said[-1][0] != "user":  # the solution, in files for fine-tuning
         said.pop()
     if len(said) > 1:
@@ -273,21 +247,18 @@ def _last_turn(row: Row, turns: list[Any], report: LoadReport) -> str | None:
 
 
 def read_answer(value: Any, report: LoadReport) -> str:
-    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Notes go to `report`.
-
-    Raises Unused.
-    """
+    """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Raises Dropped."""
     items = value if isinstance(value, list) else _parsed(value, '["')
     if isinstance(items, list) and len(items) == 1:
         report.notes["answer taken out of a list of one"] += 1
         value = items[0]
     if value is None:
-        raise Unused("empty answer", "null")
+        raise Dropped("empty answer", "null")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         detail = f"the answer is a {type(value).__name__} ({value!r:.60}), expected text or a number"
-        raise Unused("question or answer of a wrong type", detail, True)
+        raise Dropped("question or answer of a wrong type", detail, True)
     if isinstance(value, float) and not math.isfinite(value):
-        raise Unused("answer is not a finite number", str(value))
+        raise Dropped("answer is not a finite number", str(value))
     text, said = str(value).strip(), ANSWER_IS.search(str(value)[-400:])
     if "####" in text:
         report.notes["answer taken from behind the last ####"] += 1
@@ -300,7 +271,7 @@ def read_answer(value: Any, report: LoadReport) -> str:
         report.notes["answer taken from behind `the answer is`"] += 1
         text = said[1].strip()
     if not text:
-        raise Unused("empty answer", repr(value)[:60])
+        raise Dropped("empty answer", repr(value)[:60])
     return text
 
 
@@ -314,28 +285,25 @@ def fits_budget(
     problems: Sequence[Problem], count_tokens: Callable[[Problem], int], context: int, max_tokens: int
 ) -> tuple[list[Problem], list[Dropped]]:
     """Problems whose prompt leaves `max_tokens` of `context` for the completion, and the others with their counts."""
-    tokens = [count_tokens(problem) for problem in problems]
-    kept = [problem for problem, count in zip(problems, tokens, strict=True) if count + max_tokens <= context]
-    dropped = [
-        Dropped(problem.id, "prompt too long", f"prompt {count} + completion {max_tokens} > context {context} tokens")
-        for problem, count in zip(problems, tokens, strict=True)
-        if count + max_tokens > context
-    ]
+    kept: list[Problem] = []
+    dropped: list[Dropped] = []
+    for problem in problems:
+        if (count := count_tokens(problem)) + max_tokens <= context:
+            kept.append(problem)
+        else:
+            detail = f"prompt {count} + completion {max_tokens} > context {context} tokens"
+            dropped.append(Dropped("prompt too long", detail, where=problem.id))
     return kept, dropped
 
 
 def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tuple[list[Problem], list[Problem]]:
-    """(train, test), with sizes exact up to rounding and at least one problem in each.
+    """(train, test), with sizes exact up to rounding and at least one in each; equal questions count once.
 
-    Ordered by a hash of (seed, fingerprint), so that the order of the file has no say. Raises DataError for fewer than two
-    problems, and for equal questions (they could land in both halves).
+    Ordered by a hash of (seed, fingerprint), so that the order of the file has no say. Raises DataError for fewer than two.
     """
-    if len(problems) < 2:
-        raise DataError(f"{len(problems)} problem cannot be split into a training and a test half; 2 are needed")
     keyed = {fingerprint(problem.question): problem for problem in problems}
-    if len(keyed) < len(problems):
-        count = len(problems) - len(keyed)
-        raise DataError(f"{count} questions occur more than once; drop duplicates before the split")
+    if len(keyed) < 2:
+        raise DataError(f"{len(keyed)} problem cannot be split into a training and a test half; 2 are needed")
     order = sorted(keyed, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
     count = min(max(round(test_share * len(order)), 1), len(order) - 1)
     return [keyed[key] for key in order[count:]], [keyed[key] for key in order[:count]]
@@ -351,10 +319,9 @@ def write_hard(
     """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened (model,
     prompt fingerprint, attempts and the like). columns: with further columns of the source. Both files appear whole."""
     lines = [
-        (problem.extra if columns else {})
-        | {
-            "id": problem.id, "question": problem.question, "answer": problem.answer, "successes": screening.successes,
-            "attempts": screening.attempts, "truncated": screening.truncated,
+        {
+            **(problem.extra if columns else {}), "id": problem.id, "question": problem.question, "answer": problem.answer,
+            **asdict(screening),
         }
         for problem, screening in zip(problems, screenings, strict=True)
     ]  # fmt: skip
@@ -391,12 +358,11 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
 
 def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
     """Refuse evidence that was made in another way. Raises DataError naming each key of `wanted` that differs."""
-    different = [key for key in wanted if key not in recorded or recorded[key] != wanted[key]]
-    if different:
-        lines = "\n  ".join(
-            f"{key}: screened with {recorded[key]!r}, this run uses {wanted[key]!r}"
-            if key in recorded
-            else f"{key}: not recorded"
-            for key in different
-        )
-        raise DataError(f"{where}: that these problems are hard was shown in another way:\n  {lines}\nScreen again")
+    lines = ""
+    for key, value in wanted.items():
+        if key not in recorded:
+            lines += f"\n  {key}: not recorded"
+        elif recorded[key] != value:
+            lines += f"\n  {key}: screened with {recorded[key]!r}, this run uses {value!r}"
+    if lines:
+        raise DataError(f"{where}: that these problems are hard was shown in another way:{lines}\nScreen again")

@@ -1,8 +1,8 @@
-"""One verifier or one domain in worker processes that can be killed: completion + gold answer -> Verdict.
+"""One verifier or one domain: completion + gold answer -> Verdict.
 
-A check never hangs the caller and is never `correct` by accident: one over its time is `timeout`, one that raises or kills
-its worker (memory, segmentation fault) is `crashed`. Workers are programs of their own (`worker.py`) for reward functions and
-domains; the named verifiers are bounded functions that cost microseconds, and run in the calling process.
+The named verifiers are bounded functions that cost microseconds, and run in the calling process. Reward functions and domains
+run in worker processes (`worker.py`): a check over its time is `timeout`, one that raises or kills its worker (memory,
+segmentation fault) is `crashed`, and none hangs the caller.
 """
 
 from __future__ import annotations
@@ -13,84 +13,61 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from itertools import repeat
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import MAX_COMPLETION_CHARS, TOTALS, extract
-from soar.problems.domain import Domain, load_domain
-from soar.problems.parse import MAX_TEACHER_CHARS, make_problem, parse
+from soar.problems.answers import MAX_COMPLETION_CHARS, extract
+from soar.problems.domain import MAX_TEACHER_CHARS, Domain, Grader, load_domain, make_problem
 from soar.problems.prompts import PromptFormat
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, is_parsable, judge_gold
+from soar.problems.verify import NAMES, VerifierError
 from soar.problems.worker import MARK, kept_environment
 from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
 STARTS = 3  # workers that end before they are ready, until giving up
 START_S = 120.0  # to import what a verifier needs
-PATIENCE = 5  # times its limit that a check may take which waits for a processor rather than for its end
 MEMORY_MB = 8_192  # a function may import torch, which reserves several gigabytes of addresses
 PROGRAM = """
 import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+sys.path[:], *arguments = json.loads(sys.argv[1])
 from soar.problems.worker import serve
-serve(int(sys.argv[2]))
+serve(*arguments)
 """
 
-Item = tuple[str, Any, Any]  # task, text, and the gold answer or the row with it
 Columns = Mapping[str, Sequence[Any]] | None
 
 
 class _Worker:
-    """A worker process and the way to it. `ask` raises TimeoutError and EOFError; the worker is of no use then."""
+    """A worker process and the way to it. `receive` raises TimeoutError and EOFError; the worker is of no use then."""
 
-    def __init__(self, subject: str, key: str, memory_mb: int, timeout_s: float) -> None:
+    def __init__(self, *arguments: Any) -> None:
         if os.environ.get(MARK):
             raise VerifierError(
                 "a verifier's file calls soar when imported: put that under `if __name__ == '__main__':`"
             )
         self.link, there = Pipe()
-        self.timeout_s = timeout_s
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        setup = [sys.path, there.fileno(), str(Path(script).resolve()) if script else "", *arguments]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(there.fileno())], pass_fds=[there.fileno()],
-            env=kept_environment(), stdin=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-c", PROGRAM, json.dumps(setup)], pass_fds=[there.fileno()], env=kept_environment(),
+            stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         there.close()
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        try:
-            self.link.send((subject, key, memory_mb, str(Path(script).resolve()) if script else "", timeout_s))
-            self._receive(START_S)
-        except BaseException:
-            self.kill()
-            raise
 
-    def ask(self, item: Item) -> tuple[Any, str | None]:
-        """The verdict or value of a check and its error message. Raises VerifierError for what is wrong with the verifier."""
-        self.link.send(item)
-        answer = self._receive(self.timeout_s)
-        return Verdict(answer["verdict"]) if "verdict" in answer else answer["value"], answer.get("message")
-
-    def _receive(self, seconds: float) -> Any:
-        spent, last = self._cpu_s(), time.monotonic() + PATIENCE * seconds
-        while not self.link.poll(seconds):
-            used = self._cpu_s() - spent
-            if not seconds / 20 < used < seconds / 2 or time.monotonic() > last:  # it ran, or it sleeps
-                raise TimeoutError
-        answer = json.loads(self.link.recv_bytes())
+    def receive(self, seconds: float) -> dict[str, Any]:
+        """What it answers. Raises VerifierError for what is wrong with the verifier."""
+        if not self.link.poll(seconds):
+            raise TimeoutError
+        answer: dict[str, Any] = json.loads(self.link.recv_bytes())
         if "error" in answer:
             raise VerifierError(answer["error"])
         return answer
-
-    def _cpu_s(self) -> float:
-        """CPU seconds of the process, 0 where the system does not say."""
-        with suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return 0.0
 
     def kill(self) -> int:
         """End the process and what it started; its exit code."""
@@ -103,11 +80,11 @@ class _Worker:
 class VerifierPool:
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says.
 
-    verifier: a Domain of `load_domain`; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` /
-    `file.py:function`: a score of `success_at` or more is correct, None or NaN unscorable. answer_style: see
-    `answers.extract`. timeout_s: of one check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers: 0:
-    one per core and at most 8; they start at the first check that needs one. last_error: message of the last check that
-    raised or lost its worker. Threads take turns. Use it as a context manager, or call `close`. Raises VerifierError.
+    verifier: a Domain; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` / `file.py:function`: a
+    score of `success_at` or more is correct, None or NaN unscorable. answer_style: of a verifier, see `answers.extract`.
+    timeout_s: of one check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers: 0: one per core and at
+    most 8; they start at the first check that needs one. last_error: message of the last check that raised or lost its
+    worker. Threads take turns. Use it as a context manager, or call `close`. Raises VerifierError.
     """
 
     def __init__(
@@ -120,20 +97,21 @@ class VerifierPool:
         workers: int = 0,
         success_at: float = 1.0,
     ) -> None:
-        self.domain = None if isinstance(verifier, str) else verifier
-        if isinstance(verifier, Domain):
-            self.name, answer_style = verifier.label, verifier.prompts.answer_style
-            subject, key = verifier.reference, "problems.domain"
-        elif verifier in NAMES or ":" in verifier:
-            self.name, subject, key = verifier, verifier, "problems.verifier"
-        else:
+        if isinstance(verifier, str):
+            verifier = Domain(verifier, PromptFormat("", answer_style, "", ""), verifier)  # type: ignore[arg-type]
+        named = not verifier.own and verifier.verifier in NAMES
+        if not verifier.own and not named and ":" not in verifier.verifier:
             expected = f"one of {', '.join(NAMES)}, module:function or file.py:function"
-            raise VerifierError(f"problems.verifier = {verifier!r}: expected {expected}")
-        extract("", answer_style)
-        self.answer_style, self.success_at = answer_style, success_at
+            raise VerifierError(f"problems.verifier = {verifier.verifier!r}: expected {expected}")
+        extract("", verifier.prompts.answer_style)
+        self.domain, self.name, self.success_at = verifier, verifier.label, success_at
+        self.compares = verifier.own or named
+        """Whether answers can be compared (`check_answers`); a reward function reads whole completions."""
         self.workers = workers or min(os.cpu_count() or 1, 8)
         self.last_error: str | None = None
-        self._arguments = (subject, key, MEMORY_MB if memory_mb is None else memory_mb, timeout_s)
+        self._grader, self._timeout_s = Grader(verifier) if named else None, timeout_s
+        subject = (verifier.reference, "problems.domain") if verifier.own else (verifier.verifier, "problems.verifier")
+        self._arguments = (*subject, MEMORY_MB if memory_mb is None else memory_mb, timeout_s)
         self._idle, self._live, self._closing = list[_Worker](), set[_Worker](), False
         self._turn = threading.Lock()
 
@@ -149,11 +127,6 @@ class VerifierPool:
         for worker in list(self._live):
             self._drop(worker)
 
-    @property
-    def compares(self) -> bool:
-        """Whether answers can be compared (`check_answers`); a user function reads whole completions."""
-        return self.domain is not None or self.name in NAMES
-
     def check(self, completions: Sequence[str], golds: Sequence[str], columns: Columns = None) -> list[Verdict]:
         """One Verdict for each completion, in order; of a reward function `Verdicts` with its scores (0 for a lost check).
 
@@ -162,10 +135,8 @@ class VerifierPool:
         """
         if len(completions) != len(golds):
             raise ValueError(f"{len(completions)} completions, but {len(golds)} gold answers")
-        if self.name in NAMES:
-            return self.check_answers(self.read_answers(completions), golds)
         outcomes = self._grade("check", [text[-MAX_COMPLETION_CHARS:] for text in completions], golds, columns)
-        if self.domain is not None:
+        if self.compares:
             return outcomes
         verdicts = Verdicts(
             o
@@ -182,110 +153,97 @@ class VerifierPool:
         """Verdicts for answers that are already extracted (None: no answer). Named verifiers and domains only."""
         if not self.compares:
             raise VerifierError(f"{self.name} reads whole completions, not answers; use check")
-        if self.domain is not None:
-            return self._grade("compare", answers, golds, columns)
-        pairs = zip(answers, golds, strict=True)
-        return [Verdict.NO_ANSWER if a is None else COMPARERS[self.name](a, gold) for a, gold in pairs]
+        return self._grade("compare", answers, golds, columns)
 
     def check_golds(self, golds: Sequence[str], columns: Columns = None) -> list[Verdict]:
         """Whether each gold answer can be graded: CORRECT, or UNSCORABLE where the verifier cannot read it (`math` compares a
         few words as text) or the domain's `validate` names something. A function is given it as a completion."""
-        if self.domain is not None:
+        if self.compares:
             return self._grade("gold", golds, golds, columns)
-        if self.answer_style == "totals" and self.name in NAMES:
-            return [Verdict.CORRECT if TOTALS.fullmatch(gold) else Verdict.UNSCORABLE for gold in golds]
-        if self.name in NAMES:
-            return [judge_gold(gold, self.name) for gold in golds]
-        frame = "\\boxed{%s}" if self.answer_style == "boxed" else "Answer: %s"
+        frame = "\\boxed{%s}" if self.domain.prompts.answer_style == "boxed" else "Answer: %s"
         return self.check([frame % gold for gold in golds], golds, columns)
 
     def faults(self, problems: Sequence[Problem]) -> list[str]:
         """What the domain says is wrong with each gold problem, "" where it names nothing or there is no domain."""
-        if self.domain is None:
+        if not self.domain.own:
             return [""] * len(problems)
         golds = [problem.answer for problem in problems]
         return [str(text or "")[:100] for text in _values(self._grade("fault", golds, golds, columns_of(problems)))]
 
     def read_answers(self, completions: Sequence[str]) -> list[str | None]:
         """The answer that each completion commits to."""
-        if self.domain is None or self.domain.read_answer is None:
-            return [extract(text, self.answer_style) for text in completions]
-        return _values(self._outcomes([("extract", text[-MAX_COMPLETION_CHARS:], {}) for text in completions]))
+        if self.domain.read_answer is None:
+            return [extract(text, self.domain.prompts.answer_style) for text in completions]
+        texts = [text[-MAX_COMPLETION_CHARS:] for text in completions]
+        return _values(self._grade("extract", texts, [""] * len(texts)))
 
     def solve(self, questions: Sequence[str]) -> list[str | None]:
         """The domain's own answers; None where it has none, or its solver failed."""
-        return _values(self._outcomes([("solve", question, {}) for question in questions]))
+        return _values(self._grade("solve", questions, [""] * len(questions)))
 
     def read_problems(
         self, texts: Sequence[str], truncated: Sequence[bool], prompts: PromptFormat | None = None
     ) -> list[Problem | Rejection]:
         """The problem in each teacher text, or why there is none.
 
-        truncated: the text hit its token budget. prompts: the format, where there is no domain.
+        truncated: the text hit its token budget. prompts: the format, of a pool that was made by a verifier's name.
         """
-        pairs = list(zip(texts, truncated, strict=True))
-        if self.domain is None:
-            if prompts is None:
-                raise ValueError(f"verifier {self.name} has no prompts of its own; pass `prompts`")
-            outcomes = [parse(text, prompts, truncated=cut) for text, cut in pairs]
-            return [
-                Rejection(Reason.UNPARSABLE_ANSWER, text)
-                if isinstance(outcome, Problem) and not is_parsable(outcome.answer, self.name)
-                else outcome
-                for text, outcome in zip(texts, outcomes, strict=True)
-            ]
-        tasks = [("read", text[:MAX_TEACHER_CHARS], {"truncated": cut}) for text, cut in pairs]
-        return [_outcome(text, given) for text, given in zip(texts, self._outcomes(tasks), strict=True)]
+        if not self.domain.own:
+            grader = Grader(replace(self.domain, prompts=prompts or self.domain.prompts))
+            return [grader.read(text, cut) for text, cut in zip(texts, truncated, strict=True)]
+        cut_texts = [text[:MAX_TEACHER_CHARS] for text in texts]
+        outcomes = self._grade("read", cut_texts, [""] * len(texts), {"truncated": truncated})
+        return [_outcome(text, given) for text, given in zip(texts, outcomes, strict=True)]
 
-    def _grade(self, task: str, texts: Sequence[str | None], golds: Sequence[str], columns: Columns) -> list[Any]:
-        columns = columns or {}
+    def _grade(
+        self, task: str, texts: Sequence[str | None], golds: Sequence[str], columns: Columns = None
+    ) -> list[Any]:
+        """The verdict or value of each check. Raises ValueError, and VerifierError; the workers are gone then."""
+        columns = {**(columns or {}), "answer": golds}
         for key, column in columns.items():
-            if len(column) != len(golds):
-                raise ValueError(f"column {key!r} has {len(column)} values for {len(golds)} completions")
-        rows = [{**{key: columns[key][i] for key in columns}, "answer": gold} for i, gold in enumerate(golds)]
-        return self._outcomes([(task, text, row) for text, row in zip(texts, rows, strict=True)])
-
-    def _outcomes(self, items: Sequence[Item]) -> list[Any]:
-        """The verdict or value of each check. Raises VerifierError; the workers are gone then."""
-        if not items:
-            return []
-        with self._turn, ThreadPoolExecutor(min(self.workers, len(items))) as threads:
+            if len(column) != len(texts):
+                raise ValueError(f"column {key!r} has {len(column)} values for {len(texts)} completions")
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        if self._grader is not None or not texts:
+            return list(map(self._grader, repeat(task), texts, rows)) if self._grader else []
+        with self._turn, ThreadPoolExecutor(min(self.workers, len(texts))) as threads:
             self._closing = False
             try:
-                return list(threads.map(self._ask, items))
+                return list(threads.map(self._ask, zip(repeat(task), texts, rows)))
             except BaseException:
                 self._closing = True
                 self.close()
                 raise
 
-    def _ask(self, item: Item) -> Any:
+    def _ask(self, item: tuple[str, str | None, dict[str, Any]]) -> Any:
         """One check. One that is lost with its worker is tried once more."""
         for _ in range(2):
             worker = self._start()
             try:
-                outcome, message = worker.ask(item)
+                worker.link.send(item)
+                answer = worker.receive(self._timeout_s)
             except TimeoutError:
                 self._drop(worker)
                 return Verdict.TIMEOUT
             except (EOFError, OSError):  # the system may have killed it for a neighbour's memory
                 self.last_error = f"{self.name}: a worker ended with exit code {self._drop(worker)}"
                 continue
-            self.last_error = message or self.last_error
+            self.last_error = answer.get("message") or self.last_error
             self._idle.append(worker)
-            return outcome
+            return Verdict(answer["verdict"]) if "verdict" in answer else answer["value"]
         return Verdict.CRASHED
 
     def _start(self) -> _Worker:
         """A worker that waits for checks. Raises VerifierError."""
         with suppress(IndexError):  # another thread may have taken the last one
-            while worker := self._idle.pop():
-                if worker.process.poll() is None:
-                    return worker
+            while (worker := self._idle.pop()).process.poll() is not None:
                 self._drop(worker)
+            return worker
         for _ in range(0 if self._closing else STARTS):
+            worker = _Worker(*self._arguments)
+            self._live.add(worker)
             with suppress(EOFError, OSError):
-                worker = _Worker(*self._arguments)
-                self._live.add(worker)
+                worker.receive(START_S)
                 return worker
         raise VerifierError(
             f"the worker processes of verifier {self.name!r} do not start; they may need more memory than memory_mb allows"
@@ -313,8 +271,7 @@ def _outcome(text: str, given: Any) -> Problem | Rejection:
 def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
     """The pool that grades by a domain, with the limits of a config. Raises VerifierError."""
     return VerifierPool(
-        domain if domain.own else domain.verifier,
-        answer_style=domain.prompts.answer_style,
+        domain,
         timeout_s=max(problems.verify_timeout_s, domain.seconds),
         memory_mb=problems.verify_memory_mb,
         workers=problems.verify_workers,

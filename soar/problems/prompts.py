@@ -1,9 +1,4 @@
-"""Every prompt, and its way to token ids.
-
-Formats: `tags` is the paper's (question tags, the boxed answer in answer tags, a student that ends with a box);
-`question_answer` a two-line form for small models; `sums` a list of worked sums, one a line, that teacher and student
-continue; `totals` the same with every running total as the answer, where a lucky end is no solution; `tiny` the embedded
-world's. Evidence made with one prompt is not used with another (`PromptFormat.fingerprint`).
+"""Every prompt, and its way to token ids; the words are in assets/prompts.toml.
 
 Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
 and with none else. And text that somebody else wrote (a question, a subject) never yields control ids: `<|im_end|>` in
@@ -20,14 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-ANSWER_MARK = "<ans>"
-STUDENT_TEMPLATE = "<solve> {question} <work>"
-TEACHER_PROMPT = "<ask>"
-
 AnswerStyle = Literal["boxed", "marker", "line", "totals"]
 
 WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "prompts.toml").read_text(encoding="utf-8"))
-PLACEHOLDERS, WORKED_SUMS = tuple(WORDS["placeholders"]), WORDS["worked_sums"].rstrip("\n")
 PLAIN_TURNS = "User: {content}\n\nAssistant:"
 SENTINEL = "QUESTIONSENTINEL"
 WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
@@ -40,7 +30,7 @@ class PromptFormat:
     answer_style: where a student's answer stands, see `answers.extract`.
     teacher_template holds `{subject}` or nothing; student_template holds `{question}`.
     turns: whether a prompt is a user turn (chat template, or `User:/Assistant:` without one) or raw text.
-    teacher_prefill: beginning of the teacher's own turn, already in the prompt; `rewards.parse` puts it back.
+    teacher_prefill: beginning of the teacher's own turn, already in the prompt; `domain.Grader` puts it back.
     answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer the model.
     placeholders: what the teacher prompt itself says in place of question and answer. text_answers: whether words can
     be answers. one_line: a line break ends a completion. pair_style: how a teacher text holds question and answer: `tags`
@@ -57,7 +47,7 @@ class PromptFormat:
     teacher_prefill: str = ""
     answer_marks: tuple[str, ...] = ()
     control_words: tuple[str, ...] = ()
-    placeholders: tuple[str, ...] = PLACEHOLDERS
+    placeholders: tuple[str, ...] = tuple(WORDS["placeholders"])
     text_answers: bool = False
     one_line: bool = False
     pair_style: Literal["", "tags", "labels", "marked", "worked"] = ""
@@ -93,34 +83,32 @@ def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **w
 def plain(name: str, teacher: str, end: str, subject: str, text_answers: bool = True) -> PromptFormat:
     """Style `plain`, for small models. teacher: what is asked for. end: the last line of the student's prompt."""
     teacher += "" if "Question:" in teacher else " Format:\nQuestion: ...\nAnswer: ..."
-    fmt = PromptFormat(
-        name, "marker", teacher, f"{{question}}\n{end}", default_subject=subject, text_answers=text_answers
-    )
-    return replace(fmt, teacher_prefill="Question:", answer_marks=("Answer:",))
+    return PromptFormat(
+        name, "marker", teacher, f"{{question}}\n{end}", default_subject=subject, text_answers=text_answers,
+        teacher_prefill="Question:", answer_marks=("Answer:",),
+    )  # fmt: skip
 
 
 def worked_list(name: str, examples: str) -> PromptFormat:
     """Style `list`: solved problems, one a line (`Question: ... Answer: ...`), that a small model goes on with in either
     role."""
-    fmt = PromptFormat(
-        name, "line", examples, examples + "Question: {question} Answer:", turns=False, text_answers=True
-    )
-    return replace(fmt, teacher_prefill="Question:", one_line=True)
+    return PromptFormat(
+        name, "line", examples, examples + "Question: {question} Answer:", turns=False, text_answers=True,
+        teacher_prefill="Question:", one_line=True,
+    )  # fmt: skip
 
 
-TINY = PromptFormat(
-    "tiny", "marker", TEACHER_PROMPT, STUDENT_TEMPLATE, turns=False, answer_marks=(ANSWER_MARK,), text_answers=True,
-    pair_style="marked", control_words=(TEACHER_PROMPT, ANSWER_MARK, *re.findall(r"<[^<>\s]+>", STUDENT_TEMPLATE)),
-)  # fmt: skip
-SUMS = PromptFormat(
-    "sums", "line", "{subject}\n", WORDS["sums_student"].rstrip("\n"), WORKED_SUMS, turns=False, pair_style="worked",
-    one_line=True,
-)  # fmt: skip
-TAGS = tagged("tags", **WORDS["tags"], text_answers=False)
-QUESTION_ANSWER = plain("question_answer", **WORDS["question_answer"], text_answers=False)
 FORMATS = {
-    fmt.name: fmt for fmt in (TINY, TAGS, QUESTION_ANSWER, SUMS, replace(SUMS, name="totals", answer_style="totals"))
+    "tags": tagged("tags", **WORDS["tags"], text_answers=False),
+    "question_answer": plain("question_answer", **WORDS["question_answer"], text_answers=False),
 }
+for words in WORDS["format"]:
+    tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
+    FORMATS[words["name"]] = PromptFormat(**tuples)
+FORMATS["totals"] = replace(FORMATS["sums"], name="totals", answer_style="totals")
+TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = (
+    getattr(FORMATS["tiny"], key) for key in ("teacher_template", "student_template", "answer_marks")
+)
 
 
 def get_format(name: str) -> PromptFormat:
@@ -164,7 +152,7 @@ def line_break_ids(tokenizer: Any) -> frozenset[int]:
 
 def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of the control tokens that end an assistant's turn in the chat template, in the middle and at the end of a chat."""
-    added, ends = set(_control_ids(tokenizer, TAGS)), set()
+    added, ends = set(_control_ids(tokenizer, FORMATS["tags"])), set()
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": SENTINEL}]
     for turns in (chat, chat + chat[:1]) if getattr(tokenizer, "chat_template", None) else ():
         try:

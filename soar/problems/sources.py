@@ -1,7 +1,4 @@
-"""Rows of a problem file, folder or dataset, one at a time, each with its place. Nothing is unpickled or run.
-
-JSONL, CSV and parquet are streamed. `load.py` turns rows into problems.
-"""
+"""Rows of a problem file, folder or dataset, streamed, each with its place. Nothing is unpickled or run."""
 
 from __future__ import annotations
 
@@ -17,10 +14,8 @@ from typing import Any
 
 from soar.types import UserError
 
-GENERATED = "world:NAME or reasoning_gym:NAME"
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
-NO_OBJECT = "expected an object with question and answer"
 HUB_TIMEOUT_S = 10
 
 
@@ -38,10 +33,9 @@ class Row:
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(`world` | `reasoning_gym` | `file` | `hub`, name).
+    """(`world` | `reasoning_gym` | `file` | `hub`, name); a path that exists or ends like a data file is a file.
 
-    A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix.
-    """
+    Raises DataError for an empty source and for an unknown prefix."""
     prefix, colon, name = source.partition(":")
     if colon and prefix in ("world", "reasoning_gym", "hub") and name:
         return prefix, name
@@ -52,29 +46,28 @@ def split_source(source: str) -> tuple[str, str]:
         return "hub", source
     raise DataError(
         f"problems.source = {source!r}: no such file, and not a dataset id of the form owner/name; expected a file "
-        f"({', '.join(READERS)}), a folder of them, owner/name, hub:ID, {GENERATED}"
+        f"({', '.join(READERS)}), a folder of them, owner/name, hub:ID, world:NAME or reasoning_gym:NAME"
     )
 
 
 def file_rows(source: str) -> Iterator[Row]:
     """Rows of a local file, by its ending, or of all such files in a folder. Raises DataError for what cannot be read."""
     path = Path(source).expanduser()
-    files = [path]
+    files, endings = [path], ", ".join(READERS)
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
         files = [file for file in inside if not file.name.endswith(".evidence.json")]
-    for file in files[:1]:
-        if file.suffix.lower() not in READERS:
-            raise DataError(f"{file}: unknown ending {file.suffix!r}; expected one of {', '.join(READERS)}")
-        try:
-            with file.open("rb") as stream:
-                if not stream.read(1):
-                    raise DataError(f"{file}: the file is empty")
-        except OSError as error:
-            reason = f"no such file (from {Path.cwd()})" if isinstance(error, FileNotFoundError) else error.strerror
-            raise DataError(f"{file}: cannot be read: {reason}") from error
     if not files:
-        raise DataError(f"{path}: a folder without files that end in {', '.join(READERS)}")
+        raise DataError(f"{path}: a folder without files that end in {endings}")
+    if files[0].suffix.lower() not in READERS:
+        raise DataError(f"{path}: unknown ending {path.suffix!r}; expected one of {endings}")
+    try:
+        with files[0].open("rb") as stream:
+            if not stream.read(1):
+                raise DataError(f"{files[0]}: the file is empty")
+    except OSError as error:
+        reason = f"no such file (from {Path.cwd()})" if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f"{path}: cannot be read: {reason}") from error
     return chain.from_iterable(READERS[file.suffix.lower()](file) for file in files)
 
 
@@ -96,7 +89,8 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _row(where: str, fields: Any) -> Row:
-    return Row(where, fields) if isinstance(fields, dict) else Row(where, {}, f"a {type(fields).__name__}, {NO_OBJECT}")
+    wrong = f"a {type(fields).__name__}, expected an object with question and answer"
+    return Row(where, fields) if isinstance(fields, dict) else Row(where, {}, wrong)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -111,10 +105,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     """A list of objects, an object with one such list in it, or one problem."""
+    text = "".join(_lines(path))
     try:
-        content = json.loads("".join(_lines(path)))
-    except DataError:
-        raise
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); a file with one object a line must end in .jsonl") from error
     if isinstance(content, dict):

@@ -242,10 +242,8 @@ def is_parsable(answer: str, verifier: str) -> bool:
 
 
 def as_verdict(value: Any, name: str) -> Verdict:
-    """What a user's check returned: True, False, a number (1 or more is correct), None, NaN (unscorable) or a Verdict.
-
-    Raises TypeError for anything else.
-    """
+    """What a user's check returned: True, False, a number (1 or more is correct), None, NaN (unscorable) or a Verdict; else
+    raises TypeError."""
     if isinstance(value, Verdict):
         return value
     if value is None:

@@ -14,7 +14,6 @@ import os
 import re
 import resource
 import signal
-import sys
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -51,7 +50,7 @@ def limit_memory(memory_mb: int) -> None:
 
 
 def load_check(name: str, key: str) -> Callable[[str, Any, Any], Any]:
-    """The check of a verifier or a domain. Raises what a user's module raises."""
+    """The check of a reward function or a domain. Raises what a user's module raises."""
     if key == "problems.domain":
         return domain.Grader(domain.load_domain(name))
     reward = adapt(domain.load_function(name), name)
@@ -81,15 +80,10 @@ class Reward:
     takes: frozenset[str] | None
     chat: bool
 
-    def __str__(self) -> str:
-        reads = "chat messages" if self.chat else "text"
-        return f"{self.name} is a reward function in the shape of {self.shape}; it gets completions as {reads}"
-
     def __call__(self, completion: str, row: Mapping[str, Any]) -> float | None:
         """What the function gives for one completion; None where it cannot decide. row: the columns, with `answer`.
 
-        Raises VerifierError for a value of another shape, and what the function raises.
-        """
+        Raises VerifierError for a value of another shape, and what the function raises."""
         gold, question = str(row["answer"]), str(row.get("question", ""))
         if self.function.__module__.startswith("trl.") and "\\" in gold and "$" not in gold:
             gold = f"${gold}$"  # math-verify finds bare LaTeX only between dollar signs
@@ -133,58 +127,52 @@ async def _result(value: Any) -> Any:
 def adapt(function: Callable[..., Any], name: str) -> Reward:
     """A function with the shape that its parameters tell. Raises VerifierError naming the shapes."""
     signature = inspect.signature(function)
-    rest = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    named = {key: p for key, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    named = {k: p for k, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     needed = {key for key, p in named.items() if p.default is p.empty}
     subject = next((named[key].annotation for key in ("completions", "completion") if key in named), "")
-    chat = bool(re.search(r"dict|Message", str(subject)))
-    if subject is inspect.Parameter.empty:
-        chat = _mentions(function, "content")
-    takes = None if rest else frozenset(named)
     if {"solution_str", "ground_truth"} <= named.keys():
-        return Reward(function, name, "verl", takes, False)
-    if named.keys() & {"completions", "completion_ids"}:
-        return Reward(function, name, "TRL", takes, chat)
-    if "completion" in named and needed <= RUBRIC:
-        return Reward(function, name, "verifiers", takes, chat)
-    if len(needed) == 2:
-        return Reward(function, name, "plain", takes, False)
-    raise VerifierError(
-        f"{name}{signature}: expected the shape of TRL (completions, **columns), of verl's compute_score (data_source, "
-        "solution_str, ground_truth, extra_info), of a rubric function of verifiers (completion, answer, state ...), or "
-        "(completion, answer)"
-    )
+        shape = "verl"
+    elif named.keys() & {"completions", "completion_ids"}:
+        shape = "TRL"
+    elif "completion" in named and needed <= RUBRIC:
+        shape = "verifiers"
+    elif len(needed) == 2:
+        shape = "plain"
+    else:
+        raise VerifierError(
+            f"{name}{signature}: expected the shape of TRL (completions, **columns), of verl's compute_score (data_source, "
+            "solution_str, ground_truth, extra_info), of a rubric function of verifiers (completion, answer, state ...), or "
+            "(completion, answer)"
+        )
+    inner = inspect.unwrap(getattr(function, "func", function))
+    inner = inner if inspect.isroutine(inner) else type(inner).__call__
+    untold = subject is inspect.Parameter.empty
+    chat = _mentions(getattr(inner, "__code__", None), "content") if untold else re.search("dict|Message", str(subject))
+    takes = None if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()) else frozenset(named)
+    return Reward(function, name, shape, takes, bool(chat) and shape in ("TRL", "verifiers"))
 
 
-def _mentions(function: Any, text: str) -> bool:
+def _mentions(code: Any, text: str) -> bool:
     """Whether the code of a function holds a text, in functions inside of it too."""
-    function = inspect.unwrap(getattr(function, "func", function))
-    codes = [getattr(function if inspect.isroutine(function) else type(function).__call__, "__code__", None)]
-    while codes:
-        constants = getattr(codes.pop(), "co_consts", ())
-        if text in constants:
-            return True
-        codes += [constant for constant in constants if isinstance(constant, types.CodeType)]
-    return False
+    constants = code.co_consts if isinstance(code, types.CodeType) else ()
+    return any(constant == text or _mentions(constant, text) for constant in constants)
 
 
-def serve(descriptor: int) -> None:
-    """Do checks until the caller is gone. The first message is (name, key, memory_mb, script, timeout_s); then come checks.
+def serve(descriptor: int, script: str, name: str, key: str, memory_mb: int, timeout_s: float) -> None:
+    """Do checks until the caller is gone: `(task, text, row)` -> a JSON object, since a check may have run anything.
 
-    Answers are JSON, since a check may have run anything: `verdict` or `value`, with a `message`; `error` for what is wrong
-    with the verifier itself.
+    It holds `verdict` or `value`, with a `message` of one that failed; `error` for what is wrong with the verifier itself.
     """
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
-    link = Connection(descriptor)
-    answer = b"{}"
+    link, answer = Connection(descriptor), b"{}"
+    domain.main_script = script
     try:
-        name, key, memory_mb, domain.main_script, timeout_s = link.recv()
-        try:
-            check = load_check(name, key)
-        except Exception as error:  # whatever a user's module raises on import must reach the user by name
-            message = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
-            return link.send_bytes(json.dumps({"error": message}).encode())
-        limit_memory(memory_mb)
+        check = load_check(name, key)
+    except Exception as error:  # whatever a user's module raises on import must reach the user by name
+        message = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        return link.send_bytes(json.dumps({"error": message}).encode())
+    limit_memory(memory_mb)
+    with suppress(EOFError, OSError):
         while True:
             link.send_bytes(answer)
             item = link.recv()
@@ -198,5 +186,3 @@ def serve(descriptor: int) -> None:
                 message = f"{name}: {type(error).__name__}: {error}"[:500]
                 answer = json.dumps({"verdict": Verdict.CRASHED, "message": message}).encode()
             signal.alarm(0)
-    except (EOFError, OSError):
-        sys.exit(0)
