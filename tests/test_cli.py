@@ -86,6 +86,7 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
         (["run", "--assume", "x=y"], "--assume x=y: expected NAME=NUMBER"),
         (["run", "nowhere"], "no recipe 'nowhere': expected a TOML file or one of: "),
         (["run", "--model", "builtin:absent"], "model.path = 'builtin:absent': no such embedded model"),
+        (["run", "--set", "problems.source=world:nowhere"], "no world 'nowhere'"),
         (["report", "absent"], "absent: no run folder: it has neither manifest.json nor metrics.jsonl"),
         (["run", "--resume"], "holds no run to resume (no manifest.json); leave out --resume to start one"),
         (["screen", "--attempts", "0", "--out", "x"], "screen.attempts = 0: a screening needs at least one attempt"),

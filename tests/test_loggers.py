@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import events, run_tiny, tiny_config
+from loop_helpers import events, run_tiny, tiny_config, without_clock
 
 from soar.cli import main
 from soar.run import doctor
@@ -74,35 +74,27 @@ def test_other_events(event: dict[str, Any], flat: Any) -> None:
 def test_a_whole_run_reaches_its_sinks_and_changes_nothing(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Kept()
-    monkeypatch.setattr(loggers, "open_sink", lambda *arguments: kept)
-    monkeypatch.setattr(loggers, "check_installed", lambda kinds: None)
-    monkeypatch.setattr("soar.run.pipeline.check_installed", lambda kinds: None)
-    run_tiny(tmp_path / "run", 'log.sinks=["wandb"]')
-    assert kept.closed
-    wanted = [flat for event in events(tmp_path / "run") if (flat := flatten(event)) is not None]
-    seconds = "seconds"
-    assert [(g, s, set(v)) for g, s, v in kept.rows] == [(g, s, set(v)) for g, s, v in wanted]
-    assert {g for g, _, _ in kept.rows} == {"screen", "outer_step", "hard_only", "pq", "evaluation"}
-    same = [{k: v for k, v in row.items() if k != seconds} for row in events(tmp_path / "run")]
-    assert same == [{k: v for k, v in row.items() if k != seconds} for row in events(tiny_run)]
-
-
-def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_tiny(tmp_path / "run", 'log.sinks=["tensorboard"]')
-    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    found.Reload()
-    rewards = [(item.step, item.value) for item in found.Scalars("teacher/reward")]
-    wanted = [(e["step"], e["reward_mean"]) for e in events(tmp_path / "run", "outer_step")]
-    assert rewards == [(s, pytest.approx(v)) for s, v in wanted]
-    lengths = [item.value for item in found.Scalars("hard_only/completions/mean_length")]
-    arm = [e for e in events(tmp_path / "run", "arm_step") if e["arm"] == "hard_only"]
+    kept, run, real = Kept(), tmp_path / "run", loggers.open_sink
+    monkeypatch.setattr(loggers, "open_sink", lambda kind, *more: kept if kind == "wandb" else real(kind, *more))
+    monkeypatch.setattr("soar.run.pipeline.check_installed", lambda kinds: None)
+    run_tiny(run, 'log.sinks=["wandb","tensorboard"]')
+    assert kept.closed
+    wanted = [flat for event in events(run) if (flat := flatten(event)) is not None]
+    assert [(g, s, set(v)) for g, s, v in kept.rows] == [(g, s, set(v)) for g, s, v in wanted]
+    assert {g for g, _, _ in kept.rows} == {"screen", "outer_step", "hard_only", "pq", "evaluation"}
+    assert without_clock(events(run)) == without_clock(events(tiny_run))
+    read = EventAccumulator(str(run / "tensorboard"))
+    read.Reload()
+    rewards = [(item.step, item.value) for item in read.Scalars("teacher/reward")]
+    assert rewards == [(e["step"], pytest.approx(e["reward_mean"])) for e in events(run, "outer_step")]
+    lengths = [item.value for item in read.Scalars("hard_only/completions/mean_length")]
+    arm = [e for e in events(run, "arm_step") if e["arm"] == "hard_only"]
     assert lengths == pytest.approx([e["completions/mean_length"] for e in arm])
-    assert [line for _, complaints in doctor.examine(tmp_path / "run") for line in complaints] == []
-    hashes = json.loads((tmp_path / "run" / "hashes.json").read_text())
+    assert [line for _, complaints in doctor.examine(run) for line in complaints] == []
+    hashes = json.loads((run / "hashes.json").read_text())
     assert "metrics.jsonl" in hashes
     assert not [name for name in hashes if name.startswith("tensorboard/")], "the sink writes until it is closed"
 

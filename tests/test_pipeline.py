@@ -10,13 +10,12 @@ import pytest
 import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
-from soar.config import ConfigError
 from soar.domains.world import get_world
 from soar.engine.load import load_backbone, resolve_path
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.loop.evaluate import pass_at_k, summarize
 from soar.loop.student import inner_steps
-from soar.problems.load import DataError, read_hard
+from soar.problems.load import read_hard
 from soar.problems.prompts import get_format
 from soar.report.questions import hashed_ngrams, vendi_score
 from soar.run import measure as held_out
@@ -28,14 +27,10 @@ from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 ARMS = ["base", "hard_only", "ps", "pq"]
-INNER = {"reward_mean", "pass_rate", "frac_all_wrong", "frac_all_right", "frac_mixed", "frac_reward_zero_std"} | {
-    "completions/mean_length",
-    "completions/clipped_ratio",
-    "kl",
-    "logprob_gap",
-    "grad_norm",
-    "tokens",
-}
+INNER = {
+    "reward_mean", "pass_rate", "frac_all_wrong", "frac_all_right", "frac_mixed", "frac_reward_zero_std", "kl",
+    "completions/mean_length", "completions/clipped_ratio", "logprob_gap", "grad_norm", "tokens",
+}  # fmt: skip
 
 
 def read_json(path: Path) -> Any:
@@ -49,23 +44,13 @@ def backbone() -> Backbone:
 
 def test_files(tiny_run: Path) -> None:
     names = {str(p.relative_to(tiny_run)) for p in tiny_run.rglob("*") if p.is_file()}
-    adapters = {
-        f"{folder}/{name}"
-        for folder in ("teacher", "student", "arms/hard_only", "arms/pq")
-        for name in ("adapter_config.json", "adapter_model.safetensors")
-    }
-    streams = {
-        "manifest.json",
-        "metrics.jsonl",
-        "questions.jsonl",
-        "pq.jsonl",
-        "summary.json",
-        "report.html",
-    }
-    streams |= {"hashes.json"}
-    hard = {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
+    wanted = {f"{name}.jsonl" for name in ("metrics", "questions", "pq", "hard/screen", "arms/pq/questions")}
+    wanted |= {"manifest.json", "summary.json", "hashes.json", "report.html"}
+    wanted |= {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
+    for folder in ("teacher", "student", "arms/hard_only", "arms/pq"):
+        wanted |= {f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"}
     left = {name for name in names if not name.startswith("state/") and name != ".lock"}
-    assert left == streams | adapters | hard | {"hard/screen.jsonl", "arms/pq/questions.jsonl"}
+    assert left == wanted
 
 
 def test_screen_event_and_hard_files(tiny_run: Path) -> None:
@@ -227,8 +212,6 @@ def test_each_arm_is_judged_by_its_own_policy(
 def test_worker_threads_change_no_draw(tiny_run: Path, tmp_path: Path) -> None:
     """What does not depend on training is equal; trained weights are equal up to rounding, so not compared here."""
     run_tiny(tmp_path / "run", "threads=2", "arms.run=[]")
-    for folder in (tiny_run, tmp_path / "run"):
-        assert len(events(folder, "outer_step")) == 2
     one, two = (events(folder) for folder in (tiny_run, tmp_path / "run"))
     assert one[0] == two[0]
     first = [[q for q in read_jsonl(f / "questions.jsonl") if q["step"] == 0] for f in (tiny_run, tmp_path / "run")]
@@ -256,43 +239,21 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 
 
-def test_problems_that_do_not_fit_are_counted_and_left_out(tmp_path: Path, backbone: Backbone) -> None:
-    fits = easy_problems(8)
+def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    fits = [Problem(f"last-{i}", f"last 5{i}", str(i)) for i in range(6)]
     prompts = [len(get_format("tiny").student_ids(backbone.tokenizer, p.question)) for p in fits]
-    room = backbone.context - max(prompts)
-    long = [type(p)(f"long-{i}", f"{p.question} " * 80, p.answer) for i, p in enumerate(fits[:2])]
-    source = write_problems(tmp_path / "p.jsonl", [*long, *fits])
-    overrides = (f'problems.source="{source}"', "arms.run=[]", f"student.sampling.max_tokens={room}")
+    long = [Problem(f"long-{i}", f"last 5{i} " * 80, str(i)) for i in range(2)]
+    words = [Problem("word-1", "last ab", "b"), Problem("word-2", "last cd", "d")]
+    source = write_problems(tmp_path / "p.jsonl", [*long, *words, *fits])
+    room = f"student.sampling.max_tokens={backbone.context - max(prompts)}"
+    overrides = (f'problems.source="{source}"', "problems.verifier=number", "problems.limit=0", "arms.run=[]", room)
     summary = run_tiny(tmp_path / "run", *overrides, "teacher.steps=1", "screen.attempts=1")
     (event,) = events(tmp_path / "run", "screen")
-    assert (event["too_long"], event["candidates"]) == (2, 8)
+    assert (event["too_long"], event["ungradable"], event["candidates"]) == (2, 2, 6)
     assert summary["arms"] == {}
     assert {p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / "screen.jsonl")[1:]} == {p.id for p in fits}
-
-
-def test_problems_whose_gold_answer_cannot_be_graded_are_left_out(tmp_path: Path) -> None:
-    last = [Problem(f"last-{i}", f"last 5{i}", str(i)) for i in range(6)]
-    words = [Problem("word-1", "reverse ab", "ba"), Problem("word-2", "reverse cd", "dc")]
-    source = write_problems(tmp_path / "p.jsonl", [*words, *last])
-    overrides = (f'problems.source="{source}"', "problems.verifier=number", "arms.run=[]", "screen.attempts=1")
-    run_tiny(tmp_path / "run", *overrides, "teacher.steps=1", "problems.limit=0")
-    (event,) = events(tmp_path / "run", "screen")
-    assert (event["ungradable"], event["candidates"]) == (2, 6)
-
-
-@pytest.mark.parametrize(
-    ("override", "kind", "message"),
-    [
-        ("problems.source=world:nowhere", ConfigError, r"problems\.source = 'world:nowhere'.*no world 'nowhere'"),
-        ("problems.source=nowhere.jsonl", DataError, r"nowhere\.jsonl"),
-        ("model.path=builtin:nothing", ConfigError, r"model\.path = 'builtin:nothing': no such embedded model"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_by_name(
-    tmp_path: Path, override: str, kind: type[Exception], message: str
-) -> None:
-    with pytest.raises(kind, match=message):
-        run_tiny(tmp_path / "run", override)
 
 
 def test_workers_follow_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
