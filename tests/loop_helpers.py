@@ -100,31 +100,9 @@ def teacher_text(problem: Problem) -> str:
     return f"{problem.question} {ANSWER_MARK} {problem.answer}"
 
 
-class FakeBackbone:
-    """Enough of a backbone for `OuterLoop`: adapters of one number, a student's skill."""
-
-    context = 1000
-    device = torch.device("cpu")
-
-    def __init__(self, config: Config) -> None:
-        self.config, self.tokenizer = config.model, None
-
-    def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
-        return skills([0.0] * policies)
-
-
 def skills(values: Sequence[float]) -> AdapterStack:
     """A stack of one student per value; the value is its skill (see `FakeExaminer`)."""
     return AdapterStack("full", {"skill": torch.tensor(values, dtype=torch.float32)[:, None]})
-
-
-class FakeFormat:
-    """A teacher prompt without a tokenizer."""
-
-    name = "tiny"
-
-    def teacher_ids(self, tokenizer: Any, subject: str) -> list[int]:
-        return [1]
 
 
 class FakeExaminer:
@@ -134,7 +112,9 @@ class FakeExaminer:
     """
 
     def __init__(self, config: Config, unscorable: Sequence[str] = ()) -> None:
-        self.backbone, self.fmt = FakeBackbone(config), FakeFormat()
+        self.backbone = SimpleNamespace(context=1000, device=torch.device("cpu"), config=config.model, tokenizer=None)
+        self.backbone.new_stack = lambda seed, policies=1: skills([0.0] * policies)
+        self.fmt = SimpleNamespace(name="tiny", teacher_ids=lambda tokenizer, subject: [1])  # without a tokenizer
         self.sampler = self.verifier = None
         self.asked: list[list[str]] = []
         self.unscorable = set(unscorable)
@@ -204,18 +184,17 @@ class ScriptedLoop(OuterLoop):
 
 
 class UpdateLog:
-    """Takes the place of `teacher.update`: keeps the advantages [G, n] and the prompts of each call, trains nothing."""
+    """Takes the place of `teacher.update`: keeps the advantages [G, n] and the rate of each call, trains nothing."""
 
     def __init__(self, datasets: int) -> None:
         self.datasets = datasets
         self.advantages: list[Tensor] = []
-        self.prompts: list[tuple[tuple[int, ...], ...]] = []
+        self.rates: list[float] = []
 
-    def __call__(
-        self, backbone: Any, stack: Any, optimizer: Any, rollouts: Rollouts, advantage_B: Tensor, *rest: Any
-    ) -> Any:
+    def __call__(self, backbone: Any, stack: Any, optimizer: Any, rollouts: Rollouts, *rest: Any) -> Any:
+        advantage_B, rate, *_ = rest
         self.advantages.append(advantage_B.view(self.datasets, -1))
-        self.prompts.append(rollouts.prompts)
+        self.rates.append(rate)
         zero_P = torch.zeros(1)
         return UpdateStats(zero_P, zero_P, zero_P, zero_P.bool(), rollouts.rows)
 
@@ -234,16 +213,10 @@ def transcription(
         total += value
     if not total / size > tau:
         return None
-    best = None
-    for k, reward in enumerate(rewards):
-        if reward is not None and (best is None or reward > rewards[best]):
-            best = k
+    best = max((k for k, reward in enumerate(rewards) if reward is not None), key=lambda k: rewards[k], default=None)
     if best is None:
         return None
-    alive = {j: rate for j, rate in enumerate(rates[best]) if rate is not None}
-    for j, rate in alive.items():
-        below = sum(other < rate or (other == rate and i < j) for i, other in alive.items())
-        if below == (len(alive) - 1) // 2:
-            assert rate == statistics.median_low(alive.values())
-            return best, j
-    raise AssertionError("some repeat is the median")
+    alive = sorted((rate, j) for j, rate in enumerate(rates[best]) if rate is not None)
+    median, repeat = alive[(len(alive) - 1) // 2]
+    assert median == statistics.median_low(rate for rate, _ in alive)
+    return best, repeat

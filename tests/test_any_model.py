@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from loop_helpers import events, read_jsonl
+from tables import cases
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast, Qwen2Config
 
@@ -97,17 +98,7 @@ def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFi
     assert "pass@2" in printed
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"teacher.sampling.max_tokens": 500}, "soar: teacher.sampling.max_tokens = 500: with the teacher prompt of"),
-        (
-            {"student.sampling.max_tokens": 500},
-            "soar: 0 of 0 problems are hard (at most 2 of 2 attempts correct); 8 more",
-        ),
-        ({"model.target_modules": ["nothing"]}, "soar: model.target_modules = ['nothing'] names no linear layer"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), cases("any_model", "refused"))
 def test_what_does_not_fit_the_model_is_refused_by_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers import ROOT
 from loop_helpers import events, read_jsonl, tiny_config, write_problems
+from tables import cases
 from test_any_model import SMALL, save_model
 
 from soar.cli import main
@@ -50,18 +51,12 @@ def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman: Path, monke
     scope["test_roman"]()
 
 
-@pytest.mark.parametrize(
-    ("domain", "text", "pair", "right", "wrong"),
-    [
-        ("science/list", " A car drives at 3 m/s for 4 s. How far? Answer: 3 x 4 = 12 m", ("A car drives at 3 m/s for 4 s. How far?", "12 m"), " 4 x 3 = 1200 cm", " 12 s"),  # noqa: E501
-        ("procedural/list", " 3 + 4 = Answer: 7\nQuestion: 1", ("3 + 4 =", "7"), " 3 + 4 = 7.0", " 8"),
-    ],
-)  # fmt: skip
-def test_lists_hold_one_problem_a_line(domain: str, text: str, pair: tuple[str, str], right: str, wrong: str) -> None:
+@pytest.mark.parametrize(("domain", "text", "pair", "right", "wrong"), cases("domains", "list"))
+def test_lists_hold_one_problem_a_line(domain: str, text: str, pair: list[str], right: str, wrong: str) -> None:
     found = load_domain(domain)
     with VerifierPool(found, workers=1) as made:
         good, none, prose = made.read_problems([text, " How far?", " How far? Answer:"], [False] * 3)
-        assert isinstance(good, Problem) and (good.question, good.answer) == pair
+        assert isinstance(good, Problem) and [good.question, good.answer] == pair
         assert [outcome.name for outcome in (none, prose) if isinstance(outcome, Rejection)] == ["no_answer", "empty"]
         verdicts = made.check([f"{right}\nQuestion: x Answer: 1", wrong, "\n12 m"], [pair[1]] * 3)
         assert verdicts == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
@@ -167,17 +162,7 @@ def test_what_a_domain_raises_is_data(hostile: Path) -> None:
         assert "ZeroDivisionError" in str(pool.last_error) or "TypeError" in str(pool.last_error)
 
 
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("hostile.py:NOT", "'NOT' is int, expected a soar.problems.domain.Domain"),
-        ("hostile.py:MISSING", "'MISSING' is NoneType"),
-        ("hostile.py:BAD_NAME", "name = 'two words', expected one word"),
-        ("alchemy", "or one of yours as file.py:NAME"),
-        ("none.py:X", "no file"),
-        ("broken.py:X", "ZeroDivisionError"),
-    ],
-)
+@pytest.mark.parametrize(("reference", "message"), cases("domains", "reference"))
 def test_what_is_no_domain_is_refused(hostile: Path, reference: str, message: str) -> None:
     (hostile.parent / "broken.py").write_text("1 / 0\n")
     with pytest.raises(DomainError, match=re.escape(message)):

@@ -1,21 +1,31 @@
-"""pass@k by brute force, intervals by their properties, and counts that do not depend on how the work is split."""
+"""pass@k by brute force, intervals over seeds by hand and by formula, counts that do not depend on how the work is split."""
 
 from __future__ import annotations
 
-from itertools import combinations
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import random_stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import easy_problems, tiny_config
 
 from soar.config import EvaluateConfig
-from soar.engine.policy import AdapterStack, Backbone
-from soar.loop.evaluate import bootstrap_interval, count_correct, paired_difference, pass_at_k, summarize
-from soar.loop.statistics import nothing_varies
+from soar.loop.evaluate import count_correct, paired_difference, pass_at_k, summarize
+from soar.loop.statistics import (
+    bootstrap_interval,
+    clopper_pearson,
+    holm,
+    nothing_varies,
+    over_seeds,
+    paired_over_seeds,
+    pigeonhole_interval,
+    sign_flip_p,
+    t_interval,
+)
 from soar.run.setup import open_env
 
 
@@ -24,7 +34,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solution(samples: int) -> None
     for correct in range(samples + 1):
         solved = [i < correct for i in range(samples)]
         for k in range(1, samples + 1):
-            subsets = list(combinations(solved, k))
+            subsets = list(itertools.combinations(solved, k))
             share = sum(any(subset) for subset in subsets) / len(subsets)
             assert pass_at_k(samples, correct, k) == pytest.approx(share, abs=1e-12)
 
@@ -73,21 +83,12 @@ def test_paired_difference_pairs_problems() -> None:
         paired_difference([1], [1, 2], 4, 1, seed=0, resamples=100)
 
 
-def perturbed(backbone: Backbone, policies: int) -> AdapterStack:
-    """Different policies, all near the base model."""
-    stack = backbone.new_stack(0, policies)
-    generator = torch.Generator().manual_seed(5)
-    for tensor in stack.tensors.values():
-        tensor += 0.01 * torch.randn(tensor.shape, generator=generator)
-    return stack
-
-
 def test_counts_do_not_depend_on_workers_and_blocks() -> None:
     config = tiny_config()
     problems = easy_problems(10)
     with open_env(config) as env:
         torch.set_num_threads(1)
-        stack = perturbed(env.backbone, 2)
+        stack = random_stack(env.backbone, 2, size=0.01)
         blocks: list[list[str]] = []
         one = count_correct(env, stack, problems, 4, 7, config.student.sampling)
         other = count_correct(
@@ -110,3 +111,80 @@ def test_counts_do_not_depend_on_workers_and_blocks() -> None:
     assert (one[0] != again[0]).any()
     assert base.shape == (1, 10)
     assert (one[0].sum(1) > 0).all()
+
+
+def by_place(*rows: list[float]) -> list[dict[str, float]]:
+    """Seeds with problems of their own."""
+    return [{f"{s}-{i}": value for i, value in enumerate(row)} for s, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_pigeonhole_width_by_its_formula(shared: bool) -> None:
+    """Owen 2007, theorem 4: what belongs to seeds or to shared problems counts once, other noise up to three times."""
+    rng = np.random.default_rng(0)
+    S, H = 40, 25
+    problems = rng.normal(0, 0.3, H)
+    values = [rng.normal(0.5, 0.1) + (problems if shared else rng.normal(0, 0.3, H)) for _ in range(S)]
+    names = [[i if shared else (s, i) for i in range(H)] for s in range(S)]
+    low, high = pigeonhole_interval([dict(zip(n, v, strict=True)) for n, v in zip(names, values, strict=True)], 1, 4000)
+    between, within = np.var([v.mean() for v in values]), np.mean([np.var(v) for v in values])
+    variance = between / S + (within / H if shared else (2 - 1 / S) * within / (S * H))
+    assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.08)
+    assert low < np.mean([v.mean() for v in values]) < high
+
+
+def test_pigeonhole_weighs_seeds_equally_and_repeats() -> None:
+    values = by_place([1.0] * 3, [0.0] * 300)
+    assert pigeonhole_interval(values, 5, 2000) == pigeonhole_interval(values, 5, 2000) == (0.0, 1.0)
+
+
+def test_zero_counts_have_an_interval_of_clopper_and_pearson() -> None:
+    assert bootstrap_interval([0.0] * 96, 0, 100) == nothing_varies(0.0, 96) == pytest.approx(clopper_pearson(0, 96))
+    assert bootstrap_interval([1.0] * 96, 0, 100) == pytest.approx(clopper_pearson(96, 96))
+    assert bootstrap_interval([0.0] * 96, 0, 100, floor=-1.0) == pytest.approx((-0.0377, 0.0377), abs=1e-4)
+    nobody = over_seeds(by_place([0.0] * 10, [0.0] * 10), 0, 100)
+    assert nobody["interval_95"] == nobody["bootstrap_95"] == pytest.approx(list(clopper_pearson(0, 20)))
+
+
+def test_intervals_by_hand() -> None:
+    # Mean 2, sd 1, three seeds: 4.303 / sqrt(3) on each side.
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert t_interval([1.0]) is None
+    # 0 of 10: 1 - 0.025^(1/10); 5 of 10 as in tables.
+    assert clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))
+    assert clopper_pearson(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(-6, 6), min_size=2, max_size=7))
+def test_sign_flips_are_all_counted(values: list[int]) -> None:
+    flips = [
+        sum(s * v for s, v in zip(signs, values, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    wanted = sum(abs(flip) >= abs(sum(values)) for flip in flips) / len(flips)
+    assert sign_flip_p([float(v) for v in values]) == pytest.approx(wanted)
+
+
+def test_holm_by_hand() -> None:
+    # 3 x 0.01, 2 x 0.03, then never less than one before it.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_over_seeds() -> None:
+    spread = over_seeds(by_place([0.4, 0.6], [0.5, 0.5], [0.6, 0.6]), 0, 200)
+    assert spread["per_seed"] == pytest.approx([0.5, 0.5, 0.6]) and spread["mean"] == pytest.approx(1.6 / 3)
+    assert spread["interval_95"] == pytest.approx([1.6 / 3 - 0.1434, 1.6 / 3 + 0.1434], abs=1e-4), "t leads"
+    assert over_seeds(by_place([0.0, 1.0], [0.5, 0.5], [1.0, 1.0]), 0, 200)["interval_95"] == [0.0, 1.0]
+    alike = over_seeds(by_place([0.25, 0.75], [0.75, 0.25]), 0, 200)
+    assert alike["interval_95"] == alike["bootstrap_95"] and alike["interval_95"][0] < 0.5 < alike["interval_95"][1]
+
+
+def test_paired_over_seeds() -> None:
+    found = paired_over_seeds(by_place([1.0, 0.5], [0.75, 0.75]), by_place([0.5, 0.5], [0.25, 0.75]), 0, 200)
+    assert found["per_seed"] == [0.25, 0.25] and found["difference"] == 0.25
+    assert found["p_seeds"] == 0.5  # two seeds: the observed signs and their mirror of four
+    with pytest.raises(KeyError):
+        paired_over_seeds([{"a": 1.0}], [{"a": 1.0, "b": 0.0}], 0, 100)

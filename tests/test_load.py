@@ -14,6 +14,7 @@ import torch
 import transformers
 from helpers import BOS, EOS, PAD, WORDS, random_stack, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
+from tables import cases
 from transformers import AutoModelForCausalLM, Mamba2Config
 from transformers.models.llama import modeling_llama
 
@@ -120,28 +121,12 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
     "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
 }  # fmt: skip
-LINEAR: dict[str, Any] = {"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-                          "linear_value_head_dim": 8}  # fmt: skip
-EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Qwen3_5Text": ("pluggable", LINEAR),
-    "Qwen3Next": ("pluggable", {**LINEAR, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-                                "shared_expert_intermediate_size": 16}),
-    "GptOss": ("sinks", {**EXPERTS, "head_dim": 8, "sliding_window": 4}),
-    "GraniteMoeHybrid": ("keep a state", {**EXPERTS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
-                                          "mamba_n_groups": 1, "shared_intermediate_size": 16,
-                                          "layer_types": ["mamba", "attention"] * 2}),
-    "Gemma4Text": ("", {"head_dim": 8, "global_head_dim": 8, "sliding_window": 4, "hidden_size_per_layer_input": 8,
-                        "vocab_size_per_layer_input": len(WORDS),
-                        "layer_types": ["sliding_attention", "full_attention"] * 2}),
-}  # fmt: skip
-"""Families of 2026 -> why they go their own way ("": they do not), and settings."""
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_families_of_2026_sample_and_train(name: str) -> None:
-    """Sampler and trainer agree, and a prompt alone in its micro-batch gives the gradient of all together."""
-    reason, settings = FAMILIES[name]
+@pytest.mark.parametrize(("name", "reason", "settings"), cases("load", "family"))
+def test_families_of_2026_sample_and_train(name: str, reason: str, settings: dict[str, Any]) -> None:
+    """Sampler and trainer agree, and a prompt alone in its micro-batch gives the gradient of all together. reason: why a
+    family goes its own way ("": it does not)."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES, **settings))
     for parameter in model.parameters():
@@ -211,7 +196,7 @@ def test_our_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest.Mo
         return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (weight if right else weight + 0.1)
 
     monkeypatch.setattr(kernels, "RMSNorm", SimpleNamespace(apply=norm))
-    gated = AutoModelForCausalLM.from_config(transformers.Qwen3_5TextConfig(**SIZES, **LINEAR))
+    gated = AutoModelForCausalLM.from_config(transformers.Qwen3_5TextConfig(**SIZES, **cases("load", "family")[0][2]))
     assert fuse(gated) is False and not made  # its norms are no plain ones, and the one with a gate stays its own
     assert fuse(model) is False and len(made) == 5  # liger is not there
     torch.testing.assert_close(model(ids).logits, plain)

@@ -13,7 +13,7 @@ import pytest
 from loop_helpers import easy_problems, events, run_tiny, write_problems
 from test_resume import result
 
-from soar.loop.parallel import Task, Tick, no_tick, spread
+from soar.loop.parallel import Task, Tick, no_tick
 from soar.run import pipeline
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder
@@ -102,18 +102,3 @@ def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(
         monkeypatch.setattr(pipeline, "open_parallel", contrary)
     run_tiny(tmp_path / "run", source, *SMALL, resume=True)
     assert result(tmp_path / "run") == alone
-
-
-def add(env: int, tick: Tick, offset: int, value: int) -> int:
-    tick()
-    return env + offset + value
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("parallel", [None, Contrary(100)])
-def test_results_come_in_the_order_of_the_tasks(threads: int, parallel: Any) -> None:
-    ticks: list[int] = []
-    tasks = [(value,) for value in range(5)]
-    found = list(spread(parallel, 100, threads, add, (10,), tasks, lambda: ticks.append(0)))  # type: ignore[arg-type]
-    assert found == [110, 111, 112, 113, 114]
-    assert len(ticks) == 5

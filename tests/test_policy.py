@@ -65,12 +65,6 @@ def test_a_policy_changes_nothing_in_another(adapter: str, change: str) -> None:
         assert {torch.equal(grads[name][p], grads_2[name][p]) for name in grads} == {same}
 
 
-def test_rows_that_do_not_divide_are_an_error() -> None:
-    backbone = tiny_backbone()
-    with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
-        logits_of(backbone, random_stack(backbone, 3), inputs(5))
-
-
 def test_the_base_model_takes_no_gradient_and_keeps_its_bytes() -> None:
     backbone = tiny_backbone()
     before = backbone.base_digest()
@@ -111,13 +105,6 @@ def test_end_ids_are_collected_from_everywhere() -> None:
         Backbone(model, words, ModelConfig())
 
 
-def test_a_tokenizer_larger_than_the_model_is_an_error() -> None:
-    words = tiny_tokenizer()
-    words.add_tokens(["extra"])
-    with pytest.raises(ConfigError, match=rf"tokenizer has {len(WORDS) + 1} tokens .* only {len(WORDS)}"):
-        Backbone(tiny_model(), words, ModelConfig())
-
-
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_each_thread_uses_its_own_stack(adapter: str) -> None:
     """While one thread is inside `use`, another one that uses nothing sees the base model."""
@@ -156,18 +143,20 @@ def test_full_weights_are_not_kept_beyond_use() -> None:
         assert not torch.allclose(before, logits_of(backbone, stack, inputs(1)))
 
 
-def test_weights_in_pickle_format_are_refused(tmp_path: Any) -> None:
-    model = tiny_model("llama")
+def test_what_cannot_be_loaded_or_used_is_named(tmp_path: Path) -> None:
+    """Rows that do not divide, a tokenizer larger than its model, weights in pickle format, unknown paths and devices."""
+    backbone, words, model = tiny_backbone(), tiny_tokenizer(), tiny_model("llama")
+    with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
+        logits_of(backbone, random_stack(backbone, 3), inputs(5))
     model.config.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"model\.path = .* cannot be loaded"):
-        load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
-
-
-def test_unknown_paths_and_devices_are_errors(tmp_path: Any) -> None:
-    with pytest.raises(ConfigError, match="no such embedded model"):
-        load_backbone(ModelConfig(path="builtin:huge", device="cpu"))
+    for path, said in ((tmp_path, r"model\.path = .* cannot be loaded"), ("builtin:huge", "no such embedded model")):
+        with pytest.raises(ConfigError, match=said):
+            load_backbone(ModelConfig(path=str(path), device="cpu"))
+    words.add_tokens(["extra"])
+    with pytest.raises(ConfigError, match=rf"tokenizer has {len(WORDS) + 1} tokens .* only {len(WORDS)}"):
+        Backbone(model, words, ModelConfig())
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="torch sees no CUDA device"):
             choose_device("cuda:1")

@@ -78,7 +78,7 @@ def outside(folder: Path) -> Iterator[Watched]:
 
 
 def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome]:
-    """Run attacks, check that nothing outside was reached and that the next checks work, return what came back."""
+    """Run attacks: nothing outside is reached, none escapes or is graded correct, and the next checks work."""
     with outside(folder) as watched, Sandbox(LIMITS, name, workers=2) as box:
         outcomes = box.run([TESTS.job(fill(attack.source, watched.places)) for attack in attacks])
         box.limits = Limits(wall_s=30)
@@ -86,14 +86,15 @@ def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome
         assert watched.secret.read_text() == "the answer is 144"
     assert watched.touched == []
     assert [TESTS.verdict(outcome) for outcome in after] == [Verdict.CORRECT] * 2
-    return {attack.name: outcome for attack, outcome in zip(attacks, outcomes, strict=True)}
+    found = {attack.name: outcome for attack, outcome in zip(attacks, outcomes, strict=True)}
+    assert [attack for attack, outcome in found.items() if TESTS.verdict(outcome) is Verdict.CORRECT] == []
+    assert [attack for attack, outcome in found.items() if "escaped" in outcome.answers.values()] == []
+    return found
 
 
 @pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
 def test_no_attack_escapes_and_none_is_graded_correct(name: str, tmp_path: Path) -> None:
-    outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
-    assert [attack for attack, outcome in outcomes.items() if TESTS.verdict(outcome) is Verdict.CORRECT] == []
-    assert [attack for attack, outcome in outcomes.items() if "escaped" in outcome.answers.values()] == []
+    hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
 
 
 @pytest.mark.parametrize("name", [backend(name) for name in USABLE[:1] or BACKENDS[:1]])
@@ -101,8 +102,6 @@ def test_no_attack_stops_the_run(name: str, tmp_path: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group == "exhaust"], tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # kB
-    assert [attack for attack, outcome in outcomes.items() if TESTS.verdict(outcome) is Verdict.CORRECT] == []
-    assert [attack for attack, outcome in outcomes.items() if "escaped" in outcome.answers.values()] == []
     for attack in ("infinite loop", "infinite loop that ignores signals", "sleep", "huge integer"):
         assert outcomes[attack].end is End.TIMEOUT, attack
     for attack in ("results without end", "huge result"):

@@ -231,22 +231,10 @@ def test_student_rollouts_are_counted(log: UpdateLog) -> None:
     assert second == 2 * first  # promoted: the new baseline is measured on all questions
 
 
-def test_the_teacher_update_gets_the_step_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = []
-    log = UpdateLog(datasets=3)
-
-    def spy(*args: Any) -> Any:
-        rates.append(args[5])
-        return log(*args)
-
-    monkeypatch.setattr(teacher, "update", spy)
-    config = settings_of(
-        "teacher.steps=4",
-        "teacher.optimizer.schedule=cosine",
-        "teacher.optimizer.warmup_steps=2",
-        "teacher.optimizer.lr=0.5",
-    )
+def test_the_teacher_update_gets_the_step_learning_rate(log: UpdateLog) -> None:
+    optimizer = ("schedule=cosine", "warmup_steps=2", "lr=0.5")
+    config = settings_of("teacher.steps=4", *(f"teacher.optimizer.{key}" for key in optimizer))
     loop = ScriptedLoop(config, [[[1, 2], [3, 4], [5, 6]]] * 4)
     for _ in range(4):
         loop.step()
-    assert rates == pytest.approx([0.25, 0.5, 0.5, 0.25])
+    assert log.rates == pytest.approx([0.25, 0.5, 0.5, 0.25])

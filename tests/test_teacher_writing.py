@@ -120,15 +120,15 @@ def found_in(prompts: Sequence[Sequence[int]], problems: Sequence[Problem], back
     return {p.id for p in problems if any("".join(p.question.split()) in text for text in texts)}
 
 
-def recorded_loop(
+@pytest.mark.parametrize("leak", [False, True])
+def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(
     env: RolloutEnv, monkeypatch: pytest.MonkeyPatch, leak: bool
-) -> tuple[set[str], set[str], set[str], OuterLoop]:
-    """Two real outer steps: ids of the hard problems found in the teacher's prompts, in its training rows, and in the
-    students' prompts; and the loop."""
-    config = tiny_config()
+) -> None:
+    """Two real outer steps: the teacher's prompts and training rows, and the students' prompts."""
+    config, backbone = tiny_config(), env.backbone
     hard = get_world("tiny").hard_problems(12, 0)
     recorder = Recorder(env.sampler)
-    watched = RolloutEnv(env.backbone, recorder, env.fmt, env.verifier, env.scheme)
+    watched = RolloutEnv(backbone, recorder, env.fmt, env.verifier, env.scheme)
     loop = OuterLoop(watched, hard, config, new_state(watched, config))
     recorder.teacher = loop.state.teacher
     trained: list[tuple[int, ...]] = []
@@ -141,26 +141,13 @@ def recorded_loop(
 
     monkeypatch.setattr(teacher, "update", spy)
     if leak:
-        question = env.backbone.tokenizer.encode(hard[3].question, add_special_tokens=False)
-        loop.prompt = [*question, *loop.prompt]
+        loop.prompt = [*backbone.tokenizer.encode(hard[3].question, add_special_tokens=False), *loop.prompt]
     for _ in range(2):
         loop.step()
-    asked = [tuple(ids) for own, prompts in recorder.calls if own for ids in prompts]
-    others = [tuple(ids) for own, prompts in recorder.calls if not own for ids in prompts]
-    backbone = env.backbone
+    asked, others = ([tuple(ids) for own, ps in recorder.calls if own is of for ids in ps] for of in (True, False))
     assert asked
     assert len(trained) == 24
-    return found_in(asked, hard, backbone), found_in(trained, hard, backbone), found_in(others, hard, backbone), loop
-
-
-def test_the_teacher_never_receives_a_hard_problem(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, trained, students, loop = recorded_loop(env, monkeypatch, leak=False)
-    assert asked == set()
-    assert trained == set()
-    assert len(students) >= 4  # the reward questions are found where they belong
+    leaked = {hard[3].id} if leak else set()
+    assert found_in(asked, hard, backbone) == found_in(trained, hard, backbone) == leaked
+    assert len(found_in(others, hard, backbone)) >= 4  # the reward questions are found where they belong
     assert loop.state.promotions == 2
-
-
-def test_a_leak_to_the_teacher_would_be_found(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, trained, _, loop = recorded_loop(env, monkeypatch, leak=True)
-    assert asked == trained == {loop.hard_train[3].id}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import random_stack
 from loop_helpers import easy_problems, events, read_jsonl, rollouts_of, run_tiny, tiny_config, write_problems
 
 from soar.config import Config, ConfigError
@@ -56,9 +57,7 @@ def settings_of(*overrides: str) -> Config:
 
 def test_teachers_write_the_asked_number_from_their_own_seed(env: RolloutEnv) -> None:
     config = settings_of()
-    changed = env.backbone.new_stack(0)
-    for tensor in changed.tensors.values():
-        tensor += 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+    changed = random_stack(env.backbone, 1, size=0.02)
     base_t = training_questions("base_t", env, config, material(changed))
     teacher_t = training_questions("teacher_t", env, config, material(changed))
     assert len(base_t) == len(teacher_t) == 6
