@@ -9,7 +9,7 @@ from soar.loop.rollout import mentions
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, mark_up, normalize, split_choice
 from soar.problems.domain import Domain, Grader
 from soar.problems.prompts import FORMATS
-from soar.problems.verify import compare_choice, compare_exact, compare_math, compare_number, judge_gold, read_number
+from soar.problems.verify import compare_choice, compare_exact, compare_math, compare_number, gold_kind, read_number
 from soar.types import Problem, Reason, Rejection, Verdict
 
 FRAGMENTS = [
@@ -75,11 +75,11 @@ def check_answer(answer: str, gold: str) -> None:
         assert compare(answer, answer) is Verdict.CORRECT
         assert isinstance(compare(answer, gold), Verdict)
     for kind in ("math", "number"):
-        assert judge_gold(answer, kind) in (Verdict.CORRECT, Verdict.UNSCORABLE)
+        assert gold_kind(answer, kind) in ("value", "text", "none")
     assert compare_math(answer, answer) is Verdict.CORRECT
     there, back = compare_math(answer, gold), compare_math(gold, answer)
     assert there is back or Verdict.UNSCORABLE in (there, back) or not (normalize(answer) and normalize(gold))
-    if judge_gold(answer, "math") is Verdict.CORRECT and judge_gold(gold, "math") is Verdict.CORRECT:
+    if "none" not in (gold_kind(answer, "math"), gold_kind(gold, "math")):
         assert compare_number(answer, gold) in (there, Verdict.UNSCORABLE)
     number = read_number(answer)
     assert number is None or len(str(number)) > 2_000 or read_number(str(number)) == number

@@ -149,7 +149,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_a_domain_raises_is_data(hostile: Path) -> None:
-    with VerifierPool(load_domain(f"{hostile}:D"), timeout_s=1.5, workers=1) as pool:
+    with VerifierPool(load_domain(f"{hostile}:D"), timeout_s=3.0, workers=1) as pool:
         texts = ["fine", "raise", "hang", "die", "shape", "kinds", "odd", "fine too"]
         found = pool.read_problems(texts, [False] * len(texts))
         names = [outcome.answer if isinstance(outcome, Problem) else outcome.name for outcome in found]

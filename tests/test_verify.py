@@ -132,7 +132,7 @@ def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
         "half": WRONG, "two": CORRECT, "bool": CORRECT, "minus": WRONG, "secrets": WRONG,
     }  # fmt: skip
     texts = [*expected, *["42"] * 40]
-    with VerifierPool(f"{FUNCTIONS}:obey", workers=2, timeout_s=1.0, memory_mb=2048) as pool:
+    with VerifierPool(f"{FUNCTIONS}:obey", workers=2, timeout_s=3.0, memory_mb=2048) as pool:
         verdicts = pool.check(texts, ["42"] * len(texts))
         assert pool.last_error is not None and "obey" in pool.last_error
         assert pool.check(["raise"], ["42"]) == [Verdict.CRASHED]

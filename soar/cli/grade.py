@@ -72,7 +72,7 @@ def grade_file(
     asked: names of the columns `completion`, `gold` and `label`, None for the usual ones. golds: every gold answer
     against itself. most: rows listed. Raises DataError with file and line, VerifierError.
     """
-    rows, grades, report = file_rows(source), None, LoadReport(source, "file")
+    rows, grades, report = file_rows(source), None, LoadReport(source)
     while block := list(islice(rows, BLOCK)):
         for row in block:
             if row.error is not None:

@@ -34,7 +34,7 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
             problems = get_world(keys.source.removeprefix("world:")).hard_problems(keys.limit or 256, config.seed)
         except ValueError as error:
             raise ConfigError(f"problems.source = {keys.source!r}, problems.limit = {keys.limit}: {error}") from error
-        report = LoadReport(keys.source, "world", rows=len(problems), kept=len(problems))
+        report = LoadReport(keys.source, rows=len(problems), kept=len(problems))
     else:
         # a hard set has columns of its own, whatever those of the file were that it was made from
         screened = evidence_path(Path(keys.source).expanduser()).is_file()

@@ -24,7 +24,7 @@ from soar.config import ProblemsConfig
 from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, TOTALS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat, get_format
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable, judge_gold
+from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 BUILTIN: dict[str, str] = {
@@ -361,9 +361,11 @@ class Grader:
             return Verdict.CORRECT
         if self.domain.verify is not None:
             return self.compare(problem.answer, problem)
-        if self.domain.prompts.answer_style == "totals":
-            return Verdict.CORRECT if TOTALS.fullmatch(problem.answer) else Verdict.UNSCORABLE
-        return judge_gold(problem.answer, self.domain.verifier)
+        totals = self.domain.prompts.answer_style == "totals"
+        usable = (
+            TOTALS.fullmatch(problem.answer) if totals else gold_kind(problem.answer, self.domain.verifier) != "none"
+        )
+        return Verdict.CORRECT if usable else Verdict.UNSCORABLE
 
     def compare(self, answer: str, problem: Problem) -> Verdict:
         """Verdict on an answer."""

@@ -45,7 +45,6 @@ class LoadReport:
     """
 
     source: str
-    kind: str
     columns: dict[str, str | None] = field(default_factory=dict)
     rows: int = 0
     kept: int = 0
@@ -94,7 +93,7 @@ def load_problems(
     problem.
     """
     kind, name = split_source(source)
-    report = LoadReport(source, kind)
+    report = LoadReport(source)
     if kind == "hub":
         rows, report.revision, remark = hub_rows(name, hub_split, revision)
         report.notes.update([remark] if remark else [])

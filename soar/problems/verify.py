@@ -225,11 +225,6 @@ def _words_in(reading: Reading) -> Iterator[Words]:
         yield from _words_in(part)
 
 
-def judge_gold(gold: str, verifier: str) -> Verdict:
-    """Whether a named verifier can grade by a gold answer: CORRECT or UNSCORABLE."""
-    return Verdict.UNSCORABLE if gold_kind(gold, verifier) == "none" else Verdict.CORRECT
-
-
 def is_parsable(answer: str, verifier: str) -> bool:
     """Whether an answer can serve as a gold answer, as far as that can be told without its question: for `math` a finite
     value, set or relation and no words, for `number` a number, else any text."""

@@ -42,11 +42,10 @@ def kept_environment() -> dict[str, str]:
 
 def limit_memory(memory_mb: int) -> None:
     """Cap the address space of this process and switch core files off, where the system can."""
-    limits = [(resource.RLIMIT_CORE, 0), *([(resource.RLIMIT_AS, memory_mb * 2**20)] if memory_mb else [])]
-    for kind, value in limits:
-        hard = resource.getrlimit(kind)[1]
-        with suppress(ValueError, OSError):  # macOS refuses a limit on the address space
-            resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+    with suppress(ValueError, OSError):  # macOS refuses a limit on the address space; a stricter one stays
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        if memory_mb:
+            resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def load_check(name: str, key: str) -> Callable[[str, Any, Any], Any]:
