@@ -41,7 +41,7 @@ from soar.loop.evaluate import count_correct
 from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import pass_at_k
 from soar.loop.student import Plan, Training, TrainState, rloo_steps, shuffled_passes
-from soar.problems.prompts import WORKED_SUMS
+from soar.problems.prompts import FORMATS
 from soar.run.setup import open_env
 from soar.types import Problem
 
@@ -59,7 +59,7 @@ FOUR = (
 )
 SIX = ("4 + 7 + 2 + 8 + 5 + 6: 4 + 7 = 11, 11 + 2 = 13, 13 + 8 = 21, 21 + 5 = 26, 26 + 6 = 32",)
 LISTS = {
-    "3 2 4": WORKED_SUMS.split("\n"),
+    "3 2 4": FORMATS["sums"].default_subject.split("\n"),
     "2 3": [TWO[0], THREE[0]],
     "3 2": [THREE[0], TWO[0]],
     "2 3 4": [TWO[0], THREE[0], FOUR[0]],
