@@ -26,29 +26,29 @@ def until_review(out: Path, *changes: str, resume: bool = False) -> None:
 
 
 def test_accepting_everything_is_the_run_without_review(tmp_path: Path) -> None:
-    run_tiny(tmp_path / "free", "teacher.steps=3", 'arms.run=["ps","pq"]')
+    run_tiny(tmp_path / "free", "teacher.steps=2", 'arms.run=["ps","pq"]')
     out = tmp_path / "held"
-    for step in range(3):
-        until_review(out, resume=step > 0)
+    for step in range(2):
+        until_review(out, "teacher.steps=2", resume=step > 0)
         assert len(events(out, "outer_step")) == step + 1
         assert len(events(out, "promotion")) == step  # not entered before it is accepted
         assert len(read_jsonl(out / "pq.jsonl") if step else []) == 4 * step
-        until_review(out, resume=True)  # asking again changes nothing
+        until_review(out, "teacher.steps=2", resume=True)  # asking again changes nothing
         review.decide(out, review.ACCEPTED, "ann")
-    run_tiny(out, *CHANGES, resume=True)
+    run_tiny(out, *CHANGES, "teacher.steps=2", resume=True)
     free, held = (without_clock(events(tmp_path / name)) for name in ("free", "held"))
     undecided = [{k: v for k, v in row.items() if k not in ("decision", "by")} for row in (*held, *free)]
     assert [row for row in undecided[: len(held)] if row["event"] != "review"] == undecided[len(held) :]
     assert [row for row in held if row["event"] == "review"] == [
-        {"event": "review", "step": step, "decision": "accepted", "by": "ann"} for step in range(3)
+        {"event": "review", "step": step, "decision": "accepted", "by": "ann"} for step in range(2)
     ]
     assert read_jsonl(out / "pq.jsonl") == read_jsonl(tmp_path / "free" / "pq.jsonl")
     for name in ("teacher", "student", "arms/pq"):
         weights = [(tmp_path / run / name / "adapter_model.safetensors").read_bytes() for run in ("free", "held")]
         assert weights[0] == weights[1]
     decided = [(row["step"], row["decision"], row["by"]) for row in events(out, "promotion")]
-    assert decided == [(step, "accepted", "ann") for step in range(3)]
-    assert [row["decision"] for row in events(tmp_path / "free", "promotion")] == ["automatic"] * 3
+    assert decided == [(step, "accepted", "ann") for step in range(2)]
+    assert [row["decision"] for row in events(tmp_path / "free", "promotion")] == ["automatic"] * 2
     assert not (out / review.FILE).exists()
     assert not any(complaints for _, complaints in examine(out))
 

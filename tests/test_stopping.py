@@ -28,10 +28,8 @@ SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    run_tiny(out, *CHANGES)
-    return result(out)
+def whole(tiny_run: Path) -> dict[str, Any]:
+    return result(tiny_run)
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -78,7 +76,6 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
     ("where", "number"),
     [
         ("screen", signal.SIGTERM),
-        ("loop", signal.SIGINT),
         ("loop", signal.SIGHUP),
         ("arms", signal.SIGQUIT),
         ("evaluate", signal.SIGINT),
@@ -103,13 +100,8 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(
     command = f"soar run --out '{out}' --resume"
     assert f"soar: stopped by {number.name}; everything is saved. Continue with: {command}" in error
     paused = json.loads((out / "paused.json").read_text())
-    stage = "loop" if where == "screen" else where
-    assert paused == {
-        "reason": f"stopped by {number.name}",
-        "stage": stage,
-        "step": {"screen": 0, "loop": 1}.get(where, 2),
-        "resume": command,
-    }
+    stage, step = ("loop" if where == "screen" else where), {"screen": 0, "loop": 1}.get(where, 2)
+    assert paused == {"reason": f"stopped by {number.name}", "stage": stage, "step": step, "resume": command}
     page = (out / "report.html").read_text()
     assert f"Paused: stopped by {number.name}. Continue with: soar run --out &#39;{out}&#39; --resume" in page
     kinds = [row["event"] for row in events(out)] if (out / "metrics.jsonl").exists() else []
@@ -145,11 +137,7 @@ if __name__ == "__main__":
     assert said.startswith("SIGTERM: the step in hand")
     assert re.fullmatch(r"stopped by SIGTERM 143 (\d+)", state)
     child = int(state.split()[-1])
-    for _ in range(100):
-        if not alive(child):
-            break
-        time.sleep(0.05)
-    assert not alive(child)
+    assert any(not alive(child) or time.sleep(0.05) for _ in range(100))
 
 
 def alive(process: int) -> bool:
