@@ -62,16 +62,6 @@ def test_too_few_problems(tmp_path: Path, count: int, status: str, advice: str) 
     assert advice in finding.advice
 
 
-def test_unreadable_problems_fail_with_the_loaders_message(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"question": "a", "answer": "1"}\n{"question": \n')
-    finding, problems = check_problems(config_for(path))
-    assert (finding.status, problems) == ("FAIL", [])
-    assert f"{path}:2: unreadable row: not JSON" in finding.message
-    _, kept = check_problems(config_for(path, "problems.skip_bad_rows=true"))
-    assert [p.question for p in kept] == ["a"]
-
-
 def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     config = tiny_config("problems.verifier=number")
     bad = [Problem("b1", "q", "ba"), Problem("b2", "r", "\x1b[31mba")]
