@@ -156,16 +156,12 @@ def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(mon
         sandbox.find_backend.cache_clear()
 
 
-def with_filter(monkeypatch: pytest.MonkeyPatch, program: bytes) -> None:
-    """Boxes with another seccomp filter."""
-    monkeypatch.setattr(sandbox, "build_filter", lambda machine: program)
-
-
 def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     name = (USABLE or ["namespaces"])[-1]
     if name not in USABLE:
         pytest.skip(WHY_NOT[name])
-    with_filter(monkeypatch, b"\x06\x00\x00\x00\x00\x00\xff\x7f")  # allows every call
+    allows_every_call = b"\x06\x00\x00\x00\x00\x00\xff\x7f"
+    monkeypatch.setattr(sandbox, "build_filter", lambda machine: allows_every_call)
     assert "the trial gave ['possible', 'possible'" in sandbox._trial(name)
 
 
@@ -208,7 +204,7 @@ def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path: P
 
 @pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
 def test_a_box_that_cannot_be_made_is_an_error_and_not_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_filter(monkeypatch, b"\0")
+    monkeypatch.setattr(sandbox, "build_filter", lambda machine: b"\0")
     box = Box(USABLE[0])
     with pytest.raises(SandboxError, match="seccomp"):
         box.ask(Job("print(1)"), LIMITS)

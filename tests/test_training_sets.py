@@ -99,23 +99,13 @@ def test_real_problems_of_a_file(env: RolloutEnv, tmp_path: Path) -> None:
         training_questions("real", env, settings_of("problems.source=p.jsonl"), material())
 
 
-def promoted() -> list[Problem]:
-    """Five questions, two of them right, four of them well-posed."""
-    pairs = [("47 c+8", "55"), ("47 c+9", "46"), ("12 a+1", "13"), ("c+8 47", "55"), ("max 31", "1")]
-    return [Problem(f"pq-{i}", question, answer) for i, (question, answer) in enumerate(pairs)]
-
-
 def test_subsets_of_the_promotion_questions_are_equally_large(env: RolloutEnv) -> None:
-    world, config, pq = get_world("tiny"), settings_of(), promoted()
-    found = {
-        arm: training_questions(arm, env, config, material(pq=pq))
-        for arm in ("pq_sample", "pq_well_posed", "pq_correct")
-    }
-    assert {arm: len(problems) for arm, problems in found.items()} == {
-        "pq_sample": 2,
-        "pq_well_posed": 2,
-        "pq_correct": 2,
-    }
+    """Of five questions two are right and four well-posed."""
+    pairs = [("47 c+8", "55"), ("47 c+9", "46"), ("12 a+1", "13"), ("c+8 47", "55"), ("max 31", "1")]
+    pq = [Problem(f"pq-{i}", *pair) for i, pair in enumerate(pairs)]
+    world, config, subsets = get_world("tiny"), settings_of(), ("pq_sample", "pq_well_posed", "pq_correct")
+    found = {arm: training_questions(arm, env, config, material(pq=pq)) for arm in subsets}
+    assert [len(problems) for problems in found.values()] == [2, 2, 2]
     assert [p.id for p in found["pq_correct"]] == ["pq-0", "pq-2"]
     assert all(world.well_posed(p.question) for p in found["pq_well_posed"])
     assert all(p in pq for p in found["pq_sample"])
