@@ -108,6 +108,7 @@ class ScreenConfig(Section):
     attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
     max_successes: int = Field(0, ge=0)  # a problem is hard when at most so many attempts are correct
     temperature: float = Field(1.0, gt=0)
+    again: int = Field(0, ge=0)  # attempts of an independent second screening of what was never solved (`soar screen`)
     from_run: str = ""  # run folder whose screening of the same problems is used again, if made in the same way
     early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
 
@@ -225,6 +226,7 @@ class LimitsConfig(Section):
     """Where a run pauses or its loop ends; 0: nowhere."""
 
     max_hours: float = Field(0.0, ge=0)  # wall time of one process; the run pauses and can be resumed
+    max_tokens: int = Field(0, ge=0)  # sampled after screening, all processes together; the run pauses
     max_promotions: int = Field(0, ge=0)  # the outer loop ends, arms and evaluation follow
 
 
@@ -257,7 +259,7 @@ RECIPES = Path(__file__).parent / "recipes"
 HARMLESS = (
     "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens",
     "problems.verify_workers",
-    "screen.from_run", "arms.save_steps", "limits.max_hours", "log.sinks", "log.project",
+    "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
     "cluster.workers", "cluster.address", "cluster.gpus", "cluster.retries",
     "backend.base_url", "backend.key_variable", "backend.clients", "backend.timeout_s",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
-from loop_helpers import TINY, hard_problems, read_jsonl, tiny_config
+from loop_helpers import TINY, events, hard_problems, read_jsonl, run_tiny, tiny_config
 
 from soar.config import ConfigError, SamplingConfig, load
 from soar.run import screen as screening
@@ -221,3 +221,19 @@ def test_the_rate_of_the_hard_set_by_hand() -> None:
         [0] * 10 + [1], "screen.attempts=128", "screen.early_stop=true", "screen.max_successes=0", attempts=128
     )
     assert early["hard_rate"] == pytest.approx(1 / (32 / 128) / (128 * 10))
+
+
+def test_a_second_screening_tells_how_much_of_the_hard_set_was_luck(tmp_path: Path) -> None:
+    """Of what was never solved in 4 attempts, with other draws; it goes on where it stopped, too."""
+    changes = ("screen.again=6", "teacher.steps=0", "arms.run=[]", "problems.limit=12")
+    run_tiny(tmp_path / "run", *changes)
+    (event,) = events(tmp_path / "run", "screen")
+    first, second = (
+        {row["id"]: row for row in read_jsonl(tmp_path / "run" / name) if "id" in row}
+        for name in (screening.SCREEN_FILE, screening.AGAIN_FILE)
+    )
+    assert set(second) == {name for name, row in first.items() if row["successes"] == 0}
+    solved = sum(row["successes"] > 0 for row in second.values())
+    assert event["again"] == {"problems": len(second), "attempts": 6, "solved": solved}
+    lines = screening.table_lines({**event, "again": {"problems": 50, "attempts": 128, "solved": 6}}, tiny_config())
+    assert any("6 of the 50 never solved were solved in 128 more attempts" in line for line in lines)

@@ -18,10 +18,13 @@ from helpers import ROOT
 from loop_helpers import TINY, events, run_tiny, without_clock
 
 from soar.cli import main
+from soar.config import LimitsConfig
 from soar.loop import student
 from soar.run import measure as held_out
 from soar.run import pipeline
 from soar.run import screen as screening
+from soar.run.folder import RunFolder
+from soar.run.interrupts import limit_reached
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")
 SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
@@ -148,19 +151,40 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_max_hours_pauses_and_a_larger_one_goes_on(
+def test_limits_by_hand() -> None:
+    assert limit_reached(LimitsConfig(), 1e9, 10**15) is None
+    limits = LimitsConfig(max_hours=1.5, max_tokens=1000)
+    assert limit_reached(limits, 1.49, 999) is None
+    assert limit_reached(limits, 1.5, 0) == "limits.max_hours = 1.5 reached"
+    assert limit_reached(limits, 0, 1000) == "limits.max_tokens = 1000 reached (1000 sampled)"
+
+
+def test_max_tokens_pauses_and_a_larger_one_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
-    assert main(["run", "--out", str(out), "--quiet", "--max-hours", "1e-9", *SETS]) == 3
+    assert main(["run", "--out", str(out), "--quiet", "--max-tokens", "1", *SETS]) == 3
     said = capsys.readouterr().err
-    assert "limits.max_hours = 1e-09 reached; " in said
-    command = f"soar run --out {out} --resume"
+    assert "limits.max_tokens = 1 reached (" in said
+    assert [row["event"] for row in events(out)] == ["screen", "outer_step", "promotion"]
+    with RunFolder(out, pipeline_config(out), [], resume=True) as folder:
+        checkpoint = folder.load()
+    assert checkpoint is not None
+    tokens = checkpoint.data["tokens"]
+    command = f"soar run --out {out} --resume --max-tokens {tokens + 1}"
     assert f"Continue with: {command}\n" in said
     assert json.loads((out / "paused.json").read_text())["resume"] == command
-    assert main([*shlex.split(command)[1:], "--quiet"]) == 3  # the recorded limit still stands
-    assert main(["run", "--out", str(out), "--resume", "--quiet", "--max-hours", "0"]) == 0
+    assert main(["run", "--out", str(out), "--resume", "--quiet"]) == 3  # the recorded limit still stands
+    assert main([*shlex.split(command)[1:], "--quiet"]) == 3
+    assert len(events(out, "outer_step")) == 2
+    assert main(["run", "--out", str(out), "--resume", "--quiet", "--max-tokens", "0"]) == 0
     assert result(out) == whole
+
+
+def pipeline_config(out: Path) -> Any:
+    from soar.run.folder import recorded_config
+
+    return recorded_config(out)
 
 
 def test_max_promotions_ends_the_loop_and_the_rest_follows(tmp_path: Path, whole: dict[str, Any]) -> None:

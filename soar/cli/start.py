@@ -40,6 +40,7 @@ def run(
     review: Annotated[bool, Option("--review", help="Hold every promotion for soar review.")] = False,
     workers: common.Workers = None,
     max_hours: Annotated[float | None, Option(help="Pause after so many hours of this process.")] = None,
+    max_tokens: Annotated[int | None, Option(help="Pause after so many sampled tokens in all.")] = None,
     max_promotions: Annotated[int | None, Option(help="End the outer loop after so many promotions.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print config and forecast, run nothing.")] = False,
     assume: Annotated[list[str] | None, Option(metavar="NAME=VALUE", help="Assume this in the forecast.")] = None,
@@ -56,7 +57,7 @@ def run(
     """
     overrides = common.overrides(
         sets, workers, problems__verifier=verifier, promotion__review=review, limits__max_hours=max_hours,
-        limits__max_promotions=max_promotions,
+        limits__max_tokens=max_tokens, limits__max_promotions=max_promotions,
     )  # fmt: skip
     if resume and not (recipe or model or problems):
         config = override(recorded_config(out or Path("runs/tiny")), overrides)

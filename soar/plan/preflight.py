@@ -272,8 +272,23 @@ def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
     if len(rows) < len(asked):
         message += f" ({STUDENT_SECONDS:.0f} s were over before {ATTEMPTS * len(asked)})"
     shown = [text for _, text in sorted(flat, key=lambda row: not row[0])][:SHOWN]  # first those that earned nothing
+    if main == "difficulty":
+        message += f"; what fits: {_arm(correct / count, config)}"
     hopeless = not correct and count >= ENOUGH and causes[main] > 0.9 * count
     return Finding("student", status_of(CAUSES[main] and hopeless, CAUSES[main]), message, CAUSES[main], tuple(shown))
+
+
+def _arm(rate: float, config: Config) -> str:
+    """What fits problems of which the base model solves this share, and its price."""
+    n, steps = config.student.attempts, config.arms.steps or config.teacher.steps
+    mixed = 1 - rate**n - (1 - rate) ** n
+    if rate > 0.5:
+        return "harder problems: most attempts are correct; soar screen finds those that are never solved"
+    if mixed > 0.5:
+        cost = f"{config.student.prompts_per_step * n} attempts a step"
+        return f"hard_only (soar student --train hard): {mixed:.0%} of the groups of {n} are right and wrong; {cost}"
+    cost = "soar run --dry-run says what it costs" if steps else "set teacher.steps"
+    return f"pq and ps beside hard_only (soar run): {1 - mixed:.0%} of the groups of {n} teach plain RL nothing; {cost}"
 
 
 def _attempt(problem: Problem, text: str, verdict: Verdict, ended: bool, answer: str | None) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from soar.config import LimitsConfig
 from soar.files import read_object
 from soar.types import UserError, named_code
 
@@ -100,10 +101,24 @@ def end_now(exit_code: int) -> None:
     os._exit(exit_code)
 
 
-def resume_command(folder: Path) -> str:
-    """The command that continues the run in a folder, whose config names only code that this process runs already."""
+def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None:
+    """The limit that pauses a run after `hours` in this process and `tokens` sampled in all; None when there is none."""
+    if limits.max_hours and hours >= limits.max_hours:
+        return f"limits.max_hours = {limits.max_hours:g} reached"
+    if limits.max_tokens and tokens >= limits.max_tokens:
+        return f"limits.max_tokens = {limits.max_tokens} reached ({tokens} sampled)"
+    return None
+
+
+def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
+    """The command that continues the run in a folder, whose config names only code that this process runs already.
+
+    Past limits.max_tokens: with as many tokens again.
+    """
     trust = " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
-    return f"soar run --out {shlex.quote(str(folder))} --resume{trust}"
+    over = limits is not None and 0 < limits.max_tokens <= tokens
+    more = f" --max-tokens {tokens + limits.max_tokens}" if limits is not None and over else ""
+    return f"soar run --out {shlex.quote(str(folder))} --resume{trust}{more}"
 
 
 class TokenMeter:

@@ -44,10 +44,10 @@ from soar.report.questions import step_vendi
 from soar.report.runs import PAUSE_FILE, loop_end, summary_of
 from soar.report.watch import step_lines
 from soar.run import folder as review
-from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
+from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.doctor import write_hashes
 from soar.run.folder import ADVICE, RunFolder
-from soar.run.interrupts import Stopped, StopRequest, TokenMeter, resume_command
+from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.measure import count_held_out
 from soar.run.progress import Progress
 from soar.run.ray import RayParallel, check_cluster, open_parallel
@@ -106,9 +106,7 @@ class Run:
         if checkpoint is None:
             self._save()
         else:
-            screening = self.state.seconds.get("screen", 0.0)
-            self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
-            self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
+            self._restore(checkpoint)
         self.meter = TokenMeter(self.env.sampler, self.state.tokens)
         self.env.sampler = self.meter
         if self.parallel is not None:
@@ -131,17 +129,20 @@ class Run:
 
     def _safe_point(self) -> None:
         """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
-        most = self.config.limits.max_hours
-        if self.stop.reason is None and 0 < most <= (time.monotonic() - self._began) / 3600:
-            self.stop.request(f"limits.max_hours = {most:g} reached")
-        if self.stop.reason is not None:
-            command = resume_command(self.folder.path)
-            raise Stopped(self.stop.reason, f"Continue with: {command}", self.stop.exit_code)
+        hours = (time.monotonic() - self._began) / 3600
+        reason, code = self.stop.reason, self.stop.exit_code
+        if reason is None and (reason := limit_reached(self.config.limits, hours, self.state.tokens)) is not None:
+            code = Stopped.exit_code
+        if reason is not None:
+            raise Stopped(reason, f"Continue with: {self._resume_command()}", code)
+
+    def _resume_command(self) -> str:
+        return resume_command(self.folder.path, self.config.limits, self.state.tokens)
 
     def pause(self, reason: str) -> None:
         """Leave word of why the run is not finished, and the report so far."""
         stage, step = self.state.stage, self.state.loop.step
-        command = resume_command(self.folder.path)
+        command = self._resume_command()
         write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
         report_at_the_end(self.folder.path, self.progress.insist)
 
@@ -283,7 +284,7 @@ class Run:
         def stopping() -> bool:
             return self.stop.reason is not None
 
-        with self.progress.task("arms", sum(len(plan.batches) for plan in plans.values())) as advance:
+        with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
             advance(sum(training.step for training in states.values()))
             for moved in train_arms(
                 self.env, plans, states, config, self.threads, stopping, lambda: advance(1), self.parallel
@@ -332,6 +333,12 @@ class Run:
     def _search_tokens(self, arm: str) -> int:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""
         return sum(self.state.loop.spent.values()) if uses_search(arm, self.config) else 0
+
+    def _expected_steps(self, plan: Plan) -> int:
+        """RLOO steps of an arm, for the bar: with a budget of tokens as if completions filled half of their room."""
+        student = self.config.student
+        half = student.prompts_per_step * student.attempts * student.sampling.max_tokens / 2
+        return min(len(plan.batches), round(plan.tokens / half) or 1) if plan.tokens else len(plan.batches)
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
@@ -389,6 +396,11 @@ class Run:
         if self.meter is not None:
             self.state.tokens = self.meter.tokens
         self.folder.save(to_checkpoint(replace(self.state, seconds=self._seconds())))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        screening = self.state.seconds.get("screen", 0.0)
+        self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
+        self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
 
 
 def execute(

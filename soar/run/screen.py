@@ -111,6 +111,11 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
         lines.append(f"attempts that hit the token budget: {event['truncated_share']:.1%}")
     left_out = [f"{event[key]} {text}" for key, text in LEFT_OUT.items() if event.get(key)]
     lines += [f"left out before: {', '.join(left_out)}"] if left_out else []
+    if again := event.get("again"):
+        lines.append(
+            f"screened again: {again['solved']} of the {again['problems']} never solved were solved in {again['attempts']} "
+            "more attempts: so much of the hard set was luck"
+        )
     if (mixed := event["frac_mixed"]) is not None:
         wrong, right = event["frac_all_wrong"], event["frac_all_right"]
         lines.append(
@@ -143,7 +148,7 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
     return lines
 
 
-SCREEN_FILE = "hard/screen.jsonl"
+SCREEN_FILE, AGAIN_FILE = "hard/screen.jsonl", "hard/again.jsonl"
 FIRST_WAVE, GROWTH, MOST_WAVE = 8, 4, 32  # attempts at each problem: 8, 24 more, then 32 at a time
 ROWS_CPU = (8, 512)  # rows of a call on a CPU, fewest and most: what a stop in the middle of it can lose ...
 CALL_FLOP = 1e13  # ... is one or two minutes of work, by the size of the model
@@ -218,8 +223,9 @@ def screen(
     threads: int,
     on_attempts: Callable[[int, int], None],
     parallel: Parallel | None = None,
+    file: str = SCREEN_FILE,
 ) -> dict[str, Screening]:
-    """Screen every problem; the counts so far go to SCREEN_FILE call by call, where the last line of an id counts.
+    """Screen every problem; the counts so far go to `file` call by call, where the last line of an id counts.
 
     What the file already holds is not attempted again, except beside a problem that lacks attempts: calls are cut from the
     whole list, so that a resumed screening computes on a CPU with the batches of an uninterrupted one. Rows of another run
@@ -227,7 +233,7 @@ def screen(
     of this process, where no parallel does the calls. on_attempts(done, total): called in the middle of a call too, from
     any thread; it may raise. Returns problem id -> Screening.
     """
-    counts, config = _kept(folder, config, evidence)
+    counts, config = _kept(folder, file, config, evidence)
     attempts, done, total, drawn = config.screen.attempts, 0, 0, 0
     most = config.screen.max_successes if config.screen.early_stop else attempts
 
@@ -252,7 +258,7 @@ def screen(
                 for p, new in fresh:
                     old = counts[p.id]
                     counts[p.id] = Screening(old.successes + new.successes, last, old.truncated + new.truncated)
-                folder.append(SCREEN_FILE, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
+                folder.append(file, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
                 done, drawn = done + len(fresh) * (last - first), 0
                 heard()
     finally:
@@ -269,14 +275,14 @@ def _cut(problems: list[Problem], each: int, env: RolloutEnv, parallel: Parallel
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 
-def _kept(folder: RunFolder, config: Config, evidence: Row) -> tuple[dict[str, Screening], Config]:
+def _kept(folder: RunFolder, file: str, config: Config, evidence: Row) -> tuple[dict[str, Screening], Config]:
     """What the file holds, begun if need be, and the config with the seed that the rest is drawn with."""
-    rows = folder.rows(SCREEN_FILE, partial(_usable, config.screen.attempts))
+    rows = folder.rows(file, partial(_usable, config.screen.attempts))
     if not rows:
         rows = [{"evidence": evidence}]
-        folder.append(SCREEN_FILE, rows)
+        folder.append(file, rows)
     wanted = {key: value for key, value in evidence.items() if key not in FREE}
-    check_evidence(rows[0]["evidence"], wanted, f"{folder.path}/{SCREEN_FILE}")
+    check_evidence(rows[0]["evidence"], wanted, f"{folder.path}/{file}")
     counts: dict[str, Screening] = defaultdict(lambda: Screening(0, 0))
     counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
     return counts, config.model_copy(update={"seed": rows[0]["evidence"].get("seed", config.seed)})
@@ -361,6 +367,7 @@ def find_hard(
         progress.say(line)
     problems, left_out = usable(env, config, loaded.problems, progress.say)
     evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
+    more: dict[str, Any] | None = None
     if reuse and config.screen.attempts and (before := known_hard(config, evidence)) is not None:
         shown_hard, evidence, where = before
         found = {problem.id: shown_hard[problem.id] for problem in problems}
@@ -376,6 +383,15 @@ def find_hard(
                     safe_point()
 
             found = screen(env, problems, config, folder, evidence, threads, note, parallel)
+            if config.screen.again:
+                never = [problem for problem in problems if not found[problem.id].successes]
+                seed, again = seeds.derive(config.seed, "again"), {"attempts": config.screen.again, "early_stop": False}
+                second = config.model_copy(update={"seed": seed, "screen": config.screen.model_copy(update=again)})
+                counts = screen(
+                    env, never, second, folder, {**evidence, "seed": seed, **again}, threads, note, parallel, AGAIN_FILE
+                ).values()
+                solved = sum(row.successes > 0 for row in counts)
+                more = {"problems": len(never), "attempts": config.screen.again, "solved": solved}
         if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
             evidence = rows[0]["evidence"]
     else:
@@ -383,7 +399,7 @@ def find_hard(
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
     if config.problems.max_hard:
         hard = hard[: config.problems.max_hard]
-    event = {**screen_event(found, config), **left_out}
+    event = {**screen_event(found, config), **left_out, "again": more}
     return HardSet(hard, found, evidence, event, [(problem, found[problem.id]) for problem in problems])
 
 
