@@ -27,7 +27,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from soar import seeds
 from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError, TrainedArm
@@ -42,6 +42,8 @@ from soar.loop.student import HINT_LEVELS, Plan, TrainState, hinted, shuffled_pa
 from soar.loop.write import teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
+from soar.problems.pool import VerifierPool
+from soar.problems.prompts import PromptFormat
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 
@@ -137,7 +139,8 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
     where there is no room for a hint and an answer. A prompt without turns can only be continued: the hint is then the
     beginning of the model's own working.
     """
-    fmt = replace(env.fmt, student_template=HINT_PROMPT) if env.fmt.turns else env.fmt
+    fmt = cast(PromptFormat, env.fmt)
+    fmt = replace(fmt, student_template=HINT_PROMPT) if fmt.turns else fmt
     told = " The answer is {}." if fmt.turns else ""
     prompts = [fmt.student_ids(env.backbone.tokenizer, p.question + told.format(p.answer)) for p in problems]
     room = [min(config.arms.hint_tokens, env.backbone.context - len(prompt)) for prompt in prompts]
@@ -205,7 +208,7 @@ def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tup
 
     Raises NothingLeft where neither is there.
     """
-    pool, source = env.verifier, config.problems.source
+    pool, source = cast(VerifierPool, env.verifier), config.problems.source
     questions = [p.question for p in problems]
     if pool.domain.solve is not None:
         answers = pool.solve(questions)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,7 @@ from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, Sampler, join
-from soar.types import Problem, Verdict, columns_of
-
-if TYPE_CHECKING:  # handed in by who opens the environment
-    from soar.problems.pool import VerifierPool
-    from soar.problems.prompts import PromptFormat
+from soar.types import Problem, Rejection, Verdict, columns_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,36 @@ class RolloutBatch:
         return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
+class Prompts(Protocol):
+    """What the loop asks of `problems.prompts.PromptFormat`."""
+
+    def student_ids(self, tokenizer: Any, question: str) -> list[int]: ...
+
+    def teacher_ids(self, tokenizer: Any, subject: str = "") -> list[int]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class Verifier(Protocol):
+    """What the loop asks of `problems.pool.VerifierPool`, which documents the arguments."""
+
+    name: str
+
+    def check(
+        self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Verdict]: ...
+
+    def check_golds(
+        self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Verdict]: ...
+
+    def read_answers(self, completions: Sequence[str]) -> list[str | None]: ...
+
+    def read_problems(
+        self, texts: Sequence[str], truncated: Sequence[bool], prompts: Any = None
+    ) -> list[Problem | Rejection]: ...
+
+
 class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
@@ -65,8 +91,8 @@ class RolloutEnv:
         self,
         backbone: Backbone,
         sampler: Sampler,
-        fmt: PromptFormat,
-        verifier: VerifierPool,
+        fmt: Prompts,
+        verifier: Verifier,
         scheme: Literal["binary", "paper"] = "binary",
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
