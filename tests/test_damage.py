@@ -77,7 +77,9 @@ def test_exports_refuse_what_was_changed_after_the_run(
     assert "adapter_model.safetensors was changed after the run" in refused("peft")
     assert "pq.jsonl was changed after the run" in refused("jsonl")
     (folder / "hashes.json").unlink()  # as in a run that is not finished
+    spoil(weights, "half")
     change(folder / "pq.jsonl", b"\n", b"\nx\n")
+    assert "adapter_model.safetensors is damaged" in refused("peft")
     assert "pq.jsonl:2: no JSON" in refused("jsonl")
 
 

@@ -186,6 +186,8 @@ def adapter_folder(policy: str) -> str:
 
 def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, Row]:
     """Folder and settings of a policy's adapter, as the run left it. Raises ExportError."""
+    from safetensors import SafetensorError, safe_open
+
     if policy not in ARM_OF:
         raise ExportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
     folder, again = run_dir / adapter_folder(policy), "`soar run --out RUN --resume` writes it again"
@@ -200,6 +202,10 @@ def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, Row]:
     settings, notes = read_object(folder / ADAPTER_FILES[0])
     if notes or not isinstance(settings.get("r"), int):
         raise ExportError(f"{folder / ADAPTER_FILES[0]} is damaged; {again}")
+    try:
+        safe_open(folder / ADAPTER_FILES[1], framework="numpy")  # reads the header
+    except SafetensorError as error:
+        raise ExportError(f"{folder / ADAPTER_FILES[1]} is damaged ({error}); {again}") from error
     return folder, settings
 
 
