@@ -219,7 +219,10 @@ def fit_problems(source: str, columns: dict[str, str | None], notes: list[str]) 
     answers = [problem.answer for problem in problems]
     letters = sum(bool(letter and not text) for letter, text in map(split_choice, answers)) / len(answers)
     numbers = sum(read_number(answer) is not None for answer in answers) / len(answers)
-    verifier, why = "math", f"{numbers:.0%} of the gold answers are plain numbers, the rest needs a symbolic comparison"
+    verifier, why = (
+        "math",
+        f"{numbers:.0%} of the gold answers are plain numbers, the rest is compared by value as formulas or text",
+    )
     if letters >= 0.95:
         verifier, why = "choice", f"{letters:.0%} of the gold answers are choice letters"
     elif numbers == 1.0:
