@@ -36,16 +36,22 @@ def test_no_torch_is_needed_to_read_check_and_report(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
+def place_of(name: str) -> Path | None:
+    """The file of a module of soar; None for any other name."""
+    place = ROOT / name.replace(".", "/")
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path in FILES), None)
+
+
 def imports(path: Path) -> set[Path]:
     """Modules of soar that a file names in an import, also within a function or only for its types."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(FILES[path])):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {name if place_of(name) else node.module for name in whole}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    places = [ROOT / name.replace(".", "/") for name in names]
-    return FILES.keys() & {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")}
+    return {path for path in map(place_of, names) if path}
 
 
 def test_the_outer_loop_can_be_read_in_an_afternoon() -> None:

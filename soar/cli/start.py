@@ -221,7 +221,7 @@ def fit_problems(source: str, columns: dict[str, str | None], notes: list[str]) 
     numbers = sum(read_number(answer) is not None for answer in answers) / len(answers)
     verifier, why = (
         "math",
-        f"{numbers:.0%} of the gold answers are plain numbers, the rest is compared by value as formulas or text",
+        f"{numbers:.0%} of the gold answers are plain numbers, the rest is read as formulas or words",
     )
     if letters >= 0.95:
         verifier, why = "choice", f"{letters:.0%} of the gold answers are choice letters"
