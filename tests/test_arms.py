@@ -76,7 +76,7 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: py
     plans = {"a": plan_of("a"), "b": plan_of("b", 9, tokens=11), "d": plan_of("d", 5)}
     states = dict.fromkeys("ab", TrainState(0, skills([0.0]))) | {"d": TrainState(1, skills([0.0]))}
     ticks: list[int] = []
-    config = tiny_config("arms.save_steps=4")
+    config = tiny_config("arms.save_steps=99", "evaluate.every=4")
     moved = list(train_arms(env, plans, states, config, 1, lambda: len(ticks) == 1, lambda: ticks.append(1)))
     # Asked to stop after the first step; b is out at 20 of 11 tokens; d is a step ahead until a and b have caught up, and is
     # saved after its fourth step.

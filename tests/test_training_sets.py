@@ -185,11 +185,12 @@ SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "studen
 
 
 def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take."""
+    """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take; pass@k is
+    measured on the way."""
     monkeypatch.setattr(training_sets, "arms_at_once", lambda backbone, arms: arms)
     arms = ["base", "hard_only", "likelihood", "hinted", "solvable", "pq"]
     source = write_problems(tmp_path / "easy.jsonl", easy_problems(14, seed=1))
-    keys = [f"arms.run={json.dumps(arms)}", f'problems.source="{source}"', *SHORT]
+    keys = [f"arms.run={json.dumps(arms)}", f'problems.source="{source}"', "evaluate.every=6", *SHORT]
     config = tiny_config(*keys)
     most = config.student.prompts_per_step * config.student.attempts * config.student.sampling.max_tokens
     summary = run_tiny(tmp_path / "run", *keys, "arms.tokens=1500", "arms.save_steps=100")
@@ -199,6 +200,11 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: py
         summary["arms"]["hinted"]["tokens"]["preparation"] > 0 == summary["arms"]["solvable"]["tokens"]["preparation"]
     )
     assert summary["arms"]["pq"]["tokens"]["search"] > 0 == summary["arms"]["hinted"]["tokens"]["search"]
+    curves = [row for row in events(tmp_path / "run", "curve") if row["arm"] == "hinted"]
+    assert [row["step"] for row in curves] == [6 * i for i in range(1, len(curves) + 1)] and curves
+    steps = [row for row in events(tmp_path / "run", "arm_step") if row["arm"] == "hinted"]
+    told = summary["arms"]["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:6])
+    assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
     left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
     assert list(left["arms"]) == ["base"]
     assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]

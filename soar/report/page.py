@@ -45,7 +45,10 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
 
 
 def arms_section(run: Run) -> dict[str, Any]:
-    """Table rows, the chart of pass@k for every arm, and pass@k against the tokens that an arm took, its search included."""
+    """Table rows, the chart of pass@k for every arm, and pass@k against the tokens that an arm took.
+
+    Tokens include the search: `curve` events on the way, then the evaluation.
+    """
     arms, order = run.arms, [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
     names = sorted(arms, key=order.index)
     ks = sorted({k for arm in arms.values() for k in arm.pass_at})
@@ -58,7 +61,7 @@ def arms_section(run: Run) -> dict[str, Any]:
     text = "Share of held-out problems solved by one of k attempts, per arm, with 95 % bands; see the table."
     title, solved = "pass@k on the held-out problems", "problems solved"
     charts = [Chart("pass-at-k", title, text, "attempts per problem (k)", solved, curves, True, ticks=ks)]
-    events = run.events.get("evaluation", [])
+    events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
     events = [event for event in events if isinstance(event.get("pass_at"), dict) and number(event.get("total_tokens"))]
     for k in dict.fromkeys([*ks[:1], *ks[-1:]]):
         points = [{**e, "x": e["total_tokens"] / 1e6, "y": e["pass_at"].get(str(k))} for e in events]
@@ -66,7 +69,7 @@ def arms_section(run: Run) -> dict[str, Any]:
             line(wording.arm_name(name), [p for p in points if p.get("arm") == name], "y", style, "x")
             for style, name in enumerate(names)
         ]
-        text, title = "The result of every arm; see the table.", f"pass@{k} against generated tokens"
+        text, title = "The last point of an arm is its result; see the table.", f"pass@{k} against generated tokens"
         charts.append(Chart(f"tokens-{k}", title, text, "million tokens, search included", solved, curves, True))
     return {"rows": rows, "ks": ks, "charts": [chart for chart in charts if chart]}
 

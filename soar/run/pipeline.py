@@ -14,7 +14,7 @@ from soar import seeds
 from soar.backends.base import local
 from soar.config import HARD_ARMS, Config
 from soar.engine.memory import saved_run
-from soar.engine.policy import AdapterStack
+from soar.engine.policy import AdapterStack, concat
 from soar.files import digest, finite, storage_errors, write_json, write_lines
 from soar.loop.arms import (
     Material,
@@ -32,7 +32,8 @@ from soar.loop.arms import (
     uses_search,
     write_hints,
 )
-from soar.loop.evaluate import summarize
+from soar.loop.evaluate import count_correct, summarize
+from soar.loop.parallel import HELD_OUT_BLOCK
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
@@ -298,6 +299,7 @@ class Run:
                         state.arm_progress[arm] = replace(now, metrics=[])
                     search = self._search_tokens(arm)
                     state.arm_tokens[arm] = {"search": search, "preparation": prepared[arm], "training": now.tokens}
+                self._curve(moved)
                 self._save()
                 self._safe_point()
 
@@ -339,6 +341,29 @@ class Run:
         student = self.config.student
         half = student.prompts_per_step * student.attempts * student.sampling.max_tokens / 2
         return min(len(plan.batches), round(plan.tokens / half) or 1) if plan.tokens else len(plan.batches)
+
+    def _curve(self, moved: dict[str, TrainState]) -> None:
+        """pass@k of arms on their way, where evaluate.every is due: one `curve` event each."""
+        every, settings = self.config.evaluate.every, self.config.evaluate
+        due = {arm: now for arm, now in moved.items() if every and now.step % every == 0}
+        if not due:
+            return
+        sampling = self.config.student.sampling.model_copy(update={"temperature": settings.temperature})
+        seed, stack = seeds.derive(self.config.seed, "evaluate"), concat([now.stack for now in due.values()])
+        correct_P_H, _ = count_correct(
+            self.env, stack, self.hard_test, settings.attempts, seed, sampling, self.threads, HELD_OUT_BLOCK
+        )
+        rows = [
+            {
+                "event": "curve",
+                "arm": arm,
+                "step": now.step,
+                "total_tokens": sum(self.state.arm_tokens[arm].values()),
+                **summarize(correct_H, settings.attempts, settings, seed),
+            }
+            for (arm, now), correct_H in zip(due.items(), correct_P_H.tolist(), strict=True)
+        ]
+        self.folder.append("metrics.jsonl", rows)
 
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
