@@ -241,9 +241,14 @@ def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
     return Reason.NO_ANSWER if answer is None else (questions[0], answer)
 
 
+LOOSE_NUMBER = re.compile(
+    r"[+-]?\\?\$?(?:(?:\d{1,3}(?:(?:,|\{,\}|_| )\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?"
+)
+
+
 def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
-    """`Question: ... Answer: ...`; text after the first answer line is ignored. Where the answer ends a line (`line`), it is
-    what stands behind the last `=` there."""
+    """`Question: ... Answer: ...`; text after the first answer line is ignored, and where words are no answers a lone number
+    is taken out of it. Where the answer ends a line (`line`), it is what stands behind the last `=` there."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
     text = END_OF_TURN.split(text, maxsplit=1)[0]
@@ -257,7 +262,17 @@ def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
         return Reason.TWO_PROBLEMS
     question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
-    return question, (extract(line, "line") or "") if fmt.answer_style == "line" else line
+    if fmt.answer_style == "line":
+        return question, extract(line, "line") or ""
+    return question, line if fmt.text_answers else _lone_number(line)
+
+
+def _lone_number(line: str) -> str:
+    """`12 apples` -> `12`, `5 + 7 = 12` -> `12`; the line itself when it is a number already or has several."""
+    if len(line) > MAX_ANSWER_CHARS or LOOSE_NUMBER.fullmatch(line):
+        return line
+    numbers = LOOSE_NUMBER.findall(line.rpartition("=")[2])
+    return numbers[0] if len(numbers) == 1 else line
 
 
 READERS = {"marked": _read_pair, "tags": _read_tags, "labels": _read_labels, "worked": _read_pair}
