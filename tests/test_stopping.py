@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
 
     monkeypatch.setattr(pipeline, "train_arms", arms)
     monkeypatch.setattr(held_out, "BLOCK", 4)
+
+
+@pytest.fixture(autouse=True)
+def hangup_is_heard() -> Iterator[None]:
+    """Under nohup the signal is ignored, and a run keeps it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
