@@ -213,6 +213,11 @@ def masked(text: str, gold: str) -> str:
     return "".join([*parts, text[last:]])
 
 
+def full_reward(scheme: Literal["binary", "paper"]) -> float:
+    """Points of a right answer."""
+    return 120.0 if scheme == "paper" else 1.0
+
+
 def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal["binary", "paper"]) -> float:
     """Reward of one student attempt.
 
@@ -220,7 +225,7 @@ def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal
     in the text; 10 answered otherwise, also where the check timed out or crashed; 0 no answer, or unscorable.
     """
     if scheme == "binary" or verdict.solved:
-        return (120.0 if scheme == "paper" else 1.0) if verdict.solved else 0.0
+        return full_reward(scheme) if verdict.solved else 0.0
     if verdict in (Verdict.NO_ANSWER, Verdict.UNSCORABLE):
         return 0.0
     return 20.0 if mentions(completion, gold) else 10.0
