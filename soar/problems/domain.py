@@ -45,6 +45,9 @@ QUESTION_LABEL = re.compile(
 ANSWER_LABEL = re.compile(
     r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
 )
+LOOSE_NUMBER = re.compile(
+    r"[+-]?\\?\$?(?:(?:\d{1,3}(?:(?:,|\{,\}|_| )\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?"
+)
 MAX_TEACHER_CHARS = 100_000
 MAX_QUESTION_CHARS = 4_000
 
@@ -239,11 +242,6 @@ def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
         return Reason.EMPTY
     answer = extract(answers[0], fmt.answer_style)
     return Reason.NO_ANSWER if answer is None else (questions[0], answer)
-
-
-LOOSE_NUMBER = re.compile(
-    r"[+-]?\\?\$?(?:(?:\d{1,3}(?:(?:,|\{,\}|_| )\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?"
-)
 
 
 def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
