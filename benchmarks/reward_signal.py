@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reward_noise import training_noise
 from scipy import stats
 
 from soar.config import Config, load
@@ -70,12 +71,14 @@ def table(found: dict[str, Any], drop: set[str]) -> None:
             value, base = value / rows["attempts"], base / found["base"]["attempts"]
         rate_G_R = value.mean(1).reshape(G, -1)
         R = rate_G_R.shape[1]
-        between, within = R * rate_G_R.mean(1).var(ddof=1), rate_G_R.var(axis=1, ddof=1).mean()
+        own, _, means = training_noise(rate_G_R)
+        between, within = R * means**2, own**2
         F, icc = between / within, (between - within) / (between + (R - 1) * within)
         p = stats.f.sf(F, G - 1, G * (R - 1))
-        means = rate_G_R.mean(1).std(ddof=1)
-        row = f"{name:10s}  {base.mean():8.5f}  {value.mean():10.5f}  {within**0.5:10.5f}  {means:17.5f}"
+        row = f"{name:10s}  {base.mean():8.5f}  {value.mean():10.5f}  {own:10.5f}  {means:17.5f}"
         print(f"{row}  {F:5.2f}  {p:5.3f}  {icc:5.2f}")
+    solved, dense = (np.array(rows[name], dtype=float)[:, kept].mean(1) for name in ("solved", "likelihood"))
+    print(f"correlation of the two over the students: {np.corrcoef(solved, dense)[0, 1]:.2f}")
 
 
 def main() -> None:
