@@ -196,6 +196,7 @@ class ArmsConfig(Section):
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
     tokens: int = Field(0, ge=0)  # generated for every arm in all, search and preparation included, in place of steps
     pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
+    prompts_per_step: int = Field(0, ge=0)  # in one RLOO step of an arm; 0: the student's
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
     questions: int = Field(128, ge=1)  # N of base_t, teacher_t and real
     solvable: str = ""  # file of screening counts (id, successes, attempts) for the arm solvable; "": this run's
@@ -320,13 +321,10 @@ class Config(Section):
             ),
             (
                 "hard_only_128" not in trained
-                or (
-                    128 % self.student.attempts == 0
-                    and self.student.prompts_per_step * self.student.attempts % 128 == 0
-                ),
+                or (128 % self.student.attempts == 0 and self.arm_prompts * self.student.attempts % 128 == 0),
                 "the arm hard_only_128 makes groups of 128 from prompts of student.attempts: expected attempts that "
-                "divide 128 and student.prompts_per_step * student.attempts a multiple of 128, found "
-                f"{self.student.prompts_per_step} * {self.student.attempts}",
+                "divide 128 and arms.prompts_per_step (or student.prompts_per_step) * student.attempts a multiple of 128, "
+                f"found {self.arm_prompts} * {self.student.attempts}",
             ),
             (
                 problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained),
@@ -342,6 +340,11 @@ class Config(Section):
             if not fits:
                 raise ValueError(message)
         return self
+
+    @property
+    def arm_prompts(self) -> int:
+        """Prompts of one RLOO step of an arm."""
+        return self.arms.prompts_per_step or self.student.prompts_per_step
 
     def doubts(self) -> list[str]:
         """What a run could do, but nobody wants: a sentence each."""

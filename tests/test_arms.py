@@ -15,7 +15,7 @@ from loop_helpers import easy_problems, hard_problems, run_tiny, skills, tiny_co
 from safetensors.torch import load_file
 
 from soar.loop import arms
-from soar.loop.arms import arm_batches, arm_events, arms_left, budget_steps, train_arms
+from soar.loop.arms import arm_batches, arm_events, arm_steps, arms_left, budget_steps, train_arms
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
 from soar.loop.student import Plan, TrainState
@@ -50,6 +50,9 @@ def test_what_the_arms_train_on() -> None:
     short = arm_batches("pq", config, hard, pq, 2)
     assert set(asked(short)) == {p.id for p in pq}
     assert arm_batches("hard_only", tiny_config("seed=1"), hard, pq, 9) != only
+    wide = tiny_config("arms.prompts_per_step=3", "arms.tokens=1200")
+    assert [len(batch) for batch in arm_batches("hard_only", wide, hard, pq, 4)] == [3] * 4
+    assert arm_steps("pq", wide, 0) == 1 + 1200 // (3 * wide.student.attempts)
     with pytest.raises(ValueError, match="arm 'ps' is not trained"):
         arm_batches("ps", config, hard, pq, 2)
 

@@ -261,23 +261,23 @@ def arms_left(config: Config, done: Container[str], promotions: int, say: Callab
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
     """RLOO steps of an arm: those of Hard-Only, or arms.pq_steps for the others; with arms.tokens, more than it can need."""
     if config.arms.tokens:
-        return 1 + config.arms.tokens // (config.student.prompts_per_step * config.student.attempts)
+        return 1 + config.arms.tokens // (config.arm_prompts * config.student.attempts)
     special = 0 if name.startswith("hard_only") else config.arms.pq_steps
     return special or budget_steps(config, loop_rollouts)
 
 
 def budget_steps(config: Config, loop_rollouts: int) -> int:
     """RLOO steps of Hard-Only: arms.steps, or enough to spend the outer loop's student rollouts (rounded up)."""
-    per_step = config.student.prompts_per_step * config.student.attempts
+    per_step = config.arm_prompts * config.student.attempts
     return config.arms.steps or max(1, math.ceil(loop_rollouts / per_step))
 
 
 def arm_batches(
     name: str, config: Config, hard_train: list[Problem], questions: list[Problem], steps: int
 ) -> list[list[Problem]]:
-    """Training batches [steps][prompts_per_step] of an arm: arms.curriculum_steps of questions only, then hard problems only;
+    """Training batches [steps][prompts] of an arm: arms.curriculum_steps of questions only, then hard problems only;
     with 0 passes over both together."""
-    seed, per_step = seeds.derive(config.seed, "arm", name), config.student.prompts_per_step
+    seed, per_step = seeds.derive(config.seed, "arm", name), config.arm_prompts
     if name in HARD_ARMS:
         copies = group_copies(name, config)
         batches = shuffled_passes(hard_train, seed, steps, per_step // copies)

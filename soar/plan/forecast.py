@@ -115,7 +115,7 @@ def workload(config: Config, assumptions: Assumptions) -> list[Work]:
 def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, loop: list[Work]) -> Work:
     """An arm on hard problems and, unless it has those alone, on questions, mixed by number."""
     student, arms, kl = config.student, config.arms, config.student.optimizer.kl > 0
-    per_step = student.prompts_per_step * student.attempts
+    per_step = config.arm_prompts * student.attempts
     spent = sum(work.rollouts for work in loop if work.name in (TRAIN, MEASURE))
     steps = (0 if arm.startswith("hard_only") else arms.pq_steps) or arms.steps or max(1, math.ceil(spent / per_step))
     promoted = config.teacher.questions if arm.startswith("pq") else arms.questions

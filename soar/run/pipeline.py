@@ -339,7 +339,7 @@ class Run:
     def _expected_steps(self, plan: Plan) -> int:
         """RLOO steps of an arm, for the bar: with a budget of tokens as if completions filled half of their room."""
         student = self.config.student
-        half = student.prompts_per_step * student.attempts * student.sampling.max_tokens / 2
+        half = self.config.arm_prompts * student.attempts * student.sampling.max_tokens / 2
         return min(len(plan.batches), round(plan.tokens / half) or 1) if plan.tokens else len(plan.batches)
 
     def _curve(self, moved: dict[str, TrainState]) -> None:

@@ -91,8 +91,8 @@ def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
 def planned_rollouts(config: Config) -> int:
     """Student rollouts of Hard-Only as planned: `arms.steps`, or all of the outer loop's students."""
     teacher, student = config.teacher, config.student
-    steps = config.arms.steps or teacher.steps * teacher.datasets * student.repeats * student.steps
-    return steps * student.prompts_per_step * student.attempts
+    loop = teacher.steps * teacher.datasets * student.repeats * student.steps * student.prompts_per_step
+    return (config.arms.steps * config.arm_prompts or loop) * student.attempts
 
 
 def table_lines(event: dict[str, Any], config: Config) -> list[str]:
@@ -125,7 +125,7 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
             lines.append(f"no learning signal: nearly every group is {what}. Plain RL stalls.")
     planned, rate = event["planned_rollouts"], event["hard_rate"]
     if rate is not None:
-        step = rate * config.student.prompts_per_step * group
+        step = rate * config.arm_prompts * group
         lines.append(
             f"expected in the planned budget: {event['expected_successes']:,.0f} correct of {planned:,} attempts of plain RL "
             f"at the hard set (rate {rate:.2%}, from the problems solved at most {most + 1} times), {step:.2g} a step"
