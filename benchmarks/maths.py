@@ -1,6 +1,10 @@
-"""Print the figures of docs/results/maths.md from the counts beside it: the second kill test, and the teacher's questions.
+"""The figures of docs/results/maths.md from the counts beside it: the second kill test, and the teacher's questions.
 
-python benchmarks/maths.py [docs/results]
+python benchmarks/maths.py [docs/results]                         prints them
+python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
+python benchmarks/maths.py --study runs/maths/study.json          writes docs/results/maths.json
+
+POOL.jsonl: problems of the MATH test split with the ids math-test/N, N their place in it.
 """
 
 from __future__ import annotations
@@ -19,8 +23,44 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, and cut off in at most this share of them
+KEPT = ("pass_at", "interval_95", "total_tokens", "seeds")
+
+
+def hard_problems(folder: Path, pool: Path, out: Path) -> None:
+    texts = {row["id"]: row for row in rows(pool)}
+    zeros = [
+        row for row in rows(folder / HARD) if not row["successes"] and row["truncated"] <= CUT_OFF * row["attempts"]
+    ]
+    lines = [json.dumps({key: texts[row["id"]][key] for key in ("id", "question", "answer")}) for row in zeros]
+    out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} problems in {out}")
+
+
+def from_study(study: Path, out: Path) -> None:
+    results = json.loads(study.read_text(encoding="utf-8"))
+    arms = {}
+    for row in results["arms"]:
+        at = row["pass_at"].items()
+        means, intervals = ({k: entry[key] for k, entry in at} for key in ("mean", "interval_95"))
+        name = row["arm"] if row["variant"] == "soar" else "select_only_" + row["arm"]
+        arms[name] = dict(zip(KEPT, (means, intervals, row["total_tokens"], len(row["seeds"])), strict=True))
+    document = {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(results["seeds"]), "arms": arms}
+    out.write_text(json.dumps({**document, "comparisons": results["comparisons"]}, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")
+    default = Path("docs/results")
+    match sys.argv[1:]:
+        case ["--hard", pool, out]:
+            hard_problems(default, Path(pool), Path(out))
+        case ["--study", study]:
+            from_study(Path(study), default / "maths.json")
+        case arguments:
+            kill_test(Path(*arguments[:1]) if arguments else default)
+
+
+def kill_test(folder: Path) -> None:
     first, events = {row["id"] for row in rows(folder / "maths-screen-1.5b.jsonl")}, rows(folder / "maths-kill-2.jsonl")
     ids = next(row["ids"] for row in events if row["event"] == "held_out")
     solved = {}
