@@ -9,8 +9,10 @@ logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul
 adapters. train: tokens a second and MFU (`bench_train`; FLOPs of the forward pass and of the gradients of activations,
 base weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's
 RLOOTrainer on the same work, one student, two steps measured, times 16 x 10, with `generate` and with its continuous
-batching. --profile: where the device's time goes in an update. --toy: tiny shapes, any device, to see that the script
-runs. --seconds: no section begins later. Every section is written to FILE when it ends.
+batching. tails: rows whose lengths differ as in the pilot on MATH (a third of them cut off), against full ones. screen:
+screening, grading aside, against the sampler alone. vllm: `engine_vllm.py` at the 0.5B shape. --profile: where the
+device's time goes in an update. --toy: tiny shapes, any device, to see that the script runs. --seconds: no section begins
+later. Every section is written to FILE when it ends, with the figures of docs/performance.md by name (`summary`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from engine_generate import bench_batching, bench_generate
@@ -42,14 +45,21 @@ from engine_models import (
     wait,
 )
 from engine_trl import bench_trl
+from engine_vllm import bench_vllm
 from transformers import LlamaConfig
 
 import soar
-from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
+from soar.config import Config, OptimizerConfig, SamplingConfig, StudentConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
+from soar.loop import student
+from soar.loop.population import train_population
+from soar.loop.rollout import RolloutEnv
+from soar.problems.prompts import PromptFormat
+from soar.run import screen as run_screen
+from soar.types import Problem, Verdict
 
 Row = dict[str, Any]
 
@@ -155,7 +165,7 @@ def bench_adapters(toy: bool) -> list[Row]:
     backbone = backbone_of("toy" if toy else "135m")
     rows, length, new = (64, 12, 8) if toy else (2048, 100, 64)
     sampler, found = NativeSampler(backbone), []
-    for policies in (1, 4, 16) if toy else (1, 4, 16, 64):
+    for policies in (1, 4, 16, 64):
         stack = random_stack(backbone, policies)
         attempts = min(32, rows // policies)
         seconds = timed(lambda s=stack, p=policies, n=attempts: sample(sampler, s, p, rows, length, new, n), 1, 3)
@@ -238,40 +248,105 @@ def train_flops(
 
 
 def summary(rows: list[Row]) -> Row:
-    """The figures by name: updates, the inner loop against TRL's, 64 adapters against one."""
-    found: Row = {}
-    for name in ("135m", "0.5b", "3b"):
-        if row := next((row for row in rows if row["section"] == f"train-{name}"), None):
-            found[f"update_{name}"] = {"tokens_per_s": row["tokens_per_second"], "mfu": row["mfu"]}
-    inner = next((row["seconds"] for row in rows if row["section"] == "inner"), None)
-    trl = [row["seconds"] for row in rows if row["section"] == "trl" and "seconds" in row]
-    if inner and trl:
-        found["inner_vs_trl"] = min(trl) / inner
-    if many := next((row for row in rows if row["what"] == "64 adapters"), None):
-        found["adapters_64_vs_1"] = many["slower_than_1"]
+    """The figures by name; None where the section has not run."""
+
+    def one(section: str, key: str) -> float | None:
+        return next((row[key] for row in rows if row["section"] == section and key in row), None)
+
+    updates = {
+        f"update_{name}": {
+            "tokens_per_s": one(f"train-{name}", "tokens_per_second"),
+            "mfu": one(f"train-{name}", "mfu"),
+        }
+        for name in ("135m", "0.5b", "3b")
+    }
+    inner, trl = one("inner", "seconds"), [row["seconds"] for row in rows if row["section"] == "trl"]
+    return {
+        **updates,
+        "inner_vs_trl": min(trl) / inner if trl and inner else None,
+        "decode_vs_vllm": one("vllm", "decode_vs_vllm"),
+        "adapters_64_vs_1": next((row["slower_than_1"] for row in rows if row["what"] == "64 adapters"), None),
+        "tails_vs_full": one("tails", "tails_vs_full"),
+        "screen_vs_sampler": one("screen", "screen_vs_sampler"),
+    }
+
+
+class Checker:
+    """Verdicts that cost nothing."""
+
+    def check(self, texts: list[str], golds: list[str], columns: Any = None) -> list[Verdict]:
+        return [Verdict.CORRECT if reward_of_text(text) else Verdict.WRONG for text in texts]
+
+
+def bare_env(name: str) -> RolloutEnv:
+    """Prompts are the questions themselves."""
+    backbone = backbone_of(name)
+    bare = PromptFormat("bare", "marker", teacher_template="", student_template="{question}", turns=False)
+    return RolloutEnv(backbone, NativeSampler(backbone), bare, Checker())  # type: ignore[arg-type]
+
+
+def bench_tails(toy: bool) -> list[Row]:
+    """Tokens a second of rows of very different lengths, and of as many full ones.
+
+    A row ends with the same probability at every token, so that a third is cut off at 640, as Qwen2.5-Coder-0.5B's were.
+    """
+    rows, length, new = (64, 12, 24) if toy else (2048, 100, 640)
+    policies, attempts = (4, 4) if toy else (16, 32)
+    backbone = backbone_of("toy" if toy else "0.5b")
+    sampler, stack, found = NativeSampler(backbone), random_stack(backbone, policies), []
+    short = sample(sampler, stack, policies, rows, length, 16, attempts).tokens_B_T
+    fresh = (short[:, 1:] != short[:, :-1]).double().mean().item()  # random models repeat themselves
+    ends = round(backbone.vocabulary * (1 - 0.34 ** (1 / new)) / fresh)
+    for lengths, end_ids in (("full", frozenset((-1,))), ("mixed", frozenset(range(5, 5 + max(1, ends))))):
+        backbone.end_ids = end_ids
+        sampler.decoder.release()  # graphs hold the end tokens
+        drawn: list[Rollouts] = []
+        seconds = timed(lambda d=drawn: d.append(sample(sampler, stack, policies, rows, length, new, attempts)), 1, 1)
+        length_B = drawn[-1].length_B.double()
+        found.append(
+            {
+                "section": "tails",
+                "what": f"{rows} rows, {policies} adapters, {length} + {new} tokens, {lengths}",
+                "tokens_per_second": length_B.sum().item() / seconds,
+                "seconds": seconds,
+                "mean_length": length_B.mean().item(),
+                "cut_off": (~drawn[-1].ended_B).double().mean().item(),
+            }
+        )
+    found[1]["tails_vs_full"] = found[1]["tokens_per_second"] / found[0]["tokens_per_second"]
+    return found
+
+
+def bench_screen(toy: bool) -> list[Row]:
+    """Tokens a second of a screening in its waves, and of the sampler alone with the same rows."""
+    count, attempts, new = (8, 32, 8) if toy else (512, 64, 160)
+    env = bare_env("toy" if toy else "135m")
+    problems = [Problem(str(i), question, "-") for i, question in enumerate(dataset(count))]
+    screen = {"attempts": attempts, "early_stop": False}
+    config = Config.model_validate({"student": {"sampling": {"max_tokens": new}}, "screen": screen})
+    folder: Any = SimpleNamespace(path="", rows=lambda *given: [], append=lambda *given: None)
+    prompts, seeds = [[env.prompt(problem) for problem in problems]], [list(range(count))]
+
+    def screening() -> None:
+        run_screen.screen(env, problems, config, folder, {}, 1, lambda done, total: None)
+
+    def alone() -> None:
+        env.sampler.sample(None, prompts, attempts, seeds, config.student.sampling)
+
+    found: list[Row] = []
+    for what, work in (("sampler alone", alone), ("screening", screening)):
+        seconds = timed(work, 1, 1)
+        row = {"section": "screen", "what": f"{what}, {count} problems x {attempts} attempts x {new} tokens"}
+        found.append({**row, "tokens_per_second": count * attempts * new / seconds, "seconds": seconds})
+    found[1]["screen_vs_sampler"] = found[0]["seconds"] / found[1]["seconds"]
     return found
 
 
 def bench_inner(toy: bool) -> list[Row]:
     """16 students x 10 RLOO steps x 8 prompts x 32 attempts, and how long each stage of it takes."""
-    from soar.loop import student
-    from soar.loop.population import train_population
-    from soar.loop.rollout import RolloutEnv
-    from soar.types import Problem, Verdict
-
     students, steps, prompts, attempts, new = (2, 2, 2, 4, 8) if toy else (16, 10, 8, 32, 160)
-    name = "toy" if toy else "135m"
-
-    class Checker:
-        def check(self, texts: list[str], golds: list[str], columns: Any = None) -> list[Verdict]:
-            return [Verdict.CORRECT if reward_of_text(text) else Verdict.WRONG for text in texts]
-
-    from soar.problems.prompts import PromptFormat
-
-    backbone = backbone_of(name)
-    bare = PromptFormat("bare", "marker", teacher_template="", student_template="{question}", turns=False)
-    sampler = NativeSampler(backbone)
-    env = RolloutEnv(backbone, sampler, bare, Checker())  # type: ignore[arg-type]
+    env = bare_env("toy" if toy else "135m")
+    backbone, sampler = env.backbone, cast(NativeSampler, env.sampler)
     questions = dataset(prompts * steps)
     problems = [Problem(str(i), question, "-") for i, question in enumerate(questions)]
     config = StudentConfig(
@@ -339,6 +414,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [
         "decode-135m", "train-135m", "train-0.5b", "inner", "trl", "decode-3b", "adapters", "train-3b", "batching",
+        "tails", "screen", "vllm",
     ]  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no section begins later than this")
@@ -374,6 +450,9 @@ def main() -> None:
         "inner": lambda: bench_inner(arguments.toy),
         "batching": lambda: bench_batching(arguments.toy),
         "trl": lambda: bench_trl(arguments.toy, rows),
+        "tails": lambda: bench_tails(arguments.toy),
+        "screen": lambda: bench_screen(arguments.toy),
+        "vllm": lambda: bench_vllm("toy" if arguments.toy else "0.5b"),
     }
     run_sections(arguments, sections, head, rows)
 

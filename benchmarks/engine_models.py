@@ -75,7 +75,7 @@ def commit() -> str:
 def surroundings() -> dict[str, Any]:
     """Versions of what takes part, and the host: its cores, and what else computed on them (load average)."""
     found: dict[str, Any] = {}
-    for name in ("transformers", "triton", "liger_kernel", "trl", "peft"):
+    for name in ("transformers", "triton", "liger_kernel", "trl", "peft", "vllm"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -9,48 +9,28 @@ import pytest
 import torch
 from helpers import PAD, random_stack, some_prompts, tiny_backbone
 from loop_helpers import events, run_tiny, tiny_config
-from torch import Tensor
 
 from soar.config import ConfigError, SamplingConfig
-from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.policy import load_adapter
 from soar.engine.sampler import NativeSampler
 from soar.engine.vllm import Completion, VllmSampler, open_vllm, rollouts_of
 
 GREEDY = SamplingConfig(max_tokens=12)
-Row = tuple[list[int], int, int]  # prompt, adapter, seed
+Row = tuple[list[int], str, int]  # prompt, folder of the adapter, seed
 
 
-class NativeEngine:
-    """A `VllmEngine` on the native sampler. log: what it was asked."""
+class Native(VllmSampler):
+    """Answers with the native sampler and the adapters that lie in the files."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.adapters: dict[int, AdapterStack] = {}
-        self.log: list[tuple[str, int]] = []
-        self.rows: list[Row] = []
+    def _open(self, memory: float) -> None:
+        self.asked: list[Row] = []
 
-    def load(self, adapter: int, tensors: dict[str, Tensor], rank: int, alpha: float) -> None:
-        assert adapter not in self.adapters
-        own = {}
-        for name, tensor in tensors.items():
-            layer, part = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
-            own[f"{layer}.{part}"] = tensor.T[None].clone()
-        self.adapters[adapter] = AdapterStack("lora", own, alpha / rank)
-        self.log.append(("load", adapter))
-
-    def drop(self, adapter: int) -> None:
-        del self.adapters[adapter]
-        self.log.append(("drop", adapter))
-
-    def generate(
-        self, rows: list[Row], sampling: SamplingConfig, greedy: bool, end_ids: tuple[int, ...]
-    ) -> list[Completion]:
-        assert set(end_ids) == self.backbone.end_ids
-        self.rows += rows
+    def generate(self, rows: list[Row], sampling: SamplingConfig, greedy: bool) -> list[Completion]:
+        self.asked += rows
         found: dict[int, Completion] = {}
-        for adapter in dict.fromkeys(adapter for _, adapter, _ in rows):
-            mine = [i for i, row in enumerate(rows) if row[1] == adapter]
-            stack = self.adapters[adapter] if adapter else None
+        for folder in dict.fromkeys(folder for _, folder, _ in rows):
+            mine = [i for i, row in enumerate(rows) if row[1] == folder]
+            stack = load_adapter(self.backbone, Path(folder)) if folder else None
             prompts, seeds = [[rows[i][0] for i in mine]], [[rows[i][2] for i in mine]]
             rollouts = NativeSampler(self.backbone).sample(stack, prompts, 1, seeds, sampling, greedy)
             for row, i in enumerate(mine):
@@ -60,15 +40,10 @@ class NativeEngine:
         return [found[i] for i in range(len(rows))]
 
 
-def pair(slots: int = 4) -> tuple[Backbone, NativeEngine, VllmSampler]:
-    backbone = tiny_backbone()
-    engine = NativeEngine(backbone)
-    return backbone, engine, VllmSampler(backbone, engine, slots)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("stop", [(), ("5 ", "a")])
 def test_greedy_rows_are_those_of_the_native_engine(stop: tuple[str, ...]) -> None:
-    backbone, engine, sampler = pair()
+    backbone = tiny_backbone()
+    sampler = Native(backbone, 4, 128, 0.5)
     stack = random_stack(backbone, 3)
     prompts = [some_prompts(2, seed=p) for p in range(3)]
     seeds = [[10 * p + q for q in range(2)] for p in range(3)]
@@ -80,21 +55,23 @@ def test_greedy_rows_are_those_of_the_native_engine(stop: tuple[str, ...]) -> No
     inside = torch.arange(found.tokens_B_T.shape[1])[None] < found.length_B[:, None]
     assert torch.equal(found.tokens_B_T[inside], wanted.tokens_B_T[inside])
     torch.testing.assert_close(found.logprob_B_T, wanted.logprob_B_T, rtol=1e-4, atol=1e-5)
-    assert len({adapter for _, adapter, _ in engine.rows}) == 3
+    assert len({folder for _, folder, _ in sampler.asked}) == 3
 
 
 def test_a_changed_adapter_is_loaded_anew_and_the_oldest_makes_room() -> None:
-    backbone, engine, sampler = pair(slots=2)
+    backbone = tiny_backbone()
+    sampler = Native(backbone, 2, 128, 0.5)
     stack, prompts = random_stack(backbone, 2), [some_prompts(3), some_prompts(3)]
     ask = (prompts, 1, [[1, 2, 3]] * 2, GREEDY, True)
     first = sampler.sample(stack, *ask)
     again = sampler.sample(stack, *ask)
-    assert engine.log == [("load", 1), ("load", 2)] and torch.equal(first.tokens_B_T, again.tokens_B_T)
+    folders = list(sampler.written.values())
+    assert [Path(folder).name for folder in folders] == ["1", "2"] and torch.equal(first.tokens_B_T, again.tokens_B_T)
     with torch.no_grad():
         for tensor in stack.tensors.values():
             tensor[1] += 0.5  # in place, as an optimizer step
     changed = sampler.sample(stack, *ask)
-    assert engine.log[2:] == [("drop", 2), ("load", 3)] and sorted(engine.adapters) == [1, 3]
+    assert [Path(folder).name for folder in sampler.written.values()] == ["1", "3"] and not Path(folders[1]).exists()
     assert changed.select([0, 1, 2]).tokens_B_T[:, :4].equal(first.select([0, 1, 2]).tokens_B_T[:, :4])
     assert not torch.equal(changed.logprob_B_T[3:], first.logprob_B_T[3:])
 
@@ -122,14 +99,8 @@ def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_whole_run_goes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engines: list[NativeEngine] = []
-
-    class Small(NativeEngine):
-        def __init__(self, backbone: Backbone, *rest: object) -> None:
-            super().__init__(backbone)
-            engines.append(self)
-
-    monkeypatch.setattr("soar.engine.vllm.VllmEngine", Small)
+    made: list[Native] = []
+    monkeypatch.setattr("soar.engine.vllm.VllmSampler", lambda *given: made.append(Native(*given)) or made[0])
     changes = (
         "model.adapter=lora",
         "model.sampler=vllm",
@@ -138,8 +109,8 @@ def test_a_whole_run_goes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         'arms.run=["base","ps"]',
     )
     run_tiny(tmp_path / "run", *changes)
-    (engine,) = engines
-    assert [kind for kind, _ in engine.log].count("load") >= 4
+    (sampler,) = made
+    assert len({folder for _, folder, _ in sampler.asked}) >= 5
     (step,) = events(tmp_path / "run", "outer_step")
     assert step["student_last"]["logprob_gap"] < 1e-3
-    assert engine.rows[0][1] == 0  # screening asks the base model
+    assert sampler.asked[0][1] == ""  # screening asks the base model

@@ -20,7 +20,7 @@ from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
-from soar.engine.vllm import VllmEngine, VllmSampler
+from soar.engine.vllm import VllmSampler
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 vllm = pytest.importorskip("vllm")
@@ -47,8 +47,7 @@ def both(
     tiny_tokenizer().save_pretrained(folder)
     config = ModelConfig(path=str(folder), lora_rank=4, lora_alpha=6.0, device="cpu", dtype="float32")
     backbone = Backbone(model, tiny_tokenizer(), config)
-    engine = VllmEngine(backbone, rank=4, slots=P, context=128, memory=0.4)
-    yield backbone, VllmSampler(backbone, engine, P, 128)
+    yield backbone, VllmSampler(backbone, slots=P, context=128, memory=0.4)
 
 
 def small_stack(backbone: Backbone, seed: int) -> AdapterStack:
