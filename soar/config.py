@@ -109,6 +109,7 @@ class ScreenConfig(Section):
     max_successes: int = Field(0, ge=0)  # a problem is hard when at most so many attempts are correct
     temperature: float = Field(1.0, gt=0)
     again: int = Field(0, ge=0)  # attempts of an independent second screening of what was never solved (`soar screen`)
+    text_golds: bool = False  # keep problems whose gold answer `math` can only compare as text
     from_run: str = ""  # run folder whose screening of the same problems is used again, if made in the same way
     early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
 
@@ -218,10 +219,11 @@ class EvaluateConfig(Section):
 
 
 class LogConfig(Section):
-    """Where the numbers of metrics.jsonl are sent as well; each sink is an extra of the same name."""
+    """Completions that are kept, and where they and the numbers of metrics.jsonl are sent as well."""
 
-    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()  # each is an extra of the same name
     project: str = "soar"  # of wandb and trackio
+    rollouts_mb: float = Field(16.0, ge=0)  # megabytes of rollouts.jsonl at most, shared out evenly; 0: none are kept
 
 
 class LimitsConfig(Section):
@@ -260,7 +262,7 @@ RECIPES = Path(__file__).parent / "recipes"
 # A resumed run may change these: they say where, how fast and how long the run computes, not what.
 HARMLESS = (
     "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens",
-    "problems.verify_workers",
+    "problems.verify_workers", "log.rollouts_mb",
     "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
     "cluster.workers", "cluster.address", "cluster.gpus", "cluster.retries",
     "backend.base_url", "backend.key_variable", "backend.clients", "backend.timeout_s",

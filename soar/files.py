@@ -216,6 +216,12 @@ def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str
     return rows, notes
 
 
+def clipped(text: str, head: int, tail: int) -> str:
+    """The first `head` and the last `tail` characters of a text, and between them how many were left out."""
+    left_out = len(text) - head - tail
+    return text if left_out <= 0 else f"{text[:head]} [... {left_out:,} characters ...] {text[len(text) - tail :]}"
+
+
 JOINERS = {"\u200c", "\u200d"}  # needed by Persian and by emoji, and harmless
 
 

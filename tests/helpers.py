@@ -173,6 +173,9 @@ class WordChecker:
     def check(self, texts: Sequence[str], golds: Sequence[str], columns: dict[str, Any] | None = None) -> list[Verdict]:
         return [self.verdict(text, gold) for text, gold in zip(texts, golds, strict=True)]
 
+    def outcomes(self, texts: Sequence[str], verdicts: Sequence[Verdict], *more: Any) -> list[tuple[str, str]]:
+        return [(verdict.value, text) for verdict, text in zip(verdicts, texts, strict=True)]
+
     @staticmethod
     def verdict(text: str, gold: str) -> Verdict:
         if gold == "?" or not text:

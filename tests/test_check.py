@@ -70,6 +70,15 @@ def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     assert finding.message == "8 of 10 gold answers grade as correct by 'number' (80.00%)"
     assert finding.details == ("b1: unscorable: 'ba'", r"b2: unscorable: '\x1b[31mba'")
     assert check_golds(config, NUMBERS).status == "ok"
+    math, words = tiny_config("problems.verifier=math"), [Problem("w", "q", "isosceles triangle")]
+    texts = check_golds(math, [*NUMBERS, *words])
+    assert texts.status == "ok" and texts.details == ("as text: w: 'isosceles triangle'",)
+    assert "1 of them (11.11%) can only be compared as text, and are left out of a hard set" in texts.message
+    assert check_golds(math, [*NUMBERS[:3], *words]).status == "FAIL"
+    assert (
+        check_golds(tiny_config("problems.verifier=math", "screen.text_golds=true"), [*NUMBERS[:3], *words]).status
+        == "ok"
+    )
     assert check_golds(config, [*NUMBERS[:3], *bad]).status == "FAIL"
     function = tmp_path / "by_level.py"
     function.write_text("def grade(completions, level, question, **_):\n    return [float(level[0] == 'easy')]\n")
@@ -113,7 +122,10 @@ class Speaker:
         said = [self.said[i % len(self.said)] for i in range(first, self.calls[-1])]
         ended = torch.tensor([not text.endswith("...") for text in said])
         length, failed = torch.full((len(said),), 10), ended & False
-        return SimpleNamespace(length_B=length, ended_B=ended, failed_B=failed, texts=lambda backbone: said)
+        tokens = torch.zeros(len(said), 10).long()
+        return SimpleNamespace(
+            tokens_B_T=tokens, length_B=length, ended_B=ended, failed_B=failed, texts=lambda backbone: said
+        )
 
 
 def examiner_of(texts: list[str]) -> RolloutEnv:
@@ -157,19 +169,41 @@ def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch
 @pytest.mark.parametrize(
     ("texts", "cause", "status", "advice"),
     [
-        (["so it is...", "it is"], "truncation", "warning", "raise student.sampling.max_tokens"),
-        (["so it is..."], "truncation", "FAIL", "raise student.sampling.max_tokens"),
-        (["\\boxed{99}\nQuestion: and now..."], "stop", "FAIL", "student.sampling.stop"),
-        (["it is"], "format", "FAIL", "try another problems.format"),
-        ([r"\boxed{99}"], "difficulty", "ok", ""),
+        (["so it is...", "it is"], "truncation (cut off)", "warning", "raise student.sampling.max_tokens"),
+        (["so it is..."], "truncation (cut off)", "FAIL", "raise student.sampling.max_tokens"),
+        (["\\boxed{99}\nQuestion: and now..."], "stop tokens (runs on)", "FAIL", "student.sampling.stop"),
+        (["it is"], "format (no answer)", "FAIL", "try another problems.format"),
+        ([r"\boxed{99}"], "difficulty (wrong)", "ok", ""),
     ],
 )
 def test_why_rewards_are_0(texts: list[str], cause: str, status: str, advice: str) -> None:
     finding = student_finding(examiner_of(texts), teacher_config(), NUMBERS)
     assert finding.status == status and advice in finding.advice
     assert finding.message.startswith(f"0 of 32 attempts are correct, 10 tokens each; {cause} ")
-    assert len(finding.details) == 5 and finding.details[0].startswith(f"{cause}: p0, gold '0', read ")
+    assert len(finding.details) == 5
+    assert finding.details[0].startswith(f"{cause.partition(' (')[0]}: p0, gold '0', read ")
     assert len({line.split(",")[0] for line in finding.details}) == 5, "of five problems"
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "status", "why", "errors"),
+    [
+        ("completion == f'ANSWER={answer}'", "difficulty (wrong) 28; verifier (refused) 4", "FAIL", "too strict", 0),
+        ("1 / (len(completion) - 9)", "verifier (not judged) 32", "FAIL", "the verifier could not decide", 1),
+    ],
+)
+def test_an_own_reward_that_errs_is_named(
+    tmp_path: Path, body: str, said: str, status: str, why: str, errors: int
+) -> None:
+    """It refuses an answer that is read and equals the gold answer; or it raises, which is told once."""
+    (tmp_path / "own.py").write_text(f"def grade(completion, answer):\n    return {body}\n")
+    env = examiner_of([r"\boxed{0}"])
+    env.verifier = VerifierPool(f"{tmp_path}/own.py:grade", workers=1)
+    finding = student_finding(env, teacher_config(), NUMBERS)
+    assert finding.message.startswith(f"0 of 32 attempts are correct, 10 tokens each; {said}")
+    assert finding.status == status and why in finding.advice
+    assert finding.details[0].startswith("verifier: p0, gold '0', read '0': ")
+    assert sum("ZeroDivisionError" in line for line in finding.details) == errors
 
 
 def test_context() -> None:

@@ -18,7 +18,7 @@ from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
 from soar.cli import main
 from soar.domains.world import get_world
 from soar.run import screen as hardset
-from soar.run.screen import screen_event, table_lines
+from soar.run.screen import screen_event, table_lines, what_fits
 from soar.types import Screening
 
 OWN = ("problems.limit", "screen.")
@@ -132,3 +132,32 @@ def test_words_for_what_plain_rl_sees() -> None:
     assert "no learning signal: nearly every group is all right, the problems are solved" in words([100] * 10)
     assert "43.8% with a learning signal" in words([50] * 5 + [0] * 5)
     assert "raise student.sampling.max_tokens (now 48)" in words([0] * 10, truncated_share=0.6)
+
+
+def test_golds_that_are_no_values_are_left_out_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golds = ["7", "1/2", "x+1", "(1, 2)", "isosceles triangle", "Monday", "proof"]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"id": g, "question": f"q {g}", "answer": g}) + "\n" for g in golds))
+    words = ["screen", "tiny", "--problems", str(path), "--verifier", "math", "--attempts", "1", *SETS]
+    for kept, more in ((4, []), (6, ["--set", "screen.text_golds=true"])):
+        assert main([*words, *more, "--out", str(tmp_path / str(kept))]) == 0
+        event, shown = json.loads((tmp_path / str(kept) / "screen.json").read_text()), capsys.readouterr()
+        assert (event["candidates"], event.get("text_golds"), event["ungradable"]) == (kept, 2 if not more else None, 1)
+        assert "the gold answer of Monday can only be compared as text: 'Monday'" in shown.err
+        assert "the gold answer of proof cannot be graded: 'proof'" in shown.err
+        assert ("2 whose gold answer can only be compared as text" in shown.out) == (not more)
+    assert main(["verify", str(path), "--golds"]) == 1
+    assert "2 gold answers (28.57%) can only be compared as text" in capsys.readouterr().out
+
+
+def test_one_rule_says_what_to_try_first() -> None:
+    config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
+    assert what_fits(0.9, config).startswith("try first: harder problems")
+    budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"
+    assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget}"
+    assert what_fits(0.001, config, 31).startswith("try first: ps and pq of SOAR: ")
+    assert what_fits(0.001, config, 32).startswith(
+        "try first: solvable (the easier candidates first), beside ps and pq"
+    )

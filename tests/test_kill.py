@@ -149,7 +149,7 @@ def result(folder: Path) -> dict[str, bytes | str]:
     files: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and re.match(r"hard/|teacher/|student/|arms/|(questions|pq)\.jsonl$", name):
+        if path.is_file() and re.match(r"hard/|teacher/|student/|arms/|(questions|pq|rollouts)\.jsonl$", name):
             files[name] = path.read_bytes()
     files["metrics.jsonl"] = re.sub(rb', "seconds": [0-9.e-]+', b"", (folder / "metrics.jsonl").read_bytes())
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import events, run_tiny, tiny_config, without_clock
+from loop_helpers import events, read_jsonl, run_tiny, tiny_config, without_clock
 
 from soar.cli import main
 from soar.run import doctor
@@ -23,6 +23,10 @@ class Kept:
     def __init__(self) -> None:
         self.rows: list[tuple[str, int, dict[str, float]]] = []
         self.closed = False
+        self.tables: list[dict[str, Any]] = []
+
+    def table(self, rows: list[dict[str, Any]]) -> None:
+        self.tables += rows
 
     def log(self, group: str, step: int, values: dict[str, float]) -> None:
         self.rows.append((group, step, values))
@@ -84,10 +88,12 @@ def test_a_whole_run_reaches_its_sinks_and_changes_nothing(
     assert kept.closed
     wanted = [flat for event in events(run) if (flat := flatten(event)) is not None]
     assert [(g, s, set(v)) for g, s, v in kept.rows] == [(g, s, set(v)) for g, s, v in wanted]
+    assert kept.tables == read_jsonl(run / "rollouts.jsonl")
     assert {g for g, _, _ in kept.rows} == {"screen", "outer_step", "hard_only", "pq", "evaluation"}
     assert without_clock(events(run)) == without_clock(events(tiny_run))
     read = EventAccumulator(str(run / "tensorboard"))
     read.Reload()
+    assert any(tag.startswith("completions/") for tag in read.Tags()["tensors"])
     rewards = [(item.step, item.value) for item in read.Scalars("teacher/reward")]
     assert rewards == [(e["step"], pytest.approx(e["reward_mean"])) for e in events(run, "outer_step")]
     lengths = [item.value for item in read.Scalars("hard_only/completions/mean_length")]

@@ -44,7 +44,9 @@ def backbone() -> Backbone:
 
 def test_files(tiny_run: Path) -> None:
     names = {str(p.relative_to(tiny_run)) for p in tiny_run.rglob("*") if p.is_file()}
-    wanted = {f"{name}.jsonl" for name in ("metrics", "questions", "pq", "hard/screen", "arms/pq/questions")}
+    wanted = {
+        f"{name}.jsonl" for name in ("metrics", "questions", "pq", "rollouts", "hard/screen", "arms/pq/questions")
+    }
     wanted |= {"manifest.json", "summary.json", "hashes.json", "report.html"}
     wanted |= {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
     for folder in ("teacher", "student", "arms/hard_only", "arms/pq"):

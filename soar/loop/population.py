@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from soar.config import StudentConfig
 from soar.engine.memory import split_on_shortage
 from soar.engine.policy import AdapterStack, Backbone, concat
+from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, no_tick, spread
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Metrics, Plan, Training, TrainState, mean_metrics, rloo_steps
@@ -21,13 +22,14 @@ from soar.types import Problem
 
 @dataclass(frozen=True)
 class Population:
-    """Trained students: P slices, who met NaN or inf on the way, means over the students per step, what was spent."""
+    """Trained students: P slices, who diverged, means over them per step, what was spent, completions of the first one."""
 
     stack: AdapterStack
     failed_P: Tensor
     metrics: list[Metrics]
     rollouts: int
     tokens: int = 0
+    kept: list[Row] = field(default_factory=list)
 
 
 def choose_chunk(backbone: Backbone, policies: int, threads: int, parallel: Parallel | None = None) -> int:
@@ -80,6 +82,7 @@ def train_population(
         [mean_metrics(rows, list(map(len, trained))) for rows in zip(*means_C, strict=True)],
         sum(student.rollouts for student in students),
         sum(student.tokens for student in students),
+        students[0].kept,
     )
 
 

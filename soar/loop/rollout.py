@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, Sampler, join
+from soar.files import Row, clipped
 from soar.types import Problem, Rejection, Verdict, columns_of
 
 
@@ -25,7 +26,7 @@ class RolloutBatch:
     """N attempts of each policy at each of its problems, rows in the order (policy, question, attempt).
 
     reward_P_Q_N: student reward (points). valid_P_Q_N: False where the verdict is unscorable (excluded from means).
-    truncated: completions that hit the token budget. failed_P: the policy produced NaN or inf.
+    truncated: completions that hit the token budget. failed_P: the policy produced NaN or inf. texts: as they were judged.
     """
 
     rollouts: Rollouts
@@ -35,6 +36,7 @@ class RolloutBatch:
     valid_P_Q_N: Tensor
     truncated: int
     failed_P: Tensor
+    texts: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -64,6 +66,7 @@ class Verifier(Protocol):
     """What the loop asks of `problems.pool.VerifierPool`, which documents the arguments."""
 
     name: str
+    last_error: str | None
 
     def check(
         self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
@@ -73,7 +76,9 @@ class Verifier(Protocol):
         self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
     ) -> list[Verdict]: ...
 
-    def read_answers(self, completions: Sequence[str]) -> list[str | None]: ...
+    def outcomes(
+        self, completions: Sequence[str], verdicts: Sequence[Verdict], ended: Sequence[bool], golds: Sequence[str]
+    ) -> list[tuple[str, str | None]]: ...
 
     def read_problems(
         self, texts: Sequence[str], truncated: Sequence[bool], prompts: Any = None
@@ -173,6 +178,7 @@ class RolloutEnv:
             torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape),
             int((~rollouts.ended_B).sum()),
             rollouts.failed_B.view(P, -1).any(1),
+            texts,
         )
 
 
@@ -211,6 +217,32 @@ def masked(text: str, gold: str) -> str:
             parts += [text[last : spans[i].start()], "..."]
             last = spans[i + size - 1].end()
     return "".join([*parts, text[last:]])
+
+
+KEPT, HEAD, TAIL = 8, 1000, 3000  # completions kept of one batch, and characters of each
+
+
+def keep(
+    env: RolloutEnv, batch: RolloutBatch, problems_P_Q: list[list[Problem]], p: int = 0, n: int = KEPT
+) -> list[Row]:
+    """At most n attempts of policy p, evenly spaced in its batch, with the answer read and what came of them.
+
+    near miss: a wrong one, but the gold answer occurs in the text, or a graded reward is not 0. The other outcomes are those
+    of `VerifierPool.outcomes`.
+    """
+    (Q, N), kept = batch.reward_P_Q_N.shape[1:], []
+    rows = sorted({(p * n + i) * Q * N // n for i in range(n if batch.texts else 0)})
+    texts, asked = [batch.texts[row] for row in rows], [problems_P_Q[p][row // N % Q] for row in rows]
+    verdicts, ended = [batch.verdicts[row] for row in rows], batch.rollouts.ended_B[rows].tolist() if rows else []
+    outcomes = env.verifier.outcomes(texts, verdicts, ended, [problem.answer for problem in asked]) if rows else []
+    for row, problem, text, (outcome, read) in zip(rows, asked, texts, outcomes, strict=True):
+        verdict, reward = batch.verdicts[row].value, float(batch.reward_P_Q_N.flatten()[row])
+        near = mentions(text, problem.answer) or (env.scheme == "binary" and reward > 0)
+        outcome = "near miss" if outcome == "wrong" and near else outcome
+        shown = {"question": problem.question, "answer": problem.answer, "completion": text, "read": read}
+        shown = {key: value and clipped(value, HEAD, TAIL) for key, value in shown.items()}
+        kept.append({"id": problem.id, **shown, "outcome": outcome, "verdict": verdict, "reward": reward})
+    return kept
 
 
 def full_reward(scheme: Literal["binary", "paper"]) -> float:

@@ -20,8 +20,9 @@ from soar.config import StudentConfig
 from soar.engine.policy import AdapterStack, Backbone, concat
 from soar.engine.rloo import group_shares, leave_one_out
 from soar.engine.update import UpdateStats
+from soar.files import Row
 from soar.loop.rewards import likelihood
-from soar.loop.rollout import RolloutBatch, RolloutEnv
+from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.types import Problem
 
 Metrics = dict[str, float]
@@ -52,6 +53,7 @@ def rloo_steps(
             config.sampling.max_tokens,
         )
         students.note(problems_P_Q, batch, stats)
+        students.keep(env, problems_P_Q, batch)
         yield
 
 
@@ -71,10 +73,14 @@ class Plan:
     hints: Mapping[str, str] = field(default_factory=dict)
     tokens: int = 0
 
+    def done(self, step: int, tokens: int) -> float:
+        """The share of the training that is over after so many steps and tokens."""
+        return max(step / len(self.batches), tokens / self.tokens if self.tokens else 0.0)
+
     def finished(self, state: TrainState) -> bool:
         """Whether the training is over."""
-        done = state.step >= len(self.batches) or bool(self.tokens and state.tokens >= self.tokens)
-        return done or bool(self.tokens and state.failed)  # who diverged draws no tokens any more
+        over = self.done(state.step, state.tokens) >= 1
+        return over or bool(self.tokens and state.failed)  # who diverged draws no tokens any more
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,8 @@ class TrainState:
     """One student before, in the middle of or after its training: enough to go on as if it had not stopped.
 
     step: RLOO steps done. stack: its slice. optimizer: its part of AdamW's state, on the host. failed: it diverged.
-    rollouts, tokens: spent so far. levels: problem id -> level of its hint. metrics: per step, since the training began or
-    was continued.
+    rollouts, tokens: spent so far. levels: problem id -> level of its hint. metrics, kept (rows of rollouts.jsonl): since the
+    training began or was continued.
     """
 
     step: int
@@ -94,6 +100,7 @@ class TrainState:
     tokens: int = 0
     levels: dict[str, int] = field(default_factory=dict)
     metrics: list[Metrics] = field(default_factory=list)
+    kept: list[Row] = field(default_factory=list)
 
 
 class Training:
@@ -107,6 +114,7 @@ class Training:
         self.optimizer = begin(backbone, start, config.optimizer)
         self.stack = self.optimizer.stack
         self.metrics_P: list[list[Metrics]] = [[] for _ in plans]
+        self.kept_P: list[list[Row]] = [[] for _ in plans]
         self.rollouts_P = [state.rollouts for state in states]
         self.tokens_P = [state.tokens for state in states]
         self.level_P = [dict(state.levels) for state in states]
@@ -160,6 +168,14 @@ class Training:
             self.rollouts_P[p] += batch.count // len(self.plans)
             self.tokens_P[p] += int(row["tokens"])
 
+    def keep(self, env: RolloutEnv, problems_P_Q: list[list[Problem]], batch: RolloutBatch) -> None:
+        """Keep some completions of the step that was counted last, where it is a student's first, middle or last."""
+        for p, plan in enumerate(self.plans):
+            before = plan.done(self.step - 1, self.tokens_P[p] - int(self.metrics_P[p][-1]["tokens"]))
+            after = plan.done(self.step, self.tokens_P[p])
+            if before == 0 or before < 0.5 <= after or after >= 1:
+                self.kept_P[p] += [{"rloo_step": self.step - 1, **row} for row in keep(env, batch, problems_P_Q, p)]
+
     def states(self, to_go_on: bool) -> list[TrainState]:
         """Where each student stands, by itself; without the optimizer's part for one that does not go on."""
         flat = {key: value.cpu() for key, value in self.optimizer.state().items()} if to_go_on else {}
@@ -173,6 +189,7 @@ class Training:
                 self.tokens_P[p],
                 self.level_P[p],
                 self.metrics_P[p],
+                self.kept_P[p],
             )
             for p in range(len(self.plans))
         ]

@@ -22,11 +22,12 @@ from soar.config import Config, RewardConfig, SamplingConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import UpdateStats, learning_rate
+from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
 from soar.loop.rewards import Payment, answer_marks, deal, grounded, mean_likelihood, pay, success_rates
-from soar.loop.rollout import RolloutEnv
+from soar.loop.rollout import RolloutEnv, keep
 from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
 from soar.types import Decision, Problem, Trial
@@ -65,7 +66,7 @@ class Measurement:
     """One step's students on the reward questions.
 
     improvement_G_R: pass rate minus the baseline's. valid_G_R: False for a student that diverged. reward_G, error_G: see
-    `rewards.grounded`. baseline: the baseline's pass rate. trials: students in the order (dataset, repeat).
+    `rewards.grounded`. baseline: the baseline's pass rate. trials: students in the order (dataset, repeat). kept: rows.
     """
 
     improvement_G_R: np.ndarray
@@ -74,6 +75,7 @@ class Measurement:
     error_G: list[float | None]
     baseline: float
     trials: list[Trial]
+    kept: list[Row] = field(default_factory=list)
 
     @property
     def reward(self) -> float | None:
@@ -90,7 +92,8 @@ class OuterLoop:
 
     hard_train: D_train; the teacher never sees it. on_inner(done, total): progress of the step's students. parallel: worker
     processes that train and measure them; the teacher writes and learns in this one. teacher_reward(question_sets, measured,
-    step): what every dataset earns, in place of `rewards.pay`; promotion goes by the measured improvement all the same.
+    step): what every dataset earns, in place of `rewards.pay`; promotion goes by the measured improvement all the same. kept:
+    completions of the last step, by where they came about.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class OuterLoop:
         self.teacher_reward = teacher_reward
         self.threads, self.on_inner, self.parallel = threads, on_inner, parallel
         self.prompt = teacher_prompt(env, config)
+        self.kept: list[list[Row]] = []
         if config.reward.mode == "likelihood":
             answer_marks(env.fmt)  # refused before anything is spent
 
@@ -137,6 +141,7 @@ class OuterLoop:
             "tokens": dict(state.spent),
             "seconds": round(time.monotonic() - started, 3),
         }
+        self.kept = [question_sets.kept, population.kept, measured.kept]
         rows = [
             {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": measured.reward_G[k]}
             for k, problems in enumerate(question_sets.problems_G_Q)
@@ -186,15 +191,15 @@ class OuterLoop:
         common = (questions, config.reward, config.student.sampling, seed)
         tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
         measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
-        rate_P = [rate for rates, _, _, _ in measured for rate in rates]
-        diverged_P = [diverged for _, some, _, _ in measured for diverged in some]
-        self._measured(sum(rollouts for _, _, rollouts, _ in measured), sum(tokens for _, _, _, tokens in measured))
+        rate_P = [rate for rates, *_ in measured for rate in rates]
+        diverged_P = [diverged for _, some, *_ in measured for diverged in some]
+        self._measured(sum(part[2] for part in measured), sum(part[3] for part in measured))
         failed_P = [a or b for a, b in zip(population.failed_P.tolist(), diverged_P, strict=True)]
         improvement_G_R = np.array(rate_P).reshape(G, R) - baseline
         valid_G_R = ~np.array(failed_P).reshape(G, R)
         reward_G, error_G = grounded(improvement_G_R.tolist(), valid_G_R.tolist())
         trials = [Trial(p // R, p % R, rate_P[p], failed_P[p]) for p in range(G * R)]
-        return Measurement(improvement_G_R, valid_G_R, reward_G, error_G, baseline, trials)
+        return Measurement(improvement_G_R, valid_G_R, reward_G, error_G, baseline, trials, measured[0][4])
 
     def pay(self, question_sets: QuestionSets, measured: Measurement) -> Payment:
         """What the teacher earns for its questions; an intrinsic reward costs attempts of the baseline student."""
@@ -314,8 +319,9 @@ def measure_chunk(
     sampling: SamplingConfig,
     seed: int,
     students: AdapterStack,
-) -> tuple[list[float], list[bool], int, int]:
-    """(pass rates, who diverged, rollouts, tokens) of a few students on the reward questions; all draw from the same seed.
+) -> tuple[list[float], list[bool], int, int, list[Row]]:
+    """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward questions; all
+    draw from the same seed.
 
     With reward.mode = "likelihood" the mean likelihood of the gold answers stands for the pass rate.
     """
@@ -325,7 +331,8 @@ def measure_chunk(
     rate_P = batch.pass_rate_P()
     if reward.mode == "likelihood":
         rate_P = mean_likelihood(env, stack, batch, [questions] * P, sampling.temperature).mean(1)
-    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens
+    kept = keep(env, batch, [questions] * P)
+    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, kept
 
 
 def outer_event(

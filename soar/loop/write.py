@@ -6,15 +6,18 @@ Left out: several groups of datasets a step, off-policy reuse of teacher samples
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from soar import seeds
 from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Rollouts, join
+from soar.files import Row, clipped
 from soar.loop.parallel import FIRST_GUESS, texts_at_once
-from soar.loop.rollout import RolloutEnv
+from soar.loop.rollout import HEAD, TAIL, RolloutEnv
 from soar.types import Problem, Reason, Rejection, UserError
+
+SHOWN = 2
 
 
 class TeacherError(UserError):
@@ -30,6 +33,7 @@ class QuestionSets:
     sampled: int
     rejected: dict[str, int]
     tokens: int = 0  # generated, those of texts that were drawn and not looked at included
+    kept: list[Row] = field(default_factory=list)  # the first SHOWN texts of each outcome
 
 
 def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
@@ -57,6 +61,7 @@ def write_questions(
     kept: list[Rollouts] = []
     rejected: Counter[str] = Counter()
     last: list[str] = []
+    shown: list[Row] = []
     sampled = attempt = tokens = 0
     while len(accepted) < wanted:
         if sampled >= config.max_tries * wanted:
@@ -73,6 +78,9 @@ def write_questions(
             if len(accepted) == wanted:
                 break
             sampled += 1
+            name = outcome.name if isinstance(outcome, Rejection) else "accepted"
+            if sum(other["outcome"] == name for other in shown) < SHOWN:
+                shown.append({"completion": clipped(texts[row], HEAD, TAIL), "outcome": name})
             if isinstance(outcome, Rejection):
                 rejected[outcome.name] += 1
                 last = [*last[-4:], outcome.text]
@@ -83,7 +91,7 @@ def write_questions(
             kept.append(rollouts.select(rows))
     n = config.questions
     sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
-    return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens)
+    return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens, shown)
 
 
 def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Problem | Rejection]:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from soar import seeds
 from soar.config import Config
 from soar.domains.candidates import candidates
-from soar.files import scrub, visible
+from soar.files import Row, clipped, scrub, visible
 from soar.problems.domain import domain_of
 from soar.problems.load import fits_budget
 from soar.problems.pool import open_pool
-from soar.problems.verify import NAMES, gold_kind
+from soar.problems.verify import gold_kind
+from soar.report.rollouts import OUTCOMES
 from soar.types import Problem, Rejection, UserError, Verdict, columns_of
 
 if TYPE_CHECKING:
@@ -42,14 +43,6 @@ HINTS = {
     "too_long": "its questions leave no room for an answer: lower student.sampling.max_tokens",
     "two_problems": "it goes on after its first problem: try another problems.format",
     "placeholder": "it copies the prompt's example: raise teacher.sampling.temperature or take a stronger model",
-}
-# Why an attempt earned nothing, and what to do.
-CAUSES = {
-    "verifier": "the verifier could not decide: see what `soar verify` says of them, or choose another problems.verifier",
-    "stop": "it goes on after its answer, and only the end counts: set student.sampling.stop to what begins its next turn",
-    "truncation": "it is cut off before an answer: raise student.sampling.max_tokens",
-    "format": "it ends without an answer where it is looked for: try another problems.format or an instruction-tuned model",
-    "difficulty": "",  # its answers are read, and wrong
 }
 
 
@@ -161,8 +154,10 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
         return failed("golds", error)
     checked, left, good = len(judged), len(problems) - len(judged), len(judged) - len(bad)
     message = f"{good:,} of {checked:,} gold answers grade as correct by {domain.label!r} ({good / checked:.2%})"
-    if texts := [p for p, _ in judged if domain.label in NAMES and gold_kind(p.answer, domain.label) == "text"]:
-        message += f"; {len(texts):,} of them ({len(texts) / checked:.2%}) can only be compared as text"
+    texts = [problem for problem, _ in judged if gold_kind(problem.answer, domain.label) == "text"]
+    if texts:
+        kept = "" if config.screen.text_golds else ", and are left out of a hard set (screen.text_golds)"
+        message += f"; {len(texts):,} of them ({len(texts) / checked:.2%}) can only be compared as text{kept}"
     message += f"; {left:,} more were not checked in {GOLD_SECONDS:.0f} s" if left else ""
     details = [
         f"{problem.id}: {verdict.value}{f' ({fault})' if fault else ''}: {problem.answer[:100]!r}"
@@ -170,6 +165,8 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     ]
     details += [f"... and {len(bad) - LISTED:,} more"] if len(bad) > LISTED else []
     details += [f"the last check that failed: {pool.last_error[:300]}"] if pool.last_error else []
+    details += [f"as text: {problem.id}: {problem.answer[:100]!r}" for problem in texts[:LISTED]]
+    good -= 0 if config.screen.text_golds else len(texts)
     advice, fails = "check all with `soar verify FILE --golds`" if left else "", not good or good + left < FEWEST
     if bad:
         advice = "unscorable ones are left out, the others can never be solved: mend them or change the verifier"
@@ -200,6 +197,7 @@ def check_model(
             if config.screen.attempts and (evidence := known_hard(config, wanted)) is not None:
                 yield Finding("evidence", "ok", f"{evidence[2]}: holds for this model and these settings")
             say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
+            name = "student"
             yield student_finding(env, config, problems)
             say(f"asking the teacher for {samples} problems")
             name = "teacher"
@@ -248,61 +246,44 @@ def in_time(env: RolloutEnv, seconds: float, wanted: int, call: Callable[[int, i
 
 def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
     """What the model makes of some of the problems: why attempts earn nothing, and five of them."""
+    from soar.loop.rollout import keep
+    from soar.run.screen import what_fits
+
     sampling, seed = config.student.sampling, seeds.derive(config.seed, "check", "student")
     fitting = [problem for problem in problems if env.room(problem, sampling)]
     asked, tokens = fitting[:: max(1, len(fitting) // ASKED)][:ASKED], Counter[str]()
 
-    def attempts(first: int, count: int) -> list[list[tuple[str, str]]]:
+    def attempts(first: int, count: int) -> list[list[Row]]:
         part = asked[first : first + count]
         batch = env.rollout(None, [part], ATTEMPTS, [seed], sampling)
         tokens["sampled"] += batch.tokens
-        texts, ended = batch.rollouts.texts(env.backbone), batch.rollouts.ended_B.tolist()
-        rows = list(zip(texts, batch.verdicts, ended, env.verifier.read_answers(texts), strict=True))
-        return [[_attempt(p, *rows[ATTEMPTS * i + n]) for n in range(ATTEMPTS)] for i, p in enumerate(part)]
+        rows = keep(env, batch, [part], n=batch.count)
+        return [rows[i : i + ATTEMPTS] for i in range(0, len(rows), ATTEMPTS)]
 
     rows = in_time(env, STUDENT_SECONDS, len(asked), attempts)
     if not rows:
         why = f"no attempt ended within {STUDENT_SECONDS:.0f} s" if asked else "no problem leaves room for an answer"
         return Finding("student", "unknown", why, "lower student.sampling.max_tokens, or use a GPU")
     flat = [row[n] for n in range(ATTEMPTS) for row in rows]  # other problems first
-    causes, count = Counter(cause for cause, _ in flat), len(flat)
-    correct, main = causes.pop("", 0), (causes.most_common(1) or [("difficulty", 0)])[0][0]
+    outcomes, count = Counter(row["outcome"] for row in flat), len(flat)
+    correct, main = outcomes.pop("right", 0), (outcomes.most_common(1) or [("wrong", 0)])[0][0]
     message = f"{correct} of {count} attempts are correct, {tokens['sampled'] / count:,.0f} tokens each"
-    message += "".join(f"; {cause} {number}" for cause, number in causes.most_common())
+    message += "".join(f"; {OUTCOMES[outcome][0]} ({outcome}) {number}" for outcome, number in outcomes.most_common())
     if len(rows) < len(asked):
         message += f" ({STUDENT_SECONDS:.0f} s were over before {ATTEMPTS * len(asked)})"
-    shown = [text for _, text in sorted(flat, key=lambda row: not row[0])][:SHOWN]  # first those that earned nothing
-    if main == "difficulty":
-        message += f"; what fits: {_arm(correct / count, config)}"
-    hopeless = not correct and count >= ENOUGH and causes[main] > 0.9 * count
-    return Finding("student", status_of(CAUSES[main] and hopeless, CAUSES[main]), message, CAUSES[main], tuple(shown))
-
-
-def _arm(rate: float, config: Config) -> str:
-    """What fits problems of which the base model solves this share, and its price."""
-    n, steps = config.student.attempts, config.arms.steps or config.teacher.steps
-    mixed = 1 - rate**n - (1 - rate) ** n
-    if rate > 0.5:
-        return "harder problems: most attempts are correct; soar screen finds those that are never solved"
-    if mixed > 0.5:
-        cost = f"{config.student.prompts_per_step * n} attempts a step"
-        return f"hard_only (soar student --train hard): {mixed:.0%} of the groups of {n} are right and wrong; {cost}"
-    cost = "soar run --dry-run says what it costs" if steps else "set teacher.steps"
-    return f"pq and ps beside hard_only (soar run): {1 - mixed:.0%} of the groups of {n} teach plain RL nothing; {cost}"
-
-
-def _attempt(problem: Problem, text: str, verdict: Verdict, ended: bool, answer: str | None) -> tuple[str, str]:
-    """Why an attempt earned nothing ("": it is correct), and the attempt in a line."""
-    cause = "" if verdict.solved else "difficulty"
-    if verdict in (Verdict.UNSCORABLE, Verdict.TIMEOUT, Verdict.CRASHED):
-        cause = "verifier"
-    elif cause and not ended:
-        cause = "truncation" if answer is None else "stop"
-    elif cause and answer is None:
-        cause = "format"
-    short = text if len(text) <= 240 else f"{text[:80]} ... {text[-150:]}"
-    read = "no answer" if answer is None else repr(answer[:60])
-    return cause, f"{cause or 'correct'}: {problem.id}, gold {problem.answer[:60]!r}, read {read}: {short!r}"
+    main = "refused" if outcomes["refused"] else main  # one alone says that the verifier errs
+    hopeless = not correct and count >= ENOUGH and (main == "refused" or outcomes[main] > 0.9 * count)
+    cause, advice = OUTCOMES[main]
+    if cause == "difficulty":
+        message, advice = f"{message}; {what_fits(correct / count, config)}", ""
+    flat.sort(key=lambda row: (row["outcome"] == "right", row["outcome"] != main))  # first those that earned nothing
+    details = [
+        f"{OUTCOMES[row['outcome']][0]}: {row['id']}, gold {row['answer'][:60]!r}, read "
+        f"{'no answer' if row['read'] is None else repr(row['read'][:60])}: {clipped(row['completion'], 80, 150)!r}"
+        for row in flat[:SHOWN]
+    ]
+    details += [f"the last check that failed: {error[:300]}"] if (error := env.verifier.last_error) else []
+    return Finding("student", status_of(advice and hopeless, advice), message, advice, tuple(details))
 
 
 def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:

@@ -26,7 +26,7 @@ from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_COMPLETION_CHARS, extract
 from soar.problems.domain import MAX_TEACHER_CHARS, Domain, Grader, load_domain, make_problem
 from soar.problems.prompts import PromptFormat
-from soar.problems.verify import NAMES, VerifierError
+from soar.problems.verify import NAMES, VerifierError, compare_exact, compare_math
 from soar.problems.worker import MARK, kept_environment
 from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
@@ -176,6 +176,24 @@ class VerifierPool:
             return [extract(text, self.domain.prompts.answer_style) for text in completions]
         texts = [text[-MAX_COMPLETION_CHARS:] for text in completions]
         return _values(self._grade("extract", texts, [""] * len(texts)))
+
+    def outcomes(
+        self, completions: Sequence[str], verdicts: Sequence[Verdict], ended: Sequence[bool], golds: Sequence[str]
+    ) -> list[tuple[str, str | None]]:
+        """What came of each attempt in a word or two, and the answer that is read in it.
+
+        refused: what is read equals the gold answer, and the verifier says no all the same; runs on: it was cut off behind
+        its answer; right, wrong, no answer, cut off, not judged.
+        """
+        outcomes, same = list[str](), compare_exact if self.domain.own else compare_math
+        answers = self.read_answers(completions)
+        for verdict, end, answer, gold in zip(verdicts, ended, answers, golds, strict=True):
+            refused = answer is not None and same(answer, gold).solved
+            read = "refused" if refused else "wrong" if end else "runs on"
+            judged = read if answer is not None else "no answer" if end else "cut off"
+            wrong = verdict in (Verdict.WRONG, Verdict.NO_ANSWER)
+            outcomes.append("right" if verdict.solved else judged if wrong else "not judged")
+        return list(zip(outcomes, answers, strict=True))
 
     def solve(self, questions: Sequence[str]) -> list[str | None]:
         """The domain's own answers; None where it has none, or its solver failed."""

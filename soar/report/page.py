@@ -23,6 +23,7 @@ from soar.files import Row, visible, write_atomic
 from soar.report import text as wording
 from soar.report.charts import Chart, Series
 from soar.report.questions import label_share
+from soar.report.rollouts import rollouts_section
 from soar.report.runs import Run, count, number, numbers, read_run, standard_error
 from soar.types import VERSION
 
@@ -189,6 +190,7 @@ def content(run: Run) -> dict[str, Any]:
         "screening": screening_section(run),
         "questions": questions_section(run.questions),
         "pq": questions_section(run.pq),
+        "kept": rollouts_section(run),
         "alarms": alarms[:200],
         "phases": times,
         "wall_seconds": wall_seconds,

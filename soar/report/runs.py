@@ -56,6 +56,7 @@ class Run:
     events: dict[str, list[Row]] = field(default_factory=dict)
     questions: list[Row] = field(default_factory=list)
     pq: list[Row] = field(default_factory=list)
+    rollouts: list[Row] = field(default_factory=list)
     hard_train: list[Row] = field(default_factory=list)
     hard_test: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -174,7 +175,8 @@ def read_run(run_dir: Path) -> Run:
     for row in content("metrics.jsonl"):
         events.setdefault(str(row.get("event")), []).append(row)
     parts |= {
-        name: content(f"{name.replace('_', '/')}.jsonl") for name in ("questions", "pq", "hard_train", "hard_test")
+        name: content(f"{name.replace('_', '/')}.jsonl")
+        for name in ("questions", "pq", "rollouts", "hard_train", "hard_test")
     }
     return Run(run_dir, events=events, notes=notes, **parts)
 

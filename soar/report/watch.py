@@ -15,8 +15,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from soar.files import Row, visible
+from soar.files import Row, clipped, visible
 from soar.report import text as wording
+from soar.report.rollouts import folded, place
 from soar.report.runs import Run, count, mean, number, numbers, read_run, standard_error
 
 MAX_TEXT = 300
@@ -125,6 +126,12 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
         yield from (
             (text, "") for text in step_lines(events, [row for row in run.questions if row.get("step") == step])
         )
+    if run.rollouts:
+        last = [row for row in run.rollouts if place(row) == place(run.rollouts[-1])]
+        outcomes = ", ".join(f"{one_line(outcome)} {len(rows)}" for outcome, rows in folded(last).items())
+        shown, gold = clipped(str(last[-1].get("completion")), 60, 120), one_line(last[-1].get("answer"), 40)
+        yield f"completions kept last ({one_line(place(last[-1]))}): {outcomes}", ""
+        yield f"  gold {gold}  «{one_line(shown)}»", ""
     yield from ((_event_line(event), "bold red") for event in run.events.get("alarm", [])[-2:])
     for arm, steps in Counter(str(event.get("arm")) for event in run.events.get("arm_step", [])).items():
         if arm not in run.arms:

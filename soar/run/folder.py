@@ -28,7 +28,8 @@ from soar.types import VERSION, UserError
 
 SCHEMA = 3
 ACCEPTED, REJECTED = "accepted", "rejected"
-STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl")  # cut back on resume
+STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "rollouts.jsonl")  # cut back on resume
+TOLD = ("metrics.jsonl", "rollouts.jsonl")  # what the sinks get
 EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
 BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
@@ -113,7 +114,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config, command: list[str], resume: bool = False) -> None:
         self.path = path
-        self.on_events: Callable[[list[dict[str, Any]]], None] | None = None  # gets what goes to metrics.jsonl
+        self.on_events: Callable[[list[dict[str, Any]]], None] | None = None  # gets what goes to TOLD
         self.notes: list[str] = []
         self._checkpoints = CheckpointStore(path / "state")
         self._lock = FileLock(str(path / ".lock"))
@@ -247,7 +248,7 @@ class RunFolder:
             with open(path, "ab") as file:
                 file.writelines(files.json_bytes(files.finite(row)) for row in rows)
         self._remember(name)
-        if name == "metrics.jsonl" and self.on_events is not None:
+        if name in TOLD and self.on_events is not None:
             self.on_events(rows)
 
     def rows(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from soar.backends.base import local
 from soar.config import HARD_ARMS, Config
 from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, concat
-from soar.files import digest, finite, storage_errors, write_json, write_lines
+from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_json, write_lines
 from soar.loop.arms import (
     Material,
     NothingLeft,
@@ -214,6 +215,7 @@ class Run:
         promotion = next((event for event in events if event["event"] == "promotion"), None)
         self.folder.append("metrics.jsonl", [*(event for event in events if event is not promotion), *alarms])
         self.folder.append("questions.jsonl", rows)
+        self._keep(loop.kept, step=events[0]["step"])
         if promotion is not None and self.config.promotion.review:
             self.state.pending = Pending(promotion, promoted, baseline, pass_rates)
         elif promotion is not None:
@@ -229,6 +231,20 @@ class Run:
                 'lower student.optimizer.lr or set model.dtype = "float32" in a new run'
             )
         return finite(events[0])
+
+    def _keep(self, groups: list[list[Row]], **place: Any) -> None:
+        """Completions to rollouts.jsonl, in turn from each group, as fit in the share of a step or of a third of an arm."""
+        hard, size, rows = {problem.id for problem in self.hard_train}, 0, []
+        room = self.config.log.rollouts_mb * 1e6 / (self.config.teacher.steps + 3 * len(self.config.arms.run))
+        for row in filter(None, chain(*zip_longest(*groups))):
+            by, kind = (
+                ("student", "hard" if row["id"] in hard else "question") if "id" in row else ("teacher", "teacher")
+            )
+            rows.append(finite(scrub({"by": by, "kind": kind, **place, **row})))
+            if (size := size + len(json_bytes(rows[-1]))) > room:
+                del rows[-1]
+                break
+        self.folder.append("rollouts.jsonl", rows)
 
     def _enter(self, promotion: dict[str, Any], rows: list[dict[str, Any]], decision: str, by: str | None) -> None:
         """A promotion that stands, or one that a person refused, into the files."""
@@ -292,11 +308,12 @@ class Run:
             ):
                 for arm, now in moved.items():
                     self.folder.append("metrics.jsonl", arm_events(arm, plans[arm], now))
+                    self._keep([now.kept], by=arm)
                     if plans[arm].finished(now):
                         state.arms[arm], state.arm_rollouts[arm] = now.stack, now.rollouts
                         state.arm_progress.pop(arm, None)
                     else:
-                        state.arm_progress[arm] = replace(now, metrics=[])
+                        state.arm_progress[arm] = replace(now, metrics=[], kept=[])
                     search = self._search_tokens(arm)
                     state.arm_tokens[arm] = {"search": search, "preparation": prepared[arm], "training": now.tokens}
                 self._curve(moved)

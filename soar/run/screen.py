@@ -28,6 +28,7 @@ from soar.loop.rollout import Prompts, RolloutEnv
 from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
+from soar.problems.verify import gold_kind
 from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, StopRequest
 from soar.run.progress import Progress
@@ -36,7 +37,11 @@ from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
-LEFT_OUT = {"too_long": "too long for the context", "ungradable": "whose gold answer cannot be graded"}
+LEFT_OUT = {
+    "too_long": "too long for the context",
+    "ungradable": "whose gold answer cannot be graded",
+    "text_golds": "whose gold answer can only be compared as text (screen.text_golds = true keeps them)",
+}
 BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
 FEW_SOLVABLE = 32  # candidates that are solved now and then, under which they are no training set
 FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as good as without one
@@ -95,6 +100,21 @@ def planned_rollouts(config: Config) -> int:
     return (config.arms.steps * config.arm_prompts or loop) * student.attempts
 
 
+def what_fits(rate: float, config: Config, easier: int = 0) -> str:
+    """What to train first where the base model solves this share of its attempts at the training problems, and why.
+
+    easier: candidates beside them that it solves now and then.
+    """
+    step, planned = rate * config.arm_prompts * config.student.attempts, planned_rollouts(config)
+    if rate > 0.5:
+        return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
+    first = "solvable (the easier candidates first), beside " if easier >= FEW_SOLVABLE else ""
+    return (
+        f"try first: {'plain RL, the arm hard_only' if step >= 1 else f'{first}ps and pq of SOAR'}: in the planned budget "
+        f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct, {step:.2g} a step"
+    )
+
+
 def table_lines(event: dict[str, Any], config: Config) -> list[str]:
     """The `screen` event for a person: counts, what plain RL with groups of student.attempts would see, what to do next."""
     total, hard, attempts, most = event["candidates"], event["hard"], event["attempts"], config.screen.max_successes
@@ -125,13 +145,8 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
             lines.append(f"no learning signal: nearly every group is {what}. Plain RL stalls.")
     planned, rate = event["planned_rollouts"], event["hard_rate"]
     if rate is not None:
-        step = rate * config.arm_prompts * group
-        lines.append(
-            f"expected in the planned budget: {event['expected_successes']:,.0f} correct of {planned:,} attempts of plain RL "
-            f"at the hard set (rate {rate:.2%}, from the problems solved at most {most + 1} times), {step:.2g} a step"
-        )
-        easier = "solvable (the easier candidates first), beside " if total - hard >= FEW_SOLVABLE else ""
-        lines.append(f"try first: {'plain RL, the arm hard_only' if step >= 1 else f'{easier}ps and pq of SOAR'}")
+        lines.append(f"rate at the hard set: {rate:.2%}, from the problems solved at most {most + 1} times")
+        lines.append(what_fits(rate, config, total - hard))
     elif hard:  # no success in n attempts: the rate is under 3 / n with 95 %
         bound = planned * 3 / (hard * attempts)
         lines.append(
@@ -334,7 +349,8 @@ class HardSet:
         return (
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {most} of {attempts} attempts correct); "
             f"{self.event['too_long']} more do not fit in the model's context, and the gold answers of "
-            f"{self.event['ungradable']} cannot be graded by {domain_of(config.problems).label!r}. A run needs at least 4: "
+            f"{self.event['ungradable']} cannot be graded by {domain_of(config.problems).label!r}, those of "
+            f"{self.event['text_golds']} only be compared as text (screen.text_golds). A run needs at least 4: "
             "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens, give a model with a longer "
             "context, or choose another verifier."
         )
@@ -365,6 +381,11 @@ def find_hard(
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(env, config, loaded.problems, progress.say)
+    texts = {problem.id for problem in problems if gold_kind(problem.answer, domain.label) == "text"}
+    for problem in [problem for problem in problems if problem.id in texts][:5]:
+        progress.say(f"the gold answer of {problem.id} can only be compared as text: {problem.answer[:80]!r}")
+    if not config.screen.text_golds:
+        problems, left_out["text_golds"] = [p for p in problems if p.id not in texts], len(texts)
     evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
     more: dict[str, Any] | None = None
     if reuse and config.screen.attempts and (before := known_hard(config, evidence)) is not None:

@@ -1,19 +1,23 @@
 """The run's numbers sent on to TensorBoard, Weights & Biases or trackio. `metrics.jsonl` stays the truth.
 
-A sink gets the events that were just appended to `metrics.jsonl`, as flat numbers. Names are those of TRL where they mean
-the same (`reward`, `reward_std`, `kl`, `completions/mean_length`, `frac_reward_zero_std` ...), under the policy that they
-belong to: `teacher/`, `student/`, `hard_only/`, `pq/`, `eval/`. A sink that fails is named once and left out from then
-on; it never stops a run. Left out: texts and tables, which the report has.
+A sink gets what was just appended: the events of `metrics.jsonl` as flat numbers, the rows of `rollouts.jsonl` as a table.
+Names are those of TRL where they mean the same (`reward`, `reward_std`, `kl`, `completions/mean_length`,
+`frac_reward_zero_std` ...), under the policy that they belong to: `teacher/`, `student/`, `hard_only/`, `pq/`, `eval/`. A
+sink that fails is named once and left out from then on; it never stops a run.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 from soar.config import Config
 from soar.files import Row, scrub
@@ -71,6 +75,12 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def table(self, rows: Sequence[Row]) -> None:
+        """Completions, as texts by outcome."""
+        for row in rows:
+            text = indent(json.dumps(row, indent=2, ensure_ascii=False), "    ")  # markdown of code
+            self._writer.add_text(f"completions/{row['outcome']}", text, row.get("step", row.get("rloo_step")))
+
 
 class Tracker:
     """A run of wandb (in `folder`/wandb; offline where WANDB_MODE says so) or of trackio, which share their interface.
@@ -81,13 +91,20 @@ class Tracker:
     def __init__(self, kind: str, folder: Path, config: Config) -> None:
         name, settings = scrub((config.name, config.resolved()))  # they leave this machine
         more = {"dir": str(folder)} if kind == "wandb" else {}
-        self._run = importlib.import_module(kind).init(project=config.log.project, name=name, config=settings, **more)
+        self._tool: Any = importlib.import_module(kind)
+        self._run = self._tool.init(project=config.log.project, name=name, config=settings, **more)
         self._axes, self.close = kind == "wandb", self._run.finish
 
     def log(self, group: str, step: int, values: Values) -> None:
         for name in values if self._axes else ():
             self._run.define_metric(name, step_metric=f"steps/{group}")
         self._run.log({**values, f"steps/{group}": step})
+
+    def table(self, rows: Sequence[Row]) -> None:
+        """Completions, with what came of them."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        data = [[row.get(key) for key in columns] for row in rows]
+        self._run.log({"completions": self._tool.Table(columns=columns, data=data)})
 
 
 Sink = TensorBoard | Tracker
@@ -113,10 +130,12 @@ class Loggers:
             self._try(kind, lambda kind=kind, opened=opened: self._sinks.__setitem__(kind, opened()))  # type: ignore[misc]
 
     def __call__(self, events: Sequence[Row]) -> None:
-        """Send events that were written to metrics.jsonl."""
-        for flat in filter(None, map(flatten, events)):
+        """Send rows that were written to metrics.jsonl as numbers, those of rollouts.jsonl as a table."""
+        kept = [row for row in events if "event" not in row]
+        calls = [("log", flat) for flat in map(flatten, events) if flat] + ([("table", (kept,))] if kept else [])
+        for name, given in calls:
             for kind, sink in list(self._sinks.items()):
-                self._try(kind, lambda sink=sink, flat=flat: sink.log(*flat))  # type: ignore[misc]
+                self._try(kind, partial(getattr(sink, name), *given))
 
     def close(self) -> None:
         """Close every sink that still works."""

@@ -1,0 +1,112 @@
+"""rollouts.jsonl: what a run keeps of its completions, under which cap, and where it is shown."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import run_folders
+from loop_helpers import read_jsonl, run_tiny, skills, tiny_config
+
+from soar.loop.student import Plan, Training, TrainState
+from soar.problems.pool import VerifierPool
+from soar.report.page import write_report
+from soar.report.rollouts import KINDS, OUTCOMES
+from soar.report.runs import read_run
+from soar.report.watch import view_lines
+from soar.run import doctor, sinks
+from soar.types import Verdict
+
+
+@pytest.mark.parametrize(
+    ("steps", "tokens", "kept"), [(1, 0, [0]), (3, 0, [0, 1, 2]), (10, 0, [0, 4, 9]), (99, 10, [0, 4, 9])]
+)
+def test_first_middle_and_last(monkeypatch: pytest.MonkeyPatch, steps: int, tokens: int, kept: list[int]) -> None:
+    """Of the steps, or of the tokens where they end the training."""
+    plan, env = Plan([[]] * steps, 0, tokens=tokens), SimpleNamespace(device="cpu", config=tiny_config().model)
+    students = Training(env, [plan], [TrainState(0, skills([0.0]))], tiny_config().student)  # type: ignore[arg-type]
+    monkeypatch.setattr("soar.loop.student.keep", lambda *given: [{}])
+    while students.step < steps and students.tokens_P[0] < (tokens or 1e9):
+        students.step, students.tokens_P[0], students.metrics_P[0] = (
+            students.step + 1,
+            students.step + 1,
+            [{"tokens": 1}],
+        )
+        students.keep(None, [], None)  # type: ignore[arg-type]
+    assert [row["rloo_step"] for row in students.kept_P[0]] == kept
+
+
+def test_what_came_of_an_attempt(tmp_path: Path) -> None:
+    cases = [
+        (r"\boxed{7}", Verdict.CORRECT, True, "right"), (r"\boxed{8}", Verdict.WRONG, True, "wrong"),
+        (r"\boxed{7.0}", Verdict.WRONG, True, "refused"), (r"\boxed{8} and", Verdict.WRONG, False, "runs on"),
+        ("so", Verdict.NO_ANSWER, True, "no answer"), ("so", Verdict.WRONG, False, "cut off"),
+        (r"\boxed{7}", Verdict.TIMEOUT, True, "not judged"),
+    ]  # fmt: skip
+    texts, verdicts, ended, wanted = map(list, zip(*cases, strict=True))
+    outcomes = VerifierPool("math").outcomes(texts, verdicts, ended, ["7"] * len(cases))  # type: ignore[arg-type]
+    assert [outcome for outcome, _ in outcomes] == wanted
+
+
+def test_a_run_keeps_completions_of_every_kind_from_its_first_to_its_last_step(tiny_run: Path) -> None:
+    rows, config = read_jsonl(tiny_run / "rollouts.jsonl"), tiny_config()
+    assert {row["kind"] for row in rows} == set(KINDS)
+    assert {row["outcome"] for row in rows if row["kind"] != "teacher"} <= set(OUTCOMES)
+    loop = [row for row in rows if row["by"] in ("student", "teacher")]
+    assert {row["step"] for row in loop} == set(range(config.teacher.steps))
+    steps = {row["rloo_step"] for row in loop if row["kind"] == "question"}
+    assert {0, config.student.steps - 1} <= steps
+    arms = {row["by"] for row in rows} - {"student", "teacher"}
+    assert arms == set(config.arms.run) - {"base", "ps"}
+    hard = {row["id"] for half in ("train", "test") for row in read_jsonl(tiny_run / "hard" / f"{half}.jsonl")}
+    assert all((row["id"] in hard) == (row["kind"] == "hard") for row in rows if row["kind"] != "teacher")
+    assert all(row["reward"] == float(row["outcome"] == "right") for row in rows if row["kind"] != "teacher")
+    assert "rollouts.jsonl" in doctor.read_object(tiny_run / "hashes.json")[0]
+    shown = [text for text, _ in view_lines(read_run(tiny_run))]
+    assert any(text.startswith("completions kept last (pq, RLOO step ") for text in shown)
+
+
+def test_the_cap_is_shared_out_and_nothing_secret_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {}
+    for name, megabytes in (("large", 16.0), ("small", 0.03), ("none", 0.0)):
+        run_tiny(tmp_path / name, f"log.rollouts_mb={megabytes}")
+        file = tmp_path / name / "rollouts.jsonl"
+        assert file.stat().st_size <= 1e6 * megabytes
+        rows[name] = read_jsonl(file)
+        secret = next(row["question"] for row in rows["large"] if "id" in row)
+        assert (secret in file.read_text()) == (name == "large")
+        monkeypatch.setenv("MY_API_KEY", secret)
+    places = {name: {(row["by"], row.get("step")) for row in kept} for name, kept in rows.items()}
+    assert places["small"] == places["large"] and len(rows["large"]) > len(rows["small"]) and rows["none"] == []
+
+
+def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "run", steps=2)
+    hostile = "<script>kept(1)</script>\u202e" + "x" * 5000
+    rows = [
+        {"kind": kind, "by": "student", "step": step, "outcome": outcome, "completion": hostile, "answer": "7"}
+        for kind, outcome in (("hard", "no answer"), ("question", "right"), ("teacher", "two_problems"), (None, 3))
+        for step in range(20)
+    ]
+    run_folders.write_jsonl(folder / "rollouts.jsonl", [*rows, {"completion": {}}])
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "no answer: hard problems 20" in page and "teacher: two_problems: teacher texts 20" in page
+    assert OUTCOMES["no answer"][1] in page and "student, outer step 19" not in page  # every third of them
+    assert page.count("&lt;script&gt;kept(1)") == 4 * 7 and "<script>kept" not in page and "\u202e" not in page
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_trackers_get_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    logged: list[Any] = []
+    run = SimpleNamespace(log=logged.append, finish=lambda: None)
+    tool = SimpleNamespace(
+        init=lambda **_: run, Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data]
+    )
+    monkeypatch.setitem(sys.modules, kind, tool)
+    loggers = sinks.open_loggers(tiny_config(f'log.sinks=["{kind}"]'), tmp_path, pytest.fail)
+    loggers([{"by": "pq", "rloo_step": 3, "outcome": "wrong"}, {"by": "student", "step": 1, "outcome": "right"}])
+    (table,) = logged
+    assert [row["outcome"] for row in table["completions"]] == ["wrong", "right"]
