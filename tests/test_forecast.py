@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from soar.plan.forecast import (
 from soar.types import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import sizes  # noqa: E402
+
 NUMBERS = {
     "candidates": 40.0, "hard_share": 0.5, "teacher_tokens": 20.0, "question_tokens": 15.0, "hard_tokens": 30.0,
     "question_gradient_share": 0.5, "hard_gradient_share": 0.25,
@@ -84,7 +89,11 @@ def test_seconds_by_hand() -> None:
 
 def test_the_table_is_what_was_measured_and_scales_with_size() -> None:
     results = ROOT / "benchmarks" / "results"
-    decoding = json.loads((results / "h200-default.json").read_text(encoding="utf-8"))["rows"]
+
+    def load_rows(file: str) -> list[dict[str, Any]]:
+        return json.loads((results / file).read_text(encoding="utf-8"))["rows"]
+
+    decoding = load_rows("h200-default.json")
     training = json.loads((results / "h200-attention.json").read_text(encoding="utf-8"))["without"]["train"]["rows"]
 
     def rate(rows: list[dict[str, Any]], section: str) -> float:
@@ -92,7 +101,10 @@ def test_the_table_is_what_was_measured_and_scales_with_size() -> None:
             float(r["tokens_per_second"]) for r in rows if r["section"] == section and "16 adapters" in r["what"]
         )
 
-    for measured, name in zip(TABLE, ("135m", "3b"), strict=True):
+    assert TABLE[1].train == pytest.approx(rate(load_rows("h200-update.json"), "train-0.5b"), abs=1)
+    assert "7.3 GPU-minutes" in (ROOT / "docs/results/maths.md").read_text()  # 8 M tokens of Hard-Only at 1.5B
+    assert 8e6 / TABLE[2].decode + 8e6 * 1.3 / TABLE[2].train == pytest.approx(7.3 * 60, rel=0.05)
+    for measured, name in zip(TABLE[::3], ("135m", "3b"), strict=True):
         assert measured.decode == pytest.approx(rate(decoding, f"decode-{name}"), abs=1)
         assert measured.train == pytest.approx(rate(training, f"train-{name}"), abs=1)
         assert name in measured.source
@@ -164,3 +176,12 @@ def test_the_first_outer_steps_replace_the_table(tmp_path: Path, path: str) -> N
     assert expected.rates is not None and expected.rates.source == "this run's own first 1 outer steps"
     assert sum(map(expected.rates.seconds, [w for w in expected.works if w.stage == "loop"])) == pytest.approx(80.0)
     assert forecast(config, NUMBERS, tmp_path / "nowhere").rates == forecast(config, NUMBERS).rates
+
+
+def test_the_page_of_sizes_is_what_the_dry_run_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
+    assert all(line in page for line in sizes.table())
+    for recipe in sizes.MODELS:
+        assert main(sizes.words(recipe)[1:]) == 0
+        total = re.search(r"in all: .*; ([\d.]+ device-hours)", capsys.readouterr().out)
+        assert total is not None and f"| {total[1]} |" in next(x for x in page.splitlines() if f"`{recipe}`" in x)

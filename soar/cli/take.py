@@ -12,7 +12,7 @@ from soar.cli import common
 from soar.config import Config, ConfigError, TrainedArm
 from soar.files import write_json
 from soar.plan.forecast import forecast
-from soar.report.export import export_adapter, export_questions
+from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.text import result_lines
 from soar.run.folder import ACCEPTED, REJECTED, decide, lines, read
 from soar.run.interrupts import resume_command
@@ -37,8 +37,11 @@ def export(
     questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
     with_hard: Annotated[bool, Option("--with-hard", help="Add the hard training half, as for the arm pq.")] = False,
     policy: Annotated[str, Option(help="Of peft: student, teacher, or an arm such as pq.")] = "student",
+    push: Annotated[
+        str | None, Option(metavar="REPO", help="Upload it to this private Hugging Face repository.")
+    ] = None,
 ) -> None:
-    """Questions for TRL and verl; weights for PEFT.
+    """Questions for TRL and verl; weights for PEFT. Every export holds a card.
 
     formats:
       trl        train.jsonl with prompt and solution, and reward.py
@@ -48,12 +51,14 @@ def export(
 
     examples:
       soar export runs/mine --format verl --with-hard --out questions-verl
-      soar export runs/mine --format peft --policy pq --out my-adapter
+      soar export runs/mine --format peft --policy pq --out my-adapter --push me/my-adapter
     """
     files = (
         export_adapter(run, out, policy) if form == "peft" else export_questions(run, out, form, questions, with_hard)
     )
     print("\n".join(map(str, files)))
+    if push is not None:
+        print(f"pushed: {push_folder(out, push, 'model' if form == 'peft' else 'dataset')}")
 
 
 def eval_(

@@ -226,7 +226,7 @@ class TimeOver(Exception):
 
 def in_time(env: RolloutEnv, seconds: float, wanted: int, call: Callable[[int, int], list[T]]) -> list[T]:
     """What call(first, count) returns in doubling waves, until there are `wanted`; the wave of the deadline is dropped."""
-    rows, wave, deadline = list[T](), 4, time.monotonic() + seconds
+    rows, wave, deadline = list[T](), 1, time.monotonic() + seconds
 
     def look(*_: object) -> None:
         if time.monotonic() > deadline:

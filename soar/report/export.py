@@ -255,3 +255,20 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     )
     write_atomic(out / "README.md", card)
     return sorted(out.iterdir())
+
+
+def push_folder(folder: Path, repo: str, kind: str) -> str:
+    """Upload an export to a Hugging Face repository, made private where there is none; returns the address of the commit.
+
+    kind: model or dataset. Raises ExportError; the folder stays.
+    """
+    try:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder))
+    except (ImportError, OSError, ValueError) as error:  # the hub's own errors are both
+        raise ExportError(
+            f"--push {repo}: {error}; the export is in {folder} (`hf auth login`, `hf upload`)"
+        ) from error
