@@ -146,7 +146,7 @@ def test_the_cost_of_an_accepted_pair() -> None:
     assert finding.status == "ok"
     assert finding.message == "16 of 64 samples are problems; an accepted pair costs 4.0 samples, 40 tokens"
     assert finding.details == ("rejected: no_answer 48", "an outer step needs 12 pairs: about 48 samples, 480 tokens")
-    assert env.sampler.calls == [0, 4, 12, 28, 60, 64]  # type: ignore[attr-defined]
+    assert env.sampler.calls == [0, 1, 3, 7, 15, 31, 63, 64]  # type: ignore[attr-defined]
     rare = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config(), 32)
     assert rare.status == "warning" and rare.advice.startswith("it does not mark its answer")
     hopeless = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config("teacher.max_tries=10"), 32)
