@@ -244,9 +244,10 @@ class ClusterConfig(Section):
 
 
 class BackendConfig(Section):
-    """Who computes: this process, or a training service that speaks Tinker's protocol (docs/scaling.md)."""
+    """Who computes: this process, a training service that speaks Tinker's protocol, or for students of the outer loop another
+    trainer by files (docs/scaling.md)."""
 
-    kind: Literal["native", "tinker"] = "native"
+    kind: Literal["native", "tinker", "files"] = "native"  # files: as `soar student --emit` sets it
     service: Literal["tinker", "skyrl"] = "tinker"  # Thinking Machines', or SkyRL's own server (its JAX engine)
     base_url: str = ""  # of a server of your own; "": Thinking Machines'
     model: str = (

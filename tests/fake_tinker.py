@@ -136,7 +136,7 @@ class Sampling:
 class Service:
     """tinker.ServiceClient. alive: training clients that were not unloaded; most: of them at once.
 
-    broken(): called before every pass; may raise. mean: see `Training`.
+    broken(): called before every pass; may raise. rank: the largest it takes. mean: see `Training`.
     """
 
     def __init__(self, backbone: Backbone, mean: bool = False) -> None:
@@ -144,7 +144,7 @@ class Service:
         self.saved: dict[str, tuple[AdapterStack, dict[str, Tensor]]] = {}
         self.archives: dict[str, AdapterStack] = {}
         self.alive: set[str] = set()
-        self.opened = self.most = 0
+        self.opened, self.most, self.rank = 0, 0, 16
         self.broken: Callable[[], None] = lambda: None
 
     def passed(self, client: Training, loss: str) -> None:
@@ -155,8 +155,8 @@ class Service:
         return SimpleNamespace(supported_models=[SimpleNamespace(model_name=self.name)])
 
     def create_lora_training_client(self, base_model: str, rank: int, seed: int, train_unembed: bool) -> Training:
-        if rank > 16:
-            raise RuntimeError(f"LoRA rank {rank} must be between 1 and 16")
+        if rank > self.rank:
+            raise RuntimeError(f"LoRA rank {rank} must be between 1 and {self.rank}")
         return Training(self, self.backbone.new_stack(seed))
 
     def create_training_client_from_state(self, path: str) -> Training:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,39 @@ def without_names(folder: Path) -> Any:
     return rows, [(folder / name).read_bytes() for name in files]
 
 
+def refuse(error: Exception) -> Callable[[], Any]:
+    def refused() -> Any:
+        raise error
+
+    return refused
+
+
+GONE = refuse(ConnectionError(f"connection refused, key {KEY}"))
+TROUBLE: list[tuple[str, Callable[[Service, pytest.MonkeyPatch], object], str]] = [
+    (
+        "server",
+        lambda s, patch: patch.setattr(s, "get_server_capabilities", GONE),
+        r"opening it: ConnectionError: .*key \*\*\*",
+    ),
+    (
+        "key",
+        lambda s, patch: patch.delenv("TINKER_API_KEY"),
+        "needs the key in the environment variable TINKER_API_KEY",
+    ),
+    ("rank", lambda s, patch: patch.setattr(s, "rank", 2), r"model.lora_rank = 4\): RuntimeError: LoRA rank 4 must be"),
+    ("model", lambda s, patch: patch.setattr(s, "name", "other"), "is not served; served are: other"),
+    (
+        "loss",
+        lambda s, patch: patch.setattr(s, "broken", refuse(ValueError("unknown loss_fn importance_sampling"))),
+        r"a gradient: ValueError: unknown loss_fn importance_sampling.*--resume goes on",
+    ),
+]
+
+
 @pytest.mark.parametrize("service", [False], indirect=True, ids=["tinker"])
-def test_a_run_that_is_cut_off_and_resumed_equals_one_that_is_not(service: Service, tmp_path: Path) -> None:
+def test_trouble_with_the_service_is_named_and_a_resumed_run_equals_one_without(
+    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     passes: list[int] = []
     service.broken = lambda: passes.append(1)
     run_tiny(tmp_path / "whole", *keys(service), *SMALL)
@@ -113,16 +144,29 @@ def test_a_run_that_is_cut_off_and_resumed_equals_one_that_is_not(service: Servi
         nonlocal left
         left -= 1
         if left == 0:
-            raise ConnectionError(f"connection refused, key {KEY}")
+            GONE()
 
     service.broken = broken
+    cut = tmp_path / "cut"
     with pytest.raises(ServiceError, match=r"a gradient: ConnectionError: connection refused, key \*\*\*.*--resume"):
-        run_tiny(tmp_path / "cut", *keys(service), *SMALL)
-    assert events(tmp_path / "cut", "outer_step")
-    run_tiny(tmp_path / "cut", *keys(service), *SMALL, resume=True)
-    assert without_names(tmp_path / "cut") == without_names(tmp_path / "whole")
-    texts = [path.read_bytes() for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+        run_tiny(cut, *keys(service), *SMALL)
+    assert events(cut, "outer_step")
+    saved = state_of(cut)
+    for name, spoil, message in TROUBLE:
+        with monkeypatch.context() as patch:
+            spoil(service, patch)
+            with pytest.raises((ServiceError, ConfigError), match=message):
+                run_tiny(cut, *keys(service), *SMALL, resume=True)
+        assert state_of(cut) == saved, name
+    run_tiny(cut, *keys(service), *SMALL, resume=True)
+    assert without_names(cut) == without_names(tmp_path / "whole")
+    texts = [path.read_bytes() for path in cut.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in text for text in texts)
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    """What a resumed run goes on from."""
+    return {str(path): path.read_bytes() for path in sorted((folder / "state").rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(

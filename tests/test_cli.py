@@ -58,7 +58,7 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
         assert commands == {
             "Start": ["init", "check", "screen", "run"],
             "Look": ["watch", "report", "doctor", "verify"],
-            "Take": ["export", "eval", "student", "study", "review"],
+            "Take": ["export", "eval", "student", "measure", "study", "review"],
         }
     if arguments == ["run", "--help"]:
         assert "\n   soar run --out runs/mine --max-hours 8          pause in time" in done.stdout, "lines stay lines"

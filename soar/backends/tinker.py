@@ -20,11 +20,8 @@ import os
 import re
 import secrets
 import tarfile
-import threading
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -36,7 +33,7 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import Config, ConfigError, OptimizerConfig, SamplingConfig
-from soar.engine.load import load_backbone
+from soar.engine.load import load_backbone, within
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3
 from soar.engine.rollouts import OnTokens, Rollouts, StopStrings, check_prompts, unheard
@@ -56,7 +53,7 @@ class ServiceError(UserError):
 class Slot:
     """One policy. path: its last checkpoint; moved: it was trained since. client, sampler: while it is alive.
 
-    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`_forget`, `_factor`).
+    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`_still`).
     norm: of its last gradient.
     """
 
@@ -122,19 +119,10 @@ class TinkerBackbone(Backbone):
 
     def ask(self, what: str, call: Callable[[], T], seconds: float = 0.0) -> T:
         """call(), which waits for the service. Raises ServiceError with what was asked in place of what the SDK raises."""
-        answer: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(call())
-            except BaseException as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()  # the SDK itself tries again for many minutes
-        seconds = seconds or self.settings.timeout_s
+        seconds = seconds or self.settings.timeout_s  # the SDK itself tries again for many minutes
         try:
-            return answer.result(seconds)
-        except NoAnswer:
+            return within(seconds, call)
+        except TimeoutError:
             reason = f"no answer within {seconds:g} s; is it running? (backend.base_url, backend.timeout_s)"
         except Exception as error:
             key = os.environ.get(self.settings.key_variable) or "\0"
@@ -176,8 +164,9 @@ class TinkerBackbone(Backbone):
         anew = self.service.create_training_client_from_state
         load = self.service.create_training_client_from_state_with_optimizer if slot.steps else anew
         self._open(slot, f"loading {slot.path}", lambda: load(slot.path))
-        if self.skyrl and not slot.steps and any(slot.counts):
-            self._forget(slot)
+        if self.skyrl and not slot.steps and any(slot.counts):  # SkyRL loads AdamW with the weights
+            self._still(slot, beta=0.0)  # clears the moments
+            slot.before = sum(slot.counts) + 1
         return slot.client
 
     def _open(self, slot: Slot, what: str, call: Callable[[], Any]) -> None:
@@ -186,11 +175,10 @@ class TinkerBackbone(Backbone):
         slot.client = self.ask(what, call)
         self.alive.append(slot)
 
-    def _forget(self, slot: Slot) -> None:
-        """SkyRL loads AdamW with the weights: a step of size 0 clears the moments, and `_adam` corrects the count."""
-        zero = self.sdk.AdamParams(learning_rate=0.0, beta1=0.0, beta2=0.0, eps=1.0, weight_decay=0.0)
-        self.ask("a fresh optimizer", lambda: slot.client.optim_step(zero).result())
-        slot.before = sum(slot.counts) + 1
+    def _still(self, slot: Slot, beta: float) -> Any:
+        """Answer to a step of size 0, which AdamW counts all the same (`_adam` corrects that)."""
+        named = {"learning_rate": 0.0, "beta1": beta, "beta2": beta, "eps": 1.0, "weight_decay": 0.0}
+        return self.ask("a step of size 0", lambda: slot.client.optim_step(self.sdk.AdamParams(**named)).result())
 
     def settled(self, slot: Slot) -> str:
         """Path of a checkpoint of the policy as it is now, with its AdamW."""
@@ -267,8 +255,7 @@ class TinkerBackbone(Backbone):
         if not self.skyrl or slot.norm < clip / 2:
             return 1.0
         self.ask("a gradient", self._forward_backward(slot, rollouts, rows, weight_B_T * PROBE).result)
-        still = self.sdk.AdamParams(learning_rate=0.0, beta1=0.999999, beta2=0.999999, eps=1.0, weight_decay=0.0)
-        norm = norm_in(self.ask("a norm", slot.client.optim_step(still).result)) / PROBE
+        norm = norm_in(self._still(slot, beta=0.999999)) / PROBE
         slot.before += 1
         return min(1.0, clip / (norm + 1e-12))
 
@@ -312,9 +299,7 @@ class TinkerBackbone(Backbone):
         asked = [base.compute_logprobs(ints(tokens_of(rollouts, row))) for row in rows]
         scores = self.ask("scores of the base model", lambda: [answer.result() for answer in asked])
         reference_B_T = torch.zeros(rollouts.logprob_B_T.shape)
-        for row, score in zip(rows, scores, strict=True):
-            if length := int(rollouts.length_B[row]):
-                reference_B_T[row, :length] = torch.tensor(score[-length:])
+        reference_B_T[rows] = behind_prompts(scores, rollouts, rows)
         return reference_B_T
 
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor:
@@ -364,13 +349,18 @@ def tokens_of(rollouts: Rollouts, row: int) -> list[int]:
     return [*rollouts.prompts[row], *rollouts.tokens_B_T[row, : int(rollouts.length_B[row])].tolist()]
 
 
-def logprobs_of(result: Any, rollouts: Rollouts, rows: list[int]) -> Tensor:
-    """The trainer's log-probabilities [rows, T] of these completions, 0 on padding."""
-    logprob_R_T = torch.zeros(len(rows), rollouts.tokens_B_T.shape[1])
-    for i, (row, output) in enumerate(zip(rows, result.loss_fn_outputs, strict=True)):
+def behind_prompts(scores: Sequence[Sequence[float]], rollouts: Rollouts, rows: list[int]) -> Tensor:
+    """Of the scores of these rows' tokens those of their completions [rows, T], 0 on padding."""
+    score_R_T = torch.zeros(len(rows), rollouts.tokens_B_T.shape[1])
+    for i, (row, score) in enumerate(zip(rows, scores, strict=True)):
         if length := int(rollouts.length_B[row]):
-            logprob_R_T[i, :length] = torch.tensor(output["logprobs"].tolist()[-length:])
-    return logprob_R_T
+            score_R_T[i, :length] = torch.tensor(score[-length:])
+    return score_R_T
+
+
+def logprobs_of(result: Any, rollouts: Rollouts, rows: list[int]) -> Tensor:
+    """The trainer's log-probabilities [rows, T] of these completions."""
+    return behind_prompts([output["logprobs"].tolist() for output in result.loss_fn_outputs], rollouts, rows)
 
 
 class TinkerSampler:

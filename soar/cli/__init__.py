@@ -21,7 +21,7 @@ from soar.types import VERSION, UserError
 PANELS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "Start": (start.init, start.check, start.screen, start.run),
     "Look": (look.watch, look.report, look.doctor, look.verify),
-    "Take": (take.export, take.eval_, take.student, take.study, take.review),
+    "Take": (take.export, take.eval_, take.student, take.measure, take.study, take.review),
 }
 TRAINING = ("torch", "transformers", "peft")  # what the extra `train` brings
 RESUMABLE = ("screen", "run", "student", "study")

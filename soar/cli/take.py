@@ -14,7 +14,7 @@ from soar.files import write_json
 from soar.plan.forecast import forecast
 from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.text import result_lines
-from soar.run.folder import ACCEPTED, REJECTED, decide, lines, read
+from soar.run.folder import ACCEPTED, REJECTED, decide, lines, read, recorded_config
 from soar.run.interrupts import resume_command
 from soar.studies.study import cells, find_study, read_study, run_study
 
@@ -110,9 +110,10 @@ def evaluation_config(
 
 def student(
     context: Context,
-    train: Annotated[str, Option(metavar="SET", help=f"One of {', '.join(ARMS)}; with :PATH where due.")],
-    out: Annotated[Path, Option(help="Folder, in the form of a run folder.")],
     recipe: common.Recipe = None,
+    train: Annotated[str | None, Option(metavar="SET", help=f"{', '.join(ARMS)}; with :PATH where due.")] = None,
+    out: Annotated[Path | None, Option(help="Folder, in the form of a run folder.")] = None,
+    emit: Annotated[Path | None, Option(help="Run folder for the training sets of an outer step, see below.")] = None,
     model: common.Model = None,
     problems: common.Problems = None,
     sets: common.Sets = None,
@@ -122,14 +123,38 @@ def student(
 ) -> None:
     """Train a fresh student on hard problems, promotion questions, a teacher's questions or a file.
 
+    With --emit begin a run whose students are trained by TRL, verl or prime-rl: it stops with the training sets of an outer
+    step in DIR/sets, each with a README.md, and soar measure goes on.
+
     examples:
+      soar student small-1gpu --model MODEL --problems hard.jsonl --emit runs/mine
       soar student tiny --train hard --steps 200 --out runs/hard                Hard-Only
       soar student --train pq:runs/demo --steps 100 --out runs/again            promotion questions of a run, its config
       soar student tiny --train file:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
+    if emit is not None and train is None and out is None and steps is None:
+        config = common.config_of(
+            recipe, model, problems, ["backend.kind=files", 'arms.run=["base","ps"]', *(sets or [])]
+        )
+        common.carry_out(context, config, emit, resume, quiet)
+        return
+    if emit is not None or train is None or out is None:
+        raise BadParameter("expected --train SET and --out DIR, or --emit DIR")
     config = student_config(train, recipe, model, problems, sets or [], steps)
     common.carry_out(context, config, out, resume, quiet)
     print(f"adapter: {out / 'arms' / config.arms.run[-1]}; report: {out / 'report.html'}")
+
+
+def measure(context: Context, run: common.RunFolder, quiet: common.Quiet = False) -> None:
+    """Go on with a run of soar student --emit: read the results of its training sets, emit those of the next outer step.
+
+    A result is a JSON file in RUN/sets/STEP/results: {"set": "0-1", "pass_rate": 0.31}, or "adapter" with a PEFT folder,
+    which is measured here, or both.
+    """
+    config = recorded_config(run)
+    if config.backend.kind != "files":
+        raise ConfigError(f"{run} was not begun by soar student --emit; continue it with: {resume_command(run)}")
+    common.carry_out(context, config, run, True, quiet)
 
 
 def student_config(

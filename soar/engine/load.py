@@ -14,11 +14,12 @@ import re
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from soar.config import Config, ConfigError, ModelConfig, builtin_path
 from soar.types import UserError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from soar.engine.policy import Backbone
 
+T = TypeVar("T")
 GIB = 2**30
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.5625}  # 4bit: and one float32 scale for 64 weights
 LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
@@ -154,24 +156,30 @@ def _refuse_class(path: str, common: dict[str, Any]) -> None:
         )
 
 
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """call(), in a thread that is left to itself after so long. Raises TimeoutError then, else what the call raises."""
+    outcome: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result(seconds)
+
+
 def _bound_template(tokenizer: Any) -> None:
     """Make the tokenizer's chat template end: in TEMPLATE_SECONDS, and with a ConfigError in place of what it raises."""
     plain = tokenizer.apply_chat_template
 
     def bounded(*given: Any, **named: Any) -> Any:
-        outcome: Future[Any] = Future()
-
-        def work() -> None:
-            try:
-                outcome.set_result(plain(*given, **named))
-            except Exception as error:
-                outcome.set_exception(error)
-
-        threading.Thread(target=work, daemon=True).start()
         try:
-            return outcome.result(TEMPLATE_SECONDS)
+            return within(TEMPLATE_SECONDS, lambda: plain(*given, **named))
         except Exception as error:
-            said = f"did not end in {TEMPLATE_SECONDS} s" if not outcome.done() else f"fails: {error!r:.300}"
+            late = isinstance(error, TimeoutError)
+            said = f"did not end in {TEMPLATE_SECONDS} s" if late else f"fails: {error!r:.300}"
             raise ConfigError(f"model.path: the chat template {said}; {MEND_TEMPLATE}") from error
 
     tokenizer.apply_chat_template = bounded

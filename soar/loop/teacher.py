@@ -42,7 +42,8 @@ class LoopState:
     teacher, baseline: stacks of one policy. step: done. window: mean step rewards since the last promotion. pq: promotion
     questions as rows. pass_rates: the baseline's per reward question (None: it cannot be scored), kept while it stands.
     student_rollouts, spent: completions and tokens so far. best: the promoted student with the highest pass rate on D_train,
-    best_rate (PS: the last one may be worse); validated: promotions that were looked at for it.
+    best_rate (PS: the last one may be worse); validated: promotions that were looked at for it. written: question sets that
+    wait for their students (`run.jobs`).
     """
 
     teacher: AdapterStack
@@ -58,6 +59,7 @@ class LoopState:
     best: AdapterStack | None = None
     best_rate: float = -1.0
     validated: int = 0
+    written: dict[str, Any] = field(default_factory=dict)
     spent: dict[str, int] = field(default_factory=lambda: {"teacher": 0, "students": 0, "measurement": 0})
 
 
@@ -158,8 +160,8 @@ class OuterLoop:
         self.state.spent["teacher"] += question_sets.tokens
         return question_sets
 
-    def teach(self, question_sets: QuestionSets) -> Population:
-        """Step 2a: one student per dataset and repeat, trained from the baseline; student order is (dataset, repeat)."""
+    def plans(self, question_sets: QuestionSets) -> tuple[list[list[list[Problem]]], list[int], float]:
+        """(batches_P_S, seed_P, lr): what every student sees, and what it draws from; student order is (dataset, repeat)."""
         config, state = self.config.student, self.state
         steps = inner_steps(config, state.promotions)
         batches_P_S, seed_P = [], []
@@ -167,15 +169,20 @@ class OuterLoop:
             for j in range(config.repeats):
                 seed_P.append(seeds.derive(self.config.seed, "student", state.step, k, j))
                 batches_P_S.append(shuffled_passes(problems, seed_P[-1], steps, config.prompts_per_step))
-        lr = config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
-        total, size, ticks = steps * len(seed_P), self._chunk(len(seed_P)), itertools.count(1)
+        return batches_P_S, seed_P, config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
+
+    def teach(self, question_sets: QuestionSets) -> Population:
+        """Step 2a: one student per dataset and repeat, trained from the baseline."""
+        state = self.state
+        batches_P_S, seed_P, lr = self.plans(question_sets)
+        total, size, ticks = len(batches_P_S[0]) * len(seed_P), self._chunk(len(seed_P)), itertools.count(1)
 
         def note() -> None:
             if self.on_inner is not None:
                 self.on_inner(min(total, size * next(ticks)), total)
 
         population = train_population(
-            self.env, state.baseline, batches_P_S, seed_P, config, lr, self.threads, note, parallel=self.parallel
+            self.env, state.baseline, batches_P_S, seed_P, self.config.student, lr, self.threads, note, self.parallel
         )
         state.student_rollouts += population.rollouts
         state.spent["students"] += population.tokens
@@ -183,23 +190,28 @@ class OuterLoop:
 
     def measure(self, population: Population) -> Measurement:
         """Step 2b: pass rate of every student on Q_R minus the baseline's on the same questions."""
-        config, state = self.config, self.state
+        config = self.config
         questions = self.draw_reward_questions()
         baseline = self._baseline_rate(questions)
         G, R = config.teacher.datasets, config.student.repeats
-        seed = seeds.derive(config.seed, "measure", state.step)
-        common = (questions, config.reward, config.student.sampling, seed)
-        tasks = [(population.stack.select(members),) for members in chunks(G * R, self._chunk(G * R))]
-        measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
-        rate_P = [rate for rates, *_ in measured for rate in rates]
-        diverged_P = [diverged for _, some, *_ in measured for diverged in some]
-        self._measured(sum(part[2] for part in measured), sum(part[3] for part in measured))
+        rate_P, diverged_P, kept = self.rates(population.stack, questions)
         failed_P = [a or b for a, b in zip(population.failed_P.tolist(), diverged_P, strict=True)]
         improvement_G_R = np.array(rate_P).reshape(G, R) - baseline
         valid_G_R = ~np.array(failed_P).reshape(G, R)
         reward_G, error_G = grounded(improvement_G_R.tolist(), valid_G_R.tolist())
         trials = [Trial(p // R, p % R, rate_P[p], failed_P[p]) for p in range(G * R)]
-        return Measurement(improvement_G_R, valid_G_R, reward_G, error_G, baseline, trials, measured[0][4])
+        return Measurement(improvement_G_R, valid_G_R, reward_G, error_G, baseline, trials, kept)
+
+    def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
+        """(pass rate of every student, who diverged, some attempts), all at the same questions and seeds."""
+        config, P = self.config, students.policies
+        seed = seeds.derive(config.seed, "measure", self.state.step)
+        common = (questions, config.reward, config.student.sampling, seed)
+        tasks = [(students.select(members),) for members in chunks(P, self._chunk(P))]
+        measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
+        self._measured(sum(part[2] for part in measured), sum(part[3] for part in measured))
+        rates, diverged = ([value for part in measured for value in part[i]] for i in (0, 1))
+        return rates, diverged, measured[0][4]
 
     def pay(self, question_sets: QuestionSets, measured: Measurement) -> Payment:
         """What the teacher earns for its questions; an intrinsic reward costs attempts of the baseline student."""

@@ -126,7 +126,7 @@ def files_of(form: str, domain: Domain, rows: list[Row]) -> dict[str, bytes]:
     return {"questions.jsonl": _jsonl(rows)}
 
 
-def _card(file: str, /, **values: Any) -> bytes:
+def card(file: str, /, **values: Any) -> bytes:
     """A README.md from `templates/export/FILE.md.in`; filters: visible, json (JSON text)."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"visible": visible, "json": json.dumps}
@@ -157,7 +157,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     rows = collect(run, source, with_hard)
     files = files_of(form, domain, rows)
     counts = {what: sum(row["kind"] == kind for row in rows) for kind, what in KINDS.items()}
-    files["README.md"] = _card(
+    files["README.md"] = card(
         "questions",
         form=form,
         data_file=next(iter(files)),
@@ -241,7 +241,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     arm, base, arms = ARM_OF[policy], visible(str(run.config["model"]["path"])), run.arms
     k = min(arms[arm].pass_at) if arm in arms else 0
     shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if name in arms]
-    card = _card(
+    text = card(
         "weights",
         name=run.name,
         policy=policy,
@@ -253,7 +253,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
         seed=run.manifest.get("seed"),
         results=[f"{arm_name(entry.name)}: {with_interval(entry, k)}" for entry in shown if k in entry.pass_at],
     )
-    write_atomic(out / "README.md", card)
+    write_atomic(out / "README.md", text)
     return sorted(out.iterdir())
 
 

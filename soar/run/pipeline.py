@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_
 from soar.run.doctor import write_hashes
 from soar.run.folder import ADVICE, RunFolder
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
+from soar.run.jobs import FileLoop
 from soar.run.measure import count_held_out
 from soar.run.progress import Progress
 from soar.run.ray import RayParallel, check_cluster, open_parallel
@@ -192,7 +194,8 @@ class Run:
             self.progress.task("  students", 1, transient=True) as inner,
         ):
             advance(state.step)
-            loop = OuterLoop(
+            kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
+            loop = kind(
                 self.env, self.hard_train, config, state, self.threads, inner.set, self.parallel, self.teacher_reward
             )
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]

@@ -1,0 +1,163 @@
+"""Students that another trainer trains: the sets of an outer step go out as files, pass rates or adapters come back.
+
+`soar student --emit` begins such a run, `soar measure` goes on with it: the loop stops, saved, where students would train,
+until there is a result of every set in `sets/STEP/results`. Teacher, base model and the measurement of adapters stay here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+
+from soar.engine.load import resolve_path
+from soar.engine.policy import AdapterStack, concat, load_adapter
+from soar.engine.rollouts import Rollouts
+from soar.files import write_atomic, write_json
+from soar.loop.population import Population
+from soar.loop.teacher import Event, Measurement, OuterLoop
+from soar.loop.write import QuestionSets
+from soar.problems.domain import domain_of
+from soar.report.export import card, files_of
+from soar.run.checkpoint import read_document
+from soar.run.interrupts import Stopped
+from soar.run.setup import save_adapter
+from soar.types import Decision, Problem, UserError
+
+
+class ResultError(UserError):
+    """A result of a training set that is missing or cannot be used; the run is as it was, mend it and measure again."""
+
+
+class Result(BaseModel):
+    """What a file in `results` says of one set. adapter: PEFT folder, from the file's own place."""
+
+    model_config = ConfigDict(extra="forbid")
+    set: str
+    pass_rate: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    adapter: Path | None = None
+
+
+def read_results(folder: Path, names: list[str]) -> list[Result]:
+    """The results of all sets in order, paths resolved; none when the folder is empty. Raises ResultError."""
+    results: dict[str, Result] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = Result.model_validate(read_document(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ResultError(f"{path}: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
+        for fits, message in (
+            (result.set in names, f"set = {result.set!r}: expected one of {', '.join(names)}"),
+            (result.set not in results, f"set {result.set} has another result in this folder; keep one of them"),
+            (
+                result.pass_rate is not None or result.adapter,
+                "expected pass_rate (0 to 1), adapter (a PEFT folder) or both",
+            ),
+        ):
+            if not fits:
+                raise ResultError(f"{path}: {message}")
+        results[result.set] = result.model_copy(update={"adapter": result.adapter and path.parent / result.adapter})
+    if results and (missing := [name for name in names if name not in results]):
+        raise ResultError(f"{folder} has no result of the set {', '.join(missing)}; add them, then measure again")
+    return [results[name] for name in names] if results else []
+
+
+class FileLoop(OuterLoop):
+    """The outer loop of a run in `folder`. save(): write a checkpoint now."""
+
+    def __init__(self, folder: Path, save: Callable[[], None], *given: Any) -> None:
+        super().__init__(*given)
+        self.folder, self.save = folder, save
+        self.results: list[Result] = []
+
+    def write(self) -> QuestionSets:
+        """Once for a step, however often it is begun again."""
+        state, written = self.state, self.state.written
+        if written.get("step") != state.step:
+            sets = super().write()
+            state.written = {"step": state.step, "sets": asdict(sets)}
+            self.save()
+            return sets
+        saved, rollouts = written["sets"], written["sets"]["rollouts"]
+        rollouts = Rollouts(**{**rollouts, "prompts": tuple(map(tuple, rollouts["prompts"]))})
+        problems_G_Q = [[Problem(**row) for row in rows] for rows in saved["problems_G_Q"]]
+        return QuestionSets(**{**saved, "problems_G_Q": problems_G_Q, "rollouts": rollouts})
+
+    def teach(self, question_sets: QuestionSets) -> Population:
+        """The students that came back, those known by their pass rate alone as the baseline.
+
+        Raises Stopped while there are no results, ResultError for those that cannot be used.
+        """
+        student, state = self.config.student, self.state
+        names = [f"{k}-{j}" for k in range(self.config.teacher.datasets) for j in range(student.repeats)]
+        place = self.folder / "sets" / f"{state.step:04d}"
+        batches_P_S, seed_P, lr = self.plans(question_sets)
+        if not (place / "jobs.json").is_file():
+            seeds = dict(zip(names, (seed % (1 << 31) for seed in seed_P), strict=True))
+            about = {"sets": names, "seeds": seeds, "rloo_steps": len(batches_P_S[0]), "learning_rate": lr}
+            rows_P = [[problem for batch in batches for problem in batch] for batches in batches_P_S]
+            self._emit(place, dict(zip(names, rows_P, strict=True)), {"step": state.step, **about})
+        self.results = read_results(place / "results", names)
+        if not self.results:
+            raise Stopped(
+                f"outer step {state.step} waits for students of the {len(names)} training sets in {place}",
+                f"{place / 'README.md'} says how to train them; with a result of each in {place / 'results'} continue with: "
+                f"soar measure {shlex.quote(str(self.folder))}",
+            )
+        stack = concat([self._load(r.set, r.adapter) if r.adapter else state.baseline for r in self.results])
+        rollouts = sum(len(batch) * student.attempts for batches in batches_P_S for batch in batches)
+        state.student_rollouts += rollouts  # as the sets ask for
+        return Population(stack, torch.zeros(len(names), dtype=torch.bool), [{}], rollouts)
+
+    def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool]]:
+        """Those that were given, the others measured here."""
+        unknown = [p for p, result in enumerate(self.results) if result.pass_rate is None]
+        measured = super().rates(students.select(unknown), questions) if unknown else ([], [])
+        by_p = dict(zip(unknown, zip(*measured, strict=True), strict=True))
+        pairs = [by_p.get(p, (result.pass_rate or 0.0, False)) for p, result in enumerate(self.results)]
+        return [rate for rate, _ in pairs], [diverged for _, diverged in pairs]
+
+    def _promote(
+        self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
+    ) -> Event:
+        name = f"{decision.dataset}-{decision.repeat}"
+        if any(result.set == name and result.adapter is None for result in self.results):
+            raise ResultError(
+                f"the student of set {name} is promoted, and the next step begins with its weights: its result has a "
+                "pass_rate alone; add its adapter, then measure again"
+            )
+        return super()._promote(decision, question_sets, population, measured)
+
+    def _load(self, name: str, folder: Path) -> AdapterStack:
+        """An adapter as a student of the run, with the run's scale. Raises ResultError."""
+        try:
+            stack, scale = load_adapter(self.env.backbone, folder), self.state.baseline.scale
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ResultError(f"adapter of set {name}: {error}") from error
+        tensors = {key: t * (stack.scale / scale) if key.endswith(".B") else t for key, t in stack.tensors.items()}
+        return replace(stack, tensors=tensors, scale=scale)
+
+    def _emit(self, place: Path, sets: dict[str, list[Problem]], jobs: dict[str, Any]) -> None:
+        """The folder of a step; jobs.json comes last."""
+        domain, model = domain_of(self.config.problems), self.config.model
+        forms = ("trl", "verl") if importlib.util.find_spec("pyarrow") else ("trl",)
+        about = {"step": self.state.step, "dataset": None, "reward": None}
+        for name, problems in {**sets, "measure": self.draw_reward_questions()}.items():
+            kind = {"kind": "hard" if name == "measure" else "accepted"}
+            rows = [{"question": p.question, "answer": p.answer, **kind, **about} for p in problems]
+            for file, content in (item for form in forms for item in files_of(form, domain, rows).items()):
+                write_atomic(place / file if file == "reward.py" else place / name / file, content)
+        save_adapter(self.env.backbone, self.state.baseline, place / "start")
+        (place / "results").mkdir(parents=True, exist_ok=True)
+        jobs |= {"model": resolve_path(model.path), "lora_rank": model.lora_rank, "lora_alpha": model.lora_alpha}
+        jobs |= {"student": self.config.student.model_dump(mode="json")}
+        write_atomic(place / "README.md", card("sets", jobs=jobs, student=jobs["student"], folder=self.folder))
+        write_json(place / "jobs.json", jobs)
