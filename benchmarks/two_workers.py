@@ -1,10 +1,11 @@
 """Outer steps of `soar run` on random weights, with one and with two worker processes, or of a large shape on one card.
 
-    python benchmarks/two_workers.py --out two.json               0.5B on two GPUs: --workers 1, --workers 2, their ratio
-    python benchmarks/two_workers.py --kill-one --out kill.json   and once more with two, one killed amid the second step
-    python benchmarks/two_workers.py --shape 7b --workers 0 --outer-steps 1 --out 7b.json       Qwen2.5-7B's shape, one card
+    python benchmarks/two_workers.py --out two.json                       0.5B on two GPUs: one worker, two, their ratio
+    python benchmarks/two_workers.py --workers 2 --kill-one --out kill.json        two, and again with one of them killed
+    python benchmarks/two_workers.py --shape 7b --workers 0 --outer-steps 1 --repeats 2 --out 7b.json   7B on one GPU
     python benchmarks/two_workers.py --shape toy --kill-one --datasets 2 --repeats 2 --questions 2 --attempts 4 --measured 4
 
+By the rates of one H200 the first takes about seven minutes, the others less; --steps and --repeats make it shorter.
 The last line is a toy on a CPU. Nothing is downloaded: the model is drawn on the device and written to --folder (0.5B: 1 GB,
 7B: 15 GB in bfloat16), since every worker loads it for itself; one token in --mean ends a completion. Each run is a real one
 (`soar.run.pipeline.execute`) in a process of its own: the teacher writes, students train by RLOO with the KL term and are

@@ -24,7 +24,6 @@ import torch
 from fake_tinker import Service
 from helpers import ROOT
 from loop_helpers import events, run_tiny, tiny_config, without_clock
-from safetensors.torch import load_file
 
 from soar.backends import base
 from soar.backends.tinker import ServiceError, TinkerBackbone, open_tinker
@@ -131,7 +130,7 @@ TROUBLE: list[tuple[str, Callable[[Service, pytest.MonkeyPatch], object], str]] 
 ]
 
 
-@pytest.mark.parametrize("service", [False], indirect=True, ids=["tinker"])
+@pytest.mark.parametrize("service", [True], indirect=True, ids=["skyrl"])  # which has more to keep
 def test_trouble_with_the_service_is_named_and_a_resumed_run_equals_one_without(
     service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -265,8 +264,4 @@ def test_skyrl_makes_a_run_to_its_report_killed_and_resumed(
     child.kill()
     child.wait()
     run_tiny(tmp_path / "cut", *keys, resume=True)
-    (rows, (*written, _, _)), (wanted, (*expected, _, _)) = (without_names(tmp_path / n) for n in ("cut", "whole"))
-    assert (rows, written) == (wanted, expected)
-    for name in ("teacher", "student"):  # the norm of the last gradient is not saved, so a probe more is made
-        cut, whole = (load_file(tmp_path / n / name / "adapter_model.safetensors") for n in ("cut", "whole"))
-        assert all(torch.allclose(cut[key], whole[key], atol=5e-5) for key in whole)
+    assert without_names(tmp_path / "cut") == without_names(tmp_path / "whole")

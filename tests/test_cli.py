@@ -54,7 +54,7 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
         panels = re.split(r"─ (Start|Look|Take) ─", done.stdout)[1:]
         commands = {name: re.findall(r"│ (\w+) ", text) for name, text in zip(panels[::2], panels[1::2], strict=True)}
         words = re.sub(r"\s+", " ", done.stdout)
-        assert "Recipes: code-1gpu, paper-math, " in words and "Studies: embedded, finding1, " in words
+        assert "Recipes: code-1gpu, " in words and "Studies: embedded, finding1, " in words
         assert commands == {
             "Start": ["init", "check", "screen", "run"],
             "Look": ["watch", "report", "doctor", "verify"],

@@ -54,21 +54,21 @@ class Slot:
     """One policy. path: its last checkpoint; moved: it was trained since. client, sampler: while it is alive.
 
     steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`_still`).
-    norm: of its last gradient.
+    steep: 1 where its last gradient may have been over half of the clipping limit. A checkpoint's name has all three.
     """
 
     path: str = ""
     steps: int = 0
     before: int = 0
     moved: bool = False
-    norm: float = math.inf
+    steep: int = 1
     client: Any = None
     sampler: Any = None
 
     @property
     def counts(self) -> list[int]:
-        """[before, steps] at the checkpoint, which its name says."""
-        return [int(n) for n in re.findall(r"-(\d+)-(\d+)$", self.path)[0]]
+        """[before, steps, steep] at the checkpoint."""
+        return [int(n) for n in re.findall(r"-(\d+)-(\d+)-(\d+)$", self.path)[0]]
 
 
 def stack_of(paths: Sequence[str]) -> AdapterStack:
@@ -100,7 +100,7 @@ class LiveStack(AdapterStack):
 
     def restore(self, flat: dict[str, Tensor]) -> None:
         for slot in self.slots:
-            slot.before, slot.steps = slot.counts
+            slot.before, slot.steps, slot.steep = slot.counts
 
 
 class TinkerBackbone(Backbone):
@@ -164,9 +164,9 @@ class TinkerBackbone(Backbone):
         anew = self.service.create_training_client_from_state
         load = self.service.create_training_client_from_state_with_optimizer if slot.steps else anew
         self._open(slot, f"loading {slot.path}", lambda: load(slot.path))
-        if self.skyrl and not slot.steps and any(slot.counts):  # SkyRL loads AdamW with the weights
+        if self.skyrl and not slot.steps and any(slot.counts[:2]):  # SkyRL loads AdamW with the weights
             self._still(slot, beta=0.0)  # clears the moments
-            slot.before = sum(slot.counts) + 1
+            slot.before = sum(slot.counts[:2]) + 1
         return slot.client
 
     def _open(self, slot: Slot, what: str, call: Callable[[], Any]) -> None:
@@ -183,7 +183,7 @@ class TinkerBackbone(Backbone):
     def settled(self, slot: Slot) -> str:
         """Path of a checkpoint of the policy as it is now, with its AdamW."""
         if slot.moved or not slot.path:
-            name = f"soar-{secrets.token_hex(8)}-{slot.before}-{slot.steps}"
+            name = f"soar-{secrets.token_hex(8)}-{slot.before}-{slot.steps}-{slot.steep:d}"
             slot.path = self.ask("saving a policy", lambda: self.client(slot).save_state(name).result().path)
             slot.moved = False
         return slot.path
@@ -240,8 +240,8 @@ class TinkerBackbone(Backbone):
             kl_P[p], failed_P[p] = kl_B[kept_P[p]].sum() / count, not bool(torch.isfinite(logprob_R_T).all())
         stepping = {p: self._adam(slots[p], config, lr) for p in range(P) if not failed_P[p]}
         for p, step in stepping.items():
-            norm_P[p] = slots[p].norm = norm_in(self.ask("a step", step.result)) / factor_P[p]
-            failed_P[p] = not math.isfinite(slots[p].norm)
+            norm = norm_in(self.ask("a step", step.result)) / factor_P[p]
+            norm_P[p], failed_P[p], slots[p].steep = norm, not math.isfinite(norm), not norm < config.clip / 2
         for p in failed_P.nonzero()[:, 0].tolist():  # back to its last checkpoint: what it has become must not go on
             slots[p].moved = False
             self.close(slots[p])
@@ -252,7 +252,7 @@ class TinkerBackbone(Backbone):
 
         The norm comes with a step of size 0 on a gradient that is too small to be seen in AdamW's moments.
         """
-        if not self.skyrl or slot.norm < clip / 2:
+        if not self.skyrl or not slot.steep:
             return 1.0
         self.ask("a gradient", self._forward_backward(slot, rollouts, rows, weight_B_T * PROBE).result)
         norm = norm_in(self._still(slot, beta=0.999999)) / PROBE

@@ -210,8 +210,8 @@ class OuterLoop:
         tasks = [(students.select(members),) for members in chunks(P, self._chunk(P))]
         measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
         self._measured(sum(part[2] for part in measured), sum(part[3] for part in measured))
-        rates, diverged = ([value for part in measured for value in part[i]] for i in (0, 1))
-        return rates, diverged, measured[0][4]
+        rate_P = [rate for rates, *_ in measured for rate in rates]
+        return rate_P, [diverged for _, some, *_ in measured for diverged in some], measured[0][4]
 
     def pay(self, question_sets: QuestionSets, measured: Measurement) -> Payment:
         """What the teacher earns for its questions; an intrinsic reward costs attempts of the baseline student."""

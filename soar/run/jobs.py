@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from soar.engine.load import resolve_path
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.engine.rollouts import Rollouts
-from soar.files import write_atomic, write_json
+from soar.files import Row, write_atomic, write_json
 from soar.loop.population import Population
 from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
@@ -117,13 +117,13 @@ class FileLoop(OuterLoop):
         state.student_rollouts += rollouts  # as the sets ask for
         return Population(stack, torch.zeros(len(names), dtype=torch.bool), [{}], rollouts)
 
-    def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool]]:
+    def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
         """Those that were given, the others measured here."""
         unknown = [p for p, result in enumerate(self.results) if result.pass_rate is None]
-        measured = super().rates(students.select(unknown), questions) if unknown else ([], [])
-        by_p = dict(zip(unknown, zip(*measured, strict=True), strict=True))
-        pairs = [by_p.get(p, (result.pass_rate or 0.0, False)) for p, result in enumerate(self.results)]
-        return [rate for rate, _ in pairs], [diverged for _, diverged in pairs]
+        rates, diverged, kept = super().rates(students.select(unknown), questions) if unknown else ([], [], [])
+        measured = dict(zip(unknown, zip(rates, diverged, strict=True), strict=True))
+        pairs = [measured.get(p, (result.pass_rate or 0.0, False)) for p, result in enumerate(self.results)]
+        return [rate for rate, _ in pairs], [failed for _, failed in pairs], kept
 
     def _promote(
         self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
