@@ -15,6 +15,7 @@ from soar.engine.load import load_backbone, resolve_path
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.loop.evaluate import pass_at_k, summarize
 from soar.loop.student import inner_steps
+from soar.loop.write import TeacherError
 from soar.problems.load import read_hard
 from soar.problems.prompts import get_format
 from soar.report.questions import hashed_ngrams, vendi_score
@@ -239,6 +240,26 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         match=r"0 of 0 .*; 6 more do not fit .* lower student\.sampling\.max_tokens, give a model with a longer",
     ):
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
+
+
+def test_a_teacher_that_falls_silent_ends_the_loop_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = pipeline.OuterLoop.write
+
+    def silent(loop: pipeline.OuterLoop, after: int) -> Any:
+        if loop.state.step >= after:
+            raise TeacherError("0 of 8 questions accepted")
+        return write(loop)
+
+    monkeypatch.setattr(pipeline.OuterLoop, "write", lambda loop: silent(loop, 1))
+    summary = run_tiny(tmp_path / "run")
+    assert summary["outer_steps"] == 1 and summary["loop_end"] == "teacher silent" and "hard_only" in summary["arms"]
+    (row,) = (e for e in events(tmp_path / "run", "alarm") if e["kind"] == "teacher silent")
+    assert row["step"] == 1 and "0 of 8 questions accepted" in row["message"]
+    monkeypatch.setattr(pipeline.OuterLoop, "write", lambda loop: silent(loop, 0))
+    with pytest.raises(TeacherError):  # of the first step: nothing was found, so nothing is worth the arms
+        run_tiny(tmp_path / "none")
 
 
 def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(

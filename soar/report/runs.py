@@ -206,11 +206,17 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
         "paired": paired,
         "promotions": promotions,
         "outer_steps": len(steps),
-        "loop_end": loop_end(config, len(steps), promotions),
+        "loop_end": loop_end(config, len(steps), promotions)
+        or next((row["kind"] for row in rows if row.get("kind") == TEACHER_SILENT), None),
         "seed": config.seed,
         "teacher_rollouts": sum(row["sampled"] for row in steps),
         "wall_seconds": {name: round(seconds, 1) for name, seconds in wall_seconds.items()},
     }
+
+
+TEACHER_SILENT = (
+    "teacher silent"  # alarm: it wrote too few acceptable questions, so the loop ended and the arms followed
+)
 
 
 def loop_end(config: Config, steps: int, promotions: int) -> str | None:

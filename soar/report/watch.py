@@ -18,7 +18,7 @@ from rich.text import Text
 from soar.files import Row, clipped, visible
 from soar.report import text as wording
 from soar.report.rollouts import folded, place
-from soar.report.runs import Run, count, mean, number, numbers, read_run, standard_error
+from soar.report.runs import TEACHER_SILENT, Run, count, mean, number, numbers, read_run, standard_error
 
 MAX_TEXT = 300
 ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", '"', '"', "...", *"<>"], strict=True))
@@ -38,7 +38,8 @@ def terminal_text(text: str, console: Console, style: str = "") -> Text:
 def loop_ended(run: Run) -> bool:
     """Whether the outer loop has made its steps or its promotions (`runs.loop_end`)."""
     total, most = run.setting("teacher", "steps"), run.setting("limits", "max_promotions")
-    return (total is not None and len(run.steps) >= total) or bool(most and len(run.promotions) >= most)
+    silent = any(row.get("kind") == TEACHER_SILENT for row in run.events.get("alarm", []))
+    return silent or (total is not None and len(run.steps) >= total) or bool(most and len(run.promotions) >= most)
 
 
 def stage(run: Run) -> str:

@@ -41,10 +41,10 @@ from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
 from soar.problems.load import split, write_hard
-from soar.report.alarms import screen_alarms, step_alarms
+from soar.report.alarms import alarm, screen_alarms, step_alarms
 from soar.report.page import report_at_the_end
 from soar.report.questions import step_vendi
-from soar.report.runs import PAUSE_FILE, loop_end, summary_of
+from soar.report.runs import PAUSE_FILE, TEACHER_SILENT, loop_end, summary_of
 from soar.report.watch import step_lines
 from soar.run import folder as review
 from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
@@ -201,7 +201,16 @@ class Run:
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             self.folder.append("metrics.jsonl", loop.validate())
             while loop_end(config, state.step, state.promotions) is None:
-                before.append(self._outer_step(loop, before))
+                try:
+                    before.append(self._outer_step(loop, before))
+                except TeacherError as error:  # of a first step: the prompts do not fit the model; later: a result
+                    if not state.step:
+                        raise
+                    self.folder.append(
+                        "metrics.jsonl", [alarm(TEACHER_SILENT, f"the loop ends here: {error}", state.step)]
+                    )
+                    self.progress.say(f"outer step {state.step}: the loop ends, the arms follow. {error}")
+                    break
                 advance(1)
                 self._settle()
                 self._safe_point()
