@@ -1,4 +1,4 @@
-"""The figures of docs/results/maths.md from the counts beside it: the second kill test, and the teacher's questions.
+"""The figures of docs/results/maths.md from the counts beside it: SOAR's first run, the second kill test, the questions.
 
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
@@ -57,7 +57,35 @@ def main() -> None:
         case ["--study", study]:
             from_study(Path(study), default / "maths.json")
         case arguments:
-            kill_test(Path(*arguments[:1]) if arguments else default)
+            first_run(Path(*arguments) if arguments else default)
+            kill_test(Path(*arguments) if arguments else default)
+
+
+def first_run(folder: Path) -> None:
+    cell = ""
+    for row in rows(folder / "maths-soar.jsonl"):
+        if row["cell"] != cell:
+            cell = row["cell"]
+            print(cell)
+        if row["event"] == "outer_step":
+            rates, cut = (
+                [row[part]["pass_rate"] for part in ("student_first", "student_last")],
+                row["rejected"]["truncated"],
+            )
+            print(
+                f"  step {row['step']}: reward {row['reward_mean']:+.3f}, own questions {rates[0]:.0%} to {rates[1]:.0%}, "
+                f"{row['sampled']} texts for {row['accepted']} questions, {cut / row['sampled']:.0%} cut off, "
+                f"{row['seconds']:.0f} s"
+            )
+        elif row["event"] == "validation":
+            print(f"  training half after it: likelihood {row['pass_rate']:.3f}")
+        elif row["event"] == "evaluation":
+            hit, n = sum(count > 0 for count in row["correct"]), len(row["correct"])
+            low, high = clopper_pearson(hit, n)
+            at = row["pass_at"]["1"]
+            print(
+                f"  {row['arm']}: {row['total_tokens']:,} tokens, {hit} of {n} [{low:.1%}, {high:.1%}], pass@1 {at:.2%}"
+            )
 
 
 def kill_test(folder: Path) -> None:
