@@ -93,7 +93,7 @@ def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path: Pat
     ]
     run_folders.write_jsonl(folder / "rollouts.jsonl", [*rows, {"completion": {}}])
     page = write_report(folder).read_text(encoding="utf-8")
-    assert "no answer: hard problems 20" in page and "teacher: two_problems: teacher texts 20" in page
+    assert "no answer (hard problems 20)" in page and "teacher: two_problems (teacher texts 20)" in page
     assert OUTCOMES["no answer"][1] in page and "student, outer step 19" not in page  # every third of them
     assert page.count("&lt;script&gt;kept(1)") == 4 * 7 and "<script>kept" not in page and "\u202e" not in page
 

@@ -167,12 +167,14 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     details += [f"the last check that failed: {pool.last_error[:300]}"] if pool.last_error else []
     details += [f"as text: {problem.id}: {problem.answer[:100]!r}" for problem in texts[:LISTED]]
     good -= 0 if config.screen.text_golds else len(texts)
-    advice, fails = "check all with `soar verify FILE --golds`" if left else "", not good or good + left < FEWEST
-    if bad:
-        advice = "unscorable ones are left out, the others can never be solved: mend them or change the verifier"
+    fails, advice = not good or good + left < FEWEST, ["check all with `soar verify FILE --golds`"] if left else []
     if fails:
-        advice = "choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"
-    return Finding("golds", status_of(fails, advice), message, advice, tuple(details))
+        advice = ["choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"]
+    elif bad:
+        advice = ["unscorable ones are left out, the others can never be solved: mend them or change the verifier"]
+    if bad and not pool.compares:
+        advice += ["a function is given them as completions, in a box or behind `Answer:`"]
+    return Finding("golds", status_of(fails, advice), message, "; ".join(advice), tuple(details))
 
 
 def check_model(

@@ -55,7 +55,7 @@ def rollouts_section(run: Run) -> dict[str, Any]:
     groups = []
     for outcome, rows in folded(run.rollouts).items():
         kinds = Counter(KINDS.get(str(row.get("kind")), "other") for row in rows)
-        title = f"{outcome}: {', '.join(f'{kind} {number:,}' for kind, number in kinds.items())}"
+        title = f"{outcome} ({', '.join(f'{kind} {number:,}' for kind, number in kinds.items())})"
         shown = [
             {"place": place(row), **{key: clipped(str(row.get(key) or ""), 300, 900) for key in TEXTS}}
             for row in rows[:: math.ceil(len(rows) / SHOWN)]

@@ -130,9 +130,10 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     if run.rollouts:
         last = [row for row in run.rollouts if place(row) == place(run.rollouts[-1])]
         outcomes = ", ".join(f"{one_line(outcome)} {len(rows)}" for outcome, rows in folded(last).items())
-        shown, gold = clipped(str(last[-1].get("completion")), 60, 120), one_line(last[-1].get("answer"), 40)
         yield f"completions kept last ({one_line(place(last[-1]))}): {outcomes}", ""
-        yield f"  gold {gold}  «{one_line(shown)}»", ""
+        row = next((row for row in reversed(last) if row.get("outcome") != "right"), last[-1])
+        shown, gold = clipped(str(row.get("completion")), 60, 120), one_line(row.get("answer"), 40)
+        yield f"  {one_line(row.get('outcome'))}, gold {gold}: «{one_line(shown)}»", ""
     yield from ((_event_line(event), "bold red") for event in run.events.get("alarm", [])[-2:])
     for arm, steps in Counter(str(event.get("arm")) for event in run.events.get("arm_step", [])).items():
         if arm not in run.arms:

@@ -115,6 +115,11 @@ def what_fits(rate: float, config: Config, easier: int = 0) -> str:
     )
 
 
+def left_out_before(event: dict[str, Any]) -> str:
+    """How many candidates were left out before screening, and why; "" for none."""
+    return ", ".join(f"{event[key]} {text}" for key, text in LEFT_OUT.items() if event.get(key))
+
+
 def table_lines(event: dict[str, Any], config: Config) -> list[str]:
     """The `screen` event for a person: counts, what plain RL with groups of student.attempts would see, what to do next."""
     total, hard, attempts, most = event["candidates"], event["hard"], event["attempts"], config.screen.max_successes
@@ -128,8 +133,7 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
     lines.append(f"hard: {hard} problems (at most {most} of {attempts} attempts correct)")
     if event["truncated_share"] is not None:
         lines.append(f"attempts that hit the token budget: {event['truncated_share']:.1%}")
-    left_out = [f"{event[key]} {text}" for key, text in LEFT_OUT.items() if event.get(key)]
-    lines += [f"left out before: {', '.join(left_out)}"] if left_out else []
+    lines += [f"left out before: {left_out}"] if (left_out := left_out_before(event)) else []
     if again := event.get("again"):
         lines.append(
             f"screened again: {again['solved']} of the {again['problems']} never solved were solved in {again['attempts']} "
@@ -348,11 +352,9 @@ class HardSet:
         most, attempts = config.screen.max_successes, config.screen.attempts
         return (
             f"{len(self.problems)} of {len(self.found)} problems are hard (at most {most} of {attempts} attempts correct); "
-            f"{self.event['too_long']} more do not fit in the model's context, and the gold answers of "
-            f"{self.event['ungradable']} cannot be graded by {domain_of(config.problems).label!r}, those of "
-            f"{self.event['text_golds']} only be compared as text (screen.text_golds). A run needs at least 4: "
-            "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens, give a model with a longer "
-            "context, or choose another verifier."
+            f"left out before: {left_out_before(self.event) or 'none'}. A run needs at least 4: give harder problems, raise "
+            "screen.max_successes, lower student.sampling.max_tokens, give a model with a longer context, or choose another "
+            f"verifier than {domain_of(config.problems).label!r}."
         )
 
 
@@ -384,8 +386,8 @@ def find_hard(
     texts = {problem.id for problem in problems if gold_kind(problem.answer, domain.label) == "text"}
     for problem in [problem for problem in problems if problem.id in texts][:5]:
         progress.say(f"the gold answer of {problem.id} can only be compared as text: {problem.answer[:80]!r}")
-    if not config.screen.text_golds:
-        problems, left_out["text_golds"] = [p for p in problems if p.id not in texts], len(texts)
+    gone = set() if config.screen.text_golds else texts
+    problems, left_out["text_golds"] = [problem for problem in problems if problem.id not in gone], len(gone)
     evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
     more: dict[str, Any] | None = None
     if reuse and config.screen.attempts and (before := known_hard(config, evidence)) is not None:
