@@ -15,21 +15,15 @@ OUTCOMES = {  # of `VerifierPool.outcomes` -> the cause in a word, and what to d
     "wrong": ("difficulty", "an answer was read, and it is another one"),
     "no answer": (
         "format",
-        "it ends without an answer where it is looked for: try another problems.format or an instruction-tuned model",
+        "it ends without an answer to read: try another problems.format or an instruction-tuned model",
     ),
     "cut off": ("truncation", "it is cut off before an answer: raise student.sampling.max_tokens"),
-    "runs on": (
-        "stop tokens",
-        "it goes on after its answer, and only the end counts: set student.sampling.stop to what begins its next turn",
-    ),
+    "runs on": ("stop tokens", "it goes on after its answer: set student.sampling.stop to what begins its next turn"),
     "refused": (
         "verifier",
-        "the answer that is read equals the gold answer, and the verifier says no: it is too strict, or wants another form",
+        "what is read equals the gold answer, and the verifier says no: too strict, or another form",
     ),
-    "not judged": (
-        "verifier",
-        "the verifier could not decide: see what `soar verify` says of them, or choose another problems.verifier",
-    ),
+    "not judged": ("verifier", "the verifier could not decide: see `soar verify`, or choose another problems.verifier"),
 }
 KINDS = {"hard": "hard problems", "question": "own questions", "teacher": "teacher texts"}
 TEXTS = ("question", "answer", "completion")

@@ -249,10 +249,8 @@ class Run:
         hard, size, rows = {problem.id for problem in self.hard_train}, 0, []
         room = self.config.log.rollouts_mb * 1e6 / (self.config.teacher.steps + 3 * len(self.config.arms.run))
         for row in filter(None, chain(*zip_longest(*groups))):
-            by, kind = (
-                ("student", "hard" if row["id"] in hard else "question") if "id" in row else ("teacher", "teacher")
-            )
-            rows.append(finite(scrub({"by": by, "kind": kind, **place, **row})))
+            kind = "teacher" if "id" not in row else "hard" if row["id"] in hard else "question"
+            rows.append(finite(scrub({"by": "student" if "id" in row else "teacher", "kind": kind, **place, **row})))
             if (size := size + len(json_bytes(rows[-1]))) > room:
                 del rows[-1]
                 break
