@@ -33,7 +33,7 @@ GREEK, ENDING, BOUNDED = (frozenset(LEXICON[key].split()) for key in ("greek", "
 OPERATORS, SAME = LEXICON["operators"], LEXICON["same"]
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     **{name: getattr(MP, name) for name in LEXICON["functions"].split()},
-    **{f"arc{name}": getattr(MP, f"a{name}") for name in ("sin", "cos", "tan")}, "ln": MP.log, "abs": abs,
+    **{f"arc{name}": getattr(MP, f"a{name}") for name in ("sin", "cos", "tan")}, "ln": MP.log, "abs": abs, "cis": MP.expj,
 }  # fmt: skip
 SEVERAL: dict[str, Any] = {"max": max, "min": min, "gcd": math.gcd, "lcm": math.lcm}
 TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", "cdot", "times", "infinity", "inf"])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -30,45 +31,20 @@ from soar.problems.formulas import (
     tokenize,
     variables,
 )
+from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
 
 
-def _units() -> dict[str, tuple[str, Fraction]]:
-    """Unit -> (first unit of its line, how many of it)."""
-    table: dict[str, tuple[str, Fraction]] = {}
-    for line in LEXICON["units"]:
-        first, _, others = line.partition(":")
-        names = first.split()
-        table |= {name.casefold(): (names[0], Fraction(1)) for name in names}
-        for other in filter(None, map(str.split, others.split(","))):
-            table |= {name.casefold(): (names[0], Fraction(other[-1])) for name in other[:-1]}
-    return table
-
-
-UNITS = _units()
-COMPOUND, SCALES, BASES = LEXICON["compound"], LEXICON["scales"], LEXICON["base_names"].split()
-PERCENT, COUNTED, MEANING, LEAD, SHORT, SILENT, SYMBOLIC = (
-    frozenset(LEXICON[key].split()) for key in ("percent", "counted", "meaning", "lead", "short", "silent", "symbolic")
-)
-SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
+SAID = LEXICON["said"]
+LEAD, SHORT, SILENT, SYMBOLIC = (frozenset(LEXICON[key].split()) for key in ("lead", "short", "silent", "symbolic"))
 BASE = re.compile(
     r"\{?\(?(?=[A-Z]{0,60}\d|[A-F]{2,9}\s*_\s*\{?\s*1[1-6])([0-9A-Z]{1,60}(?:\.[0-9A-Z]{1,60})?)\)?\}?\s*(?:_|\(?\s*base\s)\s*"
     r"\{?\s*(\d{1,2}|[a-z]+)\s*[})]?\)?"
 )
 PLAIN = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
-CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
 LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """powers: unit -> power, sorted; factor: how many of them. label: words that are no known units (`apples`)."""
-
-    powers: tuple[tuple[str, int], ...] = ()
-    factor: Fraction = Fraction(1)
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +60,9 @@ class Scalar:
     @cached_property
     def names(self) -> frozenset[str]:
         return variables(self.node)
+
+    def times(self, other: Scalar) -> Scalar:
+        return Scalar(("mul", self.node, other.node))
 
     @cached_property
     def values(self) -> tuple[Any, ...]:
@@ -127,11 +106,14 @@ class Pile:
 
 @dataclass(frozen=True)
 class Region:
-    """A set of real numbers: its ends, and whether a number lies in it, given the values of its ends."""
+    """A set of real numbers: its ends, and whether a number lies in it, given the values of its ends.
+
+    gap: all but one number (`x \\ne 1`)."""
 
     ends: tuple[Scalar, ...]
     inside: Callable[[Any, Sequence[Any]], bool] = field(compare=False)
     name: str = ""
+    gap: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,9 +135,12 @@ def read(text: str) -> Reading:
         return Scalar(("neg", node) if text[0] == "-" else node, places=node[2])
     plain = mark_up(text)
     bare = plain.replace("\x01", "").replace("\x02", "").strip()
+    if bare[:1].isalpha() and (number := spelled(bare)) is not None:
+        return Scalar(("num", number, 0))
+    plain = SAID.get(bare.casefold().rstrip("."), plain)
     based = BASE.fullmatch(bare)
-    if based and (based[2].isdigit() or based[2] in BASES):
-        base = int(based[2]) if based[2].isdigit() else BASES.index(based[2])
+    if based and (based[2].isdigit() or based[2] in NUMERALS):
+        base = int(based[2]) if based[2].isdigit() else NUMERALS.index(based[2])
         return Words(f"{based[1].lstrip('0')} in base {base}", value=True)
     tokens: list[Token] = []
     try:
@@ -171,7 +156,7 @@ def _words(tokens: Sequence[Token], large: bool = False) -> Words:
     ]
     formula = not any(token.kind == "word" for token in tokens)
     value = formula and (large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens))
-    return Words(" ".join(texts).strip(" .,;"), value)
+    return Words(re.sub("(?<=[a-z]{2}) - (?=[a-z]{2})", "", " ".join(texts).strip(" .,;")), value)
 
 
 def _singular(word: str) -> str:
@@ -233,6 +218,9 @@ def _read(tokens: list[Token]) -> Reading:
     if len(pieces) == 1:
         return _read_part(pieces[0])
     words = {cut.text.casefold() for cut in cuts} & {"and", "or"}
+    if "and" in words:
+        with suppress(Unreadable):  # 3 dollars and 50 cents
+            return _sum(pieces)
     return _join([_read_or_keep(piece) for piece in pieces], "or" if "or" in words else "and" if words else ",")
 
 
@@ -249,9 +237,9 @@ def _join(parts: list[Reading], joiner: str) -> Reading:
     regions = [part for part in flat if isinstance(part, Region)]
     if not flat or len(regions) < len(flat) or len({region.name for region in regions}) > 1:
         return Pile(tuple(flat), joiner)
-    made = regions[0]
-    for region in regions[1:]:
-        made = combine("cap" if joiner == "and" else "cup", made, region)
+    made, *others = sorted(regions, key=lambda region: region.gap)
+    for region in others:
+        made = combine("cap" if joiner == "and" or (region.gap and joiner == ",") else "cup", made, region)
     return made
 
 
@@ -274,17 +262,18 @@ def _congruence(left: list[Token], right: list[Token]) -> Reading:
     numbers = (*_scalar(right[:place]).values, *_scalar([t for t in right[place + 1 :] if not t.is_a("(", ")")]).values)
     if len(numbers) != 2 or not all(isinstance(number, Fraction) for number in numbers) or not numbers[1]:
         raise Unreadable("no congruence of numbers")
-    return Words(f"{''.join(token.text for token in left)} = {numbers[0] % numbers[1]} mod {numbers[1]}", value=True)
+    rest = Words(f"{numbers[0] % numbers[1]} mod {numbers[1]}", value=True)
+    return Named("".join(token.text for token in left), rest) if left else rest
 
 
-NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*)?(\([A-Za-z_0-9,]*\))?")
+NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*(?:\^-1(?=\())?)?(\([A-Za-z_0-9,]*\))?")
 
 
 def _name(tokens: list[Token]) -> tuple[str, tuple[str, ...]] | None:
     """Name and arguments where the tokens are a name: `x`, `a_n`, `AB`, `f(x, y)`, `(x, y)`, a word."""
     if not tokens or any(token.kind == "word" for token in tokens[1:]) or tokens[0].kind == "num":
         return None
-    if any(t.kind == "num" and not before.is_a("_", "{") for before, t in pairwise(tokens)):
+    if any(t.kind == "num" and not before.is_a("_", "{", "-") for before, t in pairwise(tokens)):
         return None
     if tokens[0].is_a("sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "pi") or len(tokens) > 12:
         return None
@@ -343,6 +332,8 @@ def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
             parts.append(_half_line(kind, left.node[1], right, True))
         elif right.node[0] == "var" and not left.names:
             parts.append(_half_line(kind, right.node[1], left, False))
+        elif kind != "!=" and "abs" in (left.node[0], right.node[0]) and not (left.names and right.names):
+            parts.append(_distance(kind, *((left.node, right) if left.names else (right.node, left)), bool(left.names)))
         else:
             parts.append(Relation(kind, ("sub", left.node, right.node)))
     return parts[0] if len(parts) == 1 else _join(parts, "and")
@@ -354,7 +345,20 @@ def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
             return bool((x == ends[0]) == (kind == ">="))
         return bool((x > ends[0]) == above)
 
-    return Region((end,), inside, name)
+    return Region((end,), inside, name, kind == "!=")
+
+
+def _distance(kind: str, node: Node, size: Scalar, beyond: bool) -> Region:
+    """The numbers whose distance from a number is larger (beyond) or smaller than `size`: `|x - 2| < 3`."""
+    inner = node[1]
+    sign = {"sub": "add", "add": "sub"}.get(inner[0], "")
+    variable, middle = (inner[1], inner[2]) if sign else (inner, ("num", Fraction(0), 0))
+    if node[0] != "abs" or variable[0] != "var" or variables(middle):
+        raise Unreadable("no distance")
+    middle = ("neg", middle) if sign == "sub" else middle
+    low, high = Scalar(("sub", middle, size.node)), Scalar(("add", middle, size.node))
+    lines = [_half_line(kind, variable[1], low, not beyond), _half_line(kind, variable[1], high, beyond)]
+    return combine("cup" if beyond else "cap", *lines)
 
 
 def _read_value(tokens: list[Token]) -> Reading:
@@ -372,20 +376,55 @@ def _read_value(tokens: list[Token]) -> Reading:
         for cut, piece in zip(cuts, pieces[1:], strict=True):
             made = combine(cut.text, made, as_region(_read_value(piece)))
         return made
-    pieces, cuts = _split(tokens, _is(":"))
+    pieces, cuts = _split(tokens, lambda t: t.is_a(":") or (t.kind == "word" and t.text == "to"))
     if cuts:
-        return Row(":", tuple(_scalar(piece) for piece in pieces))
+        clock = any(piece and piece[0].text[0] == "0" < piece[0].text for piece in pieces[1:])
+        return Row("clock" if clock else ":", tuple(_scalar(piece) for piece in pieces))
+    if any(map(_is("pmod"), tokens)):
+        return _congruence([], tokens)
+    matrix = next((i for i, token in enumerate(tokens) if token.is_a("beginmatrix")), 0)
+    if matrix and _closes(tokens[matrix:]):
+        minus = [Token("num", "1")] * (matrix == 1 and tokens[0].is_a("-"))
+        factor = _scalar([*tokens[: matrix - tokens[matrix - 1].is_a("*")], *minus])
+        made = _read_value(tokens[matrix:])
+        if isinstance(made, Row) and not factor.unit:
+            return Row("matrix", tuple(Row("&", tuple(map(factor.times, row.parts))) for row in made.parts))  # type: ignore[attr-defined,arg-type]
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
         lines = [_split(line, _is("&"))[0] for line in _split(tokens[1:-1], _is("\n"))[0] if line]
-        rows = tuple(Row("&", tuple(map(_scalar, line))) for line in lines)
+        rows = tuple(Row("&", tuple(map(_cell, line))) for line in lines)
         if not rows:
             raise Unreadable("an empty matrix")
+        if not all(isinstance(cell, Scalar) for row in rows for cell in row.parts):
+            return Pile(rows)  # values with the conditions under which they hold
         return rows[0].parts[0] if len(rows) == len(rows[0].parts) == 1 else Row("matrix", rows)
     if _closes(tokens) and tokens[0].is_a("(", "[", "<(", "\\{"):
         return _bracket(tokens[0].text + tokens[-1].text, tokens[1:-1])
-    return _scalar(tokens)
+    numbers = [i for i, t in enumerate(tokens) if t.kind == "num" and (not i or tokens[i - 1].kind == "word")][1:]
+    return _sum([tokens[i:j] for i, j in pairwise([0, *numbers, len(tokens)])]) if numbers else _scalar(tokens)
+
+
+def _cell(tokens: list[Token]) -> Reading:
+    while tokens and (
+        tokens[0].is_a(",") or (tokens[0].kind == "word" and tokens[0].text.casefold() in ("if", "when", "for"))
+    ):
+        tokens = tokens[1:]
+    return _read_or_keep(tokens)
+
+
+def _sum(pieces: list[list[Token]]) -> Scalar:
+    """`2 hours 30 minutes` as one quantity: units of one kind, each smaller than the one before. Raises Unreadable."""
+    parts = [_scalar(piece) for piece in pieces]
+    units = [part.unit for part in parts if part.unit and part.unit.powers]
+    if (
+        len(units) < len(parts)
+        or len({u.powers for u in units}) > 1
+        or any(b.factor >= a.factor for a, b in pairwise(units))
+    ):
+        raise Unreadable("no sum of units")
+    total, *nodes = (("mul", p.node, ("num", u.factor / units[0].factor, 0)) for p, u in zip(parts, units, strict=True))
+    return Scalar(reduce(lambda a, b: ("add", a, b), nodes, total), units[0])
 
 
 def _bracket(kind: str, inner: list[Token]) -> Reading:
@@ -403,6 +442,8 @@ def _bracket(kind: str, inner: list[Token]) -> Reading:
         part = _read_part(_trim(piece))
         choices = part.parts if isinstance(part, Pile) and part.parts else (part,)  # `(0, \\pm 2)`
         rows = [(*row, choice) for row in rows for choice in choices][:MAX_PARTS]
+    if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in rows[0]):
+        return Row("matrix", tuple(Row("&", row.parts) for row in rows[0] if isinstance(row, Row)))
     made = tuple(Row(kind, row) for row in rows)
     return made[0] if len(made) == 1 else Pile(made)
 
@@ -464,50 +505,3 @@ def _scalar(tokens: list[Token]) -> Scalar:
     if all(value is None for value in made.values):
         raise Unreadable("undefined everywhere")
     return made
-
-
-def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
-    """Unit, scale (`million`) and per cent sign in what stands behind a value. Raises Unreadable for anything else."""
-    words = list[str]()
-    for token in tokens:
-        if token.kind not in ("word", "var", "num") and not token.is_a(*"^/.()*{},-", *(["'"] if words else [])):
-            raise Unreadable("more than words behind a value")
-        word = token.text.casefold() if len(token.text) > 1 else token.text
-        words += COMPOUND.get(word, word.replace("metre", "meter").replace("litre", "liter")).split()
-    powers, factor, label, scale, percent = dict[str, int](), Fraction(1), list[str](), 1, False
-    sign = following = 1
-    last = ("", Fraction(1), 1)
-    for word in re.findall(r"[^\W\d_]+|\^[ {(]*-?\s*\d+|\d+|/", " ".join(words)):
-        single = word.removesuffix("s") if len(word) > 2 else word
-        if word in ("/", "per"):
-            sign = -1
-        elif word[0] == "^" or word in ("squared", "cubed"):
-            power = {"squared": 2, "cubed": 3}.get(word) or int(re.sub(r"[^-\d]", "", word))
-            if not last[0] or abs(power) > 3:
-                raise Unreadable("a power of a word")
-            powers[last[0]] = powers.get(last[0], 0) + last[2] * (power - 1)
-            factor *= last[1] ** (last[2] * (power - 1))
-        elif word in ("square", "sq", "cubic", "cu"):
-            following = 2 if word[0] == "s" else 3
-        elif (
-            word.isdigit() or word in MEANING or single in MEANING or (single.endswith("th") and single[:-2] in SCALES)
-        ):
-            raise Unreadable("a word that changes the value")
-        elif word in PERCENT:
-            percent = True
-        elif single in SCALES and not label and not powers:
-            scale *= SCALES[single]
-        elif (known := UNITS.get(word.casefold()) or UNITS.get(single.casefold())) is not None:
-            last = (known[0], known[1], sign)
-            powers[known[0]] = powers.get(known[0], 0) + sign * following
-            factor *= known[1] ** (sign * following)
-            following = 1
-        else:
-            last, following = ("?", Fraction(1), sign), 1
-            label += [single] if single not in COUNTED else []
-    if following != 1:
-        raise Unreadable("square of nothing")
-    powers.pop("?", None)
-    if label:
-        return Unit(label=" ".join([*label, *sorted(powers)])), scale, percent
-    return Unit(tuple(sorted(powers.items())), factor) if powers else None, scale, percent

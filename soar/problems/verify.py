@@ -7,19 +7,23 @@ the sign; `3 or 5` is the set {3, 5}.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal
 
 from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, normalize, read_letters, split_choice
 from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, imaginary, real
 from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Words, as_region, read
+from soar.problems.units import Unit
 from soar.types import UserError, Verdict
 
 NAMES = ("math", "number", "exact", "choice")
 MAX_TEXT_WORDS = 8
+DEGREE = Unit((("degree", 1),))
 LEAST_PLACES = 6  # of a decimal that may stand for a number that no decimal can write
 
 
@@ -30,6 +34,7 @@ class VerifierError(UserError, RuntimeError):
 def equal(a: Reading, b: Reading) -> bool:
     """Whether two readings are the same. Raises Unreadable for values too large to be compared."""
     if isinstance(a, Words) or isinstance(b, Words):
+        a, b = (x.value if isinstance(x, Named) and isinstance(x.value, Words) else x for x in (a, b))
         return isinstance(a, Words) and isinstance(b, Words) and a.text == b.text != ""
     for x, y in ((a, b), (b, a)):
         if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:
@@ -37,6 +42,11 @@ def equal(a: Reading, b: Reading) -> bool:
         if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
             names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
             return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
+        if isinstance(x, Row) and x.kind == "()" and isinstance(y, Pile) and all(isinstance(p, Named) for p in y.parts):
+            ordered = sorted(y.parts, key=lambda part: part.name)  # type: ignore[union-attr]
+            return len(x.parts) == len(ordered) > 1 and all(map(equal, x.parts, (p.value for p in ordered)))  # type: ignore[union-attr]
+        if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
+            return equal(Scalar(("div", x.parts[0].node, x.parts[1].node)), y)  # type: ignore[union-attr]
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
@@ -48,6 +58,9 @@ def equal(a: Reading, b: Reading) -> bool:
     if isinstance(a, Pile) and isinstance(b, Pile):
         return _equal_piles(a, b)
     if isinstance(a, Row) and isinstance(b, Row):
+        for x, y in ((a, b), (b, a)):
+            if x.kind == "matrix" and y.kind in ("()", "<()>") and all(len(row.parts) == 1 for row in x.parts):  # type: ignore[union-attr]
+                return equal(Row(y.kind, tuple(row.parts[0] for row in x.parts)), y)  # type: ignore[union-attr]
         kinds = {kind.replace("<(", "(").replace(")>", ")") for kind in (a.kind, b.kind)}
         return len(kinds) == 1 and len(a.parts) == len(b.parts) and all(map(equal, a.parts, b.parts))
     return _equal_regions(a, b) if isinstance(a, Region) or isinstance(b, Region) else False
@@ -62,6 +75,9 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
         if (a.unit.label, a.unit.powers) != (b.unit.label, b.unit.powers):
             return False
         factor = a.unit.factor / b.unit.factor
+    for x, y in ((a, b), (b, a)):
+        if x.unit == DEGREE and not y.unit and not isinstance(y.values[0], Fraction):  # an angle in radians
+            return _equal_scalars(Scalar(("degree", x.node)), y)
     places = max(a.places, b.places) if not (a.places and b.places) else 0
     reals = (a.names or b.names) and not (imaginary(a.node) or imaginary(b.node))
     compared = 0
@@ -114,7 +130,9 @@ def _rename(node: Node, names: dict[str, str]) -> Node:
 
 def _as_relation(reading: Reading) -> Relation | None:
     if isinstance(reading, Named) and isinstance(reading.value, Scalar):
-        return Relation("=", ("sub", ("var", reading.name), reading.value.node))
+        letters = reading.name if reading.name.isalpha() and reading.name.islower() else [reading.name]
+        product = reduce(lambda a, b: ("mul", a, b), [("var", letter) for letter in letters])
+        return Relation("=", ("sub", product, reading.value.node))
     return reading if isinstance(reading, Relation) else None
 
 
@@ -272,6 +290,22 @@ def compare_number(answer: str, gold: str) -> Verdict:
     return compare_math(answer, gold) if gold_kind(gold, "number") == "value" else Verdict.UNSCORABLE
 
 
+INTEGER = re.compile(r"([a-zA-Z])\s*(?:\\in|∈)\s*(?:\\mathbb\s*\{?\s*Z|ℤ)")
+PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
+
+
+def _same_parameter(answer: str, gold: str) -> str:
+    """The answer with the gold answer's name for a whole number: `2k\\pi` is `2n\\pi` with n in the whole numbers."""
+    told = [INTEGER.search(text) for text in (answer, gold)]
+    names = [
+        match[1] if match else "".join(set(re.findall(PARAMETER % "([kmn])", text)))
+        for match, text in zip(told, (answer, gold), strict=True)
+    ]
+    if not any(told) or names[0] == names[1] or [len(name) for name in names] != [1, 1]:
+        return answer
+    return answer if re.search(PARAMETER % names[1], answer) else re.sub(PARAMETER % names[0], names[1], answer)
+
+
 def compare_math(answer: str, gold: str) -> Verdict:
     """Equal as mathematics; UNSCORABLE where the gold answer is prose or a placeholder."""
     if answer == gold:
@@ -281,6 +315,7 @@ def compare_math(answer: str, gold: str) -> Verdict:
     a, g = normalize(answer), normalize(gold)
     if a == g or not a:
         return _verdict(a == g)
+    answer = _same_parameter(answer, gold)
     letters = read_letters(answer), read_letters(gold)
     if all(letters):
         return _verdict(letters[0] == letters[1])
