@@ -121,6 +121,30 @@ def test_the_verl_file_and_its_reward(boxed: Path, tmp_path: Path) -> None:
     reward._pool.close()
 
 
+@pytest.mark.parametrize(
+    ("verifier", "style", "right", "wrong"),
+    [
+        ("math", "boxed", r"so \boxed{\frac{2}{4}}", r"so \boxed{\frac{2}{3}}"),
+        ("math", "marker", "Answer: **0.50**", "0.5"),
+        ("exact", "boxed", r"\boxed{1/3} no, \boxed{0.5}", r"\boxed{0.50}"),
+        ("choice", "marker", "Answer: (0.5)", "Answer: B"),
+    ],
+)
+def test_the_reward_runs_without_this_package(
+    boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verifier: str, style: Any, right: str, wrong: str
+) -> None:
+    pytest.importorskip("math_verify")
+    domain = export.domain_of_run(read_run(boxed))
+    file, prompts = tmp_path / "reward.py", replace(domain.prompts, answer_style=style)
+    monkeypatch.setitem(sys.modules, "soar", None)
+    file.write_bytes(export.reward_file(replace(domain, verifier=verifier, prompts=prompts)))
+    reward = module_at(file, "reward_alone")
+    assert reward.accuracy([right, wrong, "none"], ["0.5"] * 3) == [1.0, 0.0, 0.0]
+    file.write_bytes(export.reward_file(replace(domain, verifier="mine.py:grade")))
+    with pytest.raises(ModuleNotFoundError, match="soar"):
+        module_at(file, "reward_of_a_function")
+
+
 def test_a_verifier_name_cannot_leave_its_string(boxed: Path) -> None:
     hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028.py:f')
     tree = compile(export.reward_file(hostile).decode(), "reward.py", "exec")
