@@ -56,6 +56,7 @@ class ModelConfig(Section):
     gguf_file: str | None = None  # name of a GGUF file inside `path`
     revision: str | None = None  # hub revision; pinned in the manifest
     trust_remote_code: bool = False  # run code that comes with the model; off unless you have read it
+    template_options: dict[str, Any] = {}  # of its chat template, as {enable_thinking = false}
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
     quantization: Literal["none", "8bit", "4bit"] = "none"  # of the frozen base, by bitsandbytes: less memory, slower
@@ -82,17 +83,17 @@ class ModelConfig(Section):
 class ProblemsConfig(Section):
     """Where the hard problems come from and how they are put to the model."""
 
-    source: str = "world:tiny"  # file, hub id, world:NAME or reasoning_gym:NAME
-    options: dict[str, Any] = {}  # of a reasoning_gym family: its settings (other sources do not read it)
+    source: str = "world:tiny"  # file, hub id, world:NAME, reasoning_gym:NAME or verifiers:NAME
+    options: dict[str, Any] = {}  # settings of a reasoning_gym family or a verifiers taskset; others do not read it
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
     domain: str = ""  # built-in, file.py:NAME or module:NAME, with prompts and verifier; "": the next two
     style: Literal["tags", "plain", "list"] = "tags"  # of a domain's prompts; plain and list are for small models
     format: Format = "tags"  # prompts: tags (boxed answer, instruct models), question_answer (small base models), ...
-    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function; not read with domain
+    verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function | verifiers:NAME
     success_at: float = Field(1.0, allow_inf_nan=False)  # score of a reward function from which on a text is solved
     test_share: float = Field(0.5, gt=0, lt=1)
-    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of reasoning_gym)
+    limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of a source without an end)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all
     question_column: str | None = None  # column of the question; unset: the first with a usual name
     answer_column: str | None = None  # column of the gold answer

@@ -114,6 +114,13 @@ def test_a_chat_template_ends_and_its_failure_is_named(
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
     tokenizer.chat_template = "{{ messages[0].content }}!"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "a!"
+    thinks = "{% if think is not defined or think %}<think>{% endif %}{{ messages[0].content }}"
+    for options, text in (({}, "<think>a"), ({"think": False}, "a")):
+        named = ModelConfig(
+            path=str(save_tiny(tmp_path / text.strip("<>"), thinks)), device="cpu", template_options=options
+        )
+        loaded = load_backbone(named).tokenizer
+        assert loaded.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == text
 
 
 SIZES: dict[str, Any] = {

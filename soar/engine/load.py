@@ -118,7 +118,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
         raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
-    _bound_template(tokenizer)
+    _bound_template(tokenizer, config.template_options)
     model = model.to(device) if config.quantization == "none" else model
     return Backbone(model, tokenizer, config, fuse(model))
 
@@ -170,9 +170,11 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return outcome.result(seconds)
 
 
-def _bound_template(tokenizer: Any) -> None:
-    """Make the tokenizer's chat template end: in TEMPLATE_SECONDS, and with a ConfigError in place of what it raises."""
-    plain = tokenizer.apply_chat_template
+def _bound_template(tokenizer: Any, options: dict[str, Any]) -> None:
+    """Make the tokenizer's chat template end: in TEMPLATE_SECONDS, and with a ConfigError in place of what it raises.
+
+    options: what it is always given."""
+    plain = partial(tokenizer.apply_chat_template, **options)
 
     def bounded(*given: Any, **named: Any) -> Any:
         try:

@@ -198,6 +198,7 @@ def evidence_key(config: Config, backbone: Backbone, fmt: Prompts, model_hash: s
         "max_tokens": sampling.max_tokens,
         "seed": config.seed,
         **({"stop": list(sampling.stop)} if sampling.stop else {}),
+        **({"template_options": options} if (options := config.model.template_options) else {}),
     }
 
 
