@@ -162,5 +162,6 @@ def named_code(config: object) -> list[str]:
         f"{name}.{key}": value for name, keys in sections if isinstance(keys, dict) for key, value in keys.items()
     }
     code = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
+    code += [key for key in ("problems.source", "arms.real") if str(values.get(key, "")).startswith("verifiers:")]
     code += [key for key in ("model.trust_remote_code", "cluster.address", "backend.base_url") if values.get(key)]
     return [f"{key} = {json.dumps(values[key]):.100}" for key in code]

@@ -85,6 +85,7 @@ def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard"])]
     by_level = check_golds(tiny_config(f"problems.verifier={function}:grade"), levels)
     assert by_level.details == ("4: wrong: '1'",)
+    assert "; reward function of the shape TRL, texts" in by_level.message
     missing = check_golds(tiny_config("problems.verifier=none.py:f"), NUMBERS)
     assert missing.status == "FAIL" and "no file none.py" in missing.message
 

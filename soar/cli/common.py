@@ -16,7 +16,7 @@ from soar.run.interrupts import StopRequest
 
 _RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny)."
 _SET = "Override a config key; may be repeated."
-_PROBLEMS = "Problem file, dataset id, world:NAME or reasoning_gym:NAME (problems.source)."
+_PROBLEMS = "Problem file, dataset id, world:NAME, reasoning_gym:NAME or verifiers:NAME (problems.source)."
 _WORKERS = "Share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT)."
 Recipe = Annotated[str | None, Argument(help=_RECIPE)]
 Sets = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SET)]

@@ -154,6 +154,7 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
         return failed("golds", error)
     checked, left, good = len(judged), len(problems) - len(judged), len(judged) - len(bad)
     message = f"{good:,} of {checked:,} gold answers grade as correct by {domain.label!r} ({good / checked:.2%})"
+    message += f"; reward function of the shape {pool.shape}" if pool.shape else ""
     texts = [problem for problem, _ in judged if gold_kind(problem.answer, domain.label) == "text"]
     if texts:
         kept = "" if config.screen.text_golds else ", and are left out of a hard set (screen.text_golds)"

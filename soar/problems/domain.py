@@ -22,8 +22,10 @@ from typing import Any
 
 from soar.config import ProblemsConfig
 from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, TOTALS, extract, normalize, still_thinks
+from soar.problems.environments import environment
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat, get_format
+from soar.problems.sources import PREFIX
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
@@ -106,9 +108,10 @@ class Domain:
 
 
 def domain_of(problems: ProblemsConfig) -> Domain:
-    """The domain of a config: `problems.domain`, else the one made of problems.format and problems.verifier.
+    """The domain of a config: `problems.domain`, else the one made of problems.format and problems.verifier; of an
+    environment of verifiers its own prompt and rewards.
 
-    Raises DomainError, ValueError for an unknown format.
+    Raises DomainError, DataError, ValueError for an unknown format.
     """
     if problems.domain:
         return load_domain(problems.domain, problems.style)
@@ -117,7 +120,13 @@ def domain_of(problems: ProblemsConfig) -> Domain:
             f"problems.style = {problems.style!r} belongs to a domain, and problems.domain is empty; problems without a "
             "domain have problems.format"
         )
-    return Domain(problems.format, get_format(problems.format), problems.verifier)
+    fmt, verifier = get_format(problems.format), problems.verifier
+    if problems.source.startswith(PREFIX):
+        verifier = problems.source + (json.dumps(problems.options) if problems.options else "")
+    if verifier.startswith(PREFIX):
+        system = environment(verifier).first.data.system_prompt
+        fmt = replace(fmt, student_template=f"{system}\n\n{{question}}" if system else "{question}", text_answers=True)
+    return Domain(problems.format, fmt, verifier)
 
 
 def load_domain(reference: str, style: str = "") -> Domain:

@@ -16,6 +16,7 @@ from typing import Any
 
 from soar.files import write_atomic, write_json
 from soar.problems.answers import LEXICON, extract
+from soar.problems.environments import environment
 from soar.problems.prompts import FORMATS
 from soar.problems.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
 from soar.types import Problem, Screening
@@ -83,7 +84,8 @@ def load_problems(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[list[Problem], LoadReport]:
-    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, or `reasoning_gym:NAME`.
+    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id,
+    `reasoning_gym:NAME` or `verifiers:NAME`.
 
     question_column, answer_column: a column, with dots into objects (`reward_model.ground_truth`), or several (`Body +
     Question`); None: the first known alias. limit: keep the first `limit` problems (0: all). skip_bad_rows: drop unreadable
@@ -101,6 +103,8 @@ def load_problems(
         rows = file_rows(name)
     elif kind == "reasoning_gym":
         rows = gym_rows(name, limit, seed, dict(options or {}))
+    elif kind == "verifiers":
+        rows = environment(source + (json.dumps(options) if options else "")).rows(limit)
     else:
         raise DataError(f"problems.source = {source!r}: a world has no rows; `domains.candidates` makes its problems")
     wanted = {"question": question_column, "answer": answer_column}

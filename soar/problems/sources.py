@@ -17,6 +17,7 @@ from soar.types import UserError
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT_S = 10
+PREFIX = "verifiers:"
 
 
 class DataError(UserError, ValueError):
@@ -37,7 +38,7 @@ def split_source(source: str) -> tuple[str, str]:
 
     Raises DataError for an empty source and for an unknown prefix."""
     prefix, colon, name = source.partition(":")
-    if colon and prefix in ("world", "reasoning_gym", "hub") and name:
+    if colon and prefix in ("world", "reasoning_gym", "verifiers", "hub") and name:
         return prefix, name
     path = Path(source)
     if source.strip() and (path.exists() or path.suffix.lower() in READERS or source.startswith((".", "/", "~"))):
@@ -46,7 +47,7 @@ def split_source(source: str) -> tuple[str, str]:
         return "hub", source
     raise DataError(
         f"problems.source = {source!r}: no such file, and not a dataset id of the form owner/name; expected a file "
-        f"({', '.join(READERS)}), a folder of them, owner/name, hub:ID, world:NAME or reasoning_gym:NAME"
+        f"({', '.join(READERS)}), a folder of them, owner/name, hub:ID, world:NAME, reasoning_gym:NAME or verifiers:NAME"
     )
 
 

@@ -23,6 +23,8 @@ from typing import Any
 
 from soar.problems import domain
 from soar.problems.answers import extract
+from soar.problems.environments import GOLD, environment
+from soar.problems.sources import PREFIX
 from soar.problems.verify import VerifierError
 from soar.types import Verdict
 
@@ -48,16 +50,17 @@ def limit_memory(memory_mb: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def load_check(name: str, key: str) -> Callable[[str, Any, Any], Any]:
-    """The check of a reward function or a domain. Raises what a user's module raises."""
+def load_check(name: str, key: str) -> tuple[Callable[[str, Any, Any], Any], str]:
+    """The check of a reward function or a domain, and the shape of the function. Raises what a user's module raises."""
     if key == "problems.domain":
-        return domain.Grader(domain.load_domain(name))
-    reward = adapt(domain.load_function(name), name)
-    return lambda task, completion, row: reward(completion, row)
+        return domain.Grader(domain.load_domain(name)), ""
+    reward = adapt(environment(name) if name.startswith(PREFIX) else domain.load_function(name), name)
+    return lambda task, completion, row: reward(
+        completion, row
+    ), f"{reward.shape}, {'messages' if reward.chat else 'texts'}"
 
 
 RUBRIC = {"prompt", "completion", "answer", "state", "task", "info", "parser"}
-GOLD = ("answer", "solution", "ground_truth", "expected_answer", "target", "gold", "label", "reference")
 EXPECTED = "one number or None for each completion"
 
 
@@ -135,7 +138,7 @@ def adapt(function: Callable[..., Any], name: str) -> Reward:
         shape = "TRL"
     elif "completion" in named and needed <= RUBRIC:
         shape = "verifiers"
-    elif len(needed) == 2:
+    elif len(needed) == 2 and "trace" not in needed:
         shape = "plain"
     else:
         raise VerifierError(
@@ -163,10 +166,11 @@ def serve(descriptor: int, script: str, name: str, key: str, memory_mb: int, tim
     It holds `verdict` or `value`, with a `message` of one that failed; `error` for what is wrong with the verifier itself.
     """
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
-    link, answer = Connection(descriptor), b"{}"
+    link = Connection(descriptor)
     domain.main_script = script
     try:
-        check = load_check(name, key)
+        check, shape = load_check(name, key)
+        answer = json.dumps({"shape": shape}).encode()
     except Exception as error:  # whatever a user's module raises on import must reach the user by name
         message = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
         return link.send_bytes(json.dumps({"error": message}).encode())

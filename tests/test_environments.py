@@ -1,0 +1,139 @@
+"""Environments of the package verifiers: two of its v1 interface as problems with their rubric, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from soar.config import ProblemsConfig, refuse_code
+from soar.problems.domain import domain_of
+from soar.problems.load import DataError, load_problems
+from soar.problems.pool import open_pool
+from soar.types import UserError, Verdict, columns_of
+
+SUMS = """
+import verifiers.v1 as vf
+
+class Data(vf.TaskData):
+    answer: int
+    level: str = "easy"
+
+class Task(vf.Task[Data]):
+    @vf.reward
+    async def exact(self, trace: vf.Trace) -> float:
+        return float(trace.last_reply.rpartition("=")[2].strip() == str(self.data.answer))
+
+    @vf.reward(weight=0.5)
+    async def short(self, task: Data, trace: vf.Trace) -> float:
+        return float(task.level == "hard" and trace.num_turns == 1 and len(trace.last_reply) < 9)
+
+class Config(vf.TasksetConfig):
+    count: int = 4
+
+class Taskset(vf.Taskset[Task, Config]):
+    def load(self):
+        for i in range(self.config.count):
+            turns = [vf.UserMessage(content=f"What is {i} + {i}?")]
+            yield Task(Data(prompt=turns, answer=2 * i, level="hard" if i else "easy"), self.config.task)
+
+__all__ = ["Taskset"]
+"""
+REVERSED = """
+import re
+from difflib import SequenceMatcher
+import verifiers.v1 as vf
+
+class Data(vf.TaskData):
+    target: str
+
+class Task(vf.Task[Data]):
+    @vf.reward
+    async def overlap(self, trace: vf.Trace) -> float:
+        said = re.search("<reversed>(.*?)</reversed>", trace.last_reply)
+        assert trace.messages[0].role == "system" or self.data.system_prompt is None
+        return SequenceMatcher(None, said[1] if said else "", self.data.target).ratio()
+
+class Taskset(vf.Taskset[Task, vf.TasksetConfig]):
+    INFINITE = True
+    def load(self):
+        while True:
+            for text in ("abc", "hello"):
+                yield Task(Data(prompt=text, target=text[::-1], system_prompt="Reverse it in <reversed> tags."))
+
+__all__ = ["Taskset"]
+"""
+OTHERS = {
+    "tools": ("", "", "@classmethod\n    def toolsets(cls, config): return []", "needs tools"),
+    "runtime": ("", "@vf.reward\n    async def run(self, runtime): return 1.0", "", "needs a machine"),
+    "setup": ("", "async def setup(self, trace): pass", "", "needs a machine"),
+    "further": ("topic: str", "", "", "needs topic in a task"),
+    "raises": ("", "", "def load(self): return 1 / 0", "makes no task: ZeroDivisionError"),
+    "several": ("", "", "", r"needs several turns or agents \(an Env"),
+    "user": ("", "", "", "needs a user who begins"),
+}
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return f"verifiers:{folder / name}.py"
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "verifiers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "verifiers", None)
+    with pytest.raises(DataError, match=r"pip install 'soar-rl\[environments\]'"):
+        load_problems("verifiers:missing_package")
+
+
+@pytest.mark.parametrize("config", [{"problems": {"source": "verifiers:x"}}, {"arms": {"real": "verifiers:x"}}])
+def test_an_environment_in_a_folder_of_others_is_code(config: dict[str, dict[str, str]]) -> None:
+    with pytest.raises(UserError, match="--trust-run"):
+        refuse_code(Path("run"), config)
+
+
+def test_rewards_of_tasks_and_of_questions_of_the_teacher(tmp_path: Path) -> None:
+    pytest.importorskip("verifiers.v1")
+    source = write(tmp_path, "sums_environment", SUMS)
+    keys = ProblemsConfig(source=source, options={"count": 3}, verify_workers=1)
+    problems, report = load_problems(source, options=keys.options)
+    assert [(p.question, p.answer) for p in problems] == [(f"What is {i} + {i}?", str(2 * i)) for i in range(3)]
+    assert report.columns["answer"] == "answer"
+    domain = domain_of(keys)
+    assert domain.prompts.student_text("1 + 1?") == "1 + 1?" and domain.label == f'{source}{{"count": 3}}'
+    with open_pool(domain, keys) as pool:
+        verdicts = pool.check(["so = 0", "2", "x"], ["0", "2", "4"], columns_of(problems))
+        assert (verdicts, verdicts.scores) == ([Verdict.CORRECT] * 2 + [Verdict.WRONG], [1.0, 1.5, 0.5])  # type: ignore[attr-defined]
+        assert pool.check(["= 7", "= 8", "7"], ["7", "7", "none"], {"question": ["3 + 4?"] * 3}) == [
+            Verdict.CORRECT, Verdict.WRONG, Verdict.UNSCORABLE,
+        ]  # fmt: skip
+        assert pool.check_golds(["0"], {"question": [""]}) == [Verdict.CORRECT]
+
+
+def test_the_system_prompt_stands_before_every_question(tmp_path: Path) -> None:
+    pytest.importorskip("verifiers.v1")
+    source = write(tmp_path, "reversed_environment", REVERSED)
+    keys = ProblemsConfig(source=source, verify_workers=1)
+    domain, (problems, _) = domain_of(keys), load_problems(source, limit=2)
+    assert domain.prompts.student_text("abc") == "Reverse it in <reversed> tags.\n\nabc"
+    with open_pool(domain, keys) as pool:
+        verdicts = pool.check(["<reversed>cba</reversed>", "olleh"], ["cba", "olleh"], columns_of(problems))
+        assert verdicts.scores == [1.0, 0.0]  # type: ignore[attr-defined]
+        half = pool.check(["<reversed>cx</reversed>"], ["cb"], {"question": ["bc"]})
+        assert half.scores == [0.5]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_single_turn_of_text_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("verifiers.v1")
+    field, method, hook, message = OTHERS[name]
+    text = SUMS.replace('level: str = "easy"', field or 'level: str = "easy"')
+    text = text.replace("    @vf.reward\n", f"    {method}\n\n    @vf.reward\n", 1)
+    text = text.replace("\n__all__", f"    {hook}\n\n__all__") if hook else text
+    if name == "several":
+        text += "class Several(vf.SingleAgentEnv): pass\n__all__ += ['Several']\n"
+    text = text.replace("prompt=turns, ", "") if name == "user" else text
+    with pytest.raises(DataError, match=message):
+        load_problems(write(tmp_path, f"{name}_environment", text))
