@@ -177,7 +177,7 @@ def test_kinds_of_sources(source: str, kind: list[str] | None) -> None:
     if kind is not None:
         assert split_source(source) == tuple(kind)
         return
-    with pytest.raises(DataError, match=r"expected a file .*hub:ID, world:NAME or reasoning_gym:NAME"):
+    with pytest.raises(DataError, match=r"expected a file .*hub:ID, world:NAME, reasoning_gym:NAME or verifiers:NAME"):
         split_source(source)
 
 

@@ -136,13 +136,14 @@ def test_the_reward_runs_without_this_package(
     pytest.importorskip("math_verify")
     domain = export.domain_of_run(read_run(boxed))
     file, prompts = tmp_path / "reward.py", replace(domain.prompts, answer_style=style)
-    monkeypatch.setitem(sys.modules, "soar", None)
+    monkeypatch.setitem(sys.modules, "soar.problems.pool", None)
     file.write_bytes(export.reward_file(replace(domain, verifier=verifier, prompts=prompts)))
     reward = module_at(file, "reward_alone")
     assert reward.accuracy([right, wrong, "none"], ["0.5"] * 3) == [1.0, 0.0, 0.0]
-    file.write_bytes(export.reward_file(replace(domain, verifier="mine.py:grade")))
+    other = tmp_path / "other.py"
+    other.write_bytes(export.reward_file(replace(domain, verifier="mine.py:grade")))
     with pytest.raises(ModuleNotFoundError, match="soar"):
-        module_at(file, "reward_of_a_function")
+        module_at(other, "reward_of_a_function")
 
 
 def test_a_verifier_name_cannot_leave_its_string(boxed: Path) -> None:

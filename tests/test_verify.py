@@ -207,7 +207,7 @@ def test_a_script_without_main_guard_does_not_run_again_in_workers(tmp_path: Pat
 def test_parsable() -> None:
     values = dict(cases("verify", "parsable"))
     assert {text: is_parsable(text, "math") for text in values} == values
-    assert [is_parsable(text, "number") for text in ("12", "twelve", "1/0")] == [True, False, False]
+    assert [is_parsable(text, "number") for text in ("12", "twelve", "even", "1/0")] == [True, True, False, False]
     assert [is_parsable(text, "exact") for text in ("dog", " ")] == [True, False]
 
 

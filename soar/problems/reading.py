@@ -332,8 +332,10 @@ def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
             parts.append(_half_line(kind, left.node[1], right, True))
         elif right.node[0] == "var" and not left.names:
             parts.append(_half_line(kind, right.node[1], left, False))
-        elif kind != "!=" and "abs" in (left.node[0], right.node[0]) and not (left.names and right.names):
-            parts.append(_distance(kind, *((left.node, right) if left.names else (right.node, left)), bool(left.names)))
+        elif kind != "!=" and left.node[:2] == ("abs", ("var", *left.names)) and not right.names:
+            parts.append(_distance(kind, left.node[1][1], right, True))
+        elif kind != "!=" and right.node[:2] == ("abs", ("var", *right.names)) and not left.names:
+            parts.append(_distance(kind, right.node[1][1], left, False))
         else:
             parts.append(Relation(kind, ("sub", left.node, right.node)))
     return parts[0] if len(parts) == 1 else _join(parts, "and")
@@ -348,16 +350,10 @@ def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
     return Region((end,), inside, name, kind == "!=")
 
 
-def _distance(kind: str, node: Node, size: Scalar, beyond: bool) -> Region:
-    """The numbers whose distance from a number is larger (beyond) or smaller than `size`: `|x - 2| < 3`."""
-    inner = node[1]
-    sign = {"sub": "add", "add": "sub"}.get(inner[0], "")
-    variable, middle = (inner[1], inner[2]) if sign else (inner, ("num", Fraction(0), 0))
-    if node[0] != "abs" or variable[0] != "var" or variables(middle):
-        raise Unreadable("no distance")
-    middle = ("neg", middle) if sign == "sub" else middle
-    low, high = Scalar(("sub", middle, size.node)), Scalar(("add", middle, size.node))
-    lines = [_half_line(kind, variable[1], low, not beyond), _half_line(kind, variable[1], high, beyond)]
+def _distance(kind: str, name: str, size: Scalar, beyond: bool) -> Region:
+    """`|x| > 3` (beyond) or `|x| < 3`; of `|x - 2|` not, which says the question again."""
+    low = Scalar(("neg", size.node))
+    lines = _half_line(kind, name, low, not beyond), _half_line(kind, name, size, beyond)
     return combine("cup" if beyond else "cap", *lines)
 
 
@@ -386,9 +382,13 @@ def _read_value(tokens: list[Token]) -> Reading:
     if matrix and _closes(tokens[matrix:]):
         minus = [Token("num", "1")] * (matrix == 1 and tokens[0].is_a("-"))
         factor = _scalar([*tokens[: matrix - tokens[matrix - 1].is_a("*")], *minus])
-        made = _read_value(tokens[matrix:])
-        if isinstance(made, Row) and not factor.unit:
-            return Row("matrix", tuple(Row("&", tuple(map(factor.times, row.parts))) for row in made.parts))  # type: ignore[attr-defined,arg-type]
+        matrix_read = _read_value(tokens[matrix:])
+        if isinstance(matrix_read, Row) and not factor.unit:
+            scaled_lines = [row.parts for row in matrix_read.parts if isinstance(row, Row)]
+            products = [
+                Row("&", tuple(factor.times(x) for x in line if isinstance(x, Scalar))) for line in scaled_lines
+            ]
+            return Row("matrix", tuple(products))
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):

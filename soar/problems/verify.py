@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
-from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -42,9 +41,16 @@ def equal(a: Reading, b: Reading) -> bool:
         if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
             names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
             return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
-        if isinstance(x, Row) and x.kind == "()" and isinstance(y, Pile) and all(isinstance(p, Named) for p in y.parts):
-            ordered = sorted(y.parts, key=lambda part: part.name)  # type: ignore[union-attr]
-            return len(x.parts) == len(ordered) > 1 and all(map(equal, x.parts, (p.value for p in ordered)))  # type: ignore[union-attr]
+        if (
+            isinstance(x, Row)
+            and x.kind == "()"
+            and isinstance(y, Pile)
+            and all(isinstance(p, Named) and not p.arguments for p in y.parts)
+        ):
+            ordered = sorted(((p.name, p.value) for p in y.parts if isinstance(p, Named)), key=lambda pair: pair[0])
+            return len(x.parts) == len(ordered) > 1 and all(
+                equal(p, value) for p, (_, value) in zip(x.parts, ordered, strict=True)
+            )
         if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
             return equal(Scalar(("div", x.parts[0].node, x.parts[1].node)), y)  # type: ignore[union-attr]
     if isinstance(a, Named) and isinstance(b, Named):
@@ -131,7 +137,9 @@ def _rename(node: Node, names: dict[str, str]) -> Node:
 def _as_relation(reading: Reading) -> Relation | None:
     if isinstance(reading, Named) and isinstance(reading.value, Scalar):
         letters = reading.name if reading.name.isalpha() and reading.name.islower() else [reading.name]
-        product = reduce(lambda a, b: ("mul", a, b), [("var", letter) for letter in letters])
+        product: Node = ("var", letters[0])
+        for letter in letters[1:]:
+            product = ("mul", product, ("var", letter))
         return Relation("=", ("sub", product, reading.value.node))
     return reading if isinstance(reading, Relation) else None
 
@@ -320,8 +328,8 @@ def compare_math(answer: str, gold: str) -> Verdict:
     if all(letters):
         return _verdict(letters[0] == letters[1])
     (chosen, answer_text), (letter, gold_text) = split_choice(answer), split_choice(gold)
-    if letter and chosen:
-        return _verdict(letter == chosen)
+    if letter and (chosen or (gold.lstrip("\\$ ")[:1] == "(" and len(a.strip("().")) == 1)):
+        return _verdict(letter == (chosen or a.strip("().").upper()))
     wanted = read(gold_text or gold)
     with suppress(Unreadable):  # too large at the points where they were to be compared
         if equal(wanted, read(answer_text or answer)):
