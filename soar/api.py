@@ -1,8 +1,8 @@
-"""The Python interface: `soar.check`, `soar.screen`, `soar.train` and `soar.evaluate`, as short as the command line.
+"""The Python interface: `soar.check`, `screen`, `train`, `arms` and `evaluate`, as short as the command line.
 
 Each takes a model (folder, hub id, or a loaded one with its tokenizer), problems (file, hub id, `world:NAME`, DataFrame,
 `datasets.Dataset`, list of dicts or of `Problem`), a recipe for what is not said, and any config key in `settings`. A
-verifier or a teacher reward can be a function. What they return prints, also in a notebook. They raise UserError.
+verifier or a teacher reward can be a function. What they return prints, and plots with `.plot()`. They raise UserError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,10 @@ from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
 from soar.loop import teacher
 from soar.loop.write import QuestionSets
+from soar.plan.forecast import announce
 from soar.plan.preflight import Finding, can_work, check_all, summary
+from soar.report.charts import Chart, Series, Shown, bar_chart
+from soar.report.page import run_charts
 from soar.report.runs import Run, read_run
 from soar.report.text import result_lines, summary_lines
 from soar.run.measure import measure
@@ -60,7 +64,7 @@ TeacherReward = Callable[[QuestionSet], float | None]
 
 
 @dataclass(frozen=True, repr=False)
-class Checked:
+class Checked(Shown):
     """What `check` found. works: None where there was no time to say."""
 
     findings: list[Finding]
@@ -72,9 +76,19 @@ class Checked:
     def __repr__(self) -> str:
         return "\n".join([*(line for finding in self.findings for line in finding.lines()), summary(self.findings)])
 
+    def charts(self) -> list[Chart]:
+        counts = next((finding.counts for finding in self.findings if finding.counts), {})
+        return [bar_chart("check", "Attempts of the student, and why they earned nothing", "", "attempts", counts)]
 
-class Screened(list[tuple[Problem, Screening]]):
+
+class Screened(Shown, list[tuple[Problem, Screening]]):
     """Every usable problem with its counts. hard: those that are hard; table: what `soar screen` prints."""
+
+    def charts(self) -> list[Chart]:
+        tenths = Counter(min(9, int(10 * counts.pass_rate)) if counts.successes else -1 for _, counts in self)
+        names = {-1: "0", **{tenth: f"to .{tenth + 1}" for tenth in range(9)}, 9: "to 1"}
+        counts = {name: tenths[tenth] for tenth, name in names.items()}
+        return [bar_chart("screened", "How often problems are solved", "share of the attempts", "problems", counts)]
 
     hard: list[Problem]
     table: str
@@ -93,8 +107,16 @@ class Evaluation:
     problems: list[Problem]
 
 
-class Evaluations(dict[str, Evaluation]):
+class Evaluations(Shown, dict[str, Evaluation]):
     """Policy -> Evaluation. table: what `soar eval` prints."""
+
+    def charts(self) -> list[Chart]:
+        curves = []
+        for style, (name, one) in enumerate(self.items()):
+            low, high = zip(*one.interval_95.values(), strict=True)
+            curves.append(Series(name, [*one.pass_at], [*one.pass_at.values()], low, high, style))
+        ks = sorted({k for one in self.values() for k in one.pass_at})
+        return [Chart("pass-at-k", "pass@k", "", "attempts per problem (k)", "problems solved", curves, True, ks)]
 
     table: str
 
@@ -103,7 +125,7 @@ class Evaluations(dict[str, Evaluation]):
 
 
 @dataclass(frozen=True, repr=False)
-class Trained:
+class Trained(Shown):
     """A finished run. path: its folder; summary: summary.json; student, teacher: PEFT adapter folders; report: the page."""
 
     path: Path
@@ -119,6 +141,9 @@ class Trained:
 
     def __repr__(self) -> str:
         return "\n".join([*summary_lines(self.summary), f"report: {self.report}"])
+
+    def charts(self) -> list[Chart]:
+        return run_charts(self.run)
 
     def pass_at(self, arm: str, k: int = 1) -> float:
         """Held-out pass@k of an arm (`base`, `hard_only`, `ps`, `pq`) as a share."""
@@ -245,8 +270,11 @@ def check(
     quiet: bool = False,
 ) -> Checked:
     """Whether a run can work, why rewards are 0, and what to do, without training (`soar check`)."""
-    with _config(model, tokenizer, problems, None, recipe, verifier, settings) as config:
-        return Checked(list(check_all(config, samples, Progress(quiet=quiet).say)))
+    with (
+        _config(model, tokenizer, problems, None, recipe, verifier, settings) as config,
+        Progress(quiet=quiet) as progress,
+    ):
+        return Checked(list(check_all(config, samples, progress.now)))
 
 
 def screen(
@@ -274,6 +302,7 @@ def screen(
         if config.screen.attempts == 0:
             raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem")
         path = beside or Path(scratch) / "screen"
+        progress.now(f"loading {config.model.path}")
         table = screen_folder(config, path, resume, ["soar.screen"], progress)
         by_id = {problem.id: problem for problem in candidates(config).problems}
         lines = (path / "hard" / "screen.jsonl").read_text(encoding="utf-8").splitlines()
@@ -313,7 +342,26 @@ def train(
         if teacher_reward is not None:
             command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
         paid = None if teacher_reward is None else _paid_by(teacher_reward)
+        announce(progress, config, path)
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
+
+
+def arms(
+    model: Model = None,
+    problems: Problems | None = None,
+    out: str | Path = "runs/arms",
+    names: Sequence[str] = ("hard_only",),
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Trained:
+    """Train and measure arms side by side with the base model, without an outer loop (`soar student`).
+
+    names: as in `arms.run`. Questions or the teacher of another run: settings={"arms.pq_from": RUN} or
+    {"arms.teacher_from": RUN}; a file of easier problems: {"arms.real": FILE}. more: as `train`.
+    """
+    settings = {"arms.pq_steps": 0, **(settings or {}), "teacher.steps": 0, "arms.run": ["base", *names]}
+    return train(model, problems, out, settings=settings, **more)
 
 
 def _paid_by(function: TeacherReward) -> teacher.TeacherReward:
@@ -353,6 +401,7 @@ def evaluate(
     with _config(model, tokenizer, problems, None, recipe, verifier, settings) as config:
         paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
         with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
+            progress.now(f"measuring {config.model.path} on {config.problems.source}", tell=False)
             result = measure(config, paths, progress.say, task.set)
         by_id = {problem.id: problem for problem in candidates(config).problems}
     problems_H = [by_id[name] for name in result["problems"]["ids"]]

@@ -46,8 +46,14 @@ def test_settings_are_those_of_the_command_line() -> None:
         soar.check(settings={"teacher.stps": 3})
 
 
-def test_train_is_the_run_of_the_command_line(tiny_run: Path, tmp_path: Path) -> None:
-    run = soar.train(out=tmp_path / "run", settings=SETTINGS)
+def test_train_is_the_run_of_the_command_line(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, said = soar.train(out=tmp_path / "run", settings=SETTINGS), capsys.readouterr().err
+    assert said.index("what comes: screening") < said.index("held out, PS: pass@1") and "damaged" not in said
+    figures = run.plot()
+    assert figures.charts[0].title == "Pass rate against total tokens" and len(figures) == 7
+    assert run._repr_html_().count("<img") == 7 and all(figure.axes[0].lines for figure in figures)
     wanted = json.loads((tiny_run / "summary.json").read_text())
     assert run.summary["arms"] == wanted["arms"]
     assert run.pass_at("ps", 4) == wanted["arms"]["ps"]["pass_at"]["4"]
@@ -57,12 +63,18 @@ def test_train_is_the_run_of_the_command_line(tiny_run: Path, tmp_path: Path) ->
     assert soar.train(out=run.path, settings=SETTINGS, resume=True).summary["arms"] == wanted["arms"]
 
 
+def test_arms_without_an_outer_loop(tiny_run: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"arms.pq_from": str(tiny_run), "screen.from_run": str(tiny_run)}
+    run = soar.arms(out=tmp_path / "run", names=["pq"], settings=settings, quiet=True)
+    assert list(run.summary["arms"]) == ["base", "pq"] and run.summary["outer_steps"] == 0
+
+
 def test_evaluate_gives_the_counts_of_the_run(tiny_run: Path) -> None:
     settings = SETTINGS | {"problems.format": "tiny", "problems.verifier": "exact"}
     adapters = {"ps": tiny_run / "student", "pq": tiny_run / "arms" / "pq"}
     found = soar.evaluate("builtin:tiny", tiny_run / "hard" / "test.jsonl", adapters, recipe="tiny", settings=settings)
     recorded = {event["arm"]: event for event in events(tiny_run, "evaluation")}
-    assert list(found) == ["base", "ps", "pq"]
+    assert list(found) == ["base", "ps", "pq"] and len(found.plot()[0].axes[0].lines) == 3
     for name, result in found.items():
         assert result.correct == recorded[name]["correct"], name
         assert {str(k): v for k, v in result.pass_at.items()} == recorded[name]["pass_at"]
@@ -160,12 +172,15 @@ def test_check_returns_what_it_prints() -> None:
     assert [finding.name for finding in found.findings][:2] == ["problems", "golds"]
     assert {"student", "teacher"} < {finding.name for finding in found.findings}
     assert found.works in (True, None) and str(found).startswith("ok       problems ")
+    (bars,) = found.plot()
+    assert sum(bar.get_height() for bar in bars.axes[0].patches) > 0 and found._repr_html_().startswith("<pre>ok ")
 
 
 def test_a_screening_counts_goes_on_and_names_rows_that_are_too_long(tiny_run: Path, tmp_path: Path) -> None:
     rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
     first = soar.screen(out=tmp_path / "screen", settings=SETTINGS)
     assert str(first).startswith("12 problems, 4 attempts each") and len(first.hard) == 12
+    assert sum(bar.get_height() for bar in first.plot()[0].axes[0].patches) == 12
     assert [(p.id, s.successes, s.truncated) for p, s in first] == [
         (row["id"], row["successes"], row["truncated"]) for row in rows
     ]

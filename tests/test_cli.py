@@ -153,7 +153,7 @@ def test_errors_of_a_run(
         raise error
 
     monkeypatch.setattr("soar.run.pipeline.execute", fail)
-    arguments = ["run", "--out", str(tmp_path / "run")]
+    arguments = ["run", "--quiet", "--out", str(tmp_path / "run")]
     if code is None:  # an error nobody foresaw keeps its traceback
         with pytest.raises(type(error), match=str(error)):
             main(arguments)

@@ -138,7 +138,13 @@ def test_evaluations_and_summary(tiny_run: Path) -> None:
     config, summary, rows = tiny_config(), read_json(tiny_run / "summary.json"), events(tiny_run, "evaluation")
     last = events(tiny_run, "validation")[-1]
     loop_rollouts, searched = last["student_rollouts"], sum(last["tokens"].values())
-    assert [row["arm"] for row in rows] == list(summary["arms"]) == ARMS
+    kinds = [(row["event"], row["arm"]) for row in read_jsonl(tiny_run / "metrics.jsonl") if "arm" in row]
+    final, pq = (
+        [kinds.index(("evaluation", arm)) for arm in ("base", "ps", "hard_only")],
+        kinds.index(("arm_step", "pq")),
+    )
+    assert final[:2] == [0, 1] and final[2] < pq, "each is measured as soon as it is final"
+    assert sorted(row["arm"] for row in rows) == sorted(ARMS) and list(summary["arms"]) == ARMS
     budget = {"base": 0, "hard_only": 16, "ps": loop_rollouts, "pq": 16}
     for row in rows:
         assert len(row["correct"]) == row["problems"] == 6

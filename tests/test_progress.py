@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,31 +19,51 @@ def plain(**more: Any) -> tuple[Progress, io.StringIO]:
     return Progress(Console(file=out, width=200, **more), quiet=False), out
 
 
-def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By hand: 4 of 10 were done before; a step takes 60 s, and the plan says that the arms take half of the whole loop."""
     clock = {"now": 0.0}
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
     report, out = plain()
-    with report, report.task("outer loop", 10) as advance, report.task("inner", 5, transient=True) as inner:
-        clock["now"] += 60.0
+    report.plan, report.file = {"outer loop": 20.0, "arms": 10.0}, tmp_path / "now.json"
+    with report, report.task("outer loop", 10) as advance, report.task("  students", 5, transient=True) as students:
         advance(4)  # done before an interruption: no measure of speed
-        for _ in range(3):
+        for _ in range(2):
             clock["now"] += 60.0
-            inner.set(2, 5)
             advance(1)
         clock["now"] += 1.0
-        advance(1)  # too soon for another line
+        students.set(2, 5)  # too soon for another line
+        clock["now"] += 19.0
+        students.set(3, 5)
+        noted = json.loads(report.file.read_text())
+    left = "of the whole run left"
     assert out.getvalue().splitlines() == [
-        "outer loop: 5/10, about 0:05:00 left",
-        "outer loop: 6/10, about 0:04:00 left",
-        "outer loop: 7/10, about 0:03:00 left",
+        f"outer loop: 5/10, about 0:05:00 left, about 0:10:00 {left}",
+        f"outer loop: 6/10, about 0:04:00 left, about 0:09:00 {left}",
+        f"outer loop: 6/10, students: 3/5, about 0:03:40 left, about 0:08:40 {left}",
     ]
+    assert noted == {"task": "outer loop", "done": 6.0, "total": 10.0, "left": 240.0, "run_left": 540.0}
+    assert not report.file.exists(), "a run that is not at work notes nothing"
 
 
-def test_bars_on_a_terminal() -> None:
+def test_what_has_no_bar_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
+    report, out = plain()
+    report.now("loading")
+    for seconds in (5.0, 5.0, 5.0):
+        clock["now"] += seconds
+        report.remind()
+    report.now("drawing", tell=False)
+    assert out.getvalue().splitlines() == ["loading", "loading: 10 s so far"]
+
+
+def test_bars_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     report, out = plain(force_terminal=True, color_system=None)
     with report, report.task("screening", 4) as advance:
         advance(4)
         report.say("a line")
+        print("a result into a pipe")
+    assert capsys.readouterr().out == "a result into a pipe\n"
     assert "screening" in out.getvalue()
     assert "4/4" in out.getvalue()
     assert "a line" in out.getvalue()

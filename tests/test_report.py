@@ -236,18 +236,40 @@ def test_tokens_of_an_arm_on_its_way() -> None:
             {"arm": "ps", "pass_at": {"1": 0.2}},
         ],
     }
-    charts = report.arms_section(runs.Run(path=Path(), events=events))["charts"][1:]
+    charts = report.arms_section(runs.Run(path=Path(), events=events))["charts"][:2]
     points = [[(s.label, s.x, s.y) for s in c.series if s.x] for c in charts]
     assert points == [[("PQ", [2, 4], [0.1, 0.3])], [("PQ", [4], [0.5])]]
+
+
+def test_what_the_teacher_wrote_and_what_changed() -> None:
+    """Best and worst dataset of a step with its own questions; shares of topics in the first and the last step by hand."""
+    rows = [
+        {"step": step, "dataset": k, "question": f"q{step}{k}{i}", "answer": "1", "reward": k / 10, "topic": topic}
+        for step, topics in ((0, "aabb"), (1, "abbb")) for k in (0, 1) for i, topic in enumerate(topics)
+    ]  # fmt: skip
+    steps = [{"step": step, "distinct_share": share, "vendi": None} for step, share in ((0, 1.0), (1, 0.5))]
+    written = report.written_section(runs.Run(Path("x"), questions=rows), steps)
+    assert [(step, [(name, reward, [q["question"] for q in some]) for name, reward, some in ends]) for step, ends in
+            written["examples"]] == [
+        (0, [("best", 0.1, ["q010", "q011", "q012"]), ("worst", 0.0, ["q000", "q001", "q002"])]),
+        (1, [("best", 0.1, ["q110", "q111", "q112"]), ("worst", 0.0, ["q100", "q101", "q102"])]),
+    ]  # fmt: skip
+    assert written["changes"].replace("\u00a0", " ") == (
+        "From step 0 to step 1: different from each other 100.0 % → 50.0 %, topic a 50.0 % → 25.0 %, topic b 50.0 % → 75.0 %."
+    )
 
 
 def test_unfinished_run_with_half_a_line(tmp_path: Path) -> None:
     run_folders.write_run(tmp_path, steps=7)
     (tmp_path / "summary.json").unlink()
+    run_folders.write_json(
+        tmp_path / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61, "run_left": "x"}
+    )
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if '"outer_step"' in line or '"promotion"' in line]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "Now: <b>loop: 7 of 9, about 0:01:01 left." in text
     assert "Unfinished: 7 outer steps and 1 promotion so far; nothing was measured" in text
     assert f"metrics.jsonl:{len(kept) + 1}: the last line is not complete" in text
 

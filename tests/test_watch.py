@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
+import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from soar.cli import main
 from soar.report import text as wording
 from soar.report import watch
 from soar.report.runs import read_run
+from soar.report.web import web_server
 from soar.run.progress import Progress
 
 HOSTILE = "x\x1b[2J\x1b]52;c;b3duZWQ=\x07\u202e"  # clears the screen, writes the clipboard, reorders
@@ -46,7 +50,9 @@ def lines_of(folder: Path, age: float = 3.0) -> list[str]:
 
 def test_the_view_of_a_running_run(tmp_path: Path) -> None:
     folder = begin(tmp_path)
-    add(folder, "metrics.jsonl", step(0, [0.01, 0.03], 100.0), step(1, [0.0, 0.04, None], 200.0))
+    now = {"task": "outer loop", "done": 2.0, "total": 10.0, "left": 1200.0, "run_left": 3000.0}
+    run_folders.write_json(folder / "now.json", now)
+    add(folder, "metrics.jsonl", step(0, [0.01, 0.03]), step(1, [0.0, 0.04, None]))
     add(folder, "metrics.jsonl", {"event": "promotion", "step": 1, "baseline_pass_rate": 0.02, "pass_rate": 0.06})
     add(folder, "metrics.jsonl", {"event": "alarm", "step": 1, "kind": "odd", "message": "something\nodd"})
     add(folder, "questions.jsonl", {"step": 0, "question": "old", "answer": "1", "reward": 0.9})
@@ -54,8 +60,9 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
     add(folder, "questions.jsonl", {"step": 1, "dataset": 1, "question": "good", "answer": "3", "reward": 0.04})
     assert lines_of(folder) == [
         "mine: outer loop, last written 3.0 s ago",
+        "outer loop: 2 of 10, about 0:20:00 left, about 0:50:00 of the whole run left",
         "12 of 40 candidates are hard",
-        "2 of 10 outer steps done, 1 promotion, about 0:20:00 left in the loop",
+        "2 of 10 outer steps done, 1 promotion",
         "step   1  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50",
         "  best     +0.0400  «good» 3",
         "  worst    +0.0000  «bad» 2",
@@ -66,10 +73,11 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
 
 def test_the_stage_follows_the_events(tmp_path: Path) -> None:
     folder, stages = begin(tmp_path, steps=1), []
-    for event in (step(0, [0.1, 0.2]), {"event": "evaluation", "arm": "base"}):
+    for _ in range(2):
         stages.append(watch.stage(read_run(folder)))
-        add(folder, "metrics.jsonl", event)
-    assert [*stages, watch.stage(read_run(folder))] == ["outer loop", "arms and evaluation", "evaluation"]
+        add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
+    run_folders.write_json(folder / "summary.json", {"arms": {}})
+    assert [*stages, watch.stage(read_run(folder))] == ["outer loop", "arms and evaluation", "finished"]
 
 
 def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
@@ -107,6 +115,37 @@ def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("NO_COLOR", raising=False)
     watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
     assert "mine: outer loop" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
+
+
+def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path: Path) -> None:
+    """One secret address, GET alone, no name that somebody points here; refreshed until the run ends."""
+    folder = begin(tmp_path)
+    server, address = web_server(folder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(path: str, host: str = f"127.0.0.1:{server.server_port}", method: str = "GET") -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        connection.request(method, path, headers={"Host": host})
+        return connection.getresponse()
+
+    path = "/" + address.split("/", 3)[3]
+    answer = ask(path)
+    assert server.server_address[0] == "127.0.0.1" and answer.status == 200 and len(path) > 30
+    assert answer.headers["Refresh"] == "10" and b"<title>SOAR run mine</title>" in answer.read()
+    assert [ask(path, host).status for host in ("evil.example:80", "", f"localhost:{server.server_port}")] == [
+        403,
+        403,
+        200,
+    ]
+    assert [ask(other).status for other in ("/", path + "x", "/../manifest.json")] == [404] * 3
+    assert ask(path, method="POST").status == 501
+    server.shutdown()
+    run_folders.write_json(folder / "summary.json", {"arms": {}})
+    done, address = web_server(folder)
+    threading.Thread(target=done.serve_forever, daemon=True).start()
+    with urllib.request.urlopen(address) as page:
+        assert page.headers["Refresh"] is None and b"finished" in page.read()
+    done.shutdown()
 
 
 def test_terminals_that_know_ascii_alone(tmp_path: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Context, Option
 
 from soar.config import Config, ConfigError, load
+from soar.plan.forecast import announce
 from soar.report.text import summary_lines
 from soar.run.interrupts import StopRequest
+from soar.run.progress import Progress
 
 _RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny)."
 _SET = "Override a config key; may be repeated."
@@ -55,13 +59,21 @@ def config_of(
     return load(recipe, overrides(overrides_, None, model__path=model, problems__source=problems), model_named)
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says what is done where that takes longer than a few seconds."""
+    with Progress() as progress:
+        progress.now(what, tell=False)
+        yield
+
+
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
     """Carry a run out in the folder `out` and print its summary. context.obj: the command as it was given."""
-    from soar.run.pipeline import execute
-    from soar.run.progress import Progress
-
     stop = StopRequest()
     with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
+        announce(progress, config, out)
+        from soar.run.pipeline import execute
+
         summary = execute(config, out, resume, context.obj, progress, stop)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(summary_lines(summary, width)))

@@ -17,6 +17,7 @@ from soar.problems.domain import load_domain
 from soar.problems.pool import VerifierPool
 from soar.report.page import write_report
 from soar.report.watch import follow
+from soar.report.web import web_server
 from soar.run.doctor import BLIND, examine
 from soar.types import Verdict
 
@@ -25,9 +26,19 @@ def watch(
     run: common.RunFolder,
     once: Annotated[bool, Option("--once", help="Show the run as it is now and end.")] = False,
     every: Annotated[float, Option(metavar="SECONDS", help="Look this often.")] = 2.0,
+    web: Annotated[bool, Option("--web", help="Serve its page to a browser on this machine.")] = False,
+    port: Annotated[int, Option(metavar="N", help="Of --web (0: a free one).")] = 0,
 ) -> None:
-    """A running or finished run, from any terminal: live, or into a file the view now and at the end."""
+    """A running or finished run, from any terminal: live, or into a file the view now and at the end.
+
+    example:
+      soar watch runs/mine --web     the report as it grows; from elsewhere: ssh -L PORT:127.0.0.1:PORT
+    """
     with suppress(KeyboardInterrupt):  # the run goes on; only the looking ends
+        if web:
+            server, address = web_server(run, port)
+            print(f"{address}\nCtrl-C ends it; the run goes on", flush=True)
+            server.serve_forever()
         follow(run, Console(highlight=False), max(0.1, every), once)
 
 
@@ -36,7 +47,9 @@ def report(
     out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None,
 ) -> None:
     """One HTML page about a run."""
-    print(write_report(run, out))
+    with common.waiting(f"drawing the page of {run}"):
+        page = write_report(run, out)
+    print(page)
 
 
 def doctor(
@@ -46,7 +59,8 @@ def doctor(
 
     One line a check; exit code 0: all is well; 1: something is not.
     """
-    checks = examine(run)
+    with common.waiting(f"reading every file of {run}"):
+        checks = examine(run)
     for what, complaints in checks:
         print(f"{'BAD' if complaints else 'ok '}  {what}", *(f"     {visible(text)}" for text in complaints), sep="\n")
     bad = sum(bool(complaints) for _, complaints in checks)
@@ -79,7 +93,8 @@ def verify(
     """
     columns = {"completion": completion_column, "gold": gold_column, "label": label_column}
     grader = load_domain(domain) if domain else verifier
-    with VerifierPool(grader, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers)) as pool:
+    pool = VerifierPool(grader, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers))
+    with common.waiting(f"grading {file}"), pool:
         grades = grade_file(file, pool, columns, golds, max(0, show))
         problem = pool.last_error
     if as_json:

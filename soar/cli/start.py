@@ -23,6 +23,7 @@ from soar.problems.sources import split_source
 from soar.problems.verify import read_number
 from soar.run.folder import recorded_config
 from soar.run.interrupts import StopRequest
+from soar.run.progress import Progress
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "recipe.toml"
 READING = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
@@ -110,11 +111,11 @@ def screen(
     config = common.config_of(recipe, model, problems, overrides)
     if config.screen.attempts == 0:
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
-    from soar.run.progress import Progress
-    from soar.run.screen import screen_folder
-
     stop = StopRequest()
     with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
+        progress.now(f"loading torch and {config.model.path}, to screen {config.problems.source}")
+        from soar.run.screen import screen_folder
+
         lines = screen_folder(config, out, resume, context.obj, progress, stop)
     print("\n".join(lines))
     hard = out / "hard.jsonl"
@@ -147,10 +148,12 @@ def check(
     overrides = common.overrides(sets, None, problems__verifier=verifier)
     config = common.config_of(recipe, model, problems, overrides, model_named=not no_model)
     findings = []
-    for finding in check_all(config, samples, lambda line: print(line, file=sys.stderr), no_model):
-        findings.append(finding)
-        if not as_json:
-            print("\n".join(finding.lines()), flush=True)
+    with Progress() as progress:
+        progress.now(f"looking at {config.problems.source}")
+        for finding in check_all(config, samples, progress.now, no_model):
+            findings.append(finding)
+            if not as_json:
+                print("\n".join(finding.lines()), flush=True)
     works = can_work(findings)
     if as_json:
         print(json.dumps({"works": works, "findings": [finding._asdict() for finding in findings]}, indent=2))

@@ -16,6 +16,7 @@ from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.text import result_lines
 from soar.run.folder import ACCEPTED, REJECTED, decide, lines, read, recorded_config
 from soar.run.interrupts import resume_command
+from soar.run.progress import Progress
 from soar.studies.study import cells, find_study, read_study, run_study
 
 Format = Literal["trl", "verl", "jsonl", "peft"]
@@ -77,12 +78,12 @@ def eval_(
       soar eval --adapter runs/demo/student --problems runs/demo/hard/test.jsonl --out eval.json
       soar eval --adapter runs/a/student runs/a/arms/pq --problems olympiad.jsonl --set evaluate.attempts=64
     """
-    from soar.run.measure import measure
-    from soar.run.progress import Progress
-
     adapters = {str(folder): folder for folder in adapter or []}
     config = evaluation_config(recipe, model, problems, common.overrides(sets, workers), adapter or [])
     with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
+        progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
+        from soar.run.measure import measure
+
         result = measure(config, adapters, progress.say, task.set)
     print("\n".join(result_lines(result, config.evaluate.ks)))
     if out is not None:
@@ -205,7 +206,8 @@ def study(
         for cell in cells(plan, out, overrides):
             print(f"{cell.name}: {' '.join(cell.overrides)}\n{forecast(cell.config).total_line()}")
         return 0
-    results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect)
+    with common.waiting(f"cells of {plan.name} in {out}"):
+        results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect)
     print((out / "study.md").read_text(encoding="utf-8"))
     print(f"page: {out / 'study.html'}")
     return int(any(cell["state"] != "finished" for cell in results["cells"]))

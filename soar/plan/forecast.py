@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -20,7 +21,8 @@ from soar.engine.load import GIB, memory_of, size_of
 from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
 from soar.problems.sources import split_source
-from soar.report.runs import numbers, read_run
+from soar.report.runs import NOW_FILE, numbers, read_run
+from soar.run.progress import Progress
 from soar.types import UserError
 
 TRAIN, MEASURE = "students train", "students measured"
@@ -28,6 +30,8 @@ WRITTEN_BY_TEACHER = ("base_t", "teacher_t")
 TEXTS_PER_PAIR, TEACHER_PROMPT, PROMPT = 1.5, 250, 150  # texts for an accepted pair; tokens of prompts
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
 SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such models are bound by overhead
+
+TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate": "evaluation"}  # stage -> its bar
 
 Assumptions = dict[str, tuple[float, str]]  # name -> value and where it is from
 
@@ -134,18 +138,23 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
 
 
 class Rates(NamedTuple):
-    """Tokens a second of a model of so many parameters, 16 adapters, no KL term; source: where they were measured."""
+    """Tokens a second of a model of so many parameters, 16 adapters, no KL term; source: where they were measured.
+
+    arms: pace of the arms by these rates; on a CPU they train one after another.
+    """
 
     parameters: float
     decode: float
     train: float
     source: str
+    arms: float = 1.0
 
     def scaled(self, factor: float, source: str) -> Rates:
         return self._replace(decode=self.decode * factor, train=self.train * factor, source=source)
 
     def seconds(self, work: Work) -> float:
-        return work.sampled / self.decode + work.trained * (KL_FACTOR if work.kl else 1.0) / self.train
+        seconds = work.sampled / self.decode + work.trained * (KL_FACTOR if work.kl else 1.0) / self.train
+        return seconds / (self.arms if work.stage == "arms" else 1.0)
 
 
 MEASURED = "benchmarks/results/h200-default.json and h200-attention.json"
@@ -160,12 +169,13 @@ TABLE = (  # 1.5b: the mathematics page's screening, and its 18,000 generated to
     Rates(1.544e9, 52_000, 35_800, "NVIDIA H200, real runs of 1.5b: docs/results/maths.md"),
     Rates(3.213e9, 40_572, 32_966, f"NVIDIA H200, decode-3b and train-3b of {MEASURED}"),
 )
+DEMO = Rates(167_872, 33_000, 1e6, "two CPU cores, the demo", 0.5)
 
 
 def table_rates(parameters: float) -> Rates | None:
     """Rates of the known shape nearest in size, scaled by parameters; None for a model far smaller than any of them."""
     if parameters < SMALLEST_KNOWN:
-        return None
+        return DEMO if parameters == DEMO.parameters else None
     near = min(TABLE, key=lambda known: abs(math.log(known.parameters / parameters)))
     scale = near.parameters / parameters
     note = "" if 0.9 < scale < 1.1 else f", scaled by {scale:.3g} for its size"
@@ -183,6 +193,20 @@ class Forecast:
     def hours(self) -> float | None:
         """Of all works."""
         return None if self.rates is None else sum(map(self.rates.seconds, self.works)) / 3600
+
+    def stages(self) -> dict[str, float]:
+        """Expected seconds of the tasks of a run, in order; where no rate is known they are right in proportion alone."""
+        rates, seconds = self.rates or Rates(0.0, 1.0, 2.0, ""), dict.fromkeys(TASKS.values(), 0.0)
+        for work in self.works:
+            seconds[TASKS[work.stage]] += rates.seconds(work)
+        return seconds
+
+    def outlook(self) -> list[str]:
+        """What comes and what it takes, for the first seconds of a run."""
+        known, seconds = self.rates is not None, self.stages()
+        stages = [f"{name}{f' ({timedelta(seconds=round(s))})' if known else ''}" for name, s in seconds.items() if s]
+        time = f"rates: {self.rates.source}" if self.rates else "how long is told once there is a pace to go by"
+        return [f"what comes: {', '.join(stages)}, report", f"in all:{self.total_line()[1:]} ({time})"]
 
     def lines(self) -> list[str]:
         """The forecast as a table, with what it rests on."""
@@ -217,6 +241,16 @@ def forecast(config: Config, given: Mapping[str, float] | None = None, run_dir: 
         counted = sum(rates.seconds(work) for work in works if work.stage == "loop") * len(taken) / config.teacher.steps
         rates = rates.scaled(counted / sum(taken), f"this run's own first {len(taken)} outer steps")
     return Forecast(works, assumptions, rates)
+
+
+def announce(progress: Progress, config: Config, out: Path) -> None:
+    """Say what a run in `out` does first, what comes, how long that may take and what it costs: before torch is loaded."""
+    progress.now(f"{config.name}: looking at {config.problems.source}")
+    expected = forecast(config, run_dir=out)
+    progress.plan, progress.file = expected.stages(), out / NOW_FILE
+    for line in expected.outlook():
+        progress.say(line)
+    progress.now(f"loading torch and {config.model.path}")
 
 
 def memory_lines(config: Config) -> list[str]:

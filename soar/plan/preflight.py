@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -57,6 +57,7 @@ class Finding(NamedTuple):
     message: str
     advice: str = ""
     details: tuple[str, ...] = ()
+    counts: Mapping[str, int] = {}  # of attempts, by what came of them
 
     def lines(self) -> list[str]:
         """As text for a terminal, with no secret in it and nothing that could move the cursor."""
@@ -182,10 +183,10 @@ def check_model(
     config: Config, problems: Sequence[Problem], samples: int, say: Callable[[str], None]
 ) -> Iterator[Finding]:
     """Findings of a config's model, one by one as they are made. say: told before what takes time."""
+    say(f"loading torch and {config.model.path}")
     from soar.run.screen import evidence_key, known_hard
     from soar.run.setup import choose_threads, open_env
 
-    say(f"loading {config.model.path}")
     name = "model"
     try:
         with open_env(config) as env:
@@ -286,7 +287,8 @@ def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
         for row in flat[:SHOWN]
     ]
     details += [f"the last check that failed: {error[:300]}"] if (error := env.verifier.last_error) else []
-    return Finding("student", status_of(advice and hopeless, advice), message, advice, tuple(details))
+    counts = {"correct": correct, **outcomes}
+    return Finding("student", status_of(advice and hopeless, advice), message, advice, tuple(details), counts)
 
 
 def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:

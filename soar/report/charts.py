@@ -9,7 +9,7 @@ import base64
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,10 @@ COLOURS = ("#7a828c", "#d9691e", "#3b82d6", "#1f9e74", "#a45fd0", "#b08d12", "#d
 DASHES = ("-", (0, (6, 2)), "-", (0, (2, 2)), (0, (8, 2, 2, 2)), (0, (4, 3)), (0, (1, 3)), (0, (10, 3)))
 MARKERS = "os^Dvph*"
 STYLES = len(COLOURS)
+DARK = (  # of an image within a dark page; the grid is grey enough for both
+    "text { fill: #1d2126 } @media (prefers-color-scheme: dark) { text { fill: #e7eaed } "
+    '[style*="stroke: #000000"] { stroke: #c3cad2 !important } }'
+)
 LOOK: dict[str, Any] = {  # text stays text, a name with $ is a name, and a reader's font may be wider
     "svg.fonttype": "none", "text.parse_math": False, "axes.labelpad": 10, "legend.frameon": False, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.2,
@@ -43,7 +47,7 @@ class Chart:
     """Series and what a chart says besides them; false when there is nothing to draw.
 
     key: unique in the page. percent: y is a share, shown in per cent. ticks: values of x on a log2 scale, else a linear one.
-    rules: (y, label) of horizontal lines. marks: x of vertical ones.
+    rules: (y, label) of horizontal lines. marks: x of vertical ones. from_zero: where x begins. bars: names of bars 0, 1 ...
     """
 
     key: str
@@ -57,28 +61,71 @@ class Chart:
     rules: Sequence[tuple[float, str]] = ()
     marks: Sequence[float] = ()
     mark_label: str = ""
+    from_zero: bool = False
+    bars: Sequence[str] = ()
 
     def __bool__(self) -> bool:
         return any(len(series.x) for series in self.series)
 
-    def drawn(self) -> bytes:
-        """The chart as SVG; the same data gives the same bytes."""
+    def figure(self) -> Any:
+        """The chart as a matplotlib figure, in its own look whatever the caller's settings are."""
         import matplotlib
 
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of glyphs that the font lacks
+        with matplotlib.rc_context():
             matplotlib.rcdefaults()
-            matplotlib.rcParams.update({**LOOK, "svg.hashsalt": self.key})
-            metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            _figure(self).savefig(buffer, format="svg", metadata=metadata)
-        return buffer.getvalue()
+            matplotlib.rcParams.update(LOOK)
+            return _figure(self)
+
+    def drawn(self) -> bytes:
+        """The chart as SVG, for light and dark pages; the same data gives the same bytes."""
+        import matplotlib
+
+        buffer, metadata = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        with matplotlib.rc_context({**LOOK, "svg.hashsalt": self.key}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of glyphs that the font lacks
+            self.figure().savefig(buffer, format="svg", metadata=metadata, transparent=True)
+        return buffer.getvalue().replace(b"</style>", DARK.encode() + b"</style>", 1)
 
     def image(self) -> Markup:
         """The chart as an image, in which no script can run; its page must allow images from `data:`."""
         data = base64.b64encode(self.drawn()).decode()
         text = visible(f"{self.title}. {self.description}")
         return Markup('<img class="chart" alt="{}" src="data:image/svg+xml;base64,{}">').format(text, data)
+
+
+def bar_chart(key: str, title: str, x_label: str, y_label: str, counts: Mapping[str, float]) -> Chart:
+    """A bar for each name."""
+    series = Series(y_label, range(len(counts)), list(counts.values()))
+    return Chart(key, title, "", x_label, y_label, [series], bars=list(counts))
+
+
+class Plots(list[Any]):
+    """Charts as matplotlib figures; a notebook shows them side by side."""
+
+    def __init__(self, charts: Sequence[Chart]) -> None:
+        super().__init__(chart.figure() for chart in charts if chart)
+        self.charts = [chart for chart in charts if chart]
+
+    def _repr_html_(self) -> str:
+        box = Markup('<figure style="{}"><figcaption>{}</figcaption>{}</figure>')
+        style = "display: inline-block; width: 26em; margin: 4px; background: light-dark(#fff, #1b1f23)"
+        style += "; color: light-dark(#1d2126, #e7eaed); color-scheme: light dark"
+        return "".join(box.format(style, visible(chart.title), chart.image()) for chart in self.charts)
+
+
+class Shown:
+    """What prints as text, and in a notebook with its charts."""
+
+    def charts(self) -> list[Chart]:
+        """What `plot` draws."""
+        return []
+
+    def plot(self) -> Plots:
+        """The charts as matplotlib figures."""
+        return Plots(self.charts())
+
+    def _repr_html_(self) -> str:
+        return Markup("<pre>{}</pre>{}").format(visible(repr(self)), Markup(self.plot()._repr_html_()))
 
 
 def label_of(text: str) -> str:
@@ -95,9 +142,9 @@ def _figure(chart: Chart) -> Any:
     labels = [series.label for series in shown] + [label for _, label in chart.rules]
     labels = list(map(label_of, [*labels, *([chart.mark_label] if chart.marks else [])]))
     columns = 1 if max(map(len, labels), default=0) > 24 else 2
-    figure = Figure(figsize=(5.6, round(3.5 + 0.22 * math.ceil(len(labels) / columns), 2)), layout="constrained")
+    figure = Figure(figsize=(4.8, round(3.0 + 0.22 * math.ceil(len(labels) / columns), 2)), layout="constrained")
     axes = figure.subplots()
-    handles = [_draw(axes, series) for series in shown]
+    handles: list[Any] = [axes.bar(s.x, s.y, color=COLOURS[2]) if chart.bars else _draw(axes, s) for s in shown]
     _scale(axes, chart)
     handles += [axes.axhline(y, color="black", linestyle="--", linewidth=1, alpha=0.7) for y, _ in chart.rules]
     handles += [axes.axvline(x, color=COLOURS[3], linestyle=":", linewidth=1.5) for x in chart.marks][:1]
@@ -106,6 +153,8 @@ def _figure(chart: Chart) -> Any:
     low, high = axes.get_ylim()
     values = [y for series in shown for y in (*series.y, *series.low, *series.high)] + [y for y, _ in chart.rules]
     axes.set_ylim(0 if min(values) >= 0 else low, max(high, 0))
+    if chart.from_zero:
+        axes.set_xlim(left=0)
     if chart.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}\u00a0%".replace("-", "\u2212"))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns)
@@ -126,6 +175,9 @@ def _draw(axes: Any, series: Series) -> Any:
 def _scale(axes: Any, chart: Chart) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    if chart.bars:
+        axes.set_xticks(range(len(chart.bars)), list(map(label_of, chart.bars)))
+        return
     if not chart.ticks or chart.ticks[0] < 1:
         whole = all(float(x).is_integer() for series in chart.series for x in series.x)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=whole))

@@ -24,7 +24,7 @@ from soar.report import text as wording
 from soar.report.charts import Chart, Series
 from soar.report.questions import label_share
 from soar.report.rollouts import rollouts_section
-from soar.report.runs import Run, count, number, numbers, read_run, standard_error
+from soar.report.runs import Run, count, number, numbers, read_arm, read_run, standard_error
 from soar.types import VERSION
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -46,13 +46,32 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
 
 
 def arms_section(run: Run) -> dict[str, Any]:
-    """Table rows, the chart of pass@k for every arm, and pass@k against the tokens that an arm took.
+    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k.
 
-    Tokens include the search: `curve` events on the way, then the evaluation.
+    Points on the way are `curve` events, the last one is the evaluation.
     """
     arms, order = run.arms, [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
     names = sorted(arms, key=order.index)
     ks = sorted({k for arm in arms.values() for k in arm.pass_at})
+    events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
+    spent = [(read_arm(str(e.get("arm")), e), tokens) for e in events if (tokens := number(e.get("total_tokens")))]
+    charts, solved, base = [], "problems solved", arms.get("base")
+    for k in dict.fromkeys([*ks[:1], *ks[-1:]]):
+        points: dict[str, list[Row]] = {name: [] for name in names}
+        for arm, tokens in spent:
+            ends = dict(zip(("low", "high"), arm.interval.get(k, ()), strict=False))
+            points.get(arm.name, []).append({"x": tokens / 1e6, "y": arm.pass_at.get(k), **ends})
+        curves = [
+            line(
+                wording.arm_name(name), some, "y", i, "x", [key for key in ("low", "high") if some and key in some[-1]]
+            )
+            for i, (name, some) in enumerate(points.items())
+        ]
+        rules = [(base.pass_at[k], wording.arm_name("base"))] if base is not None and k in base.pass_at else []
+        title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
+        text = "With 95 % intervals; the last point of an arm is its result, see the table."
+        x = "million generated tokens, search included"
+        charts.append(Chart(f"tokens-{k}", title, text, x, solved, curves, True, rules=rules, from_zero=True))
     rows, curves = [], []
     for style, arm in enumerate(arms[name] for name in names):
         cells = [wording.with_interval(arm, k) if k in arm.pass_at else wording.DASH for k in ks]
@@ -60,18 +79,8 @@ def arms_section(run: Run) -> dict[str, Any]:
         low, high = zip(*arm.interval.values(), strict=True) if arm.interval.keys() == arm.pass_at.keys() else ((), ())
         curves.append(Series(wording.arm_name(arm.name), [*arm.pass_at], [*arm.pass_at.values()], low, high, style))
     text = "Share of held-out problems solved by one of k attempts, per arm, with 95 % bands; see the table."
-    title, solved = "pass@k on the held-out problems", "problems solved"
-    charts = [Chart("pass-at-k", title, text, "attempts per problem (k)", solved, curves, True, ticks=ks)]
-    events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
-    events = [event for event in events if isinstance(event.get("pass_at"), dict) and number(event.get("total_tokens"))]
-    for k in dict.fromkeys([*ks[:1], *ks[-1:]]):
-        points = [{**e, "x": e["total_tokens"] / 1e6, "y": e["pass_at"].get(str(k))} for e in events]
-        curves = [
-            line(wording.arm_name(name), [p for p in points if p.get("arm") == name], "y", style, "x")
-            for style, name in enumerate(names)
-        ]
-        text, title = "The last point of an arm is its result; see the table.", f"pass@{k} against generated tokens"
-        charts.append(Chart(f"tokens-{k}", title, text, "million tokens, search included", solved, curves, True))
+    title, x = "pass@k on the held-out problems", "attempts per problem (k)"
+    charts.append(Chart("pass-at-k", title, text, x, solved, curves, True, ks))
     return {"rows": rows, "ks": ks, "charts": [chart for chart in charts if chart]}
 
 
@@ -135,6 +144,21 @@ def loop_section(run: Run) -> dict[str, Any]:
     }
 
 
+def written_section(run: Run, rows: list[Row]) -> dict[str, Any]:
+    """What the teacher wrote: questions of the best and the worst dataset of up to four outer steps, and what changed.
+
+    rows: of `step_rows`.
+    """
+    by_step: dict[int, list[Row]] = {}
+    for question in run.questions:
+        if (step := count(question.get("step"))) is not None:
+            by_step.setdefault(step, []).append(question)
+    steps, examples = sorted(by_step), []
+    for step in dict.fromkeys(steps[i * (len(steps) - 1) // 3] for i in range(4) if steps):
+        examples.append((step, [(name, reward, some[:3]) for name, reward, some in wording.extremes(by_step[step])]))
+    return {"examples": examples, "changes": wording.changes(rows, [by_step[step] for step in steps[:1] + steps[-1:]])}
+
+
 def screening_section(run: Run) -> dict[str, Any]:
     """Histogram of successes per candidate problem, and the evidence of the kept hard problems."""
     event, rows = (run.events.get("screen") or [{}])[-1], run.hard_train + run.hard_test
@@ -176,6 +200,17 @@ def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
     return ([("outer loop so far", math.fsum(taken))], math.fsum(taken)) if taken else ([], None)
 
 
+def spent_rows(run: Run) -> list[Row]:
+    """Generated tokens of every measured arm, by what they were for."""
+    rows = []
+    for event in run.events.get("evaluation", []):
+        parts = event.get("tokens")
+        if isinstance(parts, dict) and parts:
+            parts = {name: parts.get(name) for name in ("search", "preparation", "training")}
+            rows.append({"arm": str(event.get("arm")), "total": event.get("total_tokens"), **parts})
+    return rows
+
+
 def content(run: Run) -> dict[str, Any]:
     """Everything that the page shows, by section."""
     times, wall_seconds = phases(run)
@@ -185,18 +220,27 @@ def content(run: Run) -> dict[str, Any]:
         "headline": wording.headline(run),
         "reasons": wording.why_nothing(run),
         "remarks": wording.remarks(run),
+        "now": wording.now_line(run),
         "arms": arms_section(run),
-        "outer": loop_section(run),
+        "outer": (outer := loop_section(run)),
+        "written": written_section(run, outer["rows"]),
         "screening": screening_section(run),
         "questions": questions_section(run.questions),
         "pq": questions_section(run.pq),
         "kept": rollouts_section(run),
         "alarms": alarms[:200],
+        "spent": spent_rows(run),
         "phases": times,
         "wall_seconds": wall_seconds,
         "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
         "rollouts": max(column(run.steps, "student_rollouts"), default=None),
     }
+
+
+def run_charts(run: Run) -> list[Chart]:
+    """The charts of the page."""
+    charts: list[Chart] = arms_section(run)["charts"] + loop_section(run)["charts"]
+    return charts
 
 
 def shorten(text: object) -> str:

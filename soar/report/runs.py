@@ -22,6 +22,7 @@ from soar.types import UserError
 
 HASHES = "hashes.json"  # sha256 of every file of a finished run
 PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
+NOW_FILE = "now.json"  # where a run is that is at work
 REVIEW_FILE = "review.json"  # a promotion that waits for a person
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
 
@@ -61,6 +62,7 @@ class Run:
     hard_test: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     paused: Row = field(default_factory=dict)
+    now: Row = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -170,7 +172,7 @@ def read_run(run_dir: Path) -> Run:
         return value
 
     # The summary before the events: a run that is over has written them all.
-    parts = {name: content(f"{name}.json") for name in ("manifest", "summary", "paused")}
+    parts = {name: content(f"{name}.json") for name in ("manifest", "summary", "paused", "now")}
     events: dict[str, list[Row]] = {}
     for row in content("metrics.jsonl"):
         events.setdefault(str(row.get("event")), []).append(row)
@@ -185,7 +187,8 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
     """The summary of a run with the events `rows`. docs/metrics.md has its fields."""
     steps = [row for row in rows if row["event"] == "outer_step"]
     validations = [row for row in rows if row["event"] == "validation"]
-    evaluations = {row["arm"]: row for row in rows if row["event"] == "evaluation"}
+    measured = {row["arm"]: row for row in rows if row["event"] == "evaluation"}
+    evaluations = {arm: measured[arm] for arm in config.arms.run if arm in measured}
     arms = {
         arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
     }

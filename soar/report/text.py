@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -51,6 +52,14 @@ def with_interval(arm: Arm, k: int) -> str:
     interval = arm.interval.get(k)
     digits = percent_digits(arm.pass_at[k], interval)
     return f"{percent(arm.pass_at[k], digits)} {bounds(interval, digits)}".strip()
+
+
+def held_out(arm: Arm) -> str:
+    """An arm's pass@k at the smallest and the largest k."""
+    ks = sorted(arm.pass_at)
+    return f"{arm_name(arm.name)}: " + ", ".join(
+        f"pass@{k} {with_interval(arm, k)}" for k in dict.fromkeys(ks[:1] + ks[-1:])
+    )
 
 
 def whole(value: object) -> str:
@@ -201,6 +210,52 @@ def why_nothing(run: Run) -> list[str]:
         names = ", ".join(map(arm_name, still))
         lines.append(f"{names} never saw a group with right and wrong attempts, so there was nothing to learn from.")
     return lines
+
+
+def now_line(run: Run) -> str:
+    """What a run at work is doing and how long that and the whole run still take, as it noted itself; else nothing."""
+    if run.finished or run.paused or not run.now:
+        return ""
+    words = [f"{run.now.get('task')}: {whole(run.now.get('done'))} of {whole(run.now.get('total'))}"]
+    times = [
+        (duration(run.now[key]), what)
+        for key, what in (("left", ""), ("run_left", " of the whole run"))
+        if number(run.now.get(key)) is not None
+    ]
+    return ", ".join([*words, *(f"about {time}{what} left" for time, what in times)])
+
+
+def extremes(rows: Sequence[Row]) -> list[tuple[str, float, list[Row]]]:
+    """(`best` or `worst`, reward, its rows) of the datasets that earned most and least; one where all earned alike."""
+    rewarded = [row for row in rows if number(row.get("reward")) is not None]
+    ends = [pick(rewarded, key=lambda row: row["reward"]) for pick in (max, min) if rewarded]
+    names = ("best", "worst") if ends and ends[0]["reward"] > ends[1]["reward"] else ("alike",)
+    same = [[row for row in rewarded if row.get("dataset") == end.get("dataset")] for end in ends]
+    return [(name, end["reward"], some) for name, end, some in zip(names, ends, same, strict=False)]
+
+
+def changes(steps: Sequence[Row], questions: Sequence[Sequence[Row]]) -> str:
+    """How the questions of the last outer step differ from those of the first; nothing of a single step.
+
+    steps: of `page.step_rows`. questions: of the first and the last step.
+    """
+    if len(steps) < 2 or len(questions) < 2:
+        return ""
+    first, last, parts = steps[0], steps[-1], []
+    named = {"distinct_share": "different from each other", "well_posed": "well-posed", "correct": "answered correctly"}
+    for key, what in named.items():
+        if first.get(key) is not None and last.get(key) is not None:
+            parts.append(f"{what} {percent(first[key])} \u2192 {percent(last[key])}")
+    if first.get("vendi") and last.get("vendi"):
+        parts.append(f"as diverse as {first['vendi']:.1f} \u2192 {last['vendi']:.1f} unrelated questions")
+    topics = [Counter(str(row["topic"]) for row in rows if row.get("topic")) for rows in questions]
+    shares = [{name: n / some.total() for name, n in some.items()} for some in topics]
+    moved = sorted(shares[0] | shares[1], key=lambda name: -abs(shares[1].get(name, 0) - shares[0].get(name, 0)))
+    for name in moved[:2]:
+        parts.append(
+            f"topic {name[:40]} {percent(shares[0].get(name, 0.0))} \u2192 {percent(shares[1].get(name, 0.0))}"
+        )
+    return f"From step {first['step']} to step {last['step']}: {', '.join(parts)}." if parts else ""
 
 
 def share(row: Row, k: int) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 from soar.files import Row, clipped, visible
 from soar.report import text as wording
 from soar.report.rollouts import folded, place
-from soar.report.runs import TEACHER_SILENT, Run, count, mean, number, numbers, read_run, standard_error
+from soar.report.runs import TEACHER_SILENT, Run, count, number, numbers, read_run, standard_error
 
 MAX_TEXT = 300
 ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", '"', '"', "...", *"<>"], strict=True))
@@ -44,15 +44,9 @@ def loop_ended(run: Run) -> bool:
 
 def stage(run: Run) -> str:
     """What the run is doing, by its latest events."""
-    if run.finished or "evaluation" in run.events:
-        return "finished" if run.finished else "evaluation"
+    if run.finished:
+        return "finished"
     return "arms and evaluation" if loop_ended(run) else "outer loop" if "screen" in run.events else "screening"
-
-
-def time_left(run: Run) -> float | None:
-    """Seconds that the outer loop still needs at the pace of the last steps; None when unknown or over."""
-    total, pace = run.setting("teacher", "steps"), mean(numbers([step.get("seconds") for step in run.steps[-5:]]))
-    return None if pace is None or total is None or loop_ended(run) else pace * (total - len(run.steps))
 
 
 def one_line(text: object, limit: int = MAX_TEXT) -> str:
@@ -65,19 +59,6 @@ def signed(value: object) -> str:
     """`+0.0123`; a dash for what is no number."""
     size = number(value)
     return wording.DASH if size is None else f"{size:+.4f}"
-
-
-def extremes(rows: Sequence[Row], limit: int = MAX_TEXT) -> list[tuple[str, str]]:
-    """`best` and `worst` with the first question of the dataset that earned most and least; one when all earned alike."""
-    rewarded = [row for row in rows if number(row.get("reward")) is not None]
-    if not rewarded:
-        return []
-    best, worst = (pick(rewarded, key=lambda row: row["reward"]) for pick in (max, min))
-    shown = []
-    for name, row in [("best", best), ("worst", worst)] if best["reward"] > worst["reward"] else [("question", best)]:
-        question, answer = one_line(row.get("question", ""), limit), one_line(row.get("answer", ""), limit // 3)
-        shown.append((name, f"{signed(row['reward'])}  «{question}» {answer}"))
-    return shown
 
 
 def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118) -> list[str]:
@@ -94,7 +75,10 @@ def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118
         *([] if vendi is None else [f"as diverse as {vendi:.1f}"]),
     ]
     lines = ["  ".join(figures)]
-    lines += [f"  {name:8s} {text}" for name, text in extremes(rows, max(30, width - 30))]
+    limit = max(30, width - 30)
+    for name, reward, (row, *_) in wording.extremes(rows):
+        question, answer = one_line(row.get("question", ""), limit), one_line(row.get("answer", ""), limit // 3)
+        lines.append(f"  {name:8s} {signed(reward)}  «{question}» {answer}")
     return lines + [f"  {_event_line(event)}" for event in events[1:] if event.get("event") in ("promotion", "alarm")]
 
 
@@ -113,16 +97,17 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     if run.paused and not run.finished:
         yield f"paused: {one_line(run.paused.get('reason'))}", "bold yellow"
         yield f"continue with: {one_line(run.paused.get('resume'))}", "yellow"
+    if line := wording.now_line(run):
+        yield one_line(line), ""
     for screen in run.events.get("screen", [])[-1:]:
         yield (
             f"{wording.whole(screen.get('hard'))} of {wording.whole(screen.get('candidates'))} candidates are hard",
             "",
         )
     if run.steps:
-        total, left, step = run.setting("teacher", "steps"), time_left(run), run.steps[-1]["step"]
-        ending = f", about {wording.duration(left)} left in the loop" if left and not ended else ""
+        total, step = run.setting("teacher", "steps"), run.steps[-1]["step"]
         done = f"{len(run.steps)}{'' if total is None else f' of {total:.0f}'} outer steps done"
-        yield f"{done}, {wording.plural(len(run.promotions), 'promotion')}{ending}", ""
+        yield f"{done}, {wording.plural(len(run.promotions), 'promotion')}", ""
         events = [run.steps[-1], *(event for event in run.promotions if event["step"] == step)]
         yield from (
             (text, "") for text in step_lines(events, [row for row in run.questions if row.get("step") == step])
@@ -138,10 +123,7 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     for arm, steps in Counter(str(event.get("arm")) for event in run.events.get("arm_step", [])).items():
         if arm not in run.arms:
             yield f"{one_line(wording.arm_name(arm))}: {wording.plural(steps, 'training step')} done", ""
-    for name, measured in run.arms.items():
-        ks = sorted(measured.pass_at)
-        shares = ", ".join(f"pass@{k} {wording.with_interval(measured, k)}" for k in dict.fromkeys(ks[:1] + ks[-1:]))
-        yield f"{one_line(wording.arm_name(name))}: {shares}", ""
+    yield from ((one_line(wording.held_out(measured)), "") for measured in run.arms.values())
     if run.finished:
         yield wording.headline(run), "bold"
 

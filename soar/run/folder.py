@@ -36,9 +36,9 @@ ADVICE = "What was saved before is intact: free space or permit writing, then co
 PACKAGES = ("torch", "transformers", "numpy", "mpmath", "pydantic", "safetensors")
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
 NOBODYS = re.compile(
-    r"\.lock|(\.manifest\.json\..*|manifest\.json|workers\.jsonl|tensorboard|wandb)"
+    r"\.lock|(\.manifest\.json\..*|manifest\.json|now\.json|workers\.jsonl|tensorboard|wandb)"
 )  # before any event
-REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", FILE)  # not in the hash list
+REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", "now.json", FILE)  # not in the hash list
 
 
 class RunFolderError(UserError):

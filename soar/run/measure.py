@@ -42,11 +42,17 @@ def count_held_out(
     attempts = config.evaluate.attempts
     header = {"arms": {arm: stack.digest() for arm, stack in policies.items()}, "attempts": attempts}
 
+    width = 0  # arms that the file is about
+
     def sound(number: int, row: Row) -> bool:
-        counts = row.get("correct")
-        if number == 1 or not isinstance(counts, list) or not isinstance(row.get("id"), str):
-            return number == 1 and "arms" in row
-        return len(counts) == len(policies) and all(type(n) is int and 0 <= n <= attempts for n in counts)
+        nonlocal width
+        counts, arms = row.get("correct"), row.get("arms")
+        if number == 1:
+            width = len(arms) if isinstance(arms, dict) else 0
+            return width > 0
+        if not isinstance(counts, list) or not isinstance(row.get("id"), str):
+            return False
+        return len(counts) == width and all(type(n) is int and 0 <= n <= attempts for n in counts)
 
     rows = folder.rows(FILE, sound)
     if rows[:1] != [header]:

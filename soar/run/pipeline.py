@@ -44,7 +44,8 @@ from soar.problems.load import split, write_hard
 from soar.report.alarms import alarm, screen_alarms, step_alarms
 from soar.report.page import report_at_the_end
 from soar.report.questions import step_vendi
-from soar.report.runs import PAUSE_FILE, TEACHER_SILENT, loop_end, summary_of
+from soar.report.runs import PAUSE_FILE, TEACHER_SILENT, loop_end, read_arm, summary_of
+from soar.report.text import held_out
 from soar.report.watch import step_lines
 from soar.run import folder as review
 from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
@@ -115,7 +116,11 @@ class Run:
         self.env.sampler = self.meter
         if self.parallel is not None:
             self.parallel.meter = self.meter
-        stages: dict[str, Callable[[], None]] = {"loop": self._loop, "arms": self._arms, "evaluate": self._evaluate}
+        stages: dict[str, Callable[[], None]] = {
+            "loop": self._loop,
+            "arms": self._arms,
+            "evaluate": lambda: self._evaluate(self.state.arms),
+        }
         for name, stage in stages.items():
             if STAGES.index(self.state.stage) <= STAGES.index(name):
                 with self._phase(name):
@@ -127,6 +132,7 @@ class Run:
             save_adapter(self.env.backbone, local(self.env.backbone, stack), self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
+        self.progress.now("drawing the report", tell=False)
         report_at_the_end(self.folder.path, self.progress.insist)
         write_hashes(self.folder.path)
         return summary
@@ -289,6 +295,7 @@ class Run:
 
     def _arms(self) -> None:
         config, state = self.config, self.state
+        self._evaluate({"base": self._fresh(), "ps": adapters_of(state)["student"]})  # nothing will change them
         material = self._material()
         plans: dict[str, Plan] = {}
         prepared: dict[str, int] = {}
@@ -328,6 +335,8 @@ class Run:
                     state.arm_tokens[arm] = {"search": search, "preparation": prepared[arm], "training": now.tokens}
                 self._curve(moved)
                 self._save()
+                if self.parallel is None and plans.keys() - state.arms.keys():  # workers would be amid the other arms
+                    self._evaluate(state.arms)
                 self._safe_point()
 
     def _plan(self, arm: str, material: Material, before: int) -> Plan | None:
@@ -409,25 +418,27 @@ class Run:
         """The adapter that every student starts from: the base model itself."""
         return self.env.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, final: dict[str, AdapterStack]) -> None:
+        """Held-out pass@k of arms that are final and not measured yet; saved."""
         config = self.config
-        stacks = {"base": self._fresh(), "ps": adapters_of(self.state)["student"], **self.state.arms}
-        policies: dict[str, AdapterStack] = {arm: stacks[arm] for arm in config.arms.run if arm in stacks}
+        measured = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row["event"] == "evaluation"}
+        policies: dict[str, AdapterStack] = {a: final[a] for a in config.arms.run if a in final.keys() - measured}
+        if not policies:
+            return
         seed = seeds.derive(config.seed, "evaluate")
         rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
         tokens = {"base": {}, "ps": {"search": self._search_tokens("ps")}, **self.state.arm_tokens}
-        correct_P_H: list[list[int]] = []
-        with self.progress.task("evaluation", len(self.hard_test)) as advance:
+        name = "evaluation" if self.state.stage == "evaluate" else f"evaluation of {' and '.join(policies)}"
+        with self.progress.task(name, len(self.hard_test)) as advance:
 
             def note(count: int) -> None:
                 advance(count)
                 self._safe_point()
 
-            if policies:
-                correct_P_H = count_held_out(
-                    self.env, policies, self.hard_test, config, self.folder, seed, self.threads, note, self.parallel
-                )
-        events = []
+            correct_P_H = count_held_out(
+                self.env, policies, self.hard_test, config, self.folder, seed, self.threads, note, self.parallel
+            )
+        events: list[dict[str, Any]] = []
         for arm, correct_H in zip(policies, correct_P_H, strict=True):
             events.append(
                 {
@@ -443,6 +454,9 @@ class Run:
                 }
             )
         self.folder.append("metrics.jsonl", events)
+        for event in events:
+            self.progress.say(f"held out, {held_out(read_arm(event['arm'], event))}")
+        self._save()
 
     def _save(self) -> None:
         if self.meter is not None:

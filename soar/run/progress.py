@@ -1,19 +1,25 @@
-"""Progress on a terminal (bars with a time estimate) or as plain lines where there is none."""
+"""Progress on a terminal (bars with a time estimate) or as plain lines where there is none; never silent for long."""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from soar.files import write_json
 from soar.report.watch import terminal_text
 
-PLAIN_SECONDS = 20.0  # a plain progress line at most this often
+PLAIN_SECONDS = 8.0  # of silence, after which a plain output says again what is going on ...
+PATIENCE = 0.01  # ... or this share of the time so far, so that it does not fill the log of a day
+NOTE_SECONDS = 5.0  # from one note of where a run is to the next, for those who watch it
 PLAIN_WIDTH = 118  # columns of a line where no terminal says how wide it is
 REDRAWS = 2  # a second: often enough for bars, and cheap beside training on the same cores
 NARROW = 60  # columns below which a bar would leave no room for its numbers
@@ -23,7 +29,7 @@ class Task:
     """One bar. Call it with the number of finished items, or `set` it; safe from several threads."""
 
     def __init__(self, owner: Progress, name: str, total: int, transient: bool) -> None:
-        self._owner, self._transient, self._told = owner, transient, time.monotonic()
+        self._owner, self.name, self.transient = owner, name, transient
         self.bar = owner.bars.add_task(name, total=max(1, total))
 
     def __call__(self, items: int) -> None:
@@ -34,13 +40,14 @@ class Task:
         self._show(completed=done, total=max(1, total))
 
     def _show(self, **change: float) -> None:
-        bars, now = self._owner.bars, time.monotonic()
-        bars.update(self.bar, **change)  # type: ignore[arg-type]
-        task = next(task for task in bars.tasks if task.id == self.bar)
-        if bars.live.is_started or self._transient or now - self._told < PLAIN_SECONDS or not task.speed:
-            return
-        self._told, left = now, timedelta(seconds=round(task.remaining / task.speed))  # type: ignore[operator]
-        self._owner.say(f"{task.description}: {task.completed:g}/{task.total:g}, about {left} left")
+        self._owner.bars.update(self.bar, **change)  # type: ignore[arg-type]
+        self._owner.at(self)
+
+    @property
+    def state(self) -> tuple[float, float, float | None]:
+        """(items done, items in all, seconds of an item at the pace so far: what was done before counts for nothing)."""
+        bar = next(bar for bar in self._owner.bars.tasks if bar.id == self.bar)
+        return bar.completed, bar.total or 1.0, 1 / bar.speed if bar.speed else None
 
 
 class SteadyConsole(Console):
@@ -51,17 +58,27 @@ class SteadyConsole(Console):
 
 
 class Progress:
-    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off."""
+    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off.
+
+    plan: tasks of a whole run in their order -> expected seconds, which need be right in proportion alone. file: where to
+    note, now and then, where the run is.
+    """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
-        self.quiet = quiet
+        self.quiet, self.plan, self.file = quiet, dict[str, float](), Path()
+        self._doing: Task | str = ""
+        self._inner: Task | None = None  # a part of it
+        self._pace = 0.0  # seconds of the latest task of the plan, for one that was expected
+        self._began = self._said = self._noted = self._since = time.monotonic()
+        self._over, self._lock = threading.Event(), threading.RLock()
         name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
         wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
         self.bars = Bars(
             *(wide if self.console.width >= NARROW else (name, done, left)),
             console=self.console,
             refresh_per_second=REDRAWS,
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # a result into a file or pipe goes there
             speed_estimate_period=1e9,  # a step may take minutes
             get_time=lambda: time.monotonic(),
         )
@@ -75,22 +92,86 @@ class Progress:
         # A dumb terminal cannot move its cursor, so it gets lines as a file does.
         if self.console.is_terminal and not self.console.is_dumb_terminal and not self.quiet:
             self.bars.start()
+        threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.now("")
+        if self.file.name:
+            self.file.unlink(missing_ok=True)
         if self.bars.live.is_started:
             self.bars.stop()
 
+    def _beat(self) -> None:
+        while not self._over.wait(1.0):
+            self.remind()
+
+    def remind(self) -> None:
+        """Say what is going on, where nothing was said for a while."""
+        now, doing = time.monotonic(), self._doing
+        patience = max(PLAIN_SECONDS, PATIENCE * (now - self._began))
+        if not doing or self.bars.live.is_started or now - self._said < patience:
+            return
+        if isinstance(doing, str):
+            return self.say(f"{doing}: {now - self._since:.0f} s so far")
+        words = ["{}: {:g}/{:g}".format(task.name.strip(), *task.state) for task in (doing, self._inner) if task]
+        times = zip(("left", "of the whole run left"), self.left(doing), strict=True)
+        words += [f"about {timedelta(seconds=round(seconds))} {what}" for what, seconds in times if seconds is not None]
+        self.say(", ".join(words))
+
+    def now(self, what: str, tell: bool = True) -> None:
+        """What is done from here on, where it may take a while and has no bar of its own. tell: say so at once."""
+        for bar in [bar for bar in self.bars.tasks if bar.total is None]:
+            self.bars.remove_task(bar.id)
+        self._doing, self._since = what, time.monotonic()
+        if what and self.bars.live.is_started:
+            self.bars.add_task(what, total=None)
+        elif what and tell:
+            self.say(what)
+
+    def at(self, task: Task) -> None:
+        """A task has come on."""
+        with self._lock:
+            if task.transient:
+                self._inner = task
+                return self.remind()
+            self._doing, self._since = task, time.monotonic()
+            done, total, _ = task.state
+            left, run_left = self.left(task)
+            if self.bars.live.is_started:
+                told = f" (run: {timedelta(seconds=round(run_left))} left)" if run_left and done < total else ""
+                self.bars.update(task.bar, description=f"{task.name}{told}")
+            if self.file.name and self._since - self._noted > NOTE_SECONDS:
+                self._noted = self._since
+                where = {"task": task.name, "done": done, "total": total, "left": left, "run_left": run_left}
+                write_json(self.file, where)
+            self.remind()
+
+    def left(self, task: Task) -> tuple[float | None, float | None]:
+        """Seconds left of a task by its own pace, and of the whole run: what is to come by the plan at that pace."""
+        (done, total, each), expected, names = task.state, self.plan.get(task.name, 0.0), list(self.plan)
+        left = None if each is None else max(0.0, (total - done) * each - (time.monotonic() - self._since))
+        if each is not None and expected:
+            self._pace = total * each / expected
+        if not self._pace or task.name not in names:
+            return left, None
+        later = sum(self.plan[name] for name in names[names.index(task.name) + 1 :]) * self._pace
+        return left, later + (expected * (1 - done / total) * self._pace if left is None else left)
+
     @contextmanager
     def task(self, name: str, total: int, transient: bool = False) -> Iterator[Task]:
-        """A bar, or plain lines with a time estimate every PLAIN_SECONDS."""
+        """A bar, or plain lines with a time estimate."""
+        self.now("")
         task = Task(self, name, total, transient)
         try:
             yield task
         finally:
             self.bars.remove_task(task.bar) if transient else self.bars.refresh()
+            self._inner = None
 
     def say(self, line: str) -> None:
+        self._said = time.monotonic()
         if not self.quiet:
             self.insist(line)
 
