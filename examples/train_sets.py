@@ -36,7 +36,8 @@ def train(place: Path, name: str, jobs: dict[str, Any]) -> None:
     student = jobs["student"]
     tokens, rows = student["sampling"]["max_tokens"], student["prompts_per_step"] * student["attempts"]
     settings = RLOOConfig(
-        output_dir=str(place / name / "trl"), save_strategy="no", report_to=[], bf16=False, seed=jobs["seeds"][name],
+        output_dir=str(place / name / "trl"), save_strategy="no", report_to=[], bf16=False,
+        seed=1000 * jobs["step"] + jobs["sets"].index(name),
         max_steps=jobs["rloo_steps"], per_device_train_batch_size=rows, num_generations=student["attempts"],
         shuffle_dataset=False, max_completion_length=tokens, temperature=student["sampling"]["temperature"],
         learning_rate=jobs["learning_rate"], lr_scheduler_type="constant", beta=student["optimizer"]["kl"],

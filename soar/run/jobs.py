@@ -99,12 +99,11 @@ class FileLoop(OuterLoop):
         student, state = self.config.student, self.state
         names = [f"{k}-{j}" for k in range(self.config.teacher.datasets) for j in range(student.repeats)]
         place = self.folder / "sets" / f"{state.step:04d}"
-        batches_P_S, seed_P, lr = self.plans(question_sets)
+        batches_P_S, _, lr = self.plans(question_sets)
+        rows_P = [[problem for batch in batches for problem in batch] for batches in batches_P_S]
         if not (place / "jobs.json").is_file():
-            seeds = dict(zip(names, (seed % (1 << 31) for seed in seed_P), strict=True))
-            about = {"sets": names, "seeds": seeds, "rloo_steps": len(batches_P_S[0]), "learning_rate": lr}
-            rows_P = [[problem for batch in batches for problem in batch] for batches in batches_P_S]
-            self._emit(place, dict(zip(names, rows_P, strict=True)), {"step": state.step, **about})
+            jobs = {"step": state.step, "sets": names, "rloo_steps": len(batches_P_S[0]), "learning_rate": lr}
+            self._emit(place, dict(zip(names, rows_P, strict=True)), jobs)
         self.results = read_results(place / "results", names)
         if not self.results:
             raise Stopped(
@@ -113,8 +112,8 @@ class FileLoop(OuterLoop):
                 f"soar measure {shlex.quote(str(self.folder))}",
             )
         stack = concat([self._load(r.set, r.adapter) if r.adapter else state.baseline for r in self.results])
-        rollouts = sum(len(batch) * student.attempts for batches in batches_P_S for batch in batches)
-        state.student_rollouts += rollouts  # as the sets ask for
+        rollouts = sum(map(len, rows_P)) * student.attempts  # as the sets ask for
+        state.student_rollouts += rollouts
         return Population(stack, torch.zeros(len(names), dtype=torch.bool), [{}], rollouts)
 
     def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
