@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import random_stack
-from loop_helpers import TINY, events, read_jsonl, run_tiny, without_clock
+from loop_helpers import events, read_jsonl, run_tiny, without_clock
 from safetensors.torch import load_file
 
 from soar.cli import main
@@ -131,14 +131,14 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return begun(tmp_path_factory.mktemp("files") / "run").parent.parent
 
 
-def test_trl_trains_the_sets_of_an_outer_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trl_trains_the_sets_of_an_outer_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: Path) -> None:
     pytest.importorskip("trl")
     import train_sets
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    run = tmp_path / "run"
-    keys = [word for key in (*TINY, *LOOP) for word in ("--set", key)]
-    assert main(["student", "tiny", *keys, "--quiet", "--emit", str(run)]) == 3
+    run, screened = tmp_path / "run", "hard/screen.jsonl"
+    assert main(["student", str(waiting), "--quiet", "--emit", str(run)]) == 3  # by the config and screening of a run
+    assert (run / screened).read_bytes() == (waiting / screened).read_bytes()
     place = run / "sets" / "0000"
     train_sets.main(run)
     start = load_file(place / "start" / "adapter_model.safetensors")

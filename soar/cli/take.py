@@ -134,9 +134,13 @@ def student(
       soar student tiny --train file:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
     if emit is not None and train is None and out is None and steps is None:
-        config = common.config_of(
-            recipe, model, problems, ["backend.kind=files", 'arms.run=["base","ps"]', *(sets or [])]
-        )
+        screened = recipe if recipe and (Path(recipe) / "hard" / "screen.jsonl").is_file() else None
+        overrides = [
+            "backend.kind=files",
+            'arms.run=["base","ps"]',
+            *common.overrides(sets, None, screen__from_run=screened),
+        ]
+        config = common.config_of(recipe, model, problems, overrides)
         common.carry_out(context, config, emit, resume, quiet)
         return
     if emit is not None or train is None or out is None:
