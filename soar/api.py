@@ -340,7 +340,7 @@ def train(
         Progress(quiet=quiet) as progress,
     ):
         if teacher_reward is not None:
-            command.append(f"teacher_reward={teacher_reward.__module__}.{teacher_reward.__qualname__}")
+            command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
         paid = None if teacher_reward is None else _paid_by(teacher_reward)
         announce(progress, config, path)
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))

@@ -1,9 +1,10 @@
 """Programs that try to leave the sandbox, to pass without solving the task, or to stop the run.
 
-They stand in `attacks.txt`. Each is handed in as a solution of one task, `answer(x)` = x squared, whose tests it is not
-told. A program that gets what it wants from the system says so with the value `"escaped"`; it may lie, it must not be
-right. `{port}`, `{udp}`, `{unix!r}`, `{abstract!r}`, `{secret!r}` and `{pid}` are things outside that the test watches:
-listening sockets, a file, itself. A program marked `inside` is the body of the function.
+They stand in `attacks.txt`; those with `a bit` in their name leave one for the next program, and are run several times.
+Each is handed in as a solution of one task, `answer(x)` = x squared, whose tests it is not told. A program that gets what
+it wants from the system says so with the value `"escaped"`; it may lie, it must not be right. `{port}`, `{udp}`, `{unix!r}`,
+`{abstract!r}`, `{secret!r}` and `{pid}` are things outside that the test watches: listening sockets, a file, itself. A
+program marked `inside` is the body of the function.
 """
 
 from __future__ import annotations

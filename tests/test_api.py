@@ -88,7 +88,7 @@ def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
         seen.append(question_set)
         return None if question_set.dataset == 2 else float(question_set.dataset)
 
-    run = soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=by_number)
+    run = soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=functools.partial(by_number))
     steps, plain = events(run.path, "outer_step"), events(tiny_run, "outer_step")
     assert [step["teacher_reward_G"] for step in steps] == [[0.0, 1.0, None]] * 2
     assert steps[0]["reward_G"] == plain[0]["reward_G"], "what is measured does not change"

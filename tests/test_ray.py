@@ -177,6 +177,16 @@ def test_a_worker_that_dies_or_loses_its_gpu_is_started_again_and_its_work_done(
     assert pids[-1] != pids[-2] and any(is_gone(pids[-2]) or time.sleep(0.1) for _ in range(100))
 
 
+def test_a_worker_that_stands_still_while_others_finish_is_killed_and_its_work_done(
+    shared: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "STILL_S", 3.0)
+    (tmp_path / "goes on").touch()
+    tasks = [(str(tmp_path / name),) for name in ("goes on", "stands", "goes on")]
+    assert ask(shared, ray_pieces.stop_once, *tasks) == [7, 7, 7]
+    assert any("has not moved for 3 s: it is killed" in line for line in shared.said)
+
+
 def test_work_that_loses_every_worker_ends_the_run(env: RolloutEnv) -> None:
     message = r"was lost and started 0 times \(cluster.retries\), at last: .*--resume"
     with Desk(env, "cluster.retries=0", "cluster.workers=1").parallel as one, pytest.raises(WorkersLost, match=message):

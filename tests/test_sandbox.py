@@ -23,7 +23,8 @@ from soar.sandbox.run import BACKENDS, Box, End, Job, Limits, Outcome, Sandbox, 
 from soar.types import Verdict
 
 WHY_NOT = {name: sandbox._trial(name) for name in BACKENDS}
-USABLE = [name for name in BACKENDS if not WHY_NOT[name]]
+USABLE = [name for name in BACKENDS if not WHY_NOT[name] or name in os.environ.get("SOAR_SANDBOXES", "")]
+"""Those that work here, and those that must: they are not skipped."""
 LIMITS = Limits(cpu_s=1, wall_s=1.2, output_kb=64)
 TESTS = read_tests(SQUARES)
 
@@ -79,6 +80,7 @@ def outside(folder: Path) -> Iterator[Watched]:
 
 def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome]:
     """Run attacks: nothing outside is reached, none escapes or is graded correct, and the next checks work."""
+    attacks = attacks + [attack for attack in attacks if attack.name.startswith("a bit")] * 3
     with outside(folder) as watched, Sandbox(LIMITS, name, workers=2) as box:
         outcomes = box.run([TESTS.job(fill(attack.source, watched.places)) for attack in attacks])
         box.limits = Limits(wall_s=30)
@@ -86,18 +88,20 @@ def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome
         assert watched.secret.read_text() == "the answer is 144"
     assert watched.touched == []
     assert [TESTS.verdict(outcome) for outcome in after] == [Verdict.CORRECT] * 2
-    found = {attack.name: outcome for attack, outcome in zip(attacks, outcomes, strict=True)}
-    assert [attack for attack, outcome in found.items() if TESTS.verdict(outcome) is Verdict.CORRECT] == []
-    assert [attack for attack, outcome in found.items() if "escaped" in outcome.answers.values()] == []
-    return found
+    pairs = [(attack.name, outcome) for attack, outcome in zip(attacks, outcomes, strict=True)]
+    assert [attack for attack, outcome in pairs if TESTS.verdict(outcome) is Verdict.CORRECT] == []
+    assert [attack for attack, outcome in pairs if "escaped" in outcome.answers.values()] == []
+    return dict(pairs)
 
 
 @pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
 def test_no_attack_escapes_and_none_is_graded_correct(name: str, tmp_path: Path) -> None:
-    hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
+    outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
+    calls = {attack: str(outcome.answers) for attack, outcome in outcomes.items() if attack.startswith("system call")}
+    assert [attack for attack, said in calls.items() if said.count("PermissionError") != 3] == []
 
 
-@pytest.mark.parametrize("name", [backend(name) for name in USABLE[:1] or BACKENDS[:1]])
+@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
 def test_no_attack_stops_the_run(name: str, tmp_path: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group == "exhaust"], tmp_path)
@@ -163,6 +167,17 @@ def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch: pytest.MonkeyPatc
     allows_every_call = b"\x06\x00\x00\x00\x00\x00\xff\x7f"
     monkeypatch.setattr(sandbox, "build_filter", lambda machine: allows_every_call)
     assert "the trial gave ['possible', 'possible'" in sandbox._trial(name)
+
+
+@pytest.mark.parametrize(("cpu_s", "end", "asked"), [(0.4, End.DONE, 2), (2.0, End.TIMEOUT, 1)])
+def test_who_waited_too_long_for_a_core_is_tried_again_alone_once(
+    monkeypatch: pytest.MonkeyPatch, cpu_s: float, end: End, asked: int
+) -> None:
+    outcomes = [Outcome(End.TIMEOUT, cpu_s=cpu_s), Outcome(End.DONE)]
+    monkeypatch.setattr(Box, "ask", lambda box, job, limits: outcomes.pop(0))
+    monkeypatch.setattr(sandbox, "find_backend", lambda wanted: "namespaces")
+    assert Sandbox(workers=1).run([Job("")])[0].end is end
+    assert len(outcomes) == 2 - asked
 
 
 @pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))

@@ -82,7 +82,7 @@ def _dry_run(config: Config, assume: list[str], run: Path | None) -> int:
     print(json.dumps(scrub(config.resolved()), indent=2))
     findings = list(check_data(config)) if local else []  # a hub dataset takes a network
     lines = [line for finding in findings for line in finding.lines()]
-    print("\n".join([*lines, *memory_lines(config), *expected.lines()]))
+    print("\n".join([*lines, *memory_lines(config), *expected.lines(), *([summary(findings)] if findings else [])]))
     return int(can_work(findings) is False)
 
 

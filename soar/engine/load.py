@@ -105,6 +105,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     common |= {"gguf_file": config.gguf_file} if config.gguf_file else {"trust_remote_code": config.trust_remote_code}
     how = _quantized(config.quantization, dtype, device) | ({} if config.gguf_file else {"use_safetensors": True})
     _refuse_files(config)
+    common |= {} if os.path.isdir(path) or _hub_answers(config) else {"local_files_only": True}
     try:
         _refuse_class(path, common)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
@@ -140,6 +141,24 @@ def _refuse_files(config: ModelConfig) -> None:
         raise ConfigError(f"model.gguf_file = {config.gguf_file!r}: no such file in {folder}; {there}")
     if config.gguf_file is not None and importlib.util.find_spec("gguf") is None:
         raise ConfigError('model.gguf_file: the package gguf is not installed; pip install "soar-rl[train,gguf]"')
+
+
+def _hub_answers(config: ModelConfig) -> bool:
+    """Whether there is a hub, asked once: transformers asks again for half a minute before it takes what the cache has."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().model_info(config.path, revision=config.revision, timeout=10.0)
+    except (HfHubHTTPError, ValueError):  # it has something to say, or the id is none
+        return True
+    except (OfflineModeIsEnabled, OSError):
+        return False
+    except Exception as error:  # those of the HTTP client have no root of their own
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        return False
+    return True
 
 
 def _refuse_class(path: str, common: dict[str, Any]) -> None:

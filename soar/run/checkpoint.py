@@ -192,8 +192,7 @@ def to_checkpoint(state: RunState) -> Checkpoint:
 
 
 def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) -> RunState:
-    """Inverse of `to_checkpoint`, tensors on the backbone's device."""
-
+    """Inverse of `to_checkpoint`, tensors on the backbone's device. Raises CheckpointError for one of another version."""
     from soar.backends.base import begin
     from soar.engine.policy import AdapterStack
     from soar.loop.student import TrainState
@@ -205,11 +204,16 @@ def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) 
         value = {k: whole(v, f"{place}/{k}") for k, v in value.items()}
         return AdapterStack(**value).to(backbone.device) if sorted(value) == sorted(names_of(AdapterStack)) else value
 
-    data = whole(checkpoint.data, "")
-    loop = data["loop"]
-    optimizer = begin(backbone, loop["teacher"], config.teacher.optimizer)
-    optimizer.restore(loop["optimizer"])
-    data["loop"] = LoopState(**loop | {"teacher": optimizer.stack, "optimizer": optimizer})
-    data["arm_progress"] = {arm: TrainState(**training) for arm, training in data["arm_progress"].items()}
-    data["pending"] = Pending(**data["pending"]) if data["pending"] else None
-    return RunState(**data)
+    try:
+        data = whole(checkpoint.data, "")
+        loop = data["loop"]
+        optimizer = begin(backbone, loop["teacher"], config.teacher.optimizer)
+        optimizer.restore(loop["optimizer"])
+        data["loop"] = LoopState(**loop | {"teacher": optimizer.stack, "optimizer": optimizer})
+        data["arm_progress"] = {arm: TrainState(**training) for arm, training in data["arm_progress"].items()}
+        data["pending"] = Pending(**data["pending"]) if data["pending"] else None
+        return RunState(**data)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint is not of this version of soar ({error!r:.200}); resume with the version that began the run"
+        ) from error

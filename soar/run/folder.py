@@ -26,7 +26,7 @@ from soar.report.runs import REVIEW_FILE as FILE
 from soar.run.checkpoint import Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
-SCHEMA = 3
+SCHEMA = 4
 ACCEPTED, REJECTED = "accepted", "rejected"
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "rollouts.jsonl")  # cut back on resume
 TOLD = ("metrics.jsonl", "rollouts.jsonl")  # what the sinks get
@@ -81,8 +81,8 @@ def _recorded(manifest: dict[str, Any], path: Path) -> Config:
     schema, hashes = manifest.get("schema"), manifest.get("hashes")
     if schema != SCHEMA:
         raise RunFolderError(
-            f"{path}/manifest.json is of schema {schema!r}, this version reads {SCHEMA} (soar 0.1 wrote 1 and 2); resume "
-            "with the version that began the run"
+            f"{path}/manifest.json is of schema {schema!r}, this version resumes {SCHEMA}; resume with the version that "
+            "began the run"
         )
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
         raise RunFolderError(

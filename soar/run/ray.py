@@ -1,8 +1,8 @@
 """Worker processes run by Ray: each holds the frozen base model; pieces of work go out, results come back.
 
 Only adapters, problems and verdicts travel. A worker that dies or loses its GPU is started again by Ray and does its piece
-again, with the same seeds and so the same result. What happens to workers is a line of workers.jsonl. Left out: elastic
-growth, one model over several devices, workers that are alive and stand still.
+again, with the same seeds and so the same result; so is one that stands still while others finish. What happens to workers
+is a line of workers.jsonl. Left out: elastic growth, one model over several devices, workers that all stand still.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from soar.types import VERSION, UserError
 CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
+STILL_S = 600.0  # a worker that takes longer, and STILL_TIMES as long as any piece of the kind took, is killed
+STILL_TIMES = 10
 STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
 LOG_FILE = "workers.jsonl"
 SAME = ("soar", "python", "torch", "transformers", "numpy")  # versions that may differ only with a word about it
@@ -188,7 +190,7 @@ def in_short(error: BaseException) -> str:
 
 @dataclass
 class _Member:
-    """One worker. about: of `Worker.open`. piece: number of what it is busy with, 0: nothing; ref: its result to be."""
+    """One worker. about: of `Worker.open`. piece: number of what it is busy with since then, 0: nothing; ref: its result."""
 
     number: int
     actor: Any
@@ -196,6 +198,7 @@ class _Member:
     piece: int = 0
     key: Any = None
     ref: Any = None
+    since: float = 0.0
 
 
 class RayParallel:
@@ -220,6 +223,7 @@ class RayParallel:
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
         self.size = self._pieces = 0
         self.members: list[_Member] = []
+        self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
         self._env, self._threads, self._connected = env, threads, False
         self._ray = import_ray(self.cluster.address)
 
@@ -263,7 +267,7 @@ class RayParallel:
         while queue or any(member.piece for member in self.members):
             for member in self.members:
                 if not member.piece and queue:
-                    member.key, task = queue.popleft()
+                    (member.key, task), member.since = queue.popleft(), time.monotonic()
                     member.piece = self._pieces = self._pieces + 1
                     # put: adapters are too large for a message of Ray's client
                     member.ref = member.actor.work.remote(work, shared, self._ray.put(task))
@@ -339,8 +343,15 @@ class RayParallel:
                 self.meter.tokens += reply.tokens
             row = {"event": "done", "worker": member.number, "piece": member.piece, "work": name}
             self.record({**row, "seconds": round(reply.seconds, 3), "tokens": reply.tokens})
+            self._longest[name] = max(self._longest.get(name, 0.0), reply.seconds)
             results.append((member.key, reply.value))
             member.piece = 0
+        limit = max(STILL_S, STILL_TIMES * self._longest.get(name, float("inf")))
+        for member in self.members:
+            if member.piece and time.monotonic() - member.since > limit:
+                member.since = time.monotonic() + START_S  # its next process loads the model first
+                self.say(f"worker {member.number} has not moved for {limit:.0f} s: it is killed")
+                self._ray.kill(member.actor, no_restart=False)
         return results
 
     def _started(self, member: _Member) -> None:
