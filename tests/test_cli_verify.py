@@ -115,24 +115,6 @@ def test_many_rows_are_graded_in_blocks(
     assert (found["rows"], found["counts"]["correct"], len(found["listed"])) == (10, 5, 5)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"text": "x", "gold": "1"}], "no completion column: looked for completion, response, output"),
-        ([{"completion": "x", "reply": "1"}], "no gold column: looked for gold, ground_truth"),
-        ([ROWS[0], '{"completion": '], "c.jsonl:2: not JSON"),
-        ([ROWS[0], {"completion": "x"}], "c.jsonl:2: no 'gold' here, as the first row has"),
-        ([ROWS[0], {"completion": "x", "gold": None}], "c.jsonl:2: empty answer: null; mend or remove the line"),
-        ([""], "c.jsonl: no rows"),
-    ],
-)
-def test_what_cannot_be_read_is_refused_with_its_place(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[Any], message: str
-) -> None:
-    assert main(["verify", write(tmp_path / "c.jsonl", rows), "--verifier", "number"]) == 1
-    assert message in capsys.readouterr().err
-
-
 def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
     source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
     script = (

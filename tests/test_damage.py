@@ -64,25 +64,6 @@ def test_commands_that_look_at_a_damaged_folder_end_with_a_message(
     assert "manifest.json" in said.err.splitlines()[-1]
 
 
-def test_exports_refuse_what_was_changed_after_the_run(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refused(form: str) -> str:
-        assert main(["export", str(folder), "--format", form, "--out", str(tmp_path / form)]) == 1
-        return capsys.readouterr().err
-
-    weights = folder / "student" / "adapter_model.safetensors"
-    spoil(weights, "flip")
-    spoil(folder / "pq.jsonl", "cut")
-    assert "adapter_model.safetensors was changed after the run" in refused("peft")
-    assert "pq.jsonl was changed after the run" in refused("jsonl")
-    (folder / "hashes.json").unlink()  # as in a run that is not finished
-    spoil(weights, "half")
-    change(folder / "pq.jsonl", b"\n", b"\nx\n")
-    assert "adapter_model.safetensors is damaged" in refused("peft")
-    assert "pq.jsonl:2: no JSON" in refused("jsonl")
-
-
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after its first block of held-out problems."""

@@ -47,20 +47,6 @@ def row(question: Any, answer: Any, **more: Any) -> dict[str, Any]:
     return {"question": question, "answer": answer, **more}
 
 
-@pytest.mark.parametrize(
-    ("name", "encoding", "content", "message"),
-    [*cases("data", "refused"), ("deep.jsonl", "utf-8", "[" * 100_000 + "\n", r"deep\.jsonl:1: unreadable row")],
-)
-def test_what_cannot_be_read_is_refused(
-    tmp_path: Path, name: str, encoding: str, content: str | None, message: str
-) -> None:
-    (tmp_path / "folder").mkdir()
-    if content is not None:
-        (tmp_path / name).write_bytes(content.encode(encoding))
-    with pytest.raises(DataError, match=message):
-        load_problems(str(tmp_path / name))
-
-
 def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
     lines = [
         '{"question": "nan", "answer": NaN}', '{"question": "inf", "answer": Infinity}', row("null", None), row("e", ""),

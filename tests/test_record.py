@@ -72,21 +72,6 @@ def spoil(path: Path, kind: str) -> None:
     makers[kind](old)
 
 
-def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    steps(tmp_path / "run")
-    before = content(tmp_path)
-    for name, resume, words in (
-        ("mine", False, "is not empty and holds no run; give another --out"),
-        ("mine", True, r"holds no run to resume \(no manifest.json\)"),
-        ("typo", True, r"holds no run to resume \(no manifest.json\)"),
-    ):
-        with pytest.raises(RunFolderError, match=words):
-            RunFolder(tmp_path / name, tiny_config(), [], resume)
-    assert content(tmp_path) == before
-
-
 def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path: Path) -> None:
     before = content(steps(tmp_path))
     with pytest.raises(RunFolderError) as caught:
@@ -178,18 +163,6 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(
     assert {p.name for p in (tmp_path / "state").iterdir()} == {"000001", "000003"}  # the damaged one went, not this
     last, notes = resumed(tmp_path)
     assert (last.data["step"], notes) == (3, [])
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    ("name", "kind"), [("metrics.jsonl", "folder"), ("hard/screen.jsonl", "pipe"), ("manifest.json", "dangling")]
-)
-def test_what_lies_under_the_name_of_a_file_is_named_and_nothing_waits_for_it(
-    tmp_path: Path, name: str, kind: str
-) -> None:
-    spoil(steps(tmp_path) / name, kind)
-    with pytest.raises(RunFolderError, match=rf"{name} is no file but .* restore it\s+from a copy"):
-        resumed(tmp_path)
 
 
 @pytest.mark.parametrize("linked", [False, True])

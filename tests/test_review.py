@@ -115,15 +115,3 @@ def test_the_command_shows_questions_and_effect_and_takes_the_decision(
     assert main(["review", str(tmp_path), "--accept"]) == 0
     assert review.ask(tmp_path, promotion, rows)[0] == "accepted"  # type: ignore[index]
     assert review.ask(tmp_path, {**promotion, "step": 5}, rows) is None  # nothing is said about another promotion
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"promotion": 3, "questions": []}'])
-def test_nothing_to_review_and_damage_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
-) -> None:
-    assert main(["review", str(tmp_path)]) == 1
-    assert "has no promotion to review (no review.json)" in capsys.readouterr().err
-    (tmp_path / review.FILE).write_text(content)
-    assert main(["review", str(tmp_path), "--accept"]) == 1
-    assert "review.json is damaged" in capsys.readouterr().err
-    assert (tmp_path / review.FILE).read_text() == content
