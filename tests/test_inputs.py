@@ -22,6 +22,7 @@ from loop_helpers import TINY
 from test_record import change, content, spoil
 
 from soar.cli import main
+from soar.config import builtin_path
 from soar.run.doctor import write_hashes
 from soar.run.interrupts import resume_command
 
@@ -46,6 +47,8 @@ def prepare(verb: str, name: str, *more: Any) -> FileLock | None:
                 spoil(Path(each), more[0])
         case "change":
             change(path, *(text.encode() for text in more))
+        case "model":
+            shutil.copytree(builtin_path("tiny"), path)
         case "copy":
             shutil.copyfile(path, str(more[0]).replace("RUN", "run"))
         case "remove":

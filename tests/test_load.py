@@ -97,10 +97,13 @@ def test_files_that_are_no_base_model_alone_are_named(tmp_path: Path) -> None:
         load_backbone(ModelConfig(path=str(tmp_path / "mamba"), device="cpu"))
 
 
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not end in 0.2 s"),
+        ("{% if messages[0].content == 'a' %}" + ENDLESS + "{% endif %}", "did not end in 0.5 s"),
         ("{{ raise_exception('no user, please') }}", "fails: .*no user, please"),
         ("{{ messages[7].content }}", "fails: .*has no"),
     ],
@@ -108,7 +111,7 @@ def test_files_that_are_no_base_model_alone_are_named(tmp_path: Path) -> None:
 def test_a_chat_template_ends_and_its_failure_is_named(
     template: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.5)
     tokenizer = load_backbone(ModelConfig(path=str(save_tiny(tmp_path, template)), device="cpu")).tokenizer
     with pytest.raises(ConfigError, match=f"chat template {said}.*problems.format without turns"):
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
@@ -121,6 +124,17 @@ def test_a_chat_template_ends_and_its_failure_is_named(
         )
         loaded = load_backbone(named).tokenizer
         assert loaded.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == text
+
+
+@pytest.mark.parametrize("template", [ENDLESS, "{{ 9 ** 9 ** 9 ** 9 }}{{ 9 ** (9 ** 9) }}", "{{ 'x' * 9999999999 }}"])
+def test_a_chat_template_that_does_not_end_or_takes_all_memory_is_refused(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.5)
+    with pytest.raises(
+        ConfigError, match=r"chat template takes more than 0.5 s or 1 GiB.*problems.format without turns"
+    ):
+        load_backbone(ModelConfig(path=str(save_tiny(tmp_path, template)), device="cpu"))
 
 
 SIZES: dict[str, Any] = {

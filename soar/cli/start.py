@@ -13,7 +13,7 @@ from typer import Argument, Context, Option
 
 from soar.cli import common
 from soar.config import Config, ConfigError, override
-from soar.files import scrub, write_atomic
+from soar.files import read_object, scrub, write_atomic
 from soar.plan.forecast import forecast, memory_lines
 from soar.plan.preflight import can_work, check_all, check_data, summary
 from soar.problems.answers import split_choice
@@ -199,7 +199,7 @@ def fit_model(folder: Path) -> tuple[dict[str, Any], list[str]]:
     if not (folder / "config.json").is_file():
         return {}, [f"{folder} has no config.json here (a hub id, or GGUF): its context and format are not looked at"]
     files = [folder / name for name in ("config.json", "tokenizer_config.json")]
-    about, tokenizer = (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
+    about, tokenizer = (read_object(file)[0] for file in files)
     fits, notes = dict[str, Any](), list[str]()
     if not tokenizer.get("chat_template") and not (folder / "chat_template.jinja").is_file():
         fits["format"] = "question_answer"

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import resource
 import sys
 import threading
 import warnings
@@ -33,7 +34,7 @@ T = TypeVar("T")
 GIB = 2**30
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.5625}  # 4bit: and one float32 scale for 64 weights
 LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
-TEMPLATE_SECONDS = 5.0
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, GIB
 MEND_TEMPLATE = "mend the tokenizer's chat_template, or take a problems.format without turns (question_answer)"
 ADAPTER_BESIDE = (
     "an adapter lies beside the base model (adapter_config.json), and every adapter would train on top of it; "
@@ -115,8 +116,11 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
                 model, device = AutoModelForCausalLM.from_config(shape, dtype=dtype), torch.device("meta")
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **how)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged or hostile folder makes transformers raise anything
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+        raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {kind}{error}") from error
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
     _bound_template(tokenizer, config.template_options)
@@ -192,8 +196,25 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 def _bound_template(tokenizer: Any, options: dict[str, Any]) -> None:
     """Make the tokenizer's chat template end: in TEMPLATE_SECONDS, and with a ConfigError in place of what it raises.
 
-    options: what it is always given."""
+    First in a process of its own: what a template computes in one step (`9**9**9`, `'x' * 10**10`) cannot be taken from it.
+    options: what it is always given.
+    """
     plain = partial(tokenizer.apply_chat_template, **options)
+    child = os.fork() if tokenizer.chat_template and sys.platform == "linux" else None
+    if child == 0:
+        try:
+            room = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0]) + TEMPLATE_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (room, room))
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(TEMPLATE_SECONDS),) * 2)
+            plain([{"role": "user", "content": "1"}], tokenize=False, add_generation_prompt=True)
+        except MemoryError:
+            os._exit(1)
+        except BaseException:  # it is raised again, and named, where the template is used
+            os._exit(0)
+        os._exit(0)
+    if child and os.waitpid(child, 0)[1]:
+        much = f"takes more than {TEMPLATE_SECONDS} s or {TEMPLATE_BYTES / GIB:g} GiB for one word"
+        raise ConfigError(f"model.path: the chat template {much}; {MEND_TEMPLATE}")
 
     def bounded(*given: Any, **named: Any) -> Any:
         try:
@@ -334,7 +355,16 @@ def _read_size(folder: Path) -> ModelSize | None:
         for path in folder.glob("model*.safetensors"):
             with safe_open(path, framework="numpy") as file:
                 parameters += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, SafetensorError):
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        SafetensorError,
+    ):
         return None
     return (
         ModelSize(parameters, 2 * layers * kv_heads * head_dim, "headers of the weight files") if parameters else None

@@ -68,7 +68,7 @@ class CheckpointStore:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; the one in force before is kept, others go. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         numbers = [int(path.name) for path in self.folder.iterdir() if re.fullmatch("[0-9]{6,}", path.name)]
         final = self.folder / f"{max(numbers, default=-1) + 1:06d}"
         temporary = final.with_suffix(".tmp")
