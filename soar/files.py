@@ -37,12 +37,18 @@ SECRET_NAME = re.compile(
 )
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown
 BY_FORM = re.compile(
-    r"\b(?:hf|npm|gh[pousr])_[A-Za-z0-9]{16,}|\bgithub_pat_\w{20,}|\b(?:glpat|pypi|xox[abeoprs])-[\w-]{16,}"
-    r"|\bsk-[\w-]{16,}|\bAIza[\w-]{30,}|\bAKIA[A-Z0-9]{12,}|\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*"
+    r"\b(?:hf|npm|gh[pousr]|gsk|r8|hf_oauth|dop_v1|[rs]k_(?:live|test)|dckr_pat)_[A-Za-z0-9]{16,}"
+    r"|\b(?:github_pat|wandb_v1)_\w{20,}|\b(?:glpat|pypi|xox[abeoprs]|xapp|xai|nvapi)-[\w.-]{16,}|\bdapi[0-9a-f]{32}"
+    r"|\bsk-[\w-]{16,}|\bAIza[\w-]{30,}|\bA[KS]IA[A-Z0-9]{12,}|\beyJ[\w-]{5,999}\.[\w-]{1,9999}\.[\w-]*|\bya29\.[\w-]{16,}"
+    r"|\bSG\.[\w-]{16,40}\.[\w-]{16,}|\b\d{8,10}:AA[\w-]{30,}|\b[MN][\w-]{23,30}\.[\w-]{6}\.[\w-]{27,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
-    r"|(?<=://)[^\s/@?#]+(?=@)"  # the user part of a URL, then its query and fragment
+    r"|(?<=hooks\.slack\.com/services/)\S+|(?<=://)[^\s/@?#]{1,999}(?=@)"  # the user part of a URL; its query and fragment:
 )
-URL_END = re.compile(r"(?<=[a-z0-9])(://[^\s?#\"']*[?#])[^\s\"']+")
+GIVEN = re.compile(  # a long value with a digit that a name of a secret stands before
+    r"(?i)\b((?:password|passwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|authorization)[\"']?\s{0,3}[=:]"
+    r"\s{0,3}[\"']?(?:bearer |basic |token )?)(?=[^\s\"',;&]{0,99}\d)[^\s\"',;&]{16,}"
+)
+URL_END = re.compile(r"(?<=[a-z0-9])(://[^\s?#\"']{0,2000}[?#])[^\s\"']+")
 
 
 def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
@@ -56,7 +62,9 @@ def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
         if isinstance(value, str):
             for secret in sorted(secrets, key=len, reverse=True):
                 value = value.replace(secret, HIDDEN)
-            return URL_END.sub(rf"\1{HIDDEN}", BY_FORM.sub(HIDDEN, value))
+            for form in (GIVEN, URL_END):
+                value = form.sub(rf"\1{HIDDEN}", value)
+            return BY_FORM.sub(HIDDEN, value)
         if isinstance(value, dict):
             return {key: scrubbed(item) for key, item in value.items()}
         return [scrubbed(item) for item in value] if isinstance(value, list | tuple) else value

@@ -32,6 +32,34 @@ FORMS = [
     ("https://host/x#access_token=k and more", f"https://host/x#{HIDDEN} and more"),
     ("https://me.blob.core.windows.net/c/x?sv=2024&sig=k%3D", f"https://me.blob.core.windows.net/c/x?{HIDDEN}"),
     ("s3://b/x?X-Amz-Signature=k", f"s3://b/x?{HIDDEN}"),
+    *[
+        (f"x {text} y", f"x {HIDDEN} y")
+        for text in (
+            "xapp-1-A01-" + "a1B2" * 9,
+            "ASIA" + "ABCDEFGH12345678",
+            "sk_live_" + "a1B2" * 6,
+            "rk_live_" + "a1B2" * 6,
+            "SG." + "a1B2_-" * 4 + "." + "a1B2" * 10,
+            "hf_oauth_" + "a1B2" * 6,
+            "123456789:AA" + "a1B2_" * 7,
+            "MTIzNDU2Nzg5MDEyMzQ1Njc4.GabcdE." + "a1B2" * 9,
+            "dckr_pat_" + "a1B2" * 6,
+            "dop_v1_" + "0a1b" * 16,
+            "r8_" + "a1B2" * 9,
+            "dapi" + "0a1b" * 8,
+            "gsk_" + "a1B2" * 12,
+            "xai-" + "a1B2" * 12,
+            "nvapi-" + "a1B2_-" * 10,
+            "wandb_v1_" + "a1B2_" * 9,
+            "ya29." + "a1B2_-" * 8,
+            "glpat-" + "a1B2" * 5 + ".01.a1B2a1B2",
+        )
+    ],
+    ("https://hooks.slack.com/services/T0/B0/k", f"https://hooks.slack.com/services/{HIDDEN}"),
+    ("AccountName=x;AccountKey=" + "a1B2" * 9 + "==;b", f"AccountName=x;AccountKey={HIDDEN};b"),
+    ("Authorization: Bearer " + "a1B2" * 9, f"Authorization: Bearer {HIDDEN}"),
+    ("--token=" + "a1B2" * 6, f"--token={HIDDEN}"),
+    ('{"api_key": "' + "a1B2" * 6 + '"}', '{"api_key": "' + HIDDEN + '"}'),
     ("postgresql://ann:p@ss/w@db:5432/x", f"postgresql://{HIDDEN}@ss/w@db:5432/x"),
 ]
 
@@ -59,6 +87,8 @@ def test_secrets_by_their_form(text: str, shown: str) -> None:
         "hf_config and sk-learn, https://host:80/a, ann@host:x, task-force-of-nineteen-people",
         "world:tiny, Qwen/Qwen2.5-0.5B-Instruct, C:\\data\\x.jsonl, is 3 > 2? yes #1",
         "https://huggingface.co/datasets/a/b/resolve/main/x.jsonl",
+        "token: end_of_the_text and max_tokens=123456789012345678, secret = problems.answer_column, sha256 "
+        + "0a1b" * 16,
     ],
 )
 def test_ordinary_text_stays(text: str) -> None:
