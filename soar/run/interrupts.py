@@ -124,9 +124,10 @@ def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int
 class TokenMeter:
     """A sampler that counts the tokens of what it samples; everything else is the sampler's own."""
 
-    def __init__(self, sampler: Any, tokens: int = 0) -> None:
-        self.sampler, self.tokens = sampler, tokens
-        self._lock = threading.Lock()
+    tokens = 0
+
+    def __init__(self, sampler: Any) -> None:
+        vars(self).update(sampler=sampler, _lock=threading.Lock())
 
     def sample(self, *arguments: Any, **named: Any) -> Any:
         """As the sampler's."""
@@ -135,14 +136,8 @@ class TokenMeter:
             self.tokens += int(rollouts.length_B.sum())
         return rollouts
 
-    @property
-    def on_tokens(self) -> Callable[[int], None]:
-        """The sampler's own."""
-        return self.sampler.on_tokens
-
-    @on_tokens.setter
-    def on_tokens(self, heard: Callable[[int], None]) -> None:
-        self.sampler.on_tokens = heard
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.sampler, name, value) if name != "tokens" else vars(self).update(tokens=value)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sampler, name)

@@ -97,7 +97,7 @@ class Run:
         self.hard_test: list[Problem] = []
         self.screened: list[tuple[Problem, Screening]] = []
         self.state = RunState("loop", new_state(env, config))
-        self.meter: TokenMeter | None = None
+        self.meter = TokenMeter(env.sampler)  # takes its place after the screening
         self._current: tuple[str, float] | None = None
 
     def execute(self) -> dict[str, Any]:
@@ -112,8 +112,7 @@ class Run:
             self._save()
         else:
             self._restore(checkpoint)
-        self.meter = TokenMeter(self.env.sampler, self.state.tokens)
-        self.env.sampler = self.meter
+        self.meter.tokens, self.env.sampler = self.state.tokens, self.meter
         if self.parallel is not None:
             self.parallel.meter = self.meter
         stages: dict[str, Callable[[], None]] = {
@@ -301,7 +300,7 @@ class Run:
         prepared: dict[str, int] = {}
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
         for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
-            before = self._tokens()
+            before = self.meter.tokens
             try:
                 plan = self._plan(arm, material, before)
             except (TeacherError, NothingLeft) as error:
@@ -310,7 +309,7 @@ class Run:
                 self.progress.say(f"the arm {arm} is left out: {error}")
                 continue
             if plan is not None:
-                plans[arm], prepared[arm] = plan, self._tokens() - before
+                plans[arm], prepared[arm] = plan, self.meter.tokens - before
         fresh = TrainState(0, self._fresh())
         states = {arm: TrainState(0, adapters_of(state)["student"]) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
@@ -356,7 +355,7 @@ class Run:
             {"question": p.question, "answer": p.answer, "hint": hints[p.id]} for p in self.hard_train if p.id in hints
         ]
         write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
-        left = config.arms.tokens - self._search_tokens(arm) - (self._tokens() - before)
+        left = config.arms.tokens - self._search_tokens(arm) - (self.meter.tokens - before)
         if config.arms.tokens and left <= 0:
             raise NothingLeft(
                 f"its search and preparation took all of arms.tokens = {config.arms.tokens}; raise it or lower teacher.steps"
@@ -364,9 +363,6 @@ class Run:
         steps = arm_steps(arm, config, self.state.loop.student_rollouts)
         batches = arm_batches(arm, config, self.hard_train, questions, steps)
         return arm_plan(arm, config, batches, hints, left if config.arms.tokens else 0)
-
-    def _tokens(self) -> int:
-        return self.meter.tokens if self.meter is not None else 0
 
     def _search_tokens(self, arm: str) -> int:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""
@@ -459,8 +455,7 @@ class Run:
         self._save()
 
     def _save(self) -> None:
-        if self.meter is not None:
-            self.state.tokens = self.meter.tokens
+        self.state.tokens = self.meter.tokens
         self.folder.save(to_checkpoint(replace(self.state, seconds=self._seconds())))
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -177,7 +177,4 @@ class Progress:
 
     def insist(self, line: str) -> None:
         """Print a line even when quiet: the answer to what a person did just now."""
-        try:
-            self.console.print(terminal_text(line, self.console), soft_wrap=True)
-        except BrokenPipeError:  # rich before 13.8 does not ask the console
-            self.console.quiet = True
+        self.console.print(terminal_text(line, self.console), soft_wrap=True)

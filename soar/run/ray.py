@@ -281,13 +281,8 @@ class RayParallel:
         problems = problems.model_copy(update={"verify_workers": problems.verify_workers or verifiers})
         config = self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
         try:
-            options = {
-                "num_cpus": 1,
-                "num_gpus": self.gpus,
-                "max_restarts": self.cluster.retries,
-                "max_task_retries": -1,
-            }
-            kind = self._ray.remote(**options)(Worker)
+            options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": self.cluster.retries}
+            kind = self._ray.remote(**options, max_task_retries=-1)(Worker)
             given = (config, os.getcwd(), self._env.backbone.base_digest())
             self.members = [_Member(n + 1, kind.remote(*given)) for n in range(self.size)]
         except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
