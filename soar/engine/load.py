@@ -171,7 +171,8 @@ def _refuse_class(path: str, common: dict[str, Any]) -> None:
 
     config = AutoConfig.from_pretrained(path, **common)
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)  # None: code of its own
-    takes = inspect.signature(kind.forward).parameters if hasattr(kind, "forward") else {}
+    takes = set(inspect.signature(kind.forward).parameters) if hasattr(kind, "forward") else set()
+    takes |= {"past_key_values"} if "cache" in takes else set()  # its name from transformers 5.24 on
     if missing := [name for name in ("past_key_values", "position_ids") if takes and name not in takes]:
         raise ValueError(
             f"{kind.__name__} (model_type {config.model_type}) takes no {' and no '.join(missing)}, which sampling and "
