@@ -17,7 +17,7 @@ from soar.files import read_object, scrub, write_atomic
 from soar.plan.forecast import forecast, memory_lines
 from soar.plan.preflight import can_work, check_all, check_data, summary
 from soar.problems.answers import split_choice
-from soar.problems.domain import load_domain
+from soar.problems.domain import domain_of, load_domain
 from soar.problems.load import load_problems
 from soar.problems.sources import split_source
 from soar.problems.verify import read_number
@@ -124,6 +124,8 @@ def screen(
         words = ["soar", "run", *([recipe] if recipe else []), *(["--model", model] if model else [])]
         for text in overrides:
             words += [] if text.partition("=")[0].strip() in READING else ["--set", text]
+        if split_source(config.problems.source)[0] == "verifiers":
+            words += ["--set", f"problems.verifier={domain_of(config.problems).label}"]
         print(f"hard set: {hard}\nnext: {shlex.join([*words, '--problems', str(hard), '--out', 'runs/NAME'])}")
 
 
