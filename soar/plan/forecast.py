@@ -21,7 +21,7 @@ from soar.engine.load import GIB, memory_of, size_of
 from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
 from soar.problems.sources import split_source
-from soar.report.runs import NOW_FILE, numbers, read_run
+from soar.report.runs import numbers, read_run
 from soar.run.progress import Progress
 from soar.types import UserError
 
@@ -247,7 +247,7 @@ def announce(progress: Progress, config: Config, out: Path) -> None:
     """Say what a run in `out` does first, what comes, how long that may take and what it costs: before torch is loaded."""
     progress.now(f"{config.name}: looking at {config.problems.source}")
     expected = forecast(config, run_dir=out)
-    progress.plan, progress.file = expected.stages(), out / NOW_FILE
+    progress.plan = expected.stages()
     for line in expected.outlook():
         progress.say(line)
     progress.now(f"loading torch and {config.model.path}")

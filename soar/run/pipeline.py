@@ -44,7 +44,7 @@ from soar.problems.load import split, write_hard
 from soar.report.alarms import alarm, screen_alarms, step_alarms
 from soar.report.page import report_at_the_end
 from soar.report.questions import step_vendi
-from soar.report.runs import PAUSE_FILE, TEACHER_SILENT, loop_end, read_arm, summary_of
+from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, read_arm, summary_of
 from soar.report.text import held_out
 from soar.report.watch import step_lines
 from soar.run import folder as review
@@ -486,6 +486,7 @@ def execute(
         open_env(config) as env,
         open_parallel(config, env, folder, progress.say) as parallel,
     ):
+        progress.file = out / NOW_FILE  # not before the folder is this run's
         run = Run(config, folder, env, progress, stop, parallel)
         run.teacher_reward = teacher_reward
         try:

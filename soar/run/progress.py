@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -98,8 +98,9 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self.now("")
-        if self.file.name:
-            self.file.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone
+            if self.file.name:
+                self.file.unlink()
         if self.bars.live.is_started:
             self.bars.stop()
 
@@ -142,7 +143,7 @@ class Progress:
             if self.bars.live.is_started:
                 told = f" (run: {timedelta(seconds=round(run_left))} left)" if run_left and done < total else ""
                 self.bars.update(task.bar, description=f"{task.name}{told}")
-            if self.file.name and self._since - self._noted > NOTE_SECONDS:
+            if self.file.name and self._since - self._noted > NOTE_SECONDS and self.file.parent.is_dir():
                 self._noted = self._since
                 where = {"task": task.name, "done": done, "total": total, "left": left, "run_left": run_left}
                 write_json(self.file, where)
