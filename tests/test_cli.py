@@ -108,7 +108,8 @@ def test_a_missing_torch_is_named_with_what_installs_it(tmp_path: Path) -> None:
 
 def test_a_run_prints_its_table_and_records_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    arguments = ["run", "--out", str(out), "--quiet", *SETS, "--set", "evaluate.ks=[2,4]", "--set", "teacher.steps=1"]
+    sets = [*SETS, "--set", "evaluate.ks=[2,4]", "--set", "teacher.steps=1"]
+    arguments = ["run", "tiny", "--out", str(out), "--quiet", *sets]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads((out / "summary.json").read_text())

@@ -144,9 +144,9 @@ def test_a_disk_that_fails_anywhere_in_a_run(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        assert main(["run", "--quiet", "--out", str(out), *SETS]) == 1
+        assert main(["run", "tiny", "--quiet", "--out", str(out), *SETS]) == 1
     said = capsys.readouterr().err
     assert f"cannot be written: {os.strerror(code)}" in said
     assert "Traceback" not in said
-    assert main(["run", "--quiet", "--out", str(out), *SETS, "--resume"]) == 0
+    assert main(["run", "tiny", "--quiet", "--out", str(out), *SETS, "--resume"]) == 0
     assert without_clock(events(out)) == metrics

@@ -123,4 +123,4 @@ def test_a_typo_bricks_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "p.jsonl" in capsys.readouterr().err
     assert main(["doctor", out]) == 1
     more = ["--set", 'arms.run=["base"]', "--set", "teacher.steps=1"]
-    assert main(["run", "--quiet", "--out", out, *SETS, *more]) == 0
+    assert main(["run", "tiny", "--quiet", "--out", out, *SETS, *more]) == 0

@@ -129,6 +129,17 @@ def test_a_null_run_says_why_and_only_a_null_run() -> None:
     assert wording.remarks(make_run({"ps": PS}))[0].startswith("Hard-Only was not measured, so nothing here tells")
 
 
+def test_what_the_training_of_the_teacher_was_worth() -> None:
+    """The difference from an untrained teacher's questions, whatever it is."""
+    run = make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD})
+    for low, high, said in ((0.07, 0.13, "it helped"), (-0.1, 0.1, "does not show"), (-0.1, -0.01, "it did harm")):
+        difference = {"difference": (low + high) / 2, "interval_95": [low, high]}
+        summary = {**run.summary, "paired": {"teacher_t - base_t": {"1": difference}}}
+        remark = wording.remarks(runs.Run(Path("x"), run.manifest, summary, run.events))[0]
+        assert remark.startswith("What the teacher's training was worth: pass@1 ") and said in remark
+        assert "for Teacher-T" in remark and "against" in remark and "percentage points" in remark
+
+
 def test_figures_as_text() -> None:
     shown = [wording.percent(0.0061), wording.duration(59.6), wording.duration(7500), wording.decimal(-0.5)]
     shown += [wording.decimal(-0.00001), wording.tokens(12_345_678), wording.whole(True), wording.duration("soon")]

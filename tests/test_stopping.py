@@ -105,7 +105,7 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         signal_at(patch, where, number)
-        assert main(["run", "--out", str(out), *SETS]) == 128 + number
+        assert main(["run", "tiny", "--out", str(out), *SETS]) == 128 + number
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     error = capsys.readouterr().err
     assert f"{number.name}: the step in hand is finished and saved first; once more stops at once" in error
@@ -172,7 +172,7 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
-    assert main(["run", "--out", str(out), "--quiet", "--max-tokens", "1", *SETS]) == 3
+    assert main(["run", "tiny", "--out", str(out), "--quiet", "--max-tokens", "1", *SETS]) == 3
     said = capsys.readouterr().err
     assert "limits.max_tokens = 1 reached (" in said
     assert [row["event"] for row in events(out)] == ["screen", "outer_step", "promotion"]

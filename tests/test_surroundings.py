@@ -48,7 +48,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]
     """
     out = tmp_path_factory.mktemp("odd") / "run"
     sets = [part for override in (*TINY, f"name={SECRETS['MY_PASSWORD']}") for part in ("--set", override)]
-    command = [sys.executable, "-c", OFFLINE + START.format(few=FEW_FILES), "run", "--out", str(out), *sets]
+    command = [sys.executable, "-c", OFFLINE + START.format(few=FEW_FILES), "run", "tiny", "--out", str(out), *sets]
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(out.parent),

@@ -18,7 +18,7 @@ from soar.report.text import summary_lines
 from soar.run.interrupts import StopRequest
 from soar.run.progress import Progress
 
-_RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny)."
+_RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny, of soar run: demo)."
 _SET = "Override a config key; may be repeated."
 _PROBLEMS = "Problem file, dataset id, world:NAME, reasoning_gym:NAME or verifiers:NAME (problems.source)."
 _WORKERS = "Share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT)."

@@ -52,7 +52,7 @@ def run(
     The run is saved when it stops at a limit (0: no limit), and goes on with --resume.
 
     examples:
-      soar run                                        the embedded world, on two CPU cores
+      soar run                                        the demo: an embedded world, on two CPU cores
       soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --out runs/qwen
       soar run --out runs/mine --max-hours 8          pause in time; --resume continues
     """
@@ -61,8 +61,9 @@ def run(
         limits__max_tokens=max_tokens, limits__max_promotions=max_promotions,
     )  # fmt: skip
     if resume and not (recipe or model or problems):
-        config = override(recorded_config(out or Path("runs/tiny")), overrides)
+        config = override(recorded_config(out or Path("runs/demo")), overrides)
     else:
+        recipe = recipe or (None if model or problems else "demo")
         config = common.config_of(recipe, model, problems, overrides)
     out = out or Path("runs") / config.name
     if dry_run:

@@ -197,13 +197,13 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
     for arm, entry in arms.items():
         if trained_here.get("pq" if arm.startswith("pq") else arm):
             entry["search_rollouts"] = max((row["student_rollouts"] for row in [*steps, *validations]), default=0)
-    reference, seed, settings = evaluations.get("hard_only"), seeds.derive(config.seed, "paired"), config.evaluate
+    seed, settings = seeds.derive(config.seed, "paired"), config.evaluate
+    pairs = [(arm, "hard_only") for arm in evaluations if arm not in ("base", "hard_only")] + [("teacher_t", "base_t")]
     paired: Row = {}
-    for arm, row in evaluations.items():
-        if reference is not None and arm not in ("base", "hard_only"):
-            given = row["correct"], reference["correct"], settings.attempts
-            differences = {str(k): paired_difference(*given, k, seed, settings.bootstrap) for k in settings.ks}
-            paired[f"{arm} - hard_only"] = differences
+    for arm, other in (pair for pair in pairs if evaluations.keys() >= {*pair}):
+        given = evaluations[arm]["correct"], evaluations[other]["correct"], settings.attempts
+        differences = {str(k): paired_difference(*given, k, seed, settings.bootstrap) for k in settings.ks}
+        paired[f"{arm} - {other}"] = differences
     return {
         "arms": arms,
         "paired": paired,

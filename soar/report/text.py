@@ -14,7 +14,7 @@ from soar.report.runs import Arm, Run, count, mean, number, numbers
 NBSP = "\u00a0"
 MINUS = "\u2212"
 DASH = "\u2013"
-OURS = ("ps", "pq")  # what a run of SOAR gives
+OURS = ("ps", "pq", "teacher_t")  # what a run of SOAR gives
 
 ARMS: dict[str, list[str]] = tomllib.loads((Path(__file__).parent.parent / "assets" / "arms.toml").read_text("utf-8"))
 """Name -> as the paper or its source writes it, and what it is, in the order of tables and charts."""
@@ -131,9 +131,9 @@ def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
 
 
 def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
-    """SOAR's best measured output (PS or PQ), the best arm without its search, and the smallest k that all these have."""
+    """SOAR's best measured output (OURS), the best arm without its search, and the smallest k that all these have."""
     ours = [arm for arm in run.arms.values() if arm.name in OURS]
-    others = [arm for arm in run.arms.values() if not arm.name.startswith((*OURS, "teacher_t", "real"))]
+    others = [arm for arm in run.arms.values() if not arm.name.startswith((*OURS, "real"))]
     others = [arm for arm in others if arm.name != "base"] or others
     measured = [set(arm.pass_at) for arm in ours + others]
     k = min(set.intersection(*measured) or set.union(*measured)) if measured else 1
@@ -163,7 +163,7 @@ def headline(run: Run) -> str:
     start = f"{'' if run.finished else f'Unfinished ({steps} so far). '}Held-out pass@{k}: "
     if ours is None:
         shares = ", ".join(f"{arm_name(a.name)} {with_interval(a, k)}" for a in arms.values() if k in a.pass_at)
-        return f"{start}{shares}; no arm of SOAR (PS, PQ) was measured."
+        return f"{start}{shares}; no arm of SOAR (PS, PQ, Teacher-T) was measured."
     if other is None:
         return f"{start}{_about(run, ours, k, True)}; there is no other arm to compare it with."
     return f"{start}{_about(run, ours, k, True)} against {_about(run, other, k)}: {comparison(run, ours, other, k)}."
@@ -174,6 +174,12 @@ def remarks(run: Run) -> list[str]:
     arms, lines = run.arms, list[str]()
     if any(name in arms for name in OURS) and "hard_only" not in arms:
         lines.append("Hard-Only was not measured, so nothing here tells SOAR from ordinary training.")
+    if "teacher_t" in arms and "base_t" in arms:
+        k = rivals(run)[2]
+        words, low, high = gap(run, arms["teacher_t"], arms["base_t"], k) or ("without intervals", 0.0, 0.0)
+        worth = "it helped" if low > 0 else "it did harm" if high < 0 else "this run does not show a difference"
+        about = " against ".join(_about(run, arms[name], k) for name in ("teacher_t", "base_t"))
+        lines.append(f"What the teacher's training was worth: pass@{k} {about}: {words}, so {worth}.")
     if any(arm.interval for arm in arms.values()):
         lines.append(f"Intervals are 95{NBSP}% and cover the choice of held-out problems, not that of the seed.")
     return lines
