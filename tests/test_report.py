@@ -132,7 +132,7 @@ def test_a_null_run_says_why_and_only_a_null_run() -> None:
 def test_what_the_training_of_the_teacher_was_worth() -> None:
     """The difference from an untrained teacher's questions, whatever it is."""
     run = make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD})
-    for low, high, said in ((0.07, 0.13, "it helped"), (-0.1, 0.1, "does not show"), (-0.1, -0.01, "it did harm")):
+    for low, high, said in ((0.07, 0.13, "it paid"), (-0.1, 0.1, "does not show"), (-0.1, -0.01, "it cost more")):
         difference = {"difference": (low + high) / 2, "interval_95": [low, high]}
         summary = {**run.summary, "paired": {"teacher_t - base_t": {"1": difference}}}
         remark = wording.remarks(runs.Run(Path("x"), run.manifest, summary, run.events))[0]

@@ -177,7 +177,13 @@ def remarks(run: Run) -> list[str]:
     if "teacher_t" in arms and "base_t" in arms:
         k = rivals(run)[2]
         words, low, high = gap(run, arms["teacher_t"], arms["base_t"], k) or ("without intervals", 0.0, 0.0)
-        worth = "it helped" if low > 0 else "it did harm" if high < 0 else "this run does not show a difference"
+        worth = (
+            "it paid"
+            if low > 0
+            else "it cost more than it brought"
+            if high < 0
+            else "this run does not show a difference"
+        )
         about = " against ".join(_about(run, arms[name], k) for name in ("teacher_t", "base_t"))
         lines.append(f"What the teacher's training was worth: pass@{k} {about}: {words}, so {worth}.")
     if any(arm.interval for arm in arms.values()):
