@@ -23,7 +23,7 @@ ROWS = [
     {"completion": "none", "gold": "work #### 0", "ok": 0},
     {"completion": [{"role": "assistant", "content": r"\boxed{\frac{1}{2}}"}], "gold": 0.5, "ok": 0.4},
     {"completion": None, "gold": 0, "ok": "false"},
-    {"completion": r"\boxed{3}", "gold": "three", "ok": False},
+    {"completion": r"\boxed{3}", "gold": "an apple", "ok": False},
 ]
 
 
