@@ -188,7 +188,7 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
     steps = [row for row in rows if row["event"] == "outer_step"]
     validations = [row for row in rows if row["event"] == "validation"]
     measured = {row["arm"]: row for row in rows if row["event"] == "evaluation"}
-    evaluations = {arm: measured[arm] for arm in config.arms.run if arm in measured}
+    evaluations: dict[str, Row] = {arm: measured[arm] for arm in config.arms.run if arm in measured}
     arms = {
         arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
     }
