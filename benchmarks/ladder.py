@@ -67,7 +67,7 @@ def as_problems(rows: list[dict[str, str]]) -> list[Problem]:
 def measure(env: RolloutEnv, problems: list[Problem], config: Config, attempts: int) -> dict[str, float]:
     """What the base model can do on one level."""
     sampling = config.student.sampling
-    correct, cut = count_correct(env, None, problems, attempts, seeds.derive(config.seed, "ladder"), sampling)
+    correct, cut, _ = count_correct(env, None, problems, attempts, seeds.derive(config.seed, "ladder"), sampling)
     greedy = env.rollout(None, [problems], 1, [0], sampling, greedy=True)
     return {
         "pass@1": float(correct.mean()) / attempts,

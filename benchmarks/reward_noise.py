@@ -39,7 +39,7 @@ def rates(
     loop = OuterLoop(env, problems, config, new_state(env, config), workers)
     population = loop.teach(loop.write())
     sampling = config.student.sampling
-    correct, _ = count_correct(env, population.stack, problems, attempts, 7, sampling, threads=workers, block=8)
+    correct, *_ = count_correct(env, population.stack, problems, attempts, 7, sampling, threads=workers, block=8)
     P = population.stack.policies
     greedy = env.rollout(population.stack, [problems] * P, 1, [7] * P, sampling, greedy=True)
     return correct, greedy.solved_P_Q_N[:, :, 0].numpy().astype(int)

@@ -21,7 +21,7 @@ from scipy import stats
 
 from soar.config import Config, load
 from soar.domains.candidates import candidates
-from soar.loop.rewards import mean_likelihood
+from soar.loop.rewards import likelihood
 from soar.loop.teacher import OuterLoop, new_state
 from soar.run.setup import choose_threads, open_env
 
@@ -50,7 +50,7 @@ def measured(config: Config, count: int, attempts: int) -> dict[str, Any]:
                     stack, asked, n, [100 + first] * stack.policies, config.student.sampling, threads=threads
                 )
                 solved.append(batch.solved_P_Q_N.sum(2).numpy())
-                dense.append(mean_likelihood(env, stack, batch, asked, config.student.sampling.temperature).numpy())
+                dense.append(likelihood(env, stack, batch, asked, config.student.sampling.temperature).mean(2).numpy())
             found[name] = {
                 "attempts": n,
                 "solved": np.concatenate(solved, 1).tolist(),

@@ -256,7 +256,7 @@ def rates(
 ) -> list[dict[str, float]]:
     """pass@1, pass@k at the most attempts (at most 32), and the share never solved, of every slice of `stack`."""
     seed = seeds.derive(TUNING, "rates")
-    correct_P_H, cut_P_H = count_correct(env, stack, problems, attempts, seed, config.student.sampling)
+    correct_P_H, cut_P_H, _ = count_correct(env, stack, problems, attempts, seed, config.student.sampling)
     k = min(32, attempts)
     return [
         {

@@ -39,7 +39,7 @@ def chains(world: World, length: int, count: int) -> list[Problem]:
 def solved(env: RolloutEnv, problems: list[Problem], attempts: int, seed: int, workers: int, tokens: int) -> list[int]:
     """Correct attempts of the base model at each problem."""
     sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
-    correct_P_H, _ = count_correct(env, None, problems, attempts, seed, sampling, threads=workers, block=8)
+    correct_P_H, *_ = count_correct(env, None, problems, attempts, seed, sampling, threads=workers, block=8)
     return [int(n) for n in correct_P_H[0]]
 
 

@@ -20,8 +20,8 @@ from soar.types import UserError, named_code
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "none"]
 TrainedArm = Literal[
-    "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "ps_hard", "pq", "pq_sample", "pq_well_posed",
-    "pq_correct", "base_t", "teacher_t", "real",
+    "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "variants", "ps_hard", "pq", "pq_sample",
+    "pq_well_posed", "pq_correct", "base_t", "teacher_t", "real",
 ]  # fmt: skip
 Arm = Literal["base", "ps"] | TrainedArm
 # Trained on the hard problems alone.
@@ -200,7 +200,7 @@ class ArmsConfig(Section):
     pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
     prompts_per_step: int = Field(0, ge=0)  # in one RLOO step of an arm; 0: the student's
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
-    questions: int = Field(128, ge=1)  # N of base_t, teacher_t and real
+    questions: int = Field(128, ge=1)  # N of base_t, teacher_t and real; at most so many of variants
     solvable: str = ""  # file of screening counts (id, successes, attempts) for the arm solvable; "": this run's
     hint_tokens: int = Field(256, ge=1)  # of a hint of the arm hinted, which the base model writes
     real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
@@ -356,6 +356,11 @@ class Config(Section):
         if not 0 < steps < window:
             return []
         return [f"promotion.window = {window} is more than teacher.steps = {steps}: no student can ever be promoted"]
+
+    def uses_search(self, arm: str) -> bool:
+        """Whether an arm builds on what the outer loop of this run found, so that its total holds the search."""
+        from_here = {"ps": True, "ps_hard": True, "teacher_t": not self.arms.teacher_from}
+        return not self.arms.pq_from if arm.startswith("pq") else from_here.get(arm, False)
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, JSON-ready."""

@@ -15,7 +15,7 @@ from loop_helpers import easy_problems, hard_problems, run_tiny, skills, tiny_co
 from safetensors.torch import load_file
 
 from soar.loop import arms
-from soar.loop.arms import arm_batches, arm_events, arm_steps, arms_left, budget_steps, train_arms
+from soar.loop.arms import arm_batches, arm_events, arm_steps, arms_left, train_arms
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
 from soar.loop.student import Plan, TrainState
@@ -25,8 +25,8 @@ from soar.types import Problem
 
 def test_budget_is_what_the_loop_spent_rounded_up() -> None:
     config = tiny_config("arms.steps=0", "student.prompts_per_step=2", "student.attempts=4")
-    assert [budget_steps(config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
-    assert budget_steps(tiny_config("arms.steps=7"), 800) == 7
+    assert [arm_steps("hard_only", config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
+    assert arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
 
 
 def asked(batches: list[list[Problem]]) -> list[str]:

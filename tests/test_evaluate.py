@@ -100,10 +100,10 @@ def test_counts_do_not_depend_on_workers_and_blocks() -> None:
             config.student.sampling,
             threads=3,
             block=3,
-            on_block=lambda part, correct, truncated: blocks.append([p.id for p in part]),
+            on_block=lambda part, counts: blocks.append([p.id for p in part]),
         )
         again = count_correct(env, stack, problems, 4, 8, config.student.sampling)
-        base, _ = count_correct(env, None, problems, 4, 7, config.student.sampling)
+        base, _, tokens = count_correct(env, None, problems, 4, 7, config.student.sampling)
     assert blocks == [[p.id for p in problems[i : i + 3]] for i in (0, 3, 6, 9)]
     for mine, theirs in zip(one, other, strict=True):
         assert mine.shape == (2, 10)
@@ -111,6 +111,7 @@ def test_counts_do_not_depend_on_workers_and_blocks() -> None:
     assert (one[0] != again[0]).any()
     assert base.shape == (1, 10)
     assert (one[0].sum(1) > 0).all()
+    assert (tokens >= 4).all() and (tokens <= 4 * config.student.sampling.max_tokens).all()
 
 
 def by_place(*rows: list[float]) -> list[dict[str, float]]:

@@ -76,6 +76,11 @@ def test_counts_follow_the_config() -> None:
     # A budget of tokens: all of it for hard_only, for pq what the loop left of it (48 x 20 + 192 x 15 + 120 x 30).
     budget = works("arms.tokens=9000", "arms.steps=0", "arms.pq_steps=0")
     assert (budget["hard_only"].rollouts, budget["pq"].sampled) == (300, 9000 - 960 - 2880 - 3600)
+    # Measured every 4 of 10 steps, too: two points on the way, of each of two arms.
+    assert works("arms.steps=10", "evaluate.every=4")["evaluation"].rollouts == 160 + 2 * 2 * 40
+    # 6 variants if a third of 18 is kept: 18 x 1.5 texts, and 10 attempts at each of the 18.
+    few = works("arms.tokens=9000", 'arms.run=["variants"]', "arms.questions=6")["variants"]
+    assert few.sampled == pytest.approx(9000) and few.rollouts < 300
 
 
 def test_seconds_by_hand() -> None:

@@ -154,7 +154,7 @@ def test_evaluations_and_summary(tiny_run: Path) -> None:
         arm = summary["arms"][row["arm"]]
         same = ("pass_at", "interval_95", "problems", "attempts", "student_rollouts")
         assert {k: arm[k] for k in same} == {k: row[k] for k in same}
-        assert set(arm) - set(same) == {"total_tokens", "tokens"} | (
+        assert set(arm) - set(same) == {"total_tokens", "tokens", "evaluation_tokens"} | (
             {"search_rollouts"} if row["arm"] == "pq" else set()
         )
         trained = sum(step["tokens"] for step in events(tiny_run, "arm_step") if step["arm"] == row["arm"])

@@ -211,6 +211,8 @@ def test_the_rate_of_the_hard_set_by_hand() -> None:
     known = event([0] * 10 + [1] * 3 + [40])
     assert known["hard_rate"] == pytest.approx(3 / (100 * 10))
     assert known["planned_rollouts"] == 50 * 2 * 8
+    budget = event([0] * 10 + [1], "arms.tokens=4800", "student.sampling.max_tokens=48")
+    assert budget["planned_rollouts"] == 4800 / 24
     assert known["expected_successes"] == pytest.approx(2.4)
     assert event([0] * 10 + [7])["expected_successes"] is None
     # At most one success is hard: (1 * n(1) + 2 * n(2)) of 100 attempts at 13 problems.

@@ -169,7 +169,7 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
         rollouts = rollouts_of(backbone, [*texts, *texts], prompt)
         no = torch.zeros(2, 1, 3)
         batch = RolloutBatch(rollouts, [], no, no.bool(), ~no.bool(), 0, torch.zeros(2).bool())
-        reward = likelihood(env, stack, batch, [[problem], [problem]], [1], temperature)
+        reward = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1])
         for n, reasoning in enumerate((texts[0][:-2], texts[1][:-2])):
             start = [*prompt, *tokenizer.encode(reasoning, add_special_tokens=False)]
             answer = [*tokenizer.encode(f" {problem.answer}", add_special_tokens=False), min(backbone.end_ids)]
@@ -177,7 +177,7 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
             with torch.no_grad(), backbone.use(stack.select([1])):
                 logits = backbone.model(input_ids=ids).logits[0, len(start) - 1 : -1].float()
             share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
-            assert reward[0, 0, n].item() == pytest.approx(share * (120 if env.scheme == "paper" else 1), rel=1e-4)
+            assert reward[0, 0, n].item() == pytest.approx(share, rel=1e-4)
         assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
 
 
@@ -189,15 +189,13 @@ def test_dense_grounding_pays_the_gain_in_likelihood() -> None:
     with open_env(config) as env:
         loop = OuterLoop(env, problems, config, new_state(env, config))
         population = Population(random_stack(env.backbone, 2), torch.zeros(2).bool(), [{}], 0)
-        measured, scale = loop.measure(population), 120.0 if env.scheme == "paper" else 1.0
+        measured = loop.measure(population)
         by_hand = []
         for stack, attempts, name in ((population.stack, 3, "measure"), (loop.state.baseline, 2, "baseline")):
             asked, seed = [problems] * stack.policies, [seeds.derive(config.seed, name, 0)] * stack.policies
             batch = env.rollout(stack, asked, attempts, seed, config.student.sampling)
-            paid = likelihood(
-                env, stack, batch, asked, list(range(stack.policies)), config.student.sampling.temperature
-            )
-            by_hand.append(paid.mean((1, 2)) / scale)
+            paid = likelihood(env, stack, batch, asked, config.student.sampling.temperature)
+            by_hand.append(paid.mean((1, 2)))
     assert measured.reward_G == pytest.approx((by_hand[0] - by_hand[1]).tolist(), abs=1e-6)
     assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0
 

@@ -121,7 +121,7 @@ def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: 
     """A finished cell made by hand, with one problem a count: PS, whose search took 900 rollouts, and Hard-Only at 0."""
     cell = Cell("a", seed, folder / f"a-seed{seed}", "tiny", (), tiny_config(), None)
     arms = {
-        "pq": (correct, 100, {"search_rollouts": 900, "total_tokens": tokens}),
+        "pq": (correct, 100, {"search_rollouts": 900, "total_tokens": tokens, "evaluation_tokens": 640}),
         "hard_only": ([0] * len(correct), 1000, {}),
     }
     summary: dict[str, Any] = {"arms": {}}
@@ -151,7 +151,16 @@ def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path: Pat
     (entry,) = [row["pass_at"]["1"] for row in results["comparisons"]]
     assert entry["difference"] == 0.375
     text = markdown(results)
-    assert "| PQ | 2 | 37.5 % [" in text and "No primary comparison was named" in text and "| 5,000 | 1,000 |" in text
+    assert (
+        "| PQ | 2 | 37.5 % [" in text
+        and "No primary comparison was named" in text
+        and "| 5,000 | 640 | 1,000 |" in text
+    )
+    assert [(row["pass_at"]["1"]["climbed"], *row["pass_at"]["1"]["climbed_95"]) for row in (pq, hard)] == [
+        (2, pytest.approx(0.025**0.5), 1.0),
+        (0, 0.0, pytest.approx(1 - 0.025**0.5)),
+    ]
+    assert "| 2 of 2 [16, 100] |" in text
 
 
 def test_teachers_and_promotions(finished: Any) -> None:
@@ -273,7 +282,7 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
     assert main([*arguments, "--collect"]) == 1
     assert re.search(r"a, seed 3 \| (missing|unfinished)", capsys.readouterr().out)
     assert main(["study", "nowhere"]) == 1
-    assert "no study 'nowhere': expected a TOML file or one of: embedded, finding1" in capsys.readouterr().err
+    assert "no study 'nowhere': expected a TOML file or one of: embedded, eps" in capsys.readouterr().err
 
 
 def test_a_cell_in_its_own_process_is_the_run(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from soar.loop.arms import (
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.write import TeacherError
 from soar.problems.load import DataError
+from soar.run.interrupts import Stopped
 from soar.run.setup import open_env
 from soar.types import Problem, Screening
 
@@ -146,6 +147,33 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monk
     assert hints[problems[1].id] == "c+8"
 
 
+def test_variants_are_kept_where_the_base_model_solves_some(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10."""
+    hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
+    pairs = {f"4{i} c+8 d+1": f"{48 + i} {49 + i}" for i in range(5)}
+    prompts: list[str] = []
+
+    class Sampler:
+        def sample(self, stack: Any, prompts_P_Q: Any, attempts: int, *rest: Any) -> Rollouts:
+            if attempts == 1:
+                prompts.extend(env.backbone.tokenizer.decode(ids) for ids in prompts_P_Q[0])
+                texts = [f" d+1 <ans> {answer}" for answer in pairs.values()]
+            else:
+                answers = [*pairs.values()][: len(prompts_P_Q[0])]
+                right = zip(answers, (2, 3, 7, 8), strict=True)
+                texts = [f"<ans> {a if n < solved else '00'}" for a, solved in right for n in range(attempts)]
+            return rollouts_of(env.backbone, texts, [1])
+
+    monkeypatch.setattr(env, "sampler", Sampler())
+    monkeypatch.setattr(training_sets, "VARIANT_ROUNDS", 1)
+    noted = material(test=[Problem("t", "44 c+8 d+1", "52 53")])
+    object.__setattr__(noted, "hard_train", hard)
+    kept = training_questions("variants", env, settings_of(), noted)
+    assert [(p.question, p.answer) for p in kept] == [("41 c+8 d+1", "49 50"), ("42 c+8 d+1", "50 51")]
+    assert prompts == [f"<bos><ask> 4{i} c+8" for i in range(5)] and len(noted.notes) == 1
+    assert len(training_questions("variants", env, settings_of("arms.questions=1"), noted)) == 1
+
+
 def test_an_answer_is_masked_as_a_run_of_tokens() -> None:
     assert masked("take 4 of 42, then 4", "4") == "take ... of 42, then ..."
     assert masked("so \\frac{1}{2} it is", "\\frac{1}{2}") == "so ... it is"
@@ -184,7 +212,9 @@ def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
 SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "student.repeats=1", "student.steps=1")
 
 
-def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_arm_gets_the_same_total_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take; pass@k is
     measured on the way."""
     monkeypatch.setattr(training_sets, "arms_at_once", lambda backbone, arms: arms)
@@ -200,14 +230,34 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: py
         summary["arms"]["hinted"]["tokens"]["preparation"] > 0 == summary["arms"]["solvable"]["tokens"]["preparation"]
     )
     assert summary["arms"]["pq"]["tokens"]["search"] > 0 == summary["arms"]["hinted"]["tokens"]["search"]
+    for arm, row in summary["arms"].items():
+        assert row["total_tokens"] == sum(row["tokens"].values()) and row["evaluation_tokens"] > row["attempts"], arm
     curves = [row for row in events(tmp_path / "run", "curve") if row["arm"] == "hinted"]
     assert [row["step"] for row in curves] == [6 * i for i in range(1, len(curves) + 1)] and curves
     steps = [row for row in events(tmp_path / "run", "arm_step") if row["arm"] == "hinted"]
     told = summary["arms"]["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:6])
     assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
+    assert "damaged" not in "".join(capsys.readouterr()), "counts of other arms than before are no damage"
     left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
     assert list(left["arms"]) == ["base"]
     assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]
+
+
+def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path: Path) -> None:
+    def spent(run: Path) -> int:
+        newest = max((run / "state").glob("[0-9]*"), key=lambda folder: int(folder.name))
+        return int(json.loads((newest / "state.json").read_text())["data"]["tokens"])
+
+    keys = (*SHORT, 'arms.run=["hinted"]', "arms.steps=4", "arms.save_steps=1")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    row = run_tiny(whole, *keys)["arms"]["hinted"]
+    assert row["tokens"]["preparation"] > 0
+    after = row["evaluation_tokens"] + sum(step["tokens"] for step in events(whole, "arm_step")[2:])
+    with pytest.raises(Stopped):
+        run_tiny(broken, *keys, f"limits.max_tokens={spent(whole) - after}")
+    assert len(events(broken, "arm_step")) == 2
+    assert run_tiny(broken, *keys, resume=True)["arms"]["hinted"] == row
+    assert spent(broken) == spent(whole)
 
 
 def test_every_arm_in_one_run(tmp_path: Path) -> None:

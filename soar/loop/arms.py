@@ -6,13 +6,15 @@
 | likelihood | none; paid by the probability of the gold answer (`rewards.likelihood`) |
 | hinted | none; hints of the base model stand in the prompt as long as they are needed (`write_hints`) |
 | solvable | problems that screening found at 0 < p < 0.7 |
+| variants | easier variants of the hard problems that the base model writes and solves at 0.3 <= p <= 0.7 |
 | pq | the promotion questions |
 | pq_sample, pq_well_posed, pq_correct | equally many of all, of the well-posed, of the correctly answered ones |
 | base_t, teacher_t | N questions of the untrained, of the trained teacher |
 | real | N easier problems with right answers, from a file or from the embedded world |
 
-`solvable` stands for mixing in easier samples (arXiv 2510.03971), `hinted` for NuRL (2509.25666) and SAGE (2602.03143). SOAR
-with a teacher that is never trained is no arm but `teacher.reward = "none"`.
+`solvable` stands for mixing in easier samples (arXiv 2510.03971), `hinted` for NuRL (2509.25666) and SAGE (2602.03143),
+`variants` for LADDER (2503.00735) and GASP (2603.15957). SOAR with a teacher that is never trained is no arm but
+`teacher.reward = "none"`.
 
 Hard-Only gets as many student rollouts as the outer loop spent on students; with arms.tokens every arm gets the same total of
 tokens, search and preparation included. `ps_hard` goes on from the promoted student on the hard training half (ours). Every
@@ -37,9 +39,10 @@ from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.files import read_jsonl
 from soar.loop.parallel import Parallel, Tick
 from soar.loop.population import train_chunk
+from soar.loop.rewards import success_rates
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Plan, TrainState, hinted, shuffled_passes
-from soar.loop.write import teacher_prompt, write_questions
+from soar.loop.write import read_pairs, teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
 from soar.problems.pool import VerifierPool
@@ -50,13 +53,14 @@ from soar.types import Problem, Screening, UserError, Verdict, columns_of
 @dataclass(frozen=True)
 class Material:
     """What a run offers its arms: promotion questions, the trained teacher, the held-out problems, which no training set may
-    hold, where notes go, and the candidates with what screening found."""
+    hold, where notes go, the candidates with what screening found, and the hard problems to train on."""
 
     pq: list[Problem]
     teacher: AdapterStack
     hard_test: list[Problem]
     say: Callable[[str], None]
     screened: list[tuple[Problem, Screening]] = field(default_factory=list)
+    hard_train: list[Problem] = field(default_factory=list)
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
@@ -73,6 +77,8 @@ def training_questions(arm: str, env: RolloutEnv, config: Config, material: Mate
         return pq_subset(arm, env, config, material) if arm in ORACLE_ARMS else material.pq
     if arm == "solvable":
         return solvable_problems(env, config, material)
+    if arm == "variants":
+        return variant_problems(env, config, material)
     if arm == "real":
         return real_problems(env, config, material)
     return teacher_questions(env, material.teacher if arm == "teacher_t" else None, config, arm)
@@ -182,6 +188,53 @@ def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> li
     return kept
 
 
+VARIANT_ROUNDS, VARIANT_ATTEMPTS = 8, 10
+VARIANT_PROMPT = """
+Let it be an easier variant of this problem, which is too hard for the student: the same idea, with smaller numbers, fewer
+steps, or a special case.
+
+{subject}"""
+
+
+def variant_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
+    """Up to arms.questions easier variants of the hard training problems, from VARIANT_ROUNDS texts a problem.
+
+    The base model sees the problem and writes a variant with its answer, which is kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of
+    its attempts give that answer. A prompt without turns can only be continued: the variant begins as the problem does.
+    """
+    fmt, hard = cast(PromptFormat, env.fmt), material.hard_train
+    asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
+    begun, shown = [""] * len(hard), [problem.question for problem in hard]
+    if fmt.turns:
+        shape = replace(fmt, teacher_template=asked + VARIANT_PROMPT)
+    else:
+        begun = shown = [" ".join(words[: (len(words) + 1) // 2]) for words in map(str.split, shown)]
+        head = asked + fmt.teacher_prefill
+        shape = replace(fmt, teacher_template=head + " {subject}"[head.endswith("\n") :], teacher_prefill="")
+    prompts = [shape.teacher_ids(env.backbone.tokenizer, text) for text in shown]
+    sampling, kept = config.teacher.sampling, dict[str, Problem]()
+    fits = [i for i, prompt in enumerate(prompts) if len(prompt) + sampling.max_tokens <= env.backbone.context]
+    for turn in range(VARIANT_ROUNDS if fits else 0):
+        seed, attempts_seed = (
+            seeds.derive(config.seed, "arm", "variants", turn, what) for what in ("text", "attempts")
+        )
+        seed_Q = [seeds.derive(seed, hard[i].id) for i in fits]
+        rollouts = env.sampler.sample(None, [[prompts[i] for i in fits]], 1, [seed_Q], sampling)
+        texts = [f"{begun[i]}{text}" for i, text in zip(fits, rollouts.texts(env.backbone), strict=True)]
+        written = read_pairs(env, config, texts, rollouts.ended_B.tolist())
+        fresh = {p.question: p for p in written if isinstance(p, Problem) and p.question not in kept}
+        tried = not_held_out("variants", material, list(fresh.values()))
+        if tried:
+            batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [attempts_seed], config.student.sampling)
+            rates = zip(tried, success_rates(batch), strict=True)
+            kept |= {p.question: p for p, rate in rates if rate is not None and 0.3 <= rate <= 0.7}
+        if len(kept) >= config.arms.questions:
+            break
+    if not kept:
+        material.say("no variant was solved at 0.3 <= p <= 0.7: the arm variants is left out")
+    return list(kept.values())[: config.arms.questions]
+
+
 def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """Promotion questions of one kind, as many as the smaller of the well-posed and the correct ones (finding 3), so that a
     difference between these arms is one of kind, not of number."""
@@ -259,17 +312,13 @@ def arms_left(config: Config, done: Container[str], promotions: int, say: Callab
 
 
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
-    """RLOO steps of an arm: those of Hard-Only, or arms.pq_steps for the others; with arms.tokens, more than it can need."""
-    if config.arms.tokens:
-        return 1 + config.arms.tokens // (config.arm_prompts * config.student.attempts)
-    special = 0 if name.startswith("hard_only") else config.arms.pq_steps
-    return special or budget_steps(config, loop_rollouts)
-
-
-def budget_steps(config: Config, loop_rollouts: int) -> int:
-    """RLOO steps of Hard-Only: arms.steps, or enough to spend the outer loop's student rollouts (rounded up)."""
-    per_step = config.arm_prompts * config.student.attempts
-    return config.arms.steps or max(1, math.ceil(loop_rollouts / per_step))
+    """RLOO steps of an arm: arms.pq_steps but for Hard-Only, else arms.steps, else what spends the outer loop's student
+    rollouts (rounded up); with arms.tokens, more than it can need."""
+    arms, per_step = config.arms, config.arm_prompts * config.student.attempts
+    if arms.tokens:
+        return 1 + arms.tokens // per_step
+    special = 0 if name.startswith("hard_only") else arms.pq_steps
+    return special or arms.steps or max(1, math.ceil(loop_rollouts / per_step))
 
 
 def arm_batches(
@@ -298,12 +347,6 @@ def group_copies(name: str, config: Config) -> int:
 
 class NothingLeft(UserError):
     """An arm that cannot be trained; the run goes on with the others."""
-
-
-def uses_search(name: str, config: Config) -> bool:
-    """Whether an arm builds on what the outer loop of this run found, so that its total holds the search."""
-    from_here = {"ps": True, "ps_hard": True, "teacher_t": not config.arms.teacher_from}
-    return not config.arms.pq_from if name.startswith("pq") else from_here.get(name, False)
 
 
 def left_out(name: str, message: str) -> dict[str, Any]:

@@ -73,23 +73,23 @@ def count_correct(
     sampling: SamplingConfig,
     threads: int = 1,
     block: int = 64,
-    on_block: Callable[[list[Problem], np.ndarray, np.ndarray], None] | None = None,
+    on_block: Callable[[list[Problem], np.ndarray], None] | None = None,
     parallel: Parallel | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(correct, truncated) attempts [P, H] of every slice (P = 1 for the base model) at the same problems and seeds.
+) -> np.ndarray:
+    """Correct attempts, truncated attempts, generated tokens [3, P, H] of every slice (P = 1 for the base model) at the same
+    problems and seeds.
 
-    Neither blocks nor workers change the counts. on_block(problems, correct_P_H, truncated_P_H) is called in order.
+    Neither blocks nor workers change the counts. on_block(problems, their counts) is called in order.
     """
     blocks = [problems[first : first + block] for first in range(0, len(problems), block)]
     common = (stack, attempts, seed, sampling)
-    counts: list[np.ndarray] = []  # [2, P, problems] of every block
+    counts: list[np.ndarray] = []
     results = spread(parallel, env, threads, count_block, common, [(part,) for part in blocks])
-    for part, correct_truncated in zip(blocks, results, strict=True):
-        counts.append(correct_truncated)
+    for part, of_block in zip(blocks, results, strict=True):
+        counts.append(of_block)
         if on_block is not None:
-            on_block(part, *correct_truncated)
-    correct_P_H, truncated_P_H = np.concatenate(counts, axis=2)
-    return correct_P_H, truncated_P_H
+            on_block(part, of_block)
+    return np.concatenate(counts, axis=2)
 
 
 def count_block(
@@ -101,9 +101,12 @@ def count_block(
     sampling: SamplingConfig,
     problems: list[Problem],
 ) -> np.ndarray:
-    """Correct and truncated attempts [2, P, H] at a few problems, as a piece of work."""
+    """The counts of `count_correct` at a few problems, as a piece of work."""
     policies = stack.policies if stack is not None else 1
     stack = stack.to(env.backbone.device) if stack is not None else None
     batch = env.rollout(stack, [problems] * policies, attempts, [seed] * policies, sampling)
-    truncated = ~batch.rollouts.ended_B.view(policies, len(problems), attempts)
-    return np.stack([(batch.solved_P_Q_N & batch.valid_P_Q_N).sum(-1).numpy(), truncated.sum(-1).numpy()])
+    truncated, length = (
+        values.view(policies, len(problems), attempts) for values in (~batch.rollouts.ended_B, batch.rollouts.length_B)
+    )
+    counted = (batch.solved_P_Q_N & batch.valid_P_Q_N, truncated, length)
+    return np.stack([values.sum(-1).cpu().numpy() for values in counted])

@@ -23,7 +23,7 @@ from soar.backends.base import score
 from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
-from soar.loop.rollout import RolloutBatch, RolloutEnv, full_reward
+from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
 from soar.types import Problem
 
@@ -131,35 +131,17 @@ def likelihood(
     stack: AdapterStack,
     batch: RolloutBatch,
     problems_P_Q: list[list[Problem]],
-    policies: list[int],
     temperature: float,
-) -> Tensor:
-    """Reward [len(policies), Q, N] of a student's reasoning: `gold_share` in points of a right answer."""
-    return gold_share(env, stack, batch, problems_P_Q, policies, temperature) * full_reward(env.scheme)
-
-
-def mean_likelihood(
-    env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, problems_P_Q: list[list[Problem]], temperature: float
-) -> Tensor:
-    """Dense measurement [P, Q] for reward.mode = "likelihood": `gold_share`, mean over the attempts."""
-    return gold_share(env, stack, batch, problems_P_Q, list(range(stack.policies)), temperature).mean(2)
-
-
-def gold_share(
-    env: RolloutEnv,
-    stack: AdapterStack,
-    batch: RolloutBatch,
-    problems_P_Q: list[list[Problem]],
-    policies: list[int],
-    temperature: float,
+    policies: Sequence[int] | None = None,
 ) -> Tensor:
     """Mean probability [len(policies), Q, N] of the gold answer's tokens behind a student's own reasoning.
 
     The completion is cut behind its last answer mark, the gold answer put there, and read by the student itself (VeriFree,
     arXiv 2505.21493; the mean over tokens is RLPR's, arXiv 2506.18254). 0 where there is no mark: who never answers earns
-    nothing.
+    nothing. policies: those of the batch that it is asked of; None: all.
     """
     before, behind = answer_marks(env.fmt)
+    policies = range(stack.policies) if policies is None else policies
     tokenizer, P, N = env.backbone.tokenizer, len(policies), batch.reward_P_Q_N.shape[2]
     rows_per_policy = len(problems_P_Q[0]) * N
     chosen = [row for p in policies for row in range(p * rows_per_policy, (p + 1) * rows_per_policy)]
@@ -179,7 +161,7 @@ def gold_share(
         written.append(ids if fits else [])
         answer_B.append(len(ids) - same if fits else 0)
     prompts = tuple(batch.rollouts.prompts[row] for row in chosen)
-    share_B = mean_probability(env.backbone, stack.select(policies), prompts, written, answer_B, temperature)
+    share_B = mean_probability(env.backbone, stack.select(list(policies)), prompts, written, answer_B, temperature)
     return share_B.view(P, -1, N)
 
 

@@ -22,7 +22,7 @@ from soar.engine.rloo import group_shares, leave_one_out
 from soar.engine.update import UpdateStats
 from soar.files import Row
 from soar.loop.rewards import likelihood
-from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
+from soar.loop.rollout import RolloutBatch, RolloutEnv, full_reward, keep
 from soar.types import Problem
 
 Metrics = dict[str, float]
@@ -140,7 +140,8 @@ class Training:
         if not dense:
             return batch
         reward_P_Q_N = batch.reward_P_Q_N.clone()
-        reward_P_Q_N[dense] = likelihood(env, self.stack, batch, problems_P_Q, dense, temperature)
+        share_P_Q_N = likelihood(env, self.stack, batch, problems_P_Q, temperature, dense)
+        reward_P_Q_N[dense] = share_P_Q_N * full_reward(env.scheme)
         return replace(batch, reward_P_Q_N=reward_P_Q_N)
 
     def advantages(self, batch: RolloutBatch, normalize: bool) -> Tensor:

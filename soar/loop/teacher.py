@@ -26,7 +26,7 @@ from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
-from soar.loop.rewards import Payment, answer_marks, deal, grounded, mean_likelihood, pay, success_rates
+from soar.loop.rewards import Payment, answer_marks, deal, grounded, likelihood, pay, success_rates
 from soar.loop.rollout import RolloutEnv, keep
 from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
@@ -277,7 +277,7 @@ class OuterLoop:
             rates_Q = success_rates(batch)
             if config.reward.mode == "likelihood":
                 temperature = config.student.sampling.temperature
-                rates_Q = mean_likelihood(self.env, state.baseline, batch, [missing], temperature)[0].tolist()
+                rates_Q = likelihood(self.env, state.baseline, batch, [missing], temperature)[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
@@ -342,7 +342,7 @@ def measure_chunk(
     batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, sampling, greedy=greedy)
     rate_P = batch.pass_rate_P()
     if reward.mode == "likelihood":
-        rate_P = mean_likelihood(env, stack, batch, [questions] * P, sampling.temperature).mean(1)
+        rate_P = likelihood(env, stack, batch, [questions] * P, sampling.temperature).mean((1, 2))
     kept = keep(env, batch, [questions] * P)
     return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, kept
 

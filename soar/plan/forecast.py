@@ -107,11 +107,14 @@ def workload(config: Config, assumptions: Assumptions) -> list[Work]:
         Work("loop", MEASURE, measured + intrinsic, tokens),
         Work("loop", "teacher learns", 0.0, 0.0, learned, teacher.optimizer.kl > 0),
     ]
-    attempts = held_out * config.evaluate.attempts * len(config.arms.run)
+    arms = [_arm(arm, config, a, hard - held_out, loop) for arm in get_args(TrainedArm) if arm in config.arms.run]
+    from_one_to_next = config.evaluate.every * config.arm_prompts * student.attempts  # of the curve
+    curves = sum(arm.rollouts // from_one_to_next for arm in arms) if from_one_to_next else 0
+    attempts = held_out * config.evaluate.attempts * (len(config.arms.run) + curves)
     return [
         Work("screen", "screening", screening, screening * a["hard_tokens"]),
         *loop,
-        *(_arm(arm, config, a, hard - held_out, loop) for arm in get_args(TrainedArm) if arm in config.arms.run),
+        *arms,
         Work("evaluate", "evaluation", attempts, attempts * a["hard_tokens"]),
     ]
 
@@ -127,11 +130,12 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
     share = questions / max(1.0, questions + hard_train)
     each = share * a["question_tokens"] + (1 - share) * a["hard_tokens"]
     written = arms.questions * TEXTS_PER_PAIR * a["teacher_tokens"] * (arm in WRITTEN_BY_TEACHER)
+    if arm == "variants":  # if a third of the pairs is kept after its 10 attempts
+        written = 3 * arms.questions * (TEXTS_PER_PAIR * a["teacher_tokens"] + 10 * a["question_tokens"])
     rollouts = float(steps * per_step)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
-        pays = arm == "ps_hard" or (arm.startswith("pq") and not arms.pq_from)
-        pays = pays or (arm == "teacher_t" and not arms.teacher_from)
-        rollouts = max(0.0, arms.tokens - written - pays * sum(work.sampled for work in loop)) / each
+        search = config.uses_search(arm) * sum(work.sampled for work in loop)
+        rollouts = max(0.0, arms.tokens - written - search) / each
     row = share * a["question_gradient_share"] * (PROMPT + a["question_tokens"])
     row += (1 - share) * a["hard_gradient_share"] * (PROMPT + a["hard_tokens"])
     return Work("arms", arm, rollouts, rollouts * each + written, rollouts * row, kl)

@@ -35,7 +35,7 @@ class Arm(NamedTuple):
     """Held-out result of one arm; None where the file has no figure.
 
     pass_at: k -> pass@k as a share. interval: k -> 95 % interval (low, high), for the k that have one. rollouts by students
-    and total_tokens: with the search for its questions or its start.
+    and total_tokens: with the search for its questions or its start, without the evaluation.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Arm(NamedTuple):
     attempts: int | None = None
     rollouts: int | None = None
     total_tokens: int | None = None
+    evaluation_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def read_arm(name: str, row: Row) -> Arm:
         pass_at={k: share for k, value in by_k("pass_at") if (share := number(value)) is not None},
         interval={k: (pair[0], pair[1]) for k, pair in bounds.items() if len(pair) == 2},
         rollouts=None if trained is None else trained + search,
-        **{key: count(row.get(key)) for key in ("problems", "attempts", "total_tokens")},
+        **{key: count(row.get(key)) for key in ("problems", "attempts", "total_tokens", "evaluation_tokens")},
     )
 
 
@@ -193,9 +194,8 @@ def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, floa
         arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
     }
     promotions = sum(row["event"] == "promotion" for row in rows)
-    trained_here = {"pq": not config.arms.pq_from, "teacher_t": not config.arms.teacher_from, "ps_hard": True}
     for arm, entry in arms.items():
-        if trained_here.get("pq" if arm.startswith("pq") else arm):
+        if arm != "ps" and config.uses_search(arm):
             entry["search_rollouts"] = max((row["student_rollouts"] for row in [*steps, *validations]), default=0)
     seed, settings = seeds.derive(config.seed, "paired"), config.evaluate
     pairs = [(arm, "hard_only") for arm in evaluations if arm not in ("base", "hard_only")] + [("teacher_t", "base_t")]

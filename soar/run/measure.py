@@ -34,8 +34,8 @@ def count_held_out(
     threads: int,
     on_problems: Callable[[int], None],
     parallel: Parallel | None = None,
-) -> list[list[int]]:
-    """Correct attempts [policies][problems] of every arm at the same problems and seeds.
+) -> tuple[list[list[int]], list[int]]:
+    """Correct attempts [policies][problems] of every arm at the same problems and seeds, and the tokens [policies] they took.
 
     Problems that the file already holds are not attempted again; it is begun anew when it is about other adapters.
     """
@@ -46,13 +46,16 @@ def count_held_out(
 
     def sound(number: int, row: Row) -> bool:
         nonlocal width
-        counts, arms = row.get("correct"), row.get("arms")
         if number == 1:
-            width = len(arms) if isinstance(arms, dict) else 0
+            width = len(row["arms"]) if isinstance(row.get("arms"), dict) else 0
             return width > 0
-        if not isinstance(counts, list) or not isinstance(row.get("id"), str):
-            return False
-        return len(counts) == width and all(type(n) is int and 0 <= n <= attempts for n in counts)
+        limits = {"correct": attempts, "tokens": attempts * config.student.sampling.max_tokens}
+        return isinstance(row.get("id"), str) and all(
+            isinstance(counts := row.get(key), list)
+            and len(counts) == width
+            and all(type(n) is int and 0 <= n <= most for n in counts)
+            for key, most in limits.items()
+        )
 
     rows = folder.rows(FILE, sound)
     if rows[:1] != [header]:
@@ -60,15 +63,16 @@ def count_held_out(
             folder.cut(FILE)
         folder.append(FILE, [header])
         rows = []
-    correct = {row["id"]: row["correct"] for row in rows[1:]}
-    missing = [problem for problem in problems if problem.id not in correct]
+    done = {row["id"]: row for row in rows[1:]}
+    missing = [problem for problem in problems if problem.id not in done]
     on_problems(len(problems) - len(missing))
 
-    def keep(part: list[Problem], correct_P_H: Any, truncated_P_H: Any) -> None:
-        counts = zip(part, correct_P_H.T.tolist(), truncated_P_H.T.tolist(), strict=True)
-        fresh = [{"id": problem.id, "correct": right_P, "truncated": cut_P} for problem, right_P, cut_P in counts]
+    def keep(part: list[Problem], counts: Any) -> None:
+        keys = ("correct", "truncated", "tokens")
+        rows = zip(part, counts.transpose(2, 0, 1).tolist(), strict=True)
+        fresh = [{"id": problem.id, **dict(zip(keys, values, strict=True))} for problem, values in rows]
         folder.append(FILE, fresh)
-        correct.update({row["id"]: row["correct"] for row in fresh})
+        done.update({row["id"]: row for row in fresh})
         on_problems(len(part))
 
     if missing:
@@ -77,7 +81,11 @@ def count_held_out(
         count_correct(
             env, stack, missing, attempts, seed, sampling, threads, block=BLOCK, on_block=keep, parallel=parallel
         )
-    return [[correct[problem.id][p] for problem in problems] for p in range(len(policies))]
+    correct_P_H, tokens_P_H = (
+        [[done[problem.id][key][p] for problem in problems] for p in range(len(policies))]
+        for key in ("correct", "tokens")
+    )
+    return correct_P_H, list(map(sum, tokens_P_H))
 
 
 def measure(
@@ -107,14 +115,14 @@ def measure(
                 f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade)"
             )
 
-        def note(part: list[Any], correct_P_H: Any, truncated_P_H: Any) -> None:
+        def note(part: list[Any], counts: Any) -> None:
             nonlocal done
             done += len(part)
             advance(done, len(problems))
 
         stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
         with open_parallel(config, env, None, say) as parallel:
-            correct_P_H, truncated_P_H = count_correct(
+            correct_P_H, truncated_P_H, _ = count_correct(
                 env, stack, problems, attempts, seed, sampling, threads, block=8, on_block=note, parallel=parallel
             )
     every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})

@@ -16,7 +16,7 @@ from soar import seeds
 from soar.backends.base import local
 from soar.config import HARD_ARMS, Config
 from soar.engine.memory import saved_run
-from soar.engine.policy import AdapterStack, concat
+from soar.engine.policy import AdapterStack
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_json, write_lines
 from soar.loop.arms import (
     Material,
@@ -31,11 +31,9 @@ from soar.loop.arms import (
     read_teacher,
     train_arms,
     training_questions,
-    uses_search,
     write_hints,
 )
-from soar.loop.evaluate import count_correct, summarize
-from soar.loop.parallel import HELD_OUT_BLOCK
+from soar.loop.evaluate import summarize
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
@@ -297,7 +295,6 @@ class Run:
         self._evaluate({"base": self._fresh(), "ps": adapters_of(state)["student"]})  # nothing will change them
         material = self._material()
         plans: dict[str, Plan] = {}
-        prepared: dict[str, int] = {}
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
         for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
             before = self.meter.tokens
@@ -309,7 +306,11 @@ class Run:
                 self.progress.say(f"the arm {arm} is left out: {error}")
                 continue
             if plan is not None:
-                plans[arm], prepared[arm] = plan, self.meter.tokens - before
+                plans[arm], took = plan, self.meter.tokens - before
+                if arm in state.arm_tokens:
+                    self.meter.tokens = before  # counted before this run was resumed
+                search = self._search_tokens(arm)
+                state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
         fresh = TrainState(0, self._fresh())
         states = {arm: TrainState(0, adapters_of(state)["student"]) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
@@ -330,8 +331,7 @@ class Run:
                         state.arm_progress.pop(arm, None)
                     else:
                         state.arm_progress[arm] = replace(now, metrics=[], kept=[])
-                    search = self._search_tokens(arm)
-                    state.arm_tokens[arm] = {"search": search, "preparation": prepared[arm], "training": now.tokens}
+                    state.arm_tokens[arm] |= {"training": now.tokens}
                 self._curve(moved)
                 self._save()
                 if self.parallel is None and plans.keys() - state.arms.keys():  # workers would be amid the other arms
@@ -366,7 +366,7 @@ class Run:
 
     def _search_tokens(self, arm: str) -> int:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""
-        return sum(self.state.loop.spent.values()) if uses_search(arm, self.config) else 0
+        return sum(self.state.loop.spent.values()) if self.config.uses_search(arm) else 0
 
     def _expected_steps(self, plan: Plan) -> int:
         """RLOO steps of an arm, for the bar: with a budget of tokens as if completions filled half of their room."""
@@ -376,25 +376,13 @@ class Run:
 
     def _curve(self, moved: dict[str, TrainState]) -> None:
         """pass@k of arms on their way, where evaluate.every is due: one `curve` event each."""
-        every, settings = self.config.evaluate.every, self.config.evaluate
+        every = self.config.evaluate.every
         due = {arm: now for arm, now in moved.items() if every and now.step % every == 0}
-        if not due:
-            return
-        sampling = self.config.student.sampling.model_copy(update={"temperature": settings.temperature})
-        seed, stack = seeds.derive(self.config.seed, "evaluate"), concat([now.stack for now in due.values()])
-        correct_P_H, _ = count_correct(
-            self.env, stack, self.hard_test, settings.attempts, seed, sampling, self.threads, HELD_OUT_BLOCK
-        )
-        rows = [
-            {
-                "event": "curve",
-                "arm": arm,
-                "step": now.step,
-                "total_tokens": sum(self.state.arm_tokens[arm].values()),
-                **summarize(correct_H, settings.attempts, settings, seed),
-            }
-            for (arm, now), correct_H in zip(due.items(), correct_P_H.tolist(), strict=True)
-        ]
+        measured = self._held_out({arm: now.stack for arm, now in due.items()}, lambda count: None)
+        rows = []
+        for (arm, now), row in zip(due.items(), measured, strict=True):
+            total = sum(self.state.arm_tokens[arm].values())
+            rows.append({"event": "curve", "arm": arm, "step": now.step, "total_tokens": total, **row})
         self.folder.append("metrics.jsonl", rows)
 
     def _material(self) -> Material:
@@ -408,7 +396,7 @@ class Run:
             teacher = read_teacher(self.env.backbone, Path(arms.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
-        return Material(pq, teacher, self.hard_test, self.progress.say, self.screened)
+        return Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
 
     def _fresh(self) -> AdapterStack:
         """The adapter that every student starts from: the base model itself."""
@@ -421,7 +409,6 @@ class Run:
         policies: dict[str, AdapterStack] = {a: final[a] for a in config.arms.run if a in final.keys() - measured}
         if not policies:
             return
-        seed = seeds.derive(config.seed, "evaluate")
         rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
         tokens = {"base": {}, "ps": {"search": self._search_tokens("ps")}, **self.state.arm_tokens}
         name = "evaluation" if self.state.stage == "evaluate" else f"evaluation of {' and '.join(policies)}"
@@ -431,28 +418,37 @@ class Run:
                 advance(count)
                 self._safe_point()
 
-            correct_P_H = count_held_out(
-                self.env, policies, self.hard_test, config, self.folder, seed, self.threads, note, self.parallel
-            )
+            rows = self._held_out(policies, note)
         events: list[dict[str, Any]] = []
-        for arm, correct_H in zip(policies, correct_P_H, strict=True):
-            events.append(
-                {
-                    "event": "evaluation",
-                    "arm": arm,
-                    **summarize(correct_H, config.evaluate.attempts, config.evaluate, seed),
-                    "problems": len(self.hard_test),
-                    "attempts": config.evaluate.attempts,
-                    "student_rollouts": rollouts[arm],
-                    "total_tokens": sum(tokens[arm].values()),
-                    "tokens": tokens[arm],
-                    "correct": correct_H,
-                }
-            )
+        for arm, row in zip(policies, rows, strict=True):
+            spent = {
+                "student_rollouts": rollouts[arm],
+                "total_tokens": sum(tokens[arm].values()),
+                "tokens": tokens[arm],
+            }
+            events.append({"event": "evaluation", "arm": arm, "problems": len(self.hard_test), **row, **spent})
         self.folder.append("metrics.jsonl", events)
         for event in events:
             self.progress.say(f"held out, {held_out(read_arm(event['arm'], event))}")
         self._save()
+
+    def _held_out(self, policies: dict[str, AdapterStack], on_problems: Callable[[int], None]) -> list[dict[str, Any]]:
+        """pass@k of every policy on the held-out half, with its counts and the tokens that measuring it took."""
+        settings, seed = self.config.evaluate, seeds.derive(self.config.seed, "evaluate")
+        if not policies:
+            return []
+        correct_P_H, tokens_P = count_held_out(
+            self.env, policies, self.hard_test, self.config, self.folder, seed, self.threads, on_problems, self.parallel
+        )
+        return [
+            {
+                **summarize(correct_H, settings.attempts, settings, seed),
+                "attempts": settings.attempts,
+                "evaluation_tokens": tokens,
+                "correct": correct_H,
+            }
+            for correct_H, tokens in zip(correct_P_H, tokens_P, strict=True)
+        ]
 
     def _save(self) -> None:
         self.state.tokens = self.meter.tokens

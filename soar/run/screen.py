@@ -94,8 +94,11 @@ def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
 
 
 def planned_rollouts(config: Config) -> int:
-    """Student rollouts of Hard-Only as planned: `arms.steps`, or all of the outer loop's students."""
+    """Student rollouts of Hard-Only as planned: `arms.tokens` as completions of half their room, else `arms.steps`, else what
+    the students of the outer loop take."""
     teacher, student = config.teacher, config.student
+    if config.arms.tokens:
+        return round(config.arms.tokens / (student.sampling.max_tokens / 2))
     loop = teacher.steps * teacher.datasets * student.repeats * student.steps * student.prompts_per_step
     return (config.arms.steps * config.arm_prompts or loop) * student.attempts
 

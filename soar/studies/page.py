@@ -9,6 +9,7 @@ from soar.files import Row, visible
 from soar.report.page import render
 from soar.report.runs import mean
 from soar.report.text import DASH, MINUS, arm_name, bounds, duration, percent, percent_digits, whole
+from soar.studies.results import CLIMB
 
 
 class Table(NamedTuple):
@@ -28,9 +29,10 @@ def tables(results: Row) -> list[Table]:
         Table(
             "Held-out problems",
             "Mean over seeds with its 95 % interval: Student's t over the seeds (of one seed: bootstrap over problems; where "
-            "nothing was solved: Clopper-Pearson over problems). "
-            "Tokens, rollouts: all that was generated for the arm, the search for its questions included; mean over seeds.",
-            ["arm", "seeds", *(f"pass@{k}" for k in ks), "tokens", "rollouts"],
+            "nothing was solved: Clopper-Pearson over problems). Tokens, rollouts: all that was generated for the arm, the "
+            "search for its questions included, the evaluation apart; mean over seeds. Off zero: seeds with at least "
+            f"{percent(CLIMB, 0)} at the largest k, and the Clopper-Pearson interval of their share.",
+            ["arm", "seeds", *(f"pass@{k}" for k in ks), "off zero", "tokens", "evaluation tokens", "rollouts"],
             _arm_rows(results, ks),
         ),
         Table(
@@ -106,8 +108,10 @@ def _arm_rows(results: Row, ks: Sequence[str]) -> list[list[str]]:
     rows = []
     for row in results["arms"]:
         shares = [_share(row["pass_at"].get(k), "mean") for k in ks]
-        costs = [whole(row[key]) for key in ("total_tokens", "student_rollouts")]
-        rows.append([label(results, row["variant"], row["arm"]), str(len(row["seeds"])), *shares, *costs])
+        costs = [whole(row[key]) for key in ("total_tokens", "evaluation_tokens", "student_rollouts")]
+        last, seeds = row["pass_at"].get(ks[-1]), len(row["seeds"])
+        off = f"{last['climbed']} of {seeds} {bounds(tuple(last['climbed_95']), 0)}" if last else DASH
+        rows.append([label(results, row["variant"], row["arm"]), str(seeds), *shares, off, *costs])
     return rows
 
 

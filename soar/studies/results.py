@@ -18,6 +18,7 @@ from soar.report.runs import Arm, ReportError, Run, count, mean, number, numbers
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
 SCHEMA = 2
+CLIMB = 0.05  # mean pass@k from which a seed counts as off zero
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, whose questions are compared
 
 
@@ -97,16 +98,21 @@ def _ks(study: Study, outcomes: Sequence[Outcome]) -> list[int]:
 
 def _arm(study: Study, variant: str, arm: str, by_seed: dict[int, Outcome]) -> Row:
     outcomes, seed = list(by_seed.values()), seeds.derive(study.name, "interval")
+    costs = {"student_rollouts": "rollouts", "total_tokens": "total_tokens", "evaluation_tokens": "evaluation_tokens"}
     return {
         "variant": variant,
         "arm": arm,
         "seeds": list(by_seed),
-        "student_rollouts": mean([o.arm.rollouts for o in outcomes if o.arm.rollouts is not None]),
-        "total_tokens": mean([o.arm.total_tokens for o in outcomes if o.arm.total_tokens is not None]),
-        "pass_at": {
-            str(k): over_seeds([o.pass_at(k) for o in outcomes], seed, study.bootstrap) for k in _ks(study, outcomes)
-        },
+        **{key: mean(numbers([getattr(o.arm, name) for o in outcomes])) for key, name in costs.items()},
+        "pass_at": {str(k): _spread([o.pass_at(k) for o in outcomes], seed, study) for k in _ks(study, outcomes)},
     }
+
+
+def _spread(values_S: list[dict[str, float]], seed: int, study: Study) -> Row:
+    """`over_seeds`, and how many seeds climbed: means of arms that either climb or do not say little."""
+    spread = over_seeds(values_S, seed, study.bootstrap)
+    climbed = sum(mean >= CLIMB for mean in spread["per_seed"])
+    return {**spread, "climbed": climbed, "climbed_95": list(clopper_pearson(climbed, len(values_S)))}
 
 
 def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Outcomes) -> Row:
