@@ -271,9 +271,8 @@ def test_every_arm_in_one_run(tmp_path: Path) -> None:
     spent = events(tmp_path / "run", "validation")[-1]["student_rollouts"]
     searched = {arm for arm, row in summary["arms"].items() if row.get("search_rollouts") == spent}
     assert searched == {arm for arm in summary["arms"] if arm.startswith("pq")} | {"teacher_t"}
-    assert set(summary["paired"]) == {
-        f"{arm} - hard_only" for arm in summary["arms"] if arm not in ("base", "hard_only")
-    }
+    against_hard = {f"{arm} - hard_only" for arm in summary["arms"] if arm not in ("base", "hard_only")}
+    assert set(summary["paired"]) == against_hard | {"teacher_t - base_t"}
     for arm in set(summary["arms"]) - {"base", "hard_only"}:
         rows = read_jsonl(tmp_path / "run" / "arms" / arm / "questions.jsonl")
         assert set(rows[0]) == {"question", "answer", "topic", "well_posed", "correct"}
