@@ -81,23 +81,23 @@ class AdapterStack:
             sha.update(self.tensors[name][policy].detach().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
 
-    def apply(self, layers: list[StackedLinear], x: Tensor) -> list[Tensor]:
-        """Outputs of linear layers of one input for rows x [P*B, ..., in], ordered by policy."""
-        policies, bases = self.policies, [layer.base for layer in layers]
+    def apply(self, name: str, base: nn.Linear, x: Tensor) -> Tensor:
+        """Output of the linear layer `name` for rows x [P*B, ..., in], ordered by policy."""
+        policies = self.policies
         if x.shape[0] % policies:
             raise ValueError(f"{x.shape[0]} rows do not divide among {policies} policies; give each equally many")
         x_P_N_I = x.reshape(policies, -1, x.shape[-1])
         if self.kind == "full":
-            outs = [torch.bmm(x_P_N_I, self._full_weight(layer.name, layer.base).to(x.dtype)) for layer in layers]
-            outs = [out if base.bias is None else out + base.bias for out, base in zip(outs, bases, strict=True)]
+            out_P_N_O = torch.bmm(x_P_N_I, self._full_weight(name, base).to(x.dtype))
+            if base.bias is not None:
+                out_P_N_O = out_P_N_O + base.bias
         else:
-            a_K, b_K = ([self.tensors[f"{layer.name}.{part}"].to(x.dtype) for layer in layers] for part in "AB")
-            if type(bases[0]) is nn.Linear:
-                weights = (each for base, b in zip(bases, b_K, strict=True) for each in (base.weight, base.bias, b))
-                outs = _LowRank.apply(x_P_N_I, torch.cat(a_K, 2) if len(a_K) > 1 else a_K[0], self.scale, *weights)
+            a_P_I_r, b_P_r_O = (self.tensors[f"{name}.{part}"].to(x.dtype) for part in "AB")
+            if type(base) is nn.Linear:
+                out_P_N_O = _LowRank.apply(x_P_N_I, base.weight, base.bias, a_P_I_r, b_P_r_O, self.scale)
             else:  # a quantized layer has a gradient of its own
-                outs = [bases[0](x_P_N_I).baddbmm(torch.bmm(x_P_N_I, a_K[0]), b_K[0], alpha=self.scale)]
-        return [out.reshape(*x.shape[:-1], base.out_features) for out, base in zip(outs, bases, strict=True)]
+                out_P_N_O = base(x_P_N_I).baddbmm(torch.bmm(x_P_N_I, a_P_I_r), b_P_r_O, alpha=self.scale)
+        return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
 
     def _full_weight(self, name: str, base: nn.Linear) -> Tensor:
         """Base weight plus delta [P, in, out]; kept between calls while no gradient is taken (see `Backbone.use`)."""
@@ -110,37 +110,26 @@ class AdapterStack:
 
 
 class _LowRank(torch.autograd.Function):
-    """x W^T + bias + scale (x A) B for frozen W, of layers of one input: the parts of a gradient are summed in the products.
-
-    a_P_I_Kr: their A beside each other; parts: weight [O, I], bias and B [P, r, O] of each.
-    """
+    """x W^T + bias + scale (x A) B for frozen W: the parts of a gradient are summed inside the products."""
 
     @staticmethod
-    def forward(ctx: Any, x_P_N_I: Tensor, a_P_I_Kr: Tensor, scale: float, *parts: Any) -> tuple[Tensor, ...]:
-        low_P_N_Kr = torch.bmm(x_P_N_I, a_P_I_Kr)
-        weights, biases, bs = parts[::3], parts[1::3], parts[2::3]
-        ctx.save_for_backward(x_P_N_I, a_P_I_Kr, low_P_N_Kr, *weights, *bs)
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        x_P_N_I, weight_O_I, bias, a_P_I_r, b_P_r_O, scale = given
+        low_P_N_r = torch.bmm(x_P_N_I, a_P_I_r)
+        ctx.save_for_backward(x_P_N_I, low_P_N_r, weight_O_I, a_P_I_r, b_P_r_O)
         ctx.scale = scale
-        lows = low_P_N_Kr.chunk(len(bs), 2)
-        plain = [functional.linear(x_P_N_I, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-        return tuple(out.baddbmm_(low, b, alpha=scale) for out, low, b in zip(plain, lows, bs, strict=True))
+        return functional.linear(x_P_N_I, weight_O_I, bias).baddbmm_(low_P_N_r, b_P_r_O, alpha=scale)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Any:
-        x_P_N_I, a_P_I_Kr, low_P_N_Kr, *rest = ctx.saved_tensors
-        count = len(slopes)
-        weights, bs, lows = rest[:count], rest[count:], low_P_N_Kr.chunk(count, 2)
-        backs = [torch.bmm(slope, b.mT) for slope, b in zip(slopes, bs, strict=True)]
-        back_P_N_Kr = torch.cat(backs, 2) if count > 1 else backs[0]
-        slope_a = torch.bmm(x_P_N_I.mT, back_P_N_Kr).mul_(ctx.scale)
-        slope_bs = [torch.bmm(low.mT, slope).mul_(ctx.scale) for low, slope in zip(lows, slopes, strict=True)]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        slope_P_N_O, (x_P_N_I, low_P_N_r, weight_O_I, a_P_I_r, b_P_r_O) = gradients[0], ctx.saved_tensors
+        back_P_N_r = torch.bmm(slope_P_N_O, b_P_r_O.mT)
+        slope_a = torch.bmm(x_P_N_I.mT, back_P_N_r).mul_(ctx.scale)
+        slope_b = torch.bmm(low_P_N_r.mT, slope_P_N_O).mul_(ctx.scale)
         slope_x = None
         if ctx.needs_input_grad[0]:
-            slope_x = torch.matmul(slopes[0], weights[0])
-            for slope, weight in zip(slopes[1:], weights[1:], strict=True):
-                slope_x.flatten(0, 1).addmm_(slope.flatten(0, 1), weight)
-            slope_x = slope_x.baddbmm_(back_P_N_Kr, a_P_I_Kr.mT, alpha=ctx.scale)
-        return slope_x, slope_a, None, *(each for slope_b in slope_bs for each in (None, None, slope_b))
+            slope_x = torch.matmul(slope_P_N_O, weight_O_I).baddbmm_(back_P_N_r, a_P_I_r.mT, alpha=ctx.scale)
+        return slope_x, None, None, slope_a, slope_b, None
 
 
 def concat(stacks: list[AdapterStack]) -> AdapterStack:
@@ -150,34 +139,16 @@ def concat(stacks: list[AdapterStack]) -> AdapterStack:
     return AdapterStack(first.kind, tensors, first.scale)
 
 
-GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one input, in the order of their calls
-
-
-def joined(x: Tensor) -> bool:
-    """Whether the adapters of a group read their input once: fewer bytes on a GPU, other last bits."""
-    return x.is_cuda
-
-
 class StackedLinear(nn.Module):
     """A frozen linear layer that adds, for each row, the slice of the stack that this thread has in use."""
 
     def __init__(self, name: str, base: nn.Linear, active: threading.local) -> None:
         super().__init__()
         self.name, self.base, self._active = name, base, active
-        self.group: list[StackedLinear] = [self]  # layers that get the same input after this one
 
     def forward(self, x: Tensor) -> Tensor:
-        stack, ready = getattr(self._active, "stack", None), vars(self._active).setdefault("ready", {})
-        given, out = ready.pop(self.name, (None, None))
-        if given is x and out is not None:
-            return out
-        if stack is None:
-            return self.base(x)
-        if len(self.group) == 1 or stack.kind != "lora" or not joined(x):
-            return stack.apply([self], x)[0]
-        out, *others = stack.apply(self.group, x)
-        ready.update({layer.name: (x, other) for layer, other in zip(self.group[1:], others, strict=True)})
-        return out
+        stack = getattr(self._active, "stack", None)
+        return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
 
 
 class Backbone:
@@ -284,11 +255,6 @@ def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: threading.
     wrapped = {name: StackedLinear(name, module, active) for name, module in chosen.items()}
     for name, layer in wrapped.items():
         model.set_submodule(name, layer)
-        parent, _, child = name.rpartition(".")
-        for names in GROUPS:
-            group = [wrapped[each] for each in (f"{parent}.{sibling}" for sibling in names) if each in wrapped]
-            if child == names[0] and len(group) == len(names) and all(type(each.base) is nn.Linear for each in group):
-                layer.group = group
     return wrapped
 
 
