@@ -311,6 +311,8 @@ class Run:
                     self.meter.tokens = before  # counted before this run was resumed
                 search = self._search_tokens(arm)
                 state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
+        if self.parallel is None and plans:
+            self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
         fresh = TrainState(0, self._fresh())
         states = {arm: TrainState(0, adapters_of(state)["student"]) if arm == "ps_hard" else fresh for arm in plans}
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
