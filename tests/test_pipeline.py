@@ -211,11 +211,11 @@ def test_each_arm_is_judged_by_its_own_policy(
     monkeypatch.setattr(held_out, "count_correct", spy)
     changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", "teacher.steps=1")
     run_tiny(tmp_path / "run", *changes)
-    trained = [
+    hard, student, pq = (
         load_adapter(backbone, tmp_path / "run" / name).digest() for name in ("arms/hard_only", "student", "arms/pq")
-    ]
-    assert judged == [[backbone.new_stack(0).digest(), *trained]]
-    assert trained[1] == events(tmp_path / "run", "promotion")[0]["student"] != judged[0][0]
+    )
+    assert judged == [[backbone.new_stack(0).digest(), student], [hard], [pq]]
+    assert student == events(tmp_path / "run", "promotion")[0]["student"] != judged[0][0]
 
 
 def test_worker_threads_change_no_draw(tiny_run: Path, tmp_path: Path) -> None:
