@@ -97,7 +97,7 @@ def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome
 @pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
 def test_no_attack_escapes_and_none_is_graded_correct(name: str, tmp_path: Path) -> None:
     outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
-    calls = {attack: str(outcome.answers) for attack, outcome in outcomes.items() if attack.startswith("system call")}
+    calls = {attack: str(outcome.answers) for attack, outcome in outcomes.items() if attack.startswith("system call ")}
     assert [attack for attack, said in calls.items() if said.count("PermissionError") != 3] == []
 
 
