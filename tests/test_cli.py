@@ -54,7 +54,7 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
         panels = re.split(r"─ (Start|Look|Take) ─", done.stdout)[1:]
         commands = {name: re.findall(r"│ (\w+) ", text) for name, text in zip(panels[::2], panels[1::2], strict=True)}
         words = re.sub(r"\s+", " ", done.stdout)
-        assert "Recipes: code-1gpu, " in words and "Studies: embedded, finding1, " in words
+        assert "Recipes: code-1gpu, " in words and "Studies: embedded, eps, " in words
         assert commands == {
             "Start": ["init", "check", "screen", "run"],
             "Look": ["watch", "report", "doctor", "verify"],
@@ -103,7 +103,7 @@ def test_errors_of_a_run(
 def test_a_missing_torch_is_named_with_what_installs_it(tmp_path: Path) -> None:
     done = shell("run", "--out", "x", without=("torch",), cwd=tmp_path)
     wanted = "soar: this command runs a model and needs torch, which is not installed: pip install 'soar-rl[train]'\n"
-    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (1, wanted, [])
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, []) and done.stderr.endswith(wanted)
 
 
 def test_a_run_prints_its_table_and_records_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
