@@ -183,7 +183,7 @@ def decode_seconds(setting: Setting, size: int, lengths: list[int], policies: in
 
 def train_seconds(setting: Setting, size: int, tokens: float) -> float:
     """Update on so many tokens of prompts and completions, KL term included, at the FLOP rate of train-3b."""
-    known = TABLE[1]
+    known = TABLE[3]
     return tokens * KL_FACTOR / (known.train * known.parameters / setting.shape.parameters * speed(size))
 
 
@@ -384,7 +384,7 @@ def main() -> None:
         except TooSmall as error:
             parser.exit(1, f"{error}\n")
         return
-    known = TABLE[1].decode
+    known = TABLE[3].decode
     print(f"decode-3b: model {measured_decode():,.0f}, measured {known:,.0f} tokens/s")
     table("As it is: a student stays on one replica, the driver verifies with 16 cores", lambda s: s)
     table("One verifier core for everything", lambda s: replace(s, cores=1))

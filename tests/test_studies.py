@@ -272,7 +272,7 @@ def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.Capt
     arguments = ["study", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--dry-run"]) == 0
     assert re.search(
-        r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; [\d.]+ device-hours",
+        r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; no rate is known",
         capsys.readouterr().out,
     )
     assert main(arguments) == 1

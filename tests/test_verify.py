@@ -215,6 +215,7 @@ def test_kinds_of_gold_answers(pool: VerifierPool) -> None:
     kinds = dict(cases("verify", "kind"))
     assert {gold: gold_kind(gold, "math") for gold in kinds} == kinds
     assert [gold_kind(gold, "number") for gold in ("1/2", "5 km", "x", "dog")] == ["value", "value", "none", "none"]
+    assert gold_kind("and", "math") == "text"  # a word that joins, alone
     prose = "Yes, because every such triangle has two equal angles and so on"
     golds = ["42", r"\frac{x}{2}", r"\text{Saturday}", prose, r"\sum_{k=1}^{3} k"]
     assert pool.check_golds(golds) == [CORRECT, CORRECT, CORRECT, Verdict.UNSCORABLE, CORRECT]

@@ -418,7 +418,8 @@ def _sum(pieces: list[list[Token]]) -> Scalar:
     parts = [_scalar(piece) for piece in pieces]
     units = [part.unit for part in parts if part.unit and part.unit.powers]
     if (
-        len(units) < len(parts)
+        not units
+        or len(units) < len(parts)
         or len({u.powers for u in units}) > 1
         or any(b.factor >= a.factor for a, b in pairwise(units))
     ):
