@@ -213,8 +213,8 @@ def _trim(tokens: list[Token]) -> list[Token]:
 def _read(tokens: list[Token]) -> Reading:
     pieces, cuts = _split(_trim(tokens), _joins)
     pieces = [piece for piece in pieces if piece]
-    if len(pieces) > MAX_PARTS:
-        raise Unreadable("too many parts")
+    if not 0 < len(pieces) <= MAX_PARTS:
+        raise Unreadable("no parts, or too many")
     if len(pieces) == 1:
         return _read_part(pieces[0])
     words = {cut.text.casefold() for cut in cuts} & {"and", "or"}
@@ -418,8 +418,7 @@ def _sum(pieces: list[list[Token]]) -> Scalar:
     parts = [_scalar(piece) for piece in pieces]
     units = [part.unit for part in parts if part.unit and part.unit.powers]
     if (
-        not units
-        or len(units) < len(parts)
+        len(units) < len(parts)
         or len({u.powers for u in units}) > 1
         or any(b.factor >= a.factor for a, b in pairwise(units))
     ):
