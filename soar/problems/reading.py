@@ -432,6 +432,10 @@ def _bracket(kind: str, inner: list[Token]) -> Reading:
         builder, bars = _split(inner, _is(":", "|", "mid"))
         if len(bars) == 1:
             return _read(builder[1])
+        pieces = [_trim(piece) for piece in _split(inner, _joins)[0]]
+        if any(piece and (piece[0].is_a("\\{") or piece[0].is_a("emptyset")) and _closes(piece) for piece in pieces):
+            parts = [_read_or_keep(piece) for piece in pieces if piece]  # sets in a set stay apart from their elements
+            return Pile(tuple(Row("set", (part,)) if isinstance(part, Pile) else part for part in parts))
         inside = _read(inner) if inner else Pile(())
         return inside if isinstance(inside, Pile) else Pile((inside,))
     pieces, _ = _split(inner, _is(",", ";"))

@@ -52,7 +52,9 @@ def equal(a: Reading, b: Reading) -> bool:
                 equal(p, value) for p, (_, value) in zip(x.parts, ordered, strict=True)
             )
         if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
-            return equal(Scalar(("div", x.parts[0].node, x.parts[1].node)), y)  # type: ignore[union-attr]
+            over, under = x.parts  # of 12:30 pm the last has a unit: a time is no ratio
+            plain = isinstance(over, Scalar) and isinstance(under, Scalar) and not (over.unit or under.unit)
+            return plain and equal(Scalar(("div", over.node, under.node)), y)  # type: ignore[union-attr]
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
