@@ -43,7 +43,8 @@ def run_tiny(out: Path, *overrides: str, resume: bool = False, report: bool = Fa
     with pytest.MonkeyPatch.context() as patch:
         if not report:
             patch.setattr("soar.run.pipeline.report_at_the_end", lambda path, say: None)
-        return execute(tiny_config(*overrides), out, resume, ["soar", "run", *overrides], Progress(quiet=True))
+        with Progress(quiet=True) as progress:
+            return execute(tiny_config(*overrides), out, resume, ["soar", "run", *overrides], progress)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
