@@ -204,7 +204,7 @@ def test_sizes_are_read_from_names(path: str, parameters: float | None) -> None:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_our_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     ids = torch.arange(9)[None]
     plain = model(ids).logits
@@ -212,11 +212,12 @@ def test_our_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(kernels, "available", lambda tensor: True)
     made: list[float] = []
 
-    def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def norm(x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
         made.append(eps)
-        return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (weight if right else weight + 0.1)
+        return real(x, shape, weight if right else weight + 0.1, eps)
 
-    monkeypatch.setattr(kernels, "RMSNorm", SimpleNamespace(apply=norm))
+    real = torch.nn.functional.rms_norm
+    monkeypatch.setattr("torch.nn.functional.rms_norm", norm)
     gated = AutoModelForCausalLM.from_config(transformers.Qwen3_5TextConfig(**SIZES, **cases("load", "family")[0][2]))
     assert fuse(gated) is False and not made  # its norms are no plain ones, and the one with a gate stays its own
     assert fuse(model) is False and len(made) == 5  # liger is not there
@@ -235,7 +236,7 @@ def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyP
             model.lm_head.weight.data *= 1.1
 
     monkeypatch.setattr(kernels, "available", lambda tensor: True)
-    monkeypatch.setattr(kernels, "RMSNorm", SimpleNamespace(apply=lambda x, weight, eps: x))  # wrong: not taken
+    monkeypatch.setattr(load, "_norm", lambda module, x: x)  # wrong: not taken
     offered = SimpleNamespace() if case == "old" else SimpleNamespace(_apply_liger_kernel_to_instance=patch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     for name, module in (("", object()), (".transformers", object()), (".transformers.monkey_patch", offered)):

@@ -78,11 +78,8 @@ class Packed:
 
     @cached_property
     def bounds(self) -> tuple[Tensor, int, tuple[Tensor, int], tuple[Tensor, int]]:
-        """Cumulative lengths (int32) and the longest: of all sequences; of queries from place S on, and of keys but for the
-        last policy's completions, for attention of completions onto their prompts.
-
-        Padding behind completions goes with the policy's last prompt, padding behind prompts is keys without a query;
-        the next policy's prompts are queries without a key, completions keys without a query.
+        """Cumulative lengths (int32) and the longest: of all sequences; of queries from place S on and of keys up to the last
+        policy's completions, where padding behind completions goes with the last prompt, and the rest has no partner.
         """
         (P, n), S = self.shape, self.split
         edges, queries, keys = [], [], []
@@ -115,13 +112,9 @@ class Packed:
         of_R, column_R, length_R = self.completions.T
         column_R = np.where(length_R > 0, column_R, self.prompts[of_R, 1])
         row_R_T, inside_R_T = _places(self.prompts[of_R, 0] * n + column_R, length_R)
-        back = np.zeros(P * n, dtype=np.int64)
+        back = np.repeat(np.searchsorted(self.prompts[:, 0], np.arange(P)) * prompt_U_S.shape[1], n)
         back[prompt_U_S[inside_U_S]] = np.flatnonzero(inside_U_S)
         back[row_R_T[inside_R_T]] = prompt_U_S.size + np.flatnonzero(inside_R_T)
-        unused = np.ones(P * n, dtype=bool)
-        unused[prompt_U_S[inside_U_S]] = unused[row_R_T[inside_R_T]] = False
-        first_P = np.searchsorted(self.prompts[:, 0], np.arange(P)) * prompt_U_S.shape[1]
-        back = np.where(unused, first_P[np.arange(P * n) // n], back)
         tables = (prompt_U_S, row_R_T, np.array(of_R), back)
         return tuple(sent(torch.from_numpy(np.ascontiguousarray(table)), self.device) for table in tables)  # type: ignore[return-value]
 
@@ -164,20 +157,14 @@ def _places(first_X: np.ndarray, length_X: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _flash_fits(q: Tensor) -> bool:
     """Whether torch's flash kernel takes such queries."""
-    return (
-        q.is_cuda
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and q.shape[-1] <= 256
-        and q.shape[-1] % 8 == 0
-        and torch.cuda.get_device_capability(q.device)[0] >= 8
-    )
+    fits = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] in range(8, 257, 8)
+    return fits and torch.cuda.get_device_capability(q.device)[0] >= 8
 
 
 class _Flash(torch.autograd.Function):
     """`Packed.attend` by two calls of torch's flash kernel: each sequence onto itself, completions onto their prompts.
 
-    Their results are joined by the logarithms of their normalisers. Given the joined result and normaliser, the kernel's
-    backward pass computes each call's part of the gradient.
+    They are joined by the logarithms of their normalisers, given which each backward call computes its part.
     """
 
     @staticmethod
@@ -220,18 +207,13 @@ class _Flash(torch.autograd.Function):
         return *(x.view(P, n, *x.shape[1:]) for x in (dq, dk, dv)), None, None
 
 
-class _View(threading.local):
-    now: Window | Packed | None = None
-
-
-_view = _View()
+_view = threading.local()
 
 
 @contextmanager
 def seeing(view: Window | Packed | None) -> Iterator[None]:
     """Within the block, what a token may see is what `view` says, whatever mask the model made."""
-    before = _view.now
-    _view.now = view
+    before, _view.now = current(), view
     try:
         yield
     finally:
@@ -240,7 +222,7 @@ def seeing(view: Window | Packed | None) -> Iterator[None]:
 
 def current() -> Window | Packed | None:
     """What `seeing` has set in this thread."""
-    return _view.now
+    return getattr(_view, "now", None)
 
 
 def grouped_attention(
@@ -264,7 +246,7 @@ def grouped_attention(
         raise NotImplementedError("soar's attention knows no attention sinks or position biases")
     B, heads, length, D = query.shape
     scale = D**-0.5 if scaling is None else scaling
-    window, sliding = _view.now, kwargs.get("sliding_window")
+    window, sliding = current(), kwargs.get("sliding_window")
     if isinstance(window, Packed) and module is not None:
         return window.attend(query, key, value, scale, softcap, sliding), None
     if isinstance(window, Window) and length == 1:
@@ -273,13 +255,10 @@ def grouped_attention(
             return kernels.decode_attention(query, key, value, *places, scale, softcap, sliding), None
         attention_mask = _visible(window, key.shape[2], sliding)
     if query.is_cuda and length > 1 and softcap is None:
-        causal = attention_mask is None
-        grouped = key.shape[1] != heads
-        if grouped and attention_mask is not None:
-            repeats = heads // key.shape[1]
-            key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
+        repeats = heads // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
         out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=grouped
+            query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=scale
         )
         return out.transpose(1, 2).contiguous(), None
     kv_heads, S = key.shape[1], key.shape[2]
@@ -386,10 +365,7 @@ class StaticLayer(DynamicLayer):
 
 
 def buffer_cache(config: Any, whole: bool = False) -> DynamicCache | None:
-    """A cache for a model of this config: full-attention layers are `BufferLayer`, others stay transformers' own.
-
-    whole: sliding layers keep every place too; None for a model with layers that hold other state.
-    """
+    """A cache with `BufferLayer` for full attention; whole: for sliding layers too, and None where others hold a state."""
     cache, plain = DynamicCache(config=config), (DynamicLayer, DynamicSlidingWindowLayer)
     if whole and any(type(layer) not in plain for layer in cache.layers):
         return None

@@ -37,13 +37,17 @@ class Shape:
     top_p: float
 
 
-class Program:
-    """The step of one shape: its state in fixed buffers, and its captured graph on a GPU. views: `StaticDecoder.view`."""
+OF_SLOTS = ("token_R_1", "position_R_1", "length_R", "ended_R", "failed_R")
+OF_ALL = ("filled_1", "place_1", "step_1")
+"""What a step changes, cache and outputs aside."""
 
-    def __init__(
-        self, backbone: Backbone, stack: AdapterStack | None, views: list[Tensor], pool: Any, shape: Shape
-    ) -> None:
-        self.backbone, self.stack, self.shape, self.pool = backbone, stack, shape, pool
+
+class Program:
+    """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
+
+    def __init__(self, decoder: StaticDecoder, stack: AdapterStack | None, shape: Shape) -> None:
+        self.backbone = backbone = decoder.backbone
+        self.stack, self.shape, self.pool = stack, shape, decoder.pool
         device, rows = backbone.device, shape.rows
         self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -59,6 +63,7 @@ class Program:
         self.failed_R = torch.zeros(rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
         self.mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # four axes: the model takes it as it is
+        views = decoder.view(rows, shape.places)
         self.layers = [StaticLayer(k, v, self.place_1) for k, v in zip(views[::2], views[1::2], strict=True)]
         self.cache = DynamicCache(config=backbone.model.config)
         self.cache.layers = list(self.layers)
@@ -102,8 +107,7 @@ class Program:
 
     def _capture(self) -> Any:
         """The CUDA graph of `body`, or False when the model cannot be captured (said once)."""
-        state = [self.token_R_1, self.position_R_1, self.filled_1, self.place_1, self.step_1]
-        state += [self.length_R, self.ended_R, self.failed_R]  # what a step changes, the cache and the outputs aside
+        state = [getattr(self, name) for name in (*OF_SLOTS, *OF_ALL)]
         before = [tensor.clone() for tensor in state]
         graph: Any = torch.cuda.CUDAGraph()
         try:
@@ -147,9 +151,7 @@ class StaticDecoder:
         self.backbone = backbone
         self.programs: dict[Shape, Program] = {}
         self.slots: dict[int, AdapterStack] = {}
-        self.sizes: list[
-            tuple[int, int]
-        ] = []  # (heads, width) of keys and of values of the first layer, of the next, ...
+        self.sizes: list[tuple[int, int]] = []  # (heads, width) of keys, of values of the first layer, of the next, ...
         self.flat: list[Tensor] = []  # their memory, viewed in the shape of whichever program runs
         self.tokens = 0
         self.pool: Any = None
@@ -176,15 +178,11 @@ class StaticDecoder:
         if stack is None:
             return None
         held = self.slots.get(stack.policies)
-        dtype = self.backbone.dtype
-        same = held is not None and held.scale == stack.scale
-        if held is None or not same or any(held.tensors[n].shape != t.shape for n, t in stack.tensors.items()):
-            tensors = {name: tensor.detach().to(dtype, copy=True) for name, tensor in stack.tensors.items()}
-            held = AdapterStack(stack.kind, tensors, stack.scale)
-            self.slots[stack.policies] = held
+        if held is None or held.scale != stack.scale:  # shapes are the backbone's
+            tensors = {name: torch.empty_like(t, dtype=self.backbone.dtype) for name, t in stack.tensors.items()}
+            held = self.slots[stack.policies] = AdapterStack(stack.kind, tensors, stack.scale)
             self.programs.clear()
-        names = list(stack.tensors)
-        torch._foreach_copy_([held.tensors[n] for n in names], [stack.tensors[n].detach() for n in names])
+        torch._foreach_copy_(list(held.tensors.values()), [stack.tensors[name].detach() for name in held.tensors])
         return held
 
     def reserve(self, tokens: int, states: list[Tensor]) -> None:
@@ -208,7 +206,7 @@ class StaticDecoder:
         if program is None:
             if not self.programs and self.backbone.device.type == "cuda":
                 self.pool = torch.cuda.graph_pool_handle()  # torch ends one with its last graph
-            program = Program(self.backbone, stack, self.view(shape.rows, shape.places), self.pool, shape)
+            program = Program(self, stack, shape)
         self.programs[shape] = program
         while len(self.programs) > KEPT_PROGRAMS:
             del self.programs[next(iter(self.programs))]
@@ -319,12 +317,11 @@ class SlotBatch(Batch):
         new = self.decoder.program(shape, self.stack)
         for before, after in zip(old.layers, new.layers, strict=True):
             # The new view lies over the old one in memory, so the rows are gathered aside first.
-            keys, values = before.keys.index_select(0, keep), before.values.index_select(0, keep)
-            after.keys.copy_(keys)
-            after.values.copy_(values)
-        for name in ("token_R_1", "position_R_1", "start_R", "length_R", "ended_R", "failed_R"):
+            after.keys.copy_(before.keys.index_select(0, keep))
+            after.values.copy_(before.values.index_select(0, keep))
+        for name in ("start_R", *OF_SLOTS):
             getattr(new, name).copy_(getattr(old, name)[keep])
-        for name in ("filled_1", "place_1", "step_1"):
+        for name in OF_ALL:
             getattr(new, name).copy_(getattr(old, name))
         new.uniform_T_R.copy_(old.uniform_T_R[:, keep])
         self.row_R, self.inside_R = self.row_R[keep], self.inside_R[keep]

@@ -1,4 +1,4 @@
-"""Triton kernels for a GPU: attention of one new token, drawing it from the logits, log-probabilities of given tokens, norms.
+"""Triton kernels for a GPU: attention of one new token, drawing it from the logits, log-probabilities of given tokens.
 
 Attention reads only the places that a row may see (from its start to the filled length, both on the device), so no mask
 is materialised, grouped key/value heads are read once, and one captured graph serves every length. Drawing reads the
@@ -7,8 +7,6 @@ intermediate. `available` says whether Triton is there; callers have a PyTorch p
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,73 +143,25 @@ if triton is not None:
         slope = (one - tl.exp(x - tl.load(total + row))) * tl.load(gradient + row) * inverse_temperature
         tl.store(place, slope.to(logits.dtype.element_ty), mask=v < words)
 
-    @triton.jit
-    def _normed(x, weight, out, inverse, rows, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-        row, i = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-        inside = (row < rows)[:, None] & (i < width)[None, :]
-        place = tl.cast(row, tl.int64)[:, None] * width + i[None, :]
-        v = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(v * v, 1) / width + eps)
-        tl.store(inverse + row, r, mask=row < rows)
-        w = tl.load(weight + i, mask=i < width, other=0.0).to(tl.float32)
-        unit = (v * r[:, None]).to(out.dtype.element_ty).to(tl.float32)  # rounded here, as the model's own norm does
-        tl.store(out + place, (unit * w[None, :]).to(out.dtype.element_ty), mask=inside)
 
-    @triton.jit
-    def _normed_slope(slope, x, weight, inverse, out, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-        row, i = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-        inside = (row < rows)[:, None] & (i < width)[None, :]
-        place = tl.cast(row, tl.int64)[:, None] * width + i[None, :]
-        w = tl.load(weight + i, mask=i < width, other=0.0).to(tl.float32)
-        g = tl.load(slope + place, mask=inside, other=0.0).to(tl.float32) * w[None, :]
-        r = tl.load(inverse + row, mask=row < rows, other=0.0)[:, None]
-        unit = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * r
-        part = tl.sum(g * unit, 1)[:, None] / width
-        tl.store(out + place, (r * (g - unit * part)).to(out.dtype.element_ty), mask=inside)
-
-
-class RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight over the last axis, for a frozen weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
-        width, out = x.shape[-1], torch.empty_like(x)
-        rows = x.numel() // width
-        inverse = torch.empty(rows, dtype=torch.float32, device=x.device)
-        block = triton.next_power_of_2(width)
-        ctx.size = (max(1, 4096 // block), block)
-        _normed[(triton.cdiv(rows, ctx.size[0]),)](x, weight, out, inverse, rows, width, eps, *ctx.size, num_warps=8)
-        ctx.save_for_backward(x, weight, inverse)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        x, weight, inverse = ctx.saved_tensors
-        slope, out, rows = gradients[0].contiguous(), torch.empty_like(x), inverse.numel()
-        grid = (triton.cdiv(rows, ctx.size[0]),)
-        _normed_slope[grid](slope, x, weight, inverse, out, rows, x.shape[-1], *ctx.size, num_warps=8)
-        return out, None, None
+def _block(words: int) -> int:
+    return min(WORDS, max(16, triton.next_power_of_2(words)))
 
 
 def choose(logits_N_V: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(log softmax(logits / temperature) at the target, log of the normaliser) [N], in one pass over the logits."""
     N, V = logits_N_V.shape
-    chosen_N, total_N = (torch.empty(N, dtype=torch.float32, device=logits_N_V.device) for _ in range(2))
-    block = min(WORDS, max(16, triton.next_power_of_2(V)))
-    _choose[(N,)](
-        logits_N_V, target_N, chosen_N, total_N, logits_N_V.stride(0), V, 1.0 / temperature, BLOCK=block, num_warps=8
-    )
+    chosen_N, total_N = logits_N_V.new_empty(2, N, dtype=torch.float32)
+    sizes = logits_N_V.stride(0), V, 1.0 / temperature
+    _choose[(N,)](logits_N_V, target_N, chosen_N, total_N, *sizes, BLOCK=_block(V), num_warps=8)
     return chosen_N, total_N
 
 
 def slope_(logits_N_V: Tensor, target_N: Tensor, total_N: Tensor, gradient_N: Tensor, temperature: float) -> Tensor:
     """Replace the logits by gradient_N times the slope of `choose` with respect to them."""
-    N, V = logits_N_V.shape
-    block = min(WORDS, max(16, triton.next_power_of_2(V)))
-    _slope[(N, triton.cdiv(V, block))](
-        logits_N_V, target_N, total_N, gradient_N, logits_N_V.stride(0), V, 1.0 / temperature, BLOCK=block, num_warps=8
-    )
+    (N, V), block = logits_N_V.shape, _block(logits_N_V.shape[1])
+    sizes = logits_N_V.stride(0), V, 1.0 / temperature
+    _slope[(N, triton.cdiv(V, block))](logits_N_V, target_N, total_N, gradient_N, *sizes, BLOCK=block, num_warps=8)
     return logits_N_V
 
 
@@ -249,16 +199,12 @@ def draw(logits_B_V: Tensor, uniform_B: Tensor | None, temperature: float) -> tu
 
     logprob_B is under the temperature; bad_B: the row holds NaN or inf (its token means nothing).
     """
-    B, V = logits_B_V.shape
+    (B, V), greedy = logits_B_V.shape, uniform_B is None
     if logits_B_V.stride(-1) != 1:
         logits_B_V = logits_B_V.contiguous()
-    token_B = torch.empty(B, dtype=torch.long, device=logits_B_V.device)
-    logprob_B = torch.empty(B, dtype=torch.float32, device=logits_B_V.device)
-    bad_B = torch.empty(B, dtype=torch.bool, device=logits_B_V.device)
-    greedy = uniform_B is None
+    token_B, logprob_B, bad_B = (logits_B_V.new_empty(B, dtype=t) for t in (torch.long, torch.float32, torch.bool))
     _draw[(B,)](
         logits_B_V, logprob_B if uniform_B is None else uniform_B, token_B, logprob_B, bad_B, logits_B_V.stride(0), V,
-        1.0 if greedy else 1.0 / temperature, GREEDY=greedy, BLOCK=min(WORDS, max(16, triton.next_power_of_2(V))),
-        num_warps=8,
+        1.0 if greedy else 1.0 / temperature, GREEDY=greedy, BLOCK=_block(V), num_warps=8,
     )  # fmt: skip
     return token_B, logprob_B, bad_B

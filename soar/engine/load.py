@@ -229,9 +229,9 @@ def _bound_template(tokenizer: Any, options: dict[str, Any]) -> None:
 
 
 def fuse(model: Any) -> bool:
-    """On a GPU, our norm kernel and liger-kernel's rotary embedding and gated product, where it is installed, into `model`.
+    """On a GPU, torch's fused norm and, where it is installed, liger-kernel's rotary embedding and gated product.
 
-    Returns whether liger's are in it: the update keeps half as much then. Our norm is taken back where it changes the logits
+    Returns whether liger's are in it: the update keeps half as much then. The norm is taken back where it changes the logits
     of a short text by more than rounding; raises ConfigError where liger's do.
     """
     import torch
@@ -290,9 +290,9 @@ def _liger(model: Any) -> bool:
 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    from soar.engine import kernels
+    from torch.nn import functional
 
-    return kernels.RMSNorm.apply(x, module.weight, module.variance_epsilon)
+    return functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
 def _quantized(bits: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -305,11 +305,8 @@ def _quantized(bits: str, dtype: torch.dtype, device: torch.device) -> dict[str,
         )
     from transformers import BitsAndBytesConfig
 
-    small = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if bits == "8bit"
-        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    )
+    nf4: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    small = BitsAndBytesConfig(**({"load_in_8bit": True} if bits == "8bit" else nf4))
     return {"quantization_config": small, "device_map": {"": device}}
 
 
@@ -367,19 +364,18 @@ def _read_size(folder: Path) -> ModelSize | None:
         SafetensorError,
     ):
         return None
-    return (
-        ModelSize(parameters, 2 * layers * kv_heads * head_dim, "headers of the weight files") if parameters else None
-    )
+    size = ModelSize(parameters, 2 * layers * kv_heads * head_dim, "headers of the weight files")
+    return size if parameters else None
 
 
-def memory_of(config: Config, size: ModelSize, prompt_tokens: int, kind: str = "") -> tuple[float, list[str]]:
-    """Bytes of the frozen base and one row's cache, and the arithmetic as text.
+def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str = "") -> tuple[float, list[str]]:
+    """Bytes of the frozen base and one row's cache, and the arithmetic as text. device: model.device, if it is open.
 
-    kind: type of the weights as loaded; "": by model.dtype and model.device. Adapters, their moments and activations,
-    which are made to fit by smaller batches, come on top.
+    Adapters, their moments and activations, which are made to fit by smaller batches, come on top.
     """
     model, student = config.model, config.student
-    kind = kind or (model.dtype if model.dtype != "auto" else "float32" if model.device == "cpu" else "bfloat16")
+    on_cpu = "cpu" in (model.device, device)
+    kind = model.dtype if model.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     each = BYTES[kind if model.quantization == "none" else model.quantization]
     weights, rows = size.parameters * each, config.teacher.datasets * student.repeats
     rows *= student.prompts_per_step * student.attempts
@@ -395,16 +391,16 @@ def memory_of(config: Config, size: ModelSize, prompt_tokens: int, kind: str = "
 
 def check_fits(config: Config, available: int, device: str) -> None:
     """Raises TooLarge for a base model that, by its files, does not fit in so many bytes beside one row's cache."""
-    size, kind = size_of(config.model), "float32" if device == "cpu" and config.model.dtype == "auto" else ""
+    size = size_of(config.model)
     if size is None or not size.token_values:
         return
-    needed, lines = memory_of(config, size, 1, kind)
+    needed, lines = memory_of(config, size, 1, device)
     if needed <= available:
         return
     raise TooLarge(
         f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:\n"
         + "\n".join(
-            [*lines, "One process trains on one device: take a larger one, a smaller model or model.quantization."]
+            (*lines, "One process trains on one device: take a larger one, a smaller model or model.quantization.")
         )
     )
 

@@ -125,8 +125,29 @@ class Pack:
 
 def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
     """The named rows of every policy, none of them empty, on the backbone's device."""
-    if backbone.apart:
-        return rows_apart(backbone, rollouts, rows_P)
+    device = backbone.device
+    order, ids, position, places, view = (_apart if backbone.apart else _packed)(backbone, rollouts, rows_P)
+    row_R = torch.tensor(order)
+    length_R = rollouts.length_B[row_R]
+    T = int(length_R.max())
+    mask_R_T = torch.arange(T)[None] < length_R[:, None]
+    return Pack(
+        sent(row_R, device),
+        sent(torch.from_numpy(ids), device),
+        sent(torch.from_numpy(position), device),
+        view,
+        sent(mask_R_T, device),
+        sent(rollouts.tokens_B_T[row_R, :T][mask_R_T], device),
+        sent(torch.from_numpy(np.concatenate(places)), device),
+        sent(rollouts.logprob_B_T[row_R, :T], device),
+    )
+
+
+Laid = tuple[list[int], np.ndarray, np.ndarray, list[np.ndarray], Packed | None]
+"""Numbers of the rows, ids, positions, the places that predict each row's tokens, the view."""
+
+
+def _packed(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Laid:
     P, device, length_B = len(rows_P), backbone.device, rollouts.length_B.numpy()
     tokens_B_T = rollouts.tokens_B_T.numpy()
     rows_P_U: list[dict[tuple[int, ...], list[int]]] = [{} for _ in rows_P]
@@ -159,11 +180,11 @@ def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pac
             prompts.append((p, first, start))
             first += start
     view = Packed((P, n), split, prompts, completions, device)
-    return _pack(rollouts, order, ids_P_n, position_P_n, places, view, device)
+    return order, ids_P_n, position_P_n, places, view
 
 
-def rows_apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
-    """The named rows, each with its prompt in a line of its own, short policies filled up with lines that nobody reads."""
+def _apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Laid:
+    """Each row with its prompt in a line of its own, short policies filled up with lines that nobody reads."""
     length_B, most = rollouts.length_B.tolist(), max(len(rows) for rows in rows_P)
     order = [row for rows in rows_P for row in rows]
     n = max(len(rollouts.prompts[row]) + length_B[row] - 1 for row in order)
@@ -174,34 +195,7 @@ def rows_apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) 
             start, inner = len(rollouts.prompts[row]), length_B[row] - 1
             ids[line, : start + inner] = [*rollouts.prompts[row], *rollouts.tokens_B_T[row, :inner].tolist()]
             places.append(np.arange(line * n + start - 1, line * n + start + inner))
-    position = np.broadcast_to(np.arange(n), ids.shape).copy()
-    return _pack(rollouts, order, ids, position, places, None, backbone.device)
-
-
-def _pack(
-    rollouts: Rollouts,
-    order: list[int],
-    ids: np.ndarray,
-    position: np.ndarray,
-    places: list[np.ndarray],
-    view: Packed | None,
-    device: torch.device,
-) -> Pack:
-    row_R = torch.tensor(order)
-    length_R = rollouts.length_B[row_R]
-    T = int(length_R.max())
-    mask_R_T = torch.arange(T)[None] < length_R[:, None]
-    target_N, sampled_R_T = rollouts.tokens_B_T[row_R, :T][mask_R_T], rollouts.logprob_B_T[row_R, :T]
-    return Pack(
-        sent(row_R, device),
-        sent(torch.from_numpy(ids), device),
-        sent(torch.from_numpy(position), device),
-        view,
-        sent(mask_R_T, device),
-        sent(target_N, device),
-        sent(torch.from_numpy(np.concatenate(places)), device),
-        sent(sampled_R_T, device),
-    )
+    return order, ids, np.broadcast_to(np.arange(n), ids.shape).copy(), places, None
 
 
 def token_logprobs(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:

@@ -113,15 +113,8 @@ class _LowRank(torch.autograd.Function):
     """x W^T + bias + scale (x A) B for frozen W: the parts of a gradient are summed inside the products."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_P_N_I: Tensor,
-        weight_O_I: Tensor,
-        bias: Tensor | None,
-        a_P_I_r: Tensor,
-        b_P_r_O: Tensor,
-        scale: float,
-    ) -> Tensor:
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        x_P_N_I, weight_O_I, bias, a_P_I_r, b_P_r_O, scale = given
         low_P_N_r = torch.bmm(x_P_N_I, a_P_I_r)
         ctx.save_for_backward(x_P_N_I, low_P_N_r, weight_O_I, a_P_I_r, b_P_r_O)
         ctx.scale = scale
@@ -146,21 +139,15 @@ def concat(stacks: list[AdapterStack]) -> AdapterStack:
     return AdapterStack(first.kind, tensors, first.scale)
 
 
-class _Active(threading.local):
-    """The stack in use, shared by all wrapped layers of one model; each thread has its own."""
-
-    stack: AdapterStack | None = None
-
-
 class StackedLinear(nn.Module):
-    """A frozen linear layer that adds the active stack's slice for each row."""
+    """A frozen linear layer that adds, for each row, the slice of the stack that this thread has in use."""
 
-    def __init__(self, name: str, base: nn.Linear, active: _Active) -> None:
+    def __init__(self, name: str, base: nn.Linear, active: threading.local) -> None:
         super().__init__()
         self.name, self.base, self._active = name, base, active
 
     def forward(self, x: Tensor) -> Tensor:
-        stack = self._active.stack
+        stack = getattr(self._active, "stack", None)
         return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
 
 
@@ -180,7 +167,7 @@ class Backbone:
             parameter.requires_grad_(False)
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        self._active = _Active()
+        self._active = threading.local()
         self.layers = _wrap_linears(model, config.target_modules, self._active)
         self.micro_batch_tokens = config.micro_batch_tokens
         self.recomputing = False
@@ -197,8 +184,7 @@ class Backbone:
     @contextmanager
     def use(self, stack: AdapterStack | None) -> Iterator[None]:
         """Within the block, forward passes go through `stack` (None: the base model)."""
-        before = self._active.stack
-        self._active.stack = stack
+        before, self._active.stack = getattr(self._active, "stack", None), stack
         try:
             yield
         finally:
@@ -207,10 +193,9 @@ class Backbone:
                 stack._merged.clear()
 
     def recompute(self) -> bool:
-        """From here on gradient checkpointing: a decoder layer keeps its input alone, and computes the rest again.
+        """From here on gradient checkpointing of decoder layers; False when they recompute already, or are no list.
 
         transformers' own switch wants training mode, which would turn dropout on, and knows nothing of the adapters in use.
-        False when layers recompute already, or the model's decoder is not a list of layers.
         """
         layers = getattr(self.model.get_decoder(), "layers", None)
         if self.recomputing or not isinstance(layers, nn.ModuleList):
@@ -221,7 +206,7 @@ class Backbone:
         return True
 
     def _recomputed(self, plain: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        stack, view = self._active.stack, attention.current()
+        stack, view = getattr(self._active, "stack", None), attention.current()
         if stack is None or not torch.is_grad_enabled():
             return plain(*given, **named)
 
@@ -256,26 +241,20 @@ class Backbone:
         return sha.hexdigest()
 
 
-def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: _Active) -> dict[str, StackedLinear]:
+def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: threading.local) -> dict[str, StackedLinear]:
     output_layer = model.get_output_embeddings()  # type: ignore[operator]
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    chosen = {
-        name: module
-        for name, module in linear.items()
-        if module is not output_layer
-        and (targets == ("all-linear",) or any(name == t or name.endswith(f".{t}") for t in targets))
-    }
+    every, ends = targets == ("all-linear",), tuple(f".{target}" for target in targets)
+    chosen = {n: m for n, m in linear.items() if m is not output_layer and (every or f".{n}".endswith(ends))}
     if not chosen:
         linears = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ConfigError(
             f"model.target_modules = {list(targets)} names no linear layer of this model, so no adapter would train; "
             f"linear layers here: {', '.join(linears) or 'none'}"
         )
-    wrapped = {}
-    for name, module in chosen.items():
-        parent_name, _, child = name.rpartition(".")
-        wrapped[name] = StackedLinear(name, module, active)
-        setattr(model.get_submodule(parent_name), child, wrapped[name])
+    wrapped = {name: StackedLinear(name, module, active) for name, module in chosen.items()}
+    for name, layer in wrapped.items():
+        model.set_submodule(name, layer)
     return wrapped
 
 
@@ -297,8 +276,7 @@ def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[s
     weights: dict[str, Tensor] = {}
     for name in backbone.layers:
         if stack.kind == "lora":
-            a_r_I = stack.tensors[f"{name}.A"][policy].detach().T
-            b_O_r = stack.tensors[f"{name}.B"][policy].detach().T
+            a_r_I, b_O_r = (stack.tensors[f"{name}.{part}"][policy].detach().T for part in "AB")
         else:
             delta_O_I = stack.tensors[f"{name}.delta"][policy].detach().T
             outputs, inputs = delta_O_I.shape
@@ -328,8 +306,7 @@ def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     alphas, ranks = settings.get("alpha_pattern") or {}, settings.get("rank_pattern") or {}
     for name, layer in backbone.layers.items():
         try:
-            a_r_I = weights[f"base_model.model.{name}.lora_A.weight"].to(backbone.device)
-            b_O_r = weights[f"base_model.model.{name}.lora_B.weight"].to(backbone.device)
+            a_r_I, b_O_r = (weights[f"base_model.model.{name}.lora_{part}.weight"].to(backbone.device) for part in "AB")
         except KeyError as error:
             raise ConfigError(f"{folder}: no weights for layer {name}; the adapter belongs to another model") from error
         sizes, expected = (a_r_I.shape[1], b_O_r.shape[0]), (layer.base.in_features, layer.base.out_features)

@@ -49,11 +49,10 @@ class Rollouts:
     def texts(self, backbone: Backbone) -> list[str]:
         """Completions as text, without the end token; other special tokens stay visible."""
         ids = []
-        for tokens_T, length, failed in zip(
-            self.tokens_B_T.tolist(), self.length_B.tolist(), self.failed_B.tolist(), strict=True
-        ):
+        columns = (tensor.tolist() for tensor in (self.tokens_B_T, self.length_B, self.failed_B))
+        for tokens_T, length, failed in zip(*columns, strict=True):
             cut = failed or (length > 0 and tokens_T[length - 1] in backbone.end_ids)
-            ids.append(tokens_T[: length - 1] if cut else tokens_T[:length])
+            ids.append(tokens_T[: length - cut])
         return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -225,14 +224,10 @@ class Batch:
 
     def rollouts(self) -> Rollouts:
         """What was written down, on the CPU."""
-        longest = int(self.length_B.max())
-        written = (
-            self.tokens_B_T[:, :longest],
-            self.length_B,
-            self.logprob_B_T[:, :longest],
-            self.ended_B,
-            self.failed_B,
+        tokens_B_T, logprob_B_T = (
+            tensor[:, : int(self.length_B.max())] for tensor in (self.tokens_B_T, self.logprob_B_T)
         )
+        written = (tokens_B_T, self.length_B, logprob_B_T, self.ended_B, self.failed_B)
         prompts = tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts))
         return Rollouts(prompts, *(tensor.cpu() for tensor in written))
 

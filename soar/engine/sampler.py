@@ -1,9 +1,8 @@
-"""Rollouts from a population: the Sampler protocol and the native engine.
+"""Rollouts from a population by the native engine.
 
-A prompt is prefilled once and its cache is repeated for its attempts; rows that have ended are retired, so a long tail does
-not cost full batches. A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on
-the row's seed and the position. On a GPU the steps run at fixed addresses as captured graphs (graphs.py); on a CPU over a
-growing cache. Left out here: paged blocks.
+A prompt is prefilled once and its cache repeated for its attempts; rows that have ended are retired, so a long tail does not
+cost full batches. A token is drawn by the inverse of its cumulative distribution at one uniform number that depends on the
+row's seed and the position. On a GPU steps are captured graphs at fixed addresses (graphs.py), on a CPU the cache grows.
 """
 
 from __future__ import annotations

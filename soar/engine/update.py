@@ -115,8 +115,7 @@ def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) ->
     failed_P = ~torch.isfinite(norm_P)
     scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
     optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
-    for group in optimizer.adamw.param_groups:
-        group["lr"] = lr
+    optimizer.adamw.param_groups[0]["lr"] = lr
     failed = failed_P.nonzero()[:, 0].tolist()
     before = {name: tensor.detach()[failed].clone() for name, tensor in stack.tensors.items() if failed}
     optimizer.adamw.step()
@@ -146,11 +145,8 @@ def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
 
 
 def micro_batch_limit(backbone: Backbone) -> int:
-    """Tokens of one forward and backward pass: `backbone.micro_batch_tokens`, or by memory.
-
-    On a CPU by the logits (three float copies); on a GPU by what the backward pass keeps, half of it with our norm, within
-    a share of the free memory.
-    """
+    """Tokens of one forward and backward pass: `backbone.micro_batch_tokens`, or by memory: on a CPU that of the logits
+    (three float copies), on a GPU a share of what is free, for what the backward pass keeps (half with liger-kernel)."""
     if backbone.micro_batch_tokens:
         return backbone.micro_batch_tokens
     if backbone.device.type != "cuda":
@@ -167,10 +163,9 @@ def micro_batch_limit(backbone: Backbone) -> int:
 def micro_batches(
     rollouts: Rollouts, kept_P: list[list[int]], limit: int, apart: bool = False
 ) -> list[list[list[int]]]:
-    """Row numbers of every policy, batch by batch, each policy's tokens spread evenly: at most `limit` of them a batch.
+    """Row numbers of every policy, batch by batch, each policy's tokens spread evenly: some `limit` of them a batch.
 
-    A row and, where a prompt's completions fall into two batches, a prompt of every policy may come on top. apart: a row
-    counts as much as the longest.
+    apart: a row counts as much as the longest.
     """
     lengths, prompts = rollouts.length_B.tolist(), rollouts.prompts
     longest = max((len(prompts[row]) + lengths[row] for kept in kept_P for row in kept), default=0)
@@ -219,14 +214,12 @@ class StackOptimizer:
             weight_decay=config.weight_decay,
             fused=all(tensor.is_cuda for tensor in tensors) or None,
         )
-        self._flat = tensors[0].new_zeros(sum(tensor.numel() for tensor in tensors), requires_grad=False)
-        self._blocks: list[tuple[list[int], Tensor]] = []
-        first = 0
-        for shape in dict.fromkeys(tensor.shape for tensor in tensors):
-            members = [i for i, tensor in enumerate(tensors) if tensor.shape == shape]
-            part = self._flat[first : first + len(members) * shape.numel()]
-            self._blocks.append((members, part.view(len(members), *shape)))
-            first += part.numel()
+        shapes = dict.fromkeys(tensor.shape for tensor in tensors)
+        members_S = [[i for i, tensor in enumerate(tensors) if tensor.shape == shape] for shape in shapes]
+        sizes = [len(members) * shape.numel() for members, shape in zip(members_S, shapes, strict=True)]
+        self._flat = tensors[0].new_zeros(sum(sizes), requires_grad=False)
+        parts = zip(members_S, shapes, self._flat.split(sizes), strict=True)
+        self._blocks = [(members, part.view(len(members), *shape)) for members, shape, part in parts]
 
     def zero(self) -> None:
         """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
@@ -256,9 +249,7 @@ class StackOptimizer:
     def state(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
         of_name = {name: self.adamw.state.get(self.stack.tensors[name], {}) for name in self.names}
-        return {
-            f"{name}/{key}": value.detach().clone() for name, state in of_name.items() for key, value in state.items()
-        }
+        return {f"{n}/{key}": value.detach().clone() for n, state in of_name.items() for key, value in state.items()}
 
     def restore(self, flat: dict[str, Tensor]) -> None:
         """Inverse of `state`. The step count lies where AdamW keeps it: with the weights only when it is fused."""
@@ -284,16 +275,15 @@ class _Cast:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Add the gradients of a pass to those in float32; pieces, so that little is held twice."""
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for name, leaf in self.stack.tensors.items():
-            total = self.given[name].grad
-            if leaf is not self.given[name] and leaf.grad is not None and total is not None:
-                pairs.append((total, leaf.grad))
-                leaf.grad = None
-        while pairs:
-            totals, gradients = zip(*pairs[:64], strict=True)
-            del pairs[:64]
-            wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
-            torch._foreach_copy_(wide, list(gradients))
-            torch._foreach_add_(list(totals), wide)
+        """Add the gradients of a pass to those in float32."""
+        if self.stack.tensors is self.given:
+            return
+        pairs = [(self.given[name].grad, leaf.grad) for name, leaf in self.stack.tensors.items()]
+        totals, gradients = zip(
+            *((total, part) for total, part in pairs if total is not None and part is not None), strict=True
+        )
+        wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+        torch._foreach_copy_(wide, gradients)
+        torch._foreach_add_(totals, wide)
+        for leaf in self.stack.tensors.values():
+            leaf.grad = None
