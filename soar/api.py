@@ -7,23 +7,19 @@ verifier or a teacher reward can be a function. What they return prints, and plo
 
 from __future__ import annotations
 
-import ast
-import builtins
 import inspect
 import json
-import re
-import sys
 import tempfile
-import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
+from soar.files import read_jsonl
 from soar.loop import teacher
 from soar.loop.write import QuestionSets
 from soar.plan.forecast import announce
@@ -39,8 +35,22 @@ from soar.run.screen import screen_folder
 from soar.types import Problem, Screening
 
 Model = Any  # str | Path | transformers.PreTrainedModel
-Problems = str | Path | Iterable[Problem | Mapping[str, Any]]  # or a pandas.DataFrame
+Problems = str | Path | Iterable[Problem | Mapping[str, Any]] | None  # or a pandas.DataFrame
 Verifier = str | Callable[..., Any]
+
+
+class Options(TypedDict, total=False):
+    """What every function takes by name beside its own arguments.
+
+    tokenizer: of a loaded model. recipe: what is not said (default: small-1gpu). verifier: a built-in one,
+    `file.py:function` or a function. settings: any config key. quiet: keep progress off standard error.
+    """
+
+    tokenizer: Any
+    recipe: str | None
+    verifier: Verifier | None
+    settings: Mapping[str, Any] | None
+    quiet: bool
 
 
 @dataclass(frozen=True)
@@ -153,8 +163,8 @@ class Trained(Shown):
 def verifier_name(verifier: Verifier, folder: Path) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
-    A function typed in a notebook is written into `folder`, with what it uses of the notebook. Raises ConfigError for a
-    function that cannot be found by name (a lambda, a method) or written down.
+    A function typed in a notebook is written into `folder`. Raises ConfigError for one that cannot be found by name (a
+    lambda, a method), or that uses what stands elsewhere in the notebook.
     """
     if isinstance(verifier, str):
         return verifier
@@ -166,47 +176,19 @@ def verifier_name(verifier: Verifier, folder: Path) -> str:
         )
     file = Path(inspect.getfile(verifier))
     if not file.is_file():
-        text = _source_of(verifier)
+        used = ", ".join(inspect.getclosurevars(verifier).globals.keys() - {name})
+        try:
+            text = f"from __future__ import annotations\n\n{inspect.getsource(verifier)}"
+        except OSError as error:
+            used = str(error)
+        if used:
+            raise ConfigError(
+                f"verifier = {name}: worker processes get this function alone, not what else it uses ({used}): import and "
+                "define that within the function, or put it into a file and name it as 'file.py:function'"
+            )
         file = folder / f"{name}_verifier.py"
         file.write_text(text, encoding="utf-8")
     return f"{file.resolve()}:{name}"
-
-
-def _source_of(function: Callable[..., Any]) -> str:
-    """A file that defines a function typed in a notebook, with what it uses of it: imports, functions, plain constants.
-
-    Raises ConfigError naming what cannot be written down.
-    """
-    lines: dict[str, str] = {}
-
-    def add(name: str, value: Any) -> None:
-        home, full_name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-        if isinstance(value, types.ModuleType):
-            lines[name] = f"import {value.__name__} as {name}"
-        elif home == function.__module__ and (inspect.isfunction(value) or inspect.isclass(value)):
-            lines[name] = ""  # a function may use itself
-            text = inspect.getsource(value)
-            for used in sorted(set(re.findall(r"[A-Za-z_]\w*", text)) & function.__globals__.keys() - lines.keys()):
-                if not hasattr(builtins, used):
-                    add(used, function.__globals__[used])
-            del lines[name]
-            lines[name] = text
-        elif callable(value):
-            if getattr(sys.modules.get(str(home)), full_name, None) is not value:
-                raise ValueError(f"{name} = {value!r:.100}")
-            lines[name] = f"from {home} import {full_name} as {name}"
-        else:
-            ast.literal_eval(repr(value))
-            lines[name] = f"{name} = {value!r}"
-
-    try:
-        add(function.__name__, function)
-    except (OSError, TypeError, ValueError, SyntaxError) as error:
-        raise ConfigError(
-            f"verifier = {function.__name__}: it uses what cannot be written into a file for the worker processes "
-            f"({error}); put it into a file of your own, and name it as 'file.py:function'"
-        ) from error
-    return "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
 
 
 def _row(row: Any) -> dict[str, Any]:
@@ -220,11 +202,11 @@ def _row(row: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _config(
-    model: Model, tokenizer: Any, problems: Problems | None, beside: Path | None,
-    recipe: str | None, verifier: Verifier | None, settings: Mapping[str, Any] | None,
-) -> Iterator[Config]:  # fmt: skip
+def _call(
+    model: Model, problems: Problems, given: Options, beside: Path | None = None
+) -> Iterator[tuple[Config, Progress]]:
     """The config of a call. What is in memory is written to files while it is needed, or for good as `beside`.NAME."""
+    recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
     with tempfile.TemporaryDirectory() as scratch:
 
         def place(name: str) -> Path:
@@ -250,66 +232,46 @@ def _config(
             model = place("model")
         verifier = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
-        keys = {key: str(value) for key, value in values.items() if value is not None} | dict(settings or {})
+        keys = {key: str(value) for key, value in values.items() if value is not None} | dict(
+            given.get("settings") or {}
+        )
         if recipe is None and not (model is None and problems is None):
             recipe = "small-1gpu"
         # JSON is TOML for texts, numbers, truth values and lists of them.
         overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
-        yield load(recipe, overrides, model_named=True)
+        config = load(recipe, overrides, model_named=True)
+        with Progress(quiet=given.get("quiet", False)) as progress:
+            yield config, progress
 
 
-def check(
-    model: Model = None,
-    problems: Problems | None = None,
-    *,
-    tokenizer: Any = None,
-    recipe: str | None = None,
-    verifier: Verifier | None = None,
-    settings: Mapping[str, Any] | None = None,
-    samples: int = 64,
-    quiet: bool = False,
-) -> Checked:
+def check(model: Model = None, problems: Problems = None, *, samples: int = 64, **options: Unpack[Options]) -> Checked:
     """Whether a run can work, why rewards are 0, and what to do, without training (`soar check`)."""
-    with (
-        _config(model, tokenizer, problems, None, recipe, verifier, settings) as config,
-        Progress(quiet=quiet) as progress,
-    ):
+    with _call(model, problems, options) as (config, progress):
         return Checked(list(check_all(config, samples, progress.now)))
 
 
 def screen(
     model: Model = None,
-    problems: Problems | None = None,
+    problems: Problems = None,
     out: str | Path | None = None,
     *,
-    tokenizer: Any = None,
-    recipe: str | None = None,
-    verifier: Verifier | None = None,
-    settings: Mapping[str, Any] | None = None,
     resume: bool = False,
-    quiet: bool = False,
+    **options: Unpack[Options],
 ) -> Screened:
     """How often the base model solves each problem, in `screen.attempts` attempts.
 
     out: the folder of `soar screen`, which goes on with resume=True; without it nothing is kept.
     """
     beside = None if out is None else Path(out)
-    with (
-        _config(model, tokenizer, problems, beside, recipe, verifier, settings) as config,
-        tempfile.TemporaryDirectory() as scratch,
-        Progress(quiet=quiet) as progress,
-    ):
-        if config.screen.attempts == 0:
-            raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem")
+    with _call(model, problems, options, beside) as (config, progress), tempfile.TemporaryDirectory() as scratch:
         path = beside or Path(scratch) / "screen"
         progress.now(f"loading {config.model.path}")
         table = screen_folder(config, path, resume, ["soar.screen"], progress)
         by_id = {problem.id: problem for problem in candidates(config).problems}
-        lines = (path / "hard" / "screen.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = {row["id"]: row for row in map(json.loads, lines) if "id" in row}  # the last line of an id counts
+        rows = {
+            row["id"]: row for row in read_jsonl(path / "hard" / "screen.jsonl")[0] if "id" in row
+        }  # the last counts
         most = config.screen.max_successes
-    if not rows:
-        raise ConfigError("no problem can be used, so there is nothing to screen; the lines `left out` above say why")
     screened = Screened((by_id[i], Screening(r["successes"], r["attempts"], r["truncated"])) for i, r in rows.items())
     screened.hard, screened.table = [p for p, count in screened if count.successes <= most], "\n".join(table)
     return screened
@@ -317,16 +279,12 @@ def screen(
 
 def train(
     model: Model = None,
-    problems: Problems | None = None,
+    problems: Problems = None,
     out: str | Path = "runs/soar",
     *,
-    tokenizer: Any = None,
-    recipe: str | None = None,
-    verifier: Verifier | None = None,
     teacher_reward: TeacherReward | None = None,
-    settings: Mapping[str, Any] | None = None,
     resume: bool = False,
-    quiet: bool = False,
+    **options: Unpack[Options],
 ) -> Trained:
     """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
 
@@ -334,34 +292,30 @@ def train(
     dataset earns, in place of `teacher.reward`; promotion still goes by measured improvement. Raises
     `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
     """
-    path, command = Path(out), ["soar.train"]
-    with (
-        _config(model, tokenizer, problems, path, recipe, verifier, settings) as config,
-        Progress(quiet=quiet) as progress,
-    ):
-        if teacher_reward is not None:
-            command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
-        paid = None if teacher_reward is None else _paid_by(teacher_reward)
+    path, command, paid = Path(out), ["soar.train"], None
+    if teacher_reward is not None:
+        command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
+        paid = _paid_by(teacher_reward)
+    with _call(model, problems, options, path) as (config, progress):
         announce(progress, config, path)
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
 
 
 def arms(
     model: Model = None,
-    problems: Problems | None = None,
+    problems: Problems = None,
     out: str | Path = "runs/arms",
     names: Sequence[str] = ("hard_only",),
-    *,
-    settings: Mapping[str, Any] | None = None,
-    **more: Any,
+    **options: Any,
 ) -> Trained:
     """Train and measure arms side by side with the base model, without an outer loop (`soar student`).
 
     names: as in `arms.run`. Questions or the teacher of another run: settings={"arms.pq_from": RUN} or
-    {"arms.teacher_from": RUN}; a file of easier problems: {"arms.real": FILE}. more: as `train`.
+    {"arms.teacher_from": RUN}; a file of easier problems: {"arms.real": FILE}. options: as of `train`.
     """
-    settings = {"arms.pq_steps": 0, **(settings or {}), "teacher.steps": 0, "arms.run": ["base", *names]}
-    return train(model, problems, out, settings=settings, **more)
+    fixed = {"teacher.steps": 0, "arms.run": ["base", *names]}
+    settings = {"arms.pq_steps": 0, **(options.pop("settings", None) or {}), **fixed}
+    return train(model, problems, out, settings=settings, **options)
 
 
 def _paid_by(function: TeacherReward) -> teacher.TeacherReward:
@@ -384,23 +338,18 @@ def _paid_by(function: TeacherReward) -> teacher.TeacherReward:
 
 def evaluate(
     model: Model = None,
-    problems: Problems | None = None,
+    problems: Problems = None,
     adapters: Mapping[str, str | Path] | None = None,
-    *,
-    tokenizer: Any = None,
-    recipe: str | None = None,
-    verifier: Verifier | None = None,
-    settings: Mapping[str, Any] | None = None,
-    quiet: bool = False,
+    **options: Unpack[Options],
 ) -> Evaluations:
     """pass@k of the base model (`base`) and of adapters of a run, all with the same seeds on the same problems.
 
     adapters: name -> adapter folder, for example `{"student": "runs/mine/student"}`. The config has to fit the adapters
     (`model.adapter`, `model.lora_rank`).
     """
-    with _config(model, tokenizer, problems, None, recipe, verifier, settings) as config:
-        paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
-        with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
+    paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
+    with _call(model, problems, options) as (config, progress):
+        with progress.task("evaluation", 1) as task:
             progress.now(f"measuring {config.model.path} on {config.problems.source}", tell=False)
             result = measure(config, paths, progress.say, task.set)
         by_id = {problem.id: problem for problem in candidates(config).problems}

@@ -1,15 +1,12 @@
-"""Reward functions as they are: shapes told from signatures, scores that reach RLOO, functions typed in a notebook."""
+"""Reward functions as they are: shapes told from signatures, and scores that reach RLOO."""
 
 from __future__ import annotations
 
-import linecache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from soar.api import verifier_name
-from soar.config import ConfigError, SamplingConfig, load
+from soar.config import SamplingConfig, load
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import load_function
 from soar.problems.pool import VerifierPool
@@ -154,35 +151,3 @@ def test_graded_scores_and_tokens_reach_the_update(file: Path) -> None:
         scores = [0.5, 0.5] if name == "half" else [length / 4 for length in lengths]
         assert batch.reward_P_Q_N.flatten().tolist() == scores
         assert batch.solved_P_Q_N.flatten().tolist() == [score >= success_at for score in scores]
-
-
-NOTEBOOK = """
-import re
-from fractions import Fraction
-LAST = 1
-TABLE = {"a": [1, 2]}
-def clean(text):
-    return text.strip() if LAST else ""
-def mine(completion, answer):
-    return float(Fraction(clean(re.sub("x", "", completion))) == Fraction(answer)) * TABLE["a"][0]
-def other(completion, answer):
-    return handle.read()
-handle = open(__import__("os").devnull)
-unnamed = lambda completion, answer: 1
-"""
-
-
-def test_a_function_typed_in_a_notebook_is_written_down_with_what_it_uses(tmp_path: Path) -> None:
-    cell, scope = "/tmp/ipykernel_1/123.py", {"__name__": "__main__"}
-    linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(True), cell)
-    exec(compile(NOTEBOOK, cell, "exec"), scope)
-    functions: dict[str, Any] = dict(scope)
-    name = verifier_name(functions["mine"], tmp_path)
-    assert name == f"{tmp_path / 'mine_verifier.py'}:mine"
-    with VerifierPool(name, workers=1) as pool:
-        assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
-    with pytest.raises(ConfigError, match="other: it uses what cannot be written into a file"):
-        verifier_name(functions["other"], tmp_path)
-    with pytest.raises(ConfigError, match="give it a name"):
-        verifier_name(functions["unnamed"], tmp_path)
-    functions["handle"].close()

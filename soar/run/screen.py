@@ -464,6 +464,8 @@ def screen_folder(
             again = shlex.join([*command, *([] if resume else ["--resume"])])
             raise Stopped(stop.reason, f"Continue with: {scrub(again)}", stop.exit_code)
 
+    if config.screen.attempts == 0:
+        raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
     check_cluster(config)
     with RunFolder(out, config, command, resume) as folder, open_env(config) as env:
         threads = choose_threads(env.backbone, config.threads)
