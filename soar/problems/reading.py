@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -31,7 +30,7 @@ from soar.problems.formulas import (
     tokenize,
     variables,
 )
-from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
+from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit
 
 MAX_PARTS = 100
 
@@ -49,20 +48,16 @@ RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number or an expression. places: decimal places of a plain decimal, else 0. product: its unit read as a variable."""
+    """A number or an expression. product: its unit read as a variable."""
 
     node: Node
     unit: Unit | None = None
     percent: bool = False
-    places: int = 0
     product: Scalar | None = None
 
     @cached_property
     def names(self) -> frozenset[str]:
         return variables(self.node)
-
-    def times(self, other: Scalar) -> Scalar:
-        return Scalar(("mul", self.node, other.node))
 
     @cached_property
     def values(self) -> tuple[Any, ...]:
@@ -132,11 +127,11 @@ def read(text: str) -> Reading:
     """What an answer says. Never raises; what is no mathematics is `Words`."""
     if PLAIN.fullmatch(text):
         node = read_numeral(text.lstrip("-"))
-        return Scalar(("neg", node) if text[0] == "-" else node, places=node[2])
+        return Scalar(("neg", node) if text[0] == "-" else node)
     plain = mark_up(text)
     bare = plain.replace("\x01", "").replace("\x02", "").strip()
-    if bare[:1].isalpha() and (number := spelled(bare)) is not None:
-        return Scalar(("num", number, 0))
+    if (word := bare.casefold()) in NUMERALS:
+        return Scalar(("num", Fraction(NUMERALS.index(word))))
     plain = SAID.get(bare.casefold().rstrip("."), plain)
     based = BASE.fullmatch(bare)
     if based and (based[2].isdigit() or based[2] in NUMERALS):
@@ -218,9 +213,6 @@ def _read(tokens: list[Token]) -> Reading:
     if len(pieces) == 1:
         return _read_part(pieces[0])
     words = {cut.text.casefold() for cut in cuts} & {"and", "or"}
-    if "and" in words:
-        with suppress(Unreadable):  # 3 dollars and 50 cents
-            return _sum(pieces)
     return _join([_read_or_keep(piece) for piece in pieces], "or" if "or" in words else "and" if words else ",")
 
 
@@ -332,10 +324,6 @@ def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
             parts.append(_half_line(kind, left.node[1], right, True))
         elif right.node[0] == "var" and not left.names:
             parts.append(_half_line(kind, right.node[1], left, False))
-        elif kind != "!=" and left.node[:2] == ("abs", ("var", *left.names)) and not right.names:
-            parts.append(_distance(kind, left.node[1][1], right, True))
-        elif kind != "!=" and right.node[:2] == ("abs", ("var", *right.names)) and not left.names:
-            parts.append(_distance(kind, right.node[1][1], left, False))
         else:
             parts.append(Relation(kind, ("sub", left.node, right.node)))
     return parts[0] if len(parts) == 1 else _join(parts, "and")
@@ -348,13 +336,6 @@ def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
         return bool((x > ends[0]) == above)
 
     return Region((end,), inside, name, kind == "!=")
-
-
-def _distance(kind: str, name: str, size: Scalar, beyond: bool) -> Region:
-    """`|x| > 3` (beyond) or `|x| < 3`; of `|x - 2|` not, which says the question again."""
-    low = Scalar(("neg", size.node))
-    lines = _half_line(kind, name, low, not beyond), _half_line(kind, name, size, beyond)
-    return combine("cup" if beyond else "cap", *lines)
 
 
 def _read_value(tokens: list[Token]) -> Reading:
@@ -376,24 +357,11 @@ def _read_value(tokens: list[Token]) -> Reading:
     if cuts:
         clock = any(piece and piece[0].text[0] == "0" < piece[0].text for piece in pieces[1:])
         return Row("clock" if clock else ":", tuple(_scalar(piece) for piece in pieces))
-    if any(map(_is("pmod"), tokens)):
-        return _congruence([], tokens)
-    matrix = next((i for i, token in enumerate(tokens) if token.is_a("beginmatrix")), 0)
-    if matrix and _closes(tokens[matrix:]):
-        minus = [Token("num", "1")] * (matrix == 1 and tokens[0].is_a("-"))
-        factor = _scalar([*tokens[: matrix - tokens[matrix - 1].is_a("*")], *minus])
-        matrix_read = _read_value(tokens[matrix:])
-        if isinstance(matrix_read, Row) and not factor.unit:
-            scaled_lines = [row.parts for row in matrix_read.parts if isinstance(row, Row)]
-            products = [
-                Row("&", tuple(factor.times(x) for x in line if isinstance(x, Scalar))) for line in scaled_lines
-            ]
-            return Row("matrix", tuple(products))
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
         lines = [_split(line, _is("&"))[0] for line in _split(tokens[1:-1], _is("\n"))[0] if line]
-        rows = tuple(Row("&", tuple(map(_cell, line))) for line in lines)
+        rows = tuple(Row("&", tuple(map(_read_or_keep, line))) for line in lines)
         if not rows:
             raise Unreadable("an empty matrix")
         if not all(isinstance(cell, Scalar) for row in rows for cell in row.parts):
@@ -401,30 +369,7 @@ def _read_value(tokens: list[Token]) -> Reading:
         return rows[0].parts[0] if len(rows) == len(rows[0].parts) == 1 else Row("matrix", rows)
     if _closes(tokens) and tokens[0].is_a("(", "[", "<(", "\\{"):
         return _bracket(tokens[0].text + tokens[-1].text, tokens[1:-1])
-    numbers = [i for i, t in enumerate(tokens) if t.kind == "num" and (not i or tokens[i - 1].kind == "word")][1:]
-    return _sum([tokens[i:j] for i, j in pairwise([0, *numbers, len(tokens)])]) if numbers else _scalar(tokens)
-
-
-def _cell(tokens: list[Token]) -> Reading:
-    while tokens and (
-        tokens[0].is_a(",") or (tokens[0].kind == "word" and tokens[0].text.casefold() in ("if", "when", "for"))
-    ):
-        tokens = tokens[1:]
-    return _read_or_keep(tokens)
-
-
-def _sum(pieces: list[list[Token]]) -> Scalar:
-    """`2 hours 30 minutes` as one quantity: units of one kind, each smaller than the one before. Raises Unreadable."""
-    parts = [_scalar(piece) for piece in pieces]
-    units = [part.unit for part in parts if part.unit and part.unit.powers]
-    if (
-        len(units) < len(parts)
-        or len({u.powers for u in units}) > 1
-        or any(b.factor >= a.factor for a, b in pairwise(units))
-    ):
-        raise Unreadable("no sum of units")
-    total, *nodes = (("mul", p.node, ("num", u.factor / units[0].factor, 0)) for p, u in zip(parts, units, strict=True))
-    return Scalar(reduce(lambda a, b: ("add", a, b), nodes, total), units[0])
+    return _scalar(tokens)
 
 
 def _bracket(kind: str, inner: list[Token]) -> Reading:
@@ -500,12 +445,10 @@ def _scalar(tokens: list[Token]) -> Scalar:
         if inner is not None:
             node, percent = inner, percent or kind == "percent"
             unit = unit or (Unit((("degree", 1),)) if kind == "degree" else None)
-    literal = node[1] if node[0] == "neg" else node
-    places = literal[2] if literal[0] == "num" and scale == 1 else 0
-    node = node if scale == 1 else ("mul", node, ("num", Fraction(scale), 0))
+    node = node if scale == 1 else ("mul", node, ("num", Fraction(scale)))
     if unit and unit.label and variables(node):
         raise Unreadable("words behind a variable")
-    made = Scalar(node, unit, percent, places, product)
+    made = Scalar(node, unit, percent, product)
     if all(value is None for value in made.values):
         raise Unreadable("undefined everywhere")
     return made

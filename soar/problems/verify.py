@@ -23,7 +23,6 @@ from soar.types import UserError, Verdict
 NAMES = ("math", "number", "exact", "choice")
 MAX_TEXT_WORDS = 8
 DEGREE = Unit((("degree", 1),))
-LEAST_PLACES = 6  # of a decimal that may stand for a number that no decimal can write
 
 
 class VerifierError(UserError, RuntimeError):
@@ -38,9 +37,6 @@ def equal(a: Reading, b: Reading) -> bool:
     for x, y in ((a, b), (b, a)):
         if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:
             return equal(x.parts[0], y)
-        if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
-            names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
-            return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
         if (
             isinstance(x, Row)
             and x.kind == "()"
@@ -86,7 +82,6 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
     for x, y in ((a, b), (b, a)):
         if x.unit == DEGREE and not y.unit and not isinstance(y.values[0], Fraction):  # an angle in radians
             return _equal_scalars(Scalar(("degree", x.node)), y)
-    places = max(a.places, b.places) if not (a.places and b.places) else 0
     reals = (a.names or b.names) and not (imaginary(a.node) or imaginary(b.node))
     compared = 0
     for k in range(max(len(a.values), len(b.values))):
@@ -95,23 +90,10 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
             continue  # another branch of a root or a logarithm says nothing about real values
         x = x if factor == 1 else both(lambda p, q: p * q, x, factor)
         percent = a.percent != b.percent and (close(x / 100, y) if a.percent else close(x, y / 100))
-        if not (percent or _same(x, y, places)):
+        if not (percent or close(x, y)):
             return False
         compared += 1
     return compared > 0
-
-
-def _same(a: Any, b: Any, places: int) -> bool:
-    """Whether two values are equal. places: of one that is a decimal, and may be rounded where none can be the other."""
-    if close(a, b) or places < LEAST_PLACES:
-        return close(a, b)
-    if isinstance(a, Fraction) and isinstance(b, Fraction) and _terminates(a) and _terminates(b):
-        return False
-    return bool(abs(real(a) - real(b)) < MP.mpf(10) ** -places)
-
-
-def _terminates(value: Fraction) -> bool:
-    return pow(10, value.denominator.bit_length(), value.denominator) == 0 if value.denominator > 1 else True
 
 
 def _is_complex(value: Any) -> bool:
@@ -124,7 +106,7 @@ def _equal_named(a: Named, b: Named) -> bool:
             return False
         if isinstance(a.value, Scalar) and isinstance(b.value, Scalar):
             x, y = (_rename(n.value.node, dict(zip(n.arguments, "\1\2\3\4\5", strict=False))) for n in (a, b))  # type: ignore[union-attr]
-            return _equal_scalars(Scalar(x, places=a.value.places), Scalar(y, places=b.value.places))
+            return _equal_scalars(Scalar(x), Scalar(y))
     if a.name == b.name or a.arguments or b.arguments:
         return equal(a.value, b.value)
     return _equal_relations(a, b)
@@ -307,11 +289,13 @@ PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
 def _same_parameter(answer: str, gold: str) -> str:
     """The answer with the gold answer's name for a whole number: `2k\\pi` is `2n\\pi` with n in the whole numbers."""
     told = [INTEGER.search(text) for text in (answer, gold)]
+    if not any(told):
+        return answer
     names = [
         match[1] if match else "".join(set(re.findall(PARAMETER % "([kmn])", text)))
         for match, text in zip(told, (answer, gold), strict=True)
     ]
-    if not any(told) or names[0] == names[1] or [len(name) for name in names] != [1, 1]:
+    if names[0] == names[1] or [len(name) for name in names] != [1, 1]:
         return answer
     return answer if re.search(PARAMETER % names[1], answer) else re.sub(PARAMETER % names[0], names[1], answer)
 
