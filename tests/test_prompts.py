@@ -189,7 +189,7 @@ def test_an_unfinished_think_block_holds_no_answer() -> None:
     assert not opens_thinking(tokenizer, get_format("tags").student_ids(tokenizer, "x"))
     tokenizer.chat_template = CHATML_TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
     assert opens_thinking(tokenizer, get_format("tags").student_ids(tokenizer, "x"))
-    grader = Grader(load_domain("multiple_choice"))
+    grader = Grader(load_domain("science"))
     for read in (grader.extract, lambda text: extract(text, "boxed")):
         assert read(r"<think>it may be \boxed{A}") is None
         assert read(r"<think>it may be \boxed{A}</think> \boxed{B}") == "B"

@@ -32,7 +32,6 @@ from soar.types import Problem, Reason, Rejection, UserError, Verdict
 BUILTIN: dict[str, str] = {
     "code": "soar.domains.code:CODE",
     "science": "soar.domains.quantities:SCIENCE",
-    "multiple_choice": "soar.domains.choice:MULTIPLE_CHOICE",
     "procedural": "soar.domains.procedural:PROCEDURAL",
 }
 STYLES = ("tags", "plain", "list")

@@ -1,7 +1,9 @@
 """Multiple choice: options read from a question, shuffled so that position cannot be learned, and answers by letter or text.
 
 The order of the options is drawn from the question itself, so it is the same wherever the problem appears, and no teacher
-can make the right answer always the first. Pure string functions, bounded in length. The domain `multiple_choice`.
+can make the right answer always the first. Pure string functions, bounded in length.
+
+    soar check small-1gpu --model MODEL --problems choices.jsonl --set problems.domain=examples/multiple_choice.py:DOMAIN
 """
 
 from __future__ import annotations
@@ -12,14 +14,53 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from soar.domains.styles import WORDS, styled
 from soar.problems.answers import extract, normalize
+from soar.problems.domain import Domain
+from soar.problems.prompts import PromptFormat
 from soar.types import Problem, Verdict
 
 LETTERS = "ABCDEFGHIJ"
 MAX_ANSWER = 500
-OPTION, PINNED, REFERS, LETTER, ALONE, LEAD, SAID, REFUSED, ARTICLE = map(
-    re.compile, WORDS["multiple_choice"]["patterns"]
+OPTION = re.compile(r"(?m)^[ \t]{0,9}[*_]{0,2}\(?([A-J])[).:][*_]{0,2}[ \t]{1,9}(\S[^\n]{0,500})$")
+PINNED = re.compile(r"(?i)(?:all|none|any)\s(?:of\s)?(?:the\s)?(?:above|these|them|others?)\b")  # stays last
+REFERS = re.compile(  # speaks of letters
+    r"\b(?:both|either|neither|options?|choices?|answers?)\s\(?[A-J]\b|\b[A-J]\)?\s(?:and|or)\s\(?[A-J]\b"
+)
+LETTER = re.compile(r"(?<![A-Za-z0-9'])\(?([A-J])(?![A-Za-z0-9']|\s?[-+=*/^])")  # in a sentence
+ALONE = re.compile(r"\(?([A-Ja-j])[).:]?")
+LEAD = re.compile(  # stands before the answer
+    r"(?i)^(?:(?:so|thus|hence|therefore),?\s)?(?:the\s)?(?:correct\s|right\s|best\s|final\s)?"
+    r"(?:answer|option|choice)\s?(?:is|:)?\s?(?:option\s|choice\s)?"
+)
+SAID = re.compile(
+    r"(?i)(?:answer|option|choice)\s(?:is\s?:?|:)\s{0,3}([^\n]{1,200})"
+)  # what a completion says that it is
+REFUSED = re.compile(r"(?i)\b(?:not|neither|nor|except|isn't|cannot)\b")
+ARTICLE = re.compile(r"(?<![A-Za-z(])(?:A|I)\s(?!and\b|or\b)[a-z]")  # no letters: `A gas`, `I think`
+
+PROMPTS = PromptFormat(
+    name="multiple_choice",
+    answer_style="boxed",
+    teacher_template="""Write one new, original and challenging multiple-choice question from {subject}.
+It should have four options, one of them right, and take reasoning to answer.
+You may think first. Then write exactly one question, in this form:
+
+<question>
+the question
+(A) first option
+(B) second option
+(C) third option
+(D) fourth option
+</question>
+<answer>
+\\boxed{letter}
+</answer>
+
+Put nothing but the question between the question tags, and nothing but the boxed answer between the answer tags.
+Reasoning belongs outside of the tags.""",
+    student_template="{question}\n\nReason step by step, and end with the letter of the right option in \\boxed{}.",
+    default_subject="mechanics, electricity, heat, waves, chemistry, or radioactivity",
+    text_answers=True,
 )
 
 
@@ -138,4 +179,11 @@ def verify(answer: str, problem: Problem) -> Verdict:
     return Verdict.CORRECT if letter == right else Verdict.WRONG
 
 
-MULTIPLE_CHOICE = styled("multiple_choice", read_answer=read_answer, verify=verify, arrange=arrange)
+DOMAIN = Domain(
+    "multiple_choice",
+    PROMPTS,
+    read_answer=read_answer,
+    verify=verify,
+    arrange=arrange,
+    examples=(Problem("metal", "Which of these conducts best?\n(A) glass\n(B) copper\n(C) wood\n(D) air", "B"),),
+)
