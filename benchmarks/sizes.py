@@ -1,9 +1,9 @@
-"""The table of docs/sizes.md: memory and time by model size, as `soar run RECIPE --dry-run` forecasts them.
+"""The table of docs/sizes.md: memory and time by model size, by the forecast that `soar run RECIPE --dry-run` prints.
 
     python benchmarks/sizes.py
 
-WORDS are the options of that command: 128 screened problems, Hard-Only and SOAR with 32 million generated tokens each. The
-rates are measured ones (`soar.plan.forecast.TABLE`).
+128 screened problems, Hard-Only and SOAR with 32 million generated tokens each, and ASSUMED in place of what the command
+assumes. The rates are measured ones (`soar.plan.forecast.TABLE`).
 """
 
 from soar.config import load
@@ -20,23 +20,6 @@ MODELS = {  # recipe -> model, values that the cache keeps of a token (layers x 
     "qwen-3b": ("Qwen/Qwen2.5-3B-Instruct", 18_432),
     "qwen-7b": ("Qwen/Qwen2.5-7B-Instruct", 28_672),
 }
-
-
-def words(recipe: str) -> list[str]:
-    """The command that a line of the table agrees with."""
-    options = [word for key in SETS for word in ("--set", key)]
-    options += [word for name, value in ASSUMED.items() for word in ("--assume", f"{name}={value}")]
-    return [
-        "soar",
-        "run",
-        recipe,
-        "--dry-run",
-        "--model",
-        MODELS[recipe][0],
-        "--problems",
-        "someone/problems",
-        *options,
-    ]
 
 
 def table() -> list[str]:

@@ -22,7 +22,7 @@ Written by `python docs/config_page.py` from [soar/config.py](../soar/config.py)
 
 A recipe is a TOML file. Every key below may stand in it, or be set with `--set KEY=VALUE`; what is not set has the default
 here. `soar run RECIPE --dry-run` prints the resolved config and what it would cost. An unknown key is refused with the
-nearest known one. `soar init` writes a commented recipe for your model and problems.
+nearest known one. `soar init` writes a commented recipe with your model and problems.
 
 Defaults are the paper's setting (arXiv 2601.18778) unless the meaning says otherwise.
 """

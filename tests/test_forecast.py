@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import run_folders
 from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_problems
 
 from soar.cli import main
-from soar.config import ConfigError, load
+from soar.config import load
 from soar.plan.forecast import (
     KL_FACTOR,
     MEASURE,
@@ -76,8 +75,6 @@ def test_counts_follow_the_config() -> None:
     # A budget of tokens: all of it for hard_only, for pq what the loop left of it (48 x 20 + 192 x 15 + 120 x 30).
     budget = works("arms.tokens=9000", "arms.steps=0", "arms.pq_steps=0")
     assert (budget["hard_only"].rollouts, budget["pq"].sampled) == (300, 9000 - 960 - 2880 - 3600)
-    # Measured every 4 of 10 steps, too: two points on the way, of each of two arms.
-    assert works("arms.steps=10", "evaluate.every=4")["evaluation"].rollouts == 160 + 2 * 2 * 40
     # 6 variants if a third of 18 is kept: 18 x 1.5 texts, and 10 attempts at each of the 18.
     few = works("arms.tokens=9000", 'arms.run=["variants"]', "arms.questions=6")["variants"]
     assert few.sampled == pytest.approx(9000) and few.rollouts < 300
@@ -85,10 +82,10 @@ def test_counts_follow_the_config() -> None:
 
 def test_seconds_by_hand() -> None:
     rows = [Work("loop", "a", 1.0, 500.0, 300.0), Work("arms", "b", 1.0, 100.0, 300.0, kl=True)]
-    expected = Forecast(rows, {"x": (0.25, "given")}, Rates(1.0, 50.0, 30.0, "by hand"))
+    expected = Forecast(rows, {"x": 0.25}, Rates(1.0, 50.0, 30.0, "by hand"))
     assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * KL_FACTOR) / 3600)
     assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
-    assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25  given")
+    assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
     assert "no rate is known" in "\n".join(Forecast(rows, {}, None).lines())
 
 
@@ -119,29 +116,15 @@ def test_the_table_is_what_was_measured_and_scales_with_size() -> None:
     assert table_rates(168_000) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("question_tokenz", 1.0, "known: candidates"),
-        ("hard_share", 1.5, "from 0 to 1"),
-        ("candidates", float("nan"), ">= 0"),
-    ],
-)
-def test_assumptions_are_checked(name: str, value: float, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        assumed(tiny_config(), {name: value})
-
-
 def test_what_is_known_beforehand(tmp_path: Path) -> None:
     problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(7)])
     config = tiny_config(f"problems.source={problems}", "problems.limit=0", "student.optimizer.kl=0")
     counted = assumed(config)
-    assert (counted["candidates"], counted["hard_share"][1]) == ((7, "counted"), "assumed")
+    assert (counted["candidates"], counted["hard_share"]) == (7, 0.3)
     (tmp_path / "p.jsonl.evidence.json").write_text("{}")
-    assert assumed(config)["hard_share"][0] == 1.0 and workload(config, counted)[0].rollouts == 0
+    assert assumed(config)["hard_share"] == 1.0 and workload(config, counted)[0].rollouts == 0
     away = assumed(load("paper-math", ["problems.source=someone/somewhere", "problems.limit=77"]))
-    assert away["candidates"] == (77, "problems.limit") and away["question_tokens"][0] == 512
-    assert away["question_gradient_share"] == (1.0, "by the KL term")
+    assert (away["candidates"], away["question_tokens"], away["question_gradient_share"]) == (77, 512, 1.0)
 
 
 def test_dry_run_prints_everything_and_refuses_what_cannot_work(
@@ -149,11 +132,11 @@ def test_dry_run_prints_everything_and_refuses_what_cannot_work(
 ) -> None:
     problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(8)])
     words = ["run", "--dry-run", "--model", "x/M-3B", "--set", "model.sampler=vllm", "--problems"]
-    assert main([*words, str(problems), "--assume", "question_tokens=100"]) == 0
+    assert main([*words, str(problems)]) == 0
     out = capsys.readouterr().out
     wanted = ("8 of 8 gold answers", "memory per device", "the size in the model's name", "its own 5.59 GiB")
     assert [text for text in (*wanted, "device-hours") if text not in out] == []
-    assert '"steps":' in out and "question_tokens                 100  given" in out
+    assert '"steps":' in out and "question_tokens                 256\n" in out
     assert main([*words, "x.jsonl"]) == 1
     out = capsys.readouterr().out
     assert "FAIL     problems    x.jsonl: cannot be read: no such file" in out
@@ -183,10 +166,6 @@ def test_the_first_outer_steps_replace_the_table(tmp_path: Path, path: str) -> N
     assert forecast(config, NUMBERS, tmp_path / "nowhere").rates == forecast(config, NUMBERS).rates
 
 
-def test_the_page_of_sizes_is_what_the_dry_run_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_of_sizes_is_current() -> None:
     page = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
     assert all(line in page for line in sizes.table())
-    for recipe in sizes.MODELS:
-        assert main(sizes.words(recipe)[1:]) == 0
-        total = re.search(r"in all: .*; ([\d.]+ device-hours)", capsys.readouterr().out)
-        assert total is not None and f"| {total[1]} |" in next(x for x in page.splitlines() if f"`{recipe}`" in x)

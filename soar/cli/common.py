@@ -59,6 +59,11 @@ def config_of(
     return load(recipe, overrides(overrides_, None, model__path=model, problems__source=problems), model_named)
 
 
+def screening(recipe: str | None) -> str | None:
+    """The run folder given as a recipe, when it holds a screening."""
+    return recipe if recipe and (Path(recipe) / "hard" / "screen.jsonl").is_file() else None
+
+
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Says what is done where that takes longer than a few seconds."""

@@ -133,21 +133,17 @@ def student(
       soar student --train pq:runs/demo --steps 100 --out runs/again            promotion questions of a run, its config
       soar student tiny --train file:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
-    if emit is not None and train is None and out is None and steps is None:
-        screened = recipe if recipe and (Path(recipe) / "hard" / "screen.jsonl").is_file() else None
-        overrides = [
-            "backend.kind=files",
-            'arms.run=["base","ps"]',
-            *common.overrides(sets, None, screen__from_run=screened),
-        ]
-        config = common.config_of(recipe, model, problems, overrides)
-        common.carry_out(context, config, emit, resume, quiet)
-        return
-    if emit is not None or train is None or out is None:
+    folder = out or emit
+    if folder is None or (train is None) == (out is not None) or (emit is not None) == (out is not None):
         raise BadParameter("expected --train SET and --out DIR, or --emit DIR")
-    config = student_config(train, recipe, model, problems, sets or [], steps)
-    common.carry_out(context, config, out, resume, quiet)
-    print(f"adapter: {out / 'arms' / config.arms.run[-1]}; report: {out / 'report.html'}")
+    if train is not None:
+        config = student_config(train, recipe, model, problems, sets or [], steps)
+    else:
+        values = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": common.screening(recipe)}
+        config = common.config_of(recipe, model, problems, common.overrides(sets, None, **values))
+    common.carry_out(context, config, folder, resume, quiet)
+    if train is not None:
+        print(f"adapter: {folder / 'arms' / config.arms.run[-1]}; report: {folder / 'report.html'}")
 
 
 def measure(context: Context, run: common.RunFolder, quiet: common.Quiet = False) -> None:
@@ -170,20 +166,20 @@ def student_config(
     Without a recipe, `pq:RUN` and `teacher:RUN` take the config of that run, and its screening.
     """
     kind, _, place = train.partition(":")
-    if kind not in ARMS:
-        raise ConfigError(f"--train {train!r}: expected one of {', '.join(ARMS)}")
-    arm, key = ARMS[kind]
-    if bool(key) != bool(place):
-        raise ConfigError(f"--train {train!r}: expected {f'{kind}:PATH' if key else kind}")
-    values: dict[str, Any] = {"arms__run": ["base", arm], "arms__steps": steps}
-    if key:
-        values[key] = place
-    if key and key.endswith("_from") and recipe is None and (Path(place) / "manifest.json").is_file():
-        recipe = place
-        values["screen__from_run"] = place if (Path(place) / "hard" / "screen.jsonl").is_file() else None
-    return common.config_of(
-        recipe, model, problems, ["teacher.steps=0", "arms.pq_steps=0", *common.overrides(overrides, None, **values)]
-    )
+    arm, key = ARMS.get(kind, ("", None))
+    if not arm or bool(key) != bool(place):
+        expected = f"one of {', '.join(ARMS)}" if not arm else f"{kind}:PATH" if key else kind
+        raise ConfigError(f"--train {train!r}: expected {expected}")
+    values: dict[str, Any] = {
+        "teacher__steps": 0,
+        "arms__pq_steps": 0,
+        "arms__run": ["base", arm],
+        "arms__steps": steps,
+    }
+    values |= {key: place} if key else {}
+    if recipe is None and str(key).endswith("_from") and (Path(place) / "manifest.json").is_file():
+        recipe, values["screen__from_run"] = place, common.screening(place)
+    return common.config_of(recipe, model, problems, common.overrides(overrides, None, **values))
 
 
 def study(

@@ -1,8 +1,8 @@
 """What a run computes and how long that takes, before anything is loaded (`soar run --dry-run`).
 
-Counts of rollouts and tokens follow from the config and from what is assumed (printed; --assume replaces a value). Time is
-counts over measured rates in one process: those of `TABLE`, or of the run's own outer steps once there is one. Left out:
-loading, writing files, what promotions add.
+Counts of rollouts and tokens follow from the config and from what is assumed (printed). Time is counts over measured rates in
+one process: those of `TABLE`, or of the run's own outer steps once there is one. Left out: loading, writing files, what
+promotions add, measurements on the way (`evaluate.every`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
+from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.load import GIB, memory_of, size_of
 from soar.loop.parallel import texts_at_once
@@ -33,37 +32,27 @@ SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such mod
 
 TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate": "evaluation"}  # stage -> its bar
 
-Assumptions = dict[str, tuple[float, str]]  # name -> value and where it is from
 
-
-def assumed(config: Config, given: Mapping[str, float] | None = None) -> Assumptions:
-    """What the config does not say: half of every token budget is used, 30 % of the candidates are hard.
+def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[str, float]:
+    """What the config does not say, or what is given: half of every token budget is used, 30 % of the candidates are hard.
 
     Tokens are means a row. gradient shares: student rows that carry a gradient; without a KL term a group of equal rewards
-    carries none. Raises ConfigError for an unknown name or an impossible value in `given`.
+    carries none.
     """
-    student, limit = config.student, config.problems.limit
-    half, by_kl = student.sampling.max_tokens / 2, student.optimizer.kl > 0
-    values: Assumptions = {
-        "candidates": (float(limit or 1000), "problems.limit" if limit else "assumed"),
-        "hard_share": (1.0, "screened before") if screened_before(config) else (0.3, "assumed"),
-        "teacher_tokens": (config.teacher.sampling.max_tokens / 2, "assumed"),
-        "question_tokens": (half, "assumed"),
-        "hard_tokens": (half, "assumed"),
-        "question_gradient_share": (1.0, "by the KL term") if by_kl else (0.5, "assumed"),
-        "hard_gradient_share": (1.0, "by the KL term") if by_kl else (0.05, "assumed"),
+    half, by_kl = config.student.sampling.max_tokens / 2, config.student.optimizer.kl > 0
+    values = {
+        "candidates": float(config.problems.limit or 1000),
+        "hard_share": 1.0 if screened_before(config) else 0.3,
+        "teacher_tokens": config.teacher.sampling.max_tokens / 2,
+        "question_tokens": half,
+        "hard_tokens": half,
+        "question_gradient_share": 1.0 if by_kl else 0.5,
+        "hard_gradient_share": 1.0 if by_kl else 0.05,
     }
     with suppress(UserError, ImportError):  # the finding about the problems says what is wrong with them
         if split_source(config.problems.source)[0] != "hub":  # which takes a network
-            values["candidates"] = (float(len(candidates(config).problems)), "counted")
-    for name, value in (given or {}).items():
-        if name not in values:
-            raise ConfigError(f"--assume {name}: no such assumption; known: {', '.join(sorted(values))}")
-        most = 1.0 if name.endswith("share") else math.inf
-        if not 0 <= value <= most or math.isinf(value):
-            raise ConfigError(f"--assume {name}={value}: expected a number {'>= 0' if most > 1 else 'from 0 to 1'}")
-        values[name] = (value, "given")
-    return values
+            values["candidates"] = float(len(candidates(config).problems))
+    return values | dict(given or {})
 
 
 def screened_before(config: Config) -> bool:
@@ -82,9 +71,8 @@ class Work(NamedTuple):
     kl: bool = False
 
 
-def workload(config: Config, assumptions: Assumptions) -> list[Work]:
-    """Every part of a run, in order."""
-    a = {name: value for name, (value, _) in assumptions.items()}
+def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
+    """Every part of a run, in order, by what is assumed."""
     teacher, student, reward = config.teacher, config.student, config.reward
     screening = 0.0 if screened_before(config) else a["candidates"] * config.screen.attempts
     hard = min(a["candidates"] * a["hard_share"], config.problems.max_hard or math.inf)
@@ -108,9 +96,7 @@ def workload(config: Config, assumptions: Assumptions) -> list[Work]:
         Work("loop", "teacher learns", 0.0, 0.0, learned, teacher.optimizer.kl > 0),
     ]
     arms = [_arm(arm, config, a, hard - held_out, loop) for arm in get_args(TrainedArm) if arm in config.arms.run]
-    from_one_to_next = config.evaluate.every * config.arm_prompts * student.attempts  # of the curve
-    curves = sum(arm.rollouts // from_one_to_next for arm in arms) if from_one_to_next else 0
-    attempts = held_out * config.evaluate.attempts * (len(config.arms.run) + curves)
+    attempts = held_out * config.evaluate.attempts * len(config.arms.run)
     return [
         Work("screen", "screening", screening, screening * a["hard_tokens"]),
         *loop,
@@ -186,35 +172,23 @@ def table_rates(parameters: float) -> Rates | None:
     return near.scaled(scale, f"{near.source}{note}; after the first outer step --resume --dry-run takes its own")
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(NamedTuple):
     """The works of a run and the rates that they are done at; None where no rate is known."""
 
     works: list[Work]
-    assumptions: Assumptions
+    assumptions: dict[str, float]
     rates: Rates | None
 
     def hours(self) -> float | None:
         """Of all works."""
         return None if self.rates is None else sum(map(self.rates.seconds, self.works)) / 3600
 
-    def stages(self) -> dict[str, float]:
-        """Expected seconds of the tasks of a run, in order; where no rate is known they are right in proportion alone."""
-        rates, seconds = self.rates or Rates(0.0, 1.0, 2.0, ""), dict.fromkeys(TASKS.values(), 0.0)
-        for work in self.works:
-            seconds[TASKS[work.stage]] += rates.seconds(work)
-        return seconds
-
-    def outlook(self) -> list[str]:
-        """What comes and what it takes, for the first seconds of a run."""
-        known, seconds = self.rates is not None, self.stages()
-        stages = [f"{name}{f' ({timedelta(seconds=round(s))})' if known else ''}" for name, s in seconds.items() if s]
-        time = f"rates: {self.rates.source}" if self.rates else "how long is told once there is a pace to go by"
-        return [f"what comes: {', '.join(stages)}, report", f"in all:{self.total_line()[1:]} ({time})"]
-
     def lines(self) -> list[str]:
         """The forecast as a table, with what it rests on."""
-        page = [f"  {'':18s} {'rollouts':>14s} {'tokens sampled':>16s} {'tokens trained':>16s} {'hours':>11s}"]
+        page = [
+            "forecast",
+            f"  {'':18s} {'rollouts':>14s} {'tokens sampled':>16s} {'tokens trained':>16s} {'hours':>11s}",
+        ]
         for work in self.works:
             time = "-" if self.rates is None else f"{self.rates.seconds(work) / 3600:,.2f}"
             page.append(
@@ -224,8 +198,7 @@ class Forecast:
         if self.rates is not None:
             decode, train = f"{self.rates.decode:,.0f} tokens/s sampled", f"{self.rates.train:,.0f} trained"
             page.append(f"  rates: {decode}, {train}; {self.rates.source}")
-        rows = [f"  {name:24s} {value:10,.4g}  {origin}" for name, (value, origin) in self.assumptions.items()]
-        return ["forecast", *page, "it rests on (--assume NAME=VALUE replaces one)", *rows]
+        return [*page, "it rests on", *(f"  {name:24s} {value:10,.4g}" for name, value in self.assumptions.items())]
 
     def total_line(self) -> str:
         """The forecast in one line, for a list of runs."""
@@ -251,9 +224,16 @@ def announce(progress: Progress, config: Config, out: Path) -> None:
     """Say what a run in `out` does first, what comes, how long that may take and what it costs: before torch is loaded."""
     progress.now(f"{config.name}: looking at {config.problems.source}")
     expected = forecast(config, run_dir=out)
-    progress.plan = expected.stages()
-    for line in expected.outlook():
-        progress.say(line)
+    rates = expected.rates or Rates(0.0, 1.0, 2.0, "")  # in proportion alone
+    seconds = dict.fromkeys(TASKS.values(), 0.0)
+    for work in expected.works:
+        seconds[TASKS[work.stage]] += rates.seconds(work)
+    progress.plan = seconds
+    known = expected.rates is not None
+    stages = [f"{name}{f' ({timedelta(seconds=round(s))})' if known else ''}" for name, s in seconds.items() if s]
+    time = f"rates: {rates.source}" if known else "how long is told once there is a pace to go by"
+    progress.say(f"what comes: {', '.join(stages)}, report")
+    progress.say(f"in all:{expected.total_line()[1:]} ({time})")
     progress.now(f"loading torch and {config.model.path}")
 
 
@@ -267,8 +247,8 @@ def memory_lines(config: Config) -> list[str]:
         "  adapters, their moments and activations on top",
     ]
     if config.model.sampler == "vllm":
-        weights = f"{size.parameters * 2 / GIB:.2f} GiB of weights, adapters and cache"
+        share, weights = config.model.vllm_memory, size.parameters * 2 / GIB
         lines.append(
-            f"  vLLM         {config.model.vllm_memory:8.0%} of the GPU, by model.vllm_memory: its own {weights}"
+            f"  vLLM         {share:8.0%} of the GPU: its own {weights:.2f} GiB of weights, adapters and cache"
         )
     return lines
