@@ -28,7 +28,7 @@ Arm = Literal["base", "ps"] | TrainedArm
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted", "ps_hard")
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
 ORACLE_ARMS = {"pq_sample", "pq_well_posed", "pq_correct"}
-Format = Literal["tiny", "tags", "question_answer", "sums", "totals"]
+Format = Literal["tiny", "tags", "question_answer"]
 
 
 class Section(BaseModel):
@@ -88,7 +88,6 @@ class ProblemsConfig(Section):
     revision: str | None = None  # of a hub dataset; the commit is pinned in the manifest
     split: str = "train"  # of a hub dataset
     domain: str = ""  # built-in, file.py:NAME or module:NAME, with prompts and verifier; "": the next two
-    style: Literal["tags", "plain", "list"] = "tags"  # of a domain's prompts; plain and list are for small models
     format: Format = "tags"  # prompts: tags (boxed answer, instruct models), question_answer (small base models), ...
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function | verifiers:NAME
     success_at: float = Field(1.0, allow_inf_nan=False)  # score of a reward function from which on a text is solved
@@ -148,7 +147,7 @@ class TeacherConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`rewards`); none: it is never updated
-    subject: str = ""  # the field in the teacher prompt, in `sums` and `totals` the worked sums; "": that of the format
+    subject: str = ""  # the field in the teacher prompt; "": that of the format
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
 
 
@@ -334,11 +333,6 @@ class Config(Section):
                 problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained),
                 f"arms.run: {', '.join(sorted(ORACLE_ARMS))} need an exact oracle for questions, but problems.source = "
                 f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out",
-            ),
-            (
-                problems.format != "totals" or problems.verifier == "exact" or problems.domain,
-                'problems.format = "totals" compares lists of numbers (`12, 20`) as text; expected problems.verifier = '
-                f'"exact", found {problems.verifier!r}',
             ),
         ):
             if not fits:

@@ -51,19 +51,6 @@ def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman: Path, monke
     scope["test_roman"]()
 
 
-@pytest.mark.parametrize(("domain", "text", "pair", "right", "wrong"), cases("domains", "list"))
-def test_lists_hold_one_problem_a_line(domain: str, text: str, pair: list[str], right: str, wrong: str) -> None:
-    found = load_domain(domain)
-    with VerifierPool(found, workers=1) as made:
-        good, none, prose = made.read_problems([text, " How far?", " How far? Answer:"], [False] * 3)
-        assert isinstance(good, Problem) and [good.question, good.answer] == pair
-        assert [outcome.name for outcome in (none, prose) if isinstance(outcome, Rejection)] == ["no_answer", "empty"]
-        verdicts = made.check([f"{right}\nQuestion: x Answer: 1", wrong, "\n12 m"], [pair[1]] * 3)
-        assert verdicts == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
-    shown = found.prompts.teacher_template.strip().splitlines()
-    assert all(line.startswith(found.prompts.teacher_prefill) for line in shown)
-
-
 def test_teacher_texts_are_problems_or_named_rejections(pool: VerifierPool) -> None:
     good = " What is 9 plus 5?\nAnswer: XIV"
     texts = [good, " What is 1 plus 1?", " Q Answer: IIII", "", " Cut Answer: V", " Answer: V"]

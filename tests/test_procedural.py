@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from soar.domains import procedural
-from soar.domains.procedural import compare, kind_of, read_marked
+from soar.domains.procedural import compare, kind_of
 from soar.problems.domain import load_domain
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
@@ -28,11 +28,6 @@ C, W = Verdict.CORRECT, Verdict.WRONG
 )  # fmt: skip
 def test_comparison(answer: str, gold: str, verdict: Verdict) -> None:
     assert compare(answer, gold) is verdict
-
-
-def test_a_grid_is_an_answer_of_several_lines() -> None:
-    said = ["so\nAnswer:\n1 2\n3 4\n\nThat is it", r"Answer: \boxed{7}", "Answer:", "none"]
-    assert [read_marked(text) for text in said] == ["1 2\n3 4", "7", None, None]
 
 
 def problem(family: str, answer: str = "7", **metadata: Any) -> Problem:
@@ -59,11 +54,12 @@ def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatc
 
 
 def test_written_puzzles_are_compared_without_a_family() -> None:
-    with VerifierPool(load_domain("procedural/plain"), workers=1) as pool:
-        good, bad = pool.read_problems([" Sort c, b, a.\nAnswer: a, b, c", " What?\nAnswer: ..."], [False, False])
+    with VerifierPool(load_domain("procedural"), workers=1) as pool:
+        pair = "<question>Sort c, b, a.</question><answer>\\boxed{a, b, c}</answer>"
+        good, bad = pool.read_problems([pair, pair.replace("a, b, c", "...")], [False, False])
         assert isinstance(good, Problem)
         assert not isinstance(bad, Problem) and bad.name == "placeholder"
-        assert pool.check(["Answer: a b c", "Answer: c b a"], [good.answer] * 2) == [C, W]
+        assert pool.check(["\\boxed{a b c}", "\\boxed{c b a}"], [good.answer] * 2) == [C, W]
 
 
 def test_real_families() -> None:

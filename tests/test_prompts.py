@@ -12,7 +12,7 @@ from tables import cases
 from soar.loop.rollout import opens_thinking
 from soar.problems.answers import extract
 from soar.problems.domain import Grader, load_domain
-from soar.problems.prompts import FORMATS, get_format, line_break_ids, turn_end_ids
+from soar.problems.prompts import FORMATS, get_format, turn_end_ids
 
 transformers = pytest.importorskip("transformers")
 
@@ -154,16 +154,6 @@ def test_fingerprint_changes_with_every_template() -> None:
         replace(fmt, answer_style="marker"),
     ]
     assert len({f.fingerprint() for f in [*changed, *FORMATS.values()]}) == len(changed) + len(FORMATS)
-
-
-def test_one_line_formats_end_at_a_line_break() -> None:
-    for tokenizer in (llama_like(), qwen_like()):
-        ends = line_break_ids(tokenizer)
-        assert {tokenizer.decode([i]).strip("\n") for i in ends} == {""}
-        prompt = get_format("sums").student_ids(tokenizer, "3 + 4")
-        assert ends & set(prompt) and prompt[-1] not in ends
-    with pytest.raises(ValueError, match="no token for a line break"):
-        line_break_ids(transformers.AutoTokenizer.from_pretrained(TINY_TOKENIZER))
 
 
 def test_a_turns_end_of_the_chat_template_ends_a_completion() -> None:

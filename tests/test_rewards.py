@@ -14,7 +14,7 @@ from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
 from soar.types import Reason, Rejection, Verdict
 
-TAGS, LABELS, TINY, SUMS, TOTALS = map(get_format, ("tags", "question_answer", "tiny", "sums", "totals"))
+TAGS, LABELS, TINY = map(get_format, ("tags", "question_answer", "tiny"))
 
 
 def read(text: str, fmt: PromptFormat = TAGS, truncated: bool = False) -> tuple[str, str] | Reason:
@@ -106,18 +106,6 @@ def test_question_answer(text: str, outcome: object) -> None:
         (TINY, "47 <ans> 4 <ans> 5", Reason.TWO_PROBLEMS),
         (TINY, "<ans> 60", Reason.EMPTY),
         (TINY, "47 a+8 <ans> <eos> 3", Reason.EMPTY),
-        (SUMS, "3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "12")),
-        (SUMS, "3 + 4: 8", ("3 + 4", "8")),
-        (SUMS, "3 + 4: 3 + 4 = 7\n1 + 1: 2", ("3 + 4", "7")),
-        (SUMS, "3 + 4: which is lucky", Reason.UNPARSABLE_ANSWER),
-        (SUMS, "3 + 4 = 7", Reason.NO_ANSWER),
-        (SUMS, "3 + 4: 7: 8", Reason.TWO_PROBLEMS),
-        (SUMS, "3 + 4:", Reason.EMPTY),
-        (SUMS, "3 + 4: 3 + 4 =", Reason.EMPTY),
-        (SUMS, ": 7", Reason.EMPTY),
-        (TOTALS, "3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12", ("3 + 4 + 5", "7, 12")),
-        (TOTALS, "3 + 4: 7", Reason.EMPTY),
-        (TOTALS, "3 + 4: 3 + 4 = 7, so x = y", Reason.EMPTY),
     ],
 )
 def test_other_formats(fmt: PromptFormat, text: str, outcome: object) -> None:

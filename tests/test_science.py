@@ -11,14 +11,13 @@ from multiple_choice import Choices, arrange, read_letter
 from multiple_choice import verify as verify_choice
 from tables import cases
 
-from soar.config import ProblemsConfig, load
+from soar.config import load
 from soar.domains.candidates import candidates
 from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
-from soar.problems.domain import DomainError, domain_of, load_domain
+from soar.problems.domain import load_domain
 from soar.problems.pool import VerifierPool
 from soar.types import Problem, Rejection, Verdict
 
-STYLES = dict.fromkeys(("science", "procedural"), ("tags", "plain", "list"))
 C, W = Verdict.CORRECT, Verdict.WRONG
 
 
@@ -86,17 +85,11 @@ def test_multiple_choice_is_loaded_like_any_file(tmp_path: Path) -> None:
         assert verdicts == [C, W, Verdict.NO_ANSWER, Verdict.NO_ANSWER]
 
 
-@pytest.mark.parametrize("name", ["code", *(f"{name}/{style}" for name, styles in STYLES.items() for style in styles)])
+@pytest.mark.parametrize("name", ["code", "science", "procedural"])
 def test_every_built_in_domain_verifies_its_examples(name: str) -> None:
     domain = load_domain(name)
-    assert domain.name == name.partition("/")[0]
+    assert domain.name == name
     assert domain.verify is not None
     for problem in domain.examples:
         assert name == "code" or domain.verify(problem.answer, problem) is C  # code: see test_coding.py
         assert domain.validate is None or domain.validate(problem) is None
-
-
-@pytest.mark.parametrize(("keys", "message"), cases("science", "style"))
-def test_a_style_that_a_domain_lacks_is_refused(keys: dict[str, str], message: str) -> None:
-    with pytest.raises(DomainError, match=message):
-        domain_of(ProblemsConfig(**keys))  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from soar.loop.rollout import RolloutBatch
 from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import QuestionSets
 from soar.problems.answers import extract
-from soar.problems.prompts import get_format
+from soar.problems.prompts import PromptFormat, get_format
 from soar.run.setup import open_env
 from soar.types import Problem
 
@@ -204,4 +204,4 @@ def test_where_an_answer_stands_in_a_completion() -> None:
     assert answer_marks(get_format("tags")) == ("\\boxed{", "}")
     assert answer_marks(get_format("question_answer")) == ("Answer:", "")
     with pytest.raises(ConfigError, match="whose answer stands behind one mark"):
-        answer_marks(get_format("totals"))
+        answer_marks(PromptFormat("mine", "marker", "", ""))

@@ -74,7 +74,7 @@ def verify(
     verifier: Annotated[str, Option(help="math, number, exact, choice, module:function or file.py:function.")] = "math",
     domain: Annotated[str, Option(help="A built-in domain, file.py:NAME or module:NAME, in place of both.")] = "",
     golds: Annotated[bool, Option("--golds", help="Check every gold answer against itself.")] = False,
-    answer_style: Annotated[Literal["boxed", "marker", "line", "totals"], Option(help="How they answer.")] = "boxed",
+    answer_style: Annotated[Literal["boxed", "marker"], Option(help="How they answer.")] = "boxed",
     completion_column: Annotated[str | None, Option(metavar="NAME")] = None,
     gold_column: Annotated[str | None, Option(metavar="NAME")] = None,
     label_column: Annotated[str | None, Option(metavar="NAME", help="The file's own verdicts.")] = None,

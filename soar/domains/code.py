@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_tests
 from soar.domains.styles import WORDS, styled
+from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierError
 from soar.sandbox.run import Limits, Sandbox, SandboxError
 from soar.types import Problem, Verdict
@@ -20,7 +21,7 @@ from soar.types import Problem, Verdict
 MAX_CODE_CHARS = 20_000
 LIMITS = Limits(cpu_s=2, wall_s=15.0)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-PLACEHOLDER = WORDS["code"]["style"]["code"]["placeholders"][0]
+PLACEHOLDER = WORDS["code"]["prompts"]["placeholders"][0]
 FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)")
 
 
@@ -136,6 +137,7 @@ def validate(problem: Problem) -> str | None:
 
 CODE = styled(
     "code",
+    PromptFormat,
     read_problem=read_problem,
     read_answer=read_answer,
     verify=verify,
@@ -143,4 +145,4 @@ CODE = styled(
     validate=validate,
     prepare=_sandbox,
     max_answer_chars=MAX_CODE_CHARS,
-)["code"]
+)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 
 from soar.domains.styles import WORDS, styled
-from soar.problems.answers import MARK, MAX_ANSWER_CHARS, extract, normalize
+from soar.problems.answers import MAX_ANSWER_CHARS, normalize
 from soar.problems.verify import compare_number, read_number
 from soar.types import Problem, UserError, Verdict
 
@@ -43,15 +42,6 @@ def words(text: str) -> list[str]:
     """What of a text is compared."""
     plain = normalize(text) if len(text) <= MAX_ANSWER_CHARS else text
     return [word for word in JOINTS.split(plain.casefold()) if word]
-
-
-def read_marked(completion: str) -> str | None:
-    """What follows the last answer mark, up to a blank line: a grid is an answer of several lines."""
-    marks = [match.end() for match in MARK.finditer(completion)]
-    if not marks:
-        return None
-    found = completion[marks[-1] :].strip().split("\n\n", 1)[0].strip()
-    return (extract(found, "boxed") if "box" in found else None) or found or None
 
 
 @lru_cache(maxsize=8)
@@ -84,4 +74,3 @@ def validate(problem: Problem) -> str | None:
 
 
 PROCEDURAL = styled("procedural", verify=verify, validate=validate)
-PROCEDURAL["plain"] = replace(PROCEDURAL["plain"], read_answer=read_marked)

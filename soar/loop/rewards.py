@@ -115,13 +115,13 @@ def success_rates(batch: RolloutBatch) -> list[float | None]:
 
 
 def answer_marks(fmt: Any) -> tuple[str, str]:
-    """What stands before and behind an answer in a completion of this prompt format. Raises ConfigError for `totals`."""
-    marks = {"boxed": ("\\boxed{", "}"), "line": ("=", ""), "marker": (*getattr(fmt, "answer_marks", ())[-1:], "")}
+    """What stands before and behind an answer in a completion. Raises ConfigError for a format without a mark."""
+    marks = {"boxed": ("\\boxed{", "}"), "marker": (*getattr(fmt, "answer_marks", ())[-1:], "")}
     mark = marks.get(getattr(fmt, "answer_style", ""), ())
     if len(mark) != 2:
         raise ConfigError(
             'the arm likelihood and reward.mode = "likelihood" need prompts whose answer stands behind one mark '
-            "(boxed, marker or line)"
+            "(boxed or marker)"
         )
     return mark
 

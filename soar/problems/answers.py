@@ -25,8 +25,6 @@ MARK = re.compile(
 )
 END_OF_TURN = re.compile(r"<(?:eos|pad|/s|end_of_turn|\|return\||\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
 BOX = re.compile(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])")
-TOTAL = re.compile(r"\s{0,3}(-?[0-9]{1,30})(?![0-9]|[.,][0-9]|[A-Za-z_/!^%])")  # what a step of a working comes to
-TOTALS = re.compile(r"-?[0-9]{1,30}(?:, -?[0-9]{1,30}){0,999}")  # how a gold answer is written
 BARE_BOX = re.compile(r"[^\s{}$\\.,;]+")
 NEXT_TURN = re.compile(
     r"(?:\n|</answer>)[ \t>*_#]{0,4}(?:human|user|question|problem|q)(?: \d{1,3})?[*_]{0,2}:", re.IGNORECASE
@@ -38,15 +36,11 @@ def extract(completion: str, answer_style: str) -> str | None:
     """The answer that a completion commits to, or None.
 
     `boxed`: content of the last `\\boxed{...}`, or of several joined by `and`, `or`, commas. `marker`: the first line after
-    the last `<ans>`, `Answer:` or `final answer is`, or a box in it. `line`: what stands behind the last `=` of the first
-    line, or all of it. `totals`: the whole numbers behind every `=` of the first line (`12, 20`). What follows the end of
-    the turn, or begins a new question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS.
+    the last `<ans>`, `Answer:` or `final answer is`, or a box in it. What follows the end of the turn, or begins a new
+    question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS.
     """
-    if answer_style in ("line", "totals"):
-        line = END_OF_TURN.split(completion[:MAX_COMPLETION_CHARS], maxsplit=1)[0].split("\n", 1)[0]
-        return _totals(line) if answer_style == "totals" else line.rpartition("=")[2].strip() or None
     if answer_style not in ("boxed", "marker"):
-        raise ValueError(f"answer_style = {answer_style!r}: expected boxed, marker, line or totals")
+        raise ValueError(f"answer_style = {answer_style!r}: expected boxed or marker")
     text = END_OF_TURN.split(completion[-MAX_COMPLETION_CHARS:].lstrip(), maxsplit=1)[0]
     if still_thinks(text):
         return None
@@ -59,11 +53,6 @@ def extract(completion: str, answer_style: str) -> str | None:
 def still_thinks(text: str) -> bool:
     """Whether a text ends inside a think block: it holds no answer then."""
     return text.rfind("<think>") > text.rfind("</think>")
-
-
-def _totals(line: str) -> str | None:
-    found = [TOTAL.match(piece) for piece in line.split("=")[1:]]
-    return ", ".join(str(int(match[1])) for match in found if match) if found and all(found) else None
 
 
 def _last_box(text: str) -> str | None:

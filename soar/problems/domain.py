@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, TOTALS, extract, normalize, still_thinks
+from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize, still_thinks
 from soar.problems.environments import environment
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat, get_format
@@ -34,7 +34,6 @@ BUILTIN: dict[str, str] = {
     "science": "soar.domains.quantities:SCIENCE",
     "procedural": "soar.domains.procedural:PROCEDURAL",
 }
-STYLES = ("tags", "plain", "list")
 # Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
 FIELD = re.compile(
     r"<\s{0,6}(question|answer)\s{0,3}>((?:(?!<\s{0,3}/?\s{0,3}(?:question|answer)\s{0,3}>).)*)<\s{0,3}/?\s{0,3}\1\s{0,3}>",
@@ -113,12 +112,7 @@ def domain_of(problems: ProblemsConfig) -> Domain:
     Raises DomainError, DataError, ValueError for an unknown format.
     """
     if problems.domain:
-        return load_domain(problems.domain, problems.style)
-    if problems.style != "tags":
-        raise DomainError(
-            f"problems.style = {problems.style!r} belongs to a domain, and problems.domain is empty; problems without a "
-            "domain have problems.format"
-        )
+        return load_domain(problems.domain)
     fmt, verifier = get_format(problems.format), problems.verifier
     if problems.source.startswith(PREFIX):
         verifier = problems.source + (json.dumps(problems.options) if problems.options else "")
@@ -128,15 +122,9 @@ def domain_of(problems: ProblemsConfig) -> Domain:
     return Domain(problems.format, fmt, verifier)
 
 
-def load_domain(reference: str, style: str = "") -> Domain:
-    """A built-in domain by its name, or the one behind `file.py:NAME` or `module:NAME`. Raises DomainError.
-
-    style: of its prompts, `tags`, `plain` or `list`; also written behind the reference, `science/plain`. An object NAME
-    may be one `Domain`, which is its only style, or a dict of style -> `Domain`.
-    """
-    name, _, behind = reference.rpartition("/")
-    name, style = (name, behind) if behind in STYLES else (reference, style or "tags")
-    place, says = BUILTIN.get(name, name), f"problems.domain = {reference!r}"
+def load_domain(reference: str) -> Domain:
+    """A built-in domain by its name, or the one behind `file.py:NAME` or `module:NAME`. Raises DomainError."""
+    place, says = BUILTIN.get(reference, reference), f"problems.domain = {reference!r}"
     if ":" not in place:
         expected = f"one of {', '.join(sorted(BUILTIN))}, or one of yours as file.py:NAME or module:NAME"
         raise DomainError(f"{says}: expected {expected}")
@@ -146,13 +134,7 @@ def load_domain(reference: str, style: str = "") -> Domain:
         raise DomainError(f"{says}: {error}; expected file.py:NAME or module:NAME") from error
     except Exception as error:  # a user's module may raise anything when it is imported
         raise DomainError(f"{says} cannot be loaded: {type(error).__name__}: {error}; mend the file") from error
-    given = getattr(module, attribute, None)
-    styles = given if isinstance(given, dict) else {"tags": given}
-    if style not in styles:
-        raise DomainError(
-            f"problems.style = {style!r}: domain {name!r} has {', '.join(map(repr, styles))}; set problems.style to one"
-        )
-    domain = styles[style]
+    domain = getattr(module, attribute, None)
     if not isinstance(domain, Domain):
         raise DomainError(
             f"{says}: {attribute!r} is {type(domain).__name__}, expected a soar.problems.domain.Domain; docs/domains.md "
@@ -167,7 +149,7 @@ def load_domain(reference: str, style: str = "") -> Domain:
     file = getattr(module, "__file__", None)
     foreign = not place.startswith("soar.") and file and Path(file).is_file()
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and foreign else ""
-    return replace(domain, reference=name if style == "tags" else f"{name}/{style}", source_sha256=digest)
+    return replace(domain, reference=reference, source_sha256=digest)
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -221,15 +203,11 @@ def make_problem(question: str, answer: str) -> Problem:
 
 
 def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
-    """`question <ans> answer`, or the line `3 + 4 + 5: 3 + 4 = 7, 7 + 5 = 12`: the question, and the end of its working."""
-    text, worked = END_OF_TURN.split(text, maxsplit=1)[0], fmt.pair_style == "worked"
-    mark = ":" if worked else fmt.answer_marks[0]
-    question, found, answer = (text.strip().split("\n", 1)[0] if worked else text).partition(mark)
-    if not found:
+    """`question <ans> answer`."""
+    question, mark, answer = END_OF_TURN.split(text, maxsplit=1)[0].partition(fmt.answer_marks[0])
+    if not mark:
         return Reason.NO_ANSWER
-    if mark in answer:
-        return Reason.TWO_PROBLEMS
-    return question.strip(), (extract(answer, fmt.answer_style) or "") if worked else answer.strip()
+    return Reason.TWO_PROBLEMS if mark in answer else (question.strip(), answer.strip())
 
 
 def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
@@ -254,7 +232,7 @@ def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 
 def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
     """`Question: ... Answer: ...`; text after the first answer line is ignored, and where words are no answers a lone number
-    is taken out of it. Where the answer ends a line (`line`), it is what stands behind the last `=` there."""
+    is taken out of it."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
     text = END_OF_TURN.split(text, maxsplit=1)[0]
@@ -268,8 +246,6 @@ def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
         return Reason.TWO_PROBLEMS
     question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
-    if fmt.answer_style == "line":
-        return question, extract(line, "line") or ""
     return question, line if fmt.text_answers else _lone_number(line)
 
 
@@ -281,7 +257,7 @@ def _lone_number(line: str) -> str:
     return numbers[0] if len(numbers) == 1 else line
 
 
-READERS = {"marked": _read_pair, "tags": _read_tags, "labels": _read_labels, "worked": _read_pair}
+READERS = {"marked": _read_pair, "tags": _read_tags, "labels": _read_labels}
 
 
 def judge_fields(question: str, answer: str, domain: Domain) -> Reason | None:
@@ -382,10 +358,7 @@ class Grader:
             return Verdict.CORRECT
         if self.domain.verify is not None:
             return self.compare(problem.answer, problem)
-        totals = self.domain.prompts.answer_style == "totals"
-        usable = (
-            TOTALS.fullmatch(problem.answer) if totals else gold_kind(problem.answer, self.domain.verifier) != "none"
-        )
+        usable = gold_kind(problem.answer, self.domain.verifier) != "none"
         return Verdict.CORRECT if usable else Verdict.UNSCORABLE
 
     def compare(self, answer: str, problem: Problem) -> Verdict:

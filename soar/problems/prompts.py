@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-AnswerStyle = Literal["boxed", "marker", "line", "totals"]
+AnswerStyle = Literal["boxed", "marker"]
 
 WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "prompts.toml").read_text(encoding="utf-8"))
 PLAIN_TURNS = "User: {content}\n\nAssistant:"
@@ -33,9 +33,9 @@ class PromptFormat:
     teacher_prefill: beginning of the teacher's own turn, already in the prompt; `domain.Grader` puts it back.
     answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer the model.
     placeholders: what the teacher prompt itself says in place of question and answer. text_answers: whether words can
-    be answers. one_line: a line break ends a completion. pair_style: how a teacher text holds question and answer: `tags`
+    be answers. pair_style: how a teacher text holds question and answer: `tags`
     (question tags, the boxed answer in answer tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and
-    after the first answer mark), `worked` (`sum: its working`); "": tags for boxed answers, labels for others.
+    after the first answer mark); "": tags for boxed answers, labels for others.
     """
 
     name: str
@@ -49,8 +49,7 @@ class PromptFormat:
     control_words: tuple[str, ...] = ()
     placeholders: tuple[str, ...] = tuple(WORDS["placeholders"])
     text_answers: bool = False
-    one_line: bool = False
-    pair_style: Literal["", "tags", "labels", "marked", "worked"] = ""
+    pair_style: Literal["", "tags", "labels", "marked"] = ""
 
     def student_text(self, question: str) -> str:
         """What the student is asked."""
@@ -71,8 +70,11 @@ class PromptFormat:
 
 
 def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **words: str) -> PromptFormat:
-    """Style `tags`, for instruction-tuned models. teacher: what is asked for, with the last blank. words: `question`,
-    `answer` and `noun` of the form, and with what students `end`."""
+    """A format for instruction-tuned models: question tags and boxes.
+
+    teacher: what is asked for, with the last blank. words: `question`, `answer` and `noun` of the form, and with what
+    students `end`.
+    """
     words = {**WORDS["form_words"], **words}
     form = f"{teacher}You may think first. Then write exactly one {words['noun']}, in this form:\n"
     form += WORDS["form"].rstrip("\n").format(**words)
@@ -80,32 +82,10 @@ def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **w
     return PromptFormat(name, "boxed", form, student, default_subject=subject, text_answers=text_answers)
 
 
-def plain(name: str, teacher: str, end: str, subject: str, text_answers: bool = True) -> PromptFormat:
-    """Style `plain`, for small models. teacher: what is asked for. end: the last line of the student's prompt."""
-    teacher += "" if "Question:" in teacher else " Format:\nQuestion: ...\nAnswer: ..."
-    return PromptFormat(
-        name, "marker", teacher, f"{{question}}\n{end}", default_subject=subject, text_answers=text_answers,
-        teacher_prefill="Question:", answer_marks=("Answer:",),
-    )  # fmt: skip
-
-
-def worked_list(name: str, examples: str) -> PromptFormat:
-    """Style `list`: solved problems, one a line (`Question: ... Answer: ...`), that a small model goes on with in either
-    role."""
-    return PromptFormat(
-        name, "line", examples, examples + "Question: {question} Answer:", turns=False, text_answers=True,
-        teacher_prefill="Question:", one_line=True,
-    )  # fmt: skip
-
-
-FORMATS = {
-    "tags": tagged("tags", **WORDS["tags"], text_answers=False),
-    "question_answer": plain("question_answer", **WORDS["question_answer"], text_answers=False),
-}
+FORMATS = {"tags": tagged("tags", **WORDS["tags"], text_answers=False)}
 for words in WORDS["format"]:
     tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
     FORMATS[words["name"]] = PromptFormat(**tuples)
-FORMATS["totals"] = replace(FORMATS["sums"], name="totals", answer_style="totals")
 TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = (
     getattr(FORMATS["tiny"], key) for key in ("teacher_template", "student_template", "answer_marks")
 )
@@ -139,15 +119,6 @@ def _control_ids(tokenizer: Any, fmt: PromptFormat) -> dict[int, str]:
         *((word, i) for word, i in words if word.strip(WORD_MARKS) in fmt.control_words),
     ]
     return {int(i): str(text) for text, i in pairs if i != getattr(tokenizer, "unk_token_id", None)}
-
-
-def line_break_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that are nothing but one to four line breaks. Raises ValueError when there is none."""
-    last = {_ids(tokenizer, "x" + "\n" * count)[-1] for count in (1, 2, 3, 4)}
-    found = frozenset(i for i in last if set(tokenizer.decode([i], skip_special_tokens=False)) == {"\n"})
-    if not found:
-        raise ValueError("the tokenizer has no token for a line break, which ends a completion in this prompt format")
-    return found
 
 
 def turn_end_ids(tokenizer: Any) -> frozenset[int]:

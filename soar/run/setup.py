@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from soar.config import Config, ConfigError
+from soar.config import Config
 from soar.domains.world import get_world
 from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
 from soar.engine.memory import free_bytes
@@ -21,7 +21,7 @@ from soar.files import write_json, write_tensors
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
-from soar.problems.prompts import line_break_ids, turn_end_ids
+from soar.problems.prompts import turn_end_ids
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
 
@@ -65,11 +65,6 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
         backbone = load_backbone(config.model)
         sampler = NativeSampler(backbone)
     backbone.end_ids |= turn_end_ids(backbone.tokenizer) if domain.prompts.turns else frozenset()
-    if domain.prompts.one_line:
-        try:
-            backbone.end_ids |= line_break_ids(backbone.tokenizer)
-        except ValueError as error:
-            raise ConfigError(f"problems.format = {domain.prompts.name!r}: {error}; use another format") from error
     with open_pool(domain, config.problems) as verifier:
         if config.model.sampler == "vllm":
             from soar.engine.vllm import open_vllm
