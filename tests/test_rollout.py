@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from helpers import random_stack as stack_of
@@ -9,7 +11,7 @@ from helpers import some_problems, tiny_backbone, tiny_examiner
 
 from soar.config import SamplingConfig
 from soar.loop.rollout import RolloutBatch, RolloutEnv
-from soar.types import Problem, Verdict
+from soar.types import Problem
 
 SAMPLING = SamplingConfig(max_tokens=12)
 
@@ -30,15 +32,11 @@ def test_rows_are_policy_question_attempt(env: RolloutEnv) -> None:
     assert batch.count == 24
     assert batch.reward_P_Q_N.shape == batch.solved_P_Q_N.shape == batch.valid_P_Q_N.shape == (2, 3, 4)
     written = texts(env, batch)
-    for p in range(2):
-        for q in range(3):
-            for n in range(4):
-                row = (p * 3 + q) * 4 + n
-                problem = problems[p][q]
-                assert batch.rollouts.prompts[row] == tuple(env.prompt(problem))
-                solved = problem.answer in written[row].split()
-                assert batch.solved_P_Q_N[p, q, n].item() is solved is batch.verdicts[row].solved
-                assert batch.reward_P_Q_N[p, q, n].item() == float(solved)
+    for row, (p, q, n) in enumerate(itertools.product(range(2), range(3), range(4))):
+        assert batch.rollouts.prompts[row] == tuple(env.prompt(problems[p][q]))
+        solved = problems[p][q].answer in written[row].split()
+        assert batch.solved_P_Q_N[p, q, n].item() is solved is batch.verdicts[row].solved
+        assert batch.reward_P_Q_N[p, q, n].item() == float(solved)
     assert 0 < batch.solved_P_Q_N.sum() < 24
     torch.testing.assert_close(batch.pass_rate_P(), batch.solved_P_Q_N.float().mean((1, 2)))
 
@@ -71,26 +69,14 @@ def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
     assert nothing.pass_rate_P().tolist() == [0.0]
 
 
-def test_truncated_and_failed_are_counted(env: RolloutEnv) -> None:
+def test_a_policy_that_fails_is_told(env: RolloutEnv) -> None:
     stack = stack_of(env.backbone, 2)
     stack.tensors["model.layers.0.mlp.up_proj.B"][1] = torch.nan
     batch = env.rollout(stack, [some_problems(2)] * 2, 5, [1, 2], SAMPLING)
-    ended = batch.rollouts.ended_B.view(2, 10)
     assert batch.failed_P.tolist() == [False, True]
-    assert batch.truncated == int((~ended[0]).sum()) > 0
 
 
-def test_paper_rewards_come_from_verdict_and_text() -> None:
-    env = tiny_examiner(tiny_backbone(), "paper")
-    batch = env.rollout(None, [some_problems(4)], 8, [2], SAMPLING)
-    points = {Verdict.CORRECT: 120.0, Verdict.WRONG: 10.0, Verdict.NO_ANSWER: 0.0}
-    assert batch.reward_P_Q_N.flatten().tolist() == [points[verdict] for verdict in batch.verdicts]
-    assert {Verdict.CORRECT, Verdict.WRONG} <= set(batch.verdicts)
-
-
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_threads_that_share_one_policy_change_nothing(adapter: str) -> None:
-    env = tiny_examiner(tiny_backbone(adapter=adapter))
+def test_threads_that_share_one_policy_change_nothing(env: RolloutEnv) -> None:
     stack = stack_of(env.backbone, 1)
     problems = [some_problems(5)]
     alone = env.rollout(stack, problems, 4, [3], SAMPLING)
@@ -100,17 +86,3 @@ def test_threads_that_share_one_policy_change_nothing(adapter: str) -> None:
     assert shared.verdicts == alone.verdicts
     assert torch.equal(shared.rollouts.length_B, alone.rollouts.length_B)
     torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=5e-5)
-
-
-def test_a_verifier_gets_the_columns_of_the_problems(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, list[object]] = {}
-
-    def check(completions: list[str], golds: list[str], columns: dict[str, list[object]]) -> list[Verdict]:
-        seen.update(columns)
-        return [Verdict.WRONG] * len(completions)
-
-    monkeypatch.setattr(env.verifier, "check", check)
-    first, second = some_problems(2)
-    easy = Problem(first.id, first.question, first.answer, {"level": "easy"})
-    env.rollout(None, [[easy, second]], 2, [1], SAMPLING)
-    assert seen == {"level": ["easy", "easy", None, None], "question": [first.question] * 2 + [second.question] * 2}

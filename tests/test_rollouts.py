@@ -29,14 +29,11 @@ def test_first_middle_and_last(monkeypatch: pytest.MonkeyPatch, steps: int, toke
     plan, env = Plan([[]] * steps, 0, tokens=tokens), SimpleNamespace(device="cpu", config=tiny_config().model)
     students = Training(env, [plan], [TrainState(0, skills([0.0]))], tiny_config().student)  # type: ignore[arg-type]
     monkeypatch.setattr("soar.loop.student.keep", lambda *given: [{}])
-    while students.step < steps and students.tokens_P[0] < (tokens or 1e9):
-        students.step, students.tokens_P[0], students.metrics_P[0] = (
-            students.step + 1,
-            students.step + 1,
-            [{"tokens": 1}],
-        )
+    (state,) = students.states_P
+    while students.step < steps and state.tokens < (tokens or 1e9):
+        students.step, state.tokens, state.metrics = students.step + 1, students.step + 1, [{"tokens": 1}]
         students.keep(None, [], None)  # type: ignore[arg-type]
-    assert [row["rloo_step"] for row in students.kept_P[0]] == kept
+    assert [row["rloo_step"] for row in state.kept] == kept
 
 
 def test_what_came_of_an_attempt(tmp_path: Path) -> None:

@@ -211,12 +211,12 @@ def test_hints_fade_with_success_and_come_back_without() -> None:
     for solved in (False, True, True, True, True, True, False):
         attempts = torch.tensor([[[False, solved]]])
         rollouts, no = rollouts_of(tiny_backbone(), ["a", "b"], [1]), torch.tensor([False])
-        batch = RolloutBatch(rollouts, [], attempts.float(), attempts, attempts | True, 0, no)
+        batch = RolloutBatch(rollouts, [], attempts.float(), attempts, attempts | True, no)
         one = torch.zeros(1)
         students.note([[problem]], batch, UpdateStats(one, one, one, one.bool(), 2))
-        levels.append(students.level_P[0]["p"])
+        levels.append(students.states_P[0].levels["p"])
     assert levels == [4, 3, 2, 1, 0, 0, 1]
-    assert students.metrics_P[0][-1]["hint_share"] == 0.25
+    assert students.states_P[0].metrics[-1]["hint_share"] == 0.25
 
 
 def test_figures_that_one_policy_has_not_are_left_out_of_the_mean() -> None:

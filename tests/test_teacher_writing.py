@@ -66,15 +66,14 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env: RolloutEn
     assert loop.state.teacher_rollouts == 24
 
 
-@pytest.mark.parametrize(("tries", "wanted"), [(1, 12), (3, 36), (20, 240)])
-def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv, tries: int, wanted: int) -> None:
+def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv) -> None:
     texts = [f"output {i % 10} \x1b[2J" for i in range(7)]
-    loop, sampler = writer(env, texts, tiny_config(f"teacher.max_tries={tries}"))
+    loop, sampler = writer(env, texts, tiny_config("teacher.max_tries=3"))
     with pytest.raises(TeacherError) as caught:
         loop.write()
     message = str(caught.value)
-    assert f"wrote 0 acceptable pairs of 12 in {wanted} samples (rejected: no_answer {wanted})" in message
-    assert sampler.said == wanted
+    assert "wrote 0 acceptable pairs of 12 in 36 samples (rejected: no_answer 36)" in message
+    assert sampler.said == 36
     shown = message.partition("Its last outputs:\n")[2].split("\n")[:5]
     assert all(line.startswith("  '") for line in shown)
     assert len({*shown}) == 5

@@ -19,21 +19,11 @@ from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 
 
-class Optimizer(Protocol):
-    """AdamW on its way. stack: what it trains, in place. state, restore: flat tensors, policies on the first axis."""
-
-    stack: AdapterStack
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def restore(self, flat: dict[str, Tensor]) -> None: ...
-
-
 @runtime_checkable
 class Backend(Protocol):
     """A backbone whose weights are elsewhere; the functions below say what these do, `step` what `update` does."""
 
-    def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Optimizer: ...
+    def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Any: ...
 
     def step(self, optimizer: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> Any: ...
 
@@ -42,8 +32,9 @@ class Backend(Protocol):
     def local(self, stack: AdapterStack) -> AdapterStack: ...
 
 
-def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> Optimizer:
-    """A fresh AdamW over every slice of a stack; from here on its `stack` is the one that is trained."""
+def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> Any:
+    """A fresh AdamW over every slice of a stack; from here on its `stack` is the one that is trained. `state` and `restore`:
+    flat tensors, policies on the first axis."""
     return backbone.begin(stack, config) if isinstance(backbone, Backend) else native.StackOptimizer(stack, config)
 
 

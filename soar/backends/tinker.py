@@ -5,10 +5,9 @@ is the names of checkpoints on the service, as bytes, so loop, checkpoints and r
 trained or sampled has a client; at most `backend.clients` are alive, the least recently used is saved and unloaded first.
 
 The RLOO step is the service's `importance_sampling` loss, exp(logprob - sampler's) * advantage summed over tokens, with the
-constant normaliser in the advantages; its ratio is 1 as far as sampler and trainer agree. In one step from the sampler's
-policy the gradient of k3 is that of a token advantage exp(d) - 1, d = log-probability under the base model minus the
-policy's, so the KL term needs scores of the base model and no loss of its own. Left out: training at temperatures other than
-1 (the service scores at 1), adapters from files, worker processes.
+constant normaliser in the advantages. In one step from the sampler's policy the gradient of k3 is that of a token advantage
+exp(d) - 1, d = log-probability under the base model minus the policy's, so the KL term needs no loss of its own. Left out:
+temperatures other than 1 (the service scores at 1), clipping on SkyRL's server, adapters from files, worker processes.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from soar.engine.vllm import Completion, cut_at_stops, rollouts_of
 from soar.types import UserError
 
 T = TypeVar("T")
-PATH_BYTES, ALPHA, LOSS, CONNECT_S, PROBE = 256, 32.0, "importance_sampling", 30.0, 1e-4
+PATH_BYTES, ALPHA, LOSS, CONNECT_S, KEY = 256, 32.0, "importance_sampling", 30.0, "TINKER_API_KEY"
 
 
 class ServiceError(UserError):
@@ -53,22 +52,21 @@ class ServiceError(UserError):
 class Slot:
     """One policy. path: its last checkpoint; moved: it was trained since. client, sampler: while it is alive.
 
-    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`_still`).
-    steep: 1 where its last gradient may have been over half of the clipping limit. A checkpoint's name has all three.
+    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`client`). A checkpoint's
+    name has both.
     """
 
     path: str = ""
     steps: int = 0
     before: int = 0
     moved: bool = False
-    steep: int = 1
     client: Any = None
     sampler: Any = None
 
     @property
     def counts(self) -> list[int]:
-        """[before, steps, steep] at the checkpoint."""
-        return [int(n) for n in re.findall(r"-(\d+)-(\d+)-(\d+)$", self.path)[0]]
+        """[before, steps] at the checkpoint."""
+        return [int(n) for n in re.findall(r"-(\d+)-(\d+)$", self.path)[0]]
 
 
 def stack_of(paths: Sequence[str]) -> AdapterStack:
@@ -100,7 +98,7 @@ class LiveStack(AdapterStack):
 
     def restore(self, flat: dict[str, Tensor]) -> None:
         for slot in self.slots:
-            slot.before, slot.steps, slot.steep = slot.counts
+            slot.before, slot.steps = slot.counts
 
 
 class TinkerBackbone(Backbone):
@@ -125,7 +123,7 @@ class TinkerBackbone(Backbone):
         except TimeoutError:
             reason = f"no answer within {seconds:g} s; is it running? (backend.base_url, backend.timeout_s)"
         except Exception as error:
-            key = os.environ.get(self.settings.key_variable) or "\0"
+            key = os.environ.get(KEY) or "\0"
             reason = f"{type(error).__name__}: {str(error)[:600]}".replace(key, "***")
         where = self.settings.base_url or "Thinking Machines' service"
         raise ServiceError(f"{where}, {what}: {reason}. What the run has saved is kept, and --resume goes on from it")
@@ -164,9 +162,11 @@ class TinkerBackbone(Backbone):
         anew = self.service.create_training_client_from_state
         load = self.service.create_training_client_from_state_with_optimizer if slot.steps else anew
         self._open(slot, f"loading {slot.path}", lambda: load(slot.path))
-        if self.skyrl and not slot.steps and any(slot.counts[:2]):  # SkyRL loads AdamW with the weights
-            self._still(slot, beta=0.0)  # clears the moments
-            slot.before = sum(slot.counts[:2]) + 1
+        if self.skyrl and not slot.steps and any(slot.counts):  # SkyRL loads AdamW with the weights
+            still = {"learning_rate": 0.0, "beta1": 0.0, "beta2": 0.0, "eps": 1.0, "weight_decay": 0.0}
+            step = self.sdk.AdamParams(**still)  # of size 0: clears the moments, and is counted (`_adam` corrects that)
+            self.ask("a step of size 0", lambda: slot.client.optim_step(step).result())
+            slot.before = sum(slot.counts) + 1
         return slot.client
 
     def _open(self, slot: Slot, what: str, call: Callable[[], Any]) -> None:
@@ -175,15 +175,10 @@ class TinkerBackbone(Backbone):
         slot.client = self.ask(what, call)
         self.alive.append(slot)
 
-    def _still(self, slot: Slot, beta: float) -> Any:
-        """Answer to a step of size 0, which AdamW counts all the same (`_adam` corrects that)."""
-        named = {"learning_rate": 0.0, "beta1": beta, "beta2": beta, "eps": 1.0, "weight_decay": 0.0}
-        return self.ask("a step of size 0", lambda: slot.client.optim_step(self.sdk.AdamParams(**named)).result())
-
     def settled(self, slot: Slot) -> str:
         """Path of a checkpoint of the policy as it is now, with its AdamW."""
         if slot.moved or not slot.path:
-            name = f"soar-{secrets.token_hex(8)}-{slot.before}-{slot.steps}-{slot.steep:d}"
+            name = f"soar-{secrets.token_hex(8)}-{slot.before}-{slot.steps}"
             slot.path = self.ask("saving a policy", lambda: self.client(slot).save_state(name).result().path)
             slot.moved = False
         return slot.path
@@ -231,8 +226,7 @@ class TinkerBackbone(Backbone):
         weight_B_T = weight_B_T / (each * tokens)
         norm_P, gap_P, kl_P = torch.zeros(P), torch.zeros(P), torch.full((P,), math.nan)
         failed_P = torch.zeros(P, dtype=torch.bool)
-        factor_P = [self._factor(slots[p], rollouts, kept_P[p], weight_B_T, config.clip) for p in range(P)]
-        asked_P = [self._forward_backward(slots[p], rollouts, kept_P[p], weight_B_T * factor_P[p]) for p in range(P)]
+        asked_P = [self._forward_backward(slots[p], rollouts, kept_P[p], weight_B_T) for p in range(P)]
         for p, gradient in enumerate(asked_P):
             result, count = self.ask("a gradient", gradient.result), rollouts.length_B[kept_P[p]].sum().clamp(min=1)
             logprob_R_T = logprobs_of(result, rollouts, kept_P[p])
@@ -240,24 +234,13 @@ class TinkerBackbone(Backbone):
             kl_P[p], failed_P[p] = kl_B[kept_P[p]].sum() / count, not bool(torch.isfinite(logprob_R_T).all())
         stepping = {p: self._adam(slots[p], config, lr) for p in range(P) if not failed_P[p]}
         for p, step in stepping.items():
-            norm = norm_in(self.ask("a step", step.result)) / factor_P[p]
-            norm_P[p], failed_P[p], slots[p].steep = norm, not math.isfinite(norm), not norm < config.clip / 2
+            metrics = self.ask("a step", step.result).metrics or {}
+            norm_P[p] = next((value for key, value in metrics.items() if key.endswith("grad_norm")), 0.0)
+            failed_P[p] = not math.isfinite(norm_P[p])
         for p in failed_P.nonzero()[:, 0].tolist():  # back to its last checkpoint: what it has become must not go on
             slots[p].moved = False
             self.close(slots[p])
         return UpdateStats(norm_P, kl_P, gap_P, failed_P, sum(map(len, rows_P)))
-
-    def _factor(self, slot: Slot, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor, clip: float) -> float:
-        """SkyRL does not clip: what to multiply the loss by, where the last gradient was not far below the limit.
-
-        The norm comes with a step of size 0 on a gradient that is too small to be seen in AdamW's moments.
-        """
-        if not self.skyrl or not slot.steep:
-            return 1.0
-        self.ask("a gradient", self._forward_backward(slot, rollouts, rows, weight_B_T * PROBE).result)
-        norm = norm_in(self._still(slot, beta=0.999999)) / PROBE
-        slot.before += 1
-        return min(1.0, clip / (norm + 1e-12))
 
     def _forward_backward(self, slot: Slot, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor) -> Any:
         """SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum."""
@@ -339,11 +322,6 @@ class TinkerBackbone(Backbone):
         return sha256(f"tinker {self.name}".encode()).hexdigest()
 
 
-def norm_in(answer: Any) -> float:
-    """The gradient's norm in the answer to a step; 0 where the service does not say."""
-    return next((value for key, value in (answer.metrics or {}).items() if key.endswith("grad_norm")), 0.0)
-
-
 def tokens_of(rollouts: Rollouts, row: int) -> list[int]:
     """Prompt and completion."""
     return [*rollouts.prompts[row], *rollouts.tokens_B_T[row, : int(rollouts.length_B[row])].tolist()]
@@ -415,7 +393,7 @@ def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
     """Backbone and sampler of a config whose server answers. Raises ConfigError and ServiceError."""
     model, backend, warm = config.model, config.backend, {config.student.sampling.temperature, 1.0}
     for fits, wanted in (
-        (os.environ.get(backend.key_variable), f"the key in the environment variable {backend.key_variable}"),
+        (os.environ.get(KEY), f"the key in the environment variable {KEY}"),
         (backend.base_url or backend.service == "tinker", "backend.base_url, where SkyRL's server listens"),
         (model.adapter == "lora" and model.lora_alpha == ALPHA, f'model.adapter = "lora", lora_alpha = {ALPHA:g}'),
         (model.target_modules == ("all-linear",), 'model.target_modules = ["all-linear"]'),
@@ -431,7 +409,7 @@ def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
         import tinker
     except ImportError as error:
         raise ConfigError(f'backend.kind = "tinker": {error}; pip install "soar-rl[train,tinker]"') from error
-    service = tinker.ServiceClient(base_url=backend.base_url or None, api_key=os.environ[backend.key_variable])
+    service = tinker.ServiceClient(base_url=backend.base_url or None, api_key=os.environ[KEY])
     backbone = TinkerBackbone(config, tinker, service)
     served = backbone.ask("opening it", service.get_server_capabilities, CONNECT_S).supported_models
     if backbone.name not in (names := [str(model.model_name) for model in served]):

@@ -1,38 +1,23 @@
 """The arms of a run after the outer loop: what is trained, on what, with which budget.
 
-| arm | questions besides the hard ones |
-|---|---|
-| hard_only, hard_only_128 | none; groups of student.attempts, of 128 |
-| likelihood | none; paid by the probability of the gold answer (`rewards.likelihood`) |
-| hinted | none; hints of the base model stand in the prompt as long as they are needed (`write_hints`) |
-| solvable | problems that screening found at 0 < p < 0.7 |
-| variants | easier variants of the hard problems that the base model writes and solves at 0.3 <= p <= 0.7 |
-| pq | the promotion questions |
-| pq_sample, pq_well_posed, pq_correct | equally many of all, of the well-posed, of the correctly answered ones |
-| base_t, teacher_t | N questions of the untrained, of the trained teacher |
-| real | N easier problems with right answers, from a file or from the embedded world |
-
-`solvable` stands for mixing in easier samples (arXiv 2510.03971), `hinted` for NuRL (2509.25666) and SAGE (2602.03143),
-`variants` for LADDER (2503.00735) and GASP (2603.15957). SOAR with a teacher that is never trained is no arm but
-`teacher.reward = "none"`.
-
-Hard-Only gets as many student rollouts as the outer loop spent on students; with arms.tokens every arm gets the same total of
-tokens, search and preparation included. `ps_hard` goes on from the promoted student on the hard training half (ours). Every
-other arm trains a fresh base student.
+`soar/assets/arms.toml` says what each arm is, docs/concepts.md where it comes from. Hard-Only gets as many student rollouts
+as the outer loop spent on students; with arms.tokens every arm gets the same total of tokens, search and preparation
+included. `ps_hard` goes on from the promoted student; every other arm trains a fresh base student. SOAR with a teacher that
+is never trained is no arm but `teacher.reward = "none"`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from soar import seeds
-from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError, TrainedArm
+from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
@@ -45,8 +30,6 @@ from soar.loop.student import HINT_LEVELS, Plan, TrainState, hinted, shuffled_pa
 from soar.loop.write import read_pairs, teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
-from soar.problems.pool import VerifierPool
-from soar.problems.prompts import PromptFormat
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 
@@ -70,18 +53,15 @@ def training_questions(arm: str, env: RolloutEnv, config: Config, material: Mate
     """
     if arm in HARD_ARMS:
         return []
-    if arm.startswith("pq"):
-        if not material.pq:
-            material.say(f"no promotion, so there are no promotion questions: the arm {arm} is left out")
-            return []
-        return pq_subset(arm, env, config, material) if arm in ORACLE_ARMS else material.pq
-    if arm == "solvable":
-        return solvable_problems(env, config, material)
-    if arm == "variants":
-        return variant_problems(env, config, material)
-    if arm == "real":
-        return real_problems(env, config, material)
-    return teacher_questions(env, material.teacher if arm == "teacher_t" else None, config, arm)
+    if arm.startswith("pq") and not material.pq:
+        material.say(f"no promotion, so there are no promotion questions: the arm {arm} is left out")
+        return []
+    if arm == "pq":
+        return material.pq
+    if arm in ("base_t", "teacher_t"):
+        return teacher_questions(env, material.teacher if arm == "teacher_t" else None, config, arm)
+    makers = {"solvable": solvable_problems, "variants": variant_problems, "real": real_problems}
+    return makers[arm](env, config, material) if arm in makers else pq_subset(arm, env, config, material)
 
 
 def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Config, name: str) -> list[Problem]:
@@ -145,25 +125,25 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
     where there is no room for a hint and an answer. A prompt without turns can only be continued: the hint is then the
     beginning of the model's own working.
     """
-    fmt = cast(PromptFormat, env.fmt)
-    fmt = replace(fmt, student_template=HINT_PROMPT) if fmt.turns else fmt
-    told = " The answer is {}." if fmt.turns else ""
-    prompts = [fmt.student_ids(env.backbone.tokenizer, p.question + told.format(p.answer)) for p in problems]
+    turns = env.fmt.turns
+    fmt = replace(env.fmt, student_template=HINT_PROMPT) if turns else env.fmt
+    told = [f"{p.question} The answer is {p.answer}." if turns else p.question for p in problems]
+    prompts = [fmt.student_ids(env.backbone.tokenizer, text) for text in told]
     room = [min(config.arms.hint_tokens, env.backbone.context - len(prompt)) for prompt in prompts]
     asked = [i for i, tokens in enumerate(room) if tokens > 0]
     if not asked:
         return {}
-    most = min(room[i] for i in asked)
-    sampling = config.teacher.sampling.model_copy(update={"max_tokens": most, "stop": ()})
+    most = {"max_tokens": min(room[i] for i in asked), "stop": ()}
+    sampling = config.teacher.sampling.model_copy(update=most)
     seed_Q = [seeds.derive(config.seed, "arm", "hinted", problems[i].id) for i in asked]
     rollouts = env.sampler.sample(None, [[prompts[i] for i in asked]], HINT_TRIES, [seed_Q], sampling)
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
     hints = {}
-    for k, i in enumerate(asked):
-        problem, rows = problems[i], range(k * HINT_TRIES, (k + 1) * HINT_TRIES)
+    for k, problem in enumerate(problems[i] for i in asked):
+        rows = range(k * HINT_TRIES, (k + 1) * HINT_TRIES)
         tries = [texts[row].strip() for row in rows if ended[row]] or [texts[rows[0]].strip()]
-        silent = [text for text in tries if text and not mentions(text, problem.answer)]
-        hint = silent[0] if silent else masked(tries[0], problem.answer)
+        silent = (text for text in tries if text and not mentions(text, problem.answer))
+        hint = next(silent, masked(tries[0], problem.answer))
         if hint and env.room(hinted(problem, hint, HINT_LEVELS), config.student.sampling):
             hints[problem.id] = hint
     return hints
@@ -202,7 +182,7 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
     The base model sees the problem and writes a variant with its answer, which is kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of
     its attempts give that answer. A prompt without turns can only be continued: the variant begins as the problem does.
     """
-    fmt, hard = cast(PromptFormat, env.fmt), material.hard_train
+    fmt, hard = env.fmt, material.hard_train
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
     begun, shown = [""] * len(hard), [problem.question for problem in hard]
     if fmt.turns:
@@ -239,21 +219,16 @@ def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> 
     """Promotion questions of one kind, as many as the smaller of the well-posed and the correct ones (finding 3), so that a
     difference between these arms is one of kind, not of number."""
     labelled = list(zip(material.pq, oracle(env, config, material.pq), strict=True))
-    pools = {
-        "pq_sample": material.pq,
-        "pq_well_posed": [p for p, (well_posed, _) in labelled if well_posed],
-        "pq_correct": [p for p, (_, correct) in labelled if correct],
-    }
-    size = min(len(pools["pq_well_posed"]), len(pools["pq_correct"]))
+    well_posed = [p for p, (posed, _) in labelled if posed]
+    correct = [p for p, (_, right) in labelled if right]
+    pool = {"pq_sample": material.pq, "pq_well_posed": well_posed, "pq_correct": correct}[arm]
+    size = min(len(well_posed), len(correct))
     material.say(
-        f"{arm}: {size} of {len(material.pq)} promotion questions; {len(pools['pq_well_posed'])} are well-posed and "
-        f"{len(pools['pq_correct'])} have a correct answer"
+        f"{arm}: {size} of {len(material.pq)} promotion questions; {len(well_posed)} are well-posed and {len(correct)} have "
+        f"a correct answer{'' if size else f', so the arm {arm} is left out'}"
     )
-    if size == 0:
-        material.say(f"so the arm {arm} is left out")
-        return []
-    order = seeds.generator(config.seed, "arm", arm, "subset").permutation(len(pools[arm])).tolist()
-    return [pools[arm][i] for i in sorted(order[:size])]
+    order = seeds.generator(config.seed, "arm", arm, "subset").permutation(len(pool)).tolist()
+    return [pool[i] for i in sorted(order[:size])]
 
 
 def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tuple[bool, bool]]:
@@ -261,20 +236,19 @@ def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tup
 
     Raises NothingLeft where neither is there.
     """
-    pool, source = cast(VerifierPool, env.verifier), config.problems.source
-    questions = [p.question for p in problems]
-    if pool.domain.solve is not None:
-        answers = pool.solve(questions)
-        golds = [replace(p, answer=answer or "") for p, answer in zip(problems, answers, strict=True)]
-        verdicts = pool.check_answers([p.answer for p in problems], [p.answer for p in golds], columns_of(golds))
-        return [(a is not None, a is not None and v.solved) for a, v in zip(answers, verdicts, strict=True)]
-    if not source.startswith("world:"):
+    questions, source = [p.question for p in problems], config.problems.source
+    if env.verifier.domain.solve is not None:
+        answers = env.verifier.solve(questions)
+    elif source.startswith("world:"):
+        answers = list(map(get_world(source.removeprefix("world:")).solve, questions))
+    else:
         raise NothingLeft(
             f"problems.domain = {config.problems.domain!r} cannot solve questions, so nobody knows which are well-posed and "
             "which answers correct; give the domain a `solve`"
         )
-    answers = list(map(get_world(source.removeprefix("world:")).solve, questions))
-    return [(answer is not None, answer == p.answer) for answer, p in zip(answers, problems, strict=True)]
+    golds = [replace(p, answer=answer or "") for p, answer in zip(problems, answers, strict=True)]
+    right = env.verifier.check_answers([p.answer for p in problems], [p.answer for p in golds], columns_of(golds))
+    return [(a is not None, a is not None and v.solved) for a, v in zip(answers, right, strict=True)]
 
 
 def read_pq(place: Path) -> list[dict[str, Any]]:
@@ -321,43 +295,33 @@ def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
     return special or arms.steps or max(1, math.ceil(loop_rollouts / per_step))
 
 
-def arm_batches(
-    name: str, config: Config, hard_train: list[Problem], questions: list[Problem], steps: int
-) -> list[list[Problem]]:
-    """Training batches [steps][prompts] of an arm: arms.curriculum_steps of questions only, then hard problems only;
-    with 0 passes over both together."""
+def arm_plan(
+    name: str,
+    config: Config,
+    hard_train: list[Problem],
+    questions: list[Problem],
+    steps: int,
+    hints: Mapping[str, str] | None = None,
+    tokens: int = 0,
+) -> Plan:
+    """What an arm trains on: with arms.curriculum_steps questions alone first, then hard problems alone; with 0 passes over
+    both together. `hard_only_128` shows as many copies of a problem side by side as make 128 attempts."""
     seed, per_step = seeds.derive(config.seed, "arm", name), config.arm_prompts
-    if name in HARD_ARMS:
-        copies = group_copies(name, config)
-        batches = shuffled_passes(hard_train, seed, steps, per_step // copies)
-        return [[problem for problem in batch for _ in range(copies)] for batch in batches]
-    if name not in TRAINED:
-        raise ValueError(f"arm {name!r} is not trained")
-    if not config.arms.curriculum_steps:
-        return shuffled_passes([*questions, *hard_train], seed, steps, per_step)
-    first = min(steps, config.arms.curriculum_steps)
-    rest = shuffled_passes(hard_train, seed + 1, steps - first, per_step) if steps > first else []
-    return shuffled_passes(questions, seed, first, per_step) + rest
-
-
-def group_copies(name: str, config: Config) -> int:
-    """How many prompts of a step show one problem: 1, or what makes 128 attempts of student.attempts (`hard_only_128`)."""
-    return 128 // config.student.attempts if name == "hard_only_128" else 1
+    copies = 128 // config.student.attempts if name == "hard_only_128" else 1
+    first = 0 if name in HARD_ARMS else min(steps, config.arms.curriculum_steps)
+    if first:
+        batches = shuffled_passes(questions, seed, first, per_step)
+        batches += shuffled_passes(hard_train, seed + 1, steps - first, per_step) if steps > first else []
+    else:
+        mixed = hard_train if name in HARD_ARMS else [*questions, *hard_train]
+        batches = shuffled_passes(mixed, seed, steps, per_step // copies)
+        batches = [[problem for problem in batch for _ in range(copies)] for batch in batches]
+    seed = seeds.derive(config.seed, "arm", name, "student")
+    return Plan(batches, seed, copies, name == "likelihood", hints or {}, tokens)
 
 
 class NothingLeft(UserError):
     """An arm that cannot be trained; the run goes on with the others."""
-
-
-def left_out(name: str, message: str) -> dict[str, Any]:
-    """The alarm that an arm of arms.run could not be trained, and why."""
-    return {"event": "alarm", "step": None, "kind": "arm left out", "arm": name, "message": message}
-
-
-def arm_plan(name: str, config: Config, batches: list[list[Problem]], hints: dict[str, str], tokens: int = 0) -> Plan:
-    """The plan of an arm of arms.run on these batches."""
-    seed = seeds.derive(config.seed, "arm", name, "student")
-    return Plan(batches, seed, group_copies(name, config), name == "likelihood", hints, tokens)
 
 
 def arm_events(name: str, plan: Plan, state: TrainState) -> list[dict[str, Any]]:
@@ -395,15 +359,10 @@ def train_arms(
     common = (config.student, config.arms.learning_rate or config.student.optimizer.lr, threads)
     left = [name for name, plan in plans.items() if not plan.finished(states[name])]
     if parallel is not None:
-
-        def task(name: str) -> tuple[str, tuple[list[Plan], list[TrainState]]]:
-            return name, ([plans[name]], [states[name]])
-
-        queue = deque(map(task, left))
+        queue = deque((name, ([plans[name]], [states[name]])) for name in left)
         for name, ((state,),) in parallel.stream(train_chunk, (*common, ends), queue, tick):
-            states[name] = state
             if not plans[name].finished(state):
-                queue.append(task(name))
+                queue.append((name, ([plans[name]], [state])))
             yield {name: state}
         return
     size = arms_at_once(env.backbone, len(plans))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # nothing here needs torch
     from soar.loop.rollout import RolloutEnv
@@ -19,25 +19,11 @@ FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first 
 HELD_OUT_BLOCK = 8  # held-out problems of one piece of the evaluation
 Tick = Callable[..., None]  # without arguments, or with the tokens drawn since the last call
 Task = tuple[Any, ...]
+Parallel = Any  # worker processes, each with an env of its own: `soar.run.ray.RayParallel`
 
 
 def no_tick(tokens: int = 0) -> None:
     """For work that nobody watches."""
-
-
-class Parallel(Protocol):
-    """Worker processes, each with an env of its own (`soar.run.ray.RayParallel`). size: how many."""
-
-    size: int
-
-    def stream(
-        self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
-    ) -> Iterator[tuple[Any, Any]]:
-        """(key, result) of every (key, task) in `queue` as it is done; more may be added to `queue` between two results.
-
-        Raises what the work raised if that is a UserError, and a UserError when workers are lost again and again.
-        """
-        ...
 
 
 def spread(
@@ -52,7 +38,13 @@ def spread(
     """work(env, tick, *common, *task) of every task, in their order. What is not begun when the caller stops listening is
     never done."""
     if parallel is not None:
-        yield from _in_order(parallel.stream(work, common, deque(enumerate(tasks)), tick))
+        early: dict[int, T] = {}
+        number = 0
+        for key, result in parallel.stream(work, common, deque(enumerate(tasks)), tick):
+            early[key] = result
+            while number in early:
+                yield early.pop(number)
+                number += 1
         return
     if threads <= 1 or len(tasks) == 1:
         yield from (work(env, tick, *common, *task) for task in tasks)
@@ -63,17 +55,6 @@ def spread(
             yield from (running.result() for running in jobs)
         finally:
             pool.shutdown(cancel_futures=True)  # a run that stops here does not compute what is left
-
-
-def _in_order(results: Iterator[tuple[int, T]]) -> Iterator[T]:
-    """Results numbered from 0, each as soon as all before it are there."""
-    early: dict[int, T] = {}
-    number = 0
-    for key, result in results:
-        early[key] = result
-        while number in early:
-            yield early.pop(number)
-            number += 1
 
 
 def texts_at_once(missing: int, wanted: int, accepted: float = FIRST_GUESS) -> int:

@@ -105,8 +105,8 @@ def train_chunk(
         students = Training(env.backbone, [plans[i] for i in members], [states[i] for i in members], config)
         for _ in rloo_steps(env, students, config, lr, threads):
             tick()
-            spent = zip(students.plans, students.tokens_P, strict=True)
-            if due is not None and (due(students.step) or any(plan.tokens and n >= plan.tokens for plan, n in spent)):
+            pairs = zip(students.plans, students.states_P, strict=True)
+            if due is not None and (due(students.step) or any(p.tokens and s.tokens >= p.tokens for p, s in pairs)):
                 break
         return students.states(due is not None)
 

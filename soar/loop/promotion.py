@@ -11,14 +11,6 @@ from collections.abc import Sequence
 from soar.types import Decision, Trial
 
 
-def lower_median(trials: Sequence[Trial]) -> Trial:
-    """The trial with the (lower) median pass rate; equal rates rank by repeat. Raises ValueError on no trials."""
-    if not trials:
-        raise ValueError("no trials, so no median")
-    ranked = sorted(trials, key=lambda trial: (trial.pass_rate, trial.repeat))
-    return ranked[(len(ranked) - 1) // 2]
-
-
 def decide(
     window: Sequence[float], reward_G: Sequence[float | None], trials: Sequence[Trial], tau: float, size: int
 ) -> Decision:
@@ -37,5 +29,6 @@ def decide(
     if not rated:
         return Decision(False, "every student of this step failed", mean)
     best = -max(rated)[1]
-    median = lower_median([trial for trial in trials if trial.dataset == best and not trial.failed])
-    return Decision(True, f"window mean {mean:.4f} exceeds tau {tau:g}", mean, best, median.repeat)
+    ranked = sorted((trial.pass_rate, trial.repeat) for trial in trials if trial.dataset == best and not trial.failed)
+    _, median = ranked[(len(ranked) - 1) // 2]
+    return Decision(True, f"window mean {mean:.4f} exceeds tau {tau:g}", mean, best, median)

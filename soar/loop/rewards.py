@@ -21,7 +21,7 @@ from torch import Tensor
 from soar import seeds
 from soar.backends.base import score
 from soar.config import Config, ConfigError
-from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Rollouts
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
@@ -36,13 +36,10 @@ def grounded(
     improvement_G_R: pass rate of each student minus the baseline's; valid_G_R: False for a failed trial, which is left
     out. None where no repeat is valid, and for the error where fewer than two are.
     """
-    rewards: list[float | None] = []
-    errors: list[float | None] = []
-    for values, valid in zip(improvement_G_R, valid_G_R, strict=True):
-        kept = [float(value) for value, good in zip(values, valid, strict=True) if good]
-        rewards.append(statistics.fmean(kept) if kept else None)
-        errors.append(statistics.stdev(kept) / math.sqrt(len(kept)) if len(kept) > 1 else None)
-    return rewards, errors
+    pairs = zip(improvement_G_R, valid_G_R, strict=True)
+    kept_G = [[float(value) for value, good in zip(*row, strict=True) if good] for row in pairs]
+    errors = [statistics.stdev(kept) / math.sqrt(len(kept)) if len(kept) > 1 else None for kept in kept_G]
+    return [statistics.fmean(kept) if kept else None for kept in kept_G], errors
 
 
 def learnability(success: float) -> float:
@@ -82,7 +79,7 @@ def pay(
     baseline: AdapterStack,
     step: int,
     question_sets: QuestionSets,
-    improvement_G: Sequence[float | None],
+    improvement_G: list[float | None],
     config: Config,
     threads: int = 1,
 ) -> Payment:
@@ -94,12 +91,10 @@ def pay(
     if config.teacher.reward == "none":
         return Payment([], [None] * len(improvement_G))
     if config.teacher.reward != "learnability":
-        return Payment(list(improvement_G), list(improvement_G))
+        return Payment(improvement_G, improvement_G)
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
-    seed = seeds.derive(config.seed, "intrinsic", step)
-    batch = env.rollout(
-        baseline, [questions], config.intrinsic.attempts, [seed], config.student.sampling, threads=threads
-    )
+    attempts, seed = config.intrinsic.attempts, seeds.derive(config.seed, "intrinsic", step)
+    batch = env.rollout(baseline, [questions], attempts, [seed], config.student.sampling, threads=threads)
     reward_Q = [None if rate is None else learnability(rate) for rate in success_rates(batch)]
     n = len(question_sets.problems_G_Q[0])
     reward_G_Q = [[r for r in reward_Q[first : first + n] if r is not None] for first in range(0, len(reward_Q), n)]
@@ -116,14 +111,14 @@ def success_rates(batch: RolloutBatch) -> list[float | None]:
 
 def answer_marks(fmt: Any) -> tuple[str, str]:
     """What stands before and behind an answer in a completion. Raises ConfigError for a format without a mark."""
-    marks = {"boxed": ("\\boxed{", "}"), "marker": (*getattr(fmt, "answer_marks", ())[-1:], "")}
-    mark = marks.get(getattr(fmt, "answer_style", ""), ())
-    if len(mark) != 2:
+    if fmt.answer_style == "boxed":
+        return "\\boxed{", "}"
+    if not fmt.answer_marks:
         raise ConfigError(
             'the arm likelihood and reward.mode = "likelihood" need prompts whose answer stands behind one mark '
             "(boxed or marker)"
         )
-    return mark
+    return fmt.answer_marks[-1], ""
 
 
 def likelihood(
@@ -134,7 +129,7 @@ def likelihood(
     temperature: float,
     policies: Sequence[int] | None = None,
 ) -> Tensor:
-    """Mean probability [len(policies), Q, N] of the gold answer's tokens behind a student's own reasoning.
+    """Mean probability [len(policies), Q, N] of the gold answer's tokens behind a student's own reasoning, on the CPU.
 
     The completion is cut behind its last answer mark, the gold answer put there, and read by the student itself (VeriFree,
     arXiv 2505.21493; the mean over tokens is RLPR's, arXiv 2506.18254). 0 where there is no mark: who never answers earns
@@ -142,14 +137,13 @@ def likelihood(
     """
     before, behind = answer_marks(env.fmt)
     policies = range(stack.policies) if policies is None else policies
-    tokenizer, P, N = env.backbone.tokenizer, len(policies), batch.reward_P_Q_N.shape[2]
+    tokenizer, N = env.backbone.tokenizer, batch.reward_P_Q_N.shape[2]
     rows_per_policy = len(problems_P_Q[0]) * N
-    chosen = [row for p in policies for row in range(p * rows_per_policy, (p + 1) * rows_per_policy)]
-    texts = batch.rollouts.select(chosen).texts(env.backbone)
+    chosen = batch.rollouts.select([p * rows_per_policy + row for p in policies for row in range(rows_per_policy)])
     golds = [problem.answer for p in policies for problem in problems_P_Q[p] for _ in range(N)]
     written: list[list[int]] = []
     answer_B: list[int] = []
-    for row, text, gold in zip(chosen, texts, golds, strict=True):
+    for prompt, text, gold in zip(chosen.prompts, chosen.texts(env.backbone), golds, strict=True):
         reasoning = text[: text.rfind(before) + len(before)] if before in text else ""
         space = "" if before.endswith("{") else " "
         start, ids = (
@@ -157,32 +151,15 @@ def likelihood(
         )
         same = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
         ids += [] if behind else [min(env.backbone.end_ids)]
-        fits = reasoning and len(batch.rollouts.prompts[row]) + len(ids) <= env.backbone.context
+        fits = reasoning and len(prompt) + len(ids) <= env.backbone.context
         written.append(ids if fits else [])
         answer_B.append(len(ids) - same if fits else 0)
-    prompts = tuple(batch.rollouts.prompts[row] for row in chosen)
-    share_B = mean_probability(env.backbone, stack.select(list(policies)), prompts, written, answer_B, temperature)
-    return share_B.view(P, -1, N)
-
-
-def mean_probability(
-    backbone: Backbone,
-    stack: AdapterStack,
-    prompts: tuple[tuple[int, ...], ...],
-    written: list[list[int]],
-    answer_B: list[int],
-    temperature: float,
-) -> Tensor:
-    """Mean probability [B] of the last answer_B[b] tokens written behind each prompt (0 of none), rows policy-major, on the
-    CPU."""
-    result_B = torch.zeros(len(prompts))
-    length_B, done_B = torch.tensor([len(ids) for ids in written]), torch.ones(len(prompts), dtype=torch.bool)
-    tokens_B_T = torch.full((len(prompts), int(length_B.max())), backbone.pad_id)
+    length_B, ended_B = torch.tensor([len(ids) for ids in written]), torch.ones(len(written), dtype=torch.bool)
+    tokens_B_T = torch.full((len(written), int(length_B.max())), env.backbone.pad_id)
     for row, ids in enumerate(written):
         tokens_B_T[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-    asked = Rollouts(prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), done_B, ~done_B)
-    share_B_T = score(backbone, stack, asked, temperature).exp()
-    for row, end in enumerate(map(len, written)):
-        if end:
-            result_B[row] = share_B_T[row, end - answer_B[row] : end].mean()
-    return result_B
+    asked = Rollouts(chosen.prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
+    share_B_T = score(env.backbone, stack.select(list(policies)), asked, temperature).exp()
+    pairs = enumerate(zip(map(len, written), answer_B, strict=True))
+    share_B = [share_B_T[row, end - size : end].mean() if end else torch.tensor(0.0) for row, (end, size) in pairs]
+    return torch.stack(share_B).view(len(policies), -1, N)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts, Sampler, join
 from soar.files import Row, clipped
-from soar.types import Problem, Rejection, Verdict, columns_of
+from soar.types import Problem, Verdict, columns_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RolloutBatch:
     """N attempts of each policy at each of its problems, rows in the order (policy, question, attempt).
 
     reward_P_Q_N: student reward (points). valid_P_Q_N: False where the verdict is unscorable (excluded from means).
-    truncated: completions that hit the token budget. failed_P: the policy produced NaN or inf. texts: as they were judged.
+    failed_P: the policy produced NaN or inf. texts: as they were judged.
     """
 
     rollouts: Rollouts
@@ -34,7 +34,6 @@ class RolloutBatch:
     reward_P_Q_N: Tensor
     solved_P_Q_N: Tensor
     valid_P_Q_N: Tensor
-    truncated: int
     failed_P: Tensor
     texts: list[str] = field(default_factory=list)
 
@@ -52,52 +51,19 @@ class RolloutBatch:
         return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
-class Prompts(Protocol):
-    """What the loop asks of `problems.prompts.PromptFormat`."""
-
-    def student_ids(self, tokenizer: Any, question: str) -> list[int]: ...
-
-    def teacher_ids(self, tokenizer: Any, subject: str = "") -> list[int]: ...
-
-    def fingerprint(self) -> str: ...
-
-
-class Verifier(Protocol):
-    """What the loop asks of `problems.pool.VerifierPool`, which documents the arguments."""
-
-    name: str
-    last_error: str | None
-
-    def check(
-        self, completions: Sequence[str], golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Verdict]: ...
-
-    def check_golds(
-        self, golds: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Verdict]: ...
-
-    def outcomes(
-        self, completions: Sequence[str], verdicts: Sequence[Verdict], ended: Sequence[bool], golds: Sequence[str]
-    ) -> list[tuple[str, str | None]]: ...
-
-    def read_problems(
-        self, texts: Sequence[str], truncated: Sequence[bool], prompts: Any = None
-    ) -> list[Problem | Rejection]: ...
-
-
 class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
-    scheme: student reward, `binary` or `paper` (see `student_reward`); under `binary` the scores of a reward function are
-    rewards as they are.
+    fmt, verifier: `problems.prompts.PromptFormat`, `problems.pool.VerifierPool`. scheme: student reward, `binary` or `paper`
+    (see `student_reward`); under `binary` the scores of a reward function are rewards as they are.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         sampler: Sampler,
-        fmt: Prompts,
-        verifier: Verifier,
+        fmt: Any,
+        verifier: Any,
         scheme: Literal["binary", "paper"] = "binary",
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
@@ -139,10 +105,13 @@ class RolloutEnv:
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
-        seed_P_Q = [
-            [seeds.skip(problem_seed, first) for problem_seed in _problem_seeds(seed, problems)]
-            for seed, problems in zip(seed_P, problems_P_Q, strict=True)
-        ]
+        seed_P_Q: list[list[int]] = []
+        for seed, problems in zip(seed_P, problems_P_Q, strict=True):
+            before: Counter[str] = Counter()
+            seed_P_Q.append([])
+            for problem in problems:
+                seed_P_Q[-1].append(seeds.skip(seeds.derive(seed, problem.id, before[problem.id]), first))
+                before[problem.id] += 1
 
         def sample(part: slice) -> Rollouts:  # every prompt has its own seed, so the draws are the same in any parts
             prompts, problem_seeds = [row[part] for row in prompts_P_Q], [row[part] for row in seed_P_Q]
@@ -176,7 +145,6 @@ class RolloutEnv:
             torch.tensor(rewards, dtype=torch.float32).view(shape),
             torch.tensor([v.solved for v in verdicts]).view(shape),
             torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape),
-            int((~rollouts.ended_B).sum()),
             rollouts.failed_B.view(P, -1).any(1),
             texts,
         )
@@ -187,36 +155,26 @@ def opens_thinking(tokenizer: Any, prompt_ids: list[int]) -> bool:
     return bool(tokenizer.decode(prompt_ids[-8:], skip_special_tokens=False).rstrip().endswith("<think>"))
 
 
-def _problem_seeds(seed: int, problems: list[Problem]) -> list[int]:
-    before: Counter[str] = Counter()
-    seed_Q = []
-    for problem in problems:
-        seed_Q.append(seeds.derive(seed, problem.id, before[problem.id]))
-        before[problem.id] += 1
-    return seed_Q
-
-
 WORD = re.compile(r"\\?[A-Za-z]+|\d+(?:[.,]\d+)*|\S")
 
 
-def mentions(completion: str, gold: str) -> bool:
-    """Whether the gold answer occurs in the text as a run of tokens (`42` is not in `142`)."""
-    wanted = WORD.findall(gold)
-    if not wanted or wanted[0] not in completion:
-        return False
-    words = WORD.findall(completion)
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
-
-
 def masked(text: str, gold: str) -> str:
-    """The text with every run of tokens that is the gold answer replaced by `...`."""
-    spans, wanted = list(WORD.finditer(text)), WORD.findall(gold)
-    words, size, parts, last = [span.group() for span in spans], len(wanted), list[str](), 0
-    for i in range(len(words) - size + 1 if size else 0):
+    """The text with every run of tokens that is the gold answer replaced by `...` (`42` is not in `142`)."""
+    wanted, parts, last = WORD.findall(gold), list[str](), 0
+    if not wanted or wanted[0] not in text:
+        return text
+    spans, size = list(WORD.finditer(text)), len(wanted)
+    words = [span.group() for span in spans]
+    for i in range(len(words) - size + 1):
         if words[i : i + size] == wanted and spans[i].start() >= last:
             parts += [text[last : spans[i].start()], "..."]
             last = spans[i + size - 1].end()
     return "".join([*parts, text[last:]])
+
+
+def mentions(completion: str, gold: str) -> bool:
+    """Whether the gold answer occurs in the text as a run of tokens."""
+    return masked(completion, gold) != completion
 
 
 KEPT, HEAD, TAIL = 8, 1000, 3000  # completions kept of one batch, and characters of each
@@ -245,9 +203,7 @@ def keep(
     return kept
 
 
-def full_reward(scheme: Literal["binary", "paper"]) -> float:
-    """Points of a right answer."""
-    return 120.0 if scheme == "paper" else 1.0
+FULL = {"binary": 1.0, "paper": 120.0}  # points of a right answer
 
 
 def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal["binary", "paper"]) -> float:
@@ -257,7 +213,7 @@ def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal
     in the text; 10 answered otherwise, also where the check timed out or crashed; 0 no answer, or unscorable.
     """
     if scheme == "binary" or verdict.solved:
-        return full_reward(scheme) if verdict.solved else 0.0
+        return FULL[scheme] if verdict.solved else 0.0
     if verdict in (Verdict.NO_ANSWER, Verdict.UNSCORABLE):
         return 0.0
     return 20.0 if mentions(completion, gold) else 10.0

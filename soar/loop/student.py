@@ -22,7 +22,7 @@ from soar.engine.rloo import group_shares, leave_one_out
 from soar.engine.update import UpdateStats
 from soar.files import Row
 from soar.loop.rewards import likelihood
-from soar.loop.rollout import RolloutBatch, RolloutEnv, full_reward, keep
+from soar.loop.rollout import FULL, RolloutBatch, RolloutEnv, keep
 from soar.types import Problem
 
 Metrics = dict[str, float]
@@ -83,7 +83,7 @@ class Plan:
         return over or bool(self.tokens and state.failed)  # who diverged draws no tokens any more
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainState:
     """One student before, in the middle of or after its training: enough to go on as if it had not stopped.
 
@@ -113,11 +113,7 @@ class Training:
         start = concat([state.stack for state in states]).to(backbone.device)
         self.optimizer = begin(backbone, start, config.optimizer)
         self.stack = self.optimizer.stack
-        self.metrics_P: list[list[Metrics]] = [[] for _ in plans]
-        self.kept_P: list[list[Row]] = [[] for _ in plans]
-        self.rollouts_P = [state.rollouts for state in states]
-        self.tokens_P = [state.tokens for state in states]
-        self.level_P = [dict(state.levels) for state in states]
+        self.states_P = [replace(s, levels=dict(s.levels), metrics=[], kept=[]) for s in states]  # but for the weights
         self.failed_P = torch.tensor([state.failed for state in states])
         if self.step:
             joined = {key: [state.optimizer[key] for state in states] for key in states[0].optimizer}
@@ -128,8 +124,8 @@ class Training:
     def pose(self, step: int) -> list[list[Problem]]:
         """The problems of a step as they are put to each student, with its hints."""
         return [
-            [hinted(p, plan.hints.get(p.id, ""), level.get(p.id, HINT_LEVELS)) for p in plan.batches[step]]
-            for plan, level in zip(self.plans, self.level_P, strict=True)
+            [hinted(p, plan.hints.get(p.id, ""), state.levels.get(p.id, HINT_LEVELS)) for p in plan.batches[step]]
+            for plan, state in zip(self.plans, self.states_P, strict=True)
         ]
 
     def pay(
@@ -141,16 +137,15 @@ class Training:
             return batch
         reward_P_Q_N = batch.reward_P_Q_N.clone()
         share_P_Q_N = likelihood(env, self.stack, batch, problems_P_Q, temperature, dense)
-        reward_P_Q_N[dense] = share_P_Q_N * full_reward(env.scheme)
+        reward_P_Q_N[dense] = share_P_Q_N * FULL[env.scheme]
         return replace(batch, reward_P_Q_N=reward_P_Q_N)
 
     def advantages(self, batch: RolloutBatch, normalize: bool) -> Tensor:
         """Leave-one-out advantage [B] of every attempt in its group."""
         groups = []
-        for p, plan in enumerate(self.plans):
-            shape = (-1, plan.copies * batch.reward_P_Q_N.shape[2])
-            reward, valid = batch.reward_P_Q_N[p].reshape(shape), batch.valid_P_Q_N[p].reshape(shape)
-            groups.append(leave_one_out(reward, valid, normalize).reshape(-1))
+        for plan, reward_Q_N, valid_Q_N in zip(self.plans, batch.reward_P_Q_N, batch.valid_P_Q_N, strict=True):
+            shape = (-1, plan.copies * reward_Q_N.shape[1])
+            groups.append(leave_one_out(reward_Q_N.reshape(shape), valid_Q_N.reshape(shape), normalize).reshape(-1))
         return torch.cat(groups)
 
     def note(self, problems_P_Q: list[list[Problem]], batch: RolloutBatch, stats: UpdateStats) -> None:
@@ -158,42 +153,33 @@ class Training:
         self.step += 1
         self.failed_P |= stats.failed_P | batch.failed_P
         solved_P_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N).any(-1).tolist()
-        for p, row in enumerate(step_metrics(batch, stats)):
-            level = self.level_P[p]
-            if self.plans[p].hints:
+        for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, step_metrics(batch, stats), strict=True)):
+            if plan.hints:
                 for problem, solved in zip(problems_P_Q[p], solved_P_Q[p], strict=True):
-                    before = level.get(problem.id, HINT_LEVELS)
-                    level[problem.id] = max(0, before - 1) if solved else min(HINT_LEVELS, before + 1)
-                row["hint_share"] = sum(level.values()) / len(level) / HINT_LEVELS
-            self.metrics_P[p].append(row)
-            self.rollouts_P[p] += batch.count // len(self.plans)
-            self.tokens_P[p] += int(row["tokens"])
+                    level = state.levels.get(problem.id, HINT_LEVELS)
+                    state.levels[problem.id] = max(0, level - 1) if solved else min(HINT_LEVELS, level + 1)
+                row["hint_share"] = sum(state.levels.values()) / len(state.levels) / HINT_LEVELS
+            state.metrics.append(row)
+            state.rollouts += batch.count // len(self.plans)
+            state.tokens += int(row["tokens"])
 
     def keep(self, env: RolloutEnv, problems_P_Q: list[list[Problem]], batch: RolloutBatch) -> None:
         """Keep some completions of the step that was counted last, where it is a student's first, middle or last."""
-        for p, plan in enumerate(self.plans):
-            before = plan.done(self.step - 1, self.tokens_P[p] - int(self.metrics_P[p][-1]["tokens"]))
-            after = plan.done(self.step, self.tokens_P[p])
+        for p, (plan, state) in enumerate(zip(self.plans, self.states_P, strict=True)):
+            before = plan.done(self.step - 1, state.tokens - int(state.metrics[-1]["tokens"]))
+            after = plan.done(self.step, state.tokens)
             if before == 0 or before < 0.5 <= after or after >= 1:
-                self.kept_P[p] += [{"rloo_step": self.step - 1, **row} for row in keep(env, batch, problems_P_Q, p)]
+                state.kept += [{"rloo_step": self.step - 1, **row} for row in keep(env, batch, problems_P_Q, p)]
 
     def states(self, to_go_on: bool) -> list[TrainState]:
         """Where each student stands, by itself; without the optimizer's part for one that does not go on."""
         flat = {key: value.cpu() for key, value in self.optimizer.state().items()} if to_go_on else {}
-        return [
-            TrainState(
-                self.step,
-                self.stack.select([p]),
-                {k: v.clone() if k.endswith("/step") else v[p : p + 1].clone() for k, v in flat.items()},
-                bool(self.failed_P[p]),
-                self.rollouts_P[p],
-                self.tokens_P[p],
-                self.level_P[p],
-                self.metrics_P[p],
-                self.kept_P[p],
-            )
-            for p in range(len(self.plans))
-        ]
+        states = []
+        for p, (state, failed) in enumerate(zip(self.states_P, self.failed_P.tolist(), strict=True)):
+            part = {k: v.clone() if k.endswith("/step") else v[p : p + 1].clone() for k, v in flat.items()}
+            stack = self.stack.select([p])
+            states.append(replace(state, step=self.step, stack=stack, optimizer=part, failed=failed))
+        return states
 
 
 def hinted(problem: Problem, hint: str, level: int) -> Problem:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from soar import seeds
-from soar.backends.base import Optimizer, begin, update
+from soar.backends.base import begin, update
 from soar.config import Config, RewardConfig, SamplingConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
@@ -39,15 +39,13 @@ Event = dict[str, Any]
 class LoopState:
     """Everything that lasts from one outer step to the next.
 
-    teacher, baseline: stacks of one policy. step: done. window: mean step rewards since the last promotion. pq: promotion
-    questions as rows. pass_rates: the baseline's per reward question (None: it cannot be scored), kept while it stands.
-    student_rollouts, spent: completions and tokens so far. best: the promoted student with the highest pass rate on D_train,
-    best_rate (PS: the last one may be worse); validated: promotions that were looked at for it. written: question sets that
-    wait for their students (`run.jobs`).
+    teacher, baseline: stacks of one policy. step: done. window: mean step rewards since the last promotion. pass_rates: the
+    baseline's per reward question (None: it cannot be scored). best, best_rate: the promoted student with the highest pass
+    rate on D_train; validated: promotions that were looked at for it. written: sets that wait for students (`run.jobs`).
     """
 
     teacher: AdapterStack
-    optimizer: Optimizer
+    optimizer: Any  # of `backends.base.begin`
     baseline: AdapterStack
     step: int = 0
     promotions: int = 0
@@ -93,9 +91,8 @@ class OuterLoop:
     """The SOAR loop over one hard training set.
 
     hard_train: D_train; the teacher never sees it. on_inner(done, total): progress of the step's students. parallel: worker
-    processes that train and measure them; the teacher writes and learns in this one. teacher_reward(question_sets, measured,
-    step): what every dataset earns, in place of `rewards.pay`; promotion goes by the measured improvement all the same. kept:
-    completions of the last step, by where they came about.
+    processes that train and measure them. teacher_reward(question_sets, measured, step): what every dataset earns, in place
+    of `rewards.pay`. kept: completions of the last step, by where they came about.
     """
 
     def __init__(
@@ -110,8 +107,7 @@ class OuterLoop:
         teacher_reward: TeacherReward | None = None,
     ) -> None:
         self.env, self.hard_train, self.config, self.state = env, hard_train, config, state
-        self.teacher_reward = teacher_reward
-        self.threads, self.on_inner, self.parallel = threads, on_inner, parallel
+        self.threads, self.on_inner, self.parallel, self.teacher_reward = threads, on_inner, parallel, teacher_reward
         self.prompt = teacher_prompt(env, config)
         self.kept: list[list[Row]] = []
         if config.reward.mode == "likelihood":
@@ -175,7 +171,8 @@ class OuterLoop:
         """Step 2a: one student per dataset and repeat, trained from the baseline."""
         state = self.state
         batches_P_S, seed_P, lr = self.plans(question_sets)
-        total, size, ticks = len(batches_P_S[0]) * len(seed_P), self._chunk(len(seed_P)), itertools.count(1)
+        size = choose_chunk(self.env.backbone, len(seed_P), self.threads, self.parallel)
+        total, ticks = len(batches_P_S[0]) * len(seed_P), itertools.count(1)
 
         def note() -> None:
             if self.on_inner is not None:
@@ -207,7 +204,8 @@ class OuterLoop:
         config, P = self.config, students.policies
         seed = seeds.derive(config.seed, "measure", self.state.step)
         common = (questions, config.reward, config.student.sampling, seed)
-        tasks = [(students.select(members),) for members in chunks(P, self._chunk(P))]
+        size = choose_chunk(self.env.backbone, P, self.threads, self.parallel)
+        tasks = [(students.select(members),) for members in chunks(P, size)]
         measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
         self._measured(sum(part[2] for part in measured), sum(part[3] for part in measured))
         rate_P = [rate for rates, *_ in measured for rate in rates]
@@ -264,20 +262,20 @@ class OuterLoop:
     def _baseline_rate(self, questions: list[Problem]) -> float:
         """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands, in sampled mode
         with reward.baseline_attempts attempts: its noise is common to all students."""
-        config, state = self.config, self.state
+        reward, sampling, state = self.config.reward, self.config.student.sampling, self.state
         missing = [problem for problem in questions if problem.id not in state.pass_rates]
         if missing:
-            greedy = config.reward.mode == "greedy"
-            attempts = 1 if greedy else config.reward.baseline_attempts
-            seed = seeds.derive(config.seed, "baseline", state.step)
-            batch = self.env.rollout(
-                state.baseline, [missing], attempts, [seed], config.student.sampling, greedy, self.threads
+            greedy = reward.mode == "greedy"
+            attempts, seed = (
+                1 if greedy else reward.baseline_attempts,
+                seeds.derive(self.config.seed, "baseline", state.step),
             )
+            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, greedy, self.threads)
             self._measured(batch.count, batch.tokens)
             rates_Q = success_rates(batch)
-            if config.reward.mode == "likelihood":
-                temperature = config.student.sampling.temperature
-                rates_Q = likelihood(self.env, state.baseline, batch, [missing], temperature)[0].mean(1).tolist()
+            if reward.mode == "likelihood":
+                dense_Q_N = likelihood(self.env, state.baseline, batch, [missing], sampling.temperature)[0]
+                rates_Q = dense_Q_N.mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
@@ -290,29 +288,24 @@ class OuterLoop:
         self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
     ) -> Event:
         """Step 3: the chosen student becomes the baseline, its questions join PQ, the window restarts."""
-        assert decision.dataset is not None and decision.repeat is not None
-        state, k = self.state, decision.dataset
-        student = k * self.config.student.repeats + decision.repeat
+        state, k, j = self.state, decision.dataset or 0, decision.repeat or 0
+        student, questions = k * self.config.student.repeats + j, question_sets.problems_G_Q[k]
         state.baseline = population.stack.select([student])
         state.promotions += 1
-        state.window = []
-        state.pass_rates = {}
+        state.window, state.pass_rates = [], {}
         place = {"step": state.step, "dataset": k, "reward": measured.reward_G[k]}
-        state.pq += [{"question": p.question, "answer": p.answer, **place} for p in question_sets.problems_G_Q[k]]
+        state.pq += [{"question": p.question, "answer": p.answer, **place} for p in questions]
         return {
             "event": "promotion",
             "step": state.step,
             "dataset": k,
-            "repeat": decision.repeat,
+            "repeat": j,
             "reward": measured.reward_G[k],
             "pass_rate": measured.trials[student].pass_rate,
             "baseline_pass_rate": measured.baseline,
-            "questions": len(question_sets.problems_G_Q[k]),
+            "questions": len(questions),
             "student": state.baseline.digest(),
         }
-
-    def _chunk(self, policies: int) -> int:
-        return choose_chunk(self.env.backbone, policies, self.threads, self.parallel)
 
 
 def new_state(env: RolloutEnv, config: Config) -> LoopState:

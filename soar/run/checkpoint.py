@@ -187,7 +187,7 @@ def to_checkpoint(state: RunState) -> Checkpoint:
             value = {name: getattr(value, name) for name in names_of(value)}
         return {k: plain(v, f"{place}/{k}") for k, v in value.items()} if isinstance(value, dict) else value
 
-    loop: Any = replace(state.loop, optimizer=state.loop.optimizer.state())  # type: ignore[arg-type]
+    loop: Any = replace(state.loop, optimizer=state.loop.optimizer.state())
     return Checkpoint(state.stage, plain(replace(state, loop=loop), ""), tensors)
 
 

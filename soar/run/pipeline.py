@@ -21,12 +21,10 @@ from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, w
 from soar.loop.arms import (
     Material,
     NothingLeft,
-    arm_batches,
     arm_events,
     arm_plan,
     arm_steps,
     arms_left,
-    left_out,
     read_pq,
     read_teacher,
     train_arms,
@@ -302,7 +300,8 @@ class Run:
                 plan = self._plan(arm, material, before)
             except (TeacherError, NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
-                self.folder.append("metrics.jsonl", [left_out(arm, str(error))])
+                row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": str(error)}
+                self.folder.append("metrics.jsonl", [row])
                 self.progress.say(f"the arm {arm} is left out: {error}")
                 continue
             if plan is not None:
@@ -363,8 +362,8 @@ class Run:
                 f"its search and preparation took all of arms.tokens = {config.arms.tokens}; raise it or lower teacher.steps"
             )
         steps = arm_steps(arm, config, self.state.loop.student_rollouts)
-        batches = arm_batches(arm, config, self.hard_train, questions, steps)
-        return arm_plan(arm, config, batches, hints, left if config.arms.tokens else 0)
+        tokens = left if config.arms.tokens else 0
+        return arm_plan(arm, config, self.hard_train, questions, steps, hints, tokens)
 
     def _search_tokens(self, arm: str) -> int:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""

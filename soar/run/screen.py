@@ -24,7 +24,7 @@ from soar.engine.rollouts import unheard
 from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
 from soar.loop.parallel import Parallel, Tick, spread
-from soar.loop.rollout import Prompts, RolloutEnv
+from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
@@ -182,7 +182,7 @@ DECISIVE = (
 )  # fmt: skip
 
 
-def evidence_key(config: Config, backbone: Backbone, fmt: Prompts, model_hash: str) -> dict[str, Any]:
+def evidence_key(config: Config, backbone: Backbone, fmt: Any, model_hash: str) -> dict[str, Any]:
     """What must be equal for evidence to be added to."""
     sampling, domain = config.student.sampling, domain_of(config.problems)
     return {
