@@ -173,10 +173,23 @@ def test_teachers_and_promotions(finished: Any) -> None:
     # tau -2, window 1: every one of two steps promotes, in both seeds.
     assert (promotions["windows"], promotions["promotions"], promotions["share"]) == (4, 4, 1.0)
     assert promotions["interval_95"] == pytest.approx([0.025**0.25, 1.0])
-    pq = read_jsonl(cell / "pq.jsonl")
-    figures = results["pq"][0]["cells"][0]
-    assert figures["questions"] == len(pq)
-    assert figures["correct"] == pytest.approx(sum(row["correct"] for row in pq) / len(pq))
+
+
+def test_a_teacher_that_collapsed(tmp_path: Path) -> None:
+    """One of its figures fell below half of its start; means of the first and the last three steps, by hand."""
+    cell = cell_of(tmp_path, 0, 4, [2])
+    shares = (1.0, 0.8, 0.6, 0.5, 0.5, 0.3, 0.1)
+    steps = [
+        {"event": "outer_step", "step": i, "distinct_share": share, "vendi": 9.0, "accepted": 3, "sampled": 4}
+        for i, share in enumerate(shares)
+    ]
+    run_folders.write_jsonl(cell.folder / "metrics.jsonl", steps)
+    study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0]})
+    (teacher,) = collect(study, [cell], {}, study.model_dump(mode="json"))["teachers"]
+    (entry,) = teacher["cells"]
+    assert (entry["first"]["distinct_share"], entry["last"]["distinct_share"]) == pytest.approx((0.8, 0.3))
+    assert (entry["last"]["vendi"], entry["last"]["accepted_share"], entry["last"]["correct"]) == (9.0, 0.75, None)
+    assert (entry["collapsed"], teacher["collapsed"]) == (["distinct_share"], 1)
 
 
 def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:

@@ -96,6 +96,7 @@ def step_rows(run: Run) -> list[Row]:
         centre, error = number(event.get("reward_mean")), standard_error(rewards)
         row: Row = {key: number(event.get(key)) for key in (*names, "teacher_kl", "vendi", "distinct_share")}
         row |= {"step": step, "mean": centre, "error": error, "best": max(rewards, default=centre)}
+        row["accepted_share"] = (row["accepted"] or 0.0) / row["sampled"] if row["sampled"] else None
         row |= {
             end: None if centre is None else centre + sign * (error or 0) for end, sign in (("low", -1), ("high", 1))
         }

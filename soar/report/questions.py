@@ -1,4 +1,4 @@
-"""Question quality: diversity, repetition, topics, and the shares of well-posed and correctly answered questions.
+"""Question quality: diversity of the wording, and the shares of well-posed and correctly answered questions.
 
 The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the exponential of the entropy of the eigenvalues of
 K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. Their vectors see wording, not meaning.
@@ -7,9 +7,7 @@ K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones.
 from __future__ import annotations
 
 import itertools
-import math
 import re
-import statistics
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -17,11 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from soar import seeds
-
 DIMENSIONS = 1024
-SAMPLE = 128  # questions of one score, as in the paper
-COLLAPSE = 0.5  # a teacher has collapsed when a share or its diversity falls below this part of its start
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -49,53 +43,12 @@ def vendi_score(vectors_n_d: np.ndarray) -> float:
     return float(np.exp(-np.sum(values * np.log(values))))
 
 
-def diversity(texts: Sequence[str], seed: int) -> tuple[float, float] | None:
-    """Vendi score of SAMPLE texts, mean and standard deviation over 50 draws without replacement.
-
-    Fewer texts are all taken, once; None for none. Scores of different numbers of texts are not comparable.
-    """
-    if not texts:
-        return None
-    vectors_n_d = hashed_ngrams(texts)
-    if len(texts) <= SAMPLE:
-        return vendi_score(vectors_n_d), 0.0
-    rng = seeds.generator(seed, "vendi")
-    scores = [vendi_score(vectors_n_d[rng.choice(len(texts), SAMPLE, replace=False)]) for _ in range(50)]
-    return statistics.fmean(scores), statistics.stdev(scores)
-
-
 def step_vendi(texts: Sequence[str]) -> float:
     """Vendi score of at least one text, rounded: the last bits of a sum in another order (other threads) change no metric."""
     return round(vendi_score(hashed_ngrams(texts)), 6)
-
-
-def describe(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Figures of a set of question rows (questions.jsonl): what cannot be computed is None.
-
-    questions, distinct_share, vendi, vendi_sd, topic_entropy (bits), well_posed and correct (shares of labelled rows).
-    """
-    texts = [row["question"] for row in rows if isinstance(row.get("question"), str)]
-    topics = Counter(str(row["topic"]) for row in rows if row.get("topic"))
-    shares = [count / topics.total() for count in topics.values()]
-    vendi, deviation = diversity(texts, seed) or (None, None)
-    return {
-        "questions": len(texts),
-        "distinct_share": len(set(texts)) / len(texts) if texts else None,
-        "vendi": vendi,
-        "vendi_sd": deviation,
-        "topic_entropy": max(0.0, -sum(share * math.log2(share) for share in shares)) if shares else None,
-        "well_posed": label_share(rows, "well_posed"),
-        "correct": label_share(rows, "correct"),
-    }
 
 
 def label_share(rows: Sequence[dict[str, Any]], key: str) -> float | None:
     """Share of the rows with a label `key` in which it is true; None where none has one."""
     labels = [row[key] for row in rows if isinstance(row.get(key), bool)]
     return sum(labels) / len(labels) if labels else None
-
-
-def collapsed(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
-    """Names of the figures (distinct_share, accepted_share, vendi) that fell below COLLAPSE of their start."""
-    names = ("distinct_share", "accepted_share", "vendi")
-    return [name for name in names if first.get(name) and (last.get(name) or 0.0) < COLLAPSE * first[name]]

@@ -9,7 +9,7 @@ from soar.files import Row, visible
 from soar.report.page import render
 from soar.report.runs import mean
 from soar.report.text import DASH, MINUS, arm_name, bounds, duration, percent, percent_digits, whole
-from soar.studies.results import CLIMB
+from soar.studies.results import CLIMB, TEACHER_FIGURES, TEACHER_STEPS
 
 
 class Table(NamedTuple):
@@ -24,7 +24,7 @@ class Table(NamedTuple):
 def tables(results: Row) -> list[Table]:
     """Every table of the study, empty ones left out."""
     ks = _ks(results)
-    teachers = ["accepted", "distinct", "Vendi", "topics,\xa0bits", "well-posed", "correct", "KL", "collapsed"]
+    teachers = ["accepted", "distinct", "Vendi", "well-posed", "correct", "KL", "collapsed"]
     every = [
         Table(
             "Held-out problems",
@@ -54,16 +54,10 @@ def tables(results: Row) -> list[Table]:
         ),
         Table(
             "Teachers",
-            "First against last outer steps, mean over seeds; Vendi score of the wording. Collapsed: seeds whose share of "
-            "distinct or of accepted questions, or Vendi score, fell below half of its start.",
+            f"First against last {TEACHER_STEPS} outer steps, mean over seeds; Vendi score of a step's wording. Collapsed: "
+            "seeds whose share of distinct or of accepted questions, or Vendi score, fell below half of its start.",
             ["variant", "reward", *teachers],
             [_teacher_row(row) for row in results["teachers"] if row["cells"]],
-        ),
-        Table(
-            "Promotion questions",
-            "Shares of the promotion questions that are well-posed and that have a correct answer, by an exact oracle.",
-            ["cell", "questions", "distinct", "well-posed", "correct"],
-            [_pq_row(row["variant"], cell) for row in results["pq"] for cell in row["cells"]],
         ),
         Table(
             "Cells",
@@ -135,17 +129,11 @@ def _promotion_row(row: Row) -> list[str]:
 def _teacher_row(row: Row) -> list[str]:
     """Changes such as `0.98 -> 0.41`: means over seeds of the first and the last outer steps."""
     cells = [row["variant"]]
-    figures = "reward_mean accepted_share distinct_share vendi topic_entropy well_posed correct teacher_kl"
-    for key in figures.split():
+    for key in TEACHER_FIGURES:
         means = [mean([c[part][key] for c in row["cells"] if c[part][key] is not None]) for part in ("first", "last")]
         ends = [DASH if value is None else f"{value:.3g}".replace("-", MINUS) for value in means]
         cells.append(DASH if ends == [DASH, DASH] else " \u2192 ".join(ends))
     return [*cells, f"{row['collapsed']} of {len(row['cells'])}"]
-
-
-def _pq_row(variant: str, cell: Row) -> list[str]:
-    shares = [percent(cell[key]) for key in ("distinct_share", "well_posed", "correct")]
-    return [f"{variant}, seed {cell['seed']}", whole(cell["questions"]), *shares]
 
 
 def _cell_row(cell: Row) -> list[str]:

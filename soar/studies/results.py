@@ -13,13 +13,16 @@ from typing import Any
 from soar import seeds
 from soar.files import Row, digest
 from soar.loop.statistics import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
-from soar.report.questions import collapsed, describe
+from soar.report.page import column, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, mean, number, numbers, read_run
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
-SCHEMA = 2
+SCHEMA = 3
 CLIMB = 0.05  # mean pass@k from which a seed counts as off zero
-TEACHER_STEPS = 3  # outer steps at the start, and at the end, whose questions are compared
+TEACHER_STEPS = 3  # outer steps at the start, and at the end, that are compared
+TEACHER_FIGURES = ("mean", "accepted_share", "distinct_share", "vendi", "well_posed", "correct", "teacher_kl")
+CAN_COLLAPSE = ("distinct_share", "accepted_share", "vendi")
+COLLAPSE = 0.5  # a teacher has collapsed when one of them falls below this part of its start
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,6 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], defin
         "comparisons": compared,
         "teachers": [_teacher(variant, pairs) for variant, pairs in by_variant.items()],
         "promotions": [_promotions(variant, pairs) for variant, pairs in by_variant.items()],
-        "pq": [_pq(variant, pairs) for variant, pairs in by_variant.items()],
     }
 
 
@@ -142,31 +144,16 @@ def _adjust(study: Study, compared: list[Row]) -> None:
 
 
 def _teacher(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
-    """How the teacher of a variant changed from its first to its last outer steps, seed by seed."""
+    """How the teacher of a variant changed: means of its first and of its last outer steps, seed by seed."""
     cells = []
-    for cell, run in pairs:
-        if run.steps:
-            part = max(1, min(TEACHER_STEPS, len(run.steps) // 2))
-            first, last = (_period(run, events, cell.seed) for events in (run.steps[:part], run.steps[-part:]))
-            cells.append({"seed": cell.seed, "first": first, "last": last, "collapsed": collapsed(first, last)})
+    for seed, rows in ((cell.seed, step_rows(run)) for cell, run in pairs if run.steps):
+        part = max(1, min(TEACHER_STEPS, len(rows) // 2))
+        first, last = (
+            {key: mean(column(some, key)) for key in TEACHER_FIGURES} for some in (rows[:part], rows[-part:])
+        )
+        fell = [key for key in CAN_COLLAPSE if (last[key] or 0.0) < COLLAPSE * (first[key] or 0.0)]
+        cells.append({"seed": seed, "first": first, "last": last, "collapsed": fell})
     return {"variant": variant, "cells": cells, "collapsed": sum(bool(row["collapsed"]) for row in cells)}
-
-
-def _period(run: Run, events: Sequence[Row], seed: int) -> Row:
-    """Figures of the questions and rewards of some outer steps."""
-    steps = {event.get("step") for event in events}
-    accepted, sampled = (sum(numbers([event.get(key) for event in events])) for key in ("accepted", "sampled"))
-    return {
-        **describe([row for row in run.questions if row.get("step") in steps], seed),
-        "accepted_share": accepted / sampled if sampled else None,
-        **{key: mean(numbers([event.get(key) for event in events])) for key in ("reward_mean", "teacher_kl")},
-    }
-
-
-def _pq(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
-    """The promotion questions of a variant, seed by seed; shares of labelled ones where there is an oracle."""
-    cells = [{"seed": cell.seed, **describe(run.pq, cell.seed)} for cell, run in pairs if run.pq]
-    return {"variant": variant, "cells": cells}
 
 
 def _promotions(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
