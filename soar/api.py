@@ -24,6 +24,7 @@ from soar.loop import teacher
 from soar.loop.write import QuestionSets
 from soar.plan.forecast import announce
 from soar.plan.preflight import Finding, can_work, check_all, summary
+from soar.problems.pool import refuse_in_worker
 from soar.report.charts import Chart, Series, Shown, bar_chart
 from soar.report.page import run_charts
 from soar.report.runs import Run, read_run
@@ -206,6 +207,7 @@ def _call(
     model: Model, problems: Problems, given: Options, beside: Path | None = None
 ) -> Iterator[tuple[Config, Progress]]:
     """The config of a call. What is in memory is written to files while it is needed, or for good as `beside`.NAME."""
+    refuse_in_worker()
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
     with tempfile.TemporaryDirectory() as scratch:
 

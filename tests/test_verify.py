@@ -15,10 +15,12 @@ import pytest
 from bombs import BOMBS, HARMLESS
 from tables import cases
 
+import soar
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, split_choice
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
 from soar.problems.verify import VerifierError, gold_kind, is_parsable, read_number
+from soar.problems.worker import MARK
 from soar.types import Verdict
 
 HERE = Path(__file__).parent
@@ -178,21 +180,20 @@ def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads() -> None:
     assert verdicts == {key: [CORRECT, WRONG] for key in "abc"}
 
 
-def test_a_script_without_main_guard_does_not_run_again_in_workers(tmp_path: Path) -> None:
-    """Its own verifier function works too: of a script, workers run imports, functions, classes and constants."""
+def test_a_script_without_main_guard_is_told_to_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a worker loads the model that the script would train."""
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "import re\nfrom soar.problems.pool import VerifierPool\n"
-        "print('RUN')\nFULL = 1.0\nLOADED = open(__file__).read()\n"
-        "def grade(completions, answer, **columns):\n"
-        "    return [FULL * bool(re.search(answer[0], text)) for text in completions]\n"
-        "for name in (f'{__file__}:grade', 'unguarded:grade'):\n"
-        "    with VerifierPool(name, workers=1, timeout_s=60) as pool:\n"
-        "        print([verdict.value for verdict in pool.check(['ab', 'c'], ['a', 'a'])])\n"
+        "from soar.problems.pool import VerifierPool\n"
+        "def grade(completions, answer, **columns):\n    return [1.0]\n"
+        "with VerifierPool(f'{__file__}:grade', workers=1, timeout_s=60) as pool:\n    pool.check(['ab'], ['a'])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.stdout.splitlines() == ["RUN", *["['correct', 'wrong']"] * 2], done.stderr
+    assert "VerifierError" in done.stderr and "put that under `if __name__ == '__main__':`" in done.stderr
+    monkeypatch.setenv(MARK, "1")
+    with pytest.raises(VerifierError, match="calls soar when imported"):
+        soar.screen("no such model", "no such problems")
 
 
 def test_parsable() -> None:

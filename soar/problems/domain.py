@@ -6,10 +6,8 @@ what they raise is counted, not raised. docs/domains.md has a whole one in one f
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -22,7 +20,7 @@ from typing import Any
 
 from soar.config import ProblemsConfig
 from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize, still_thinks
-from soar.problems.environments import environment
+from soar.problems.environments import environment, with_options
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat, get_format
 from soar.problems.sources import PREFIX
@@ -115,7 +113,7 @@ def domain_of(problems: ProblemsConfig) -> Domain:
         return load_domain(problems.domain)
     fmt, verifier = get_format(problems.format), problems.verifier
     if problems.source.startswith(PREFIX):
-        verifier = problems.source + (json.dumps(problems.options) if problems.options else "")
+        verifier = with_options(problems.source, problems.options)
     if verifier.startswith(PREFIX):
         system = environment(verifier).first.data.system_prompt
         fmt = replace(fmt, student_template=f"{system}\n\n{{question}}" if system else "{question}", text_answers=True)
@@ -161,40 +159,20 @@ def load_function(name: str) -> Callable[..., Any]:
     return function
 
 
-main_script = ""
-"""Set in worker processes: the script of the caller, of which only the definitions are run."""
-
-
 def load_module(name: str) -> tuple[ModuleType, str]:
     """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
     where, _, attribute = name.rpartition(":")
     if not where.endswith(".py"):
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-        spec = importlib.util.find_spec(where) if main_script else None
-        if spec is None or not spec.origin or str(Path(spec.origin).resolve()) != main_script:
-            return importlib.import_module(where), attribute
-        where = spec.origin
-    path = Path(where)
-    if not path.is_file():
+        return importlib.import_module(where), attribute
+    if not Path(where).is_file():
         raise VerifierError(f"no file {where}")
-    module = ModuleType(f"soar_user_{path.stem}")
-    module.__file__ = str(path)
+    module = ModuleType(f"soar_user_{Path(where).stem}")
+    module.__file__ = where
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
-    tree = ast.parse(path.read_bytes(), str(path))
-    if str(path.resolve()) == main_script:
-        tree.body = [statement for statement in tree.body if _defines(statement, attribute)]
-    exec(compile(tree, str(path), "exec"), module.__dict__)
+    exec(compile(Path(where).read_bytes(), where, "exec"), module.__dict__)
     return module, attribute
-
-
-def _defines(statement: ast.stmt, name: str) -> bool:
-    """Whether a statement of a script is an import, a function, a class, a constant, or what assigns `name`."""
-    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        wanted = any(isinstance(target, ast.Name) and target.id == name for target in targets)
-        return wanted or not any(isinstance(node, (ast.Call, ast.Attribute)) for node in ast.walk(statement))
-    return isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
 
 
 def make_problem(question: str, answer: str) -> Problem:

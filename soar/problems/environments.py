@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from inspect import getattr_static, signature
 from itertools import islice
@@ -19,6 +19,11 @@ from pydantic import ValidationError
 from soar.problems.sources import PREFIX, DataError, Row
 
 GOLD = ("answer", "solution", "ground_truth", "expected_answer", "target", "gold", "label", "reference", "expected")
+
+
+def with_options(source: str, options: Mapping[str, Any] | None) -> str:
+    """The reference of an environment with the settings of its config."""
+    return source + (json.dumps(options) if options else "")
 
 
 class Environment:

@@ -16,7 +16,7 @@ from typing import Any
 
 from soar.files import write_atomic, write_json
 from soar.problems.answers import LEXICON, extract
-from soar.problems.environments import environment
+from soar.problems.environments import environment, with_options
 from soar.problems.prompts import FORMATS
 from soar.problems.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
 from soar.types import Problem, Screening
@@ -104,7 +104,7 @@ def load_problems(
     elif kind == "reasoning_gym":
         rows = gym_rows(name, limit, seed, dict(options or {}))
     elif kind == "verifiers":
-        rows = environment(source + (json.dumps(options) if options else "")).rows(limit)
+        rows = environment(with_options(source, options)).rows(limit)
     else:
         raise DataError(f"problems.source = {source!r}: a world has no rows; `domains.candidates` makes its problems")
     wanted = {"question": question_column, "answer": answer_column}

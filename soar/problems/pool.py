@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
 from soar.config import ProblemsConfig
@@ -44,17 +43,19 @@ serve(*arguments)
 Columns = Mapping[str, Sequence[Any]] | None
 
 
+def refuse_in_worker() -> None:
+    """Raises VerifierError in a worker, which ran what a user's script does beside defining its functions."""
+    if os.environ.get(MARK):
+        raise VerifierError("a verifier's file calls soar when imported: put that under `if __name__ == '__main__':`")
+
+
 class _Worker:
     """A worker process and the way to it. `receive` raises TimeoutError and EOFError; the worker is of no use then."""
 
     def __init__(self, *arguments: Any) -> None:
-        if os.environ.get(MARK):
-            raise VerifierError(
-                "a verifier's file calls soar when imported: put that under `if __name__ == '__main__':`"
-            )
+        refuse_in_worker()
         self.link, there = Pipe()
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        setup = [sys.path, there.fileno(), str(Path(script).resolve()) if script else "", *arguments]
+        setup = [sys.path, there.fileno(), *arguments]
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps(setup)], pass_fds=[there.fileno()], env=kept_environment(),
             stdin=subprocess.DEVNULL, start_new_session=True,

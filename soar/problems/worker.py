@@ -1,7 +1,7 @@
 """A verifier worker: a program of its own that does one check at a time, started by `pool.py`.
 
-It imports this package and what the verifier's name says, never the script of its caller. It keeps few environment variables,
-limits its address space, and ends with its caller. The shapes of reward functions that `adapt` knows are in docs/bring.md.
+It imports this package and what the verifier's name says. It keeps few environment variables, limits its address space, and
+ends with its caller. The shapes of reward functions that `adapt` knows are in docs/bring.md.
 """
 
 from __future__ import annotations
@@ -160,14 +160,13 @@ def _mentions(code: Any, text: str) -> bool:
     return any(constant == text or _mentions(constant, text) for constant in constants)
 
 
-def serve(descriptor: int, script: str, name: str, key: str, memory_mb: int, timeout_s: float) -> None:
+def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float) -> None:
     """Do checks until the caller is gone: `(task, text, row)` -> a JSON object, since a check may have run anything.
 
     It holds `verdict` or `value`, with a `message` of one that failed; `error` for what is wrong with the verifier itself.
     """
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
     link = Connection(descriptor)
-    domain.main_script = script
     try:
         check, shape = load_check(name, key)
         answer = json.dumps({"shape": shape}).encode()
