@@ -12,6 +12,8 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -22,13 +24,20 @@ from code_exercises import code_exercises
 from test_sandbox import outside
 
 from soar.domains.assertions import read_tests
-from soar.sandbox.run import BACKENDS, Job, Limits, Sandbox, SandboxError, find_backend
+from soar.sandbox.run import BACKENDS, Job, Limits, Outcome, Sandbox, SandboxError, find_backend
 
 GROUPS = {
     "escape": "leave the sandbox",
     "forge": "pass without solving the task",
     "exhaust": "use up the machine or stop the run",
 }
+
+
+def run_all(pool: ThreadPoolExecutor, servers: list[Sandbox], jobs: list[Job]) -> list[Outcome]:
+    """The outcomes of all, shared out to the servers."""
+    shares = [jobs[i :: len(servers)] for i in range(len(servers))]
+    done = pool.map(lambda server, share: [server.run(job) for job in share], servers, shares)
+    return [outcome for share in done for outcome in share]
 
 
 def speed(workers: int, count: int) -> None:
@@ -45,20 +54,21 @@ def speed(workers: int, count: int) -> None:
         except SandboxError as error:
             print(f"| `{backend}` | not usable here: {str(error).splitlines()[1].strip()} | | | |")
             continue
-        with Sandbox(Limits(wall_s=30), backend, workers) as sandbox:
-            sandbox.run([Job("")] * workers)
+        with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
+            servers = [stack.enter_context(Sandbox(backend=backend)) for _ in range(workers)]
+            run_all(pool, servers, [Job("")] * workers)
             rates = []
             for jobs in ([Job("")] * count, [solutions[i % len(solutions)] for i in range(count)]):
                 start = time.perf_counter()
-                outcomes = sandbox.run(jobs)
+                outcomes = run_all(pool, servers, jobs)
                 rates.append(count / (time.perf_counter() - start))
         cpu_ms = 1e3 * statistics.fmean(outcome.cpu_s for outcome in outcomes)  # of the box and the program in it
-        with Sandbox(Limits(wall_s=30), backend, 1) as sandbox:
-            sandbox.run(solutions[:1])
+        with Sandbox(backend=backend) as sandbox:
+            sandbox.run(solutions[0])
             single = []
             for job in solutions:
                 start = time.perf_counter()
-                sandbox.run([job])
+                sandbox.run(job)
                 single.append(time.perf_counter() - start)
         alone = statistics.median(single) * 1e3
         print(f"| `{backend}` | {rates[0]:.0f}/s | {rates[1]:.0f}/s | {cpu_ms:.1f} | {alone:.1f} |")
@@ -73,9 +83,9 @@ def attack_table(backend: str) -> int:
         outside(Path(folder)) as watched,
         Sandbox(Limits(cpu_s=1, wall_s=2.0, output_kb=64), backend) as sandbox,
     ):
-        outcomes = sandbox.run([tests.job(fill(attack.source, watched.places)) for attack in ATTACKS])
+        outcomes = [sandbox.run(tests.job(fill(attack.source, watched.places))) for attack in ATTACKS]
         hidden = {folder: "FOLDER", sys.base_prefix: "PYTHON", f"/{os.getpid()}/": "/PID/"}
-    print(f"backend `{find_backend(sandbox.wanted)}`, {len(ATTACKS)} attacks")
+    print(f"backend `{sandbox.backend}`, {len(ATTACKS)} attacks")
     bad = list(watched.touched)
     for group, aim in GROUPS.items():
         print(f"\n## Attacks that try to {aim}\n\n| attack | verdict | what happened |\n|---|---|---|")

@@ -63,9 +63,8 @@ def test_asserts_are_taken_apart(test: str, right: Any, wrong: Any) -> None:
     ],
 )
 def test_tests_that_cannot_be_used_are_named(text: str, name: str) -> None:
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(Unusable, match=name):
         read_tests(text)
-    assert caught.value.name == name
 
 
 def test_hostile_values_are_wrong_and_nothing_else() -> None:
@@ -73,8 +72,8 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
     deep: Any = 0
     for _ in range(100):
         deep = [deep]
-    values = (deep, {"dict": [[[], 1]]}, {"complex": [10**400, 0]}, {"set": [[1]]}, {"bytes": "zz"}, {"unheard": 1}, {})
-    ends = [Outcome(End.DONE, {0: [1]}, {-1: "error"}), Outcome(End.DONE, {0: [1], 1: [1]}), Outcome(End.DONE)]
+    values: tuple[Any, ...] = (deep, {"dict": [[[], 1]]}, {"set": [[1]]}, {"unheard": 1}, {})
+    ends = [Outcome(End.DONE, {0: [1], 1: [1]}), Outcome(End.DONE)]
     for outcome in (*map(answers, (*values, {"tuple": 3}, [1, "a"])), *ends):
         assert tests.verdict(outcome) is Verdict.WRONG
     assert tests.verdict(Outcome(End.TIMEOUT, {0: [1]})) is Verdict.TIMEOUT
@@ -118,7 +117,7 @@ def test_the_program_is_taken_out_of_a_completion(completion: str, code: str | N
 
 
 def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: sandbox.Sandbox, jobs: Any) -> list[Outcome]:
+    def broken(self: sandbox.Sandbox, job: Any) -> Outcome:
         raise SandboxError("the sandbox broke")
 
     monkeypatch.setattr(sandbox.Sandbox, "run", broken)

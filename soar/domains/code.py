@@ -11,15 +11,15 @@ import ast
 import re
 from functools import lru_cache
 
-from soar.domains.assertions import Tests, Unusable, flaw, parse_source, read_tests
+from soar.domains.assertions import Unusable, flaw, parse_source, read_tests
 from soar.domains.styles import WORDS, styled
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierError
-from soar.sandbox.run import Limits, Sandbox, SandboxError
+from soar.sandbox.run import Job, Limits, Sandbox, SandboxError
 from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
-LIMITS = Limits(cpu_s=2, wall_s=15.0)
+LIMITS = Limits()
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 PLACEHOLDER = WORDS["code"]["prompts"]["placeholders"][0]
 FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)")
@@ -28,8 +28,8 @@ FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n
 @lru_cache(maxsize=1)
 def _sandbox() -> Sandbox:
     """The sandbox of this process. Raises SandboxError, which says what to install, where there is none."""
-    sandbox = Sandbox(LIMITS, workers=1)
-    sandbox.run([Tests(()).job("")])
+    sandbox = Sandbox(LIMITS)
+    sandbox.run(Job(""))
     return sandbox
 
 
@@ -44,7 +44,7 @@ def grade(code: str, text: str) -> Verdict:
         return Verdict.WRONG
     try:
         parse_source(code)
-        return tests.verdict(_sandbox().run([tests.job(code)])[0])
+        return tests.verdict(_sandbox().run(tests.job(code)))
     except SyntaxError:
         return Verdict.WRONG
     except SandboxError as error:
@@ -75,7 +75,7 @@ def read_problem(text: str) -> tuple[str, str] | str:
         answer = "\n".join(map(ast.unparse, asserts))
         tests = read_tests(answer)
     except Unusable as error:
-        return error.name
+        return str(error)
     except (RecursionError, ValueError):  # deeply nested, or numbers of thousands of digits
         return "unsafe_tests"
     functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
@@ -129,7 +129,7 @@ def validate(problem: Problem) -> str | None:
     try:
         name = flaw(read_tests(problem.answer))
     except Unusable as error:
-        return error.name
+        return str(error)
     solution = problem.extra.get("solution")
     wrong = name is None and isinstance(solution, str) and not grade(solution, problem.answer).solved
     return "wrong_solution" if wrong else name
@@ -141,7 +141,7 @@ CODE = styled(
     read_problem=read_problem,
     read_answer=read_answer,
     verify=verify,
-    seconds=2 * LIMITS.wall_s + 1.5,  # the worker outlives the program, which may be run twice
+    seconds=LIMITS.wall_s + 1.5,  # the worker outlives the program
     validate=validate,
     prepare=_sandbox,
     max_answer_chars=MAX_CODE_CHARS,

@@ -147,10 +147,6 @@ def encode(value: object) -> object:
             return {name: [encode(item) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, (bytes, bytearray)):
-        return {"bytes": bytes(value).hex()}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
     raise TypeError(f"a {type(value).__name__} cannot be compared")
 
 
@@ -159,45 +155,40 @@ def send(*line: object) -> None:
     os.write(RESULTS, json.dumps(line).encode() + b"\n")
 
 
-def fail(index: int, error: BaseException) -> None:
+def fail(error: BaseException) -> None:
     """One line that says why there is no value."""
-    send(index, None, f"{type(error).__name__}: {error}"[:200])
+    send(f"{type(error).__name__}: {error}"[:200])
 
 
-def answer_calls(source: str, entry: str, calls: str) -> None:
-    """Load the program, call its function with each of the arguments, and send [index, value] or [index, null, why]."""
+def answer_calls(source: str, entry: str, calls: str, output_kb: int) -> None:
+    """Send [index, value] of the program's function, or of the whole program, for each of the arguments, or [why not]."""
+    code = compile(source, "solution.py", "exec")
     scope: dict[str, Any] = {"__name__": "solution"}
-    exec(compile(source, "solution.py", "exec"), scope)
-    function: Any = scope.get(entry)
+    if entry:
+        exec(code, scope)
+    function: Any = scope.get(entry) if entry else lambda text: printed(code, text, output_kb)
     for index, (arguments, keywords) in enumerate(eval(calls)):
         try:
             send(index, encode(function(*arguments, **keywords)))
         except BaseException as error:
-            fail(index, error)
+            fail(error)
 
 
-def run_program(source: str, inputs: list[str], output_kb: int) -> None:
-    """Run the program once for each input and send [index, what it printed] or [index, null, why]."""
-    code = compile(source, "solution.py", "exec")
-    for index, text in enumerate(inputs):
-        for fd, name, data in ((0, "in", text.encode("utf-8", "replace")), (1, "out", b"")):
-            file = os.open(f"{SCRATCH}/{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.write(file, data)
-            os.lseek(file, 0, os.SEEK_SET)
-            if file != fd:  # the last program may have closed it
-                os.dup2(file, fd)
-                os.close(file)
-        sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-        sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-        random.seed(0)
-        try:
-            with contextlib.suppress(SystemExit):
-                exec(code, {"__name__": "__main__"})
-            sys.stdout.flush()
-            os.lseek(1, 0, os.SEEK_SET)
-            send(index, os.read(1, output_kb * 2**10).decode("utf-8", "replace"))
-        except BaseException as error:
-            fail(index, error)
+def printed(code: Any, text: str, output_kb: int) -> str:
+    """What a program prints that reads `text`."""
+    for fd, name, data in ((0, "in", text.encode("utf-8", "replace")), (1, "out", b"")):
+        file = os.open(f"{SCRATCH}/{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.pwrite(file, data, 0)
+        if file != fd:  # the last program may have closed it
+            os.dup2(file, fd)
+            os.close(file)
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    random.seed(0)
+    with contextlib.suppress(SystemExit):
+        exec(code, {"__name__": "__main__"})
+    sys.stdout.flush()
+    return os.pread(1, output_kb * 2**10, 0).decode("utf-8", "replace")
 
 
 def child(settings: dict[str, Any], asked: int, results: int, setup: int) -> None:
@@ -223,12 +214,10 @@ def child(settings: dict[str, Any], asked: int, results: int, setup: int) -> Non
     try:
         os.chdir(SCRATCH)
         random.seed(0)
-        if "inputs" in request:
-            run_program(request["source"], request["inputs"], request["limits"]["output_kb"])
-        else:
-            answer_calls(request["source"], request["entry"], request["calls"])
+        limits = request.pop("limits")
+        answer_calls(**request, output_kb=limits["output_kb"])
     except BaseException as error:
-        fail(-1, error)
+        fail(error)
     finally:
         os._exit(0)
 
