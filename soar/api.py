@@ -357,7 +357,7 @@ def evaluate(
         by_id = {problem.id: problem for problem in candidates(config).problems}
     problems_H = [by_id[name] for name in result["problems"]["ids"]]
     evaluations = Evaluations()
-    evaluations.table = "\n".join(result_lines(result, config.evaluate.ks))
+    evaluations.table = "\n".join(result_lines(result))
     for name, row in result["policies"].items():
         pass_at = {k: row["pass_at"][str(k)] for k in config.evaluate.ks}
         interval = {k: tuple(row["interval_95"][str(k)]) for k in config.evaluate.ks}

@@ -54,7 +54,6 @@ def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(
     rows, source = read_jsonl(tmp_path / "out" / "questions.jsonl"), read_jsonl(tiny_run / "pq.jsonl")
     keys = ("question", "answer", "step", "dataset", "reward")
     assert [{k: row[k] for k in keys} for row in rows] == [{k: row[k] for k in keys} for row in source]
-    assert {row["kind"] for row in rows} == {"pq"}
     everything = export.collect(read_run(tiny_run), "all", with_hard=True)
     parts = [read_jsonl(tiny_run / name) for name in ("questions.jsonl", "hard/train.jsonl")]
     assert [row["question"] for row in everything] == [row["question"] for rows in parts for row in rows]

@@ -59,7 +59,7 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
     add(folder, "questions.jsonl", {"step": 1, "dataset": 0, "question": "bad", "answer": "2", "reward": 0.0})
     add(folder, "questions.jsonl", {"step": 1, "dataset": 1, "question": "good", "answer": "3", "reward": 0.04})
     assert lines_of(folder) == [
-        "mine: outer loop, last written 3.0 s ago",
+        "mine: at work, last written 3.0 s ago",
         "outer loop: 2 of 10, about 0:20:00 left, about 0:50:00 of the whole run left",
         "12 of 40 candidates are hard",
         "2 of 10 outer steps done, 1 promotion",
@@ -69,15 +69,6 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
         "  promoted dataset None: pass rate 0.0200 → 0.0600",
         "alarm: odd: something odd",
     ]
-
-
-def test_the_stage_follows_the_events(tmp_path: Path) -> None:
-    folder, stages = begin(tmp_path, steps=1), []
-    for _ in range(2):
-        stages.append(watch.stage(read_run(folder)))
-        add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
-    run_folders.write_json(folder / "summary.json", {"arms": {}})
-    assert [*stages, watch.stage(read_run(folder))] == ["outer loop", "arms and evaluation", "finished"]
 
 
 def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
@@ -95,7 +86,6 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path: Path) -> None:
     entry = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
     add(folder, "metrics.jsonl", step(0, [0.1], accepted=HOSTILE, sampled=HOSTILE))
     add(folder, "metrics.jsonl", {"event": "alarm", "step": 0, "kind": HOSTILE, "message": HOSTILE})
-    add(folder, "metrics.jsonl", {"event": "arm_step", "arm": HOSTILE})
     add(folder, "questions.jsonl", {"step": 0, "question": HOSTILE, "answer": HOSTILE, "reward": 0.1})
     run_folders.write_json(folder / "summary.json", {"arms": {HOSTILE: entry}})
     console = Console(file=out, width=300)
@@ -114,7 +104,7 @@ def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(watch.time, "sleep", lambda s: run_folders.write_json(folder / "summary.json", {"arms": {}}))
     monkeypatch.delenv("NO_COLOR", raising=False)
     watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
-    assert "mine: outer loop" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
+    assert "mine: at work" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
 def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path: Path) -> None:

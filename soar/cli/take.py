@@ -85,7 +85,7 @@ def eval_(
         from soar.run.measure import measure
 
         result = measure(config, adapters, progress.say, task.set)
-    print("\n".join(result_lines(result, config.evaluate.ks)))
+    print("\n".join(result_lines(result)))
     if out is not None:
         write_json(out, result)
         print(f"result: {out}")

@@ -23,7 +23,7 @@ from soar.report.text import ARM_MEANINGS, arm_name, with_interval
 from soar.types import VERSION, UserError
 
 TEMPLATES = Path(__file__).parent.parent / "templates" / "export"
-KINDS = {"pq": "promotion questions", "accepted": "accepted questions", "hard": "hard training problems"}
+SOURCES = {"pq": "promotion questions", "all": "accepted questions"}
 
 
 class ExportError(UserError):
@@ -43,26 +43,20 @@ def domain_of_run(run: Run) -> Domain:
 def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     """The rows to export, in file order: promotion questions or (`all`) all accepted ones, then the hard training half.
 
-    A row has question, answer, kind (of KINDS), step, dataset, reward; the last three are None for hard problems. Rows
-    without a text question and answer are left out. Raises ExportError when nothing is left.
+    A row has question, answer, step, dataset, reward (None for hard problems), without lone surrogates, which no UTF-8 file
+    can hold; rows without a text question and answer are left out. Raises ExportError where there are no questions.
     """
-    rows = _rows(run.pq, "pq") if source == "pq" else _rows(run.questions, "accepted")
-    if not rows:
+    rows, questions = [], run.pq if source == "pq" else run.questions
+    for row in [*questions, *(run.hard_train if with_hard else [])]:
+        if all(isinstance(row.get(key), str) for key in ("question", "answer")):
+            texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
+            places = {key: count(row.get(key)) for key in ("step", "dataset")}
+            rows.append({**texts, **places, "reward": number(row.get("reward"))})
+    if not questions:
         why = "no student was promoted; export every accepted question with --questions all"
         why = f"pq.jsonl: {why}" if source == "pq" else "questions.jsonl: no outer step is finished yet"
         raise ExportError(f"{run.path}/{why}")
-    return rows + (_rows(run.hard_train, "hard") if with_hard else [])
-
-
-def _rows(rows: list[Row], kind: str) -> list[Row]:
-    """Rows with text, without lone surrogates, which no UTF-8 file can hold."""
-    kept = []
-    for row in rows:
-        if all(isinstance(row.get(key), str) for key in ("question", "answer")):
-            texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
-            numbers = {"step": count(row.get("step")), "dataset": count(row.get("dataset"))}
-            kept.append({**texts, "kind": kind, **numbers, "reward": number(row.get("reward"))})
-    return kept
+    return rows
 
 
 def solution(domain: Domain, answer: str) -> str:
@@ -156,7 +150,6 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
             raise ExportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
     rows = collect(run, source, with_hard)
     files = files_of(form, domain, rows)
-    counts = {what: sum(row["kind"] == kind for row in rows) for kind, what in KINDS.items()}
     files["README.md"] = card(
         "questions",
         form=form,
@@ -164,7 +157,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         name=run.name,
         domain=domain,
         model=str(run.config["model"].get("path")) if isinstance(run.config.get("model"), dict) else "unknown",
-        counts=", ".join(f"{n:,} {what}" for what, n in counts.items() if n),
+        counts=f"{len(rows):,} {SOURCES[source]}{', hard training problems among them' * with_hard}",
         seed=run.manifest.get("seed"),
         steps=len(run.steps),
         rows=[{"question": row["question"], "answer": row["answer"]} for row in rows[:3]],
@@ -175,7 +168,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
 
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-ARM_OF = {"student": "ps", "teacher": "", **{name: name for name in ARM_MEANINGS if name not in ("base", "ps")}}
+ARM_OF = {"student": "ps", "teacher": ""} | {name: name for name in ARM_MEANINGS if name not in ("base", "ps")}
 """Name of a policy -> the arm that its held-out result stands under. `student` is the promoted student (PS)."""
 
 
@@ -184,13 +177,11 @@ def adapter_folder(policy: str) -> str:
     return policy if policy in ("student", "teacher") else f"arms/{policy}"
 
 
-def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, Row]:
-    """Folder and settings of a policy's adapter, as the run left it. Raises ExportError."""
-    from safetensors import SafetensorError, safe_open
-
+def _adapter_of(run_dir: Path, policy: str) -> Path:
+    """Folder of a policy's adapter, as the run left it. Raises ExportError."""
     if policy not in ARM_OF:
         raise ExportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
-    folder, again = run_dir / adapter_folder(policy), "`soar run --out RUN --resume` writes it again"
+    folder = run_dir / adapter_folder(policy)
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise ExportError(
@@ -198,15 +189,9 @@ def _adapter_of(run_dir: Path, policy: str) -> tuple[Path, Row]:
                 "none; finish the run with `soar run ... --resume`, or choose another --policy"
             )
         if changed_after_run(run_dir, f"{adapter_folder(policy)}/{name}"):
+            again = "`soar run --out RUN --resume` writes it again"
             raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {again}")
-    settings, notes = read_object(folder / ADAPTER_FILES[0])
-    if notes or not isinstance(settings.get("r"), int):
-        raise ExportError(f"{folder / ADAPTER_FILES[0]} is damaged; {again}")
-    try:
-        safe_open(folder / ADAPTER_FILES[1], framework="numpy")  # reads the header
-    except SafetensorError as error:
-        raise ExportError(f"{folder / ADAPTER_FILES[1]} is damaged ({error}); {again}") from error
-    return folder, settings
+    return folder
 
 
 def base_of(run: Run) -> tuple[str, Row]:
@@ -232,7 +217,10 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
 
     _check_target(out)
     run = read_run(run_dir)
-    adapter, settings = _adapter_of(run_dir, policy)
+    adapter = _adapter_of(run_dir, policy)
+    settings, notes = read_object(adapter / ADAPTER_FILES[0])
+    if notes:
+        raise ExportError(f"{adapter}: {notes[0]}")
     path, options = base_of(run)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])

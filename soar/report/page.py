@@ -157,48 +157,33 @@ def written_section(run: Run, rows: list[Row]) -> dict[str, Any]:
     steps, examples = sorted(by_step), []
     for step in dict.fromkeys(steps[i * (len(steps) - 1) // 3] for i in range(4) if steps):
         examples.append((step, [(name, reward, some[:3]) for name, reward, some in wording.extremes(by_step[step])]))
-    return {"examples": examples, "changes": wording.changes(rows, [by_step[step] for step in steps[:1] + steps[-1:]])}
+    return {"examples": examples, "changes": wording.changes(rows)}
 
 
 def screening_section(run: Run) -> dict[str, Any]:
-    """Histogram of successes per candidate problem, and the evidence of the kept hard problems."""
-    event, rows = (run.events.get("screen") or [{}])[-1], run.hard_train + run.hard_test
+    """How often candidate problems were solved, and examples of the hard ones."""
+    event = (run.events.get("screen") or [{}])[-1]
     histogram = event.get("histogram")
     bins = [(str(k), max(0, count(n) or 0)) for k, n in histogram.items()] if isinstance(histogram, dict) else []
-    return {
-        "event": event,
-        "bins": bins[:12],
-        "taken": len(rows) if rows and (count(event.get("hard")) or 0) > len(rows) else None,
-        "train": len(run.hard_train),
-        "test": len(run.hard_test),
-        "truncated": sum(count(r.get("truncated")) or 0 for r in rows),
-        "evidence": sum(count(r.get("attempts")) or 0 for r in rows),
-        "examples": run.hard_train[:10],
-    }
+    sizes = {"train": len(run.hard_train), "test": len(run.hard_test)}
+    return {"event": event, "bins": bins[:12], "examples": run.hard_train[:10], **sizes}
 
 
 def questions_section(rows: list[Row]) -> dict[str, Any]:
-    """The embedded rows of a question file, with equal gaps between them, and what the page can say and filter about them."""
+    """The embedded rows of a question file, with equal gaps between them, and which labels they have."""
     shown = rows[:: max(1, math.ceil(len(rows) / MAX_QUESTIONS))]
-    topics = Counter(str(row["topic"]) for row in shown if row.get("topic"))
-    return {
-        "rows": shown,
-        "total": len(rows),
-        "steps": sorted({s for row in shown if (s := count(row.get("step"))) is not None}),
-        "topics": sorted(topic for topic, _ in topics.most_common(60)),
-        "fields": [k for k in ("topic", "well_posed", "correct") if any(row.get(k) is not None for row in shown)],
-    }
+    fields = [k for k in ("topic", "well_posed", "correct") if any(row.get(k) is not None for row in shown)]
+    return {"rows": shown, "total": len(rows), "fields": fields}
 
 
 def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
-    """Wall seconds per phase and in all; while the run is unfinished, what the outer steps have taken so far."""
+    """Wall seconds per phase and in all, of a finished run."""
     wall = run.summary.get("wall_seconds")
-    if isinstance(wall, dict):
-        seconds_of = {str(name): seconds for name, v in wall.items() if (seconds := number(v)) is not None}
-        total = seconds_of.pop("total", math.fsum(seconds_of.values()))
-        return list(seconds_of.items()), total
-    taken = column(run.steps, "seconds")
-    return ([("outer loop so far", math.fsum(taken))], math.fsum(taken)) if taken else ([], None)
+    if not isinstance(wall, dict):
+        return [], None
+    seconds_of = {str(name): seconds for name, v in wall.items() if (seconds := number(v)) is not None}
+    total = seconds_of.pop("total", math.fsum(seconds_of.values()))
+    return list(seconds_of.items()), total
 
 
 def spent_rows(run: Run) -> list[Row]:

@@ -30,28 +30,26 @@ TEXTS = ("question", "answer", "completion")
 SHOWN = 8  # completions of each outcome
 
 
-def place(row: Row) -> str:
+def _place(row: Row) -> str:
     """Who wrote a completion, and when: `student, outer step 3, RLOO step 0`."""
     steps = [(name, count(row.get(key))) for key, name in (("step", "outer step"), ("rloo_step", "RLOO step"))]
     return ", ".join([str(row.get("by"))[:40], *(f"{name} {step}" for name, step in steps if step is not None)])
 
 
-def folded(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows by outcome: attempts in the order of OUTCOMES, then what came of teacher texts."""
-    groups: dict[str, list[Row]] = {outcome: [] for outcome in OUTCOMES}
-    for row in rows:
-        groups.setdefault("teacher: " * (row.get("kind") == "teacher") + str(row.get("outcome"))[:40], []).append(row)
-    return {outcome: kept for outcome, kept in groups.items() if kept}
-
-
 def rollouts_section(run: Run) -> dict[str, Any]:
-    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run."""
+    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run.
+
+    Attempts in the order of OUTCOMES, then what came of teacher texts.
+    """
+    folded: dict[str, list[Row]] = {outcome: [] for outcome in OUTCOMES}
+    for row in run.rollouts:
+        folded.setdefault("teacher: " * (row.get("kind") == "teacher") + str(row.get("outcome"))[:40], []).append(row)
     groups = []
-    for outcome, rows in folded(run.rollouts).items():
+    for outcome, rows in ((outcome, rows) for outcome, rows in folded.items() if rows):
         kinds = Counter(KINDS.get(str(row.get("kind")), "other") for row in rows)
         title = f"{outcome} ({', '.join(f'{kind} {number:,}' for kind, number in kinds.items())})"
         shown = [
-            {"place": place(row), **{key: clipped(str(row.get(key) or ""), 300, 900) for key in TEXTS}}
+            {"place": _place(row), **{key: clipped(str(row.get(key) or ""), 300, 900) for key in TEXTS}}
             for row in rows[:: math.ceil(len(rows) / SHOWN)]
         ]
         groups.append({"title": title, "meaning": OUTCOMES.get(outcome, ("", ""))[1], "rows": shown})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -93,11 +92,6 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def is_base(run: Run, arm: Arm) -> bool:
-    """Whether the arm is PS of a run that promoted no student, which is the base model: nothing of SOAR is in it."""
-    return arm.name == "ps" and count(run.summary.get("promotions")) == 0
-
-
 def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float] | None:
     """(words, low, high) of pass@k of `arm` minus `other`: the paired difference, else the gap between their intervals."""
     entry: object = run.summary.get("paired")
@@ -116,23 +110,23 @@ def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float] | No
 
 
 def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
-    """What can be said about `arm` against `other` at pass@k."""
+    """What can be said about `arm` of SOAR against `other` at pass@k."""
     between = gap(run, arm, other, k)
     if between is None:
         return "without intervals nothing can be said about the difference"
     words, low, high = between
     if low <= 0 <= high:
         return f"{words}, so this run does not show a difference"
-    result = f"SOAR is {'ahead' if low > 0 else 'behind'}"
-    if is_base(run, arm) or other.name == "base":
-        name = arm_name(other.name) if is_base(run, arm) else "SOAR"
-        result = f"{name} is {'above' if (low > 0) != is_base(run, arm) else 'below'} the untrained model"
-    return f"{words}, so {result} in this run"
+    return f"{words}, so SOAR is {'ahead' if low > 0 else 'behind'} in this run"
 
 
 def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
-    """SOAR's best measured output (OURS), the best arm without its search, and the smallest k that all these have."""
-    ours = [arm for arm in run.arms.values() if arm.name in OURS]
+    """SOAR's best measured output (OURS), the best arm without its search, and the smallest k that all these have.
+
+    PS of a run that promoted no student is the base model: nothing of SOAR is in it.
+    """
+    nothing = count(run.summary.get("promotions")) == 0
+    ours = [arm for arm in run.arms.values() if arm.name in OURS and not (nothing and arm.name == "ps")]
     others = [arm for arm in run.arms.values() if not arm.name.startswith((*OURS, "real"))]
     others = [arm for arm in others if arm.name != "base"] or others
     measured = [set(arm.pass_at) for arm in ours + others]
@@ -145,8 +139,6 @@ def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
 
 def _about(run: Run, arm: Arm, k: int, meaning: bool = False) -> str:
     """`52.1 % [45.0, 60.2] for PQ (12.3 M generated tokens)`."""
-    if is_base(run, arm):
-        return f"{with_interval(arm, k)} for PS, the base model since no student was promoted,"
     cost = plural(arm.rollouts, "student rollout") if arm.rollouts else ""  # with the search for it
     cost = f"{tokens(arm.total_tokens)} generated tokens" if arm.total_tokens else cost
     shown = "; ".join(filter(None, [ARM_MEANINGS.get(arm.name, "") if meaning else "", cost]))
@@ -163,7 +155,8 @@ def headline(run: Run) -> str:
     start = f"{'' if run.finished else f'Unfinished ({steps} so far). '}Held-out pass@{k}: "
     if ours is None:
         shares = ", ".join(f"{arm_name(a.name)} {with_interval(a, k)}" for a in arms.values() if k in a.pass_at)
-        return f"{start}{shares}; no arm of SOAR (PS, PQ, Teacher-T) was measured."
+        why = "no student was promoted, so PS is the base model" if "ps" in arms else "no arm of SOAR was measured"
+        return f"{start}{shares}; {why}."
     if other is None:
         return f"{start}{_about(run, ours, k, True)}; there is no other arm to compare it with."
     return f"{start}{_about(run, ours, k, True)} against {_about(run, other, k)}: {comparison(run, ours, other, k)}."
@@ -194,7 +187,7 @@ def remarks(run: Run) -> list[str]:
 def why_nothing(run: Run) -> list[str]:
     """Why SOAR is not ahead in this run, as far as its events say; nothing for a run where it is."""
     ours, other, k = rivals(run)
-    between = gap(run, ours, other, k) if ours is not None and other is not None and not is_base(run, ours) else None
+    between = gap(run, ours, other, k) if ours is not None and other is not None else None
     if between is not None and between[1] > 0:
         return []
     lines, steps, arm_steps = [], run.steps, run.events.get("arm_step", [])
@@ -246,55 +239,34 @@ def extremes(rows: Sequence[Row]) -> list[tuple[str, float, list[Row]]]:
     return [(name, end["reward"], some) for name, end, some in zip(names, ends, same, strict=False)]
 
 
-def changes(steps: Sequence[Row], questions: Sequence[Sequence[Row]]) -> str:
-    """How the questions of the last outer step differ from those of the first; nothing of a single step.
-
-    steps: of `page.step_rows`. questions: of the first and the last step.
-    """
-    if len(steps) < 2 or len(questions) < 2:
+def changes(steps: Sequence[Row]) -> str:
+    """How the questions of the last outer step (of `page.step_rows`) differ from those of the first; nothing of one step."""
+    if len(steps) < 2:
         return ""
     first, last, parts = steps[0], steps[-1], []
     named = {"distinct_share": "different from each other", "well_posed": "well-posed", "correct": "answered correctly"}
     for key, what in named.items():
-        if first.get(key) is not None and last.get(key) is not None:
+        if first[key] is not None and last[key] is not None:
             parts.append(f"{what} {percent(first[key])} \u2192 {percent(last[key])}")
-    if first.get("vendi") and last.get("vendi"):
+    if first["vendi"] and last["vendi"]:
         parts.append(f"as diverse as {first['vendi']:.1f} \u2192 {last['vendi']:.1f} unrelated questions")
-    topics = [Counter(str(row["topic"]) for row in rows if row.get("topic")) for rows in questions]
-    shares = [{name: n / some.total() for name, n in some.items()} for some in topics]
-    moved = sorted(shares[0] | shares[1], key=lambda name: -abs(shares[1].get(name, 0) - shares[0].get(name, 0)))
-    for name in moved[:2]:
-        parts.append(
-            f"topic {name[:40]} {percent(shares[0].get(name, 0.0))} \u2192 {percent(shares[1].get(name, 0.0))}"
-        )
     return f"From step {first['step']} to step {last['step']}: {', '.join(parts)}." if parts else ""
 
 
-def share(row: Row, k: int) -> str:
-    """pass@k of an arm with its interval, in 23 columns."""
-    low, high = row["interval_95"][str(k)]
-    return f"{row['pass_at'][str(k)]:6.4f} [{low:.4f}, {high:.4f}]"
+def _table(rows: dict[str, Row], paired: Row, width: int | None = None) -> list[str]:
+    """pass@k of arms or policies with its interval and rollouts, the search included; below, differences at the smallest k.
 
-
-def summary_lines(summary: Row, width: int | None = None) -> list[str]:
-    """The arms of a summary as a small table; the smallest and the largest k alone where `width` has no room for all."""
-    ks = sorted({int(k) for arm in summary["arms"].values() for k in arm["pass_at"]})
-    if width is not None and 27 + 25 * len(ks) > width:
+    The smallest and the largest k alone where `width` has no room for all.
+    """
+    ks = sorted({int(k) for row in rows.values() for k in row["pass_at"]})
+    names, spent = max([14, *map(len, rows)]), any("student_rollouts" in row for row in rows.values())
+    if width is not None and names + 14 + 25 * len(ks) > width:
         ks = sorted({*ks[:1], *ks[-1:]})
-    lines = [f"{'arm':14s} {'rollouts':>12s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks)]
-    for arm, row in summary["arms"].items():
-        lines.append(f"{arm:14s} {row['student_rollouts']:12,d}  " + "  ".join(share(row, k) for k in ks))
-    for arm, row in summary["arms"].items():
-        if row.get("search_rollouts"):
-            what = "the student it starts from" if arm == "ps_hard" else "its questions"
-            lines.append(f"{arm}: the loop that found {what} took {row['search_rollouts']:,} rollouts more")
-    promotions = f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps"
-    return [*lines, *difference_lines(summary["paired"]), promotions]
-
-
-def difference_lines(paired: Row) -> list[str]:
-    """Differences of pass@k between two policies, at the smallest k."""
-    lines = []
+    title = f"{'arm':{names}s}     rollouts" if spent else f"{'policy':{names}s}"
+    lines = [title + "".join(f"{f'pass@{k}':>25}" for k in ks)]
+    for name, row in rows.items():
+        rollouts = f"{row['student_rollouts'] + row.get('search_rollouts', 0):13,d}" if spent else ""
+        lines.append(f"{name:{names}s}{rollouts}  " + "  ".join(_share(row, str(k)) for k in ks))
     for name, by_k in paired.items():
         k = min(by_k, key=int)
         low, high = by_k[k]["interval_95"]
@@ -302,11 +274,18 @@ def difference_lines(paired: Row) -> list[str]:
     return lines
 
 
-def result_lines(result: Row, ks: Sequence[int]) -> list[str]:
+def _share(row: Row, k: str) -> str:
+    """pass@k of an arm with its interval, in 23 columns."""
+    return "{:6.4f} [{:.4f}, {:.4f}]".format(row["pass_at"][k], *row["interval_95"][k])
+
+
+def summary_lines(summary: Row, width: int | None = None) -> list[str]:
+    """The arms of a summary as a small table, and its promotions."""
+    promotions = f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps"
+    return [*_table(summary["arms"], summary["paired"], width), promotions]
+
+
+def result_lines(result: Row) -> list[str]:
     """pass@k of every policy that `soar eval` measured, as a small table; differences from the base model below."""
-    width = max(len(name) for name in result["policies"])
-    lines = [f"{result['problems']['count']} problems, {result['attempts']} attempts each"]
-    lines.append(f"{'policy':{width}s}  " + "  ".join(f"{'pass@' + str(k):>23}" for k in ks))
-    for name, row in result["policies"].items():
-        lines.append(f"{name:{width}s}  " + "  ".join(share(row, k) for k in ks))
-    return [*lines, *difference_lines(result["paired"])]
+    title = f"{result['problems']['count']} problems, {result['attempts']} attempts each"
+    return [title, *_table(result["policies"], result["paired"])]

@@ -7,7 +7,6 @@ model or a foreign folder says stays as it is until `terminal_text`.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from soar.files import Row, clipped, visible
+from soar.files import Row, visible
 from soar.report import text as wording
-from soar.report.rollouts import folded, place
-from soar.report.runs import TEACHER_SILENT, Run, count, number, numbers, read_run, standard_error
+from soar.report.runs import Run, count, number, numbers, read_run, standard_error
 
 MAX_TEXT = 300
 ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", '"', '"', "...", *"<>"], strict=True))
@@ -33,20 +31,6 @@ def terminal_text(text: str, console: Console, style: str = "") -> Text:
     if console.options.ascii_only:
         text = "".join(ASCII.get(c, c) for c in text).encode("ascii", "backslashreplace").decode()
     return Text(text, style=style)
-
-
-def loop_ended(run: Run) -> bool:
-    """Whether the outer loop has made its steps or its promotions (`runs.loop_end`)."""
-    total, most = run.setting("teacher", "steps"), run.setting("limits", "max_promotions")
-    silent = any(row.get("kind") == TEACHER_SILENT for row in run.events.get("alarm", []))
-    return silent or (total is not None and len(run.steps) >= total) or bool(most and len(run.promotions) >= most)
-
-
-def stage(run: Run) -> str:
-    """What the run is doing, by its latest events."""
-    if run.finished:
-        return "finished"
-    return "arms and evaluation" if loop_ended(run) else "outer loop" if "screen" in run.events else "screening"
 
 
 def one_line(text: object, limit: int = MAX_TEXT) -> str:
@@ -91,9 +75,9 @@ def _event_line(event: Row) -> str:
 
 def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     """The view as (text, style), top to bottom. age: seconds since metrics.jsonl was written, 0: not shown."""
-    ended = run.finished or bool(run.paused)
-    written = f", last written {wording.duration(age)} ago" if age and not ended else ""
-    yield f"{one_line(run.name)}: {stage(run)}{written}", "bold"
+    state = "finished" if run.finished else "paused" if run.paused else "at work"
+    written = f", last written {wording.duration(age)} ago" if age and state == "at work" else ""
+    yield f"{one_line(run.name)}: {state}{written}", "bold"
     if run.paused and not run.finished:
         yield f"paused: {one_line(run.paused.get('reason'))}", "bold yellow"
         yield f"continue with: {one_line(run.paused.get('resume'))}", "yellow"
@@ -112,17 +96,7 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
         yield from (
             (text, "") for text in step_lines(events, [row for row in run.questions if row.get("step") == step])
         )
-    if run.rollouts:
-        last = [row for row in run.rollouts if place(row) == place(run.rollouts[-1])]
-        outcomes = ", ".join(f"{one_line(outcome)} {len(rows)}" for outcome, rows in folded(last).items())
-        yield f"completions kept last ({one_line(place(last[-1]))}): {outcomes}", ""
-        row = next((row for row in reversed(last) if row.get("outcome") != "right"), last[-1])
-        shown, gold = clipped(str(row.get("completion")), 60, 120), one_line(row.get("answer"), 40)
-        yield f"  {one_line(row.get('outcome'))}, gold {gold}: «{one_line(shown)}»", ""
     yield from ((_event_line(event), "bold red") for event in run.events.get("alarm", [])[-2:])
-    for arm, steps in Counter(str(event.get("arm")) for event in run.events.get("arm_step", [])).items():
-        if arm not in run.arms:
-            yield f"{one_line(wording.arm_name(arm))}: {wording.plural(steps, 'training step')} done", ""
     yield from ((one_line(wording.held_out(measured)), "") for measured in run.arms.values())
     if run.finished:
         yield wording.headline(run), "bold"

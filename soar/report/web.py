@@ -1,6 +1,6 @@
 """`soar watch --web`: the report page of a run, finished or at work, on this machine's own address. Needs no torch.
 
-Read only: one page under a random address, made anew as the run goes on. A page of somebody else in the same browser learns
+Read only: one page under a random address, made anew when it is asked for. A page of somebody else in the same browser learns
 nothing: it does not know the address, and a host name that it points here is refused by its Host header.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from soar.report.page import content, render
 from soar.report.runs import read_run
 
-FRESH_SECONDS = 10.0  # as old as a page gets
+FRESH_SECONDS = 10  # between two pages of a run at work
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff",
@@ -28,16 +27,7 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     Raises ReportError where there is no run, OSError for a port that is taken.
     """
     secret, lock = f"/{secrets.token_urlsafe(24)}/", threading.Lock()
-    made, body, running = float("-inf"), b"", False
-
-    def page() -> tuple[bytes, bool]:
-        nonlocal made, body, running
-        with lock:
-            if time.monotonic() - made > FRESH_SECONDS:
-                run = read_run(path)
-                running = not (run.finished or run.paused)
-                body, made = render("report.html", content(run)).encode(), time.monotonic()
-            return body, running
+    read_run(path)
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0  # of a client that says nothing
@@ -47,9 +37,11 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
                 return self.send_error(403)
             if not secrets.compare_digest(self.path.encode(), secret.encode()):
                 return self.send_error(404)
-            text, again = page()
+            with lock:
+                run = read_run(path)
+                text = render("report.html", content(run)).encode()
             self.send_response(200)
-            refresh = {"Refresh": f"{FRESH_SECONDS:.0f}"} if again else {}
+            refresh = {} if run.finished or run.paused else {"Refresh": f"{FRESH_SECONDS}"}
             for name, value in {**HEADERS, **refresh, "Content-Length": str(len(text))}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -59,6 +51,5 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
         def log_message(self, *args: object) -> None:
             """Nothing: the address is a secret."""
 
-    page()
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     return server, f"http://127.0.0.1:{server.server_port}{secret}"

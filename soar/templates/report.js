@@ -5,7 +5,6 @@ for (const section of document.querySelectorAll("[data-browser]")) {
   let first = 0;
   const body = section.querySelector("tbody");
   const text = section.querySelector("[data-filter=text]");
-  const selects = [...section.querySelectorAll("select[data-filter]")];
   const shown = section.querySelector("[data-shown]");
   const place = section.querySelector("[data-place]");
   const turns = [...section.querySelectorAll("button[data-turn]")];
@@ -13,8 +12,7 @@ for (const section of document.querySelectorAll("[data-browser]")) {
 
   const show = () => {
     const wanted = text.value.trim().toLowerCase();
-    const fits = rows.filter((row) => words.get(row).includes(wanted)
-      && selects.every((s) => s.value === "" || row.dataset[s.dataset.filter] === s.value));
+    const fits = rows.filter((row) => words.get(row).includes(wanted));
     first = Math.max(0, Math.min(first, PAGE * Math.floor((fits.length - 1) / PAGE)));
     const page = new Set(fits.slice(first, first + PAGE));
     for (const row of rows) row.hidden = !page.has(row);
@@ -51,7 +49,6 @@ for (const section of document.querySelectorAll("[data-browser]")) {
   };
 
   text.addEventListener("input", filter);
-  for (const s of selects) s.addEventListener("change", filter);
   for (const b of turns) b.addEventListener("click", () => turn(b));
   for (const b of section.querySelectorAll("button[data-sort]")) b.addEventListener("click", () => sort(b));
   for (const part of section.querySelectorAll(".controls, .pages")) part.hidden = false;
