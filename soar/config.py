@@ -20,12 +20,12 @@ from soar.types import UserError, named_code
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "none"]
 TrainedArm = Literal[
-    "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "variants", "ps_hard", "pq", "pq_sample",
+    "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "variants", "pq", "pq_sample",
     "pq_well_posed", "pq_correct", "base_t", "teacher_t", "real",
 ]  # fmt: skip
 Arm = Literal["base", "ps"] | TrainedArm
 # Trained on the hard problems alone.
-HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted", "ps_hard")
+HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
 ORACLE_ARMS = {"pq_sample", "pq_well_posed", "pq_correct"}
 Format = Literal["tiny", "tags", "question_answer"]
@@ -352,7 +352,7 @@ class Config(Section):
 
     def uses_search(self, arm: str) -> bool:
         """Whether an arm builds on what the outer loop of this run found, so that its total holds the search."""
-        from_here = {"ps": True, "ps_hard": True, "teacher_t": not self.arms.teacher_from}
+        from_here = {"ps": True, "teacher_t": not self.arms.teacher_from}
         return not self.arms.pq_from if arm.startswith("pq") else from_here.get(arm, False)
 
     def resolved(self) -> dict[str, Any]:

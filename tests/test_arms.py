@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import random_stack
-from loop_helpers import easy_problems, hard_problems, run_tiny, skills, tiny_config
-from safetensors.torch import load_file
+from loop_helpers import easy_problems, hard_problems, skills, tiny_config
 
 from soar.loop import arms
-from soar.loop.arms import arm_events, arm_plan, arm_steps, arms_left, train_arms
+from soar.loop.arms import arm_events, arm_plan, arm_steps, train_arms
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
 from soar.loop.student import Plan, TrainState
@@ -29,32 +27,25 @@ def test_budget_is_what_the_loop_spent_rounded_up() -> None:
     assert arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
 
 
-def asked(batches: list[list[Problem]]) -> list[str]:
-    return [problem.id for batch in batches for problem in batch]
-
-
 def test_what_the_arms_train_on() -> None:
-    def arm_batches(*given: Any) -> list[list[Problem]]:
-        return arm_plan(*given).batches
+    hard, pq = hard_problems(6), [Problem(f"pq-{i}", f"easier {i}", "0") for i in range(4)]
 
-    config, hard = tiny_config(), hard_problems(6)
-    pq = [Problem(f"pq-{i}", f"easier {i}", "0") for i in range(4)]
-    only = arm_batches("hard_only", config, hard, pq, 9)
+    def asked(name: str, steps: int, *keys: str) -> list[list[str]]:
+        return [[p.id for p in batch] for batch in arm_plan(name, tiny_config(*keys), hard, pq, steps).batches]
+
+    def counts(batches: list[list[str]]) -> dict[str, int]:
+        return Counter(i for batch in batches for i in batch)
+
+    only = asked("hard_only", 9)
     assert [len(batch) for batch in only] == [2] * 9
-    assert Counter(asked(only)) == {p.id: 3 for p in hard}  # three whole passes
-    going_on = arm_batches("ps_hard", config, hard, [], 9)
-    assert Counter(asked(going_on)) == Counter(asked(only)) and going_on != only
-    mixed = arm_batches("pq", config, hard, pq, 10)
-    assert Counter(asked(mixed)) == {p.id: 2 for p in [*hard, *pq]}
-    config = tiny_config("arms.curriculum_steps=4")
-    curriculum = arm_batches("pq", config, hard, pq, 10)
-    assert Counter(asked(curriculum[:4])) == {p.id: 2 for p in pq}
-    assert Counter(asked(curriculum[4:])) == {p.id: 2 for p in hard}
-    short = arm_batches("pq", config, hard, pq, 2)
-    assert set(asked(short)) == {p.id for p in pq}
-    assert arm_batches("hard_only", tiny_config("seed=1"), hard, pq, 9) != only
+    assert counts(only) == {p.id: 3 for p in hard}  # three whole passes
+    assert counts(asked("pq", 10)) == {p.id: 2 for p in [*hard, *pq]}
+    curriculum = asked("pq", 10, "arms.curriculum_steps=4")
+    assert counts(curriculum[:4]) == {p.id: 2 for p in pq} and counts(curriculum[4:]) == {p.id: 2 for p in hard}
+    assert counts(asked("pq", 2, "arms.curriculum_steps=4")).keys() == {p.id for p in pq}
+    assert asked("hard_only", 9, "seed=1") != only
+    assert [len(batch) for batch in asked("hard_only", 4, "arms.prompts_per_step=3")] == [3] * 4
     wide = tiny_config("arms.prompts_per_step=3", "arms.tokens=1200")
-    assert [len(batch) for batch in arm_batches("hard_only", wide, hard, pq, 4)] == [3] * 4
     assert arm_steps("pq", wide, 0) == 1 + 1200 // (3 * wide.student.attempts)
 
 
@@ -129,30 +120,3 @@ def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_
     assert set(hinted.levels) == {problems[0].id, problems[1].id} and not whole[0].levels
     assert hinted.metrics[0]["hint_share"] <= 1.0
     assert dense.metrics[0]["reward_mean"] > 0 and dense.metrics[0]["pass_rate"] == whole[0].metrics[0]["pass_rate"]
-
-
-def test_without_a_promotion_nothing_goes_on_from_its_student() -> None:
-    config, said = tiny_config('arms.run=["ps", "ps_hard", "hard_only", "pq"]'), list[str]()
-    assert arms_left(config, {"pq"}, 1, said.append) == ["hard_only", "ps_hard"] and not said
-    assert arms_left(config, set(), 0, said.append) == ["hard_only", "pq"]
-    assert said == ["no promotion, so there is no promoted student: the arm ps_hard is left out"]
-    assert arms_left(config, {"ps_hard"}, 0, said.append) == ["hard_only", "pq"] and len(said) == 1
-
-
-def test_the_promoted_student_goes_on_with_the_hard_problems(tmp_path: Path) -> None:
-    """With a rate of nearly nothing an arm stays where it starts."""
-    run = tmp_path / "run"
-    keys = ['arms.run=["base", "ps", "ps_hard", "hard_only"]', "arms.steps=2", "arms.learning_rate=1e-12"]
-    summary = run_tiny(run, *keys)
-    assert summary["promotions"] > 0
-    promoted, going_on, alone = (
-        load_file(run / folder / "adapter_model.safetensors")
-        for folder in ("student", "arms/ps_hard", "arms/hard_only")
-    )
-    away = max((promoted[key] - alone[key]).abs().max().item() for key in promoted)
-    assert away > 1e-6
-    assert max((promoted[key] - going_on[key]).abs().max().item() for key in promoted) < away / 100
-    arm = summary["arms"]["ps_hard"]
-    assert arm["search_rollouts"] == summary["arms"]["ps"]["student_rollouts"]
-    assert arm["student_rollouts"] == summary["arms"]["hard_only"]["student_rollouts"]
-    assert "ps_hard - hard_only" in summary["paired"]

@@ -27,7 +27,7 @@ SMALL = (
     "arms.save_steps=1",
     "arms.steps=3",
     "arms.questions=4",
-    'arms.run=["base","hard_only","ps","ps_hard","pq","base_t"]',
+    'arms.run=["base","hard_only","ps","pq","base_t"]',
 )
 
 
@@ -69,7 +69,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, An
     """The result of a run without worker processes."""
     out = tmp_path_factory.mktemp("runs") / "alone"
     run_tiny(out, source, *SMALL)
-    assert {row["arm"] for row in events(out, "arm_step")} == {"hard_only", "ps_hard", "pq", "base_t"}
+    assert {row["arm"] for row in events(out, "arm_step")} == {"hard_only", "pq", "base_t"}
     return result(out)
 
 

@@ -68,19 +68,16 @@ def near(one: AdapterStack, other: AdapterStack) -> None:
         assert (tensor - other.tensors[name]).abs().max() < 0.05 * LR, name
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_training_changes_neither_baseline_nor_base_model(adapter: str) -> None:
-    env = tiny_examiner(tiny_backbone(adapter=adapter))
+def test_training_changes_neither_baseline_nor_base_model() -> None:
+    env = tiny_examiner(tiny_backbone(adapter="full"))
     baseline = random_stack(env.backbone, 1)
     before = baseline.digest(), env.backbone.base_digest()
     found = train_population(env, baseline, batches(), list(range(STUDENTS)), CONFIG, LR)
     assert (baseline.digest(), env.backbone.base_digest()) == before
-    assert all(tensor.grad is None and not tensor.requires_grad for tensor in baseline.tensors.values())
-    digests = {found.stack.digest(p) for p in range(STUDENTS)}
-    assert len(digests) == STUDENTS and before[0] not in digests
-    assert not any(tensor.requires_grad for tensor in found.stack.tensors.values())
-    assert found.rollouts == STUDENTS * STEPS * 2 * 6
-    assert not found.failed_P.any()
+    tensors = [*baseline.tensors.values(), *found.stack.tensors.values()]
+    assert all(tensor.grad is None and not tensor.requires_grad for tensor in tensors)
+    assert len({before[0], *map(found.stack.digest, range(STUDENTS))}) == STUDENTS + 1
+    assert found.rollouts == STUDENTS * STEPS * 2 * 6 and not found.failed_P.any()
 
 
 def test_a_student_is_trained_by_the_written_out_loop() -> None:
@@ -111,24 +108,15 @@ def test_any_chunk_gives_the_same_students(adapter: str) -> None:
 
 def test_two_workers_give_the_same_bytes_as_one() -> None:
     one, two = train(chunk=2), train(chunk=2, threads=2)
-    assert same_stacks(one.stack, two.stack)
-    assert one.metrics == two.metrics
-    assert torch.equal(one.failed_P, two.failed_P)
+    assert same_stacks(one.stack, two.stack) and one.metrics == two.metrics
 
 
 def test_students_depend_on_their_own_seed_and_batches() -> None:
     """The order of the students does not matter, and two with the same seed and batches end up equal."""
     whole = train(chunk=STUDENTS)
-    env = tiny_examiner(tiny_backbone())
-    order = [3, 0, 3]
-    found = train_population(
-        env,
-        random_stack(env.backbone, 1),
-        [batches()[p] for p in order],
-        [100 + p for p in order],
-        CONFIG,
-        LR,
-    )
+    env, order = tiny_examiner(tiny_backbone()), [3, 0, 3]
+    start, seed_P = random_stack(env.backbone, 1), [100 + p for p in order]
+    found = train_population(env, start, [batches()[p] for p in order], seed_P, CONFIG, LR)
     near(found.stack, whole.stack.select(order))
     assert same_stacks(found.stack.select([0]), found.stack.select([2]))
 
@@ -136,8 +124,7 @@ def test_students_depend_on_their_own_seed_and_batches() -> None:
 @pytest.mark.parametrize(("chunk", "kl"), [(STUDENTS, 0.01), (1, 0.0)])
 def test_a_diverged_student_is_reported_and_leaves_the_others_alone(chunk: int, kl: float) -> None:
     """Alone and without KL its rows have no advantage, so the update never meets the NaN; the sampler does."""
-    backbone = tiny_backbone()
-    starts = random_stack(backbone, STUDENTS)
+    starts = random_stack(tiny_backbone(), STUDENTS)
     ill = starts.select(list(range(STUDENTS)))
     ill.tensors["model.layers.1.self_attn.v_proj.B"][2] = torch.nan
     well, found = (train(chunk=chunk, start=stack, kl=kl) for stack in (starts, ill))
@@ -151,11 +138,9 @@ def test_shuffled_passes(count: int, seed: int, steps: int, per_step: int) -> No
     problems = some_problems(count)
     found = shuffled_passes(problems, seed, steps, per_step)
     assert [len(batch) for batch in found] == [per_step] * steps
-    stream = [problem for batch in found for problem in batch]
-    for first in range(0, len(stream), count):
-        part = stream[first : first + count]
-        assert len({problem.id for problem in part}) == len(part)
-    assert found == shuffled_passes(problems, seed, steps, per_step)
+    ids = [problem.id for batch in found for problem in batch]
+    passes = [ids[first : first + count] for first in range(0, len(ids), count)]
+    assert all(len(set(part)) == len(part) for part in passes)
     assert found == shuffled_passes(problems, seed, steps + 3, per_step)[:steps]
 
 
@@ -175,8 +160,7 @@ def test_chunk_sizes() -> None:
     assert [choose_chunk(free, 16, 1), choose_chunk(free, 15, 1, workers)] == [16, 8]
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize(("adapter", "stop"), [("lora", 1), ("full", 2)])
 def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: int) -> None:
     env = tiny_examiner(tiny_backbone(adapter=adapter))
     start = random_stack(env.backbone, 1)
@@ -204,19 +188,16 @@ def test_hints_fade_with_success_and_come_back_without() -> None:
     shown = [hinted(problem, "one two three four five six", level).question for level in range(5)]
     assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
     assert [len(text.split()) for text in shown] == [1, 4, 5, 7, 8]  # a quarter of six words, rounded up
-    backbone = tiny_backbone()
+    backbone, no, zero = tiny_backbone(), torch.tensor([False]), torch.zeros(1)
     plans = [Plan([[problem]], 0, hints={"p": "a hint"})]
     students = Training(backbone, plans, [TrainState(0, random_stack(backbone, 1))], CONFIG)
-    levels = []
+    (state,), levels, rollouts = students.states_P, [], rollouts_of(backbone, ["a", "b"], [1])
     for solved in (False, True, True, True, True, True, False):
         attempts = torch.tensor([[[False, solved]]])
-        rollouts, no = rollouts_of(tiny_backbone(), ["a", "b"], [1]), torch.tensor([False])
         batch = RolloutBatch(rollouts, [], attempts.float(), attempts, attempts | True, no)
-        one = torch.zeros(1)
-        students.note([[problem]], batch, UpdateStats(one, one, one, one.bool(), 2))
-        levels.append(students.states_P[0].levels["p"])
-    assert levels == [4, 3, 2, 1, 0, 0, 1]
-    assert students.states_P[0].metrics[-1]["hint_share"] == 0.25
+        students.note([[problem]], batch, UpdateStats(zero, zero, zero, no, 2))
+        levels.append(state.levels["p"])
+    assert levels == [4, 3, 2, 1, 0, 0, 1] and state.metrics[-1]["hint_share"] == 0.25
 
 
 def test_figures_that_one_policy_has_not_are_left_out_of_the_mean() -> None:

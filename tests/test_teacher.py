@@ -33,8 +33,7 @@ def test_known_gains_give_the_known_reward_and_advantages(log: UpdateLog) -> Non
     loop.state.baseline = skills([2.0])
     (event, *more), rows = loop.step()
     assert more == []
-    assert event["baseline_pass_rate"] == 2 / 8
-    assert event["best_pass_rate"] == 6 / 8
+    assert (event["baseline_pass_rate"], event["best_pass_rate"]) == (2 / 8, 6 / 8)
     # Gains in eighths: (2, 4), (0, 0), (-2, -1).
     assert event["reward_G"] == [3 / 8, 0.0, -1.5 / 8]
     assert event["reward_se_G"] == pytest.approx([1 / 8, 0.0, 0.5 / 8])
@@ -55,12 +54,8 @@ def test_the_promoted_student_is_the_one_with_the_best_validation(log: UpdateLog
     told = []
     for _ in range(3):
         loop.step()
-        told += loop.validate() + loop.validate()
-    assert [(row["step"], row["pass_rate"], row["best"]) for row in told] == [
-        (0, 3 / 8, True),
-        (1, 6 / 8, True),
-        (2, 2 / 8, False),
-    ]
+        told += [(row["step"], row["pass_rate"], row["best"]) for row in loop.validate() + loop.validate()]
+    assert told == [(0, 3 / 8, True), (1, 6 / 8, True), (2, 2 / 8, False)]
     assert loop.state.best is not None and loop.state.best.tensors["skill"].item() == 6
     assert loop.state.baseline.tensors["skill"].item() == 2
     loop.state.promotions -= 1  # a person refused it: nothing to look at
@@ -74,9 +69,7 @@ def test_a_failed_student_is_left_out(log: UpdateLog) -> None:
     assert more == []
     assert event["reward_G"] == [2 / 8, 2 / 8, None]
     assert event["reward_se_G"] == [None, pytest.approx(2 / 8), None]
-    assert event["reward_mean"] == 2 / 8
-    assert event["failed_students"] == 3
-    assert event["best_pass_rate"] == 4 / 8
+    assert (event["reward_mean"], event["failed_students"], event["best_pass_rate"]) == (2 / 8, 3, 4 / 8)
     assert {row["reward"] for row in rows if row["dataset"] == 2} == {None}
     assert torch.equal(log.advantages[0], torch.zeros(3, 4))
 
@@ -96,16 +89,11 @@ def test_all_failed_is_an_alarm_and_leaves_the_teacher_alone(log: UpdateLog) -> 
     (event, alarm), _ = loop.step()
     assert event["reward_G"] == [None] * 3
     assert (event["reward_mean"], event["best_pass_rate"], event["teacher_kl"]) == (None, None, None)
-    assert alarm["event"] == "alarm"
-    assert alarm["kind"] == "all students failed"
-    assert alarm["step"] == 0
-    assert log.advantages == []
-    assert loop.state.teacher.digest() == before
-    assert loop.state.window == []
+    assert (alarm["event"], alarm["kind"], alarm["step"]) == ("alarm", "all students failed", 0)
+    assert log.advantages == [] == loop.state.window and loop.state.teacher.digest() == before
     events, _ = loop.step()
     assert [e["event"] for e in events] == ["outer_step"]
-    assert loop.state.window == [1.0]
-    assert len(log.advantages) == 1
+    assert loop.state.window == [1.0] and len(log.advantages) == 1
 
 
 def test_reward_none_trains_no_teacher(log: UpdateLog) -> None:
@@ -121,19 +109,9 @@ def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> 
     (event, promotion), rows = loop.step()
     population = loop.populations[0].stack
     digests = [population.digest(p) for p in range(6)]
-    assert loop.state.baseline.digest() == digests[3] != before
-    assert digests.index(digests[3]) == 3
-    assert promotion == {
-        "event": "promotion",
-        "step": 0,
-        "dataset": 1,
-        "repeat": 1,
-        "reward": 5 / 8,
-        "pass_rate": 4 / 8,
-        "baseline_pass_rate": 0.0,
-        "questions": 4,
-        "student": digests[3],
-    }
+    assert loop.state.baseline.digest() == digests[3] != before and digests.index(digests[3]) == 3
+    where = {"event": "promotion", "step": 0, "dataset": 1, "repeat": 1, "questions": 4, "student": digests[3]}
+    assert promotion == {**where, "reward": 5 / 8, "pass_rate": 4 / 8, "baseline_pass_rate": 0.0}
     assert event["promoted"] is True
     assert loop.state.pq == [
         {"question": f"question 0 1 {i}", "answer": str(i), "step": 0, "dataset": 1, "reward": 5 / 8} for i in range(4)
@@ -145,7 +123,7 @@ def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> 
 
 def test_the_window_restarts_and_the_baseline_moves(log: UpdateLog) -> None:
     # Gains of 1/8 a step over whatever the baseline is; a window of 2 promotes at steps 1 and 3, never at 2.
-    skill = [[[1, 1], [1, 1], [1, 1]], [[1, 1], [1, 1], [1, 1]], [[2, 2], [2, 2], [2, 2]], [[2, 2], [2, 2], [2, 2]]]
+    skill = [[[gain, gain]] * 3 for gain in (1, 1, 2, 2)]
     loop = ScriptedLoop(settings_of("promotion.tau=0.05", "promotion.window=2"), skill)
     found = [loop.step()[0] for _ in range(4)]
     assert [step[0]["promoted"] for step in found] == [False, True, False, True]
@@ -165,23 +143,16 @@ def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log: Update
         calls = loop.env.asked[before:]  # type: ignore[attr-defined]
         before += len(calls)
         asked_baseline.append(set(calls[0]) if len(calls) == 2 else set())
-    assert all(len(questions) == 5 for questions in drawn)
-    assert drawn[0] != drawn[1]
-    assert asked_baseline[0] == drawn[0]
-    assert asked_baseline[1] == drawn[1] - drawn[0]
-    assert asked_baseline[2] == drawn[2]  # promoted after step 1: measured again
+    assert all(len(questions) == 5 for questions in drawn) and drawn[0] != drawn[1]
+    assert asked_baseline == [drawn[0], drawn[1] - drawn[0], drawn[2]]  # promoted after step 1: measured again
     assert loop.state.student_rollouts == sum(map(len, asked_baseline)) + 3 * 6 * 5
 
 
 def test_reward_questions_are_drawn_without_replacement_from_the_training_half() -> None:
-    config = settings_of("reward.questions=6")
-    loop, other = ScriptedLoop(config, []), ScriptedLoop(config, [])
-    draws = []
-    for step in range(20):
-        loop.state.step = other.state.step = step
+    loop, draws = ScriptedLoop(settings_of("reward.questions=6"), []), []
+    for loop.state.step in range(20):
         draws.append([p.id for p in loop.draw_reward_questions()])
-        assert draws[-1] == [p.id for p in other.draw_reward_questions()]
-        assert len(set(draws[-1])) == 6
+        assert draws[-1] == [p.id for p in loop.draw_reward_questions()] and len(set(draws[-1])) == 6
     assert {i for draw in draws for i in draw} == {p.id for p in loop.hard_train}
     assert ScriptedLoop(settings_of("reward.questions=80"), []).draw_reward_questions() == loop.hard_train
 

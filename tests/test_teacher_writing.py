@@ -84,13 +84,14 @@ def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv) -> None:
 def test_a_question_without_room_for_an_answer_is_too_long(env: RolloutEnv) -> None:
     short = easy_problems(1)[0]
     room = env.backbone.context - len(env.prompt(short))
-    fits, tight = (
-        tiny_config(f"student.sampling.max_tokens={room}"),
-        tiny_config(f"student.sampling.max_tokens={room + 1}", "teacher.max_tries=1"),
-    )
-    assert len(writer(env, [teacher_text(short)], fits)[0].write().problems_G_Q) == 3
+
+    def loop(tokens: int) -> OuterLoop:
+        config = tiny_config(f"student.sampling.max_tokens={tokens}", "teacher.max_tries=1")
+        return writer(env, [teacher_text(short)], config)[0]
+
+    assert len(loop(room).write().problems_G_Q) == 3
     with pytest.raises(TeacherError, match="too_long 12"):
-        writer(env, [teacher_text(short)], tight)[0].write()
+        loop(room + 1).write()
 
 
 def test_a_teacher_prompt_without_room_is_refused_before_anything_runs(env: RolloutEnv) -> None:

@@ -2,22 +2,22 @@
 
 `soar/assets/arms.toml` says what each arm is, docs/concepts.md where it comes from. Hard-Only gets as many student rollouts
 as the outer loop spent on students; with arms.tokens every arm gets the same total of tokens, search and preparation
-included. `ps_hard` goes on from the promoted student; every other arm trains a fresh base student. SOAR with a teacher that
-is never trained is no arm but `teacher.reward = "none"`.
+included. Every arm trains a fresh base student. SOAR with a teacher that is never trained is no arm but
+`teacher.reward = "none"`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from soar import seeds
-from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
+from soar.config import HARD_ARMS, Config, ConfigError
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
@@ -271,18 +271,6 @@ def read_teacher(backbone: Backbone, place: Path) -> AdapterStack:
             "(adapter_config.json); give a finished run folder or an adapter folder"
         )
     return load_adapter(backbone, folder)
-
-
-TRAINED: tuple[str, ...] = get_args(TrainedArm)
-
-
-def arms_left(config: Config, done: Container[str], promotions: int, say: Callable[[str], None]) -> list[str]:
-    """The trained arms of arms.run that are not `done`, in their order; `ps_hard` wants a promoted student."""
-    wanted: list[str] = [arm for arm in TRAINED if arm in config.arms.run and arm not in done]
-    if "ps_hard" in wanted and not promotions:
-        say("no promotion, so there is no promoted student: the arm ps_hard is left out")
-        wanted.remove("ps_hard")
-    return wanted
 
 
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from soar import seeds
 from soar.backends.base import local
-from soar.config import HARD_ARMS, Config
+from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_json, write_lines
@@ -24,7 +24,6 @@ from soar.loop.arms import (
     arm_events,
     arm_plan,
     arm_steps,
-    arms_left,
     read_pq,
     read_teacher,
     train_arms,
@@ -294,7 +293,9 @@ class Run:
         material = self._material()
         plans: dict[str, Plan] = {}
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
-        for arm in arms_left(config, told | state.arms.keys(), state.loop.promotions, self.progress.say):
+        for arm in get_args(TrainedArm):
+            if arm not in config.arms.run or arm in told | state.arms.keys():
+                continue
             before = self.meter.tokens
             try:
                 plan = self._plan(arm, material, before)
@@ -312,8 +313,7 @@ class Run:
                 state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
         if self.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
-        fresh = TrainState(0, self._fresh())
-        states = {arm: TrainState(0, adapters_of(state)["student"]) if arm == "ps_hard" else fresh for arm in plans}
+        states = dict.fromkeys(plans, TrainState(0, self._fresh()))
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
 
         def stopping() -> bool:
