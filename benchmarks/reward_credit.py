@@ -74,7 +74,7 @@ def measured(config: Config, G: int, R: int, count: int, attempts: int) -> dict[
         question_sets = loop.write()
         written = [problem for problems in question_sets.problems_G_Q for problem in problems]
         base, _ = rates(env, loop.state.baseline, problems, config, 4 * attempts, 99, threads)
-        value = [int(world.useful(p.question) and world.solve(p.question) == p.answer) for p in written]
+        value = [int(world.difficulty(p.question) > 0 and world.solve(p.question) == p.answer) for p in written]
         found = {"G": G, "R": R, "value": value, "base": base, "teacher_tokens": question_sets.tokens, "designs": {}}
         student, half = config.student, config.student.steps // 2
         for name, seen in designs(G, R, config.teacher.questions, config.seed).items():

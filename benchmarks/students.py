@@ -47,8 +47,8 @@ def main() -> None:
     with open_env(config) as env:
         workers = choose_threads(env.backbone, config.threads)
         pool = teacher_questions(env, 1500)
-        useful = [p for p in pool if world.useful(p.question)]
-        other = [p for p in pool if not world.useful(p.question)]
+        useful = [p for p in pool if world.difficulty(p.question)]
+        other = [p for p in pool if not world.difficulty(p.question)]
         right = sum(world.solve(p.question) == p.answer for p in useful) / len(useful)
         print(f"untrained teacher: {len(useful) / len(pool):.2f} useful questions, {right:.2f} of them answered right")
         start, sampling = env.backbone.new_stack(0), config.student.sampling

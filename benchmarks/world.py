@@ -58,7 +58,7 @@ def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> lis
     outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
     pairs = [o for o in outcomes if isinstance(o, Problem)]
     valid = [p for p in pairs if world.well_posed(p.question)]
-    useful = [p for p in valid if world.useful(p.question)]
+    useful = [p for p in valid if world.difficulty(p.question)]
     right = [p for p in useful if world.solve(p.question) == p.answer]
     lines = [
         f"teacher: {len(pairs)} pairs of {samples} samples; ill-posed {1 - len(valid) / len(pairs):.3f}; "

@@ -22,7 +22,6 @@ from soar.types import Verdict
 
 MAX_CHARS = 20_000  # of the text of all tests
 MAX_TESTS = 64
-MAX_DEPTH = 40  # of nested values
 MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
 Wrapped = tuple[tuple[str, tuple[Any, ...]], ...]
 WRAPPERS: dict[str, Callable[..., Any]] = {
@@ -94,19 +93,17 @@ def _equal(value: Any, expected: Any, near: tuple[float, float]) -> bool:
     return len(value) == len(expected) and all(_equal(a, b, near) for a, b in zip(value, expected, strict=True))
 
 
-def decode(data: Any, depth: int = 0) -> Any:
+def decode(data: Any) -> Any:
     """The value that `jail.encode` wrote as JSON. Raises ValueError, TypeError or KeyError for anything else."""
-    if depth > MAX_DEPTH:
-        raise ValueError("nested too deeply")
     if data is None or isinstance(data, (bool, int, float, str)):
         return data
     if isinstance(data, list):
-        return [decode(item, depth + 1) for item in data]
+        return [decode(item) for item in data]
     ((name, content),) = data.items()
     if name == "dict":
-        return {decode(key, depth + 1): decode(value, depth + 1) for key, value in content}
+        return {decode(key): decode(value) for key, value in content}
     made = {"tuple": tuple, "set": set, "frozenset": frozenset}[name]
-    return made(decode(item, depth + 1) for item in content)
+    return made(decode(item) for item in content)
 
 
 def tidy(text: Any) -> str:

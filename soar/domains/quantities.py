@@ -2,11 +2,12 @@
 
 Bounded: a number, then at most MAX_FACTORS unit names with exponents of one digit. pint parses nothing but names that it
 knows and the signs between them. A gold answer may end with options in square brackets: `9.81 m/s^2 [2 %]`, `[+- 0.05]` (in
-its own unit), `[3 sf]`, `[unit optional]`, several separated by commas. The domain `science` grades by it.
+its own unit), `[unit optional]`, several separated by commas. The domain `science` grades by it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from functools import lru_cache
@@ -36,13 +37,10 @@ LEAD = re.compile(r"^.*(?:=|\\approx|\u2248|\\simeq)|^\s*(?:approximately|about|
 
 
 class Quantity(NamedTuple):
-    """A number with a unit (pint's; None: a plain number). figures: how many it is written with, at least and at most.
-
-    step: value of one unit in the last written place, 0 where the text does not say how exact it is (`1500`, `3/4`).
-    """
+    """A number with a unit (pint's; None: a plain number). step: value of one unit in the last written place, 0 where the
+    text does not say how exact it is (`1500`, `3/4`)."""
 
     value: float
-    figures: tuple[int, int]
     step: float
     unit: Any
 
@@ -60,17 +58,11 @@ def registry() -> Any:
 @lru_cache(maxsize=4096)
 def _unit_name(name: str) -> str:
     """pint's own name of a unit, read as written, else in lower case. Raises ValueError for an unknown one."""
-    for spelling in dict.fromkeys((name, name.lower() if len(name) > 3 else name)):
-        try:
+    for spelling in (name, name.lower() if len(name) > 3 else name):
+        # pint's error of an unknown unit is an AttributeError
+        with contextlib.suppress(AttributeError, ValueError, TypeError, KeyError):
             if spelling.isidentifier() and (known := str(registry().get_name(spelling))):
                 return known
-        except (
-            AttributeError,
-            ValueError,
-            TypeError,
-            KeyError,
-        ):  # pint's error of an unknown unit is an AttributeError
-            continue
     raise ValueError(f"no unit {name!r}")
 
 
@@ -88,20 +80,18 @@ def read_quantity(text: str) -> Quantity | None:
     if match is None or (match["top"] and int(match["bottom"]) == 0):
         return None
     if match["top"]:
-        value, figures = int(f"{match['sign']}{match['top']}") / int(match["bottom"]), (1, len(match["top"]))
+        value = int(f"{match['sign']}{match['top']}") / int(match["bottom"])
     else:
         digits = match["digits"].replace(",", "")
         exponent = int(match["e"] or 0) + int(match["p"] or match["q"] or match["r"] or 0)
-        whole, point, decimals = digits.partition(".")
-        most = len((whole + decimals).lstrip("0"))
-        figures = (max(1, most if point else len(whole.strip("0"))), max(1, most))
-        step = 10.0 ** (min(exponent, MAX_EXPONENT) - len(decimals)) if (point or exponent) and most >= 2 else 0.0
+        if ("." in digits or exponent) and len(digits.replace(".", "").lstrip("0")) >= 2:
+            step = 10.0 ** (min(exponent, MAX_EXPONENT) - len(digits.partition(".")[2]))
         value = float(f"{match['sign']}{digits}e{exponent}")
     try:
         unit = read_unit(match.string[match.end() :])
     except ValueError:
         return None
-    return Quantity(value, figures, step, unit) if abs(exponent) <= MAX_EXPONENT and math.isfinite(value) else None
+    return Quantity(value, step, unit) if abs(exponent) <= MAX_EXPONENT and math.isfinite(value) else None
 
 
 def read_unit(text: str) -> Any:
@@ -129,7 +119,7 @@ def _parsed(expression: str) -> Any:
 
 
 def read_gold(text: str) -> tuple[Quantity, dict[str, float]] | None:
-    """A gold answer and its options (relative, absolute, figures, unit_optional); None where either cannot be read."""
+    """A gold answer and its options (relative, absolute, unit_optional); None where either cannot be read."""
     body, bracket, rest = text.strip().partition("[")
     quantity, options = read_quantity(body), dict[str, float]()
     if quantity is None or (bracket and not rest.endswith("]")):
@@ -137,11 +127,8 @@ def read_gold(text: str) -> tuple[Quantity, dict[str, float]] | None:
     for part in rest.removesuffix("]").split(",") if bracket else ():
         part = " ".join(part.split()).lower()
         number = re.fullmatch(r"(?:\+-|\u00b1)?\s?(\d{1,6}(?:\.\d{1,12})?(?:e-?\d{1,2})?)\s?(%?)", part)
-        figures = re.fullmatch(r"([1-9]\d?)\s?(?:sf|s\.f\.|significant figures?)", part)
         if part == "unit optional":
             options["unit_optional"] = 1
-        elif figures is not None:
-            options["figures"] = int(figures[1])
         elif number is not None:
             options["relative" if number[2] else "absolute"] = float(number[1]) / (100 if number[2] else 1)
         else:
@@ -168,7 +155,7 @@ def compare_quantities(answer: str, gold: str) -> Verdict:
     if read is None:
         return Verdict.UNSCORABLE
     wanted, options = read
-    if given is None or not given.figures[0] <= options.get("figures", given.figures[0]) <= given.figures[1]:
+    if given is None:
         return Verdict.WRONG
     value, size = convert(given, wanted.unit), abs(wanted.value)
     if given.unit is None and wanted.unit is not None and "unit_optional" in options:

@@ -96,10 +96,6 @@ class World:
         totals = itertools.accumulate(addends, initial=start)
         return sum(total % 10 + addend >= 10 for total, addend in zip(totals, addends, strict=False))
 
-    def useful(self, question: str) -> bool:
-        """Whether a question exercises the rare skill of the hard set."""
-        return self.difficulty(question) > 0
-
     def hard_problems(self, count: int, seed: int) -> list[Problem]:
         """`count` distinct candidates for the hard set, in a random order. Raises ValueError when there are fewer."""
         return self._problems(count, self.hard_chains, random.Random(f"tiny hard {seed}"))

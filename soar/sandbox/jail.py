@@ -30,6 +30,7 @@ WARM = (
     "statistics string textwrap typing"
 )
 RESULTS, SETUP = 3, 4  # file descriptors of the child
+SCRATCH_KB, FILE_KB, OPEN_FILES = 4096, 1024, 32  # what every program may use
 NEW_EVERYTHING = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000 | 0x8000000 | 0x4000000  # user mnt pid net ipc uts
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
@@ -56,7 +57,7 @@ def call(name: str, *arguments: Any) -> int:
     return must(libc.syscall(calls[name], *arguments), name)
 
 
-def make_root(settings: dict[str, Any], scratch_kb: int) -> int:
+def make_root(settings: dict[str, Any]) -> int:
     """A new root with read-only system libraries, an empty scratch folder in memory, and nothing else; no /proc, /etc.
 
     Returns a descriptor of the null device, opened through a read-only mount: nothing about the host's can be changed.
@@ -82,7 +83,7 @@ def make_root(settings: dict[str, Any], scratch_kb: int) -> int:
     for link, goal in settings["links"].items():
         os.symlink(goal, BASE + link)
     os.mkdir(BASE + SCRATCH)
-    mount_memory(BASE + SCRATCH, MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={scratch_kb}k,nr_inodes=256,mode=700")
+    mount_memory(BASE + SCRATCH, MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={SCRATCH_KB}k,nr_inodes=256,mode=700")
     set_read_only(BASE, 0)
     null = os.open(BASE + "/dev/null", os.O_RDWR)
     os.chdir(BASE)
@@ -104,12 +105,12 @@ def set_read_only(path: str, flags: int, further: int = NOSUID | NODEV) -> None:
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Resource limits that the program cannot raise again. CPU in seconds, memory in MB, the rest in kB or pieces."""
+    """Resource limits that the program cannot raise again."""
     values = {
         resource.RLIMIT_CPU: limits["cpu_s"],
         resource.RLIMIT_AS: limits["memory_mb"] * 2**20,
-        resource.RLIMIT_FSIZE: limits["file_kb"] * 2**10,
-        resource.RLIMIT_NOFILE: limits["open_files"],
+        resource.RLIMIT_FSIZE: FILE_KB * 2**10,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_NPROC: 1,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
@@ -140,13 +141,12 @@ def encode(value: object) -> object:
     for plain in (int, float, str):
         if isinstance(value, plain):
             return plain(value)
-    if isinstance(value, list):
-        return [encode(item) for item in value]
-    for name, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):
-        if isinstance(value, kind):
-            return {name: [encode(item) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            items = [encode(item) for item in value]
+            return items if kind is list else {kind.__name__: items}
     raise TypeError(f"a {type(value).__name__} cannot be compared")
 
 
@@ -160,13 +160,13 @@ def fail(error: BaseException) -> None:
     send(f"{type(error).__name__}: {error}"[:200])
 
 
-def answer_calls(source: str, entry: str, calls: str, output_kb: int) -> None:
+def answer_calls(source: str, entry: str, calls: str) -> None:
     """Send [index, value] of the program's function, or of the whole program, for each of the arguments, or [why not]."""
     code = compile(source, "solution.py", "exec")
     scope: dict[str, Any] = {"__name__": "solution"}
     if entry:
         exec(code, scope)
-    function: Any = scope.get(entry) if entry else lambda text: printed(code, text, output_kb)
+    function: Any = scope.get(entry) if entry else lambda text: printed(code, text)
     for index, (arguments, keywords) in enumerate(eval(calls)):
         try:
             send(index, encode(function(*arguments, **keywords)))
@@ -174,7 +174,7 @@ def answer_calls(source: str, entry: str, calls: str, output_kb: int) -> None:
             fail(error)
 
 
-def printed(code: Any, text: str, output_kb: int) -> str:
+def printed(code: Any, text: str) -> str:
     """What a program prints that reads `text`."""
     for fd, name, data in ((0, "in", text.encode("utf-8", "replace")), (1, "out", b"")):
         file = os.open(f"{SCRATCH}/{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -188,7 +188,7 @@ def printed(code: Any, text: str, output_kb: int) -> str:
     with contextlib.suppress(SystemExit):
         exec(code, {"__name__": "__main__"})
     sys.stdout.flush()
-    return os.pread(1, output_kb * 2**10, 0).decode("utf-8", "replace")
+    return os.pread(1, FILE_KB * 2**10, 0).decode("utf-8", "replace")
 
 
 def child(settings: dict[str, Any], asked: int, results: int, setup: int) -> None:
@@ -198,7 +198,7 @@ def child(settings: dict[str, Any], asked: int, results: int, setup: int) -> Non
         request = json.loads(os.pread(asked, os.fstat(asked).st_size, 0))
         os.setsid()
         must(libc.sethostname(b"box", 3), "host name")
-        null = make_root(settings, request["limits"]["scratch_kb"])
+        null = make_root(settings)
         moved = [os.dup(fd) for fd in (null, null, null, results, setup)]
         for target, fd in enumerate(moved):
             os.dup2(fd, target)
@@ -214,8 +214,7 @@ def child(settings: dict[str, Any], asked: int, results: int, setup: int) -> Non
     try:
         os.chdir(SCRATCH)
         random.seed(0)
-        limits = request.pop("limits")
-        answer_calls(**request, output_kb=limits["output_kb"])
+        answer_calls(request["source"], request["entry"], request["calls"])
     except BaseException as error:
         fail(error)
     finally:

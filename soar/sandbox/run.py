@@ -13,7 +13,6 @@ the program is a claim, and the values that it is expected to give never enter t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -53,14 +52,11 @@ class SandboxError(UserError):
 @dataclass(frozen=True)
 class Limits:
     """What one program may use. cpu_s decides, and is rounded up to whole seconds by the kernel; wall_s is for programs that
-    sleep, and long enough for one that waits for a core. output_kb bounds its results; file_kb is more."""
+    sleep, and long enough for one that waits for a core. output_kb bounds its results."""
 
     cpu_s: int = 2
     wall_s: float = 30.0
     memory_mb: int = 256
-    scratch_kb: int = 4096
-    file_kb: int = 1024
-    open_files: int = 32
     output_kb: int = 256
 
 
@@ -164,7 +160,7 @@ def _command(backend: str) -> list[str]:
 
 
 class Lost(SandboxError):
-    """A server that died or fell silent; never the doing of a program, which cannot reach it."""
+    """A server that died or fell silent; never the doing of a program, which cannot reach it. The next one gets it."""
 
 
 class Sandbox:
@@ -210,10 +206,10 @@ class Sandbox:
         """Run one program."""
         if self._process is None:
             self.backend = find_backend(self.backend)
-        for _ in range(STARTS - 1):
-            with contextlib.suppress(Lost):
-                return self.ask(job)
-        return self.ask(job)
+        try:
+            return self.ask(job)
+        except Lost:
+            return self.ask(job)
 
     def ask(self, job: Job) -> Outcome:
         """Run one program in a backend that is known. Raises Lost when the server died, SandboxError when it made no box."""
@@ -275,7 +271,6 @@ def _outcome(report: dict[str, Any], output: bytes, limits: Limits) -> Outcome:
 
 
 BACKENDS = ("bwrap", "namespaces")
-STARTS = 3  # lost servers in a row for one program until giving up
 INSTALL = (
     "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap), or allow user "
     "namespaces: inside Docker --security-opt seccomp=unconfined --security-opt apparmor=unconfined, on Ubuntu 24.04 "
