@@ -71,7 +71,7 @@ LABELLED: list[tuple[str, object]] = [
     (" What is 6 times 7? Answer: 42", PAIR),
     (" What is 6 times 7?\nThe answer: 42", PAIR),
     (" What is 6 times 7?\n**The final answer is**: 42", PAIR),
-    (" What is 6 times 7?\nAnswer: 42 apples.", (PAIR[0], "42")),
+    (" What is 6 times 7?\nAnswer: 42 apples.", (PAIR[0], "42 apples.")),
     (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR),
     (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS),
     (" What is 6 times 7?", Reason.NO_ANSWER),

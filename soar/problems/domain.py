@@ -1,7 +1,7 @@
-"""A domain: how problems of one subject are asked for, put to a student, read and checked.
+"""A domain: how problems of one subject are asked for, put to a student, read and checked; docs/domains.md has one.
 
 Its functions see text that a model wrote: `Grader` runs them in worker processes that are killed at their limits (`pool.py`);
-what they raise is counted, not raised. docs/domains.md has a whole one in one file.
+what they raise is counted, not raised.
 """
 
 from __future__ import annotations
@@ -43,9 +43,6 @@ QUESTION_LABEL = re.compile(
 ANSWER_LABEL = re.compile(
     r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
 )
-LOOSE_NUMBER = re.compile(
-    r"[+-]?\\?\$?(?:(?:\d{1,3}(?:(?:,|\{,\}|_| )\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?"
-)
 MAX_TEACHER_CHARS = 100_000
 MAX_QUESTION_CHARS = 4_000
 
@@ -56,7 +53,7 @@ class DomainError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Domain:
-    """How problems of one subject are asked for, put, read and checked; docs/domains.md has one in one file.
+    """How problems of one subject are asked for, put, read and checked.
 
     read_problem(text): a teacher text -> `(question, answer)`, a Problem, a Rejection, or a text naming why it holds none.
     read_answer(completion): a student's answer, or None. verify(answer, problem): see `as_verdict`. validate(problem): None,
@@ -128,25 +125,19 @@ def load_domain(reference: str) -> Domain:
         raise DomainError(f"{says}: expected {expected}")
     try:
         module, attribute = load_module(place)
-    except VerifierError as error:
-        raise DomainError(f"{says}: {error}; expected file.py:NAME or module:NAME") from error
     except Exception as error:  # a user's module may raise anything when it is imported
         raise DomainError(f"{says} cannot be loaded: {type(error).__name__}: {error}; mend the file") from error
     domain = getattr(module, attribute, None)
     if not isinstance(domain, Domain):
-        raise DomainError(
-            f"{says}: {attribute!r} is {type(domain).__name__}, expected a soar.problems.domain.Domain; docs/domains.md "
-            "has an example"
-        )
+        kind = type(domain).__name__
+        raise DomainError(f"{says}: {attribute!r} is {kind}, expected a soar.problems.domain.Domain (docs/domains.md)")
     if not domain.name.isidentifier():
         raise DomainError(f"{says}: name = {domain.name!r}, expected one word like chemistry")
     if domain.verify is None and domain.verifier not in NAMES:
-        raise DomainError(
-            f"{says}: verifier = {domain.verifier!r}, expected one of {', '.join(NAMES)}; a check of your own is `verify`"
-        )
-    file = getattr(module, "__file__", None)
-    foreign = not place.startswith("soar.") and file and Path(file).is_file()
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and foreign else ""
+        expected = f"one of {', '.join(NAMES)}; a check of your own is `verify`"
+        raise DomainError(f"{says}: verifier = {domain.verifier!r}, expected {expected}")
+    file = "" if place.startswith("soar.") else getattr(module, "__file__", None) or ""
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
     return replace(domain, reference=reference, source_sha256=digest)
 
 
@@ -189,11 +180,8 @@ def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 
 
 def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
-    """Contents of the question tags, and of the box in the answer tags.
-
-    A second opening tag closes the first (the missing slash), upper case and the other order are accepted. A field inside
-    another one, or one without an end, does not count; two of a kind are two problems.
-    """
+    """Contents of the question tags, and of the box in the answer tags. A second opening tag closes the first, upper case
+    and the other order are accepted. A field inside another one, or one without an end, does not count."""
     fields: dict[str, list[str]] = {"question": [], "answer": []}
     for kind, content in FIELD.findall(text):
         fields[kind.lower()].append(content.strip())
@@ -204,13 +192,12 @@ def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
         return Reason.TWO_PROBLEMS
     if not questions[0] or not answers[0]:
         return Reason.EMPTY
-    answer = extract(answers[0], fmt.answer_style)
+    answer = extract(answers[0], "boxed")
     return Reason.NO_ANSWER if answer is None else (questions[0], answer)
 
 
 def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
-    """`Question: ... Answer: ...`; text after the first answer line is ignored, and where words are no answers a lone number
-    is taken out of it."""
+    """`Question: ... Answer: ...`; text after the first answer line is ignored."""
     if not QUESTION_LABEL.match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
     text = END_OF_TURN.split(text, maxsplit=1)[0]
@@ -224,15 +211,7 @@ def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
         return Reason.TWO_PROBLEMS
     question = text[questions[0].end() : answer_label.start()].strip().strip("*_").strip()
     line = (text[answer_label.end() :].strip().split("\n", 1)[0]).strip().strip("*_").strip()
-    return question, line if fmt.text_answers else _lone_number(line)
-
-
-def _lone_number(line: str) -> str:
-    """`12 apples` -> `12`, `5 + 7 = 12` -> `12`; the line itself when it is a number already or has several."""
-    if len(line) > MAX_ANSWER_CHARS or LOOSE_NUMBER.fullmatch(line):
-        return line
-    numbers = LOOSE_NUMBER.findall(line.rpartition("=")[2])
-    return numbers[0] if len(numbers) == 1 else line
+    return question, line
 
 
 READERS = {"marked": _read_pair, "tags": _read_tags, "labels": _read_labels}
@@ -264,16 +243,14 @@ class Grader:
             domain.prepare()
 
     def __call__(self, task: str, text: str | None, row: dict[str, Any]) -> Any:
-        if text is None:
-            return Verdict.NO_ANSWER
         if task == "solve":
-            return self.domain.solve(text) if self.domain.solve else None
-        if task == "extract":
-            return self.extract(text)
+            return self.domain.solve(text or "") if self.domain.solve else None
         if task == "read":
-            written = self.read(text, row["truncated"])
+            written = self.read(text or "", row["truncated"])
             return {k: v for k, v in asdict(written).items() if k not in ("id", "extra", "text")}
-        answer = self.extract(text) if task == "check" else text
+        answer = self.extract(text) if text is not None and task in ("check", "extract") else text
+        if task == "extract":
+            return answer
         if answer is None:
             return Verdict.NO_ANSWER
         extra = {key: value for key, value in row.items() if key not in ("question", "answer")}
@@ -301,10 +278,7 @@ class Grader:
         return str(name) if name else made
 
     def read(self, text: str, truncated: bool = False) -> Problem | Rejection:
-        """The problem in a teacher text, or why there is none; the only way from a model's text to a `Problem`.
-
-        truncated: the text hit its token budget.
-        """
+        """The problem in a teacher text, or why there is none; the only way from a model's text to a `Problem`."""
         domain, fmt = self.domain, self.domain.prompts
         if truncated or not text.strip():
             return Rejection(Reason.TRUNCATED if truncated else Reason.EMPTY, text)
@@ -324,10 +298,8 @@ class Grader:
         settled = self.settle(make_problem(question, answer))
         if isinstance(settled, str):
             return Rejection(Reason.REFUSED, text, settled)
-        if domain.verify or domain.validate:
-            usable = self.judge_gold(settled).solved
-        else:
-            usable = is_parsable(settled.answer, domain.verifier)
+        own = domain.verify or domain.validate
+        usable = self.judge_gold(settled).solved if own else is_parsable(settled.answer, domain.verifier)
         return settled if usable else Rejection(Reason.UNPARSABLE_ANSWER, text)
 
     def judge_gold(self, problem: Problem) -> Verdict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -27,12 +26,14 @@ ANSWER_IS = re.compile(r"\bthe (?:final )?answer is:?[ \t]{0,3}([^\n]{1,200}?)\.
 SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 
 
+@dataclass(eq=False)
 class Dropped(Exception):
     """A row that is not used: why, and where it stands (`file:line`). refused: it refuses the whole source by default."""
 
-    def __init__(self, reason: str, detail: str = "", refused: bool = False, where: str = "") -> None:
-        super().__init__(reason, detail, refused, where)
-        self.reason, self.detail, self.refused, self.where = reason, detail, refused, where
+    reason: str
+    detail: str = ""
+    refused: bool = False
+    where: str = ""
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.where, self.reason, self.detail)))
@@ -40,10 +41,7 @@ class Dropped(Exception):
 
 @dataclass
 class LoadReport:
-    """What was read. columns: the mapping chosen (question, answer, id). notes: what was done to rows that are kept.
-
-    revision: the commit of a hub dataset.
-    """
+    """What was read. columns: the mapping chosen. notes: what was done to rows that are kept. revision: of a hub dataset."""
 
     source: str
     columns: dict[str, str | None] = field(default_factory=dict)
@@ -84,21 +82,17 @@ def load_problems(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[list[Problem], LoadReport]:
-    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id,
-    `reasoning_gym:NAME` or `verifiers:NAME`.
+    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, `reasoning_gym:NAME` or
+    `verifiers:NAME`.
 
     question_column, answer_column: a column, with dots into objects (`reward_model.ground_truth`), or several (`Body +
     Question`); None: the first known alias. limit: keep the first `limit` problems (0: all). skip_bad_rows: drop unreadable
-    rows and conflicting duplicates instead of refusing the source. seed, options: of a generated source.
-
-    Raises DataError: unreadable source, missing column, unreadable row, equal questions with different answers, no
-    problem.
+    rows and conflicting duplicates instead of refusing the source. seed, options: of a generated source. Raises DataError.
     """
     kind, name = split_source(source)
     report = LoadReport(source)
     if kind == "hub":
-        rows, report.revision, remark = hub_rows(name, hub_split, revision)
-        report.notes.update([remark] if remark else [])
+        rows, report.revision = hub_rows(name, hub_split, revision)
     elif kind == "file":
         rows = file_rows(name)
     elif kind == "reasoning_gym":
@@ -145,7 +139,7 @@ def load_problems(
 
 
 def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
-    """The columns to read, from the first row. Raises DataError listing the columns it has and the nearest name."""
+    """The columns to read, from the first row. Raises DataError listing the columns it has."""
     names = list(column_names(row.fields))
     chosen: dict[str, str | None] = {}
     for kind in ("question", "answer"):
@@ -154,11 +148,9 @@ def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str 
         split_names = [name.casefold().split(" + ") for name in looked_for]
         there = [" + ".join(by_case[part] for part in parts) for parts in split_names if by_case.keys() >= set(parts)]
         if not there:
-            near = [match for name in looked_for for match in difflib.get_close_matches(name.casefold(), by_case, n=1)]
-            hint = f"; did you mean {by_case[near[0]]!r}?" if near else "."
             raise DataError(
-                f"{row.where}: no {kind} column: looked for {', '.join(looked_for)}, found {', '.join(names) or 'none'}"
-                f"{hint} Set problems.{kind}_column to the right name"
+                f"{row.where}: no {kind} column: looked for {', '.join(looked_for)}, found {', '.join(names) or 'none'}; "
+                f"set problems.{kind}_column to the right name"
             )
         chosen[kind] = next((n for n in there if pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
     chosen["id"] = next((name for name in COLUMNS["id"] if name in names), None)
@@ -288,15 +280,11 @@ def fits_budget(
     problems: Sequence[Problem], count_tokens: Callable[[Problem], int], context: int, max_tokens: int
 ) -> tuple[list[Problem], list[Dropped]]:
     """Problems whose prompt leaves `max_tokens` of `context` for the completion, and the others with their counts."""
-    kept: list[Problem] = []
-    dropped: list[Dropped] = []
-    for problem in problems:
-        if (count := count_tokens(problem)) + max_tokens <= context:
-            kept.append(problem)
-        else:
-            detail = f"prompt {count} + completion {max_tokens} > context {context} tokens"
-            dropped.append(Dropped("prompt too long", detail, where=problem.id))
-    return kept, dropped
+    counts = [count_tokens(problem) for problem in problems]
+    detail = f"prompt %d + completion {max_tokens} > context {context} tokens"
+    pairs = list(zip(problems, counts, strict=True))
+    dropped = [Dropped("prompt too long", detail % n, where=p.id) for p, n in pairs if n + max_tokens > context]
+    return [p for p, n in pairs if n + max_tokens <= context], dropped
 
 
 def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tuple[list[Problem], list[Problem]]:
@@ -319,16 +307,13 @@ def write_hard(
     evidence: Mapping[str, Any],
     columns: bool = False,
 ) -> None:
-    """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened (model,
-    prompt fingerprint, attempts and the like). columns: with further columns of the source. Both files appear whole."""
-    lines = [
-        {
-            **(problem.extra if columns else {}), "id": problem.id, "question": problem.question, "answer": problem.answer,
-            **asdict(screening),
-        }
-        for problem, screening in zip(problems, screenings, strict=True)
-    ]  # fmt: skip
-    write_atomic(path, "".join(json.dumps(line, default=str) + "\n" for line in lines).encode())
+    """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened. columns:
+    with further columns of the source. Both files appear whole."""
+    lines = ""
+    for problem, screening in zip(problems, screenings, strict=True):
+        fields = {"id": problem.id, "question": problem.question, "answer": problem.answer, **asdict(screening)}
+        lines += json.dumps({**(problem.extra if columns else {}), **fields}, default=str) + "\n"
+    write_atomic(path, lines.encode())
     write_json(evidence_path(path), dict(sorted(evidence.items())))
 
 

@@ -26,19 +26,17 @@ from soar.problems.answers import MAX_COMPLETION_CHARS, extract
 from soar.problems.domain import MAX_TEACHER_CHARS, Domain, Grader, load_domain, make_problem
 from soar.problems.prompts import PromptFormat
 from soar.problems.sources import PREFIX
-from soar.problems.verify import NAMES, VerifierError, compare_exact, compare_math
+from soar.problems.verify import NAMES, VerifierError, as_verdict, compare_exact, compare_math
 from soar.problems.worker import MARK, kept_environment
 from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
 STARTS = 3  # workers that end before they are ready, until giving up
 START_S = 120.0  # to import what a verifier needs
 MEMORY_MB = 8_192  # a function may import torch, which reserves several gigabytes of addresses
-PROGRAM = """
-import json, sys
+PROGRAM = """import json, sys
 sys.path[:], *arguments = json.loads(sys.argv[1])
 from soar.problems.worker import serve
-serve(*arguments)
-"""
+serve(*arguments)"""
 
 Columns = Mapping[str, Sequence[Any]] | None
 
@@ -83,11 +81,10 @@ class VerifierPool:
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says. Threads take turns.
 
     verifier: a Domain; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` / `file.py:function`: a
-    score of `success_at` or more is correct, None or NaN unscorable. answer_style: of a verifier, see `answers.extract`.
-    timeout_s: of one check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers: 0: one per core and at
-    most 8; they start at the first check that needs one. last_error: message of the last check that raised or lost its
-    worker. shape: of a reward function, once it was called. Use it as a context manager, or call `close`.
-    Raises VerifierError.
+    score of `success_at` or more is correct, None or NaN unscorable. answer_style: see `answers.extract`. timeout_s: of one
+    check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers: 0: one per core and at most 8.
+    compares: whether answers can be compared; a reward function reads whole completions. last_error: of the last check that
+    raised or lost its worker. shape: of a reward function, once it was called. Raises VerifierError.
     """
 
     def __init__(
@@ -108,9 +105,7 @@ class VerifierPool:
             raise VerifierError(f"problems.verifier = {verifier.verifier!r}: expected {expected}")
         extract("", verifier.prompts.answer_style)
         self.domain, self.name, self.success_at = verifier, verifier.label, success_at
-        self.compares = verifier.own or named
-        """Whether answers can be compared (`check_answers`); a reward function reads whole completions."""
-        self.workers = workers or min(os.cpu_count() or 1, 8)
+        self.compares, self.workers = verifier.own or named, workers or min(os.cpu_count() or 1, 8)
         self.last_error: str | None = None
         self.shape = ""
         self._grader, self._timeout_s = Grader(verifier) if named else None, timeout_s
@@ -142,12 +137,7 @@ class VerifierPool:
         outcomes = self._grade("check", [text[-MAX_COMPLETION_CHARS:] for text in completions], golds, columns)
         if self.compares:
             return outcomes
-        verdicts = Verdicts(
-            o
-            if isinstance(o, Verdict)
-            else (Verdict.UNSCORABLE if o is None else Verdict.CORRECT if o >= self.success_at else Verdict.WRONG)
-            for o in outcomes
-        )
+        verdicts = Verdicts(o if isinstance(o, Verdict) else as_verdict(o, "", self.success_at) for o in outcomes)
         verdicts.scores = [score or 0.0 for score in _values(outcomes)]
         return verdicts
 
@@ -160,8 +150,7 @@ class VerifierPool:
         return self._grade("compare", answers, golds, columns)
 
     def check_golds(self, golds: Sequence[str], columns: Columns = None) -> list[Verdict]:
-        """Whether each gold answer can be graded: CORRECT, or UNSCORABLE where the verifier cannot read it (`math` compares a
-        few words as text) or the domain's `validate` names something. A function is given it as a completion."""
+        """Whether each gold answer can be graded: CORRECT, or UNSCORABLE. A function is given it as a completion."""
         if self.compares:
             return self._grade("gold", golds, golds, columns)
         if self.name.startswith(PREFIX):
@@ -186,20 +175,19 @@ class VerifierPool:
     def outcomes(
         self, completions: Sequence[str], verdicts: Sequence[Verdict], ended: Sequence[bool], golds: Sequence[str]
     ) -> list[tuple[str, str | None]]:
-        """What came of each attempt in a word or two, and the answer that is read in it.
+        """What came of each attempt, and the answer that is read in it: right, wrong, no answer, cut off, not judged;
+        refused: the answer equals the gold one, and the verifier says no all the same; runs on: cut off behind its answer."""
+        same = compare_exact if self.domain.own else compare_math
 
-        refused: what is read equals the gold answer, and the verifier says no all the same; runs on: it was cut off behind
-        its answer; right, wrong, no answer, cut off, not judged.
-        """
-        outcomes, same = list[str](), compare_exact if self.domain.own else compare_math
+        def outcome(verdict: Verdict, end: bool, answer: str | None, gold: str) -> str:
+            if verdict not in (Verdict.WRONG, Verdict.NO_ANSWER):
+                return "right" if verdict.solved else "not judged"
+            if answer is None:
+                return "no answer" if end else "cut off"
+            return "refused" if same(answer, gold).solved else "wrong" if end else "runs on"
+
         answers = self.read_answers(completions)
-        for verdict, end, answer, gold in zip(verdicts, ended, answers, golds, strict=True):
-            refused = answer is not None and same(answer, gold).solved
-            read = "refused" if refused else "wrong" if end else "runs on"
-            judged = read if answer is not None else "no answer" if end else "cut off"
-            wrong = verdict in (Verdict.WRONG, Verdict.NO_ANSWER)
-            outcomes.append("right" if verdict.solved else judged if wrong else "not judged")
-        return list(zip(outcomes, answers, strict=True))
+        return list(zip(map(outcome, verdicts, ended, answers, golds), answers, strict=True))
 
     def solve(self, questions: Sequence[str]) -> list[str | None]:
         """The domain's own answers; None where it has none, or its solver failed."""
@@ -208,10 +196,7 @@ class VerifierPool:
     def read_problems(
         self, texts: Sequence[str], truncated: Sequence[bool], prompts: PromptFormat | None = None
     ) -> list[Problem | Rejection]:
-        """The problem in each teacher text, or why there is none.
-
-        truncated: the text hit its token budget. prompts: the format, of a pool that was made by a verifier's name.
-        """
+        """The problem in each teacher text, or why there is none. prompts: of a pool that was made by a verifier's name."""
         if not self.domain.own:
             grader = Grader(replace(self.domain, prompts=prompts or self.domain.prompts))
             return [grader.read(text, cut) for text, cut in zip(texts, truncated, strict=True)]
@@ -294,13 +279,9 @@ def _outcome(text: str, given: Any) -> Problem | Rejection:
 
 def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
     """The pool that grades by a domain, with the limits of a config. Raises VerifierError."""
-    return VerifierPool(
-        domain,
-        timeout_s=max(problems.verify_timeout_s, domain.seconds),
-        memory_mb=problems.verify_memory_mb,
-        workers=problems.verify_workers,
-        success_at=problems.success_at,
-    )
+    seconds, workers = max(problems.verify_timeout_s, domain.seconds), problems.verify_workers
+    more = {"memory_mb": problems.verify_memory_mb, "success_at": problems.success_at}
+    return VerifierPool(domain, timeout_s=seconds, workers=workers, **more)
 
 
 def make_pool(verifier: str, answer_style: str, domain: str = "") -> VerifierPool:

@@ -16,7 +16,6 @@ from soar.types import UserError
 
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HUB_TIMEOUT_S = 10
 PREFIX = "verifiers:"
 
 
@@ -54,14 +53,19 @@ def split_source(source: str) -> tuple[str, str]:
 def file_rows(source: str) -> Iterator[Row]:
     """Rows of a local file, by its ending, or of all such files in a folder. Raises DataError for what cannot be read."""
     path = Path(source).expanduser()
-    files, endings = [path], ", ".join(READERS)
-    if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
-        files = [file for file in inside if not file.name.endswith(".evidence.json")]
+    inside = (
+        sorted(file for file in path.rglob("*") if not file.name.endswith(".evidence.json"))
+        if path.is_dir()
+        else [path]
+    )
+    files = [file for file in inside if file.suffix.lower() in READERS]
     if not files:
-        raise DataError(f"{path}: a folder without files that end in {endings}")
-    if files[0].suffix.lower() not in READERS:
-        raise DataError(f"{path}: unknown ending {path.suffix!r}; expected one of {endings}")
+        kind = (
+            "a folder without files that end in"
+            if path.is_dir()
+            else f"unknown ending {path.suffix!r}; expected one of"
+        )
+        raise DataError(f"{path}: {kind} {', '.join(READERS)}")
     try:
         with files[0].open("rb") as stream:
             if not stream.read(1):
@@ -73,18 +77,19 @@ def file_rows(source: str) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with their ends. Raises DataError naming the line of what is not UTF-8."""
+    """Lines of a UTF-8 file with their ends. Raises DataError naming the line of what is no such text."""
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                wrong = "a zero byte" if number == 1 and "\0" in text[:2] else ""
             except UnicodeDecodeError as error:
-                wrong = f"byte 0x{raw[error.start]:02x}"
-            if wrong:
                 raise DataError(
-                    f"{path}:{number}: {wrong} is not UTF-8 (is the file Latin-1, Windows-1252 or UTF-16?); convert it, for "
-                    "example with iconv -f LATIN1 -t UTF-8"
+                    f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8 (is the file Latin-1, Windows-1252 or "
+                    "UTF-16?); convert it, for example with iconv -f LATIN1 -t UTF-8"
+                ) from error
+            if "\0" in text:
+                raise DataError(
+                    f"{path}:{number}: a zero byte: the file is damaged, binary or UTF-16; mend or convert it"
                 )
             yield text
 
@@ -158,45 +163,31 @@ READERS = {
 }  # fmt: skip
 
 
-def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row], str, str]:
-    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), their commit, and a remark on how they came.
+def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row], str]:
+    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit.
 
     Where the hub does not answer, the copy in the cache of `datasets` serves. Dataset scripts are not run. Raises DataError
     with the hub's reason.
     """
     try:
         import datasets
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        needs = "it needs `datasets` (pip install soar-rl[hub])"
-        raise DataError(f"problems.source = {name!r} is a dataset id: {needs}") from error
+        raise DataError(f"problems.source = {name!r} needs `datasets`: pip install 'soar-rl[hub]'") from error
     identifier, _, config = name.partition(":")
-    online, asked, remark = not constants.HF_HUB_OFFLINE, revision, ""
     try:
-        try:
-            revision = str(HfApi().dataset_info(identifier, revision=revision, timeout=HUB_TIMEOUT_S).sha)
-        except HfHubHTTPError:
-            raise
-        except Exception as error:  # no answer: the errors of the HTTP client have no root of their own
-            remark = f"dataset taken from the cache: the hub was not reached ({type(error).__name__})"
-            constants.HF_HUB_OFFLINE = True  # no five retries of what cannot work
         table = datasets.load_dataset(identifier, config or None, split=split, revision=revision)
-    except Exception as error:  # as above
+    except Exception as error:  # the errors of the hub's HTTP client have no root of their own
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         raise DataError(
-            f"problems.source = {name!r}, split {split!r}, revision {asked or 'main'!r}: {type(error).__name__}: {reason}. "
-            "Check the id, your access and the network, or download the file and name it"
+            f"problems.source = {name!r}, split {split!r}, revision {revision or 'main'!r}: {type(error).__name__}: {reason}"
+            ". Check the id, your access and the network, or download the file and name it"
         ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = not online
-    commit = Path(table.cache_files[0]["filename"]).parent.name if remark else str(revision)
-    if asked and COMMIT.fullmatch(asked) and commit != asked:
+    commit = Path(table.cache_files[0]["filename"]).parent.name
+    if revision and COMMIT.fullmatch(revision) and commit != revision:
         raise DataError(
-            f"problems.source = {name!r}: the cache has commit {commit}, not {asked}; connect, or change the key"
+            f"problems.source = {name!r}: the cache has commit {commit}, not {revision}; connect, or change the key"
         )
-    rows = (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1))
-    return rows, commit, remark
+    return (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1)), commit
 
 
 def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
@@ -210,16 +201,13 @@ def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Itera
     except ImportError as error:
         raise DataError(f"reasoning_gym:{name}: {error} (pip install 'soar-rl[procedural]')") from error
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise DataError(f"problems.source = 'reasoning_gym:{name}': no such family{hint}")
-    settings = sorted(set(DATASETS[name][1].__dataclass_fields__) - {"size", "seed"})
-    if unknown := sorted(set(options) - set(settings)):
-        raise DataError(f"problems.options has {unknown[0]!r}: {name} knows {', '.join(settings) or 'none'}")
+        near = ", ".join(difflib.get_close_matches(name, DATASETS, n=3))
+        raise DataError(f"problems.source = 'reasoning_gym:{name}': no such family; the nearest: {near or 'none'}")
     try:
         tasks = reasoning_gym.create_dataset(name, size=count or 1000, seed=seed, **options)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"reasoning_gym:{name} with {options}: {error}") from error
+        settings = ", ".join(sorted(set(DATASETS[name][1].__dataclass_fields__) - {"size", "seed"}))
+        raise DataError(f"problems.options = {options}: {error}; {name} knows {settings or 'none'}") from error
     for number, task in enumerate(tasks, start=1):
         metadata = json.dumps(task.get("metadata", {}), default=str)
         fields = {"question": task["question"], "answer": task["answer"], "family": name, "metadata": metadata}

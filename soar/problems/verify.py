@@ -246,9 +246,9 @@ def is_parsable(answer: str, verifier: str) -> bool:
     return not (isinstance(reading, Scalar) and all(value is None or MP.isinf(real(value)) for value in reading.values))
 
 
-def as_verdict(value: Any, name: str) -> Verdict:
-    """What a user's check returned: True, False, a number (1 or more is correct), None, NaN (unscorable) or a Verdict; else
-    raises TypeError."""
+def as_verdict(value: Any, name: str, success_at: float = 1.0) -> Verdict:
+    """What a user's check returned: True, False, a number (`success_at` or more is correct), None, NaN (unscorable) or a
+    Verdict; else raises TypeError."""
     if isinstance(value, Verdict):
         return value
     if value is None:
@@ -257,7 +257,7 @@ def as_verdict(value: Any, name: str) -> Verdict:
         kind = type(value).__name__
         raise TypeError(f"{name} returned a {kind} ({value!r:.80}), expected True, False, a number, None or a Verdict")
     score = float(value)
-    return Verdict.UNSCORABLE if math.isnan(score) else _verdict(score >= 1)
+    return Verdict.UNSCORABLE if math.isnan(score) else _verdict(score >= success_at)
 
 
 def _verdict(same: bool) -> Verdict:

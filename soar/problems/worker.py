@@ -55,9 +55,8 @@ def load_check(name: str, key: str) -> tuple[Callable[[str, Any, Any], Any], str
     if key == "problems.domain":
         return domain.Grader(domain.load_domain(name)), ""
     reward = adapt(environment(name) if name.startswith(PREFIX) else domain.load_function(name), name)
-    return lambda task, completion, row: reward(
-        completion, row
-    ), f"{reward.shape}, {'messages' if reward.chat else 'texts'}"
+    shape = f"{reward.shape}, {'messages' if reward.chat else 'texts'}"
+    return lambda task, completion, row: reward(completion, row), shape
 
 
 RUBRIC = {"prompt", "completion", "answer", "state", "task", "info", "parser"}
