@@ -59,7 +59,6 @@ class ModelConfig(Section):
     template_options: dict[str, Any] = {}  # of its chat template, as {enable_thinking = false}
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
-    quantization: Literal["none", "8bit", "4bit"] = "none"  # of the frozen base, by bitsandbytes: less memory, slower
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
@@ -297,7 +296,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         """What single keys cannot say: the first pair that does not go together is refused."""
-        problems, model, ks = self.problems, self.model, self.evaluate.ks
+        problems, ks = self.problems, self.evaluate.ks
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
         plain_name = self.name not in ("", ".", "..") and self.name.isprintable() and not set(self.name) & set("/\\")
         for fits, message in (
@@ -310,11 +309,6 @@ class Config(Section):
                 max(ks) <= self.evaluate.attempts,
                 f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "
                 "evaluate.attempts or drop the larger k",
-            ),
-            (
-                model.quantization == "none" or (model.adapter == "lora" and model.sampler == "native"),
-                f'model.quantization = {model.quantization!r} is for model.adapter = "lora" and model.sampler = "native": '
-                "full adapters need the full weights, and vLLM would sample from another base model",
             ),
             (
                 not trained or self.teacher.steps or self.arms.steps or self.arms.tokens,

@@ -1,4 +1,4 @@
-"""How a base model is loaded: any file, any family, in 8 or 4 bits, with kernels of ours and liger; or refused by name."""
+"""How a base model is loaded: any file, any family, with torch's norm and liger on a GPU; or refused by name."""
 
 from __future__ import annotations
 
@@ -25,33 +25,6 @@ from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.run.setup import open_env
-
-
-def test_fewer_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r'model\.quantization = "4bit": bitsandbytes is not installed'):
-        load_backbone(ModelConfig(quantization="4bit", device="cpu"))
-
-
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_adapters_train_on_a_base_in_fewer_bits(bits: str, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    tiny_model("qwen2", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    backbone = load_backbone(ModelConfig(path=str(tmp_path), quantization=bits, device="cpu", lora_rank=4))  # type: ignore[arg-type]
-    kinds = {type(layer.base).__name__ for layer in backbone.layers.values()}
-    assert kinds == {{"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[bits]}
-    base, stack = backbone.base_digest(), random_stack(backbone, 2)
-    sampling, prompts = SamplingConfig(max_tokens=6), [some_prompts(3, seed=p) for p in range(2)]
-    rollouts = NativeSampler(backbone).sample(stack, prompts, 2, [[1, 2, 3]] * 2, sampling)
-    before = stack.digest()
-    optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.1))
-    stats = update(backbone, stack, optimizer, rollouts, torch.tensor([1.0, -1.0] * 6), 1e-3, 1.0, 6)
-    assert stats.gap_P.max() < 0.1 and not stats.failed_P.any() and (stats.gradient_norm_P > 0).all()
-    assert stack.digest() != before and backbone.base_digest() == base
-    for change in ("model.adapter=full", "model.sampler=vllm"):
-        with pytest.raises(ConfigError, match="quantization = '4bit' is for"):
-            tiny_config("model.adapter=lora", "model.quantization=4bit", change)
 
 
 def save_tiny(folder: Path, template: str | None = None) -> Path:
@@ -126,7 +99,7 @@ def test_a_chat_template_ends_and_its_failure_is_named(
         assert loaded.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == text
 
 
-@pytest.mark.parametrize("template", [ENDLESS, "{{ 9 ** 9 ** 9 ** 9 }}{{ 9 ** (9 ** 9) }}", "{{ 'x' * 9999999999 }}"])
+@pytest.mark.parametrize("template", ["{{ 9 ** 9 ** 9 ** 9 }}{{ 9 ** (9 ** 9) }}", "{{ 'x' * 9999999999 }}"])
 def test_a_chat_template_that_does_not_end_or_takes_all_memory_is_refused(
     template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +111,7 @@ def test_a_chat_template_that_does_not_end_or_takes_all_memory_is_refused(
 
 
 SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
     "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
 }  # fmt: skip
@@ -146,14 +119,14 @@ SIZES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("name", "reason", "settings"), cases("load", "family"))
 def test_families_of_2026_sample_and_train(name: str, reason: str, settings: dict[str, Any]) -> None:
-    """Sampler and trainer agree, and a prompt alone in its micro-batch gives the gradient of all together. reason: why a
+    """Sampler and trainer agree, and small micro-batches give the gradient of all together. reason: why a
     family goes its own way ("": it does not)."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES, **settings))
     for parameter in model.parameters():
         parameter.data.mul_(4.0 if parameter.dim() > 1 else 1.0)
     gradients = []
-    for tokens in (0, 1):
+    for tokens in (0, 40):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             config = ModelConfig(lora_rank=4, device="cpu", micro_batch_tokens=tokens)
@@ -212,9 +185,9 @@ def test_torchs_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest
     monkeypatch.setattr(kernels, "available", lambda tensor: True)
     made: list[float] = []
 
-    def norm(x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def norm(x: torch.Tensor, normalized_shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
         made.append(eps)
-        return real(x, shape, weight if right else weight + 0.1, eps)
+        return real(x, normalized_shape, weight if right else weight + 0.1, eps)
 
     real = torch.nn.functional.rms_norm
     monkeypatch.setattr("torch.nn.functional.rms_norm", norm)
@@ -236,7 +209,7 @@ def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyP
             model.lm_head.weight.data *= 1.1
 
     monkeypatch.setattr(kernels, "available", lambda tensor: True)
-    monkeypatch.setattr(load, "_norm", lambda module, x: x)  # wrong: not taken
+    monkeypatch.setattr("torch.nn.functional.rms_norm", lambda x, **named: x)  # wrong: not taken
     offered = SimpleNamespace() if case == "old" else SimpleNamespace(_apply_liger_kernel_to_instance=patch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     for name, module in (("", object()), (".transformers", object()), (".transformers.monkey_patch", offered)):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GIB = 2**30
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.5625}  # 4bit: and one float32 scale for 64 weights
+BYTES = {"float32": 4, "bfloat16": 2}
 LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, GIB
 MEND_TEMPLATE = "mend the tokenizer's chat_template, or take a problems.format without turns (question_answer)"
@@ -86,7 +86,7 @@ def resolve_path(path: str) -> str:
 
 
 def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
-    """Load base model and tokenizer by transformers, in 8 or 4 bits where the config says so, freeze, wrap.
+    """Load base model and tokenizer by transformers, freeze, wrap.
 
     hollow: tokenizer and shape alone, on the meta device; the weights are elsewhere.
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
@@ -104,9 +104,8 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     path = resolve_path(config.path)
     common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     common |= {"gguf_file": config.gguf_file} if config.gguf_file else {"trust_remote_code": config.trust_remote_code}
-    how = _quantized(config.quantization, dtype, device) | ({} if config.gguf_file else {"use_safetensors": True})
+    only = {} if config.gguf_file else {"use_safetensors": True}
     _refuse_files(config)
-    common |= {} if os.path.isdir(path) or _hub_answers(config) else {"local_files_only": True}
     try:
         _refuse_class(path, common)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
@@ -115,7 +114,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
                 shape = AutoConfig.from_pretrained(path, **common)
                 model, device = AutoModelForCausalLM.from_config(shape, dtype=dtype), torch.device("meta")
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **how)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **only)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged or hostile folder makes transformers raise anything
@@ -124,7 +123,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
     _bound_template(tokenizer, config.template_options)
-    model = model.to(device) if config.quantization == "none" else model
+    model = model.to(device)
     return Backbone(model, tokenizer, config, fuse(model))
 
 
@@ -145,24 +144,6 @@ def _refuse_files(config: ModelConfig) -> None:
         raise ConfigError(f"model.gguf_file = {config.gguf_file!r}: no such file in {folder}; {there}")
     if config.gguf_file is not None and importlib.util.find_spec("gguf") is None:
         raise ConfigError('model.gguf_file: the package gguf is not installed; pip install "soar-rl[train,gguf]"')
-
-
-def _hub_answers(config: ModelConfig) -> bool:
-    """Whether there is a hub, asked once: transformers asks again for half a minute before it takes what the cache has."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        HfApi().model_info(config.path, revision=config.revision, timeout=10.0)
-    except (HfHubHTTPError, ValueError):  # it has something to say, or the id is none
-        return True
-    except (OfflineModeIsEnabled, OSError):
-        return False
-    except Exception as error:  # those of the HTTP client have no root of their own
-        if not type(error).__module__.startswith("httpx"):
-            raise
-        return False
-    return True
 
 
 def _refuse_class(path: str, common: dict[str, Any]) -> None:
@@ -235,6 +216,7 @@ def fuse(model: Any) -> bool:
     of a short text by more than rounding; raises ConfigError where liger's do.
     """
     import torch
+    from torch.nn import functional
 
     from soar.engine import kernels
 
@@ -263,7 +245,8 @@ def fuse(model: Any) -> bool:
             if hasattr(module, "variance_epsilon") and len(inspect.signature(module.forward).parameters) == 1
         ]
         for module in norms:
-            module.forward = partial(_norm, module)
+            weight, eps = module.weight, module.variance_epsilon
+            module.forward = partial(functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
         if changed():
             for module in norms:
                 del module.forward
@@ -287,27 +270,6 @@ def _liger(model: Any) -> bool:
     names[rotary] = lambda q, *more, **named: (fused if q.is_cuda else plain)(q, *more, **named)
     vars(module).update(names)
     return True
-
-
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    from torch.nn import functional
-
-    return functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-def _quantized(bits: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """How transformers loads a base in fewer bits: LLM.int8, or NF4 as in QLoRA. Raises ConfigError."""
-    if bits == "none":
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f'model.quantization = "{bits}": bitsandbytes is not installed; pip install bitsandbytes, or set "none"'
-        )
-    from transformers import BitsAndBytesConfig
-
-    nf4: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    small = BitsAndBytesConfig(**({"load_in_8bit": True} if bits == "8bit" else nf4))
-    return {"quantization_config": small, "device_map": {"": device}}
 
 
 @dataclass(frozen=True)
@@ -341,7 +303,7 @@ def size_of(config: ModelConfig) -> ModelSize | None:
 
 def _read_size(folder: Path) -> ModelSize | None:
     """From config.json and the headers of the weight files; None where they are missing, damaged or tell too little."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     parameters = 0
     try:
@@ -353,16 +315,7 @@ def _read_size(folder: Path) -> ModelSize | None:
         for path in folder.glob("model*.safetensors"):
             with safe_open(path, framework="numpy") as file:
                 parameters += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-        SafetensorError,
-    ):
+    except Exception:  # a damaged file makes json and safetensors raise anything
         return None
     size = ModelSize(parameters, 2 * layers * kv_heads * head_dim, "headers of the weight files")
     return size if parameters else None
@@ -376,13 +329,12 @@ def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str =
     model, student = config.model, config.student
     on_cpu = "cpu" in (model.device, device)
     kind = model.dtype if model.dtype != "auto" else "float32" if on_cpu else "bfloat16"
-    each = BYTES[kind if model.quantization == "none" else model.quantization]
-    weights, rows = size.parameters * each, config.teacher.datasets * student.repeats
+    weights, rows = size.parameters * BYTES[kind], config.teacher.datasets * student.repeats
     rows *= student.prompts_per_step * student.attempts
     tokens = prompt_tokens + max(student.sampling.max_tokens, config.teacher.sampling.max_tokens)
     row = tokens * size.token_values * BYTES[kind]
     lines = [
-        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {each:.3g} bytes ({size.source})",
+        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {BYTES[kind]} bytes ({size.source})",
         f"  KV cache     {row * rows / GIB:8.2f} GiB   {rows:,} rows x {tokens:,} tokens x {size.token_values:,} values; "
         f"less in smaller batches, {row / GIB:.4f} a row",
     ]
@@ -399,9 +351,7 @@ def check_fits(config: Config, available: int, device: str) -> None:
         return
     raise TooLarge(
         f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:\n"
-        + "\n".join(
-            (*lines, "One process trains on one device: take a larger one, a smaller model or model.quantization.")
-        )
+        + "\n".join((*lines, "One process trains on one device: take a larger one or a smaller model."))
     )
 
 

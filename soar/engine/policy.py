@@ -95,7 +95,7 @@ class AdapterStack:
             a_P_I_r, b_P_r_O = (self.tensors[f"{name}.{part}"].to(x.dtype) for part in "AB")
             if type(base) is nn.Linear:
                 out_P_N_O = _LowRank.apply(x_P_N_I, base.weight, base.bias, a_P_I_r, b_P_r_O, self.scale)
-            else:  # a quantized layer has a gradient of its own
+            else:  # a layer with a forward pass of its own
                 out_P_N_O = base(x_P_N_I).baddbmm(torch.bmm(x_P_N_I, a_P_I_r), b_P_r_O, alpha=self.scale)
         return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
 
