@@ -299,7 +299,7 @@ def train(
         command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
         paid = _paid_by(teacher_reward)
     with _call(model, problems, options, path) as (config, progress):
-        announce(progress, config, path)
+        announce(progress, config)
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
 
 

@@ -337,13 +337,6 @@ class Config(Section):
         """Prompts of one RLOO step of an arm."""
         return self.arms.prompts_per_step or self.student.prompts_per_step
 
-    def doubts(self) -> list[str]:
-        """What a run could do, but nobody wants: a sentence each."""
-        steps, window = self.teacher.steps, self.promotion.window
-        if not 0 < steps < window:
-            return []
-        return [f"promotion.window = {window} is more than teacher.steps = {steps}: no student can ever be promoted"]
-
     def uses_search(self, arm: str) -> bool:
         """Whether an arm builds on what the outer loop of this run found, so that its total holds the search."""
         from_here = {"ps": True, "teacher_t": not self.arms.teacher_from}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_folders
 from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_problems
 
 from soar.cli import main
@@ -23,7 +22,6 @@ from soar.plan.forecast import (
     Rates,
     Work,
     assumed,
-    forecast,
     table_rates,
     workload,
 )
@@ -86,7 +84,7 @@ def test_seconds_by_hand() -> None:
     assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * KL_FACTOR) / 3600)
     assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
-    assert "no rate is known" in "\n".join(Forecast(rows, {}, None).lines())
+    assert "size of the model is not known" in "\n".join(Forecast(rows, {}, None).lines())
 
 
 def test_the_table_is_what_was_measured_and_scales_with_size() -> None:
@@ -111,9 +109,8 @@ def test_the_table_is_what_was_measured_and_scales_with_size() -> None:
         assert measured.train == pytest.approx(rate(training, f"train-{name}"), abs=1)
         assert name in measured.source
     eight = table_rates(8.03e9)
-    assert eight is not None
     assert (eight.decode, eight.train) == pytest.approx((40_572 * 3.213 / 8.03, 32_966 * 3.213 / 8.03))
-    assert table_rates(168_000) is None
+    assert "two CPU cores" in table_rates(168_000).source
 
 
 def test_what_is_known_beforehand(tmp_path: Path) -> None:
@@ -131,10 +128,10 @@ def test_dry_run_prints_everything_and_refuses_what_cannot_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(8)])
-    words = ["run", "--dry-run", "--model", "x/M-3B", "--set", "model.sampler=vllm", "--problems"]
+    words = ["run", "--dry-run", "--model", "x/M-3B", "--problems"]
     assert main([*words, str(problems)]) == 0
     out = capsys.readouterr().out
-    wanted = ("8 of 8 gold answers", "memory per device", "the size in the model's name", "its own 5.59 GiB")
+    wanted = ("8 of 8 gold answers", "memory per device", "the size in the model's name")
     assert [text for text in (*wanted, "device-hours") if text not in out] == []
     assert '"steps":' in out and "question_tokens                 256\n" in out
     assert main([*words, "x.jsonl"]) == 1
@@ -153,17 +150,6 @@ def test_a_forecast_says_what_a_run_then_spends(tmp_path: Path) -> None:
     counts = works(*changes, candidates=float(hard), hard_share=1.0)
     spent = events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
     assert counts[TRAIN].rollouts + counts[MEASURE].rollouts == spent
-
-
-@pytest.mark.parametrize("path", ["builtin:tiny", "x/M-3B"])
-def test_the_first_outer_steps_replace_the_table(tmp_path: Path, path: str) -> None:
-    """Rates by which the loop would have taken what its steps took: 40 s for each of two."""
-    config = tiny_config(f'model.path="{path}"')
-    run_folders.write_jsonl(tmp_path / "metrics.jsonl", [{"event": "outer_step", "step": 0, "seconds": 40.0}])
-    expected = forecast(config, NUMBERS, tmp_path)
-    assert expected.rates is not None and expected.rates.source == "this run's own first 1 outer steps"
-    assert sum(map(expected.rates.seconds, [w for w in expected.works if w.stage == "loop"])) == pytest.approx(80.0)
-    assert forecast(config, NUMBERS, tmp_path / "nowhere").rates == forecast(config, NUMBERS).rates
 
 
 def test_the_page_of_sizes_is_current() -> None:

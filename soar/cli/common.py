@@ -76,7 +76,7 @@ def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: 
     """Carry a run out in the folder `out` and print its summary. context.obj: the command as it was given."""
     stop = StopRequest()
     with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
-        announce(progress, config, out)
+        announce(progress, config)
         from soar.run.pipeline import execute
 
         summary = execute(config, out, resume, context.obj, progress, stop)

@@ -61,18 +61,18 @@ def run(
         config = common.config_of(recipe, model, problems, overrides)
     out = out or Path("runs") / config.name
     if dry_run:
-        return _dry_run(config, out if resume else None)
+        return _dry_run(config)
     common.carry_out(context, config, out, resume, quiet)
     print(f"report: {out / 'report.html'}")
     return 0
 
 
-def _dry_run(config: Config, run: Path | None) -> int:
-    """Print what is wrong with the data, what a run would do and cost; 1 when it cannot work. run: its folder, if begun."""
+def _dry_run(config: Config) -> int:
+    """Print what is wrong with the data, what a run would do and cost; 1 when it cannot work."""
     local = split_source(config.problems.source)[0] != "hub"  # which takes a network
     findings = list(check_data(config)) if local else []
     lines = [line for finding in findings for line in finding.lines()] + memory_lines(config)
-    lines += [*forecast(config, run_dir=run).lines(), *([summary(findings)] if findings else [])]
+    lines += [*forecast(config).lines(), *([summary(findings)] if findings else [])]
     print("\n".join([json.dumps(scrub(config.resolved()), indent=2), *lines]))
     return int(can_work(findings) is False)
 
@@ -165,7 +165,7 @@ def init(
         raise ConfigError(f"{file} exists; name another file, or move it away")
     text = find_recipe("small-1gpu").read_text(encoding="utf-8")
     for key, value in (("name", file.stem), ("path", model), ("source", problems), ("verifier", verifier)):
-        line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", lambda _, line=line: line, text, flags=re.MULTILINE)
+        quoted = json.dumps(value, ensure_ascii=False).replace("\\", "\\\\")
+        text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", f"{key} = {quoted}", text, flags=re.MULTILINE)
     write_atomic(file, text.encode())
     print(f"{file}\nnext: soar check {shlex.quote(str(file))}")

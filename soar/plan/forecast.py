@@ -1,8 +1,7 @@
 """What a run computes and how long that takes, before anything is loaded (`soar run --dry-run`).
 
 Counts of rollouts and tokens follow from the config and from what is assumed (printed). Time is counts over measured rates in
-one process: those of `TABLE`, or of the run's own outer steps once there is one. Left out: loading, writing files, what
-promotions add, measurements on the way (`evaluate.every`).
+one process (`TABLE`). Left out: loading, writing files, what promotions add, measurements on the way (`evaluate.every`).
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from typing import NamedTuple, get_args
 
 from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.domains.candidates import candidates
-from soar.engine.load import GIB, memory_of, size_of
+from soar.engine.load import memory_of, size_of
 from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
 from soar.problems.sources import split_source
-from soar.report.runs import numbers, read_run
 from soar.run.progress import Progress
 from soar.types import UserError
 
@@ -28,7 +26,6 @@ TRAIN, MEASURE = "students train", "students measured"
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t")
 TEXTS_PER_PAIR, TEACHER_PROMPT, PROMPT = 1.5, 250, 150  # texts for an accepted pair; tokens of prompts
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
-SMALLEST_KNOWN = 50e6  # parameters under which the table says nothing: such models are bound by overhead
 
 TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate": "evaluation"}  # stage -> its bar
 
@@ -139,9 +136,6 @@ class Rates(NamedTuple):
     source: str
     arms: float = 1.0
 
-    def scaled(self, factor: float, source: str) -> Rates:
-        return self._replace(decode=self.decode * factor, train=self.train * factor, source=source)
-
     def seconds(self, work: Work) -> float:
         seconds = work.sampled / self.decode + work.trained * (KL_FACTOR if work.kl else 1.0) / self.train
         return seconds / (self.arms if work.stage == "arms" else 1.0)
@@ -158,22 +152,20 @@ TABLE = (  # 1.5b: the mathematics page's screening, and its 18,000 generated to
     ),
     Rates(1.544e9, 52_000, 35_800, "NVIDIA H200, real runs of 1.5b: docs/results/maths.md"),
     Rates(3.213e9, 40_572, 32_966, f"NVIDIA H200, decode-3b and train-3b of {MEASURED}"),
+    Rates(167_872, 33_000, 1e6, "two CPU cores, the demo", 0.5),
 )
-DEMO = Rates(167_872, 33_000, 1e6, "two CPU cores, the demo", 0.5)
 
 
-def table_rates(parameters: float) -> Rates | None:
-    """Rates of the known shape nearest in size, scaled by parameters; None for a model far smaller than any of them."""
-    if parameters < SMALLEST_KNOWN:
-        return DEMO if parameters == DEMO.parameters else None
+def table_rates(parameters: float) -> Rates:
+    """Rates of the known shape nearest in size, scaled by parameters."""
     near = min(TABLE, key=lambda known: abs(math.log(known.parameters / parameters)))
     scale = near.parameters / parameters
     note = "" if 0.9 < scale < 1.1 else f", scaled by {scale:.3g} for its size"
-    return near.scaled(scale, f"{near.source}{note}; after the first outer step --resume --dry-run takes its own")
+    return near._replace(decode=near.decode * scale, train=near.train * scale, source=near.source + note)
 
 
 class Forecast(NamedTuple):
-    """The works of a run and the rates that they are done at; None where no rate is known."""
+    """The works of a run and the rates that they are done at; None where the size of the model is not known."""
 
     works: list[Work]
     assumptions: dict[str, float]
@@ -203,27 +195,20 @@ class Forecast(NamedTuple):
     def total_line(self) -> str:
         """The forecast in one line, for a list of runs."""
         tokens, hours = sum(work.sampled for work in self.works), self.hours()
-        time = "no rate is known for a model of this size" if hours is None else f"{hours:,.2f} device-hours"
+        time = "the size of the model is not known" if hours is None else f"{hours:,.2f} device-hours"
         return f"  {sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
 
 
-def forecast(config: Config, given: Mapping[str, float] | None = None, run_dir: Path | None = None) -> Forecast:
-    """What a run takes, by the table's rates for the size of its model, or by those of its outer steps in `run_dir`."""
+def forecast(config: Config, given: Mapping[str, float] | None = None) -> Forecast:
+    """What a run takes, by the table's rates for the size of its model. given: in place of what is assumed."""
     assumptions, size = assumed(config, given), size_of(config.model)
-    works, rates = workload(config, assumptions), None if size is None else table_rates(size.parameters)
-    steps = read_run(run_dir).steps if run_dir is not None and (run_dir / "metrics.jsonl").is_file() else []
-    taken = numbers([step.get("seconds") for step in steps])
-    if taken and sum(taken) > 0:
-        rates = rates or Rates(0.0, 1.0, 1.0, "")
-        counted = sum(rates.seconds(work) for work in works if work.stage == "loop") * len(taken) / config.teacher.steps
-        rates = rates.scaled(counted / sum(taken), f"this run's own first {len(taken)} outer steps")
-    return Forecast(works, assumptions, rates)
+    return Forecast(workload(config, assumptions), assumptions, table_rates(size.parameters) if size else None)
 
 
-def announce(progress: Progress, config: Config, out: Path) -> None:
-    """Say what a run in `out` does first, what comes, how long that may take and what it costs: before torch is loaded."""
+def announce(progress: Progress, config: Config) -> None:
+    """Say what a run does first, what comes, how long that may take and what it costs: before torch is loaded."""
     progress.now(f"{config.name}: looking at {config.problems.source}")
-    expected = forecast(config, run_dir=out)
+    expected = forecast(config)
     rates = expected.rates or Rates(0.0, 1.0, 2.0, "")  # in proportion alone
     seconds = dict.fromkeys(TASKS.values(), 0.0)
     for work in expected.works:
@@ -241,14 +226,8 @@ def memory_lines(config: Config) -> list[str]:
     """Memory on the device with its arithmetic; a word for a model whose size cannot be told."""
     if (size := size_of(config.model)) is None:
         return ["memory: unknown, the model is not in the local cache and its name tells no size"]
-    lines = [
+    return [
         "memory per device",
         *memory_of(config, size, PROMPT)[1],
         "  adapters, their moments and activations on top",
     ]
-    if config.model.sampler == "vllm":
-        share, weights = config.model.vllm_memory, size.parameters * 2 / GIB
-        lines.append(
-            f"  vLLM         {share:8.0%} of the GPU: its own {weights:.2f} GiB of weights, adapters and cache"
-        )
-    return lines

@@ -6,7 +6,6 @@ its first outer step will look like them. Torch is imported only for the model.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -18,17 +17,16 @@ from soar.config import Config
 from soar.domains.candidates import candidates
 from soar.files import Row, clipped, scrub, visible
 from soar.problems.domain import domain_of
-from soar.problems.load import fits_budget
 from soar.problems.pool import open_pool
 from soar.problems.verify import gold_kind
 from soar.report.rollouts import OUTCOMES
-from soar.types import Problem, Rejection, UserError, Verdict, columns_of
+from soar.types import Problem, Rejection, UserError, columns_of
 
 if TYPE_CHECKING:
     from soar.loop.rollout import RolloutEnv
 
 T = TypeVar("T")
-GOLD_SECONDS, GOLD_BATCH = 25.0, 500  # time for gold answers, so that a check of a large file stays under a minute
+GOLDS = 2000  # gold answers that are checked at most, spread over the file
 TEACHER_SECONDS, STUDENT_SECONDS = 30.0, 40.0
 ASKED, ATTEMPTS, SHOWN = 24, 4, 5  # problems that the student is asked, how often, attempts that are shown
 LISTED = 10
@@ -97,20 +95,17 @@ def failed(name: str, error: Exception) -> Finding:
 def check_all(config: Config, samples: int, say: Callable[[str], None], no_model: bool = False) -> Iterator[Finding]:
     """Findings about the data, and of the model unless they fail or no_model; say: told before what takes time."""
     problems = yield from check_data(config)
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if missing and not no_model:
-        said = f"not checked: {', '.join(missing)} not installed"
-        yield Finding("model", "warning", said, "pip install 'soar-rl[train]', or give --no-model")
-    elif problems and not no_model:
+    if problems and not no_model:
         yield from check_model(config, problems, max(1, samples), say)
 
 
 def check_data(config: Config) -> Generator[Finding, None, list[Problem]]:
     """Findings about problems, plan, domain and gold answers; returns the problems, none where a finding fails."""
     finding, problems = check_problems(config)
-    mend = "raise teacher.steps, or lower promotion.window"
-    plan = [Finding("plan", "FAIL", doubt, mend) for doubt in config.doubts()]
-    findings = [finding, *plan]
+    findings, steps, window = [finding], config.teacher.steps, config.promotion.window
+    if 0 < steps < window:
+        message = f"promotion.window = {window} is more than teacher.steps = {steps}: no student can ever be promoted"
+        findings.append(Finding("plan", "FAIL", message, "raise teacher.steps, or lower promotion.window"))
     yield from findings
     if problems and can_work(findings):
         yield (golds := check_golds(config, problems))
@@ -139,28 +134,23 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
 
 def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     """Grade every gold answer against itself: the verifier must find it correct, or no attempt ever will be."""
-    limit, verdicts = time.monotonic() + GOLD_SECONDS, list[Verdict]()
+    step = -(-len(problems) // GOLDS)
+    asked = problems[::step]
     try:
         domain = domain_of(config.problems)
         with open_pool(domain, config.problems) as pool:
-            for first in range(0, len(problems), GOLD_BATCH):
-                if first and time.monotonic() > limit:
-                    break
-                batch = problems[first : first + GOLD_BATCH]
-                verdicts += pool.check_golds([problem.answer for problem in batch], columns_of(batch))
-            judged = list(zip(problems, verdicts, strict=False))  # the time may be over before the last
-            bad = [(problem, verdict) for problem, verdict in judged if not verdict.solved]
+            verdicts = pool.check_golds([problem.answer for problem in asked], columns_of(asked))
+            bad = [(problem, verdict) for problem, verdict in zip(asked, verdicts, strict=True) if not verdict.solved]
             faults = pool.faults([problem for problem, _ in bad[:LISTED]])
     except UserError as error:
         return failed("golds", error)
-    checked, left, good = len(judged), len(problems) - len(judged), len(judged) - len(bad)
+    checked, good = len(asked), len(asked) - len(bad)
     message = f"{good:,} of {checked:,} gold answers grade as correct by {domain.label!r} ({good / checked:.2%})"
     message += f"; reward function of the shape {pool.shape}" if pool.shape else ""
-    texts = [problem for problem, _ in judged if gold_kind(problem.answer, domain.label) == "text"]
+    texts = [problem for problem in asked if gold_kind(problem.answer, domain.label) == "text"]
     if texts:
         kept = "" if config.screen.text_golds else ", and are left out of a hard set (screen.text_golds)"
         message += f"; {len(texts):,} of them ({len(texts) / checked:.2%}) can only be compared as text{kept}"
-    message += f"; {left:,} more were not checked in {GOLD_SECONDS:.0f} s" if left else ""
     details = [
         f"{problem.id}: {verdict.value}{f' ({fault})' if fault else ''}: {problem.answer[:100]!r}"
         for (problem, verdict), fault in zip(bad, faults, strict=False)
@@ -169,7 +159,7 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     details += [f"the last check that failed: {pool.last_error[:300]}"] if pool.last_error else []
     details += [f"as text: {problem.id}: {problem.answer[:100]!r}" for problem in texts[:LISTED]]
     good -= 0 if config.screen.text_golds else len(texts)
-    fails, advice = not good or good + left < FEWEST, ["check all with `soar verify FILE --golds`"] if left else []
+    fails, advice = good * step < FEWEST, ["`soar verify FILE --golds` checks all"] if step > 1 else []
     if fails:
         advice = ["choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"]
     elif bad:
@@ -184,7 +174,6 @@ def check_model(
 ) -> Iterator[Finding]:
     """Findings of a config's model, one by one as they are made. say: told before what takes time."""
     say(f"loading torch and {config.model.path}")
-    from soar.run.screen import evidence_key, known_hard
     from soar.run.setup import choose_threads, open_env
 
     name = "model"
@@ -195,11 +184,6 @@ def check_model(
             ends = ", ".join(map(repr, base.tokenizer.convert_ids_to_tokens(sorted(base.end_ids))))
             about = f"{size:,} parameters, {str(base.dtype).removeprefix('torch.')} on {base.device}"
             yield Finding("model", "ok", f"{config.model.path}: {about}; completions end at {ends}")
-            yield context_finding(env, config, problems)
-            name = "evidence"
-            wanted = evidence_key(config, env.backbone, env.fmt, env.backbone.base_digest())
-            if config.screen.attempts and (evidence := known_hard(config, wanted)) is not None:
-                yield Finding("evidence", "ok", f"{evidence[2]}: holds for this model and these settings")
             say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
             name = "student"
             yield student_finding(env, config, problems)
@@ -208,20 +192,6 @@ def check_model(
             yield teacher_finding(env, config, samples)
     except UserError as error:
         yield failed(name, error)
-
-
-def context_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
-    """Whether prompts and completion budgets fit in the context."""
-    context, budget = env.backbone.context, config.student.sampling.max_tokens
-    lengths = {problem.id: len(env.prompt(problem)) for problem in problems}
-    dropped = fits_budget(problems, lambda problem: lengths[problem.id], context, budget)[1]
-    message = f"longest prompt {max(lengths.values()):,} + {budget:,} new tokens, context {context:,}"
-    if not dropped:
-        return Finding("context", "ok", message)
-    message += f"; {len(dropped):,} of {len(problems):,} problems do not fit"
-    advice = "they are left out of a run: lower student.sampling.max_tokens, or take a model with a longer context"
-    status = status_of(len(problems) - len(dropped) < FEWEST, True)
-    return Finding("context", status, message, advice, tuple(map(str, dropped[:LISTED])))
 
 
 class TimeOver(Exception):
@@ -255,6 +225,10 @@ def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
 
     sampling, seed = config.student.sampling, seeds.derive(config.seed, "check", "student")
     fitting = [problem for problem in problems if env.room(problem, sampling)]
+    left_out, context = len(problems) - len(fitting), f"do not fit in the context of {env.backbone.context:,} tokens"
+    if len(fitting) < FEWEST:
+        message = f"{left_out:,} of {len(problems):,} problems {context}"
+        return Finding("student", "FAIL", message, "lower student.sampling.max_tokens, or take another model")
     asked, tokens = fitting[:: max(1, len(fitting) // ASKED)][:ASKED], Counter[str]()
 
     def attempts(first: int, count: int) -> list[list[Row]]:
@@ -266,13 +240,14 @@ def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
 
     rows = in_time(env, STUDENT_SECONDS, len(asked), attempts)
     if not rows:
-        why = f"no attempt ended within {STUDENT_SECONDS:.0f} s" if asked else "no problem leaves room for an answer"
-        return Finding("student", "unknown", why, "lower student.sampling.max_tokens, or use a GPU")
+        message = f"no attempt ended within {STUDENT_SECONDS:.0f} s"
+        return Finding("student", "unknown", message, "lower student.sampling.max_tokens, or use a GPU")
     flat = [row[n] for n in range(ATTEMPTS) for row in rows]  # other problems first
     outcomes, count = Counter(row["outcome"] for row in flat), len(flat)
     correct, main = outcomes.pop("right", 0), (outcomes.most_common(1) or [("wrong", 0)])[0][0]
     message = f"{correct} of {count} attempts are correct, {tokens['sampled'] / count:,.0f} tokens each"
     message += "".join(f"; {OUTCOMES[outcome][0]} ({outcome}) {number}" for outcome, number in outcomes.most_common())
+    message += f"; {left_out:,} problems {context}" if left_out else ""
     if len(rows) < len(asked):
         message += f" ({STUDENT_SECONDS:.0f} s were over before {ATTEMPTS * len(asked)})"
     main = "refused" if outcomes["refused"] else main  # one alone says that the verifier errs
@@ -314,15 +289,12 @@ def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
         name = reasons[0][0]
         hint = HINTS.get(name, f"the domain refuses its problems ({name}): say in the teacher prompt what is asked for")
     if not accepted:
-        details += ["its last outputs:", *(f"  {rejection.text[:300]!r}" for rejection in rejections[-5:])]
-        few = sampled < min(samples, ENOUGH)
-        message += "; too few to say whether it can" if few else ""
-        return Finding("teacher", "unknown" if few else "FAIL", message, hint, tuple(details))
-    each, spent, needed = sampled / accepted, tokens["sampled"] / accepted, teacher.datasets * teacher.questions
-    message += f"; an accepted pair costs {each:.1f} samples, {spent:,.0f} tokens"
-    details.append(
-        f"an outer step needs {needed} pairs: about {each * needed:,.0f} samples, {spent * needed:,.0f} tokens"
-    )
+        details += [f"it wrote: {rejection.text[:300]!r}" for rejection in rejections[-5:]]
+        status = "unknown" if sampled < min(samples, ENOUGH) else "FAIL"
+        return Finding("teacher", status, message, hint, tuple(details))
+    each, needed = sampled / accepted, teacher.datasets * teacher.questions
+    message += f"; the {needed} pairs of an outer step cost about {each * needed:,.0f} samples, "
+    message += f"{tokens['sampled'] / accepted * needed:,.0f} tokens"
     if each > teacher.max_tries:
         hint = f"an outer step would end without its pairs (teacher.max_tries = {teacher.max_tries}): {hint}"
     status = status_of(each > teacher.max_tries, accepted / sampled < LOW_RATE)
