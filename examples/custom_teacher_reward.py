@@ -8,14 +8,15 @@ import sys
 from small import SMALL
 
 import soar
+from soar.loop.teacher import Measurement
+from soar.loop.write import QuestionSets
 
 
-def improvement_and_variety(question_set: soar.QuestionSet) -> float | None:
+def improvement_and_variety(sets: QuestionSets, measured: Measurement, step: int) -> list[float | None]:
     """The method's own reward plus a hundredth of the share of different questions; None: no student can be judged."""
-    if question_set.grounded is None:
-        return None
-    different = len({problem.question for problem in question_set.questions}) / len(question_set.questions)
-    return question_set.grounded + 0.01 * different
+    shares_G = [len({problem.question for problem in one}) / len(one) for one in sets.problems_G_Q]
+    pairs = zip(measured.reward_G, shares_G, strict=True)
+    return [None if grounded is None else grounded + 0.01 * share for grounded, share in pairs]
 
 
 if __name__ == "__main__":

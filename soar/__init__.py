@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from soar.types import VERSION as __version__
 
-__all__ = ["Problem", "QuestionSet", "__version__", "arms", "check", "evaluate", "screen", "train"]
+__all__ = ["Problem", "__version__", "arms", "check", "evaluate", "screen", "train"]
 
 if TYPE_CHECKING:
-    from soar.api import QuestionSet, arms, check, evaluate, screen, train
+    from soar.api import arms, check, evaluate, screen, train
     from soar.types import Problem
 
 

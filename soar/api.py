@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -21,7 +23,6 @@ from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
 from soar.files import read_jsonl
 from soar.loop import teacher
-from soar.loop.write import QuestionSets
 from soar.plan.forecast import announce
 from soar.plan.preflight import Finding, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
@@ -52,26 +53,6 @@ class Options(TypedDict, total=False):
     verifier: Verifier | None
     settings: Mapping[str, Any] | None
     quiet: bool
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """One dataset of an outer step, for a custom teacher reward.
-
-    questions: as the teacher wrote them. improvement: pass rate on the reward questions minus the baseline's, one entry
-    per valid student (empty when all failed). baseline: the baseline's pass rate. grounded: the method's own reward, the
-    mean of `improvement` (None without a valid student). step, dataset: which one it is.
-    """
-
-    questions: list[Problem]
-    improvement: list[float]
-    baseline: float
-    grounded: float | None
-    step: int
-    dataset: int
-
-
-TeacherReward = Callable[[QuestionSet], float | None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,27 +89,21 @@ class Screened(Shown, list[tuple[Problem, Screening]]):
         return self.table
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """pass@k of one policy. pass_at, interval_95: k -> share; correct: correct attempts per problem."""
+class Evaluations(Shown, dict[str, dict[str, Any]]):
+    """Policy -> `pass_at` and `interval_95` by k as text ("1"), `correct` attempts of each problem, and more.
 
-    pass_at: dict[int, float]
-    interval_95: dict[int, tuple[float, float]]
-    correct: list[int]
-    problems: list[Problem]
-
-
-class Evaluations(Shown, dict[str, Evaluation]):
-    """Policy -> Evaluation. table: what `soar eval` prints."""
+    problems: what was asked, in the order of `correct`; table: what `soar eval` prints.
+    """
 
     def charts(self) -> list[Chart]:
         curves = []
         for style, (name, one) in enumerate(self.items()):
-            low, high = zip(*one.interval_95.values(), strict=True)
-            curves.append(Series(name, [*one.pass_at], [*one.pass_at.values()], low, high, style))
-        ks = sorted({k for one in self.values() for k in one.pass_at})
+            low, high = zip(*one["interval_95"].values(), strict=True)
+            curves.append(Series(name, [*map(int, one["pass_at"])], [*one["pass_at"].values()], low, high, style))
+        ks = sorted({int(k) for one in self.values() for k in one["pass_at"]})
         return [Chart("pass-at-k", "pass@k", "", "attempts per problem (k)", "problems solved", curves, True, ks)]
 
+    problems: list[Problem]
     table: str
 
     def __repr__(self) -> str:
@@ -284,23 +259,32 @@ def train(
     problems: Problems = None,
     out: str | Path = "runs/soar",
     *,
-    teacher_reward: TeacherReward | None = None,
+    teacher_reward: teacher.TeacherReward | None = None,
     resume: bool = False,
     **options: Unpack[Options],
 ) -> Trained:
     """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
 
-    What is in memory is kept beside it (`OUT.problems.jsonl`, `OUT.model`, `NAME_verifier.py`). teacher_reward: what a
-    dataset earns, in place of `teacher.reward`; promotion still goes by measured improvement. Raises
+    What is in memory is kept beside it (`OUT.problems.jsonl`, `OUT.model`, `NAME_verifier.py`). teacher_reward: what every
+    dataset earns, in place of `teacher.reward`, from `soar.loop.write.QuestionSets`, `soar.loop.teacher.Measurement` and the
+    number of the outer step (None: nothing); promotion still goes by measured improvement. Raises
     `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
     """
     path, command, paid = Path(out), ["soar.train"], None
     if teacher_reward is not None:
         command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
-        paid = _paid_by(teacher_reward)
+        paid = partial(_paid, teacher_reward)
     with _call(model, problems, options, path) as (config, progress):
         announce(progress, config)
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
+
+
+def _paid(function: teacher.TeacherReward, *measured: Any) -> list[float | None]:
+    """The user's reward of every dataset of a step. Raises ConfigError for one that is no number."""
+    paid_G = function(*measured)
+    if not all(paid is None or (isinstance(paid, int | float) and math.isfinite(paid)) for paid in paid_G):
+        raise ConfigError(f"teacher_reward returned {paid_G!r}: expected a number or None for every dataset")
+    return paid_G
 
 
 def arms(
@@ -320,24 +304,6 @@ def arms(
     return train(model, problems, out, settings=settings, **options)
 
 
-def _paid_by(function: TeacherReward) -> teacher.TeacherReward:
-    """The user's reward of every dataset of a step; raises ConfigError for one that is no number."""
-
-    def rewards(question_sets: QuestionSets, measured: teacher.Measurement, step: int) -> list[float | None]:
-        paid_G: list[float | None] = []
-        for k, questions in enumerate(question_sets.problems_G_Q):
-            improvement = measured.improvement_G_R[k][measured.valid_G_R[k]].tolist()
-            paid = function(QuestionSet(questions, improvement, measured.baseline, measured.reward_G[k], step, k))
-            if paid is not None and not (isinstance(paid, int | float) and abs(paid) < float("inf")):
-                raise ConfigError(
-                    f"teacher_reward returned {paid!r} for dataset {k} of step {step}: expected a number or None"
-                )
-            paid_G.append(None if paid is None else float(paid))
-        return paid_G
-
-    return rewards
-
-
 def evaluate(
     model: Model = None,
     problems: Problems = None,
@@ -355,11 +321,7 @@ def evaluate(
             progress.now(f"measuring {config.model.path} on {config.problems.source}", tell=False)
             result = measure(config, paths, progress.say, task.set)
         by_id = {problem.id: problem for problem in candidates(config).problems}
-    problems_H = [by_id[name] for name in result["problems"]["ids"]]
-    evaluations = Evaluations()
+    evaluations = Evaluations(result["policies"])
+    evaluations.problems = [by_id[name] for name in result["problems"]["ids"]]
     evaluations.table = "\n".join(result_lines(result))
-    for name, row in result["policies"].items():
-        pass_at = {k: row["pass_at"][str(k)] for k in config.evaluate.ks}
-        interval = {k: tuple(row["interval_95"][str(k)]) for k in config.evaluate.ks}
-        evaluations[name] = Evaluation(pass_at, interval, row["correct"], problems_H)
     return evaluations
