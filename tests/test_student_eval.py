@@ -55,7 +55,8 @@ def test_eval_repeats_the_runs_own_evaluation(
     out = tmp_path / "eval.json"
     adapters = [str(tiny_run / name) for name in ("student", "arms/pq")]
     problems = str(tiny_run / "hard" / "test.jsonl")
-    assert main(["eval", "--adapter", *adapters, "--problems", problems, "--out", str(out), "--quiet"]) == 0
+    options = [word for adapter in adapters for word in ("--adapter", adapter)]
+    assert main(["eval", *options, "--problems", problems, "--out", str(out), "--quiet"]) == 0
     found = json.loads(out.read_text())
     run: dict[str, Any] = {event["arm"]: event for event in events(tiny_run, "evaluation")}
     assert list(found["policies"]) == ["base", *adapters]

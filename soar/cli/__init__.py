@@ -25,7 +25,6 @@ PANELS: dict[str, tuple[Callable[..., int | None], ...]] = {
 }
 TRAINING = ("torch", "transformers", "peft")  # what the extra `train` brings
 RESUMABLE = ("screen", "run", "student", "study")
-SEVERAL = ("--adapter", "--seeds")  # take all values up to the next option
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, or of the copy of it that typer brings
 
 _NAMES = {"Recipes": RECIPES.glob("*.toml"), "Studies": (RECIPES / "studies").glob("*.toml")}
@@ -40,18 +39,12 @@ for _panel, _commands in PANELS.items():
         app.command(_command.__name__.strip("_"), rich_help_panel=_panel)(_command)
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        print(f"soar {VERSION}")
-        raise typer.Exit
-
-
 @app.callback()
 def _soar(
-    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version.")] = False,
     trust_run: Annotated[bool, Option("--trust-run", help="Run code that a run folder names (anywhere).")] = False,
 ) -> None:
-    TRUSTED.set(trust_run)
+    """Both are read before the command (`_main`)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,25 +91,16 @@ def main(argv: list[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     if "_SOAR_COMPLETE" in os.environ:
         app(prog_name="soar")
-    command, spread = typer.main.get_command(app), _spread(words) or ["--help"]
-    with command.make_context("soar", spread, obj=["soar", *words]) as ctx:
+    if words == ["--version"]:
+        print(f"soar {VERSION}")
+        return 0
+    command, rest = typer.main.get_command(app), [word for word in words if word != "--trust-run"]
+    TRUSTED.set(len(rest) < len(words))
+    with command.make_context("soar", rest or ["--help"], obj=["soar", *words]) as ctx:
         code: int = ctx.command.invoke(ctx) or 0
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
-
-
-def _spread(words: list[str]) -> list[str]:
-    """`--adapter A B` as `--adapter A --adapter B`; --trust-run first, since it belongs to every command."""
-    spread = ["--trust-run"] if "--trust-run" in words else []
-    option = None
-    for word in (word for word in words if word != "--trust-run"):
-        if word.startswith("-"):
-            option = word if word in SEVERAL else None
-        elif option is not None and spread[-1] != option:
-            spread.append(option)
-        spread.append(word)
-    return spread
 
 
 def _complain(text: str, code: int = 1) -> int:

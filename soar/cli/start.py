@@ -37,7 +37,6 @@ def run(
     workers: common.Workers = None,
     max_hours: Annotated[float | None, Option(help="Pause after so many hours of this process.")] = None,
     max_tokens: Annotated[int | None, Option(help="Pause after so many sampled tokens in all.")] = None,
-    max_promotions: Annotated[int | None, Option(help="End the outer loop after so many promotions.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print config and forecast, run nothing.")] = False,
     quiet: common.Quiet = False,
 ) -> int:
@@ -52,7 +51,7 @@ def run(
     """
     overrides = common.overrides(
         sets, workers, problems__verifier=verifier, promotion__review=review, limits__max_hours=max_hours,
-        limits__max_tokens=max_tokens, limits__max_promotions=max_promotions,
+        limits__max_tokens=max_tokens,
     )  # fmt: skip
     if resume and not (recipe or model or problems):
         config = override(recorded_config(out or Path("runs/demo")), overrides)

@@ -67,19 +67,29 @@ def eval_(
     model: common.Model = None,
     problems: common.Problems = None,
     sets: common.Sets = None,
-    adapter: Annotated[list[Path] | None, Option(help="Adapter folders; without any, the base model alone.")] = None,
+    adapter: Annotated[
+        list[Path] | None, Option(help="Adapter folder, may be repeated; without any, the base model alone.")
+    ] = None,
     workers: common.Workers = None,
     out: Annotated[Path | None, Option(help="JSON file for the result.")] = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """pass@k of adapters on a problem file (transfer).
+    """pass@k of adapters on a problem file (transfer), by the config of the first one's run unless a recipe is named.
 
     examples:
       soar eval --adapter runs/demo/student --problems runs/demo/hard/test.jsonl --out eval.json
-      soar eval --adapter runs/a/student runs/a/arms/pq --problems olympiad.jsonl --set evaluate.attempts=64
+      soar eval --adapter runs/a/student --adapter runs/a/arms/pq --problems olympiad.jsonl
     """
     adapters = {str(folder): folder for folder in adapter or []}
-    config = evaluation_config(recipe, model, problems, common.overrides(sets, workers), adapter or [])
+    if problems is None:
+        raise ConfigError("--problems: expected the problem file to measure on, for example RUN/hard/test.jsonl")
+    for folder in adapters.values():
+        if not (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"--adapter {folder}: no adapter there (adapter_config.json), for example RUN/student")
+    around = adapter[0].resolve().parents[:2] if adapter else ()
+    run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
+    unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0"]  # they are about the run's own
+    config = common.config_of(recipe or run, model, problems, [*unset, *common.overrides(sets, workers)])
     with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.measure import measure
@@ -89,24 +99,6 @@ def eval_(
     if out is not None:
         write_json(out, result)
         print(f"result: {out}")
-
-
-def evaluation_config(
-    recipe: str | None, model: str | None, problems: str | None, overrides: list[str], adapters: list[Path]
-) -> Config:
-    """Config of the measurement: that of the run which the first adapter lies in, unless a recipe is named.
-
-    The run's problem columns and limit are about its own problems, so they are not used. Raises ConfigError.
-    """
-    if problems is None:
-        raise ConfigError("--problems: expected the problem file to measure on, for example RUN/hard/test.jsonl")
-    for folder in adapters:
-        if not (folder / "adapter_config.json").is_file():
-            raise ConfigError(f"--adapter {folder}: no adapter there (adapter_config.json), for example RUN/student")
-    around = adapters[0].resolve().parents[:2] if adapters else ()
-    run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
-    unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0"]
-    return common.config_of(recipe or run, model, problems, [*unset, *overrides])
 
 
 def student(
@@ -185,7 +177,7 @@ def student_config(
 def study(
     name: Annotated[str, Argument(metavar="STUDY", help="A TOML file or a built-in study.")],
     out: Annotated[Path | None, Option(help="Study folder (default: studies/<name>).")] = None,
-    seeds: Annotated[list[int] | None, Option(help="Seeds instead of the study's.")] = None,
+    seeds: Annotated[list[int] | None, Option(help="Seed instead of the study's; may be repeated.")] = None,
     sets: common.Sets = None,
     jobs: Annotated[int, Option(help="Cells at a time.")] = 1,
     resume: common.Resume = False,
@@ -196,7 +188,7 @@ def study(
 
     examples:
       soar study finding1 --out studies/finding1 --jobs 2       --resume continues it
-      soar study null --seeds 0 1 2 --set model.path=my-model --set problems.source=hard.jsonl --out studies/null
+      soar study null --seeds 0 --seeds 1 --set model.path=my-model --set problems.source=hard.jsonl --out studies/null
     """
     plan = read_study(find_study(name))
     if seeds:
