@@ -20,17 +20,17 @@ def asked(train: str, *overrides: str, recipe: str | None = "tiny", steps: int |
 
 
 def test_training_sets_become_arms(tiny_run: Path) -> None:
-    assert asked("hard").arms.run == ("base", "hard_only")
+    assert asked("hard_only").arms.run == ("base", "hard_only")
     assert asked("pq_correct:runs/demo").arms.run == ("base", "pq_correct")
     config = asked(f"pq:{tiny_run}")
     assert (config.arms.run, config.arms.pq_from, config.screen.from_run) == (("base", "pq"), str(tiny_run), "")
     assert (config.teacher.steps, config.arms.steps, config.arms.pq_steps) == (0, 5, 0)
-    assert asked("file:easy.jsonl").arms.real == "easy.jsonl"
+    assert asked("real:easy.jsonl").arms.real == "easy.jsonl"
     # Without a recipe the run's own config and screening are used.
-    config = asked(f"teacher:{tiny_run}", recipe=None)
+    config = asked(f"teacher_t:{tiny_run}", recipe=None)
     assert (config.student.attempts, config.problems.limit, config.screen.from_run) == (4, 12, str(tiny_run))
     assert config.arms.teacher_from == str(tiny_run)
-    assert asked("hard", "arms.steps=9").arms.steps == 9
+    assert asked("hard_only", "arms.steps=9").arms.steps == 9
 
 
 def test_a_student_on_a_runs_questions(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

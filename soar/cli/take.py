@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Context, Option
 
 from soar.cli import common
-from soar.config import Config, ConfigError, TrainedArm
+from soar.config import Config, ConfigError
 from soar.files import write_json
 from soar.plan.forecast import forecast
 from soar.report.export import export_adapter, export_questions, push_folder
@@ -20,15 +20,8 @@ from soar.run.progress import Progress
 from soar.studies.study import cells, find_study, read_study, run_study
 
 Format = Literal["trl", "verl", "jsonl", "peft"]
-ARMS = {
-    "hard": ("hard_only", None),
-    **{name: (name, "arms.pq_from") for name in get_args(TrainedArm) if name.startswith("pq")},
-    "teacher": ("teacher_t", "arms.teacher_from"),
-    "untrained": ("base_t", None),
-    "file": ("real", "arms.real"),
-    "real": ("real", None),
-}
-"""What --train may say -> the arm, and the config key for what follows the colon."""
+FROM = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.real"}
+"""Arm of --train -> the config key for what follows the colon; every pq_* as pq."""
 
 
 def export(
@@ -104,7 +97,9 @@ def eval_(
 def student(
     context: Context,
     recipe: common.Recipe = None,
-    train: Annotated[str | None, Option(metavar="SET", help=f"{', '.join(ARMS)}; with :PATH where due.")] = None,
+    train: Annotated[
+        str | None, Option(metavar="ARM[:PATH]", help="An arm of arms.run, and what it trains on.")
+    ] = None,
     out: Annotated[Path | None, Option(help="Folder, in the form of a run folder.")] = None,
     emit: Annotated[Path | None, Option(help="Run folder for the training sets of an outer step, see below.")] = None,
     model: common.Model = None,
@@ -121,13 +116,13 @@ def student(
 
     examples:
       soar student small-1gpu --model MODEL --problems hard.jsonl --emit runs/mine
-      soar student tiny --train hard --steps 200 --out runs/hard                Hard-Only
+      soar student tiny --train hard_only --steps 200 --out runs/hard           Hard-Only
       soar student --train pq:runs/demo --steps 100 --out runs/again            promotion questions of a run, its config
-      soar student tiny --train file:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
+      soar student tiny --train real:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
     folder = out or emit
     if folder is None or (train is None) == (out is not None) or (emit is not None) == (out is not None):
-        raise BadParameter("expected --train SET and --out DIR, or --emit DIR")
+        raise BadParameter("expected --train ARM and --out DIR, or --emit DIR")
     if train is not None:
         config = student_config(train, recipe, model, problems, sets or [], steps)
     else:
@@ -155,18 +150,17 @@ def student_config(
 ) -> Config:
     """The run that trains the student: no outer loop, the arms base and the one of --train. Raises ConfigError.
 
-    Without a recipe, `pq:RUN` and `teacher:RUN` take the config of that run, and its screening.
+    Without a recipe, `pq:RUN` and `teacher_t:RUN` take the config of that run, and its screening.
     """
-    kind, _, place = train.partition(":")
-    arm, key = ARMS.get(kind, ("", None))
-    if not arm or bool(key) != bool(place):
-        expected = f"one of {', '.join(ARMS)}" if not arm else f"{kind}:PATH" if key else kind
-        raise ConfigError(f"--train {train!r}: expected {expected}")
+    arm, _, place = train.partition(":")
+    key = FROM.get("pq" if arm.startswith("pq") else arm)
+    if bool(key) != bool(place):
+        raise ConfigError(f"--train {train!r}: expected {f'{arm}:PATH' if key else arm}")
     values: dict[str, Any] = {
         "teacher__steps": 0,
         "arms__pq_steps": 0,
-        "arms__run": ["base", arm],
         "arms__steps": steps,
+        "arms__run": ["base", arm],
     }
     values |= {key: place} if key else {}
     if recipe is None and str(key).endswith("_from") and (Path(place) / "manifest.json").is_file():
