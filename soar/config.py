@@ -23,7 +23,7 @@ TrainedArm = Literal[
     "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "variants", "pq", "pq_sample",
     "pq_well_posed", "pq_correct", "base_t", "teacher_t", "real",
 ]  # fmt: skip
-Arm = Literal[Literal["base", "ps"], TrainedArm]
+Arm = Literal["base", "ps", TrainedArm]
 # Trained on the hard problems alone.
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
