@@ -116,7 +116,7 @@ def test_a_run_prints_its_table_and_records_its_command(tmp_path: Path, capsys: 
     assert lines[0].split() == ["arm", "rollouts", "pass@2", "pass@4"]
     for line, (arm, row) in zip(lines[1:5], summary["arms"].items(), strict=True):
         low, high = row["interval_95"]["2"]
-        assert line.split()[:2] == [arm, f"{row['student_rollouts']:,}"]
+        assert line.split()[:2] == [arm, f"{row['student_rollouts'] + row.get('search_rollouts', 0):,}"]
         assert f"{row['pass_at']['2']:.4f} [{low:.4f}, {high:.4f}]" in line
     assert lines[-2:] == ["promotions: 1 in 1 outer steps", f"report: {out / 'report.html'}"]
     assert json.loads((out / "manifest.json").read_text())["command"] == ["soar", *arguments]
