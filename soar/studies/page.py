@@ -45,19 +45,13 @@ def tables(results: Row) -> list[Table]:
             [row for entry in results["comparisons"] for row in _comparison_rows(results, entry)],
         ),
         Table(
-            "Promotions",
-            "Share of the decisions with a full window that promoted, with a 95 % Clopper-Pearson interval in which "
-            "overlapping windows of w steps count 1 / w each. With teacher.reward = shuffled it is the false-promotion rate "
-            "at tau.",
-            ["variant", "windows", "promotions", "share", "per seed"],
-            [_promotion_row(row) for row in results["promotions"]],
-        ),
-        Table(
-            "Teachers",
+            "Outer loops",
             f"First against last {TEACHER_STEPS} outer steps, mean over seeds; Vendi score of a step's wording. Collapsed: "
-            "seeds whose share of distinct or of accepted questions, or Vendi score, fell below half of its start.",
-            ["variant", "reward", *teachers],
-            [_teacher_row(row) for row in results["teachers"] if row["cells"]],
+            "seeds whose share of distinct or of accepted questions, or Vendi score, fell below half of its start. "
+            "Promotions: share of the decisions with a full window, with a 95 % Clopper-Pearson interval in which "
+            "overlapping windows of w steps count 1 / w each; with teacher.reward = shuffled the rate of false ones at tau.",
+            ["variant", "reward", *teachers, "promotions", "of windows"],
+            [_loop_row(row) for row in results["loops"] if row["cells"]],
         ),
         Table(
             "Cells",
@@ -120,20 +114,15 @@ def _comparison_rows(results: Row, row: Row) -> list[list[str]]:
     return rows
 
 
-def _promotion_row(row: Row) -> list[str]:
-    share = f"{percent(row['share'])} {bounds(tuple(row['interval_95']), 1)}"
-    per_seed = " ".join(str(entry["promotions"]) for entry in row["per_seed"])
-    return [row["variant"], whole(row["windows"]), whole(row["promotions"]), share, per_seed]
-
-
-def _teacher_row(row: Row) -> list[str]:
+def _loop_row(row: Row) -> list[str]:
     """Changes such as `0.98 -> 0.41`: means over seeds of the first and the last outer steps."""
     cells = [row["variant"]]
     for key in TEACHER_FIGURES:
         means = [mean([c[part][key] for c in row["cells"] if c[part][key] is not None]) for part in ("first", "last")]
         ends = [DASH if value is None else f"{value:.3g}".replace("-", MINUS) for value in means]
         cells.append(DASH if ends == [DASH, DASH] else " \u2192 ".join(ends))
-    return [*cells, f"{row['collapsed']} of {len(row['cells'])}"]
+    share = f"{percent(row['share'])} {bounds(tuple(row['interval_95']), 1)} of {row['windows']:,}"
+    return [*cells, f"{row['collapsed']} of {len(row['cells'])}", whole(row["promotions"]), share]
 
 
 def _cell_row(cell: Row) -> list[str]:

@@ -14,7 +14,7 @@ from soar import seeds
 from soar.files import Row, digest
 from soar.loop.statistics import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report.page import column, step_rows
-from soar.report.runs import Arm, ReportError, Run, count, mean, number, numbers, read_run
+from soar.report.runs import Arm, ReportError, Run, count, mean, numbers, read_run
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
 SCHEMA = 3
@@ -65,8 +65,7 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], defin
         "cells": [_cell(cell, runs.get(cell.name), failures.get(cell.name)) for cell in cells],
         "arms": [_arm(study, *name, by_seed) for name, by_seed in outcomes.items()],
         "comparisons": compared,
-        "teachers": [_teacher(variant, pairs) for variant, pairs in by_variant.items()],
-        "promotions": [_promotions(variant, pairs) for variant, pairs in by_variant.items()],
+        "loops": [_loop(variant, pairs) for variant, pairs in by_variant.items()],
     }
 
 
@@ -143,32 +142,26 @@ def _adjust(study: Study, compared: list[Row]) -> None:
         entry["p_adjusted"] = p
 
 
-def _teacher(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
-    """How the teacher of a variant changed: means of its first and of its last outer steps, seed by seed."""
-    cells = []
-    for seed, rows in ((cell.seed, step_rows(run)) for cell, run in pairs if run.steps):
+def _loop(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
+    """How the teacher of a variant changed, as means of its first and of its last outer steps, and its promotions.
+
+    Promotions are among the decisions with a full window. Neighbouring windows of w steps share w - 1 of them, so the
+    interval counts a window as 1 / w of a trial.
+    """
+    cells, effective = [], 0.0
+    for cell, rows in ((cell, step_rows(run)) for cell, run in pairs if run.steps):
         part = max(1, min(TEACHER_STEPS, len(rows) // 2))
         first, last = (
             {key: mean(column(some, key)) for key in TEACHER_FIGURES} for some in (rows[:part], rows[-part:])
         )
         fell = [key for key in CAN_COLLAPSE if (last[key] or 0.0) < COLLAPSE * (first[key] or 0.0)]
-        cells.append({"seed": seed, "first": first, "last": last, "collapsed": fell})
-    return {"variant": variant, "cells": cells, "collapsed": sum(bool(row["collapsed"]) for row in cells)}
-
-
-def _promotions(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
-    """Promotions among the decisions with a full window.
-
-    Neighbouring windows of w steps share w - 1 of them, so the interval counts a window as 1 / w of a trial.
-    """
-    per_seed, effective = [], 0.0
-    for cell, run in pairs:
-        full = [event for event in run.steps if number(event.get("window_mean")) is not None]
-        promoted = sum(event.get("promoted") is True for event in full)
+        full = [row for row in rows if row["window_mean"] is not None]
+        promoted = sum(row["promoted"] for row in full)
         effective += max(promoted, len(full) / cell.config.promotion.window)
-        per_seed.append({"seed": cell.seed, "windows": len(full), "promotions": promoted})
-    windows, promotions = (sum(row[key] for row in per_seed) for key in ("windows", "promotions"))
+        entry = {"seed": cell.seed, "first": first, "last": last, "collapsed": fell}
+        cells.append({**entry, "windows": len(full), "promotions": promoted})
+    windows, promotions = (sum(row[key] for row in cells) for key in ("windows", "promotions"))
     share = promotions / windows if windows else None
-    interval = clopper_pearson((share or 0.0) * effective, effective)
-    sums = {"variant": variant, "windows": windows, "promotions": promotions, "share": share}
-    return {**sums, "interval_95": list(interval), "per_seed": per_seed}
+    interval = list(clopper_pearson((share or 0.0) * effective, effective))
+    sums = {"collapsed": sum(bool(row["collapsed"]) for row in cells), "windows": windows, "promotions": promotions}
+    return {"variant": variant, **sums, "share": share, "interval_95": interval, "cells": cells}

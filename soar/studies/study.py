@@ -31,11 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError, model_validator
 
 from soar.config import RECIPES, Config, ConfigError, Section, difference, find_recipe, load
-from soar.files import read_object, write_atomic, write_json
+from soar.files import read_object, sha256_of, write_atomic, write_json
 from soar.types import UserError
 
 STUDIES = RECIPES / "studies"
@@ -211,25 +210,20 @@ def run_study(
     if out.exists() and not out.is_dir():
         raise StudyError(f"{out} is a file, expected a folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(out / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StudyError(f"{out} is in use by another process; wait for it or choose another --out") from None
-    with lock:
-        _claim({**study.model_dump(mode="json"), "extra": list(extra)}, out, resume)
-        failures: dict[str, str] = {}
-        for follows in (False, True) if run else ():
-            group = [cell for cell in every if (cell.shares is not None) == follows and not _finished(cell)]
-            failures |= _run_group(group, jobs, say, run_cell)
-        from soar.studies.page import markdown, page
-        from soar.studies.results import collect
+    recipe = {"extra": list(extra), "recipe_sha256": sha256_of(find_recipe(study.recipe))}
+    _claim(study.model_dump(mode="json") | recipe, out, resume)
+    failures: dict[str, str] = {}
+    for follows in (False, True) if run else ():
+        left = [cell for cell in every if not (cell.folder / "summary.json").is_file()]
+        failures |= _run_group([cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell)
+    from soar.studies.page import markdown, page
+    from soar.studies.results import collect
 
-        results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
-        write_json(out / "study.json", results)
-        write_atomic(out / "study.md", markdown(results).encode("utf-8", "replace"))
-        write_atomic(out / "study.html", page(results).encode("utf-8", "replace"))
-        return results
+    results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
+    write_json(out / "study.json", results)
+    write_atomic(out / "study.md", markdown(results).encode("utf-8", "replace"))
+    write_atomic(out / "study.html", page(results).encode("utf-8", "replace"))
+    return results
 
 
 def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
@@ -247,7 +241,7 @@ def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
         if lines:
             shown = "\n  ".join(lines)
             raise StudyError(f"{out} was begun as another study:\n  {shown}\nGive the same one, or another --out")
-    elif any(p.name != ".lock" for p in out.iterdir()):
+    elif any(out.iterdir()):
         raise StudyError(f"{out} is not empty and holds no study; give another --out")
     write_json(path, wanted)
 
@@ -268,17 +262,3 @@ def _run_group(group: Sequence[Cell], jobs: int, say: Callable[[str], None], run
         return {cell.name: why for cell, why in reasons if why is not None}
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _finished(cell: Cell) -> bool:
-    """Whether the cell's folder holds its finished run. Raises StudyError when it holds another one."""
-    if not (cell.folder / "summary.json").is_file():
-        return False
-    manifest, notes = read_object(cell.folder / "manifest.json")
-    recorded = manifest.get("config")
-    changed = difference(recorded, cell.config.resolved()) if isinstance(recorded, dict) else notes
-    refused = [line for line in changed if line.split(":", 1)[0] not in ("threads", "screen.from_run", "name")]
-    if refused:
-        lines = "\n  ".join(refused)
-        raise StudyError(f"{cell.folder} holds a run with another config:\n  {lines}\nGive another --out")
-    return True
