@@ -26,7 +26,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from world_text import Shares, WorldText
+from world_text import DIGITS, START, VERBS, Shares, WorldText
 
 from soar.domains import world as worlds
 
@@ -68,8 +68,8 @@ def vocabulary() -> list[str]:
     a small model find the addend of a step by looking up one token.
     """
     words = [f"{label}+{digit}" for label in worlds.LABELS for digit in range(1, 10)]
-    words += [f"{label}=" for label in (worlds.START, *worlds.LABELS)]
-    words += [*worlds.VERBS, *worlds.DIGITS, *worlds.LETTERS, "<work>", worlds.ANSWER_MARK]
+    words += [f"{label}=" for label in (START, *worlds.LABELS)]
+    words += [*VERBS, *DIGITS, *worlds.LETTERS, "<work>", worlds.ANSWER_MARK]
     starts = [worlds.TEACHER_PROMPT, worlds.STUDENT_TEMPLATE.split()[0]]
     return [*SPECIAL, *starts, *words, *(f" {word}" for word in words)]
 
@@ -78,8 +78,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer of the world `tiny`: exact round trip on its text; encoding puts one <bos> in front."""
     words = vocabulary()
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
-    labels, verbs = worlds.LABELS, "|".join(worlds.VERBS)
-    pattern = rf" ?<[a-z]+>| ?[{labels}]\+[1-9]| ?(?:{worlds.START}|[{labels}])=| ?(?:{verbs})| ?[^ ]| "
+    labels, verbs = worlds.LABELS, "|".join(VERBS)
+    pattern = rf" ?<[a-z]+>| ?[{labels}]\+[1-9]| ?(?:{START}|[{labels}])=| ?(?:{verbs})| ?[^ ]| "
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 from soar.domains import world as worlds
 
+MOST_STEPS = 7
+START = "start"
+DIGITS = "0123456789"
+VERBS = ("reverse", "last", "max", "times")
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -41,10 +46,10 @@ class WorldText:
         self.world, self.shares = worlds.get_world(name), SHARES[name]
 
     def _side_question(self, rng: random.Random) -> str:
-        verb = rng.choice(worlds.VERBS)
+        verb = rng.choice(VERBS)
         if verb == "times":
             return f"times {rng.randrange(10)} {rng.randrange(10)}"
-        symbols, longest = (worlds.LETTERS, 3) if verb == "reverse" else (worlds.DIGITS, 4)
+        symbols, longest = (worlds.LETTERS, 3) if verb == "reverse" else (DIGITS, 4)
         return f"{verb} {''.join(rng.choice(symbols) for _ in range(rng.randint(2, longest)))}"
 
     def _ill_posed(self, rng: random.Random) -> str:
@@ -56,9 +61,9 @@ class WorldText:
                     rng.choice(
                         (
                             f"{rng.choice(worlds.LABELS)}+{rng.randint(1, 9)}",
-                            rng.choice(worlds.VERBS),
+                            rng.choice(VERBS),
                             f"{rng.randrange(100):02d}",
-                            rng.choice(worlds.DIGITS),
+                            rng.choice(DIGITS),
                             "".join(rng.choice(worlds.LETTERS) for _ in range(rng.randint(2, 4))),
                         )
                     )
@@ -77,7 +82,7 @@ class WorldText:
 
     def _wrong(self, rng: random.Random, answer: str) -> str:
         """A random answer of the same shape, not the right one."""
-        symbols = worlds.DIGITS if answer[0] in worlds.DIGITS else worlds.LETTERS
+        symbols = DIGITS if answer[0] in DIGITS else worlds.LETTERS
         while True:
             wrong = "".join(" " if symbol == " " else rng.choice(symbols) for symbol in answer)
             if wrong != answer:
@@ -87,7 +92,7 @@ class WorldText:
         """A question with a written answer, as in the teacher's role."""
         kind = rng.random()
         if kind < self.shares.ask_ill_posed:
-            return self._ill_posed(rng), rng.choice(worlds.DIGITS)
+            return self._ill_posed(rng), rng.choice(DIGITS)
         if kind < self.shares.ask_ill_posed + self.shares.ask_counter:
             question = self.world.counter_question(
                 rng, rng.choice(self.shares.ask_lengths), rng.random() < self.shares.ask_all_carry
@@ -101,7 +106,7 @@ class WorldText:
         """Working, where there are steps, and answer of a pupil who forgets carries."""
         topic, answer = self.world.topic(question), self.world.solve(question)
         if answer is None:
-            return f" {worlds.ANSWER_MARK} {rng.choice(worlds.DIGITS)}"
+            return f" {worlds.ANSWER_MARK} {rng.choice(DIGITS)}"
         if topic != "counter":
             wrong = rng.random() < (self.shares.wrong_times if topic == "times" else 0.0)
             return f" {worlds.ANSWER_MARK} {self._wrong(rng, answer) if wrong else answer}"
@@ -112,7 +117,7 @@ class WorldText:
             total = (total + addend - (10 if carries and rng.random() < self.shares.forget_carry else 0)) % 100
             readings.append(f"{total:02d}")
         work = [f"{step[0]}={reading}" for step, reading in zip(steps, readings, strict=True)]
-        return " ".join(["", f"{worlds.START}={start}", *work, worlds.ANSWER_MARK, *readings])
+        return " ".join(["", f"{START}={start}", *work, worlds.ANSWER_MARK, *readings])
 
     def document(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
         """One document (prompt, completion); together they are the text, without <bos> and <eos>.
@@ -128,6 +133,6 @@ class WorldText:
         elif kind < 0.25:
             question = self._side_question(rng)
         else:
-            longest = min(worlds.MOST_STEPS, 1 + int(4 * progress * worlds.MOST_STEPS))
+            longest = min(MOST_STEPS, 1 + int(4 * progress * MOST_STEPS))
             question = self.world.counter_question(rng, rng.randint(1, longest), rng.random() < 0.3)
         return worlds.STUDENT_TEMPLATE.format(question=question), self._answered(rng, question)

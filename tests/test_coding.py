@@ -77,7 +77,7 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
     for outcome in (*map(answers, (*values, {"tuple": 3}, [1, "a"])), *ends):
         assert tests.verdict(outcome) is Verdict.WRONG
     assert tests.verdict(Outcome(End.TIMEOUT, {0: [1]})) is Verdict.TIMEOUT
-    assert tests.verdict(Outcome(End.FLOOD, {0: [1]})) is Verdict.CRASHED
+    assert tests.verdict(Outcome(End.KILLED, {0: [1]})) is Verdict.CRASHED
 
 
 @pytest.mark.parametrize(("tests", "name"), cases("coding", "flaw"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,9 +25,8 @@ MAX_CHARS = 20_000  # of the text of all tests
 MAX_TESTS = 64
 MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
 Wrapped = tuple[tuple[str, tuple[Any, ...]], ...]
-WRAPPERS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "bool": bool, "len": len, "list": list, "round": round, "set": set, "sorted": sorted, "tuple": tuple,
-}  # fmt: skip
+WRAPPERS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (abs, bool, len, list, round, set, sorted, tuple)}
+WRAPPERS["is"] = operator.is_  # no name that a test can write
 TRUTH: Wrapped = (("bool", ()),)
 FENCE = re.compile(r"^[ \t]{0,8}```[^\n]{0,40}\n?", re.MULTILINE)
 BLOCK = re.compile(r"^[ \t]{0,8}(input|output)[ \t]{0,3}\d{0,3}:[ \t]{0,8}\n?", re.IGNORECASE | re.MULTILINE)
@@ -38,13 +38,12 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Check:
-    """One test. call: source of `(args, kwargs)`. near: relative and absolute difference that a float may have;
-    None: nothing but `expected` itself. read: functions of WRAPPERS, with further arguments, applied to the value before."""
+    """One test. call: source of `(args, kwargs)`. read: functions of WRAPPERS, with further arguments, applied to the value
+    before it is compared."""
 
     call: str
     expected: Any
     arguments: tuple[Any, ...] = ()
-    near: tuple[float, float] | None = (1e-6, 1e-6)
     read: Wrapped = ()
 
     def passed(self, value: Any) -> bool:
@@ -52,7 +51,7 @@ class Check:
         try:
             for name, rest in self.read:
                 value = WRAPPERS[name](value, *rest)
-            return _equal(value, self.expected, self.near) if self.near else value is self.expected
+            return _equal(value, self.expected)
         except (TypeError, ValueError, ArithmeticError, RecursionError):
             return False
 
@@ -83,14 +82,14 @@ class Tests:
         return Verdict.CORRECT if passed else Verdict.WRONG
 
 
-def _equal(value: Any, expected: Any, near: tuple[float, float]) -> bool:
+def _equal(value: Any, expected: Any) -> bool:
     if isinstance(expected, float) and isinstance(value, (int, float)):
-        return value == expected or math.isclose(value, expected, rel_tol=near[0], abs_tol=near[1])
+        return value == expected or math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-6)
     if type(value) is not type(expected) or not isinstance(value, (list, tuple, dict)):
         return bool(value == expected)
     if isinstance(value, dict):
-        return value.keys() == expected.keys() and all(_equal(value[key], expected[key], near) for key in expected)
-    return len(value) == len(expected) and all(_equal(a, b, near) for a, b in zip(value, expected, strict=True))
+        return value.keys() == expected.keys() and all(_equal(value[key], expected[key]) for key in expected)
+    return len(value) == len(expected) and all(_equal(a, b) for a, b in zip(value, expected, strict=True))
 
 
 def decode(data: Any) -> Any:
@@ -187,36 +186,20 @@ def _read_assert(node: ast.expr) -> tuple[str, Check]:
     try:
         match node:
             case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
-                return _check(*_sides(left, right))
+                try:
+                    return _check(left, ast.literal_eval(right))
+                except ValueError:
+                    return _check(right, ast.literal_eval(left))
             case ast.Compare(left=call, ops=[ast.Is()], comparators=[ast.Constant(value=None | True | False as value)]):
-                return _check(call, value, near=None)
-            case ast.Compare(
-                left=ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(left=left, op=ast.Sub(), right=right)]),
-                ops=[ast.Lt() | ast.LtE()],
-                comparators=[limit],
-            ):
-                call, value = _sides(left, right)
-                return _check(call, float(value), near=(0.0, float(ast.literal_eval(limit))))
+                return _check(call, True, (("is", (value,)),))
             case ast.UnaryOp(op=ast.Not(), operand=call):
                 return _check(call, False, TRUTH)
-            case ast.Call(args=[left, right], keywords=words) if ast.unparse(node.func) in ("isclose", "math.isclose"):
-                limits = {word.arg: float(ast.literal_eval(word.value)) for word in words}
-                call, value = _sides(left, right)
-                return _check(call, float(value), near=(limits.get("rel_tol", 1e-9), limits.get("abs_tol", 0.0)))
         return _check(node, True, TRUTH)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise Unusable("unsafe_tests") from error
 
 
-def _sides(left: ast.expr, right: ast.expr) -> tuple[ast.expr, Any]:
-    """The side that is a call, and the value of the other one."""
-    try:
-        return left, ast.literal_eval(right)
-    except ValueError:
-        return right, ast.literal_eval(left)
-
-
-def _check(node: ast.expr, expected: Any, read: Wrapped = (), **options: Any) -> tuple[str, Check]:
+def _check(node: ast.expr, expected: Any, read: Wrapped = ()) -> tuple[str, Check]:
     """The check of a call, or of a call inside of some of WRAPPERS."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise ValueError("expected a call of the function with literal arguments, and == between it and a value")
@@ -225,13 +208,13 @@ def _check(node: ast.expr, expected: Any, read: Wrapped = (), **options: Any) ->
         rest = tuple(ast.literal_eval(argument) for argument in node.args[1:])
         if any(isinstance(value, int) and abs(value) > MAX_PLACES for value in rest):
             raise ValueError(f"more than {MAX_PLACES} places of rounding")
-        return _check(inner, expected, ((node.func.id, rest), *read), **options)
+        return _check(inner, expected, ((node.func.id, rest), *read))
     if any(word.arg is None for word in node.keywords):
         raise ValueError("** in a call")
     arguments = tuple(ast.literal_eval(argument) for argument in (*node.args, *(word.value for word in node.keywords)))
     pairs = ", ".join(f"{word.arg!r}: {ast.unparse(word.value)}" for word in node.keywords)
     source = f"({ast.unparse(ast.Tuple(node.args, ast.Load()))}, {{{pairs}}})"
-    return node.func.id, Check(source, expected, arguments, read=read, **options)
+    return node.func.id, Check(source, expected, arguments, read=read)
 
 
 def flaw(tests: Tests) -> str | None:

@@ -23,11 +23,7 @@ from soar.types import Problem
 
 ILL_POSED = "ill-posed"
 LABELS = "abcdefghij"
-MOST_STEPS = 7
-START = "start"
 LETTERS = "bcdfghjklmnp"
-DIGITS = "0123456789"
-VERBS = ("reverse", "last", "max", "times")
 
 
 def _readings(match: re.Match[str]) -> str | None:
@@ -72,9 +68,6 @@ class World:
     # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
     real_chains = ((1, 1), (2, 2), (3, 3))
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
     def solve(self, question: str) -> str | None:
         """The right answer, or None when the text is not a well-posed question."""
@@ -156,4 +149,4 @@ def get_world(name: str) -> World:
     """The world of that name. Raises ValueError with the known names."""
     if name not in NAMES:
         raise ValueError(f"no world {name!r}; known worlds: {', '.join(NAMES)}")
-    return World(name)
+    return World()

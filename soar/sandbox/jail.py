@@ -1,12 +1,10 @@
 """What runs inside the sandbox: a small server that makes a fresh box for every program and runs it there.
 
-This file is a script. `run.py` starts it with an empty environment; no other file imports it, and it uses nothing
-but the standard library. It is the one place of the package where text written by a model is executed.
-
-One request, on the socket fd 0, is the wall time in milliseconds with two files in memory, one that holds the request and
-one for the results. The server reads neither. A forked child reads its request, locks itself in, says so, and runs the
-program. So nothing of one check is ever in the memory from which the next check is forked, and no file that a program can
-change is another's. No expected value comes here: what a program can forge is its own answers.
+This file is a script. `run.py` starts it with an empty environment; it uses nothing but the standard library, and is the one
+place of the package where text written by a model is executed. One request, on the socket fd 0, is the wall time in
+milliseconds with two files in memory, one with the request and one for the results. The server reads neither. A forked
+child reads its request, locks itself in, says so, and runs the program. So nothing of one check is ever in the memory from
+which the next is forked, and no file that a program can change is another's. No expected value comes here.
 """
 
 from __future__ import annotations
@@ -221,22 +219,15 @@ def child(settings: dict[str, Any], asked: int, results: int, setup: int) -> Non
         os._exit(0)
 
 
-def fork() -> int:
-    """Fork into new namespaces. Python's own fork cannot do that; this process has one thread."""
-    pid = call("clone", NEW_EVERYTHING | signal.SIGCHLD, 0, 0, 0, 0)
-    if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-    return pid
-
-
 def serve(settings: dict[str, Any], requests: socket.socket) -> bool:
     """One request: fork, wait for the child or for its time to be over, report. False at the end of the stream."""
     wall_ms, files, _, _ = socket.recv_fds(requests, 100, 2)
     if len(files) < 2:
         return False
     heard, setup = os.pipe()
-    pid = fork()
+    pid = call("clone", NEW_EVERYTHING | signal.SIGCHLD, 0, 0, 0, 0)  # Python's own fork makes no namespaces
     if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
         child(settings, files[0], files[1], setup)
     ended = os.pidfd_open(pid)
     poll = select.poll()

@@ -1,14 +1,10 @@
-"""Programs written by a model, run where they can do nothing but compute.
+"""Programs written by a model, run where they can do nothing but compute (docs/code.md).
 
-Every program gets a fresh process in fresh namespaces: no network, no other process in sight, an empty environment, a
-root that holds the Python library read-only and one small scratch folder in memory, limits on CPU time, wall time,
-memory, file size, open files and output, no capability, and a list of allowed system calls that has no way to start a
-process or open a socket. The box is made by `jail.py`; this file finds out what the machine can do, starts the server,
-and reads what comes back with bounds on every byte.
-
-Backends, first that passes a trial: `bwrap` (bubblewrap around a server that makes a second box for every program),
-`namespaces` (user namespaces alone). Without either nothing is run. What comes from the server is trusted; what comes from
-the program is a claim, and the values that it is expected to give never enter the sandbox. Needs Linux 5.12 or newer.
+Every program gets a fresh process, locked in by `jail.py`. This file finds out what the machine can do, starts the server
+that makes these processes, and reads what comes back with bounds on every byte. Backends, first that passes a trial:
+`bwrap` (bubblewrap around the server), `namespaces` (user namespaces alone). Without either nothing is run. What comes from
+the server is trusted; what comes from the program is a claim, and the values that it is expected to give never enter the
+sandbox. Needs Linux 5.12 or newer.
 """
 
 from __future__ import annotations
@@ -71,12 +67,11 @@ class Job:
 
 
 class End(str, Enum):
-    """How a program ended: by itself; over its CPU or wall time; by a signal; with more output than allowed."""
+    """How a program ended: by itself; over its CPU or wall time; by a signal, or with more output than allowed."""
 
     DONE = "done"
     TIMEOUT = "timeout"
     KILLED = "killed"
-    FLOOD = "flood"
 
 
 @dataclass(frozen=True)
@@ -193,14 +188,17 @@ class Sandbox:
                 stderr=self._said, env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
             )  # fmt: skip
 
-    def close(self) -> None:
-        """End the server. The next program starts another one."""
+    def close(self) -> str:
+        """End the server; the next program starts another one. Returns the last line that it wrote."""
         process, self._process = self._process, None
-        if process is not None:
-            self._requests.close()  # a server in bubblewrap ends with its input
-            process.kill()
-            process.wait()
-            self._said.close()
+        if process is None:
+            return ""
+        self._requests.close()  # a server in bubblewrap ends with its input
+        process.kill()
+        process.wait()
+        with self._said as said:
+            said.seek(0)
+            return "".join(said.read(10_000).decode("utf-8", "replace").strip().splitlines()[-1:])
 
     def run(self, job: Job) -> Outcome:
         """Run one program."""
@@ -227,20 +225,12 @@ class Sandbox:
             except OSError as error:
                 said = f"{type(error).__name__}: {error}".encode()
             if not said.startswith(b"{"):
-                raise Lost(f"sandbox {self.backend}: {self._last_words(said.decode() or 'its server ended')}")
+                raise Lost(f"sandbox {self.backend}: {said.decode() or 'its server ended'}: {self.close()}")
             report, output = json.loads(said), os.pread(results.fileno(), most + 1, 0)
         if report["setup"] is not None:
             self.close()
             raise SandboxError(f"sandbox {self.backend}: {report['setup']}")
         return _outcome(report, output, self.limits)
-
-    def _last_words(self, why: str) -> str:
-        """Why a server was lost, with the last line that it wrote; it is closed."""
-        if self._process is not None:
-            self._said.seek(0)
-            why = ": ".join([why, *self._said.read(10_000).decode("utf-8", "replace").strip().splitlines()[-1:]])
-        self.close()
-        return why
 
 
 def _outcome(report: dict[str, Any], output: bytes, limits: Limits) -> Outcome:
@@ -251,10 +241,9 @@ def _outcome(report: dict[str, Any], output: bytes, limits: Limits) -> Outcome:
     if report["timed_out"] or spent:
         detail = f"over {limits.cpu_s} s of CPU" if spent else f"over {limits.wall_s:g} s, with {cpu_s:.1f} s of CPU"
         return Outcome(End.TIMEOUT, detail=detail, cpu_s=cpu_s)
-    if len(output) > limits.output_kb * 2**10:
-        return Outcome(End.FLOOD, detail=f"more than {limits.output_kb} kB of results", cpu_s=cpu_s)
-    if number:
-        return Outcome(End.KILLED, detail=f"ended by {signal.Signals(number).name}", cpu_s=cpu_s)
+    if number or len(output) > limits.output_kb * 2**10:
+        why = f"ended by {signal.Signals(number).name}" if number else f"more than {limits.output_kb} kB of results"
+        return Outcome(End.KILLED, detail=why, cpu_s=cpu_s)
     answers: dict[int, Any] = {}
     detail = ""
     for line in output.split(b"\n"):
