@@ -64,7 +64,7 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: py
             states = [replace(s, step=s.step + 1, tokens=s.tokens + 10, metrics=[{"kl": 0.5}]) for s in states]
             ends = [plan.finished(state) for plan, state in zip(plans, states, strict=True)]
             if due(states[0].step) or any(ends):
-                return [states]
+                return states
 
     monkeypatch.setattr(arms, "train_chunk", train)
     env: Any = SimpleNamespace(backbone=SimpleNamespace(device=torch.device("cuda"), config=tiny_config().model))
@@ -105,8 +105,7 @@ def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_
         fresh = [TrainState(0, random_stack(env.backbone, 1)) for _ in plans]
 
         def train(these: list[Plan], states: list[TrainState], until: int = 99) -> list[TrainState]:
-            (part,) = train_chunk(env, no_tick, config.student, 0.01, 1, lambda step: step == until, these, states)
-            return part
+            return train_chunk(env, no_tick, config.student, 0.01, 1, lambda step: step == until, these, states)
 
         whole, half = train(plans, fresh), train(plans, fresh, until=2)
         for plan, start, state, middle in zip(plans, fresh, whole, half, strict=True):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loop_helpers import events, run_tiny
-from test_student import STUDENTS, near, train
 
 from soar.engine.memory import DeviceLost, MemoryShortage, halving, is_device_lost, saved_run
-from soar.loop import student
 from soar.run import pipeline
 
 SHORTAGES = [
@@ -55,26 +52,6 @@ def test_other_errors_are_let_through_and_a_lost_device_is_recognised(error: Exc
     with pytest.raises(type(error), match=str(error)):
         halving(work, 10, lambda size: pytest.fail("it tries again"))
     assert is_device_lost(error) is lost
-
-
-def test_a_population_that_does_not_fit_is_trained_in_halves(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = train()
-    real = student.update
-
-    def tight(backbone: Any, stack: Any, *rest: Any) -> Any:
-        if stack.policies > 1:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return real(backbone, stack, *rest)
-
-    monkeypatch.setattr(student, "update", tight)
-    with caplog.at_level(logging.WARNING, "soar.loop.population"):
-        halves = train()
-    assert f"out of memory with {STUDENTS} students at once" in caplog.text
-    near(halves.stack, whole.stack)
-    assert (halves.rollouts, len(halves.metrics)) == (whole.rollouts, len(whole.metrics))
-    assert halves.metrics[0]["pass_rate"] == pytest.approx(whole.metrics[0]["pass_rate"])
 
 
 FAULTS: list[tuple[RuntimeError, type[Exception], str]] = [

@@ -72,7 +72,7 @@ def halving(work: Callable[[int], T], size: int, smaller: Callable[[int], None],
     """(work(size), size); when memory runs out, with half the size again and again.
 
     work leaves nothing of a failed call behind; smaller(size) is told of every size before it is tried. The shortage of a
-    `smallest` piece is raised as it came: who can make other pieces (`split_on_shortage`) has to see it.
+    `smallest` piece is raised as it came.
     """
     while True:
         try:
@@ -83,27 +83,3 @@ def halving(work: Callable[[int], T], size: int, smaller: Callable[[int], None],
         size = max(smallest, size // 2)
         smaller(size)
         release_memory()  # out here: while an error is being handled, its frames hold their tensors
-
-
-def split_on_shortage(
-    work: Callable[[list[int]], T], members: list[int], say: Callable[[str], None], what: str
-) -> list[T]:
-    """[work(members)]; when memory runs out, the results of both halves, in order, each halved again where needed.
-
-    Raises MemoryShortage when one member alone does not fit.
-    """
-    try:
-        return [work(members)]
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        message = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    release_memory()
-    if len(members) == 1:
-        raise MemoryShortage(
-            f"out of memory with one of the {what} alone: {message}. Free memory or lower model.micro_batch_tokens and "
-            "continue with --resume, or begin a new run with fewer student.prompts_per_step or student.sampling.max_tokens"
-        )
-    half = len(members) // 2
-    say(f"out of memory with {len(members)} {what} at once: going on with {half}")
-    return [part for some in (members[:half], members[half:]) for part in split_on_shortage(work, some, say, what)]

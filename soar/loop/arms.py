@@ -348,7 +348,7 @@ def train_arms(
     left = [name for name, plan in plans.items() if not plan.finished(states[name])]
     if parallel is not None:
         queue = deque((name, ([plans[name]], [states[name]])) for name in left)
-        for name, ((state,),) in parallel.stream(train_chunk, (*common, ends), queue, tick):
+        for name, (state,) in parallel.stream(train_chunk, (*common, ends), queue, tick):
             if not plans[name].finished(state):
                 queue.append((name, ([plans[name]], [state])))
             yield {name: state}
@@ -357,8 +357,8 @@ def train_arms(
     while left:
         together = [name for name in left if states[name].step == states[left[0]].step][:size]
         mine = [plans[name] for name in together], [states[name] for name in together]
-        parts = train_chunk(env, tick, *common, lambda step: ends(step) or stopping(), *mine)
-        moved = dict(zip(together, (state for part in parts for state in part), strict=True))
+        trained = train_chunk(env, tick, *common, lambda step: ends(step) or stopping(), *mine)
+        moved = dict(zip(together, trained, strict=True))
         states |= moved
         yield moved
         left = [name for name in left if not plans[name].finished(states[name])]

@@ -1,9 +1,8 @@
-"""A population of students in chunks: which policies share a forward pass, on which thread or worker process, in how much
-memory. The training itself is `student.rloo_steps`."""
+"""A population of students in chunks: which policies share a forward pass, on which thread or worker process.
+The training itself is `student.rloo_steps`."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from soar.config import StudentConfig
-from soar.engine.memory import split_on_shortage
 from soar.engine.policy import AdapterStack, Backbone, concat
 from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, no_tick, spread
@@ -73,7 +71,7 @@ def train_population(
     members_C = chunks(P, choose_chunk(env.backbone, P, threads, parallel))
     common = (config, lr, threads if len(members_C) == 1 else 1, None)
     tasks = [([plans[p] for p in members], [states[p] for p in members]) for members in members_C]
-    trained = [part for some in spread(parallel, env, threads, train_chunk, common, tasks, on_step) for part in some]
+    trained = list(spread(parallel, env, threads, train_chunk, common, tasks, on_step))
     students = [student for part in trained for student in part]
     means_C = [[mean_metrics(rows) for rows in zip(*(s.metrics for s in part), strict=True)] for part in trained]
     return Population(
@@ -95,19 +93,15 @@ def train_chunk(
     due: Callable[[int], bool] | None,
     plans: list[Plan],
     states: list[TrainState],
-) -> list[list[TrainState]]:
+) -> list[TrainState]:
     """Students trained together, until one has generated its tokens or is at its end, or due(steps done) says so.
 
-    A piece of work; in several parts where the memory is too small. due: None for students that do not go on afterwards.
+    A piece of work. due: None for students that do not go on afterwards.
     """
-
-    def job(members: list[int]) -> list[TrainState]:
-        students = Training(env.backbone, [plans[i] for i in members], [states[i] for i in members], config)
-        for _ in rloo_steps(env, students, config, lr, threads):
-            tick()
-            pairs = zip(students.plans, students.states_P, strict=True)
-            if due is not None and (due(students.step) or any(p.tokens and s.tokens >= p.tokens for p, s in pairs)):
-                break
-        return students.states(due is not None)
-
-    return split_on_shortage(job, list(range(len(plans))), logging.getLogger(__name__).warning, "students")
+    students = Training(env.backbone, plans, states, config)
+    for _ in rloo_steps(env, students, config, lr, threads):
+        tick()
+        pairs = zip(students.plans, students.states_P, strict=True)
+        if due is not None and (due(students.step) or any(p.tokens and s.tokens >= p.tokens for p, s in pairs)):
+            break
+    return students.states(due is not None)
