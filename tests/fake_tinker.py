@@ -28,11 +28,9 @@ def done(value: Any) -> Any:
 
 def rows_of(data: list[Any]) -> tuple[Rollouts, Tensor, Tensor]:
     """Everything behind the first token as one completion; given log-probabilities and advantages [B, T]."""
-    length_B = torch.tensor([len(d.loss_fn_inputs["target_tokens"].data) for d in data])
+    length_B = torch.tensor([len(d.loss_fn_inputs["target_tokens"]) for d in data])
     columns = {
-        name: torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(d.loss_fn_inputs[name].data) for d in data], batch_first=True
-        )
+        name: torch.nn.utils.rnn.pad_sequence([torch.tensor(d.loss_fn_inputs[name]) for d in data], batch_first=True)
         for name in ("target_tokens", "logprobs", "advantages")
     }
     ended_B = torch.ones(len(data), dtype=torch.bool)
@@ -125,8 +123,7 @@ class Sampling:
         return done(SimpleNamespace(sequences=sequences))
 
     def compute_logprobs(self, prompt: list[int]) -> Any:
-        tensors = {"target_tokens": prompt[1:], "logprobs": prompt[1:], "advantages": prompt[1:]}
-        inputs = {name: SimpleNamespace(data=[float(i) for i in ids]) for name, ids in tensors.items()}
+        inputs = {key: list(map(float, prompt[1:])) for key in ("target_tokens", "logprobs", "advantages")}
         rows = rows_of([SimpleNamespace(model_input=prompt[:-1], loss_fn_inputs=inputs)])[0]
         packed = pack(self.service.backbone, rows, [[0]])
         with torch.no_grad(), self.service.backbone.use(self.stack):
@@ -190,7 +187,7 @@ class Service:
         """What `import tinker` gives."""
         module: Any = ModuleType("tinker")
         module.ServiceClient = lambda base_url, api_key: self
-        for name in ("AdamParams", "TensorData", "Datum", "SamplingParams"):
+        for name in ("AdamParams", "Datum", "SamplingParams"):
             setattr(module, name, SimpleNamespace)
         module.ModelInput = SimpleNamespace(from_ints=list)
         return module

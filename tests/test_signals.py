@@ -42,8 +42,8 @@ SETS = (["never", "always", "half"], ["once", "silent", "unscorable"])
 def test_known_attempts_give_the_known_learnability() -> None:
     env: Any = Recited()
     baseline = skills([0.0])
-    paid = pay(env, baseline, 3, lessons_of(*SETS), [0.5, None], config_of("learnability"))
-    assert paid.reward_U == PAID and paid.reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and paid.rollouts == 24
+    reward_U, reward_G, measured = pay(env, baseline, 3, lessons_of(*SETS), [0.5, None], config_of("learnability"))
+    assert reward_U == PAID and reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and measured and measured.count == 24
     (call,) = env.asked
     assert call["stack"] is baseline and call["seeds"] == [seeds.derive(0, "intrinsic", 3)]
     batch = env.rollout(None, [[Problem(q, q, "1") for q in ANSWERS]], 4, [0], None)
@@ -54,8 +54,7 @@ def test_known_attempts_give_the_known_learnability() -> None:
 def test_grounded_rewards_are_the_measured_improvement(reward: str) -> None:
     env: Any = Recited()
     paid = pay(env, skills([0.0]), 0, lessons_of(*SETS), [0.5, None], config_of(reward))
-    assert (paid.reward_U, paid.reward_G, paid.rollouts) == ([0.5, None], [0.5, None], 0)
-    assert env.asked == []
+    assert paid == ([0.5, None], [0.5, None], None) and env.asked == []
 
 
 def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question() -> None:

@@ -1,8 +1,7 @@
-"""The seam between the loop and what computes.
+"""The seam between the loop, which never looks into the tensors of an `AdapterStack`, and what computes.
 
-The loop holds policies as `AdapterStack`s and never looks into their tensors. What it asks of whoever computes is here, and
-the draws are a `Sampler`'s. A plain `Backbone` computes in this process, by the functions of soar.engine; one that is a
-`Backend` does these things itself, and its stacks hold what it needs to find its weights again.
+A plain `Backbone` computes in this process, by the functions of soar.engine; one that is a `Backend` does it itself, and its
+stacks hold what it needs to find its weights again. The draws are a `Sampler`'s.
 """
 
 from __future__ import annotations

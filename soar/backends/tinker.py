@@ -255,16 +255,12 @@ class TinkerBackbone(Backbone):
         """One completion behind its prompt, as the SDK wants it: what predicts, what is predicted, how much it counts."""
         length, ids = int(rollouts.length_B[row]), tokens_of(rollouts, row)
         prompt = [0.0] * (len(rollouts.prompts[row]) - 1)
-        columns: dict[str, tuple[str, list[Any]]] = {
-            "target_tokens": ("int64", ids[1:]),
-            "logprobs": ("float32", prompt + rollouts.logprob_B_T[row, :length].tolist()),
-            "advantages": ("float32", prompt + weight_T[:length].tolist()),
+        columns = {
+            "target_tokens": ids[1:],
+            "logprobs": prompt + rollouts.logprob_B_T[row, :length].tolist(),
+            "advantages": prompt + weight_T[:length].tolist(),
         }
-        tensors = {
-            name: self.sdk.TensorData(data=values, dtype=dtype, shape=[len(values)])
-            for name, (dtype, values) in columns.items()
-        }
-        return self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=tensors)
+        return self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=columns)
 
     def _adam(self, slot: Slot, config: OptimizerConfig, lr: float) -> Any:
         """AdamW's step number t. Where the service counts n, rate and eps make its bias correction that of t."""

@@ -73,11 +73,16 @@ def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Con
 
 
 def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out."""
+    """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out. Raises
+    ConfigError, and DataError for the file."""
     source, count = config.arms.real, config.arms.questions
     kind, _, world = config.problems.source.partition("world:")
     if source:
-        problems = read_problems(source, env, config, material.say)
+        problems, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
+        for line in report.lines():
+            material.say(line)
+        problems = arranged(domain_of(config.problems), problems, report)
+        problems, _ = usable(env, config, problems, material.say)
     elif kind or not world:
         raise ConfigError(
             f'arms.run has "real", but arms.real = "" and problems.source = {config.problems.source!r} is no embedded '
@@ -93,14 +98,6 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
         raise ConfigError(f"arms.real = {source!r} has no problem left to train on; give another file")
     order = seeds.generator(config.seed, "arm", "real", "questions").permutation(len(problems)).tolist()
     return [problems[i] for i in order[:count]]
-
-
-def read_problems(source: str, env: RolloutEnv, config: Config, say: Callable[[str], None]) -> list[Problem]:
-    """The usable problems of a file, put as the run's domain puts them. Raises DataError."""
-    problems, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
-    for line in report.lines():
-        say(line)
-    return usable(env, config, arranged(domain_of(config.problems), problems, report), say)[0]
 
 
 def not_held_out(arm: str, material: Material, problems: list[Problem]) -> list[Problem]:
@@ -129,17 +126,16 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
     fmt = replace(env.fmt, student_template=HINT_PROMPT) if turns else env.fmt
     told = [f"{p.question} The answer is {p.answer}." if turns else p.question for p in problems]
     prompts = [fmt.student_ids(env.backbone.tokenizer, text) for text in told]
-    room = [min(config.arms.hint_tokens, env.backbone.context - len(prompt)) for prompt in prompts]
-    asked = [i for i, tokens in enumerate(room) if tokens > 0]
-    if not asked:
+    room = env.backbone.context - max(map(len, prompts))
+    if room <= 0:
         return {}
-    most = {"max_tokens": min(room[i] for i in asked), "stop": ()}
+    most = {"max_tokens": min(config.arms.hint_tokens, room), "stop": ()}
     sampling = config.teacher.sampling.model_copy(update=most)
-    seed_Q = [seeds.derive(config.seed, "arm", "hinted", problems[i].id) for i in asked]
-    rollouts = env.sampler.sample(None, [[prompts[i] for i in asked]], HINT_TRIES, [seed_Q], sampling)
+    seed_Q = [seeds.derive(config.seed, "arm", "hinted", problem.id) for problem in problems]
+    rollouts = env.sampler.sample(None, [prompts], HINT_TRIES, [seed_Q], sampling)
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
     hints = {}
-    for k, problem in enumerate(problems[i] for i in asked):
+    for k, problem in enumerate(problems):
         rows = range(k * HINT_TRIES, (k + 1) * HINT_TRIES)
         tries = [texts[row].strip() for row in rows if ended[row]] or [texts[rows[0]].strip()]
         silent = (text for text in tries if text and not mentions(text, problem.answer))
@@ -150,20 +146,9 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
 
 
 def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """The problems at 0 < p < 0.7 of this run's screening, or of the file arms.solvable; none that is held out. Raises
-    ConfigError when the file has no counts (columns successes, attempts)."""
-    screened, source = material.screened, config.arms.solvable
-    if source:
-        problems = read_problems(source, env, config, material.say)
-        counts = [(p, p.extra.get("successes"), p.extra.get("attempts")) for p in problems]
-        screened = [(p, Screening(n, of)) for p, n, of in counts if isinstance(n, int) and isinstance(of, int)]
-        if not screened:
-            raise ConfigError(
-                f"arms.solvable = {source!r}: no problem has the columns successes and attempts; give a file with the "
-                "counts of its screening, or leave the key out"
-            )
-    kept = not_held_out("solvable", material, [p for p, screening in screened if 0 < screening.pass_rate < 0.7])
-    if not kept:
+    """The problems at 0 < p < 0.7 of this run's screening, none that is held out."""
+    between = [p for p, screening in material.screened if 0 < screening.pass_rate < 0.7]
+    if not (kept := not_held_out("solvable", material, between)):
         material.say("screening found no problem at 0 < p < 0.7: the arm solvable is left out")
     return kept
 
@@ -182,25 +167,26 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
     The base model sees the problem and writes a variant with its answer, which is kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of
     its attempts give that answer. A prompt without turns can only be continued: the variant begins as the problem does.
     """
-    fmt, hard = env.fmt, material.hard_train
+    fmt, sampling, kept = env.fmt, config.teacher.sampling, dict[str, Problem]()
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
-    begun, shown = [""] * len(hard), [problem.question for problem in hard]
+    shown = {p.id: p.question for p in material.hard_train}
     if fmt.turns:
         shape = replace(fmt, teacher_template=asked + VARIANT_PROMPT)
     else:
-        begun = shown = [" ".join(words[: (len(words) + 1) // 2]) for words in map(str.split, shown)]
+        shown = {key: " ".join(text.split()[: (len(text.split()) + 1) // 2]) for key, text in shown.items()}
         head = asked + fmt.teacher_prefill
         shape = replace(fmt, teacher_template=head + " {subject}"[head.endswith("\n") :], teacher_prefill="")
-    prompts = [shape.teacher_ids(env.backbone.tokenizer, text) for text in shown]
-    sampling, kept = config.teacher.sampling, dict[str, Problem]()
-    fits = [i for i, prompt in enumerate(prompts) if len(prompt) + sampling.max_tokens <= env.backbone.context]
-    for turn in range(VARIANT_ROUNDS if fits else 0):
+    prompts = {key: shape.teacher_ids(env.backbone.tokenizer, text) for key, text in shown.items()}
+    prompts = {key: ids for key, ids in prompts.items() if len(ids) + sampling.max_tokens <= env.backbone.context}
+    for turn in range(VARIANT_ROUNDS if prompts else 0):
         seed, attempts_seed = (
             seeds.derive(config.seed, "arm", "variants", turn, what) for what in ("text", "attempts")
         )
-        seed_Q = [seeds.derive(seed, hard[i].id) for i in fits]
-        rollouts = env.sampler.sample(None, [[prompts[i] for i in fits]], 1, [seed_Q], sampling)
-        texts = [f"{begun[i]}{text}" for i, text in zip(fits, rollouts.texts(env.backbone), strict=True)]
+        seed_Q = [seeds.derive(seed, key) for key in prompts]
+        rollouts = env.sampler.sample(None, [list(prompts.values())], 1, [seed_Q], sampling)
+        texts = rollouts.texts(env.backbone)
+        if not fmt.turns:
+            texts = [shown[key] + text for key, text in zip(prompts, texts, strict=True)]
         written = read_pairs(env, config, texts, rollouts.ended_B.tolist())
         fresh = {p.question: p for p in written if isinstance(p, Problem) and p.question not in kept}
         tried = not_held_out("variants", material, list(fresh.values()))
@@ -264,13 +250,13 @@ def read_pq(place: Path) -> list[dict[str, Any]]:
 
 def read_teacher(backbone: Backbone, place: Path) -> AdapterStack:
     """The teacher in a run folder or in an adapter folder. Raises ConfigError."""
-    folder = place if (place / "adapter_config.json").is_file() else place / "teacher"
-    if not (folder / "adapter_config.json").is_file():
+    folders = [folder for folder in (place, place / "teacher") if (folder / "adapter_config.json").is_file()]
+    if not folders:
         raise ConfigError(
             f"arms.teacher_from = {str(place)!r}: neither it nor its folder teacher/ holds an adapter "
             "(adapter_config.json); give a finished run folder or an adapter folder"
         )
-    return load_adapter(backbone, folder)
+    return load_adapter(backbone, folders[0])
 
 
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
@@ -324,19 +310,16 @@ def arm_events(name: str, plan: Plan, state: TrainState) -> list[dict[str, Any]]
     return rows
 
 
-States = dict[str, TrainState]
-
-
 def train_arms(
     env: RolloutEnv,
     plans: dict[str, Plan],
-    states: States,
+    states: dict[str, TrainState],
     config: Config,
     threads: int,
     stopping: Callable[[], bool],
     tick: Tick,
     parallel: Parallel | None = None,
-) -> Iterator[States]:
+) -> Iterator[dict[str, TrainState]]:
     """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand.
 
     Arms with equally many steps done train as one population: on a GPU all of them, on a CPU one (its last bits would depend

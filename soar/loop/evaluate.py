@@ -22,13 +22,11 @@ def summarize(
     correct_H: Sequence[int], samples: int, config: EvaluateConfig, seed: int
 ) -> dict[str, dict[str, object]]:
     """`pass_at` and `interval_95`, keyed by k as text, from correct counts per problem."""
-    pass_at: dict[str, object] = {}
-    interval: dict[str, object] = {}
-    for k in config.ks:
-        values = [pass_at_k(samples, correct, k) for correct in correct_H]
-        pass_at[str(k)] = float(np.mean(values))
-        interval[str(k)] = list(bootstrap_interval(values, seed, config.bootstrap))
-    return {"pass_at": pass_at, "interval_95": interval}
+    values_K = {str(k): [pass_at_k(samples, correct, k) for correct in correct_H] for k in config.ks}
+    interval: dict[str, object] = {
+        k: list(bootstrap_interval(values, seed, config.bootstrap)) for k, values in values_K.items()
+    }
+    return {"pass_at": {k: float(np.mean(values)) for k, values in values_K.items()}, "interval_95": interval}
 
 
 def paired_difference(
@@ -81,14 +79,12 @@ def count_correct(
 
     Neither blocks nor workers change the counts. on_block(problems, their counts) is called in order.
     """
-    blocks = [problems[first : first + block] for first in range(0, len(problems), block)]
-    common = (stack, attempts, seed, sampling)
+    blocks = [(problems[first : first + block],) for first in range(0, len(problems), block)]
     counts: list[np.ndarray] = []
-    results = spread(parallel, env, threads, count_block, common, [(part,) for part in blocks])
-    for part, of_block in zip(blocks, results, strict=True):
-        counts.append(of_block)
+    for result in spread(parallel, env, threads, count_block, (stack, attempts, seed, sampling), blocks):
         if on_block is not None:
-            on_block(part, of_block)
+            on_block(*blocks[len(counts)], result)
+        counts.append(result)
     return np.concatenate(counts, axis=2)
 
 
@@ -105,8 +101,6 @@ def count_block(
     policies = stack.policies if stack is not None else 1
     stack = stack.to(env.backbone.device) if stack is not None else None
     batch = env.rollout(stack, [problems] * policies, attempts, [seed] * policies, sampling)
-    truncated, length = (
-        values.view(policies, len(problems), attempts) for values in (~batch.rollouts.ended_B, batch.rollouts.length_B)
-    )
-    counted = (batch.solved_P_Q_N & batch.valid_P_Q_N, truncated, length)
-    return np.stack([values.sum(-1).cpu().numpy() for values in counted])
+    counted = (batch.solved_P_Q_N & batch.valid_P_Q_N, ~batch.rollouts.ended_B, batch.rollouts.length_B)
+    shape = (policies, len(problems), attempts)
+    return np.stack([values.view(shape).sum(-1).cpu().numpy() for values in counted])

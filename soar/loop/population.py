@@ -33,9 +33,8 @@ class Population:
 def choose_chunk(backbone: Backbone, policies: int, threads: int, parallel: Parallel | None = None) -> int:
     """Policies trained in one forward pass (model.chunk, or by device).
 
-    On a GPU all, 16 adapters cost the price of one; with worker processes an equal share for each. On a CPU at most 8, shared
-    out among the threads (benchmarks/population.py): a student's last bits depend on who shares its batch, so workers do not
-    change the chunks there.
+    On a GPU all, with worker processes an equal share for each. On a CPU at most 8, shared out among the threads
+    (benchmarks/population.py); not among workers, as a student's last bits depend on who shares its batch.
     """
     if backbone.config.chunk:
         return min(policies, backbone.config.chunk)

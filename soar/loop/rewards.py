@@ -3,8 +3,7 @@ students that needs no verifier, `likelihood`.
 
 `grounded` is the method's. `learnability` looks at the baseline student's attempts at the written questions instead.
 `shuffled` is grounded on questions whose answers are permuted within their dataset: a null in which nothing can be learned.
-With every reward the loop trains and measures the same students and promotes by their measured improvement; only what the
-teacher learns from differs. Left out: a duplicate penalty, and any mixture of rewards.
+Students are promoted by their measured improvement with each of them. Left out: a duplicate penalty, mixtures of rewards.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,20 +46,6 @@ def learnability(success: float) -> float:
     return 0.0 if success == 0 else 1.0 - success
 
 
-@dataclass(frozen=True)
-class Payment:
-    """The teacher's rewards of one step.
-
-    reward_U: per unit of credit in writing order, G datasets or all G * Q questions; None where nothing could be measured;
-    empty when the teacher is not paid. reward_G: means per dataset. rollouts, tokens: what measuring them took.
-    """
-
-    reward_U: list[float | None]
-    reward_G: list[float | None]
-    rollouts: int = 0
-    tokens: int = 0
-
-
 def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets:
     """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset, by one
     cycle, so that none keeps its own; equal answers may still meet."""
@@ -82,24 +67,24 @@ def pay(
     improvement_G: list[float | None],
     config: Config,
     threads: int = 1,
-) -> Payment:
-    """The teacher's reward of every dataset or question.
+) -> tuple[list[float | None], list[float | None], RolloutBatch | None]:
+    """(reward_U, reward_G, the attempts that were measured for them): the teacher's rewards of one step.
 
-    improvement_G: the grounded reward (None: no valid student). Learnability costs intrinsic.attempts of the baseline
-    student at every question; a question of which no attempt can be scored has none.
+    reward_U: per unit of credit in writing order, G datasets or all G * Q questions; empty when the teacher is not paid.
+    reward_G: means per dataset. None where nothing could be measured. improvement_G: the grounded reward. Learnability costs
+    intrinsic.attempts of the baseline student at every question.
     """
     if config.teacher.reward == "none":
-        return Payment([], [None] * len(improvement_G))
+        return [], [None] * len(improvement_G), None
     if config.teacher.reward != "learnability":
-        return Payment(improvement_G, improvement_G)
+        return improvement_G, improvement_G, None
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
     attempts, seed = config.intrinsic.attempts, seeds.derive(config.seed, "intrinsic", step)
     batch = env.rollout(baseline, [questions], attempts, [seed], config.student.sampling, threads=threads)
     reward_Q = [None if rate is None else learnability(rate) for rate in success_rates(batch)]
     n = len(question_sets.problems_G_Q[0])
     reward_G_Q = [[r for r in reward_Q[first : first + n] if r is not None] for first in range(0, len(reward_Q), n)]
-    reward_G = [sum(rewards) / len(rewards) if rewards else None for rewards in reward_G_Q]
-    return Payment(reward_Q, reward_G, batch.count, batch.tokens)
+    return reward_Q, [sum(rewards) / len(rewards) if rewards else None for rewards in reward_G_Q], batch
 
 
 def success_rates(batch: RolloutBatch) -> list[float | None]:

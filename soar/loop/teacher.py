@@ -26,7 +26,7 @@ from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
-from soar.loop.rewards import Payment, answer_marks, deal, grounded, likelihood, pay, success_rates
+from soar.loop.rewards import answer_marks, deal, grounded, likelihood, pay, success_rates
 from soar.loop.rollout import RolloutEnv, keep
 from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
@@ -121,7 +121,7 @@ class OuterLoop:
         # 2. Students learn from them; what they gain on hard problems is the reward of their dataset.
         population = self.teach(question_sets)
         measured = self.measure(population)
-        payment = self.pay(question_sets, measured)
+        reward_U, reward_G = self.pay(question_sets, measured)
         # 3. When the mean reward of the window exceeds tau, a student becomes the baseline.
         if measured.reward is not None:
             state.window.append(measured.reward)
@@ -129,12 +129,12 @@ class OuterLoop:
         decision = decide(state.window, measured.reward_G, measured.trials, rule.tau, rule.window)
         promotion = [self._promote(decision, question_sets, population, measured)] if decision.promote else []
         # 4. The teacher learns from the rewards of its questions.
-        stats = self.learn(question_sets, payment.reward_U)
+        stats = self.learn(question_sets, reward_U)
 
         state.step += 1
         event = {
             **outer_event(number, question_sets, population, measured, decision, stats),
-            "teacher_reward_G": payment.reward_G,
+            "teacher_reward_G": reward_G,
             "student_rollouts": state.student_rollouts,
             "tokens": dict(state.spent),
             "seconds": round(time.monotonic() - started, 3),
@@ -211,15 +211,18 @@ class OuterLoop:
         rate_P = [rate for rates, *_ in measured for rate in rates]
         return rate_P, [diverged for _, some, *_ in measured for diverged in some], measured[0][4]
 
-    def pay(self, question_sets: QuestionSets, measured: Measurement) -> Payment:
-        """What the teacher earns for its questions; an intrinsic reward costs attempts of the baseline student."""
-        state = self.state
+    def pay(self, question_sets: QuestionSets, measured: Measurement) -> tuple[list[float | None], list[float | None]]:
+        """(reward_U, reward_G) of `rewards.pay`: what the teacher earns for its questions."""
+        state, config = self.state, self.config
         if self.teacher_reward is not None:
             earned_G = self.teacher_reward(question_sets, measured, state.step)
-            return Payment(earned_G, earned_G)
-        payment = pay(self.env, state.baseline, state.step, question_sets, measured.reward_G, self.config, self.threads)
-        self._measured(payment.rollouts, payment.tokens)
-        return payment
+            return earned_G, earned_G
+        reward_U, reward_G, batch = pay(
+            self.env, state.baseline, state.step, question_sets, measured.reward_G, config, self.threads
+        )
+        if batch is not None:
+            self._measured(batch.count, batch.tokens)
+        return reward_U, reward_G
 
     def validate(self) -> list[Event]:
         """Measure a newly promoted student on all of D_train, and keep it as PS if none before was better: its event."""
@@ -234,8 +237,7 @@ class OuterLoop:
         return [{"event": "validation", "step": state.step - 1, "pass_rate": rate, "best": best, **spent}]
 
     def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
-        """Step 4: every rollout gets the reward of its unit (`rewards.Payment`); baseline: the other units. Without any
-        reward None, and the teacher as it was."""
+        """Step 4: every rollout gets the reward of its unit; baseline: the other units. Without any reward None."""
         config, state = self.config.teacher, self.state
         if all(reward is None for reward in reward_U):
             return None

@@ -57,11 +57,8 @@ def write_questions(
     """
     config = run.teacher
     wanted = config.datasets * config.questions
-    accepted: list[Problem] = []
-    kept: list[Rollouts] = []
+    accepted, kept, last, shown = list[Problem](), list[Rollouts](), list[str](), list[Row]()
     rejected: Counter[str] = Counter()
-    last: list[str] = []
-    shown: list[Row] = []
     sampled = attempt = tokens = 0
     while len(accepted) < wanted:
         if sampled >= config.max_tries * wanted:
@@ -69,8 +66,8 @@ def write_questions(
         rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
         seed = seeds.derive(run.seed, "teacher", step, attempt)
-        rollouts = env.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
         attempt += 1
+        rollouts = env.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
         rows = []
@@ -89,22 +86,17 @@ def write_questions(
                 rows.append(row)
         if rows:
             kept.append(rollouts.select(rows))
-    n = config.questions
-    sets = [accepted[k * n : (k + 1) * n] for k in range(config.datasets)]
+    sets = [accepted[first : first + config.questions] for first in range(0, wanted, config.questions)]
     return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens, shown)
 
 
 def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Problem | Rejection]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
-    cut = [not e for e in ended]
-    outcomes = env.verifier.read_problems(texts, cut, env.fmt)
-    sampling = config.student.sampling
-    return [
-        Rejection(Reason.TOO_LONG, text)
-        if isinstance(outcome, Problem) and not env.room(outcome, sampling)
-        else outcome
-        for text, outcome in zip(texts, outcomes, strict=True)
-    ]
+    outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
+    for i, outcome in enumerate(outcomes):
+        if isinstance(outcome, Problem) and not env.room(outcome, config.student.sampling):
+            outcomes[i] = Rejection(Reason.TOO_LONG, texts[i])
+    return outcomes
 
 
 def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], last: list[str]) -> str:
