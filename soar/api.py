@@ -101,7 +101,7 @@ class Evaluations(Shown, dict[str, dict[str, Any]]):
             low, high = zip(*one["interval_95"].values(), strict=True)
             curves.append(Series(name, [*map(int, one["pass_at"])], [*one["pass_at"].values()], low, high, style))
         ks = sorted({int(k) for one in self.values() for k in one["pass_at"]})
-        return [Chart("pass-at-k", "pass@k", "", "attempts per problem (k)", "problems solved", curves, True, ks)]
+        return [Chart("pass-at-k", "pass@k", "attempts per problem (k)", "problems solved", curves, True, ks)]
 
     problems: list[Problem]
     table: str

@@ -21,6 +21,7 @@ from soar.files import visible
 from soar.report import page as report
 from soar.report import runs
 from soar.report import text as wording
+from soar.report.alarms import screen_alarms
 from soar.report.charts import Chart, Series
 from soar.report.page import write_report
 from soar.report.runs import ReportError
@@ -106,20 +107,19 @@ def test_headline_says_what_was_found(run: dict[str, Any], sentence: str) -> Non
 
 def test_a_null_run_says_why_and_only_a_null_run() -> None:
     """Fault 36: what stood at the bottom, 93 % cut off, is the first that a reader has to know."""
-    run, clipped = make_run({"ps": HARD, "hard_only": HARD}, promotions=0), {"completions/clipped_ratio": 0.8}
-    still = {"accepted": 4, "reward_G": [0.0, 0.0], "window_mean": 0.0, "student_last": clipped}
+    run = make_run({"ps": HARD, "hard_only": HARD}, promotions=0)
     events: dict[str, list[runs.Row]] = {
-        "screen": [{"truncated_share": 0.93}],
-        "outer_step": [{**still, "step": 1}, {**still, "step": 2}],
-        "arm_step": [{"arm": "hard_only", "frac_mixed": 0.0, **clipped}, {"arm": "pq", "frac_mixed": 0.1}],
+        "alarm": [
+            *screen_alarms({"truncated_share": 0.93}),
+            *({"step": step, "kind": "truncation", "message": f"in step {step} students"} for step in (1, 2)),
+        ],
+        "outer_step": [{"step": step, "window_mean": 0.0} for step in (1, 2)],
+        "arm_step": [{"arm": "hard_only", "frac_mixed": 0.0}, {"arm": "pq", "frac_mixed": 0.1}],
     }
     config = {"promotion": {"tau": 0.01}}
-    null = runs.Run(Path("x"), {"config": config}, run.summary, events)
-    rows = ("attempts in screening", "students' completions", "completions while the arms were trained")
-    cut = [f"{n}.0 % of the {what} hit the length limit" for n, what in zip((93, 80, 80), rows, strict=True)]
-    assert [line.replace("\u00a0", " ") for line in wording.why_nothing(null)] == [
-        *(f"{text}. Raise student.sampling.max_tokens." for text in cut),
-        "In 2 outer steps no dataset earned a reward other than 0.",
+    assert wording.why_nothing(runs.Run(Path("x"), {"config": config}, run.summary, events)) == [
+        "93% of the attempts in screening hit the token budget; raise max_tokens, or expect low pass rates.",
+        "In step 1 students.",
         "No student was promoted: the mean reward of a window was +0.0000 at best, and a promotion takes more than "
         "tau = 0.01.",
         "Hard-Only never saw a group with right and wrong attempts, so there was nothing to learn from.",
@@ -225,9 +225,9 @@ def test_every_chart_is_what_the_events_say(tiny_run: Path) -> None:
 
 
 def test_a_chart_is_an_image_with_its_points_where_they_belong() -> None:
-    chart = Chart("k", "<T>", 'D"', "x", "y", [Series("_a_1 <b>", [1, 4, 16], [0.0, 0.5, 1.0])], True, (1, 4, 16))
+    chart = Chart("k", "<T>", "x", 'y"', [Series("_a_1 <b>", [1, 4, 16], [0.0, 0.5, 1.0])], True, (1, 4, 16))
     (image,) = Page(chart.image()).all("img")
-    assert image["alt"] == '<T>. D"' and chart.image() == chart.image()
+    assert str(image["alt"]).startswith('<T>: y" against x; ') and chart.image() == chart.image()
     text = base64.b64decode(str(image["src"]).removeprefix("data:image/svg+xml;base64,")).decode()
     assert "_a_1 &lt;b&gt;<" in text, "a name that matplotlib would hide"
     path = re.search(r'd="M ([^"]+)"( clip-path="[^"]*")? style="fill: none; stroke: #7a828c; stroke-width: 1.5', text)

@@ -13,8 +13,7 @@ from loop_helpers import read_jsonl, run_tiny, skills, tiny_config
 
 from soar.loop.student import Plan, Training, TrainState
 from soar.problems.pool import VerifierPool
-from soar.report.page import write_report
-from soar.report.rollouts import KINDS, OUTCOMES
+from soar.report.page import KINDS, OUTCOMES, write_report
 from soar.run import doctor, sinks
 from soar.types import Verdict
 

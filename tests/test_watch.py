@@ -19,7 +19,6 @@ from soar.cli import main
 from soar.report import text as wording
 from soar.report import watch
 from soar.report.runs import read_run
-from soar.report.web import web_server
 from soar.run.progress import Progress
 
 HOSTILE = "x\x1b[2J\x1b]52;c;b3duZWQ=\x07\u202e"  # clears the screen, writes the clipboard, reorders
@@ -110,7 +109,7 @@ def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path: Path) -> None:
     """One secret address, GET alone, no name that somebody points here; refreshed until the run ends."""
     folder = begin(tmp_path)
-    server, address = web_server(folder)
+    server, address = watch.web_server(folder)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def ask(path: str, host: str = f"127.0.0.1:{server.server_port}", method: str = "GET") -> Any:
@@ -131,7 +130,7 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path: Pat
     assert ask(path, method="POST").status == 501
     server.shutdown()
     run_folders.write_json(folder / "summary.json", {"arms": {}})
-    done, address = web_server(folder)
+    done, address = watch.web_server(folder)
     threading.Thread(target=done.serve_forever, daemon=True).start()
     with urllib.request.urlopen(address) as page:
         assert page.headers["Refresh"] is None and b"finished" in page.read()

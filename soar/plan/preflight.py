@@ -19,7 +19,7 @@ from soar.files import Row, clipped, scrub, visible
 from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
 from soar.problems.verify import gold_kind
-from soar.report.rollouts import OUTCOMES
+from soar.report.page import OUTCOMES
 from soar.types import Problem, Rejection, UserError, columns_of
 
 if TYPE_CHECKING:

@@ -47,12 +47,11 @@ class Chart:
     """Series and what a chart says besides them; false when there is nothing to draw.
 
     key: unique in the page. percent: y is a share, shown in per cent. ticks: values of x on a log2 scale, else a linear one.
-    rules: (y, label) of horizontal lines. marks: x of vertical ones. from_zero: where x begins. bars: names of bars 0, 1 ...
+    rules: (y, label) of horizontal lines. marks: x of promotions. from_zero: where x begins. bars: names of bars 0, 1 ...
     """
 
     key: str
     title: str
-    description: str
     x_label: str
     y_label: str
     series: Sequence[Series]
@@ -60,7 +59,6 @@ class Chart:
     ticks: Sequence[int] = ()
     rules: Sequence[tuple[float, str]] = ()
     marks: Sequence[float] = ()
-    mark_label: str = ""
     from_zero: bool = False
     bars: Sequence[str] = ()
 
@@ -89,14 +87,14 @@ class Chart:
     def image(self) -> Markup:
         """The chart as an image, in which no script can run; its page must allow images from `data:`."""
         data = base64.b64encode(self.drawn()).decode()
-        text = visible(f"{self.title}. {self.description}")
+        text = visible(f"{self.title}: {self.y_label} against {self.x_label}; the figures stand in a table of the page")
         return Markup('<img class="chart" alt="{}" src="data:image/svg+xml;base64,{}">').format(text, data)
 
 
 def bar_chart(key: str, title: str, x_label: str, y_label: str, counts: Mapping[str, float]) -> Chart:
     """A bar for each name."""
     series = Series(y_label, range(len(counts)), list(counts.values()))
-    return Chart(key, title, "", x_label, y_label, [series], bars=list(counts))
+    return Chart(key, title, x_label, y_label, [series], bars=list(counts))
 
 
 class Plots(list[Any]):
@@ -140,7 +138,7 @@ def _figure(chart: Chart) -> Any:
 
     shown = [series for series in chart.series if len(series.x)]
     labels = [series.label for series in shown] + [label for _, label in chart.rules]
-    labels = list(map(label_of, [*labels, *([chart.mark_label] if chart.marks else [])]))
+    labels = list(map(label_of, [*labels, *["promotion"][: len(chart.marks)]]))
     columns = 1 if max(map(len, labels), default=0) > 24 else 2
     figure = Figure(figsize=(4.8, round(3.0 + 0.22 * math.ceil(len(labels) / columns), 2)), layout="constrained")
     axes = figure.subplots()

@@ -19,11 +19,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from soar.files import Row, visible, write_atomic
+from soar.files import Row, clipped, visible, write_atomic
 from soar.report import text as wording
 from soar.report.charts import Chart, Series
 from soar.report.questions import label_share
-from soar.report.rollouts import rollouts_section
 from soar.report.runs import Run, count, number, numbers, read_arm, read_run, standard_error
 from soar.types import VERSION
 
@@ -31,6 +30,24 @@ TEMPLATES = Path(__file__).parent.parent / "templates"
 MAX_QUESTIONS = 600  # of each of the two files
 MAX_TEXT = 1000  # characters of one question or answer
 MAX_STEPS_SHOWN = 500
+MAX_COMPLETIONS = 8  # of each outcome
+OUTCOMES = {  # of `VerifierPool.outcomes` -> the cause in a word, and what to do
+    "right": ("correct", ""),
+    "near miss": ("difficulty", "wrong, but the gold answer occurs in the text, or a graded reward is not 0"),
+    "wrong": ("difficulty", "an answer was read, and it is another one"),
+    "no answer": (
+        "format",
+        "it ends without an answer to read: try another problems.format or an instruction-tuned model",
+    ),
+    "cut off": ("truncation", "it is cut off before an answer: raise student.sampling.max_tokens"),
+    "runs on": ("stop tokens", "it goes on after its answer: set student.sampling.stop to what begins its next turn"),
+    "refused": (
+        "verifier",
+        "what is read equals the gold answer, and the verifier says no: too strict, or another form",
+    ),
+    "not judged": ("verifier", "the verifier could not decide: see `soar verify`, or choose another problems.verifier"),
+}
+KINDS = {"hard": "hard problems", "question": "own questions", "teacher": "teacher texts"}
 
 
 def column(rows: Sequence[Row], key: str) -> list[float]:
@@ -69,38 +86,31 @@ def arms_section(run: Run) -> dict[str, Any]:
         ]
         rules = [(base.pass_at[k], wording.arm_name("base"))] if base is not None and k in base.pass_at else []
         title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
-        text = "With 95 % intervals; the last point of an arm is its result, see the table."
         x = "million generated tokens, search included"
-        charts.append(Chart(f"tokens-{k}", title, text, x, solved, curves, True, rules=rules, from_zero=True))
+        charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules, from_zero=True))
     rows, curves = [], []
     for style, arm in enumerate(arms[name] for name in names):
         cells = [wording.with_interval(arm, k) if k in arm.pass_at else wording.DASH for k in ks]
         rows.append({"arm": arm, "cells": [cell.partition(" [") for cell in cells]})
         low, high = zip(*arm.interval.values(), strict=True) if arm.interval.keys() == arm.pass_at.keys() else ((), ())
         curves.append(Series(wording.arm_name(arm.name), [*arm.pass_at], [*arm.pass_at.values()], low, high, style))
-    text = "Share of held-out problems solved by one of k attempts, per arm, with 95 % bands; see the table."
     title, x = "pass@k on the held-out problems", "attempts per problem (k)"
-    charts.append(Chart("pass-at-k", title, text, x, solved, curves, True, ks))
+    charts.append(Chart("pass-at-k", title, x, solved, curves, True, ks))
     return {"rows": rows, "ks": ks, "charts": [chart for chart in charts if chart]}
 
 
 def step_rows(run: Run) -> list[Row]:
     """One row per outer step with the figures of its table and charts. Shares and rewards as in metrics.jsonl."""
     names = ("window_mean", "baseline_pass_rate", "best_pass_rate", "accepted", "sampled", "failed_students", "seconds")
-    by_step: dict[object, list[Row]] = {}
-    for question in run.questions:
-        by_step.setdefault(count(question.get("step")), []).append(question)
-    rows = []
+    written, rows = run.written, []
     for event in run.steps:
         rewards, step = numbers(event.get("reward_G")), count(event.get("step"))
         centre, error = number(event.get("reward_mean")), standard_error(rewards)
         row: Row = {key: number(event.get(key)) for key in (*names, "teacher_kl", "vendi", "distinct_share")}
         row |= {"step": step, "mean": centre, "error": error, "best": max(rewards, default=centre)}
         row["accepted_share"] = (row["accepted"] or 0.0) / row["sampled"] if row["sampled"] else None
-        row |= {
-            end: None if centre is None else centre + sign * (error or 0) for end, sign in (("low", -1), ("high", 1))
-        }
-        row |= {key: label_share(by_step.get(step, []), key) for key in ("well_posed", "correct")}
+        row["low"], row["high"] = (None if centre is None else centre + sign * (error or 0) for sign in (-1, 1))
+        row |= {key: label_share(written.get(step or 0, []), key) for key in ("well_posed", "correct")}
         rows.append({**row, "promoted": event.get("promoted") is True, "reason": event.get("reason") or ""})
     return rows
 
@@ -108,10 +118,7 @@ def step_rows(run: Run) -> list[Row]:
 def loop_section(run: Run) -> dict[str, Any]:
     """The outer loop: teacher reward, promotions, pass rates, and how the questions changed, over steps."""
     rows, tau = step_rows(run), run.setting("promotion", "tau")
-    marks: dict[str, Any] = {
-        "marks": [float(row["step"]) for row in rows if row["promoted"]],
-        "mark_label": "promotion",
-    }
+    marks = [float(row["step"]) for row in rows if row["promoted"]]
     rejected: Counter[str] = Counter()
     for event in run.steps:
         reasons = event.get("rejected")
@@ -122,18 +129,21 @@ def loop_section(run: Run) -> dict[str, Any]:
         line("mean of the window", rows, "window_mean", 1),
     ]
     rates = [line("baseline student", rows, "baseline_pass_rate", 0), line("best student", rows, "best_pass_rate", 2)]
-    quality = {
-        "distinct_share": "different from each other",
-        "well_posed": "well-posed",
-        "correct": "answered correctly",
-    }
-    shares = [line(label, rows, key, style) for style, (key, label) in enumerate(quality.items(), 2)]
-    rules, x, see = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")], "outer step", "See the table of outer steps."
+    quality = [
+        line("different from each other", rows, "distinct_share", 2),
+        line("well-posed", rows, "well_posed", 3),
+        line("answered correctly", rows, "correct", 4),
+    ]
+    vendi, rules, x = (
+        line("Vendi score", rows, "vendi", 4),
+        [] if tau is None else [(tau, f"\u03c4 = {tau:g}")],
+        "outer step",
+    )
     charts = [
-        Chart("reward", "Teacher reward", see, x, "reward", reward, rules=rules, **marks),
-        Chart("rates", "Reward questions solved", see, x, "solved", rates, True, **marks),
-        Chart("quality", "Questions of a step", see, x, "questions", shares, True),
-        Chart("vendi", "Diversity of the questions", see, x, "Vendi score", [line("Vendi score", rows, "vendi", 4)]),
+        Chart("reward", "Teacher reward", x, "reward", reward, rules=rules, marks=marks),
+        Chart("rates", "Reward questions solved", x, "solved", rates, True, marks=marks),
+        Chart("quality", "Questions of a step", x, "questions", quality, True),
+        Chart("vendi", "Diversity of the questions", x, "Vendi score", [vendi]),
     ]
     return {
         "rows": rows[-MAX_STEPS_SHOWN:],
@@ -150,23 +160,10 @@ def written_section(run: Run, rows: list[Row]) -> dict[str, Any]:
 
     rows: of `step_rows`.
     """
-    by_step: dict[int, list[Row]] = {}
-    for question in run.questions:
-        if (step := count(question.get("step"))) is not None:
-            by_step.setdefault(step, []).append(question)
-    steps, examples = sorted(by_step), []
-    for step in dict.fromkeys(steps[i * (len(steps) - 1) // 3] for i in range(4) if steps):
-        examples.append((step, [(name, reward, some[:3]) for name, reward, some in wording.extremes(by_step[step])]))
+    written, examples = run.written, []
+    for step in dict.fromkeys([*written][i * (len(written) - 1) // 3] for i in range(4) if written):
+        examples.append((step, [(name, reward, some[:3]) for name, reward, some in wording.extremes(written[step])]))
     return {"examples": examples, "changes": wording.changes(rows)}
-
-
-def screening_section(run: Run) -> dict[str, Any]:
-    """How often candidate problems were solved, and examples of the hard ones."""
-    event = (run.events.get("screen") or [{}])[-1]
-    histogram = event.get("histogram")
-    bins = [(str(k), max(0, count(n) or 0)) for k, n in histogram.items()] if isinstance(histogram, dict) else []
-    sizes = {"train": len(run.hard_train), "test": len(run.hard_test)}
-    return {"event": event, "bins": bins[:12], "examples": run.hard_train[:10], **sizes}
 
 
 def questions_section(rows: list[Row]) -> dict[str, Any]:
@@ -186,15 +183,33 @@ def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
     return list(seconds_of.items()), total
 
 
-def spent_rows(run: Run) -> list[Row]:
-    """Generated tokens of every measured arm, by what they were for."""
-    rows = []
-    for event in run.events.get("evaluation", []):
-        parts = event.get("tokens")
-        if isinstance(parts, dict) and parts:
-            parts = {name: parts.get(name) for name in ("search", "preparation", "training")}
-            rows.append({"arm": str(event.get("arm")), "total": event.get("total_tokens"), **parts})
-    return rows
+def _place(row: Row) -> str:
+    """Who wrote a completion, and when: `student, outer step 3, RLOO step 0`."""
+    steps = [(name, count(row.get(key))) for key, name in (("step", "outer step"), ("rloo_step", "RLOO step"))]
+    return ", ".join([str(row.get("by"))[:40], *(f"{name} {step}" for name, step in steps if step is not None)])
+
+
+def rollouts_section(run: Run) -> dict[str, Any]:
+    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run.
+
+    Attempts in the order of OUTCOMES, then what came of teacher texts.
+    """
+    folded: dict[str, list[Row]] = {outcome: [] for outcome in OUTCOMES}
+    for row in run.rollouts:
+        folded.setdefault("teacher: " * (row.get("kind") == "teacher") + str(row.get("outcome"))[:40], []).append(row)
+    groups = []
+    for outcome, rows in ((outcome, rows) for outcome, rows in folded.items() if rows):
+        kinds = Counter(KINDS.get(str(row.get("kind")), "other") for row in rows)
+        title = f"{outcome} ({', '.join(f'{kind} {number:,}' for kind, number in kinds.items())})"
+        shown = [
+            {
+                "place": _place(row),
+                **{key: clipped(str(row.get(key) or ""), 300, 900) for key in ("question", "answer", "completion")},
+            }
+            for row in rows[:: math.ceil(len(rows) / MAX_COMPLETIONS)]
+        ]
+        groups.append({"title": title, "meaning": OUTCOMES.get(outcome, ("", ""))[1], "rows": shown})
+    return {"groups": groups, "total": len(run.rollouts)}
 
 
 def content(run: Run) -> dict[str, Any]:
@@ -210,12 +225,11 @@ def content(run: Run) -> dict[str, Any]:
         "arms": arms_section(run),
         "outer": (outer := loop_section(run)),
         "written": written_section(run, outer["rows"]),
-        "screening": screening_section(run),
+        "screening": (run.events.get("screen") or [{}])[-1],
         "questions": questions_section(run.questions),
         "pq": questions_section(run.pq),
         "kept": rollouts_section(run),
         "alarms": alarms[:200],
-        "spent": spent_rows(run),
         "phases": times,
         "wall_seconds": wall_seconds,
         "command": shlex.join(map(str, command)) if isinstance(command, list) else command,

@@ -89,6 +89,15 @@ class Run:
         return [row for row in self.events.get("outer_step", []) if count(row.get("step")) is not None]
 
     @property
+    def written(self) -> dict[int, list[Row]]:
+        """Outer step -> its questions, first step first."""
+        by_step: dict[int, list[Row]] = {}
+        for row in self.questions:
+            if (step := count(row.get("step"))) is not None:
+                by_step.setdefault(step, []).append(row)
+        return dict(sorted(by_step.items()))
+
+    @property
     def promotions(self) -> list[Row]:
         """One event per promotion."""
         return [row for row in self.events.get("promotion", []) if count(row.get("step")) is not None]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from soar.files import Row
-from soar.report.runs import Arm, Run, count, mean, number, numbers
+from soar.report.runs import Arm, Run, count, number, numbers
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
@@ -170,13 +170,8 @@ def remarks(run: Run) -> list[str]:
     if "teacher_t" in arms and "base_t" in arms:
         k = rivals(run)[2]
         words, low, high = gap(run, arms["teacher_t"], arms["base_t"], k) or ("without intervals", 0.0, 0.0)
-        worth = (
-            "it paid"
-            if low > 0
-            else "it cost more than it brought"
-            if high < 0
-            else "this run does not show a difference"
-        )
+        unclear = "this run does not show a difference"
+        worth = "it paid" if low > 0 else "it cost more than it brought" if high < 0 else unclear
         about = " against ".join(_about(run, arms[name], k) for name in ("teacher_t", "base_t"))
         lines.append(f"What the teacher's training was worth: pass@{k} {about}: {words}, so {worth}.")
     if any(arm.interval for arm in arms.values()):
@@ -185,35 +180,24 @@ def remarks(run: Run) -> list[str]:
 
 
 def why_nothing(run: Run) -> list[str]:
-    """Why SOAR is not ahead in this run, as far as its events say; nothing for a run where it is."""
+    """Why SOAR is not ahead in this run, as far as its alarms and events say; nothing for a run where it is."""
     ours, other, k = rivals(run)
     between = gap(run, ours, other, k) if ours is not None and other is not None else None
     if between is not None and between[1] > 0:
         return []
-    lines, steps, arm_steps = [], run.steps, run.events.get("arm_step", [])
-    students = [step["student_last"] for step in steps if isinstance(step.get("student_last"), dict)]
-    for what, rows, key in (
-        ("the attempts in screening", run.events.get("screen", []), "truncated_share"),
-        ("the students' completions", students, "completions/clipped_ratio"),
-        ("the completions while the arms were trained", arm_steps, "completions/clipped_ratio"),
-    ):
-        cut = mean(numbers([row.get(key) for row in rows]))
-        if cut is not None and cut > 0.5:
-            lines.append(f"{percent(cut)} of {what} hit the length limit. Raise student.sampling.max_tokens.")
-    accepted = numbers([step.get("accepted") for step in steps])
-    if accepted and not any(accepted):
-        lines.append("No text of the teacher was accepted as a question.")
-    elif steps and not any(any(numbers(step.get("reward_G"))) for step in steps):
-        lines.append(f"In {plural(len(steps), 'outer step')} no dataset earned a reward other than 0.")
-    windows, tau = numbers([step.get("window_mean") for step in steps]), run.setting("promotion", "tau")
+    alarms: dict[object, str] = {}  # the first of each kind, in screening and later
+    for row in run.events.get("alarm", []):
+        alarms.setdefault((str(row.get("kind")), row.get("step") is None), str(row.get("message")))
+    lines = [f"{message[:1].upper()}{message[1:300]}." for message in [*alarms.values()][:8]]
+    windows, tau = numbers([step.get("window_mean") for step in run.steps]), run.setting("promotion", "tau")
     if windows and tau is not None and not run.promotions:
         best = f"the mean reward of a window was {max(windows):+.4f} at best"
         lines.append(f"No student was promoted: {best}, and a promotion takes more than tau = {tau:g}.")
-    mixed = {str(row.get("arm")) for row in arm_steps if number(row.get("frac_mixed"))}
-    still = dict.fromkeys(str(row.get("arm")) for row in arm_steps if str(row.get("arm")) not in mixed)
-    if still:
-        names = ", ".join(map(arm_name, still))
-        lines.append(f"{names} never saw a group with right and wrong attempts, so there was nothing to learn from.")
+    arms: dict[str, bool] = {}
+    for row in run.events.get("arm_step", []):
+        arms[str(row.get("arm"))] = arms.get(str(row.get("arm")), False) or bool(number(row.get("frac_mixed")))
+    if still := ", ".join(arm_name(name) for name, mixed in arms.items() if not mixed):
+        lines.append(f"{still} never saw a group with right and wrong attempts, so there was nothing to learn from.")
     return lines
 
 

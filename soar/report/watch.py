@@ -1,4 +1,4 @@
-"""A run as it goes: the lines of `soar run`, and the view of `soar watch`. Needs no torch.
+"""A run as it goes: the lines of `soar run`, the view of `soar watch`, and its page on this machine. Needs no torch.
 
 Nothing is asked of the process that runs: its folder is read again and again, from any machine with the same disk. What a
 model or a foreign folder says stays as it is until `terminal_text`.
@@ -6,8 +6,11 @@ model or a foreign folder says stays as it is until `terminal_text`.
 
 from __future__ import annotations
 
+import secrets
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -15,9 +18,15 @@ from rich.live import Live
 from rich.text import Text
 
 from soar.files import Row, visible
+from soar.report import page as pages
 from soar.report import text as wording
 from soar.report.runs import Run, count, number, numbers, read_run, standard_error
 
+FRESH_SECONDS = 10  # between two pages of a run at work
+HEADERS = {
+    "Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff",
+}  # fmt: skip
 MAX_TEXT = 300
 ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", '"', '"', "...", *"<>"], strict=True))
 
@@ -84,18 +93,14 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     if line := wording.now_line(run):
         yield one_line(line), ""
     for screen in run.events.get("screen", [])[-1:]:
-        yield (
-            f"{wording.whole(screen.get('hard'))} of {wording.whole(screen.get('candidates'))} candidates are hard",
-            "",
-        )
+        hard, candidates = (wording.whole(screen.get(key)) for key in ("hard", "candidates"))
+        yield f"{hard} of {candidates} candidates are hard", ""
     if run.steps:
         total, step = run.setting("teacher", "steps"), run.steps[-1]["step"]
         done = f"{len(run.steps)}{'' if total is None else f' of {total:.0f}'} outer steps done"
         yield f"{done}, {wording.plural(len(run.promotions), 'promotion')}", ""
         events = [run.steps[-1], *(event for event in run.promotions if event["step"] == step)]
-        yield from (
-            (text, "") for text in step_lines(events, [row for row in run.questions if row.get("step") == step])
-        )
+        yield from ((text, "") for text in step_lines(events, run.written.get(step, [])))
     yield from ((_event_line(event), "bold red") for event in run.events.get("alarm", [])[-2:])
     yield from ((one_line(wording.held_out(measured)), "") for measured in run.arms.values())
     if run.finished:
@@ -123,3 +128,38 @@ def follow(path: Path, console: Console, every: float = 2.0, once: bool = False)
             began = time.monotonic()
             run = read_run(path)
             live.update(view(), refresh=True)
+
+
+def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
+    """A server for the page of the run in `path` on a loopback port (0: a free one), and the page's random address.
+
+    Read only. A page of somebody else in the same browser learns nothing: it does not know the address, and a host name that
+    it points here is refused by its Host header. Raises ReportError where there is no run, OSError for a port that is taken.
+    """
+    secret, lock = f"/{secrets.token_urlsafe(24)}/", threading.Lock()
+    read_run(path)
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0  # of a client that says nothing
+
+        def do_GET(self) -> None:
+            if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
+                return self.send_error(403)
+            if not secrets.compare_digest(self.path.encode(), secret.encode()):
+                return self.send_error(404)
+            with lock:
+                run = read_run(path)
+                text = pages.render("report.html", pages.content(run)).encode()
+            self.send_response(200)
+            refresh = {} if run.finished or run.paused else {"Refresh": f"{FRESH_SECONDS}"}
+            for name, value in {**HEADERS, **refresh, "Content-Length": str(len(text))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(text)
+            return None
+
+        def log_message(self, *args: object) -> None:
+            """Nothing: the address is a secret."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    return server, f"http://127.0.0.1:{server.server_port}{secret}"
