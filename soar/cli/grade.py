@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, column_names, pick, read_answer
 from soar.problems.pool import VerifierPool
@@ -15,7 +14,6 @@ from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, gold_kind
 from soar.types import Verdict
 
-T = TypeVar("T")
 _COMPLETIONS = "completion response output generation prediction generations completions answer"
 _GOLDS = "gold ground_truth reward_model.ground_truth expected_answer target answer solution"
 USUAL: dict[str, list[str]] = {"completion": _COMPLETIONS.split(), "gold": _GOLDS.split(), "label": []}
@@ -28,9 +26,8 @@ SHOWN = 200  # characters of an answer that are kept for the listing
 class Grades:
     """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
 
-    listed: the first rows that are not correct, or that the label column judges otherwise: where (`file:line`), verdict,
-    answer (what the completion commits to), gold, label (the file's own verdict). texts: gold answers checked against
-    themselves that can only be compared as text.
+    listed: the first rows that are not correct, or that the label column judges otherwise. texts: gold answers checked
+    against themselves that can only be compared as text.
     """
 
     columns: dict[str, str]
@@ -64,6 +61,10 @@ class Grades:
         return lines
 
 
+Single = tuple[str, str, str, bool | None, dict[str, Any]]
+"""One completion of a row: `file:line`, its text, the gold answer, the file's own verdict, and the columns of the row."""
+
+
 def grade_file(
     source: str, pool: VerifierPool, asked: dict[str, str | None], golds: bool = False, most: int = 10
 ) -> Grades:
@@ -74,38 +75,30 @@ def grade_file(
     """
     rows, grades, report = file_rows(source), None, LoadReport(source)
     while block := list(islice(rows, BLOCK)):
-        for row in block:
-            if row.error is not None:
-                raise DataError(f"{row.where}: {row.error}; mend or remove the line")
         grades = grades or Grades(_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)
-        block = [single for row in block for single in _singles(row, grades.columns)]
-        golds_B = [_read(row, grades.columns["gold"], partial(read_answer, report=report)) for row in block]
-        answers_B, verdicts_B = _check(block, golds_B, pool, grades.columns)
+        singles = [single for row in block for single in _singles(row, grades.columns, report)]
         if golds and pool.name in NAMES:
-            grades.texts.update(gold for gold in golds_B if gold_kind(gold, pool.name) == "text")
-        for row, answer, gold, verdict in zip(block, answers_B, golds_B, verdicts_B, strict=True):
-            label = _read(row, grades.columns["label"], _label) if grades.agree is not None else None
+            grades.texts.update(gold for _, _, gold, *_ in singles if gold_kind(gold, pool.name) == "text")
+        verdicts = zip(singles, *_check(singles, pool, grades.columns), strict=True)
+        for (where, _, gold, label, _), answer, verdict in verdicts:
             grades.counts[verdict] += 1
             same = verdict.solved == (label is None or label)
             grades.agree = None if grades.agree is None else grades.agree + same
             if not same and len(grades.listed) < most:
                 texts = {"answer": answer and answer[:SHOWN], "gold": gold[:SHOWN]}
-                grades.listed.append({"where": row.where, "verdict": verdict, **texts, "label": label})
+                grades.listed.append({"where": where, "verdict": verdict, **texts, "label": label})
     if grades is None:
         raise DataError(f"{source}: no rows")
     return grades
 
 
 def _columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, str]:
-    """The columns `completion` (unless golds), `gold`, and `label` when asked for, by the first row.
-
-    `answer` is the completion only when there is another gold column. Raises DataError listing the columns of the file.
-    """
+    """The columns by the first row; `answer` is the completion only when there is another gold column. Raises DataError."""
     columns = {name.casefold(): name for name in column_names(row.fields)}
     chosen: dict[str, str] = {}
     for kind, usual in USUAL.items():
         given = asked.get(kind)
-        if (kind == "completion" and golds) or (kind == "label" and not given):
+        if row.error is not None or (kind == "completion" and golds) or (kind == "label" and not given):
             continue
         names = [given] if given else [name for name in usual if columns.get(name) not in chosen.values()]
         column = next((columns[name.casefold()] for name in names if name.casefold() in columns), None)
@@ -118,52 +111,25 @@ def _columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, s
     return chosen
 
 
-def _check(
-    block: Sequence[Row], golds: Sequence[str], pool: VerifierPool, columns: dict[str, str]
-) -> tuple[Sequence[str | None], Sequence[Verdict]]:
-    """What every completion commits to, and the verdict on it."""
-    # The other columns of the file, for a function or a domain; `question` under whatever usual name it has.
-    names = {name for row in block for name in row.fields} - set(columns.values()) - {"answer", "completions"}
-    further = {name: [row.fields.get(name) for row in block] for name in names}
-    question = next((name for name in COLUMNS["question"] if name in further), None)
-    if question is not None:
-        further["question"] = further[question]
-    if "completion" not in columns:
-        return golds, pool.check_golds(golds, further)
-    texts = [_read(row, columns["completion"], _text) for row in block]
-    bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
-    answers = [text or None for text in texts] if bare else pool.read_answers(texts)
-    if pool.compares:
-        return answers, pool.check_answers(answers, golds, further)
-    return answers, pool.check(texts, golds, further)  # a function of the user's gets whole completions
-
-
-def _text(value: Any) -> str:
-    """A completion as text; of chat messages the last one's."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    return "" if value is None else str(value)
-
-
-def _read(row: Row, name: str, read: Callable[[Any], T]) -> T:
-    """What `read` makes of a column. Raises DataError naming the row."""
+def _singles(row: Row, columns: dict[str, str], report: LoadReport) -> Iterator[Single]:
+    """A row, or one for each of its generations; a list of labels is shared out with them. Raises DataError."""
     try:
-        return read(pick(row.fields, name))
-    except KeyError:
-        raise DataError(f"{row.where}: no {name!r} here, as the first row has; mend or remove the line") from None
+        if row.error is not None:
+            raise Dropped(row.error)
+        values = {kind: pick(row.fields, name) for kind, name in columns.items()}
+        gold, given, label = read_answer(values["gold"], report), values.get("completion"), values.get("label")
+        texts = given if isinstance(given, list) and all(isinstance(text, str) for text in given) else [given]
+        several = texts is given
+        labels = label if several and isinstance(label, list) and len(label) == len(texts) else [label] * len(texts)
+        for i, (text, mark) in enumerate(zip(texts, labels, strict=True), start=1):
+            if isinstance(text, list) and text and isinstance(text[-1], dict):  # chat messages
+                text = text[-1].get("content")
+            judged = _label(mark) if "label" in columns else None
+            yield f"{row.where}[{i}]" if several else row.where, str(text or ""), gold, judged, row.fields
+    except KeyError as missing:
+        raise DataError(f"{row.where}: no {missing} here, as the first row has; mend or remove the line") from None
     except Dropped as dropped:
         raise DataError(f"{row.where}: {dropped}; mend or remove the line") from None
-
-
-def _singles(row: Row, columns: dict[str, str]) -> list[Row]:
-    """A row with a list of generations as rows of one each; a list of labels is shared out with it."""
-    name, label = columns.get("completion", ""), columns.get("label", "")
-    texts, labels = row.fields.get(name), row.fields.get(label)
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        return [row]
-    marks = labels if isinstance(labels, list) and len(labels) == len(texts) else [labels] * len(texts)
-    pairs = enumerate(zip(texts, marks, strict=True), start=1)
-    return [Row(f"{row.where}[{i}]", {**row.fields, label: mark, name: text}) for i, (text, mark) in pairs]
 
 
 def _label(value: Any) -> bool:
@@ -172,3 +138,22 @@ def _label(value: Any) -> bool:
         return float({"true": "1", "false": "0"}.get(text := str(value).strip().casefold(), text)) >= 1
     except ValueError:
         raise Dropped(f"label {value!r:.60}, expected true, false or a number") from None
+
+
+def _check(
+    singles: Sequence[Single], pool: VerifierPool, columns: dict[str, str]
+) -> tuple[Sequence[str | None], Sequence[Verdict]]:
+    """What every completion commits to, and the verdict on it."""
+    # The other columns of the file, for a function or a domain; `question` under whatever usual name it has.
+    names = {name for *_, row in singles for name in row} - set(columns.values()) - {"answer", "completions"}
+    further = {name: [row.get(name) for *_, row in singles] for name in names}
+    if question := next((name for name in COLUMNS["question"] if name in further), None):
+        further["question"] = further[question]
+    texts, golds = [single[1] for single in singles], [single[2] for single in singles]
+    if "completion" not in columns:
+        return golds, pool.check_golds(golds, further)
+    bare = columns["completion"].casefold() == "answer"  # an answer, not a text with an answer in it
+    answers = [text or None for text in texts] if bare else pool.read_answers(texts)
+    if pool.compares:
+        return answers, pool.check_answers(answers, golds, further)
+    return answers, pool.check(texts, golds, further)  # a function of the user's gets whole completions

@@ -280,7 +280,7 @@ def _outcome(text: str, given: Any) -> Problem | Rejection:
 def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
     """The pool that grades by a domain, with the limits of a config. Raises VerifierError."""
     seconds, workers = max(problems.verify_timeout_s, domain.seconds), problems.verify_workers
-    more = {"memory_mb": problems.verify_memory_mb, "success_at": problems.success_at}
+    more: dict[str, Any] = {"memory_mb": problems.verify_memory_mb, "success_at": problems.success_at}
     return VerifierPool(domain, timeout_s=seconds, workers=workers, **more)
 
 
