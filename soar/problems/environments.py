@@ -39,29 +39,21 @@ class Environment:
             import verifiers.v1 as vf
 
             config = vf.taskset_config_type(name).model_validate({"id": name, **json.loads(brace + options or "{}")})
-            self.taskset, env, harness = (
-                vf.load_taskset(config),
-                vf.environment_class(name),
-                vf.default_harness_id(name),
-            )
+            self.taskset = vf.load_taskset(config)
+            alone = vf.environment_class(name) is vf.SingleAgentEnv and vf.default_harness_id(name) != name
         except Exception as error:  # a user's module may raise anything when it is imported
             hint = "" if "verifiers.v1" in sys.modules else "; pip install 'soar-rl[environments]'"
             raise DataError(f"{reference} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
         self.vf, self.reference, self.task_type = vf, reference, self.taskset.task_type()
-        self.data_type = self.task_type.data_type()
+        self.data_type, task = self.task_type.data_type(), self.task_type
         self.gold = next((key for key in GOLD if key in self.data_type.model_fields), "")
         fields = [key for key, field in self.data_type.model_fields.items() if field.is_required() and key != self.gold]
-        classes = (self.taskset.__class__, vf.Taskset, "toolsets"), (self.task_type, vf.Task, "toolsets setup finalize")
-        own = {
-            key
-            for a, b, keys in classes
-            for key in keys.split()
-            if getattr_static(a, key) is not getattr_static(b, key)
-        }
+        changed = {key: getattr_static(task, key) is not getattr_static(vf.Task, key) for key in ("setup", "finalize")}
+        tools = getattr_static(self.taskset.__class__, "toolsets") is not getattr_static(vf.Taskset, "toolsets")
         self._refuse(
-            ("several turns or agents (an Env or Harness of its own)", env is not vf.SingleAgentEnv or harness == name),
-            ("tools", "toolsets" in own),
-            ("a machine", self.task_type.NEEDS_CONTAINER or own - {"toolsets"}),
+            ("several turns or agents (an Env or Harness of its own)", not alone),
+            ("tools", tools or getattr_static(task, "toolsets") is not getattr_static(vf.Task, "toolsets")),
+            ("a machine", task.NEEDS_CONTAINER or any(changed.values())),
             (f"a gold answer in {self.data_type.__name__} ({', '.join(GOLD)})", not self.gold),
             (f"{', '.join(fields)} in a task, where the teacher writes only question and answer", fields),
         )

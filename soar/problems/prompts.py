@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,11 +69,8 @@ class PromptFormat:
 
 
 def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **words: str) -> PromptFormat:
-    """A format for instruction-tuned models: question tags and boxes.
-
-    teacher: what is asked for, with the last blank. words: `question`, `answer` and `noun` of the form, and with what
-    students `end`.
-    """
+    """A format for instruction-tuned models: question tags and boxes. teacher: what is asked for, with the last blank.
+    words: `question`, `answer` and `noun` of the form, and with what students `end`."""
     words = {**WORDS["form_words"], **words}
     form = f"{teacher}You may think first. Then write exactly one {words['noun']}, in this form:\n"
     form += WORDS["form"].rstrip("\n").format(**words)
@@ -110,20 +106,17 @@ def _render(tokenizer: Any, fmt: PromptFormat, content: str, prefill: str) -> st
     return f"{text} {prefill}" if prefill else text
 
 
-def _control_ids(tokenizer: Any, fmt: PromptFormat) -> dict[int, str]:
-    """Ids that steer the model, with their text: added tokens (special or not) and the format's control words."""
+def _control_ids(tokenizer: Any, fmt: PromptFormat) -> set[int]:
+    """Ids that steer the model: added tokens (special or not) and the format's control words."""
     words = tokenizer.get_vocab().items() if fmt.control_words else ()
-    pairs = [
-        *tokenizer.get_added_vocab().items(),
-        *zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True),
-        *((word, i) for word, i in words if word.strip(WORD_MARKS) in fmt.control_words),
-    ]
-    return {int(i): str(text) for text, i in pairs if i != getattr(tokenizer, "unk_token_id", None)}
+    ids = {i for word, i in words if word.strip(WORD_MARKS) in fmt.control_words}
+    ids |= {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
+    return ids - {getattr(tokenizer, "unk_token_id", None)}
 
 
 def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of the control tokens that end an assistant's turn in the chat template, in the middle and at the end of a chat."""
-    added, ends = set(_control_ids(tokenizer, FORMATS["tags"])), set()
+    added, ends = _control_ids(tokenizer, FORMATS["tags"]), set[int]()
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": SENTINEL}]
     for turns in (chat, chat + chat[:1]) if getattr(tokenizer, "chat_template", None) else ():
         try:
@@ -139,23 +132,19 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)] if text else []
 
 
-def encode_plain(tokenizer: Any, text: str, control: dict[int, str]) -> list[int]:
-    """Ids of `text` with none of the ids in `control`: every control text in it is cut after its first character.
+def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
+    """Ids of `text` with none of the ids in `control`: it is halved until no piece holds a control text.
 
-    Cutting, unlike `split_special_tokens`, works for slow and fast tokenizers and for added tokens that are not
-    special. A character that the tokenizer knows only as a control id is left out.
+    Unlike `split_special_tokens` that works for slow and fast tokenizers and for added tokens that are not special. A
+    character that the tokenizer knows only as a control id is left out.
     """
     ids = _ids(tokenizer, text)
-    if not control.keys() & set(ids):
+    if not control & set(ids):
         return ids
     if len(text) < 2:
         return [i for i in ids if i not in control]
-    words = (word.strip(WORD_MARKS) for word in control.values())
-    known = sorted((re.escape(word) for word in words if len(word) > 1), key=len, reverse=True)
-    cuts = [match.start() + 1 for match in re.finditer("|".join(known), text)] if known else []
-    cuts = cuts or [len(text) // 2]
-    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    return [i for piece in pieces for i in encode_plain(tokenizer, piece, control)]
+    half = len(text) // 2
+    return [i for piece in (text[:half], text[half:]) for i in encode_plain(tokenizer, piece, control)]
 
 
 def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, text: str, prefill: str) -> list[int]:

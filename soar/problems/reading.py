@@ -1,7 +1,7 @@
 """What an answer says, read once: text -> `Reading`.
 
 Numbers and formulas with units, per cent signs and counted nouns; lists and sets, tuples, matrices, intervals and their
-unions, inequalities, equations, `x = 3`, ratios; everything else is `Words`, numbers in a base and congruences among them.
+unions, inequalities, equations, `x = 3`; everything else is `Words`, numbers in a base among them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Row:
-    """Parts in an order: brackets like `(]`, `matrix` of rows `&`, `:` for ratios and times."""
+    """Parts in an order: brackets like `(]`, `matrix` of rows `&`."""
 
     kind: str
     parts: tuple[Reading, ...]
@@ -150,7 +150,7 @@ def _words(tokens: Sequence[Token], large: bool = False) -> Words:
         t.text if t.kind != "word" else _singular(t.text.casefold()) for t in tokens if t.text.casefold() not in SILENT
     ]
     formula = not any(token.kind == "word" for token in tokens)
-    value = formula and (large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens))
+    value = formula and (large or any(token.text in SYMBOLIC for token in tokens))
     return Words(re.sub("(?<=[a-z]{2}) - (?=[a-z]{2})", "", " ".join(texts).strip(" .,;")), value)
 
 
@@ -244,18 +244,7 @@ def _read_part(tokens: list[Token]) -> Reading:
     kinds = [cut.text for cut in cuts]
     if not kinds or kinds == ["in"]:
         return _read_value(pieces[-1])
-    if kinds == ["equiv"]:
-        return _congruence(*pieces)
     return _equation(pieces, kinds) if set(kinds) <= {"=", "approx"} else _inequality(pieces, kinds)
-
-
-def _congruence(left: list[Token], right: list[Token]) -> Reading:
-    place = next((i for i, token in enumerate(right) if token.text in ("pmod", "mod", "bmod")), 0)
-    numbers = (*_scalar(right[:place]).values, *_scalar([t for t in right[place + 1 :] if not t.is_a("(", ")")]).values)
-    if len(numbers) != 2 or not all(isinstance(number, Fraction) for number in numbers) or not numbers[1]:
-        raise Unreadable("no congruence of numbers")
-    rest = Words(f"{numbers[0] % numbers[1]} mod {numbers[1]}", value=True)
-    return Named("".join(token.text for token in left), rest) if left else rest
 
 
 NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*(?:\^-1(?=\())?)?(\([A-Za-z_0-9,]*\))?")
@@ -282,14 +271,7 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
     rest = pieces[1:] if named else pieces
     if named is None and len(pieces) == 2 and (named := _name(pieces[1])):
         rest = pieces[:1]
-    sides = list[Reading]()
-    for piece in rest:
-        try:
-            sides.append(_read_value(piece))
-        except Unreadable:
-            if piece is pieces[-1] or sum(token.kind == "word" for token in piece) > 2:
-                raise
-            sides.append(_words(piece))
+    sides = [_read_value(piece) for piece in rest]
     constant = [side for side in sides if isinstance(side, Scalar) and not side.names]
     rounded = "approx" in kinds[len(pieces) - len(rest) :] and len(constant) > 1
     if not rounded and any(not close(a.values[0], constant[-1].values[0]) for a in constant[:-1]):
@@ -305,8 +287,6 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
     if len(constant) == len(sides):
         return value
     left, right = sides[0], sides[-1]
-    if isinstance(left, Words) and constant:
-        return Named(left.text, value)  # `\\angle ABC = 60`
     if len(sides) == 2 and isinstance(left, Scalar) and isinstance(right, Scalar):
         letters = not right.names and all(token.kind == "var" or token.is_a("+") for token in pieces[0])
         return Relation("=", ("sub", left.node, right.node), right if letters else None)
@@ -339,24 +319,16 @@ def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
 
 
 def _read_value(tokens: list[Token]) -> Reading:
-    """One value: a set, an interval, a tuple, a matrix, a ratio, or a scalar with its unit."""
+    """One value: a set, an interval, a tuple, a matrix, or a scalar with its unit."""
     tokens = _trim(tokens)
     while len(tokens) > 2 and tokens[0].is_a("(") and _closes(tokens) and len(_split(tokens[1:-1], _joins)[0]) == 1:
-        if any(map(_is(*RELATIONS), tokens)):
-            raise Unreadable("a relation in brackets")
         tokens = _trim(tokens[1:-1])
-    if tokens and tokens[0].is_a("setR") and len(tokens) > 1 and tokens[1].is_a("-"):
-        tokens = [tokens[0], Token("cmd", "setminus"), *tokens[2:]]
     pieces, cuts = _split(tokens, _is("cup", "cap", "setminus"))
     if cuts:
         made = as_region(_read_value(pieces[0]))
         for cut, piece in zip(cuts, pieces[1:], strict=True):
             made = combine(cut.text, made, as_region(_read_value(piece)))
         return made
-    pieces, cuts = _split(tokens, lambda t: t.is_a(":") or (t.kind == "word" and t.text == "to"))
-    if cuts:
-        clock = any(piece and piece[0].text[0] == "0" < piece[0].text for piece in pieces[1:])
-        return Row("clock" if clock else ":", tuple(_scalar(piece) for piece in pieces))
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
@@ -446,9 +418,4 @@ def _scalar(tokens: list[Token]) -> Scalar:
             node, percent = inner, percent or kind == "percent"
             unit = unit or (Unit((("degree", 1),)) if kind == "degree" else None)
     node = node if scale == 1 else ("mul", node, ("num", Fraction(scale)))
-    if unit and unit.label and variables(node):
-        raise Unreadable("words behind a variable")
-    made = Scalar(node, unit, percent, product)
-    if all(value is None for value in made.values):
-        raise Unreadable("undefined everywhere")
-    return made
+    return Scalar(node, unit, percent, product)

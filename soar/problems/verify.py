@@ -7,7 +7,6 @@ the sign; `3 or 5` is the set {3, 5}.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -47,10 +46,6 @@ def equal(a: Reading, b: Reading) -> bool:
             return len(x.parts) == len(ordered) > 1 and all(
                 equal(p, value) for p, (_, value) in zip(x.parts, ordered, strict=True)
             )
-        if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
-            over, under = x.parts  # of 12:30 pm the last has a unit: a time is no ratio
-            plain = isinstance(over, Scalar) and isinstance(under, Scalar) and not (over.unit or under.unit)
-            return plain and equal(Scalar(("div", over.node, under.node)), y)  # type: ignore[union-attr]
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
@@ -73,8 +68,6 @@ def equal(a: Reading, b: Reading) -> bool:
 def _equal_scalars(a: Scalar, b: Scalar) -> bool:
     a, b = (x.product if x.product and y.names and not y.unit else x for x, y in ((a, b), (b, a)))
     factor = Fraction(1)
-    if (a.percent and b.unit) or (b.percent and a.unit):
-        return False
     if a.unit and b.unit:
         if (a.unit.label, a.unit.powers) != (b.unit.label, b.unit.powers):
             return False
@@ -282,24 +275,6 @@ def compare_number(answer: str, gold: str) -> Verdict:
     return compare_math(answer, gold) if gold_kind(gold, "number") == "value" else Verdict.UNSCORABLE
 
 
-INTEGER = re.compile(r"([a-zA-Z])\s*(?:\\in|∈)\s*(?:\\mathbb\s*\{?\s*Z|ℤ)")
-PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
-
-
-def _same_parameter(answer: str, gold: str) -> str:
-    """The answer with the gold answer's name for a whole number: `2k\\pi` is `2n\\pi` with n in the whole numbers."""
-    told = [INTEGER.search(text) for text in (answer, gold)]
-    if not any(told):
-        return answer
-    names = [
-        match[1] if match else "".join(set(re.findall(PARAMETER % "([kmn])", text)))
-        for match, text in zip(told, (answer, gold), strict=True)
-    ]
-    if names[0] == names[1] or [len(name) for name in names] != [1, 1]:
-        return answer
-    return answer if re.search(PARAMETER % names[1], answer) else re.sub(PARAMETER % names[0], names[1], answer)
-
-
 def compare_math(answer: str, gold: str) -> Verdict:
     """Equal as mathematics; UNSCORABLE where the gold answer is prose or a placeholder."""
     if answer == gold:
@@ -309,7 +284,6 @@ def compare_math(answer: str, gold: str) -> Verdict:
     a, g = normalize(answer), normalize(gold)
     if a == g or not a:
         return _verdict(a == g)
-    answer = _same_parameter(answer, gold)
     letters = read_letters(answer), read_letters(gold)
     if all(letters):
         return _verdict(letters[0] == letters[1])
