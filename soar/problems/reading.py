@@ -418,4 +418,7 @@ def _scalar(tokens: list[Token]) -> Scalar:
             node, percent = inner, percent or kind == "percent"
             unit = unit or (Unit((("degree", 1),)) if kind == "degree" else None)
     node = node if scale == 1 else ("mul", node, ("num", Fraction(scale)))
-    return Scalar(node, unit, percent, product)
+    made = Scalar(node, unit, percent, product)
+    if all(value is None for value in made.values):  # or too large, which `values` raises
+        raise Unreadable("undefined everywhere")
+    return made
