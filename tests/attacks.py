@@ -1,10 +1,9 @@
-"""Programs that try to leave the sandbox, to pass without solving the task, or to stop the run.
+"""Programs that try to leave the sandbox, to pass without solving the task, or to stop the run; they stand in `attacks.txt`.
 
-They stand in `attacks.txt`; those with `a bit` in their name leave one for the next program, and are run several times.
-Each is handed in as a solution of one task, `answer(x)` = x squared, whose tests it is not told. A program that gets what
-it wants from the system says so with the value `"escaped"`; it may lie, it must not be right. `{port}`, `{udp}`, `{unix!r}`,
-`{abstract!r}`, `{secret!r}` and `{pid}` are things outside that the test watches: listening sockets, a file, itself. A
-program marked `inside` is the body of the function.
+Each is handed in as a solution of one task, `answer(x)` = x squared, whose tests it is not told; those with `a bit` in their
+name leave one for the next program. A program that gets what it wants from the system says so with the value `"escaped"`;
+it may lie, it must not be right. `{port}`, `{secret!r}` and the like are things outside that the test watches. A program
+marked `inside` is the body of the function.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from __future__ import annotations
 import platform
 import re
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 SQUARES = "assert answer(3) == 9\nassert answer(4) == 16\nassert answer(12) == 144"
 
@@ -30,8 +29,7 @@ def call(number, *rest):
 HEADING = re.compile(r"^=== (\w+)( \(inside(, with system calls)?\))?: (.+)\n", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Attack:
+class Attack(NamedTuple):
     """name: what is tried. group: escape, forge or exhaust. source: the program."""
 
     name: str
@@ -59,22 +57,22 @@ def read_attacks() -> list[Attack]:
     return attacks
 
 
-def raw(name: str, arguments: str = "0, 0, 0, 0, 0") -> Attack:
-    """A system call that Python has no function for."""
-    return Attack(f"system call {name}", "escape", body(f"return call({NUMBERS[name]}, {arguments})", SYSCALL))
-
-
 ARGUMENTS = {"clone": "17, 0, 0, 0, 0", "personality": "0xffffffff", "memfd_create": "b'x', 0"}
 ATTACKS = [
     *read_attacks(),
-    *(raw(name, ARGUMENTS.get(name, "0, 0, 0, 0, 0")) for name in NUMBERS),
+    *(
+        Attack(
+            f"system call {name}",
+            "escape",
+            body(f"return call({number}, {ARGUMENTS.get(name, '0, 0, 0, 0, 0')})", SYSCALL),
+        )
+        for name, number in NUMBERS.items()
+    ),
     Attack("source nested too deeply", "exhaust", "a = " + "(" * 5000 + ")" * 5000 + "\n"),
     Attack("long chain of operators", "exhaust", "a = " + "+".join(["1"] * 20000) + "\n"),
 ]
 if platform.machine() != "x86_64":
-    ATTACKS = [
-        attack for attack in ATTACKS if attack.name not in ("32-bit system call in machine code", "x32 system call")
-    ]
+    ATTACKS = [attack for attack in ATTACKS if "32-bit" not in attack.name and "x32" not in attack.name]
 
 
 def fill(source: str, outside: dict[str, object]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tables import cases
+
 BOMBS = {
     "tower in a fraction": r"\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}",
     "tower of nines": r"9^{9^{9^9}}",
@@ -30,26 +32,5 @@ BOMBS = {
 }
 """The gold answer is 42 throughout: none of these may be correct."""
 
-HARMLESS = {
-    "division by zero": "1/0",
-    "nan": "nan",
-    "infinity": r"\infty",
-    "complex infinity": "zoo",
-    "imaginary unit": "I",
-    "python call": "__import__('os').system('touch PWNED')",
-    "python expression": "eval('6*7')",
-    "lambda": "(lambda: 42)()",
-    "template": "{{6*7}}",
-    "script": "<script>alert(42)</script>",
-    "ansi": "\x1b[31m7\x1b[0m",
-    "spreadsheet": '=HYPERLINK("http://x","y")',
-    "nul": "4\x002\x00",
-    "lone surrogate": "\ud800",
-    "right to left override": "\u202e24",
-    "arabic digits": "\u0664\u0663",
-    "placeholder": "[answer]",
-    "substring": "142",
-    "emoji": "\U0001f600",
-    "unclosed braces": r"\frac{42}{",
-}
+HARMLESS: dict[str, str] = dict(cases("verify", "harmless"))  # type: ignore[arg-type]
 """Strange answers that cost nothing. None is 42 but two: `nul` (a NUL is dropped) and `template` (6 times 7)."""

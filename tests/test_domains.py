@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,12 +35,6 @@ def roman(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def pool(roman: Path) -> Iterator[VerifierPool]:
-    with VerifierPool(load_domain(f"{roman}:ROMAN"), workers=1) as made:
-        yield made
-
-
 def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 60
@@ -51,21 +44,25 @@ def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman: Path, monke
     scope["test_roman"]()
 
 
-def test_teacher_texts_are_problems_or_named_rejections(pool: VerifierPool) -> None:
-    good = " What is 9 plus 5?\nAnswer: XIV"
-    texts = [good, " What is 1 plus 1?", " Q Answer: IIII", "", " Cut Answer: V", " Answer: V"]
-    cut = [False, False, False, False, True, False]
-    found = pool.read_problems(texts, cut)
-    assert isinstance(found[0], Problem)
-    assert (found[0].question, found[0].answer) == ("What is 9 plus 5?", "XIV")
-    names = [outcome.name for outcome in found[1:] if isinstance(outcome, Rejection)]
-    assert names == ["no_answer", "not_a_numeral", "empty", "truncated", "empty"]
-    assert pool.solve(["What is 9 plus 5?", "What is love?"]) == ["XIV", None]
+def test_teacher_texts_are_problems_or_named_rejections(roman: Path) -> None:
+    texts = [
+        " What is 9 plus 5?\nAnswer: XIV",
+        " What is 1 plus 1?",
+        " Q Answer: IIII",
+        "",
+        " Cut Answer: V",
+        " Answer: V",
+    ]
     pairs = [("What is 9 plus 5?", "XIV"), ("What is 9 plus 5?", "XV"), ("What is love?", "X")]
     asked = [Problem(str(i), *pair) for i, pair in enumerate(pairs)]
-    assert oracle(SimpleNamespace(verifier=pool), tiny_config(), asked) == [(True, True), (True, False), (False, False)]
-    assert pool.check(["no mark"], ["XIV"], {"question": ["q"]}) == [Verdict.NO_ANSWER]
-    assert pool.check_answers([None, "XIV"], ["XIV", "XIV"]) == [Verdict.NO_ANSWER, Verdict.CORRECT]
+    with VerifierPool(load_domain(f"{roman}:ROMAN"), workers=1) as pool:
+        good, *found = pool.read_problems(texts, [text.startswith(" Cut") for text in texts])
+        judged = oracle(SimpleNamespace(verifier=pool), tiny_config(), asked)
+        assert pool.check_answers([None, "XIV"], ["XIV", "XIV"]) == [Verdict.NO_ANSWER, Verdict.CORRECT]
+    assert isinstance(good, Problem) and (good.question, good.answer) == pairs[0]
+    names = [outcome.name for outcome in found if isinstance(outcome, Rejection)]
+    assert names == ["no_answer", "not_a_numeral", "empty", "truncated", "empty"]
+    assert judged == [(True, True), (True, False), (False, False)]
 
 
 def test_a_run_with_the_example_of_the_page(
@@ -76,8 +73,8 @@ def test_a_run_with_the_example_of_the_page(
     answers = ("IV", "V", "XII")
     write_problems(problems, [Problem(f"p{n}", f"What is {n} plus {n}?", answers[n % 3]) for n in range(8)])
     values = {
-        **SMALL, "problems.domain": f"{roman}:ROMAN", "arms.run": ["base", "pq_sample"],
-        "teacher.steps": 1,
+        **SMALL, "problems.domain": f"{roman}:ROMAN", "arms.run": ["base"],
+        "teacher.steps": 1, "teacher.questions": 1, "reward.questions": 1,
     }  # fmt: skip
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     place = ["--model", str(model), "--problems", str(problems)]
@@ -136,7 +133,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_a_domain_raises_is_data(hostile: Path) -> None:
-    with VerifierPool(load_domain(f"{hostile}:D"), timeout_s=3.0, workers=1) as pool:
+    with VerifierPool(load_domain(f"{hostile}:D"), timeout_s=1.5, workers=1) as pool:
         texts = ["fine", "raise", "hang", "die", "shape", "kinds", "odd", "fine too"]
         found = pool.read_problems(texts, [False] * len(texts))
         names = [outcome.answer if isinstance(outcome, Problem) else outcome.name for outcome in found]

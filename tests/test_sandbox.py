@@ -12,8 +12,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from attacks import ATTACKS, SQUARES, Attack, fill
@@ -36,20 +36,14 @@ def backend(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.skipif(name not in USABLE, reason=f"{name}: {WHY_NOT[name]}"))
 
 
-@dataclass
-class Watched:
-    """Things outside of the sandbox that attacks are after, and what happened to them."""
-
-    places: dict[str, object]
-    secret: Path
-    touched: list[str]
+both = pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+needs_one = pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
 
 
 @contextlib.contextmanager
-def outside(folder: Path) -> Iterator[Watched]:
+def outside(folder: Path) -> Iterator[SimpleNamespace]:
     """Listening sockets, a file, a signal handler; `touched` grows when anything reaches them."""
-    secret = folder / "secret.txt"
-    secret.write_text("the answer is 144")
+    (folder / "secret.txt").write_text("the answer is 144")
     touched: list[str] = []
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 0))
@@ -60,15 +54,11 @@ def outside(folder: Path) -> Iterator[Watched]:
         listening.listen()
     before = signal.signal(signal.SIGUSR1, lambda *_: touched.append("signal"))
     places = {
-        "port": tcp.getsockname()[1],
-        "udp": udp.getsockname()[1],
-        "unix": str(folder / "socket"),
-        "abstract": f"\0soar-{os.getpid()}",
-        "secret": str(secret),
-        "pid": os.getpid(),
-    }
+        "port": tcp.getsockname()[1], "udp": udp.getsockname()[1], "unix": str(folder / "socket"),
+        "abstract": f"\0soar-{os.getpid()}", "secret": str(folder / "secret.txt"), "pid": os.getpid(),
+    }  # fmt: skip
     try:
-        yield Watched(places, secret, touched)
+        yield SimpleNamespace(places=places, touched=touched)
         for name, listening in (("tcp", tcp), ("udp", udp), ("unix", unix), ("abstract", abstract)):
             listening.setblocking(False)
             with contextlib.suppress(BlockingIOError):
@@ -96,21 +86,21 @@ def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome
 
     with outside(folder) as watched, ThreadPoolExecutor(SERVERS) as pool:
         pairs = [pair for shared in pool.map(share, range(SERVERS)) for pair in shared]
-        assert watched.secret.read_text() == "the answer is 144"
+        assert (folder / "secret.txt").read_text() == "the answer is 144"
     assert watched.touched == []
     assert [attack for attack, outcome in pairs if TESTS.verdict(outcome) is Verdict.CORRECT] == []
     assert [attack for attack, outcome in pairs if "escaped" in outcome.answers.values()] == []
     return dict(pairs)
 
 
-@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+@both
 def test_no_attack_escapes_and_none_is_graded_correct(name: str, tmp_path: Path) -> None:
     outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
     calls = {attack: str(outcome.answers) for attack, outcome in outcomes.items() if attack.startswith("system call ")}
     assert [attack for attack, said in calls.items() if said.count("PermissionError") != 3] == []
 
 
-@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+@both
 def test_no_attack_stops_the_run(name: str, tmp_path: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group == "exhaust"], tmp_path)
@@ -125,7 +115,7 @@ def test_no_attack_stops_the_run(name: str, tmp_path: Path) -> None:
         assert box.run(TESTS.job(loops["infinite loop that ignores signals"])).detail == "over 1 s of CPU"
 
 
-@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+@both
 def test_a_program_is_run_and_its_values_keep_their_types(name: str) -> None:
     source = (
         "import collections, math\n"
@@ -143,7 +133,7 @@ def test_a_program_is_run_and_its_values_keep_their_types(name: str) -> None:
     assert outcome.detail == "TypeError: a object cannot be compared"
 
 
-@pytest.mark.parametrize("name", [backend(name) for name in BACKENDS])
+@both
 def test_programs_read_input_and_print(name: str) -> None:
     tests = read_tests("Input:\n3 4\nOutput:\n7\n\nInput:\n1 2\nOutput:\n3\n")
     readers = [
@@ -170,28 +160,24 @@ def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(mon
         sandbox.find_backend.cache_clear()
 
 
+@needs_one
 def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = (USABLE or ["namespaces"])[-1]
-    if name not in USABLE:
-        pytest.skip(WHY_NOT[name])
     allows_every_call = b"\x06\x00\x00\x00\x00\x00\xff\x7f"
     monkeypatch.setattr(sandbox, "build_filter", lambda machine: allows_every_call)
-    assert "the trial gave ['possible', 'possible'" in sandbox._trial(name)
+    assert "the trial gave ['possible', 'possible'" in sandbox._trial(USABLE[-1])
 
 
-@pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
+@needs_one
 def test_a_lost_server_is_replaced() -> None:
     with Sandbox(backend=USABLE[0]) as box:
         job = Job("def f():\n    return 1\n", "f", "[((), {})]")
         box.run(job)
-        process = box._process
-        assert process is not None
-        process.kill()
-        process.wait()
+        box._process.kill()  # type: ignore[union-attr]
+        box._process.wait()  # type: ignore[union-attr]
         assert box.run(job).answers == {0: 1}
 
 
-@pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
+@needs_one
 def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = (
         "import os, threading\nfrom soar.sandbox.run import *\n"
@@ -205,18 +191,15 @@ def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path: P
     assert done.returncode == 0, done.stderr
     pid = int(done.stdout)
     for _ in range(100):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        if state == "Z":
-            break
+        stat = Path(f"/proc/{pid}/stat")
+        with contextlib.suppress(ProcessLookupError):
+            if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return
         threading.Event().wait(0.1)
-    else:
-        pytest.fail("the server outlived its parent")
+    pytest.fail("the server outlived its parent")
 
 
-@pytest.mark.skipif(not USABLE, reason=str(WHY_NOT))
+@needs_one
 def test_a_box_that_cannot_be_made_is_an_error_and_not_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "build_filter", lambda machine: b"\0")
     with Sandbox(LIMITS, USABLE[0]) as box, pytest.raises(SandboxError, match="seccomp"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
-from multiple_choice import Choices, arrange, read_letter
+from multiple_choice import arrange
 from multiple_choice import verify as verify_choice
 from tables import cases
 
@@ -38,21 +38,8 @@ def test_reading() -> None:
     assert compare_quantities("5 m", "tall") is Verdict.UNSCORABLE
 
 
-METALS = Choices("Which metal?", ("iron", "copper", "a noble gas", "gold"))
-
-
-@pytest.mark.parametrize(("answer", "letter"), cases("science", "letter"))
-def test_letters(answer: str, letter: str | None) -> None:
-    assert read_letter(answer, METALS) == letter
-
-
 def question(*options: str, stem: str = "What is it?") -> str:
     return "\n".join([stem, *(f"{letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options, strict=False))])
-
-
-@pytest.mark.parametrize(("text", "answer", "name"), cases("science", "degenerate"))
-def test_degenerate_questions_are_named(text: str, answer: str, name: str) -> None:
-    assert arrange(Problem("p", text, answer)) == name
 
 
 def test_options_are_shuffled_and_the_same_for_every_order_they_came_in() -> None:
