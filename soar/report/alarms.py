@@ -45,14 +45,14 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
     if learns and begins:
         message = f"the datasets of the last {STILL_STEPS} steps were rewarded alike, so the teacher learned nothing"
         alarms.append(alarm("no teacher gradient", message, step))
-    marks = [row["correct"] for row in questions if isinstance(row.get("correct"), bool)]
-    mean = event.get("reward_mean")
+    marks, mean = (
+        [row["correct"] for row in questions if isinstance(row.get("correct"), bool)],
+        event.get("reward_mean"),
+    )
     if marks and mean is not None and mean > 0 and sum(marks) < CORRECT_SHARE * len(marks):
-        message = (
-            f"mean reward {mean:+.4f} though only {sum(marks)} of {len(marks)} answers of the teacher are correct: "
-            "what is rewarded may not be the questions' content"
-        )
-        alarms.append(alarm("reward without correctness", message, step))
+        text = f"mean reward {mean:+.4f} though only {sum(marks)} of {len(marks)} answers of the teacher are correct"
+        more = "what is rewarded may not be the questions' content"
+        alarms.append(alarm("reward without correctness", f"{text}: {more}", step))
     return alarms
 
 

@@ -47,7 +47,7 @@ class Chart:
     """Series and what a chart says besides them; false when there is nothing to draw.
 
     key: unique in the page. percent: y is a share, shown in per cent. ticks: values of x on a log2 scale, else a linear one.
-    rules: (y, label) of horizontal lines. marks: x of promotions. from_zero: where x begins. bars: names of bars 0, 1 ...
+    rules: (y, label) of horizontal lines. marks: x of promotions. bars: names of bars 0, 1 ...
     """
 
     key: str
@@ -59,7 +59,6 @@ class Chart:
     ticks: Sequence[int] = ()
     rules: Sequence[tuple[float, str]] = ()
     marks: Sequence[float] = ()
-    from_zero: bool = False
     bars: Sequence[str] = ()
 
     def __bool__(self) -> bool:
@@ -67,26 +66,23 @@ class Chart:
 
     def figure(self) -> Any:
         """The chart as a matplotlib figure, in its own look whatever the caller's settings are."""
-        import matplotlib
+        import matplotlib.style
 
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(LOOK)
+        with matplotlib.style.context(["default", LOOK]):
             return _figure(self)
 
-    def drawn(self) -> bytes:
-        """The chart as SVG, for light and dark pages; the same data gives the same bytes."""
+    def image(self) -> Markup:
+        """The chart as an SVG image for light and dark pages, in which no script can run; the same data gives the same bytes.
+
+        Its page must allow images from `data:`.
+        """
         import matplotlib
 
         buffer, metadata = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with matplotlib.rc_context({**LOOK, "svg.hashsalt": self.key}), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of glyphs that the font lacks
             self.figure().savefig(buffer, format="svg", metadata=metadata, transparent=True)
-        return buffer.getvalue().replace(b"</style>", DARK.encode() + b"</style>", 1)
-
-    def image(self) -> Markup:
-        """The chart as an image, in which no script can run; its page must allow images from `data:`."""
-        data = base64.b64encode(self.drawn()).decode()
+        data = base64.b64encode(buffer.getvalue().replace(b"</style>", DARK.encode() + b"</style>", 1)).decode()
         text = visible(f"{self.title}: {self.y_label} against {self.x_label}; the figures stand in a table of the page")
         return Markup('<img class="chart" alt="{}" src="data:image/svg+xml;base64,{}">').format(text, data)
 
@@ -151,8 +147,6 @@ def _figure(chart: Chart) -> Any:
     low, high = axes.get_ylim()
     values = [y for series in shown for y in (*series.y, *series.low, *series.high)] + [y for y, _ in chart.rules]
     axes.set_ylim(0 if min(values) >= 0 else low, max(high, 0))
-    if chart.from_zero:
-        axes.set_xlim(left=0)
     if chart.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}\u00a0%".replace("-", "\u2212"))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns)
@@ -175,12 +169,12 @@ def _scale(axes: Any, chart: Chart) -> None:
 
     if chart.bars:
         axes.set_xticks(range(len(chart.bars)), list(map(label_of, chart.bars)))
-        return
-    if not chart.ticks or chart.ticks[0] < 1:
+    elif chart.ticks and chart.ticks[0] > 0:
+        ticks = [k for k in chart.ticks if len(chart.ticks) <= 8 or k.bit_count() == 1]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.minorticks_off()
+    else:
         whole = all(float(x).is_integer() for series in chart.series for x in series.x)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=whole))
-        return
-    ticks = [k for k in chart.ticks if len(chart.ticks) <= 8 or k.bit_count() == 1]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, list(map(str, ticks)))
-    axes.minorticks_off()
+        axes.set_xlim(left=min(0, *(x for series in chart.series for x in series.x)))

@@ -19,7 +19,7 @@ from soar.engine.load import resolve_path
 from soar.files import Row, read_object, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, number, read_run
-from soar.report.text import ARM_MEANINGS, arm_name, with_interval
+from soar.report.text import ARM_MEANINGS, held_out
 from soar.types import VERSION, UserError
 
 TEMPLATES = Path(__file__).parent.parent / "templates" / "export"
@@ -64,13 +64,10 @@ def solution(domain: Domain, answer: str) -> str:
     return f"${answer}$" if not domain.own and domain.verifier == "math" and "$" not in answer else answer
 
 
-def _chat(domain: Domain, row: Row) -> list[dict[str, str]]:
-    return [{"role": "user", "content": domain.prompts.student_text(row["question"])}]
-
-
 def _trl_row(domain: Domain, row: Row) -> Row:
     """`prompt` (a chat, or text for formats without turns), `solution`, and where the row comes from."""
-    prompt: Any = _chat(domain, row) if domain.prompts.turns else domain.prompts.student_text(row["question"])
+    text = domain.prompts.student_text(row["question"])
+    prompt: Any = [{"role": "user", "content": text}] if domain.prompts.turns else text
     kept = {key: value for key, value in row.items() if key != "question" or domain.own}  # a domain may look at it
     return {"prompt": prompt, "solution": solution(domain, row["answer"]), **kept}
 
@@ -79,7 +76,7 @@ def _verl_row(domain: Domain, i: int, row: Row) -> Row:
     """The five fields of verl's data preparation."""
     return {
         "data_source": "soar",
-        "prompt": _chat(domain, row),
+        "prompt": [{"role": "user", "content": domain.prompts.student_text(row["question"])}],
         "ability": "math" if domain.verifier in ("math", "number") and not domain.own else "reasoning",
         "reward_model": {"style": "rule", "ground_truth": row["answer"]},
         "extra_info": {"index": i, "split": "train", **row},
@@ -181,17 +178,14 @@ def _adapter_of(run_dir: Path, policy: str) -> Path:
     """Folder of a policy's adapter, as the run left it. Raises ExportError."""
     if policy not in ARM_OF:
         raise ExportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
-    folder = run_dir / adapter_folder(policy)
-    for name in ADAPTER_FILES:
-        if not (folder / name).is_file():
+    for name in (f"{adapter_folder(policy)}/{file}" for file in ADAPTER_FILES):
+        why = "missing" if not (run_dir / name).is_file() else "changed since (hashes.json knows another sha256)"
+        if why == "missing" or changed_after_run(run_dir, name):
             raise ExportError(
-                f"{folder / name} is missing: adapters are written after the evaluation, and an arm that did not run has "
-                "none; finish the run with `soar run ... --resume`, or choose another --policy"
+                f"{run_dir / name} is {why}: adapters are written after the evaluation, and an arm that did not run has "
+                "none; `soar run ... --resume` writes what is not there, or choose another --policy"
             )
-        if changed_after_run(run_dir, f"{adapter_folder(policy)}/{name}"):
-            again = "`soar run --out RUN --resume` writes it again"
-            raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {again}")
-    return folder
+    return run_dir / adapter_folder(policy)
 
 
 def base_of(run: Run) -> tuple[str, Row]:
@@ -227,8 +221,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     write_json(out / ADAPTER_FILES[0], {**settings, "base_model_name_or_path": path})
     AutoTokenizer.from_pretrained(path, **options).save_pretrained(out)
     arm, base, arms = ARM_OF[policy], visible(str(run.config["model"]["path"])), run.arms
-    k = min(arms[arm].pass_at) if arm in arms else 0
-    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if name in arms]
+    shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if arm in arms and name in arms]
     text = card(
         "weights",
         name=run.name,
@@ -237,9 +230,8 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
         base=base,
         on_hub=not base.startswith("builtin:") and not Path(base).exists(),
         options="".join(f", {key}={value!r}" for key, value in options.items() if value),
-        k=k,
         seed=run.manifest.get("seed"),
-        results=[f"{arm_name(entry.name)}: {with_interval(entry, k)}" for entry in shown if k in entry.pass_at],
+        results=[held_out(entry) for entry in shown],
     )
     write_atomic(out / "README.md", text)
     return sorted(out.iterdir())

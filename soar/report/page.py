@@ -79,24 +79,20 @@ def arms_section(run: Run) -> dict[str, Any]:
             ends = dict(zip(("low", "high"), arm.interval.get(k, ()), strict=False))
             points.get(arm.name, []).append({"x": tokens / 1e6, "y": arm.pass_at.get(k), **ends})
         curves = [
-            line(
-                wording.arm_name(name), some, "y", i, "x", [key for key in ("low", "high") if some and key in some[-1]]
-            )
+            line(wording.arm_name(name), some, "y", i, "x", ("low", "high") if some and "low" in some[-1] else ())
             for i, (name, some) in enumerate(points.items())
         ]
         rules = [(base.pass_at[k], wording.arm_name("base"))] if base is not None and k in base.pass_at else []
         title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
         x = "million generated tokens, search included"
-        charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules, from_zero=True))
-    rows, curves = [], []
+        charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules))
+    curves = []
     for style, arm in enumerate(arms[name] for name in names):
-        cells = [wording.with_interval(arm, k) if k in arm.pass_at else wording.DASH for k in ks]
-        rows.append({"arm": arm, "cells": [cell.partition(" [") for cell in cells]})
         low, high = zip(*arm.interval.values(), strict=True) if arm.interval.keys() == arm.pass_at.keys() else ((), ())
         curves.append(Series(wording.arm_name(arm.name), [*arm.pass_at], [*arm.pass_at.values()], low, high, style))
     title, x = "pass@k on the held-out problems", "attempts per problem (k)"
     charts.append(Chart("pass-at-k", title, x, solved, curves, True, ks))
-    return {"rows": rows, "ks": ks, "charts": [chart for chart in charts if chart]}
+    return {"rows": [arms[name] for name in names], "ks": ks, "charts": [chart for chart in charts if chart]}
 
 
 def step_rows(run: Run) -> list[Row]:
@@ -260,7 +256,15 @@ def render(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
     )
-    shown = (wording.percent, wording.whole, wording.decimal, wording.duration, wording.arm_name, wording.tokens)
+    shown = (
+        wording.with_interval,
+        wording.percent,
+        wording.whole,
+        wording.decimal,
+        wording.duration,
+        wording.arm_name,
+        wording.tokens,
+    )
     environment.filters |= {f.__name__: f for f in (*shown, shorten)}
     environment.filters |= {
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),

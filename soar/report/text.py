@@ -47,7 +47,9 @@ def bounds(interval: tuple[float, float] | None, digits: int) -> str:
 
 
 def with_interval(arm: Arm, k: int) -> str:
-    """`12.3 % [9.1, 15.5]` for one arm's pass@k."""
+    """`12.3 % [9.1, 15.5]` for one arm's pass@k; a dash where it has none."""
+    if k not in arm.pass_at:
+        return DASH
     interval = arm.interval.get(k)
     digits = percent_digits(arm.pass_at[k], interval)
     return f"{percent(arm.pass_at[k], digits)} {bounds(interval, digits)}".strip()
@@ -92,7 +94,7 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float] | None:
+def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float]:
     """(words, low, high) of pass@k of `arm` minus `other`: the paired difference, else the gap between their intervals."""
     entry: object = run.summary.get("paired")
     for key in (f"{arm.name} - {other.name}", str(k)):
@@ -104,20 +106,15 @@ def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float] | No
             points = f"{100 * difference:+.{digits}f} percentage points {bounds((interval[0], interval[1]), digits)}"
             return points.replace("-", MINUS), interval[0], interval[1]
     if k not in arm.interval or k not in other.interval:
-        return None
+        return "there are no intervals", 0.0, 0.0
     low, high = arm.interval[k][0] - other.interval[k][1], arm.interval[k][1] - other.interval[k][0]
     return f"the 95{NBSP}% intervals {'do not overlap' if low > 0 or high < 0 else 'overlap'}", low, high
 
 
-def comparison(run: Run, arm: Arm, other: Arm, k: int) -> str:
-    """What can be said about `arm` of SOAR against `other` at pass@k."""
-    between = gap(run, arm, other, k)
-    if between is None:
-        return "without intervals nothing can be said about the difference"
-    words, low, high = between
-    if low <= 0 <= high:
-        return f"{words}, so this run does not show a difference"
-    return f"{words}, so SOAR is {'ahead' if low > 0 else 'behind'} in this run"
+def said(gap: tuple[str, float, float], better: str, worse: str) -> str:
+    """What can be said of a `gap`."""
+    words, low, high = gap
+    return f"{words}, so {better if low > 0 else worse if high < 0 else 'this run does not show a difference'}"
 
 
 def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
@@ -137,7 +134,7 @@ def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
     return best, best_other, k
 
 
-def _about(run: Run, arm: Arm, k: int, meaning: bool = False) -> str:
+def _about(arm: Arm, k: int, meaning: bool = False) -> str:
     """`52.1 % [45.0, 60.2] for PQ (12.3 M generated tokens)`."""
     cost = plural(arm.rollouts, "student rollout") if arm.rollouts else ""  # with the search for it
     cost = f"{tokens(arm.total_tokens)} generated tokens" if arm.total_tokens else cost
@@ -158,8 +155,9 @@ def headline(run: Run) -> str:
         why = "no student was promoted, so PS is the base model" if "ps" in arms else "no arm of SOAR was measured"
         return f"{start}{shares}; {why}."
     if other is None:
-        return f"{start}{_about(run, ours, k, True)}; there is no other arm to compare it with."
-    return f"{start}{_about(run, ours, k, True)} against {_about(run, other, k)}: {comparison(run, ours, other, k)}."
+        return f"{start}{_about(ours, k, True)}; there is no other arm to compare it with."
+    verdict = said(gap(run, ours, other, k), "SOAR is ahead in this run", "SOAR is behind in this run")
+    return f"{start}{_about(ours, k, True)} against {_about(other, k)}: {verdict}."
 
 
 def remarks(run: Run) -> list[str]:
@@ -169,11 +167,9 @@ def remarks(run: Run) -> list[str]:
         lines.append("Hard-Only was not measured, so nothing here tells SOAR from ordinary training.")
     if "teacher_t" in arms and "base_t" in arms:
         k = rivals(run)[2]
-        words, low, high = gap(run, arms["teacher_t"], arms["base_t"], k) or ("without intervals", 0.0, 0.0)
-        unclear = "this run does not show a difference"
-        worth = "it paid" if low > 0 else "it cost more than it brought" if high < 0 else unclear
-        about = " against ".join(_about(run, arms[name], k) for name in ("teacher_t", "base_t"))
-        lines.append(f"What the teacher's training was worth: pass@{k} {about}: {words}, so {worth}.")
+        about = " against ".join(_about(arms[name], k) for name in ("teacher_t", "base_t"))
+        worth = said(gap(run, arms["teacher_t"], arms["base_t"], k), "it paid", "it cost more than it brought")
+        lines.append(f"What the teacher's training was worth: pass@{k} {about}: {worth}.")
     if any(arm.interval for arm in arms.values()):
         lines.append(f"Intervals are 95{NBSP}% and cover the choice of held-out problems, not that of the seed.")
     return lines
@@ -182,8 +178,7 @@ def remarks(run: Run) -> list[str]:
 def why_nothing(run: Run) -> list[str]:
     """Why SOAR is not ahead in this run, as far as its alarms and events say; nothing for a run where it is."""
     ours, other, k = rivals(run)
-    between = gap(run, ours, other, k) if ours is not None and other is not None else None
-    if between is not None and between[1] > 0:
+    if ours is not None and other is not None and gap(run, ours, other, k)[1] > 0:
         return []
     alarms: dict[object, str] = {}  # the first of each kind, in screening and later
     for row in run.events.get("alarm", []):
