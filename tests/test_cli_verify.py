@@ -106,15 +106,6 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path: Path, capsys
     assert "KeyError" in found["last_error"]
 
 
-def test_many_rows_are_graded_in_blocks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grade, "BLOCK", 3)
-    rows = [{"completion": rf"\boxed{{{i % 2}}}", "gold": "1"} for i in range(10)]
-    _, found = verified(write(tmp_path / "c.jsonl", rows), "--verifier", "number", capsys=capsys)
-    assert (found["rows"], found["counts"]["correct"], len(found["listed"])) == (10, 5, 5)
-
-
 def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
     source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
     script = (
@@ -130,13 +121,16 @@ def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"
 
 
-def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(tmp_path: Path) -> None:
+def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
         {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},
     ]
     path = tmp_path / "openr1.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(grade, "BLOCK", 1)
     with VerifierPool("math", workers=1) as pool:
         grades = grade.grade_file(str(path), pool, {"label": "right"})
     assert (grades.counts[Verdict.CORRECT], grades.counts[Verdict.WRONG], grades.agree) == (2, 1, 2)

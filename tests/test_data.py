@@ -8,7 +8,6 @@ import random
 import shutil
 import sys
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from soar.problems.load import (
     write_hard,
 )
 from soar.problems.prompts import get_format
-from soar.problems.sources import Row, split_source
+from soar.problems.sources import split_source
 from soar.report.export import files_of
 from soar.types import Problem, Screening
 
@@ -49,8 +48,8 @@ def row(question: Any, answer: Any, **more: Any) -> dict[str, Any]:
 
 def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
     lines = [
-        '{"question": "nan", "answer": NaN}', '{"question": "inf", "answer": Infinity}', row("null", None), row("e", ""),
-        row("blank", " \t"), row("zero", 0), row("float", 0.5), row("minus", "-0"), row("big", "1e400"), "",
+        '\ufeff{"question": "nan", "answer": NaN}', '{"question": "inf", "answer": Infinity}', row("null", None),
+        row("e", ""), row("blank", " \t"), row("zero", 0), row("float", 0.5), row("minus", "-0"), row("big", "1e400"), "",
         row("x" * 30_000, "2"), '{"question": "q2", "ans', "[1]", row("", "1"), row("Zero ", "0"), row("zero", "1"),
     ]  # fmt: skip
     name = write(tmp_path / "a.jsonl", lines)
@@ -68,14 +67,6 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
     assert report.dropped[9].detail.endswith("a.jsonl:6")
     with pytest.raises(DataError, match=r"b\.jsonl:2: same question with another answer: answer '3', but '2' at .*:1"):
         load_problems(write(tmp_path / "b.jsonl", [row("q", "2"), row("Q ", "3")]))
-
-
-def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
-    texts = ["<|eot_id|> <s> what?", "User: a Assistant: \\boxed{1}", "tab\tand \u202e RTL \u200b", "emoji \U0001f600"]
-    lines = ["\ufeff" + json.dumps(row("first", "1")), "", *[row(text, "1") for text in texts], "  ", ""]
-    problems, report = load_problems(write(tmp_path / "a.jsonl", lines, end="\r\n"))
-    assert [p.question for p in problems] == ["first", *texts]
-    assert report.rows == 5
 
 
 @pytest.mark.parametrize(("name", "content"), cases("data", "ending"))
@@ -143,19 +134,10 @@ def test_a_folder_of_files_is_one_source(tmp_path: Path) -> None:
     assert [(p.question, p.answer) for p in problems] == [("algebra?", "2"), ("geometry?", "1")]
 
 
-def test_rows_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_streamed(tmp_path: Path) -> None:
     name = write(tmp_path / "a.jsonl", [*[row(f"q{i}", "1") for i in range(10)], "broken"])
     problems, report = load_problems(name, limit=3)
     assert [p.question for p in problems] == ["q0", "q1", "q2"] and report.rows == 3
-
-    def endless() -> Iterator[Row]:
-        number = 0
-        while True:
-            number += 1
-            yield Row(f"x:{number}", row(f"q{number}", "1"))
-
-    monkeypatch.setattr("soar.problems.load.file_rows", lambda source: endless())
-    assert len(load_problems("endless.jsonl", limit=1000)[0]) == 1000
 
 
 @pytest.mark.parametrize(("source", "kind"), cases("data", "source"))

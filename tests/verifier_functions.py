@@ -15,12 +15,7 @@ def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]
         raise KeyError("no such key")
     if text == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if text == "exit":
-        os._exit(3)
     if text == "sleep":
-        time.sleep(3600)
-    if text == "ignore the timer":
-        signal.setitimer(signal.ITIMER_REAL, 0)
         time.sleep(3600)
     if text == "eat memory":
         return [float(len(bytearray(8 * 2**30)))]
@@ -32,6 +27,3 @@ def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]
         return [1.0 if columns["level"] == ["hard"] else 0.0]
     special = {"none": None, "nan": float("nan"), "half": 0.5, "two": 2.0, "bool": True, "minus": -1.0}
     return [special.get(text, 1.0 if text == answer[0] else 0.0)]
-
-
-NOT_A_FUNCTION = 3

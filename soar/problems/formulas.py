@@ -35,7 +35,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     **{name: getattr(MP, name) for name in LEXICON["functions"].split()},
     **{f"arc{name}": getattr(MP, f"a{name}") for name in ("sin", "cos", "tan")}, "ln": MP.log, "abs": abs, "cis": MP.expj,
 }  # fmt: skip
-SEVERAL: dict[str, Any] = {"max": max, "min": min, "gcd": math.gcd, "lcm": math.lcm}
+SEVERAL: dict[str, Any] = {"max": max, "min": min}
 TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", "cdot", "times", "infinity", "inf"])
 """Names that are commands without their backslash too."""
 OPEN, CLOSING = ("(", "[", "{", "\\{", "<("), (")", "]", "}", "\\}", ")>")
@@ -215,8 +215,6 @@ class Parser:
         node = self.primary()
         while self.peek().is_a("!", "%", "circ"):
             kind = "fact" if self.take("!") else "percent" if self.take("%") or not self.take("circ") else "degree"
-            if kind == node[0]:
-                raise Unreadable("twice")
             node = (kind, node)
         return node
 
@@ -377,10 +375,7 @@ def _evaluate(node: Node, k: int) -> Any:
     if kind in CONSTANTS:
         return CONSTANTS[kind]
     if kind == "several":
-        values = [_evaluate(part, k) for part in node[2:]]
-        if node[1] in ("gcd", "lcm"):
-            return Fraction(SEVERAL[node[1]](*map(_whole, values)))
-        return SEVERAL[node[1]](values, key=real)
+        return SEVERAL[node[1]]([_evaluate(part, k) for part in node[2:]], key=real)
     if kind == "call":
         return FUNCTIONS[node[1]](real(_bound(_evaluate(node[2], k))))
     return OPERATIONS[kind](*(_evaluate(part, k) for part in node[1:]))
@@ -389,12 +384,6 @@ def _evaluate(node: Node, k: int) -> Any:
 def real(value: Any) -> Any:
     """A Fraction as a number of mpmath."""
     return MP.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, Fraction) or value.denominator != 1:
-        raise ValueError("no whole number")
-    return value.numerator
 
 
 def _bits(value: Fraction) -> int:
@@ -450,9 +439,9 @@ def _factorial(a: Any) -> Any:
 
 
 def _binomial(a: Any, b: Any) -> Any:
-    whole = all(isinstance(x, Fraction) and x.denominator == 1 and x >= 0 for x in (a, b))
-    a, b = (_bound(x, 4_000 if whole else 1_000) for x in (a, b))
-    return Fraction(math.comb(int(a), int(b))) if whole else MP.binomial(real(a), real(b))
+    if all(isinstance(x, Fraction) and x.denominator == 1 and 0 <= x <= 4_000 for x in (a, b)):
+        return Fraction(math.comb(int(a), int(b)))
+    return MP.binomial(real(_bound(a, 1_000)), real(_bound(b, 1_000)))
 
 
 def _round(a: Any, how: Callable[[Any], int]) -> Any:
