@@ -69,7 +69,7 @@ def test_a_run_with_the_example_of_the_page(
     roman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("test_any_model.WORDS", WORDS)
-    model, problems = save_model(tmp_path / "model", "gemma3"), tmp_path / "sums.jsonl"
+    model, problems = save_model(tmp_path / "model"), tmp_path / "sums.jsonl"
     answers = ("IV", "V", "XII")
     write_problems(problems, [Problem(f"p{n}", f"What is {n} plus {n}?", answers[n % 3]) for n in range(8)])
     values = {

@@ -39,7 +39,7 @@ def chances(temperature: float = 1.0, top_p: float = 1.0, prompt: list[int] = PR
     return kept / kept.sum()
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.7, 1.0), (1.0, 0.7), (0.8, 0.3)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (0.8, 0.3)])
 def test_first_tokens_follow_the_softmax(temperature: float, top_p: float) -> None:
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=1)
     found = NativeSampler(tiny_backbone()).sample(None, [[PROMPT]], 6000, [[3]], sampling)

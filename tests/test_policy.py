@@ -38,8 +38,7 @@ def gradients(backbone: Backbone, stack: AdapterStack) -> tuple[Tensor, dict[str
     return logits.detach(), {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(("name", "adapter"), [*((name, "lora") for name in ARCHITECTURES), ("llama", "full")])
 def test_a_new_stack_is_the_base_model(name: str, adapter: str) -> None:
     backbone = tiny_backbone(name, adapter=adapter)
     plain = tiny_model(name)(input_ids=inputs()).logits
@@ -129,18 +128,6 @@ def test_each_thread_uses_its_own_stack(adapter: str) -> None:
         for i, stack in enumerate(stacks):
             assert torch.equal(found[i], logits_of(backbone, stack, ids))
     assert len({found[i].sum().item() for i in range(4)}) == 4
-
-
-def test_full_weights_are_not_kept_beyond_use() -> None:
-    """Merged weights are kept within `use` only: a changed delta shows in the next block."""
-    backbone = tiny_backbone(adapter="full")
-    stack = random_stack(backbone, 1)
-    with torch.no_grad():
-        before = logits_of(backbone, stack, inputs(1))
-        for tensor in stack.tensors.values():
-            tensor.zero_()
-        torch.testing.assert_close(logits_of(backbone, stack, inputs(1)), logits_of(backbone, None, inputs(1)))
-        assert not torch.allclose(before, logits_of(backbone, stack, inputs(1)))
 
 
 def test_what_cannot_be_loaded_or_used_is_named(tmp_path: Path) -> None:

@@ -21,12 +21,10 @@ from helpers import (
 
 from soar.config import ModelConfig, SamplingConfig
 from soar.engine import graphs
-from soar.engine.graphs import slots_for
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
-from soar.seeds import skip
 
 ENDS = [EOS, 7, 20]  # several, so that random models do end
 STEPS = 24  # past the first growth of the cache
@@ -86,7 +84,7 @@ def test_greedy_equals_generate_token_for_token(name: str) -> None:
     assert {len(row) < STEPS for row in expected} == {True, False}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
 def test_every_policy_samples_with_its_own_adapter(name: str) -> None:
     """Greedy rows of slice p are those of a model with adapter p merged; swapped or ignored slices would show."""
     backbone = ending_backbone(name)
@@ -95,9 +93,8 @@ def test_every_policy_samples_with_its_own_adapter(name: str) -> None:
     found = rows_of(NativeSampler(backbone).sample(stack, prompts_P, 1, [[0] * 5] * 3, SAMPLING, greedy=True))
     for p in range(3):
         assert found[p * 5 : p * 5 + 5] == generated(with_slice(tiny_model(name), stack, p), prompts_P[p])
-        for wrong in {0, 1, 2} - {p}:
-            assert found[p * 5 : p * 5 + 5] != generated(with_slice(tiny_model(name), stack, wrong), prompts_P[p])
-        assert found[p * 5 : p * 5 + 5] != generated(tiny_model(name), prompts_P[p])
+        wrong = with_slice(tiny_model(name), stack, (p + 1) % 3)
+        assert found[p * 5 : p * 5 + 5] != generated(wrong, prompts_P[p])
 
 
 def test_rows_do_not_depend_on_what_shares_the_batch() -> None:
@@ -121,40 +118,17 @@ def test_rows_do_not_depend_on_what_shares_the_batch() -> None:
     assert len({tuple(row) for row in whole.values()}) > 50
     assert len({len(row) for row in whole.values()}) > 8  # rows retire at different times
     variants = [
-        sample([0, 1], [5, 2, 0, 1, 4, 3]),
-        sample([1, 0], list(range(6))),
+        sample([1, 0], [5, 2, 0, 1, 4, 3]),
         sample([1], [3]),
         sample([0], [0, 1, 4]),
         sample([0, 1], list(range(6)), max_rows=1),
         sample([0, 1], list(range(6)), max_rows=27),
-        sample([0, 1], list(range(6)), max_rows=10_000),
     ]
     for variant in variants:
         assert variant == {key: whole[key] for key in variant}
 
 
-@pytest.mark.parametrize("static", [False, True])
-def test_a_prompt_is_read_once_for_all_its_attempts_and_that_changes_nothing(static: bool) -> None:
-    backbone = ending_backbone()
-    stack = random_stack(backbone, 2)
-    prompts = some_prompts(4)
-    prompts_P_Q, seeds_P_Q = [prompts[:2], prompts[2:]], [[1, 2], [3, 4]]
-    read: list[int] = []  # rows of every pass over more than one token
-    backbone.model.get_input_embeddings().register_forward_pre_hook(
-        lambda module, given: read.append(given[0].shape[0]) if given[0].shape[1] > 1 else None
-    )
-    shared = NativeSampler(backbone, static=static).sample(stack, prompts_P_Q, 5, seeds_P_Q, SAMPLING)
-    assert read == [4]
-    read.clear()
-    repeated_P_Q = [[ids for ids in prompts for _ in range(5)] for prompts in prompts_P_Q]
-    skipped_P_Q = [[skip(seed, n) for seed in seeds for n in range(5)] for seeds in seeds_P_Q]
-    apart = NativeSampler(backbone, static=static).sample(stack, repeated_P_Q, 1, skipped_P_Q, SAMPLING)
-    assert read == [20]  # every row its own prompt
-    assert rows_of(apart) == rows_of(shared)
-
-
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(("name", "adapter"), [*((name, "lora") for name in ARCHITECTURES), ("llama", "full")])
 def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
     """The gap that the loop logs: decoding with a cache against one pass over the whole text."""
     backbone = ending_backbone(name, adapter=adapter)
@@ -201,15 +175,7 @@ def test_wrong_calls_are_errors() -> None:
     assert sampler.sample(None, [[long[1:]]], 1, [[0]], SAMPLING).rows == 1
 
 
-def test_slots_are_few_sizes_that_never_fall_short() -> None:
-    sizes = {slots_for(rows) for rows in range(1, 513)}
-    assert sizes == {2**n for n in range(10)} | {3 * 2**n for n in range(8)}
-    for rows in range(1, 513):
-        assert rows <= slots_for(rows) < max(2, 1.5 * rows)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize(("name", "greedy"), [*((name, False) for name in ARCHITECTURES), ("llama", True)])
 def test_fixed_addresses_change_nothing(name: str, greedy: bool) -> None:
     backbone = ending_backbone(name)
     prompts = some_prompts(6, seed=3)
@@ -219,13 +185,11 @@ def test_fixed_addresses_change_nothing(name: str, greedy: bool) -> None:
     assert same(fixed.sample(stack, *ask), growing.sample(stack, *ask))
     if name == "llama" and not greedy:
         assert len({shape.rows for shape in fixed.decoder.programs}) > 1  # rows did move to narrower programs
-    changed = random_stack(
-        backbone, 3, seed=5
-    )  # with everything there already: other weights, slices and scale, or none
-    quieter = changed.select([2, 0, 1])
+    quieter = random_stack(backbone, 3, seed=5).select(
+        [2, 0, 1]
+    )  # with everything there: other weights and scale, or none
     quieter.scale *= 0.5
-    for other in (changed, quieter):
-        assert same(fixed.sample(other, *ask), growing.sample(other, *ask))
+    assert same(fixed.sample(quieter, *ask), growing.sample(quieter, *ask))
     alone = ([prompts], 3, [[1, 2, 3, 4, 5, 6]], SamplingConfig(max_tokens=60), greedy)  # and longer
     assert same(fixed.sample(None, *alone), growing.sample(None, *alone))
 
@@ -250,8 +214,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPa
         sampler.sample(None, *ask)
 
 
-@pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("interval", [1, 8])
+@pytest.mark.parametrize(("static", "interval"), [(False, 8), (True, 1), (True, 8)])
 def test_rows_end_where_the_stop_string_is_complete(
     static: bool, interval: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,17 +247,12 @@ def test_rows_end_where_the_stop_string_is_complete(
 @pytest.mark.parametrize("pad", [None, "<eos>"])
 def test_padding_needs_no_token_of_its_own(pad: str | None) -> None:
     """A missing padding token, or one that is the end token, changes no sampled token."""
-    found = []
+    pads, rows = [], []
     for token in ("<pad>", pad):
         tokenizer = tiny_tokenizer()
         tokenizer.pad_token = token
         backbone = Backbone(tiny_model(), tokenizer, ModelConfig(lora_rank=4, device="cpu"))
-        found.append((backbone.pad_id, NativeSampler(backbone).sample(
-            None, [some_prompts(5)], 4, [list(range(5))], SamplingConfig(max_tokens=12)
-        )))  # fmt: skip
-    (first_pad, first), (second_pad, second) = found
-    assert first_pad == PAD != second_pad
-    assert torch.equal(first.length_B, second.length_B)
-    for row, length in enumerate(first.length_B.tolist()):
-        assert first.tokens_B_T[row, :length].tolist() == second.tokens_B_T[row, :length].tolist()
-    assert len(set(first.length_B.tolist())) > 1
+        ask = ([some_prompts(5)], 4, [list(range(5))], SamplingConfig(max_tokens=12))
+        pads.append(backbone.pad_id)
+        rows.append(rows_of(NativeSampler(backbone).sample(None, *ask)))
+    assert pads[0] == PAD != pads[1] and rows[0] == rows[1] and len({len(row) for row in rows[0]}) > 1
