@@ -85,32 +85,23 @@ class Outcome:
     cpu_s: float = 0.0
 
 
-def calls(kind: str, machine: str) -> dict[str, int]:
-    """Name and number of the system calls under a key of assets/seccomp.toml. Raises SandboxError for other processors."""
+def calls(machine: str) -> dict[str, int]:
+    """Name and number of the allowed system calls (assets/seccomp.toml). Raises SandboxError for other processors."""
     if machine not in SECCOMP["machines"]:
         raise SandboxError(f"the sandbox knows the system calls of {', '.join(SECCOMP['machines'])}, not of {machine}")
-    rows = (pair.replace("=", "/").split("/") for pair in SECCOMP[kind].split())
+    rows = (pair.replace("=", "/").split("/") for pair in SECCOMP["allowed"].split())
     numbers = ((row[0], row[1 + list(SECCOMP["machines"]).index(machine)]) for row in rows)
     return {name: int(number) for name, number in numbers if number != "-"}
 
 
 def build_filter(machine: str) -> bytes:
     """The seccomp filter as an array of struct sock_filter. Raises SandboxError for a processor that is not known."""
-    rules = {number: [ALLOW] for number in calls("allowed", machine).values()}
-    limited = calls("limited", machine)
-    for name, commands in SECCOMP["commands"].items():
-        tests = [step for command in commands for step in ((EQUAL, 0, 1, command), ALLOW)]
-        rules[limited[name]] = [(LOAD, 0, 0, COMMAND), *tests]
-    steps = [
-        (LOAD, 0, 0, ARCHITECTURE),
-        (EQUAL, 1, 0, SECCOMP["machines"][machine]),
-        KILL_PROCESS,
-        (LOAD, 0, 0, NUMBER),
-    ]
-    if machine == "x86_64":  # the x32 calls have numbers of their own
-        steps += [(AT_LEAST, 0, 1, X32_BIT), KILL_PROCESS]
-    for number, rule in rules.items():
-        steps += [(EQUAL, 0, len(rule) + 1, number), *rule, NOT_PERMITTED]
+    steps = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, SECCOMP["machines"].get(machine, 0)), KILL_PROCESS]
+    steps += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, X32_BIT), KILL_PROCESS]  # the x32 calls have numbers of their own
+    for name, number in calls(machine).items():
+        tests = [step for command in SECCOMP["commands"].get(name, ()) for step in ((EQUAL, 0, 1, command), ALLOW)]
+        rule = [(LOAD, 0, 0, COMMAND), *tests, NOT_PERMITTED] if tests else [ALLOW]
+        steps += [(EQUAL, 0, len(rule), number), *rule]
     return b"".join(struct.pack("=HBBI", *step) for step in [*steps, NOT_PERMITTED])
 
 
@@ -179,7 +170,12 @@ class Sandbox:
     def _start(self) -> None:
         machine = platform.machine()
         owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]  # mapped to nobody
-        settings = {**_world(), "owner": owner, "filter": build_filter(machine).hex(), "calls": calls("jail", machine)}
+        settings = {
+            **_world(),
+            "owner": owner,
+            "filter": build_filter(machine).hex(),
+            "clone": SECCOMP["clone"][machine],
+        }
         self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         with requests:
@@ -288,8 +284,6 @@ def _trial(backend: str) -> str:
     """Why a backend cannot be used here; "" when a program in it is as locked in as it should be."""
     if not sys.platform.startswith("linux"):
         return f"needs Linux, this is {sys.platform}"
-    if backend == "bwrap" and shutil.which("bwrap") is None:
-        return "bwrap is not installed"
     try:
         with Sandbox(Limits(), backend) as sandbox:
             outcome = sandbox.ask(Job(PROBE, "probe", "[((), {})]"))
