@@ -1,24 +1,295 @@
-"""The arms after the loop: their budget, what they train on, and how they report."""
+"""The arms: where their questions come from, their budget, what they train on, and how they report."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import random_stack
-from loop_helpers import easy_problems, hard_problems, skills, tiny_config
+from loop_helpers import (
+    easy_problems,
+    events,
+    hard_problems,
+    read_jsonl,
+    rollouts_of,
+    run_tiny,
+    skills,
+    tiny_config,
+    write_problems,
+)
 
+from soar.config import Config, ConfigError
+from soar.domains.world import get_world
+from soar.engine.rollouts import Rollouts
 from soar.loop import arms
-from soar.loop.arms import arm_events, arm_plan, arm_steps, train_arms
+from soar.loop.arms import (
+    Material,
+    NothingLeft,
+    arm_events,
+    arm_plan,
+    arm_steps,
+    oracle,
+    read_pq,
+    read_teacher,
+    train_arms,
+    write_hints,
+)
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
+from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import Plan, TrainState
+from soar.loop.write import TeacherError
+from soar.problems.load import DataError
+from soar.run import screen
+from soar.run.interrupts import Stopped
 from soar.run.setup import open_env
-from soar.types import Problem
+from soar.types import Problem, Screening
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[RolloutEnv]:
+    with open_env(tiny_config()) as opened:
+        torch.set_num_threads(1)
+        yield opened
+
+
+def questions(arm: str, env: RolloutEnv, config: Config, said: list[str] | None = None, **given: Any) -> list[Problem]:
+    """`training_questions` of a run that offers what is `given`; notes go to `said`."""
+    offered: dict[str, Any] = {"pq": [], "teacher": None, "hard_test": [], "say": ([] if said is None else said).append}
+    return arms.training_questions(arm, env, config, Material(**offered | given))
+
+
+def settings_of(*overrides: str) -> Config:
+    return tiny_config("arms.questions=6", *overrides)
+
+
+def test_teachers_write_the_asked_number_from_their_own_seed(env: RolloutEnv) -> None:
+    config = settings_of()
+    base_t = questions("base_t", env, config)
+    teacher_t = questions("teacher_t", env, config, teacher=random_stack(env.backbone, 1, size=0.02))
+    assert len(base_t) == len(teacher_t) == 6
+    assert questions("base_t", env, config) == base_t
+    untrained = questions("teacher_t", env, config, teacher=env.backbone.new_stack(0))
+    assert untrained != teacher_t and untrained != base_t  # another arm, another draw
+    assert questions("base_t", env, settings_of("seed=1")) != base_t
+    assert questions("hard_only", env, config) == []
+
+
+def test_real_problems_of_the_world_are_right_and_not_held_out(env: RolloutEnv) -> None:
+    world, config, said = get_world("tiny"), settings_of(), list[str]()
+    real = questions("real", env, config)
+    assert len({p.question for p in real}) == 6
+    assert all(world.solve(p.question) == p.answer for p in real)
+    left = questions("real", env, config, said, hard_test=real[:2])
+    assert {p.question for p in left} == {p.question for p in real[2:]}
+    assert said == ["real: 2 problems are held out for the test, so they are left out"]
+
+
+def test_real_problems_of_a_file(env: RolloutEnv, tmp_path: Path) -> None:
+    problems = easy_problems(9)
+    path = write_problems(tmp_path / "easy.jsonl", problems)
+    config = settings_of(f'arms.real="{path}"')
+    real = questions("real", env, config)
+    assert len(real) == 6 and {p.question for p in real} < {p.question for p in problems}
+    with pytest.raises(ConfigError, match="has no problem left to train on"):
+        questions("real", env, config, hard_test=problems)
+    path.write_text(path.read_text() + json.dumps({"question": problems[0].question, "answer": "-1"}) + "\n")
+    with pytest.raises(DataError, match=r"same question with another answer.*skip_bad_rows=true"):
+        questions("real", env, config)
+    with pytest.raises(ConfigError, match=r'arms.real = "" and problems.source = \'p.jsonl\' is no embedded world'):
+        questions("real", env, settings_of("problems.source=p.jsonl"))
+
+
+def test_subsets_of_the_promotion_questions_are_equally_large(env: RolloutEnv) -> None:
+    """Of five questions two are right and four well-posed."""
+    pairs = [("47 c+8", "55"), ("47 c+9", "46"), ("12 a+1", "13"), ("c+8 47", "55"), ("max 31", "1")]
+    pq = [Problem(f"pq-{i}", *pair) for i, pair in enumerate(pairs)]
+    config, said = settings_of(), list[str]()
+    sample, well_posed, correct = (
+        questions(f"pq_{kind}", env, config, pq=pq) for kind in ("sample", "well_posed", "correct")
+    )
+    assert [len(sample), len(well_posed)] == [2, 2] and [p.id for p in correct] == ["pq-0", "pq-2"]
+    assert all(get_world("tiny").well_posed(p.question) for p in well_posed)
+    draws = [questions("pq_well_posed", env, settings_of(f"seed={s}"), pq=pq) for s in range(9)]
+    assert any(draw != well_posed for draw in draws)
+    assert questions("pq_correct", env, config, said, pq=pq[1:2]) == []
+    assert "1 are well-posed and 0 have a correct answer, so the arm pq_correct is left out" in said[0]
+    assert questions("pq", env, config, pq=pq) == pq
+    assert oracle(env, config, pq[:2] + pq[3:4]) == [(True, True), (True, False), (False, False)]
+    with pytest.raises(NothingLeft, match=r"problems\.domain = 'd\.py:D' cannot solve questions"):
+        oracle(env, settings_of("problems.source=f.jsonl", "problems.domain=d.py:D"), pq)
+
+
+class Says:
+    """A sampler; `answers(number of call, prompts as text, attempts)` are the texts of a call."""
+
+    def __init__(self, env: RolloutEnv, answers: Any) -> None:
+        self.env, self.answers, self.calls = env, answers, 0
+
+    def sample(self, stack: Any, prompts_P_Q: Any, attempts: int, *rest: Any) -> Rollouts:
+        prompts = [self.env.backbone.tokenizer.decode(ids) for ids in prompts_P_Q[0]]
+        self.calls += 1
+        return rollouts_of(self.env.backbone, self.answers(self.calls, prompts, attempts), [1])
+
+
+def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to the first problem is always said, to the second at first only."""
+    problems = easy_problems(2)
+
+    def answers(call: int, prompts: list[str], attempts: int) -> list[str]:
+        assert all(p.question in text for p, text in zip(problems, prompts, strict=True))
+        return [f"think of {problems[0].answer} first"] * attempts + [problems[1].answer] + ["c+8"] * (attempts - 1)
+
+    monkeypatch.setattr(env, "sampler", Says(env, answers))
+    hints = write_hints(env, problems, settings_of())
+    assert "..." in hints[problems[0].id] and not mentions(hints[problems[0].id], problems[0].answer)
+    assert hints[problems[1].id] == "c+8"
+    assert masked("take 4 of 42, then 4", "4") == "take ... of 42, then ..."
+    assert masked("so \\frac{1}{2} it is", "\\frac{1}{2}") == "so ... it is"
+
+
+def test_variants_are_kept_where_the_base_model_solves_some(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10."""
+    hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
+    right = [f"{48 + i} {49 + i}" for i in range(5)]
+
+    def answers(call: int, prompts: list[str], attempts: int) -> list[str]:
+        if attempts == 1:
+            assert prompts == [f"<bos><ask> 4{i} c+8" for i in range(5)]
+            return [f" d+1 <ans> {answer}" for answer in right]
+        solved = zip(right, (2, 3, 7, 8), strict=False)
+        return [f"<ans> {answer if n < times else '00'}" for answer, times in solved for n in range(attempts)]
+
+    monkeypatch.setattr(env, "sampler", Says(env, answers))
+    monkeypatch.setattr(arms, "VARIANT_ROUNDS", 1)
+    given = {"hard_test": [Problem("t", "44 c+8 d+1", "52 53")], "hard_train": hard}
+    kept = questions("variants", env, settings_of(), **given)
+    assert [(p.question, p.answer) for p in kept] == [("41 c+8 d+1", "49 50"), ("42 c+8 d+1", "50 51")]
+    assert questions("variants", env, settings_of("arms.questions=1"), **given) == kept[:1]
+
+
+def test_solvable_problems_are_those_between_and_not_held_out(env: RolloutEnv) -> None:
+    problems, said = easy_problems(5), list[str]()
+    screened = [(p, Screening(successes, 10)) for p, successes in zip(problems, (0, 1, 6, 7, 3), strict=True)]
+    assert questions("solvable", env, settings_of(), said, hard_test=problems[4:], screened=screened) == problems[1:3]
+    assert said == ["solvable: 1 problems are held out for the test, so they are left out"]
+    assert questions("solvable", env, settings_of()) == []
+
+
+def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
+    hard = [Problem(f"h{i}", f"h{i}", "0") for i in range(4)]
+    plan = arm_plan("hard_only_128", tiny_config("student.attempts=32", "student.prompts_per_step=8"), hard, [], 2)
+    assert plan.copies == 4
+    assert [[p.id for p in batch[::4]] for batch in plan.batches] == [[p.id for p in b[3::4]] for b in plan.batches]
+    assert sorted(p.id for batch in plan.batches for p in batch) == sorted([p.id for p in hard] * 4)
+    with pytest.raises(ConfigError, match=r"groups of 128 .* found 4 \* 24"):
+        tiny_config("student.attempts=24", "student.prompts_per_step=4", 'arms.run=["hard_only_128"]')
+    with pytest.raises(ConfigError, match=r"pq_correct, pq_sample, pq_well_posed need an exact oracle.*'f\.jsonl'"):
+        settings_of("problems.source=f.jsonl", 'arms.run=["pq_correct"]')
+
+
+SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "student.repeats=1", "student.steps=1")
+
+
+def test_every_arm_gets_the_same_total_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take; pass@k is
+    measured on the way."""
+    monkeypatch.setattr(arms, "arms_at_once", lambda backbone, count: count)
+    names = ["base", "likelihood", "hinted", "solvable", "pq"]
+    source = write_problems(tmp_path / "easy.jsonl", easy_problems(14, seed=1))
+    keys = [f"arms.run={json.dumps(names)}", f'problems.source="{source}"', "evaluate.every=4", *SHORT]
+    student = tiny_config(*keys).student
+    most = student.prompts_per_step * student.attempts * student.sampling.max_tokens
+    run = run_tiny(tmp_path / "run", *keys, "arms.tokens=1200", "arms.save_steps=100")["arms"]
+    assert all(1200 <= run[arm]["total_tokens"] < 1200 + most for arm in names[1:])
+    assert run["hinted"]["tokens"]["preparation"] > 0 == run["solvable"]["tokens"]["preparation"]
+    assert run["pq"]["tokens"]["search"] > 0 == run["hinted"]["tokens"]["search"]
+    for arm, row in run.items():
+        assert row["total_tokens"] == sum(row["tokens"].values()) and row["evaluation_tokens"] > row["attempts"], arm
+    curves = [row for row in events(tmp_path / "run", "curve") if row["arm"] == "hinted"]
+    assert [row["step"] for row in curves] == [4 * i for i in range(1, len(curves) + 1)] and curves
+    steps = [row for row in events(tmp_path / "run", "arm_step") if row["arm"] == "hinted"]
+    told = run["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:4])
+    assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
+    assert "damaged" not in "".join(capsys.readouterr()), "counts of other arms than before are no damage"
+    left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
+    assert list(left["arms"]) == ["base"]
+    assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]
+
+
+def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path: Path) -> None:
+    def spent(run: Path) -> int:
+        newest = max((run / "state").glob("[0-9]*"), key=lambda folder: int(folder.name))
+        return int(json.loads((newest / "state.json").read_text())["data"]["tokens"])
+
+    keys = (*SHORT, 'arms.run=["hinted"]', "arms.steps=4", "arms.save_steps=1")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    row = run_tiny(whole, *keys)["arms"]["hinted"]
+    assert row["tokens"]["preparation"] > 0
+    after = row["evaluation_tokens"] + sum(step["tokens"] for step in events(whole, "arm_step")[2:])
+    with pytest.raises(Stopped):
+        run_tiny(broken, *keys, f"limits.max_tokens={spent(whole) - after}")
+    assert len(events(broken, "arm_step")) == 2
+    assert run_tiny(broken, *keys, resume=True)["arms"]["hinted"] == row
+    assert spent(broken) == spent(whole)
+
+
+def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = arms.write_questions
+
+    def write(env: Any, teacher: Any, *rest: Any) -> Any:
+        if teacher is not None:
+            raise TeacherError("the teacher wrote 0 acceptable pairs of 4")
+        return real(env, teacher, *rest)
+
+    monkeypatch.setattr(arms, "write_questions", write)
+    overrides = ('arms.run=["base", "base_t", "teacher_t", "real"]', "arms.questions=4", "teacher.steps=0")
+    assert list(run_tiny(tmp_path / "run", *overrides)["arms"]) == ["base", "base_t", "real"]
+    (alarm,) = events(tmp_path / "run", "alarm")
+    assert (alarm["kind"], alarm["arm"], alarm["step"]) == ("arm left out", "teacher_t", None)
+    assert alarm["message"] == "the teacher wrote 0 acceptable pairs of 4"
+    rows = read_jsonl(tmp_path / "run" / "arms" / "real" / "questions.jsonl")
+    assert set(rows[0]) == {"question", "answer", "topic", "well_posed", "correct"} and all(r["correct"] for r in rows)
+
+
+def test_questions_and_screening_of_another_run(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen, "screen_call", lambda *given: pytest.fail("screened again"))
+    sources = (f'arms.pq_from="{tiny_run}"', f'arms.teacher_from="{tiny_run}"', f'screen.from_run="{tiny_run}"')
+    overrides = (*sources, 'arms.run=["pq", "teacher_t"]', "teacher.steps=0", "arms.questions=4")
+    summary = run_tiny(tmp_path / "run", *overrides)
+    assert (summary["outer_steps"], list(summary["arms"])) == (0, ["pq", "teacher_t"])
+    theirs = json.loads((tiny_run / "summary.json").read_text())["arms"]["pq"]
+    assert theirs["search_rollouts"] and "search_rollouts" not in summary["arms"]["pq"]
+    trained = read_jsonl(tmp_path / "run" / "arms" / "pq" / "questions.jsonl")
+    assert [r["question"] for r in trained] == [r["question"] for r in read_jsonl(tiny_run / "pq.jsonl")]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert {"pq_from", "teacher_from"} <= set(manifest["hashes"])
+    # The same hard problems, questions, seeds and steps as in the run itself: the same student.
+    for file in ("hard/test.jsonl", "arms/pq/adapter_model.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (tiny_run / file).read_bytes()
+
+
+def test_sources_that_are_not_there_are_named(env: RolloutEnv, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"arms\.pq_from = .*nothing.*is missing"):
+        read_pq(tmp_path / "nothing")
+    (tmp_path / "pq.jsonl").write_text('{"question": 1}\n')
+    with pytest.raises(ConfigError, match="no line has a question and an answer"):
+        read_pq(tmp_path)
+    with pytest.raises(ConfigError, match=r"arms\.teacher_from = .* holds an adapter"):
+        read_teacher(env.backbone, tmp_path)
+    with pytest.raises(ConfigError, match=r"screen\.from_run = .*screen\.jsonl is missing; give a run folder"):
+        run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
 
 
 def test_budget_is_what_the_loop_spent_rounded_up() -> None:

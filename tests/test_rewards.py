@@ -1,17 +1,31 @@
-"""Teacher text to problems with a reason for every refusal, and the rewards as numbers."""
+"""Teacher text to problems with a reason for every refusal, and the rewards of students and teacher as numbers."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
+import torch
+from helpers import random_stack
+from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, rollouts_of, skills, tiny_config
+from recited import ANSWERS, Recited
 
-from soar.loop.rewards import grounded, learnability
-from soar.loop.rollout import student_reward
+from soar import seeds
+from soar.config import Config, ConfigError
+from soar.domains.world import ANSWER_MARK
+from soar.loop import teacher
+from soar.loop.population import Population
+from soar.loop.rewards import answer_marks, deal, grounded, learnability, likelihood, pay, success_rates
+from soar.loop.rollout import RolloutBatch, student_reward
+from soar.loop.teacher import OuterLoop, new_state
+from soar.loop.write import QuestionSets
 from soar.problems.domain import Domain, Grader
 from soar.problems.load import fingerprint
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
-from soar.types import Reason, Rejection, Verdict
+from soar.run.setup import open_env
+from soar.types import Problem, Reason, Rejection, Verdict
 
 TAGS, LABELS, TINY = map(get_format, ("tags", "question_answer", "tiny"))
 
@@ -78,7 +92,7 @@ LABELLED: list[tuple[str, object]] = [
     (" What is 6 times 7?\nAnswer:\n", Reason.EMPTY),
     ("\nAnswer: 42", Reason.EMPTY),
     (" What is it?\nAnswer: a dog", (("What is it?"), "a dog")),
-    (" What is it?\nAnswer: a house", Reason.UNPARSABLE_ANSWER),
+    (" What is it?\nAnswer: hello world", Reason.UNPARSABLE_ANSWER),
     (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR),
     (" The problem\nAnswer: The number", Reason.PLACEHOLDER),
 ]
@@ -149,3 +163,137 @@ def test_grounded_reward_is_the_mean_over_valid_repeats_with_its_error() -> None
 
 def test_learnability() -> None:
     assert [learnability(s) for s in (0.0, 0.25, 1.0)] == [0.0, 0.75, 0.0]
+
+
+PAID = [0.0, 0.0, 0.5, 0.75, 0.0, None]  # success rates 0, 1, 1/2, 1/4, 0, unknown
+
+
+def lessons_of(*sets: list[str]) -> QuestionSets:
+    problems = [[Problem(f"{k}-{i}", q, "1") for i, q in enumerate(names)] for k, names in enumerate(sets)]
+    return QuestionSets(problems, None, 6, {})  # type: ignore[arg-type]
+
+
+def config_of(reward: str, *more: str) -> Config:
+    return tiny_config(f"teacher.reward={reward}", "intrinsic.attempts=4", *more)
+
+
+SETS = (["never", "always", "half"], ["once", "silent", "unscorable"])
+
+
+def test_known_attempts_give_the_known_learnability() -> None:
+    env: Any = Recited()
+    baseline = skills([0.0])
+    reward_U, reward_G, measured = pay(env, baseline, 3, lessons_of(*SETS), [0.5, None], config_of("learnability"))
+    assert reward_U == PAID and reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and measured and measured.count == 24
+    (call,) = env.asked
+    assert call["stack"] is baseline and call["seeds"] == [seeds.derive(0, "intrinsic", 3)]
+    batch = env.rollout(None, [[Problem(q, q, "1") for q in ANSWERS]], 4, [0], None)
+    assert success_rates(batch) == [0.0, 1.0, 0.5, 0.25, 0.0, None]
+
+
+@pytest.mark.parametrize("reward", ["grounded", "shuffled"])
+def test_grounded_rewards_are_the_measured_improvement(reward: str) -> None:
+    env: Any = Recited()
+    paid = pay(env, skills([0.0]), 0, lessons_of(*SETS), [0.5, None], config_of(reward))
+    assert paid == ([0.5, None], [0.5, None], None) and env.asked == []
+
+
+def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question() -> None:
+    sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(7)] for k in range(3)]
+    question_sets = QuestionSets(sets, None, 21, {})  # type: ignore[arg-type]
+    config = config_of("shuffled")
+    dealt = deal(question_sets, config, 2).problems_G_Q
+    for before, after in zip(sets, dealt, strict=True):
+        assert [p.question for p in after] == [p.question for p in before]
+        assert Counter(p.answer for p in after) == Counter(p.answer for p in before)
+        assert all(a.answer != b.answer for a, b in zip(after, before, strict=True))
+    assert deal(question_sets, config, 2).problems_G_Q == dealt
+    assert [p.answer for p in deal(question_sets, config, 3).problems_G_Q[0]] != [p.answer for p in dealt[0]]
+    assert deal(question_sets, config_of("grounded"), 2) is question_sets
+    loop = ScriptedLoop(config_of("shuffled"), [[[1, 1]] * 3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher, "update", UpdateLog(datasets=3))
+        rows = loop.step()[1]
+    assert [row["answer"] for row in rows[:4]] != ["0", "1", "2", "3"] == sorted(row["answer"] for row in rows[:4])
+
+
+class Paid(ScriptedLoop):
+    """A scripted loop whose baseline's attempts at written questions are recited: question i of a set is KINDS[i]."""
+
+    KINDS = ("half", "never", "once", "always")
+
+    def write(self) -> QuestionSets:
+        question_sets = super().write()
+        sets = [[Problem(p.id, self.KINDS[i], "1") for i, p in enumerate(ps)] for ps in question_sets.problems_G_Q]
+        return QuestionSets(sets, question_sets.rollouts, question_sets.sampled, question_sets.rejected)
+
+
+def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = UpdateLog(datasets=3)
+    monkeypatch.setattr(teacher, "update", log)
+    recited: Any = Recited()
+    monkeypatch.setattr(teacher, "pay", lambda env, *rest: pay(recited, *rest))
+    keys = ("mode=greedy", "attempts=1", "questions=8")
+    plain = ("teacher.optimizer.normalize_advantages=false", *(f"reward.{key}" for key in keys))
+    loop = Paid(config_of("learnability", "promotion.tau=0.01", *plain), [[[8, 8], [0, 0], [4, 4]]])
+    (event, promotion), _ = loop.step()
+    paid = [0.5, 0.0, 0.75, 0.0]
+    assert event["teacher_reward_G"] == pytest.approx([sum(paid) / 4] * 3)
+    assert event["reward_G"] == [1.0, 0.0, 0.5]
+    assert promotion["dataset"] == 0
+    mean = sum(paid) / 4
+    wanted = [(reward - mean) * 12 / 11 for reward in paid]  # each minus the mean of the 11 others
+    for row in log.advantages[0].tolist():
+        assert row == pytest.approx(wanted, abs=1e-6)
+    assert recited.asked[0]["stack"].tensors["skill"].item() == 0.0  # the baseline before the promotion
+    assert event["student_rollouts"] == 3 * 2 * 8 + 8 + 12 * 4
+
+
+def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_reasoning() -> None:
+    """By hand: a softmax over the model's logits at the places before the answer's tokens and the end token."""
+    problem, temperature = easy_problems(1)[0], 0.5
+    with open_env(tiny_config()) as env:
+        backbone, stack = env.backbone, random_stack(env.backbone, 2)
+        tokenizer, prompt = backbone.tokenizer, env.prompt(problem)
+        texts = [f"{problem.question} {ANSWER_MARK} 1", f"1 {ANSWER_MARK} 2 {ANSWER_MARK} 3", "1 2"]
+        rollouts = rollouts_of(backbone, [*texts, *texts], prompt)
+        no = torch.zeros(2, 1, 3)
+        batch = RolloutBatch(rollouts, [], no, no.bool(), ~no.bool(), torch.zeros(2).bool())
+        reward = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1])
+        for n, reasoning in enumerate((texts[0][:-2], texts[1][:-2])):
+            start = [*prompt, *tokenizer.encode(reasoning, add_special_tokens=False)]
+            answer = [*tokenizer.encode(f" {problem.answer}", add_special_tokens=False), min(backbone.end_ids)]
+            ids = torch.tensor([[*start, *answer]])
+            with torch.no_grad(), backbone.use(stack.select([1])):
+                logits = backbone.model(input_ids=ids).logits[0, len(start) - 1 : -1].float()
+            share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
+            assert reward[0, 0, n].item() == pytest.approx(share, rel=1e-4)
+        assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
+
+
+def test_dense_grounding_pays_the_gain_in_likelihood() -> None:
+    """reward.mode = "likelihood": students against the baseline on the same questions, by `likelihood` itself."""
+    keys = ["reward.mode=likelihood", "reward.attempts=3", "reward.baseline_attempts=2", "reward.questions=2"]
+    config = tiny_config(*keys, "teacher.datasets=2", "student.repeats=1", "teacher.questions=4")
+    problems = easy_problems(2)
+    with open_env(config) as env:
+        loop = OuterLoop(env, problems, config, new_state(env, config))
+        population = Population(random_stack(env.backbone, 2), torch.zeros(2).bool(), [{}], 0)
+        measured = loop.measure(population)
+        by_hand = []
+        for stack, attempts, name in ((population.stack, 3, "measure"), (loop.state.baseline, 2, "baseline")):
+            asked, seed = [problems] * stack.policies, [seeds.derive(config.seed, name, 0)] * stack.policies
+            batch = env.rollout(stack, asked, attempts, seed, config.student.sampling)
+            paid = likelihood(env, stack, batch, asked, config.student.sampling.temperature)
+            by_hand.append(paid.mean((1, 2)))
+    assert measured.reward_G == pytest.approx((by_hand[0] - by_hand[1]).tolist(), abs=1e-6)
+    assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0
+
+
+def test_where_an_answer_stands_in_a_completion() -> None:
+    assert answer_marks(get_format("tags")) == ("\\boxed{", "}")
+    assert answer_marks(get_format("question_answer")) == ("Answer:", "")
+    with pytest.raises(ConfigError, match="whose answer stands behind one mark"):
+        answer_marks(PromptFormat("mine", "marker", "", ""))

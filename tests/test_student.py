@@ -1,9 +1,12 @@
-"""The inner loop: a population trained together is the students trained one by one."""
+"""The inner loop: a population trained together is the students trained one by one. Rollouts put the right problem to the
+right policy; faults are named."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,15 +15,16 @@ import torch
 from helpers import random_stack, same_stacks, some_problems, tiny_backbone, tiny_examiner
 from hypothesis import given
 from hypothesis import strategies as st
-from loop_helpers import rollouts_of
+from loop_helpers import events, rollouts_of, run_tiny
 
 from soar import seeds
 from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
+from soar.engine.memory import DeviceLost, MemoryShortage, halving, is_device_lost, is_out_of_memory, saved_run
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, update
 from soar.loop.population import Population, choose_chunk, train_population
-from soar.loop.rollout import RolloutBatch
+from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.student import (
     Plan,
     Training,
@@ -31,6 +35,7 @@ from soar.loop.student import (
     rloo_steps,
     shuffled_passes,
 )
+from soar.run import pipeline
 from soar.types import Problem
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
@@ -204,3 +209,156 @@ def test_figures_that_one_policy_has_not_are_left_out_of_the_mean() -> None:
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]
     assert mean_metrics(rows) == {"kl": 0.5, "reward_mean": 2.0}
     assert mean_metrics([rows[1], rows[1] | {"kl": 0.8}], [2, 1])["kl"] == pytest.approx(0.6)
+
+
+SAMPLING = SamplingConfig(max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def env() -> RolloutEnv:
+    return tiny_examiner(tiny_backbone())
+
+
+def texts(env: RolloutEnv, batch: RolloutBatch) -> list[str]:
+    return batch.rollouts.texts(env.backbone)
+
+
+def test_rows_are_policy_question_attempt(env: RolloutEnv) -> None:
+    stack = random_stack(env.backbone, 2)
+    problems = [some_problems(3), some_problems(3, first=5)]
+    batch = env.rollout(stack, problems, 4, [1, 2], SAMPLING)
+    assert batch.count == 24
+    assert batch.reward_P_Q_N.shape == batch.solved_P_Q_N.shape == batch.valid_P_Q_N.shape == (2, 3, 4)
+    written = texts(env, batch)
+    for row, (p, q, n) in enumerate(itertools.product(range(2), range(3), range(4))):
+        assert batch.rollouts.prompts[row] == tuple(env.prompt(problems[p][q]))
+        solved = problems[p][q].answer in written[row].split()
+        assert batch.solved_P_Q_N[p, q, n].item() is solved is batch.verdicts[row].solved
+        assert batch.reward_P_Q_N[p, q, n].item() == float(solved)
+    assert 0 < batch.solved_P_Q_N.sum() < 24
+    torch.testing.assert_close(batch.pass_rate_P(), batch.solved_P_Q_N.float().mean((1, 2)))
+
+
+def test_an_attempt_does_not_depend_on_the_other_problems(env: RolloutEnv) -> None:
+    problems = some_problems(5)
+    stack = random_stack(env.backbone, 2)
+    whole = texts(env, env.rollout(stack, [problems, problems], 3, [7, 8], SAMPLING))
+    order = [4, 1, 3]
+    part = env.rollout(stack.select([1]), [[problems[i] for i in order]], 2, [8], SAMPLING)
+    expected = [whole[15 + i * 3 + n] for i in order for n in range(2)]
+    assert texts(env, part) == expected
+    assert whole[:15] != whole[15:]
+
+
+def test_a_problem_that_comes_twice_is_tried_anew(env: RolloutEnv) -> None:
+    problem = some_problems(1)[0]
+    batch = texts(env, env.rollout(None, [[problem, problem]], 4, [3], SAMPLING))
+    once = texts(env, env.rollout(None, [[problem]], 4, [3], SAMPLING))
+    assert batch[:4] == once != batch[4:]
+    assert len(set(batch)) == 8
+
+
+def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
+    problems = [*some_problems(3), Problem("no gold", "a b", "?")]
+    batch = env.rollout(None, [problems], 6, [1], SAMPLING)
+    assert batch.valid_P_Q_N[0].all(-1).tolist() == [True, True, True, False]
+    assert batch.pass_rate_P().item() == pytest.approx(batch.solved_P_Q_N[0, :3].float().mean().item())
+    nothing = env.rollout(None, [[problems[3]]], 2, [1], SAMPLING)
+    assert nothing.pass_rate_P().tolist() == [0.0]
+
+
+def test_a_policy_that_fails_is_told(env: RolloutEnv) -> None:
+    stack = random_stack(env.backbone, 2)
+    stack.tensors["model.layers.0.mlp.up_proj.B"][1] = torch.nan
+    batch = env.rollout(stack, [some_problems(2)] * 2, 5, [1, 2], SAMPLING)
+    assert batch.failed_P.tolist() == [False, True]
+
+
+def test_threads_that_share_one_policy_change_nothing(env: RolloutEnv) -> None:
+    stack = random_stack(env.backbone, 1)
+    problems = [some_problems(5)]
+    alone = env.rollout(stack, problems, 4, [3], SAMPLING)
+    shared = env.rollout(stack, problems, 4, [3], SAMPLING, threads=3)
+    assert shared.rollouts.prompts == alone.rollouts.prompts
+    assert texts(env, shared) == texts(env, alone)
+    assert shared.verdicts == alone.verdicts
+    assert torch.equal(shared.rollouts.length_B, alone.rollouts.length_B)
+    torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=5e-5)
+
+
+SHORTAGES = [
+    MemoryError(),
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
+
+
+def test_halving_goes_down_until_it_fits_and_tells() -> None:
+    tried, told = list[int](), list[int]()
+
+    def work(size: int) -> str:
+        tried.append(size)
+        if size > 30:
+            raise SHORTAGES[0]
+        return f"done with {size}"
+
+    assert all(map(is_out_of_memory, SHORTAGES))
+    assert halving(work, 100, told.append) == ("done with 25", 25)
+    assert (tried, told) == ([100, 50, 25], [50, 25])
+    with pytest.raises(type(SHORTAGES[0])):  # the last shortage
+        halving(work, 100, told.append, smallest=40)
+
+
+OTHERS = [
+    (RuntimeError("shape mismatch"), False),
+    (ValueError("out of memory"), False),
+    (RuntimeError("CUDA error: an illegal memory access"), True),
+    (RuntimeError("NCCL communicator was aborted"), True),
+    (ValueError("CUDA error: an illegal memory access"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "lost"), OTHERS)
+def test_other_errors_are_let_through_and_a_lost_device_is_recognised(error: Exception, lost: bool) -> None:
+    def work(size: int) -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        halving(work, 10, lambda size: pytest.fail("it tries again"))
+    assert is_device_lost(error) is lost
+
+
+FAULTS: list[tuple[RuntimeError, type[Exception], str]] = [
+    (torch.cuda.OutOfMemoryError("no"), MemoryShortage, "lower model.chunk and model.micro_batch_tokens"),
+    (RuntimeError("CUDA error: unspecified launch failure"), DeviceLost, "the accelerator failed: CUDA error"),
+]
+
+
+@pytest.mark.parametrize(("fault", "named", "words"), FAULTS, ids=["memory", "device"])
+def test_a_fault_in_a_run_is_named(fault: RuntimeError, named: type[Exception], words: str) -> None:
+    with pytest.raises(named) as caught, saved_run("soar run --out DIR --resume"):
+        raise fault
+    assert words in str(caught.value) and "soar run --out DIR --resume" in str(caught.value)
+
+
+def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("teacher.steps=2", "arms.run=[]")
+    real = pipeline.OuterLoop.teach
+
+    def diverge(self: Any, question_sets: Any) -> Any:
+        population = real(self, question_sets)
+        population.failed_P[:] = True
+        return population
+
+    with monkeypatch.context() as patch, pytest.raises(pipeline.StudentsFailed) as caught:
+        patch.setattr(pipeline.OuterLoop, "teach", diverge)
+        run_tiny(tmp_path / "run", *changes)
+    assert "every student of outer step 0 produced NaN or inf" in str(caught.value)
+    first, alarm = events(tmp_path / "run")[1:]
+    assert (first["failed_students"], first["reward_mean"], first["teacher_kl"]) == (6, None, None)
+    assert alarm["kind"] == "all students failed"
+    summary = run_tiny(tmp_path / "run", *changes, resume=True)
+    assert summary["outer_steps"] == 2
+    assert [row["failed_students"] for row in events(tmp_path / "run", "outer_step")] == [6, 0]
