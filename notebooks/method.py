@@ -12,7 +12,7 @@
 #
 # A small language model counts with two digits and forgets most carries. Some problems it never solves, so rewards never
 # come and plain RL cannot start. Here the same model learns to write the easier problems that get it going. Two CPU
-# cores are enough: about a minute as it stands, and the whole demo of ten minutes with `SMALL = {}`.
+# cores are enough: about a minute as it stands, and the whole demo of eight minutes with `SMALL = {}`.
 
 # %%
 import os
