@@ -74,8 +74,8 @@ def main() -> None:
             list(parallel.stream(measure_chunk, common, queue_of(done, size)))
 
         with (
-            RayParallel(lone, env, 1, print, lambda row: None) as one,
-            RayParallel(config, env, 1, print, lambda row: None) as two,
+            RayParallel(lone, env, 1, print) as one,
+            RayParallel(config, env, 1, print) as two,
         ):
             for parallel in (one, two):
                 step(parallel)  # the first pieces warm the workers up
@@ -94,7 +94,7 @@ def measured(
     parallel: RayParallel, step: Callable[[Parallel], Population], number: int
 ) -> tuple[Population, float, float]:
     """(students, wall seconds, CPU seconds of this process and the busiest worker) of one step."""
-    pids = [member.about["pid"] for member in parallel.members]
+    pids = list(parallel.pids.values())
     before, own, began = cpu_seconds(pids), time.process_time(), time.perf_counter()
     done = step(parallel)
     wall, own = time.perf_counter() - began, time.process_time() - own

@@ -107,7 +107,6 @@ class ScreenConfig(Section):
     attempts: int = Field(128, ge=0)  # 0: trust the file, screen nothing
     max_successes: int = Field(0, ge=0)  # a problem is hard when at most so many attempts are correct
     temperature: float = Field(1.0, gt=0)
-    again: int = Field(0, ge=0)  # attempts of an independent second screening of what was never solved (`soar screen`)
     text_golds: bool = False  # keep problems whose gold answer `math` can only compare as text
     from_run: str = ""  # run folder whose screening of the same problems is used again, if made in the same way
     early_stop: bool = False  # no more attempts at a problem that is not hard any more; the hard set is the same
@@ -213,7 +212,6 @@ class EvaluateConfig(Section):
     ks: tuple[int, ...] = (1, 4, 8, 16, 32)
     temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
-    every: int = Field(0, ge=0)  # RLOO steps of an arm from one measurement on its way to the next; 0: none
 
 
 class LogConfig(Section):

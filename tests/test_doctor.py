@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
 
 from soar.cli import main
 
@@ -35,10 +32,3 @@ def test_a_run_is_well_while_it_runs_and_in_a_study(
     assert "ok   b: no summary.json: the run is not finished" in lines
     assert main(["doctor", str(tmp_path / "study" / "a" / "hard")]) == 1
     assert "no run folder: it has no manifest.json" in capsys.readouterr().err
-
-
-def test_the_doctor_needs_no_torch(tiny_run: Path) -> None:
-    script = "import sys; sys.modules['torch'] = None; from soar.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "doctor", str(tiny_run)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout

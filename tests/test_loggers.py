@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import types
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import events, read_jsonl, run_tiny, tiny_config, without_clock
+from loop_helpers import events, read_jsonl, tiny_config
 
 from soar.cli import main
-from soar.run import doctor
 from soar.run import sinks as loggers
+from soar.run.folder import files_of
 from soar.run.sinks import Loggers, flatten
-
-
-class Kept:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, int, dict[str, float]]] = []
-        self.closed = False
-        self.tables: list[dict[str, Any]] = []
-
-    def table(self, rows: list[dict[str, Any]]) -> None:
-        self.tables += rows
-
-    def log(self, group: str, step: int, values: dict[str, float]) -> None:
-        self.rows.append((group, step, values))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_an_outer_step_in_the_names_of_trl() -> None:
-    event = {
-        "event": "outer_step", "step": 4, "reward_G": [0.1, None, 0.3], "reward_mean": 0.2, "teacher_kl": 0.01,
-        "teacher_grad_norm": None, "accepted": 3, "sampled": 4, "promoted": True, "reason": "x", "best_pass_rate": 0.5,
-        "student_last": {"reward_mean": 0.7, "kl": float("nan"), "completions/mean_length": 9.5,
-                         "frac_reward_zero_std": 0.25},
-    }  # fmt: skip
-    group, step, values = flatten(event) or ("", -1, {})
-    assert (group, step) == ("outer_step", 4)
-    assert values == {
-        "teacher/reward": pytest.approx(0.2),
-        "teacher/reward_std": pytest.approx(0.02**0.5),
-        "teacher/kl": 0.01,
-        "teacher/accepted_share": 0.75,
-        "outer/best_pass_rate": 0.5,
-        "outer/promoted": 1.0,
-        "student/reward": 0.7,
-        "student/completions/mean_length": 9.5,
-        "student/frac_reward_zero_std": 0.25,
-    }
 
 
 @pytest.mark.parametrize(
     ("event", "flat"),
     [
+        (
+            {
+                "event": "outer_step", "step": 4, "reward_G": [0.1, None, 0.3], "reward_mean": 0.2, "teacher_kl": 0.01,
+                "teacher_grad_norm": None, "promoted": True, "reason": "x", "best_pass_rate": 0.5,
+                "student_last": {"reward_mean": 0.7, "kl": float("nan"), "completions/mean_length": 9.5},
+            },
+            (
+                "outer_step", 4,
+                {
+                    "teacher/reward": 0.2, "teacher/reward_std": pytest.approx(0.02**0.5), "teacher/kl": 0.01,
+                    "teacher/best_pass_rate": 0.5, "student/reward": 0.7, "student/completions/mean_length": 9.5,
+                },
+            ),
+        ),
         (
             {"event": "arm_step", "arm": "pq", "step": 7, "reward_mean": 1.0, "frac_mixed": 0.5},
             ("pq", 7, {"pq/reward": 1.0, "pq/frac_mixed": 0.5}),
@@ -70,88 +44,61 @@ def test_an_outer_step_in_the_names_of_trl() -> None:
         ),
         ({"event": "alarm", "step": 1, "message": "x"}, None),
     ],
-)
-def test_other_events(event: dict[str, Any], flat: Any) -> None:
+)  # fmt: skip
+def test_events_in_the_names_of_trl(event: dict[str, Any], flat: Any) -> None:
     assert flatten(event) == flat
 
 
-def test_a_whole_run_reaches_its_sinks_and_changes_nothing(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_events_of_a_run_reach_tensorboard(tiny_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    kept, run, real = Kept(), tmp_path / "run", loggers.open_sink
-    monkeypatch.setattr(loggers, "open_sink", lambda kind, *more: kept if kind == "wandb" else real(kind, *more))
-    monkeypatch.setattr("soar.run.pipeline.check_installed", lambda kinds: None)
-    run_tiny(run, 'log.sinks=["wandb","tensorboard"]')
-    assert kept.closed
-    wanted = [flat for event in events(run) if (flat := flatten(event)) is not None]
-    assert [(g, s, set(v)) for g, s, v in kept.rows] == [(g, s, set(v)) for g, s, v in wanted]
-    assert kept.tables == read_jsonl(run / "rollouts.jsonl")
-    assert {g for g, _, _ in kept.rows} == {"screen", "outer_step", "hard_only", "pq", "evaluation"}
-    assert without_clock(events(run)) == without_clock(events(tiny_run))
-    read = EventAccumulator(str(run / "tensorboard"))
+    with closing(Loggers(tiny_config('log.sinks=["tensorboard"]'), tmp_path, pytest.fail)) as sinks:
+        sinks(events(tiny_run))
+        sinks(read_jsonl(tiny_run / "rollouts.jsonl"))
+    assert files_of(tmp_path) == [], "the sink writes until it is closed, so its files are in no list of hashes"
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     assert any(tag.startswith("completions/") for tag in read.Tags()["tensors"])
     rewards = [(item.step, item.value) for item in read.Scalars("teacher/reward")]
-    assert rewards == [(e["step"], pytest.approx(e["reward_mean"])) for e in events(run, "outer_step")]
+    assert rewards == [(e["step"], pytest.approx(e["reward_mean"])) for e in events(tiny_run, "outer_step")]
     lengths = [item.value for item in read.Scalars("hard_only/completions/mean_length")]
-    arm = [e for e in events(run, "arm_step") if e["arm"] == "hard_only"]
+    arm = [e for e in events(tiny_run, "arm_step") if e["arm"] == "hard_only"]
     assert lengths == pytest.approx([e["completions/mean_length"] for e in arm])
-    assert [line for _, complaints in doctor.examine(run) for line in complaints] == []
-    hashes = json.loads((run / "hashes.json").read_text())
-    assert "metrics.jsonl" in hashes
-    assert not [name for name in hashes if name.startswith("tensorboard/")], "the sink writes until it is closed"
 
 
-def fake_tool() -> tuple[Any, list[Any]]:
-    """A module with `init` as wandb and trackio have it, and the calls made on its run."""
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The other tool fails at its first row: that is said once, and this one goes on."""
     calls: list[Any] = []
+
+    def full(values: Any) -> None:
+        raise OSError("disk full")
+
     run = types.SimpleNamespace(
         log=lambda values: calls.append(("log", values)),
         define_metric=lambda name, step_metric: calls.append(("axis", name, step_metric)),
         finish=lambda: calls.append(("finish",)),
     )
-
-    def init(**settings: Any) -> Any:
-        calls.append(("init", settings["project"], settings["name"]))
-        return run
-
-    return types.SimpleNamespace(init=init), calls
-
-
-@pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_tools_that_count_steps_get_an_axis_for_each_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    tool, calls = fake_tool()
-    monkeypatch.setitem(sys.modules, kind, tool)
-    sinks = loggers.open_loggers(tiny_config("name=mine", f'log.sinks=["{kind}"]'), tmp_path, pytest.fail)
-    sinks([{"event": "arm_step", "arm": "pq", "step": 3, "kl": 0.5}, {"event": "alarm"}])
+    broken = types.SimpleNamespace(log=full, define_metric=lambda name, step_metric: None, finish=pytest.fail)
+    (other,) = {"wandb", "trackio"} - {kind}
+    for name, its_run in ((kind, run), (other, broken)):
+        module = types.SimpleNamespace(
+            init=lambda its_run=its_run, **settings: calls.append(settings["name"]) or its_run
+        )
+        monkeypatch.setitem(sys.modules, name, module)
+    said: list[str] = []
+    sinks = Loggers(tiny_config("name=mine", f'log.sinks=["{other}","{kind}"]'), tmp_path, said.append)
+    for step in (3, 4):
+        sinks([{"event": "arm_step", "arm": "pq", "step": step, "kl": 0.5}, {"event": "alarm"}])
     sinks.close()
-    assert [call for call in calls if call[0] != "axis"] == [
-        ("init", "soar", "mine"),
-        ("log", {"pq/kl": 0.5, "steps/pq": 3}),
-        ("finish",),
-    ]
-    assert [call for call in calls if call[0] == "axis"] == ([("axis", "pq/kl", "steps/pq")] if kind == "wandb" else [])
-
-
-def test_a_failing_sink_warns_once_and_the_others_go_on() -> None:
-    class Broken(Kept):
-        def log(self, group: str, step: int, values: dict[str, float]) -> None:
-            raise OSError("disk full")
-
-    good, said = Kept(), list[str]()
-    sinks = Loggers({"tensorboard": Broken, "wandb": lambda: good}, said.append)
-    for step in range(3):
-        sinks([{"event": "arm_step", "arm": "pq", "step": step, "kl": 0.5}])
-    sinks.close()
-    assert [step for _, step, _ in good.rows] == [0, 1, 2]
-    assert said == [
-        "log.sinks: tensorboard failed and is left out from here on; metrics.jsonl has everything (OSError: disk full)"
-    ]
+    axis = [("axis", "pq/kl", "steps/pq")] if kind == "wandb" else []
+    logs = [[*axis, ("log", {"pq/kl": 0.5, "steps/pq": step})] for step in (3, 4)]
+    assert calls == ["mine", "mine", *logs[0], *logs[1], ("finish",)]
+    words = "failed and is left out from here on; metrics.jsonl has everything (OSError: disk full)"
+    assert said == [f"log.sinks: {other} {words}"]
 
 
 def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +112,7 @@ def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MY_API_KEY", "opensesame")
     said: list[str] = []
     config = tiny_config("name=run-opensesame", "cluster.address=https://me:opensesame@host/v1", 'log.sinks=["wandb"]')
-    loggers.open_loggers(config, tmp_path, said.append)
+    Loggers(config, tmp_path, said.append)
     assert (sent[0]["name"], sent[0]["config"]["cluster"]["address"]) == ("run-[hidden]", "https://[hidden]@host/v1")
     assert said == [
         "log.sinks: wandb failed and is left out from here on; metrics.jsonl has everything (RuntimeError: refused [hidden])"

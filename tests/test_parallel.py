@@ -1,8 +1,17 @@
-"""Work that is cut into pieces gives the same numbers whoever does the pieces, in whatever order they are done."""
+"""Work that is cut into pieces gives the same numbers whoever does the pieces, in whatever order they are done; and real
+worker processes of Ray that die, hang or fail."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
+import os
 import pickle
+import signal
+import socket
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import easy_problems, events, run_tiny, write_problems
-from test_resume import result
+from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, without_clock, write_problems
 
-from soar.loop.parallel import Task, Tick, no_tick
+from soar.cli import main
+from soar.config import ConfigError
+from soar.loop.parallel import Task, Tick, no_tick, spread
+from soar.loop.rollout import RolloutEnv
+from soar.loop.write import TeacherError
 from soar.run import pipeline
+from soar.run import ray as crew
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder
+from soar.run.ray import RayParallel, Worker, WorkersLost
+from soar.run.screen import screen_call
+from soar.run.setup import open_env
 
 SMALL = (
     "model.chunk=2",
@@ -29,6 +45,24 @@ SMALL = (
     "arms.questions=4",
     'arms.run=["base","hard_only","ps","pq","base_t"]',
 )
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """Everything a run says, without the clock, and the hashes of its adapters."""
+    adapters = {
+        name: hashlib.sha256((folder / name / "adapter_model.safetensors").read_bytes()).hexdigest()
+        for name in ("teacher", "student", "arms/hard_only", "arms/pq")
+    }
+    files = ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl")
+    rows = without_clock(events(folder))
+    return {
+        "metrics": [row for row in rows if row["event"] != "arm_step"],
+        # Worker processes train arms at the same time: their events are those of one process, in another order.
+        "arms": sorted((row for row in rows if row["event"] == "arm_step"), key=lambda row: (row["arm"], row["step"])),
+        "summary": without_clock(json.loads((folder / "summary.json").read_text())),
+        "adapters": adapters,
+        **{name: read_jsonl(folder / name) for name in files},
+    }
 
 
 class Contrary:
@@ -54,7 +88,7 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def contrary(config: Any, env: Any, folder: Any, say: Any) -> Iterator[Contrary]:
+def contrary(config: Any, env: Any, say: Any) -> Iterator[Contrary]:
     yield Contrary(env)
 
 
@@ -81,10 +115,10 @@ def test_pieces_done_in_another_order_give_the_same_run(
     assert result(tmp_path / "run") == alone
 
 
-@pytest.mark.parametrize("workers_first", [True, False])
 def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any], workers_first: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any]
 ) -> None:
+    """Begun with workers, left in the middle of an arm, gone on with without and left again, ended with workers."""
     real_save = RunFolder.save
 
     def save(self: RunFolder, checkpoint: Checkpoint) -> None:
@@ -92,13 +126,172 @@ def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(
         if checkpoint.data["arm_progress"]:
             raise Interrupted
 
-    if workers_first:
-        monkeypatch.setattr(pipeline, "open_parallel", contrary)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(RunFolder, "save", save)
-        run_tiny(tmp_path / "run", source, *SMALL)
-    monkeypatch.undo()
-    if not workers_first:
-        monkeypatch.setattr(pipeline, "open_parallel", contrary)
-    run_tiny(tmp_path / "run", source, *SMALL, resume=True)
+    for number, workers in enumerate((True, False, True)):
+        with monkeypatch.context() as patch:
+            if workers:
+                patch.setattr(pipeline, "open_parallel", contrary)
+            if number == 2:
+                run_tiny(tmp_path / "run", source, *SMALL, resume=True)
+                break
+            patch.setattr(RunFolder, "save", save)
+            with pytest.raises(Interrupted):
+                run_tiny(tmp_path / "run", source, *SMALL, resume=number > 0)
     assert result(tmp_path / "run") == alone
+
+
+def piece(env: Any, tick: Tick, how: str, marker: str = "") -> Any:
+    """A piece of work that fails in one of the ways in which work can fail; with a marker, it does so once."""
+    errors = {
+        "user": TeacherError("the teacher wrote 0 acceptable pairs"),
+        "memory": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        "bug": KeyError("no such thing"),
+        "gpu": RuntimeError("CUDA error: unspecified launch failure"),
+    }
+    if not marker or not Path(marker).exists():
+        if marker:
+            Path(marker).touch()
+        if how.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, how))
+        else:
+            raise errors[how]
+    return 7
+
+
+def double(env: Any, tick: Tick, offset: int, value: int) -> tuple[int, int]:
+    """(2 * value + offset, process id); a large value is slow."""
+    for _ in range(3):
+        tick()
+        time.sleep(0.01 * value)
+    return 2 * value + offset, os.getpid()
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """One local Ray for the whole file; a parallel uses the Ray that its process is connected to."""
+    ray = pytest.importorskip("ray")
+    crew.connect(ray, tiny_config("cluster.workers=8"))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the folder of the tests
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[RolloutEnv]:
+    with open_env(tiny_config()) as env:
+        yield env
+
+
+@pytest.fixture(scope="module")
+def two(ray: Any, env: RolloutEnv) -> Iterator[tuple[RayParallel, list[str]]]:
+    """Two workers, and what was said about them."""
+    said: list[str] = []
+    with RayParallel(tiny_config("cluster.workers=2", "cluster.retries=5"), env, 1, said.append) as parallel:
+        yield parallel, said
+
+
+def ask(parallel: RayParallel, work: Any, *tasks: Task, common: Task = (), tick: Tick = no_tick) -> list[Any]:
+    return list(spread(parallel, None, 1, work, common, tasks, tick))  # type: ignore[arg-type]
+
+
+def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray: Any, source: str, alone: dict[str, Any]
+) -> None:
+    done: list[str] = []
+    said: list[str] = []
+    real = RayParallel.stream
+
+    def stream(self: RayParallel, work: Any, *rest: Any) -> Iterator[Any]:
+        if work.__name__ == "train_chunk" and "train_chunk" not in done:
+            os.kill(self.pids[1], signal.SIGKILL)
+        done.append(work.__name__)
+        self.say = said.append
+        return real(self, work, *rest)
+
+    monkeypatch.setattr(RayParallel, "stream", stream)
+    run_tiny(tmp_path / "run", source, *SMALL, "cluster.workers=2")
+    assert result(tmp_path / "run") == alone
+    assert set(done) == {"screen_call", "train_chunk", "measure_chunk", "count_block"}
+    assert said == ["worker 1 was lost and started again; what it was doing (train_chunk) is done again"]
+
+
+def test_results_come_in_order_from_all_workers_and_every_step_is_told(two: tuple[RayParallel, list[str]]) -> None:
+    ticks: list[int] = []
+    results = ask(two[0], double, (30,), (1,), (2,), (3,), common=(1,), tick=lambda: ticks.append(0))
+    assert [value for value, _ in results] == [61, 3, 5, 7]
+    assert {pid for _, pid in results} == set(two[0].pids.values())
+    assert len(ticks) == 12
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("user", TeacherError, "the teacher wrote 0 acceptable pairs"),
+        ("memory", RuntimeError, "CUDA out of memory"),
+        ("bug", KeyError, r"(?s)test_parallel\.py.*KeyError: .no such thing"),
+    ],
+)
+def test_an_error_in_a_worker_comes_back_as_what_it_is(
+    two: tuple[RayParallel, list[str]], how: str, kind: type, message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        ask(two[0], piece, (how,))
+    assert ask(two[0], double, (1,), common=(0,))[0][0] == 2  # the parallel goes on
+
+
+@pytest.mark.parametrize("how", ["gpu", "SIGSTOP"])
+def test_a_worker_that_loses_its_gpu_or_stands_still_is_started_again_and_its_work_done(
+    two: tuple[RayParallel, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(crew, "STILL_S", 3.0 if how == "SIGSTOP" else 600.0)
+    parallel, said = two
+    before = dict(parallel.pids)
+    (tmp_path / "done").touch()
+    assert ask(parallel, piece, (how, str(tmp_path / "done")), (how, str(tmp_path / "not yet"))) == [7, 7]
+    (*_, lost) = [number for number, pid in before.items() if parallel.pids[number] != pid]
+    assert said[-1] == f"worker {lost} was lost and started again; what it was doing (piece) is done again"
+    assert (how == "SIGSTOP") == ("no worker has given a result for 3 s: they are killed and started again" in said)
+
+
+def test_work_that_loses_every_worker_ends_the_run(ray: Any, env: RolloutEnv) -> None:
+    message = r"was lost and started 0 times \(cluster.retries\), at last: .*--resume"
+    config = tiny_config("cluster.retries=0", "cluster.workers=1")
+    with RayParallel(config, env, 1, print) as one, pytest.raises(WorkersLost, match=message):
+        ask(one, piece, ("SIGKILL",))
+
+
+def test_a_worker_loads_counts_and_names_other_weights(env: RolloutEnv) -> None:
+    digest = env.backbone.base_digest()
+    with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
+        Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
+    with pytest.raises(WorkersLost, match="loaded other weights than the run's process"):
+        Worker(1, tiny_config(), os.getcwd(), "0" * 64).open()
+    worker = Worker(3, tiny_config(), os.getcwd(), digest)
+    reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4))
+    assert [row.attempts for row in reply.value] == [4, 4] and reply.tokens > 8
+    assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key")
+
+
+def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray: Any, env: RolloutEnv
+) -> None:
+    with pytest.raises(ConfigError, match=r"cluster.workers = 2: a worker asks for 1 core and 3 GPUs, .* so 0 fit"):
+        RayParallel(tiny_config("cluster.workers=2", "cluster.gpus=3"), env, 1, print).__enter__()
+    monkeypatch.setattr(pipeline, "open_env", lambda config: pytest.fail("the model was loaded first"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        for kind in ("ray://", ""):
+            address = f"{kind}127.0.0.1:{taken.getsockname()[1]}"
+            assert main(["run", "--out", str(tmp_path / "run"), "--workers", address, "--quiet"]) == 1
+            said = capsys.readouterr().err
+            assert f"cluster.address = {address!r} cannot be reached: nothing answers at 127.0.0.1, port" in said
+    real = importlib.import_module
+
+    def missing(name: str, *rest: Any) -> Any:
+        if name == "ray":
+            raise ModuleNotFoundError("No module named 'ray'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert main(["run", "--out", str(tmp_path / "run"), "--workers", "2", "--quiet"]) == 1
+    assert "pip install 'soar-rl[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

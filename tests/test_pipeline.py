@@ -19,7 +19,6 @@ from soar.loop.write import TeacherError
 from soar.problems.load import read_hard
 from soar.problems.prompts import get_format
 from soar.report.questions import hashed_ngrams, vendi_score
-from soar.run import measure as held_out
 from soar.run import pipeline
 from soar.run import screen as hardset
 from soar.run import setup as workbench
@@ -201,14 +200,14 @@ def test_each_arm_is_judged_by_its_own_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: Backbone
 ) -> None:
     judged: list[list[str]] = []
-    real = held_out.count_correct
+    real = pipeline.count_correct
 
     def spy(env: Any, stack: AdapterStack, problems: list[Problem], *rest: Any, **more: Any) -> Any:
         judged.append([stack.digest(p) for p in range(stack.policies)])
         assert [p.id for p in problems] == [row["id"] for row in read_jsonl(tmp_path / "run" / "hard" / "test.jsonl")]
         return real(env, stack, problems, *rest, **more)
 
-    monkeypatch.setattr(held_out, "count_correct", spy)
+    monkeypatch.setattr(pipeline, "count_correct", spy)
     changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", "teacher.steps=1")
     run_tiny(tmp_path / "run", *changes)
     hard, student, pq = (

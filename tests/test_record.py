@@ -226,18 +226,6 @@ def test_a_run_whose_files_change_underneath_stops_with_a_named_error(tmp_path: 
         assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("write", ["append", "save"])
-def test_a_folder_that_is_moved_in_the_middle_of_a_write_is_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
-) -> None:
-    with RunFolder(steps(tmp_path / "run"), tiny_config(), [], resume=True) as folder:
-        folder.load()
-        monkeypatch.setattr(folder, "note_hashes", lambda: (tmp_path / "run").rename(tmp_path / "elsewhere"))
-        with pytest.raises(RunFolderError, match=r"\.lock is gone: something else changed the folder"):
-            folder.append("metrics.jsonl", [{}]) if write == "append" else folder.save(checkpoint(3))
-    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
-
-
 @pytest.mark.parametrize("line", [b"\x00" * 20, b'{"id": "b", "n"', b"[1]", b"\xff", b"[" * 100_000])
 def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp_path: Path, line: bytes) -> None:
     for name in ("hard/screen.jsonl", "metrics.jsonl"):
@@ -251,24 +239,6 @@ def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp
         with pytest.raises(RunFolderError, match=r"metrics\.jsonl:2 is damaged: .*; restore the line from a copy"):
             folder.rows("metrics.jsonl")
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_write_atomic_keeps_the_old_file_until_the_new_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "a" / "file"
-    write_atomic(target, b"old")
-
-    def crash(*args: Any) -> None:
-        assert target.read_bytes() == b"old"
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(os, "fsync", crash)
-        write_atomic(target, b"new content")
-    assert content(tmp_path) == {"a/file": b"old"}
-    write_atomic(target, b"new content")
-    assert content(tmp_path) == {"a/file": b"new content"}
 
 
 def test_everything_is_on_disk_before_a_checkpoint_gets_its_number(

@@ -239,9 +239,8 @@ def test_a_chart_is_an_image_with_its_points_where_they_belong() -> None:
 
 
 def test_tokens_of_an_arm_on_its_way() -> None:
-    """pass@k against all tokens: the measurements on the way, then the result; arms without tokens are left out."""
+    """pass@k against all tokens; arms without tokens are left out."""
     events = {
-        "curve": [{"arm": "pq", "total_tokens": 2e6, "pass_at": {"1": 0.1}}],
         "evaluation": [
             {"arm": "pq", "total_tokens": 4e6, "pass_at": {"1": 0.3, "32": 0.5}},
             {"arm": "ps", "pass_at": {"1": 0.2}},
@@ -249,7 +248,7 @@ def test_tokens_of_an_arm_on_its_way() -> None:
     }
     charts = report.arms_section(runs.Run(path=Path(), events=events))["charts"][:2]
     points = [[(s.label, s.x, s.y) for s in c.series if s.x] for c in charts]
-    assert points == [[("PQ", [2, 4], [0.1, 0.3])], [("PQ", [4], [0.5])]]
+    assert points == [[("PQ", [4], [0.3])], [("PQ", [4], [0.5])]]
 
 
 def test_what_the_teacher_wrote_and_what_changed() -> None:
@@ -273,9 +272,7 @@ def test_what_the_teacher_wrote_and_what_changed() -> None:
 def test_unfinished_run_with_half_a_line(tmp_path: Path) -> None:
     run_folders.write_run(tmp_path, steps=7)
     (tmp_path / "summary.json").unlink()
-    run_folders.write_json(
-        tmp_path / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61, "run_left": "x"}
-    )
+    run_folders.write_json(tmp_path / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if '"outer_step"' in line or '"promotion"' in line]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))

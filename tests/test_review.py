@@ -17,6 +17,9 @@ from soar.run.interrupts import Stopped
 CHANGES = ("teacher.steps=3", "promotion.review=true", 'arms.run=["ps","pq"]')
 
 
+ALL = ("teacher.steps=2", 'arms.run=["base","hard_only","ps","pq"]')
+
+
 def until_review(out: Path, *changes: str, resume: bool = False) -> None:
     with pytest.raises(Stopped) as caught:
         run_tiny(out, *CHANGES, *changes, resume=resume)
@@ -25,30 +28,27 @@ def until_review(out: Path, *changes: str, resume: bool = False) -> None:
     assert f"`soar review {out}`" in str(caught.value)
 
 
-def test_accepting_everything_is_the_run_without_review(tmp_path: Path) -> None:
-    run_tiny(tmp_path / "free", "teacher.steps=2", 'arms.run=["ps","pq"]')
+def test_accepting_everything_is_the_run_without_review(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "held"
     for step in range(2):
-        until_review(out, "teacher.steps=2", resume=step > 0)
+        until_review(out, *ALL, resume=step > 0)
         assert len(events(out, "outer_step")) == step + 1
         assert len(events(out, "promotion")) == step  # not entered before it is accepted
         assert len(read_jsonl(out / "pq.jsonl") if step else []) == 4 * step
-        until_review(out, "teacher.steps=2", resume=True)  # asking again changes nothing
         review.decide(out, review.ACCEPTED, "ann")
-    run_tiny(out, *CHANGES, "teacher.steps=2", resume=True)
-    free, held = (without_clock(events(tmp_path / name)) for name in ("free", "held"))
+    run_tiny(out, *CHANGES, *ALL, resume=True)
+    free, held = (without_clock(events(folder)) for folder in (tiny_run, out))
     undecided = [{k: v for k, v in row.items() if k not in ("decision", "by")} for row in (*held, *free)]
     assert [row for row in undecided[: len(held)] if row["event"] != "review"] == undecided[len(held) :]
     assert [row for row in held if row["event"] == "review"] == [
         {"event": "review", "step": step, "decision": "accepted", "by": "ann"} for step in range(2)
     ]
-    assert read_jsonl(out / "pq.jsonl") == read_jsonl(tmp_path / "free" / "pq.jsonl")
-    for name in ("teacher", "student", "arms/pq"):
-        weights = [(tmp_path / run / name / "adapter_model.safetensors").read_bytes() for run in ("free", "held")]
-        assert weights[0] == weights[1]
+    names = [f"{name}/adapter_model.safetensors" for name in ("teacher", "student", "arms/pq")]
+    for name in ("pq.jsonl", *names):
+        assert (out / name).read_bytes() == (tiny_run / name).read_bytes(), name
     decided = [(row["step"], row["decision"], row["by"]) for row in events(out, "promotion")]
     assert decided == [(step, "accepted", "ann") for step in range(2)]
-    assert [row["decision"] for row in events(tmp_path / "free", "promotion")] == ["automatic"] * 2
+    assert [row["decision"] for row in events(tiny_run, "promotion")] == ["automatic"] * 2
     assert not (out / review.FILE).exists()
     assert not any(complaints for _, complaints in examine(out))
 

@@ -98,7 +98,7 @@ def test_trackers_get_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ki
         init=lambda **_: run, Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data]
     )
     monkeypatch.setitem(sys.modules, kind, tool)
-    loggers = sinks.open_loggers(tiny_config(f'log.sinks=["{kind}"]'), tmp_path, pytest.fail)
+    loggers = sinks.Loggers(tiny_config(f'log.sinks=["{kind}"]'), tmp_path, pytest.fail)
     loggers([{"by": "pq", "rloo_step": 3, "outcome": "wrong"}, {"by": "student", "step": 1, "outcome": "right"}])
     (table,) = logged
     assert [row["outcome"] for row in table["completions"]] == ["wrong", "right"]

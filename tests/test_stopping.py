@@ -20,11 +20,9 @@ from loop_helpers import TINY, events, run_tiny, without_clock
 
 from soar.cli import main
 from soar.config import LimitsConfig
-from soar.loop import student
-from soar.run import measure as held_out
+from soar.loop import student, teacher
 from soar.run import pipeline
 from soar.run import screen as screening
-from soar.run.folder import RunFolder
 from soar.run.interrupts import limit_reached
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")
@@ -64,7 +62,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
         monkeypatch.setattr(owner, attribute, watched)
 
     watch(pipeline.OuterLoop, "step", "loop")
-    watch(held_out, "count_correct", "evaluate")
+    watch(pipeline, "count_correct", "evaluate")
     watch(screening, "screen_call", "screen")
     real_arms = pipeline.train_arms
 
@@ -73,7 +71,6 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
         return real_arms(*args)
 
     monkeypatch.setattr(pipeline, "train_arms", arms)
-    monkeypatch.setattr(held_out, "BLOCK", 4)
 
 
 @pytest.fixture(autouse=True)
@@ -84,41 +81,33 @@ def hangup_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(
-    ("where", "number"),
-    [
-        ("screen", signal.SIGTERM),
-        ("loop", signal.SIGHUP),
-        ("arms", signal.SIGQUIT),
-        ("evaluate", signal.SIGINT),
-    ],
-)
 def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    whole: dict[str, Any],
-    where: str,
-    number: signal.Signals,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whole: dict[str, Any]
 ) -> None:
+    """One run that is stopped in every stage, each time by another signal."""
     out = tmp_path / "a run"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        signal_at(patch, where, number)
-        assert main(["run", "tiny", "--out", str(out), *SETS]) == 128 + number
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    error = capsys.readouterr().err
-    assert f"{number.name}: the step in hand is finished and saved first; once more stops at once" in error
     command = f"soar run --out '{out}' --resume"
-    assert f"soar: stopped by {number.name}; everything is saved. Continue with: {command}" in error
-    paused = json.loads((out / "paused.json").read_text())
-    stage, step = {"screen": "loop", "evaluate": "arms"}.get(where, where), {"screen": 0, "loop": 1}.get(where, 2)
-    assert paused == {"reason": f"stopped by {number.name}", "stage": stage, "step": step, "resume": command}
-    page = (out / "report.html").read_text()
-    assert f"Paused: stopped by {number.name}. Continue with: soar run --out &#39;{out}&#39; --resume" in page
-    kinds = [row["event"] for row in events(out)] if (out / "metrics.jsonl").exists() else []
-    assert kinds.count("outer_step") == paused["step"]
-    assert kinds.count("arm_step") == (where == "arms")  # what is final when the loop ends is measured before them
+    for where, number, stage, step, arm_steps in (
+        ("screen", signal.SIGTERM, "loop", 0, 0),
+        ("loop", signal.SIGHUP, "loop", 1, 0),
+        ("evaluate", signal.SIGINT, "arms", 2, 0),  # of what is final when the loop ends
+        ("arms", signal.SIGQUIT, "arms", 2, 1),
+    ):
+        words = ["--resume"] if out.exists() else ["tiny", *SETS]
+        with monkeypatch.context() as patch:
+            signal_at(patch, where, number)
+            assert main(["run", "--out", str(out), *words]) == 128 + number
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+        error = capsys.readouterr().err
+        assert f"{number.name}: the step in hand is finished and saved first; once more stops at once" in error
+        assert f"soar: stopped by {number.name}; everything is saved. Continue with: {command}" in error
+        paused = json.loads((out / "paused.json").read_text())
+        assert paused == {"reason": f"stopped by {number.name}", "stage": stage, "step": step, "resume": command}
+        page = (out / "report.html").read_text()
+        assert f"Paused: stopped by {number.name}. Continue with: soar run --out &#39;{out}&#39; --resume" in page
+        kinds = [row["event"] for row in events(out)] if (out / "metrics.jsonl").exists() else []
+        assert (kinds.count("outer_step"), kinds.count("arm_step")) == (step, arm_steps)
     assert main(["run", "--out", str(out), "--resume", "--quiet"]) == 0
     assert result(out) == whole
     assert not (out / "paused.json").exists()
@@ -160,14 +149,6 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_limits_by_hand() -> None:
-    assert limit_reached(LimitsConfig(), 1e9, 10**15) is None
-    limits = LimitsConfig(max_hours=1.5, max_tokens=1000)
-    assert limit_reached(limits, 1.49, 999) is None
-    assert limit_reached(limits, 1.5, 0) == "limits.max_hours = 1.5 reached"
-    assert limit_reached(limits, 0, 1000) == "limits.max_tokens = 1000 reached (1000 sampled)"
-
-
 def test_max_tokens_pauses_and_a_larger_one_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: dict[str, Any]
 ) -> None:
@@ -176,10 +157,9 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(
     said = capsys.readouterr().err
     assert "limits.max_tokens = 1 reached (" in said
     assert [row["event"] for row in events(out)] == ["screen", "outer_step", "promotion"]
-    with RunFolder(out, pipeline_config(out), [], resume=True) as folder:
-        checkpoint = folder.load()
-    assert checkpoint is not None
-    tokens = checkpoint.data["tokens"]
+    tokens = json.loads(max(out.glob("state/*/state.json")).read_text())["data"]["tokens"]
+    assert limit_reached(LimitsConfig(max_hours=1.5, max_tokens=1000), 1.49, 999) is None
+    assert limit_reached(LimitsConfig(max_hours=1.5), 1.5, 0) == "limits.max_hours = 1.5 reached"
     command = f"soar run --out {out} --resume --max-tokens {tokens + 1}"
     assert f"Continue with: {command}\n" in said
     assert json.loads((out / "paused.json").read_text())["resume"] == command
@@ -190,19 +170,31 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(
     assert result(out) == whole
 
 
-def pipeline_config(out: Path) -> Any:
-    from soar.run.folder import recorded_config
+def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = (*CHANGES, 'arms.run=["base"]')
+    clock = {"now": 0.0}
+    real = teacher.OuterLoop.step
 
-    return recorded_config(out)
+    def step(self: teacher.OuterLoop) -> Any:
+        clock["now"] += 100.0
+        if clock["now"] == 200.0:
+            raise InterruptedError
+        return real(self)
 
-
-def test_max_promotions_ends_the_loop_and_the_rest_follows(tmp_path: Path, whole: dict[str, Any]) -> None:
-    summary = run_tiny(tmp_path / "run", "teacher.steps=2", "arms.save_steps=100", "limits.max_promotions=1")
-    assert (summary["promotions"], summary["outer_steps"]) == (1, 1)
-    assert summary["loop_end"] == "limits.max_promotions = 1"
-    assert set(summary["arms"]) == set(whole["summary"]["arms"])
-    assert whole["summary"]["loop_end"] == "teacher.steps = 2"
-    assert without_clock(events(tmp_path / "run")[:3]) == whole["metrics"][:3]
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(teacher.OuterLoop, "step", step)
+    with pytest.raises(InterruptedError):
+        run_tiny(tmp_path / "run", *changes)
+    clock["now"] += 5000.0
+    summary = run_tiny(tmp_path / "run", *changes, resume=True)
+    assert summary["wall_seconds"] == {"screen": 0.0, "loop": 200.0, "arms": 0.0, "evaluate": 0.0}
+    (tmp_path / "run" / "summary.json").unlink()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert run_tiny(tmp_path / "run", *changes, resume=True) == summary
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
 CLOSED = """

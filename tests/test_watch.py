@@ -49,7 +49,7 @@ def lines_of(folder: Path, age: float = 3.0) -> list[str]:
 
 def test_the_view_of_a_running_run(tmp_path: Path) -> None:
     folder = begin(tmp_path)
-    now = {"task": "outer loop", "done": 2.0, "total": 10.0, "left": 1200.0, "run_left": 3000.0}
+    now = {"task": "outer loop", "done": 2.0, "total": 10.0, "left": 1200.0}
     run_folders.write_json(folder / "now.json", now)
     add(folder, "metrics.jsonl", step(0, [0.01, 0.03]), step(1, [0.0, 0.04, None]))
     add(folder, "metrics.jsonl", {"event": "promotion", "step": 1, "baseline_pass_rate": 0.02, "pass_rate": 0.06})
@@ -59,7 +59,7 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
     add(folder, "questions.jsonl", {"step": 1, "dataset": 1, "question": "good", "answer": "3", "reward": 0.04})
     assert lines_of(folder) == [
         "mine: at work, last written 3.0 s ago",
-        "outer loop: 2 of 10, about 0:20:00 left, about 0:50:00 of the whole run left",
+        "outer loop: 2 of 10, about 0:20:00 left",
         "12 of 40 candidates are hard",
         "2 of 10 outer steps done, 1 promotion",
         "step   1  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50",

@@ -197,16 +197,11 @@ def why_nothing(run: Run) -> list[str]:
 
 
 def now_line(run: Run) -> str:
-    """What a run at work is doing and how long that and the whole run still take, as it noted itself; else nothing."""
+    """What a run at work is doing and how long that still takes, as it noted itself; else nothing."""
     if run.finished or run.paused or not run.now:
         return ""
-    words = [f"{run.now.get('task')}: {whole(run.now.get('done'))} of {whole(run.now.get('total'))}"]
-    times = [
-        (duration(run.now[key]), what)
-        for key, what in (("left", ""), ("run_left", " of the whole run"))
-        if number(run.now.get(key)) is not None
-    ]
-    return ", ".join([*words, *(f"about {time}{what} left" for time, what in times)])
+    line = f"{run.now.get('task')}: {whole(run.now.get('done'))} of {whole(run.now.get('total'))}"
+    return line if number(run.now.get("left")) is None else f"{line}, about {duration(run.now['left'])} left"
 
 
 def extremes(rows: Sequence[Row]) -> list[tuple[str, float, list[Row]]]:

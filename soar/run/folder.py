@@ -13,8 +13,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,12 @@ SCHEMA = 4
 ACCEPTED, REJECTED = "accepted", "rejected"
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "rollouts.jsonl")  # cut back on resume
 TOLD = ("metrics.jsonl", "rollouts.jsonl")  # what the sinks get
-EVIDENCE = ("hard/screen.jsonl", "state/evaluation.jsonl")  # kept on resume: made again where lines are missing
+EVIDENCE = "hard/screen.jsonl"  # kept on resume: made again where lines are missing
 BEFORE_FIRST = ("screen", "alarm")  # events that may stand in metrics.jsonl before there is a checkpoint
 ADVICE = "What was saved before is intact: free space or permit writing, then continue with --resume"
 PACKAGES = ("torch", "transformers", "numpy", "mpmath", "pydantic", "safetensors")
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
-NOBODYS = re.compile(
-    r"\.lock|(\.manifest\.json\..*|manifest\.json|now\.json|workers\.jsonl|tensorboard|wandb)"
-)  # before any event
+NOBODYS = re.compile(r"\.lock|\.manifest\.json\..*|manifest\.json|now\.json|tensorboard|wandb")  # before any event
 REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", "now.json", FILE)  # not in the hash list
 
 
@@ -168,7 +165,7 @@ class RunFolder:
 
     def _continue(self, config: Config) -> dict[str, Any]:
         manifest: dict[str, Any] = read_document(self.path / "manifest.json")
-        for name in (*STREAMS, *EVIDENCE):
+        for name in (*STREAMS, EVIDENCE):
             if (why := files.no_file(self.path / name)) is not None and why != "missing":
                 raise RunFolderError(f"{self.path / name} is {why}; restore it from a copy")
         changed = difference(_recorded(manifest, self.path).resolved(), files.scrub(config.resolved()))
@@ -189,7 +186,7 @@ class RunFolder:
         for old in self.path.rglob(".*.tmp"):
             if old.is_file():
                 old.unlink()  # what a killed process was writing
-        self._remember("manifest.json", *STREAMS, *EVIDENCE)
+        self._remember("manifest.json", *STREAMS, EVIDENCE)
         return manifest
 
     def note_hashes(self, **hashes: str) -> None:
@@ -207,8 +204,8 @@ class RunFolder:
                 )
         if "manifest.json" not in self._left or hashes.keys() - self.manifest["hashes"].keys():
             self.manifest["hashes"].update(hashes)
-            with self._writing("manifest.json") as path:
-                files.write_json(path, self.manifest)
+            with files.storage_errors(self.path, ADVICE):
+                files.write_json(self.path / "manifest.json", self.manifest)
             self._remember("manifest.json")
 
     def _state(self, name: str) -> tuple[int, int] | None:
@@ -234,16 +231,6 @@ class RunFolder:
                 "work in it. Nothing more is written; put back what was there, then continue with --resume"
             )
 
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[Path]:
-        """The path of a file to write; what the disk has against it is named, or what else was taken away meanwhile."""
-        with files.storage_errors(self.path / name, ADVICE):
-            try:
-                yield self.path / name
-            except FileNotFoundError:
-                self.check()
-                raise
-
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what is in `notes`, once: damage that was passed over, what changed on resume."""
         notes, self.notes = self.notes, []
@@ -253,7 +240,8 @@ class RunFolder:
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add lines to a JSONL file of the folder. Raises files.StorageError; RunFolderError when the folder was changed."""
         self.note_hashes()
-        with self._writing(name) as path:
+        path = self.path / name
+        with files.storage_errors(path, ADVICE):
             if path.parent != self.path:  # which is not made again when it was moved away
                 path.parent.mkdir(exist_ok=True)
             with open(path, "ab") as file:
@@ -262,14 +250,11 @@ class RunFolder:
         if name in TOLD and self.on_events is not None:
             self.on_events(rows)
 
-    def rows(
-        self, name: str, usable: Callable[[int, dict[str, Any]], bool] = lambda number, row: True
-    ) -> list[dict[str, Any]]:
+    def rows(self, name: str) -> list[dict[str, Any]]:
         """All lines of a JSONL file of the folder ([] when it is absent); a half-written last line is cut off the file.
 
-        A damaged line, as a loss of power may leave one: evidence is cut there and made again, since no checkpoint counts
-        on it; in any other file it raises RunFolderError. usable(number, row): whether the row of a line says what it has
-        to say; one that does not is damaged too.
+        A damaged line, as a loss of power may leave one: the screening is cut there and made again, since no checkpoint
+        counts on it; in any other file it raises RunFolderError.
         """
         self.check()
         path = self.path / name
@@ -283,8 +268,6 @@ class RunFolder:
             try:
                 if not isinstance(row := json.loads(line), dict):
                     raise ValueError(f"it holds {type(row).__name__}, expected an object")
-                if not usable(number, row):
-                    raise ValueError("it does not hold what it should")
             except (ValueError, RecursionError) as error:
                 if name in STREAMS:
                     raise RunFolderError(
@@ -307,8 +290,8 @@ class RunFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; the one before is kept. Raises files.StorageError, and the one before is still in force."""
         self.note_hashes()
-        with self._writing("state"):
-            for name in (*STREAMS, *EVIDENCE):  # the lines that the checkpoint counts on are on disk before it is
+        with files.storage_errors(self.path / "state", ADVICE):
+            for name in (*STREAMS, EVIDENCE):  # the lines that the checkpoint counts on are on disk before it is
                 if (self.path / name).is_file():
                     files.sync(self.path / name)
             files.sync(self.path)

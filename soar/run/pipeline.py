@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain, zip_longest
@@ -16,7 +16,7 @@ from soar import seeds
 from soar.backends.base import local
 from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.engine.memory import saved_run
-from soar.engine.policy import AdapterStack
+from soar.engine.policy import AdapterStack, concat
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_json, write_lines
 from soar.loop.arms import (
     Material,
@@ -30,12 +30,14 @@ from soar.loop.arms import (
     training_questions,
     write_hints,
 )
-from soar.loop.evaluate import summarize
+from soar.loop.evaluate import count_correct, summarize
+from soar.loop.parallel import HELD_OUT_BLOCK
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
-from soar.problems.load import split, write_hard
+from soar.problems.domain import domain_of
+from soar.problems.load import split
 from soar.report.alarms import alarm, screen_alarms, step_alarms
 from soar.report.page import report_at_the_end
 from soar.report.questions import step_vendi
@@ -43,17 +45,16 @@ from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, rea
 from soar.report.text import held_out
 from soar.report.watch import step_lines
 from soar.run import folder as review
-from soar.run.checkpoint import STAGES, Checkpoint, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
+from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.doctor import write_hashes
 from soar.run.folder import ADVICE, RunFolder
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.jobs import FileLoop
-from soar.run.measure import count_held_out
 from soar.run.progress import Progress
 from soar.run.ray import RayParallel, check_cluster, open_parallel
-from soar.run.screen import find_hard
+from soar.run.screen import find_hard, left_out_before
 from soar.run.setup import choose_threads, labelled, open_env, save_adapter
-from soar.run.sinks import check_installed, open_loggers
+from soar.run.sinks import Loggers, check_installed
 from soar.types import Problem, Screening, UserError
 
 
@@ -86,27 +87,28 @@ class Run:
         self.parallel = parallel
         self.config, self.folder, self.env, self.progress = config, folder, env, progress
         self.stop = stop or StopRequest()
-        self._began = time.monotonic()
+        self._began = self._counted = time.monotonic()
         self.threads = choose_threads(env.backbone, config.threads)
         self.hard_train: list[Problem] = []
         self.hard_test: list[Problem] = []
         self.screened: list[tuple[Problem, Screening]] = []
         self.state = RunState("loop", new_state(env, config))
         self.meter = TokenMeter(env.sampler)  # takes its place after the screening
-        self._current: tuple[str, float] | None = None
 
     def execute(self) -> dict[str, Any]:
         """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
         checkpoint = self.folder.load()
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         self.folder.tell(self.progress.insist)
-        with self._phase("screen"):
-            self._find_hard(first=checkpoint is None)
+        self._find_hard(first=checkpoint is None)
         self.folder.tell(self.progress.insist)
+        self._count_seconds("screen")
         if checkpoint is None:
             self._save()
         else:
-            self._restore(checkpoint)
+            screening = self.state.seconds["screen"]
+            self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
+            self.state.seconds["screen"] += screening
         self.meter.tokens, self.env.sampler = self.state.tokens, self.meter
         if self.parallel is not None:
             self.parallel.meter = self.meter
@@ -117,10 +119,8 @@ class Run:
         }
         for name, stage in stages.items():
             if STAGES.index(self.state.stage) <= STAGES.index(name):
-                with self._phase(name):
-                    stage()
-                self.state.stage = STAGES[STAGES.index(name) + 1]
-                self._save()
+                stage()
+                self._save(then=STAGES[STAGES.index(name) + 1])
         self.folder.tell(self.progress.insist)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
             save_adapter(self.env.backbone, local(self.env.backbone, stack), self.folder.path / name)
@@ -150,40 +150,34 @@ class Run:
         write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
         report_at_the_end(self.folder.path, self.progress.insist)
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        self._current = (name, time.monotonic())
-        try:
-            yield
-        finally:
-            self.state.seconds, self._current = self._seconds(), None
-
-    def _seconds(self) -> dict[str, float]:
-        """Seconds per phase, the running one included."""
-        if self._current is None:
-            return self.state.seconds
-        name, started = self._current
-        return {**self.state.seconds, name: self.state.seconds.get(name, 0.0) + time.monotonic() - started}
+    def _count_seconds(self, phase: str) -> None:
+        """Add the seconds since the last call to those of a phase."""
+        now, seconds = time.monotonic(), self.state.seconds
+        seconds[phase] = seconds.get(phase, 0.0) + now - self._counted
+        self._counted = now
 
     def _find_hard(self, first: bool) -> None:
-        config = self.config
-        found = find_hard(
-            self.env, config, self.folder, self.threads, self.progress, self._safe_point, parallel=self.parallel
-        )
+        config, screen = self.config, self.config.screen
+        found = find_hard(self.env, config, self.folder, self.threads, self.progress, self._safe_point, self.parallel)
         hard, self.screened = found.problems, found.screened
+        of_all = f"{len(hard)} of {len(self.screened)}"
+        rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
         if len(hard) < 4:
-            raise NothingToDo(found.too_few(config))
+            raise NothingToDo(
+                f"{of_all} problems are hard ({rule}); left out before: {left_out_before(found.event) or 'none'}. A run "
+                "needs at least 4: give harder problems, raise screen.max_successes, lower student.sampling.max_tokens, give "
+                f"a model with a longer context, or choose another verifier than {domain_of(config.problems).label!r}."
+            )
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
-        ids = [[problem.id for problem in part] for part in (self.hard_train, self.hard_test)]
-        self.folder.note_hashes(hard_set=digest(ids))  # a damaged count could make it another one
-        for name, part in (("train", self.hard_train), ("test", self.hard_test)):
-            where = self.folder.path / "hard" / f"{name}.jsonl"
-            write_hard(where, part, [found.found[problem.id] for problem in part], found.evidence)
+        halves = {"train": self.hard_train, "test": self.hard_test}
+        hard_set = digest([[problem.id for problem in half] for half in halves.values()])
+        self.folder.note_hashes(hard_set=hard_set)  # a damaged count could make it another one
+        for name, half in halves.items():
+            found.write(self.folder.path / "hard" / f"{name}.jsonl", half)
         if first:
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
         self.progress.say(
-            f"{len(hard)} of {len(found.found)} candidates are hard: at most {config.screen.max_successes} of "
-            f"{config.screen.attempts} attempts correct; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
+            f"{of_all} candidates are hard: {rule}; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
         )
 
     def _loop(self) -> None:
@@ -290,6 +284,7 @@ class Run:
     def _arms(self) -> None:
         config, state = self.config, self.state
         self._evaluate({"base": self._fresh(), "ps": adapters_of(state)["student"]})  # nothing will change them
+        self._safe_point()
         material = self._material()
         plans: dict[str, Plan] = {}
         told = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row.get("kind") == "arm left out"}
@@ -333,10 +328,9 @@ class Run:
                     else:
                         state.arm_progress[arm] = replace(now, metrics=[], kept=[])
                     state.arm_tokens[arm] |= {"training": now.tokens}
-                self._curve(moved)
                 self._save()
-                if self.parallel is None and plans.keys() - state.arms.keys():  # workers would be amid the other arms
-                    self._evaluate(state.arms)
+                if self.parallel is None and moved.keys() & state.arms.keys() and plans.keys() - state.arms.keys():
+                    self._evaluate(state.arms)  # workers would be amid the other arms
                 self._safe_point()
 
     def _plan(self, arm: str, material: Material, before: int) -> Plan | None:
@@ -375,17 +369,6 @@ class Run:
         half = self.config.arm_prompts * student.attempts * student.sampling.max_tokens / 2
         return min(len(plan.batches), round(plan.tokens / half) or 1) if plan.tokens else len(plan.batches)
 
-    def _curve(self, moved: dict[str, TrainState]) -> None:
-        """pass@k of arms on their way, where evaluate.every is due: one `curve` event each."""
-        every = self.config.evaluate.every
-        due = {arm: now for arm, now in moved.items() if every and now.step % every == 0}
-        measured = self._held_out({arm: now.stack for arm, now in due.items()}, lambda count: None)
-        rows = []
-        for (arm, now), row in zip(due.items(), measured, strict=True):
-            total = sum(self.state.arm_tokens[arm].values())
-            rows.append({"event": "curve", "arm": arm, "step": now.step, "total_tokens": total, **row})
-        self.folder.append("metrics.jsonl", rows)
-
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
         arms, loop = self.config.arms, self.state.loop
@@ -411,54 +394,40 @@ class Run:
         if not policies:
             return
         rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
+        settings, seed = config.evaluate, seeds.derive(config.seed, "evaluate")
+        sampling = config.student.sampling.model_copy(update={"temperature": settings.temperature})
         tokens = {"base": {}, "ps": {"search": self._search_tokens("ps")}, **self.state.arm_tokens}
         name = "evaluation" if self.state.stage == "evaluate" else f"evaluation of {' and '.join(policies)}"
         with self.progress.task(name, len(self.hard_test)) as advance:
-
-            def note(count: int) -> None:
-                advance(count)
-                self._safe_point()
-
-            rows = self._held_out(policies, note)
-        events: list[dict[str, Any]] = []
-        for arm, row in zip(policies, rows, strict=True):
-            spent = {
+            correct_P_H, _, tokens_P_H = count_correct(
+                self.env, concat(list(policies.values())), self.hard_test, settings.attempts, seed, sampling, self.threads,
+                HELD_OUT_BLOCK, lambda part, counts: advance(len(part)), self.parallel,
+            )  # fmt: skip
+        events = [
+            {
+                "event": "evaluation",
+                "arm": arm,
+                "problems": len(self.hard_test),
+                **summarize(correct_H, settings.attempts, settings, seed),
+                "attempts": settings.attempts,
+                "evaluation_tokens": sum(tokens_H),
+                "correct": correct_H,
                 "student_rollouts": rollouts[arm],
                 "total_tokens": sum(tokens[arm].values()),
                 "tokens": tokens[arm],
             }
-            events.append({"event": "evaluation", "arm": arm, "problems": len(self.hard_test), **row, **spent})
+            for arm, correct_H, tokens_H in zip(policies, correct_P_H.tolist(), tokens_P_H.tolist(), strict=True)
+        ]
         self.folder.append("metrics.jsonl", events)
         for event in events:
             self.progress.say(f"held out, {held_out(read_arm(event['arm'], event))}")
         self._save()
 
-    def _held_out(self, policies: dict[str, AdapterStack], on_problems: Callable[[int], None]) -> list[dict[str, Any]]:
-        """pass@k of every policy on the held-out half, with its counts and the tokens that measuring it took."""
-        settings, seed = self.config.evaluate, seeds.derive(self.config.seed, "evaluate")
-        if not policies:
-            return []
-        correct_P_H, tokens_P = count_held_out(
-            self.env, policies, self.hard_test, self.config, self.folder, seed, self.threads, on_problems, self.parallel
-        )
-        return [
-            {
-                **summarize(correct_H, settings.attempts, settings, seed),
-                "attempts": settings.attempts,
-                "evaluation_tokens": tokens,
-                "correct": correct_H,
-            }
-            for correct_H, tokens in zip(correct_P_H, tokens_P, strict=True)
-        ]
-
-    def _save(self) -> None:
-        self.state.tokens = self.meter.tokens
-        self.folder.save(to_checkpoint(replace(self.state, seconds=self._seconds())))
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        screening = self.state.seconds.get("screen", 0.0)
-        self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
-        self.state.seconds["screen"] = self.state.seconds.get("screen", 0.0) + screening
+    def _save(self, then: str = "") -> None:
+        """A checkpoint. then: the stage that comes next, where one is over."""
+        self._count_seconds(self.state.stage)
+        self.state.stage, self.state.tokens = then or self.state.stage, self.meter.tokens
+        self.folder.save(to_checkpoint(self.state))
 
 
 def execute(
@@ -479,9 +448,9 @@ def execute(
     check_cluster(config)
     with (
         RunFolder(out, config, command, resume) as folder,
-        closing(open_loggers(config, out, progress.say)) as folder.on_events,
+        closing(Loggers(config, out, progress.say)) as folder.on_events,
         open_env(config) as env,
-        open_parallel(config, env, folder, progress.say) as parallel,
+        open_parallel(config, env, progress.say) as parallel,
     ):
         progress.file = out / NOW_FILE  # not before the folder is this run's
         run = Run(config, folder, env, progress, stop, parallel)

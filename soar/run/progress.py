@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.progress import Task as Bar
 
 from soar.files import write_json
 from soar.report.watch import terminal_text
@@ -28,26 +29,17 @@ NARROW = 60  # columns below which a bar would leave no room for its numbers
 class Task:
     """One bar. Call it with the number of finished items, or `set` it; safe from several threads."""
 
-    def __init__(self, owner: Progress, name: str, total: int, transient: bool) -> None:
-        self._owner, self.name, self.transient = owner, name, transient
-        self.bar = owner.bars.add_task(name, total=max(1, total))
+    def __init__(self, owner: Progress, name: str, total: int) -> None:
+        self.owner, self.bar = owner, owner.bars.add_task(name, total=max(1, total))
 
     def __call__(self, items: int) -> None:
-        self._show(advance=items)
+        self.owner.bars.update(self.bar, advance=items)
+        self.owner.note()
 
     def set(self, done: int, total: int) -> None:
         """Finished items and total, for a task that starts again."""
-        self._show(completed=done, total=max(1, total))
-
-    def _show(self, **change: float) -> None:
-        self._owner.bars.update(self.bar, **change)  # type: ignore[arg-type]
-        self._owner.at(self)
-
-    @property
-    def state(self) -> tuple[float, float, float | None]:
-        """(items done, items in all, seconds of an item at the pace so far: what was done before counts for nothing)."""
-        bar = next(bar for bar in self._owner.bars.tasks if bar.id == self.bar)
-        return bar.completed, bar.total or 1.0, 1 / bar.speed if bar.speed else None
+        self.owner.bars.update(self.bar, completed=done, total=max(1, total))
+        self.owner.note()
 
 
 class SteadyConsole(Console):
@@ -60,17 +52,13 @@ class SteadyConsole(Console):
 class Progress:
     """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off.
 
-    plan: tasks of a whole run in their order -> expected seconds, which need be right in proportion alone. file: where to
-    note, now and then, where the run is.
+    file: where to note, now and then, where the run is.
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
-        self.quiet, self.plan, self.file = quiet, dict[str, float](), Path()
-        self._doing: Task | str = ""
-        self._inner: Task | None = None  # a part of it
-        self._pace = 0.0  # seconds of the latest task of the plan, for one that was expected
-        self._began = self._said = self._noted = self._since = time.monotonic()
+        self.quiet, self.file = quiet, Path()
+        self._began = self._said = self._noted = time.monotonic()
         self._over, self._lock = threading.Event(), threading.RLock()
         name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
         wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
@@ -108,68 +96,50 @@ class Progress:
         while not self._over.wait(1.0):
             self.remind()
 
+    def _going_on(self) -> list[Bar]:
+        return [bar for bar in self.bars.tasks if not bar.finished and bar.stop_time is None]
+
     def remind(self) -> None:
         """Say what is going on, where nothing was said for a while."""
-        now, doing = time.monotonic(), self._doing
+        now, tasks = time.monotonic(), self._going_on()
         patience = max(PLAIN_SECONDS, PATIENCE * (now - self._began))
-        if not doing or self.bars.live.is_started or now - self._said < patience:
+        if not tasks or self.bars.live.is_started or now - self._said < patience:
             return
-        if isinstance(doing, str):
-            return self.say(f"{doing}: {now - self._since:.0f} s so far")
-        words = ["{}: {:g}/{:g}".format(task.name.strip(), *task.state) for task in (doing, self._inner) if task]
-        times = zip(("left", "of the whole run left"), self.left(doing), strict=True)
-        words += [f"about {timedelta(seconds=round(seconds))} {what}" for what, seconds in times if seconds is not None]
+        words = [f"{task.description.strip()}: {task.completed:g}/{task.total:g}" for task in tasks if task.total]
+        if not words:
+            return self.say(f"{tasks[0].description}: {tasks[0].elapsed or 0:.0f} s so far")
+        if (left := tasks[0].time_remaining) is not None:
+            words.append(f"about {timedelta(seconds=left)} left")
         self.say(", ".join(words))
 
     def now(self, what: str, tell: bool = True) -> None:
         """What is done from here on, where it may take a while and has no bar of its own. tell: say so at once."""
         for bar in [bar for bar in self.bars.tasks if bar.total is None]:
             self.bars.remove_task(bar.id)
-        self._doing, self._since = what, time.monotonic()
-        if what and self.bars.live.is_started:
+        if what:
             self.bars.add_task(what, total=None)
-        elif what and tell:
+        if what and tell and not self.bars.live.is_started:
             self.say(what)
 
-    def at(self, task: Task) -> None:
-        """A task has come on."""
+    def note(self) -> None:
+        """A task has come on: note where the run is, unless it was noted just now."""
         with self._lock:
-            if task.transient:
-                self._inner = task
-                return self.remind()
-            self._doing, self._since = task, time.monotonic()
-            done, total, _ = task.state
-            left, run_left = self.left(task)
-            if self.bars.live.is_started:
-                told = f" (run: {timedelta(seconds=round(run_left))} left)" if run_left and done < total else ""
-                self.bars.update(task.bar, description=f"{task.name}{told}")
-            if self.file.name and self._since - self._noted > NOTE_SECONDS and self.file.parent.is_dir():
-                self._noted = self._since
-                where = {"task": task.name, "done": done, "total": total, "left": left, "run_left": run_left}
-                write_json(self.file, where)
+            now, tasks = time.monotonic(), self._going_on()
+            if tasks and self.file.name and now - self._noted > NOTE_SECONDS and self.file.parent.is_dir():
+                self._noted, task = now, tasks[0]
+                where = {"task": task.description, "done": task.completed, "total": task.total}
+                write_json(self.file, {**where, "left": task.time_remaining})
             self.remind()
-
-    def left(self, task: Task) -> tuple[float | None, float | None]:
-        """Seconds left of a task by its own pace, and of the whole run: what is to come by the plan at that pace."""
-        (done, total, each), expected, names = task.state, self.plan.get(task.name, 0.0), list(self.plan)
-        left = None if each is None else max(0.0, (total - done) * each - (time.monotonic() - self._since))
-        if each is not None and expected:
-            self._pace = total * each / expected
-        if not self._pace or task.name not in names:
-            return left, None
-        later = sum(self.plan[name] for name in names[names.index(task.name) + 1 :]) * self._pace
-        return left, later + (expected * (1 - done / total) * self._pace if left is None else left)
 
     @contextmanager
     def task(self, name: str, total: int, transient: bool = False) -> Iterator[Task]:
         """A bar, or plain lines with a time estimate."""
         self.now("")
-        task = Task(self, name, total, transient)
+        task = Task(self, name, total)
         try:
             yield task
         finally:
-            self.bars.remove_task(task.bar) if transient else self.bars.refresh()
-            self._inner = None
+            self.bars.remove_task(task.bar) if transient else self.bars.stop_task(task.bar)
 
     def say(self, line: str) -> None:
         self._said = time.monotonic()

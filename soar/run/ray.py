@@ -1,26 +1,22 @@
 """Worker processes run by Ray: each holds the frozen base model; pieces of work go out, results come back.
 
 Only adapters, problems and verdicts travel. A worker that dies or loses its GPU is started again by Ray and does its piece
-again, with the same seeds and so the same result; so is one that stands still while others finish. What happens to workers
-is a line of workers.jsonl. Left out: elastic growth, one model over several devices, workers that all stand still.
+again, with the same seeds and so the same result; so does one that stands still. What workers print is in Ray's logs. Left
+out: elastic growth, one model over several devices.
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import platform
 import re
 import signal
 import socket
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +26,6 @@ from soar.engine.rollouts import unheard
 from soar.files import scrub
 from soar.loop.parallel import Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
-from soar.run.folder import RunFolder, versions
 from soar.run.interrupts import TokenMeter
 from soar.run.setup import choose_threads, cores_of, open_env
 from soar.types import VERSION, UserError
@@ -38,11 +33,11 @@ from soar.types import VERSION, UserError
 CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
-STILL_S = 600.0  # a worker that takes longer, and STILL_TIMES as long as any piece of the kind took, is killed
+STILL_S = (
+    600.0  # without a result for longer, and for STILL_TIMES as long as any piece of the kind took, workers are killed
+)
 STILL_TIMES = 10
 STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
-LOG_FILE = "workers.jsonl"
-SAME = ("soar", "python", "torch", "transformers", "numpy")  # versions that may differ only with a word about it
 
 
 class WorkersLost(UserError):
@@ -50,13 +45,14 @@ class WorkersLost(UserError):
 
 
 class Reply(NamedTuple):
-    """What a worker sends back: its process, the result, tokens sampled, seconds spent, warnings on the way, steps done."""
+    """What a worker sends back: who it is, key and result of the piece, tokens sampled, seconds, steps done."""
 
+    number: int
     pid: int
+    key: Any
     value: Any
     tokens: int
     seconds: float
-    notes: list[str]
     ticks: int
 
 
@@ -66,12 +62,12 @@ class Worker:
     cwd: folder in which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same.
     """
 
-    def __init__(self, config: Config, cwd: str, digest: str) -> None:
-        self.config, self.cwd, self.digest = config, cwd, digest
+    def __init__(self, number: int, config: Config, cwd: str, digest: str) -> None:
+        self.number, self.config, self.cwd, self.digest = number, config, cwd, digest
         self._env: RolloutEnv | None = None
 
-    def open(self) -> dict[str, Any]:
-        """Load the model, once; where this worker is and what it holds. Raises WorkersLost for other weights."""
+    def open(self) -> tuple[int, str]:
+        """Load the model, once; (process, where it is). Raises WorkersLost for other weights."""
         if self._env is None:
             if Path(self.cwd).is_dir():
                 os.chdir(self.cwd)
@@ -85,32 +81,22 @@ class Worker:
                 )
             env.sampler = TokenMeter(env.sampler)
             self._env = env
-        device = self._env.backbone.device.type
-        gpu = f" {os.environ.get('CUDA_VISIBLE_DEVICES')}" if device == "cuda" else ""
-        return {"pid": os.getpid(), "host": platform.node(), "device": f"{device}{gpu}", "versions": versions()}
+        return os.getpid(), f"{platform.node()} ({self._env.backbone.device.type})"
 
-    def work(self, work: Callable[..., Any], common: Task, task: Task) -> Reply:
+    def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
         self.open()
         meter: Any = self._env.sampler  # type: ignore[union-attr]
         meter.on_tokens = unheard
         ticks, started, before = list[None](), time.monotonic(), meter.tokens
-        logged, logger = BufferingHandler(1000), logging.getLogger("soar")
-        logged.setLevel(logging.WARNING)
-        logger.addHandler(logged)
         try:
-            with warnings.catch_warnings(record=True) as warned:
-                warnings.simplefilter("always")
-                value = work(self._env, lambda tokens=0: ticks.append(None), *common, *task)
+            value = work(self._env, lambda tokens=0: ticks.append(None), *common, *task)
         except RuntimeError as error:
             if is_device_lost(error):
                 os._exit(1)
             raise
-        finally:
-            logger.removeHandler(logged)
-        notes = [record.getMessage() for record in logged.buffer]
-        notes += [str(each.message) for each in warned if f"{os.sep}soar{os.sep}" in each.filename]
-        return Reply(os.getpid(), value, meter.tokens - before, time.monotonic() - started, notes, len(ticks))
+        seconds = time.monotonic() - started
+        return Reply(self.number, os.getpid(), key, value, meter.tokens - before, seconds, len(ticks))
 
 
 def import_ray(address: str = "") -> Any:
@@ -188,41 +174,22 @@ def in_short(error: BaseException) -> str:
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"[:500]
 
 
-@dataclass
-class _Member:
-    """One worker. about: of `Worker.open`. piece: number of what it is busy with since then, 0: nothing; ref: its result."""
-
-    number: int
-    actor: Any
-    about: dict[str, Any] = field(default_factory=dict)
-    piece: int = 0
-    key: Any = None
-    ref: Any = None
-    since: float = 0.0
-
-
 class RayParallel:
     """See the module text. Use as a context manager; workers end with it.
 
     env: the driver's own, whose base model every worker's must equal. threads: of the driver, so that every worker
-    cuts and computes its work as this process would. say: lines for a person; record: rows for workers.jsonl.
+    cuts and computes its work as this process would. say: lines for a person.
     Raises ConfigError when Ray is missing or the cluster cannot hold the workers, WorkersLost when none starts, and what
     the workers raise while they load the model.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        env: RolloutEnv,
-        threads: int,
-        say: Callable[[str], None],
-        record: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self.config, self.cluster, self.say, self.record = config, config.cluster, say, record
+    def __init__(self, config: Config, env: RolloutEnv, threads: int, say: Callable[[str], None]) -> None:
+        self.config, self.cluster, self.say = config, config.cluster, say
         self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
-        self.size = self._pieces = 0
-        self.members: list[_Member] = []
+        self.size = 0
+        self.actors: list[Any] = []
+        self.pids: dict[int, int] = {}  # number of a worker -> its process
         self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
         self._env, self._threads, self._connected = env, threads, False
         self._ray = import_ray(self.cluster.address)
@@ -236,10 +203,8 @@ class RayParallel:
             self.size = self.cluster.workers or room
             if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
                 raise ConfigError(
-                    f"cluster.workers = {self.size}: a worker asks for 1 core and {self.gpus:g} GPUs, there are "
-                    f"{_free(there)}, so {room} fit; lower cluster.workers or cluster.gpus"
+                    f"cluster.workers = {self.size}: {self._asked(there)}, so {room} fit; lower it or cluster.gpus"
                 )
-            self.record({"event": "opened", "workers": self.size, "gpus": self.gpus, "ray": self._ray.__version__})
             self._start(max(1, min(8, int(there.get("CPU", 1.0)) // self.size)))
         except BaseException:
             self.__exit__()
@@ -247,34 +212,19 @@ class RayParallel:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for member in self.members:
+        for actor in self.actors:
             with suppress(Exception):  # a cluster that is gone cannot be told
-                self._ray.kill(member.actor, no_restart=True)
-        self.members = []
+                self._ray.kill(actor, no_restart=True)
+        self.actors = []
         if self._connected:
             self._ray.shutdown()
 
-    def stream(
-        self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
-    ) -> Iterator[tuple[Any, Any]]:
-        """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
-        if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
-            self._env.sampler.release()
-            release_memory()
-        shared = self._ray.put(common)
-        for member in self.members:
-            member.piece = 0  # of a caller that has gone: it is finished first, and nobody waits for it
-        while queue or any(member.piece for member in self.members):
-            for member in self.members:
-                if not member.piece and queue:
-                    (member.key, task), member.since = queue.popleft(), time.monotonic()
-                    member.piece = self._pieces = self._pieces + 1
-                    # put: adapters are too large for a message of Ray's client
-                    member.ref = member.actor.work.remote(work, shared, self._ray.put(task))
-            yield from self._finished(work.__name__, tick)
+    def _asked(self, resources: dict[str, float]) -> str:
+        free = f"{resources.get('CPU', 0.0):g} cores and {resources.get('GPU', 0.0):g} GPUs"
+        return f"a worker asks for 1 core and {self.gpus:g} GPUs, there are {free}"
 
     def _start(self, verifiers: int) -> None:
-        """Open every worker; those that do not answer in time are given up. Raises WorkersLost when none is left."""
+        """Open every worker. Raises WorkersLost when one does not answer in time."""
         model, problems = self.config.model, self.config.problems
         if model.device.startswith("cuda") or not self.gpus:  # whichever GPU Ray gives it
             model = model.model_copy(update={"device": "cuda" if model.device.startswith("cuda") else "cpu"})
@@ -284,101 +234,87 @@ class RayParallel:
             options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": self.cluster.retries}
             kind = self._ray.remote(**options, max_task_retries=-1)(Worker)
             given = (config, os.getcwd(), self._env.backbone.base_digest())
-            self.members = [_Member(n + 1, kind.remote(*given)) for n in range(self.size)]
+            self.actors = [kind.remote(number + 1, *given) for number in range(self.size)]
         except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
             raise WorkersLost(
                 f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {VERSION} "
                 "with the extras train and ray on every node, the head included"
             ) from error
-        opening = [member.actor.open.remote() for member in self.members]
+        opening = [actor.open.remote() for actor in self.actors]
         if late := self._ray.wait(opening, num_returns=len(opening), timeout=START_S)[1]:
             raise WorkersLost(
-                f"{len(late)} of {self.size} workers did not start in {START_S:g} s: each asks for 1 core and {self.gpus:g} "
-                f"GPUs, free are {_free(self._ray.available_resources())}; lower cluster.workers or cluster.gpus"
+                f"{len(late)} of {self.size} workers did not start in {START_S:g} s: "
+                f"{self._asked(self._ray.available_resources())} free; lower cluster.workers or cluster.gpus"
             )
-        here = versions()
-        for member, ref in zip(self.members, opening, strict=True):
-            about = member.about = self._get(ref, member)
-            if other := [f"{name} {about['versions'][name]}" for name in SAME if about["versions"][name] != here[name]]:
-                self.say(f"worker {member.number} on {about['host']} has {', '.join(other)}: last digits may differ")
-            self._started(member)
-        where = ", ".join(sorted({f"{m.about['host']} ({m.about['device']})" for m in self.members}))
-        self.say(f"{self.size} workers on {where}")
+        with self._errors():
+            pids, places = zip(*self._ray.get(opening), strict=True)
+        self.pids = dict(enumerate(pids, start=1))
+        self.say(f"{self.size} workers on {', '.join(sorted(set(places)))}")
 
-    def _get(self, ref: Any, member: _Member) -> Any:
-        """The result behind a reference; what the work raised, if it is a user's error or memory, as it was."""
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What the work raised, if it is a user's error or memory, as it was; workers that cannot be had as WorkersLost."""
         try:
-            return self._ray.get(ref)
+            yield
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, (UserError, MemoryError, RuntimeError)) else None
             raise (cause or error) from None if cause else error
         except self._ray.exceptions.RayError as error:
-            self._lost(member, in_short(error))
             raise WorkersLost(
-                f"worker {member.number} was lost and started {self.cluster.retries} times (cluster.retries), at last: "
+                f"a worker was lost and started {self.cluster.retries} times (cluster.retries), at last: "
                 f"{in_short(error)}. Free memory on the workers or lower model.chunk, then continue with --resume"
             ) from error
 
-    def _finished(self, name: str, tick: Tick) -> list[tuple[Any, Any]]:
-        """Wait for a second at most; (key, result) of every piece that is done."""
-        results = []
-        busy = {member.ref: member for member in self.members if member.piece}
-        self._ray.wait(list(busy), num_returns=1, timeout=1.0)
-        for ref in self._ray.wait(list(busy), num_returns=len(busy), timeout=0)[0]:  # whatever else is ready by now
-            member, reply = busy[ref], self._get(ref, busy[ref])
-            for line in reply.notes:
-                self.say(f"worker {member.number}: {line}")
-            if reply.pid != member.about["pid"]:
-                self._lost(member, "it died and was started again", name)
-                member.about["pid"] = reply.pid
-                self._started(member)
+    def stream(
+        self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
+    ) -> Iterator[tuple[Any, Any]]:
+        """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
+        if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
+            self._env.sampler.release()
+            release_memory()
+        from ray.util import ActorPool
+
+        pool, name, shared, heard = ActorPool(self.actors), work.__name__, self._ray.put(common), time.monotonic()
+        while queue or pool.has_next():
+            while queue:  # put: adapters are too large for a message of Ray's client
+                pool.submit(
+                    lambda a, piece: a.work.remote(work, piece[0], shared, self._ray.put(piece[1])), queue.popleft()
+                )
+            with self._errors():
+                try:
+                    reply = pool.get_next_unordered(timeout=1.0)
+                except TimeoutError as error:
+                    if isinstance(error, self._ray.exceptions.RayError):  # of the work itself
+                        raise
+                    heard = self._still(name, heard)
+                    continue
+            self._longest[name] = max(self._longest.get(name, 0.0), reply.seconds)
+            if reply.pid != self.pids[reply.number]:
+                self.say(f"worker {reply.number} was lost and started again; what it was doing ({name}) is done again")
+                self.pids[reply.number] = reply.pid
             for _ in range(reply.ticks):
                 tick()
             if self.meter is not None:
                 self.meter.tokens += reply.tokens
-            row = {"event": "done", "worker": member.number, "piece": member.piece, "work": name}
-            self.record({**row, "seconds": round(reply.seconds, 3), "tokens": reply.tokens})
-            self._longest[name] = max(self._longest.get(name, 0.0), reply.seconds)
-            results.append((member.key, reply.value))
-            member.piece = 0
+            yield reply.key, reply.value
+            heard = time.monotonic()
+
+    def _still(self, name: str, heard: float) -> float:
+        """Kill workers that have given no result for long, so that Ray starts them again; when they were heard last."""
         limit = max(STILL_S, STILL_TIMES * self._longest.get(name, float("inf")))
-        for member in self.members:
-            if member.piece and time.monotonic() - member.since > limit:
-                member.since = time.monotonic() + START_S  # its next process loads the model first
-                self.say(f"worker {member.number} has not moved for {limit:.0f} s: it is killed")
-                self._ray.kill(member.actor, no_restart=False)
-        return results
-
-    def _started(self, member: _Member) -> None:
-        where = {key: member.about[key] for key in ("host", "pid", "device")}
-        self.record({"event": "started", "worker": member.number, **where})
-
-    def _lost(self, member: _Member, reason: str, name: str = "") -> None:
-        """Say and record that a worker was lost."""
-        piece = {"piece": member.piece, "work": name} if member.piece else {}
-        self.record({"event": "lost", "worker": member.number, **piece, "reason": reason})
-        doing = f"; piece {member.piece} ({name}) is done again" if member.piece else ""
-        self.say(f"worker {member.number} is lost: {reason}{doing}")
-
-
-def _free(resources: dict[str, float]) -> str:
-    return f"{resources.get('CPU', 0.0):g} cores and {resources.get('GPU', 0.0):g} GPUs"
+        if time.monotonic() - heard <= limit:
+            return heard
+        self.say(f"no worker has given a result for {limit:.0f} s: they are killed and started again")
+        for actor in self.actors:
+            self._ray.kill(actor, no_restart=False)
+        return time.monotonic() + START_S  # their next processes load the model first
 
 
 @contextmanager
-def open_parallel(
-    config: Config, env: RolloutEnv, folder: RunFolder | None, say: Callable[[str], None]
-) -> Iterator[RayParallel | None]:
-    """The parallel that `cluster` asks for, None when it asks for none. folder: where workers.jsonl is kept."""
+def open_parallel(config: Config, env: RolloutEnv, say: Callable[[str], None]) -> Iterator[RayParallel | None]:
+    """The parallel that `cluster` asks for, None when it asks for none."""
     if not config.cluster.workers and not config.cluster.address:
         yield None
         return
-    if folder is not None:
-        folder.rows(LOG_FILE)  # cuts off what a killed process left half written
-
-    def record(row: dict[str, Any]) -> None:
-        if folder is not None:
-            folder.append(LOG_FILE, [scrub(row)])
-
-    with RayParallel(config, env, cores_of(config.threads), lambda text: say(scrub(text)), record) as parallel:
+    with RayParallel(config, env, cores_of(config.threads), lambda text: say(scrub(text))) as parallel:
         yield parallel

@@ -11,8 +11,7 @@ import hashlib
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_
 from soar.loop.arms import usable
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.rollout import RolloutEnv
-from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
@@ -43,7 +41,6 @@ LEFT_OUT = {
     "text_golds": "whose gold answer can only be compared as text (screen.text_golds = true keeps them)",
 }
 BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
-FEW_SOLVABLE = 32  # candidates that are solved now and then, under which they are no training set
 FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as good as without one
 
 
@@ -70,52 +67,14 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> dict[str, An
         correct = sum(row.successes for row in rows) / attempts
         shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
         shares["frac_mixed"] = 1 - wrong - right
-    rate, planned = hard_rate(rows, config), planned_rollouts(config)
     return {
         "event": "screen",
         "candidates": len(rows),
         "hard": sum(row.successes <= config.screen.max_successes for row in rows),
         "attempts": config.screen.attempts,
         "histogram": histogram,
-        "hard_rate": rate,
-        "planned_rollouts": planned,
-        "expected_successes": None if rate is None else rate * planned,
         **shares,
     }
-
-
-def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
-    """Expected success rate of an attempt at a hard problem, see `statistics.rate_of_unsolved`; None where nothing says."""
-    most, attempts = config.screen.max_successes, config.screen.attempts
-    if attempts <= most:
-        return None
-    before = list(waves(attempts))[-1][0] if config.screen.early_stop else 0
-    return rate_of_unsolved([row.successes for row in rows if row.attempts == attempts], attempts, most, before)
-
-
-def planned_rollouts(config: Config) -> int:
-    """Student rollouts of Hard-Only as planned: `arms.tokens` as completions of half their room, else `arms.steps`, else what
-    the students of the outer loop take."""
-    teacher, student = config.teacher, config.student
-    if config.arms.tokens:
-        return round(config.arms.tokens / (student.sampling.max_tokens / 2))
-    loop = teacher.steps * teacher.datasets * student.repeats * student.steps * student.prompts_per_step
-    return (config.arms.steps * config.arm_prompts or loop) * student.attempts
-
-
-def what_fits(rate: float, config: Config, easier: int = 0) -> str:
-    """What to train first where the base model solves this share of its attempts at the training problems, and why.
-
-    easier: candidates beside them that it solves now and then.
-    """
-    step, planned = rate * config.arm_prompts * config.student.attempts, planned_rollouts(config)
-    if rate > 0.5:
-        return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
-    first = "solvable (the easier candidates first), beside " if easier >= FEW_SOLVABLE else ""
-    return (
-        f"try first: {'plain RL, the arm hard_only' if step >= 1 else f'{first}ps and pq of SOAR'}: in the planned budget "
-        f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct, {step:.2g} a step"
-    )
 
 
 def left_out_before(event: dict[str, Any]) -> str:
@@ -137,11 +96,6 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
     if event["truncated_share"] is not None:
         lines.append(f"attempts that hit the token budget: {event['truncated_share']:.1%}")
     lines += [f"left out before: {left_out}"] if (left_out := left_out_before(event)) else []
-    if again := event.get("again"):
-        lines.append(
-            f"screened again: {again['solved']} of the {again['problems']} never solved were solved in {again['attempts']} "
-            "more attempts: so much of the hard set was luck"
-        )
     if (mixed := event["frac_mixed"]) is not None:
         wrong, right = event["frac_all_wrong"], event["frac_all_right"]
         lines.append(
@@ -150,15 +104,6 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
         if mixed < FEW_MIXED:
             what = "all wrong" if wrong >= right else "all right, the problems are solved"
             lines.append(f"no learning signal: nearly every group is {what}. Plain RL stalls.")
-    planned, rate = event["planned_rollouts"], event["hard_rate"]
-    if rate is not None:
-        lines.append(f"rate at the hard set: {rate:.2%}, from the problems solved at most {most + 1} times")
-        lines.append(what_fits(rate, config, total - hard))
-    elif hard:  # no success in n attempts: the rate is under 3 / n with 95 %
-        bound = planned * 3 / (hard * attempts)
-        lines.append(
-            f"expected in the planned budget: at most {bound:,.0f} correct of {planned:,} attempts of plain RL"
-        )
     if (event["truncated_share"] or 0.0) > 0.5:
         lines.append(
             "a problem may be hard only because the answer comes too late: raise student.sampling.max_tokens (now "
@@ -169,17 +114,14 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
     return lines
 
 
-SCREEN_FILE, AGAIN_FILE = "hard/screen.jsonl", "hard/again.jsonl"
+SCREEN_FILE = "hard/screen.jsonl"
 FIRST_WAVE, GROWTH, MOST_WAVE = 8, 4, 32  # attempts at each problem: 8, 24 more, then 32 at a time
 ROWS_CPU = (8, 512)  # rows of a call on a CPU, fewest and most: what a stop in the middle of it can lose ...
 CALL_FLOP = 1e13  # ... is one or two minutes of work, by the size of the model
 ROWS_GPU = 4096  # rows of a call of a sampler that does not say how many it takes at once
 FREE = ("seed", "model", "revision")  # may differ in a screening that is used again: the weights are compared by hash
-# What a hard set shown with one configuration must have in common with a run that uses it. The seed and early stopping
-# are left out: another seed is another sample of the same evidence, and early stopping leaves the hard set as it is.
-DECISIVE = (
-    "model_sha256", "dtype", "prompt", "verifier", "domain", "attempts", "temperature", "top_p", "max_tokens", "stop",
-)  # fmt: skip
+# And in a hard set that was shown by another screening: early stopping leaves the hard set as it is.
+FREE_OF_HARD = (*FREE, "max_successes", "early_stop")
 
 
 def evidence_key(config: Config, backbone: Backbone, fmt: Any, model_hash: str) -> dict[str, Any]:
@@ -230,8 +172,7 @@ def rows_at_once(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -
     tokens = config.student.sampling.max_tokens
     if env.backbone.device.type == "cpu":
         parameters = sum(tensor.numel() for tensor in env.backbone.model.parameters())
-        least, most = ROWS_CPU
-        return int(min(most, max(least, CALL_FLOP / (2 * parameters * tokens))))
+        return int(min(ROWS_CPU[1], max(ROWS_CPU[0], CALL_FLOP / (2 * parameters * tokens))))
     capacity = getattr(env.sampler, "rows_per_call", lambda positions: ROWS_GPU)
     return int(capacity(tokens + max(len(env.prompt(problem)) for problem in problems)))
 
@@ -245,9 +186,8 @@ def screen(
     threads: int,
     on_attempts: Callable[[int, int], None],
     parallel: Parallel | None = None,
-    file: str = SCREEN_FILE,
 ) -> dict[str, Screening]:
-    """Screen every problem; the counts so far go to `file` call by call, where the last line of an id counts.
+    """Screen every problem; the counts so far go to hard/screen.jsonl call by call, where the last line of an id counts.
 
     What the file already holds is not attempted again, except beside a problem that lacks attempts: calls are cut from the
     whole list, so that a resumed screening computes on a CPU with the batches of an uninterrupted one. Rows of another run
@@ -255,7 +195,7 @@ def screen(
     of this process, where no parallel does the calls. on_attempts(done, total): called in the middle of a call too, from
     any thread; it may raise. Returns problem id -> Screening.
     """
-    counts, config = _kept(folder, file, config, evidence)
+    counts, config = _kept(folder, config, evidence)
     attempts, done, total, drawn = config.screen.attempts, 0, 0, 0
     most = config.screen.max_successes if config.screen.early_stop else attempts
 
@@ -280,7 +220,7 @@ def screen(
                 for p, new in fresh:
                     old = counts[p.id]
                     counts[p.id] = Screening(old.successes + new.successes, last, old.truncated + new.truncated)
-                folder.append(file, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
+                folder.append(SCREEN_FILE, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
                 done, drawn = done + len(fresh) * (last - first), 0
                 heard()
     finally:
@@ -297,28 +237,20 @@ def _cut(problems: list[Problem], each: int, env: RolloutEnv, parallel: Parallel
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 
-def _kept(folder: RunFolder, file: str, config: Config, evidence: Row) -> tuple[dict[str, Screening], Config]:
-    """What the file holds, begun if need be, and the config with the seed that the rest is drawn with."""
-    rows = folder.rows(file, partial(_usable, config.screen.attempts))
-    if not rows:
+def _kept(folder: RunFolder, config: Config, evidence: Row) -> tuple[dict[str, Screening], Config]:
+    """What hard/screen.jsonl holds, begun if need be, and the config with the seed that the rest is drawn with."""
+    if not (rows := folder.rows(SCREEN_FILE)):
         rows = [{"evidence": evidence}]
-        folder.append(file, rows)
-    wanted = {key: value for key, value in evidence.items() if key not in FREE}
-    check_evidence(rows[0]["evidence"], wanted, f"{folder.path}/{file}")
+        folder.append(SCREEN_FILE, rows)
+    wanted, where = {key: value for key, value in evidence.items() if key not in FREE}, f"{folder.path}/{SCREEN_FILE}"
     counts: dict[str, Screening] = defaultdict(lambda: Screening(0, 0))
-    counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
-    return counts, config.model_copy(update={"seed": rows[0]["evidence"].get("seed", config.seed)})
-
-
-def _usable(attempts: int, number: int, row: dict[str, Any]) -> bool:
-    """Whether a line of hard/screen.jsonl says how it was screened (the first), or what came of a problem."""
-    if number == 1 or "evidence" in row:
-        known = row.get("evidence")
-        return number == 1 and isinstance(known, dict) and type(known.get("seed", 0)) is int
-    successes, truncated, made = counts = [row.get(key, "") for key in ("successes", "truncated", "attempts")]
-    if not isinstance(row.get("id"), str) or any(type(count) is not int for count in counts):
-        return False
-    return 0 <= successes <= made <= attempts and 0 <= truncated <= made
+    try:
+        recorded = dict(rows[0]["evidence"])
+        counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
+    except (LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{where} is damaged: {error!r}; delete it, and the problems are screened again") from error
+    check_evidence(recorded, wanted, where)
+    return counts, config.model_copy(update={"seed": recorded.get("seed", config.seed)})
 
 
 def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
@@ -343,23 +275,17 @@ def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
 
 @dataclass(frozen=True)
 class HardSet:
-    """problems: the hard ones. found, screened: every usable candidate. event: of `screen`, with what was left out before."""
+    """problems: the hard ones. screened: every usable candidate. event: of `screen`, with what was left out before."""
 
     problems: list[Problem]
-    found: dict[str, Screening]
+    screened: list[tuple[Problem, Screening]]
     evidence: dict[str, Any]
     event: dict[str, Any]
-    screened: list[tuple[Problem, Screening]] = field(default_factory=list)
 
-    def too_few(self, config: Config) -> str:
-        """Why a run cannot begin with this hard set, and what to do."""
-        most, attempts = config.screen.max_successes, config.screen.attempts
-        return (
-            f"{len(self.problems)} of {len(self.found)} problems are hard (at most {most} of {attempts} attempts correct); "
-            f"left out before: {left_out_before(self.event) or 'none'}. A run needs at least 4: give harder problems, raise "
-            "screen.max_successes, lower student.sampling.max_tokens, give a model with a longer context, or choose another "
-            f"verifier than {domain_of(config.problems).label!r}."
-        )
+    def write(self, path: Path, problems: list[Problem], columns: bool = False) -> None:
+        """Some of the problems as a file, with their counts and its evidence."""
+        counts = {problem.id: screening for problem, screening in self.screened}
+        write_hard(path, problems, [counts[problem.id] for problem in problems], self.evidence, columns=columns)
 
 
 def find_hard(
@@ -368,9 +294,9 @@ def find_hard(
     folder: RunFolder,
     threads: int,
     progress: Progress,
-    safe_point: Callable[[], None] | None = None,
-    reuse: bool = True,
+    safe_point: Callable[[], None],
     parallel: Parallel | None = None,
+    reuse: bool = True,
 ) -> HardSet:
     """Load, leave out what cannot be used, screen, select.
 
@@ -387,13 +313,13 @@ def find_hard(
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(env, config, loaded.problems, progress.say)
-    texts = {problem.id for problem in problems if gold_kind(problem.answer, domain.label) == "text"}
-    for problem in [problem for problem in problems if problem.id in texts][:5]:
+    texts = [problem for problem in problems if gold_kind(problem.answer, domain.label) == "text"]
+    for problem in texts[:5]:
         progress.say(f"the gold answer of {problem.id} can only be compared as text: {problem.answer[:80]!r}")
-    gone = set() if config.screen.text_golds else texts
-    problems, left_out["text_golds"] = [problem for problem in problems if problem.id not in gone], len(gone)
+    if not config.screen.text_golds:
+        gone, left_out["text_golds"] = {problem.id for problem in texts}, len(texts)
+        problems = [problem for problem in problems if problem.id not in gone]
     evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
-    more: dict[str, Any] | None = None
     if reuse and config.screen.attempts and (before := known_hard(config, evidence)) is not None:
         shown_hard, evidence, where = before
         found = {problem.id: shown_hard[problem.id] for problem in problems}
@@ -405,19 +331,9 @@ def find_hard(
 
             def note(done: int, total: int) -> None:
                 advance.set(done, total)
-                if safe_point is not None:
-                    safe_point()
+                safe_point()
 
             found = screen(env, problems, config, folder, evidence, threads, note, parallel)
-            if config.screen.again:
-                never = [problem for problem in problems if not found[problem.id].successes]
-                seed, again = seeds.derive(config.seed, "again"), {"attempts": config.screen.again, "early_stop": False}
-                second = config.model_copy(update={"seed": seed, "screen": config.screen.model_copy(update=again)})
-                counts = screen(
-                    env, never, second, folder, {**evidence, "seed": seed, **again}, threads, note, parallel, AGAIN_FILE
-                ).values()
-                solved = sum(row.successes > 0 for row in counts)
-                more = {"problems": len(never), "attempts": config.screen.again, "solved": solved}
         if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
             evidence = rows[0]["evidence"]
     else:
@@ -425,8 +341,8 @@ def find_hard(
     hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
     if config.problems.max_hard:
         hard = hard[: config.problems.max_hard]
-    event = {**screen_event(found, config), **left_out, "again": more}
-    return HardSet(hard, found, evidence, event, [(problem, found[problem.id]) for problem in problems])
+    event = {**screen_event(found, config), **left_out}
+    return HardSet(hard, [(problem, found[problem.id]) for problem in problems], evidence, event)
 
 
 def known_hard(config: Config, wanted: dict[str, Any]) -> tuple[dict[str, Screening], dict[str, Any], Path] | None:
@@ -440,7 +356,7 @@ def known_hard(config: Config, wanted: dict[str, Any]) -> tuple[dict[str, Screen
         return None
     problems, screenings, evidence = read_hard(file)
     try:
-        check_evidence(evidence, {key: wanted[key] for key in DECISIVE if key in wanted}, str(where))
+        check_evidence(evidence, {key: wanted[key] for key in wanted if key not in FREE_OF_HARD}, str(where))
     except DataError as error:
         raise DataError(
             f"{error} with `soar screen`, or set this run's keys to the values of the evidence; "
@@ -469,11 +385,10 @@ def screen_folder(
     check_cluster(config)
     with RunFolder(out, config, command, resume) as folder, open_env(config) as env:
         threads = choose_threads(env.backbone, config.threads)
-        with open_parallel(config, env, folder, progress.say) as parallel:
-            hard = find_hard(env, config, folder, threads, progress, safe_point, reuse=False, parallel=parallel)
+        with open_parallel(config, env, progress.say) as parallel:
+            hard = find_hard(env, config, folder, threads, progress, safe_point, parallel, reuse=False)
     if hard.problems:
-        counts = [hard.found[problem.id] for problem in hard.problems]
-        write_hard(out / "hard.jsonl", hard.problems, counts, hard.evidence, columns=True)
+        hard.write(out / "hard.jsonl", hard.problems, columns=True)
     write_json(out / "screen.json", hard.event)
     lines = table_lines(hard.event, config)
     write_atomic(out / "table.txt", ("\n".join(lines) + "\n").encode())
