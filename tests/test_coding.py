@@ -9,12 +9,12 @@ from tables import cases
 
 from soar.domains import code as coding
 from soar.domains.assertions import MAX_CHARS, MAX_TESTS, Unusable, flaw, read_tests
-from soar.domains.code import CODE, read_answer, read_problem, verify
+from soar.domains.code import CODE, grade, read_answer, read_problem
 from soar.problems.domain import load_domain
 from soar.problems.pool import VerifierError, VerifierPool
 from soar.sandbox import run as sandbox
 from soar.sandbox.run import End, Outcome, SandboxError
-from soar.types import Problem, Verdict
+from soar.types import Verdict
 
 try:
     sandbox.find_backend()
@@ -121,10 +121,10 @@ def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytes
         raise SandboxError("the sandbox broke")
 
     monkeypatch.setattr(sandbox.Sandbox, "run", broken)
-    assert verify("def f(x) return", Problem("", "", "assert f(1) == 2\nassert f(2) == 3")) is Verdict.WRONG  # not run
-    assert verify("def f(x):\n    return x", Problem("", "", "no tests")) is Verdict.UNSCORABLE
+    assert grade("def f(x) return", "assert f(1) == 2\nassert f(2) == 3") is Verdict.WRONG  # not run
+    assert grade("def f(x):\n    return x", "no tests") is Verdict.UNSCORABLE
     with pytest.raises(VerifierError, match="the sandbox broke"):
-        verify("def f(x):\n    return 7\n", Problem("", "", "assert f(1) == 7\nassert f(2) == 8"))
+        grade("def f(x):\n    return 7\n", "assert f(1) == 7\nassert f(2) == 8")
 
 
 @needs_sandbox

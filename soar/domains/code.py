@@ -19,7 +19,6 @@ from soar.sandbox.run import Job, Limits, Sandbox, SandboxError
 from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
-LIMITS = Limits()
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 PLACEHOLDER = WORDS["code"]["prompts"]["placeholders"][0]
 FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)")
@@ -28,23 +27,25 @@ FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n
 @lru_cache(maxsize=1)
 def _sandbox() -> Sandbox:
     """The sandbox of this process. Raises SandboxError, which says what to install, where there is none."""
-    sandbox = Sandbox(LIMITS)
+    sandbox = Sandbox()
     sandbox.run(Job(""))
     return sandbox
 
 
 @lru_cache(maxsize=4_000)  # programs and tests are some kilobytes each
 def grade(code: str, text: str) -> Verdict:
-    """Whether a program passes the tests that `text` holds. Equal questions are asked once. Raises Unusable.
+    """Whether a program passes the tests that `text` holds; UNSCORABLE for unusable tests. Equal questions are asked once.
 
     Raises VerifierError when the sandbox stopped working, so that a run ends rather than counts that as a wrong answer.
     """
-    tests = read_tests(text)
-    if len(code) > MAX_CODE_CHARS:
-        return Verdict.WRONG
     try:
+        tests = read_tests(text)
+        if len(code) > MAX_CODE_CHARS:
+            return Verdict.WRONG
         parse_source(code)
         return tests.verdict(_sandbox().run(tests.job(code)))
+    except Unusable:
+        return Verdict.UNSCORABLE
     except SyntaxError:
         return Verdict.WRONG
     except SandboxError as error:
@@ -74,10 +75,8 @@ def read_problem(text: str) -> tuple[str, str] | str:
     try:
         answer = "\n".join(map(ast.unparse, asserts))
         tests = read_tests(answer)
-    except Unusable as error:
-        return str(error)
-    except (RecursionError, ValueError):  # deeply nested, or numbers of thousands of digits
-        return "unsafe_tests"
+    except (RecursionError, ValueError) as error:  # deeply nested, or numbers of thousands of digits
+        return str(error) if isinstance(error, Unusable) else "unsafe_tests"
     functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
     if tests.entry not in functions:
         return "no_function"
@@ -116,14 +115,6 @@ def _first_module(text: str) -> ast.Module | str:
     return "not_python"
 
 
-def verify(answer: str, problem: Problem) -> Verdict:
-    """Whether the program in `answer` passes the tests that are the gold answer. UNSCORABLE for unusable tests."""
-    try:
-        return grade(answer, problem.answer)
-    except Unusable:
-        return Verdict.UNSCORABLE
-
-
 def validate(problem: Problem) -> str | None:
     """What is wrong with a problem's tests, by name. A column `solution` of a problem file must pass them."""
     try:
@@ -140,8 +131,8 @@ CODE = styled(
     PromptFormat,
     read_problem=read_problem,
     read_answer=read_answer,
-    verify=verify,
-    seconds=LIMITS.wall_s + 1.5,  # the worker outlives the program
+    verify=lambda answer, problem: grade(answer, problem.answer),
+    seconds=Limits.wall_s + 1.5,  # the worker outlives the program
     validate=validate,
     prepare=_sandbox,
     max_answer_chars=MAX_CODE_CHARS,

@@ -29,19 +29,12 @@ def kind_of(family: str) -> str:
 
 
 def compare(answer: str, gold: str) -> Verdict:
-    """Equal values where the gold answer is a number, else equal words.
-
-    Words: the texts without case, white space, commas, quotes and brackets, which models and families write differently.
-    """
+    """Equal values where the gold answer is a number, else equal words: without case, commas, quotes and brackets."""
     if read_number(gold) is not None:
         return compare_number(answer, gold) or Verdict.WRONG
-    return Verdict.CORRECT if words(answer) == words(gold) else Verdict.WRONG
-
-
-def words(text: str) -> list[str]:
-    """What of a text is compared."""
-    plain = normalize(text) if len(text) <= MAX_ANSWER_CHARS else text
-    return [word for word in JOINTS.split(plain.casefold()) if word]
+    texts = [normalize(text) if len(text) <= MAX_ANSWER_CHARS else text for text in (answer, gold)]
+    read, wanted = ([word for word in JOINTS.split(text.casefold()) if word] for text in texts)
+    return Verdict.CORRECT if read == wanted else Verdict.WRONG
 
 
 @lru_cache(maxsize=8)

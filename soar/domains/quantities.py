@@ -136,15 +136,6 @@ def read_gold(text: str) -> tuple[Quantity, dict[str, float]] | None:
     return quantity, options
 
 
-def convert(quantity: Quantity, unit: Any) -> float | None:
-    """The value of a quantity in another unit; None for another dimension. A temperature alone is a reading."""
-    try:
-        value = float(registry().Quantity(quantity.value, quantity.unit).to(unit or "").magnitude)
-    except (ArithmeticError, ValueError, AttributeError, TypeError):  # pint's own are TypeErrors and ValueErrors
-        return None
-    return value if math.isfinite(value) else None
-
-
 def compare_quantities(answer: str, gold: str) -> Verdict:
     """Whether an answer is the gold quantity. UNSCORABLE when the gold answer is none. Options in the answer are not read.
 
@@ -157,16 +148,24 @@ def compare_quantities(answer: str, gold: str) -> Verdict:
     wanted, options = read
     if given is None:
         return Verdict.WRONG
-    value, size = convert(given, wanted.unit), abs(wanted.value)
+    try:
+        value = float(registry().Quantity(given.value, given.unit).to(wanted.unit or "").magnitude)
+    except (
+        ArithmeticError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ):  # another dimension; pint's are TypeErrors, ValueErrors
+        value = math.nan  # near to nothing
     if given.unit is None and wanted.unit is not None and "unit_optional" in options:
         value = given.value
     elif (given.unit is None) != (wanted.unit is None) and str(given.unit or wanted.unit) not in PLAIN:
         return Verdict.WRONG
+    size = abs(wanted.value)
     allowed = max(TOLERANCE * size, wanted.step / 2)
     if {"relative", "absolute"} & set(options):
         allowed = max(options.get("relative", 0.0) * size, options.get("absolute", 0.0))
-    near = value is not None and abs(value - wanted.value) <= allowed + FUZZ * size
-    return Verdict.CORRECT if near else Verdict.WRONG
+    return Verdict.CORRECT if abs(value - wanted.value) <= allowed + FUZZ * size else Verdict.WRONG
 
 
 SCIENCE = styled(
