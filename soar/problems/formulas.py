@@ -35,7 +35,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     **{name: getattr(MP, name) for name in LEXICON["functions"].split()},
     **{f"arc{name}": getattr(MP, f"a{name}") for name in ("sin", "cos", "tan")}, "ln": MP.log, "abs": abs, "cis": MP.expj,
 }  # fmt: skip
-SEVERAL: dict[str, Any] = {"max": max, "min": min}
+SEVERAL: dict[str, Any] = {"max": max, "min": min, "gcd": math.gcd, "lcm": math.lcm}
 TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", "cdot", "times", "infinity", "inf"])
 """Names that are commands without their backslash too."""
 OPEN, CLOSING = ("(", "[", "{", "\\{", "<("), (")", "]", "}", "\\}", ")>")
@@ -185,7 +185,7 @@ class Parser:
 
     def mixed(self, left: Node) -> bool:
         """Whether `2\\frac{1}{2}` or `2 1/2` stands here."""
-        if left[0] != "num" or left[1].denominator != 1:
+        if left[0] != "num" or left[2] or left[1].denominator != 1:
             return False
         if self.peek().is_a("frac"):
             return bool(WHOLE_FRACTION.match("".join(token.text for token in self.tokens[self.place : self.place + 7])))
@@ -215,6 +215,8 @@ class Parser:
         node = self.primary()
         while self.peek().is_a("!", "%", "circ"):
             kind = "fact" if self.take("!") else "percent" if self.take("%") or not self.take("circ") else "degree"
+            if kind == node[0]:
+                raise Unreadable("twice")
             node = (kind, node)
         return node
 
@@ -268,7 +270,7 @@ class Parser:
         if name in ("frac", "binom"):
             return ("div" if name == "frac" else "binom", self.argument(), self.argument())
         if name == "sqrt":
-            degree: Node = self.whole("]") if self.take("[") else ("num", Fraction(2))
+            degree: Node = self.whole("]") if self.take("[") else ("num", Fraction(2), 0)
             return ("root", self.argument(), degree)
         if name in ("lfloor", "lceil"):
             return (name[1:], self.whole("r" + name[1:]))
@@ -303,7 +305,7 @@ class Parser:
         return node
 
     def function(self, name: str) -> Node:
-        base: Node = ("num", Fraction(10))
+        base: Node = ("num", Fraction(10), 0)
         if name == "log" and self.take("_"):
             base = self.primary() if self.peek(1).is_a("(") else self.argument()
         exponent = self.exponent() if self.take("^") else None
@@ -315,20 +317,22 @@ class Parser:
                 value = ("mul", value, self.power())
             while value[0] in ("pi", "mul") and self.take("/"):
                 value = ("div", value, self.power())
-        if exponent == ("neg", ("num", Fraction(1))) and name in ("sin", "cos", "tan"):
+        if exponent == ("neg", ("num", Fraction(1), 0)) and name in ("sin", "cos", "tan"):
             return ("call", "a" + name, value)
         node: Node = ("log", value, base) if name == "log" else ("call", name, value)
         return node if exponent is None else ("pow", node, exponent)
 
 
 def read_numeral(text: str) -> Node:
-    """("num", value) of a numeral, with a period in `\\overline{3}`, `\\dot{3}` or `(3)`."""
+    """("num", value, decimal places) of a numeral, with a period in `\\overline{3}`, `\\dot{3}` or `(3)`."""
     match = PERIODIC.fullmatch(text)
     if match:
         whole, digits, period = match.groups()
         value = Fraction(int((whole or "0") + digits) + Fraction(int(period), 10 ** len(period) - 1), 10 ** len(digits))
-        return ("num", value)
-    return ("num", Fraction(re.sub(r"\.(?!\d)", "", text)))
+        return ("num", value, 0)
+    mantissa, _, exponent = text.lower().partition("e")
+    places = len(mantissa.partition(".")[2]) if not exponent else 0
+    return ("num", Fraction(mantissa.removesuffix(".")) * Fraction(10) ** int(exponent or 0), places)
 
 
 def variables(node: Node) -> frozenset[str]:
@@ -375,7 +379,10 @@ def _evaluate(node: Node, k: int) -> Any:
     if kind in CONSTANTS:
         return CONSTANTS[kind]
     if kind == "several":
-        return SEVERAL[node[1]]([_evaluate(part, k) for part in node[2:]], key=real)
+        values = [_evaluate(part, k) for part in node[2:]]
+        if node[1] in ("gcd", "lcm"):
+            return Fraction(SEVERAL[node[1]](*map(_whole, values)))
+        return SEVERAL[node[1]](values, key=real)
     if kind == "call":
         return FUNCTIONS[node[1]](real(_bound(_evaluate(node[2], k))))
     return OPERATIONS[kind](*(_evaluate(part, k) for part in node[1:]))
@@ -384,6 +391,12 @@ def _evaluate(node: Node, k: int) -> Any:
 def real(value: Any) -> Any:
     """A Fraction as a number of mpmath."""
     return MP.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, Fraction) or value.denominator != 1:
+        raise ValueError("no whole number")
+    return value.numerator
 
 
 def _bits(value: Fraction) -> int:
@@ -413,14 +426,29 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 def _power(a: Any, b: Any) -> Any:
-    if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator == 1:
-        if abs(b) * (_bits(a) - 1) > MAX_BITS or abs(b) > 10**9:
-            raise Unreadable("too large")
-        return a ** int(b)
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        if b.denominator == 1:
+            if abs(b) * (_bits(a) - 1) > MAX_BITS or abs(b) > 10**9:
+                raise Unreadable("too large")
+            return a ** int(b)
+        n, d = (_root(part, b.denominator) for part in (a.numerator, a.denominator))
+        if n is not None and d is not None and abs(b.numerator) < 100:
+            return _power(Fraction(n, d), Fraction(b.numerator))
     x, y = real(a), real(_bound(b))
     if x != 0 and not MP.isinf(x):
         _bound(MP.log(abs(x)) * abs(y))
     return MP.power(x, y)
+
+
+def _root(value: int, degree: int) -> int | None:
+    """The whole root of a whole number, None where there is none or it is too large."""
+    if value < 0 or value.bit_length() > 2_000 or degree > 100:
+        return None
+    low, high = 0, 1 << (value.bit_length() // degree + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
+    return low if low**degree == value else None
 
 
 def _nth_root(a: Any, degree: Any) -> Any:
@@ -439,9 +467,9 @@ def _factorial(a: Any) -> Any:
 
 
 def _binomial(a: Any, b: Any) -> Any:
-    if all(isinstance(x, Fraction) and x.denominator == 1 and 0 <= x <= 4_000 for x in (a, b)):
-        return Fraction(math.comb(int(a), int(b)))
-    return MP.binomial(real(_bound(a, 1_000)), real(_bound(b, 1_000)))
+    whole = all(isinstance(x, Fraction) and x.denominator == 1 and x >= 0 for x in (a, b))
+    a, b = (_bound(x, 4_000 if whole else 1_000) for x in (a, b))
+    return Fraction(math.comb(int(a), int(b))) if whole else MP.binomial(real(a), real(b))
 
 
 def _round(a: Any, how: Callable[[Any], int]) -> Any:

@@ -1,16 +1,17 @@
 """What an answer says, read once: text -> `Reading`.
 
 Numbers and formulas with units, per cent signs and counted nouns; lists and sets, tuples, matrices, intervals and their
-unions, inequalities, equations, `x = 3`; everything else is `Words`, numbers in a base among them.
+unions, inequalities, equations, `x = 3`, ratios; everything else is `Words`, numbers in a base and congruences among them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -30,7 +31,7 @@ from soar.problems.formulas import (
     tokenize,
     variables,
 )
-from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit
+from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
 
@@ -48,16 +49,20 @@ RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number or an expression. product: its unit read as a variable."""
+    """A number or an expression. places: decimal places of a plain decimal, else 0. product: its unit read as a variable."""
 
     node: Node
     unit: Unit | None = None
     percent: bool = False
+    places: int = 0
     product: Scalar | None = None
 
     @cached_property
     def names(self) -> frozenset[str]:
         return variables(self.node)
+
+    def times(self, other: Scalar) -> Scalar:
+        return Scalar(("mul", self.node, other.node))
 
     @cached_property
     def values(self) -> tuple[Any, ...]:
@@ -85,7 +90,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Row:
-    """Parts in an order: brackets like `(]`, `matrix` of rows `&`."""
+    """Parts in an order: brackets like `(]`, `matrix` of rows `&`, `:` for ratios and times."""
 
     kind: str
     parts: tuple[Reading, ...]
@@ -127,11 +132,11 @@ def read(text: str) -> Reading:
     """What an answer says. Never raises; what is no mathematics is `Words`."""
     if PLAIN.fullmatch(text):
         node = read_numeral(text.lstrip("-"))
-        return Scalar(("neg", node) if text[0] == "-" else node)
+        return Scalar(("neg", node) if text[0] == "-" else node, places=node[2])
     plain = mark_up(text)
     bare = plain.replace("\x01", "").replace("\x02", "").strip()
-    if (word := bare.casefold()) in NUMERALS:
-        return Scalar(("num", Fraction(NUMERALS.index(word))))
+    if bare[:1].isalpha() and (number := spelled(bare)) is not None:
+        return Scalar(("num", number, 0))
     plain = SAID.get(bare.casefold().rstrip("."), plain)
     based = BASE.fullmatch(bare)
     if based and (based[2].isdigit() or based[2] in NUMERALS):
@@ -150,7 +155,7 @@ def _words(tokens: Sequence[Token], large: bool = False) -> Words:
         t.text if t.kind != "word" else _singular(t.text.casefold()) for t in tokens if t.text.casefold() not in SILENT
     ]
     formula = not any(token.kind == "word" for token in tokens)
-    value = formula and (large or any(token.text in SYMBOLIC for token in tokens))
+    value = formula and (large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens))
     return Words(re.sub("(?<=[a-z]{2}) - (?=[a-z]{2})", "", " ".join(texts).strip(" .,;")), value)
 
 
@@ -213,6 +218,9 @@ def _read(tokens: list[Token]) -> Reading:
     if len(pieces) == 1:
         return _read_part(pieces[0])
     words = {cut.text.casefold() for cut in cuts} & {"and", "or"}
+    if "and" in words:
+        with suppress(Unreadable):  # 3 dollars and 50 cents
+            return _sum(pieces)
     return _join([_read_or_keep(piece) for piece in pieces], "or" if "or" in words else "and" if words else ",")
 
 
@@ -244,7 +252,18 @@ def _read_part(tokens: list[Token]) -> Reading:
     kinds = [cut.text for cut in cuts]
     if not kinds or kinds == ["in"]:
         return _read_value(pieces[-1])
+    if kinds == ["equiv"]:
+        return _congruence(*pieces)
     return _equation(pieces, kinds) if set(kinds) <= {"=", "approx"} else _inequality(pieces, kinds)
+
+
+def _congruence(left: list[Token], right: list[Token]) -> Reading:
+    place = next((i for i, token in enumerate(right) if token.text in ("pmod", "mod", "bmod")), 0)
+    numbers = (*_scalar(right[:place]).values, *_scalar([t for t in right[place + 1 :] if not t.is_a("(", ")")]).values)
+    if len(numbers) != 2 or not all(isinstance(number, Fraction) for number in numbers) or not numbers[1]:
+        raise Unreadable("no congruence of numbers")
+    rest = Words(f"{numbers[0] % numbers[1]} mod {numbers[1]}", value=True)
+    return Named("".join(token.text for token in left), rest) if left else rest
 
 
 NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*(?:\^-1(?=\())?)?(\([A-Za-z_0-9,]*\))?")
@@ -271,7 +290,14 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
     rest = pieces[1:] if named else pieces
     if named is None and len(pieces) == 2 and (named := _name(pieces[1])):
         rest = pieces[:1]
-    sides = [_read_value(piece) for piece in rest]
+    sides = list[Reading]()
+    for piece in rest:
+        try:
+            sides.append(_read_value(piece))
+        except Unreadable:
+            if piece is pieces[-1] or sum(token.kind == "word" for token in piece) > 2:
+                raise
+            sides.append(_words(piece))
     constant = [side for side in sides if isinstance(side, Scalar) and not side.names]
     rounded = "approx" in kinds[len(pieces) - len(rest) :] and len(constant) > 1
     if not rounded and any(not close(a.values[0], constant[-1].values[0]) for a in constant[:-1]):
@@ -287,6 +313,8 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
     if len(constant) == len(sides):
         return value
     left, right = sides[0], sides[-1]
+    if isinstance(left, Words) and constant:
+        return Named(left.text, value)  # `\\angle ABC = 60`
     if len(sides) == 2 and isinstance(left, Scalar) and isinstance(right, Scalar):
         letters = not right.names and all(token.kind == "var" or token.is_a("+") for token in pieces[0])
         return Relation("=", ("sub", left.node, right.node), right if letters else None)
@@ -304,6 +332,10 @@ def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
             parts.append(_half_line(kind, left.node[1], right, True))
         elif right.node[0] == "var" and not left.names:
             parts.append(_half_line(kind, right.node[1], left, False))
+        elif kind != "!=" and left.node[:2] == ("abs", ("var", *left.names)) and not right.names:
+            parts.append(_distance(kind, left.node[1][1], right, True))
+        elif kind != "!=" and right.node[:2] == ("abs", ("var", *right.names)) and not left.names:
+            parts.append(_distance(kind, right.node[1][1], left, False))
         else:
             parts.append(Relation(kind, ("sub", left.node, right.node)))
     return parts[0] if len(parts) == 1 else _join(parts, "and")
@@ -318,22 +350,50 @@ def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
     return Region((end,), inside, name, kind == "!=")
 
 
+def _distance(kind: str, name: str, size: Scalar, beyond: bool) -> Region:
+    """`|x| > 3` (beyond) or `|x| < 3`; of `|x - 2|` not, which says the question again."""
+    low = Scalar(("neg", size.node))
+    lines = _half_line(kind, name, low, not beyond), _half_line(kind, name, size, beyond)
+    return combine("cup" if beyond else "cap", *lines)
+
+
 def _read_value(tokens: list[Token]) -> Reading:
-    """One value: a set, an interval, a tuple, a matrix, or a scalar with its unit."""
+    """One value: a set, an interval, a tuple, a matrix, a ratio, or a scalar with its unit."""
     tokens = _trim(tokens)
     while len(tokens) > 2 and tokens[0].is_a("(") and _closes(tokens) and len(_split(tokens[1:-1], _joins)[0]) == 1:
+        if any(map(_is(*RELATIONS), tokens)):
+            raise Unreadable("a relation in brackets")
         tokens = _trim(tokens[1:-1])
+    if tokens and tokens[0].is_a("setR") and len(tokens) > 1 and tokens[1].is_a("-"):
+        tokens = [tokens[0], Token("cmd", "setminus"), *tokens[2:]]
     pieces, cuts = _split(tokens, _is("cup", "cap", "setminus"))
     if cuts:
         made = as_region(_read_value(pieces[0]))
         for cut, piece in zip(cuts, pieces[1:], strict=True):
             made = combine(cut.text, made, as_region(_read_value(piece)))
         return made
+    pieces, cuts = _split(tokens, lambda t: t.is_a(":") or (t.kind == "word" and t.text == "to"))
+    if cuts:
+        clock = any(piece and piece[0].text[0] == "0" < piece[0].text for piece in pieces[1:])
+        return Row("clock" if clock else ":", tuple(_scalar(piece) for piece in pieces))
+    if any(map(_is("pmod"), tokens)):
+        return _congruence([], tokens)
+    matrix = next((i for i, token in enumerate(tokens) if token.is_a("beginmatrix")), 0)
+    if matrix and _closes(tokens[matrix:]):
+        minus = [Token("num", "1")] * (matrix == 1 and tokens[0].is_a("-"))
+        factor = _scalar([*tokens[: matrix - tokens[matrix - 1].is_a("*")], *minus])
+        matrix_read = _read_value(tokens[matrix:])
+        if isinstance(matrix_read, Row) and not factor.unit:
+            scaled_lines = [row.parts for row in matrix_read.parts if isinstance(row, Row)]
+            products = [
+                Row("&", tuple(factor.times(x) for x in line if isinstance(x, Scalar))) for line in scaled_lines
+            ]
+            return Row("matrix", tuple(products))
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
         lines = [_split(line, _is("&"))[0] for line in _split(tokens[1:-1], _is("\n"))[0] if line]
-        rows = tuple(Row("&", tuple(map(_read_or_keep, line))) for line in lines)
+        rows = tuple(Row("&", tuple(map(_cell, line))) for line in lines)
         if not rows:
             raise Unreadable("an empty matrix")
         if not all(isinstance(cell, Scalar) for row in rows for cell in row.parts):
@@ -341,7 +401,30 @@ def _read_value(tokens: list[Token]) -> Reading:
         return rows[0].parts[0] if len(rows) == len(rows[0].parts) == 1 else Row("matrix", rows)
     if _closes(tokens) and tokens[0].is_a("(", "[", "<(", "\\{"):
         return _bracket(tokens[0].text + tokens[-1].text, tokens[1:-1])
-    return _scalar(tokens)
+    numbers = [i for i, t in enumerate(tokens) if t.kind == "num" and (not i or tokens[i - 1].kind == "word")][1:]
+    return _sum([tokens[i:j] for i, j in pairwise([0, *numbers, len(tokens)])]) if numbers else _scalar(tokens)
+
+
+def _cell(tokens: list[Token]) -> Reading:
+    while tokens and (
+        tokens[0].is_a(",") or (tokens[0].kind == "word" and tokens[0].text.casefold() in ("if", "when", "for"))
+    ):
+        tokens = tokens[1:]
+    return _read_or_keep(tokens)
+
+
+def _sum(pieces: list[list[Token]]) -> Scalar:
+    """`2 hours 30 minutes` as one quantity: units of one kind, each smaller than the one before. Raises Unreadable."""
+    parts = [_scalar(piece) for piece in pieces]
+    units = [part.unit for part in parts if part.unit and part.unit.powers]
+    if (
+        len(units) < len(parts)
+        or len({u.powers for u in units}) > 1
+        or any(b.factor >= a.factor for a, b in pairwise(units))
+    ):
+        raise Unreadable("no sum of units")
+    total, *nodes = (("mul", p.node, ("num", u.factor / units[0].factor, 0)) for p, u in zip(parts, units, strict=True))
+    return Scalar(reduce(lambda a, b: ("add", a, b), nodes, total), units[0])
 
 
 def _bracket(kind: str, inner: list[Token]) -> Reading:
@@ -417,8 +500,12 @@ def _scalar(tokens: list[Token]) -> Scalar:
         if inner is not None:
             node, percent = inner, percent or kind == "percent"
             unit = unit or (Unit((("degree", 1),)) if kind == "degree" else None)
-    node = node if scale == 1 else ("mul", node, ("num", Fraction(scale)))
-    made = Scalar(node, unit, percent, product)
-    if all(value is None for value in made.values):  # or too large, which `values` raises
+    literal = node[1] if node[0] == "neg" else node
+    places = literal[2] if literal[0] == "num" and scale == 1 else 0
+    node = node if scale == 1 else ("mul", node, ("num", Fraction(scale), 0))
+    if unit and unit.label and variables(node):
+        raise Unreadable("words behind a variable")
+    made = Scalar(node, unit, percent, places, product)
+    if all(value is None for value in made.values):
         raise Unreadable("undefined everywhere")
     return made

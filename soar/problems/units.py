@@ -1,4 +1,4 @@
-"""Words of an answer that have a value: units, scales and counted nouns behind a number."""
+"""Words of an answer that have a value: units, scales and counted nouns behind a number, and numbers that are spelled out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ def _units() -> dict[str, tuple[str, Fraction]]:
 
 
 UNITS = _units()
-COMPOUND, SCALES, NUMERALS = LEXICON["compound"], LEXICON["scales"], LEXICON["numerals"].split()
+COMPOUND, SCALES, NUMERALS, TENS = (
+    LEXICON["compound"],
+    LEXICON["scales"],
+    LEXICON["numerals"].split(),
+    LEXICON["tens"].split(),
+)
 PERCENT, COUNTED, MEANING = (frozenset(LEXICON[key].split()) for key in ("percent", "counted", "meaning"))
 CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
 SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
@@ -84,3 +89,24 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
     if label:
         return Unit(label=" ".join([*label, *sorted(powers)])), scale, percent
     return Unit(tuple(sorted(powers.items())), factor) if powers else None, scale, percent
+
+
+def spelled(text: str) -> Fraction | None:
+    """The number that words say, `twenty-one`, `two hundred and five`, `two thirds`; None for other words."""
+    words, total, group = re.sub(r"-|\band\b", " ", text.casefold()).split(), 0, 0
+    parts = LEXICON["parts"].get(words[-1].removesuffix("s")) if len(words) > 1 else None
+    if parts:
+        share = spelled(" ".join(words[:-1]))
+        return None if share is None or share.denominator > 1 else share / parts
+    for place, word in enumerate(words):
+        room = 100 if group % 100 == 0 else 10 if group % 10 == 0 and group % 100 >= 20 else 0
+        small = NUMERALS.index(word) if word in NUMERALS else 10 * TENS.index(word) + 20 if word in TENS else room
+        if small < room and (small or place == 0 == len(words) - 1):
+            group += small
+        elif word in ("hundred", "dozen") and 0 < group < 100:
+            group *= SCALES[word]
+        elif SCALES.get(word, 0) > 100 and 0 < group < 1_000:
+            total, group = total + group * SCALES[word], 0
+        else:
+            return None
+    return Fraction(total + group) if words else None

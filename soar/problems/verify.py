@@ -7,6 +7,7 @@ the sign; `3 or 5` is the set {3, 5}.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -22,6 +23,7 @@ from soar.types import UserError, Verdict
 NAMES = ("math", "number", "exact", "choice")
 MAX_TEXT_WORDS = 8
 DEGREE = Unit((("degree", 1),))
+LEAST_PLACES = 6  # of a decimal that may stand for a number that no decimal can write
 
 
 class VerifierError(UserError, RuntimeError):
@@ -36,6 +38,9 @@ def equal(a: Reading, b: Reading) -> bool:
     for x, y in ((a, b), (b, a)):
         if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:
             return equal(x.parts[0], y)
+        if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
+            names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
+            return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
         if (
             isinstance(x, Row)
             and x.kind == "()"
@@ -46,6 +51,10 @@ def equal(a: Reading, b: Reading) -> bool:
             return len(x.parts) == len(ordered) > 1 and all(
                 equal(p, value) for p, (_, value) in zip(x.parts, ordered, strict=True)
             )
+        if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
+            over, under = x.parts  # of 12:30 pm the last has a unit: a time is no ratio
+            plain = isinstance(over, Scalar) and isinstance(under, Scalar) and not (over.unit or under.unit)
+            return plain and equal(Scalar(("div", over.node, under.node)), y)  # type: ignore[union-attr]
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
@@ -68,6 +77,8 @@ def equal(a: Reading, b: Reading) -> bool:
 def _equal_scalars(a: Scalar, b: Scalar) -> bool:
     a, b = (x.product if x.product and y.names and not y.unit else x for x, y in ((a, b), (b, a)))
     factor = Fraction(1)
+    if (a.percent and b.unit) or (b.percent and a.unit):
+        return False
     if a.unit and b.unit:
         if (a.unit.label, a.unit.powers) != (b.unit.label, b.unit.powers):
             return False
@@ -75,6 +86,7 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
     for x, y in ((a, b), (b, a)):
         if x.unit == DEGREE and not y.unit and not isinstance(y.values[0], Fraction):  # an angle in radians
             return _equal_scalars(Scalar(("degree", x.node)), y)
+    places = max(a.places, b.places) if not (a.places and b.places) else 0
     reals = (a.names or b.names) and not (imaginary(a.node) or imaginary(b.node))
     compared = 0
     for k in range(max(len(a.values), len(b.values))):
@@ -83,10 +95,23 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
             continue  # another branch of a root or a logarithm says nothing about real values
         x = x if factor == 1 else both(lambda p, q: p * q, x, factor)
         percent = a.percent != b.percent and (close(x / 100, y) if a.percent else close(x, y / 100))
-        if not (percent or close(x, y)):
+        if not (percent or _same(x, y, places)):
             return False
         compared += 1
     return compared > 0
+
+
+def _same(a: Any, b: Any, places: int) -> bool:
+    """Whether two values are equal. places: of one that is a decimal, and may be rounded where none can be the other."""
+    if close(a, b) or places < LEAST_PLACES:
+        return close(a, b)
+    if isinstance(a, Fraction) and isinstance(b, Fraction) and _terminates(a) and _terminates(b):
+        return False
+    return bool(abs(real(a) - real(b)) < MP.mpf(10) ** -places)
+
+
+def _terminates(value: Fraction) -> bool:
+    return pow(10, value.denominator.bit_length(), value.denominator) == 0 if value.denominator > 1 else True
 
 
 def _is_complex(value: Any) -> bool:
@@ -99,7 +124,7 @@ def _equal_named(a: Named, b: Named) -> bool:
             return False
         if isinstance(a.value, Scalar) and isinstance(b.value, Scalar):
             x, y = (_rename(n.value.node, dict(zip(n.arguments, "\1\2\3\4\5", strict=False))) for n in (a, b))  # type: ignore[union-attr]
-            return _equal_scalars(Scalar(x), Scalar(y))
+            return _equal_scalars(Scalar(x, places=a.value.places), Scalar(y, places=b.value.places))
     if a.name == b.name or a.arguments or b.arguments:
         return equal(a.value, b.value)
     return _equal_relations(a, b)
@@ -275,6 +300,24 @@ def compare_number(answer: str, gold: str) -> Verdict:
     return compare_math(answer, gold) if gold_kind(gold, "number") == "value" else Verdict.UNSCORABLE
 
 
+INTEGER = re.compile(r"([a-zA-Z])\s*(?:\\in|∈)\s*(?:\\mathbb\s*\{?\s*Z|ℤ)")
+PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
+
+
+def _same_parameter(answer: str, gold: str) -> str:
+    """The answer with the gold answer's name for a whole number: `2k\\pi` is `2n\\pi` with n in the whole numbers."""
+    told = [INTEGER.search(text) for text in (answer, gold)]
+    if not any(told):
+        return answer
+    names = [
+        match[1] if match else "".join(set(re.findall(PARAMETER % "([kmn])", text)))
+        for match, text in zip(told, (answer, gold), strict=True)
+    ]
+    if names[0] == names[1] or [len(name) for name in names] != [1, 1]:
+        return answer
+    return answer if re.search(PARAMETER % names[1], answer) else re.sub(PARAMETER % names[0], names[1], answer)
+
+
 def compare_math(answer: str, gold: str) -> Verdict:
     """Equal as mathematics; UNSCORABLE where the gold answer is prose or a placeholder."""
     if answer == gold:
@@ -284,6 +327,7 @@ def compare_math(answer: str, gold: str) -> Verdict:
     a, g = normalize(answer), normalize(gold)
     if a == g or not a:
         return _verdict(a == g)
+    answer = _same_parameter(answer, gold)
     letters = read_letters(answer), read_letters(gold)
     if all(letters):
         return _verdict(letters[0] == letters[1])
