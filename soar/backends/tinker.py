@@ -22,7 +22,7 @@ import tarfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3
 from soar.engine.rollouts import OnTokens, Rollouts, StopStrings, check_prompts, unheard
 from soar.engine.update import UpdateStats, rows_that_count
-from soar.engine.vllm import Completion, cut_at_stops, rollouts_of
+from soar.engine.vllm import Completion, rollouts_of
 from soar.types import UserError
 
 T = TypeVar("T")
@@ -383,6 +383,17 @@ class TinkerSampler:
         """Let the service forget every client, at the end of a run; what they hold was saved or is not needed."""
         while self.backbone.alive:
             self.backbone.unload(self.backbone.alive.pop())
+
+
+def cut_at_stops(rollouts: Rollouts, stops: StopStrings) -> Rollouts:
+    """The same rows, each ended by the token that completes its first stop string."""
+    device, steps = stops.can_end_V.device, rollouts.tokens_B_T.shape[1]
+    length_B, ended_B = rollouts.length_B.clone(), rollouts.ended_B.clone()
+    for row, length in stops.ends(rollouts.tokens_B_T.to(device), rollouts.length_B.to(device), 0, steps):
+        length_B[row], ended_B[row] = length, True
+    inside_B_T = torch.arange(steps) < length_B[:, None]
+    logprob_B_T = rollouts.logprob_B_T * inside_B_T
+    return replace(rollouts, length_B=length_B, ended_B=ended_B, logprob_B_T=logprob_B_T)
 
 
 def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:

@@ -1,8 +1,7 @@
 """Our attention function and key/value cache, plugged into transformers' own model classes.
 
-Grouped key/value heads are never expanded: the query heads of one group become rows of one product. The cache returns
-its whole buffer, unfilled places masked, because a contiguous operand is what makes the products fast on a CPU and what
-a captured graph needs on a GPU. Left out: attention sinks, ALiBi-style biases, paged blocks.
+The query heads of one group become rows of one product. The cache returns its whole buffer, unfilled places masked:
+contiguous operands are fast on a CPU, and a captured graph needs them. Left out: sinks, ALiBi-style biases, paged blocks.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ def sent(tensor: Tensor, device: Any) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+@dataclass(eq=False)
 class Packed:
     """Attention of packed tokens: a prompt sees itself, a completion its prompt and itself, all of them causally.
 
@@ -53,17 +53,15 @@ class Packed:
     every policy has a prompt. What stands behind the last of either is padding.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        split: int,
-        prompts: list[tuple[int, int, int]],
-        completions: list[tuple[int, int, int]],
-        device: Any,
-    ) -> None:
-        self.shape, self.split, self.device = shape, split, device
-        self.prompts = np.array(prompts).reshape(-1, 3)
-        self.completions = np.array(completions, dtype=np.int64).reshape(-1, 3)
+    shape: tuple[int, int]
+    split: int
+    prompts: Any
+    completions: Any
+    device: Any
+
+    def __post_init__(self) -> None:
+        self.prompts = np.array(self.prompts).reshape(-1, 3)
+        self.completions = np.array(self.completions, dtype=np.int64).reshape(-1, 3)
         self.longest = int(self.prompts[:, 2].max() + self.completions[:, 2].max(initial=0))
 
     def attend(

@@ -1,11 +1,9 @@
 """Decoding at fixed addresses, for a GPU: one captured graph a step, whatever the length.
 
 A step (forward pass for one new token of every row, draw, bookkeeping) works in buffers that stay where they are, so it is
-captured as a CUDA graph once for a shape and replayed. It reads how far the cache is filled from the device
-(`attention.seeing`). Rows are slots, equally many per policy; when the live rows of every policy fit in half the slots, they
-move to the program of half the width. Adapters are copied into fixed buffers in the compute type at every call. Without a
-GPU the same step runs uncaptured, which is how the tests compare it with the growing-cache path of `sampler.py`.
-Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
+captured as a CUDA graph once for a shape and replayed. Rows are slots, equally many per policy; when the live rows of every
+policy fit in half the slots, they move to the program of half the width. Without a GPU the same step runs uncaptured, for
+tests. Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
 """
 
 from __future__ import annotations
@@ -219,7 +217,11 @@ class SlotBatch(Batch):
     def _begin(self, decoder: StaticDecoder) -> None:
         """Prefill, and put every row into its slot of the first program."""
         self.decoder = decoder
-        shape = self.shape = self._shape()
+        steps, each = self.sampling.max_tokens, self.rows // self.policies
+        width, places = slots_for(each), -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
+        policies = 0 if self.stack is None else self.policies
+        draws = self.greedy, self.sampling.temperature, self.sampling.top_p
+        shape = self.shape = Shape(policies, self.policies * width, places, steps, *draws)
         self.first = 0  # step from which the current program's notes count
         self.looked = 0  # tokens in which stop strings were looked for
         longest, device = self.longest, self.backbone.device
@@ -228,7 +230,6 @@ class SlotBatch(Batch):
         logits_U_V, mask_U_S = self.prefill(cache)
         decoder.reserve(shape.rows * shape.places, [x for layer in cache.layers for x in (layer.keys, layer.values)])
         program = self.program = decoder.program(shape, self.stack)
-        width, each = shape.rows // self.policies, self.rows // self.policies
         slot_R = torch.arange(shape.rows, device=device)
         inside_R = slot_R % width < each
         # Slots beyond the rows hold a copy of the policy's last row and are ended from the start.
@@ -251,13 +252,6 @@ class SlotBatch(Batch):
         program.ended_R.copy_(~inside_R)
         program.failed_R.zero_()
         program.note(logits_U_V[prompt_R])
-
-    def _shape(self) -> Shape:
-        steps, sampling = self.sampling.max_tokens, self.sampling
-        places = -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
-        rows = self.policies * slots_for(self.rows // self.policies)
-        policies = 0 if self.stack is None else self.policies
-        return Shape(policies, rows, places, steps, self.greedy, sampling.temperature, sampling.top_p)
 
     def finish(self, decoder: StaticDecoder) -> Rollouts:
         """Step until every row has ended or the budget is spent."""

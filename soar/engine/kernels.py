@@ -1,9 +1,8 @@
 """Triton kernels for a GPU: attention of one new token, drawing it from the logits, log-probabilities of given tokens.
 
-Attention reads only the places that a row may see (from its start to the filled length, both on the device), so no mask
-is materialised, grouped key/value heads are read once, and one captured graph serves every length. Drawing reads the
-logits twice (normaliser, then the place where the cumulative probability passes the row's uniform number) and writes no
-intermediate. `available` says whether Triton is there; callers have a PyTorch path for when it is not.
+Attention reads only the places that a row may see (from its start to the filled length, both on the device), and one captured
+graph serves every length. Drawing reads the logits twice: normaliser, then the place where the cumulative probability passes
+the row's uniform number. Callers have a PyTorch path for a machine without Triton.
 """
 
 from __future__ import annotations

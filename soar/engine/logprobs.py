@@ -1,8 +1,7 @@
 """Log-probabilities of given completions under the active policies, with gradients.
 
-The output layer is frozen, so its gradient is wanted for the hidden states alone. It runs over a few thousand tokens at a
-time, forward and backward, and only where a completion stands: logits of the whole batch [B, T, V] never exist. A model
-whose logits are not simply its output layer of the decoder's hidden states (probed once) takes the plain way.
+The frozen output layer runs over a few thousand tokens at a time, forward and backward, and only where a completion stands:
+logits [B, T, V] never exist. A model whose logits are not that layer of its decoder's output (probed once) goes plainly.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """One frozen base model and the adapters stacked on it.
 
 The policies are a tensor axis: every linear layer of the base holds, for the active `AdapterStack`, one slice per policy,
-and rows of a batch are ordered by policy, equally many per policy. Rows of different policies never meet in a product.
-
-Two kinds of adapter: `lora` (A_P_I_r, B_P_r_O, output + (x A) B * scale) and `full` (delta_P_I_O, for tiny models). No
+and rows of a batch are ordered by policy, equally many per policy. Rows of different policies never meet in a product. No
 adapter at all is the base model, the reference of the KL term. Left out: adapters on embeddings and on the output layer,
 Conv1D layers (GPT-2), fused expert tensors.
 """
@@ -59,13 +57,8 @@ class AdapterStack:
         return AdapterStack(self.kind, {n: t.detach().to(device) for n, t in self.tensors.items()}, self.scale)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to another process: plain arrays on the host, no gradients."""
-        arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.tensors.items()}
-        return {"kind": self.kind, "arrays": arrays, "scale": self.scale}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.kind, self.scale, self._merged = state["kind"], state["scale"], {}
-        self.tensors = {name: torch.tensor(array) for name, array in state["arrays"].items()}
+        """What travels to another process: tensors on the host, no gradients."""
+        return vars(self) | {"tensors": {n: t.detach().cpu() for n, t in self.tensors.items()}, "_merged": {}}
 
     def trainable(self) -> AdapterStack:
         """Mark every tensor as a leaf that takes gradients; returns self."""

@@ -180,37 +180,34 @@ class StopStrings:
         return any(stop in text for stop in self.strings)
 
 
+@dataclass(eq=False)
 class Batch:
     """One batch of completions on its way: what is asked for, and what is written down so far, on the device.
 
     prompts_U: token ids, policy-major; rows are the prompts, each `attempts` times. seeds_B: one a row.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        stack: AdapterStack | None,
-        prompts_U: list[list[int]],
-        attempts: int,
-        seeds_B: np.ndarray,
-        sampling: SamplingConfig,
-        greedy: bool,
-        on_tokens: OnTokens = unheard,
-    ) -> None:
-        self.backbone, self.stack, self.sampling, self.greedy = backbone, stack, sampling, greedy
-        self.prompts_U, self.attempts = prompts_U, attempts
-        self.policies = stack.policies if stack is not None else 1
-        self.rows, self.longest = len(prompts_U) * attempts, max(len(ids) for ids in prompts_U)
-        device, steps = backbone.device, sampling.max_tokens
-        self.uniform_B_T = None if greedy else torch.from_numpy(seeds.uniforms(seeds_B, steps)).to(device)
+    backbone: Backbone
+    stack: AdapterStack | None
+    prompts_U: list[list[int]]
+    attempts: int
+    seeds_B: np.ndarray
+    sampling: SamplingConfig
+    greedy: bool
+    on_tokens: OnTokens
+
+    def __post_init__(self) -> None:
+        self.policies = self.stack.policies if self.stack is not None else 1
+        self.rows, self.longest = len(self.prompts_U) * self.attempts, max(len(ids) for ids in self.prompts_U)
+        device, steps, backbone = self.backbone.device, self.sampling.max_tokens, self.backbone
+        self.uniform_B_T = None if self.greedy else torch.from_numpy(seeds.uniforms(self.seeds_B, steps)).to(device)
         self.tokens_B_T = torch.full((self.rows, steps), backbone.pad_id, dtype=torch.long, device=device)
         self.logprob_B_T = torch.zeros(self.rows, steps, device=device)
         self.length_B = torch.zeros(self.rows, dtype=torch.long, device=device)
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
         self.failed_B = torch.zeros(self.rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
-        self.stops = StopStrings(backbone, sampling.stop) if sampling.stop else None
-        self.on_tokens = on_tokens
+        self.stops = StopStrings(backbone, self.sampling.stop) if self.sampling.stop else None
 
     def prefill(self, cache: Any) -> tuple[Tensor, Tensor]:
         """Run every prompt once, padded on the left: (logits of the next token [U, V], mask [U, S])."""

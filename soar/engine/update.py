@@ -1,9 +1,8 @@
 """One optimizer step for every policy of a stack; the same function trains the teacher and the students.
 
-Each policy has its own gradient, gradient clipping and AdamW state, because AdamW works elementwise on tensors whose
-first axis is the policy. Rows that carry no gradient (advantage 0 and no KL term) are skipped; the rest are packed into
-micro-batches without padding, in which a prompt is computed once for all of its completions (`logprobs.pack`).
-When memory runs out the whole step begins anew with smaller micro-batches, which changes no number but the last bits.
+Each policy has its own gradient, clipping and AdamW state: the first axis of every tensor. Rows without a gradient are
+skipped, the rest packed into micro-batches (`logprobs.pack`); when memory runs out the whole step begins anew with smaller
+ones, which changes no number but the last bits.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The sampler of model.sampler = "vllm": one vLLM engine, the policies as LoRA adapters of its requests.
 
-Adapters are files in PEFT's format, in memory where there is /dev/shm: every content gets an id that is never used again, so
-no cached prefix of an older version can be taken for it. Sampling means what it means to the native engine, but the draws
-are vLLM's own, and log-probabilities below top_p = 1 are those of the truncated distribution, larger by at most -log(top_p).
-vLLM keeps its own copy of the base weights.
+Adapters are files in PEFT's format: every content gets an id that is never used again, so no cached prefix of an older one is
+taken for it. Draws are vLLM's own; log-probabilities below top_p = 1 are larger by at most -log(top_p).
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +22,7 @@ from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig
 from soar.engine.load import resolve_path
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
-from soar.engine.rollouts import OnTokens, Rollouts, StopStrings, check_prompts, unheard
+from soar.engine.rollouts import OnTokens, Rollouts, check_prompts, unheard
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
 PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
@@ -193,17 +190,6 @@ def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completi
         torch.tensor([row.ended for row in completions]) | failed_B,
         failed_B,
     )
-
-
-def cut_at_stops(rollouts: Rollouts, stops: StopStrings) -> Rollouts:
-    """The same rows, each ended by the token that completes its first stop string."""
-    device, steps = stops.can_end_V.device, rollouts.tokens_B_T.shape[1]
-    length_B, ended_B = rollouts.length_B.clone(), rollouts.ended_B.clone()
-    for row, length in stops.ends(rollouts.tokens_B_T.to(device), rollouts.length_B.to(device), 0, steps):
-        length_B[row], ended_B[row] = length, True
-    inside_B_T = torch.arange(steps) < length_B[:, None]
-    logprob_B_T = rollouts.logprob_B_T * inside_B_T
-    return replace(rollouts, length_B=length_B, ended_B=ended_B, logprob_B_T=logprob_B_T)
 
 
 def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:
