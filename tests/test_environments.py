@@ -14,6 +14,7 @@ from soar.problems.pool import open_pool
 from soar.types import UserError, Verdict, columns_of
 
 SUMS = """
+import itertools
 import verifiers.v1 as vf
 
 class Data(vf.TaskData):
@@ -23,6 +24,7 @@ class Data(vf.TaskData):
 class Task(vf.Task[Data]):
     @vf.reward
     async def exact(self, trace: vf.Trace) -> float:
+        assert trace.messages[0].role == "system" or self.data.system_prompt is None  # a teacher's question has none
         return float(trace.last_reply.rpartition("=")[2].strip() == str(self.data.answer))
 
     @vf.reward(weight=0.5)
@@ -30,37 +32,14 @@ class Task(vf.Task[Data]):
         return float(task.level == "hard" and trace.num_turns == 1 and len(trace.last_reply) < 9)
 
 class Config(vf.TasksetConfig):
-    count: int = 4
+    system: str = "Do."
 
 class Taskset(vf.Taskset[Task, Config]):
-    def load(self):
-        for i in range(self.config.count):
-            turns = [vf.UserMessage(content=f"What is {i} + {i}?")]
-            yield Task(Data(prompt=turns, answer=2 * i, level="hard" if i else "easy"), self.config.task)
-
-__all__ = ["Taskset"]
-"""
-REVERSED = """
-import re
-from difflib import SequenceMatcher
-import verifiers.v1 as vf
-
-class Data(vf.TaskData):
-    target: str
-
-class Task(vf.Task[Data]):
-    @vf.reward
-    async def overlap(self, trace: vf.Trace) -> float:
-        said = re.search("<reversed>(.*?)</reversed>", trace.last_reply)
-        assert trace.messages[0].role == "system" or self.data.system_prompt is None
-        return SequenceMatcher(None, said[1] if said else "", self.data.target).ratio()
-
-class Taskset(vf.Taskset[Task, vf.TasksetConfig]):
     INFINITE = True
     def load(self):
-        while True:
-            for text in ("abc", "hello"):
-                yield Task(Data(prompt=text, target=text[::-1], system_prompt="Reverse it in <reversed> tags."))
+        for i in itertools.count():
+            turns, level = [vf.UserMessage(content=f"What is {i} + {i}?")], "hard" if i else "easy"
+            yield Task(Data(prompt=turns, answer=2 * i, level=level, system_prompt=self.config.system), self.config.task)
 
 __all__ = ["Taskset"]
 """
@@ -97,12 +76,13 @@ def test_an_environment_in_a_folder_of_others_is_code(config: dict[str, dict[str
 def test_rewards_of_tasks_and_of_questions_of_the_teacher(tmp_path: Path) -> None:
     pytest.importorskip("verifiers.v1")
     source = write(tmp_path, "sums_environment", SUMS)
-    keys = ProblemsConfig(source=source, options={"count": 3}, verify_workers=1)
-    problems, report = load_problems(source, options=keys.options)
+    keys = ProblemsConfig(source=source, options={"system": "Add."}, verify_workers=1)
+    problems, report = load_problems(source, options=keys.options, limit=3)
     assert [(p.question, p.answer) for p in problems] == [(f"What is {i} + {i}?", str(2 * i)) for i in range(3)]
     assert report.columns["answer"] == "answer"
     domain = domain_of(keys)
-    assert domain.prompts.student_text("1 + 1?") == "1 + 1?" and domain.label == f'{source}{{"count": 3}}'
+    assert domain.prompts.student_text("1 + 1?") == "Add.\n\n1 + 1?"
+    assert domain.label == f'{source}{{"system": "Add."}}'
     with open_pool(domain, keys) as pool:
         verdicts = pool.check(["so = 0", "2", "x"], ["0", "2", "4"], columns_of(problems))
         assert (verdicts, verdicts.scores) == ([Verdict.CORRECT] * 2 + [Verdict.WRONG], [1.0, 1.5, 0.5])  # type: ignore[attr-defined]
@@ -110,19 +90,6 @@ def test_rewards_of_tasks_and_of_questions_of_the_teacher(tmp_path: Path) -> Non
             Verdict.CORRECT, Verdict.WRONG, Verdict.UNSCORABLE,
         ]  # fmt: skip
         assert pool.check_golds(["0"], {"question": [""]}) == [Verdict.CORRECT]
-
-
-def test_the_system_prompt_stands_before_every_question(tmp_path: Path) -> None:
-    pytest.importorskip("verifiers.v1")
-    source = write(tmp_path, "reversed_environment", REVERSED)
-    keys = ProblemsConfig(source=source, verify_workers=1)
-    domain, (problems, _) = domain_of(keys), load_problems(source, limit=2)
-    assert domain.prompts.student_text("abc") == "Reverse it in <reversed> tags.\n\nabc"
-    with open_pool(domain, keys) as pool:
-        verdicts = pool.check(["<reversed>cba</reversed>", "olleh"], ["cba", "olleh"], columns_of(problems))
-        assert verdicts.scores == [1.0, 0.0]  # type: ignore[attr-defined]
-        half = pool.check(["<reversed>cx</reversed>"], ["cb"], {"question": ["bc"]})
-        assert half.scores == [0.5]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -63,12 +63,10 @@ RUBRIC = {"prompt", "completion", "answer", "state", "task", "info", "parser"}
 EXPECTED = "one number or None for each completion"
 
 
-class _Parser:
+def _parse_answer(completion: Any) -> str | None:
     """What rubric functions ask of the parser of a verifiers environment."""
-
-    def parse_answer(self, completion: Any) -> str | None:
-        text = completion if isinstance(completion, str) else completion[-1]["content"]
-        return extract(text, "boxed") or extract(text, "marker")
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    return extract(text, "boxed") or extract(text, "marker")
 
 
 @dataclass(frozen=True)
@@ -101,12 +99,12 @@ class Reward:
             given |= {"trainer_state": None, **dict.fromkeys(("log_extra", "log_metric"), lambda *_, **__: None)}
         else:
             given = {"task": "default", "info": {}, **given, "prompt": prompt, "completion": reply}
-            given |= {"state": dict(given), "parser": _Parser()}
+            given |= {"state": dict(given), "parser": types.SimpleNamespace(parse_answer=_parse_answer)}
         return self._score(self.function(**{k: v for k, v in given.items() if self.takes is None or k in self.takes}))
 
     def _score(self, value: Any) -> float | None:
         if inspect.isawaitable(value):
-            value = asyncio.run(_result(value))
+            value = asyncio.run(value)  # type: ignore[arg-type]
         if self.shape == "TRL":
             if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
                 raise VerifierError(f"{self.name} returned {type(value).__name__}; expected a list with {EXPECTED}")
@@ -119,10 +117,6 @@ class Reward:
         if isinstance(value, str | bytes) or not hasattr(value, "__float__") or math.isinf(value):
             raise VerifierError(f"{self.name} returned a {type(value).__name__} ({value!r:.80}); expected {EXPECTED}")
         return None if math.isnan(value) else float(value)
-
-
-async def _result(value: Any) -> Any:
-    return await value
 
 
 def adapt(function: Callable[..., Any], name: str) -> Reward:
