@@ -161,6 +161,17 @@ def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(mon
         sandbox.find_backend.cache_clear()
 
 
+@pytest.mark.parametrize(("cpu_s", "end", "asked"), [(0.4, End.DONE, 2), (10.0, End.TIMEOUT, 1)])
+def test_who_waited_too_long_for_a_core_is_tried_again_once(
+    monkeypatch: pytest.MonkeyPatch, cpu_s: float, end: End, asked: int
+) -> None:
+    outcomes = [Outcome(End.TIMEOUT, cpu_s=cpu_s), Outcome(End.DONE)]
+    monkeypatch.setattr(Sandbox, "ask", lambda box, job: outcomes.pop(0))
+    monkeypatch.setattr(sandbox, "find_backend", lambda wanted: "namespaces")
+    assert Sandbox().run(Job("")).end is end
+    assert len(outcomes) == 2 - asked
+
+
 @needs_one
 def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     allows_every_call = b"\x06\x00\x00\x00\x00\x00\xff\x7f"
