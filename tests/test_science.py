@@ -1,7 +1,8 @@
-"""Science: quantities with units; and the domain of examples/multiple_choice.py."""
+"""The domains `science` and `procedural`, and the one of examples/multiple_choice.py."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from multiple_choice import verify as verify_choice
 from tables import cases
 
 from soar.config import load
+from soar.domains import procedural
 from soar.domains.candidates import candidates
+from soar.domains.procedural import compare, kind_of
 from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
 from soar.problems.domain import load_domain
+from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool
 from soar.types import Problem, Rejection, Verdict
 
@@ -80,3 +84,39 @@ def test_every_built_in_domain_verifies_its_examples(name: str) -> None:
     for problem in domain.examples:
         assert name == "code" or domain.verify(problem.answer, problem) is C  # code: see test_coding.py
         assert domain.validate is None or domain.validate(problem) is None
+
+
+@pytest.mark.parametrize(("answer", "gold", "verdict"), cases("procedural", "compared"))
+def test_comparison(answer: str, gold: str, verdict: str) -> None:
+    assert compare(answer, gold).value == verdict
+
+
+def problem(family: str, answer: str = "7", **metadata: Any) -> Problem:
+    return Problem("p", "q", answer, {"family": family, "metadata": json.dumps(metadata)})
+
+
+def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ["compared", "compared", "scorer", "refused"]
+    assert [kind_of(name) for name in ("chain_sum", "sudoku", "jugs", "countdown")] == kinds
+    assert procedural.verify("7", Problem("p", "q", "7", {"family": "jugs"})) is Verdict.UNSCORABLE  # no metadata
+    assert procedural.validate(problem("chain_sum")) is procedural.validate(Problem("p", "q", "7")) is None
+    assert procedural.validate(problem("countdown")) == "scorer_runs_text"
+    assert procedural.verify("7", problem("countdown")) is Verdict.UNSCORABLE
+
+    def score(answer: str, entry: dict[str, Any]) -> float:
+        return {"good": 1.0, "half": 0.5}.get(answer, 0.0) if entry["metadata"] == {"size": 3} else -1.0
+
+    monkeypatch.setattr(procedural, "_scorer", lambda family: {"jugs": score}[family])
+    verdicts = [procedural.verify(text, problem("jugs", "good", size=3)) for text in ("good", "half", "bad")]
+    assert verdicts == [C, W, W]
+    assert procedural.validate(problem("jugs", "good", size=3)) is None
+    assert procedural.validate(problem("jugs", "bad", size=3)) == "gold_answer_refused"
+    assert procedural.verify("8", problem("chain_sum")) is W  # not asked: our own comparison can grade it
+
+
+def test_real_families() -> None:
+    pytest.importorskip("reasoning_gym")
+    problems, _ = load_problems("reasoning_gym:chain_sum", limit=3, seed=1, options={"min_terms": 6, "max_terms": 6})
+    assert all(p.question.count("+") + p.question.count(" - ") >= 4 for p in problems)
+    jugs, _ = load_problems("reasoning_gym:jugs", limit=2, seed=1)
+    assert all(procedural.validate(p) is None for p in jugs) and procedural.verify("[]", jugs[0]) is W
