@@ -29,18 +29,6 @@ from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.engine.rollouts import Rollouts
 from soar.loop import arms
-from soar.loop.arms import (
-    Material,
-    NothingLeft,
-    arm_events,
-    arm_plan,
-    arm_steps,
-    oracle,
-    read_pq,
-    read_teacher,
-    train_arms,
-    write_hints,
-)
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
 from soar.loop.rollout import RolloutEnv, masked, mentions
@@ -63,7 +51,7 @@ def env() -> Iterator[RolloutEnv]:
 def questions(arm: str, env: RolloutEnv, config: Config, said: list[str] | None = None, **given: Any) -> list[Problem]:
     """`training_questions` of a run that offers what is `given`; notes go to `said`."""
     offered: dict[str, Any] = {"pq": [], "teacher": None, "hard_test": [], "say": ([] if said is None else said).append}
-    return arms.training_questions(arm, env, config, Material(**offered | given))
+    return arms.training_questions(arm, env, config, arms.Material(**offered | given))
 
 
 def settings_of(*overrides: str) -> Config:
@@ -122,9 +110,9 @@ def test_subsets_of_the_promotion_questions_are_equally_large(env: RolloutEnv) -
     assert questions("pq_correct", env, config, said, pq=pq[1:2]) == []
     assert "1 are well-posed and 0 have a correct answer, so the arm pq_correct is left out" in said[0]
     assert questions("pq", env, config, pq=pq) == pq
-    assert oracle(env, config, pq[:2] + pq[3:4]) == [(True, True), (True, False), (False, False)]
-    with pytest.raises(NothingLeft, match=r"problems\.domain = 'd\.py:D' cannot solve questions"):
-        oracle(env, settings_of("problems.source=f.jsonl", "problems.domain=d.py:D"), pq)
+    assert arms.oracle(env, config, pq[:2] + pq[3:4]) == [(True, True), (True, False), (False, False)]
+    with pytest.raises(arms.NothingLeft, match=r"problems\.domain = 'd\.py:D' cannot solve questions"):
+        arms.oracle(env, settings_of("problems.source=f.jsonl", "problems.domain=d.py:D"), pq)
 
 
 class Says:
@@ -148,7 +136,7 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monk
         return [f"think of {problems[0].answer} first"] * attempts + [problems[1].answer] + ["c+8"] * (attempts - 1)
 
     monkeypatch.setattr(env, "sampler", Says(env, answers))
-    hints = write_hints(env, problems, settings_of())
+    hints = arms.write_hints(env, problems, settings_of())
     assert "..." in hints[problems[0].id] and not mentions(hints[problems[0].id], problems[0].answer)
     assert hints[problems[1].id] == "c+8"
     assert masked("take 4 of 42, then 4", "4") == "take ... of 42, then ..."
@@ -185,7 +173,7 @@ def test_solvable_problems_are_those_between_and_not_held_out(env: RolloutEnv) -
 
 def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
     hard = [Problem(f"h{i}", f"h{i}", "0") for i in range(4)]
-    plan = arm_plan("hard_only_128", tiny_config("student.attempts=32", "student.prompts_per_step=8"), hard, [], 2)
+    plan = arms.arm_plan("hard_only_128", tiny_config("student.attempts=32", "student.prompts_per_step=8"), hard, [], 2)
     assert plan.copies == 4
     assert [[p.id for p in batch[::4]] for batch in plan.batches] == [[p.id for p in b[3::4]] for b in plan.batches]
     assert sorted(p.id for batch in plan.batches for p in batch) == sorted([p.id for p in hard] * 4)
@@ -273,27 +261,27 @@ def test_questions_and_screening_of_another_run(
 
 def test_sources_that_are_not_there_are_named(env: RolloutEnv, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"arms\.pq_from = .*nothing.*is missing"):
-        read_pq(tmp_path / "nothing")
+        arms.read_pq(tmp_path / "nothing")
     (tmp_path / "pq.jsonl").write_text('{"question": 1}\n')
     with pytest.raises(ConfigError, match="no line has a question and an answer"):
-        read_pq(tmp_path)
+        arms.read_pq(tmp_path)
     with pytest.raises(ConfigError, match=r"arms\.teacher_from = .* holds an adapter"):
-        read_teacher(env.backbone, tmp_path)
+        arms.read_teacher(env.backbone, tmp_path)
     with pytest.raises(ConfigError, match=r"screen\.from_run = .*screen\.jsonl is missing; give a run folder"):
         run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
 
 
 def test_budget_is_what_the_loop_spent_rounded_up() -> None:
     config = tiny_config("arms.steps=0", "student.prompts_per_step=2", "student.attempts=4")
-    assert [arm_steps("hard_only", config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
-    assert arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
+    assert [arms.arm_steps("hard_only", config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
+    assert arms.arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
 
 
 def test_what_the_arms_train_on() -> None:
     hard, pq = hard_problems(6), [Problem(f"pq-{i}", f"easier {i}", "0") for i in range(4)]
 
     def asked(name: str, steps: int, *keys: str) -> list[list[str]]:
-        return [[p.id for p in batch] for batch in arm_plan(name, tiny_config(*keys), hard, pq, steps).batches]
+        return [[p.id for p in batch] for batch in arms.arm_plan(name, tiny_config(*keys), hard, pq, steps).batches]
 
     def counts(batches: list[list[str]]) -> dict[str, int]:
         return Counter(i for batch in batches for i in batch)
@@ -308,7 +296,7 @@ def test_what_the_arms_train_on() -> None:
     assert asked("hard_only", 9, "seed=1") != only
     assert [len(batch) for batch in asked("hard_only", 4, "arms.prompts_per_step=3")] == [3] * 4
     wide = tiny_config("arms.prompts_per_step=3", "arms.tokens=1200")
-    assert arm_steps("pq", wide, 0) == 1 + 1200 // (3 * wide.student.attempts)
+    assert arms.arm_steps("pq", wide, 0) == 1 + 1200 // (3 * wide.student.attempts)
 
 
 def plan_of(name: str, steps: int = 3, tokens: int = 0) -> Plan:
@@ -334,7 +322,7 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: py
     states = dict.fromkeys("ab", TrainState(0, skills([0.0]))) | {"d": TrainState(1, skills([0.0]))}
     ticks: list[int] = []
     config = tiny_config("arms.save_steps=4")
-    moved = list(train_arms(env, plans, states, config, 1, lambda: len(ticks) == 1, lambda: ticks.append(1)))
+    moved = list(arms.train_arms(env, plans, states, config, 1, lambda: len(ticks) == 1, lambda: ticks.append(1)))
     # Asked to stop after the first step; b is out at 20 of 11 tokens; d is a step ahead until a and b have caught up, and is
     # saved after its fourth step.
     assert calls == [
@@ -351,10 +339,10 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: py
 
 def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm() -> None:
     state = TrainState(3, skills([0.5]), failed=True, metrics=[{"kl": 1.0}, {"kl": 2.0}])
-    first, second, alarm = arm_events("first", plan_of("first"), state)
+    first, second, alarm = arms.arm_events("first", plan_of("first"), state)
     assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
     assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
-    assert len(arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
+    assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
 
 
 def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method() -> None:

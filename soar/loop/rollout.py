@@ -20,6 +20,8 @@ from soar.engine.rollouts import Rollouts, Sampler, join
 from soar.files import Row, clipped
 from soar.types import Problem, Verdict, columns_of
 
+Scheme = Literal["binary", "paper"]
+
 
 @dataclass(frozen=True)
 class RolloutBatch:
@@ -59,25 +61,19 @@ class RolloutEnv:
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        sampler: Sampler,
-        fmt: Any,
-        verifier: Any,
-        scheme: Literal["binary", "paper"] = "binary",
+        self, backbone: Backbone, sampler: Sampler, fmt: Any, verifier: Any, scheme: Scheme = "binary"
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
-        self.scheme: Literal["binary", "paper"] = scheme
+        self.scheme: Scheme = scheme
         self._prompts: dict[str, list[int]] = {}
         self._lock = threading.Lock()
 
     def prompt(self, problem: Problem) -> list[int]:
         """Token ids of the student prompt for a problem (kept between calls)."""
-        key = problem.question
         with self._lock:
-            if key not in self._prompts:
-                self._prompts[key] = self.fmt.student_ids(self.backbone.tokenizer, key)
-            return self._prompts[key]
+            if problem.question not in self._prompts:
+                self._prompts[problem.question] = self.fmt.student_ids(self.backbone.tokenizer, problem.question)
+            return self._prompts[problem.question]
 
     def grade(self, problems: Sequence[Problem]) -> list[Verdict]:
         """Verdicts of the gold answers."""
@@ -206,7 +202,7 @@ def keep(
 FULL = {"binary": 1.0, "paper": 120.0}  # points of a right answer
 
 
-def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Literal["binary", "paper"]) -> float:
+def student_reward(verdict: Verdict, completion: str, gold: str, scheme: Scheme) -> float:
     """Reward of one student attempt.
 
     `binary`: 1 correct, 0 else. `paper` (its experimental setup): 120 correct; 20 answered, wrong, but the gold answer occurs

@@ -20,10 +20,8 @@ FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many 
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k) for c correct of n samples: unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1).
-
-    Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
-    """
+    """1 - C(n - c, k) / C(n, k) for c correct of n samples: unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1). Raises
+    ValueError unless 0 <= correct <= samples and 1 <= k <= samples."""
     if not (0 <= correct <= samples and 1 <= k <= samples):
         raise ValueError(f"pass@{k} from {correct} correct of {samples} samples is not defined")
     if samples - correct < k:
@@ -34,10 +32,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def bootstrap_interval(
     values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95, floor: float = 0.0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over problems, by resampling problems with replacement.
-
-    Where all values are equal: `nothing_varies`. floor: the lowest value that there can be, -1 for differences.
-    """
+    """Percentile interval of the mean over problems, by resampling problems with replacement; where all values are equal
+    `nothing_varies`. floor: the lowest value that there can be, -1 for differences."""
     values = np.asarray(values_H, dtype=np.float64)
     if len(set(values.tolist())) == 1:
         return nothing_varies(float(values[0]), len(values), share, floor)
@@ -56,10 +52,8 @@ def nothing_varies(value: float, trials: int, share: float = 0.95, floor: float 
 def pigeonhole_interval(
     values_S: Sequence[Mapping[str, float]], seed: int, resamples: int, share: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over seeds of the means over problems (module text).
-
-    values_S: problem -> value, one mapping a seed; what two seeds call by one name is drawn for both together.
-    """
+    """Percentile interval of the mean over seeds of the means over problems (module text). values_S: problem -> value, one
+    mapping a seed; what two seeds call by one name is drawn for both together."""
     rng = seeds.generator(seed, "pigeonhole bootstrap")
     names = list(dict.fromkeys(name for values in values_S for name in values))
     place = {name: i for i, name in enumerate(names)}
@@ -97,24 +91,15 @@ def clopper_pearson(successes: float, trials: float) -> tuple[float, float]:
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p-value that differences (of seeds, or of problems) are symmetric around 0, by flipping their signs.
-
-    With n seeds it is at least 2 / 2^n: 0.0625 for five. 1 for no differences and for one.
-    """
+    """Two-sided p-value that differences (of seeds, or of problems) are symmetric around 0, by flipping their signs. With n
+    seeds it is at least 2 / 2^n: 0.0625 for five. 1 for no differences and for one."""
     from scipy.stats import permutation_test
 
     if len(differences) < 2:
         return 1.0
-    test = permutation_test(
-        (np.asarray(differences, dtype=np.float64),),
-        lambda values, axis: values.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=FLIPS,
-        batch=4096,
-        rng=seeds.generator(seed, "sign flips"),
-    )
-    return float(test.pvalue)
+    values, rng = np.asarray(differences, dtype=np.float64), seeds.generator(seed, "sign flips")
+    how = {"permutation_type": "samples", "vectorized": True, "n_resamples": FLIPS, "batch": 4096, "rng": rng}
+    return float(permutation_test((values,), lambda values, axis: values.sum(axis=axis), **how).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -59,7 +59,7 @@ def rloo_steps(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a student trains on, and where it learns otherwise than by RLOO on verdicts with a group for every prompt.
+    """What a student trains on.
 
     batches: [steps][prompts]. seed: of its attempts. copies: prompts of one problem that stand side by side and form one
     group. likelihood: paid by `rewards.likelihood`. hints: problem id -> hint, shown as far as needed (see `hinted`).

@@ -53,7 +53,6 @@ class LoopState:
     pq: list[dict[str, Any]] = field(default_factory=list)
     pass_rates: dict[str, float | None] = field(default_factory=dict)
     student_rollouts: int = 0
-    teacher_rollouts: int = 0
     best: AdapterStack | None = None
     best_rate: float = -1.0
     validated: int = 0
@@ -152,7 +151,6 @@ class OuterLoop:
     def write(self) -> QuestionSets:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
         question_sets = write_questions(self.env, self.state.teacher, self.prompt, self.config, self.state.step)
-        self.state.teacher_rollouts += question_sets.sampled
         self.state.spent["teacher"] += question_sets.tokens
         return question_sets
 
