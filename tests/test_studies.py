@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from soar.config import ConfigError
 from soar.files import digest
 from soar.loop.statistics import holm
 from soar.report.questions import step_vendi
-from soar.run.pipeline import execute
-from soar.run.progress import Progress
 from soar.studies import study as study_room
 from soar.studies.page import markdown, tables
 from soar.studies.results import collect
@@ -40,11 +39,11 @@ name = "toy"
 question = "Is <b>this</b> shown \u202eas it is?"
 seeds = [0, 1]
 ks = [1, 4]
-set = ['arms.run=["base", "hard_only", "ps"]', "arms.steps=1", "student.repeats=1"]
+set = ["arms.steps=1", "student.repeats=1"]
 primary = ["grounded:ps", "grounded:hard_only", 4]
 [variants.grounded]
 [variants.learnability]
-set = ["teacher.reward=learnability", 'arms.run=["ps"]']
+set = ["teacher.reward=learnability"]
 """
 
 
@@ -54,28 +53,25 @@ def toy(tmp_path: Path, text: str = TOY) -> Study:
     return read_study(path)
 
 
-class InThisProcess:
-    """Runs cells without a new process. ran: names of cells; fails: names of cells that fail."""
+class Copies:
+    """Cells that are copies of one finished run. ran: names of cells; fails: names of cells that fail."""
 
-    def __init__(self, fails: tuple[str, ...] = ()) -> None:
-        self.ran: list[str] = []
-        self.fails = fails
+    def __init__(self, run: Path, fails: tuple[str, ...] = ()) -> None:
+        self.run, self.fails, self.ran = run, fails, list[str]()
 
     def __call__(self, cell: Cell, threads: int) -> str | None:
         self.ran.append(cell.name)
         if cell.name in self.fails:
             return "exit code 1: no luck"
-        with pytest.MonkeyPatch.context() as patch:  # the charts of a page take longer than the run
-            patch.setattr("soar.run.pipeline.report_at_the_end", lambda path, say: None)
-            execute(cell.config, cell.folder, False, ["soar", "run"], Progress(quiet=True))
+        shutil.copytree(self.run, cell.folder)
         return None
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], InThisProcess]:
+def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
     """A toy study of 2 variants x 2 seeds, one cell of which failed at first and was done by a resume."""
     folder = tmp_path_factory.mktemp("study")
-    study, run_cell = toy(folder), InThisProcess(fails=("learnability-seed1",))
+    study, run_cell = toy(folder), Copies(tiny_run, fails=("learnability-seed1",))
     first = run_study(study, folder / "out", list(TINY), say=lambda line: None, run_cell=run_cell)
     states = {(c["variant"], c["seed"]): (c["state"], c["reason"]) for c in first["cells"]}
     assert states.pop(("learnability", 1)) == ("failed", "exit code 1: no luck")
@@ -86,24 +82,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     once = ["grounded-seed0", "grounded-seed1", "learnability-seed0", "learnability-seed1"]
     assert run_cell.ran == [*once, "learnability-seed1"], "finished cells stay, the failed one is done again"
     assert json.loads((folder / "out" / "study.json").read_text()) == json.loads(json.dumps(results))
-    return folder, results, run_cell
-
-
-def test_cells_of_a_seed_share_their_screening(finished: Any) -> None:
-    folder, _, _ = finished
-    for seed in (0, 1):
-        one, other = (folder / "out" / "cells" / f"{v}-seed{seed}" for v in ("grounded", "learnability"))
-        for name in ("hard/screen.jsonl", "hard/test.jsonl"):
-            assert (one / name).read_bytes() == (other / name).read_bytes()
-        config = json.loads((other / "manifest.json").read_text())["config"]
-        assert config["screen"]["from_run"] == str(one)
-        assert config["seed"] == seed
+    return folder, results, tiny_run
 
 
 def test_comparisons_pair_the_same_problems_and_name_the_primary_one(finished: Any) -> None:
     folder, results, _ = finished
     named = {(row["a"], row["b"]): row for row in results["comparisons"]}
-    assert list(named) == [("grounded:ps", "grounded:hard_only"), ("learnability:ps", "grounded:hard_only")]
+    ours = [
+        (f"{variant}:{arm}", f"{variant}:hard_only") for variant in ("grounded", "learnability") for arm in ("ps", "pq")
+    ]
+    assert list(named) == ours
     assert all((row["seeds"], row["left_out"]) == ([0, 1], 0) for row in named.values())
     entries = [(a, k, entry) for (a, _), row in named.items() for k, entry in row["pass_at"].items()]
     assert [(a, k) for a, k, entry in entries if entry["primary"]] == [("grounded:ps", "4")]
@@ -208,9 +196,9 @@ def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
 def test_another_study_is_refused_and_more_seeds_are_added(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _, _ = finished
+    folder, _, run = finished
     out, extra = folder / "out", list(TINY)
-    nothing = InThisProcess(fails=("grounded-seed2", "learnability-seed2"))
+    nothing = Copies(run, fails=("grounded-seed2", "learnability-seed2"))
     with pytest.raises(StudyError, match="holds a study; give --resume"):
         run_study(toy(tmp_path), out, extra, run_cell=nothing)
     with pytest.raises(StudyError, match=r"begun as another study:\n  extra"):
