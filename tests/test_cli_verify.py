@@ -82,6 +82,8 @@ def test_columns_are_found(
     _, found = verified(write(tmp_path / "c.jsonl", [row]), "--verifier", "exact", capsys=capsys)
     assert found["columns"] == columns
     assert found["counts"]["correct"] == 1
+    assert main(["verify", write(tmp_path / "d.jsonl", [{"answer": "7"}])]) == 1
+    assert "no gold column" in capsys.readouterr().err
 
 
 def test_golds_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

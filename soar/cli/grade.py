@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, column_names, pick, read_answer
+from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, find_columns, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, gold_kind
@@ -94,20 +94,13 @@ def grade_file(
 
 def _columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, str]:
     """The columns by the first row; `answer` is the completion only when there is another gold column. Raises DataError."""
-    columns = {name.casefold(): name for name in column_names(row.fields)}
     chosen: dict[str, str] = {}
     for kind, usual in USUAL.items():
         given = asked.get(kind)
         if row.error is not None or (kind == "completion" and golds) or (kind == "label" and not given):
             continue
-        names = [given] if given else [name for name in usual if columns.get(name) not in chosen.values()]
-        column = next((columns[name.casefold()] for name in names if name.casefold() in columns), None)
-        if column is None:
-            raise DataError(
-                f"{row.where}: no {kind} column: looked for {', '.join(names)}, found "
-                f"{', '.join(columns.values()) or 'none'}; name it with --{kind}-column"
-            )
-        chosen[kind] = column
+        names = [given] if given else [name for name in usual if name not in map(str.casefold, chosen.values())]
+        chosen[kind] = find_columns(row, kind, names, f"name it with --{kind}-column")[0]
     return chosen
 
 

@@ -25,6 +25,8 @@ MARK = re.compile(
 )
 END_OF_TURN = re.compile(r"<(?:eos|pad|/s|end_of_turn|\|return\||\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
 BOX = re.compile(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])")
+BLANK = re.compile(r"[ \t]*")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"[^\s{}$\\.,;]+")
 NEXT_TURN = re.compile(
     r"(?:\n|</answer>)[ \t>*_#]{0,4}(?:human|user|question|problem|q)(?: \d{1,3})?[*_]{0,2}:", re.IGNORECASE
@@ -74,26 +76,16 @@ def _last_box(text: str) -> str | None:
 
 def _box_content(text: str, start: int) -> tuple[str | None, int]:
     """Content of the box whose command ends at `start`, and how many characters were read to find it."""
-    begin = start
-    while begin < len(text) and text[begin] in " \t":
-        begin += 1
+    begin = BLANK.match(text, start).end()  # type: ignore[union-attr]
     if text[begin : begin + 1] != "{":
         bare = BARE_BOX.match(text, begin, begin + MAX_ANSWER_CHARS)
         return (bare.group() if bare else None), begin - start + (len(bare.group()) if bare else 1)
     depth = 0
-    position = begin
-    while position < len(text):
-        char = text[position]
-        if char == "\\":
-            position += 1
-        elif char == "{":
-            depth += 1
-        elif char == "}":
-            depth -= 1
-            if depth == 0:
-                return text[begin + 1 : position], position + 1 - start
-        position += 1
-    return None, position - start
+    for brace in BRACE.finditer(text, begin):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0:
+            return text[begin + 1 : brace.start()], brace.end() - start
+    return None, len(text) - start
 
 
 def _after_mark(text: str) -> str | None:

@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 
 @dataclass(eq=False)
 class Dropped(Exception):
-    """A row that is not used: why, and where it stands (`file:line`). refused: it refuses the whole source by default."""
+    """A row that is not used: why, and where it stands (`file:line`). refused: the whole source is, by default."""
 
     reason: str
     detail: str = ""
@@ -140,29 +140,30 @@ def load_problems(
 
 def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
     """The columns to read, from the first row. Raises DataError listing the columns it has."""
-    names = list(column_names(row.fields))
     chosen: dict[str, str | None] = {}
     for kind in ("question", "answer"):
-        looked_for = [asked] if (asked := wanted.get(kind)) else COLUMNS[kind]
-        by_case = {name.casefold(): name for name in names}
-        split_names = [name.casefold().split(" + ") for name in looked_for]
-        there = [" + ".join(by_case[part] for part in parts) for parts in split_names if by_case.keys() >= set(parts)]
-        if not there:
-            raise DataError(
-                f"{row.where}: no {kind} column: looked for {', '.join(looked_for)}, found {', '.join(names) or 'none'}; "
-                f"set problems.{kind}_column to the right name"
-            )
+        asked = wanted.get(kind)
+        there = find_columns(
+            row, kind, [asked] if asked else COLUMNS[kind], f"set problems.{kind}_column to the right name"
+        )
         chosen[kind] = next((n for n in there if pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
-    chosen["id"] = next((name for name in COLUMNS["id"] if name in names), None)
+    chosen["id"] = next((name for name in COLUMNS["id"] if name in row.fields), None)
     return chosen
 
 
-def column_names(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Columns, and with dots the keys of those that hold an object."""
-    for name, value in fields.items():
-        yield str(name)
+def find_columns(row: Row, kind: str, looked_for: Sequence[str], mend: str) -> list[str]:
+    """Those of the names that a row has, dots into objects, ` + ` between several. Raises DataError where there is none."""
+    names: dict[str, str] = {}
+    for name, value in row.fields.items():
         inner = _parsed(value, "{")
-        yield from (f"{name}.{key}" for key in inner) if isinstance(inner, dict) else ()
+        keys = (f"{name}.{key}" for key in inner) if isinstance(inner, dict) else ()
+        names |= {key.casefold(): key for key in (str(name), *keys)}
+    parts = [name.casefold().split(" + ") for name in looked_for]
+    there = [" + ".join(names[part] for part in some) for some in parts if names.keys() >= set(some)]
+    if not there:
+        found = ", ".join(names.values()) or "none"
+        raise DataError(f"{row.where}: no {kind} column: looked for {', '.join(looked_for)}, found {found}; {mend}")
+    return there
 
 
 def pick(fields: Mapping[str, Any], name: str) -> Any:
@@ -208,13 +209,13 @@ def _build(row: Row, report: LoadReport) -> Problem:
 
 def _read_question(row: Row, value: Any, report: LoadReport) -> str:
     turns = _parsed(value, "[")
-    if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+    if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
         value = _last_turn(row, turns, report)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise Dropped("empty question")
-    if not isinstance(value, str):
+    if not isinstance(value, str | None):
         detail = f"the question is a {type(value).__name__}, expected text"
         raise Dropped("question or answer of a wrong type", detail, True)
+    if value is None or not value.strip():
+        raise Dropped("empty question")
     for fmt in FORMATS.values():
         before, _, after = fmt.student_template.partition("{question}")
         if len(value) > len(before + after) and value.startswith(before) and value.endswith(after):
@@ -254,17 +255,14 @@ def read_answer(value: Any, report: LoadReport) -> str:
         raise Dropped("question or answer of a wrong type", detail, True)
     if isinstance(value, float) and not math.isfinite(value):
         raise Dropped("answer is not a finite number", str(value))
-    text, said = str(value).strip(), ANSWER_IS.search(str(value)[-400:])
+    text, note = str(value).strip(), ""
     if "####" in text:
-        report.notes["answer taken from behind the last ####"] += 1
-        text = text.rpartition("####")[2].strip().split("\n")[0].strip()
+        text, note = text.rpartition("####")[2].strip().split("\n")[0].strip(), "behind the last ####"
     elif ("\\boxed" in text or "\\fbox" in text) and (boxed := extract(text, "boxed")) is not None:
-        several = text.count("\\boxed") > 1
-        report.notes["answer taken from the last of several boxes" if several else "answer taken from its box"] += 1
-        text = boxed
-    elif said:
-        report.notes["answer taken from behind `the answer is`"] += 1
-        text = said[1].strip()
+        text, note = boxed, "the last of several boxes" if text.count("\\boxed") > 1 else "its box"
+    elif said := ANSWER_IS.search(text[-400:]):
+        text, note = said[1].strip(), "behind `the answer is`"
+    report.notes.update([f"answer taken from {note}"] if note else [])
     if not text:
         raise Dropped("empty answer", repr(value)[:60])
     return text

@@ -160,9 +160,9 @@ class VerifierPool:
 
     def faults(self, problems: Sequence[Problem]) -> list[str]:
         """What the domain says is wrong with each gold problem, "" where it names nothing or there is no domain."""
-        if not self.domain.own:
-            return [""] * len(problems)
         golds = [problem.answer for problem in problems]
+        if not self.domain.own:
+            return [""] * len(golds)
         return [str(text or "")[:100] for text in _values(self._grade("fault", golds, golds, columns_of(problems)))]
 
     def read_answers(self, completions: Sequence[str]) -> list[str | None]:
