@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from soar.config import ProblemsConfig, refuse_code
 from soar.problems.domain import domain_of
@@ -13,36 +14,7 @@ from soar.problems.load import DataError, load_problems
 from soar.problems.pool import open_pool
 from soar.types import UserError, Verdict, columns_of
 
-SUMS = """
-import itertools
-import verifiers.v1 as vf
-
-class Data(vf.TaskData):
-    answer: int
-    level: str = "easy"
-
-class Task(vf.Task[Data]):
-    @vf.reward
-    async def exact(self, trace: vf.Trace) -> float:
-        assert trace.messages[0].role == "system" or self.data.system_prompt is None  # a teacher's question has none
-        return float(trace.last_reply.rpartition("=")[2].strip() == str(self.data.answer))
-
-    @vf.reward(weight=0.5)
-    async def short(self, task: Data, trace: vf.Trace) -> float:
-        return float(task.level == "hard" and trace.num_turns == 1 and len(trace.last_reply) < 9)
-
-class Config(vf.TasksetConfig):
-    system: str = "Do."
-
-class Taskset(vf.Taskset[Task, Config]):
-    INFINITE = True
-    def load(self):
-        for i in itertools.count():
-            turns, level = [vf.UserMessage(content=f"What is {i} + {i}?")], "hard" if i else "easy"
-            yield Task(Data(prompt=turns, answer=2 * i, level=level, system_prompt=self.config.system), self.config.task)
-
-__all__ = ["Taskset"]
-"""
+SUMS = ROOT / "examples" / "sums_environment.py"
 OTHERS = {
     "tools": ("", "", "@classmethod\n    def toolsets(cls, config): return []", "needs tools"),
     "runtime": ("", "@vf.reward\n    async def run(self, runtime): return 1.0", "", "needs a machine"),
@@ -52,11 +24,6 @@ OTHERS = {
     "several": ("", "", "", r"needs several turns or agents \(an Env"),
     "user": ("", "", "", "needs a user who begins"),
 }
-
-
-def write(folder: Path, name: str, text: str) -> str:
-    (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    return f"verifiers:{folder / name}.py"
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,9 +40,9 @@ def test_an_environment_in_a_folder_of_others_is_code(config: dict[str, dict[str
         refuse_code(Path("run"), config)
 
 
-def test_rewards_of_tasks_and_of_questions_of_the_teacher(tmp_path: Path) -> None:
+def test_rewards_of_tasks_and_of_questions_of_the_teacher() -> None:
     pytest.importorskip("verifiers.v1")
-    source = write(tmp_path, "sums_environment", SUMS)
+    source = f"verifiers:{SUMS}"
     keys = ProblemsConfig(source=source, options={"system": "Add."}, verify_workers=1)
     problems, report = load_problems(source, options=keys.options, limit=3)
     assert [(p.question, p.answer) for p in problems] == [(f"What is {i} + {i}?", str(2 * i)) for i in range(3)]
@@ -96,11 +63,13 @@ def test_rewards_of_tasks_and_of_questions_of_the_teacher(tmp_path: Path) -> Non
 def test_what_is_no_single_turn_of_text_is_refused_by_name(tmp_path: Path, name: str) -> None:
     pytest.importorskip("verifiers.v1")
     field, method, hook, message = OTHERS[name]
-    text = SUMS.replace('level: str = "easy"', field or 'level: str = "easy"')
+    text = SUMS.read_text().replace('level: str = "easy"', field or 'level: str = "easy"')
     text = text.replace("    @vf.reward\n", f"    {method}\n\n    @vf.reward\n", 1)
     text = text.replace("\n__all__", f"    {hook}\n\n__all__") if hook else text
     if name == "several":
         text += "class Several(vf.SingleAgentEnv): pass\n__all__ += ['Several']\n"
     text = text.replace("prompt=turns, ", "") if name == "user" else text
+    file = tmp_path / f"{name}_environment.py"
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        load_problems(write(tmp_path, f"{name}_environment", text))
+        load_problems(f"verifiers:{file}")
