@@ -32,7 +32,7 @@ def reward_of(place: Path) -> Any:
 
 
 def train(place: Path, name: str, jobs: dict[str, Any]) -> None:
-    """One student: its adapter, where `soar measure` looks for it."""
+    """One student: its adapter and its result."""
     student = jobs["student"]
     tokens, rows = student["sampling"]["max_tokens"], student["prompts_per_step"] * student["attempts"]
     settings = RLOOConfig(
@@ -54,6 +54,8 @@ def train(place: Path, name: str, jobs: dict[str, Any]) -> None:
     )
     trainer.train()
     trainer.model.save_pretrained(str(place / name / "adapter"))
+    result = {"set": name, "adapter": f"../{name}/adapter"}
+    (place / "results" / f"{name}.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 def main(run: Path) -> None:

@@ -212,6 +212,7 @@ class EvaluateConfig(Section):
     ks: tuple[int, ...] = (1, 4, 8, 16, 32)
     temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
+    every: int = Field(0, ge=0)  # RLOO steps of an arm from one measurement on its way to the next; 0: none
 
 
 class LogConfig(Section):

@@ -187,11 +187,12 @@ SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "studen
 
 
 def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take."""
+    """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take; pass@k is
+    measured on the way."""
     monkeypatch.setattr(arms, "arms_at_once", lambda backbone, count: count)
     names = ["base", "likelihood", "hinted", "solvable", "pq"]
     source = write_problems(tmp_path / "easy.jsonl", easy_problems(14, seed=1))
-    keys = [f"arms.run={json.dumps(names)}", f'problems.source="{source}"', *SHORT]
+    keys = [f"arms.run={json.dumps(names)}", f'problems.source="{source}"', "evaluate.every=4", *SHORT]
     student = tiny_config(*keys).student
     most = student.prompts_per_step * student.attempts * student.sampling.max_tokens
     run = run_tiny(tmp_path / "run", *keys, "arms.tokens=1200", "arms.save_steps=100")["arms"]
@@ -200,6 +201,11 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: py
     assert run["pq"]["tokens"]["search"] > 0 == run["hinted"]["tokens"]["search"]
     for arm, row in run.items():
         assert row["total_tokens"] == sum(row["tokens"].values()) and row["evaluation_tokens"] > row["attempts"], arm
+    curves = [row for row in events(tmp_path / "run", "curve") if row["arm"] == "hinted"]
+    assert [row["step"] for row in curves] == [4 * i for i in range(1, len(curves) + 1)] and curves
+    steps = [row for row in events(tmp_path / "run", "arm_step") if row["arm"] == "hinted"]
+    told = run["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:4])
+    assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
     left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
     assert list(left["arms"]) == ["base"]
     assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]
@@ -321,7 +327,7 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: py
     plans = {"a": plan_of("a"), "b": plan_of("b", 9, tokens=11), "d": plan_of("d", 5)}
     states = dict.fromkeys("ab", TrainState(0, skills([0.0]))) | {"d": TrainState(1, skills([0.0]))}
     ticks: list[int] = []
-    config = tiny_config("arms.save_steps=4")
+    config = tiny_config("arms.save_steps=99", "evaluate.every=4")
     moved = list(arms.train_arms(env, plans, states, config, 1, lambda: len(ticks) == 1, lambda: ticks.append(1)))
     # Asked to stop after the first step; b is out at 20 of 11 tokens; d is a step ahead until a and b have caught up, and is
     # saved after its fourth step.

@@ -14,7 +14,7 @@ from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
 from soar.cli import main
 from soar.domains.world import get_world
 from soar.run import screen as hardset
-from soar.run.screen import screen_event, table_lines
+from soar.run.screen import screen_event, table_lines, what_fits
 from soar.types import Screening
 
 OWN = ("problems.limit", "screen.")
@@ -142,3 +142,14 @@ def test_golds_that_are_no_values_are_left_out_counted_and_named(
         assert ("2 whose gold answer can only be compared as text" in shown.out) == (not more)
     assert main(["verify", str(path), "--golds"]) == 1
     assert "2 gold answers (28.57%) can only be compared as text" in capsys.readouterr().out
+
+
+def test_one_rule_says_what_to_try_first() -> None:
+    config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
+    assert what_fits(0.9, config).startswith("try first: harder problems")
+    budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"
+    assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget}"
+    assert what_fits(0.001, config, 31).startswith("try first: ps and pq of SOAR: ")
+    assert what_fits(0.001, config, 32).startswith(
+        "try first: solvable (the easier candidates first), beside ps and pq"
+    )

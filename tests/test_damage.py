@@ -63,26 +63,21 @@ def test_commands_that_look_at_a_damaged_folder_end_with_a_message(
 
 
 @pytest.mark.parametrize(
-    ("line", "old", "new", "words"),
+    ("line", "old", "new"),
     [
-        (2, b'"successes"', b"'successes'", "screen.jsonl:2 is damaged: what follows is made again"),
-        (
-            1,
-            b'"evidence"',
-            b'"evidense"',
-            "is damaged: KeyError('evidence'); delete it, and the problems are screened again",
-        ),
+        (1, b'"evidence"', b'"evidense"'),
+        (2, b'"truncated": ', b'"truncated": 9'),
+        (2, b'"successes"', b"'successes'"),
     ],
 )
-def test_a_damaged_line_of_the_screening_is_made_again_or_named(
-    tiny_run: Path, folder: Path, capsys: pytest.CaptureFixture[str], line: int, old: bytes, new: bytes, words: str
+def test_a_damaged_line_of_the_screening_is_made_again(
+    tiny_run: Path, folder: Path, capsys: pytest.CaptureFixture[str], line: int, old: bytes, new: bytes
 ) -> None:
     change(folder / "hard" / "screen.jsonl", old, new)
-    assert main(["run", "--resume", "--quiet", "--out", str(folder)]) == (line == 1)
-    assert words in capsys.readouterr().err
-    if line == 2:
-        assert content(folder / "hard") == content(tiny_run / "hard")
-        assert without_clock(events(folder)) == without_clock(events(tiny_run))
+    assert main(["run", "--resume", "--quiet", "--out", str(folder)]) == 0
+    assert f"hard/screen.jsonl:{line} is damaged: what follows is made again" in capsys.readouterr().err
+    assert content(folder / "hard") == content(tiny_run / "hard")
+    assert without_clock(events(folder)) == without_clock(events(tiny_run))
 
 
 def test_a_disk_that_fails_anywhere_in_a_run(

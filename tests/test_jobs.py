@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +30,13 @@ LOOP = (
 FILES = (*LOOP, "backend.kind=files")
 
 
+def give(place: Path, name: str, file: str = "", **result: Any) -> None:
+    (place / "results" / f"{file or name}.json").write_text(json.dumps({"set": name, **result}))
+
+
 def begun(out: Path) -> Path:
     """A run that waits for its first students; returns the folder of the sets."""
-    with pytest.raises(Stopped, match=r"outer step 0 waits for the students of 4 of 4 training sets .* soar measure"):
+    with pytest.raises(Stopped, match=r"outer step 0 waits for students of the 4 training sets .* soar measure"):
         run_tiny(out, *FILES)
     return out / "sets" / "0000"
 
@@ -42,7 +47,7 @@ def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path: Path, m
     def teach(self: OuterLoop, question_sets: Any) -> Population:
         population = plain(self, question_sets)
         for p, name in enumerate(SETS):
-            save_adapter(self.env.backbone, population.stack, tmp_path / f"{self.state.step:04d}" / name / "adapter", p)
+            save_adapter(self.env.backbone, population.stack, tmp_path / f"{self.state.step}" / name, p)
         return population
 
     monkeypatch.setattr(OuterLoop, "teach", teach)
@@ -56,7 +61,7 @@ def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path: Path, m
             written = {row["answer"] for row in read_jsonl(tmp_path / "native/questions.jsonl") if row["step"] == step}
             rows = read_jsonl(place / name / "train.jsonl")
             assert len(rows) == (4, 6)[step] and {row["answer"] for row in rows} <= written
-        shutil.copytree(tmp_path / f"{step:04d}", place, dirs_exist_ok=True)
+            give(place, name, adapter=f"{tmp_path}/{step}/{name}")
         if step < steps - 1:
             with pytest.raises(Stopped, match=f"outer step {step + 1} waits"):
                 run_tiny(tmp_path / "files", *FILES, resume=True)
@@ -79,36 +84,59 @@ def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path: Path, m
 
 def other_rank(place: Path) -> None:
     wide = load_backbone(ModelConfig(adapter="lora", lora_rank=8))
-    save_adapter(wide, random_stack(wide, 1), place / "0-0" / "adapter")
+    save_adapter(wide, random_stack(wide, 1), place / "wide")
+    give(place, "1-1", adapter="../wide")
 
 
-def half(name: str) -> Callable[[Path], None]:
-    def cut(place: Path) -> None:
-        path = place / "0-0" / "adapter" / name
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def half_the_weights(place: Path) -> None:
+    shutil.copytree(place / "start", place / "half")
+    (place / "half" / "adapter_model.safetensors").write_bytes(
+        (place / "start/adapter_model.safetensors").read_bytes()[:500]
+    )
+    give(place, "1-1", adapter="../half")
 
-    return cut
+
+UNUSABLE: tuple[tuple[Callable[[Path], object], str], ...] = (
+    (lambda place: (place / "results" / "0-1.json").unlink(), "no result of the set 0-1"),
+    (lambda place: give(place, "0-1", pass_rate=1.5), r"0-1.json: pass_rate = 1.5: .* less than or equal to 1"),
+    (lambda place: give(place, "0-1", pass_rate=float("nan")), r"0-1.json: pass_rate = nan"),
+    (lambda place: give(place, "0-1", "again", pass_rate=0.5), "set 0-1 has another result"),
+    (lambda place: give(place, "7-0", pass_rate=0.5), "set = '7-0': expected one of 0-0, 0-1, 1-0, 1-1"),
+    (lambda place: give(place, "0-1"), "expected pass_rate"),
+    (lambda place: give(place, "0-1", accuracy=0.5), "accuracy = 0.5: Extra inputs"),
+    (
+        lambda place: (place / "results" / "0-1.json").write_text("{"),
+        "0-1.json cannot be read: .*; give the result of this",
+    ),
+    (lambda place: give(place, "0-1", adapter="../none"), "adapter of set 0-1: .*none"),
+    (other_rank, "adapter of set 1-1: .*rank 8, expected model.lora_rank = 4.*; give it again"),
+    (half_the_weights, "adapter of set 1-1: .*; give it again"),
+    (lambda place: None, r"set \d-\d is promoted.* add its adapter"),
+)
 
 
-def test_an_adapter_that_cannot_be_used_is_named_and_changes_nothing(tmp_path: Path, waiting: Path) -> None:
+def test_a_result_that_cannot_be_used_is_named_and_changes_nothing(tmp_path: Path, waiting: Path) -> None:
     run = shutil.copytree(waiting, tmp_path / "run")
-    place, again = run / "sets" / "0000", "give the adapter of this set again"
+    place = run / "sets" / "0000"
     state = {path: path.read_bytes() for path in (run / "state").rglob("*") if path.is_file()}
-    for name in SETS[1:]:
-        shutil.copytree(place / "start", place / name / "adapter")
-    for spoil, message in (
-        (lambda place: None, r"waits for the students of 1 of 4 training sets .*: 0-0; "),
-        (other_rank, "0-0/adapter: .*rank 8, expected model.lora_rank = 4"),
-        (half("adapter_config.json"), f"0-0/adapter: .*{again}"),
-        (half("adapter_model.safetensors"), f"0-0/adapter: .*{again}"),
-    ):
+
+    def anew(**result: Any) -> None:
+        shutil.rmtree(place / "results")
+        (place / "results").mkdir()
+        for name in SETS:
+            give(place, name, **result)
+
+    for spoil, message in UNUSABLE:
+        anew(pass_rate=0.5)
         spoil(place)
         with pytest.raises(UserError, match=message):
             run_tiny(run, *FILES, resume=True)
         assert {path: path.read_bytes() for path in (run / "state").rglob("*") if path.is_file()} == state
-        shutil.copytree(place / "start", place / "0-0" / "adapter", dirs_exist_ok=True)
+    anew(pass_rate=0.25, adapter="../start")
     with pytest.raises(Stopped, match="outer step 1 waits"):
         run_tiny(run, *FILES, resume=True)
+    (step,) = events(run, "outer_step")
+    assert step["best_pass_rate"] == 0.25
 
 
 @pytest.fixture(scope="module")

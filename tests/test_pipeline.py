@@ -21,9 +21,7 @@ from soar.problems.prompts import get_format
 from soar.report.questions import hashed_ngrams, vendi_score
 from soar.run import pipeline
 from soar.run import screen as hardset
-from soar.run import setup as workbench
 from soar.run.pipeline import NothingToDo
-from soar.run.setup import choose_threads, open_env
 from soar.types import Problem, Screening
 
 ARMS = ["base", "hard_only", "ps", "pq"]
@@ -282,13 +280,3 @@ def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(
     assert (event["too_long"], event["ungradable"], event["candidates"]) == (2, 2, 6)
     assert summary["arms"] == {}
     assert {p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / "screen.jsonl")[1:]} == {p.id for p in fits}
-
-
-def test_workers_follow_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_env(tiny_config()) as env:
-        assert choose_threads(env.backbone, 3) == 3
-        assert torch.get_num_threads() == 1
-        monkeypatch.setattr(workbench, "SMALL_MODEL", 0)
-        assert choose_threads(env.backbone, 2) == 1
-        assert torch.get_num_threads() == 2
-        torch.set_num_threads(1)

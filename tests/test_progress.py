@@ -20,11 +20,12 @@ def plain(**more: Any) -> tuple[Progress, io.StringIO]:
 
 
 def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By hand: 4 of 10 were done before, which says nothing of the pace; a step takes 60 s."""
+    """By hand: 4 of 10 were done before, which says nothing of the pace; a step takes 60 s, and the plan says
+    that the arms take half of the whole loop."""
     clock = {"now": 0.0}
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
     report, out = plain()
-    report.file = tmp_path / "now.json"
+    report.plan, report.file = {"outer loop": 20.0, "arms": 10.0}, tmp_path / "now.json"
     with report, report.task("outer loop", 10) as advance, report.task("  students", 5, transient=True) as students:
         advance(4)
         for _ in range(2):
@@ -36,9 +37,9 @@ def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch, tmp_p
         students.set(3, 5)
         noted = json.loads(report.file.read_text())
     assert out.getvalue().splitlines() == [
-        "outer loop: 5/10, students: 0/5, about 0:05:00 left",
-        "outer loop: 6/10, students: 0/5, about 0:04:00 left",
-        "outer loop: 6/10, students: 3/5, about 0:04:00 left",
+        "outer loop: 5/10, students: 0/5, about 0:05:00 left, about 0:10:00 of the whole run left",
+        "outer loop: 6/10, students: 0/5, about 0:04:00 left, about 0:09:00 of the whole run left",
+        "outer loop: 6/10, students: 3/5, about 0:04:00 left, about 0:09:00 of the whole run left",
     ]
     assert noted == {"task": "outer loop", "done": 6.0, "total": 10.0, "left": 240.0}
     assert not report.file.exists(), "a run that is not at work notes nothing"

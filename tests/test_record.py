@@ -141,8 +141,8 @@ DAMAGE = [
     ("state/000002/checksums.json", "missing", "damaged"),
     ("state/000002/checksums.json", "object", "damaged"),
     ("state/000002/checksums.json", "deep", "damaged"),
-    ("metrics.jsonl", "cut", r"bytes, but had \d+ at the checkpoint: lines are lost"),
-    ("questions.jsonl", "flip", "was changed: its lines up to the checkpoint have another checksum"),
+    ("metrics.jsonl", "cut", r"the \d+ bytes that it had at the checkpoint have another checksum: lines are lost"),
+    ("questions.jsonl", "flip", "have another checksum: lines are lost or were changed"),
 ]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
-from loop_helpers import hard_problems, read_jsonl, tiny_config
+from loop_helpers import TINY, hard_problems, read_jsonl, tiny_config
 
-from soar.config import ConfigError, SamplingConfig
+from soar.config import ConfigError, SamplingConfig, load
 from soar.run import screen as screening
 from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped
@@ -198,3 +198,28 @@ def test_attempts_in_waves_are_the_attempts_of_one_call() -> None:
     for q in range(3):
         assert texts[11 * q : 11 * q + 11] == first[4 * q : 4 * q + 4] + second[7 * q : 7 * q + 7]
     assert len(set(texts)) > 3
+
+
+def test_the_rate_of_the_hard_set_by_hand() -> None:
+    """Good-Turing: problems solved once tell how often those never solved would be."""
+    config = tiny_config("screen.attempts=100", "screen.max_successes=0", "arms.steps=50", "student.attempts=8")
+
+    def event(counts: list[int], *overrides: str, attempts: int = 100) -> dict[str, Any]:
+        rows = {str(i): Screening(count, attempts) for i, count in enumerate(counts)}
+        return screen_event(rows, config if not overrides else load(None, [*TINY, *overrides]))
+
+    known = event([0] * 10 + [1] * 3 + [40])
+    assert known["hard_rate"] == pytest.approx(3 / (100 * 10))
+    assert known["planned_rollouts"] == 50 * 2 * 8
+    budget = event([0] * 10 + [1], "arms.tokens=4800", "student.sampling.max_tokens=48")
+    assert budget["planned_rollouts"] == 4800 / 24
+    assert known["expected_successes"] == pytest.approx(2.4)
+    assert event([0] * 10 + [7])["expected_successes"] is None
+    # At most one success is hard: (1 * n(1) + 2 * n(2)) of 100 attempts at 13 problems.
+    wide = event([0] * 10 + [1] * 3 + [2], "screen.attempts=100", "screen.max_successes=1")
+    assert wide["hard_rate"] == pytest.approx((3 + 2) / (100 * 13))
+    # Stopped early, the one success of a problem is seen among all 128 attempts only if it came in the last 32.
+    early = event(
+        [0] * 10 + [1], "screen.attempts=128", "screen.early_stop=true", "screen.max_successes=0", attempts=128
+    )
+    assert early["hard_rate"] == pytest.approx(1 / (32 / 128) / (128 * 10))

@@ -134,9 +134,10 @@ def student(
 
 
 def measure(context: Context, run: common.RunFolder, quiet: common.Quiet = False) -> None:
-    """Go on with a run of soar student --emit: measure the adapters of its sets, emit the next sets.
+    """Go on with a run of soar student --emit: read the results of its training sets, emit those of the next outer step.
 
-    Each is a PEFT folder, RUN/sets/STEP/SET/adapter.
+    A result is a JSON file in RUN/sets/STEP/results: {"set": "0-1", "pass_rate": 0.31}, or "adapter" with a PEFT folder,
+    which is measured here, or both.
     """
     config = recorded_config(run)
     if config.backend.kind != "files":

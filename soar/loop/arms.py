@@ -353,8 +353,8 @@ def arms_at_once(backbone: Backbone, arms: int) -> int:
 
 
 def segment_ends(config: Config, steps: int) -> bool:
-    """Whether an arm is saved after so many steps."""
-    return steps % config.arms.save_steps == 0
+    """Whether an arm is saved, or measured on its way, after so many steps."""
+    return steps % config.arms.save_steps == 0 or bool(config.evaluate.every and steps % config.evaluate.every == 0)
 
 
 def usable(

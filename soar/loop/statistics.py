@@ -29,6 +29,19 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
 
 
+def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, before: int = 0) -> float | None:
+    """Expected success rate of an attempt at a problem solved in at most `most` of `attempts` (Good 1953, Robbins 1956).
+
+    successes: per problem. Sum over x <= most of (x + 1) n(x + 1), over attempts times the sum of n(x); n(x) problems were
+    solved x times. Where screening leaves one with more than `most` successes after `before` attempts, one of most + 1
+    is seen with probability 1 - C(before, most + 1) / C(attempts, most + 1). None where no success says anything.
+    """
+    hard = sum(count <= most for count in successes)
+    seen = 1 - math.comb(before, most + 1) / math.comb(attempts, most + 1)
+    total = sum(count for count in successes if count <= most) + (most + 1) * list(successes).count(most + 1) / seen
+    return total / (attempts * hard) if hard and total else None
+
+
 def bootstrap_interval(
     values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95, floor: float = 0.0
 ) -> tuple[float, float]:

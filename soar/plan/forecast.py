@@ -1,7 +1,7 @@
 """What a run computes and how long that takes, before anything is loaded (`soar run --dry-run`).
 
 Counts of rollouts and tokens follow from the config and from what is assumed (printed). Time is counts over measured rates in
-one process (`TABLE`). Left out: loading, writing files, what promotions add.
+one process (`TABLE`). Left out: loading, writing files, what promotions add, measurements on the way (`evaluate.every`).
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def announce(progress: Progress, config: Config) -> None:
     seconds = dict.fromkeys(TASKS.values(), 0.0)
     for work in expected.works:
         seconds[TASKS[work.stage]] += rates.seconds(work)
-    known = expected.rates is not None
+    progress.plan, known = seconds, expected.rates is not None
     stages = [f"{name}{f' ({timedelta(seconds=round(s))})' if known else ''}" for name, s in seconds.items() if s]
     time = f"rates: {rates.source}" if known else "how long is told once there is a pace to go by"
     progress.say(f"what comes: {', '.join(stages)}, report")

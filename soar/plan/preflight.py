@@ -221,6 +221,7 @@ def in_time(env: RolloutEnv, seconds: float, wanted: int, call: Callable[[int, i
 def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
     """What the model makes of some of the problems: why attempts earn nothing, and five of them."""
     from soar.loop.rollout import keep
+    from soar.run.screen import what_fits
 
     sampling, seed = config.student.sampling, seeds.derive(config.seed, "check", "student")
     fitting = [problem for problem in problems if env.room(problem, sampling)]
@@ -253,7 +254,7 @@ def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
     hopeless = not correct and count >= ENOUGH and (main == "refused" or outcomes[main] > 0.9 * count)
     cause, advice = OUTCOMES[main]
     if cause == "difficulty":
-        advice = "most attempts are correct: give harder problems" if correct > count / 2 else ""
+        message, advice = f"{message}; {what_fits(correct / count, config)}", ""
     flat.sort(key=lambda row: (row["outcome"] == "right", row["outcome"] != main))  # first those that earned nothing
     details = [
         f"{OUTCOMES[row['outcome']][0]}: {row['id']}, gold {row['answer'][:60]!r}, read "

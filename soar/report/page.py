@@ -63,11 +63,14 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
 
 
 def arms_section(run: Run) -> dict[str, Any]:
-    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k."""
+    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k.
+
+    Points on the way are `curve` events, the last one is the evaluation.
+    """
     arms, order = run.arms, [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
     names = sorted(arms, key=order.index)
     ks = sorted({k for arm in arms.values() for k in arm.pass_at})
-    events = run.events.get("evaluation", [])
+    events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
     spent = [(read_arm(str(e.get("arm")), e), tokens) for e in events if (tokens := number(e.get("total_tokens")))]
     charts, solved, base = [], "problems solved", arms.get("base")
     for k in dict.fromkeys([*ks[:1], *ks[-1:]]):

@@ -7,7 +7,6 @@ before is used when the newest is damaged. JSON and safetensors only; nothing is
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soar.files import sha256_of, sync, write_json, write_tensors
+from soar.files import read_object, sha256_of, sync, write_json, write_tensors
 from soar.types import UserError
 
 if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
@@ -49,13 +48,10 @@ class Checkpoint:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError when there is none, OSError when it cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds {type(value).__name__}, expected an object")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy, or start a new run") from error
+    """The JSON object in a file. Raises CheckpointError when there is none."""
+    value, notes = read_object(path)
+    if notes:
+        raise CheckpointError(f"{path.parent}/{notes[0]}; restore it from a copy, or start a new run")
     return value
 
 
@@ -121,7 +117,7 @@ def _read(folder: Path) -> Checkpoint:
 
     try:
         checksums = read_document(folder / CHECKSUMS)
-    except (OSError, CheckpointError) as error:
+    except CheckpointError as error:
         raise Damaged(f"{folder / CHECKSUMS} is damaged: {error}".split(";")[0]) from error
     for name in (STATE, TENSORS):
         if not (folder / name).is_file() or sha256_of(folder / name) != checksums.get(name):

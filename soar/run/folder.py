@@ -143,14 +143,13 @@ class RunFolder:
         """The lock is the system's own (flock), so that of a process that died is free."""
         try:
             self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunFolderError(
-                f"{self.path} is in use by another process; wait for it or choose another --out"
-            ) from None
-        except NotImplementedError as error:
-            raise RunFolderError(
-                f"{self.path} is on a disk without file locks: {error}; choose another --out"
-            ) from error
+        except (Timeout, NotImplementedError) as error:
+            why = (
+                "in use by another process; wait for it"
+                if isinstance(error, Timeout)
+                else f"on a disk without locks: {error};"
+            )
+            raise RunFolderError(f"{self.path} is {why} or choose another --out") from None
         self._remember(".lock")
 
     def __enter__(self) -> RunFolder:
@@ -251,10 +250,9 @@ class RunFolder:
             self.on_events(rows)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """All lines of a JSONL file of the folder ([] when it is absent); a half-written last line is cut off the file.
+        """All lines of a JSONL file ([] when it is absent); a half-written last line is cut off the file.
 
-        A damaged line, as a loss of power may leave one: the screening is cut there and made again, since no checkpoint
-        counts on it; in any other file it raises RunFolderError.
+        At a damaged line the screening is cut and made again; in any other file it raises RunFolderError.
         """
         self.check()
         path = self.path / name
@@ -302,9 +300,8 @@ class RunFolder:
     def load(self) -> Checkpoint | None:
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
 
-        One that does not match its checksums, or counts on lines that are lost or changed, is passed over with a line in
-        `notes`. Raises CheckpointError when none is left, RunFolderError when there is none though there was one, or when
-        the manifest holds another config than the checkpoint.
+        A damaged one is passed over with a line in `notes`. Raises CheckpointError when none is left, RunFolderError when
+        there is none though there was one, or when the manifest holds another config.
         """
         checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
         rows = [row for name in STREAMS for row in files.read_jsonl(self.path / name)[0]]
@@ -334,15 +331,10 @@ class RunFolder:
 
     def _check_lines(self, checkpoint: Checkpoint) -> None:
         for name, (size, sha256) in checkpoint.beside["lines"].items():
-            length, digest = self._start(name, size)
-            if length < size:
+            if self._start(name, size) != [size, sha256]:
                 raise Damaged(
-                    f"{self.path / name} has {length} bytes, but had {size} at the checkpoint: lines are lost"
-                )
-            if digest != sha256:
-                raise Damaged(
-                    f"{self.path / name} was changed: its lines up to the checkpoint have another checksum than the "
-                    "recorded one"
+                    f"{self.path / name}: the {size} bytes that it had at the checkpoint have another checksum: lines are "
+                    "lost or were changed"
                 )
 
 

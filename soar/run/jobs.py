@@ -1,7 +1,7 @@
-"""Students that another trainer trains: the sets of an outer step go out as files, adapters come back.
+"""Students that another trainer trains: the sets of an outer step go out as files, pass rates or adapters come back.
 
 `soar student --emit` begins such a run, `soar measure` goes on with it: the loop stops, saved, where students would train,
-until there is a folder `adapter` in every set of `sets/STEP`. Teacher, base model and the measurement stay here.
+until there is a result of every set in `sets/STEP/results`. Teacher, base model and the measurement of adapters stay here.
 """
 
 from __future__ import annotations
@@ -14,24 +14,58 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from soar.engine.load import resolve_path
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.engine.rollouts import Rollouts
-from soar.files import write_atomic, write_json
+from soar.files import Row, read_object, write_atomic, write_json
 from soar.loop.population import Population
-from soar.loop.teacher import OuterLoop
+from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
 from soar.problems.domain import domain_of
 from soar.report.export import card, files_of
 from soar.run.interrupts import Stopped
 from soar.run.setup import save_adapter
-from soar.types import Problem, UserError
+from soar.types import Decision, Problem, UserError
 
 
 class ResultError(UserError):
-    """An adapter of a training set that cannot be used; the run is as it was, mend it and measure again."""
+    """A result of a training set that is missing or cannot be used; the run is as it was, mend it and measure again."""
+
+
+class Result(BaseModel):
+    """What a file in `results` says of one set. adapter: PEFT folder, from the file's own place."""
+
+    model_config = ConfigDict(extra="forbid")
+    set: str
+    pass_rate: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    adapter: Path | None = None
+
+
+def read_results(folder: Path, names: list[str]) -> list[Result]:
+    """The results of all sets in order, paths resolved; none when the folder is empty. Raises ResultError."""
+    results: dict[str, Result] = {}
+    for path in sorted(folder.glob("*.json")):
+        row, notes = read_object(path)
+        if notes:
+            raise ResultError(f"{folder}/{notes[0]}; give the result of this set again")
+        try:
+            result = Result.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ResultError(f"{path}: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
+        if result.set not in names:
+            raise ResultError(f"{path}: set = {result.set!r}: expected one of {', '.join(names)}")
+        if result.set in results:
+            raise ResultError(f"{path}: set {result.set} has another result in this folder; keep one of them")
+        if result.pass_rate is None and result.adapter is None:
+            raise ResultError(f"{path}: expected pass_rate (0 to 1), adapter (a PEFT folder) or both")
+        results[result.set] = result.model_copy(update={"adapter": result.adapter and path.parent / result.adapter})
+    if results and (missing := [name for name in names if name not in results]):
+        raise ResultError(f"{folder} has no result of the set {', '.join(missing)}; add them, then measure again")
+    return [results[name] for name in names] if results else []
 
 
 class FileLoop(OuterLoop):
@@ -40,6 +74,7 @@ class FileLoop(OuterLoop):
     def __init__(self, folder: Path, save: Callable[[], None], *given: Any) -> None:
         super().__init__(*given)
         self.folder, self.save = folder, save
+        self.results: list[Result] = []
 
     def write(self) -> QuestionSets:
         """Once for a step, however often it is begun again."""
@@ -55,7 +90,10 @@ class FileLoop(OuterLoop):
         return QuestionSets(**{**saved, "problems_G_Q": problems_G_Q, "rollouts": rollouts})
 
     def teach(self, question_sets: QuestionSets) -> Population:
-        """The students that came back. Raises Stopped while some are missing, ResultError for one that cannot be used."""
+        """The students that came back, those known by their pass rate alone as the baseline.
+
+        Raises Stopped while there are no results, ResultError for those that cannot be used.
+        """
         student, state = self.config.student, self.state
         names = [f"{k}-{j}" for k in range(self.config.teacher.datasets) for j in range(student.repeats)]
         place = self.folder / "sets" / f"{state.step:04d}"
@@ -64,24 +102,43 @@ class FileLoop(OuterLoop):
         if not (place / "jobs.json").is_file():
             jobs = {"step": state.step, "sets": names, "rloo_steps": len(batches_P_S[0]), "learning_rate": lr}
             self._emit(place, dict(zip(names, rows_P, strict=True)), jobs)
-        if missing := [name for name in names if not (place / name / "adapter" / "adapter_config.json").is_file()]:
+        self.results = read_results(place / "results", names)
+        if not self.results:
             raise Stopped(
-                f"outer step {state.step} waits for the students of {len(missing)} of {len(names)} training sets in {place}: "
-                f"{', '.join(missing)}",
-                f"{place / 'README.md'} says how to train them; with a folder `adapter` in each set continue with: "
+                f"outer step {state.step} waits for students of the {len(names)} training sets in {place}",
+                f"{place / 'README.md'} says how to train them; with a result of each in {place / 'results'} continue with: "
                 f"soar measure {shlex.quote(str(self.folder))}",
             )
-        stack = concat([self._load(place / name / "adapter") for name in names])
+        stack = concat([self._load(r.set, r.adapter) if r.adapter else state.baseline for r in self.results])
         rollouts = sum(map(len, rows_P)) * student.attempts  # as the sets ask for
         state.student_rollouts += rollouts
         return Population(stack, torch.zeros(len(names), dtype=torch.bool), [{}], rollouts)
 
-    def _load(self, folder: Path) -> AdapterStack:
+    def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
+        """Those that were given, the others measured here."""
+        unknown = [p for p, result in enumerate(self.results) if result.pass_rate is None]
+        rates, diverged, kept = super().rates(students.select(unknown), questions) if unknown else ([], [], [])
+        measured = dict(zip(unknown, zip(rates, diverged, strict=True), strict=True))
+        pairs = [measured.get(p, (result.pass_rate or 0.0, False)) for p, result in enumerate(self.results)]
+        return [rate for rate, _ in pairs], [failed for _, failed in pairs], kept
+
+    def _promote(
+        self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
+    ) -> Event:
+        name = f"{decision.dataset}-{decision.repeat}"
+        if any(result.set == name and result.adapter is None for result in self.results):
+            raise ResultError(
+                f"the student of set {name} is promoted, and the next step begins with its weights: its result has a "
+                "pass_rate alone; add its adapter, then measure again"
+            )
+        return super()._promote(decision, question_sets, population, measured)
+
+    def _load(self, name: str, folder: Path) -> AdapterStack:
         """An adapter as a student of the run, with the run's scale. Raises ResultError."""
         try:
             stack, scale = load_adapter(self.env.backbone, folder), self.state.baseline.scale
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ResultError(f"{folder}: {error}; give the adapter of this set again, then measure again") from error
+            raise ResultError(f"adapter of set {name}: {error}; give it again, then measure again") from error
         tensors = {key: t * (stack.scale / scale) if key.endswith(".B") else t for key, t in stack.tensors.items()}
         return replace(stack, tensors=tensors, scale=scale)
 
@@ -96,6 +153,7 @@ class FileLoop(OuterLoop):
             for file, content in (item for form in forms for item in files_of(form, domain, rows).items()):
                 write_atomic(place / file if file == "reward.py" else place / name / file, content)
         save_adapter(self.env.backbone, self.state.baseline, place / "start")
+        (place / "results").mkdir(parents=True, exist_ok=True)
         jobs |= {"model": resolve_path(model.path), "lora_rank": model.lora_rank, "lora_alpha": model.lora_alpha}
         jobs |= {"student": self.config.student.model_dump(mode="json")}
         write_atomic(place / "README.md", card("sets", jobs=jobs, student=jobs["student"], folder=self.folder))

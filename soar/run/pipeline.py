@@ -73,8 +73,6 @@ class Run:
     teacher_reward: what a dataset earns the teacher, see `OuterLoop`.
     """
 
-    teacher_reward: TeacherReward | None = None
-
     def __init__(
         self,
         config: Config,
@@ -83,8 +81,9 @@ class Run:
         progress: Progress,
         stop: StopRequest | None = None,
         parallel: RayParallel | None = None,
+        teacher_reward: TeacherReward | None = None,
     ) -> None:
-        self.parallel = parallel
+        self.parallel, self.teacher_reward = parallel, teacher_reward
         self.config, self.folder, self.env, self.progress = config, folder, env, progress
         self.stop = stop or StopRequest()
         self._began = self._counted = time.monotonic()
@@ -112,15 +111,11 @@ class Run:
         self.meter.tokens, self.env.sampler = self.state.tokens, self.meter
         if self.parallel is not None:
             self.parallel.meter = self.meter
-        stages: dict[str, Callable[[], None]] = {
-            "loop": self._loop,
-            "arms": self._arms,
-            "evaluate": lambda: self._evaluate(self.state.arms),
-        }
-        for name, stage in stages.items():
-            if STAGES.index(self.state.stage) <= STAGES.index(name):
+        stages = (self._loop, self._arms, lambda: self._evaluate(self.state.arms))
+        for name, stage, then in zip(STAGES, stages, STAGES[1:], strict=False):
+            if self.state.stage == name:
                 stage()
-                self._save(then=STAGES[STAGES.index(name) + 1])
+                self._save(then)
         self.folder.tell(self.progress.insist)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
             save_adapter(self.env.backbone, local(self.env.backbone, stack), self.folder.path / name)
@@ -134,11 +129,8 @@ class Run:
     def _safe_point(self) -> None:
         """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
         hours = (time.monotonic() - self._began) / 3600
-        reason, code = self.stop.reason, self.stop.exit_code
-        if reason is None and (reason := limit_reached(self.config.limits, hours, self.state.tokens)) is not None:
-            code = Stopped.exit_code
-        if reason is not None:
-            raise Stopped(reason, f"Continue with: {self._resume_command()}", code)
+        if (reason := self.stop.reason or limit_reached(self.config.limits, hours, self.state.tokens)) is not None:
+            raise Stopped(reason, f"Continue with: {self._resume_command()}", self.stop.exit_code)
 
     def _resume_command(self) -> str:
         return resume_command(self.folder.path, self.config.limits, self.state.tokens)
@@ -328,6 +320,7 @@ class Run:
                     else:
                         state.arm_progress[arm] = replace(now, metrics=[], kept=[])
                     state.arm_tokens[arm] |= {"training": now.tokens}
+                self._curve(moved)
                 self._save()
                 if self.parallel is None and moved.keys() & state.arms.keys() and plans.keys() - state.arms.keys():
                     self._evaluate(state.arms)  # workers would be amid the other arms
@@ -369,6 +362,17 @@ class Run:
         half = self.config.arm_prompts * student.attempts * student.sampling.max_tokens / 2
         return min(len(plan.batches), round(plan.tokens / half) or 1) if plan.tokens else len(plan.batches)
 
+    def _curve(self, moved: dict[str, TrainState]) -> None:
+        """pass@k of arms on their way, where evaluate.every is due: one `curve` event each."""
+        every = self.config.evaluate.every
+        due = {arm: now for arm, now in moved.items() if every and now.step % every == 0}
+        rows = self._held_out({arm: now.stack for arm, now in due.items()}, lambda count: None)
+        tokens = {arm: sum(self.state.arm_tokens[arm].values()) for arm in due}
+        head = [
+            {"event": "curve", "arm": arm, "step": now.step, "total_tokens": tokens[arm]} for arm, now in due.items()
+        ]
+        self.folder.append("metrics.jsonl", [{**first, **row} for first, row in zip(head, rows, strict=True)])
+
     def _material(self) -> Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
         arms, loop = self.config.arms, self.state.loop
@@ -394,34 +398,39 @@ class Run:
         if not policies:
             return
         rollouts = {"base": 0, "ps": self.state.loop.student_rollouts, **self.state.arm_rollouts}
-        settings, seed = config.evaluate, seeds.derive(config.seed, "evaluate")
-        sampling = config.student.sampling.model_copy(update={"temperature": settings.temperature})
         tokens = {"base": {}, "ps": {"search": self._search_tokens("ps")}, **self.state.arm_tokens}
         name = "evaluation" if self.state.stage == "evaluate" else f"evaluation of {' and '.join(policies)}"
         with self.progress.task(name, len(self.hard_test)) as advance:
-            correct_P_H, _, tokens_P_H = count_correct(
-                self.env, concat(list(policies.values())), self.hard_test, settings.attempts, seed, sampling, self.threads,
-                HELD_OUT_BLOCK, lambda part, counts: advance(len(part)), self.parallel,
-            )  # fmt: skip
-        events = [
-            {
-                "event": "evaluation",
-                "arm": arm,
-                "problems": len(self.hard_test),
-                **summarize(correct_H, settings.attempts, settings, seed),
-                "attempts": settings.attempts,
-                "evaluation_tokens": sum(tokens_H),
-                "correct": correct_H,
-                "student_rollouts": rollouts[arm],
-                "total_tokens": sum(tokens[arm].values()),
-                "tokens": tokens[arm],
-            }
-            for arm, correct_H, tokens_H in zip(policies, correct_P_H.tolist(), tokens_P_H.tolist(), strict=True)
-        ]
+            rows = self._held_out(policies, advance)
+        events = []
+        for arm, row in zip(policies, rows, strict=True):
+            spent = {"total_tokens": sum(tokens[arm].values()), "tokens": tokens[arm]}
+            head = {"event": "evaluation", "arm": arm, "problems": len(self.hard_test)}
+            events.append({**head, **row, "student_rollouts": rollouts[arm], **spent})
         self.folder.append("metrics.jsonl", events)
         for event in events:
             self.progress.say(f"held out, {held_out(read_arm(event['arm'], event))}")
         self._save()
+
+    def _held_out(self, policies: dict[str, AdapterStack], advance: Callable[[int], None]) -> list[dict[str, Any]]:
+        """pass@k of every policy on the held-out half, with its counts and the tokens that measuring it took."""
+        if not policies:
+            return []
+        config, seed = self.config.evaluate, seeds.derive(self.config.seed, "evaluate")
+        sampling = self.config.student.sampling.model_copy(update={"temperature": config.temperature})
+        correct_P_H, _, tokens_P_H = count_correct(
+            self.env, concat(list(policies.values())), self.hard_test, config.attempts, seed, sampling, self.threads,
+            HELD_OUT_BLOCK, lambda part, counts: advance(len(part)), self.parallel,
+        ).tolist()  # fmt: skip
+        return [
+            {
+                **summarize(correct_H, config.attempts, config, seed),
+                "attempts": config.attempts,
+                "evaluation_tokens": sum(tokens_H),
+                "correct": correct_H,
+            }
+            for correct_H, tokens_H in zip(correct_P_H, tokens_P_H, strict=True)
+        ]
 
     def _save(self, then: str = "") -> None:
         """A checkpoint. then: the stage that comes next, where one is over."""
@@ -453,8 +462,7 @@ def execute(
         open_parallel(config, env, progress.say) as parallel,
     ):
         progress.file = out / NOW_FILE  # not before the folder is this run's
-        run = Run(config, folder, env, progress, stop, parallel)
-        run.teacher_reward = teacher_reward
+        run = Run(config, folder, env, progress, stop, parallel, teacher_reward)
         try:
             with saved_run(resume_command(out)), storage_errors(out, ADVICE):
                 return run.execute()

@@ -30,7 +30,7 @@ class Task:
     """One bar. Call it with the number of finished items, or `set` it; safe from several threads."""
 
     def __init__(self, owner: Progress, name: str, total: int) -> None:
-        self.owner, self.bar = owner, owner.bars.add_task(name, total=max(1, total))
+        self.owner, self.bar = owner, owner.bars.add_task(name, total=max(1, total), run="")
 
     def __call__(self, items: int) -> None:
         self.owner.bars.update(self.bar, advance=items)
@@ -52,15 +52,21 @@ class SteadyConsole(Console):
 class Progress:
     """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off.
 
-    file: where to note, now and then, where the run is.
+    plan: tasks of a whole run in their order -> expected seconds, which need be right in proportion alone. file: where to
+    note, now and then, where the run is.
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
-        self.quiet, self.file = quiet, Path()
+        self.quiet, self.plan, self.file = quiet, dict[str, float](), Path()
+        self._pace = 0.0  # seconds of the latest task of the plan, for one that was expected
         self._began = self._said = self._noted = time.monotonic()
         self._over, self._lock = threading.Event(), threading.RLock()
-        name, done, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+        name, done, left = (
+            TextColumn("{task.description}{task.fields[run]}"),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
         self.bars = Bars(
             *(wide if self.console.width >= NARROW else (name, done, left)),
@@ -108,16 +114,26 @@ class Progress:
         words = [f"{task.description.strip()}: {task.completed:g}/{task.total:g}" for task in tasks if task.total]
         if not words:
             return self.say(f"{tasks[0].description}: {tasks[0].elapsed or 0:.0f} s so far")
-        if (left := tasks[0].time_remaining) is not None:
-            words.append(f"about {timedelta(seconds=left)} left")
+        times = zip(self._left(tasks[0]), ("left", "of the whole run left"), strict=True)
+        words += [f"about {timedelta(seconds=round(seconds))} {what}" for seconds, what in times if seconds is not None]
         self.say(", ".join(words))
+
+    def _left(self, bar: Bar) -> tuple[float | None, float | None]:
+        """Seconds left of a task at its pace, and of the whole run: what is to come by the plan, at that pace."""
+        left, names, expected = bar.time_remaining, list(self.plan), self.plan.get(bar.description, 0.0)
+        if bar.speed and bar.total and expected:
+            self._pace = bar.total / bar.speed / expected
+        if not self._pace or bar.description not in names:
+            return left, None
+        later = sum(self.plan[name] for name in names[names.index(bar.description) + 1 :]) * self._pace
+        return left, later + (expected * self._pace * (1 - bar.percentage / 100) if left is None else left)
 
     def now(self, what: str, tell: bool = True) -> None:
         """What is done from here on, where it may take a while and has no bar of its own. tell: say so at once."""
         for bar in [bar for bar in self.bars.tasks if bar.total is None]:
             self.bars.remove_task(bar.id)
         if what:
-            self.bars.add_task(what, total=None)
+            self.bars.add_task(what, total=None, run="")
         if what and tell and not self.bars.live.is_started:
             self.say(what)
 
@@ -125,6 +141,8 @@ class Progress:
         """A task has come on: note where the run is, unless it was noted just now."""
         with self._lock:
             now, tasks = time.monotonic(), self._going_on()
+            if tasks and (run_left := self._left(tasks[0])[1]):
+                self.bars.update(tasks[0].id, run=f" (run: {timedelta(seconds=round(run_left))} left)")
             if tasks and self.file.name and now - self._noted > NOTE_SECONDS and self.file.parent.is_dir():
                 self._noted, task = now, tasks[0]
                 where = {"task": task.description, "done": task.completed, "total": task.total}

@@ -99,14 +99,8 @@ class Worker:
         return Reply(self.number, os.getpid(), key, value, meter.tokens - before, seconds, len(ticks))
 
 
-def import_ray(address: str = "") -> Any:
-    """The `ray` module, told to show this machine's token to the cluster at `address`. Raises ConfigError without Ray.
-
-    A Ray that was ever started by a program leaves a token, and a cluster started beside it asks for it.
-    """
-    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if address and (given or (Path.home() / ".ray" / "auth_token").is_file()):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def import_ray() -> Any:
+    """The `ray` module. Raises ConfigError without Ray."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -122,7 +116,7 @@ def check_cluster(config: Config) -> None:
     """
     address = config.cluster.address
     if config.cluster.workers or address:
-        import_ray(address)
+        import_ray()
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if not host or not port.isdigit():
         return  # auto, or a form that Ray knows
@@ -158,7 +152,7 @@ def connect(ray: Any, config: Config) -> bool:
         where = f"cluster.address = {cluster.address!r}" if cluster.address else "Ray"
         raise ConfigError(
             f"{where} cannot be reached: {in_short(error)}. It is started with `ray start --head`; a Ray that asks for a "
-            "token wants its RAY_AUTH_TOKEN here"
+            "token wants RAY_AUTH_MODE=token here, and its RAY_AUTH_TOKEN"
         ) from error
     finally:  # Ray listens to signals itself when it starts; what the run made of them counts
         for number, handler in handlers.items():
@@ -192,7 +186,7 @@ class RayParallel:
         self.pids: dict[int, int] = {}  # number of a worker -> its process
         self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
         self._env, self._threads, self._connected = env, threads, False
-        self._ray = import_ray(self.cluster.address)
+        self._ray = import_ray()
 
     def __enter__(self) -> RayParallel:
         self._connected = connect(self._ray, self.config)

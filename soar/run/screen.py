@@ -24,6 +24,7 @@ from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_
 from soar.loop.arms import usable
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.rollout import RolloutEnv
+from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
@@ -41,18 +42,15 @@ LEFT_OUT = {
     "text_golds": "whose gold answer can only be compared as text (screen.text_golds = true keeps them)",
 }
 BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
+FEW_SOLVABLE = 32  # candidates that are solved now and then, under which they are no training set
 FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as good as without one
 
 
 def screen_event(found: Mapping[str, Screening], config: Config) -> dict[str, Any]:
-    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see.
-
-    Rates and shares are None where nothing was attempted (screen.attempts = 0), and where attempts ended early: success
-    rates of problems that were left at their first success are too high.
-    """
+    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see (None where nothing was
+    attempted, and where attempts ended early: rates of problems that were left at their first success are too high)."""
     rows = list(found.values())
-    labels = ["0", *(name for _, name in BUCKETS)]
-    histogram = dict.fromkeys(labels, 0)
+    histogram = dict.fromkeys(["0", *(name for _, name in BUCKETS)], 0)
     group = config.student.attempts
     attempts = sum(row.attempts for row in rows)
     shares: dict[str, float | None] = dict.fromkeys(SHARES)
@@ -67,14 +65,52 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> dict[str, An
         correct = sum(row.successes for row in rows) / attempts
         shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
         shares["frac_mixed"] = 1 - wrong - right
+    rate, planned = hard_rate(rows, config), planned_rollouts(config)
     return {
         "event": "screen",
         "candidates": len(rows),
         "hard": sum(row.successes <= config.screen.max_successes for row in rows),
         "attempts": config.screen.attempts,
         "histogram": histogram,
+        "hard_rate": rate,
+        "planned_rollouts": planned,
+        "expected_successes": None if rate is None else rate * planned,
         **shares,
     }
+
+
+def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
+    """Expected success rate of an attempt at a hard problem, see `statistics.rate_of_unsolved`; None where nothing says."""
+    most, attempts = config.screen.max_successes, config.screen.attempts
+    if attempts <= most:
+        return None
+    before = list(waves(attempts))[-1][0] if config.screen.early_stop else 0
+    return rate_of_unsolved([row.successes for row in rows if row.attempts == attempts], attempts, most, before)
+
+
+def planned_rollouts(config: Config) -> int:
+    """Student rollouts of Hard-Only as planned: `arms.tokens` as completions of half their room, else `arms.steps`, else what
+    the students of the outer loop take."""
+    teacher, student = config.teacher, config.student
+    if config.arms.tokens:
+        return round(config.arms.tokens / (student.sampling.max_tokens / 2))
+    loop = teacher.steps * teacher.datasets * student.repeats * student.steps * student.prompts_per_step
+    return (config.arms.steps * config.arm_prompts or loop) * student.attempts
+
+
+def what_fits(rate: float, config: Config, easier: int = 0) -> str:
+    """What to train first where the base model solves this share of its attempts at the training problems, and why.
+
+    easier: candidates beside them that it solves now and then.
+    """
+    step, planned = rate * config.arm_prompts * config.student.attempts, planned_rollouts(config)
+    if rate > 0.5:
+        return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
+    first = "solvable (the easier candidates first), beside " if easier >= FEW_SOLVABLE else ""
+    return (
+        f"try first: {'plain RL, the arm hard_only' if step >= 1 else f'{first}ps and pq of SOAR'}: in the planned budget "
+        f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct, {step:.2g} a step"
+    )
 
 
 def left_out_before(event: dict[str, Any]) -> str:
@@ -104,6 +140,15 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
         if mixed < FEW_MIXED:
             what = "all wrong" if wrong >= right else "all right, the problems are solved"
             lines.append(f"no learning signal: nearly every group is {what}. Plain RL stalls.")
+    planned, rate = event["planned_rollouts"], event["hard_rate"]
+    if rate is not None:
+        lines.append(f"rate at the hard set: {rate:.2%}, from the problems solved at most {most + 1} times")
+        lines.append(what_fits(rate, config, total - hard))
+    elif hard:  # no success in n attempts: the rate is under 3 / n with 95 %
+        bound = planned * 3 / (hard * attempts)
+        lines.append(
+            f"expected in the planned budget: at most {bound:,.0f} correct of {planned:,} attempts of plain RL"
+        )
     if (event["truncated_share"] or 0.0) > 0.5:
         lines.append(
             "a problem may be hard only because the answer comes too late: raise student.sampling.max_tokens (now "
@@ -189,11 +234,9 @@ def screen(
 ) -> dict[str, Screening]:
     """Screen every problem; the counts so far go to hard/screen.jsonl call by call, where the last line of an id counts.
 
-    What the file already holds is not attempted again, except beside a problem that lacks attempts: calls are cut from the
-    whole list, so that a resumed screening computes on a CPU with the batches of an uninterrupted one. Rows of another run
-    may have another seed, which the rest is then drawn with too; rows made in another way raise data.DataError. threads:
-    of this process, where no parallel does the calls. on_attempts(done, total): called in the middle of a call too, from
-    any thread; it may raise. Returns problem id -> Screening.
+    Calls are cut from the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows of
+    another run may have another seed, which the rest is then drawn with too; rows made in another way raise DataError.
+    on_attempts(done, total): in the middle of a call too, from any thread; it may raise. Returns problem id -> Screening.
     """
     counts, config = _kept(folder, config, evidence)
     attempts, done, total, drawn = config.screen.attempts, 0, 0, 0
@@ -242,22 +285,31 @@ def _kept(folder: RunFolder, config: Config, evidence: Row) -> tuple[dict[str, S
     if not (rows := folder.rows(SCREEN_FILE)):
         rows = [{"evidence": evidence}]
         folder.append(SCREEN_FILE, rows)
-    wanted, where = {key: value for key, value in evidence.items() if key not in FREE}, f"{folder.path}/{SCREEN_FILE}"
+    for number, row in enumerate(rows):
+        if not _sound(row, config.screen.attempts, header=not number):
+            folder.notes.append(f"{folder.path}/{SCREEN_FILE}:{number + 1} is damaged: what follows is made again")
+            rows = rows[:number] or [{"evidence": evidence}]
+            folder.cut(SCREEN_FILE)
+            folder.append(SCREEN_FILE, rows)
+            break
+    wanted, recorded = {key: value for key, value in evidence.items() if key not in FREE}, rows[0]["evidence"]
     counts: dict[str, Screening] = defaultdict(lambda: Screening(0, 0))
-    try:
-        recorded = dict(rows[0]["evidence"])
-        counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
-    except (LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{where} is damaged: {error!r}; delete it, and the problems are screened again") from error
-    check_evidence(recorded, wanted, where)
+    counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
+    check_evidence(recorded, wanted, f"{folder.path}/{SCREEN_FILE}")
     return counts, config.model_copy(update={"seed": recorded.get("seed", config.seed)})
 
 
-def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
-    """Copy the screening of another run folder, unless this one has begun its own; `screen` checks how it was made.
+def _sound(row: Row, attempts: int, header: bool) -> bool:
+    """Whether a line says how it was screened (the first), or what came of a problem."""
+    if header:
+        return isinstance(row.get("evidence"), dict) and type(row["evidence"].get("seed", 0)) is int
+    successes, truncated, made = counts = [row.get(key, "") for key in ("successes", "truncated", "attempts")]
+    whole = isinstance(row.get("id"), str) and all(type(count) is int for count in counts)
+    return whole and 0 <= successes <= made <= attempts and 0 <= truncated <= made
 
-    digest: of this run's candidates. Raises ConfigError when there is no screening, or one of other problems.
-    """
+
+def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
+    """Copy the screening of another run folder, unless this one has begun its own. Raises ConfigError for other problems."""
     if (folder.path / SCREEN_FILE).is_file():
         return
     rows, notes = read_jsonl(place / SCREEN_FILE, SCREEN_FILE)
@@ -298,9 +350,8 @@ def find_hard(
     parallel: Parallel | None = None,
     reuse: bool = True,
 ) -> HardSet:
-    """Load, leave out what cannot be used, screen, select.
+    """Load, leave out what cannot be used, screen, select. safe_point: called again and again on the way; it may raise.
 
-    safe_point: called again and again while it is screened; it may raise to stop there.
     reuse: a problem file with its evidence beside it is not screened again. With screen.attempts = 0 nothing is.
     Raises ConfigError, DataError, and RunFolderError when model, problems or prompts changed since the folder was begun.
     """
@@ -368,11 +419,9 @@ def known_hard(config: Config, wanted: dict[str, Any]) -> tuple[dict[str, Screen
 def screen_folder(
     config: Config, out: Path, resume: bool, command: list[str], progress: Progress, stop: StopRequest | None = None
 ) -> list[str]:
-    """Screen the candidates of a config in the folder `out`; returns the table as lines.
+    """Screen the candidates of a config in the folder `out` (its files: docs/run_folder.md); returns the table as lines.
 
-    Writes hard/screen.jsonl call by call, and at the end hard.jsonl with its evidence (none without hard problems),
-    screen.json (the `screen` event) and table.txt. Raises ConfigError, DataError and RunFolderError; Stopped when
-    `stop` asks for it.
+    Raises ConfigError, DataError and RunFolderError; Stopped when `stop` asks for it.
     """
 
     def safe_point() -> None:
