@@ -160,6 +160,7 @@ def state_of(folder: Path) -> dict[str, bytes]:
         ("model.adapter=full", 'needs model.adapter = "lora"'),
         ("model.lora_alpha=8", "lora_alpha = 32"),
         ("student.sampling.temperature=0.7", "sampling.temperature = 1"),
+        ('student.sampling.stop=["x"]', r"sampling.stop = \[\]"),
         ("cluster.workers=2", "cluster.workers = 0"),
         ("backend.service=skyrl", "needs backend.base_url"),
         ("backend.model=other/model", "'other/model' is not served"),
@@ -202,9 +203,8 @@ def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     command += ["--checkpoints-base", str(folder / "saved"), "--database-url", f"sqlite:///{folder}/tinker.db"]
     command += ["--backend", "jax", "--backend-config", json.dumps(engine)]
     variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
-    server = subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT
-    )
+    log = (folder / "log").open("w")
+    server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     for _ in range(120):
         time.sleep(1)
@@ -219,35 +219,24 @@ def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_skyrl_gives_the_native_gradient_and_step(skyrl: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(3600)
+def test_skyrl_gives_the_native_step_and_a_run_to_its_report_killed_and_resumed(
+    skyrl: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     remote, sampler = open_tinker(skyrl)
     check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=float("inf")), steps=2)
     sampler.release()
     assert not remote.alive
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_skyrl_makes_a_run_to_its_report_killed_and_resumed(
-    skyrl: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TINKER_API_KEY", KEY)
     keys = (*SKYRL, f"backend.base_url={skyrl.backend.base_url}", f"backend.model={skyrl.backend.model}")
     run_tiny(tmp_path / "whole", *keys, report=True)
     assert (tmp_path / "whole" / "report.html").is_file()
-    program = (
-        "import sys; sys.path[:0] = ['tests', 'examples']; from loop_helpers import *; "
-        f"run_tiny(Path({str(tmp_path / 'cut')!r}), *{keys!r})"
-    )
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    while child.poll() is None and not (
-        (tmp_path / "cut" / "metrics.jsonl").is_file() and events(tmp_path / "cut", "outer_step")
-    ):
+    program, cut = "import sys; sys.path[:0] = ['tests', 'examples']; from loop_helpers import *; ", tmp_path / "cut"
+    child = subprocess.Popen([sys.executable, "-c", f"{program}run_tiny(Path({str(cut)!r}), *{keys!r})"], cwd=ROOT)
+    while child.poll() is None and not ((cut / "metrics.jsonl").is_file() and events(cut, "outer_step")):
         time.sleep(0.5)
     time.sleep(2)
     child.kill()
     child.wait()
-    run_tiny(tmp_path / "cut", *keys, resume=True)
-    assert without_names(tmp_path / "cut") == without_names(tmp_path / "whole")
+    run_tiny(cut, *keys, resume=True)
+    assert without_names(cut) == without_names(tmp_path / "whole")

@@ -19,7 +19,7 @@ from loop_helpers import events, rollouts_of, run_tiny
 
 from soar import seeds
 from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
-from soar.engine.memory import DeviceLost, MemoryShortage, halving, is_device_lost, is_out_of_memory, saved_run
+from soar.engine.memory import DeviceLost, MemoryShortage, saved_run
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, update
@@ -267,78 +267,35 @@ def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
     assert nothing.pass_rate_P().tolist() == [0.0]
 
 
-def test_a_policy_that_fails_is_told(env: RolloutEnv) -> None:
-    stack = random_stack(env.backbone, 2)
-    stack.tensors["model.layers.0.mlp.up_proj.B"][1] = torch.nan
-    batch = env.rollout(stack, [some_problems(2)] * 2, 5, [1, 2], SAMPLING)
-    assert batch.failed_P.tolist() == [False, True]
-
-
 def test_threads_that_share_one_policy_change_nothing(env: RolloutEnv) -> None:
     stack = random_stack(env.backbone, 1)
     problems = [some_problems(5)]
     alone = env.rollout(stack, problems, 4, [3], SAMPLING)
     shared = env.rollout(stack, problems, 4, [3], SAMPLING, threads=3)
-    assert shared.rollouts.prompts == alone.rollouts.prompts
-    assert texts(env, shared) == texts(env, alone)
-    assert shared.verdicts == alone.verdicts
-    assert torch.equal(shared.rollouts.length_B, alone.rollouts.length_B)
+    assert (shared.rollouts.prompts, texts(env, shared)) == (alone.rollouts.prompts, texts(env, alone))
     torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=5e-5)
 
 
-SHORTAGES = [
-    MemoryError(),
-    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+FAULTS: list[tuple[Exception, type[Exception]]] = [
+    (MemoryError(), MemoryShortage),
+    (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryShortage),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), MemoryShortage),
+    (RuntimeError("CUDA error: an illegal memory access"), DeviceLost),
+    (RuntimeError("NCCL communicator was aborted"), DeviceLost),
+    (RuntimeError("shape mismatch"), RuntimeError),
+    (ValueError("CUDA error: out of memory"), ValueError),
 ]
+WORDS = {MemoryShortage: "lower model.chunk and model.micro_batch_tokens", DeviceLost: "the accelerator failed: "}
 
 
-def test_halving_goes_down_until_it_fits_and_tells() -> None:
-    tried, told = list[int](), list[int]()
-
-    def work(size: int) -> str:
-        tried.append(size)
-        if size > 30:
-            raise SHORTAGES[0]
-        return f"done with {size}"
-
-    assert all(map(is_out_of_memory, SHORTAGES))
-    assert halving(work, 100, told.append) == ("done with 25", 25)
-    assert (tried, told) == ([100, 50, 25], [50, 25])
-    with pytest.raises(type(SHORTAGES[0])):  # the last shortage
-        halving(work, 100, told.append, smallest=40)
-
-
-OTHERS = [
-    (RuntimeError("shape mismatch"), False),
-    (ValueError("out of memory"), False),
-    (RuntimeError("CUDA error: an illegal memory access"), True),
-    (RuntimeError("NCCL communicator was aborted"), True),
-    (ValueError("CUDA error: an illegal memory access"), False),
-]
-
-
-@pytest.mark.parametrize(("error", "lost"), OTHERS)
-def test_other_errors_are_let_through_and_a_lost_device_is_recognised(error: Exception, lost: bool) -> None:
-    def work(size: int) -> None:
-        raise error
-
-    with pytest.raises(type(error), match=str(error)):
-        halving(work, 10, lambda size: pytest.fail("it tries again"))
-    assert is_device_lost(error) is lost
-
-
-FAULTS: list[tuple[RuntimeError, type[Exception], str]] = [
-    (torch.cuda.OutOfMemoryError("no"), MemoryShortage, "lower model.chunk and model.micro_batch_tokens"),
-    (RuntimeError("CUDA error: unspecified launch failure"), DeviceLost, "the accelerator failed: CUDA error"),
-]
-
-
-@pytest.mark.parametrize(("fault", "named", "words"), FAULTS, ids=["memory", "device"])
-def test_a_fault_in_a_run_is_named(fault: RuntimeError, named: type[Exception], words: str) -> None:
+@pytest.mark.parametrize(("fault", "named"), FAULTS)
+def test_a_fault_in_a_run_is_named(fault: Exception, named: type[Exception]) -> None:
     with pytest.raises(named) as caught, saved_run("soar run --out DIR --resume"):
         raise fault
-    assert words in str(caught.value) and "soar run --out DIR --resume" in str(caught.value)
+    if named in WORDS:
+        assert WORDS[named] in str(caught.value) and "soar run --out DIR --resume" in str(caught.value)
+    else:
+        assert caught.value is fault
 
 
 def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(

@@ -7,7 +7,7 @@ trained or sampled has a client; at most `backend.clients` are alive, the least 
 The RLOO step is the service's `importance_sampling` loss, exp(logprob - sampler's) * advantage summed over tokens, with the
 constant normaliser in the advantages. In one step from the sampler's policy the gradient of k3 is that of a token advantage
 exp(d) - 1, d = log-probability under the base model minus the policy's, so the KL term needs no loss of its own. Left out:
-temperatures other than 1 (the service scores at 1), clipping on SkyRL's server, adapters from files, worker processes.
+temperatures other than 1 (the service scores at 1), stop strings, clipping on SkyRL's server, adapters from files, workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tarfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from soar.config import Config, ConfigError, OptimizerConfig, SamplingConfig
 from soar.engine.load import load_backbone, within
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3
-from soar.engine.rollouts import OnTokens, Rollouts, StopStrings, check_prompts, unheard
+from soar.engine.rollouts import OnTokens, Rollouts, check_prompts, unheard
 from soar.engine.update import UpdateStats, rows_that_count
 from soar.engine.vllm import Completion, rollouts_of
 from soar.types import UserError
@@ -376,8 +376,7 @@ class TinkerSampler:
                     logprobs = row.logprobs or [math.nan] * len(row.tokens)
                     completions.append(Completion(row.tokens, logprobs, row.stop_reason == "stop"))
         repeated = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
-        rollouts = rollouts_of(repeated, completions, backbone.pad_id)
-        return cut_at_stops(rollouts, StopStrings(backbone, sampling.stop)) if sampling.stop else rollouts
+        return rollouts_of(repeated, completions, backbone.pad_id)
 
     def release(self) -> None:
         """Let the service forget every client, at the end of a run; what they hold was saved or is not needed."""
@@ -385,20 +384,9 @@ class TinkerSampler:
             self.backbone.unload(self.backbone.alive.pop())
 
 
-def cut_at_stops(rollouts: Rollouts, stops: StopStrings) -> Rollouts:
-    """The same rows, each ended by the token that completes its first stop string."""
-    device, steps = stops.can_end_V.device, rollouts.tokens_B_T.shape[1]
-    length_B, ended_B = rollouts.length_B.clone(), rollouts.ended_B.clone()
-    for row, length in stops.ends(rollouts.tokens_B_T.to(device), rollouts.length_B.to(device), 0, steps):
-        length_B[row], ended_B[row] = length, True
-    inside_B_T = torch.arange(steps) < length_B[:, None]
-    logprob_B_T = rollouts.logprob_B_T * inside_B_T
-    return replace(rollouts, length_B=length_B, ended_B=ended_B, logprob_B_T=logprob_B_T)
-
-
 def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
     """Backbone and sampler of a config whose server answers. Raises ConfigError and ServiceError."""
-    model, backend, warm = config.model, config.backend, {config.student.sampling.temperature, 1.0}
+    model, backend, drawn = config.model, config.backend, (config.student.sampling, config.teacher.sampling)
     for fits, wanted in (
         (os.environ.get(KEY), f"the key in the environment variable {KEY}"),
         (backend.base_url or backend.service == "tinker", "backend.base_url, where SkyRL's server listens"),
@@ -407,7 +395,8 @@ def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
         (not model.gguf_file, "a model of safetensors"),
         (model.sampler == "native", 'model.sampler = "native": the service samples itself'),
         (not config.cluster.workers and not config.cluster.address, "cluster.workers = 0"),
-        ({*warm, config.teacher.sampling.temperature} == {1.0}, "sampling.temperature = 1, which its loss takes"),
+        (all(s.temperature == 1 for s in drawn), "sampling.temperature = 1, which its loss takes"),
+        (not any(s.stop for s in drawn), "sampling.stop = []: a completion ends by its tokens"),
     ):
         if not fits:
             raise ConfigError(f'backend.kind = "tinker" needs {wanted}')

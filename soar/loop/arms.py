@@ -366,7 +366,7 @@ def usable(
     kept, dropped = fits_budget(problems, lambda problem: len(env.prompt(problem)), context, tokens)
     for row in dropped[:5]:
         say(f"left out: {row}")
-    verdicts = env.grade(kept)
+    verdicts = env.verifier.check_golds([p.answer for p in kept], columns_of(kept))
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")

@@ -27,18 +27,14 @@ from soar.loop.write import QuestionSets
 from soar.types import Problem
 
 
-def grounded(
-    improvement_G_R: Sequence[Sequence[float]], valid_G_R: Sequence[Sequence[bool]]
-) -> tuple[list[float | None], list[float | None]]:
+def grounded(gains_G: list[list[float]]) -> tuple[list[float | None], list[float | None]]:
     """(reward_G, standard_error_G): the grounded reward of each dataset, and its error over the repeats.
 
-    improvement_G_R: pass rate of each student minus the baseline's; valid_G_R: False for a failed trial, which is left
-    out. None where no repeat is valid, and for the error where fewer than two are.
+    gains_G: pass rates of its students minus the baseline's, without failed trials. None where there is no gain, and for the
+    error where there are fewer than two.
     """
-    pairs = zip(improvement_G_R, valid_G_R, strict=True)
-    kept_G = [[float(value) for value, good in zip(*row, strict=True) if good] for row in pairs]
-    errors = [statistics.stdev(kept) / math.sqrt(len(kept)) if len(kept) > 1 else None for kept in kept_G]
-    return [statistics.fmean(kept) if kept else None for kept in kept_G], errors
+    errors = [statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None for gains in gains_G]
+    return [statistics.fmean(gains) if gains else None for gains in gains_G], errors
 
 
 def learnability(success: float) -> float:

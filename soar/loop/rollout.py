@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -74,10 +73,6 @@ class RolloutEnv:
             if problem.question not in self._prompts:
                 self._prompts[problem.question] = self.fmt.student_ids(self.backbone.tokenizer, problem.question)
             return self._prompts[problem.question]
-
-    def grade(self, problems: Sequence[Problem]) -> list[Verdict]:
-        """Verdicts of the gold answers."""
-        return self.verifier.check_golds([problem.answer for problem in problems], columns_of(problems))
 
     def room(self, problem: Problem, sampling: SamplingConfig) -> bool:
         """Whether prompt and completion budget fit in the model's context."""

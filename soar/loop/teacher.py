@@ -62,14 +62,9 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One step's students on the reward questions.
+    """One step's students on the reward questions. reward_G, error_G: see `rewards.grounded`. baseline: the baseline's pass
+    rate. trials: students in the order (dataset, repeat). kept: some of their attempts."""
 
-    improvement_G_R: pass rate minus the baseline's. valid_G_R: False for a student that diverged. reward_G, error_G: see
-    `rewards.grounded`. baseline: the baseline's pass rate. trials: students in the order (dataset, repeat). kept: rows.
-    """
-
-    improvement_G_R: np.ndarray
-    valid_G_R: np.ndarray
     reward_G: list[float | None]
     error_G: list[float | None]
     baseline: float
@@ -185,17 +180,13 @@ class OuterLoop:
 
     def measure(self, population: Population) -> Measurement:
         """Step 2b: pass rate of every student on Q_R minus the baseline's on the same questions."""
-        config = self.config
-        questions = self.draw_reward_questions()
+        questions, G, R = self.draw_reward_questions(), self.config.teacher.datasets, self.config.student.repeats
         baseline = self._baseline_rate(questions)
-        G, R = config.teacher.datasets, config.student.repeats
         rate_P, diverged_P, kept = self.rates(population.stack, questions)
-        failed_P = [a or b for a, b in zip(population.failed_P.tolist(), diverged_P, strict=True)]
-        improvement_G_R = np.array(rate_P).reshape(G, R) - baseline
-        valid_G_R = ~np.array(failed_P).reshape(G, R)
-        reward_G, error_G = grounded(improvement_G_R.tolist(), valid_G_R.tolist())
-        trials = [Trial(p // R, p % R, rate_P[p], failed_P[p]) for p in range(G * R)]
-        return Measurement(improvement_G_R, valid_G_R, reward_G, error_G, baseline, trials, kept)
+        students = enumerate(zip(rate_P, population.failed_P.tolist(), diverged_P, strict=True))
+        trials = [Trial(p // R, p % R, rate, failed or diverged) for p, (rate, failed, diverged) in students]
+        gains_G = [[t.pass_rate - baseline for t in trials if t.dataset == k and not t.failed] for k in range(G)]
+        return Measurement(*grounded(gains_G), baseline, trials, kept)
 
     def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
         """(pass rate of every student, who diverged, some attempts), all at the same questions and seeds."""
