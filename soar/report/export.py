@@ -176,16 +176,24 @@ def adapter_folder(policy: str) -> str:
 
 def _adapter_of(run_dir: Path, policy: str) -> Path:
     """Folder of a policy's adapter, as the run left it. Raises ExportError."""
+    from safetensors import SafetensorError, safe_open
+
     if policy not in ARM_OF:
         raise ExportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
-    for name in (f"{adapter_folder(policy)}/{file}" for file in ADAPTER_FILES):
-        why = "missing" if not (run_dir / name).is_file() else "changed since (hashes.json knows another sha256)"
-        if why == "missing" or changed_after_run(run_dir, name):
+    folder, again = run_dir / adapter_folder(policy), "`soar run --out RUN --resume` writes it again"
+    for name in ADAPTER_FILES:
+        if not (folder / name).is_file():
             raise ExportError(
-                f"{run_dir / name} is {why}: adapters are written after the evaluation, and an arm that did not run has "
-                "none; `soar run ... --resume` writes what is not there, or choose another --policy"
+                f"{folder / name} is missing: adapters are written after the evaluation, and an arm that did not run has "
+                "none; finish the run with `soar run ... --resume`, or choose another --policy"
             )
-    return run_dir / adapter_folder(policy)
+        if changed_after_run(run_dir, f"{adapter_folder(policy)}/{name}"):
+            raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {again}")
+    try:
+        safe_open(folder / ADAPTER_FILES[1], framework="numpy")  # reads the header
+    except SafetensorError as error:
+        raise ExportError(f"{folder / ADAPTER_FILES[1]} is damaged ({error}); {again}") from error
+    return folder
 
 
 def base_of(run: Run) -> tuple[str, Row]:
