@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -131,9 +131,7 @@ def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pool.check(["raise"], ["42"]) == [Verdict.CRASHED]
         assert pool.last_error == f"{FUNCTIONS}:obey: KeyError: 'no such key'"
         levels = pool.check(["level", "level"], ["", ""], {"level": ["hard", "easy"]})
-    assert {text: verdict.value for text, verdict in zip(texts, verdicts, strict=False)} == {
-        text: verdict.value for text, verdict in expected.items()
-    }
+    assert dict(zip(expected, verdicts, strict=False)) == expected
     assert verdicts[len(expected) :] == [CORRECT] * 40
     assert levels == [CORRECT, WRONG]
 
@@ -166,18 +164,12 @@ def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
 
 def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads() -> None:
     with VerifierPool(f"{FUNCTIONS}:obey", timeout_s=20, workers=2) as pool:
-        for end in (lambda: [worker.process.kill() for worker in list(pool._live)], pool.close):
+        for end in (lambda: [(w.process.kill(), w.process.wait()) for w in list(pool._live)], pool.close):
             assert set(pool.check(["a"] * 6, ["a"] * 6)) == {CORRECT}
             end()
-        verdicts: dict[str, list[Verdict]] = {}
-        threads = [
-            threading.Thread(target=lambda k=k: verdicts.update({k: pool.check([k, "x"], [k, k])})) for k in "abc"
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert verdicts == {key: [CORRECT, WRONG] for key in "abc"}
+        with ThreadPoolExecutor(3) as threads:
+            verdicts = list(threads.map(lambda k: pool.check([k, "x"], [k, k]), "abc"))
+    assert verdicts == [[CORRECT, WRONG]] * 3
 
 
 def test_a_script_without_main_guard_is_told_to_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
