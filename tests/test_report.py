@@ -129,15 +129,13 @@ def test_a_null_run_says_why_and_only_a_null_run() -> None:
     assert wording.remarks(make_run({"ps": PS}))[0].startswith("Hard-Only was not measured, so nothing here tells")
 
 
-def test_what_the_training_of_the_teacher_was_worth() -> None:
-    """The difference from an untrained teacher's questions, whatever it is."""
-    run = make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD})
-    for low, high, said in ((0.07, 0.13, "it paid"), (-0.1, 0.1, "does not show"), (-0.1, -0.01, "it cost more")):
-        difference = {"difference": (low + high) / 2, "interval_95": [low, high]}
-        summary = {**run.summary, "paired": {"teacher_t - base_t": {"1": difference}}}
-        remark = wording.remarks(runs.Run(Path("x"), run.manifest, summary, run.events))[0]
-        assert remark.startswith("What the teacher's training was worth: pass@1 ") and said in remark
-        assert "for Teacher-T" in remark and "against" in remark and "percentage points" in remark
+@pytest.mark.parametrize(
+    ("low", "high", "worth"), [(0.07, 0.13, "paid"), (-0.1, 0.1, "does not show"), (-0.1, -0.01, "cost more")]
+)
+def test_what_the_training_of_the_teacher_was_worth(low: float, high: float, worth: str) -> None:
+    difference = {"teacher_t - base_t": {"1": {"difference": (low + high) / 2, "interval_95": [low, high]}}}
+    remark = wording.remarks(make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD}, paired=difference))[0]
+    assert remark.startswith("What the teacher's training was worth: pass@1 ") and worth in remark
 
 
 def test_figures_as_text() -> None:
@@ -147,7 +145,7 @@ def test_figures_as_text() -> None:
     assert [text.replace("\u00a0", " ") for text in shown] == expected
 
 
-def test_page_is_whole_and_loads_nothing(html: str, page: Page) -> None:
+def test_page_is_whole_usable_without_eyes_and_loads_nothing(html: str, page: Page) -> None:
     assert page.wrong == []
     sources = [v for _, attributes in page.elements for k, v in attributes.items() if k in ("href", "action")]
     assert sources and {str(v) for v in sources} <= {f"#{attributes.get('id')}" for _, attributes in page.elements}
@@ -155,6 +153,11 @@ def test_page_is_whole_and_loads_nothing(html: str, page: Page) -> None:
     assert policy and policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "http" not in policy
     assert "url(" not in html and "@import" not in html
     assert not any(key.startswith("on") or key == "style" for _, attributes in page.elements for key in attributes)
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids)) and page.all("html") == [{"lang": "en"}]
+    assert len(page.all("img")) == 5 and all(a["alt"] for a in page.all("img"))
+    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
+    assert all("tabindex" in a and a.get("aria-label") for _, a in page.elements if a.get("role") == "region")
 
 
 def test_page_shows_the_figures_of_the_summary(folder: Path, page: Page) -> None:
@@ -203,14 +206,6 @@ def test_hostile_text_in_every_other_place(tmp_path: Path) -> None:
     assert page.text.count("<b onclick=x>\u27e8U+001B\u27e9\u27e8U+202E\u27e9{{7*7}}") >= 15
 
 
-def test_page_is_usable_without_eyes_and_mouse(page: Page) -> None:
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(ids) == len(set(ids)) and page.all("html") == [{"lang": "en"}]
-    assert len(page.all("img")) == 5 and all(a["alt"] for a in page.all("img"))
-    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
-    assert all("tabindex" in a and a.get("aria-label") for _, a in page.elements if a.get("role") == "region")
-
-
 def test_every_chart_is_what_the_events_say(tiny_run: Path) -> None:
     run = runs.read_run(tiny_run)
     outer = report.loop_section(run)
@@ -240,7 +235,7 @@ def test_a_chart_is_an_image_with_its_points_where_they_belong() -> None:
 
 def test_tokens_of_an_arm_on_its_way() -> None:
     """pass@k against all tokens: the measurements on the way, then the result; arms without tokens are left out."""
-    events = {
+    events: dict[str, list[runs.Row]] = {
         "curve": [{"arm": "pq", "total_tokens": 2e6, "pass_at": {"1": 0.1}}],
         "evaluation": [
             {"arm": "pq", "total_tokens": 4e6, "pass_at": {"1": 0.3, "32": 0.5}},

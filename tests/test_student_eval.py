@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import TINY, easy_problems, events, read_jsonl, write_problems
+from loop_helpers import events, read_jsonl
 
 from soar.cli import main
 from soar.cli.take import student_config
 from soar.config import Config
-from soar.loop.evaluate import pass_at_k
 
 
 def asked(train: str, *overrides: str, recipe: str | None = "tiny", steps: int | None = 5) -> Config:
@@ -71,15 +70,3 @@ def test_eval_repeats_the_runs_own_evaluation(
     shown = capsys.readouterr().out
     assert shown.startswith("6 problems, 4 attempts each\npolicy")
     assert f"result: {out}" in shown
-
-
-def test_eval_of_the_base_model_on_easy_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out = write_problems(tmp_path / "easy.jsonl", easy_problems(10)), tmp_path / "eval.json"
-    sets = [part for override in TINY for part in ("--set", override)]
-    assert main(["eval", "tiny", *sets, "--problems", str(path), "--out", str(out), "--quiet"]) == 0
-    found = json.loads(out.read_text())
-    base = found["policies"]["base"]
-    assert (found["problems"]["count"], found["paired"]) == (10, {})
-    assert sum(base["correct"]) > 0
-    assert base["pass_at"]["2"] == pytest.approx(sum(pass_at_k(4, c, 2) for c in base["correct"]) / 10)
-    assert 0 <= base["truncated_share"] <= 1
