@@ -13,7 +13,6 @@ from soar.plan.forecast import forecast
 CELL, TOKENS = 8e6, 32e6
 SETS = ["screen.attempts=0", f"arms.tokens={TOKENS:.0f}"]
 ASSUMED = {"candidates": 128, "teacher_tokens": 200, "question_tokens": 300, "hard_tokens": 500}
-ASSUMED |= {"question_gradient_share": 1, "hard_gradient_share": 1}
 MODELS = {  # recipe -> model, values that the cache keeps of a token (layers x key-value heads x head size x 2)
     "qwen-0.5b": ("Qwen/Qwen2.5-0.5B-Instruct", 6_144),
     "maths-qwen": ("Qwen/Qwen2.5-1.5B-Instruct", 14_336),

@@ -23,7 +23,7 @@ from soar.run.progress import Progress
 from soar.types import UserError
 
 TRAIN, MEASURE = "students train", "students measured"
-WRITTEN_BY_TEACHER = ("base_t", "teacher_t")
+WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "variants")
 TEXTS_PER_PAIR, TEACHER_PROMPT, PROMPT = 1.5, 250, 150  # texts for an accepted pair; tokens of prompts
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
 
@@ -33,18 +33,14 @@ TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate"
 def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[str, float]:
     """What the config does not say, or what is given: half of every token budget is used, 30 % of the candidates are hard.
 
-    Tokens are means a row. gradient shares: student rows that carry a gradient; without a KL term a group of equal rewards
-    carries none.
+    Tokens are means a row. Every row is trained on: where all attempts fail and there is no KL term, the update is cheaper.
     """
-    half, by_kl = config.student.sampling.max_tokens / 2, config.student.optimizer.kl > 0
     values = {
         "candidates": float(config.problems.limit or 1000),
         "hard_share": 1.0 if screened_before(config) else 0.3,
         "teacher_tokens": config.teacher.sampling.max_tokens / 2,
-        "question_tokens": half,
-        "hard_tokens": half,
-        "question_gradient_share": 1.0 if by_kl else 0.5,
-        "hard_gradient_share": 1.0 if by_kl else 0.05,
+        "question_tokens": config.student.sampling.max_tokens / 2,
+        "hard_tokens": config.student.sampling.max_tokens / 2,
     }
     with suppress(UserError, ImportError):  # the finding about the problems says what is wrong with them
         if split_source(config.problems.source)[0] != "hub":  # which takes a network
@@ -83,7 +79,7 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     measured = teacher.steps * students * asked * reward.attempts
     measured += once * min(hard - held_out, asked * teacher.steps)  # the baseline is asked each question once
     intrinsic = float(pairs * config.intrinsic.attempts) if teacher.reward == "learnability" else 0.0
-    trained = sampled * a["question_gradient_share"] * (PROMPT + a["question_tokens"])
+    trained = sampled * (PROMPT + a["question_tokens"])
     learned = pairs * (TEACHER_PROMPT + a["teacher_tokens"]) * (teacher.reward != "none")
     tokens = measured * a["hard_tokens"] + intrinsic * a["question_tokens"]
     loop = [
@@ -113,15 +109,11 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
     share = questions / max(1.0, questions + hard_train)
     each = share * a["question_tokens"] + (1 - share) * a["hard_tokens"]
     written = arms.questions * TEXTS_PER_PAIR * a["teacher_tokens"] * (arm in WRITTEN_BY_TEACHER)
-    if arm == "variants":  # if a third of the pairs is kept after its 10 attempts
-        written = 3 * arms.questions * (TEXTS_PER_PAIR * a["teacher_tokens"] + 10 * a["question_tokens"])
     rollouts = float(steps * per_step)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
         search = config.uses_search(arm) * sum(work.sampled for work in loop)
         rollouts = max(0.0, arms.tokens - written - search) / each
-    row = share * a["question_gradient_share"] * (PROMPT + a["question_tokens"])
-    row += (1 - share) * a["hard_gradient_share"] * (PROMPT + a["hard_tokens"])
-    return Work("arms", arm, rollouts, rollouts * each + written, rollouts * row, kl)
+    return Work("arms", arm, rollouts, rollouts * each + written, rollouts * (PROMPT + each), kl)
 
 
 class Rates(NamedTuple):
