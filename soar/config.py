@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from soar.types import UserError, named_code
+from soar.types import UserError
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "none"]
 TrainedArm = Literal[
@@ -345,8 +345,8 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
         key = ".".join(str(part) for part in item["loc"]) or "(whole config)"
         if item["type"] == "extra_forbidden":
             keys = [*flat(Config().resolved()), *Config.model_fields]
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
-            near = near or [other for other in keys if other.endswith(f".{item['loc'][-1]}")][:4]
+            same_end = [other for other in keys if other.endswith(f".{item['loc'][-1]}")]
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8) or same_end[:4]
             hint = f"did you mean {' or '.join(near)}?" if near else "docs/config.md lists all keys"
             lines.append(f"{where}: unknown key {key!r}; {hint}")
         else:
@@ -396,6 +396,15 @@ def find_recipe(recipe: str) -> Path:
 TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run: may code that a run folder names run?
 
 
+def named_code(config: object) -> list[str]:
+    """Lines `key = value` of what in a run folder's config would run its author's code, or send a key where he says."""
+    values = flat(config) if isinstance(config, dict) else {}
+    code = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
+    code += [key for key in ("problems.source", "arms.real") if str(values.get(key, "")).startswith("verifiers:")]
+    code += [key for key in ("model.trust_remote_code", "cluster.address", "backend.base_url") if values.get(key)]
+    return [f"{key} = {json.dumps(values[key]):.100}" for key in code]
+
+
 def refuse_code(path: Path, config: object) -> None:
     """Raises ConfigError when the config in the run folder `path` names code or a server and nobody said --trust-run."""
     if (named := named_code(config)) and not TRUSTED.get():
@@ -415,10 +424,9 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text)["config"] if path.name == "manifest.json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: not the manifest of a run: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:  # also of what is not UTF-8
+        kind = "the manifest of a run" if path.name == "manifest.json" else "a TOML file"
+        raise ConfigError(f"{path}: not {kind}: {error}") from error
     data = reduce(_merge, map(parse_override, overrides or []), data)
     if model_named and isinstance(data, dict) and "path" not in (data.get("model") or {}):
         raise ConfigError(

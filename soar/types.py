@@ -17,7 +17,6 @@ Everything here is plain data without torch, so that reports and checks load fas
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -153,15 +152,3 @@ def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
     names = sorted({name for problem in problems for name in problem.extra})
     columns = {name: [problem.extra.get(name) for problem in problems] for name in names}
     return {**columns, "question": [problem.question for problem in problems]}
-
-
-def named_code(config: object) -> list[str]:
-    """Lines `key = value` of what in a run folder's config would run its author's code, or send a key where he says."""
-    sections = config.items() if isinstance(config, dict) else ()
-    values = {
-        f"{name}.{key}": value for name, keys in sections if isinstance(keys, dict) for key, value in keys.items()
-    }
-    code = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
-    code += [key for key in ("problems.source", "arms.real") if str(values.get(key, "")).startswith("verifiers:")]
-    code += [key for key in ("model.trust_remote_code", "cluster.address", "backend.base_url") if values.get(key)]
-    return [f"{key} = {json.dumps(values[key]):.100}" for key in code]

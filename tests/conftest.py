@@ -15,3 +15,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     run_tiny(out, report=True)
     return out
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without their page, the charts of which take longer than a tiny run."""
+    monkeypatch.setattr("soar.run.pipeline.report_at_the_end", lambda path, say: None)

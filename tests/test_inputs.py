@@ -116,6 +116,7 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(
     assert resume_command(Path("run")) == "soar run --out run --resume --trust-run"
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_typo_bricks_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     assert main(["run", "tiny", "--quiet", "--model", str(tmp_path / "WRONG"), "--out", out, *SETS]) == 1

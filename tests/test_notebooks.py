@@ -14,13 +14,8 @@ from loop_helpers import TINY
 
 from soar.config import load
 
-SMALL = [
-    *TINY,
-    "problems.format=tiny",
-    "model.adapter=full",
-    "student.sampling.max_tokens=16",
-    "teacher.sampling.max_tokens=32",
-]
+SMALL = (*TINY, "problems.format=tiny", "model.adapter=full")
+SMALL += ("student.sampling.max_tokens=16", "teacher.sampling.max_tokens=32")
 SAID = {
     "method": "problems are never solved.*the sets earned.*promotions: 2 in 2 outer steps",
     "your_model": "12 problems, 4 attempts each.*3 problems, 4 attempts each.*adapter: ",
@@ -29,6 +24,7 @@ SAID = {
 }
 
 
+@pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("name", SAID)
 def test_a_script_runs_and_a_notebook_is_its_pair(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -44,7 +40,6 @@ def test_a_script_runs_and_a_notebook_is_its_pair(
     monkeypatch.setenv("SOAR_NOTEBOOK_MODEL", "builtin:tiny")
     monkeypatch.setattr("soar.api.load", lambda recipe, keys, **more: load(recipe, [*keys, *SMALL], **more))
     monkeypatch.setenv("SOAR_NOTEBOOK_OUT", str(tmp_path))
-    monkeypatch.setattr("soar.run.pipeline.report_at_the_end", lambda path, say: None)  # the charts take the longest
     monkeypatch.syspath_prepend(str(path.parent))
     monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path / "run")])
     exec(compile(text, shown_as, "exec"), {"__name__": "__main__", "__file__": shown_as})

@@ -26,6 +26,7 @@ def small(line: str) -> list[str]:
     return words + [part for key in SMALL for part in ("--set", key)]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_the_commands_of_the_readme_work_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,6 @@ Verifier = Annotated[str | None, Option(help="A built-in one, or file.py:functio
 Workers = Annotated[str | None, Option(metavar="N|ADDRESS", help=_WORKERS)]
 Resume = Annotated[bool, Option("--resume", help="Continue what was begun in --out.")]
 Quiet = Annotated[bool, Option("--quiet", help="Print the result only.")]
-AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 
 

@@ -24,7 +24,6 @@ from soar.types import Verdict
 def watch(
     run: common.RunFolder,
     once: Annotated[bool, Option("--once", help="Show the run as it is now and end.")] = False,
-    every: Annotated[float, Option(metavar="SECONDS", help="Look this often.")] = 2.0,
     web: Annotated[bool, Option("--web", help="Serve its page to a browser on this machine.")] = False,
     port: Annotated[int, Option(metavar="N", help="Of --web (0: a free one).")] = 0,
 ) -> None:
@@ -38,7 +37,7 @@ def watch(
             server, address = web_server(run, port)
             print(f"{address}\nCtrl-C ends it; the run goes on", flush=True)
             server.serve_forever()
-        follow(run, Console(highlight=False), max(0.1, every), once)
+        follow(run, Console(highlight=False), 2.0, once)
 
 
 def report(
@@ -80,7 +79,7 @@ def verify(
     show: Annotated[int, Option(metavar="N", help="Rows listed.")] = 10,
     timeout: Annotated[float, Option(metavar="S", help="Seconds for one check.")] = 5.0,
     workers: Annotated[int, Option(metavar="N", help="Processes (0: one per core).")] = 0,
-    as_json: common.AsJson = False,
+    as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Grade a file of completions against its gold answers.
 

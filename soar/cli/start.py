@@ -122,7 +122,6 @@ def check(
     verifier: common.Verifier = None,
     no_model: Annotated[bool, Option("--no-model", help="Check the problems only.")] = False,
     samples: Annotated[int, Option(help="Teacher samples.")] = 64,
-    as_json: common.AsJson = False,
 ) -> int:
     """Say in under two minutes whether a run can work, why rewards are 0, and what to do, without training.
 
@@ -139,14 +138,9 @@ def check(
         progress.now(f"looking at {config.problems.source}")
         for finding in check_all(config, samples, progress.now, no_model):
             findings.append(finding)
-            if not as_json:
-                print("\n".join(finding.lines()), flush=True)
-    works = can_work(findings)
-    if as_json:
-        print(json.dumps({"works": works, "findings": [finding._asdict() for finding in findings]}, indent=2))
-    else:
-        print(summary(findings))
-    return 0 if works else 1
+            print("\n".join(finding.lines()), flush=True)
+    print(summary(findings))
+    return 0 if can_work(findings) else 1
 
 
 def init(

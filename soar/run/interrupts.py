@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from soar.config import LimitsConfig
+from soar.config import LimitsConfig, named_code
 from soar.files import read_object
-from soar.types import UserError, named_code
+from soar.types import UserError
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
