@@ -7,9 +7,11 @@ verifier or a teacher reward can be a function. What they return prints, and plo
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import math
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -139,8 +141,8 @@ class Trained(Shown):
 def verifier_name(verifier: Verifier, folder: Path) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
-    A function typed in a notebook is written into `folder`. Raises ConfigError for one that cannot be found by name (a
-    lambda, a method), or that uses what stands elsewhere in the notebook.
+    A function typed in a notebook is written into `folder`, with what it uses of the notebook. Raises ConfigError for one
+    that cannot be found by name (a lambda, a method) or written down.
     """
     if isinstance(verifier, str):
         return verifier
@@ -152,19 +154,35 @@ def verifier_name(verifier: Verifier, folder: Path) -> str:
         )
     file = Path(inspect.getfile(verifier))
     if not file.is_file():
-        used = ", ".join(inspect.getclosurevars(verifier).globals.keys() - {name})
+        lines = dict[str, str]()
         try:
-            text = f"from __future__ import annotations\n\n{inspect.getsource(verifier)}"
-        except OSError as error:
-            used = str(error)
-        if used:
+            _add(name, verifier, verifier.__globals__, lines)
+        except (OSError, TypeError, ValueError, SyntaxError) as error:
             raise ConfigError(
-                f"verifier = {name}: worker processes get this function alone, not what else it uses ({used}): import and "
-                "define that within the function, or put it into a file and name it as 'file.py:function'"
-            )
+                f"verifier = {name}: it uses what cannot be written into a file for the worker processes ({error}); define "
+                "that within the function, or put it into a file of your own, and name it as 'file.py:function'"
+            ) from error
         file = folder / f"{name}_verifier.py"
-        file.write_text(text, encoding="utf-8")
+        file.write_text("\n\n".join(["from __future__ import annotations", *lines.values(), ""]), encoding="utf-8")
     return f"{file.resolve()}:{name}"
+
+
+def _add(name: str, value: Any, scope: Mapping[str, Any], lines: dict[str, str]) -> None:
+    """Add what defines a name of a notebook, after what that uses of it: imports, functions and plain constants."""
+    home, full_name = str(getattr(value, "__module__", "")), str(getattr(value, "__qualname__", ""))
+    if inspect.ismodule(value):
+        lines[name] = f"import {value.__name__} as {name}"
+    elif inspect.isfunction(value) and value.__globals__ is scope:
+        source, lines[name] = inspect.getsource(value), ""  # a function may use itself
+        used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        for other in sorted(used & scope.keys() - lines.keys()):
+            _add(other, scope[other], scope, lines)
+        lines[name] = f"{lines.pop(name)}{source}"
+    elif home != scope["__name__"] and getattr(sys.modules.get(home), full_name, None) is value:
+        lines[name] = f"from {home} import {full_name} as {name}"
+    else:
+        ast.literal_eval(repr(value))
+        lines[name] = f"{name} = {value!r}"
 
 
 def _row(row: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import reduce
 from pathlib import Path
@@ -369,16 +370,10 @@ def parse_override(text: str) -> dict[str, Any]:
     Raises ConfigError when there is no `=` or the key is empty.
     """
     key, equals, raw = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {text!r}: expected key=value, for example --set teacher.steps=10")
-    try:
-        value: Any = tomllib.loads(f"value = {raw.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    for part in reversed(parts):
-        value = {part: value}
-    return value
+    for value in (raw, json.dumps(raw.strip(), ensure_ascii=False)):
+        with suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(f"{key} {equals} {value}")
+    raise ConfigError(f"--set {text!r}: expected key=value, for example --set teacher.steps=10")
 
 
 def find_recipe(recipe: str) -> Path:

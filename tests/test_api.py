@@ -109,24 +109,34 @@ def test_a_verifier_function_is_named_by_file(tmp_path: Path) -> None:
 
 
 NOTEBOOK = """
-def grade(completion, answer):
-    from fractions import Fraction
-    return float(Fraction(completion) == Fraction(answer))
+import re
+from fractions import Fraction
+LAST = 1
+TABLE = {"a": [1, 2]}
+def clean(text):
+    return "".join(part for part in re.split("x", text.strip())) if LAST else ""
+def mine(completion, answer):
+    return float(Fraction(clean(completion)) == Fraction(answer)) * TABLE["a"][0]
+class Own: pass
 def other(completion, answer):
-    return grade(completion, answer)
+    return float(HANDLE == completion)
+def third(completion, answer):
+    return float(isinstance(completion, Own))
+HANDLE = object()
 """
 
 
-def test_a_function_typed_in_a_notebook_is_written_down(tmp_path: Path) -> None:
+def test_a_function_typed_in_a_notebook_is_written_down_with_what_it_uses(tmp_path: Path) -> None:
     cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
     linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
     exec(compile(NOTEBOOK, cell, "exec"), scope)
-    name = api.verifier_name(scope["grade"], tmp_path)
-    assert name == f"{tmp_path / 'grade_verifier.py'}:grade"
+    name = api.verifier_name(scope["mine"], tmp_path)
+    assert name == f"{tmp_path / 'mine_verifier.py'}:mine"
     with VerifierPool(name, workers=1) as pool:
-        assert pool.check(["1/2", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
-    with pytest.raises(ConfigError, match=r"other: worker processes get this function alone, .* \(grade\)"):
-        api.verifier_name(scope["other"], tmp_path)
+        assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
+    for function in ("other", "third"):
+        with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
+            api.verifier_name(scope[function], tmp_path)
 
 
 def test_problems_of_any_kind(tmp_path: Path) -> None:

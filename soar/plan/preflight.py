@@ -16,6 +16,7 @@ from soar import seeds
 from soar.config import Config
 from soar.domains.candidates import candidates
 from soar.files import Row, clipped, scrub, visible
+from soar.plan.forecast import forecast
 from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
 from soar.problems.verify import gold_kind
@@ -190,6 +191,7 @@ def check_model(
             say(f"asking the teacher for {samples} problems")
             name = "teacher"
             yield teacher_finding(env, config, samples)
+            yield Finding("cost", "ok", f"the whole run: {forecast(config).total_line().strip()} (soar run --dry-run)")
     except UserError as error:
         yield failed(name, error)
 
