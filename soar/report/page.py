@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import shlex
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,22 +32,8 @@ MAX_QUESTIONS = 600  # of each of the two files
 MAX_TEXT = 1000  # characters of one question or answer
 MAX_STEPS_SHOWN = 500
 MAX_COMPLETIONS = 8  # of each outcome
-OUTCOMES = {  # of `VerifierPool.outcomes` -> the cause in a word, and what to do
-    "right": ("correct", ""),
-    "near miss": ("difficulty", "wrong, but the gold answer occurs in the text, or a graded reward is not 0"),
-    "wrong": ("difficulty", "an answer was read, and it is another one"),
-    "no answer": (
-        "format",
-        "it ends without an answer to read: try another problems.format or an instruction-tuned model",
-    ),
-    "cut off": ("truncation", "it is cut off before an answer: raise student.sampling.max_tokens"),
-    "runs on": ("stop tokens", "it goes on after its answer: set student.sampling.stop to what begins its next turn"),
-    "refused": (
-        "verifier",
-        "what is read equals the gold answer, and the verifier says no: too strict, or another form",
-    ),
-    "not judged": ("verifier", "the verifier could not decide: see `soar verify`, or choose another problems.verifier"),
-}
+OUTCOMES: dict[str, list[str]] = tomllib.loads((TEMPLATES.parent / "assets" / "outcomes.toml").read_text("utf-8"))
+"""What came of an attempt -> the cause in a word, and what to do."""
 KINDS = {"hard": "hard problems", "question": "own questions", "teacher": "teacher texts"}
 
 
