@@ -68,8 +68,8 @@ def test_shapes_are_told_from_the_signature(
     ("name", "message"),
     [
         ("three", r"three\(a, b, c\): expected the shape of TRL"),
-        ("a_string", "returned str; expected a list"),
-        ("two_values", "returned 2 values for 1 completion"),
+        ("a_string", "returned '1' for 1 completion; expected a list of"),
+        ("two_values", r"returned \[1.0, 1.0\] for 1 completion"),
         ("a_word", r"returned a str \('yes'\)"),
         ("infinite", r"returned a float \(inf\)"),
     ],

@@ -106,10 +106,10 @@ class Reward:
         if inspect.isawaitable(value):
             value = asyncio.run(value)  # type: ignore[arg-type]
         if self.shape == "TRL":
-            if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
-                raise VerifierError(f"{self.name} returned {type(value).__name__}; expected a list with {EXPECTED}")
-            if len(value) != 1:
-                raise VerifierError(f"{self.name} returned {len(value)} values for 1 completion; expected {EXPECTED}")
+            if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != 1:
+                raise VerifierError(
+                    f"{self.name} returned {value!r:.80} for 1 completion; expected a list of {EXPECTED}"
+                )
             value = value[0]
         value = value.get("score") if isinstance(value, dict) else value
         if value is None:
