@@ -209,20 +209,15 @@ def test_results_come_in_order_from_all_workers_and_every_step_is_told(two: tupl
     assert len(ticks) == 12
 
 
-@pytest.mark.parametrize(
-    ("how", "kind", "message"),
-    [
+def test_an_error_in_a_worker_comes_back_as_what_it_is(two: tuple[RayParallel, list[str]]) -> None:
+    for how, kind, message in (
         ("user", TeacherError, "the teacher wrote 0 acceptable pairs"),
         ("memory", RuntimeError, "CUDA out of memory"),
         ("bug", KeyError, r"(?s)test_parallel\.py.*KeyError: .no such thing"),
-    ],
-)
-def test_an_error_in_a_worker_comes_back_as_what_it_is(
-    two: tuple[RayParallel, list[str]], how: str, kind: type, message: str
-) -> None:
-    with pytest.raises(kind, match=message):
-        ask(two[0], piece, (how,))
-    assert ask(two[0], double, (1,), common=(0,))[0][0] == 2  # the parallel goes on
+    ):
+        with pytest.raises(kind, match=message):
+            ask(two[0], piece, (how,))
+        assert ask(two[0], double, (1,), common=(0,))[0][0] == 2  # the parallel goes on
 
 
 @pytest.mark.parametrize("how", ["gpu", "SIGSTOP"])
