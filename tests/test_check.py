@@ -64,10 +64,8 @@ def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     assert texts.status == "ok" and texts.details == ("as text: w: 'isosceles triangle'",)
     assert "1 of them (11.11%) can only be compared as text, and are left out of a hard set" in texts.message
     assert check_golds(math, [*NUMBERS[:3], *words]).status == "FAIL"
-    assert (
-        check_golds(tiny_config("problems.verifier=math", "screen.text_golds=true"), [*NUMBERS[:3], *words]).status
-        == "ok"
-    )
+    kept = tiny_config("problems.verifier=math", "screen.text_golds=true")
+    assert check_golds(kept, [*NUMBERS[:3], *words]).status == "ok"
     assert check_golds(config, [*NUMBERS[:3], *bad]).status == "FAIL"
     function = tmp_path / "by_level.py"
     function.write_text("def grade(completions, level, question, **_):\n    return [float(level[0] == 'easy')]\n")

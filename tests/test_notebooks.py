@@ -1,4 +1,4 @@
-"""Notebooks and examples of the Python interface run at tiny size; the two forms of a notebook are the same."""
+"""Notebooks and examples run at tiny size; the two forms of a notebook are the same."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 import sys
 from pathlib import Path
 
+import code_exercises
 import jupytext
 import pytest
 from helpers import ROOT
-from loop_helpers import TINY
+from loop_helpers import TINY, read_jsonl
 
 from soar.config import load
+from soar.domains.assertions import flaw, read_tests
 
 SMALL = (*TINY, "problems.format=tiny", "model.adapter=full")
 SMALL += ("student.sampling.max_tokens=16", "teacher.sampling.max_tokens=32")
@@ -44,3 +46,13 @@ def test_a_script_runs_and_a_notebook_is_its_pair(
     monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path / "run")])
     exec(compile(text, shown_as, "exec"), {"__name__": "__main__", "__file__": shown_as})
     assert re.search(SAID[name], said := capsys.readouterr().out, re.DOTALL), said
+
+
+def test_code_exercises_have_solutions_that_pass(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    code_exercises.main([str(path), "--count", "48", "--levels", *"12345678"])
+    rows = read_jsonl(path)
+    assert len({row["question"] for row in rows}) == 48
+    for row in rows:
+        assert flaw(read_tests(row["answer"])) is None
+        exec("\n".join([row["solution"], row["answer"]]), {})
