@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from soar.files import Row, visible
@@ -21,45 +23,25 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "study.toml").read_text("utf-8"))
+
+
 def tables(results: Row) -> list[Table]:
     """Every table of the study, empty ones left out."""
     ks = _ks(results)
-    teachers = ["accepted", "distinct", "Vendi", "well-posed", "correct", "KL", "collapsed"]
-    every = [
-        Table(
-            "Held-out problems",
-            "Mean over seeds with its 95 % interval: Student's t over the seeds (of one seed: bootstrap over problems; where "
-            "nothing was solved: Clopper-Pearson over problems). Tokens, rollouts: all that was generated for the arm, the "
-            "search for its questions included, the evaluation apart; mean over seeds. Off zero: seeds with at least "
-            f"{percent(CLIMB, 0)} at the largest k, and the Clopper-Pearson interval of their share.",
-            ["arm", "seeds", *(f"pass@{k}" for k in ks), "off zero", "tokens", "evaluation tokens", "rollouts"],
-            _arm_rows(results, ks),
-        ),
-        Table(
-            "Paired comparisons",
-            f"{primary_line(results)} Difference of pass@k on the same problems of the same seeds, in percentage points, "
-            "with Student's t interval over seeds, and the bootstrap over seeds and problems beside it. p: two-sided sign "
-            "flips of the seeds' differences (five seeds cannot go below 0.0625); adjusted: by Holm's method over all "
-            "comparisons but the primary one.",
-            ["comparison", "seeds", "k", "difference", "bootstrap", "p", "p adjusted"],
-            [row for entry in results["comparisons"] for row in _comparison_rows(results, entry)],
-        ),
-        Table(
-            "Outer loops",
-            f"First against last {TEACHER_STEPS} outer steps, mean over seeds; Vendi score of a step's wording. Collapsed: "
-            "seeds whose share of distinct or of accepted questions, or Vendi score, fell below half of its start. "
-            "Promotions: share of the decisions with a full window, with a 95 % Clopper-Pearson interval in which "
-            "overlapping windows of w steps count 1 / w each; with teacher.reward = shuffled the rate of false ones at tau.",
-            ["variant", "reward", *teachers, "promotions", "of windows"],
-            [_loop_row(row) for row in results["loops"] if row["cells"]],
-        ),
-        Table(
-            "Cells",
-            "Every cell is a run folder with its own report.",
-            ["cell", "state", "promotions", "time"],
-            [_cell_row(cell) for cell in results["cells"]],
-        ),
-    ]
+    rows_of = {
+        "arms": _arm_rows(results, ks),
+        "comparisons": [row for entry in results["comparisons"] for row in _comparison_rows(results, entry)],
+        "loops": [_loop_row(row) for row in results["loops"] if row["cells"]],
+        "cells": [_cell_row(cell) for cell in results["cells"]],
+    }
+    values = {"primary": primary_line(results), "climb": percent(CLIMB, 0), "steps": TEACHER_STEPS}
+    every = []
+    for key, words in WORDS.items():
+        header = [
+            name for word in words["header"] for name in ([f"pass@{k}" for k in ks] if word == "pass@k" else [word])
+        ]
+        every.append(Table(words["title"], words["note"].format(**values), header, rows_of[key]))
     return [table for table in every if table.rows]
 
 
