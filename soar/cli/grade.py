@@ -11,7 +11,6 @@ from typing import Any
 from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, find_columns, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
-from soar.problems.verify import NAMES, gold_kind
 from soar.types import Verdict
 
 _COMPLETIONS = "completion response output generation prediction generations completions answer"
@@ -26,15 +25,13 @@ SHOWN = 200  # characters of an answer that are kept for the listing
 class Grades:
     """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
 
-    listed: the first rows that are not correct, or that the label column judges otherwise. texts: gold answers checked
-    against themselves that can only be compared as text.
+    listed: the first rows that are not correct, or that the label column judges otherwise.
     """
 
     columns: dict[str, str]
     counts: Counter[Verdict] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
     agree: int | None = None
-    texts: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
@@ -51,9 +48,6 @@ class Grades:
         if self.agree is not None:
             lines += ["", f"label and verdict agree on {self.agree:,} rows ({self.agree / self.rows:.2%})"]
             title = "where they differ"
-        if self.texts:
-            count, some = self.texts.total(), ", ".join(repr(text) for text, _ in self.texts.most_common(5))
-            lines += ["", f"{count:,} gold answers ({count / self.rows:.2%}) can only be compared as text: {some}"]
         lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
         for row in self.listed:
             label = {None: "", True: " (labelled correct)", False: " (labelled wrong)"}[row["label"]]
@@ -77,8 +71,6 @@ def grade_file(
     while block := list(islice(rows, BLOCK)):
         grades = grades or Grades(_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)
         singles = [single for row in block for single in _singles(row, grades.columns, report)]
-        if golds and pool.name in NAMES:
-            grades.texts.update(gold for _, _, gold, *_ in singles if gold_kind(gold, pool.name) == "text")
         verdicts = zip(singles, *_check(singles, pool, grades.columns), strict=True)
         for (where, _, gold, label, _), answer, verdict in verdicts:
             grades.counts[verdict] += 1
