@@ -162,8 +162,7 @@ def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
     if not isinstance(wall, dict):
         return [], None
     seconds_of = {str(name): seconds for name, v in wall.items() if (seconds := number(v)) is not None}
-    total = seconds_of.pop("total", math.fsum(seconds_of.values()))
-    return list(seconds_of.items()), total
+    return list(seconds_of.items()), math.fsum(seconds_of.values())
 
 
 def _place(row: Row) -> str:

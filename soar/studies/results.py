@@ -55,11 +55,7 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], defin
     _adjust(study, compared)
     return {
         "schema": SCHEMA,
-        "name": study.name,
-        "question": study.question,
-        "recipe": study.recipe,
-        "seeds": list(study.seeds),
-        "primary": study.primary,
+        **study.model_dump(mode="json", include={"name", "question", "recipe", "seeds", "primary"}),
         "definition": definition,
         "definition_sha256": digest({key: value for key, value in definition.items() if key not in MAY_CHANGE}),
         "cells": [_cell(cell, runs.get(cell.name), failures.get(cell.name)) for cell in cells],
