@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +112,20 @@ def test_each_thread_uses_its_own_stack(adapter: str) -> None:
     stacks: list[AdapterStack | None] = [random_stack(backbone, 1, seed=s) for s in range(3)]
     stacks.append(None)
     ids, barrier = inputs(1), threading.Barrier(4)
-    found: dict[int, Tensor] = {}
 
-    def job(i: int) -> None:
-        with torch.no_grad(), backbone.use(stacks[i]):
+    def logits_within(stack: AdapterStack | None) -> Tensor:
+        with torch.no_grad(), backbone.use(stack):
             barrier.wait(20)
-            found[i] = backbone.model(input_ids=ids, use_cache=False).logits
+            logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
             barrier.wait(20)
+        return logits
 
-    threads = [threading.Thread(target=job, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(logits_within, stacks))
     with torch.no_grad():
-        for i, stack in enumerate(stacks):
-            assert torch.equal(found[i], logits_of(backbone, stack, ids))
-    assert len({found[i].sum().item() for i in range(4)}) == 4
+        for logits, stack in zip(together, stacks, strict=True):
+            assert torch.equal(logits, logits_of(backbone, stack, ids))
+    assert len({logits.sum().item() for logits in together}) == 4
 
 
 def test_what_cannot_be_loaded_or_used_is_named(tmp_path: Path) -> None:

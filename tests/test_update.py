@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -244,32 +243,17 @@ def test_learning_rate_schedules() -> None:
     assert learning_rate(cosine, 2, 2) == 2.0
 
 
-def recomputed_step(backbone: Backbone) -> AdapterStack:
-    stack = random_stack(backbone, POLICIES)
-    step(backbone, stack, StackOptimizer(stack, OptimizerConfig(kl=0.1)))
-    return stack
-
-
-def calls_of_layers(backbone: Backbone) -> list[int]:
-    """Appended to by every pass of an MLP with gradients."""
-    calls: list[int] = []
-    for i, layer in enumerate(backbone.model.get_decoder().layers):
-        plain = layer.mlp.forward
-
-        def forward(x: Tensor, plain: Any = plain, i: int = i) -> Tensor:
-            if torch.is_grad_enabled():
-                calls.append(i)
-            return plain(x)
-
-        layer.mlp.forward = forward
-    return calls
-
-
 @pytest.mark.parametrize(("name", "adapter"), [("qwen2", "lora"), ("gemma3", "lora"), ("llama", "full")])
 def test_gradient_checkpointing_gives_the_step_bit_for_bit(name: str, adapter: str) -> None:
-    once, twice = (backbone_of(name, adapter) for _ in range(2))
-    assert twice.recompute() and not twice.recompute()
-    layers = once.model.config.num_hidden_layers
-    counts = [calls_of_layers(backbone) for backbone in (once, twice)]
-    assert same_stacks(recomputed_step(once), recomputed_step(twice))
-    assert (len(counts[0]), len(counts[1])) == (layers, 2 * layers)  # the whole forward pass a second time
+    stacks, counts = [], []
+    for again in (False, True):
+        backbone, calls = backbone_of(name, adapter), list[bool]()
+        assert not again or (backbone.recompute() and not backbone.recompute())
+        for layer in backbone.model.get_decoder().layers:
+            layer.mlp.register_forward_pre_hook(lambda *given, calls=calls: calls.append(torch.is_grad_enabled()))
+        stacks.append(random_stack(backbone, POLICIES))
+        step(backbone, stacks[-1], StackOptimizer(stacks[-1], OptimizerConfig(kl=0.1)))
+        counts.append(sum(calls))
+    assert same_stacks(*stacks)
+    layers = backbone.model.config.num_hidden_layers
+    assert counts == [layers, 2 * layers]  # the whole forward pass a second time

@@ -58,7 +58,8 @@ class AdapterStack:
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to another process: tensors on the host, no gradients."""
-        return vars(self) | {"tensors": {n: t.detach().cpu() for n, t in self.tensors.items()}, "_merged": {}}
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors.items()}
+        return {"kind": self.kind, "tensors": tensors, "scale": self.scale, "_merged": {}}
 
     def trainable(self) -> AdapterStack:
         """Mark every tensor as a leaf that takes gradients; returns self."""

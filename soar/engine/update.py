@@ -69,9 +69,10 @@ def update(
         sums_3_B = torch.zeros(3, rollouts.rows, device=backbone.device)
         advantages_B = advantage_B.to(backbone.device)
         optimizer.zero()
+        cast = _Cast(backbone, stack)
         for rows_P in micro_batches(rollouts, kept_P, limit, backbone.apart):  # nothing in here waits for the device
             packed = pack(backbone, rollouts, rows_P)
-            with backbone.use(stack):
+            with backbone.use(cast.stack):
                 logprob_R_T = token_logprobs(backbone, packed, temperature)
             reference_R_T = None
             if config.kl > 0.0:
@@ -80,6 +81,7 @@ def update(
             mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
             loss_R = policy_loss(logprob_R_T, mask_R_T, advantages_B[row_R], normaliser, reference_R_T, config.kl)
             loss_R.sum().backward()
+            cast.collect()
             with torch.no_grad():
                 sums_3_B[0, row_R] = ((logprob_R_T - packed.sampled_R_T).abs() * mask_R_T).sum(1)
                 if reference_R_T is not None:
@@ -194,7 +196,11 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 class StackOptimizer:
-    """AdamW over the tensors of one stack, fresh at construction."""
+    """AdamW over the tensors of one stack, fresh at construction.
+
+    The gradients of all tensors lie in one buffer, those of one shape beside each other: a model has hundreds of
+    adapters, and a launch for each of them, several times an update, costs a small model more than the arithmetic.
+    """
 
     def __init__(self, stack: AdapterStack, config: OptimizerConfig) -> None:
         self.stack, self.config, self.names = stack.trainable(), config, sorted(stack.tensors)
@@ -207,29 +213,37 @@ class StackOptimizer:
             weight_decay=config.weight_decay,
             fused=all(tensor.is_cuda for tensor in tensors) or None,
         )
-        self._gradients = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
+        shapes = dict.fromkeys(tensor.shape for tensor in tensors)
+        members_S = [[i for i, tensor in enumerate(tensors) if tensor.shape == shape] for shape in shapes]
+        sizes = [len(members) * shape.numel() for members, shape in zip(members_S, shapes, strict=True)]
+        self._flat = tensors[0].new_zeros(sum(sizes), requires_grad=False)
+        parts = zip(members_S, shapes, self._flat.split(sizes), strict=True)
+        self._blocks = [(members, part.view(len(members), *shape)) for members, shape, part in parts]
 
     def zero(self) -> None:
         """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
-        torch._foreach_zero_(self._gradients)
-        for name, gradient in zip(self.names, self._gradients, strict=True):
-            self.stack.tensors[name].grad = gradient
+        for members, block in self._blocks:
+            for i, gradient in zip(members, block.unbind(), strict=True):
+                self.stack.tensors[self.names[i]].grad = gradient
+        self._flat.zero_()
 
     def squares_P(self) -> Tensor:
         """Squared norm of each policy's gradient, on the CPU: one look at the device."""
-        squares_N_P = torch.stack([gradient.flatten(1).pow(2).sum(1) for gradient in self._gradients]).cpu().numpy()
+        sums_N_P = [block.flatten(2).pow(2).sum(2) for _, block in self._blocks]
+        order = [i for members, _ in self._blocks for i in members]
+        squares_N_P = torch.cat(sums_N_P).cpu().numpy()
+        named_N_P = np.empty_like(squares_N_P)
+        named_N_P[order] = squares_N_P
         # One after another in the order of the names, for a sum that does not depend on the number of policies.
-        return torch.from_numpy(np.add.accumulate(squares_N_P, axis=0)[-1].copy())
+        return torch.from_numpy(np.add.accumulate(named_N_P, axis=0)[-1].copy())
 
     def scale_(self, factor_P: Tensor) -> None:
         """Multiply each policy's gradient; by 0 also what is not finite."""
         if (factor_P == 0.0).any():
-            for gradient in self._gradients:
-                gradient.nan_to_num_(0.0, 0.0, 0.0)
+            self._flat.nan_to_num_(0.0, 0.0, 0.0)
         if (factor_P != 1.0).any():
-            torch._foreach_mul_(
-                self._gradients, [factor_P.to(self._gradients[0].device)[:, None, None]] * len(self.names)
-            )
+            for _, block in self._blocks:
+                block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
 
     def state(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
@@ -244,3 +258,31 @@ class StackOptimizer:
             parameter = self.stack.tensors[name]
             device = "cpu" if key == "step" and not fused else parameter.device
             self.adamw.state[parameter][key] = value.clone().to(device)
+
+
+class _Cast:
+    """Adapters in the compute type, cast once an update instead of in every pass; `stack` is what passes go through."""
+
+    def __init__(self, backbone: Backbone, stack: AdapterStack) -> None:
+        self.given, self.stack = stack.tensors, stack
+        if stack.kind != "lora" or backbone.dtype == torch.float32:
+            return
+        leaves = {name: torch.empty_like(tensor, dtype=backbone.dtype) for name, tensor in self.given.items()}
+        with torch.no_grad():
+            torch._foreach_copy_(list(leaves.values()), list(self.given.values()))
+        self.stack = AdapterStack(stack.kind, leaves, stack.scale).trainable()
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the gradients of a pass to those in float32."""
+        if self.stack.tensors is self.given:
+            return
+        pairs = [(self.given[name].grad, leaf.grad) for name, leaf in self.stack.tensors.items()]
+        totals, gradients = zip(
+            *((total, part) for total, part in pairs if total is not None and part is not None), strict=True
+        )
+        wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+        torch._foreach_copy_(wide, gradients)
+        torch._foreach_add_(totals, wide)
+        for leaf in self.stack.tensors.values():
+            leaf.grad = None
