@@ -14,7 +14,7 @@ import torch
 from helpers import ROOT
 from loop_helpers import TINY, events, read_jsonl, without_clock
 from safetensors.torch import load_file
-from test_resume import CHANGES
+from test_kill import CHANGES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SETS = [part for override in (*TINY, *CHANGES, "model.device=cuda") for part in ("--set", override)]
