@@ -94,6 +94,7 @@ def test_golds_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[
     source = write(tmp_path / "p.jsonl", rows)
     assert main(["verify", source, "--golds", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
+    assert "2 gold answers (50.00%) can only be compared as text: 'odd'" in printed
     assert "gold answers that do not grade as correct, the first 1:" in printed and f"{source}:2: unscorable" in printed
     assert main(["verify", source, "--golds", "--verifier", "exact"]) == 0
 

@@ -11,6 +11,7 @@ from typing import Any
 from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, find_columns, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
+from soar.problems.verify import NAMES, gold_kind
 from soar.types import Verdict
 
 _COMPLETIONS = "completion response output generation prediction generations completions answer"
@@ -25,13 +26,15 @@ SHOWN = 200  # characters of an answer that are kept for the listing
 class Grades:
     """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
 
-    listed: the first rows that are not correct, or that the label column judges otherwise.
+    listed: the first rows that are not correct, or that the label column judges otherwise. texts: gold answers that can only
+    be compared as text, where these are checked against themselves.
     """
 
     columns: dict[str, str]
     counts: Counter[Verdict] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
     agree: int | None = None
+    texts: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
@@ -48,6 +51,9 @@ class Grades:
         if self.agree is not None:
             lines += ["", f"label and verdict agree on {self.agree:,} rows ({self.agree / self.rows:.2%})"]
             title = "where they differ"
+        if self.texts:
+            count, some = self.texts.total(), ", ".join(repr(text) for text, _ in self.texts.most_common(5))
+            lines += ["", f"{count:,} gold answers ({count / self.rows:.2%}) can only be compared as text: {some}"]
         lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
         for row in self.listed:
             label = {None: "", True: " (labelled correct)", False: " (labelled wrong)"}[row["label"]]
@@ -74,6 +80,8 @@ def grade_file(
         verdicts = zip(singles, *_check(singles, pool, grades.columns), strict=True)
         for (where, _, gold, label, _), answer, verdict in verdicts:
             grades.counts[verdict] += 1
+            if golds and pool.name in NAMES and gold_kind(gold, pool.name) == "text":
+                grades.texts[gold] += 1
             same = verdict.solved == (label is None or label)
             grades.agree = None if grades.agree is None else grades.agree + same
             if not same and len(grades.listed) < most:
