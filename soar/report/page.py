@@ -165,7 +165,7 @@ def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
     return list(seconds_of.items()), math.fsum(seconds_of.values())
 
 
-def _place(row: Row) -> str:
+def place(row: Row) -> str:
     """Who wrote a completion, and when: `student, outer step 3, RLOO step 0`."""
     steps = [(name, count(row.get(key))) for key, name in (("step", "outer step"), ("rloo_step", "RLOO step"))]
     return ", ".join([str(row.get("by"))[:40], *(f"{name} {step}" for name, step in steps if step is not None)])
@@ -185,7 +185,7 @@ def rollouts_section(run: Run) -> dict[str, Any]:
         title = f"{outcome} ({', '.join(f'{kind} {number:,}' for kind, number in kinds.items())})"
         shown = [
             {
-                "place": _place(row),
+                "place": place(row),
                 **{key: clipped(str(row.get(key) or ""), 300, 900) for key in ("question", "answer", "completion")},
             }
             for row in rows[:: math.ceil(len(rows) / MAX_COMPLETIONS)]

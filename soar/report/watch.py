@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from soar.files import Row, visible
+from soar.files import Row, clipped, visible
 from soar.report import page as pages
 from soar.report import text as wording
 from soar.report.runs import Run, count, number, numbers, read_run, standard_error
@@ -101,6 +102,14 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
         yield f"{done}, {wording.plural(len(run.promotions), 'promotion')}", ""
         events = [run.steps[-1], *(event for event in run.promotions if event["step"] == step)]
         yield from ((text, "") for text in step_lines(events, run.written.get(step, [])))
+    if run.rollouts:
+        last = [row for row in run.rollouts if pages.place(row) == pages.place(run.rollouts[-1])]
+        outcomes = Counter(one_line(row.get("outcome"), 40) for row in last)
+        told = ", ".join(f"{outcome} {number}" for outcome, number in outcomes.items())
+        yield f"completions kept last ({one_line(pages.place(last[-1]))}): {told}", ""
+        row = next((row for row in reversed(last) if row.get("outcome") != "right"), last[-1])
+        shown = one_line(clipped(str(row.get("completion")), 60, 120))
+        yield f"  {one_line(row.get('outcome'), 40)}, gold {one_line(row.get('answer'), 40)}: «{shown}»", ""
     yield from ((_event_line(event), "bold red") for event in run.events.get("alarm", [])[-2:])
     yield from ((one_line(wording.held_out(measured)), "") for measured in run.arms.values())
     if run.finished:
