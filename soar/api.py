@@ -8,6 +8,7 @@ verifier or a teacher reward can be a function. What they return prints, and plo
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import json
 import math
@@ -172,14 +173,16 @@ def _add(name: str, value: Any, scope: Mapping[str, Any], lines: dict[str, str])
     home, full_name = str(getattr(value, "__module__", "")), str(getattr(value, "__qualname__", ""))
     if inspect.ismodule(value):
         lines[name] = f"import {value.__name__} as {name}"
-    elif inspect.isfunction(value) and value.__globals__ is scope:
+    elif home == scope["__name__"] and (inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value))):
         source, lines[name] = inspect.getsource(value), ""  # a function may use itself
         used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-        for other in sorted(used & scope.keys() - lines.keys()):
+        for other in sorted((used & scope.keys()) - lines.keys() - vars(builtins).keys()):
             _add(other, scope[other], scope, lines)
         lines[name] = f"{lines.pop(name)}{source}"
     elif home != scope["__name__"] and getattr(sys.modules.get(home), full_name, None) is value:
         lines[name] = f"from {home} import {full_name} as {name}"
+    elif callable(value):
+        raise ValueError(f"{name} = {value!r:.100}")
     else:
         ast.literal_eval(repr(value))
         lines[name] = f"{name} = {value!r}"
@@ -267,6 +270,8 @@ def screen(
             row["id"]: row for row in read_jsonl(path / "hard" / "screen.jsonl")[0] if "id" in row
         }  # the last counts
         most = config.screen.max_successes
+    if not rows:
+        raise ConfigError("no problem can be used, so there is nothing to screen; the lines `left out` above say why")
     screened = Screened((by_id[i], Screening(r["successes"], r["attempts"], r["truncated"])) for i, r in rows.items())
     screened.hard, screened.table = [p for p, count in screened if count.successes <= most], "\n".join(table)
     return screened

@@ -274,7 +274,7 @@ class ConfigError(UserError, ValueError):
 class Config(Section):
     """The whole run. `resolved()` is what the manifest records."""
 
-    name: str = Field("soar", pattern=r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$")  # of a folder under runs/
+    name: str = "soar"  # names the run folder, runs/NAME
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)  # CPU threads of torch; 0: torch's own choice
     model: ModelConfig = ModelConfig()
@@ -297,7 +297,13 @@ class Config(Section):
         """What single keys cannot say: the first pair that does not go together is refused."""
         problems, ks = self.problems, self.evaluate.ks
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
+        plain_name = self.name not in ("", ".", "..") and self.name.isprintable() and not set(self.name) & set("/\\")
         for fits, message in (
+            (
+                plain_name,
+                f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
+                "a run is put elsewhere by --out",
+            ),
             (
                 max(ks) <= self.evaluate.attempts,
                 f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "

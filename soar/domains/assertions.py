@@ -99,6 +99,8 @@ def decode(data: Any) -> Any:
     if isinstance(data, list):
         return [decode(item) for item in data]
     ((name, content),) = data.items()
+    if name in ("bytes", "complex"):
+        return bytes.fromhex(content) if name == "bytes" else complex(*content)
     if name == "dict":
         return {decode(key): decode(value) for key, value in content}
     made = {"tuple": tuple, "set": set, "frozenset": frozenset}[name]

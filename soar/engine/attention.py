@@ -253,10 +253,12 @@ def grouped_attention(
             return kernels.decode_attention(query, key, value, *places, scale, softcap, sliding), None
         attention_mask = _visible(window, key.shape[2], sliding)
     if query.is_cuda and length > 1 and softcap is None:
-        repeats = heads // key.shape[1]
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        causal, grouped = attention_mask is None, key.shape[1] != heads
+        if grouped and not causal:
+            repeats = heads // key.shape[1]
+            key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
         out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=scale
+            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=grouped
         )
         return out.transpose(1, 2).contiguous(), None
     kv_heads, S = key.shape[1], key.shape[2]

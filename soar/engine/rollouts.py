@@ -221,9 +221,8 @@ class Batch:
 
     def rollouts(self) -> Rollouts:
         """What was written down, on the CPU."""
-        tokens_B_T, logprob_B_T = (
-            tensor[:, : int(self.length_B.max())] for tensor in (self.tokens_B_T, self.logprob_B_T)
-        )
+        longest = int(self.length_B.max())  # one wait for the device
+        tokens_B_T, logprob_B_T = self.tokens_B_T[:, :longest], self.logprob_B_T[:, :longest]
         written = (tokens_B_T, self.length_B, logprob_B_T, self.ended_B, self.failed_B)
         prompts = tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts))
         return Rollouts(prompts, *(tensor.cpu() for tensor in written))

@@ -278,11 +278,11 @@ class _Cast:
         if self.stack.tensors is self.given:
             return
         pairs = [(self.given[name].grad, leaf.grad) for name, leaf in self.stack.tensors.items()]
-        totals, gradients = zip(
-            *((total, part) for total, part in pairs if total is not None and part is not None), strict=True
-        )
-        wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
-        torch._foreach_copy_(wide, gradients)
-        torch._foreach_add_(totals, wide)
+        pairs = [(total, part) for total, part in pairs if total is not None and part is not None]
+        for first in range(0, len(pairs), 64):  # not all beside each other in float32
+            totals, gradients = zip(*pairs[first : first + 64], strict=True)
+            wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+            torch._foreach_copy_(wide, list(gradients))
+            torch._foreach_add_(list(totals), wide)
         for leaf in self.stack.tensors.values():
             leaf.grad = None

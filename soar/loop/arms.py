@@ -126,9 +126,11 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
     fmt = replace(env.fmt, student_template=HINT_PROMPT) if turns else env.fmt
     told = [f"{p.question} The answer is {p.answer}." if turns else p.question for p in problems]
     prompts = [fmt.student_ids(env.backbone.tokenizer, text) for text in told]
-    room = env.backbone.context - max(map(len, prompts))
-    if room <= 0:
+    asked = [i for i, prompt in enumerate(prompts) if len(prompt) < env.backbone.context]
+    if not asked:
         return {}
+    problems, prompts = [problems[i] for i in asked], [prompts[i] for i in asked]
+    room = env.backbone.context - max(map(len, prompts))
     most = {"max_tokens": min(config.arms.hint_tokens, room), "stop": ()}
     sampling = config.teacher.sampling.model_copy(update=most)
     seed_Q = [seeds.derive(config.seed, "arm", "hinted", problem.id) for problem in problems]

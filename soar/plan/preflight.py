@@ -21,13 +21,14 @@ from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
 from soar.problems.verify import gold_kind
 from soar.report.page import OUTCOMES
-from soar.types import Problem, Rejection, UserError, columns_of
+from soar.types import Problem, Rejection, UserError, Verdict, columns_of
 
 if TYPE_CHECKING:
     from soar.loop.rollout import RolloutEnv
 
 T = TypeVar("T")
-GOLDS = 2000  # gold answers that are checked at most, spread over the file
+GOLDS = 2000  # gold answers that are checked at most, spread over the file ...
+GOLD_SECONDS, GOLD_BATCH = 25.0, 100  # ... and for how long, so that a check of a large file stays under a minute
 TEACHER_SECONDS, STUDENT_SECONDS = 30.0, 40.0
 ASKED, ATTEMPTS, SHOWN = 24, 4, 5  # problems that the student is asked, how often, attempts that are shown
 LISTED = 10
@@ -137,10 +138,16 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     """Grade every gold answer against itself: the verifier must find it correct, or no attempt ever will be."""
     step = -(-len(problems) // GOLDS)
     asked = problems[::step]
+    limit, verdicts = time.monotonic() + GOLD_SECONDS, list[Verdict]()
     try:
         domain = domain_of(config.problems)
         with open_pool(domain, config.problems) as pool:
-            verdicts = pool.check_golds([problem.answer for problem in asked], columns_of(asked))
+            for first in range(0, len(asked), GOLD_BATCH):
+                if first and time.monotonic() > limit:
+                    break
+                batch = asked[first : first + GOLD_BATCH]
+                verdicts += pool.check_golds([problem.answer for problem in batch], columns_of(batch))
+            asked = asked[: len(verdicts)]
             bad = [(problem, verdict) for problem, verdict in zip(asked, verdicts, strict=True) if not verdict.solved]
             faults = pool.faults([problem for problem, _ in bad[:LISTED]])
     except UserError as error:

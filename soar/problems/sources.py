@@ -87,10 +87,8 @@ def _lines(path: Path) -> Iterator[str]:
                     f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8 (is the file Latin-1, Windows-1252 or "
                     "UTF-16?); convert it, for example with iconv -f LATIN1 -t UTF-8"
                 ) from error
-            if "\0" in text:
-                raise DataError(
-                    f"{path}:{number}: a zero byte: the file is damaged, binary or UTF-16; mend or convert it"
-                )
+            if number == 1 and "\0" in text[:2]:
+                raise DataError(f"{path}:{number}: a zero byte: the file is binary or UTF-16; convert it")
             yield text
 
 

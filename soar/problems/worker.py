@@ -104,7 +104,7 @@ class Reward:
 
     def _score(self, value: Any) -> float | None:
         if inspect.isawaitable(value):
-            value = asyncio.run(value)  # type: ignore[arg-type]
+            value = asyncio.run(_result(value))
         if self.shape == "TRL":
             if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != 1:
                 raise VerifierError(
@@ -117,6 +117,10 @@ class Reward:
         if isinstance(value, str | bytes) or not hasattr(value, "__float__") or math.isinf(value):
             raise VerifierError(f"{self.name} returned a {type(value).__name__} ({value!r:.80}); expected {EXPECTED}")
         return None if math.isnan(value) else float(value)
+
+
+async def _result(value: Any) -> Any:
+    return await value
 
 
 def adapt(function: Callable[..., Any], name: str) -> Reward:

@@ -367,9 +367,8 @@ def find_hard(
     texts = [problem for problem in problems if gold_kind(problem.answer, domain.label) == "text"]
     for problem in texts[:5]:
         progress.say(f"the gold answer of {problem.id} can only be compared as text: {problem.answer[:80]!r}")
-    if not config.screen.text_golds:
-        gone, left_out["text_golds"] = {problem.id for problem in texts}, len(texts)
-        problems = [problem for problem in problems if problem.id not in gone]
+    gone = set() if config.screen.text_golds else {problem.id for problem in texts}
+    problems, left_out["text_golds"] = [problem for problem in problems if problem.id not in gone], len(gone)
     evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
     if reuse and config.screen.attempts and (before := known_hard(config, evidence)) is not None:
         shown_hard, evidence, where = before

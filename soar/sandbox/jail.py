@@ -139,6 +139,10 @@ def encode(value: object) -> object:
         if isinstance(value, kind):
             items = [encode(item) for item in value]
             return items if kind is list else {kind.__name__: items}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": bytes(value).hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
     raise TypeError(f"a {type(value).__name__} cannot be compared")
 
 
