@@ -136,7 +136,7 @@ def test_golds_that_are_no_values_are_left_out_counted_and_named(
     for kept, more in ((4, []), (6, ["--set", "screen.text_golds=true"])):
         assert main([*words, *more, "--out", str(tmp_path / str(kept))]) == 0
         event, shown = json.loads((tmp_path / str(kept) / "screen.json").read_text()), capsys.readouterr()
-        assert (event["candidates"], event.get("text_golds"), event["ungradable"]) == (kept, None if more else 2, 1)
+        assert (event["candidates"], event["text_golds"], event["ungradable"]) == (kept, 0 if more else 2, 1)
         assert "the gold answer of Monday can only be compared as text: 'Monday'" in shown.err
         assert "the gold answer of proof cannot be graded: 'proof'" in shown.err
         assert ("2 whose gold answer can only be compared as text" in shown.out) == (not more)
