@@ -226,6 +226,18 @@ def test_a_run_whose_files_change_underneath_stops_with_a_named_error(tmp_path: 
         assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("write", ["append", "save"])
+def test_a_folder_that_is_moved_in_the_middle_of_a_write_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    with RunFolder(steps(tmp_path / "run"), tiny_config(), [], resume=True) as folder:
+        folder.load()
+        monkeypatch.setattr(folder, "note_hashes", lambda: (tmp_path / "run").rename(tmp_path / "elsewhere"))
+        with pytest.raises(RunFolderError, match=r"\.lock is gone: something else changed the folder"):
+            folder.append("metrics.jsonl", [{}]) if write == "append" else folder.save(checkpoint(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
 @pytest.mark.parametrize("line", [b"\x00" * 20, b'{"id": "b", "n"', b"[1]", b"\xff", b"[" * 100_000])
 def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp_path: Path, line: bytes) -> None:
     for name in ("hard/screen.jsonl", "metrics.jsonl"):

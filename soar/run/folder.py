@@ -13,7 +13,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,8 @@ class RunFolder:
                 )
         if "manifest.json" not in self._left or hashes.keys() - self.manifest["hashes"].keys():
             self.manifest["hashes"].update(hashes)
-            with files.storage_errors(self.path, ADVICE):
-                files.write_json(self.path / "manifest.json", self.manifest)
+            with self._writing("manifest.json") as path:
+                files.write_json(path, self.manifest)
             self._remember("manifest.json")
 
     def _state(self, name: str) -> tuple[int, int] | None:
@@ -230,6 +231,16 @@ class RunFolder:
                 "work in it. Nothing more is written; put back what was there, then continue with --resume"
             )
 
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """The path of a file to write; what the disk has against it is named, or what else was taken away meanwhile."""
+        with files.storage_errors(self.path / name, ADVICE):
+            try:
+                yield self.path / name
+            except FileNotFoundError:
+                self.check()
+                raise
+
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what is in `notes`, once: damage that was passed over, what changed on resume."""
         notes, self.notes = self.notes, []
@@ -239,8 +250,7 @@ class RunFolder:
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add lines to a JSONL file of the folder. Raises files.StorageError; RunFolderError when the folder was changed."""
         self.note_hashes()
-        path = self.path / name
-        with files.storage_errors(path, ADVICE):
+        with self._writing(name) as path:
             if path.parent != self.path:  # which is not made again when it was moved away
                 path.parent.mkdir(exist_ok=True)
             with open(path, "ab") as file:
@@ -288,7 +298,7 @@ class RunFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; the one before is kept. Raises files.StorageError, and the one before is still in force."""
         self.note_hashes()
-        with files.storage_errors(self.path / "state", ADVICE):
+        with self._writing("state"):
             for name in (*STREAMS, EVIDENCE):  # the lines that the checkpoint counts on are on disk before it is
                 if (self.path / name).is_file():
                     files.sync(self.path / name)
