@@ -230,9 +230,8 @@ def _call(
             model = place("model")
         verifier = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
-        keys = {key: str(value) for key, value in values.items() if value is not None} | dict(
-            given.get("settings") or {}
-        )
+        keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
+        keys |= given.get("settings") or {}
         if recipe is None and not (model is None and problems is None):
             recipe = "small-1gpu"
         # JSON is TOML for texts, numbers, truth values and lists of them.
@@ -266,9 +265,8 @@ def screen(
         progress.now(f"loading {config.model.path}")
         table = screen_folder(config, path, resume, ["soar.screen"], progress)
         by_id = {problem.id: problem for problem in candidates(config).problems}
-        rows = {
-            row["id"]: row for row in read_jsonl(path / "hard" / "screen.jsonl")[0] if "id" in row
-        }  # the last counts
+        lines, _ = read_jsonl(path / "hard" / "screen.jsonl")
+        rows = {row["id"]: row for row in lines if "id" in row}  # the last line of an id counts
         most = config.screen.max_successes
     if not rows:
         raise ConfigError("no problem can be used, so there is nothing to screen; the lines `left out` above say why")

@@ -77,6 +77,16 @@ def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     assert missing.status == "FAIL" and "no file none.py" in missing.message
 
 
+def test_golds_that_were_not_reached_in_time_are_taken_as_those_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "GOLD_SECONDS", -1.0)
+    monkeypatch.setattr(preflight, "GOLD_BATCH", 4)
+    bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]
+    finding = check_golds(tiny_config("problems.verifier=number"), [*bad, *NUMBERS[:6]])
+    assert finding.message.startswith("2 of 4 gold answers") and finding.status == "warning"
+    whole = check_golds(tiny_config("problems.verifier=number"), NUMBERS)
+    assert whole.message.startswith("4 of 4") and whole.advice == "`soar verify FILE --golds` checks all"
+
+
 def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
     greedy = tmp_path / "greedy.py"
     greedy.write_text("def grade(completions, **_):\n    return [1.0 if bytearray(300 * 2**20) else 0.0]\n")

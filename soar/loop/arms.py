@@ -141,7 +141,7 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
         rows = range(k * HINT_TRIES, (k + 1) * HINT_TRIES)
         tries = [texts[row].strip() for row in rows if ended[row]] or [texts[rows[0]].strip()]
         silent = (text for text in tries if text and not mentions(text, problem.answer))
-        hint = next(silent, masked(tries[0], problem.answer))
+        hint = next(silent, "") or masked(tries[0], problem.answer)
         if hint and env.room(hinted(problem, hint, HINT_LEVELS), config.student.sampling):
             hints[problem.id] = hint
     return hints

@@ -167,7 +167,9 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     details += [f"the last check that failed: {pool.last_error[:300]}"] if pool.last_error else []
     details += [f"as text: {problem.id}: {problem.answer[:100]!r}" for problem in texts[:LISTED]]
     good -= 0 if config.screen.text_golds else len(texts)
-    fails, advice = good * step < FEWEST, ["`soar verify FILE --golds` checks all"] if step > 1 else []
+    every = checked == len(problems)
+    fails = good * len(problems) < FEWEST * checked  # as many of all as of those that were checked
+    advice = [] if every else ["`soar verify FILE --golds` checks all"]
     if fails:
         advice = ["choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"]
     elif bad:

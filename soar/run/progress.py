@@ -111,9 +111,9 @@ class Progress:
         patience = max(PLAIN_SECONDS, PATIENCE * (now - self._began))
         if not tasks or self.bars.live.is_started or now - self._said < patience:
             return
-        words = [f"{task.description.strip()}: {task.completed:g}/{task.total:g}" for task in tasks if task.total]
-        if not words:
-            return self.say(f"{tasks[0].description}: {tasks[0].elapsed or 0:.0f} s so far")
+        if waits := [task for task in tasks if task.total is None]:  # a task may be open around it
+            return self.say(f"{waits[0].description}: {waits[0].elapsed or 0:.0f} s so far")
+        words = [f"{task.description.strip()}: {task.completed:g}/{task.total:g}" for task in tasks]
         times = zip(self._left(tasks[0]), ("left", "of the whole run left"), strict=True)
         words += [f"about {timedelta(seconds=round(seconds))} {what}" for seconds, what in times if seconds is not None]
         self.say(", ".join(words))
