@@ -2,8 +2,8 @@
 
 A step (forward pass for one new token of every row, draw, bookkeeping) works in buffers that stay where they are, so it is
 captured as a CUDA graph once for a shape and replayed. Rows are slots, equally many per policy; when the live rows of every
-policy fit in half the slots, they move to the program of half the width. Without a GPU the same step runs uncaptured, for
-tests. Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
+policy fit in fewer slots, they move to a narrower program. Without a GPU the same step runs uncaptured, for tests.
+Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
 """
 
 from __future__ import annotations
@@ -128,18 +128,15 @@ class Program:
 
 
 CHECK = 8  # steps between looks at which rows have ended; each look waits for the device
-KEPT_PROGRAMS = 12
+KEPT_PROGRAMS = 64
+SPARED = 64  # slots by which a program has to be narrower, or half as wide, for a move and a capture to pay
 PLACE_STEP = 64  # cache capacity is rounded up to this, so that calls of like lengths share a program
 
 
 def slots_for(rows: int) -> int:
-    """Slots per policy for so many rows: the next number of the form 2^n or 3 * 2^n, so that few programs exist."""
-    size = 1
-    while size < rows:
-        if size >= 2 and size * 3 // 2 >= rows:
-            return size * 3 // 2
-        size *= 2
-    return size
+    """Slots per policy for so many rows: the next number of at most three significant bits, so that few programs exist."""
+    unit = 1 << max(0, (rows - 1).bit_length() - 3)
+    return -(-rows // unit) * unit
 
 
 class StaticDecoder:
@@ -266,8 +263,8 @@ class SlotBatch(Batch):
                 if live == 0:
                     break
                 self.on_tokens(self.policies * live * min(step, CHECK))
-                width = slots_for(live)
-                if width * 2 <= live_P_w.shape[1]:
+                width, wide = slots_for(live), live_P_w.shape[1]
+                if width * 2 <= wide or (wide - width) * self.policies >= SPARED:
                     self._narrow(live_P_w, width, step)
             self.program.step()
         self._collect(steps)

@@ -53,6 +53,8 @@ class Rollouts:
         for tokens_T, length, failed in zip(*columns, strict=True):
             cut = failed or (length > 0 and tokens_T[length - 1] in backbone.end_ids)
             ids.append(tokens_T[: length - cut])
+        if rust := getattr(backbone.tokenizer, "backend_tokenizer", None):  # all cores; transformers looks at every id
+            return list(rust.decode_batch(ids, skip_special_tokens=False))
         return backbone.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
