@@ -1,5 +1,7 @@
 """Is there a signal in the teacher's reward? Verdicts against the likelihood of the gold answer, on the same attempts.
 
+forced: the likelihood also where an attempt has not answered (`reward.mode`).
+
     python benchmarks/reward_signal.py RECIPE --out FILE [--datasets 8] [--repeats 4] [--questions 64] [--attempts 8]
     python benchmarks/reward_signal.py --from FILE
 
@@ -43,18 +45,21 @@ def measured(config: Config, count: int, attempts: int) -> dict[str, Any]:
         print(f"own questions, first and last step: {first:.3f}, {last:.3f}")
         found: dict[str, Any] = {"problems": [p.id for p in problems], "datasets": config.teacher.datasets}
         for name, stack, n in (("students", population.stack, attempts), ("base", loop.state.baseline, 4 * attempts)):
-            solved, dense = [], []
+            solved, dense, forced = [], [], []
             for first in range(0, len(problems), BLOCK):
                 asked = [problems[first : first + BLOCK]] * stack.policies
                 batch = env.rollout(
                     stack, asked, n, [100 + first] * stack.policies, config.student.sampling, threads=threads
                 )
                 solved.append(batch.solved_P_Q_N.sum(2).numpy())
-                dense.append(likelihood(env, stack, batch, asked, config.student.sampling.temperature).mean(2).numpy())
+                given = (env, stack, batch, asked, config.student.sampling.temperature)
+                dense.append(likelihood(*given).mean(2).numpy())
+                forced.append(likelihood(*given, forced=True).mean(2).numpy())
             found[name] = {
                 "attempts": n,
                 "solved": np.concatenate(solved, 1).tolist(),
                 "likelihood": np.concatenate(dense, 1).round(5).tolist(),
+                "forced": np.concatenate(forced, 1).round(5).tolist(),
             }
     return found
 
@@ -65,7 +70,7 @@ def table(found: dict[str, Any], drop: set[str]) -> None:
     G, rows = found["datasets"], found["students"]
     print(f"{len(kept)} problems, {len(rows['solved'])} students on {G} sets, {rows['attempts']} attempts a problem")
     print("reward        base      students   sd repeats  sd of sets' means      F      p    ICC")
-    for name in ("solved", "likelihood"):
+    for name in [name for name in ("solved", "likelihood", "forced") if name in rows]:
         value, base = (np.array(found[who][name], dtype=float)[:, kept] for who in ("students", "base"))
         if name == "solved":
             value, base = value / rows["attempts"], base / found["base"]["attempts"]

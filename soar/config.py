@@ -169,7 +169,7 @@ class RewardConfig(Section):
     """How a student's improvement on hard problems is measured (Q_R)."""
 
     questions: int = Field(64, ge=1)  # M, hard problems on which improvement is measured
-    mode: Literal["greedy", "sampled", "likelihood"] = "greedy"  # likelihood: mean probability of the gold answer
+    mode: Literal["greedy", "sampled", "likelihood", "forced"] = "greedy"  # the last two: mean p(gold answer)
     attempts: int = Field(1, ge=1)  # per reward question, when sampled
     baseline_attempts: int = Field(4, ge=1)  # the same for the baseline, once while it stands
 

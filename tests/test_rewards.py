@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -248,11 +249,16 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
             share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
             assert reward[0, 0, n].item() == pytest.approx(share, rel=1e-4)
         assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
+        marked = rollouts_of(backbone, [*texts[:2], f"{texts[2]}\n{ANSWER_MARK}"] * 2, prompt)
+        made_to = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1], forced=True)
+        reward = likelihood(env, stack, replace(batch, rollouts=marked), [[problem], [problem]], temperature, [1])
+        assert made_to.tolist() == reward.tolist() and reward[0, 0, 2] > 0  # as if it had written the mark
 
 
-def test_dense_grounding_pays_the_gain_in_likelihood() -> None:
-    """reward.mode = "likelihood": students against the baseline on the same questions, by `likelihood` itself."""
-    keys = ["reward.mode=likelihood", "reward.attempts=3", "reward.baseline_attempts=2", "reward.questions=2"]
+@pytest.mark.parametrize("mode", ["likelihood", "forced"])
+def test_dense_grounding_pays_the_gain_in_likelihood(mode: str) -> None:
+    """Students against the baseline on the same questions, by `likelihood` itself."""
+    keys = [f"reward.mode={mode}", "reward.attempts=3", "reward.baseline_attempts=2", "reward.questions=2"]
     config = tiny_config(*keys, "teacher.datasets=2", "student.repeats=1", "teacher.questions=4")
     problems = easy_problems(2)
     with open_env(config) as env:
@@ -263,7 +269,7 @@ def test_dense_grounding_pays_the_gain_in_likelihood() -> None:
         for stack, attempts, name in ((population.stack, 3, "measure"), (loop.state.baseline, 2, "baseline")):
             asked, seed = [problems] * stack.policies, [seeds.derive(config.seed, name, 0)] * stack.policies
             batch = env.rollout(stack, asked, attempts, seed, config.student.sampling)
-            paid = likelihood(env, stack, batch, asked, config.student.sampling.temperature)
+            paid = likelihood(env, stack, batch, asked, config.student.sampling.temperature, forced=mode == "forced")
             by_hand.append(paid.mean((1, 2)))
     assert measured.reward_G == pytest.approx((by_hand[0] - by_hand[1]).tolist(), abs=1e-6)
     assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0

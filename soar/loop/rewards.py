@@ -90,13 +90,16 @@ def success_rates(batch: RolloutBatch) -> list[float | None]:
     return [solved / valid if valid else None for solved, valid in zip(solved_Q, valid_Q, strict=True)]
 
 
+DENSE = ("likelihood", "forced")  # values of reward.mode that need no verifier
+
+
 def answer_marks(fmt: Any) -> tuple[str, str]:
     """What stands before and behind an answer in a completion. Raises ConfigError for a format without a mark."""
     if fmt.answer_style == "boxed":
         return "\\boxed{", "}"
     if not fmt.answer_marks:
         raise ConfigError(
-            'the arm likelihood and reward.mode = "likelihood" need prompts whose answer stands behind one mark '
+            "the arm likelihood and reward.mode = likelihood or forced need prompts whose answer stands behind one mark "
             "(boxed or marker)"
         )
     return fmt.answer_marks[-1], ""
@@ -109,12 +112,14 @@ def likelihood(
     problems_P_Q: list[list[Problem]],
     temperature: float,
     policies: Sequence[int] | None = None,
+    forced: bool = False,
 ) -> Tensor:
     """Mean probability [len(policies), Q, N] of the gold answer's tokens behind a student's own reasoning, on the CPU.
 
     The completion is cut behind its last answer mark, the gold answer put there, and read by the student itself (VeriFree,
-    arXiv 2505.21493; the mean over tokens is RLPR's, arXiv 2506.18254). 0 where there is no mark: who never answers earns
-    nothing. policies: those of the batch that it is asked of; None: all.
+    arXiv 2505.21493; the mean over tokens is RLPR's, arXiv 2506.18254). Where there is no mark: 0, who never answers earns
+    nothing; forced: one is put behind the text, so that finishing alone earns nothing (budget forcing, arXiv 2501.19393).
+    policies: those of the batch that it is asked of; None: all.
     """
     before, behind = answer_marks(env.fmt)
     policies = range(stack.policies) if policies is None else policies
@@ -125,6 +130,7 @@ def likelihood(
     written: list[list[int]] = []
     answer_B: list[int] = []
     for prompt, text, gold in zip(chosen.prompts, chosen.texts(env.backbone), golds, strict=True):
+        text = f"{text}\n{before}" if forced and before not in text else text
         reasoning = text[: text.rfind(before) + len(before)] if before in text else ""
         space = "" if before.endswith("{") else " "
         start, ids = (

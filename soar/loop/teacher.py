@@ -26,7 +26,7 @@ from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
-from soar.loop.rewards import answer_marks, deal, grounded, likelihood, pay, success_rates
+from soar.loop.rewards import DENSE, answer_marks, deal, grounded, likelihood, pay, success_rates
 from soar.loop.rollout import RolloutEnv, keep
 from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
@@ -104,7 +104,7 @@ class OuterLoop:
         self.threads, self.on_inner, self.parallel, self.teacher_reward = threads, on_inner, parallel, teacher_reward
         self.prompt = teacher_prompt(env, config)
         self.kept: list[list[Row]] = []
-        if config.reward.mode == "likelihood":
+        if config.reward.mode in DENSE:
             answer_marks(env.fmt)  # refused before anything is spent
 
     def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
@@ -264,9 +264,9 @@ class OuterLoop:
             batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, greedy, self.threads)
             self._measured(batch.count, batch.tokens)
             rates_Q = success_rates(batch)
-            if reward.mode == "likelihood":
-                dense_Q_N = likelihood(self.env, state.baseline, batch, [missing], sampling.temperature)[0]
-                rates_Q = dense_Q_N.mean(1).tolist()
+            if reward.mode in DENSE:
+                given = (self.env, state.baseline, batch, [missing], sampling.temperature)
+                rates_Q = likelihood(*given, forced=reward.mode == "forced")[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
@@ -319,14 +319,15 @@ def measure_chunk(
     """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward questions; all
     draw from the same seed.
 
-    With reward.mode = "likelihood" the mean likelihood of the gold answers stands for the pass rate.
+    With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
     """
     P, greedy = students.policies, reward.mode == "greedy"
     stack = students.to(env.backbone.device)
     batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, sampling, greedy=greedy)
     rate_P = batch.pass_rate_P()
-    if reward.mode == "likelihood":
-        rate_P = likelihood(env, stack, batch, [questions] * P, sampling.temperature).mean((1, 2))
+    if reward.mode in DENSE:
+        given = (env, stack, batch, [questions] * P, sampling.temperature)
+        rate_P = likelihood(*given, forced=reward.mode == "forced").mean((1, 2))
     kept = keep(env, batch, [questions] * P)
     return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, kept
 
