@@ -6,8 +6,6 @@ it may lie, it must not be right. `{port}`, `{secret!r}` and the like are things
 marked `inside` is the body of the function.
 """
 
-from __future__ import annotations
-
 import platform
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """Answers that hang, exhaust memory or crash a naive verifier. Each is the content of a box."""
 
-from __future__ import annotations
-
 from tables import cases
 
 BOMBS = {

@@ -1,10 +1,11 @@
 """Fixtures that several files share."""
 
-from __future__ import annotations
-
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch, also in child processes: the workers of pytest share the cores
 
 
 @pytest.fixture(scope="session")

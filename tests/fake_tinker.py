@@ -1,7 +1,5 @@
 """The part of the tinker SDK that soar/backends/tinker.py calls, on the native engine: a service inside this process."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile
@@ -42,7 +40,7 @@ def rows_of(data: list[Any]) -> tuple[Rollouts, Tensor, Tensor]:
 class Training:
     """A training client. mean: it reduces, counts and forgets as SkyRL's server does."""
 
-    def __init__(self, service: Service, stack: AdapterStack, flat: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, service: "Service", stack: AdapterStack, flat: dict[str, Tensor] | None = None) -> None:
         self.service, self.model_id = service, f"model-{service.opened}"
         service.opened += 1
         service.alive.add(self.model_id)
@@ -105,7 +103,7 @@ class Training:
 class Sampling:
     """A sampling client: a snapshot, or the base model."""
 
-    def __init__(self, service: Service, stack: AdapterStack | None) -> None:
+    def __init__(self, service: "Service", stack: AdapterStack | None) -> None:
         self.service, self.stack = service, stack
 
     def sample(self, prompt: list[int], attempts: int, given: Any) -> Any:

@@ -1,7 +1,5 @@
 """Tiny random models of several architectures, a word-level tokenizer, rollouts made by hand, an env for them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

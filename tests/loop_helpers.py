@@ -1,7 +1,5 @@
 """Small runs on the embedded model, and fakes with which one outer step can be worked out by hand."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Sequence

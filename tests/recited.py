@@ -1,7 +1,5 @@
 """A baseline student whose attempts at written questions are given."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Run folders for tests: seeded, with everything that a short run of the embedded world writes, and small."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables of cases: a line of `cases/NAME.jsonl` is the name of its table and then the values of one case."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Diversity and quality of questions, on sets whose figures are known; alarms, which are raised when a condition begins."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -20,7 +18,7 @@ from soar.report.alarms import (
 from soar.report.questions import hashed_ngrams, step_vendi, vendi_score
 
 
-def test_vendi_score_counts_kinds() -> None:
+def test_vendi_score_counts_kinds():
     kinds = np.eye(5)
     assert vendi_score(kinds) == pytest.approx(5)
     # Three of one kind and one of another: exp of the entropy of (3/4, 1/4), however many axes the vectors have.
@@ -32,7 +30,7 @@ def test_vendi_score_counts_kinds() -> None:
     assert vendi_score(pair) == pytest.approx(math.exp(-sum(x * math.log(x) for x in ((1 + c) / 2, (1 - c) / 2))))
 
 
-def test_diversity_sees_wording() -> None:
+def test_diversity_sees_wording():
     near = hashed_ngrams(["What is 3 + 4?", "what is 3 + 4?", "What is 3 + 5?", "Name a prime above ninety.", ""])
     near = near @ near.T
     assert near[0, 1] == pytest.approx(1) and 0.5 < near[0, 2] < 0.99 and abs(near[0, 3]) < 0.3
@@ -63,7 +61,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize("kind", CONDITIONS)
-def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind: str) -> None:
+def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind):
     ill, well = CONDITIONS[kind]
     first = step(0)
     assert kinds(step(**well), [], [first]) == []
@@ -73,7 +71,7 @@ def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind: str) -> N
     assert kinds(step(9, **ill), [], [first, step(7, **ill), step(8, **well)]) == [kind]
 
 
-def test_a_teacher_without_gradient_for_some_steps() -> None:
+def test_a_teacher_without_gradient_for_some_steps():
     nothing = {"teacher_logprob_gap": None, "teacher_grad_norm": None, "student_gap": None, "rejected": {}}
     assert step_alarms(step(**nothing, vendi=None), [], [step(4)]) == []
     still = [step(i, reward_G=[0.25, 0.25, None]) for i in range(6)]
@@ -88,7 +86,7 @@ def test_a_teacher_without_gradient_for_some_steps() -> None:
     assert kinds(still[2], [], still[:2], learns=False) == []  # teacher.reward = "none" is no accident
 
 
-def test_reward_without_correctness_needs_an_oracle_and_a_reward() -> None:
+def test_reward_without_correctness_needs_an_oracle_and_a_reward():
     def rows(correct: int) -> list[dict[str, Any]]:
         return [{"question": "q", "correct": i < correct} for i in range(20)]
 
@@ -100,7 +98,7 @@ def test_reward_without_correctness_needs_an_oracle_and_a_reward() -> None:
         assert kinds(event, questions, []) == []
 
 
-def test_screening_that_is_cut_off() -> None:
+def test_screening_that_is_cut_off():
     assert screen_alarms({"truncated_share": 0.5}) == screen_alarms({"truncated_share": None}) == []
     (alarm,) = screen_alarms({"truncated_share": 0.75})
     assert (alarm["kind"], alarm["step"]) == ("truncation", None)

@@ -1,7 +1,5 @@
 """Any causal language model folder and any problem file through the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -61,7 +59,7 @@ def soar_run(model: Path, problems: Path, out: Path, **changes: Any) -> int:
     return main(["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet", *sets])
 
 
-def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_random_model_runs_to_the_end(tmp_path, capsys):
     model = save_model(tmp_path / "model")
     out = tmp_path / "run"
     code = soar_run(model, write_sums(tmp_path / "sums.jsonl"), out)
@@ -81,9 +79,7 @@ def test_a_random_model_runs_to_the_end(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("changes", "message"), cases("any_model", "refused"))
-def test_what_does_not_fit_the_model_is_refused_by_key(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
-) -> None:
+def test_what_does_not_fit_the_model_is_refused_by_key(tmp_path, capsys, changes, message):
     code = soar_run(save_model(tmp_path / "model"), write_sums(tmp_path / "p.jsonl"), tmp_path / "run", **changes)
     error = capsys.readouterr().err
     assert code == 1

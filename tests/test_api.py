@@ -1,7 +1,5 @@
 """The Python interface does what the command line does, and takes functions where it says so."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json
@@ -39,7 +37,7 @@ def config_of(model: Any = None, problems: Any = None, beside: Path | None = Non
         return config
 
 
-def test_settings_are_those_of_the_command_line() -> None:
+def test_settings_are_those_of_the_command_line():
     assert config_of(settings=SETTINGS) == tiny_config()
     mine = {"name": 'q"', "evaluate.ks": (1, 2)}
     config = config_of("a/model", Path("x.jsonl"), verifier="number", settings=mine)
@@ -49,9 +47,7 @@ def test_settings_are_those_of_the_command_line() -> None:
         soar.check(settings={"teacher.stps": 3})
 
 
-def test_train_is_the_run_of_the_command_line(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_is_the_run_of_the_command_line(tiny_run, tmp_path, capsys):
     run, said = soar.train(out=tmp_path / "run", settings=SETTINGS), capsys.readouterr().err
     assert said.index("what comes: screening") < said.index("held out, PS: pass@1") and "damaged" not in said
     figures = run.plot()
@@ -66,13 +62,13 @@ def test_train_is_the_run_of_the_command_line(
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_arms_without_an_outer_loop(tiny_run: Path, tmp_path: Path) -> None:
+def test_arms_without_an_outer_loop(tiny_run, tmp_path):
     settings = SETTINGS | {"arms.pq_from": str(tiny_run), "screen.from_run": str(tiny_run)}
     run = soar.arms(out=tmp_path / "run", names=["pq"], settings=settings, quiet=True)
     assert list(run.summary["arms"]) == ["base", "pq"] and run.summary["outer_steps"] == 0
 
 
-def test_evaluate_gives_the_counts_of_the_run(tiny_run: Path) -> None:
+def test_evaluate_gives_the_counts_of_the_run(tiny_run):
     settings = SETTINGS | {"problems.format": "tiny", "problems.verifier": "exact"}
     adapters = {"ps": tiny_run / "student", "pq": tiny_run / "arms" / "pq"}
     found = soar.evaluate("builtin:tiny", tiny_run / "hard" / "test.jsonl", adapters, recipe="tiny", settings=settings)
@@ -84,7 +80,7 @@ def test_evaluate_gives_the_counts_of_the_run(tiny_run: Path) -> None:
         assert shown == [recorded[name][key] for key in ("pass_at", "interval_95")]
 
 
-def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
     seen: list[tuple[int, list[float | None]]] = []
 
     def by_number(sets: QuestionSets, measured: Measurement, step: int) -> list[float | None]:
@@ -99,7 +95,7 @@ def test_a_teacher_reward_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
     assert [number for number, _ in seen] == [0, 1] and seen[0][1] == step["reward_G"]
 
 
-def test_a_verifier_function_is_named_by_file(tmp_path: Path) -> None:
+def test_a_verifier_function_is_named_by_file(tmp_path):
     name = api.verifier_name(easy_problems, tmp_path)
     assert name == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
     assert api.verifier_name("exact", tmp_path) == "exact"
@@ -126,7 +122,7 @@ HANDLE = object()
 """
 
 
-def test_a_function_typed_in_a_notebook_is_written_down_with_what_it_uses(tmp_path: Path) -> None:
+def test_a_function_typed_in_a_notebook_is_written_down_with_what_it_uses(tmp_path):
     cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
     linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
     exec(compile(NOTEBOOK, cell, "exec"), scope)
@@ -139,7 +135,7 @@ def test_a_function_typed_in_a_notebook_is_written_down_with_what_it_uses(tmp_pa
             api.verifier_name(scope[function], tmp_path)
 
 
-def test_problems_of_any_kind(tmp_path: Path) -> None:
+def test_problems_of_any_kind(tmp_path):
     rows = [{"question": "last 57", "answer": "7", "level": 1.0}, {"question": "last 31", "answer": "1", "level": None}]
     problems = [soar.Problem(str(i), r["question"], r["answer"], {"level": r["level"]}) for i, r in enumerate(rows)]
     for given in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows), problems):
@@ -152,7 +148,7 @@ def test_problems_of_any_kind(tmp_path: Path) -> None:
         soar.check(problems=["x"])  # type: ignore[list-item]
 
 
-def test_a_loaded_model_with_its_tokenizer(tmp_path: Path) -> None:
+def test_a_loaded_model_with_its_tokenizer(tmp_path):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     settings = {"model.device": "cpu"}
     config = config_of(model, None, tmp_path / "run", tokenizer=tokenizer, recipe="tiny", settings=settings)
@@ -163,7 +159,7 @@ def test_a_loaded_model_with_its_tokenizer(tmp_path: Path) -> None:
         soar.check(model, [])
 
 
-def test_check_returns_what_it_prints() -> None:
+def test_check_returns_what_it_prints():
     found = soar.check(
         "builtin:tiny", easy_problems(8), recipe="tiny", settings=SETTINGS | {"problems.limit": 0}, samples=4
     )
@@ -174,7 +170,7 @@ def test_check_returns_what_it_prints() -> None:
     assert sum(bar.get_height() for bar in bars.axes[0].patches) > 0 and found._repr_html_().startswith("<pre>ok ")
 
 
-def test_a_screening_counts_and_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_screening_counts_and_goes_on(tiny_run, tmp_path):
     rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
     first = soar.screen(out=tmp_path / "screen", settings=SETTINGS)
     assert str(first).startswith("12 problems, 4 attempts each") and len(first.hard) == 12
@@ -185,7 +181,7 @@ def test_a_screening_counts_and_goes_on(tiny_run: Path, tmp_path: Path) -> None:
     assert list(soar.screen(out=tmp_path / "screen", settings=SETTINGS, resume=True)) == list(first)
 
 
-def test_public_names() -> None:
+def test_public_names():
     importlib.import_module("soar.loop.evaluate")
     assert soar.evaluate is api.evaluate
     with pytest.raises(AttributeError, match="public names: Problem, __version__, "):

@@ -1,7 +1,5 @@
 """The arms: where their questions come from, their budget, what they train on, and how they report."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -58,7 +56,7 @@ def settings_of(*overrides: str) -> Config:
     return tiny_config("arms.questions=6", *overrides)
 
 
-def test_teachers_write_the_asked_number_from_their_own_seed(env: RolloutEnv) -> None:
+def test_teachers_write_the_asked_number_from_their_own_seed(env):
     config = settings_of()
     base_t = questions("base_t", env, config)
     teacher_t = questions("teacher_t", env, config, teacher=random_stack(env.backbone, 1, size=0.02))
@@ -70,7 +68,7 @@ def test_teachers_write_the_asked_number_from_their_own_seed(env: RolloutEnv) ->
     assert questions("hard_only", env, config) == []
 
 
-def test_real_problems_of_the_world_are_right_and_not_held_out(env: RolloutEnv) -> None:
+def test_real_problems_of_the_world_are_right_and_not_held_out(env):
     world, config, said = get_world("tiny"), settings_of(), list[str]()
     real = questions("real", env, config)
     assert len({p.question for p in real}) == 6
@@ -80,7 +78,7 @@ def test_real_problems_of_the_world_are_right_and_not_held_out(env: RolloutEnv) 
     assert said == ["real: 2 problems are held out for the test, so they are left out"]
 
 
-def test_real_problems_of_a_file(env: RolloutEnv, tmp_path: Path) -> None:
+def test_real_problems_of_a_file(env, tmp_path):
     problems = easy_problems(9)
     path = write_problems(tmp_path / "easy.jsonl", problems)
     config = settings_of(f'arms.real="{path}"')
@@ -95,7 +93,7 @@ def test_real_problems_of_a_file(env: RolloutEnv, tmp_path: Path) -> None:
         questions("real", env, settings_of("problems.source=p.jsonl"))
 
 
-def test_subsets_of_the_promotion_questions_are_equally_large(env: RolloutEnv) -> None:
+def test_subsets_of_the_promotion_questions_are_equally_large(env):
     """Of five questions two are right and four well-posed."""
     pairs = [("47 c+8", "55"), ("47 c+9", "46"), ("12 a+1", "13"), ("c+8 47", "55"), ("max 31", "1")]
     pq = [Problem(f"pq-{i}", *pair) for i, pair in enumerate(pairs)]
@@ -127,7 +125,7 @@ class Says:
         return rollouts_of(self.env.backbone, self.answers(self.calls, prompts, attempts), [1])
 
 
-def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):
     """The answer to the first problem is always said, to the second at first only."""
     problems = easy_problems(2)
 
@@ -143,7 +141,7 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env: RolloutEnv, monk
     assert masked("so \\frac{1}{2} it is", "\\frac{1}{2}") == "so ... it is"
 
 
-def test_variants_are_kept_where_the_base_model_solves_some(env: RolloutEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10."""
     hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
     right = [f"{48 + i} {49 + i}" for i in range(5)]
@@ -163,7 +161,7 @@ def test_variants_are_kept_where_the_base_model_solves_some(env: RolloutEnv, mon
     assert questions("variants", env, settings_of("arms.questions=1"), **given) == kept[:1]
 
 
-def test_solvable_problems_are_those_between_and_not_held_out(env: RolloutEnv) -> None:
+def test_solvable_problems_are_those_between_and_not_held_out(env):
     problems, said = easy_problems(5), list[str]()
     screened = [(p, Screening(successes, 10)) for p, successes in zip(problems, (0, 1, 6, 7, 3), strict=True)]
     assert questions("solvable", env, settings_of(), said, hard_test=problems[4:], screened=screened) == problems[1:3]
@@ -171,7 +169,7 @@ def test_solvable_problems_are_those_between_and_not_held_out(env: RolloutEnv) -
     assert questions("solvable", env, settings_of()) == []
 
 
-def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
+def test_groups_of_128_are_copies_of_one_problem_side_by_side():
     hard = [Problem(f"h{i}", f"h{i}", "0") for i in range(4)]
     plan = arms.arm_plan("hard_only_128", tiny_config("student.attempts=32", "student.prompts_per_step=8"), hard, [], 2)
     assert plan.copies == 4
@@ -186,7 +184,7 @@ def test_groups_of_128_are_copies_of_one_problem_side_by_side() -> None:
 SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "student.repeats=1", "student.steps=1")
 
 
-def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take; pass@k is
     measured on the way."""
     monkeypatch.setattr(arms, "arms_at_once", lambda backbone, count: count)
@@ -211,7 +209,7 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path: Path, monkeypatch: py
     assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]
 
 
-def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path: Path) -> None:
+def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path):
     def spent(run: Path) -> int:
         newest = max((run / "state").glob("[0-9]*"), key=lambda folder: int(folder.name))
         return int(json.loads((newest / "state.json").read_text())["data"]["tokens"])
@@ -228,7 +226,7 @@ def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path: Path) ->
     assert spent(broken) == spent(whole)
 
 
-def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch):
     real = arms.write_questions
 
     def write(env: Any, teacher: Any, *rest: Any) -> Any:
@@ -246,9 +244,7 @@ def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path: Path, monkey
     assert set(rows[0]) == {"question", "answer", "topic", "well_posed", "correct"} and all(r["correct"] for r in rows)
 
 
-def test_questions_and_screening_of_another_run(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(screen, "screen_call", lambda *given: pytest.fail("screened again"))
     sources = (f'arms.pq_from="{tiny_run}"', f'arms.teacher_from="{tiny_run}"', f'screen.from_run="{tiny_run}"')
     overrides = (*sources, 'arms.run=["pq", "teacher_t"]', "teacher.steps=0", "arms.questions=4")
@@ -265,7 +261,7 @@ def test_questions_and_screening_of_another_run(
         assert (tmp_path / "run" / file).read_bytes() == (tiny_run / file).read_bytes()
 
 
-def test_sources_that_are_not_there_are_named(env: RolloutEnv, tmp_path: Path) -> None:
+def test_sources_that_are_not_there_are_named(env, tmp_path):
     with pytest.raises(ConfigError, match=r"arms\.pq_from = .*nothing.*is missing"):
         arms.read_pq(tmp_path / "nothing")
     (tmp_path / "pq.jsonl").write_text('{"question": 1}\n')
@@ -277,13 +273,13 @@ def test_sources_that_are_not_there_are_named(env: RolloutEnv, tmp_path: Path) -
         run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
 
 
-def test_budget_is_what_the_loop_spent_rounded_up() -> None:
+def test_budget_is_what_the_loop_spent_rounded_up():
     config = tiny_config("arms.steps=0", "student.prompts_per_step=2", "student.attempts=4")
     assert [arms.arm_steps("hard_only", config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
     assert arms.arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
 
 
-def test_what_the_arms_train_on() -> None:
+def test_what_the_arms_train_on():
     hard, pq = hard_problems(6), [Problem(f"pq-{i}", f"easier {i}", "0") for i in range(4)]
 
     def asked(name: str, steps: int, *keys: str) -> list[list[str]]:
@@ -309,7 +305,7 @@ def plan_of(name: str, steps: int = 3, tokens: int = 0) -> Plan:
     return Plan([[Problem(name, name, "0")]] * steps, 7, tokens=tokens)
 
 
-def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch):
     """On a GPU. Nothing is trained here: every step takes 10 tokens."""
     calls: list[tuple[list[str], list[int]]] = []
 
@@ -343,7 +339,7 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch: py
     assert len(ticks) == 1 + 1 + 1 + 1 + 1
 
 
-def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm() -> None:
+def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm():
     state = TrainState(3, skills([0.5]), failed=True, metrics=[{"kl": 1.0}, {"kl": 2.0}])
     first, second, alarm = arms.arm_events("first", plan_of("first"), state)
     assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
@@ -351,7 +347,7 @@ def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm
     assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
 
 
-def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method() -> None:
+def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method():
     """Hard-Only, groups over two prompts, hints and the dense reward side by side, saved and resumed in the middle."""
     config, problems = tiny_config("student.optimizer.lr=0.01"), easy_problems(2)
     two, twins = ([[problems[0], problems[i]]] * 3 for i in (1, 0))

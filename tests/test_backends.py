@@ -6,8 +6,6 @@ starts that server (examples/cluster/skyrl_server.py says how to install it), wh
 without the variable or the extra `tinker`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -89,7 +87,7 @@ def check_steps(native: Backbone, remote: TinkerBackbone, config: OptimizerConfi
         assert difference(here.select([0]), remote.local(fresh)) > lr
 
 
-def test_the_same_rollouts_give_the_same_gradient_and_step(service: Service) -> None:
+def test_the_same_rollouts_give_the_same_gradient_and_step(service):
     remote, _ = open_tinker(tiny_config(*keys(service)))
     clip = float("inf") if service.mean else 0.5
     check_steps(service.backbone, remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=clip), steps=3)
@@ -119,9 +117,7 @@ TROUBLE = [
 
 
 @pytest.mark.parametrize("service", [True], indirect=True, ids=["skyrl"])  # which has more to keep
-def test_trouble_with_the_service_is_named_and_a_resumed_run_equals_one_without(
-    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_trouble_with_the_service_is_named_and_a_resumed_run_equals_one_without(service, monkeypatch, tmp_path):
     passes: list[int] = []
     service.broken = lambda: passes.append(1)
     run_tiny(tmp_path / "whole", *keys(service), *SMALL)
@@ -169,9 +165,7 @@ def state_of(folder: Path) -> dict[str, bytes]:
     ],
 )
 @pytest.mark.parametrize("service", [False], indirect=True, ids=["tinker"])
-def test_what_the_service_cannot_do_is_refused_with_the_key(
-    service: Service, monkeypatch: pytest.MonkeyPatch, override: str, message: str
-) -> None:
+def test_what_the_service_cannot_do_is_refused_with_the_key(service, monkeypatch, override, message):
     if override == "name=no-key":
         monkeypatch.delenv("TINKER_API_KEY")
     with pytest.raises(ConfigError, match=message):
@@ -179,7 +173,7 @@ def test_what_the_service_cannot_do_is_refused_with_the_key(
 
 
 @pytest.mark.parametrize("service", [False], indirect=True, ids=["tinker"])
-def test_a_rank_that_the_server_does_not_take_and_a_silent_server_are_named(service: Service) -> None:
+def test_a_rank_that_the_server_does_not_take_and_a_silent_server_are_named(service):
     remote, _ = open_tinker(tiny_config(*keys(service), "model.lora_rank=64", "backend.timeout_s=0.2"))
     with pytest.raises(ServiceError, match=r"lora_rank = 64\): RuntimeError: LoRA rank 64 must be between 1 and 16"):
         remote.new_stack(0)
@@ -221,9 +215,7 @@ def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_skyrl_gives_the_native_step_and_a_run_to_its_report_killed_and_resumed(
-    skyrl: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_skyrl_gives_the_native_step_and_a_run_to_its_report_killed_and_resumed(skyrl, monkeypatch, tmp_path):
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     remote, sampler = open_tinker(skyrl)
     check_steps(load_backbone(LORA), remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=float("inf")), steps=2)

@@ -1,7 +1,5 @@
 """`soar check`: what each finding says, its advice, and the exit code."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +27,7 @@ def config_for(path: Path, *overrides: str) -> Any:
     return tiny_config(f'problems.source="{path}"', "problems.limit=0", *overrides)
 
 
-def test_problems_are_counted_with_mapping_and_places(tmp_path: Path) -> None:
+def test_problems_are_counted_with_mapping_and_places(tmp_path):
     rows = [{"problem": f"q{i}", "solution": rf"so \boxed{{{i}}}"} for i in range(9)]
     rows += [{"problem": "q0", "solution": "#### 0"}, {"problem": "q9", "solution": None}]
     path = tmp_path / "p.jsonl"
@@ -45,13 +43,13 @@ def test_problems_are_counted_with_mapping_and_places(tmp_path: Path) -> None:
     ("count", "status", "advice"),
     [(3, "FAIL", "at least 4"), (7, "warning", "reward.questions = 4, so rewards are coarser"), (8, "ok", "")],
 )
-def test_too_few_problems(tmp_path: Path, count: int, status: str, advice: str) -> None:
+def test_too_few_problems(tmp_path, count, status, advice):
     finding, _ = check_problems(config_for(write_problems(tmp_path / "p.jsonl", NUMBERS[:count])))
     assert finding.status == status
     assert advice in finding.advice
 
 
-def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
+def test_golds_that_do_not_grade_are_listed(tmp_path):
     config = tiny_config("problems.verifier=number")
     bad = [Problem("b1", "q", "ba"), Problem("b2", "r", "\x1b[31mba")]
     finding = check_golds(config, [*NUMBERS, *bad])
@@ -77,7 +75,7 @@ def test_golds_that_do_not_grade_are_listed(tmp_path: Path) -> None:
     assert missing.status == "FAIL" and "no file none.py" in missing.message
 
 
-def test_golds_that_were_not_reached_in_time_are_taken_as_those_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golds_that_were_not_reached_in_time_are_taken_as_those_that_were(monkeypatch):
     monkeypatch.setattr(preflight, "GOLD_SECONDS", -1.0)
     monkeypatch.setattr(preflight, "GOLD_BATCH", 4)
     bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]
@@ -87,7 +85,7 @@ def test_golds_that_were_not_reached_in_time_are_taken_as_those_that_were(monkey
     assert whole.message.startswith("4 of 4") and whole.advice == "`soar verify FILE --golds` checks all"
 
 
-def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
+def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path):
     greedy = tmp_path / "greedy.py"
     greedy.write_text("def grade(completions, **_):\n    return [1.0 if bytearray(300 * 2**20) else 0.0]\n")
     verifier = f"problems.verifier={greedy}:grade"
@@ -99,7 +97,7 @@ def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path: Path) -> None:
     assert check_golds(large, NUMBERS[:1]).details == ()
 
 
-def test_a_finding_cannot_move_the_cursor_or_show_a_secret() -> None:
+def test_a_finding_cannot_move_the_cursor_or_show_a_secret():
     lines = Finding("x", "FAIL", "a\x1b[2Jb https://me:secret@host", "do\u202e", ("one\ntwo",)).lines()
     assert lines[0] == "FAIL     x           a\u27e8U+001B\u27e9[2Jb https://[hidden]@host"
     assert [line.strip() for line in lines[1:]] == ["one", "two", "-> do\u27e8U+202E\u27e9"]
@@ -135,7 +133,7 @@ def teacher_config(*overrides: str) -> Any:
     return tiny_config("student.sampling.max_tokens=20", "teacher.sampling.max_tokens=20", *overrides)
 
 
-def test_the_cost_of_an_accepted_pair() -> None:
+def test_the_cost_of_an_accepted_pair():
     env = examiner_of([GOOD, NO_ANSWER, NO_ANSWER, NO_ANSWER])
     finding = teacher_finding(env, teacher_config(), 64)
     assert finding.status == "ok"
@@ -149,7 +147,7 @@ def test_the_cost_of_an_accepted_pair() -> None:
     assert hopeless.status == "FAIL" and "teacher.max_tries = 10" in hopeless.advice
 
 
-def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch):
     monkeypatch.setattr(preflight, "TEACHER_SECONDS", -1.0)
     monkeypatch.setattr(preflight, "STUDENT_SECONDS", -1.0)
     env = examiner_of([])
@@ -172,7 +170,7 @@ def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch
         ([r"\boxed{99}"], "difficulty (wrong)", "ok", ""),
     ],
 )
-def test_why_rewards_are_0(texts: list[str], cause: str, status: str, advice: str) -> None:
+def test_why_rewards_are_0(texts, cause, status, advice):
     finding = student_finding(examiner_of(texts), teacher_config(), NUMBERS)
     assert finding.status == status and advice in finding.advice
     assert finding.message.startswith(f"0 of 32 attempts are correct, 10 tokens each; {cause} ")
@@ -188,9 +186,7 @@ def test_why_rewards_are_0(texts: list[str], cause: str, status: str, advice: st
         ("1 / (len(completion) - 9)", "verifier (not judged) 32", "FAIL", "the verifier could not decide", 1),
     ],
 )
-def test_an_own_reward_that_errs_is_named(
-    tmp_path: Path, body: str, said: str, status: str, why: str, errors: int
-) -> None:
+def test_an_own_reward_that_errs_is_named(tmp_path, body, said, status, why, errors):
     """It refuses an answer that is read and equals the gold answer; or it raises, which is told once."""
     (tmp_path / "own.py").write_text(f"def grade(completion, answer):\n    return {body}\n")
     env = examiner_of([r"\boxed{0}"])
@@ -202,7 +198,7 @@ def test_an_own_reward_that_errs_is_named(
     assert sum("ZeroDivisionError" in line for line in finding.details) == errors
 
 
-def test_problems_that_do_not_fit_in_the_context() -> None:
+def test_problems_that_do_not_fit_in_the_context():
     env = examiner_of([r"\boxed{7}"])
     problems = [Problem(str(i), "a " * 10 * i, "7") for i in range(1, 9)]
     fits = tiny_config(f"student.sampling.max_tokens={env.backbone.context - len(env.prompt(problems[5]))}")
@@ -212,7 +208,7 @@ def test_problems_that_do_not_fit_in_the_context() -> None:
     assert finding.status == "FAIL" and finding.message.startswith("2 of 5 problems do not fit")
 
 
-def test_the_command_says_yes_and_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_yes_and_no(tmp_path, capsys):
     source = write_problems(tmp_path / "p.jsonl", NUMBERS)
     words = ["check", "tiny", *SETS, "--set", "problems.limit=0", "--problems", str(source), "--samples", "8"]
     assert main(words) == 0

@@ -1,7 +1,5 @@
 """The command line: exit codes, messages instead of tracebacks, what is imported for what, and what arguments become."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -46,7 +44,7 @@ def dry_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
-def test_help_needs_no_torch(arguments: list[str]) -> None:
+def test_help_needs_no_torch(arguments):
     done = shell(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("HEAVY []\n")
@@ -64,7 +62,7 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
         assert "\n   soar run --out runs/mine --max-hours 8          pause in time" in done.stdout, "lines stay lines"
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version(capsys):
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"soar {soar.__version__}\n"
 
 
@@ -85,10 +83,7 @@ INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was save
         (BrokenPipeError("a worker is gone"), None, ""),
     ],
 )
-def test_errors_of_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    error: BaseException, code: int | None, message: str,
-) -> None:  # fmt: skip
+def test_errors_of_a_run(tmp_path, monkeypatch, capsys, error, code, message):
     def fail(*args: object, **named: object) -> None:
         raise error
 
@@ -102,14 +97,14 @@ def test_errors_of_a_run(
         assert capsys.readouterr().err == message
 
 
-def test_a_missing_torch_is_named_with_what_installs_it(tmp_path: Path) -> None:
+def test_a_missing_torch_is_named_with_what_installs_it(tmp_path):
     done = shell("run", "--out", "x", without=("torch",), cwd=tmp_path)
     wanted = "soar: this command runs a model and needs torch, which is not installed: pip install 'soar-rl[train]'\n"
     assert (done.returncode, list(tmp_path.iterdir())) == (1, []) and done.stderr.endswith(wanted)
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_a_run_prints_its_table_and_records_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_its_table_and_records_its_command(tmp_path, capsys):
     out = tmp_path / "run"
     sets = [*SETS, "--set", "evaluate.ks=[2,4]", "--set", "teacher.steps=1"]
     arguments = ["run", "tiny", "--out", str(out), "--quiet", *sets]
@@ -125,7 +120,7 @@ def test_a_run_prints_its_table_and_records_its_command(tmp_path: Path, capsys: 
     assert json.loads((out / "manifest.json").read_text())["command"] == ["soar", *arguments]
 
 
-def test_shorthands_that_set_can_refine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_shorthands_that_set_can_refine(capsys):
     name = 'a "quoted" \\ name'
     words = ["run", "--model", name, "--problems", "x.jsonl", "--max-hours", "2", "--review", "--set", "seed=3"]
     config = dry_config([*words, "--workers", "3", "--verifier", "exact"], capsys)
@@ -135,13 +130,13 @@ def test_shorthands_that_set_can_refine(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
-def test_every_recipe_loads_and_can_be_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_recipe_loads_and_can_be_planned(name, capsys):
     sets = ["model.path=m", "problems.source=x.jsonl"]
     words = [part for text in sets for part in ("--set", text)]
     assert dry_config(["run", name, *words], capsys) == load(name, sets).resolved()
 
 
-def test_lists_with_commas_and_an_empty_text_that_takes_an_optional_key_away() -> None:
+def test_lists_with_commas_and_an_empty_text_that_takes_an_optional_key_away():
     assert load(None, ["evaluate.ks=1,4", "model.target_modules=[q_proj, v_proj]"]).evaluate.ks == (1, 4)
     assert load(None, ['student.sampling.stop="\\n"']).student.sampling.stop == ("\n",)
     for text in ("model.gguf_file=", 'model.gguf_file=""'):
@@ -150,7 +145,7 @@ def test_lists_with_commas_and_an_empty_text_that_takes_an_optional_key_away() -
         load("tiny", ['teacher.steps=""'])
 
 
-def test_the_commands_of_the_cluster_files_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_of_the_cluster_files_are_understood(capsys):
     files = [(ROOT / "examples" / "cluster" / name).read_text(encoding="utf-8") for name in ("slurm.sh", "rayjob.yaml")]
     commands = re.findall(r"soar run ([^;]+?)(?: &\n|;)", "\n".join(files).replace("\\\n", " "))
     assert len(commands) == 3

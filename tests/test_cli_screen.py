@@ -1,7 +1,5 @@
 """`soar screen`: its files, its table, that it goes on after any interruption, and that a run uses its evidence."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -47,7 +45,7 @@ def screened(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_files_and_table(source: Path, screened: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_and_table(source, screened, capsys):
     rows = read_jsonl(screened / "hard" / "screen.jsonl")
     assert rows[0]["evidence"]["attempts"] == 40 and len(rows) == 1 + 3 * 20
     last = {row["id"]: row for row in rows[1:]}  # of three waves
@@ -68,9 +66,7 @@ def test_files_and_table(source: Path, screened: Path, capsys: pytest.CaptureFix
     assert {"screen.attempts=40", "screen.max_successes=0", str(screened / "hard.jsonl")} < set(command)
 
 
-def test_an_interrupted_screening_ends_like_a_straight_one(
-    source: Path, screened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_screening_ends_like_a_straight_one(source, screened, tmp_path, monkeypatch, capsys):
     out, real = tmp_path / "out", hardset.screen_call
 
     def interrupted(*given: object) -> object:
@@ -88,7 +84,7 @@ def test_an_interrupted_screening_ends_like_a_straight_one(
         assert (out / name).read_bytes() == (screened / name).read_bytes(), name
 
 
-def test_a_run_uses_the_evidence(screened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_uses_the_evidence(screened, tmp_path, monkeypatch):
     def attempted(*args: object) -> None:
         raise AssertionError("screened again")
 
@@ -114,7 +110,7 @@ def test_a_run_uses_the_evidence(screened: Path, tmp_path: Path, monkeypatch: py
     assert copied == (screened / "hard.jsonl.evidence.json").read_bytes()
 
 
-def test_words_for_what_plain_rl_sees() -> None:
+def test_words_for_what_plain_rl_sees():
     def words(counts: list[int], **event: float) -> str:
         config = tiny_config("screen.attempts=100", "screen.max_successes=0", "student.attempts=4")
         rows = {str(i): Screening(count, 100) for i, count in enumerate(counts)}
@@ -126,9 +122,7 @@ def test_words_for_what_plain_rl_sees() -> None:
     assert "raise student.sampling.max_tokens (now 48)" in words([0] * 10, truncated_share=0.6)
 
 
-def test_golds_that_are_no_values_are_left_out_counted_and_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_golds_that_are_no_values_are_left_out_counted_and_named(tmp_path, capsys):
     golds = ["7", "1/2", "x+1", "(1, 2)", "isosceles triangle", "Monday", "proof"]
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"id": g, "question": f"q {g}", "answer": g}) + "\n" for g in golds))
@@ -144,7 +138,7 @@ def test_golds_that_are_no_values_are_left_out_counted_and_named(
     assert "2 gold answers (28.57%) can only be compared as text" in capsys.readouterr().out
 
 
-def test_one_rule_says_what_to_try_first() -> None:
+def test_one_rule_says_what_to_try_first():
     config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
     assert what_fits(0.9, config).startswith("try first: harder problems")
     budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"

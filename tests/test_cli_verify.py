@@ -1,7 +1,5 @@
 """`soar verify`: counts per verdict, columns, listings, labels, and gold answers against themselves."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -37,7 +35,7 @@ def verified(*words: str, capsys: pytest.CaptureFixture[str]) -> Any:
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_counts_shares_and_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_shares_and_listing(tmp_path, capsys):
     source = write(tmp_path / "c.jsonl", ROWS)
     code, found = verified(source, "--verifier", "number", "--show", "2", capsys=capsys)
     assert code == 0
@@ -57,7 +55,7 @@ def test_counts_shares_and_listing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lines[-2:] == ["not correct, the first 1:", f"  {source}:2: wrong: '2' against '1'"]
 
 
-def test_labels_show_where_the_verifier_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_show_where_the_verifier_differs(tmp_path, capsys):
     source = write(tmp_path / "c.jsonl", ROWS)
     _, found = verified(source, "--verifier", "number", "--label-column", "ok", capsys=capsys)
     assert found["agree"] == 4
@@ -76,9 +74,7 @@ def test_labels_show_where_the_verifier_differs(tmp_path: Path, capsys: pytest.C
         ({"output": r"\boxed{7}", "answer": "7", "solution": "x"}, {"completion": "output", "gold": "answer"}),
     ],
 )
-def test_columns_are_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, str], columns: dict[str, str]
-) -> None:
+def test_columns_are_found(tmp_path, capsys, row, columns):
     _, found = verified(write(tmp_path / "c.jsonl", [row]), "--verifier", "exact", capsys=capsys)
     assert found["columns"] == columns
     assert found["counts"]["correct"] == 1
@@ -86,7 +82,7 @@ def test_columns_are_found(
     assert "no gold column" in capsys.readouterr().err
 
 
-def test_golds_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_golds_against_themselves(tmp_path, capsys):
     prose = "Yes, because every such triangle has two equal angles and so on"
     rows = [
         {"question": name, "answer": answer} for name, answer in (("q", "7"), ("r", prose), ("s", "odd"), ("t", "odd"))
@@ -99,7 +95,7 @@ def test_golds_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["verify", source, "--golds", "--verifier", "exact"]) == 0
 
 
-def test_user_functions_get_whole_completions_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys):
     rows = [{"completion": "level", "gold": "x", "level": level} for level in ("hard", "easy")]
     rows += [{"completion": "raise", "gold": "x", "level": ""}]
     name = f"{FUNCTIONS}:obey"
@@ -108,7 +104,7 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path: Path, capsys
     assert "KeyError" in found["last_error"]
 
 
-def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
+def test_verify_needs_no_torch_and_escapes_answers(tmp_path):
     source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
     script = (
         "import sys; from soar.cli import main; main(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
@@ -123,9 +119,7 @@ def test_verify_needs_no_torch_and_escapes_answers(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"
 
 
-def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(tmp_path, monkeypatch):
     rows = [
         {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
         {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},

@@ -1,7 +1,5 @@
 """The domain `code`: reading tests and programs, naming bad tasks, grading in workers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -42,7 +40,7 @@ def answers(*values: Any) -> Outcome:
 
 
 @pytest.mark.parametrize(("test", "right", "wrong"), cases("coding", "assert"))
-def test_asserts_are_taken_apart(test: str, right: Any, wrong: Any) -> None:
+def test_asserts_are_taken_apart(test, right, wrong):
     tests = read_tests(test)
     assert (tests.entry, len(tests.checks)) == ("f", 1)
     assert tests.verdict(answers(right)) is Verdict.CORRECT
@@ -62,12 +60,12 @@ def test_asserts_are_taken_apart(test: str, right: Any, wrong: Any) -> None:
         ("x" * (MAX_CHARS + 1), "too_many_tests"),
     ],
 )
-def test_tests_that_cannot_be_used_are_named(text: str, name: str) -> None:
+def test_tests_that_cannot_be_used_are_named(text, name):
     with pytest.raises(Unusable, match=name):
         read_tests(text)
 
 
-def test_hostile_values_are_wrong_and_nothing_else() -> None:
+def test_hostile_values_are_wrong_and_nothing_else():
     tests = read_tests("assert sorted(f(1)) == [1]")
     deep: Any = 0
     for _ in range(100):
@@ -81,12 +79,12 @@ def test_hostile_values_are_wrong_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("tests", "name"), cases("coding", "flaw"))
-def test_tests_that_say_too_little_are_named(tests: str, name: str | None) -> None:
+def test_tests_that_say_too_little_are_named(tests, name):
     assert flaw(read_tests(tests)) == name
 
 
 @needs_sandbox
-def test_a_teacher_text_is_a_task_with_tests() -> None:
+def test_a_teacher_text_is_a_task_with_tests():
     wanted = (ADD_TASK, ADD_TESTS)
     texts = [ADD, "```python\ndef " + ADD, "Here it is:\n```python\ndef " + ADD, ADD.split("```")[0]]
     texts.append(ADD.replace("    return a + b\n", "    ...\n"))  # no solution of its own
@@ -106,17 +104,17 @@ def test_a_teacher_text_is_a_task_with_tests() -> None:
         (ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests"),
     ],
 )
-def test_a_bad_teacher_text_is_named(change: str, to: str, name: str) -> None:
+def test_a_bad_teacher_text_is_named(change, to, name):
     text = ADD.replace(change, to).replace(', "zero"', "")
     assert read_problem(text) == name
 
 
 @pytest.mark.parametrize(("completion", "code"), cases("coding", "program"))
-def test_the_program_is_taken_out_of_a_completion(completion: str, code: str | None) -> None:
+def test_the_program_is_taken_out_of_a_completion(completion, code):
     assert read_answer(completion) == code
 
 
-def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch):
     def broken(self: sandbox.Sandbox, job: Any) -> Outcome:
         raise SandboxError("the sandbox broke")
 
@@ -128,7 +126,7 @@ def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch: pytes
 
 
 @needs_sandbox
-def test_the_pool_grades_in_killable_workers() -> None:
+def test_the_pool_grades_in_killable_workers():
     golds = [problem.answer for problem in CODE.examples]
     columns = {"question": [problem.question for problem in CODE.examples]}
     right = [

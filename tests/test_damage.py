@@ -1,7 +1,5 @@
 """A run folder that something happened to: every command goes on or says in one message what is wrong; nothing is lost."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil
@@ -39,9 +37,7 @@ def look(folder: Path) -> dict[str, int]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "dangling", "deep", "zeros", "no text"])
-def test_commands_that_look_at_a_damaged_folder_end_with_a_message(
-    folder: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
+def test_commands_that_look_at_a_damaged_folder_end_with_a_message(folder, capsys, kind):
     """All files but the manifest are spoilt at once; then the manifest as well."""
     for name in (*content(folder), "review.json", "paused.json"):
         if name != "manifest.json":
@@ -70,9 +66,7 @@ def test_commands_that_look_at_a_damaged_folder_end_with_a_message(
         (2, b'"successes"', b"'successes'"),
     ],
 )
-def test_a_damaged_line_of_the_screening_is_made_again(
-    tiny_run: Path, folder: Path, capsys: pytest.CaptureFixture[str], line: int, old: bytes, new: bytes
-) -> None:
+def test_a_damaged_line_of_the_screening_is_made_again(tiny_run, folder, capsys, line, old, new):
     change(folder / "hard" / "screen.jsonl", old, new)
     assert main(["run", "--resume", "--quiet", "--out", str(folder)]) == 0
     assert f"hard/screen.jsonl:{line} is damaged: what follows is made again" in capsys.readouterr().err
@@ -80,9 +74,7 @@ def test_a_damaged_line_of_the_screening_is_made_again(
     assert without_clock(events(folder)) == without_clock(events(tiny_run))
 
 
-def test_a_disk_that_fails_anywhere_in_a_run(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_that_fails_anywhere_in_a_run(tiny_run, tmp_path, monkeypatch, capsys):
     """A run whose every process meets a disk that fails, each later: in the manifest, in checkpoints, in the final files."""
     real, out = os.fsync, tmp_path / "run"
     left, failures = [5], [errno.EDQUOT]

@@ -1,7 +1,5 @@
 """Problems in: every row is used or reported with its place and reason; the split and the evidence can be trusted."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -46,7 +44,7 @@ def row(question: Any, answer: Any, **more: Any) -> dict[str, Any]:
     return {"question": question, "answer": answer, **more}
 
 
-def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
+def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path):
     lines = [
         '\ufeff{"question": "nan", "answer": NaN}', '{"question": "inf", "answer": Infinity}', row("null", None),
         row("e", ""), row("blank", " \t"), row("zero", 0), row("float", 0.5), row("minus", "-0"), row("big", "1e400"), "",
@@ -70,7 +68,7 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), cases("data", "ending"))
-def test_files_of_other_endings_give_the_same_problems(tmp_path: Path, name: str, content: str) -> None:
+def test_files_of_other_endings_give_the_same_problems(tmp_path, name, content):
     (tmp_path / name).write_bytes(content.encode())
     problems, _ = load_problems(str(tmp_path / name))
     assert [(p.question, p.answer) for p in problems] == [
@@ -86,9 +84,7 @@ Q, G = "What is 1+1?", "2"
 
 
 @pytest.mark.parametrize(("origin", "fields", "question", "answer", "columns"), cases("data", "columns"))
-def test_files_are_read_as_they_are(
-    tmp_path: Path, origin: str, fields: dict[str, Any], question: str, answer: str, columns: str
-) -> None:
+def test_files_are_read_as_they_are(tmp_path, origin, fields, question, answer, columns):
     parquet.write_table(pyarrow.Table.from_pylist([fields]), tmp_path / "a.parquet")
     asked = {"question_column": "text", "answer_column": "meta.key"} if "meta" in fields else {}
     for name in (write(tmp_path / "a.jsonl", [{**fields, "level": 5}]), str(tmp_path / "a.parquet")):
@@ -99,7 +95,7 @@ def test_files_are_read_as_they_are(
     assert load_problems(str(tmp_path / "a.jsonl"), **asked)[0][0].extra["level"] == 5
 
 
-def test_what_was_done_to_values_is_in_the_report(tmp_path: Path) -> None:
+def test_what_was_done_to_values_is_in_the_report(tmp_path):
     solutions = [r"so $\boxed{\frac{1}{2}}$.", r"First \boxed{1}, hence \boxed{2}", "3 + 4 = 7\n#### 1,007", "9"]
     lines = [{"messages": [SYSTEM, {"role": "user", "content": f"q{i}"}], "answer": s} for i, s in enumerate(solutions)]
     problems, report = load_problems(write(tmp_path / "a.jsonl", lines))
@@ -114,7 +110,7 @@ def test_what_was_done_to_values_is_in_the_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["trl", "verl", "jsonl"])
 @pytest.mark.parametrize("fmt", ["tags", "question_answer"])
-def test_our_own_exports_are_read_back(tmp_path: Path, form: str, fmt: str) -> None:
+def test_our_own_exports_are_read_back(tmp_path, form, fmt):
     rows = [{"question": q, "answer": a} for q, a in (("What is 1+1?", "2"), ("What is x?", r"\frac12"))]
     for name, content in files_of(form, Domain("mine", get_format(fmt), "math"), rows).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -123,7 +119,7 @@ def test_our_own_exports_are_read_back(tmp_path: Path, form: str, fmt: str) -> N
     assert [(p.question, p.answer) for p in problems] == [(row["question"], row["answer"]) for row in rows]
 
 
-def test_a_folder_of_files_is_one_source(tmp_path: Path) -> None:
+def test_a_folder_of_files_is_one_source(tmp_path):
     for kind, number in (("algebra", 2), ("geometry", 1)):  # as MATH comes
         (tmp_path / kind).mkdir()
         problem = {"problem": f"{kind}?", "level": "Level 5", "type": kind, "solution": rf"\boxed{{{number}}}"}
@@ -134,14 +130,14 @@ def test_a_folder_of_files_is_one_source(tmp_path: Path) -> None:
     assert [(p.question, p.answer) for p in problems] == [("algebra?", "2"), ("geometry?", "1")]
 
 
-def test_rows_are_streamed(tmp_path: Path) -> None:
+def test_rows_are_streamed(tmp_path):
     name = write(tmp_path / "a.jsonl", [*[row(f"q{i}", "1") for i in range(10)], "broken"])
     problems, report = load_problems(name, limit=3)
     assert [p.question for p in problems] == ["q0", "q1", "q2"] and report.rows == 3
 
 
 @pytest.mark.parametrize(("source", "kind"), cases("data", "source"))
-def test_kinds_of_sources(source: str, kind: list[str] | None) -> None:
+def test_kinds_of_sources(source, kind):
     if kind is not None:
         assert split_source(source) == tuple(kind)
         return
@@ -152,9 +148,7 @@ def test_kinds_of_sources(source: str, kind: list[str] | None) -> None:
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 
 
-def test_a_dataset_id_comes_from_the_cache_when_the_hub_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_id_comes_from_the_cache_when_the_hub_does_not_answer(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     table = datasets.load_dataset("json", data_files=write(tmp_path / "a.jsonl", [row("q1", "#### 5"), row("q2", "6")]),
                                   split="train", cache_dir=str(tmp_path / "made"))  # fmt: skip
@@ -183,7 +177,7 @@ def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_reasoning_gym_only_generates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasoning_gym_only_generates(monkeypatch):
     class Tasks(list[dict[str, Any]]):
         def score_answer(self, *_: Any) -> float:
             raise AssertionError("its scorers execute answers")
@@ -213,14 +207,14 @@ def test_reasoning_gym_only_generates(monkeypatch: pytest.MonkeyPatch) -> None:
             load_problems(f"reasoning_gym:{source}", options=options)
 
 
-def test_fingerprint_is_blind_to_form_and_not_to_content() -> None:
+def test_fingerprint_is_blind_to_form_and_not_to_content():
     same = ["What is 1 + 1?", " what  is\n1 + 1? ", "WHAT IS 1 + 1?", "What\u200b is 1 + 1?", "Ｗhat is 1 + 1?"]
     assert len({fingerprint(text) for text in same}) == 1
     assert len({fingerprint(text) for text in ["1 + 1", "1 + 2", "1 - 1", "", "\ud800"]}) == 5
     assert fingerprint("a") == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
 
-def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed() -> None:
+def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed():
     problems = [Problem(str(i), f"question {i}", "1") for i in range(101)]
     shuffled = problems.copy()
     random.Random(0).shuffle(shuffled)
@@ -238,7 +232,7 @@ def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed() -> No
     assert split([problems[5], *problems], 0) == (train, test)
 
 
-def test_evidence_round_trip(tmp_path: Path) -> None:
+def test_evidence_round_trip(tmp_path):
     problems = [Problem("a", "x \u2028 \ud800", "1"), Problem("b", "y", r"\frac12")]
     screenings = [Screening(0, 128, 3), Screening(1, 128)]
     evidence = {"model": "m", "attempts": 128}
@@ -254,7 +248,7 @@ def test_evidence_round_trip(tmp_path: Path) -> None:
         read_hard(path)
 
 
-def test_evidence_made_in_another_way_is_refused_by_key() -> None:
+def test_evidence_made_in_another_way_is_refused_by_key():
     wanted = {"model": "m", "prompt": "p", "max_tokens": 512}
     check_evidence({**wanted, "more": 1}, wanted, "hard.jsonl")
     with pytest.raises(DataError) as caught:

@@ -1,7 +1,5 @@
 """`soar doctor`: a whole run is well; whatever was changed, removed, added or swapped afterwards is named."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -16,9 +14,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
-def test_a_run_is_well_while_it_runs_and_in_a_study(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_well_while_it_runs_and_in_a_study(run, tmp_path, capsys):
     (run / "report.html").write_text("the page may be written again")
     shutil.copytree(run, tmp_path / "study" / "a")
     for name in ("summary.json", "hashes.json"):

@@ -1,7 +1,5 @@
 """Domains: the one in docs/domains.md, taken out of the page; hostile and broken ones; built-in ones as before."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -35,7 +33,7 @@ def roman(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 60
     scope: dict[str, Any] = {}
@@ -44,7 +42,7 @@ def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman: Path, monke
     scope["test_roman"]()
 
 
-def test_teacher_texts_are_problems_or_named_rejections(roman: Path) -> None:
+def test_teacher_texts_are_problems_or_named_rejections(roman):
     texts = [
         " What is 9 plus 5?\nAnswer: XIV",
         " What is 1 plus 1?",
@@ -65,9 +63,7 @@ def test_teacher_texts_are_problems_or_named_rejections(roman: Path) -> None:
     assert judged == [(True, True), (True, False), (False, False)]
 
 
-def test_a_run_with_the_example_of_the_page(
-    roman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_with_the_example_of_the_page(roman, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("test_any_model.WORDS", WORDS)
     model, problems = save_model(tmp_path / "model"), tmp_path / "sums.jsonl"
     answers = ("IV", "V", "XII")
@@ -132,7 +128,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_a_domain_raises_is_data(hostile: Path) -> None:
+def test_what_a_domain_raises_is_data(hostile):
     with VerifierPool(load_domain(f"{hostile}:D"), timeout_s=1.5, workers=1) as pool:
         texts = ["fine", "raise", "hang", "die", "shape", "kinds", "odd", "fine too"]
         found = pool.read_problems(texts, [False] * len(texts))
@@ -147,13 +143,13 @@ def test_what_a_domain_raises_is_data(hostile: Path) -> None:
 
 
 @pytest.mark.parametrize(("reference", "message"), cases("domains", "reference"))
-def test_what_is_no_domain_is_refused(hostile: Path, reference: str, message: str) -> None:
+def test_what_is_no_domain_is_refused(hostile, reference, message):
     (hostile.parent / "broken.py").write_text("1 / 0\n")
     with pytest.raises(DomainError, match=re.escape(message)):
         load_domain(str(hostile.parent / reference) if ":" in reference else reference)
 
 
-def test_a_fingerprint_covers_prompts_version_and_file(hostile: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
     domain = load_domain(f"{hostile}:D")
     copy = tmp_path / "elsewhere.py"
     copy.write_text(HOSTILE, encoding="utf-8")

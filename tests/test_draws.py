@@ -1,7 +1,5 @@
 """Tokens are drawn from the right distribution, and the random numbers behind them are what they claim."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -40,7 +38,7 @@ def chances(temperature: float = 1.0, top_p: float = 1.0, prompt: list[int] = PR
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (0.8, 0.3)])
-def test_first_tokens_follow_the_softmax(temperature: float, top_p: float) -> None:
+def test_first_tokens_follow_the_softmax(temperature, top_p):
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=1)
     found = NativeSampler(tiny_backbone()).sample(None, [[PROMPT]], 6000, [[3]], sampling)
     counts_V = torch.bincount(found.tokens_B_T[:, 0], minlength=len(WORDS))
@@ -56,7 +54,7 @@ PROBS = torch.tensor([0.1, 0.0, 0.4, 0.2, 0.3])
     ("uniform", "token"),
     [(0.0, 0), (0.0999, 0), (0.1001, 2), (0.4999, 2), (0.5001, 3), (0.6999, 3), (0.7001, 4), (1 - 2**-24, 4)],
 )
-def test_inverse_cdf(uniform: float, token: int) -> None:
+def test_inverse_cdf(uniform, token):
     assert inverse_cdf(PROBS[None], torch.tensor([uniform])).tolist() == [token]
     scaled = inverse_cdf(PROBS[None] * 0.999, torch.tensor([uniform]))
     assert scaled.tolist() == [token]
@@ -66,7 +64,7 @@ def test_inverse_cdf(uniform: float, token: int) -> None:
     ("top_p", "kept"),
     [(1.0, [0, 2, 3, 4]), (0.95, [0, 2, 3, 4]), (0.89, [2, 3, 4]), (0.65, [2, 4]), (0.39, [2]), (0.01, [2])],
 )
-def test_nucleus_keeps_the_smallest_sufficient_set(top_p: float, kept: list[int]) -> None:
+def test_nucleus_keeps_the_smallest_sufficient_set(top_p, kept):
     uniforms = torch.linspace(0, 1 - 1e-6, 2001)
     tokens = inverse_cdf(PROBS.expand(2001, 5), uniforms, top_p)
     assert sorted(set(tokens.tolist())) == kept
@@ -76,7 +74,7 @@ def test_nucleus_keeps_the_smallest_sufficient_set(top_p: float, kept: list[int]
     torch.testing.assert_close(shares, wanted, rtol=0, atol=2e-3)
 
 
-def test_uniforms_depend_on_seed_and_position_alone() -> None:
+def test_uniforms_depend_on_seed_and_position_alone():
     rows = np.array([5, 6, 7], dtype=np.uint64)
     whole = seeds.uniforms(rows, 40)
     assert whole.dtype == np.float32 and whole.shape == (3, 40)
@@ -84,7 +82,7 @@ def test_uniforms_depend_on_seed_and_position_alone() -> None:
     assert np.array_equal(seeds.uniforms(rows[1:2], 7), whole[1:2, :7])
 
 
-def test_derived_seeds_do_not_change_between_versions() -> None:
+def test_derived_seeds_do_not_change_between_versions():
     """A run that is resumed later must draw the same numbers: these values are a contract."""
     assert seeds.derive(0, "student", 3, 1, 2) == 378874639474825313
     assert seeds.row_seeds(7, 2).tolist() == [1346066267577507604, 7191089600892374487]

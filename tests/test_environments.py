@@ -1,7 +1,5 @@
 """Environments of the package verifiers: two of its v1 interface as problems with their rubric, and what is refused."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -26,7 +24,7 @@ OTHERS = {
 }
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "verifiers"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "verifiers", None)
@@ -35,12 +33,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("config", [{"problems": {"source": "verifiers:x"}}, {"arms": {"real": "verifiers:x"}}])
-def test_an_environment_in_a_folder_of_others_is_code(config: dict[str, dict[str, str]]) -> None:
+def test_an_environment_in_a_folder_of_others_is_code(config):
     with pytest.raises(UserError, match="--trust-run"):
         refuse_code(Path("run"), config)
 
 
-def test_rewards_of_tasks_and_of_questions_of_the_teacher() -> None:
+def test_rewards_of_tasks_and_of_questions_of_the_teacher():
     pytest.importorskip("verifiers.v1")
     source = f"verifiers:{SUMS}"
     keys = ProblemsConfig(source=source, options={"system": "Add."}, verify_workers=1)
@@ -60,7 +58,7 @@ def test_rewards_of_tasks_and_of_questions_of_the_teacher() -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_no_single_turn_of_text_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_what_is_no_single_turn_of_text_is_refused_by_name(tmp_path, name):
     pytest.importorskip("verifiers.v1")
     field, method, hook, message = OTHERS[name]
     text = SUMS.read_text().replace('level: str = "easy"', field or 'level: str = "easy"')

@@ -1,7 +1,5 @@
 """pass@k by brute force, intervals over seeds by hand and by formula, counts that do not depend on how the work is split."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -30,7 +28,7 @@ from soar.run.setup import open_env
 
 
 @pytest.mark.parametrize("samples", range(1, 9))
-def test_pass_at_k_is_the_share_of_subsets_with_a_solution(samples: int) -> None:
+def test_pass_at_k_is_the_share_of_subsets_with_a_solution(samples):
     for correct in range(samples + 1):
         solved = [i < correct for i in range(samples)]
         for k in range(1, samples + 1):
@@ -41,7 +39,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solution(samples: int) -> None
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=30), st.integers(0, 2**31))
-def test_bootstrap_interval_covers_the_mean_and_stays_in_range(counts: list[int], seed: int) -> None:
+def test_bootstrap_interval_covers_the_mean_and_stays_in_range(counts, seed):
     values = [count / 8 for count in counts]
     low, high = bootstrap_interval(values, seed, 400)
     if len(set(counts)) == 1:  # nothing to resample
@@ -53,20 +51,20 @@ def test_bootstrap_interval_covers_the_mean_and_stays_in_range(counts: list[int]
     assert low <= narrow_low <= narrow_high <= high
 
 
-def test_bootstrap_width_is_that_of_the_mean() -> None:
+def test_bootstrap_width_is_that_of_the_mean():
     values = [0.0, 1.0] * 200
     low, high = bootstrap_interval(values, 1, 4000)
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 400**0.5, rel=0.08)
 
 
-def test_summarize() -> None:
+def test_summarize():
     config = EvaluateConfig(attempts=4, ks=(1, 2), bootstrap=100)
     found = summarize([0, 1, 4], 4, config, seed=0)
     assert found["pass_at"] == {"1": pytest.approx((0 + 1 / 4 + 1) / 3), "2": pytest.approx((0 + 1 / 2 + 1) / 3)}
     assert found["interval_95"]["1"] == list(bootstrap_interval([0.0, 0.25, 1.0], 0, 100))
 
 
-def test_paired_difference_pairs_problems() -> None:
+def test_paired_difference_pairs_problems():
     a, b = [4, 0, 2, 3], [3, 0, 1, 2]
     found: dict[str, Any] = paired_difference(a, b, 4, 1, seed=0, resamples=500)
     assert found["difference"] == pytest.approx(3 / 16)
@@ -77,7 +75,7 @@ def test_paired_difference_pairs_problems() -> None:
         paired_difference([1], [1, 2], 4, 1, seed=0, resamples=100)
 
 
-def test_counts_do_not_depend_on_workers_and_blocks() -> None:
+def test_counts_do_not_depend_on_workers_and_blocks():
     config, problems, blocks = tiny_config(), easy_problems(10), list[list[str]]()
     asked = problems, 4, 7, config.student.sampling
     with open_env(config) as env:
@@ -104,7 +102,7 @@ def by_place(*rows: list[float]) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_pigeonhole_width_by_its_formula(shared: bool) -> None:
+def test_pigeonhole_width_by_its_formula(shared):
     """Owen 2007, theorem 4: what belongs to seeds or to shared problems counts once, other noise up to three times."""
     rng = np.random.default_rng(0)
     S, H = 40, 25
@@ -118,12 +116,12 @@ def test_pigeonhole_width_by_its_formula(shared: bool) -> None:
     assert low < np.mean([v.mean() for v in values]) < high
 
 
-def test_pigeonhole_weighs_seeds_equally_and_repeats() -> None:
+def test_pigeonhole_weighs_seeds_equally_and_repeats():
     values = by_place([1.0] * 3, [0.0] * 300)
     assert pigeonhole_interval(values, 5, 2000) == pigeonhole_interval(values, 5, 2000) == (0.0, 1.0)
 
 
-def test_zero_counts_have_an_interval_of_clopper_and_pearson() -> None:
+def test_zero_counts_have_an_interval_of_clopper_and_pearson():
     assert bootstrap_interval([0.0] * 96, 0, 100) == nothing_varies(0.0, 96) == pytest.approx(clopper_pearson(0, 96))
     assert bootstrap_interval([1.0] * 96, 0, 100) == pytest.approx(clopper_pearson(96, 96))
     assert bootstrap_interval([0.0] * 96, 0, 100, floor=-1.0) == pytest.approx((-0.0377, 0.0377), abs=1e-4)
@@ -131,7 +129,7 @@ def test_zero_counts_have_an_interval_of_clopper_and_pearson() -> None:
     assert nobody["interval_95"] == nobody["bootstrap_95"] == pytest.approx(list(clopper_pearson(0, 20)))
 
 
-def test_intervals_by_hand() -> None:
+def test_intervals_by_hand():
     # Mean 2, sd 1, three seeds: 4.303 / sqrt(3) on each side.
     assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
     assert t_interval([1.0]) is None
@@ -143,7 +141,7 @@ def test_intervals_by_hand() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(-6, 6), min_size=2, max_size=7))
-def test_sign_flips_are_all_counted(values: list[int]) -> None:
+def test_sign_flips_are_all_counted(values):
     flips = [
         sum(s * v for s, v in zip(signs, values, strict=True))
         for signs in itertools.product((1, -1), repeat=len(values))
@@ -152,13 +150,13 @@ def test_sign_flips_are_all_counted(values: list[int]) -> None:
     assert sign_flip_p([float(v) for v in values]) == pytest.approx(wanted)
 
 
-def test_holm_by_hand() -> None:
+def test_holm_by_hand():
     # 3 x 0.01, 2 x 0.03, then never less than one before it.
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
-def test_over_seeds() -> None:
+def test_over_seeds():
     spread = over_seeds(by_place([0.4, 0.6], [0.5, 0.5], [0.6, 0.6]), 0, 200)
     assert spread["per_seed"] == pytest.approx([0.5, 0.5, 0.6]) and spread["mean"] == pytest.approx(1.6 / 3)
     assert spread["interval_95"] == pytest.approx([1.6 / 3 - 0.1434, 1.6 / 3 + 0.1434], abs=1e-4), "t leads"
@@ -167,7 +165,7 @@ def test_over_seeds() -> None:
     assert alike["interval_95"] == alike["bootstrap_95"] and alike["interval_95"][0] < 0.5 < alike["interval_95"][1]
 
 
-def test_paired_over_seeds() -> None:
+def test_paired_over_seeds():
     found = paired_over_seeds(by_place([1.0, 0.5], [0.75, 0.75]), by_place([0.5, 0.5], [0.25, 0.75]), 0, 200)
     assert found["per_seed"] == [0.25, 0.25] and found["difference"] == 0.25
     assert found["p_seeds"] == 0.5  # two seeds: the observed signs and their mirror of four

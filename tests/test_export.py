@@ -1,7 +1,5 @@
 """Exports are read by the programs that they are for: TRL, datasets, PEFT, transformers, and verl by its schema."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil
@@ -47,9 +45,7 @@ def module_at(path: Path, name: str) -> types.ModuleType:
     return module
 
 
-def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(tiny_run, tmp_path, monkeypatch):
     assert main(["export", str(tiny_run), "--format", "jsonl", "--out", str(tmp_path / "out")]) == 0
     rows, source = read_jsonl(tmp_path / "out" / "questions.jsonl"), read_jsonl(tiny_run / "pq.jsonl")
     keys = ("question", "answer", "step", "dataset", "reward")
@@ -67,7 +63,7 @@ def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(
     assert loaded["question"] == [row["question"] for row in source]
 
 
-def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trl_file_trains_a_step(tiny_run, tmp_path, monkeypatch):
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
@@ -90,7 +86,7 @@ def test_the_trl_file_trains_a_step(tiny_run: Path, tmp_path: Path, monkeypatch:
     assert float(log["reward"]) == 0.5, "every second completion is graded on the gold answer"
 
 
-def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
+def test_solutions_are_what_the_reward_of_trl_reads(boxed):
     accuracy_reward = pytest.importorskip("trl.rewards").accuracy_reward
     domain = export.domain_of_run(read_run(boxed))
     golds = ["42", r"\frac{1}{3}", "0.5", "(1, 2)", r"\{1,2\}", "x=3", "x^2+1", r"\sqrt{2}", "3 or 5", r"2\pi"]
@@ -98,7 +94,7 @@ def test_solutions_are_what_the_reward_of_trl_reads(boxed: Path) -> None:
     assert accuracy_reward(said, [export.solution(domain, gold) for gold in golds]) == [1.0] * len(golds)
 
 
-def test_the_verl_file_and_its_reward(boxed: Path, tmp_path: Path) -> None:
+def test_the_verl_file_and_its_reward(boxed, tmp_path):
     """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`; the reward is the verifier of the run."""
     pq = pytest.importorskip("pyarrow.parquet")
     export.export_questions(boxed, tmp_path / "out", "verl", with_hard=True)
@@ -129,9 +125,7 @@ def test_the_verl_file_and_its_reward(boxed: Path, tmp_path: Path) -> None:
         ("choice", "marker", "Answer: (0.5)", "Answer: B"),
     ],
 )
-def test_the_reward_runs_without_this_package(
-    boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verifier: str, style: Any, right: str, wrong: str
-) -> None:
+def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, verifier, style, right, wrong):
     pytest.importorskip("math_verify")
     domain = export.domain_of_run(read_run(boxed))
     file, prompts = tmp_path / "reward.py", replace(domain.prompts, answer_style=style)
@@ -145,13 +139,13 @@ def test_the_reward_runs_without_this_package(
         module_at(other, "reward_of_a_function")
 
 
-def test_a_verifier_name_cannot_leave_its_string(boxed: Path) -> None:
+def test_a_verifier_name_cannot_leave_its_string(boxed):
     hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028.py:f')
     tree = compile(export.reward_file(hostile).decode(), "reward.py", "exec")
     assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 
 
-def test_hostile_text_stays_inside_the_card(boxed: Path, tmp_path: Path) -> None:
+def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     rows = [
         {"question": "``````\n# owned <script>", "answer": "\u202e`````` ---\n"},
         {"question": "\ud800 b", "answer": "1"},
@@ -172,7 +166,7 @@ def logits_of(backbone: Backbone, stack: Any, ids: torch.Tensor) -> torch.Tensor
 
 
 @pytest.mark.parametrize(("policy", "kind"), [("student", "full"), ("pq", "lora")])
-def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy: str, kind: str) -> None:
+def test_exported_weights_give_our_logits(tiny_run, tmp_path, policy, kind):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -210,9 +204,7 @@ def test_exported_weights_give_our_logits(tiny_run: Path, tmp_path: Path, policy
         (lambda run: run_folders.write_json(run / "manifest.json", {"config": {}}), "verl", "config.problems: "),
     ],
 )
-def test_refusals_name_what_to_do(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, form: str, message: str
-) -> None:
+def test_refusals_name_what_to_do(tiny_run, tmp_path, capsys, change, form, message):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     change(run)
@@ -220,16 +212,14 @@ def test_refusals_name_what_to_do(
     assert message in capsys.readouterr().err
 
 
-def test_no_pyarrow(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pyarrow(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
         export.export_questions(tiny_run, tmp_path / "out", "verl")
     assert not (tmp_path / "out").exists()
 
 
-def test_push_uploads_a_folder_with_its_card(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, capsys):
     calls: list[Any] = []
 
     class FakeApi:

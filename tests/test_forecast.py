@@ -1,7 +1,5 @@
 """The forecast: counts and seconds by hand, the table of rates, memory from real files, forecast against run."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -38,7 +36,7 @@ def works(*changes: str, **values: float) -> dict[str, Work]:
     return {w.name: w for w in workload(config, assumed(config, NUMBERS | values))}
 
 
-def test_counts_by_hand() -> None:
+def test_counts_by_hand():
     # 40 candidates x 4 attempts; 20 hard, 10 to train. 2 steps of 3 x 4 pairs and 6 students of 2 steps x 2 x 4 rollouts;
     # 4 reward questions x 2 for each, the baseline 3 at each of 8 questions asked; 4 arms x 10 held out x 4.
     measured, share = 12 * 4 * 2 + 3 * 8, 4 / 14  # of the steps of pq: 4 promotion questions beside 10 hard ones
@@ -56,7 +54,7 @@ def test_counts_by_hand() -> None:
     }
 
 
-def test_counts_follow_the_config() -> None:
+def test_counts_follow_the_config():
     # Hard-Only spends what the loop's students did (192 + 120 rollouts), in whole steps of 8.
     assert works("arms.steps=0")["hard_only"].rollouts == 312
     assert works("teacher.reward=learnability", "intrinsic.attempts=5")["students measured"].rollouts == 120 + 24 * 5
@@ -71,7 +69,7 @@ def test_counts_follow_the_config() -> None:
     assert (budget["hard_only"].rollouts, budget["pq"].sampled) == (300, 9000 - 960 - 2880 - 3600)
 
 
-def test_seconds_by_hand() -> None:
+def test_seconds_by_hand():
     rows = [Work("loop", "a", 1.0, 500.0, 300.0), Work("arms", "b", 1.0, 100.0, 300.0, kl=True)]
     expected = Forecast(rows, {"x": 0.25}, Rates(1.0, 50.0, 30.0, "by hand"))
     assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * KL_FACTOR) / 3600)
@@ -80,13 +78,13 @@ def test_seconds_by_hand() -> None:
     assert "size of the model is not known" in "\n".join(Forecast(rows, {}, None).lines())
 
 
-def test_rates_scale_with_size() -> None:
+def test_rates_scale_with_size():
     eight = table_rates(8.03e9)
     assert (eight.decode, eight.train) == pytest.approx((40_572 * 3.213 / 8.03, 32_966 * 3.213 / 8.03))
     assert "two CPU cores" in table_rates(168_000).source
 
 
-def test_what_is_known_beforehand(tmp_path: Path) -> None:
+def test_what_is_known_beforehand(tmp_path):
     problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(7)])
     config = tiny_config(f"problems.source={problems}", "problems.limit=0")
     counted = assumed(config)
@@ -97,9 +95,7 @@ def test_what_is_known_beforehand(tmp_path: Path) -> None:
     assert (away["candidates"], away["question_tokens"]) == (77, 512)
 
 
-def test_dry_run_prints_everything_and_refuses_what_cannot_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_prints_everything_and_refuses_what_cannot_work(tmp_path, capsys):
     problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(8)])
     words = ["run", "--dry-run", "--model", "x/M-3B", "--problems"]
     assert main([*words, str(problems)]) == 0
@@ -114,7 +110,7 @@ def test_dry_run_prints_everything_and_refuses_what_cannot_work(
     assert "FAIL     golds       problems.verifier = 'nothing'" in capsys.readouterr().out
 
 
-def test_a_forecast_says_what_a_run_then_spends(tmp_path: Path) -> None:
+def test_a_forecast_says_what_a_run_then_spends(tmp_path):
     """Every question of the training half is a reward question and nothing is promoted: the same number, exactly."""
     learnability = ("teacher.reward=learnability", "intrinsic.attempts=5")
     changes = (*learnability, "reward.questions=6", "promotion.tau=2", "arms.run=[]")
@@ -125,6 +121,6 @@ def test_a_forecast_says_what_a_run_then_spends(tmp_path: Path) -> None:
     assert counts[TRAIN].rollouts + counts[MEASURE].rollouts == spent
 
 
-def test_the_page_of_sizes_is_current() -> None:
+def test_the_page_of_sizes_is_current():
     page = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
     assert all(line in page for line in sizes.table())

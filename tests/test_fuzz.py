@@ -1,7 +1,5 @@
 """Hostile texts through parser, extraction and comparison; benchmarks/fuzz.py runs the same checks on a million of them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 
@@ -76,7 +74,7 @@ def check_answer(answer: str, gold: str) -> None:
     mark_up(answer), split_choice(answer), mentions(answer, gold)
 
 
-def test_parser_extraction_and_comparison_survive_any_text() -> None:
+def test_parser_extraction_and_comparison_survive_any_text():
     rng = random.Random(0)
     for _ in range(1_500):
         check_text(make_text(rng), make_text(rng, most=3))
@@ -84,13 +82,13 @@ def test_parser_extraction_and_comparison_survive_any_text() -> None:
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(st.text(max_size=60), st.text(max_size=30))
-def test_any_unicode_text_can_be_compared(answer: str, gold: str) -> None:
+def test_any_unicode_text_can_be_compared(answer, gold):
     check_answer(answer, gold)
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("piece", [text for (text,) in cases("fuzz", "repeated")])
-def test_long_repetitions_take_linear_time(piece: str) -> None:
+def test_long_repetitions_take_linear_time(piece):
     text = piece * (100_000 // len(piece))
     check_text(text, piece)
     check_text("Question" + text, "<" + piece)

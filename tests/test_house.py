@@ -1,7 +1,5 @@
 """The laws of the layout that import-linter does not check: sizes, and what works without torch."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys
@@ -16,7 +14,7 @@ WITHOUT_TORCH = (
 )  # fmt: skip
 
 
-def test_files_functions_and_folders_are_small() -> None:
+def test_files_functions_and_folders_are_small():
     long_files = {str(path): text.count("\n") for path, text in FILES.items() if text.count("\n") > 520}
     long_functions = {
         f"{path}:{node.name}"
@@ -29,7 +27,7 @@ def test_files_functions_and_folders_are_small() -> None:
     assert (long_files, long_functions, full) == ({}, set(), {})
 
 
-def test_no_torch_is_needed_to_read_check_and_report() -> None:
+def test_no_torch_is_needed_to_read_check_and_report():
     program = f"import sys, {', '.join(WITHOUT_TORCH)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
@@ -52,7 +50,7 @@ def imports(path: Path) -> set[Path]:
     return {path for path in map(place_of, names) if path}
 
 
-def test_the_outer_loop_can_be_read_in_an_afternoon() -> None:
+def test_the_outer_loop_can_be_read_in_an_afternoon():
     """soar/loop/teacher.py with all it imports."""
     seen, queue = set[Path](), {ROOT / "soar/loop/teacher.py"}
     while queue:

@@ -1,18 +1,14 @@
 """Recipes written for the user, and the page of all config keys."""
 
-from __future__ import annotations
-
 import runpy
-from pathlib import Path
 
-import pytest
 from helpers import ROOT
 
 from soar.cli import main
 from soar.config import Config, build, flat, load
 
 
-def test_init_writes_a_commented_recipe_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_writes_a_commented_recipe_once(tmp_path, capsys):
     model, file = 'quoted " and \\ # back \\1 \u00e9', tmp_path / "mine.toml"
     words = ["init", str(file), "--model", model, "--problems", "my hard.jsonl", "--verifier", "number"]
     assert main(words) == 0
@@ -25,7 +21,7 @@ def test_init_writes_a_commented_recipe_once(tmp_path: Path, capsys: pytest.Capt
     assert main(words) == 1 and "mine.toml exists; name another file" in capsys.readouterr().err
 
 
-def test_a_key_that_is_not_given_has_the_default_of_its_place() -> None:
+def test_a_key_that_is_not_given_has_the_default_of_its_place():
     """A recipe that sets one key of teacher.optimizer must not fall back to the defaults of the optimizer at large."""
     built = build({"teacher": {"optimizer": {"warmup_steps": 5}, "sampling": {"temperature": 0.5}}})
     default = Config()
@@ -34,7 +30,7 @@ def test_a_key_that_is_not_given_has_the_default_of_its_place() -> None:
     assert (built.teacher.optimizer.schedule, built.teacher.sampling.max_tokens) == ("cosine", 512)
 
 
-def test_the_reference_page_is_current_and_has_every_key_with_its_default() -> None:
+def test_the_reference_page_is_current_and_has_every_key_with_its_default():
     made = runpy.run_path(str(ROOT / "docs" / "config_page.py"))
     page = made["markdown"]()
     wanted = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")

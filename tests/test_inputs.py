@@ -6,8 +6,6 @@ copy of a finished run, OUT a folder that is not there. No row may end in a trac
 folder names (it would make a file `ran`) or, where it is refused, change a file.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -73,10 +71,7 @@ def prepare(verb: str, name: str, *more: Any) -> FileLock | None:
 @pytest.mark.parametrize(
     ("number", "what", "steps", "command", "code", "words"), ROWS, ids=[f"{r[0]} {r[1]}" for r in ROWS]
 )
-def test_input(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    number: str, what: str, steps: list[Any], command: str, code: int, words: str,
-) -> None:  # fmt: skip
+def test_input(tiny_run, tmp_path, monkeypatch, capsys, number, what, steps, command, code, words):
     monkeypatch.chdir(tmp_path)
     if "RUN" in command:
         shutil.copytree(tiny_run, "run")
@@ -95,7 +90,7 @@ def test_input(
         assert content(tmp_path) == before
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_whole():
     """Every number of the list has a row, and every test that a row names is there."""
     assert {int(row[1]) for row in TABLE if row[1].isdigit()} == set(range(1, 109))
     for row in TABLE:
@@ -104,9 +99,7 @@ def test_the_table_is_whole() -> None:
             assert f"\ndef {name}(" in (Path(__file__).parent / f"{file}.py").read_text("utf-8"), row
 
 
-def test_a_folder_of_ones_own_is_trusted_by_the_option(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_ones_own_is_trusted_by_the_option(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_run, "run")
     prepare("write", "evil.py", "open('ran', 'w')\nD = None\n")
@@ -117,7 +110,7 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_a_typo_bricks_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_typo_bricks_no_folder(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["run", "tiny", "--quiet", "--model", str(tmp_path / "WRONG"), "--out", out, *SETS]) == 1
     assert main(["run", "tiny", "--quiet", "--problems", str(tmp_path / "p.jsonl"), "--out", out, *SETS]) == 1

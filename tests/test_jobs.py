@@ -1,7 +1,5 @@
 """File mode: the training sets of an outer step go out, adapters or pass rates come back."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -41,7 +39,7 @@ def begun(out: Path) -> Path:
     return out / "sets" / "0000"
 
 
-def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path, monkeypatch):
     plain = OuterLoop.teach
 
     def teach(self: OuterLoop, question_sets: Any) -> Population:
@@ -115,7 +113,7 @@ UNUSABLE: tuple[tuple[Callable[[Path], object], str], ...] = (
 )
 
 
-def test_a_result_that_cannot_be_used_is_named_and_changes_nothing(tmp_path: Path, waiting: Path) -> None:
+def test_a_result_that_cannot_be_used_is_named_and_changes_nothing(tmp_path, waiting):
     run = shutil.copytree(waiting, tmp_path / "run")
     place = run / "sets" / "0000"
     state = {path: path.read_bytes() for path in (run / "state").rglob("*") if path.is_file()}
@@ -144,7 +142,7 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return begun(tmp_path_factory.mktemp("files") / "run").parent.parent
 
 
-def test_trl_trains_the_sets_of_an_outer_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: Path) -> None:
+def test_trl_trains_the_sets_of_an_outer_step(tmp_path, monkeypatch, waiting):
     pytest.importorskip("trl")
     import train_sets
 

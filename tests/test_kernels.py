@@ -1,7 +1,5 @@
 """The Triton kernels against PyTorch, in Triton's interpreter (no GPU); skipped where Triton is not installed."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess
@@ -61,7 +59,7 @@ print("kernels agree")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_kernels_agree_with_pytorch() -> None:
+def test_kernels_agree_with_pytorch():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,8 +7,6 @@ are shared out among CHAINS runs; each run is ended by SIGKILL at its first poin
 point is one, resumed until its next, and so on, and what it ends with is compared with the first run, byte by byte.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -254,7 +252,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], l
     return folder, head["kinds"], lines
 
 
-def test_the_killed_run_is_not_a_trivial_one(killed: tuple[Path, list[str], list[dict[str, Any]]]) -> None:
+def test_the_killed_run_is_not_a_trivial_one(killed):
     whole = killed[0] / "whole"
     steps = events(whole, "outer_step")
     assert len(steps) == 3
@@ -264,7 +262,7 @@ def test_the_killed_run_is_not_a_trivial_one(killed: tuple[Path, list[str], list
     assert len(adapters) == 3
 
 
-def test_every_killed_run_ends_as_the_one_that_was_not(killed: tuple[Path, list[str], list[dict[str, Any]]]) -> None:
+def test_every_killed_run_ends_as_the_one_that_was_not(killed):
     _, kinds, lines = killed
     ends, kills = ([line for line in lines if ("ended" in line) is end] for end in (True, False))
     assert ends == [{"ended": 0, "different": []}] * len(ends)

@@ -1,7 +1,5 @@
 """How a base model is loaded: any file, any family, with torch's norm and liger on a GPU; or refused by name."""
 
-from __future__ import annotations
-
 import copy
 import sys
 import warnings
@@ -35,7 +33,7 @@ def save_tiny(folder: Path, template: str | None = None) -> Path:
     return folder
 
 
-def test_a_gguf_file_alone_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_alone_names_itself(tmp_path, monkeypatch):
     (tmp_path / "a.gguf").touch()
     for path in (tmp_path, tmp_path / "a.gguf"):
         config = ModelConfig(path=str(path))
@@ -50,7 +48,7 @@ def test_a_gguf_file_alone_names_itself(tmp_path: Path, monkeypatch: pytest.Monk
         load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
 
 
-def test_files_that_are_no_base_model_alone_are_named(tmp_path: Path) -> None:
+def test_files_that_are_no_base_model_alone_are_named(tmp_path):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
     cases: list[tuple[dict[str, Any], str]] = [
@@ -81,9 +79,7 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% 
         ("{{ messages[7].content }}", "fails: .*has no"),
     ],
 )
-def test_a_chat_template_ends_and_its_failure_is_named(
-    template: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chat_template_ends_and_its_failure_is_named(template, said, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.5)
     tokenizer = load_backbone(ModelConfig(path=str(save_tiny(tmp_path, template)), device="cpu")).tokenizer
     with pytest.raises(ConfigError, match=f"chat template {said}.*problems.format without turns"):
@@ -100,9 +96,7 @@ def test_a_chat_template_ends_and_its_failure_is_named(
 
 
 @pytest.mark.parametrize("template", ["{{ 9 ** 9 ** 9 ** 9 }}{{ 9 ** (9 ** 9) }}", "{{ 'x' * 9999999999 }}"])
-def test_a_chat_template_that_does_not_end_or_takes_all_memory_is_refused(
-    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chat_template_that_does_not_end_or_takes_all_memory_is_refused(template, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.5)
     with pytest.raises(
         ConfigError, match=r"chat template takes more than 0.5 s or 1 GiB.*problems.format without turns"
@@ -118,7 +112,7 @@ SIZES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("name", "reason", "settings"), cases("load", "family"))
-def test_families_of_2026_sample_and_train(name: str, reason: str, settings: dict[str, Any]) -> None:
+def test_families_of_2026_sample_and_train(name, reason, settings):
     """Sampler and trainer agree, and small micro-batches give the gradient of all together. reason: why a
     family goes its own way ("": it does not)."""
     torch.manual_seed(0)
@@ -147,7 +141,7 @@ def test_families_of_2026_sample_and_train(name: str, reason: str, settings: dic
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-3 * largest)  # chunked states round
 
 
-def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path, monkeypatch):
     model = tiny_model("qwen3")
     model.save_pretrained(tmp_path)
     parameters = sum(p.numel() for p in model.parameters())
@@ -167,14 +161,14 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, mon
         assert size_of(config.model) is None
 
 
-def test_sizes_are_read_from_names() -> None:
+def test_sizes_are_read_from_names():
     for path, parameters in (("meta/Llama-3.2-3B-Instruct", 3e9), ("SmolLM2-135M", 135e6), ("gpt2", None)):
         size = size_of(ModelConfig(path=path))
         assert (size.parameters if size is not None else None) == parameters
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_torchs_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_norm_is_taken_where_it_is_right(right, monkeypatch):
     model = tiny_model("llama")
     ids = torch.arange(9)[None]
     plain = model(ids).logits
@@ -196,7 +190,7 @@ def test_torchs_norm_is_taken_where_it_is_right(right: bool, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("case", ["old", "right", "wrong"])
-def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_liger_is_taken_where_it_is_right(case, monkeypatch):
     plain, norm = modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaRMSNorm
 
     def patch(model: Any, **no_losses: bool) -> None:
@@ -223,7 +217,7 @@ def test_liger_is_taken_where_it_is_right(case: str, monkeypatch: pytest.MonkeyP
     assert modeling_llama.LlamaRMSNorm is norm
 
 
-def test_a_gpu_without_bfloat16_computes_in_float32_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_bfloat16_computes_in_float32_and_that_is_said(monkeypatch):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
 
     # Emulated bfloat16 counts as supported unless it is asked not to.
@@ -236,7 +230,7 @@ def test_a_gpu_without_bfloat16_computes_in_float32_and_that_is_said(monkeypatch
     assert choose_dtype("auto", gpu) is torch.bfloat16
 
 
-def test_groups_of_one_have_no_leave_one_out_baseline() -> None:
+def test_groups_of_one_have_no_leave_one_out_baseline():
     for change in ("student.attempts=1", "teacher.datasets=1"):
         with pytest.raises(ConfigError, match="Input should be greater than or equal to 2"):
             tiny_config(change)

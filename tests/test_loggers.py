@@ -1,11 +1,8 @@
 """Sinks get the numbers of metrics.jsonl under TRL's names, and never stop a run."""
 
-from __future__ import annotations
-
 import sys
 import types
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,11 +42,11 @@ from soar.run.sinks import Loggers, flatten
         ({"event": "alarm", "step": 1, "message": "x"}, None),
     ],
 )  # fmt: skip
-def test_events_in_the_names_of_trl(event: dict[str, Any], flat: Any) -> None:
+def test_events_in_the_names_of_trl(event, flat):
     assert flatten(event) == flat
 
 
-def test_the_events_of_a_run_reach_tensorboard(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_events_of_a_run_reach_tensorboard(tiny_run, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -68,9 +65,7 @@ def test_the_events_of_a_run_reach_tensorboard(tiny_run: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is_left_out(tmp_path, monkeypatch, kind):
     """The other tool fails at its first row: that is said once, and this one goes on."""
     calls: list[Any] = []
 
@@ -101,7 +96,7 @@ def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is
     assert said == [f"log.sinks: {other} {words}"]
 
 
-def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch):
     sent: list[Any] = []
 
     def init(**settings: Any) -> None:
@@ -119,9 +114,7 @@ def test_no_secret_is_sent_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_a_sink_that_is_not_installed_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sink_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     assert main(["run", "--out", str(tmp_path / "run"), "--set", 'log.sinks=["wandb"]']) == 1
     assert "log.sinks names 'wandb', which is not installed: pip install 'soar-rl[wandb]'" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Log-probabilities of packed rows against a plain forward pass a row, and attention against torch's own."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers import (
@@ -41,9 +39,7 @@ def shared_prompts() -> Rollouts:
 @pytest.mark.parametrize(
     ("name", "chunk"), [*((name, 70) for name in ARCHITECTURES), ("gemma2", 1), ("llama", 1 << 27)]
 )
-def test_values_and_gradients_are_those_of_the_plain_way(
-    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_and_gradients_are_those_of_the_plain_way(name, chunk, monkeypatch):
     backbone, rollouts = tiny_backbone(name), random_rollouts(6)
     weight_B_T = torch.randn(rollouts.tokens_B_T.shape, generator=torch.Generator().manual_seed(1))
     values, gradients = [], []
@@ -60,7 +56,7 @@ def test_values_and_gradients_are_those_of_the_plain_way(
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_prompt_shared_by_its_completions_is_right_for_each(name: str) -> None:
+def test_a_prompt_shared_by_its_completions_is_right_for_each(name):
     """Beyond the sliding window, one-token completions among them, the chunked way of every architecture."""
     backbone, rollouts = tiny_backbone(name), shared_prompts()
     with torch.no_grad():
@@ -72,7 +68,7 @@ def test_a_prompt_shared_by_its_completions_is_right_for_each(name: str) -> None
         assert (value_B_T[row, n:] == 0).all()
 
 
-def test_a_model_with_another_head_takes_the_plain_way() -> None:
+def test_a_model_with_another_head_takes_the_plain_way():
     """A model that scales its logits behind the output layer is noticed by the probe."""
     backbone, rollouts = tiny_backbone(), random_rollouts(3)
     real = backbone.model.forward
@@ -142,7 +138,7 @@ def flash_backward(
 
 
 @pytest.mark.parametrize("policies", [1, 2, 3])
-def test_the_flash_way_is_the_padded_one(policies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flash_way_is_the_padded_one(policies, monkeypatch):
     """With torch's kernel written out: padding behind prompts and completions, an empty completion, grouped heads."""
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_forward)
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", flash_backward)
@@ -177,7 +173,7 @@ def states(heads: int, kv_heads: int, length: int, keys: int) -> tuple[Tensor, T
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize(("length", "keys"), [(5, 5), (1, 7), (3, 9)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_torch_attention(kv_heads: int, length: int, keys: int, masked: bool) -> None:
+def test_equals_torch_attention(kv_heads, length, keys, masked):
     query, key, value = states(6, kv_heads, length, keys)
     causal = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
     mask = None
@@ -192,7 +188,7 @@ def test_equals_torch_attention(kv_heads: int, length: int, keys: int, masked: b
     torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_that_may_look_nowhere_stays_finite() -> None:
+def test_a_row_that_may_look_nowhere_stays_finite():
     """Queries on padding: their output means nothing, but must not be NaN, which would spread through the cache."""
     query, key, value = states(4, 2, 3, 3)
     out, _ = grouped_attention(nn.Module(), query, key, value, torch.zeros(3, 1, 3, 3, dtype=torch.bool))
@@ -200,7 +196,7 @@ def test_a_row_that_may_look_nowhere_stays_finite() -> None:
 
 
 @pytest.mark.parametrize("extra", ["s_aux", "position_bias"])
-def test_what_would_be_ignored_is_refused(extra: str) -> None:
+def test_what_would_be_ignored_is_refused(extra):
     query, key, value = states(4, 2, 1, 6)
     with pytest.raises(NotImplementedError, match="no attention sinks or position biases"):
         grouped_attention(nn.Module(), query, key, value, None, **{extra: torch.zeros(4)})

@@ -1,11 +1,8 @@
 """Notebooks and examples run at tiny size; the two forms of a notebook are the same."""
 
-from __future__ import annotations
-
 import linecache
 import re
 import sys
-from pathlib import Path
 
 import code_exercises
 import jupytext
@@ -28,9 +25,7 @@ SAID = {
 
 @pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("name", SAID)
-def test_a_script_runs_and_a_notebook_is_its_pair(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_script_runs_and_a_notebook_is_its_pair(name, tmp_path, monkeypatch, capsys):
     path = next(path for folder in ("notebooks", "examples") if (path := ROOT / folder / f"{name}.py").is_file())
     text, shown_as = path.read_text(encoding="utf-8"), str(path)
     if path.parent.name == "notebooks":
@@ -48,7 +43,7 @@ def test_a_script_runs_and_a_notebook_is_its_pair(
     assert re.search(SAID[name], said := capsys.readouterr().out, re.DOTALL), said
 
 
-def test_code_exercises_have_solutions_that_pass(tmp_path: Path) -> None:
+def test_code_exercises_have_solutions_that_pass(tmp_path):
     path = tmp_path / "a.jsonl"
     code_exercises.main([str(path), "--count", "48", "--levels", *"12345678"])
     rows = read_jsonl(path)

@@ -1,8 +1,6 @@
 """Work that is cut into pieces gives the same numbers whoever does the pieces, in whatever order they are done; and real
 worker processes of Ray that die, hang or fail."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -94,17 +92,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory, source: str) -> dict[str, An
     return result(out)
 
 
-def test_pieces_done_in_another_order_give_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any]
-) -> None:
+def test_pieces_done_in_another_order_give_the_same_run(tmp_path, monkeypatch, source, alone):
     monkeypatch.setattr(pipeline, "open_parallel", contrary)
     run_tiny(tmp_path / "run", source, *SMALL)
     assert result(tmp_path / "run") == alone
 
 
-def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, alone: dict[str, Any]
-) -> None:
+def test_arms_that_are_left_in_the_middle_go_on_with_or_without_workers(tmp_path, monkeypatch, source, alone):
     """Begun with workers, left in the middle of an arm, gone on with without and left again, ended with workers."""
     real_save = RunFolder.save
 
@@ -181,8 +175,8 @@ def ask(parallel: RayParallel, work: Any, *tasks: Task, common: Task = (), tick:
 
 
 def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray: Any, source: str, alone: dict[str, Any]
-) -> None:
+    tmp_path, monkeypatch, ray, source, alone
+):
     done: list[str] = []
     said: list[str] = []
     real = RayParallel.stream
@@ -201,7 +195,7 @@ def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers
     assert said == ["worker 1 was lost and started again; what it was doing (train_chunk) is done again"]
 
 
-def test_results_come_in_order_from_all_workers_and_every_step_is_told(two: tuple[RayParallel, list[str]]) -> None:
+def test_results_come_in_order_from_all_workers_and_every_step_is_told(two):
     ticks: list[int] = []
     results = ask(two[0], double, (30,), (1,), (2,), (3,), common=(1,), tick=lambda: ticks.append(0))
     assert [value for value, _ in results] == [61, 3, 5, 7]
@@ -209,7 +203,7 @@ def test_results_come_in_order_from_all_workers_and_every_step_is_told(two: tupl
     assert len(ticks) == 12
 
 
-def test_an_error_in_a_worker_comes_back_as_what_it_is(two: tuple[RayParallel, list[str]]) -> None:
+def test_an_error_in_a_worker_comes_back_as_what_it_is(two):
     for how, kind, message in (
         ("user", TeacherError, "the teacher wrote 0 acceptable pairs"),
         ("memory", RuntimeError, "CUDA out of memory"),
@@ -222,8 +216,8 @@ def test_an_error_in_a_worker_comes_back_as_what_it_is(two: tuple[RayParallel, l
 
 @pytest.mark.parametrize("how", ["gpu", "SIGSTOP"])
 def test_a_worker_that_loses_its_gpu_or_stands_still_is_started_again_and_its_work_done(
-    two: tuple[RayParallel, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+    two, tmp_path, monkeypatch, how
+):
     monkeypatch.setattr(crew, "STILL_S", 3.0 if how == "SIGSTOP" else 600.0)
     parallel, said = two
     before = dict(parallel.pids)
@@ -234,14 +228,14 @@ def test_a_worker_that_loses_its_gpu_or_stands_still_is_started_again_and_its_wo
     assert (how == "SIGSTOP") == ("no worker has given a result for 3 s: they are killed and started again" in said)
 
 
-def test_work_that_loses_every_worker_ends_the_run(ray: Any, env: RolloutEnv) -> None:
+def test_work_that_loses_every_worker_ends_the_run(ray, env):
     message = r"was lost and started 0 times \(cluster.retries\), at last: .*--resume"
     config = tiny_config("cluster.retries=0", "cluster.workers=1")
     with RayParallel(config, env, 1, print) as one, pytest.raises(WorkersLost, match=message):
         ask(one, piece, ("SIGKILL",))
 
 
-def test_a_worker_loads_counts_and_names_other_weights(env: RolloutEnv) -> None:
+def test_a_worker_loads_counts_and_names_other_weights(env):
     digest = env.backbone.base_digest()
     with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
         Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
@@ -253,9 +247,7 @@ def test_a_worker_loads_counts_and_names_other_weights(env: RolloutEnv) -> None:
     assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key")
 
 
-def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray: Any, env: RolloutEnv
-) -> None:
+def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch, ray, env):
     with pytest.raises(ConfigError, match=r"cluster.workers = 2: a worker asks for 1 core and 3 GPUs, .* so 0 fit"):
         RayParallel(tiny_config("cluster.workers=2", "cluster.gpus=3"), env, 1, print).__enter__()
     monkeypatch.setattr(pipeline, "open_env", lambda config: pytest.fail("the model was loaded first"))

@@ -1,7 +1,5 @@
 """A whole tiny run: the contract of the run folder field by field, and the ways in which a run ends early."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ def backbone() -> Backbone:
     return load_backbone(tiny_config().model)
 
 
-def test_files(tiny_run: Path) -> None:
+def test_files(tiny_run):
     names = {str(p.relative_to(tiny_run)) for p in tiny_run.rglob("*") if p.is_file()}
     wanted = {
         f"{name}.jsonl" for name in ("metrics", "questions", "pq", "rollouts", "hard/screen", "arms/pq/questions")
@@ -53,7 +51,7 @@ def test_files(tiny_run: Path) -> None:
     assert left == wanted
 
 
-def test_screen_event_and_hard_files(tiny_run: Path) -> None:
+def test_screen_event_and_hard_files(tiny_run):
     (event,) = events(tiny_run, "screen")
     train, screen_train, evidence = read_hard(tiny_run / "hard" / "train.jsonl")
     test, screen_test, evidence_test = read_hard(tiny_run / "hard" / "test.jsonl")
@@ -80,7 +78,7 @@ def test_screen_event_and_hard_files(tiny_run: Path) -> None:
     assert (evidence["attempts"], evidence["seed"], evidence["verifier"]) == (4, 0, "exact")
 
 
-def test_outer_steps(tiny_run: Path) -> None:
+def test_outer_steps(tiny_run):
     config, steps = tiny_config(), events(tiny_run, "outer_step")
     assert [row["step"] for row in steps] == [0, 1]
     for number, row in enumerate(steps):
@@ -104,7 +102,7 @@ def test_outer_steps(tiny_run: Path) -> None:
         assert row["seconds"] > 0
 
 
-def test_questions_and_promotion_questions(tiny_run: Path) -> None:
+def test_questions_and_promotion_questions(tiny_run):
     world, questions = get_world("tiny"), read_jsonl(tiny_run / "questions.jsonl")
     steps, promotions = events(tiny_run, "outer_step"), events(tiny_run, "promotion")
     assert [(row["step"], row["dataset"]) for row in questions] == [
@@ -131,7 +129,7 @@ def test_questions_and_promotion_questions(tiny_run: Path) -> None:
         assert row["questions"] == 4
 
 
-def test_evaluations_and_summary(tiny_run: Path) -> None:
+def test_evaluations_and_summary(tiny_run):
     config, summary, rows = tiny_config(), read_json(tiny_run / "summary.json"), events(tiny_run, "evaluation")
     last = events(tiny_run, "validation")[-1]
     loop_rollouts, searched = last["student_rollouts"], sum(last["tokens"].values())
@@ -177,7 +175,7 @@ def test_evaluations_and_summary(tiny_run: Path) -> None:
         assert by_k["1"]["difference"] == pytest.approx(gain)
 
 
-def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run: Path, backbone: Backbone) -> None:
+def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run, backbone):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -194,9 +192,7 @@ def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run: Path, b
     assert load_adapter(backbone, tiny_run / "student").digest() == promoted
 
 
-def test_each_arm_is_judged_by_its_own_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: Backbone
-) -> None:
+def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, backbone):
     judged: list[list[str]] = []
     real = pipeline.count_correct
 
@@ -215,7 +211,7 @@ def test_each_arm_is_judged_by_its_own_policy(
     assert student == events(tmp_path / "run", "promotion")[0]["student"] != judged[0][0]
 
 
-def test_worker_threads_change_no_draw(tiny_run: Path, tmp_path: Path) -> None:
+def test_worker_threads_change_no_draw(tiny_run, tmp_path):
     """What does not depend on training is equal; trained weights are equal up to rounding, so not compared here."""
     run_tiny(tmp_path / "run", "threads=2", "arms.run=[]", "teacher.steps=1")
     one, two = (events(folder) for folder in (tiny_run, tmp_path / "run"))
@@ -227,7 +223,7 @@ def test_worker_threads_change_no_draw(tiny_run: Path, tmp_path: Path) -> None:
     assert one[1]["student_first"]["reward_mean"] == pytest.approx(two[1]["student_first"]["reward_mean"])
 
 
-def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_hard_problems(tmp_path, monkeypatch):
     def screen(env: Any, problems: list[Problem], *rest: Any) -> dict[str, Screening]:
         return {problem.id: Screening(int(i >= 3), 4) for i, problem in enumerate(problems)}
 
@@ -245,9 +241,7 @@ def test_too_few_hard_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 
 
-def test_a_teacher_that_falls_silent_ends_the_loop_and_not_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_that_falls_silent_ends_the_loop_and_not_the_run(tmp_path, monkeypatch):
     write = pipeline.OuterLoop.write
 
     def silent(loop: pipeline.OuterLoop, after: int) -> Any:
@@ -265,9 +259,7 @@ def test_a_teacher_that_falls_silent_ends_the_loop_and_not_the_run(
         run_tiny(tmp_path / "none")
 
 
-def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(
-    tmp_path: Path, backbone: Backbone
-) -> None:
+def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(tmp_path, backbone):
     fits = [Problem(f"last-{i}", f"last 5{i}", str(i)) for i in range(6)]
     prompts = [len(get_format("tiny").student_ids(backbone.tokenizer, p.question)) for p in fits]
     long = [Problem(f"long-{i}", f"last 5{i} " * 80, str(i)) for i in range(2)]

@@ -1,7 +1,5 @@
 """Stacked policies: each row sees its own slice only, the base model stays as it is, adapters are those of PEFT."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +38,7 @@ def gradients(backbone: Backbone, stack: AdapterStack) -> tuple[Tensor, dict[str
 
 
 @pytest.mark.parametrize(("name", "adapter"), [*((name, "lora") for name in ARCHITECTURES), ("llama", "full")])
-def test_a_new_stack_is_the_base_model(name: str, adapter: str) -> None:
+def test_a_new_stack_is_the_base_model(name, adapter):
     backbone = tiny_backbone(name, adapter=adapter)
     plain = tiny_model(name)(input_ids=inputs()).logits
     with torch.no_grad():
@@ -52,7 +50,7 @@ def test_a_new_stack_is_the_base_model(name: str, adapter: str) -> None:
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("change", ["noise", "nan"])
-def test_a_policy_changes_nothing_in_another(adapter: str, change: str) -> None:
+def test_a_policy_changes_nothing_in_another(adapter, change):
     backbone = tiny_backbone("qwen2", adapter=adapter)
     stack = random_stack(backbone, POLICIES)
     other = stack.select([0, 1, 2])
@@ -65,7 +63,7 @@ def test_a_policy_changes_nothing_in_another(adapter: str, change: str) -> None:
         assert {torch.equal(grads[name][p], grads_2[name][p]) for name in grads} == {same}
 
 
-def test_the_base_model_takes_no_gradient_and_keeps_its_bytes() -> None:
+def test_the_base_model_takes_no_gradient_and_keeps_its_bytes():
     backbone = tiny_backbone()
     before = backbone.base_digest()
     gradients(backbone, random_stack(backbone, POLICIES))
@@ -77,7 +75,7 @@ def test_the_base_model_takes_no_gradient_and_keeps_its_bytes() -> None:
     assert backbone.base_digest() != before
 
 
-def test_new_stacks_are_seeded_and_lora_starts_as_peft_does() -> None:
+def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
     """A uniform in +-1/sqrt(in) (`kaiming_uniform_` with a = sqrt(5)), B zero."""
     backbone = tiny_backbone(lora_rank=16)
     stack = backbone.new_stack(7, policies=2)
@@ -91,12 +89,12 @@ def test_new_stacks_are_seeded_and_lora_starts_as_peft_does() -> None:
 
 
 @pytest.mark.parametrize("targets", [("q_projection",), ("lm_head",)])
-def test_targets_that_name_nothing_are_an_error(targets: tuple[str, ...]) -> None:
+def test_targets_that_name_nothing_are_an_error(targets):
     with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
         tiny_backbone(target_modules=targets)
 
 
-def test_end_ids_are_collected_from_everywhere() -> None:
+def test_end_ids_are_collected_from_everywhere():
     model, words = tiny_model(), tiny_tokenizer()
     model.generation_config.eos_token_id, model.config.eos_token_id = [2, 9], 11
     assert Backbone(model, words, ModelConfig()).end_ids == {2, 9, 11}
@@ -106,7 +104,7 @@ def test_end_ids_are_collected_from_everywhere() -> None:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_each_thread_uses_its_own_stack(adapter: str) -> None:
+def test_each_thread_uses_its_own_stack(adapter):
     """While one thread is inside `use`, another one that uses nothing sees the base model."""
     backbone = tiny_backbone(adapter=adapter)
     stacks: list[AdapterStack | None] = [random_stack(backbone, 1, seed=s) for s in range(3)]
@@ -128,7 +126,7 @@ def test_each_thread_uses_its_own_stack(adapter: str) -> None:
     assert len({logits.sum().item() for logits in together}) == 4
 
 
-def test_what_cannot_be_loaded_or_used_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_or_used_is_named(tmp_path):
     """Rows that do not divide, a tokenizer larger than its model, weights in pickle format, unknown paths and devices."""
     backbone, words, model = tiny_backbone(), tiny_tokenizer(), tiny_model("llama")
     with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
@@ -163,7 +161,7 @@ def near(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "mistral"])
-def test_lora_outputs_and_gradients_equal_peft(name: str, tmp_path: Path) -> None:
+def test_lora_outputs_and_gradients_equal_peft(name, tmp_path):
     backbone = tiny_backbone(name)
     stack = random_stack(backbone, POLICIES).trainable()
     logits = logits_of(backbone, stack, inputs())
@@ -189,7 +187,7 @@ def test_lora_outputs_and_gradients_equal_peft(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_full_deltas_are_exported_as_an_exact_lora(name: str, tmp_path: Path) -> None:
+def test_full_deltas_are_exported_as_an_exact_lora(name, tmp_path):
     backbone = tiny_backbone(name, adapter="full")
     stack = random_stack(backbone, POLICIES)
     with torch.no_grad():
@@ -204,7 +202,7 @@ def test_full_deltas_are_exported_as_an_exact_lora(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_saved_adapter_comes_back_bit_for_bit(adapter: str, tmp_path: Path) -> None:
+def test_saved_adapter_comes_back_bit_for_bit(adapter, tmp_path):
     backbone = tiny_backbone("llama", adapter=adapter)
     stack = random_stack(backbone, 3)
     save_adapter(backbone, stack, tmp_path, policy=1)
@@ -217,7 +215,7 @@ def test_saved_adapter_comes_back_bit_for_bit(adapter: str, tmp_path: Path) -> N
         assert torch.equal(logits_of(backbone, loaded, inputs(1)), ours)
 
 
-def test_a_lora_can_be_read_as_a_full_delta(tmp_path: Path) -> None:
+def test_a_lora_can_be_read_as_a_full_delta(tmp_path):
     writer, reader = tiny_backbone("llama"), tiny_backbone("llama", adapter="full")
     stack = random_stack(writer, 1)
     save_adapter(writer, stack, tmp_path)
@@ -226,7 +224,7 @@ def test_a_lora_can_be_read_as_a_full_delta(tmp_path: Path) -> None:
         near(ours, logits_of(writer, stack, inputs(1)))
 
 
-def test_loading_an_adapter_that_does_not_fit_says_why(tmp_path: Path) -> None:
+def test_loading_an_adapter_that_does_not_fit_says_why(tmp_path):
     writer = tiny_backbone("llama")
     save_adapter(writer, random_stack(writer, 1), tmp_path)
     with pytest.raises(ConfigError, match=r"rank 4, expected model\.lora_rank = 8"):

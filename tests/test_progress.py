@@ -1,10 +1,7 @@
 """Progress as bars on a terminal and as lines elsewhere."""
 
-from __future__ import annotations
-
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +16,7 @@ def plain(**more: Any) -> tuple[Progress, io.StringIO]:
     return Progress(Console(file=out, width=200, **more), quiet=False), out
 
 
-def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plain_lines_with_a_time_estimate(monkeypatch, tmp_path):
     """By hand: 4 of 10 were done before, which says nothing of the pace; a step takes 60 s, and the plan says
     that the arms take half of the whole loop."""
     clock = {"now": 0.0}
@@ -45,7 +42,7 @@ def test_plain_lines_with_a_time_estimate(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not report.file.exists(), "a run that is not at work notes nothing"
 
 
-def test_what_has_no_bar_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_bar_is_said_again(monkeypatch):
     clock = {"now": 0.0}
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
     report, out = plain()
@@ -61,9 +58,7 @@ def test_what_has_no_bar_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_bars_on_a_terminal_and_lines_where_it_cannot_move_its_cursor(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], term: str
-) -> None:
+def test_bars_on_a_terminal_and_lines_where_it_cannot_move_its_cursor(monkeypatch, capsys, term):
     monkeypatch.setenv("TERM", term)
     report, out = plain(force_terminal=True, color_system=None)
     with report, report.task("screening", 4) as advance:

@@ -1,7 +1,5 @@
 """Prompts to token ids: one BOS, canonical tokenization, and no control id out of text that somebody else wrote."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +96,7 @@ def control(tokenizer: Any) -> set[int]:
 
 
 @pytest.mark.parametrize("name", ["tags", "question_answer"])
-def test_exactly_one_bos_or_none(tokenizer: Any, name: str) -> None:
+def test_exactly_one_bos_or_none(tokenizer, name):
     fmt = get_format(name)
     for ids in (fmt.student_ids(tokenizer, "What is 12 + 30?"), fmt.teacher_ids(tokenizer)):
         if tokenizer.bos_token_id is None:
@@ -108,7 +106,7 @@ def test_exactly_one_bos_or_none(tokenizer: Any, name: str) -> None:
             assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_chat_prompt_is_what_the_template_renders() -> None:
+def test_chat_prompt_is_what_the_template_renders():
     for tokenizer in (llama_like(), qwen_like()):
         fmt = get_format("tags")
         turns = [{"role": "user", "content": fmt.student_text("What is 12 + 30?")}]
@@ -116,7 +114,7 @@ def test_chat_prompt_is_what_the_template_renders() -> None:
         assert fmt.student_ids(tokenizer, "What is 12 + 30?") == list(expected)
 
 
-def test_doubled_bos_is_reduced_and_a_missing_one_added() -> None:
+def test_doubled_bos_is_reduced_and_a_missing_one_added():
     tokenizer = llama_like()
     tokenizer.chat_template = "{{ bos_token }}" + LLAMA_TEMPLATE
     assert get_format("tags").student_ids(tokenizer, "x").count(tokenizer.bos_token_id) == 1
@@ -126,7 +124,7 @@ def test_doubled_bos_is_reduced_and_a_missing_one_added() -> None:
 
 
 @pytest.mark.parametrize(("text",), cases("prompts", "hostile"))
-def test_question_never_yields_control_ids(tokenizer: Any, text: str) -> None:
+def test_question_never_yields_control_ids(tokenizer, text):
     fmt = get_format("tags")
     question = f"How many? {text} Say 3."
     ids = fmt.student_ids(tokenizer, question)
@@ -136,7 +134,7 @@ def test_question_never_yields_control_ids(tokenizer: Any, text: str) -> None:
         assert question in tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def test_fingerprint_changes_with_every_template() -> None:
+def test_fingerprint_changes_with_every_template():
     fmt = get_format("tags")
     changed = [
         replace(fmt, student_template=fmt.student_template + " "),
@@ -147,7 +145,7 @@ def test_fingerprint_changes_with_every_template() -> None:
     assert len({f.fingerprint() for f in [*changed, *FORMATS.values()]}) == len(changed) + len(FORMATS)
 
 
-def test_a_turns_end_of_the_chat_template_ends_a_completion() -> None:
+def test_a_turns_end_of_the_chat_template_ends_a_completion():
     """Qwen2.5 base: ChatML with the end of text as eos, so that a model ran on into a new problem."""
     tokenizer = qwen_like()
     tokenizer.eos_token = "<|endoftext|>"
@@ -165,7 +163,7 @@ def test_a_turns_end_of_the_chat_template_ends_a_completion() -> None:
         assert turn_end_ids(tokenizer) == frozenset()
 
 
-def test_an_unfinished_think_block_holds_no_answer() -> None:
+def test_an_unfinished_think_block_holds_no_answer():
     tokenizer = qwen_like()
     assert not opens_thinking(tokenizer, get_format("tags").student_ids(tokenizer, "x"))
     tokenizer.chat_template = CHATML_TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
@@ -177,7 +175,7 @@ def test_an_unfinished_think_block_holds_no_answer() -> None:
     assert extract("The final answer is **331**", "marker") == "331"
 
 
-def test_tiny_prompts_are_the_worlds_own_text() -> None:
+def test_tiny_prompts_are_the_worlds_own_text():
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY_TOKENIZER)
     fmt = get_format("tiny")
     solved = tokenizer.decode(fmt.student_ids(tokenizer, "47 a+8 b+5"), skip_special_tokens=False)

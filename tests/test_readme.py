@@ -1,7 +1,5 @@
 """The commands of the README, one after the other in one folder, with the embedded model and small numbers."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -27,9 +25,7 @@ def small(line: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_the_commands_of_the_readme_work_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = [{"question": p.question, "answer": p.answer} for p in get_world("tiny").hard_problems(12, 0)]
     Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

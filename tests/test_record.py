@@ -1,7 +1,5 @@
 """The run folder: who may write where, what a resume accepts, what survives a crash or a full disk, what damage is found."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -72,7 +70,7 @@ def spoil(path: Path, kind: str) -> None:
     makers[kind](old)
 
 
-def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path: Path) -> None:
+def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path):
     before = content(steps(tmp_path))
     with pytest.raises(RunFolderError) as caught:
         resumed(tmp_path, "student.optimizer.lr=0.5", "seed=1", "threads=2")
@@ -85,7 +83,7 @@ def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path:
     assert set(HARMLESS) <= flat(Config().resolved()).keys()
 
 
-def test_other_versions_are_said_and_another_model_is_refused(tmp_path: Path) -> None:
+def test_other_versions_are_said_and_another_model_is_refused(tmp_path):
     with RunFolder(tmp_path, tiny_config(), []) as folder:
         folder.note_hashes(model="a" * 64, problems="b" * 64)
         folder.append("metrics.jsonl", [{"event": "screen"}])
@@ -102,7 +100,7 @@ def test_other_versions_are_said_and_another_model_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["run", "with space", "ünïcode-运行", "link", b"b\xff"])
-def test_checkpoints_come_back_exactly_wherever_they_lie(tmp_path: Path, name: str | bytes) -> None:
+def test_checkpoints_come_back_exactly_wherever_they_lie(tmp_path, name):
     path = tmp_path / os.fsdecode(name)
     if name == "link":
         (tmp_path / "goal").mkdir()
@@ -116,7 +114,7 @@ def test_checkpoints_come_back_exactly_wherever_they_lie(tmp_path: Path, name: s
     assert sorted(p.name for p in (path / "state").iterdir()) == ["000002", "000003"]
 
 
-def test_lines_after_the_checkpoint_are_cut_and_evidence_is_kept(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_are_cut_and_evidence_is_kept(tmp_path):
     steps(tmp_path, 1)
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
         for name in ("metrics.jsonl", "pq.jsonl", "hard/screen.jsonl"):
@@ -147,9 +145,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("name", "kind", "words"), DAMAGE)
-def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(
-    tmp_path: Path, name: str, kind: str, words: str
-) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(tmp_path, name, kind, words):
     spoil(steps(tmp_path) / name, kind)
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
         last = folder.load()
@@ -166,7 +162,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_only_what_the_store_made_is_removed_from_its_folder(tmp_path: Path, linked: bool) -> None:
+def test_only_what_the_store_made_is_removed_from_its_folder(tmp_path, linked):
     (tmp_path / "scratch").mkdir()
     with RunFolder(tmp_path / "run", tiny_config(), []) as folder:
         if linked:
@@ -203,7 +199,7 @@ MEDDLING: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", MEDDLING)
-def test_a_run_whose_files_change_underneath_stops_with_a_named_error(tmp_path: Path, what: str) -> None:
+def test_a_run_whose_files_change_underneath_stops_with_a_named_error(tmp_path, what):
     meddle, words = MEDDLING[what]
     run = steps(tmp_path / "run")
     with RunFolder(run, tiny_config(), [], resume=True) as folder:
@@ -227,9 +223,7 @@ def test_a_run_whose_files_change_underneath_stops_with_a_named_error(tmp_path: 
 
 
 @pytest.mark.parametrize("write", ["append", "save"])
-def test_a_folder_that_is_moved_in_the_middle_of_a_write_is_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
-) -> None:
+def test_a_folder_that_is_moved_in_the_middle_of_a_write_is_not_made_again(tmp_path, monkeypatch, write):
     with RunFolder(steps(tmp_path / "run"), tiny_config(), [], resume=True) as folder:
         folder.load()
         monkeypatch.setattr(folder, "note_hashes", lambda: (tmp_path / "run").rename(tmp_path / "elsewhere"))
@@ -239,7 +233,7 @@ def test_a_folder_that_is_moved_in_the_middle_of_a_write_is_not_made_again(
 
 
 @pytest.mark.parametrize("line", [b"\x00" * 20, b'{"id": "b", "n"', b"[1]", b"\xff", b"[" * 100_000])
-def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp_path: Path, line: bytes) -> None:
+def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp_path, line):
     for name in ("hard/screen.jsonl", "metrics.jsonl"):
         with RunFolder(tmp_path, tiny_config(), [], resume=name == "metrics.jsonl") as folder:
             folder.append(name, [{"id": "a"}, {"id": "b"}, {"id": "c"}])
@@ -253,9 +247,7 @@ def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_everything_is_on_disk_before_a_checkpoint_gets_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_is_on_disk_before_a_checkpoint_gets_its_number(tmp_path, monkeypatch):
     """What a loss of power would need: lines, files, then their folder, then the rename, then its folder."""
     order: list[str] = []
     real_fsync, real_replace = os.fsync, os.replace

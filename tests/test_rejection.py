@@ -4,8 +4,6 @@ The teacher's texts are redrawn until they parse, so a kept text y has the log-p
 the chance that a text is kept. The update uses log p(y). That is right only if the weights of a batch sum to zero.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -67,7 +65,7 @@ def gap(policy: Policy, texts: tuple[Text, ...], weights: Tensor, by_length: boo
     return (one - two).abs().max().item()
 
 
-def test_only_the_rloo_gradient_is_that_of_the_rejection_sampler() -> None:
+def test_only_the_rloo_gradient_is_that_of_the_rejection_sampler():
     """Not that of REINFORCE without a baseline, nor of RLOO with each row divided by its own length."""
     policy = Policy(0)
     assert torch.stack([policy.tokens(text).sum().exp() for text in TEXTS]).sum().item() == pytest.approx(1.0)
@@ -79,7 +77,7 @@ def test_only_the_rloo_gradient_is_that_of_the_rejection_sampler() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "unchanged"), [((2, 2, 2), True), ((1, 2, 3), False)])
-def test_dataset_level_rewards_need_datasets_of_equal_size(sizes: tuple[int, ...], unchanged: bool) -> None:
+def test_dataset_level_rewards_need_datasets_of_equal_size(sizes, unchanged):
     """Every text of a dataset carries its dataset's advantage; the weights sum to zero only for equal sizes."""
     advantage = leave_one_out(torch.tensor([0.1, 0.0, 0.5], dtype=torch.float64)).repeat_interleave(torch.tensor(sizes))
     texts = tuple(KEPT[i % len(KEPT)] for i in range(sum(sizes)))

@@ -1,7 +1,5 @@
 """The report page: what it says, what it refuses to be fooled by, and what it survives; the charts; the end of a run."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
@@ -100,12 +98,12 @@ def paired(difference: float, low: float, high: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("run", "sentence"), cases("report", "headline"))
-def test_headline_says_what_was_found(run: dict[str, Any], sentence: str) -> None:
+def test_headline_says_what_was_found(run, sentence):
     """The best output leads, against the best arm without the search; what is not SOAR's is not credited to it."""
     assert wording.headline(make_run(**run)).replace("\u00a0", " ") == sentence
 
 
-def test_a_null_run_says_why_and_only_a_null_run() -> None:
+def test_a_null_run_says_why_and_only_a_null_run():
     """Fault 36: what stood at the bottom, 93 % cut off, is the first that a reader has to know."""
     run = make_run({"ps": HARD, "hard_only": HARD}, promotions=0)
     events: dict[str, list[runs.Row]] = {
@@ -132,20 +130,20 @@ def test_a_null_run_says_why_and_only_a_null_run() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "worth"), [(0.07, 0.13, "paid"), (-0.1, 0.1, "does not show"), (-0.1, -0.01, "cost more")]
 )
-def test_what_the_training_of_the_teacher_was_worth(low: float, high: float, worth: str) -> None:
+def test_what_the_training_of_the_teacher_was_worth(low, high, worth):
     difference = {"teacher_t - base_t": {"1": {"difference": (low + high) / 2, "interval_95": [low, high]}}}
     remark = wording.remarks(make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD}, paired=difference))[0]
     assert remark.startswith("What the teacher's training was worth: pass@1 ") and worth in remark
 
 
-def test_figures_as_text() -> None:
+def test_figures_as_text():
     shown = [wording.percent(0.0061), wording.duration(59.6), wording.duration(7500), wording.decimal(-0.5)]
     shown += [wording.decimal(-0.00001), wording.tokens(12_345_678), wording.whole(True), wording.duration("soon")]
     expected = ["0.61 %", "59.6 s", "2:05:00", "\u22120.5000", "0.0000", "12.3 M", "\u2013", "\u2013"]
     assert [text.replace("\u00a0", " ") for text in shown] == expected
 
 
-def test_page_is_whole_usable_without_eyes_and_loads_nothing(html: str, page: Page) -> None:
+def test_page_is_whole_usable_without_eyes_and_loads_nothing(html, page):
     assert page.wrong == []
     sources = [v for _, attributes in page.elements for k, v in attributes.items() if k in ("href", "action")]
     assert sources and {str(v) for v in sources} <= {f"#{attributes.get('id')}" for _, attributes in page.elements}
@@ -160,7 +158,7 @@ def test_page_is_whole_usable_without_eyes_and_loads_nothing(html: str, page: Pa
     assert all("tabindex" in a and a.get("aria-label") for _, a in page.elements if a.get("role") == "region")
 
 
-def test_page_shows_the_figures_of_the_summary(folder: Path, page: Page) -> None:
+def test_page_shows_the_figures_of_the_summary(folder, page):
     summary = json.loads((folder / "summary.json").read_text())
     text = page.text.replace("\u00a0", " ")
     for name, row in summary["arms"].items():
@@ -174,7 +172,7 @@ def test_page_shows_the_figures_of_the_summary(folder: Path, page: Page) -> None
     assert '"tau": 0.01' in text and '"torch": "2.13.0"' in text and '"prompts": "77ab01ce"' in text
 
 
-def test_hostile_text_is_shown_and_does_nothing(html: str, page: Page) -> None:
+def test_hostile_text_is_shown_and_does_nothing(html, page):
     assert len(page.all("script")) == 1 and len(page.all("style")) == 1
     assert all(str(a["src"]).startswith("data:image/svg+xml;base64,") and "onerror" not in a for a in page.all("img"))
     for text in run_folders.HOSTILE:
@@ -182,7 +180,7 @@ def test_hostile_text_is_shown_and_does_nothing(html: str, page: Page) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ufeff]", html)
 
 
-def test_hostile_text_in_every_other_place(tmp_path: Path) -> None:
+def test_hostile_text_in_every_other_place(tmp_path):
     bad = "<b onclick=x>\x1b\u202e{{7*7}}"
     config = {bad: bad, "model": {"path": bad}}
     manifest = dict.fromkeys(("name", "seed", "started_at"), bad) | {"command": [bad], "config": config}
@@ -206,7 +204,7 @@ def test_hostile_text_in_every_other_place(tmp_path: Path) -> None:
     assert page.text.count("<b onclick=x>\u27e8U+001B\u27e9\u27e8U+202E\u27e9{{7*7}}") >= 15
 
 
-def test_every_chart_is_what_the_events_say(tiny_run: Path) -> None:
+def test_every_chart_is_what_the_events_say(tiny_run):
     run = runs.read_run(tiny_run)
     outer = report.loop_section(run)
     reward, rates, quality, vendi = outer["charts"]
@@ -219,7 +217,7 @@ def test_every_chart_is_what_the_events_say(tiny_run: Path) -> None:
     assert report.content(run)["rollouts"] == run.steps[-1]["student_rollouts"]
 
 
-def test_a_chart_is_an_image_with_its_points_where_they_belong() -> None:
+def test_a_chart_is_an_image_with_its_points_where_they_belong():
     chart = Chart("k", "<T>", "x", 'y"', [Series("_a_1 <b>", [1, 4, 16], [0.0, 0.5, 1.0])], True, (1, 4, 16))
     (image,) = Page(chart.image()).all("img")
     assert str(image["alt"]).startswith('<T>: y" against x; ') and chart.image() == chart.image()
@@ -233,7 +231,7 @@ def test_a_chart_is_an_image_with_its_points_where_they_belong() -> None:
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.01) and y0 > y2
 
 
-def test_tokens_of_an_arm_on_its_way() -> None:
+def test_tokens_of_an_arm_on_its_way():
     """pass@k against all tokens: the measurements on the way, then the result; arms without tokens are left out."""
     events: dict[str, list[runs.Row]] = {
         "curve": [{"arm": "pq", "total_tokens": 2e6, "pass_at": {"1": 0.1}}],
@@ -247,7 +245,7 @@ def test_tokens_of_an_arm_on_its_way() -> None:
     assert points == [[("PQ", [2, 4], [0.1, 0.3])], [("PQ", [4], [0.5])]]
 
 
-def test_what_the_teacher_wrote_and_what_changed() -> None:
+def test_what_the_teacher_wrote_and_what_changed():
     """Best and worst dataset of a step with its own questions; shares of topics in the first and the last step by hand."""
     rows = [
         {"step": step, "dataset": k, "question": f"q{step}{k}{i}", "answer": "1", "reward": k / 10, "topic": topic}
@@ -265,7 +263,7 @@ def test_what_the_teacher_wrote_and_what_changed() -> None:
     assert changed == "From step 0 to step 1: different from each other 100.0 % → 50.0 %."
 
 
-def test_unfinished_run_with_half_a_line(tmp_path: Path) -> None:
+def test_unfinished_run_with_half_a_line(tmp_path):
     run_folders.write_run(tmp_path, steps=7)
     (tmp_path / "summary.json").unlink()
     run_folders.write_json(tmp_path / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
@@ -278,7 +276,7 @@ def test_unfinished_run_with_half_a_line(tmp_path: Path) -> None:
     assert f"metrics.jsonl:{len(kept) + 1}: the last line is not complete" in text
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_are_named(tmp_path):
     (tmp_path / "manifest.json").write_text("[1, 2]")
     (tmp_path / "summary.json").write_text("{")
     (tmp_path / "metrics.jsonl").write_bytes(
@@ -317,9 +315,7 @@ def some(keys: str, **fixed: Any) -> Any:
     some("name command config versions hashes seed started_at"),
     some("arms promotions outer_steps wall_seconds paired"),
 )
-def test_no_content_of_the_files_stops_the_report(
-    tmp_path: Path, metrics: list[Any], rows: list[Any], manifest: dict[str, Any], summary: dict[str, Any]
-) -> None:
+def test_no_content_of_the_files_stops_the_report(tmp_path, metrics, rows, manifest, summary):
     run_folders.write_json(tmp_path / "manifest.json", manifest)
     run_folders.write_json(tmp_path / "summary.json", summary)
     run_folders.write_jsonl(tmp_path / "metrics.jsonl", metrics)
@@ -329,7 +325,7 @@ def test_no_content_of_the_files_stops_the_report(
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_the_script_runs_under_the_pages_own_policy(folder: Path, tmp_path: Path) -> None:
+def test_the_script_runs_under_the_pages_own_policy(folder, tmp_path):
     options = "--headless=new --no-sandbox --disable-gpu --enable-logging=stderr --virtual-time-budget=2000 "
     options += "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
     command = [
@@ -344,7 +340,7 @@ def test_the_script_runs_under_the_pages_own_policy(folder: Path, tmp_path: Path
     assert "576 of 576 match" in done.stdout.decode("utf-8", errors="replace")
 
 
-def test_a_run_ends_without_its_page_but_not_with_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_without_its_page_but_not_with_a_full_disk(folder, monkeypatch):
     def raising(error: Exception) -> Any:
         return lambda *_: (_ for _ in ()).throw(error)
 

@@ -1,7 +1,5 @@
 """Promotions on hold: a person accepts or rejects, and the run does exactly that."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -28,7 +26,7 @@ def until_review(out: Path, *changes: str, resume: bool = False) -> None:
     assert f"`soar review {out}`" in str(caught.value)
 
 
-def test_accepting_everything_is_the_run_without_review(tiny_run: Path, tmp_path: Path) -> None:
+def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path):
     out = tmp_path / "held"
     for step in range(2):
         until_review(out, *ALL, resume=step > 0)
@@ -61,7 +59,7 @@ def kept_baseline(out: Path) -> dict[str, bytes]:
     return {k: v.numpy().tobytes() for k, v in checkpoint.tensors.items() if k.startswith("/pending/")}
 
 
-def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Path) -> None:
+def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path):
     out = tmp_path / "run"
     until_review(out)
     first = json.loads((out / review.FILE).read_text())["promotion"]
@@ -91,9 +89,7 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path: Pa
     assert not any(complaints for _, complaints in examine(out))
 
 
-def test_the_command_shows_questions_and_effect_and_takes_the_decision(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_shows_questions_and_effect_and_takes_the_decision(tmp_path, capsys):
     promotion = {"step": 4, "dataset": 2, "repeat": 1, "reward": 0.125, "pass_rate": 0.25, "baseline_pass_rate": 0.125}
     hostile = "two\nlines \x1b[31m\u202e" + "x" * 5000
     rows = [{"question": "3 a+4", "answer": "7", "correct": False}, {"question": hostile}]

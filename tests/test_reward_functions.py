@@ -1,7 +1,5 @@
 """Reward functions as they are: shapes told from signatures, and scores that reach RLOO."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -56,9 +54,7 @@ ROW = {
         ("ends_right", "TRL", False, 1.0, 0.0),
     ],
 )
-def test_shapes_are_told_from_the_signature(
-    name: str, shape: str, chat: bool, right: float | None, wrong: float | None
-) -> None:
+def test_shapes_are_told_from_the_signature(name, shape, chat, right, wrong):
     reward = adapt(load_function(f"{SHAPES}:{name}"), name)
     assert (reward.shape, reward.chat) == (shape, chat)
     assert [reward("Answer: 2", ROW), reward("Answer: 3", ROW)] == [right, wrong]
@@ -74,12 +70,12 @@ def test_shapes_are_told_from_the_signature(
         ("infinite", r"returned a float \(inf\)"),
     ],
 )
-def test_other_shapes_are_refused(file: Path, name: str, message: str) -> None:
+def test_other_shapes_are_refused(file, name, message):
     with pytest.raises(VerifierError, match=message):
         adapt(load_function(f"{file}:{name}"), name)("x", ROW)
 
 
-def test_the_rewards_of_trl_work_as_they_are() -> None:
+def test_the_rewards_of_trl_work_as_they_are():
     rewards = pytest.importorskip("trl.rewards")
     accuracy = adapt(rewards.accuracy_reward, "trl.rewards:accuracy_reward")
     boxes = [r"so $\boxed{\frac{1}{2}}$", r"so $\boxed{\frac{1}{3}}$"]
@@ -90,7 +86,7 @@ def test_the_rewards_of_trl_work_as_they_are() -> None:
     assert [overlong("", {**ROW, "completion_ids": [0] * n}) for n in (2, 3, 5)] == [0.0, -0.5, -1.0]
 
 
-def test_a_pool_keeps_scores_and_calls_solved_what_reaches_the_threshold(file: Path) -> None:
+def test_a_pool_keeps_scores_and_calls_solved_what_reaches_the_threshold(file):
     texts, golds = ["Answer: 2", "Answer: 3", "none"], ["2", "2", "3"]
     with VerifierPool(f"{SHAPES}:rubric", workers=1, success_at=0.2) as pool:
         verdicts = pool.check(["\\boxed{2}", "\\boxed{3}"], ["2", "2"], {"question": ["q", "q"]})
@@ -103,7 +99,7 @@ def test_a_pool_keeps_scores_and_calls_solved_what_reaches_the_threshold(file: P
         assert pool.check(["x"], ["1"]) == [Verdict.CRASHED]
 
 
-def test_graded_scores_and_tokens_reach_the_update(file: Path) -> None:
+def test_graded_scores_and_tokens_reach_the_update(file):
     problem, sampling = Problem("p", "47 a+8", "55"), SamplingConfig(max_tokens=6)
     for name, source, success_at in (("half", file, 0.6), ("tokens", SHAPES, 1.0)):
         keys = [f"problems.verifier={source}:{name}", f"problems.success_at={success_at}", "problems.verify_workers=1"]

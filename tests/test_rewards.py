@@ -1,7 +1,5 @@
 """Teacher text to problems with a reason for every refusal, and the rewards of students and teacher as numbers."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import replace
@@ -108,12 +106,12 @@ MARKED: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("fmt", "rows"), [(TAGS, IN_TAGS), (LABELS, LABELLED), (TINY, MARKED)])
-def test_what_is_read_in_a_teachers_text(fmt: PromptFormat, rows: list[tuple[str, object]]) -> None:
+def test_what_is_read_in_a_teachers_text(fmt, rows):
     assert [(text, read(text, fmt)) for text, _ in rows] == rows
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values())
-def test_truncated_text_is_no_problem(fmt: PromptFormat) -> None:
+def test_truncated_text_is_no_problem(fmt):
     for text in (GOOD, " Q?\nAnswer: 42", "47 <ans> 47", ""):
         assert read(text, fmt, truncated=True) is Reason.TRUNCATED
     assert read("", fmt) is Reason.EMPTY
@@ -132,12 +130,12 @@ REWARDS = [
 ]
 
 
-def test_student_reward() -> None:
+def test_student_reward():
     for verdict, text, *points in REWARDS:
         assert [student_reward(verdict, text, "42", scheme) for scheme in ("binary", "paper")] == points, text
 
 
-def test_grounded_reward_is_the_mean_over_valid_repeats_with_its_error() -> None:
+def test_grounded_reward_is_the_mean_over_valid_repeats_with_its_error():
     rewards, errors = grounded([[0.1, 0.3, 0.2], [0.5], [], [0.0, 0.0]])
     assert rewards == [pytest.approx(0.2), 0.5, None, 0.0]
     assert errors == [pytest.approx(0.1 / math.sqrt(3)), None, None, 0.0]
@@ -158,7 +156,7 @@ def config_of(reward: str, *more: str) -> Config:
 SETS = (["never", "always", "half"], ["once", "silent", "unscorable"])
 
 
-def test_known_attempts_give_the_known_learnability() -> None:
+def test_known_attempts_give_the_known_learnability():
     env: Any = Recited()
     baseline = skills([0.0])
     reward_U, reward_G, measured = pay(env, baseline, 3, lessons_of(*SETS), [0.5, None], config_of("learnability"))
@@ -170,13 +168,13 @@ def test_known_attempts_give_the_known_learnability() -> None:
 
 
 @pytest.mark.parametrize("reward", ["grounded", "shuffled"])
-def test_grounded_rewards_are_the_measured_improvement(reward: str) -> None:
+def test_grounded_rewards_are_the_measured_improvement(reward):
     env: Any = Recited()
     paid = pay(env, skills([0.0]), 0, lessons_of(*SETS), [0.5, None], config_of(reward))
     assert paid == ([0.5, None], [0.5, None], None) and env.asked == []
 
 
-def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question() -> None:
+def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question():
     sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(7)] for k in range(3)]
     question_sets = QuestionSets(sets, None, 21, {})  # type: ignore[arg-type]
     config = config_of("shuffled")
@@ -206,9 +204,7 @@ class Paid(ScriptedLoop):
         return QuestionSets(sets, question_sets.rollouts, question_sets.sampled, question_sets.rejected)
 
 
-def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(monkeypatch):
     log = UpdateLog(datasets=3)
     monkeypatch.setattr(teacher, "update", log)
     recited: Any = Recited()
@@ -229,7 +225,7 @@ def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improve
     assert event["student_rollouts"] == 3 * 2 * 8 + 8 + 12 * 4
 
 
-def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_reasoning() -> None:
+def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_reasoning():
     """By hand: a softmax over the model's logits at the places before the answer's tokens and the end token."""
     problem, temperature = easy_problems(1)[0], 0.5
     with open_env(tiny_config()) as env:
@@ -256,7 +252,7 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
 
 
 @pytest.mark.parametrize("mode", ["likelihood", "forced"])
-def test_dense_grounding_pays_the_gain_in_likelihood(mode: str) -> None:
+def test_dense_grounding_pays_the_gain_in_likelihood(mode):
     """Students against the baseline on the same questions, by `likelihood` itself."""
     keys = [f"reward.mode={mode}", "reward.attempts=3", "reward.baseline_attempts=2", "reward.questions=2"]
     config = tiny_config(*keys, "teacher.datasets=2", "student.repeats=1", "teacher.questions=4")
@@ -275,7 +271,7 @@ def test_dense_grounding_pays_the_gain_in_likelihood(mode: str) -> None:
     assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0
 
 
-def test_where_an_answer_stands_in_a_completion() -> None:
+def test_where_an_answer_stands_in_a_completion():
     assert answer_marks(get_format("tags")) == ("\\boxed{", "}")
     assert answer_marks(get_format("question_answer")) == ("Answer:", "")
     with pytest.raises(ConfigError, match="whose answer stands behind one mark"):

@@ -1,7 +1,5 @@
 """RLOO on numbers worked by hand."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -13,18 +11,18 @@ def close(found: torch.Tensor, expected: object, tolerance: float = 1e-6) -> Non
     torch.testing.assert_close(found, torch.tensor(expected), rtol=tolerance, atol=tolerance)
 
 
-def test_advantage_is_reward_minus_the_mean_of_the_others() -> None:
+def test_advantage_is_reward_minus_the_mean_of_the_others():
     close(leave_one_out(torch.tensor([1.0, 0.0, 0.0, 2.0])), [1 - 2 / 3, -1.0, -1.0, 2 - 1 / 3])
     close(leave_one_out(torch.tensor([3.0, -5.0])), [8.0, -8.0])
 
 
-def test_invalid_entries_are_left_out_of_the_group() -> None:
+def test_invalid_entries_are_left_out_of_the_group():
     reward = torch.tensor([1.0, 0.0, math.nan, 3.0])
     valid = torch.tensor([True, True, False, True])
     close(leave_one_out(reward, valid), [1.0 - 1.5, 0.0 - 2.0, 0.0, 3.0 - 0.5])
 
 
-def test_a_group_of_one_valid_entry_has_no_advantage() -> None:
+def test_a_group_of_one_valid_entry_has_no_advantage():
     reward = torch.tensor([[1.0, 5.0, 2.0], [1.0, 5.0, 2.0], [4.0, 4.0, 4.0]])
     valid = torch.tensor([[False, True, False], [False, False, False], [True, True, True]])
     for normalize in (False, True):
@@ -32,7 +30,7 @@ def test_a_group_of_one_valid_entry_has_no_advantage() -> None:
     assert torch.equal(leave_one_out(torch.tensor([[7.0]])), torch.zeros(1, 1))
 
 
-def test_normalize_divides_by_the_deviation_of_the_valid_rewards() -> None:
+def test_normalize_divides_by_the_deviation_of_the_valid_rewards():
     reward = torch.tensor([[2.0, 4.0, 9.0], [2.0, 4.0, 1000.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
     first = math.sqrt((9 + 1 + 16) / 2)  # rewards 2, 4, 9 around 5
@@ -44,13 +42,13 @@ def test_normalize_divides_by_the_deviation_of_the_valid_rewards() -> None:
     close(leave_one_out(reward, valid, normalize=True), expected)
 
 
-def test_k3_on_hand_worked_numbers() -> None:
+def test_k3_on_hand_worked_numbers():
     logprob = torch.tensor([[-1.0, -2.0, -3.0]])
     reference = torch.tensor([[-1.0, -1.0, -5.0]])
     close(k3(logprob, reference), [[0.0, math.e - 2.0, math.exp(-2.0) + 1.0]])
 
 
-def test_loss_with_divergence_on_hand_worked_numbers() -> None:
+def test_loss_with_divergence_on_hand_worked_numbers():
     logprob = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     reference = torch.tensor([[-2.0, -1.0]])
     loss = policy_loss(logprob, torch.ones(1, 2), torch.tensor([1.0]), 4.0, reference, kl=0.5)
@@ -60,7 +58,7 @@ def test_loss_with_divergence_on_hand_worked_numbers() -> None:
     close(logprob.grad, [[(-1 + 0.5 * (1 - math.exp(-1))) / 4, (-1 + 0.5 * (1 - math.e)) / 4]])
 
 
-def test_a_masked_token_cannot_overflow_the_loss() -> None:
+def test_a_masked_token_cannot_overflow_the_loss():
     """exp(500) is inf: a masked token must not turn loss or gradient into NaN."""
     logprob = torch.tensor([[-1.0, -500.0]], requires_grad=True)
     mask, reference = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
@@ -70,7 +68,7 @@ def test_a_masked_token_cannot_overflow_the_loss() -> None:
     close(logprob.grad, [[-0.5, 0.0]])
 
 
-def test_group_shares() -> None:
+def test_group_shares():
     reward = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [0.0, 0.0]]])
     assert group_shares(reward) == {
         "frac_all_wrong": 0.5,

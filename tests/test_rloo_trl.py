@@ -5,8 +5,6 @@ TRL 1.16, `trl/trainer/rloo_trainer.py`: advantages in `_generate_and_score_comp
 gradient is ours times max_tokens. TRL's ratio to the old log-probabilities is 1 here, with the same gradient.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from pathlib import Path
@@ -79,13 +77,13 @@ def our_advantage() -> Tensor:
     return leave_one_out(reward, ~reward.isnan()).reshape(-1)
 
 
-def test_same_advantages(trl_result: tuple[Tensor, dict[str, Tensor]]) -> None:
+def test_same_advantages(trl_result):
     torch.testing.assert_close(our_advantage(), trl_result[0])
     assert our_advantage()[0].item() == pytest.approx(120 - 10)
     assert our_advantage()[4].item() == 0.0
 
 
-def test_same_gradient_of_every_layer(trl_result: tuple[Tensor, dict[str, Tensor]]) -> None:
+def test_same_gradient_of_every_layer(trl_result):
     backbone = tiny_backbone("llama", adapter="full")
     stack = backbone.new_stack(0)
     huge = 1e9  # no clipping

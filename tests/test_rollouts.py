@@ -1,9 +1,6 @@
 """rollouts.jsonl: what a run keeps of its completions, under which cap, and where it is shown."""
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +20,7 @@ from soar.types import Verdict
 @pytest.mark.parametrize(
     ("steps", "tokens", "kept"), [(1, 0, [0]), (3, 0, [0, 1, 2]), (10, 0, [0, 4, 9]), (99, 10, [0, 4, 9])]
 )
-def test_first_middle_and_last(monkeypatch: pytest.MonkeyPatch, steps: int, tokens: int, kept: list[int]) -> None:
+def test_first_middle_and_last(monkeypatch, steps, tokens, kept):
     """Of the steps, or of the tokens where they end the training."""
     plan, env = Plan([[]] * steps, 0, tokens=tokens), SimpleNamespace(device="cpu", config=tiny_config().model)
     students = Training(env, [plan], [TrainState(0, skills([0.0]))], tiny_config().student)  # type: ignore[arg-type]
@@ -35,7 +32,7 @@ def test_first_middle_and_last(monkeypatch: pytest.MonkeyPatch, steps: int, toke
     assert [row["rloo_step"] for row in state.kept] == kept
 
 
-def test_what_came_of_an_attempt(tmp_path: Path) -> None:
+def test_what_came_of_an_attempt(tmp_path):
     cases = [
         (r"\boxed{7}", Verdict.CORRECT, True, "right"), (r"\boxed{8}", Verdict.WRONG, True, "wrong"),
         (r"\boxed{7.0}", Verdict.WRONG, True, "refused"), (r"\boxed{8} and", Verdict.WRONG, False, "runs on"),
@@ -47,7 +44,7 @@ def test_what_came_of_an_attempt(tmp_path: Path) -> None:
     assert [outcome for outcome, _ in outcomes] == wanted
 
 
-def test_a_run_keeps_completions_of_every_kind_from_its_first_to_its_last_step(tiny_run: Path) -> None:
+def test_a_run_keeps_completions_of_every_kind_from_its_first_to_its_last_step(tiny_run):
     rows, config = read_jsonl(tiny_run / "rollouts.jsonl"), tiny_config()
     assert {row["kind"] for row in rows} == set(KINDS)
     assert {row["outcome"] for row in rows if row["kind"] != "teacher"} <= set(OUTCOMES)
@@ -65,9 +62,7 @@ def test_a_run_keeps_completions_of_every_kind_from_its_first_to_its_last_step(t
     assert any(text.startswith("completions kept last (pq, RLOO step ") for text in shown)
 
 
-def test_the_cap_is_shared_out_and_nothing_secret_is_kept(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cap_is_shared_out_and_nothing_secret_is_kept(tiny_run, tmp_path, monkeypatch):
     large, file = read_jsonl(tiny_run / "rollouts.jsonl"), tmp_path / "run" / "rollouts.jsonl"
     secret = next(row["question"] for row in large if "id" in row)
     monkeypatch.setenv("MY_API_KEY", secret)
@@ -77,7 +72,7 @@ def test_the_cap_is_shared_out_and_nothing_secret_is_kept(
     assert {(row["by"], row.get("step")) for row in small} == {(row["by"], row.get("step")) for row in large}
 
 
-def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path: Path) -> None:
+def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path):
     folder = run_folders.write_run(tmp_path / "run", steps=2)
     hostile = "<script>kept(1)</script>\u202e" + "x" * 5000
     rows = [
@@ -93,7 +88,7 @@ def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_trackers_get_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_trackers_get_tables(tmp_path, monkeypatch, kind):
     logged: list[Any] = []
     run = SimpleNamespace(log=logged.append, finish=lambda: None)
     tool = SimpleNamespace(

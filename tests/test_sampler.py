@@ -1,8 +1,6 @@
 """The native sampler against transformers' `generate`, independence of rows, and both ways of decoding: at fixed addresses
 (captured as graphs on a GPU) and over a growing cache."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -74,7 +72,7 @@ def generated(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_greedy_equals_generate_token_for_token(name: str) -> None:
+def test_greedy_equals_generate_token_for_token(name):
     prompts = some_prompts(10)
     assert len({len(prompt) for prompt in prompts}) > 4
     found = NativeSampler(ending_backbone(name)).sample(None, [prompts], 1, [[0] * 10], SAMPLING, greedy=True)
@@ -85,7 +83,7 @@ def test_greedy_equals_generate_token_for_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2"])
-def test_every_policy_samples_with_its_own_adapter(name: str) -> None:
+def test_every_policy_samples_with_its_own_adapter(name):
     """Greedy rows of slice p are those of a model with adapter p merged; swapped or ignored slices would show."""
     backbone = ending_backbone(name)
     stack = random_stack(backbone, 3)
@@ -97,7 +95,7 @@ def test_every_policy_samples_with_its_own_adapter(name: str) -> None:
         assert found[p * 5 : p * 5 + 5] != generated(wrong, prompts_P[p])
 
 
-def test_rows_do_not_depend_on_what_shares_the_batch() -> None:
+def test_rows_do_not_depend_on_what_shares_the_batch():
     backbone = ending_backbone()
     stack = random_stack(backbone, 2)
     prompts, seeds, attempts = some_prompts(6), [11, 12, 13, 14, 15, 16], 5
@@ -129,7 +127,7 @@ def test_rows_do_not_depend_on_what_shares_the_batch() -> None:
 
 
 @pytest.mark.parametrize(("name", "adapter"), [*((name, "lora") for name in ARCHITECTURES), ("llama", "full")])
-def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
+def test_sampler_and_trainer_agree(name, adapter):
     """The gap that the loop logs: decoding with a cache against one pass over the whole text."""
     backbone = ending_backbone(name, adapter=adapter)
     stack = random_stack(backbone, 2, size=0.1)
@@ -146,7 +144,7 @@ def test_sampler_and_trainer_agree(name: str, adapter: str) -> None:
 
 
 @pytest.mark.parametrize("greedy", [False, True])
-def test_a_policy_with_nan_fails_alone(greedy: bool) -> None:
+def test_a_policy_with_nan_fails_alone(greedy):
     backbone = ending_backbone()
     stack = random_stack(backbone, 3)
     ill = stack.select([0, 1, 2])
@@ -162,7 +160,7 @@ def test_a_policy_with_nan_fails_alone(greedy: bool) -> None:
     assert rows[:8] + rows[16:] == expected[:8] + expected[16:]
 
 
-def test_wrong_calls_are_errors() -> None:
+def test_wrong_calls_are_errors():
     backbone = ending_backbone()
     sampler = NativeSampler(backbone)
     with pytest.raises(ValueError, match="same number of prompts"):
@@ -176,7 +174,7 @@ def test_wrong_calls_are_errors() -> None:
 
 
 @pytest.mark.parametrize(("name", "greedy"), [*((name, False) for name in ARCHITECTURES), ("llama", True)])
-def test_fixed_addresses_change_nothing(name: str, greedy: bool) -> None:
+def test_fixed_addresses_change_nothing(name, greedy):
     backbone = ending_backbone(name)
     prompts = some_prompts(6, seed=3)
     ask = ([prompts[:2], prompts[2:4], prompts[4:]], 5, [[1, 2], [3, 4], [5, 6]], FREE, greedy)
@@ -194,7 +192,7 @@ def test_fixed_addresses_change_nothing(name: str, greedy: bool) -> None:
     assert same(fixed.sample(None, *alone), growing.sample(None, *alone))
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch):
     backbone, real = ending_backbone(), graphs.Program.body
     ask = ([some_prompts(4, seed=3)], 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
     wanted = NativeSampler(backbone, static=True).sample(None, *ask)
@@ -215,9 +213,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("static", "interval"), [(False, 8), (True, 1), (True, 8)])
-def test_rows_end_where_the_stop_string_is_complete(
-    static: bool, interval: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_end_where_the_stop_string_is_complete(static, interval, monkeypatch):
     monkeypatch.setattr(graphs, "CHECK", interval)
     backbone, prompts = tiny_backbone("llama"), some_prompts(6, seed=3)
 
@@ -245,7 +241,7 @@ def test_rows_end_where_the_stop_string_is_complete(
 
 
 @pytest.mark.parametrize("pad", [None, "<eos>"])
-def test_padding_needs_no_token_of_its_own(pad: str | None) -> None:
+def test_padding_needs_no_token_of_its_own(pad):
     """A missing padding token, or one that is the end token, changes no sampled token."""
     pads, rows = [], []
     for token in ("<pad>", pad):

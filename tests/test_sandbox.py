@@ -1,7 +1,5 @@
 """No program leaves the sandbox, none passes without solving its task, none stops the run (`attacks.py`)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource
@@ -94,14 +92,14 @@ def hand_in(name: str, attacks: list[Attack], folder: Path) -> dict[str, Outcome
 
 
 @both
-def test_no_attack_escapes_and_none_is_graded_correct(name: str, tmp_path: Path) -> None:
+def test_no_attack_escapes_and_none_is_graded_correct(name, tmp_path):
     outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group != "exhaust"], tmp_path)
     calls = {attack: str(outcome.answers) for attack, outcome in outcomes.items() if attack.startswith("system call ")}
     assert [attack for attack, said in calls.items() if said.count("PermissionError") != 3] == []
 
 
 @both
-def test_no_attack_stops_the_run(name: str, tmp_path: Path) -> None:
+def test_no_attack_stops_the_run(name, tmp_path):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = hand_in(name, [attack for attack in ATTACKS if attack.group == "exhaust"], tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # kB
@@ -116,7 +114,7 @@ def test_no_attack_stops_the_run(name: str, tmp_path: Path) -> None:
 
 
 @both
-def test_a_program_is_run_and_its_values_keep_their_types(name: str) -> None:
+def test_a_program_is_run_and_its_values_keep_their_types(name):
     source = (
         "import collections, math\n"
         "values = [None, True, 3, -2.5, 'é\\ud800', [1, (2,)], {1, 2}, {(1, 2): 'a'}, math.inf,\n"
@@ -134,7 +132,7 @@ def test_a_program_is_run_and_its_values_keep_their_types(name: str) -> None:
 
 
 @both
-def test_programs_read_input_and_print(name: str) -> None:
+def test_programs_read_input_and_print(name):
     tests = read_tests("Input:\n3 4\nOutput:\n7\n\nInput:\n1 2\nOutput:\n3\n")
     readers = [
         "a, b = map(int, input().split())\nprint(a + b)\n",
@@ -149,7 +147,7 @@ def test_programs_read_input_and_print(name: str) -> None:
     assert verdicts == [Verdict.CORRECT] * 5 + [Verdict.WRONG] * 3
 
 
-def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(monkeypatch):
     sandbox.find_backend.cache_clear()
     monkeypatch.setattr(sandbox, "_trial", lambda name: f"{name} does not work")
     try:
@@ -162,9 +160,7 @@ def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(mon
 
 
 @pytest.mark.parametrize(("cpu_s", "end", "asked"), [(0.4, End.DONE, 2), (10.0, End.TIMEOUT, 1)])
-def test_who_waited_too_long_for_a_core_is_tried_again_once(
-    monkeypatch: pytest.MonkeyPatch, cpu_s: float, end: End, asked: int
-) -> None:
+def test_who_waited_too_long_for_a_core_is_tried_again_once(monkeypatch, cpu_s, end, asked):
     outcomes = [Outcome(End.TIMEOUT, cpu_s=cpu_s), Outcome(End.DONE)]
     monkeypatch.setattr(Sandbox, "ask", lambda box, job: outcomes.pop(0))
     monkeypatch.setattr(sandbox, "find_backend", lambda wanted: "namespaces")
@@ -173,14 +169,14 @@ def test_who_waited_too_long_for_a_core_is_tried_again_once(
 
 
 @needs_one
-def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_box_that_is_not_locked_fails_its_trial(monkeypatch):
     allows_every_call = b"\x06\x00\x00\x00\x00\x00\xff\x7f"
     monkeypatch.setattr(sandbox, "build_filter", lambda machine: allows_every_call)
     assert "the trial gave ['possible', 'possible'" in sandbox._trial(USABLE[-1])
 
 
 @needs_one
-def test_a_lost_server_is_replaced() -> None:
+def test_a_lost_server_is_replaced():
     with Sandbox(backend=USABLE[0]) as box:
         job = Job("def f():\n    return 1\n", "f", "[((), {})]")
         box.run(job)
@@ -190,7 +186,7 @@ def test_a_lost_server_is_replaced() -> None:
 
 
 @needs_one
-def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path):
     script = (
         "import os, threading\nfrom soar.sandbox.run import *\n"
         f"box = Sandbox(Limits(wall_s=60), {USABLE[-1]!r})\n"
@@ -212,13 +208,13 @@ def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path: P
 
 
 @needs_one
-def test_a_box_that_cannot_be_made_is_an_error_and_not_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_box_that_cannot_be_made_is_an_error_and_not_a_verdict(monkeypatch):
     monkeypatch.setattr(sandbox, "build_filter", lambda machine: b"\0")
     with Sandbox(LIMITS, USABLE[0]) as box, pytest.raises(SandboxError, match="seccomp"):
         box.ask(Job("print(1)"))
 
 
-def test_the_filter_allows_no_call_that_leaves() -> None:
+def test_the_filter_allows_no_call_that_leaves():
     forbidden = {
         "execve", "fork", "vfork", "clone", "clone3", "socket", "socketpair", "connect", "kill", "tgkill", "ptrace", "mount",
         "unshare", "setns", "chroot", "bpf", "keyctl", "userfaultfd", "io_uring_setup", "memfd_create", "prctl", "seccomp",

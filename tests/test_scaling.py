@@ -1,7 +1,5 @@
 """The scaling study: its model against the measured rates, its bookkeeping, what it finds, and the page that quotes it."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path
@@ -24,23 +22,21 @@ def scaling() -> ModuleType:
     return module
 
 
-def test_the_model_gives_what_was_measured(scaling: ModuleType) -> None:
+def test_the_model_gives_what_was_measured(scaling):
     assert scaling.measured_decode() == pytest.approx(TABLE[3].decode, rel=0.01)
     tokens = scaling.train_seconds(scaling.Setting("3B"), 1, TABLE[3].train)
     assert tokens == pytest.approx(scaling.KL_FACTOR, rel=1e-3)
 
 
 @pytest.mark.parametrize(("gpus", "change"), [(8, {}), (48, {"split": True}), (48, {"per_node": True, "datasets": 8})])
-def test_every_gpu_second_is_accounted_for(scaling: ModuleType, gpus: int, change: dict[str, object]) -> None:
+def test_every_gpu_second_is_accounted_for(scaling, gpus, change):
     result = scaling.simulate(scaling.Setting(**{"model": "3B", "gpus": gpus, **change}))
     left = gpus * result.seconds - sum(result.spent.values())
     assert left == pytest.approx(0.0, abs=0.02 * gpus * result.seconds)
     assert all(value >= 0 for value in result.spent.values())
 
 
-def test_the_page_quotes_the_script(
-    scaling: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_quotes_the_script(scaling, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scaling.py"])
     scaling.main()
     printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}

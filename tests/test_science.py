@@ -1,9 +1,6 @@
 """The domains `science` and `procedural`, and the one of examples/multiple_choice.py."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,11 +23,11 @@ C, W = Verdict.CORRECT, Verdict.WRONG
 
 
 @pytest.mark.parametrize(("answer", "gold", "verdict"), [*cases("science", "quantity"), ("9" * 500, "3 m", "wrong")])
-def test_quantities(answer: str, gold: str, verdict: str) -> None:
+def test_quantities(answer, gold, verdict):
     assert compare_quantities(answer, gold).value == verdict
 
 
-def test_reading() -> None:
+def test_reading():
     found = read_quantity("0.0450 kg m/s")
     assert found is not None
     assert (found.value, found.step) == (0.045, 1e-4)
@@ -46,7 +43,7 @@ def question(*options: str, stem: str = "What is it?") -> str:
     return "\n".join([stem, *(f"{letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options, strict=False))])
 
 
-def test_options_are_shuffled_and_the_same_for_every_order_they_came_in() -> None:
+def test_options_are_shuffled_and_the_same_for_every_order_they_came_in():
     made = [arrange(Problem("p", question("iron", "copper", "tin", "none of the above"), answer)) for answer in "ABCD"]
     assert all(isinstance(p, Problem) for p in made)
     problems: list[Any] = made
@@ -58,7 +55,7 @@ def test_options_are_shuffled_and_the_same_for_every_order_they_came_in() -> Non
     assert [verify_choice(text, other) for text in ("copper", "tin", "A or B")] == [C, W, Verdict.NO_ANSWER]
 
 
-def test_multiple_choice_is_loaded_like_any_file(tmp_path: Path) -> None:
+def test_multiple_choice_is_loaded_like_any_file(tmp_path):
     domain, path = f"{ROOT / 'examples' / 'multiple_choice.py'}:DOMAIN", tmp_path / "choices.jsonl"
     rows = ['{"question": "Q1?", "answer": "1", "options": ["yes", "no"]}', '{"question": "Q2?", "answer": "no"}']
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -77,7 +74,7 @@ def test_multiple_choice_is_loaded_like_any_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["code", "science", "procedural"])
-def test_every_built_in_domain_verifies_its_examples(name: str) -> None:
+def test_every_built_in_domain_verifies_its_examples(name):
     domain = load_domain(name)
     assert domain.name == name
     assert domain.verify is not None
@@ -87,7 +84,7 @@ def test_every_built_in_domain_verifies_its_examples(name: str) -> None:
 
 
 @pytest.mark.parametrize(("answer", "gold", "verdict"), cases("procedural", "compared"))
-def test_comparison(answer: str, gold: str, verdict: str) -> None:
+def test_comparison(answer, gold, verdict):
     assert compare(answer, gold).value == verdict
 
 
@@ -95,7 +92,7 @@ def problem(family: str, answer: str = "7", **metadata: Any) -> Problem:
     return Problem("p", "q", answer, {"family": family, "metadata": json.dumps(metadata)})
 
 
-def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatch):
     kinds = ["compared", "compared", "scorer", "refused"]
     assert [kind_of(name) for name in ("chain_sum", "sudoku", "jugs", "countdown")] == kinds
     assert procedural.verify("7", Problem("p", "q", "7", {"family": "jugs"})) is Verdict.UNSCORABLE  # no metadata
@@ -114,7 +111,7 @@ def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatc
     assert procedural.verify("8", problem("chain_sum")) is W  # not asked: our own comparison can grade it
 
 
-def test_real_families() -> None:
+def test_real_families():
     pytest.importorskip("reasoning_gym")
     problems, _ = load_problems("reasoning_gym:chain_sum", limit=3, seed=1, options={"min_terms": 6, "max_terms": 6})
     assert all(p.question.count("+") + p.question.count(" - ") >= 4 for p in problems)

@@ -1,7 +1,5 @@
 """Screening: what its event counts, that it goes on where it stopped, and what its evidence is tied to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +17,7 @@ from soar.run.screen import screen, screen_event
 from soar.types import Problem, Screening
 
 
-def test_screen_event_by_hand() -> None:
+def test_screen_event_by_hand():
     config = tiny_config("student.attempts=2", "screen.attempts=100", "screen.max_successes=2")
     counts = {"a": 0, "b": 0, "c": 1, "d": 2, "e": 3, "f": 30, "g": 99, "h": 100}
     found = {name: Screening(successes, 100, truncated=5) for name, successes in counts.items()}
@@ -71,7 +69,7 @@ def screened(path: Path, env: Any, problems: list[Problem], *overrides: str, res
         return found, folder.rows("hard/screen.jsonl"), done
 
 
-def test_screening_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_screening_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """Calls of at most 64 rows; the last line of an id counts. What lacks in a call is attempted beside what is there."""
     monkeypatch.setattr(screening, "ROWS_CPU", (64, 64))
     problems = hard_problems(20)
@@ -96,9 +94,7 @@ def test_screening_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     assert done[0] == (11 * 8, 2000)
 
 
-def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(tmp_path, monkeypatch):
     """Fault 28: with the sampler's own steps between two looks, and progress that moves inside a call."""
     monkeypatch.setattr(screening, "ROWS_CPU", (16, 16))
     env, problems = tiny_examiner(tiny_backbone()), some_problems(4)
@@ -133,7 +129,7 @@ def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(
         assert run(folder) == resumed, "the counts do not depend on the size of the calls"
 
 
-def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_path: Path) -> None:
+def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_path):
     problems, seeds_asked = hard_problems(12), []
 
     class Seeded(Attempted):
@@ -165,7 +161,7 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
     assert not (tmp_path / "third" / "hard").exists()
 
 
-def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: Path) -> None:
+def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path):
     names = (0, 1, 75, 99, 100)  # first success at attempt: never, 99, 25, 1, 0
     problems = [hard_problems(101)[i] for i in names]
     env = Attempted()
@@ -184,7 +180,7 @@ def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path: P
         assert all(early[name] == full[name] for name in hard)
 
 
-def test_attempts_in_waves_are_the_attempts_of_one_call() -> None:
+def test_attempts_in_waves_are_the_attempts_of_one_call():
     """On a real model, wave by wave: same seeds, same tokens, same verdicts."""
     backbone = tiny_backbone(adapter="lora")
     env, problems = tiny_examiner(backbone), some_problems(3)
@@ -200,7 +196,7 @@ def test_attempts_in_waves_are_the_attempts_of_one_call() -> None:
     assert len(set(texts)) > 3
 
 
-def test_the_rate_of_the_hard_set_by_hand() -> None:
+def test_the_rate_of_the_hard_set_by_hand():
     """Good-Turing: problems solved once tell how often those never solved would be."""
     config = tiny_config("screen.attempts=100", "screen.max_successes=0", "arms.steps=50", "student.attempts=8")
 

@@ -1,7 +1,5 @@
 """Secrets are hidden by the name of their variable, by their form, and in URLs; ordinary text is left alone."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -22,19 +20,19 @@ FORMS = [  # "{a1B2*9}" stands for a text nine times over: no secret stands in t
 
 
 @pytest.mark.parametrize("name", VARIABLES.split())
-def test_secrets_by_the_name_of_their_variable_at_any_depth(name: str) -> None:
+def test_secrets_by_the_name_of_their_variable_at_any_depth(name):
     value = {"command": ["soar", f"a {VALUE} b"], "deep": ({"k": f"{VALUE}-and-more"}, 3)}
     hidden = {"command": ["soar", f"a {HIDDEN} b"], "deep": [{"k": HIDDEN}, 3]}
     assert scrub(value, {name: VALUE, f"MY_{name}": f"{VALUE}-and-more"}) == hidden
 
 
 @pytest.mark.parametrize("name", ORDINARY.split())
-def test_values_of_other_variables_stay(name: str) -> None:
+def test_values_of_other_variables_stay(name):
     assert scrub(VALUE, {name: VALUE, "SHORT_KEY": "on"}) == VALUE
 
 
 @pytest.mark.parametrize(("text", "shown"), FORMS)
-def test_secrets_by_their_form(text: str, shown: str) -> None:
+def test_secrets_by_their_form(text, shown):
     assert scrub(text, {}) == shown
 
 
@@ -48,5 +46,5 @@ def test_secrets_by_their_form(text: str, shown: str) -> None:
         + "0a1b" * 16,
     ],
 )
-def test_ordinary_text_stays(text: str) -> None:
+def test_ordinary_text_stays(text):
     assert scrub(text, {}) == text

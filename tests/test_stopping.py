@@ -1,7 +1,5 @@
 """Signals and limits stop a run at a safe point, and what is resumed ends as if it had not been stopped."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -81,9 +79,7 @@ def hangup_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whole: dict[str, Any]
-) -> None:
+def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(tmp_path, monkeypatch, capsys, whole):
     """One run that is stopped in every stage, each time by another signal."""
     out = tmp_path / "a run"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -113,7 +109,7 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(
     assert not (out / "paused.json").exists()
 
 
-def test_the_second_signal_ends_the_process_and_its_workers_at_once(tmp_path: Path) -> None:
+def test_the_second_signal_ends_the_process_and_its_workers_at_once(tmp_path):
     script = """
 import multiprocessing, os, signal, sys, time
 from soar.run.interrupts import StopRequest
@@ -149,9 +145,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_max_tokens_pauses_and_a_larger_one_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: dict[str, Any]
-) -> None:
+def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, whole):
     out = tmp_path / "run"
     assert main(["run", "tiny", "--out", str(out), "--quiet", "--max-tokens", "1", *SETS]) == 3
     said = capsys.readouterr().err
@@ -170,9 +164,7 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(
     assert result(out) == whole
 
 
-def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_again(tmp_path, monkeypatch):
     changes = (*CHANGES, 'arms.run=["base"]')
     clock = {"now": 0.0}
     real = teacher.OuterLoop.step
@@ -218,7 +210,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_closed_terminal_asks_to_stop_and_nothing_fails_for_want_of_it() -> None:
+def test_a_closed_terminal_asks_to_stop_and_nothing_fails_for_want_of_it():
     """The kernel and the shell both send SIGHUP; then every write to the terminal would be an error."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", CLOSED], env=environment, capture_output=True, text=True, timeout=60)

@@ -1,7 +1,5 @@
 """Standard streams as shells leave them: a pipe without a reader, a full device, a closed descriptor, another encoding."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess
@@ -35,14 +33,14 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("command", "unbuffered"), [("run --dry-run", ""), ("watch RUN --once", "1")])
-def test_a_reader_that_has_gone_is_no_error(run: Path, command: str, unbuffered: str) -> None:
+def test_a_reader_that_has_gone_is_no_error(run, command, unbuffered):
     line = f"soar {command.replace('RUN', shlex.quote(str(run)))} | true"
     code, shown, said = shell(line, PYTHONUNBUFFERED=unbuffered)
     assert (code in (0, 1), shown, said) == (True, "", "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_output_that_cannot_be_written_is_a_named_error() -> None:
+def test_output_that_cannot_be_written_is_a_named_error():
     code, _, said = shell("soar run --dry-run > /dev/full")
     assert (code, said.count("\n")) == (1, 1)
     assert said.startswith("soar: ") and said.endswith("No space left on device\n")

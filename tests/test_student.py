@@ -1,12 +1,9 @@
 """The inner loop: a population trained together is the students trained one by one. Rollouts put the right problem to the
 right policy; faults are named."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,7 +70,7 @@ def near(one: AdapterStack, other: AdapterStack) -> None:
         assert (tensor - other.tensors[name]).abs().max() < 0.05 * LR, name
 
 
-def test_training_changes_neither_baseline_nor_base_model() -> None:
+def test_training_changes_neither_baseline_nor_base_model():
     env = tiny_examiner(tiny_backbone(adapter="full"))
     baseline = random_stack(env.backbone, 1)
     before = baseline.digest(), env.backbone.base_digest()
@@ -85,7 +82,7 @@ def test_training_changes_neither_baseline_nor_base_model() -> None:
     assert found.rollouts == STUDENTS * STEPS * 2 * 6 and not found.failed_P.any()
 
 
-def test_a_student_is_trained_by_the_written_out_loop() -> None:
+def test_a_student_is_trained_by_the_written_out_loop():
     env = tiny_examiner(tiny_backbone())
     start = random_stack(env.backbone, 1)
     found = train(chunk=1, students=1)
@@ -100,7 +97,7 @@ def test_a_student_is_trained_by_the_written_out_loop() -> None:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_any_chunk_gives_the_same_students(adapter: str) -> None:
+def test_any_chunk_gives_the_same_students(adapter):
     whole = train(chunk=STUDENTS, adapter=adapter)
     for chunk in (1, 2):
         parts = train(chunk=chunk, adapter=adapter)
@@ -111,12 +108,12 @@ def test_any_chunk_gives_the_same_students(adapter: str) -> None:
     assert max(metrics["logprob_gap"] for metrics in whole.metrics) < 1e-4
 
 
-def test_two_workers_give_the_same_bytes_as_one() -> None:
+def test_two_workers_give_the_same_bytes_as_one():
     one, two = train(chunk=2), train(chunk=2, threads=2)
     assert same_stacks(one.stack, two.stack) and one.metrics == two.metrics
 
 
-def test_students_depend_on_their_own_seed_and_batches() -> None:
+def test_students_depend_on_their_own_seed_and_batches():
     """The order of the students does not matter, and two with the same seed and batches end up equal."""
     whole = train(chunk=STUDENTS)
     env, order = tiny_examiner(tiny_backbone()), [3, 0, 3]
@@ -127,7 +124,7 @@ def test_students_depend_on_their_own_seed_and_batches() -> None:
 
 
 @pytest.mark.parametrize(("chunk", "kl"), [(STUDENTS, 0.01), (1, 0.0)])
-def test_a_diverged_student_is_reported_and_leaves_the_others_alone(chunk: int, kl: float) -> None:
+def test_a_diverged_student_is_reported_and_leaves_the_others_alone(chunk, kl):
     """Alone and without KL its rows have no advantage, so the update never meets the NaN; the sampler does."""
     starts = random_stack(tiny_backbone(), STUDENTS)
     ill = starts.select(list(range(STUDENTS)))
@@ -139,7 +136,7 @@ def test_a_diverged_student_is_reported_and_leaves_the_others_alone(chunk: int, 
 
 
 @given(st.integers(1, 12), st.integers(0, 2**40), st.integers(1, 7), st.integers(1, 6))
-def test_shuffled_passes(count: int, seed: int, steps: int, per_step: int) -> None:
+def test_shuffled_passes(count, seed, steps, per_step):
     problems = some_problems(count)
     found = shuffled_passes(problems, seed, steps, per_step)
     assert [len(batch) for batch in found] == [per_step] * steps
@@ -149,12 +146,12 @@ def test_shuffled_passes(count: int, seed: int, steps: int, per_step: int) -> No
     assert found == shuffled_passes(problems, seed, steps + 3, per_step)[:steps]
 
 
-def test_steps_grow_with_promotions_up_to_the_limit() -> None:
+def test_steps_grow_with_promotions_up_to_the_limit():
     config = StudentConfig(steps=10, extra_steps_per_promotion=5, max_steps=20)
     assert [inner_steps(config, promotions) for promotions in range(4)] == [10, 15, 20, 20]
 
 
-def test_chunk_sizes() -> None:
+def test_chunk_sizes():
     free, fixed = tiny_backbone(), tiny_backbone(chunk=3)
     assert [choose_chunk(free, 16, workers) for workers in (1, 2, 3)] == [8, 8, 6]
     assert [choose_chunk(free, policies, 2) for policies in (1, 2, 5)] == [1, 1, 3]
@@ -166,7 +163,7 @@ def test_chunk_sizes() -> None:
 
 
 @pytest.mark.parametrize(("adapter", "stop"), [("lora", 1), ("full", 2)])
-def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: int) -> None:
+def test_a_training_that_is_continued_gives_the_same_bytes(adapter, stop):
     env = tiny_examiner(tiny_backbone(adapter=adapter))
     start = random_stack(env.backbone, 1)
 
@@ -188,7 +185,7 @@ def test_a_training_that_is_continued_gives_the_same_bytes(adapter: str, stop: i
     assert run([replace(state, failed=True) for state in begun], STEPS)[0].failed  # a failure is remembered
 
 
-def test_hints_fade_with_success_and_come_back_without() -> None:
+def test_hints_fade_with_success_and_come_back_without():
     problem = Problem("p", "question", "0")
     shown = [hinted(problem, "one two three four five six", level).question for level in range(5)]
     assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
@@ -205,7 +202,7 @@ def test_hints_fade_with_success_and_come_back_without() -> None:
     assert levels == [4, 3, 2, 1, 0, 0, 1] and state.metrics[-1]["hint_share"] == 0.25
 
 
-def test_figures_that_one_policy_has_not_are_left_out_of_the_mean() -> None:
+def test_figures_that_one_policy_has_not_are_left_out_of_the_mean():
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]
     assert mean_metrics(rows) == {"kl": 0.5, "reward_mean": 2.0}
     assert mean_metrics([rows[1], rows[1] | {"kl": 0.8}], [2, 1])["kl"] == pytest.approx(0.6)
@@ -223,7 +220,7 @@ def texts(env: RolloutEnv, batch: RolloutBatch) -> list[str]:
     return batch.rollouts.texts(env.backbone)
 
 
-def test_rows_are_policy_question_attempt(env: RolloutEnv) -> None:
+def test_rows_are_policy_question_attempt(env):
     stack = random_stack(env.backbone, 2)
     problems = [some_problems(3), some_problems(3, first=5)]
     batch = env.rollout(stack, problems, 4, [1, 2], SAMPLING)
@@ -239,7 +236,7 @@ def test_rows_are_policy_question_attempt(env: RolloutEnv) -> None:
     torch.testing.assert_close(batch.pass_rate_P(), batch.solved_P_Q_N.float().mean((1, 2)))
 
 
-def test_an_attempt_does_not_depend_on_the_other_problems(env: RolloutEnv) -> None:
+def test_an_attempt_does_not_depend_on_the_other_problems(env):
     problems = some_problems(5)
     stack = random_stack(env.backbone, 2)
     whole = texts(env, env.rollout(stack, [problems, problems], 3, [7, 8], SAMPLING))
@@ -250,7 +247,7 @@ def test_an_attempt_does_not_depend_on_the_other_problems(env: RolloutEnv) -> No
     assert whole[:15] != whole[15:]
 
 
-def test_a_problem_that_comes_twice_is_tried_anew(env: RolloutEnv) -> None:
+def test_a_problem_that_comes_twice_is_tried_anew(env):
     problem = some_problems(1)[0]
     batch = texts(env, env.rollout(None, [[problem, problem]], 4, [3], SAMPLING))
     once = texts(env, env.rollout(None, [[problem]], 4, [3], SAMPLING))
@@ -258,7 +255,7 @@ def test_a_problem_that_comes_twice_is_tried_anew(env: RolloutEnv) -> None:
     assert len(set(batch)) == 8
 
 
-def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
+def test_unscorable_attempts_are_left_out_of_the_mean(env):
     problems = [*some_problems(3), Problem("no gold", "a b", "?")]
     batch = env.rollout(None, [problems], 6, [1], SAMPLING)
     assert batch.valid_P_Q_N[0].all(-1).tolist() == [True, True, True, False]
@@ -267,7 +264,7 @@ def test_unscorable_attempts_are_left_out_of_the_mean(env: RolloutEnv) -> None:
     assert nothing.pass_rate_P().tolist() == [0.0]
 
 
-def test_threads_that_share_one_policy_change_nothing(env: RolloutEnv) -> None:
+def test_threads_that_share_one_policy_change_nothing(env):
     stack = random_stack(env.backbone, 1)
     problems = [some_problems(5)]
     alone = env.rollout(stack, problems, 4, [3], SAMPLING)
@@ -289,7 +286,7 @@ WORDS = {MemoryShortage: "lower model.chunk and model.micro_batch_tokens", Devic
 
 
 @pytest.mark.parametrize(("fault", "named"), FAULTS)
-def test_a_fault_in_a_run_is_named(fault: Exception, named: type[Exception]) -> None:
+def test_a_fault_in_a_run_is_named(fault, named):
     with pytest.raises(named) as caught, saved_run("soar run --out DIR --resume"):
         raise fault
     if named in WORDS:
@@ -298,9 +295,7 @@ def test_a_fault_in_a_run_is_named(fault: Exception, named: type[Exception]) -> 
         assert caught.value is fault
 
 
-def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(tmp_path, monkeypatch):
     changes = ("teacher.steps=2", "arms.run=[]")
     real = pipeline.OuterLoop.teach
 

@@ -1,12 +1,8 @@
 """`soar student` and `soar eval`: what they make of their arguments, and that they agree with a run."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
-import pytest
 from loop_helpers import events, read_jsonl
 
 from soar.cli import main
@@ -18,7 +14,7 @@ def asked(train: str, *overrides: str, recipe: str | None = "tiny", steps: int |
     return student_config(train, recipe, None, None, list(overrides), steps)
 
 
-def test_training_sets_become_arms(tiny_run: Path) -> None:
+def test_training_sets_become_arms(tiny_run):
     assert asked("hard_only").arms.run == ("base", "hard_only")
     assert asked("pq_correct:runs/demo").arms.run == ("base", "pq_correct")
     config = asked(f"pq:{tiny_run}")
@@ -32,7 +28,7 @@ def test_training_sets_become_arms(tiny_run: Path) -> None:
     assert asked("hard_only", "arms.steps=9").arms.steps == 9
 
 
-def test_a_student_on_a_runs_questions(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_on_a_runs_questions(tiny_run, tmp_path, capsys):
     out = tmp_path / "student"
     arguments = ["student", "--train", f"pq:{tiny_run}", "--steps", "2", "--out", str(out), "--quiet"]
     assert main(arguments) == 0
@@ -48,9 +44,7 @@ def test_a_student_on_a_runs_questions(tiny_run: Path, tmp_path: Path, capsys: p
     assert main([*arguments, "--resume"]) == 0
 
 
-def test_eval_repeats_the_runs_own_evaluation(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_repeats_the_runs_own_evaluation(tiny_run, tmp_path, capsys):
     out = tmp_path / "eval.json"
     adapters = [str(tiny_run / name) for name in ("student", "arms/pq")]
     problems = str(tiny_run / "hard" / "test.jsonl")

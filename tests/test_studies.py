@@ -1,7 +1,5 @@
 """Studies: what their files may say, their cells, and what comes out of a toy study, also of a failed or resumed one."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
@@ -86,7 +84,7 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, results, tiny_run
 
 
-def test_comparisons_pair_the_same_problems_and_name_the_primary_one(finished: Any) -> None:
+def test_comparisons_pair_the_same_problems_and_name_the_primary_one(finished):
     folder, results, _ = finished
     named = {(row["a"], row["b"]): row for row in results["comparisons"]}
     ours = [
@@ -126,7 +124,7 @@ def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: 
     return cell
 
 
-def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path: Path) -> None:
+def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
     """Fault 26: 2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice)."""
     study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
     both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 8, [2] * 6, 5000)]
@@ -152,7 +150,7 @@ def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path: Pat
     assert "| 2 of 2 [16, 100] |" in text
 
 
-def test_teachers_and_promotions(finished: Any) -> None:
+def test_teachers_and_promotions(finished):
     folder, results, _ = finished
     grounded = results["loops"][0]
     cell = folder / "out" / "cells" / "grounded-seed0"
@@ -163,7 +161,7 @@ def test_teachers_and_promotions(finished: Any) -> None:
     assert grounded["interval_95"] == pytest.approx([0.025**0.25, 1.0])
 
 
-def test_a_teacher_that_collapsed(tmp_path: Path) -> None:
+def test_a_teacher_that_collapsed(tmp_path):
     """One of its figures fell below half of its start; means of the first and the last three steps, by hand."""
     cell = cell_of(tmp_path, 0, 4, [2])
     shares = (1.0, 0.8, 0.6, 0.5, 0.5, 0.3, 0.1)
@@ -180,7 +178,7 @@ def test_a_teacher_that_collapsed(tmp_path: Path) -> None:
     assert (entry["collapsed"], teacher["collapsed"]) == (["distinct_share"], 1)
 
 
-def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
+def test_page_and_table_hold_every_figure_and_no_markup(finished):
     folder, results, _ = finished
     page = (folder / "out" / "study.html").read_text(encoding="utf-8")
     assert "Is &lt;b&gt;this&lt;/b&gt; shown \u27e8U+202E\u27e9as it is?" in page
@@ -194,9 +192,7 @@ def test_page_and_table_hold_every_figure_and_no_markup(finished: Any) -> None:
             assert f"| {plain} |" in text
 
 
-def test_another_study_is_refused_and_more_seeds_are_added(
-    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, monkeypatch):
     folder, _, run = finished
     out, extra = folder / "out", list(TINY)
     nothing = Copies(run, fails=("grounded-seed2", "learnability-seed2"))
@@ -225,12 +221,12 @@ def test_another_study_is_refused_and_more_seeds_are_added(
 
 
 @pytest.mark.parametrize(("change", "message"), cases("studies", "file"))
-def test_study_files_that_cannot_be_used(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_study_files_that_cannot_be_used(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         toy(tmp_path, TOY.replace(*change))
 
 
-def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_same(tmp_path: Path) -> None:
+def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_same(tmp_path):
     own = cells(toy(tmp_path), tmp_path / "out", ['screen.from_run="before-{seed}"'])
     assert [cell.shares for cell in own] == [None] * 4
     assert {cell.config.screen.from_run for cell in own} == {"before-0", "before-1"}
@@ -243,7 +239,7 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     assert not (tmp_path / "bad").exists(), "refused before anything runs"
 
 
-def test_default_comparisons_are_with_hard_only() -> None:
+def test_default_comparisons_are_with_hard_only():
     study = Study.model_validate({"name": "x", "variants": {"a": {}, "b": {}}})
     results = [("a", "base"), ("a", "hard_only"), ("a", "ps"), ("b", "ps")]
     reference = ("a", "hard_only")
@@ -253,7 +249,7 @@ def test_default_comparisons_are_with_hard_only() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda p: p.stem)
-def test_built_in_studies_are_valid(path: Path) -> None:
+def test_built_in_studies_are_valid(path):
     study = read_study(find_study(f"studies/{path.stem}"))
     assert study.name == path.stem
     every = cells(study, Path("out"), [])
@@ -264,7 +260,7 @@ def test_built_in_studies_are_valid(path: Path) -> None:
         assert (variant, arm) in has, name
 
 
-def test_the_command_runs_cells_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     """A cell is the run of its config; of one that fails the last line is told and the log kept; the exit code says so."""
     sets = [*TINY, 'arms.run=["base"]', "teacher.steps=0", "screen.attempts=1", "threads=1"]
     (tmp_path / "one.toml").write_text(f'name = "one"\nseeds = [3]\nset = {json.dumps(sets)}\n[variants.a]\n')

@@ -1,7 +1,5 @@
 """What surrounds a run changes nothing in it: closed output, odd terminals, few file handles, hash seeds, secrets."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -71,14 +69,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]
     return out, done.returncode, command
 
 
-def test_nothing_is_uploaded_or_fetched(odd: tuple[Path, int, list[str]]) -> None:
+def test_nothing_is_uploaded_or_fetched(odd):
     """The odd run and its exports would have ended at the first connection, and this shows that they would."""
     assert odd[1] == 0 and (odd[0] / "hashes.json").is_file() and odd[0].with_name("runjsonl").is_dir()
     connect = f"{OFFLINE}\nimport socket\nsocket.create_connection(('192.0.2.1', 9))\n"
     assert subprocess.run([sys.executable, "-c", connect], stdout=subprocess.DEVNULL).returncode == 77
 
 
-def test_surroundings_change_no_number(odd: tuple[Path, int, list[str]], tiny_run: Path) -> None:
+def test_surroundings_change_no_number(odd, tiny_run):
     out = odd[0]
     assert without_clock(events(out)) == without_clock(events(tiny_run))
     for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/screen.jsonl"):
@@ -88,7 +86,7 @@ def test_surroundings_change_no_number(odd: tuple[Path, int, list[str]], tiny_ru
         assert weights[0] == weights[1], name
 
 
-def test_no_file_of_a_run_holds_a_secret(odd: tuple[Path, int, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_file_of_a_run_holds_a_secret(odd, capsys):
     out, _, command = odd
     assert SECRETS["MY_PASSWORD"] in " ".join(command)
     files = [path for path in out.rglob("*") if path.is_file()]

@@ -1,8 +1,6 @@
 """One outer step with students of known gains, the promotion rule against a transcription of it, and what becomes of the
 teacher's texts; the teacher never meets a hard problem."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,7 +42,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> UpdateLog:
     return found
 
 
-def test_known_gains_give_the_known_reward_and_advantages(log: UpdateLog) -> None:
+def test_known_gains_give_the_known_reward_and_advantages(log):
     loop = ScriptedLoop(settings_of(), [[[4, 6], [2, 2], [0, 1]]])
     loop.state.baseline = skills([2.0])
     (event, *more), rows = loop.step()
@@ -62,7 +60,7 @@ def test_known_gains_give_the_known_reward_and_advantages(log: UpdateLog) -> Non
     assert advantage_G_n.sum().abs() < 1e-6
 
 
-def test_the_promoted_student_is_the_one_with_the_best_validation(log: UpdateLog) -> None:
+def test_the_promoted_student_is_the_one_with_the_best_validation(log):
     """Three promotions, to students that solve 3, 6 and 2 of the 8 hard problems: the second is PS. None is seen twice."""
     skill_S_G_R = [[[3, 3]] * 3, [[6, 6]] * 3, [[2, 2]] * 3]
     loop = ScriptedLoop(settings_of("promotion.tau=-9", "reward.questions=4"), skill_S_G_R)
@@ -78,7 +76,7 @@ def test_the_promoted_student_is_the_one_with_the_best_validation(log: UpdateLog
     assert loop.validate() == []
 
 
-def test_a_failed_student_is_left_out(log: UpdateLog) -> None:
+def test_a_failed_student_is_left_out(log):
     failed = [[[True, False], [False, False], [True, True]]]
     loop = ScriptedLoop(settings_of(), [[[8, 2], [4, 0], [8, 8]]], failed)
     (event, *more), rows = loop.step()
@@ -90,7 +88,7 @@ def test_a_failed_student_is_left_out(log: UpdateLog) -> None:
     assert torch.equal(log.advantages[0], torch.zeros(3, 4))
 
 
-def test_a_student_that_diverges_only_when_measured_is_left_out(log: UpdateLog) -> None:
+def test_a_student_that_diverges_only_when_measured_is_left_out(log):
     loop = ScriptedLoop(settings_of("promotion.tau=-9"), [[[NAN, 3], [1, 1], [1, 1]]])
     (event, promotion), _ = loop.step()
     assert event["reward_G"] == [3 / 8, 1 / 8, 1 / 8]
@@ -98,7 +96,7 @@ def test_a_student_that_diverges_only_when_measured_is_left_out(log: UpdateLog) 
     assert (promotion["dataset"], promotion["repeat"]) == (0, 1)
 
 
-def test_all_failed_is_an_alarm_and_leaves_the_teacher_alone(log: UpdateLog) -> None:
+def test_all_failed_is_an_alarm_and_leaves_the_teacher_alone(log):
     failed = [np.ones((3, 2)), np.zeros((3, 2))]
     loop = ScriptedLoop(settings_of(), [[[8, 8]] * 3, [[8, 8]] * 3], failed)
     before = loop.state.teacher.digest()
@@ -112,13 +110,13 @@ def test_all_failed_is_an_alarm_and_leaves_the_teacher_alone(log: UpdateLog) -> 
     assert loop.state.window == [1.0] and len(log.advantages) == 1
 
 
-def test_reward_none_trains_no_teacher(log: UpdateLog) -> None:
+def test_reward_none_trains_no_teacher(log):
     (event,), _ = ScriptedLoop(settings_of("teacher.reward=none"), [[[1, 2], [3, 4], [5, 6]]]).step()
     assert not log.advantages and event["teacher_grad_norm"] is None
     assert event["reward_G"] == [1.5 / 8, 3.5 / 8, 5.5 / 8]
 
 
-def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> None:
+def test_promotion_copies_the_chosen_slice_and_its_questions(log):
     skill = [[[1, 2], [6, 4], [3, 3]]]
     loop = ScriptedLoop(settings_of("promotion.tau=0"), skill)
     before = loop.state.baseline.digest()
@@ -137,7 +135,7 @@ def test_promotion_copies_the_chosen_slice_and_its_questions(log: UpdateLog) -> 
     assert loop.state.baseline.digest() == digests[3]
 
 
-def test_the_window_restarts_and_the_baseline_moves(log: UpdateLog) -> None:
+def test_the_window_restarts_and_the_baseline_moves(log):
     # Gains of 1/8 a step over whatever the baseline is; a window of 2 promotes at steps 1 and 3, never at 2.
     skill = [[[gain, gain]] * 3 for gain in (1, 1, 2, 2)]
     loop = ScriptedLoop(settings_of("promotion.tau=0.05", "promotion.window=2"), skill)
@@ -149,7 +147,7 @@ def test_the_window_restarts_and_the_baseline_moves(log: UpdateLog) -> None:
     assert [row["step"] for row in loop.state.pq] == [1] * 4 + [3] * 4
 
 
-def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log: UpdateLog) -> None:
+def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log):
     config = settings_of("reward.questions=5", "promotion.window=2", "promotion.tau=0")
     loop = ScriptedLoop(config, [[[3, 3]] * 3] * 4)
     drawn, asked_baseline, before = [], [], 0
@@ -164,7 +162,7 @@ def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log: Update
     assert loop.state.student_rollouts == sum(map(len, asked_baseline)) + 3 * 6 * 5
 
 
-def test_reward_questions_are_drawn_without_replacement_from_the_training_half() -> None:
+def test_reward_questions_are_drawn_without_replacement_from_the_training_half():
     loop, draws = ScriptedLoop(settings_of("reward.questions=6"), []), []
     for loop.state.step in range(20):
         draws.append([p.id for p in loop.draw_reward_questions()])
@@ -173,7 +171,7 @@ def test_reward_questions_are_drawn_without_replacement_from_the_training_half()
     assert ScriptedLoop(settings_of("reward.questions=80"), []).draw_reward_questions() == loop.hard_train
 
 
-def test_a_question_that_cannot_be_scored_counts_neither_for_the_student_nor_for_the_baseline(log: UpdateLog) -> None:
+def test_a_question_that_cannot_be_scored_counts_neither_for_the_student_nor_for_the_baseline(log):
     loop = ScriptedLoop(settings_of(), [[[4, 4]] * 3], unscorable=["hard-6", "hard-7"])
     loop.state.baseline = skills([3.0])
     event = loop.step()[0][0]
@@ -181,7 +179,7 @@ def test_a_question_that_cannot_be_scored_counts_neither_for_the_student_nor_for
     assert event["reward_G"] == pytest.approx([1 / 6] * 3)
 
 
-def test_the_teacher_update_gets_the_step_learning_rate(log: UpdateLog) -> None:
+def test_the_teacher_update_gets_the_step_learning_rate(log):
     optimizer = ("schedule=cosine", "warmup_steps=2", "lr=0.5")
     config = settings_of("teacher.steps=4", *(f"teacher.optimizer.{key}" for key in optimizer))
     loop = ScriptedLoop(config, [[[1, 2], [3, 4], [5, 6]]] * 4)
@@ -232,7 +230,7 @@ def trials_of(rates: Rates) -> list[Trial]:
 
 @settings(max_examples=400, deadline=None)
 @given(situations())
-def test_decide_is_the_algorithm(situation: tuple[Any, ...]) -> None:
+def test_decide_is_the_algorithm(situation):
     history, rewards, rates, tau, size = situation
     decision = decide(history, rewards, trials_of(rates), tau, size)
     expected = transcription(history, rewards, rates, tau, size)
@@ -254,9 +252,7 @@ def test_decide_is_the_algorithm(situation: tuple[Any, ...]) -> None:
     ],
     ids=["at tau", "over tau", "not full", "old steps", "tie", "negative", "failed repeats", "all failed"],
 )
-def test_corners_worked_out_by_hand(
-    history: Any, rewards: Any, rates: Rates, tau: float, size: int, expected: tuple[int, int] | None, reason: str
-) -> None:
+def test_corners_worked_out_by_hand(history, rewards, rates, tau, size, expected, reason):
     decision = decide(history, rewards, trials_of(rates), tau, size)
     assert (decision.promote, decision.reason) == (expected is not None, reason)
     assert (decision.dataset, decision.repeat) == (expected or (None, None))
@@ -292,7 +288,7 @@ def writer(env: RolloutEnv, texts: Sequence[str], config: Config) -> tuple[Outer
     return OuterLoop(scripted, easy_problems(4, seed=9), config, new_state(scripted, config)), sampler
 
 
-def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env: RolloutEnv) -> None:
+def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env):
     problems = easy_problems(12)
     bad = f"no mark here {ANSWER_MARK}"
     texts = [text for problem in problems for text in (bad, teacher_text(problem))]
@@ -306,7 +302,7 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env: RolloutEn
     assert question_sets.rejected == {"empty": 12}
 
 
-def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv) -> None:
+def test_teacher_error_names_reasons_and_last_outputs(env):
     texts = [f"output {i % 10} \x1b[2J" for i in range(7)]
     loop, sampler = writer(env, texts, tiny_config("teacher.max_tries=3"))
     with pytest.raises(TeacherError) as caught:
@@ -321,7 +317,7 @@ def test_teacher_error_names_reasons_and_last_outputs(env: RolloutEnv) -> None:
     assert "problems.format" in message
 
 
-def test_a_question_without_room_for_an_answer_is_too_long(env: RolloutEnv) -> None:
+def test_a_question_without_room_for_an_answer_is_too_long(env):
     short = easy_problems(1)[0]
     room = env.backbone.context - len(env.prompt(short))
 
@@ -334,7 +330,7 @@ def test_a_question_without_room_for_an_answer_is_too_long(env: RolloutEnv) -> N
         loop(room + 1).write()
 
 
-def test_a_teacher_prompt_without_room_is_refused_before_anything_runs(env: RolloutEnv) -> None:
+def test_a_teacher_prompt_without_room_is_refused_before_anything_runs(env):
     config = tiny_config(f"teacher.sampling.max_tokens={env.backbone.context}")
     with pytest.raises(
         ConfigError, match=r"teacher\.sampling\.max_tokens = \d+: with the teacher prompt of \d+ tokens"
@@ -348,9 +344,7 @@ def found_in(prompts: Sequence[Sequence[int]], problems: Sequence[Problem], back
     return {p.id for p in problems if any("".join(p.question.split()) in text for text in texts)}
 
 
-def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(
-    env: RolloutEnv, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(env, monkeypatch):
     """Two real outer steps, the second with a leak: the teacher's prompts and training rows, and the students' prompts."""
     config, backbone, sample = tiny_config(), env.backbone, env.sampler.sample
     hard = get_world("tiny").hard_problems(12, 0)

@@ -1,7 +1,5 @@
 """One optimizer step of a stack against a plain one-model step written out here, with and without gradient checkpointing."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -94,7 +92,7 @@ def plain_steps(
         ("qwen3", "full", PLAIN.model_copy(update={"clip": 0.05, "eps": 1e-4})),
     ],
 )
-def test_steps_equal_a_plain_model_with_torch_adamw(name: str, adapter: str, config: OptimizerConfig) -> None:
+def test_steps_equal_a_plain_model_with_torch_adamw(name, adapter, config):
     backbone = backbone_of(name, adapter=adapter)
     stack = random_stack(backbone, POLICIES)
     start = stack.select(list(range(POLICIES)))
@@ -126,7 +124,7 @@ def gradient_after(
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.2])
-def test_micro_batches_of_any_size_give_the_same_gradient(kl: float) -> None:
+def test_micro_batches_of_any_size_give_the_same_gradient(kl):
     whole = gradient_after(100_000, kl)
     for tokens in (1, 45, 0):
         for name, gradient in gradient_after(tokens, kl).items():
@@ -134,7 +132,7 @@ def test_micro_batches_of_any_size_give_the_same_gradient(kl: float) -> None:
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * size)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch):
     whole, shortage = gradient_after(100_000, 0.0), torch.cuda.OutOfMemoryError("no room")  # other kinds: test_faults
     real, seen, failing = update_room.token_logprobs, [], [1, 3]
 
@@ -156,7 +154,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch: p
         gradient_after(90, 0.0)
 
 
-def test_rows_without_advantage_are_skipped() -> None:
+def test_rows_without_advantage_are_skipped():
     """Whatever they hold: the step is the same bit for bit, and equals the plain one that includes them (above)."""
     garbage = rollouts()
     skipped = (ADVANTAGE == 0).nonzero()[:, 0]
@@ -170,7 +168,7 @@ def test_rows_without_advantage_are_skipped() -> None:
     assert step(backbone, stack, with_kl).trained_rows == 12
 
 
-def test_a_step_without_signal_counts_the_same_alone_and_in_company() -> None:
+def test_a_step_without_signal_counts_the_same_alone_and_in_company():
     """Policy 0 has advantages in every second step. AdamW's bias correction must not depend on whether a neighbour has."""
     backbone = backbone_of()
     stack = random_stack(backbone, POLICIES)
@@ -190,7 +188,7 @@ def test_a_step_without_signal_counts_the_same_alone_and_in_company() -> None:
 @pytest.mark.parametrize(
     ("ill", "kl"), [("weights", 0.0), ("weights", 0.1), ("advantage", 0.1), ("huge advantage", 0.0)]
 )
-def test_a_diverged_policy_is_kept_as_it_was_and_leaves_the_others_alone(ill: str, kl: float) -> None:
+def test_a_diverged_policy_is_kept_as_it_was_and_leaves_the_others_alone(ill, kl):
     backbone = backbone_of("llama", micro_batch_tokens=60)
     config = PLAIN.model_copy(update={"kl": kl, "weight_decay": 0.1})
     runs = []
@@ -221,7 +219,7 @@ def test_a_diverged_policy_is_kept_as_it_was_and_leaves_the_others_alone(ill: st
         assert found.digest(1) != before.digest(1)
 
 
-def test_rows_that_do_not_fit_the_policies_are_an_error() -> None:
+def test_rows_that_do_not_fit_the_policies_are_an_error():
     backbone = backbone_of()
     stack = random_stack(backbone, POLICIES)
     optimizer = StackOptimizer(stack, PLAIN)
@@ -231,7 +229,7 @@ def test_rows_that_do_not_fit_the_policies_are_an_error() -> None:
         step(backbone, stack, optimizer, advantage_B=ADVANTAGE[:9])
 
 
-def test_learning_rate_schedules() -> None:
+def test_learning_rate_schedules():
     constant = OptimizerConfig(lr=2.0)
     assert [learning_rate(constant, step, 5) for step in range(5)] == [2.0] * 5
     warm = OptimizerConfig(lr=2.0, warmup_steps=4)
@@ -244,7 +242,7 @@ def test_learning_rate_schedules() -> None:
 
 
 @pytest.mark.parametrize(("name", "adapter"), [("qwen2", "lora"), ("gemma3", "lora"), ("llama", "full")])
-def test_gradient_checkpointing_gives_the_step_bit_for_bit(name: str, adapter: str) -> None:
+def test_gradient_checkpointing_gives_the_step_bit_for_bit(name, adapter):
     stacks, counts = [], []
     for again in (False, True):
         backbone, calls = backbone_of(name, adapter), list[bool]()

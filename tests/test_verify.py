@@ -1,7 +1,5 @@
 """Verifiers: what an answer is, when it equals the gold answer, and that no answer can hang, crash or fool a check."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -47,16 +45,16 @@ LONG = [
 
 
 @pytest.mark.parametrize(("style", "text", "answer"), [*map(json.loads, (HERE / "extract.jsonl").open()), *LONG])
-def test_extract(style: str, text: str, answer: str | None) -> None:
+def test_extract(style, text, answer):
     assert extract(text, style) == answer
 
 
 @pytest.mark.parametrize(("text", "value"), cases("verify", "number"))
-def test_read_number(text: str, value: str | None) -> None:
+def test_read_number(text, value):
     assert read_number(text) == (None if value is None else Fraction(value))
 
 
-def test_normalize_keeps_powers_and_indices() -> None:
+def test_normalize_keeps_powers_and_indices():
     assert normalize("x²") == normalize("x^{2}") == "x^2" != normalize("x2")
     assert normalize("√12") == r"\sqrt{12}"
     assert normalize("x₁₂") == "x_{12}"
@@ -74,13 +72,13 @@ def test_normalize_keeps_powers_and_indices() -> None:
         ("number", "42" + " 1" * 2_000, "1", "wrong"),
     ],
 )
-def test_choice_and_number(verifier: str, answer: str, gold: str, verdict: str) -> None:
+def test_choice_and_number(verifier, answer, gold, verdict):
     with VerifierPool(verifier) as pool:
         assert [found.value for found in pool.check([box(answer)], [gold])] == [verdict]
         assert not pool._live, "no process is started"
 
 
-def test_answers_are_compared_as_mathematics(pool: VerifierPool) -> None:
+def test_answers_are_compared_as_mathematics(pool):
     rows = [line.split("\t") for line in (HERE / "answers.tsv").read_text().splitlines()]
     answers, golds = [row[0] for row in rows], [row[1] for row in rows]
     assert len(rows) > 700
@@ -90,7 +88,7 @@ def test_answers_are_compared_as_mathematics(pool: VerifierPool) -> None:
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="needs the folder of cases beside SOAR_DATA")
-def test_the_verdicts_of_a_mathematician(pool: VerifierPool) -> None:
+def test_the_verdicts_of_a_mathematician(pool):
     rows, different = [json.loads(line) for line in CASES.read_text().splitlines()], []
     for name, style in (("math", "boxed"), ("number", "boxed"), ("math, --answer-style marker", "marker")):
         some = [row for row in rows if row["verifier"] == name]
@@ -100,7 +98,7 @@ def test_the_verdicts_of_a_mathematician(pool: VerifierPool) -> None:
     assert different == []
 
 
-def test_harmless_oddities_are_wrong_and_run_nothing(pool: VerifierPool) -> None:
+def test_harmless_oddities_are_wrong_and_run_nothing(pool):
     names = [name for name in HARMLESS if name not in ("nul", "template")]
     verdicts = pool.check([box(HARMLESS[name]) for name in names], ["42"] * len(names))
     assert {n: v.value for n, v in zip(names, verdicts, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
@@ -108,14 +106,14 @@ def test_harmless_oddities_are_wrong_and_run_nothing(pool: VerifierPool) -> None
     assert pool.check([box("4\x002"), box("{{6*7}}"), box("{{6*7}}")], ["42", "42", "7*7"]) == [CORRECT, CORRECT, WRONG]
 
 
-def test_bombs_are_wrong_answers_in_bounded_time(pool: VerifierPool) -> None:
+def test_bombs_are_wrong_answers_in_bounded_time(pool):
     """None of them is computed, and none takes a worker."""
     verdicts = pool.check([box(bomb) for bomb in BOMBS.values()], ["42"] * len(BOMBS))
     assert {n: v.value for n, v in zip(BOMBS, verdicts, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
     assert not pool._live, "no process is started"
 
 
-def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_function_outcomes(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setenv("MY_SECRET", "y")
     expected = {
@@ -136,7 +134,7 @@ def test_user_function_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels == [CORRECT, WRONG]
 
 
-def test_user_function_by_module_path_and_unknown_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_function_by_module_path_and_unknown_module(tmp_path, monkeypatch):
     (tmp_path / "my_grader.py").write_text(
         "def grade(completions, answer, **kw):\n    return [float(answer == ['7'])]\n"
     )
@@ -148,7 +146,7 @@ def test_user_function_by_module_path_and_unknown_module(tmp_path: Path, monkeyp
             pool.check(["x"], ["7"])
 
 
-def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
+def test_unknown_verifier_and_wrong_lengths_are_refused():
     with pytest.raises(VerifierError, match="expected one of math, number, exact, choice"):
         VerifierPool("maths")
     with pytest.raises(ValueError, match="expected boxed or marker"):
@@ -162,7 +160,7 @@ def test_unknown_verifier_and_wrong_lengths_are_refused() -> None:
         pool.check(["a", "b"], ["a", "b"], {"level": ["x"]})
 
 
-def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads() -> None:
+def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads():
     with VerifierPool(f"{FUNCTIONS}:obey", timeout_s=20, workers=2) as pool:
         for end in (lambda: [(w.process.kill(), w.process.wait()) for w in list(pool._live)], pool.close):
             assert set(pool.check(["a"] * 6, ["a"] * 6)) == {CORRECT}
@@ -172,7 +170,7 @@ def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads() -> None:
     assert verdicts == [[CORRECT, WRONG]] * 3
 
 
-def test_a_script_without_main_guard_is_told_to_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_without_main_guard_is_told_to_have_one(tmp_path, monkeypatch):
     """Before a worker loads the model that the script would train."""
     script = tmp_path / "unguarded.py"
     script.write_text(
@@ -188,14 +186,14 @@ def test_a_script_without_main_guard_is_told_to_have_one(tmp_path: Path, monkeyp
         soar.screen("no such model", "no such problems")
 
 
-def test_parsable() -> None:
+def test_parsable():
     values = dict(cases("verify", "parsable"))
     assert {text: is_parsable(text, "math") for text in values} == values
     assert [is_parsable(text, "number") for text in ("12", "twelve", "even", "1/0")] == [True, True, False, False]
     assert [is_parsable(text, "exact") for text in ("dog", " ")] == [True, False]
 
 
-def test_kinds_of_gold_answers(pool: VerifierPool) -> None:
+def test_kinds_of_gold_answers(pool):
     kinds = dict(cases("verify", "kind"))
     assert {gold: gold_kind(gold, "math") for gold in kinds} == kinds
     assert [gold_kind(gold, "number") for gold in ("1/2", "5 km", "x", "dog")] == ["value", "value", "none", "none"]
@@ -210,7 +208,7 @@ def test_kinds_of_gold_answers(pool: VerifierPool) -> None:
 
 
 @pytest.mark.skipif(not (DATA / "math_pool.jsonl").exists(), reason="needs the data folder (SOAR_DATA)")
-def test_gold_answers_of_gsm8k_and_math_grade_as_correct(pool: VerifierPool) -> None:
+def test_gold_answers_of_gsm8k_and_math_grade_as_correct(pool):
     for name in ("gsm8k_test", "math_pool"):
         golds = list(dict.fromkeys(problem.answer for problem in load_problems(str(DATA / f"{name}.jsonl"))[0]))
         verdicts = pool.check_golds(golds)

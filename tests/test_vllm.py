@@ -1,7 +1,5 @@
 """The sampler for vLLM against an engine that answers its calls with the native one; vLLM itself is in test_vllm_real.py."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -41,7 +39,7 @@ class Native(VllmSampler):
 
 
 @pytest.mark.parametrize("stop", [(), ("5 ", "a")])
-def test_greedy_rows_are_those_of_the_native_engine(stop: tuple[str, ...]) -> None:
+def test_greedy_rows_are_those_of_the_native_engine(stop):
     backbone = tiny_backbone()
     sampler = Native(backbone, 4, 128, 0.5)
     stack = random_stack(backbone, 3)
@@ -58,7 +56,7 @@ def test_greedy_rows_are_those_of_the_native_engine(stop: tuple[str, ...]) -> No
     assert len({folder for _, folder, _ in sampler.asked}) == 3
 
 
-def test_a_changed_adapter_is_loaded_anew_and_the_oldest_makes_room() -> None:
+def test_a_changed_adapter_is_loaded_anew_and_the_oldest_makes_room():
     backbone = tiny_backbone()
     sampler = Native(backbone, 2, 128, 0.5)
     stack, prompts = random_stack(backbone, 2), [some_prompts(3), some_prompts(3)]
@@ -76,14 +74,14 @@ def test_a_changed_adapter_is_loaded_anew_and_the_oldest_makes_room() -> None:
     assert not torch.equal(changed.logprob_B_T[3:], first.logprob_B_T[3:])
 
 
-def test_a_row_without_numbers_has_failed() -> None:
+def test_a_row_without_numbers_has_failed():
     rows = [Completion((5, 6), (-0.5, float("nan")), False), Completion((7,), (-0.25,), False)]
     found = rollouts_of(((1,), (1, 2)), rows, PAD)
     assert found.failed_B.tolist() == [True, False] and found.ended_B.tolist() == [True, False]
     assert found.tokens_B_T.tolist() == [[5, 6], [7, PAD]] and found.logprob_B_T.tolist() == [[-0.5, 0.0], [-0.25, 0.0]]
 
 
-def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch):
     backbone = tiny_backbone()
     for change, said in (
         ("model.adapter=full", "serves LoRA adapters; .*or set model.sampler"),
@@ -98,7 +96,7 @@ def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch: pytest.MonkeyPa
         open_vllm(backbone, tiny_config("model.adapter=lora"))
 
 
-def test_a_whole_run_goes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_goes_through_it(tmp_path, monkeypatch):
     made: list[Native] = []
     monkeypatch.setattr("soar.engine.vllm.VllmSampler", lambda *given: made.append(Native(*given)) or made[0])
     changes = (

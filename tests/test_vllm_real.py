@@ -5,10 +5,7 @@
 prints the figures of docs/results/vllm.md.
 """
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,7 +38,7 @@ def common(a: Rollouts, b: Rollouts) -> tuple[int, float]:
     return equal, gap
 
 
-def test_vllm_is_the_native_engine(tmp_path: Path) -> None:
+def test_vllm_is_the_native_engine(tmp_path):
     """Greedy tokens are equal; log-probabilities of drawn ones are the trainer's, unless its weights moved on."""
     model = tiny_model("llama", **SIZES)
     with torch.no_grad():

@@ -1,7 +1,5 @@
 """Watching a run: what is shown, on which terminal, and while the run still writes."""
 
-from __future__ import annotations
-
 import http.client
 import io
 import json
@@ -9,7 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pytest
 import run_folders
 from loop_helpers import read_jsonl
 from rich.console import Console
@@ -46,7 +43,7 @@ def lines_of(folder: Path, age: float = 3.0) -> list[str]:
     return [text.replace("\u00a0", " ") for text, _ in watch.view_lines(read_run(folder), age)]
 
 
-def test_the_view_of_a_running_run(tmp_path: Path) -> None:
+def test_the_view_of_a_running_run(tmp_path):
     folder = begin(tmp_path)
     now = {"task": "outer loop", "done": 2.0, "total": 10.0, "left": 1200.0}
     run_folders.write_json(folder / "now.json", now)
@@ -69,7 +66,7 @@ def test_the_view_of_a_running_run(tmp_path: Path) -> None:
     ]
 
 
-def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
+def test_a_paused_run_says_why_and_how_to_go_on(tmp_path):
     folder, out = begin(tmp_path), io.StringIO()
     paused = {"reason": "limits.max_hours = 8 reached", "resume": "soar run --out mine --resume"}
     run_folders.write_json(folder / "paused.json", paused)
@@ -77,7 +74,7 @@ def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
     assert f"paused: {paused['reason']}\ncontinue with: {paused['resume']}\n" in out.getvalue()
 
 
-def test_foreign_text_cannot_command_the_terminal(tmp_path: Path) -> None:
+def test_foreign_text_cannot_command_the_terminal(tmp_path):
     """Every text of a foreign folder, in the view and in the lines of a run: names of arms too."""
     folder, out = begin(tmp_path), io.StringIO()
     run_folders.write_json(folder / "manifest.json", {"name": HOSTILE, "config": {"teacher": {"steps": 3}}})
@@ -96,7 +93,7 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path: Path) -> None:
     assert not set("\x1b\x07\u202e") & set(shown)
 
 
-def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_view_on_a_terminal(tmp_path, monkeypatch):
     folder, out = begin(tmp_path), io.StringIO()
     add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
     monkeypatch.setattr(watch.time, "sleep", lambda s: run_folders.write_json(folder / "summary.json", {"arms": {}}))
@@ -105,7 +102,7 @@ def test_a_live_view_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "mine: at work" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
-def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path: Path) -> None:
+def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path):
     """One secret address, GET alone, no name that somebody points here; refreshed until the run ends."""
     folder = begin(tmp_path)
     server, address = watch.web_server(folder)
@@ -130,7 +127,7 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path: Pat
     server.shutdown()
 
 
-def test_terminals_that_know_ascii_alone(tmp_path: Path) -> None:
+def test_terminals_that_know_ascii_alone(tmp_path):
     folder, out = run_folders.write_run(tmp_path / "run", steps=6), io.TextIOWrapper(io.BytesIO(), "ascii")
     add(folder, "questions.jsonl", {"step": 6, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0})
     watch.follow(folder, Console(file=out, width=70), once=True)
@@ -140,7 +137,7 @@ def test_terminals_that_know_ascii_alone(tmp_path: Path) -> None:
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
 
 
-def test_a_finished_run_ends_with_its_headline(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_ends_with_its_headline(tiny_run, capsys):
     shown = lines_of(tiny_run)
     assert (shown[0], shown[-1]) == ("tiny: finished", wording.headline(read_run(tiny_run)).replace("\u00a0", " "))
     assert {"Base", "Hard-Only", "PS", "PQ"} <= {line.split(":")[0] for line in shown}

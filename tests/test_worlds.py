@@ -1,7 +1,5 @@
 """The embedded world: oracle, labels, the shipped model and its pretraining."""
 
-from __future__ import annotations
-
 import pretrain
 import pytest
 import torch
@@ -14,12 +12,12 @@ WORLD = worlds.get_world("tiny")
 
 
 @pytest.mark.parametrize(("question", "answer", "topic", "difficulty"), cases("worlds", "label"))
-def test_labels(question: str, answer: str | None, topic: str, difficulty: int) -> None:
+def test_labels(question, answer, topic, difficulty):
     assert (WORLD.solve(question), WORLD.topic(question)) == (answer, topic)
     assert (WORLD.well_posed(question), WORLD.difficulty(question)) == (answer is not None, difficulty)
 
 
-def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed() -> None:
+def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed():
     problems = WORLD.hard_problems(300, 5)
     assert problems == worlds.get_world("tiny-rare").hard_problems(300, 5)
     assert {p.question for p in problems} != {p.question for p in WORLD.hard_problems(300, 6)}
@@ -33,7 +31,7 @@ def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed() -> None
         WORLD.real_problems(50_000, 0)
 
 
-def test_shipped_model_loads_with_transformers() -> None:
+def test_shipped_model_loads_with_transformers():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = builtin_path("tiny")

@@ -1,7 +1,5 @@
 """User verifier functions for the tests: one that does what the completion says, and ones of a wrong shape."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

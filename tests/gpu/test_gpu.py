@@ -1,7 +1,5 @@
 """What only a GPU can show: captured graphs, the kernels on the device, bfloat16. Skipped without one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -51,7 +49,7 @@ def draw(backbone: Backbone, stack: Any, static: bool, greedy: bool = False, att
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_captured_steps_draw_the_tokens_of_the_cpu(name: str) -> None:
+def test_captured_steps_draw_the_tokens_of_the_cpu(name):
     """float32: the tokens of the growing cache on the same GPU and of a CPU, but for ties of rounding."""
     gpu, cpu = backbone_on("cuda", name), backbone_on("cpu", name)
     stack_cpu = random_stack(cpu, 2)
@@ -64,7 +62,7 @@ def test_captured_steps_draw_the_tokens_of_the_cpu(name: str) -> None:
     print(f"{name}: {sum(a == b == c for a, b, c in pairs)} of {len(pairs)} rows equal on all three ways")
 
 
-def test_neighbours_change_few_rows_in_bfloat16() -> None:
+def test_neighbours_change_few_rows_in_bfloat16():
     """How far a row depends on its batch on a GPU: counted, not hidden."""
     backbone = backbone_on("cuda", dtype=torch.bfloat16)
     stack = moved(random_stack(backbone_on("cpu"), 1))
@@ -81,7 +79,7 @@ def test_neighbours_change_few_rows_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [8, 64, 80, 128])
-def test_attention_kernel(dtype: torch.dtype, width: int) -> None:
+def test_attention_kernel(dtype, width):
     torch.manual_seed(0)
     B, H, K, S = 7, 12, 4, 300
     query = torch.randn(B, 1, H, width, device="cuda", dtype=dtype).transpose(1, 2)
@@ -101,7 +99,7 @@ def test_attention_kernel(dtype: torch.dtype, width: int) -> None:
 
 
 @pytest.mark.parametrize("policies", [1, 3])
-def test_flash_attention_of_packed_rows_is_the_padded_one(policies: int) -> None:
+def test_flash_attention_of_packed_rows_is_the_padded_one(policies):
     """Values and gradients in bfloat16, with padding behind prompts and completions, and empty completions."""
     torch.manual_seed(0)
     prompts, split = [(0, 0, 20), (0, 20, 33), (1, 0, 60), (2, 0, 60)], 60
@@ -124,7 +122,7 @@ def test_flash_attention_of_packed_rows_is_the_padded_one(policies: int) -> None
 
 
 @pytest.mark.parametrize("recomputing", [False, True])
-def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing: bool) -> None:
+def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing):
     """What is computed again in autograd's own thread goes through the same adapters."""
     rollouts, advantage_B, found = random_rollouts(12), torch.linspace(-1, 1, 12), []
     for device in ("cpu", "cuda"):

@@ -1,7 +1,5 @@
 """On a GPU: killed and resumed runs against one that was neither, and against its repetition. Skipped without one."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -55,7 +53,7 @@ def result(out: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return {"metrics": without_clock(events(out)), **{name: read_jsonl(out / name) for name in names}}, named
 
 
-def test_killed_and_resumed_runs_are_as_near_as_a_repeated_one(tmp_path: Path) -> None:
+def test_killed_and_resumed_runs_are_as_near_as_a_repeated_one(tmp_path):
     assert run(tmp_path / "straight", *SETS) == run(tmp_path / "again", *SETS) == 0
     (wanted, weights), (repeated, weights_2) = result(tmp_path / "straight"), result(tmp_path / "again")
     apart = max((weights[key] - weights_2[key]).abs().max().item() for key in weights)
