@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +34,8 @@ from soar.types import VERSION, UserError
 CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
-STILL_S = (
-    600.0  # without a result for longer, and for STILL_TIMES as long as any piece of the kind took, workers are killed
-)
-STILL_TIMES = 10
+STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many times the longest, workers are killed
+EVER_S = 1e5  # STILL_TIMES of them are what Ray's own wait takes for ever
 STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
@@ -64,33 +63,34 @@ class Worker:
 
     def __init__(self, number: int, config: Config, cwd: str, digest: str) -> None:
         self.number, self.config, self.cwd, self.digest = number, config, cwd, digest
-        self._env: RolloutEnv | None = None
+
+    @cached_property
+    def env(self) -> RolloutEnv:
+        """Raises WorkersLost for other weights."""
+        if Path(self.cwd).is_dir():
+            os.chdir(self.cwd)
+        env = open_env(self.config).__enter__()  # left with the process
+        choose_threads(env.backbone, self.config.threads)
+        if (here := env.backbone.base_digest()) != self.digest:
+            raise WorkersLost(
+                f"a worker on {platform.node()} loaded other weights than the run's process (sha256 {here[:12]} there, "
+                f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
+                "where one has a GPU and the other has none"
+            )
+        env.sampler = TokenMeter(env.sampler)
+        return env
 
     def open(self) -> tuple[int, str]:
-        """Load the model, once; (process, where it is). Raises WorkersLost for other weights."""
-        if self._env is None:
-            if Path(self.cwd).is_dir():
-                os.chdir(self.cwd)
-            env = open_env(self.config).__enter__()  # left with the process
-            choose_threads(env.backbone, self.config.threads)
-            if (here := env.backbone.base_digest()) != self.digest:
-                raise WorkersLost(
-                    f"a worker on {platform.node()} loaded other weights than the run's process (sha256 {here[:12]} there, "
-                    f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
-                    "where one has a GPU and the other has none"
-                )
-            env.sampler = TokenMeter(env.sampler)
-            self._env = env
-        return os.getpid(), f"{platform.node()} ({self._env.backbone.device.type})"
+        """Process, and where it is."""
+        return os.getpid(), f"{platform.node()} ({self.env.backbone.device.type})"
 
     def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
-        self.open()
-        meter: Any = self._env.sampler  # type: ignore[union-attr]
+        meter: Any = self.env.sampler
         meter.on_tokens = unheard
         ticks, started, before = list[None](), time.monotonic(), meter.tokens
         try:
-            value = work(self._env, lambda tokens=0: ticks.append(None), *common, *task)
+            value = work(self.env, lambda tokens=0: ticks.append(None), *common, *task)
         except RuntimeError as error:
             if is_device_lost(error):
                 os._exit(1)
@@ -181,25 +181,15 @@ class RayParallel:
         self.config, self.cluster, self.say = config, config.cluster, say
         self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
-        self.size = 0
         self.actors: list[Any] = []
         self.pids: dict[int, int] = {}  # number of a worker -> its process
         self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
-        self._env, self._threads, self._connected = env, threads, False
-        self._ray = import_ray()
+        self._env, self._threads, self._ray, self._connected = env, threads, import_ray(), False
 
     def __enter__(self) -> RayParallel:
         self._connected = connect(self._ray, self.config)
         try:
-            there = self._ray.cluster_resources()
-            room = int(there.get("CPU", 0.0))
-            room = min(room, int(there.get("GPU", 0.0) / self.gpus)) if self.gpus else room
-            self.size = self.cluster.workers or room
-            if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
-                raise ConfigError(
-                    f"cluster.workers = {self.size}: {self._asked(there)}, so {room} fit; lower it or cluster.gpus"
-                )
-            self._start(max(1, min(8, int(there.get("CPU", 1.0)) // self.size)))
+            self._start(self._ray.cluster_resources())
         except BaseException:
             self.__exit__()
             raise
@@ -217,12 +207,19 @@ class RayParallel:
         free = f"{resources.get('CPU', 0.0):g} cores and {resources.get('GPU', 0.0):g} GPUs"
         return f"a worker asks for 1 core and {self.gpus:g} GPUs, there are {free}"
 
-    def _start(self, verifiers: int) -> None:
-        """Open every worker. Raises WorkersLost when one does not answer in time."""
-        model, problems = self.config.model, self.config.problems
-        if model.device.startswith("cuda") or not self.gpus:  # whichever GPU Ray gives it
-            model = model.model_copy(update={"device": "cuda" if model.device.startswith("cuda") else "cpu"})
-        problems = problems.model_copy(update={"verify_workers": problems.verify_workers or verifiers})
+    def _start(self, there: dict[str, float]) -> None:
+        """Open every worker. Raises ConfigError and WorkersLost as the class says."""
+        cores, model, problems = int(there.get("CPU", 0.0)), self.config.model, self.config.problems
+        room = min(cores, int(there.get("GPU", 0.0) / self.gpus)) if self.gpus else cores
+        self.size = self.cluster.workers or room
+        if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
+            raise ConfigError(
+                f"cluster.workers = {self.size}: {self._asked(there)}, so {room} fit; lower it or cluster.gpus"
+            )
+        device = "cuda" if model.device.startswith("cuda") else model.device if self.gpus else "cpu"
+        model = model.model_copy(update={"device": device})  # cuda: whichever GPU Ray gives it
+        verifiers = problems.verify_workers or max(1, min(8, cores // self.size))
+        problems = problems.model_copy(update={"verify_workers": verifiers})
         config = self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
         try:
             options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": self.cluster.retries}
@@ -251,8 +248,9 @@ class RayParallel:
         try:
             yield
         except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, (UserError, MemoryError, RuntimeError)) else None
-            raise (cause or error) from None if cause else error
+            if isinstance(error.cause, (UserError, MemoryError, RuntimeError)):
+                raise error.cause from None
+            raise
         except self._ray.exceptions.RayError as error:
             raise WorkersLost(
                 f"a worker was lost and started {self.cluster.retries} times (cluster.retries), at last: "
@@ -266,22 +264,24 @@ class RayParallel:
         if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
             self._env.sampler.release()
             release_memory()
-        from ray.util import ActorPool
-
-        pool, name, shared, heard = ActorPool(self.actors), work.__name__, self._ray.put(common), time.monotonic()
-        while queue or pool.has_next():
-            while queue:  # put: adapters are too large for a message of Ray's client
-                pool.submit(
-                    lambda a, piece: a.work.remote(work, piece[0], shared, self._ray.put(piece[1])), queue.popleft()
-                )
+        ray, name, shared, loading = self._ray, work.__name__, self._ray.put(common), 0.0
+        free, busy = list(self.actors), dict[Any, Any]()
+        while queue or busy:
+            while queue and free:
+                (key, task), actor = queue.popleft(), free.pop()
+                busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
+            limit = max(STILL_S, STILL_TIMES * self._longest.get(name, EVER_S))
             with self._errors():
-                try:
-                    reply = pool.get_next_unordered(timeout=1.0)
-                except TimeoutError as error:
-                    if isinstance(error, self._ray.exceptions.RayError):  # of the work itself
-                        raise
-                    heard = self._still(name, heard)
-                    continue
+                done, _ = ray.wait(list(busy), timeout=limit + loading)
+                reply = ray.get(done[0]) if done else None
+            if reply is None:
+                self.say(f"no worker has given a result for {limit:.0f} s: they are killed and started again")
+                for actor in self.actors:
+                    ray.kill(actor, no_restart=False)
+                loading = START_S  # their next processes load the model first
+                continue
+            free.append(busy.pop(done[0]))
+            loading = 0.0
             self._longest[name] = max(self._longest.get(name, 0.0), reply.seconds)
             if reply.pid != self.pids[reply.number]:
                 self.say(f"worker {reply.number} was lost and started again; what it was doing ({name}) is done again")
@@ -291,17 +291,6 @@ class RayParallel:
             if self.meter is not None:
                 self.meter.tokens += reply.tokens
             yield reply.key, reply.value
-            heard = time.monotonic()
-
-    def _still(self, name: str, heard: float) -> float:
-        """Kill workers that have given no result for long, so that Ray starts them again; when they were heard last."""
-        limit = max(STILL_S, STILL_TIMES * self._longest.get(name, float("inf")))
-        if time.monotonic() - heard <= limit:
-            return heard
-        self.say(f"no worker has given a result for {limit:.0f} s: they are killed and started again")
-        for actor in self.actors:
-            self._ray.kill(actor, no_restart=False)
-        return time.monotonic() + START_S  # their next processes load the model first
 
 
 @contextmanager
