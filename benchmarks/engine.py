@@ -282,6 +282,9 @@ class Checker:
     def check(self, texts: list[str], golds: list[str], columns: Any = None) -> list[Verdict]:
         return [Verdict.CORRECT if reward_of_text(text) else Verdict.WRONG for text in texts]
 
+    def outcomes(self, texts: list[str], *given: Any) -> list[tuple[str, str]]:
+        return [("wrong", "") for _ in texts]
+
 
 def bare_env(name: str) -> RolloutEnv:
     """Prompts are the questions themselves."""
