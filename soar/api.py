@@ -24,7 +24,6 @@ from typing import Any, TypedDict, Unpack
 
 from soar.config import Config, ConfigError, load
 from soar.domains.candidates import candidates
-from soar.files import read_jsonl
 from soar.loop import teacher
 from soar.plan.forecast import announce
 from soar.plan.preflight import Finding, can_work, check_all, summary
@@ -42,6 +41,7 @@ from soar.types import Problem, Screening
 Model = Any  # str | Path | transformers.PreTrainedModel
 Problems = str | Path | Iterable[Problem | Mapping[str, Any]] | None  # or a pandas.DataFrame
 Verifier = str | Callable[..., Any]
+Called = tuple[Config, Progress]
 
 
 class Options(TypedDict, total=False):
@@ -76,8 +76,19 @@ class Checked(Shown):
         return [bar_chart("check", "Attempts of the student, and why they earned nothing", "", "attempts", counts)]
 
 
-class Screened(Shown, list[tuple[Problem, Screening]]):
+class Table(Shown):
+    """A result that prints as the command's table."""
+
+    table: str
+
+    def __repr__(self) -> str:
+        return self.table
+
+
+class Screened(Table, list[tuple[Problem, Screening]]):
     """Every usable problem with its counts. hard: those that are hard; table: what `soar screen` prints."""
+
+    hard: list[Problem]
 
     def charts(self) -> list[Chart]:
         tenths = Counter(min(9, int(10 * counts.pass_rate)) if counts.successes else -1 for _, counts in self)
@@ -85,18 +96,14 @@ class Screened(Shown, list[tuple[Problem, Screening]]):
         counts = {name: tenths[tenth] for tenth, name in names.items()}
         return [bar_chart("screened", "How often problems are solved", "share of the attempts", "problems", counts)]
 
-    hard: list[Problem]
-    table: str
 
-    def __repr__(self) -> str:
-        return self.table
-
-
-class Evaluations(Shown, dict[str, dict[str, Any]]):
+class Evaluations(Table, dict[str, dict[str, Any]]):
     """Policy -> `pass_at` and `interval_95` by k as text ("1"), `correct` attempts of each problem, and more.
 
     problems: what was asked, in the order of `correct`; table: what `soar eval` prints.
     """
+
+    problems: list[Problem]
 
     def charts(self) -> list[Chart]:
         curves = []
@@ -105,12 +112,6 @@ class Evaluations(Shown, dict[str, dict[str, Any]]):
             curves.append(Series(name, [*map(int, one["pass_at"])], [*one["pass_at"].values()], low, high, style))
         ks = sorted({int(k) for one in self.values() for k in one["pass_at"]})
         return [Chart("pass-at-k", "pass@k", "attempts per problem (k)", "problems solved", curves, True, ks)]
-
-    problems: list[Problem]
-    table: str
-
-    def __repr__(self) -> str:
-        return self.table
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,7 +144,7 @@ def verifier_name(verifier: Verifier, folder: Path) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
     A function typed in a notebook is written into `folder`, with what it uses of the notebook. Raises ConfigError for one
-    that cannot be found by name (a lambda, a method) or written down.
+    that has no name there (a lambda, a method) or cannot be written down.
     """
     if isinstance(verifier, str):
         return verifier
@@ -192,16 +193,13 @@ def _row(row: Any) -> dict[str, Any]:
     if isinstance(row, Problem):
         return {**row.extra, "id": row.id, "question": row.question, "answer": row.answer}
     if not isinstance(row, Mapping):
-        raise ConfigError(
-            f"problems: found a row {row!r:.60}, expected a dict with question and answer, or a soar.Problem"
-        )
+        wanted = "expected a dict with question and answer, or a soar.Problem"
+        raise ConfigError(f"problems: found a row {row!r:.60}, {wanted}")
     return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
 
 
 @contextmanager
-def _call(
-    model: Model, problems: Problems, given: Options, beside: Path | None = None
-) -> Iterator[tuple[Config, Progress]]:
+def _call(model: Model, problems: Problems, given: Options, beside: Path | None = None) -> Iterator[Called]:
     """The config of a call. What is in memory is written to files while it is needed, or for good as `beside`.NAME."""
     refuse_in_worker()
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
@@ -217,14 +215,12 @@ def _call(
             rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
             plain: Any = lambda value: value.tolist() if hasattr(value, "tolist") else str(value)  # noqa: E731
             lines = [json.dumps(_row(row), ensure_ascii=False, default=plain) + "\n" for row in rows]
-            problems = place("problems.jsonl")
-            problems.write_text("".join(lines), encoding="utf-8")
+            (problems := place("problems.jsonl")).write_text("".join(lines), encoding="utf-8")
         if model is not None and not isinstance(model, str | Path):
             if tokenizer is None or hasattr(model, "peft_config"):
-                found = "with adapters: expected merged weights (model.merge_and_unload())"
-                raise ConfigError(
-                    f"model: a loaded {type(model).__name__} {'without tokenizer=' if tokenizer is None else found}"
-                )
+                with_adapters = "with adapters: expected merged weights (model.merge_and_unload())"
+                why = "without tokenizer=" if tokenizer is None else with_adapters
+                raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
             for part in (model, tokenizer):
                 part.save_pretrained(place("model"))
             model = place("model")
@@ -261,16 +257,11 @@ def screen(
     """
     beside = None if out is None else Path(out)
     with _call(model, problems, options, beside) as (config, progress), tempfile.TemporaryDirectory() as scratch:
-        path = beside or Path(scratch) / "screen"
         progress.now(f"loading {config.model.path}")
-        table = screen_folder(config, path, resume, ["soar.screen"], progress)
-        by_id = {problem.id: problem for problem in candidates(config).problems}
-        lines, _ = read_jsonl(path / "hard" / "screen.jsonl")
-        rows = {row["id"]: row for row in lines if "id" in row}  # the last line of an id counts
-        most = config.screen.max_successes
+        table, rows = screen_folder(config, beside or Path(scratch) / "screen", resume, ["soar.screen"], progress)
     if not rows:
         raise ConfigError("no problem can be used, so there is nothing to screen; the lines `left out` above say why")
-    screened = Screened((by_id[i], Screening(r["successes"], r["attempts"], r["truncated"])) for i, r in rows.items())
+    screened, most = Screened(rows), config.screen.max_successes
     screened.hard, screened.table = [p for p, count in screened if count.successes <= most], "\n".join(table)
     return screened
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from soar.types import UserError
 
@@ -248,9 +249,7 @@ class BackendConfig(Section):
     kind: Literal["native", "tinker", "files"] = "native"  # files: as `soar student --emit` sets it
     service: Literal["tinker", "skyrl"] = "tinker"  # Thinking Machines', or SkyRL's own server (its JAX engine)
     base_url: str = ""  # of a server of your own; "": Thinking Machines'
-    model: str = (
-        ""  # base model by the service's name; "": model.path, of which only tokenizer and config are read here
-    )
+    model: str = ""  # base model by the service's name; "": model.path, whose tokenizer and config alone are read here
     clients: int = Field(8, ge=2)  # training clients alive at once: the teacher's, the others train students
     timeout_s: float = Field(600.0, gt=0)  # a request without an answer for so long ends the run, which can be resumed
 
@@ -298,35 +297,22 @@ class Config(Section):
         problems, ks = self.problems, self.evaluate.ks
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
         plain_name = self.name not in ("", ".", "..") and self.name.isprintable() and not set(self.name) & set("/\\")
-        for fits, message in (
-            (
-                plain_name,
-                f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
-                "a run is put elsewhere by --out",
-            ),
-            (
-                max(ks) <= self.evaluate.attempts,
-                f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "
-                "evaluate.attempts or drop the larger k",
-            ),
-            (
-                not trained or self.teacher.steps or self.arms.steps or self.arms.tokens,
-                "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; set "
-                f"arms.steps or arms.tokens for the arm {trained[0] if trained else ''}",
-            ),
-            (
-                "hard_only_128" not in trained
-                or (128 % self.student.attempts == 0 and self.arm_prompts * self.student.attempts % 128 == 0),
-                "the arm hard_only_128 makes groups of 128 from prompts of student.attempts: expected attempts that "
-                "divide 128 and arms.prompts_per_step (or student.prompts_per_step) * student.attempts a multiple of 128, "
-                f"found {self.arm_prompts} * {self.student.attempts}",
-            ),
-            (
-                problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained),
-                f"arms.run: {', '.join(sorted(ORACLE_ARMS))} need an exact oracle for questions, but problems.source = "
-                f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out",
-            ),
-        ):
+        budget = not trained or self.teacher.steps or self.arms.steps or self.arms.tokens
+        oracle = problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained)
+        in_128 = 128 % self.student.attempts == 0 and self.arm_prompts * self.student.attempts % 128 == 0
+        for message, fits in {
+            f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
+            "a run is put elsewhere by --out": plain_name,
+            f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "
+            "evaluate.attempts or drop the larger k": max(ks) <= self.evaluate.attempts,
+            "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; set "
+            f"arms.steps or arms.tokens for the arm {trained[0] if trained else ''}": budget,
+            "the arm hard_only_128 makes groups of 128 from prompts of student.attempts: expected attempts that "
+            "divide 128 and arms.prompts_per_step (or student.prompts_per_step) * student.attempts a multiple of 128, "
+            f"found {self.arm_prompts} * {self.student.attempts}": in_128 or "hard_only_128" not in trained,
+            f"arms.run: {', '.join(sorted(ORACLE_ARMS))} need an exact oracle for questions, but problems.source = "
+            f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out": oracle,
+        }.items():
             if not fits:
                 raise ValueError(message)
         return self
@@ -346,20 +332,16 @@ class Config(Section):
         return self.model_dump(mode="json")
 
 
-def _explain(error: ValidationError, where: str) -> ConfigError:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(whole config)"
-        if item["type"] == "extra_forbidden":
-            keys = [*flat(Config().resolved()), *Config.model_fields]
-            same_end = [other for other in keys if other.endswith(f".{item['loc'][-1]}")]
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8) or same_end[:4]
-            hint = f"did you mean {' or '.join(near)}?" if near else "docs/config.md lists all keys"
-            lines.append(f"{where}: unknown key {key!r}; {hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {key} = {item['input']!r}: {message}" if item["loc"] else f"{where}: {message}")
-    return ConfigError("\n".join(lines))
+def _explain(item: ErrorDetails, where: str) -> str:
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] != "extra_forbidden":
+        given = f"{key} = {item['input']!r}: " if key else ""
+        return f"{where}: {given}{item['msg'].removeprefix('Value error, ')}"
+    keys = [*flat(Config().resolved()), *Config.model_fields]
+    same_end = [other for other in keys if other.endswith(f".{item['loc'][-1]}")]
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8) or same_end[:4]
+    hint = f"did you mean {' or '.join(near)}?" if near else "docs/config.md lists all keys"
+    return f"{where}: unknown key {key!r}; {hint}"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -371,10 +353,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`a.b=value` -> {"a": {"b": value}}. The value is read as TOML where possible, else as text.
-
-    Raises ConfigError when there is no `=` or the key is empty.
-    """
+    """`a.b=value` -> {"a": {"b": value}}: the value as TOML where possible, else as text. Raises ConfigError."""
     key, equals, raw = text.partition("=")
     for value in (raw, json.dumps(raw.strip(), ensure_ascii=False)):
         with suppress(tomllib.TOMLDecodeError):
@@ -383,10 +362,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def find_recipe(recipe: str) -> Path:
-    """Path of a recipe: a TOML file, a built-in name, or a run folder, whose manifest holds its config.
-
-    Raises ConfigError with the built-in names.
-    """
+    """Path of a recipe: TOML file, built-in name, or run folder, whose manifest holds its config. Raises ConfigError."""
     for path in (Path(recipe) / "manifest.json", Path(recipe), RECIPES / f"{recipe}.toml"):
         if path.is_file():
             return path
@@ -416,10 +392,9 @@ def refuse_code(path: Path, config: object) -> None:
 
 
 def load(recipe: str | None = None, overrides: list[str] | None = None, model_named: bool = False) -> Config:
-    """Config from a recipe (None: built-in `tiny`) and `--set` overrides.
+    """Config from a recipe (None: built-in `tiny`) and `--set` overrides. model_named: one of them has to say which model.
 
-    model_named: one of them has to say which model. Raises ConfigError naming file or override, key, what was found and
-    what is expected.
+    Raises ConfigError naming file or override, key, what was found and what is expected.
     """
     path = find_recipe(recipe or "tiny")
     try:
@@ -447,13 +422,12 @@ def override(config: Config, overrides: list[str]) -> Config:
 def build(data: dict[str, Any], where: str = "config") -> Config:
     """Validate a plain dict into a Config; a key that is not in it has the default of its place. Raises ConfigError.
 
-    A section may have other defaults in one place than in another (`teacher.optimizer`, `student.optimizer`), so the
-    defaults are those of a whole Config, not those of the section's class.
+    Defaults are those of a whole Config: a section's may differ by place (`teacher.optimizer`, `student.optimizer`).
     """
     try:
         return Config.model_validate(_merge(Config().resolved(), data) if isinstance(data, dict) else data)
     except ValidationError as error:
-        raise _explain(error, where) from error
+        raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
 
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,19 +58,24 @@ def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
     """
     secrets = {text for name, text in environment.items() if SECRET_NAME.search(name) and len(text) >= SHORTEST}
 
-    def scrubbed(value: Any) -> Any:
-        if isinstance(value, str):
-            for secret in sorted(secrets, key=len, reverse=True):
-                value = value.replace(secret, HIDDEN)
-            for form in (GIVEN, URL_END):
-                value = form.sub(rf"\1{HIDDEN}", value)
-            return BY_FORM.sub(HIDDEN, value)
-        if isinstance(value, dict):
-            return {key: scrubbed(item) for key, item in value.items()}
-        return [scrubbed(item) for item in value] if isinstance(value, list | tuple) else value
+    def scrubbed(leaf: Any) -> Any:
+        if not isinstance(leaf, str):
+            return leaf
+        for secret in sorted(secrets, key=len, reverse=True):
+            leaf = leaf.replace(secret, HIDDEN)
+        for form in (GIVEN, URL_END):
+            leaf = form.sub(rf"\1{HIDDEN}", leaf)
+        return BY_FORM.sub(HIDDEN, leaf)
 
-    result: T = scrubbed(value)
+    result: T = _each_leaf(value, scrubbed)
     return result
+
+
+def _each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with everything in it changed that is no list, tuple or dict; a tuple becomes a list."""
+    if isinstance(value, dict):
+        return {key: _each_leaf(item, change) for key, item in value.items()}
+    return [_each_leaf(item, change) for item in value] if isinstance(value, list | tuple) else change(value)
 
 
 IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP})
@@ -157,12 +162,6 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json_bytes(value, indent=2))
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace a file by JSON lines; nothing is written for no rows. Raises ValueError for NaN and infinity."""
-    if rows:
-        write_atomic(path, b"".join(map(json_bytes, rows)))
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Replace a file by safetensors on the CPU."""
     from safetensors.torch import save
@@ -172,11 +171,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def finite(value: Any) -> Any:
     """The value with every NaN and infinity replaced by None: JSON has neither."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return _each_leaf(value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
 
 
 def read_object(path: Path) -> tuple[Row, list[str]]:
@@ -230,7 +225,7 @@ def clipped(text: str, head: int, tail: int) -> str:
     return text if left_out <= 0 else f"{text[:head]} [... {left_out:,} characters ...] {text[len(text) - tail :]}"
 
 
-JOINERS = {"\u200c", "\u200d"}  # needed by Persian and by emoji, and harmless
+SHOWN = {"\n", "\t", "\u200c", "\u200d"}  # the joiners are needed by Persian and by emoji, and harmless
 
 
 def visible(text: str) -> str:
@@ -243,8 +238,5 @@ def visible(text: str) -> str:
         return text
     hidden = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
     return "".join(
-        f"\u27e8U+{ord(c):04X}\u27e9"
-        if c not in "\n\t" and c not in JOINERS and unicodedata.category(c) in hidden
-        else c
-        for c in text
+        f"\u27e8U+{ord(c):04X}\u27e9" if c not in SHOWN and unicodedata.category(c) in hidden else c for c in text
     )

@@ -62,13 +62,13 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
     watch(pipeline.OuterLoop, "step", "loop")
     watch(pipeline, "count_correct", "evaluate")
     watch(screening, "screen_call", "screen")
-    real_arms = pipeline.train_arms
+    real_arms = pipeline.arms.train_arms
 
     def arms(*args: Any) -> Any:
         watch(student, "update", "arms")
         return real_arms(*args)
 
-    monkeypatch.setattr(pipeline, "train_arms", arms)
+    monkeypatch.setattr(pipeline.arms, "train_arms", arms)
 
 
 @pytest.fixture(autouse=True)

@@ -101,7 +101,7 @@ def screen(
         progress.now(f"loading torch and {config.model.path}, to screen {config.problems.source}")
         from soar.run.screen import screen_folder
 
-        lines = screen_folder(config, out, resume, context.obj, progress, stop)
+        lines, _ = screen_folder(config, out, resume, context.obj, progress, stop)
     print("\n".join(lines))
     hard = out / "hard.jsonl"
     print(f"evidence: {out / 'hard' / 'screen.jsonl'}")

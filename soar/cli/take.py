@@ -47,12 +47,11 @@ def export(
       soar export runs/mine --format verl --with-hard --out questions-verl
       soar export runs/mine --format peft --policy pq --out my-adapter --push me/my-adapter
     """
-    files = (
-        export_adapter(run, out, policy) if form == "peft" else export_questions(run, out, form, questions, with_hard)
-    )
+    peft = form == "peft"
+    files = export_adapter(run, out, policy) if peft else export_questions(run, out, form, questions, with_hard)
     print("\n".join(map(str, files)))
     if push is not None:
-        print(f"pushed: {push_folder(out, push, 'model' if form == 'peft' else 'dataset')}")
+        print(f"pushed: {push_folder(out, push, 'model' if peft else 'dataset')}")
 
 
 def eval_(
@@ -156,13 +155,8 @@ def student_config(
     key = FROM.get("pq" if arm.startswith("pq") else arm)
     if bool(key) != bool(place):
         raise ConfigError(f"--train {train!r}: expected {f'{arm}:PATH' if key else arm}")
-    values: dict[str, Any] = {
-        "teacher__steps": 0,
-        "arms__pq_steps": 0,
-        "arms__steps": steps,
-        "arms__run": ["base", arm],
-    }
-    values |= {key: place} if key else {}
+    values: dict[str, Any] = {"teacher__steps": 0, "arms__pq_steps": 0, "arms__steps": steps}
+    values |= {"arms__run": ["base", arm], **({key: place} if key else {})}
     if recipe is None and str(key).endswith("_from") and (Path(place) / "manifest.json").is_file():
         recipe, values["screen__from_run"] = place, common.screening(place)
     return common.config_of(recipe, model, problems, common.overrides(overrides, None, **values))

@@ -134,14 +134,10 @@ class Rates(NamedTuple):
 
 
 MEASURED = "benchmarks/results/h200-default.json and h200-attention.json"
+MEASURED_HALF = "docs/performance.md and train-0.5b of benchmarks/results/h200-update.json"
 TABLE = (  # 1.5b: the mathematics page's screening, and its 18,000 generated tokens a second of sampling and update together
     Rates(134.5e6, 388_839, 203_744, f"NVIDIA H200, decode-135m and train-135m of {MEASURED}"),
-    Rates(
-        494e6,
-        240_000,
-        176_596,
-        "NVIDIA H200, docs/performance.md and train-0.5b of benchmarks/results/h200-update.json",
-    ),
+    Rates(494e6, 240_000, 176_596, f"NVIDIA H200, {MEASURED_HALF}"),
     Rates(1.544e9, 52_000, 35_800, "NVIDIA H200, real runs of 1.5b: docs/results/maths.md"),
     Rates(3.213e9, 40_572, 32_966, f"NVIDIA H200, decode-3b and train-3b of {MEASURED}"),
     Rates(167_872, 33_000, 1e6, "two CPU cores, the demo", 0.5),
@@ -169,15 +165,11 @@ class Forecast(NamedTuple):
 
     def lines(self) -> list[str]:
         """The forecast as a table, with what it rests on."""
-        page = [
-            "forecast",
-            f"  {'':18s} {'rollouts':>14s} {'tokens sampled':>16s} {'tokens trained':>16s} {'hours':>11s}",
-        ]
+        row = "  {:18s} {:>14s} {:>16s} {:>16s} {:>11s}".format
+        page = ["forecast", row("", "rollouts", "tokens sampled", "tokens trained", "hours")]
         for work in self.works:
             time = "-" if self.rates is None else f"{self.rates.seconds(work) / 3600:,.2f}"
-            page.append(
-                f"  {work.name:18s} {work.rollouts:14,.0f} {work.sampled:16,.0f} {work.trained:16,.0f} {time:>11s}"
-            )
+            page.append(row(work.name, *(f"{n:,.0f}" for n in (work.rollouts, work.sampled, work.trained)), time))
         page.append(f"  in all: {self.total_line().strip()}, in one process on one device")
         if self.rates is not None:
             decode, train = f"{self.rates.decode:,.0f} tokens/s sampled", f"{self.rates.train:,.0f} trained"
@@ -217,8 +209,5 @@ def memory_lines(config: Config) -> list[str]:
     """Memory on the device with its arithmetic; a word for a model whose size cannot be told."""
     if (size := size_of(config.model)) is None:
         return ["memory: unknown, the model is not in the local cache and its name tells no size"]
-    return [
-        "memory per device",
-        *memory_of(config, size, PROMPT)[1],
-        "  adapters, their moments and activations on top",
-    ]
+    arithmetic = memory_of(config, size, PROMPT)[1]
+    return ["memory per device", *arithmetic, "  adapters, their moments and activations on top"]

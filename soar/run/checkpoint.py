@@ -1,8 +1,8 @@
 """Checkpoints in a folder of their own, the last two kept, and the state of a run on its way into one and back.
 
-A checkpoint is written into a temporary folder, every file is on disk before the folder gets its number, and the rename
-puts it in force; so a crash at any moment leaves a whole one in force. Checksums are verified on loading, and the one
-before is used when the newest is damaged. JSON and safetensors only; nothing is pickled.
+Every file is on disk before the temporary folder gets its number, and that rename puts the checkpoint in force; so a crash
+at any moment leaves a whole one. Checksums are verified on loading, and the one before is used when the newest is damaged.
+JSON and safetensors only; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soar.files import read_object, sha256_of, sync, write_json, write_tensors
+from soar.files import Row, read_object, sha256_of, sync, write_json, write_tensors
 from soar.types import UserError
 
 if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders wit
     from soar.loop.teacher import LoopState
 
 CHECKSUMS, STATE, TENSORS = "checksums.json", "state.json", "tensors.safetensors"
+FROM_COPY, OTHER_VERSION = "from a copy, or start a new run", "resume with the version that began the run"
 
 
 class CheckpointError(UserError):
@@ -47,11 +48,11 @@ class Checkpoint:
     beside: dict[str, Any] = field(default_factory=dict)
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> Row:
     """The JSON object in a file. Raises CheckpointError when there is none."""
     value, notes = read_object(path)
     if notes:
-        raise CheckpointError(f"{path.parent}/{notes[0]}; restore it from a copy, or start a new run")
+        raise CheckpointError(f"{path.parent}/{notes[0]}; restore it {FROM_COPY}")
     return value
 
 
@@ -72,9 +73,8 @@ class CheckpointStore:
         temporary.mkdir()
         try:
             write_tensors(temporary / TENSORS, checkpoint.tensors)
-            write_json(
-                temporary / STATE, {"stage": checkpoint.stage, "beside": checkpoint.beside, "data": checkpoint.data}
-            )
+            state = {"stage": checkpoint.stage, "beside": checkpoint.beside, "data": checkpoint.data}
+            write_json(temporary / STATE, state)
             write_json(temporary / CHECKSUMS, {name: sha256_of(temporary / name) for name in (STATE, TENSORS)})
             os.replace(temporary, final)
             sync(self.folder)
@@ -105,20 +105,17 @@ class CheckpointStore:
                 say(f"{line}. Going on from the checkpoint before, {folder}")
             self._in_force = folder
             return checkpoint
-        if damage:
-            raise CheckpointError(
-                f"{damage[0]}. No other checkpoint is left; restore the file from a copy, or start a new run"
-            )
-        return None
+        if not damage:
+            return None
+        raise CheckpointError(f"{damage[0]}. No other checkpoint is left; restore the file {FROM_COPY}")
 
 
 def _read(folder: Path) -> Checkpoint:
     from safetensors.torch import load
 
-    try:
-        checksums = read_document(folder / CHECKSUMS)
-    except CheckpointError as error:
-        raise Damaged(f"{folder / CHECKSUMS} is damaged: {error}".split(";")[0]) from error
+    checksums, notes = read_object(folder / CHECKSUMS)
+    if notes:
+        raise Damaged(f"{folder / CHECKSUMS} is damaged: {folder}/{notes[0]}".split(";")[0])
     for name in (STATE, TENSORS):
         if not (folder / name).is_file() or sha256_of(folder / name) != checksums.get(name):
             raise Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")
@@ -133,8 +130,8 @@ STAGES = ("loop", "arms", "evaluate", "done")
 class Pending:
     """A promotion on hold. promotion: its event; rows: its questions; the rest is the baseline that a refusal restores."""
 
-    promotion: dict[str, Any]
-    rows: list[dict[str, Any]]
+    promotion: Row
+    rows: list[Row]
     baseline: AdapterStack
     pass_rates: dict[str, float | None]
 
@@ -165,8 +162,7 @@ def adapters_of(state: RunState) -> dict[str, AdapterStack]:
 
 
 def names_of(kind: Any) -> list[str]:
-    """Fields of a dataclass, caches left out."""
-    return [field.name for field in fields(kind) if not field.name.startswith("_")]
+    return [field.name for field in fields(kind) if not field.name.startswith("_")]  # those are caches
 
 
 def to_checkpoint(state: RunState) -> Checkpoint:
@@ -211,5 +207,5 @@ def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) 
         return RunState(**data)
     except (LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"the checkpoint is not of this version of soar ({error!r:.200}); resume with the version that began the run"
+            f"the checkpoint is not of this version of soar ({error!r:.200}); {OTHER_VERSION}"
         ) from error

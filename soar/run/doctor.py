@@ -15,10 +15,8 @@ from soar.files import read_jsonl, read_object, sha256_of, write_json
 from soar.report.runs import HASHES, ReportError, summary_of
 from soar.run.folder import files_of
 
-BLIND = (
-    f"not found by this: changes of somebody who wrote {HASHES}, checkpoints and events again to fit; keep a copy of "
-    f"{HASHES} elsewhere, and compare"
-)
+_ADVICE = f"keep a copy of {HASHES} elsewhere, and compare"
+BLIND = f"not found by this: changes of somebody who wrote {HASHES}, checkpoints and events again to fit; {_ADVICE}"
 ALWAYS = ("manifest.json", "metrics.jsonl", "hard/train.jsonl", "hard/test.jsonl", "summary.json")  # of a finished run
 ONCE = {"screen": "event", "outer_step": "step", "promotion": "step", "evaluation": "arm"}  # what tells events apart
 
@@ -35,9 +33,8 @@ def examine(folder: Path) -> list[Check]:
     """The checks of a run folder, or of every run in a study folder. Raises ReportError when there is none."""
     runs = sorted(path.parent for path in folder.rglob("manifest.json"))
     if not runs:
-        raise ReportError(
-            f"{folder}: no run folder: it has no manifest.json; give the folder that a `soar` command wrote"
-        )
+        why = "no run folder: it has no manifest.json"
+        raise ReportError(f"{folder}: {why}; give the folder that a `soar` command wrote")
     checks = []
     for run in runs:
         name = "" if run == folder else f"{run.relative_to(folder)}: "
@@ -99,8 +96,7 @@ def _summary(run: Path, events: list[dict[str, Any]], config: Any) -> Check:
         complaints.append(f"the events of metrics.jsonl give no summary: {error!r}")
         wanted = summary
     for name in sorted((set(summary) | set(wanted)) - {"wall_seconds"}):
-        if summary.get(name) != wanted.get(name):
-            complaints.append(
-                f"summary.json: {name} is {summary.get(name)!r:.200}, recomputed {wanted.get(name)!r:.200}"
-            )
+        recorded, recomputed = summary.get(name), wanted.get(name)
+        if recorded != recomputed:
+            complaints.append(f"summary.json: {name} is {recorded!r:.200}, recomputed {recomputed!r:.200}")
     return ("summary.json from metrics.jsonl", complaints)

@@ -1,8 +1,7 @@
 """The run folder: the one place that writes lines and checkpoints of a run; promotions on hold. Needs no torch.
 
 A contract that other tools read; docs/run_folder.md has the fields. JSONL files only grow, and a resumed run cuts off what
-came after its checkpoint. With promotion.review the run saves itself and ends at every promotion; `soar review` takes the
-decision, and the resumed run does what it says.
+came after its checkpoint. With promotion.review a run ends at every promotion, for `soar review` to decide.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from filelock import FileLock, Timeout
 
 from soar import files
 from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
+from soar.files import Row
 from soar.report.runs import REVIEW_FILE as FILE
-from soar.run.checkpoint import Checkpoint, CheckpointStore, Damaged, read_document
+from soar.run.checkpoint import FROM_COPY, OTHER_VERSION, Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
 SCHEMA = 4
@@ -62,10 +62,8 @@ def recorded_config(path: Path) -> Config:
     config = _recorded(read_document(path / "manifest.json"), path)
     refuse_code(path, config.resolved())
     if files.HIDDEN in json.dumps(config.resolved()):
-        raise RunFolderError(
-            f"{path}/manifest.json holds a secret only as {files.HIDDEN}; give the recipe and the overrides that the run was "
-            "begun with"
-        )
+        begun = "give the recipe and the overrides that the run was begun with"
+        raise RunFolderError(f"{path}/manifest.json holds a secret only as {files.HIDDEN}; {begun}")
     return config
 
 
@@ -75,36 +73,30 @@ def files_of(folder: Path) -> list[str]:
     return [name for name in names if name not in REWRITTEN and name.split("/")[0] not in UNTOUCHED]
 
 
-def _recorded(manifest: dict[str, Any], path: Path) -> Config:
+def _recorded(manifest: Row, path: Path) -> Config:
     """A key that the recording version did not have yet counts with its default."""
     schema, hashes = manifest.get("schema"), manifest.get("hashes")
     if schema != SCHEMA:
-        raise RunFolderError(
-            f"{path}/manifest.json is of schema {schema!r}, this version resumes {SCHEMA}; resume with the version that "
-            "began the run"
-        )
+        both = f"is of schema {schema!r}, this version resumes {SCHEMA}"
+        raise RunFolderError(f"{path}/manifest.json {both}; {OTHER_VERSION}")
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise RunFolderError(
-            f"{path}/manifest.json is damaged: hashes is no object of texts; restore it from a copy, or start a new run"
-        )
+        raise RunFolderError(f"{path}/manifest.json is damaged: hashes is no object of texts; restore it {FROM_COPY}")
     try:
         return build(manifest.get("config", {}), f"{path}/manifest.json")
     except ConfigError as error:
-        raise RunFolderError(f"{error}; resume with the version that began the run") from error
+        raise RunFolderError(f"{error}; {OTHER_VERSION}") from error
 
 
 def _no_run(path: Path) -> RunFolderError:
     """Why nothing in a folder without a manifest can be resumed, and what to do."""
     if not (path / "state").is_dir() and not (path / "metrics.jsonl").is_file():
         return RunFolderError(f"{path} holds no run to resume (no manifest.json); leave out --resume to start one")
-    return RunFolderError(
-        f"{path}/manifest.json is {files.no_file(path / 'manifest.json')}, though other files of a run are there; restore "
-        "it from a copy, or start a new run with another --out"
-    )
+    why = f"{files.no_file(path / 'manifest.json')}, though other files of a run are there"
+    return RunFolderError(f"{path}/manifest.json is {why}; restore it {FROM_COPY} with another --out")
 
 
-class RunFolder:
-    """An open run folder, held by one process (use as a context manager). A new one has its manifest with `note_hashes`.
+class RunFolder(AbstractContextManager["RunFolder"]):
+    """An open run folder, held by one process. A new one has its manifest with `note_hashes`.
 
     notes: what a person should be told about the folder. Raises RunFolderError when the folder holds a run and `resume`
     is False, when another process holds it, when there is nothing to resume, or when the config differs from the
@@ -113,7 +105,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config, command: list[str], resume: bool = False) -> None:
         self.path = path
-        self.on_events: Callable[[list[dict[str, Any]]], None] | None = None  # gets what goes to TOLD
+        self.on_events: Callable[[list[Row]], None] | None = None  # gets what goes to TOLD
         self.notes: list[str] = []
         self._checkpoints = CheckpointStore(path / "state")
         self._lock = FileLock(str(path / ".lock"))
@@ -123,66 +115,47 @@ class RunFolder:
         others = path.exists() and not all(NOBODYS.fullmatch(entry.name) for entry in path.iterdir())
         exists = others and (path / "manifest.json").is_file()
         if not resume and others:
-            raise RunFolderError(
-                f"{path} is not empty; give --resume to continue the run in it, or another --out"
-                if exists
-                else f"{path} is not empty and holds no run; give another --out"
-            )
+            advice = "; give --resume to continue the run in it, or" if exists else " and holds no run; give"
+            raise RunFolderError(f"{path} is not empty{advice} another --out")
         # A run that ended before it had an event leaves a folder that is nobody's: resuming it begins it.
         if resume and not exists and (others or not path.exists()):
             raise _no_run(path)
         with files.storage_errors(path, "Choose another --out, or permit writing there"):
             path.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            try:  # the lock is the system's own (flock), so that of a process that died is free
+                self._lock.acquire(timeout=0)
+            except (Timeout, NotImplementedError) as error:
+                busy = isinstance(error, Timeout)
+                why = "in use by another process; wait for it" if busy else f"on a disk without locks: {error};"
+                raise RunFolderError(f"{path} is {why} or choose another --out") from None
+            self._remember(".lock")
+            about = {"name": config.name, "seed": config.seed, "command": command, "config": config.resolved()}
             try:
-                self.manifest = self._continue(config) if exists else self._begin(config, command)
+                self.manifest: Row = {"schema": SCHEMA, **files.scrub(about), "versions": versions(), "hashes": {}}
+                self.manifest = self._continue(config) if exists else self.manifest
             except BaseException:
                 self._lock.release()
                 raise
 
-    def _acquire(self) -> None:
-        """The lock is the system's own (flock), so that of a process that died is free."""
-        try:
-            self._lock.acquire(timeout=0)
-        except (Timeout, NotImplementedError) as error:
-            why = (
-                "in use by another process; wait for it"
-                if isinstance(error, Timeout)
-                else f"on a disk without locks: {error};"
-            )
-            raise RunFolderError(f"{self.path} is {why} or choose another --out") from None
-        self._remember(".lock")
-
-    def __enter__(self) -> RunFolder:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def _begin(self, config: Config, command: list[str]) -> dict[str, Any]:
-        about = {"name": config.name, "seed": config.seed, "command": command, "config": config.resolved()}
-        return {"schema": SCHEMA, **files.scrub(about), "versions": versions(), "hashes": {}}
-
-    def _continue(self, config: Config) -> dict[str, Any]:
-        manifest: dict[str, Any] = read_document(self.path / "manifest.json")
+    def _continue(self, config: Config) -> Row:
+        manifest = read_document(self.path / "manifest.json")
         for name in (*STREAMS, EVIDENCE):
-            if (why := files.no_file(self.path / name)) is not None and why != "missing":
+            if (why := files.no_file(self.path / name)) not in (None, "missing"):
                 raise RunFolderError(f"{self.path / name} is {why}; restore it from a copy")
         changed = difference(_recorded(manifest, self.path).resolved(), files.scrub(config.resolved()))
         refused = [line for line in changed if line.split(":", 1)[0] not in HARMLESS]
         if refused:
-            raise RunFolderError(
-                f"{self.path} was begun with another config; these keys decide results and cannot change on --resume:\n  "
-                + "\n  ".join(refused)
-            )
+            keys = "\n  ".join(["these keys decide results and cannot change on --resume:", *refused])
+            raise RunFolderError(f"{self.path} was begun with another config; {keys}")
         self.notes += [f"changed on resume: {line}" for line in changed]
         before, now = manifest.get("versions"), versions()
         before = before if isinstance(before, dict) else {}
         if other := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
-            self.notes.append(
-                f"begun with other versions ({', '.join(other)}): what follows may differ in rounding from what would have "
-                "followed"
-            )
+            effect = "what follows may differ in rounding from what would have followed"
+            self.notes.append(f"begun with other versions ({', '.join(other)}): {effect}")
         for old in self.path.rglob(".*.tmp"):
             if old.is_file():
                 old.unlink()  # what a killed process was writing
@@ -243,11 +216,10 @@ class RunFolder:
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what is in `notes`, once: damage that was passed over, what changed on resume."""
-        notes, self.notes = self.notes, []
-        for line in notes:
-            say(line)
+        while self.notes:
+            say(self.notes.pop(0))
 
-    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def append(self, name: str, rows: list[Row]) -> None:
         """Add lines to a JSONL file of the folder. Raises files.StorageError; RunFolderError when the folder was changed."""
         self.note_hashes()
         with self._writing(name) as path:
@@ -259,35 +231,30 @@ class RunFolder:
         if name in TOLD and self.on_events is not None:
             self.on_events(rows)
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
+    def rows(self, name: str, sound: Callable[[Row, int], bool] = lambda row, number: True) -> list[Row]:
         """All lines of a JSONL file ([] when it is absent); a half-written last line is cut off the file.
 
-        At a damaged line the screening is cut and made again; in any other file it raises RunFolderError.
+        At a damaged line (or where `sound` says no to an object and its line number) the screening is cut and made again;
+        in any other file it raises RunFolderError.
         """
         self.check()
-        path = self.path / name
-        if not path.is_file():
-            return []
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        rows: list[dict[str, Any]] = []
-        start = 0
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+        path, size, rows = self.path / name, 0, list[Row]()
+        content = path.read_bytes() if path.is_file() else b""
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
-                if not isinstance(row := json.loads(line), dict):
+                if not isinstance(row := json.loads(line), dict) or not sound(row, number):
                     raise ValueError(f"it holds {type(row).__name__}, expected an object")
             except (ValueError, RecursionError) as error:
                 if name in STREAMS:
                     raise RunFolderError(
-                        f"{path}:{number} is damaged: {error}; restore the line from a copy, or start a new run"
+                        f"{path}:{number} is damaged: {error}; restore the line {FROM_COPY}"
                     ) from error
                 self.notes.append(f"{path}:{number} is damaged: what follows is made again")
-                whole = start
                 break
             rows.append(row)
-            start += len(line) + 1
-        if whole < len(content):
-            self.cut(name, whole)
+            size += len(line) + 1
+        if size < len(content):
+            self.cut(name, size)
         return rows
 
     def cut(self, name: str, size: int = 0) -> None:
@@ -311,14 +278,14 @@ class RunFolder:
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
 
         A damaged one is passed over with a line in `notes`. Raises CheckpointError when none is left, RunFolderError when
-        there is none though there was one, or when the manifest holds another config.
+        there is none though there was one, or the manifest holds another config.
         """
         checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
         rows = [row for name in STREAMS for row in files.read_jsonl(self.path / name)[0]]
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
             raise RunFolderError(
                 f"{self.path}/state holds no checkpoint, but the run was past its first: resuming would begin anew and "
-                "drop what is recorded; restore state/ from a copy, or start a new run with another --out"
+                f"drop what is recorded; restore state/ {FROM_COPY} with another --out"
             )
         beside = checkpoint.beside if checkpoint else {"lines": {}, "config": self.manifest["config"]}
         if changed := difference(beside["config"], self.manifest["config"]):
@@ -331,24 +298,19 @@ class RunFolder:
                 self.cut(name, beside["lines"].get(name, [0])[0])
         return checkpoint
 
-    def _start(self, name: str, size: int = -1) -> list[Any]:
+    def _start(self, name: str, size: int | None = None) -> list[Any]:
         """[bytes, sha256] of the first `size` bytes of a file, or of all."""
-        content = b""
-        if (self.path / name).is_file():
-            with open(self.path / name, "rb") as file:
-                content = file.read(size)
+        content = (self.path / name).read_bytes()[:size] if (self.path / name).is_file() else b""
         return [len(content), hashlib.sha256(content).hexdigest()]
 
     def _check_lines(self, checkpoint: Checkpoint) -> None:
         for name, (size, sha256) in checkpoint.beside["lines"].items():
             if self._start(name, size) != [size, sha256]:
-                raise Damaged(
-                    f"{self.path / name}: the {size} bytes that it had at the checkpoint have another checksum: lines are "
-                    "lost or were changed"
-                )
+                changed = f"the {size} bytes that it had at the checkpoint have another checksum"
+                raise Damaged(f"{self.path / name}: {changed}: lines are lost or were changed")
 
 
-def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, str | None] | None:
+def ask(folder: Path, promotion: Row, rows: list[Row]) -> tuple[str, str | None] | None:
     """Put a promotion up for review, unless it is up already; (decision, by) on it, None while there is none."""
     review, _ = files.read_object(folder / FILE)
     if review.get("promotion") != promotion or review.get("questions") != rows:
@@ -358,20 +320,20 @@ def ask(folder: Path, promotion: dict[str, Any], rows: list[dict[str, Any]]) -> 
     return (decision, by if by is None else str(by)) if decision in (ACCEPTED, REJECTED) else None
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> Row:
     """The promotion that is up for review. Raises RunFolderError."""
     review, notes = files.read_object(folder / FILE)
     rows = review.get("questions")
     if isinstance(review.get("promotion"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
         return review
     if not (folder / FILE).is_file():
-        raise RunFolderError(
-            f"{folder} has no promotion to review (no {FILE}); only runs with promotion.review = true ask"
-        )
-    raise RunFolderError(
-        f"{folder / FILE} is damaged: {(notes or ['it holds no promotion'])[0]}; delete it, and the run will write it again "
-        "when it is resumed"
+        which = "only runs with promotion.review = true ask"
+        raise RunFolderError(f"{folder} has no promotion to review (no {FILE}); {which}")
+    why, advice = (
+        (notes or ["it holds no promotion"])[0],
+        "delete it, and the run will write it again when it is resumed",
     )
+    raise RunFolderError(f"{folder / FILE} is damaged: {why}; {advice}")
 
 
 def decide(folder: Path, decision: str, by: str) -> None:
@@ -379,7 +341,7 @@ def decide(folder: Path, decision: str, by: str) -> None:
     files.write_json(folder / FILE, files.finite({**read(folder), "decision": decision, "by": by}))
 
 
-def lines(review: dict[str, Any]) -> list[str]:
+def lines(review: Row) -> list[str]:
     """What a person needs to decide, as lines for a terminal; text of the model has its control characters escaped."""
 
     def text(value: object) -> str:

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -17,19 +17,8 @@ from soar.backends.base import local
 from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, concat
-from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_json, write_lines
-from soar.loop.arms import (
-    Material,
-    NothingLeft,
-    arm_events,
-    arm_plan,
-    arm_steps,
-    read_pq,
-    read_teacher,
-    train_arms,
-    training_questions,
-    write_hints,
-)
+from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
+from soar.loop import arms
 from soar.loop.evaluate import count_correct, summarize
 from soar.loop.parallel import HELD_OUT_BLOCK
 from soar.loop.rollout import RolloutEnv
@@ -55,7 +44,7 @@ from soar.run.ray import RayParallel, check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
 from soar.run.setup import choose_threads, labelled, open_env, save_adapter
 from soar.run.sinks import Loggers, check_installed
-from soar.types import Problem, Screening, UserError
+from soar.types import Problem, UserError
 
 
 class NothingToDo(UserError):
@@ -66,6 +55,7 @@ class StudentsFailed(UserError):
     """Every student of an outer step produced NaN or inf."""
 
 
+@dataclass
 class Run:
     """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
 
@@ -73,28 +63,21 @@ class Run:
     teacher_reward: what a dataset earns the teacher, see `OuterLoop`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        env: RolloutEnv,
-        progress: Progress,
-        stop: StopRequest | None = None,
-        parallel: RayParallel | None = None,
-        teacher_reward: TeacherReward | None = None,
-    ) -> None:
-        self.parallel, self.teacher_reward = parallel, teacher_reward
-        self.config, self.folder, self.env, self.progress = config, folder, env, progress
-        self.stop = stop or StopRequest()
-        self._began = self._counted = time.monotonic()
-        self.threads = choose_threads(env.backbone, config.threads)
-        self.hard_train: list[Problem] = []
-        self.hard_test: list[Problem] = []
-        self.screened: list[tuple[Problem, Screening]] = []
-        self.state = RunState("loop", new_state(env, config))
-        self.meter = TokenMeter(env.sampler)  # takes its place after the screening
+    config: Config
+    folder: RunFolder
+    env: RolloutEnv
+    progress: Progress
+    stop: StopRequest
+    parallel: RayParallel | None
+    teacher_reward: TeacherReward | None
 
-    def execute(self) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        self._began = self._counted = time.monotonic()
+        self.threads = choose_threads(self.env.backbone, self.config.threads)
+        self.state = RunState("loop", new_state(self.env, self.config))
+        self.meter = TokenMeter(self.env.sampler)  # takes its place after the screening
+
+    def execute(self) -> Row:
         """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
         checkpoint = self.folder.load()
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
@@ -137,9 +120,8 @@ class Run:
 
     def pause(self, reason: str) -> None:
         """Leave word of why the run is not finished, and the report so far."""
-        stage, step = self.state.stage, self.state.loop.step
-        command = self._resume_command()
-        write_json(self.folder.path / PAUSE_FILE, {"reason": reason, "stage": stage, "step": step, "resume": command})
+        where = {"stage": self.state.stage, "step": self.state.loop.step, "resume": self._resume_command()}
+        write_json(self.folder.path / PAUSE_FILE, {"reason": reason, **where})
         report_at_the_end(self.folder.path, self.progress.insist)
 
     def _count_seconds(self, phase: str) -> None:
@@ -168,9 +150,8 @@ class Run:
             found.write(self.folder.path / "hard" / f"{name}.jsonl", half)
         if first:
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
-        self.progress.say(
-            f"{of_all} candidates are hard: {rule}; {len(self.hard_train)} to train, {len(self.hard_test)} held out"
-        )
+        of_halves = f"{len(self.hard_train)} to train, {len(self.hard_test)} held out"
+        self.progress.say(f"{of_all} candidates are hard: {rule}; {of_halves}")
 
     def _loop(self) -> None:
         config, state = self.config, self.state.loop
@@ -181,9 +162,8 @@ class Run:
         ):
             advance(state.step)
             kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
-            loop = kind(
-                self.env, self.hard_train, config, state, self.threads, inner.set, self.parallel, self.teacher_reward
-            )
+            how = (self.threads, inner.set, self.parallel, self.teacher_reward)
+            loop = kind(self.env, self.hard_train, config, state, *how)
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             self.folder.append("metrics.jsonl", loop.validate())
             while loop_end(config, state.step, state.promotions) is None:
@@ -192,9 +172,8 @@ class Run:
                 except TeacherError as error:  # of a first step: the prompts do not fit the model; later: a result
                     if not state.step:
                         raise
-                    self.folder.append(
-                        "metrics.jsonl", [alarm(TEACHER_SILENT, f"the loop ends here: {error}", state.step)]
-                    )
+                    silent = alarm(TEACHER_SILENT, f"the loop ends here: {error}", state.step)
+                    self.folder.append("metrics.jsonl", [silent])
                     self.progress.say(f"outer step {state.step}: the loop ends, the arms follow. {error}")
                     break
                 advance(1)
@@ -202,7 +181,7 @@ class Run:
                 self._safe_point()
                 self.folder.append("metrics.jsonl", loop.validate())
 
-    def _outer_step(self, loop: OuterLoop, before: list[dict[str, Any]]) -> dict[str, Any]:
+    def _outer_step(self, loop: OuterLoop, before: list[Row]) -> Row:
         """One step, its lines in the files, and a checkpoint; returns its outer_step event."""
         state = self.state.loop
         baseline, pass_rates, known = state.baseline, state.pass_rates, len(state.pq)
@@ -242,11 +221,10 @@ class Run:
                 break
         self.folder.append("rollouts.jsonl", rows)
 
-    def _enter(self, promotion: dict[str, Any], rows: list[dict[str, Any]], decision: str, by: str | None) -> None:
-        """A promotion that stands, or one that a person refused, into the files."""
-        if decision != review.REJECTED:
-            self.folder.append("metrics.jsonl", [{**promotion, "decision": decision, "by": by}])
-            self.folder.append("pq.jsonl", rows)
+    def _enter(self, promotion: Row, rows: list[Row], decision: str, by: str | None) -> None:
+        """A promotion that stands into the files."""
+        self.folder.append("metrics.jsonl", [{**promotion, "decision": decision, "by": by}])
+        self.folder.append("pq.jsonl", rows)
 
     def _settle(self) -> None:
         """Do what a person decided on the promotion on hold; raises Stopped while there is no decision."""
@@ -266,7 +244,8 @@ class Run:
             loop.baseline, loop.pass_rates = pending.baseline, pending.pass_rates
             loop.promotions -= 1
             del loop.pq[len(loop.pq) - len(pending.rows) :]
-        self._enter(promotion, pending.rows, decision, by)
+        else:
+            self._enter(promotion, pending.rows, decision, by)
         self.folder.append("metrics.jsonl", [{"event": "review", "step": step, "decision": decision, "by": by}])
         self.state.pending = None
         self._save()
@@ -286,7 +265,7 @@ class Run:
             before = self.meter.tokens
             try:
                 plan = self._plan(arm, material, before)
-            except (TeacherError, NothingLeft) as error:
+            except (TeacherError, arms.NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
                 row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": str(error)}
                 self.folder.append("metrics.jsonl", [row])
@@ -303,16 +282,12 @@ class Run:
         states = dict.fromkeys(plans, TrainState(0, self._fresh()))
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
 
-        def stopping() -> bool:
-            return self.stop.reason is not None
-
         with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
             advance(sum(training.step for training in states.values()))
-            for moved in train_arms(
-                self.env, plans, states, config, self.threads, stopping, lambda: advance(1), self.parallel
-            ):
+            how = (self.threads, lambda: self.stop.reason is not None, lambda: advance(1), self.parallel)
+            for moved in arms.train_arms(self.env, plans, states, config, *how):
                 for arm, now in moved.items():
-                    self.folder.append("metrics.jsonl", arm_events(arm, plans[arm], now))
+                    self.folder.append("metrics.jsonl", arms.arm_events(arm, plans[arm], now))
                     self._keep([now.kept], by=arm)
                     if plans[arm].finished(now):
                         state.arms[arm], state.arm_rollouts[arm] = now.stack, now.rollouts
@@ -326,31 +301,31 @@ class Run:
                     self._evaluate(state.arms)  # workers would be amid the other arms
                 self._safe_point()
 
-    def _plan(self, arm: str, material: Material, before: int) -> Plan | None:
+    def _plan(self, arm: str, material: arms.Material, before: int) -> Plan | None:
         """What an arm trains on, written down in its folder; None where there is nothing (said already).
 
         before: tokens sampled in the run before the arm's questions were made.
         """
         config = self.config
-        questions = training_questions(arm, self.env, config, material)
+        questions = arms.training_questions(arm, self.env, config, material)
         if arm not in HARD_ARMS and not questions:
             return None
-        hints = write_hints(self.env, self.hard_train, config) if arm == "hinted" else {}
+        hints = arms.write_hints(self.env, self.hard_train, config) if arm == "hinted" else {}
         if arm == "hinted" and not hints:
-            raise NothingLeft("no hint fits in the model's context beside problem and completion")
+            raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
         rows = labelled(config, [{"question": p.question, "answer": p.answer} for p in questions])
-        rows += [
-            {"question": p.question, "answer": p.answer, "hint": hints[p.id]} for p in self.hard_train if p.id in hints
-        ]
-        write_lines(self.folder.path / "arms" / arm / "questions.jsonl", rows)
-        left = config.arms.tokens - self._search_tokens(arm) - (self.meter.tokens - before)
-        if config.arms.tokens and left <= 0:
-            raise NothingLeft(
-                f"its search and preparation took all of arms.tokens = {config.arms.tokens}; raise it or lower teacher.steps"
+        hinted = [p for p in self.hard_train if p.id in hints]
+        rows += [{"question": p.question, "answer": p.answer, "hint": hints[p.id]} for p in hinted]
+        if rows:
+            write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
+        budget = config.arms.tokens
+        left = budget - self._search_tokens(arm) - (self.meter.tokens - before)
+        if budget and left <= 0:
+            raise arms.NothingLeft(
+                f"its search and preparation took all of arms.tokens = {budget}; raise it or lower teacher.steps"
             )
-        steps = arm_steps(arm, config, self.state.loop.student_rollouts)
-        tokens = left if config.arms.tokens else 0
-        return arm_plan(arm, config, self.hard_train, questions, steps, hints, tokens)
+        steps = arms.arm_steps(arm, config, self.state.loop.student_rollouts)
+        return arms.arm_plan(arm, config, self.hard_train, questions, steps, hints, left if budget else 0)
 
     def _search_tokens(self, arm: str) -> int:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""
@@ -364,27 +339,26 @@ class Run:
 
     def _curve(self, moved: dict[str, TrainState]) -> None:
         """pass@k of arms on their way, where evaluate.every is due: one `curve` event each."""
-        every = self.config.evaluate.every
+        every, tokens = self.config.evaluate.every, self.state.arm_tokens
         due = {arm: now for arm, now in moved.items() if every and now.step % every == 0}
         rows = self._held_out({arm: now.stack for arm, now in due.items()}, lambda count: None)
-        tokens = {arm: sum(self.state.arm_tokens[arm].values()) for arm in due}
-        head = [
-            {"event": "curve", "arm": arm, "step": now.step, "total_tokens": tokens[arm]} for arm, now in due.items()
+        curves = [
+            {"event": "curve", "arm": arm, "step": now.step, "total_tokens": sum(tokens[arm].values()), **row}
+            for (arm, now), row in zip(due.items(), rows, strict=True)
         ]
-        self.folder.append("metrics.jsonl", [{**first, **row} for first, row in zip(head, rows, strict=True)])
+        self.folder.append("metrics.jsonl", curves)
 
-    def _material(self) -> Material:
+    def _material(self) -> arms.Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
-        arms, loop = self.config.arms, self.state.loop
-        rows, teacher = loop.pq, loop.teacher
-        if arms.pq_from:
-            rows = read_pq(Path(arms.pq_from))
+        config, rows, teacher = self.config.arms, self.state.loop.pq, self.state.loop.teacher
+        if config.pq_from:
+            rows = arms.read_pq(Path(config.pq_from))
             self.folder.note_hashes(pq_from=digest([[row["question"], row["answer"]] for row in rows]))
-        if arms.teacher_from:
-            teacher = read_teacher(self.env.backbone, Path(arms.teacher_from))
+        if config.teacher_from:
+            teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
-        return Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
+        return arms.Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
 
     def _fresh(self) -> AdapterStack:
         """The adapter that every student starts from: the base model itself."""
@@ -412,7 +386,7 @@ class Run:
             self.progress.say(f"held out, {held_out(read_arm(event['arm'], event))}")
         self._save()
 
-    def _held_out(self, policies: dict[str, AdapterStack], advance: Callable[[int], None]) -> list[dict[str, Any]]:
+    def _held_out(self, policies: dict[str, AdapterStack], advance: Callable[[int], None]) -> list[Row]:
         """pass@k of every policy on the held-out half, with its counts and the tokens that measuring it took."""
         if not policies:
             return []
@@ -422,14 +396,10 @@ class Run:
             self.env, concat(list(policies.values())), self.hard_test, config.attempts, seed, sampling, self.threads,
             HELD_OUT_BLOCK, lambda part, counts: advance(len(part)), self.parallel,
         ).tolist()  # fmt: skip
+        summaries = [summarize(correct_H, config.attempts, config, seed) for correct_H in correct_P_H]
         return [
-            {
-                **summarize(correct_H, config.attempts, config, seed),
-                "attempts": config.attempts,
-                "evaluation_tokens": sum(tokens_H),
-                "correct": correct_H,
-            }
-            for correct_H, tokens_H in zip(correct_P_H, tokens_P_H, strict=True)
+            {**summary, "attempts": config.attempts, "evaluation_tokens": sum(tokens_H), "correct": correct_H}
+            for summary, tokens_H, correct_H in zip(summaries, tokens_P_H, correct_P_H, strict=True)
         ]
 
     def _save(self, then: str = "") -> None:
@@ -447,7 +417,7 @@ def execute(
     progress: Progress,
     stop: StopRequest | None = None,
     teacher_reward: TeacherReward | None = None,
-) -> dict[str, Any]:
+) -> Row:
     """Run `config` in the folder `out`; returns the summary.
 
     Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
@@ -462,7 +432,7 @@ def execute(
         open_parallel(config, env, progress.say) as parallel,
     ):
         progress.file = out / NOW_FILE  # not before the folder is this run's
-        run = Run(config, folder, env, progress, stop, parallel, teacher_reward)
+        run = Run(config, folder, env, progress, stop or StopRequest(), parallel, teacher_reward)
         try:
             with saved_run(resume_command(out)), storage_errors(out, ADVICE):
                 return run.execute()

@@ -62,11 +62,8 @@ class Progress:
         self._pace = 0.0  # seconds of the latest task of the plan, for one that was expected
         self._began = self._said = self._noted = time.monotonic()
         self._over, self._lock = threading.Event(), threading.RLock()
-        name, done, left = (
-            TextColumn("{task.description}{task.fields[run]}"),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
+        name = TextColumn("{task.description}{task.fields[run]}")
+        done, left = MofNCompleteColumn(), TimeRemainingColumn()
         wide = (name, BarColumn(28), done, TextColumn("took"), TimeElapsedColumn(), TextColumn("left"), left)
         self.bars = Bars(
             *(wide if self.console.width >= NARROW else (name, done, left)),

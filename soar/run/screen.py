@@ -1,8 +1,8 @@
 """fail@K screening: which problems does the base model never solve, and what would plain RL see on them?
 
 Attempts are made in waves over all problems: a few at each, then more. Attempt n at a problem draws from (seed, problem
-id, n) alone, so the counts depend on nothing else, and the attempts of a problem that is never solved are the same with and
-without early stopping. A stop is heard in the middle of a wave; the calls that were done are kept.
+id, n) alone, so the attempts of a problem that is never solved are the same with and without early stopping. A stop is
+heard in the middle of a wave; the calls that were done are kept.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from soar import seeds
 from soar.config import Config, ConfigError
 from soar.domains.candidates import candidates
-from soar.engine.policy import Backbone
 from soar.engine.rollouts import unheard
 from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
@@ -41,24 +40,22 @@ LEFT_OUT = {
     "ungradable": "whose gold answer cannot be graded",
     "text_golds": "whose gold answer can only be compared as text (screen.text_golds = true keeps them)",
 }
-BUCKETS = ((0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
+BUCKETS = ((0.0, "0"), (0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
 FEW_SOLVABLE = 32  # candidates that are solved now and then, under which they are no training set
 FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as good as without one
 
 
-def screen_event(found: Mapping[str, Screening], config: Config) -> dict[str, Any]:
+def screen_event(found: Mapping[str, Screening], config: Config) -> Row:
     """The `screen` event: counts, histogram of success rates, and what a plain RL group would see (None where nothing was
     attempted, and where attempts ended early: rates of problems that were left at their first success are too high)."""
     rows = list(found.values())
-    histogram = dict.fromkeys(["0", *(name for _, name in BUCKETS)], 0)
-    group = config.student.attempts
-    attempts = sum(row.attempts for row in rows)
+    histogram = dict.fromkeys(dict(BUCKETS).values(), 0)
+    group, attempts = config.student.attempts, sum(row.attempts for row in rows)
     shares: dict[str, float | None] = dict.fromkeys(SHARES)
     if attempts:
         shares["truncated_share"] = sum(row.truncated for row in rows) / attempts
         for row in rows:
-            label = next(name for limit, name in BUCKETS if row.pass_rate <= limit)
-            histogram[label if row.successes else "0"] += 1
+            histogram[next(name for limit, name in BUCKETS if row.pass_rate <= limit)] += 1
     if attempts and not any(row.attempts < config.screen.attempts for row in rows):
         wrong = sum((1 - row.pass_rate) ** group for row in rows) / len(rows)
         right = sum(row.pass_rate**group for row in rows) / len(rows)
@@ -113,30 +110,28 @@ def what_fits(rate: float, config: Config, easier: int = 0) -> str:
     )
 
 
-def left_out_before(event: dict[str, Any]) -> str:
+def left_out_before(event: Row) -> str:
     """How many candidates were left out before screening, and why; "" for none."""
     return ", ".join(f"{event[key]} {text}" for key, text in LEFT_OUT.items() if event.get(key))
 
 
-def table_lines(event: dict[str, Any], config: Config) -> list[str]:
+def table_lines(event: Row, config: Config) -> list[str]:
     """The `screen` event for a person: counts, what plain RL with groups of student.attempts would see, what to do next."""
     total, hard, attempts, most = event["candidates"], event["hard"], event["attempts"], config.screen.max_successes
     group, tokens = config.student.attempts, config.student.sampling.max_tokens
     settings = f"temperature {config.screen.temperature}, at most {tokens} tokens"
     lines = [f"{total} problems, {'up to ' * config.screen.early_stop}{attempts} attempts each ({settings})"]
     if event["pass_rate"] is not None:
-        lines += [
-            f"  correct: {label:10s} {count:8,d}  {count / total:6.1%}" for label, count in event["histogram"].items()
-        ]
+        counts = event["histogram"].items()
+        lines += [f"  correct: {label:10s} {count:8,d}  {count / total:6.1%}" for label, count in counts]
     lines.append(f"hard: {hard} problems (at most {most} of {attempts} attempts correct)")
     if event["truncated_share"] is not None:
         lines.append(f"attempts that hit the token budget: {event['truncated_share']:.1%}")
     lines += [f"left out before: {left_out}"] if (left_out := left_out_before(event)) else []
     if (mixed := event["frac_mixed"]) is not None:
         wrong, right = event["frac_all_wrong"], event["frac_all_right"]
-        lines.append(
-            f"groups of {group} attempts: {wrong:.1%} all wrong, {right:.1%} all right, {mixed:.1%} with a learning signal"
-        )
+        shares = f"{wrong:.1%} all wrong, {right:.1%} all right, {mixed:.1%} with a learning signal"
+        lines.append(f"groups of {group} attempts: {shares}")
         if mixed < FEW_MIXED:
             what = "all wrong" if wrong >= right else "all right, the problems are solved"
             lines.append(f"no learning signal: nearly every group is {what}. Plain RL stalls.")
@@ -145,15 +140,11 @@ def table_lines(event: dict[str, Any], config: Config) -> list[str]:
         lines.append(f"rate at the hard set: {rate:.2%}, from the problems solved at most {most + 1} times")
         lines.append(what_fits(rate, config, total - hard))
     elif hard:  # no success in n attempts: the rate is under 3 / n with 95 %
-        bound = planned * 3 / (hard * attempts)
-        lines.append(
-            f"expected in the planned budget: at most {bound:,.0f} correct of {planned:,} attempts of plain RL"
-        )
+        bound = f"{planned * 3 / (hard * attempts):,.0f} correct of {planned:,} attempts of plain RL"
+        lines.append(f"expected in the planned budget: at most {bound}")
     if (event["truncated_share"] or 0.0) > 0.5:
-        lines.append(
-            "a problem may be hard only because the answer comes too late: raise student.sampling.max_tokens (now "
-            f"{tokens}) and screen again"
-        )
+        advice = f"raise student.sampling.max_tokens (now {tokens}) and screen again"
+        lines.append(f"a problem may be hard only because the answer comes too late: {advice}")
     if hard < 4:
         lines.append(f"a run needs 4 hard problems: give harder ones, or --set screen.max_successes={most + 1}")
     return lines
@@ -169,15 +160,15 @@ FREE = ("seed", "model", "revision")  # may differ in a screening that is used a
 FREE_OF_HARD = (*FREE, "max_successes", "early_stop")
 
 
-def evidence_key(config: Config, backbone: Backbone, fmt: Any, model_hash: str) -> dict[str, Any]:
+def evidence_key(config: Config, env: RolloutEnv) -> Row:
     """What must be equal for evidence to be added to."""
     sampling, domain = config.student.sampling, domain_of(config.problems)
     return {
         "model": config.model.path,
         "revision": config.model.revision,
-        "model_sha256": model_hash,
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "prompt": fmt.fingerprint(),
+        "model_sha256": env.backbone.base_digest(),
+        "dtype": str(env.backbone.dtype).removeprefix("torch."),
+        "prompt": env.fmt.fingerprint(),
         "verifier": domain.label,
         **({"domain": domain.fingerprint()} if domain.own else {}),
         "attempts": config.screen.attempts,
@@ -227,7 +218,7 @@ def screen(
     problems: list[Problem],
     config: Config,
     folder: RunFolder,
-    evidence: dict[str, Any],
+    evidence: Row,
     threads: int,
     on_attempts: Callable[[int, int], None],
     parallel: Parallel | None = None,
@@ -238,7 +229,13 @@ def screen(
     another run may have another seed, which the rest is then drawn with too; rows made in another way raise DataError.
     on_attempts(done, total): in the middle of a call too, from any thread; it may raise. Returns problem id -> Screening.
     """
-    counts, config = _kept(folder, config, evidence)
+    if not (kept := folder.rows(SCREEN_FILE, partial(_sound, config.screen.attempts))):
+        folder.append(SCREEN_FILE, kept := [{"evidence": evidence}])
+    recorded, wanted = kept[0]["evidence"], {key: value for key, value in evidence.items() if key not in FREE}
+    check_evidence(recorded, wanted, f"{folder.path}/{SCREEN_FILE}")
+    config = config.model_copy(update={"seed": recorded.get("seed", config.seed)})
+    counts: dict[str, Screening] = defaultdict(lambda: Screening(0, 0))
+    counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in kept[1:]}
     attempts, done, total, drawn = config.screen.attempts, 0, 0, 0
     most = config.screen.max_successes if config.screen.early_stop else attempts
 
@@ -280,28 +277,9 @@ def _cut(problems: list[Problem], each: int, env: RolloutEnv, parallel: Parallel
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 
-def _kept(folder: RunFolder, config: Config, evidence: Row) -> tuple[dict[str, Screening], Config]:
-    """What hard/screen.jsonl holds, begun if need be, and the config with the seed that the rest is drawn with."""
-    if not (rows := folder.rows(SCREEN_FILE)):
-        rows = [{"evidence": evidence}]
-        folder.append(SCREEN_FILE, rows)
-    for number, row in enumerate(rows):
-        if not _sound(row, config.screen.attempts, header=not number):
-            folder.notes.append(f"{folder.path}/{SCREEN_FILE}:{number + 1} is damaged: what follows is made again")
-            rows = rows[:number] or [{"evidence": evidence}]
-            folder.cut(SCREEN_FILE)
-            folder.append(SCREEN_FILE, rows)
-            break
-    wanted, recorded = {key: value for key, value in evidence.items() if key not in FREE}, rows[0]["evidence"]
-    counts: dict[str, Screening] = defaultdict(lambda: Screening(0, 0))
-    counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in rows[1:]}
-    check_evidence(recorded, wanted, f"{folder.path}/{SCREEN_FILE}")
-    return counts, config.model_copy(update={"seed": recorded.get("seed", config.seed)})
-
-
-def _sound(row: Row, attempts: int, header: bool) -> bool:
+def _sound(attempts: int, row: Row, number: int) -> bool:
     """Whether a line says how it was screened (the first), or what came of a problem."""
-    if header:
+    if number == 1:
         return isinstance(row.get("evidence"), dict) and type(row["evidence"].get("seed", 0)) is int
     successes, truncated, made = counts = [row.get(key, "") for key in ("successes", "truncated", "attempts")]
     whole = isinstance(row.get("id"), str) and all(type(count) is int for count in counts)
@@ -331,8 +309,8 @@ class HardSet:
 
     problems: list[Problem]
     screened: list[tuple[Problem, Screening]]
-    evidence: dict[str, Any]
-    event: dict[str, Any]
+    evidence: Row
+    event: Row
 
     def write(self, path: Path, problems: list[Problem], columns: bool = False) -> None:
         """Some of the problems as a file, with their counts and its evidence."""
@@ -356,11 +334,11 @@ def find_hard(
     Raises ConfigError, DataError, and RunFolderError when model, problems or prompts changed since the folder was begun.
     """
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
-    model_hash = env.backbone.base_digest()
-    dtype = str(env.backbone.dtype).removeprefix("torch.")  # before the model's: it tells why that one changed
-    domain = domain_of(config.problems)
-    own = {"domain": hashlib.sha256(domain.fingerprint().encode()).hexdigest()} if domain.own else {}
-    folder.note_hashes(**loaded.hashes, dtype=dtype, model=model_hash, prompts=env.fmt.fingerprint(), **own)
+    domain, evidence = domain_of(config.problems), evidence_key(config, env)
+    # dtype before the model's hash: it tells why that one changed
+    hashes = {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
+    hashes |= {"domain": hashlib.sha256(evidence["domain"].encode()).hexdigest()} if domain.own else {}
+    folder.note_hashes(**loaded.hashes, **hashes)
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(env, config, loaded.problems, progress.say)
@@ -369,7 +347,6 @@ def find_hard(
         progress.say(f"the gold answer of {problem.id} can only be compared as text: {problem.answer[:80]!r}")
     gone = set() if config.screen.text_golds else {problem.id for problem in texts}
     problems, left_out["text_golds"] = [problem for problem in problems if problem.id not in gone], len(gone)
-    evidence = evidence_key(config, env.backbone, env.fmt, model_hash)
     if reuse and config.screen.attempts and (before := known_hard(config, evidence)) is not None:
         shown_hard, evidence, where = before
         found = {problem.id: shown_hard[problem.id] for problem in problems}
@@ -388,14 +365,13 @@ def find_hard(
             evidence = rows[0]["evidence"]
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
-    hard = [problem for problem in problems if found[problem.id].successes <= config.screen.max_successes]
-    if config.problems.max_hard:
-        hard = hard[: config.problems.max_hard]
+    screened = [(problem, found[problem.id]) for problem in problems]
+    hard = [problem for problem, counts in screened if counts.successes <= config.screen.max_successes]
     event = {**screen_event(found, config), **left_out}
-    return HardSet(hard, [(problem, found[problem.id]) for problem in problems], evidence, event)
+    return HardSet(hard[: config.problems.max_hard or None], screened, evidence, event)
 
 
-def known_hard(config: Config, wanted: dict[str, Any]) -> tuple[dict[str, Screening], dict[str, Any], Path] | None:
+def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, Path] | None:
     """(counts by id, evidence, its file) of the screening that lies beside the problem file; None where there is none.
 
     Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`).
@@ -417,8 +393,8 @@ def known_hard(config: Config, wanted: dict[str, Any]) -> tuple[dict[str, Screen
 
 def screen_folder(
     config: Config, out: Path, resume: bool, command: list[str], progress: Progress, stop: StopRequest | None = None
-) -> list[str]:
-    """Screen the candidates of a config in the folder `out` (its files: docs/run_folder.md); returns the table as lines.
+) -> tuple[list[str], list[tuple[Problem, Screening]]]:
+    """Screen the candidates of a config in the folder `out` (its files: docs/run_folder.md): (table as lines, counts).
 
     Raises ConfigError, DataError and RunFolderError; Stopped when `stop` asks for it.
     """
@@ -440,4 +416,4 @@ def screen_folder(
     write_json(out / "screen.json", hard.event)
     lines = table_lines(hard.event, config)
     write_atomic(out / "table.txt", ("\n".join(lines) + "\n").encode())
-    return lines
+    return lines, hard.screened

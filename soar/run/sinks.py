@@ -99,10 +99,8 @@ def check_installed(kinds: Sequence[str]) -> None:
     """Raises LoggerError for a sink in `log.sinks` whose package is absent, before anything is computed or written."""
     for kind in kinds:
         if importlib.util.find_spec(kind) is None:
-            raise LoggerError(
-                f"log.sinks names {kind!r}, which is not installed: "
-                f"pip install 'soar-rl[{kind}]', or take it out of log.sinks"
-            )
+            install = f"pip install 'soar-rl[{kind}]', or take it out of log.sinks"
+            raise LoggerError(f"log.sinks names {kind!r}, which is not installed: {install}")
 
 
 class Loggers:
@@ -137,7 +135,5 @@ class Loggers:
             yield
         except Exception as error:  # a sink is foreign code; the run goes on without it
             self._sinks.pop(kind, None)
-            why = f"{type(error).__name__}: {error}"
-            self._say(
-                scrub(f"log.sinks: {kind} failed and is left out from here on; metrics.jsonl has everything ({why})")
-            )
+            why = f"metrics.jsonl has everything ({type(error).__name__}: {error})"
+            self._say(scrub(f"log.sinks: {kind} failed and is left out from here on; {why}"))
