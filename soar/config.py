@@ -392,10 +392,8 @@ def refuse_code(path: Path, config: object) -> None:
 
 
 def load(recipe: str | None = None, overrides: list[str] | None = None, model_named: bool = False) -> Config:
-    """Config from a recipe (None: built-in `tiny`) and `--set` overrides. model_named: one of them has to say which model.
-
-    Raises ConfigError naming file or override, key, what was found and what is expected.
-    """
+    """Config from a recipe (None: built-in `tiny`) and `--set` overrides; model_named: one has to say which model. Raises
+    ConfigError naming file or override, key, what was found and what is expected."""
     path = find_recipe(recipe or "tiny")
     try:
         text = path.read_text(encoding="utf-8")
@@ -420,10 +418,8 @@ def override(config: Config, overrides: list[str]) -> Config:
 
 
 def build(data: dict[str, Any], where: str = "config") -> Config:
-    """Validate a plain dict into a Config; a key that is not in it has the default of its place. Raises ConfigError.
-
-    Defaults are those of a whole Config: a section's may differ by place (`teacher.optimizer`, `student.optimizer`).
-    """
+    """Validate a plain dict into a Config; a key not in it has the default of its place in a whole Config
+    (`teacher.optimizer`, `student.optimizer`), not that of its section's class. Raises ConfigError."""
     try:
         return Config.model_validate(_merge(Config().resolved(), data) if isinstance(data, dict) else data)
     except ValidationError as error:

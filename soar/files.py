@@ -52,10 +52,8 @@ URL_END = re.compile(r"(?<=[a-z0-9])(://[^\s?#\"']{0,2000}[?#])[^\s\"']+")
 
 
 def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
-    """The value with every secret in its texts replaced by `[hidden]`, at any depth of lists and dicts.
-
-    A secret is known by the name of its environment variable or by its form; of a URL user, query and fragment are hidden.
-    """
+    """The value with every secret in its texts replaced by `[hidden]`, at any depth of lists and dicts. One is known by the
+    name of its environment variable or by its form; of a URL user, query and fragment are hidden."""
     secrets = {text for name, text in environment.items() if SECRET_NAME.search(name) and len(text) >= SHORTEST}
 
     def scrubbed(leaf: Any) -> Any:
@@ -149,10 +147,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
-    """A line of JSON as UTF-8. Raises ValueError for NaN and infinity, which JSON does not have.
-
-    A lone surrogate, as a file name that is not UTF-8 holds, is written as its JSON escape.
-    """
+    """A line of JSON as UTF-8; a lone surrogate, as in a file name that is not UTF-8, as its JSON escape. Raises ValueError
+    for NaN and infinity, which JSON does not have."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8", "backslashreplace")
 
@@ -188,10 +184,8 @@ def read_object(path: Path) -> tuple[Row, list[str]]:
 
 
 def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
-    """The JSON objects of a file, one a line, and notes on lines that were left out.
-
-    A last line without its end is normal while a run is writing or after it was killed. A missing file is no rows.
-    """
+    """The JSON objects of a file, one a line, and notes on lines that were left out; a missing file is no rows. A last line
+    without its end is normal while a run is writing or after it was killed."""
     name = name or path.name
     if (why := no_file(path)) is not None:
         return [], [f"{name} is {why}"]
@@ -199,21 +193,19 @@ def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         return [], [f"{name} cannot be read: {error}"]
-    rows: list[Row] = []
-    notes: list[str] = []
-    for line_number, line in enumerate(lines, start=1):
+    rows, notes = list[Row](), list[str]()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line.decode("utf-8", errors="surrogateescape"))
+            fault = "" if isinstance(value, dict) else f"holds {type(value).__name__}, expected a JSON object"
         except (ValueError, RecursionError) as error:
-            last = line_number == len(lines)
-            notes.append(f"{name}:{line_number}: " + ("the last line is not complete" if last else f"no JSON: {error}"))
-            continue
-        if isinstance(value, dict):
-            rows.append(value)
+            fault = "the last line is not complete" if number == len(lines) else f"no JSON: {error}"
+        if fault:
+            notes.append(f"{name}:{number}: {fault}")
         else:
-            notes.append(f"{name}:{line_number}: holds {type(value).__name__}, expected a JSON object")
+            rows.append(value)
     if len(notes) > MAX_NOTES_PER_FILE:
         notes = [*notes[:MAX_NOTES_PER_FILE], f"{name}: {len(notes) - MAX_NOTES_PER_FILE} more lines were left out"]
     return rows, notes
@@ -229,11 +221,8 @@ SHOWN = {"\n", "\t", "\u200c", "\u200d"}  # the joiners are needed by Persian an
 
 
 def visible(text: str) -> str:
-    """`text` with every character that could hide or reorder something made visible.
-
-    Control characters, direction overrides, invisible format characters and lone surrogates become their code point
-    (`U+202E`) in the angle brackets U+27E8 and U+27E9. Line ends and tabs stay.
-    """
+    """`text` with every character that could hide or reorder something (control, direction, invisible format, lone
+    surrogate) as its code point in the angle brackets U+27E8 and U+27E9: `U+202E`. Line ends and tabs stay."""
     if text.isascii() and text.isprintable():
         return text
     hidden = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}

@@ -33,11 +33,8 @@ class UserError(Exception):
 
 
 class Verdict(str, Enum):
-    """Outcome of checking one completion against one gold answer.
-
-    NO_ANSWER never equals a gold answer and never votes; UNSCORABLE: the check cannot decide (excluded from means);
-    TIMEOUT, CRASHED: the worker process was killed or died.
-    """
+    """Outcome of checking one completion against one gold answer. NO_ANSWER never equals a gold answer and never votes;
+    UNSCORABLE: the check cannot decide (excluded from means); TIMEOUT, CRASHED: the worker process was killed or died."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -58,10 +55,8 @@ class Verdicts(list[Verdict]):
 
 
 class Reason(str, Enum):
-    """Why a teacher text is not a problem (`domain.Grader.read`).
-
-    REFUSED: the domain says no, and why in `Rejection.detail`. READER_FAILED: its code raised or was killed at a limit.
-    """
+    """Why a teacher text is not a problem (`domain.Grader.read`). REFUSED: the domain says no, and why in
+    `Rejection.detail`; READER_FAILED: its code raised or was killed at a limit."""
 
     NO_QUESTION = "no_question"
     NO_ANSWER = "no_answer"
@@ -77,11 +72,8 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its gold answer, both text.
-
-    id: stable name; fingerprint of the normalised text where the source gives none.
-    extra: further columns of the source row (level, subject), passed to custom verifiers.
-    """
+    """One question with its gold answer, both text. id: stable name, a fingerprint of the normalised text where the source
+    gives none. extra: further columns of the source row (level, subject), passed to custom verifiers."""
 
     id: str
     question: str
@@ -91,10 +83,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A teacher text that is not a problem, and why. `text` is kept for the last-outputs hint.
-
-    detail: a domain's own name of the reason (`no_options`), counted in place of `reason`; cut to a short identifier.
-    """
+    """A teacher text that is not a problem, and why; `text` is kept for the last-outputs hint. detail: a domain's own name
+    of the reason (`no_options`), counted in place of `reason`; cut to a short identifier."""
 
     reason: Reason
     text: str
@@ -134,11 +124,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Decision:
-    """Outcome of the promotion rule at one outer step (method step 3).
-
-    promote: whether a student becomes the new baseline; dataset, repeat: which one (None otherwise).
-    window_mean: mean of the window of step rewards (None until it is full); reason: one sentence for the log.
-    """
+    """Outcome of the promotion rule at one outer step (method step 3): whether a student becomes the new baseline, and
+    which. window_mean: mean of the window of step rewards (None until it is full); reason: one sentence for the log."""
 
     promote: bool
     reason: str

@@ -48,11 +48,8 @@ def _soar(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the `soar` command. Returns the exit code.
-
-    0 done, 1 refused or failed, 2 wrong usage, 3 paused (a limit, or a promotion on hold), 130 and 143 stopped by SIGINT
-    and SIGTERM.
-    """
+    """Entry point of the `soar` command; returns the exit code: 0 done, 1 refused or failed, 2 wrong usage, 3 paused (a
+    limit, or a promotion on hold), 130 and 143 stopped by SIGINT and SIGTERM."""
     words = sys.argv[1:] if argv is None else argv
     again = "; continue with --resume" if words[:1] and words[0] in RESUMABLE else ""
     for stream in (sys.stdout, sys.stderr):

@@ -34,10 +34,8 @@ RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 
 
 def overrides(sets: list[str] | None, workers: str | None, **values: Any) -> list[str]:
-    """`KEY=VALUE` of every option that was given (neither None nor False; `section__key` is its key), then those of --set.
-
-    Raises ConfigError for --workers that are neither a number nor an address.
-    """
+    """`KEY=VALUE` of every option given (neither None nor False; `section__key` is its key), then those of --set. Raises
+    ConfigError for --workers that are neither a number nor an address."""
     if workers is not None and not workers.isdecimal() and workers != "auto" and ":" not in workers:
         raise ConfigError(
             f"--workers {workers!r}: expected a number of processes, or the address of a Ray cluster: auto, HOST:PORT or "

@@ -147,10 +147,8 @@ def measure(context: Context, run: common.RunFolder, quiet: common.Quiet = False
 def student_config(
     train: str, recipe: str | None, model: str | None, problems: str | None, overrides: list[str], steps: int | None
 ) -> Config:
-    """The run that trains the student: no outer loop, the arms base and the one of --train. Raises ConfigError.
-
-    Without a recipe, `pq:RUN` and `teacher_t:RUN` take the config of that run, and its screening.
-    """
+    """The run that trains the student: no outer loop, the arms base and the one of --train. Without a recipe, `pq:RUN` and
+    `teacher_t:RUN` take the config of that run, and its screening. Raises ConfigError."""
     arm, _, place = train.partition(":")
     key = FROM.get("pq" if arm.startswith("pq") else arm)
     if bool(key) != bool(place):

@@ -32,9 +32,7 @@ TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate"
 
 def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[str, float]:
     """What the config does not say, or what is given: half of every token budget is used, 30 % of the candidates are hard.
-
-    Tokens are means a row. Every row is trained on: where all attempts fail and there is no KL term, the update is cheaper.
-    """
+    Tokens are means a row; every row is trained on (where all attempts fail and there is no KL term, it is cheaper)."""
     values = {
         "candidates": float(config.problems.limit or 1000),
         "hard_share": 1.0 if screened_before(config) else 0.3,
@@ -90,12 +88,8 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     ]
     arms = [_arm(arm, config, a, hard - held_out, loop) for arm in get_args(TrainedArm) if arm in config.arms.run]
     attempts = held_out * config.evaluate.attempts * len(config.arms.run)
-    return [
-        Work("screen", "screening", screening, screening * a["hard_tokens"]),
-        *loop,
-        *arms,
-        Work("evaluate", "evaluation", attempts, attempts * a["hard_tokens"]),
-    ]
+    first = Work("screen", "screening", screening, screening * a["hard_tokens"])
+    return [first, *loop, *arms, Work("evaluate", "evaluation", attempts, attempts * a["hard_tokens"])]
 
 
 def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, loop: list[Work]) -> Work:
@@ -117,10 +111,8 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
 
 
 class Rates(NamedTuple):
-    """Tokens a second of a model of so many parameters, 16 adapters, no KL term; source: where they were measured.
-
-    arms: pace of the arms by these rates; on a CPU they train one after another.
-    """
+    """Tokens a second of a model of so many parameters, 16 adapters, no KL term; source: where they were measured. arms:
+    pace of the arms by these rates; on a CPU they train one after another."""
 
     parameters: float
     decode: float

@@ -47,10 +47,8 @@ HINTS = {
 
 
 class Finding(NamedTuple):
-    """One line of the report, and what to do.
-
-    status: ok; warning: a run can work, but worse or dearer than it might; unknown: there was no time to say; FAIL.
-    """
+    """One line of the report, and what to do. status: ok; warning: a run can work, but worse or dearer than it might;
+    unknown: there was no time to say; FAIL."""
 
     name: str
     status: str

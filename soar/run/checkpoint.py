@@ -87,11 +87,9 @@ class CheckpointStore:
                 shutil.rmtree(old, ignore_errors=True)
 
     def load(self, fits: Callable[[Checkpoint], None], say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None when there is none.
-
-        fits(checkpoint) raises Damaged when the files beside it are not those it counts on. Every one that is passed over
-        is named through `say`. Raises CheckpointError when there were some and none is left.
-        """
+        """The newest checkpoint that is whole; None when there is none. fits(checkpoint) raises Damaged when the files
+        beside it are not those it counts on; each that is passed over is named through `say`. Raises CheckpointError when
+        none of several is left."""
         damage: list[str] = []
         folders = [path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{6,}", path.name) and path.is_dir()]
         for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
@@ -139,10 +137,8 @@ class Pending:
 @dataclass
 class RunState:
     """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
-
-    tokens: sampled since screening. arm_tokens: of each trained arm, by what for. arm_progress: arms in the middle of their
-    training.
-    """
+    tokens: sampled since screening; arm_tokens: of each trained arm, by what for; arm_progress: arms amid their
+    training."""
 
     stage: str
     loop: LoopState

@@ -163,10 +163,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         return manifest
 
     def note_hashes(self, **hashes: str) -> None:
-        """Add hashes to the manifest, and write it where it is not written yet.
-
-        Raises RunFolderError when a recorded one differs (model or data changed), or as `check` does.
-        """
+        """Add hashes to the manifest, and write it where it is not written yet. Raises RunFolderError when a recorded one
+        differs (model or data changed), or as `check` does."""
         self.check()
         for name, value in hashes.items():
             old = self.manifest["hashes"].get(name, value)
@@ -232,11 +230,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.on_events(rows)
 
     def rows(self, name: str, sound: Callable[[Row, int], bool] = lambda row, number: True) -> list[Row]:
-        """All lines of a JSONL file ([] when it is absent); a half-written last line is cut off the file.
-
-        At a damaged line (or where `sound` says no to an object and its line number) the screening is cut and made again;
-        in any other file it raises RunFolderError.
-        """
+        """All lines of a JSONL file ([] when it is absent); a half-written last line is cut off. At a damaged line (or
+        where `sound` says no to an object and its line number) the screening is cut and made again; another file raises
+        RunFolderError."""
         self.check()
         path, size, rows = self.path / name, 0, list[Row]()
         content = path.read_bytes() if path.is_file() else b""
@@ -275,11 +271,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._remember(*(f"hard/{path.name}" for path in self.path.glob("hard/*")))
 
     def load(self) -> Checkpoint | None:
-        """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
-
-        A damaged one is passed over with a line in `notes`. Raises CheckpointError when none is left, RunFolderError when
-        there is none though there was one, or the manifest holds another config.
-        """
+        """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet. A damaged one
+        is passed over with a line in `notes`. Raises CheckpointError when none is left, RunFolderError when there is none
+        though there was one, or the manifest holds another config."""
         checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
         rows = [row for name in STREAMS for row in files.read_jsonl(self.path / name)[0]]
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):

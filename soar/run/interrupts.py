@@ -51,11 +51,8 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Within the block, the signals in HEARD ask to stop, and a second one ends the process.
-
-        Only the main thread can listen to signals; in another one the block changes nothing. Under nohup SIGHUP stays
-        ignored.
-        """
+        """Within the block, the signals in HEARD ask to stop, and a second one ends the process; under nohup SIGHUP stays
+        ignored. Only the main thread can listen to signals; in another one the block changes nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -111,10 +108,8 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
 
 
 def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
-    """The command that continues the run in a folder, whose config names only code that this process runs already.
-
-    Past limits.max_tokens: with as many tokens again.
-    """
+    """The command that continues the run in a folder, whose config names only code that this process runs already; past
+    limits.max_tokens with as many tokens again."""
     trust = " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
     over = limits is not None and 0 < limits.max_tokens <= tokens
     more = f" --max-tokens {tokens + limits.max_tokens}" if limits is not None and over else ""

@@ -57,11 +57,9 @@ class StudentsFailed(UserError):
 
 @dataclass
 class Run:
-    """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
-
-    parallel: worker processes that share the work (`cluster`); None: this process does all of it.
-    teacher_reward: what a dataset earns the teacher, see `OuterLoop`.
-    """
+    """One run in its folder; `execute` does what is left of it. stop: asked at every safe point. parallel: worker processes
+    that share the work (`cluster`), None: this process does it all. teacher_reward: what a dataset earns the teacher, see
+    `OuterLoop`."""
 
     config: Config
     folder: RunFolder
@@ -302,10 +300,8 @@ class Run:
                 self._safe_point()
 
     def _plan(self, arm: str, material: arms.Material, before: int) -> Plan | None:
-        """What an arm trains on, written down in its folder; None where there is nothing (said already).
-
-        before: tokens sampled in the run before the arm's questions were made.
-        """
+        """What an arm trains on, written down in its folder; None where there is nothing (said already). before: tokens
+        sampled in the run before the arm's questions were made."""
         config = self.config
         questions = arms.training_questions(arm, self.env, config, material)
         if arm not in HARD_ARMS and not questions:

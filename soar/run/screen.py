@@ -96,10 +96,8 @@ def planned_rollouts(config: Config) -> int:
 
 
 def what_fits(rate: float, config: Config, easier: int = 0) -> str:
-    """What to train first where the base model solves this share of its attempts at the training problems, and why.
-
-    easier: candidates beside them that it solves now and then.
-    """
+    """What to train first where the base model solves this share of its attempts at the training problems, and why. easier:
+    candidates beside them that it solves now and then."""
     step, planned = rate * config.arm_prompts * config.student.attempts, planned_rollouts(config)
     if rate > 0.5:
         return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
@@ -224,11 +222,9 @@ def screen(
     parallel: Parallel | None = None,
 ) -> dict[str, Screening]:
     """Screen every problem; the counts so far go to hard/screen.jsonl call by call, where the last line of an id counts.
-
-    Calls are cut from the whole list, so that a resumed screening computes with the batches of an uninterrupted one. Rows of
+    Calls are cut from the whole list, so a resumed screening computes with the batches of an uninterrupted one. Rows of
     another run may have another seed, which the rest is then drawn with too; rows made in another way raise DataError.
-    on_attempts(done, total): in the middle of a call too, from any thread; it may raise. Returns problem id -> Screening.
-    """
+    on_attempts(done, total): within calls too, from any thread; it may raise. Returns problem id -> Screening."""
     if not (kept := folder.rows(SCREEN_FILE, partial(_sound, config.screen.attempts))):
         folder.append(SCREEN_FILE, kept := [{"evidence": evidence}])
     recorded, wanted = kept[0]["evidence"], {key: value for key, value in evidence.items() if key not in FREE}
@@ -328,11 +324,9 @@ def find_hard(
     parallel: Parallel | None = None,
     reuse: bool = True,
 ) -> HardSet:
-    """Load, leave out what cannot be used, screen, select. safe_point: called again and again on the way; it may raise.
-
-    reuse: a problem file with its evidence beside it is not screened again. With screen.attempts = 0 nothing is.
-    Raises ConfigError, DataError, and RunFolderError when model, problems or prompts changed since the folder was begun.
-    """
+    """Load, leave out what cannot be used, screen (nothing with screen.attempts = 0), select. safe_point: called on the
+    way; may raise. reuse: a problem file with its evidence beside it is not screened again. Raises ConfigError, DataError,
+    and RunFolderError when model, problems or prompts changed since the folder was begun."""
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     domain, evidence = domain_of(config.problems), evidence_key(config, env)
     # dtype before the model's hash: it tells why that one changed
@@ -373,9 +367,7 @@ def find_hard(
 
 def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, Path] | None:
     """(counts by id, evidence, its file) of the screening that lies beside the problem file; None where there is none.
-
-    Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`).
-    """
+    Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`)."""
     kind, name = split_source(config.problems.source)
     file = Path(name).expanduser()
     if kind != "file" or not (where := evidence_path(file)).is_file():
@@ -395,9 +387,7 @@ def screen_folder(
     config: Config, out: Path, resume: bool, command: list[str], progress: Progress, stop: StopRequest | None = None
 ) -> tuple[list[str], list[tuple[Problem, Screening]]]:
     """Screen the candidates of a config in the folder `out` (its files: docs/run_folder.md): (table as lines, counts).
-
-    Raises ConfigError, DataError and RunFolderError; Stopped when `stop` asks for it.
-    """
+    Raises ConfigError, DataError and RunFolderError; Stopped when `stop` asks for it."""
 
     def safe_point() -> None:
         if stop is not None and stop.reason is not None:

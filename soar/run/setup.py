@@ -28,16 +28,13 @@ SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads in
 
 def cores_of(threads: int) -> int:
     """`threads`, or the cores that this process may use."""
-    if threads:
-        return threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return threads or usable or 1
 
 
 def choose_threads(backbone: Backbone, threads: int) -> int:
-    """CPU worker threads, and torch's own threads set to match.
-
-    A small model is split among worker threads of one operation thread each; a large one, or a GPU, uses one worker.
-    """
+    """CPU worker threads, torch's own set to match: a small model is split among workers of one operation thread each; a
+    large one, or a GPU, uses one worker."""
     if backbone.device.type != "cpu" or next(backbone.model.parameters()).is_meta:  # a service computes
         return 1
     small = sum(p.numel() for p in backbone.model.parameters()) < SMALL_MODEL
@@ -47,10 +44,8 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 
 @contextmanager
 def open_env(config: Config) -> Iterator[RolloutEnv]:
-    """Backbone, sampler, prompts and verifier pool of a config; the pool is closed at the end.
-
-    Raises TooLarge before anything is loaded when the model does not fit its device, ConfigError for the rest.
-    """
+    """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises TooLarge before anything is
+    loaded when the model does not fit its device, ConfigError for the rest."""
     domain = domain_of(config.problems)  # before the model, which takes minutes
     backbone: Backbone
     sampler: Sampler
@@ -95,21 +90,12 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
     weights = peft_tensors(backbone, stack, policy)
     ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
     write_tensors(folder / "adapter_model.safetensors", weights)
-    rank = backbone.config.lora_rank if stack.kind == "lora" else max(ranks.values())
-    pattern = {} if stack.kind == "lora" else ranks
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": backbone.config.path,
-        "revision": backbone.config.revision,
-        "r": rank,
-        "lora_alpha": stack.scale * rank if stack.kind == "lora" else float(rank),
-        "rank_pattern": pattern,
-        "alpha_pattern": {name: float(r) for name, r in pattern.items()},
-        "target_modules": sorted(backbone.layers),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
+    rank, scale, pattern = max(ranks.values()), 1.0, ranks
+    if stack.kind == "lora":
+        rank, scale, pattern = backbone.config.lora_rank, stack.scale, {}
+    base = {"base_model_name_or_path": backbone.config.path, "revision": backbone.config.revision}
+    patterns = {"rank_pattern": pattern, "alpha_pattern": {name: float(r) for name, r in pattern.items()}}
+    sizes = {"r": rank, "lora_alpha": scale * rank, **patterns, "target_modules": sorted(backbone.layers)}
+    fixed = {"lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True}
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", **base, **sizes, **fixed}
     write_json(folder / "adapter_config.json", config)

@@ -25,12 +25,7 @@ from soar.types import UserError
 
 Values = dict[str, float]
 
-NAMES = {
-    "reward_mean": "reward",
-    "teacher_kl": "kl",
-    "teacher_grad_norm": "grad_norm",
-    "teacher_logprob_gap": "logprob_gap",
-}
+NAMES = {"reward_mean": "reward", **{f"teacher_{name}": name for name in ("kl", "grad_norm", "logprob_gap")}}
 
 
 class LoggerError(UserError):
