@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -98,9 +97,11 @@ def _after_mark(text: str) -> str | None:
 
 
 INVISIBLE = re.compile("[\x00\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-TABLE = str.maketrans(LEXICON["unicode"])
-GREEK = re.compile("[\u0391-\u03c9]")
-FRACTION_CHARACTER = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+GREEK = {chr(i): unicodedata.name(chr(i), "").replace("LAMDA", "LAMBDA").split() for i in range(0x391, 0x3CA)}
+LETTERS = {c: f"\\{w[-1].title() if 'CAPITAL' in w else w[-1].lower()} " for c, w in GREEK.items() if w}
+SHARES = {c: unicodedata.normalize("NFKC", c).split("\u2044") for c in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+FRACTIONS = {c: rf"\frac{{{over}}}{{{under}}}" for c, (over, under) in SHARES.items()}
+TABLE = str.maketrans({**LEXICON["unicode"], **LETTERS, **FRACTIONS})
 SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
 SUBSCRIPT = re.compile("[\u2080-\u209c]+")
 ROOT = re.compile("\u221a\\s*(\\d+|[a-zA-Z]|\\([^()]*\\))")
@@ -121,15 +122,8 @@ def spell_unicode(text: str) -> str:
     text = INVISIBLE.sub("", text).translate(TABLE)
     if text.isascii():
         return text
-    text = ROOT.sub(r"\\sqrt{\1}", FRACTION_CHARACTER.sub(_spell_fraction, text))
-    text = SUPERSCRIPT.sub(lambda match: f"^{{{match.group()}}}", text)
-    text = SUBSCRIPT.sub(lambda match: f"_{{{match.group()}}}", text)
-    return GREEK.sub(_spell_greek, unicodedata.normalize("NFKC", text).translate(TABLE))
-
-
-def _spell_greek(match: re.Match[str]) -> str:
-    words = unicodedata.name(match.group(), "A").replace("LAMDA", "LAMBDA").lower().split()
-    return f"\\{words[-1].capitalize() if 'capital' in words else words[-1]} " if "greek" in words else match.group()
+    text = SUBSCRIPT.sub(r"_{\g<0>}", SUPERSCRIPT.sub(r"^{\g<0>}", ROOT.sub(r"\\sqrt{\1}", text)))
+    return unicodedata.normalize("NFKC", text).translate(TABLE)
 
 
 @lru_cache(maxsize=8192)
@@ -141,11 +135,6 @@ def _normalize(answer: str) -> str:
     text = text if text.endswith("..") else text.removesuffix(".").rstrip()
     text = DOLLARS.sub("", text).strip()
     return text if text.endswith("..") else text.removesuffix(".").rstrip()
-
-
-def _spell_fraction(match: re.Match[str]) -> str:
-    value = Fraction(unicodedata.numeric(match.group())).limit_denominator(100)
-    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 CHOICE = re.compile(

@@ -69,6 +69,11 @@ class Token:
         """Whether it is an operator or a command among `texts`."""
         return self.kind in ("op", "cmd") and self.text in texts
 
+    @property
+    def depth(self) -> int:
+        """1 where it opens a bracket or a matrix, -1 where it closes one."""
+        return self.is_a(*OPEN, "beginmatrix") - self.is_a(*CLOSING, "endmatrix")
+
 
 def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[Token]:
     """The tokens of a text in which \\x01 and \\x02 begin and end what stood in `\\text`.
@@ -231,7 +236,7 @@ class Parser:
         token = self.peek()
         self.place += 1
         if token.kind == "num":
-            return read_numeral(token.text)
+            return numeral(token.text)
         if token.kind == "var" or (token.kind == "word" and len(token.text) == 1):
             return self.name(token.text)
         if token.kind == "cmd":
@@ -323,7 +328,7 @@ class Parser:
         return node if exponent is None else ("pow", node, exponent)
 
 
-def read_numeral(text: str) -> Node:
+def numeral(text: str) -> Node:
     """("num", value, decimal places) of a numeral, with a period in `\\overline{3}`, `\\dot{3}` or `(3)`."""
     match = PERIODIC.fullmatch(text)
     if match:
@@ -368,6 +373,11 @@ def evaluate(node: Node, k: int) -> Any:
     except (ArithmeticError, ValueError, TypeError, NotImplementedError):
         return None
     return value if isinstance(value, Fraction) or not MP.isnan(value) else None
+
+
+def values(node: Node) -> tuple[Any, ...]:
+    """Values of a tree at the points, one where it has no variables."""
+    return tuple(evaluate(node, k) for k in range(POINTS if variables(node) else 1))
 
 
 def _evaluate(node: Node, k: int) -> Any:

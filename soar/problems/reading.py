@@ -12,25 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache, reduce
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise, product
 from typing import Any
 
 from soar.problems.answers import LEXICON, mark_up
-from soar.problems.formulas import (
-    CLOSING,
-    OPEN,
-    POINTS,
-    Node,
-    Parser,
-    Token,
-    Unreadable,
-    close,
-    evaluate,
-    read_numeral,
-    real,
-    tokenize,
-    variables,
-)
+from soar.problems.formulas import Node, Parser, Token, Unreadable, close, numeral, real, tokenize, values, variables
 from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
@@ -61,13 +47,9 @@ class Scalar:
     def names(self) -> frozenset[str]:
         return variables(self.node)
 
-    def times(self, other: Scalar) -> Scalar:
-        return Scalar(("mul", self.node, other.node))
-
     @cached_property
     def values(self) -> tuple[Any, ...]:
-        """Values at the points, one where there are no variables."""
-        return tuple(evaluate(self.node, k) for k in range(POINTS if self.names else 1))
+        return values(self.node)
 
 
 @dataclass(frozen=True)
@@ -131,7 +113,7 @@ Reading = Scalar | Named | Relation | Row | Pile | Region | Words
 def read(text: str) -> Reading:
     """What an answer says. Never raises; what is no mathematics is `Words`."""
     if PLAIN.fullmatch(text):
-        node = read_numeral(text.lstrip("-"))
+        node = numeral(text.lstrip("-"))
         return Scalar(("neg", node) if text[0] == "-" else node, places=node[2])
     plain = mark_up(text)
     bare = plain.replace("\x01", "").replace("\x02", "").strip()
@@ -151,27 +133,18 @@ def read(text: str) -> Reading:
 
 
 def _words(tokens: Sequence[Token], large: bool = False) -> Words:
-    texts = [
-        t.text if t.kind != "word" else _singular(t.text.casefold()) for t in tokens if t.text.casefold() not in SILENT
-    ]
+    said = [t for t in tokens if t.text.casefold() not in SILENT]
+    texts = [re.sub("(?<=..[^s])s$", "", t.text.casefold()) if t.kind == "word" else t.text for t in said]
     formula = not any(token.kind == "word" for token in tokens)
     value = formula and (large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens))
     return Words(re.sub("(?<=[a-z]{2}) - (?=[a-z]{2})", "", " ".join(texts).strip(" .,;")), value)
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-
-
-def _depth(token: Token) -> int:
-    return token.is_a(*OPEN, "beginmatrix") - token.is_a(*CLOSING, "endmatrix")
 
 
 def _split(tokens: Sequence[Token], at: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
     """The pieces between the top-level tokens that `at` names, and those tokens. Raises Unreadable for odd brackets."""
     if not any(map(at, tokens)):
         return [list(tokens)], []
-    pieces, cuts, depths = [list[Token]()], list[Token](), list(accumulate(map(_depth, tokens)))
+    pieces, cuts, depths = [list[Token]()], list[Token](), list(accumulate(token.depth for token in tokens))
     if min(depths) < 0 or depths[-1]:
         raise Unreadable("brackets")
     for token, depth in zip(tokens, depths, strict=True):
@@ -185,7 +158,7 @@ def _split(tokens: Sequence[Token], at: Callable[[Token], bool]) -> tuple[list[l
 
 def _closes(tokens: Sequence[Token]) -> bool:
     """Whether the last token closes the bracket that the first one opens."""
-    depths = list(accumulate(map(_depth, tokens)))
+    depths = list(accumulate(token.depth for token in tokens))
     return bool(depths) and depths[-1] == 0 and 0 not in depths[:-1]
 
 
@@ -299,15 +272,13 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
                 raise
             sides.append(_words(piece))
     constant = [side for side in sides if isinstance(side, Scalar) and not side.names]
+    numbers = [side.values[0] for side in constant]
     rounded = "approx" in kinds[len(pieces) - len(rest) :] and len(constant) > 1
-    if not rounded and any(not close(a.values[0], constant[-1].values[0]) for a in constant[:-1]):
+    if not rounded and any(not close(number, numbers[-1]) for number in numbers[:-1]):
         raise Unreadable("the sides differ")
-    value = constant[0] if rounded else sides[-1]
-    if (
-        rounded
-        and abs(real(constant[0].values[0]) - real(constant[-1].values[0])) > abs(real(constant[0].values[0])) / 100
-    ):
+    if rounded and abs(real(numbers[0]) - real(numbers[-1])) > abs(real(numbers[0])) / 100:
         raise Unreadable("not about the same")
+    value = constant[0] if rounded else sides[-1]
     if named:
         return Named(named[0], value, named[1])
     if len(constant) == len(sides):
@@ -328,14 +299,13 @@ def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
             left, right, kind = right, left, kind.replace("<", ">")
         if kind not in (">", ">=", "!=") or not (left.names or right.names):
             raise Unreadable("no inequality with a variable")
-        if left.node[0] == "var" and not right.names:
-            parts.append(_half_line(kind, left.node[1], right, True))
-        elif right.node[0] == "var" and not left.names:
-            parts.append(_half_line(kind, right.node[1], left, False))
-        elif kind != "!=" and left.node[:2] == ("abs", ("var", *left.names)) and not right.names:
-            parts.append(_distance(kind, left.node[1][1], right, True))
-        elif kind != "!=" and right.node[:2] == ("abs", ("var", *right.names)) and not left.names:
-            parts.append(_distance(kind, right.node[1][1], left, False))
+        side, end, above = (right, left, False) if right.names else (left, right, True)
+        if side.node[0] == "var" and not end.names:
+            parts.append(_half_line(kind, side.node[1], end, above))
+        elif kind != "!=" and side.node == ("abs", ("var", *side.names)) and not end.names:  # `|x - 2|` says no more
+            low, high = Scalar(("neg", end.node)), end
+            lines = (_half_line(kind, side.node[1][1], e, above == (e is high)) for e in (low, high))
+            parts.append(combine("cup" if above else "cap", *lines))
         else:
             parts.append(Relation(kind, ("sub", left.node, right.node)))
     return parts[0] if len(parts) == 1 else _join(parts, "and")
@@ -350,13 +320,6 @@ def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
     return Region((end,), inside, name, kind == "!=")
 
 
-def _distance(kind: str, name: str, size: Scalar, beyond: bool) -> Region:
-    """`|x| > 3` (beyond) or `|x| < 3`; of `|x - 2|` not, which says the question again."""
-    low = Scalar(("neg", size.node))
-    lines = _half_line(kind, name, low, not beyond), _half_line(kind, name, size, beyond)
-    return combine("cup" if beyond else "cap", *lines)
-
-
 def _read_value(tokens: list[Token]) -> Reading:
     """One value: a set, an interval, a tuple, a matrix, a ratio, or a scalar with its unit."""
     tokens = _trim(tokens)
@@ -368,10 +331,8 @@ def _read_value(tokens: list[Token]) -> Reading:
         tokens = [tokens[0], Token("cmd", "setminus"), *tokens[2:]]
     pieces, cuts = _split(tokens, _is("cup", "cap", "setminus"))
     if cuts:
-        made = as_region(_read_value(pieces[0]))
-        for cut, piece in zip(cuts, pieces[1:], strict=True):
-            made = combine(cut.text, made, as_region(_read_value(piece)))
-        return made
+        made, *regions = (as_region(_read_value(piece)) for piece in pieces)
+        return reduce(lambda a, b: combine(b[0].text, a, b[1]), zip(cuts, regions, strict=True), made)
     pieces, cuts = _split(tokens, lambda t: t.is_a(":") or (t.kind == "word" and t.text == "to"))
     if cuts:
         clock = any(piece and piece[0].text[0] == "0" < piece[0].text for piece in pieces[1:])
@@ -384,11 +345,9 @@ def _read_value(tokens: list[Token]) -> Reading:
         factor = _scalar([*tokens[: matrix - tokens[matrix - 1].is_a("*")], *minus])
         matrix_read = _read_value(tokens[matrix:])
         if isinstance(matrix_read, Row) and not factor.unit:
-            scaled_lines = [row.parts for row in matrix_read.parts if isinstance(row, Row)]
-            products = [
-                Row("&", tuple(factor.times(x) for x in line if isinstance(x, Scalar))) for line in scaled_lines
-            ]
-            return Row("matrix", tuple(products))
+            unscaled = (row.parts for row in matrix_read.parts if isinstance(row, Row))
+            scaled = ((Scalar(("mul", factor.node, x.node)) for x in row if isinstance(x, Scalar)) for row in unscaled)
+            return Row("matrix", tuple(Row("&", tuple(row)) for row in scaled))
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
@@ -406,9 +365,7 @@ def _read_value(tokens: list[Token]) -> Reading:
 
 
 def _cell(tokens: list[Token]) -> Reading:
-    while tokens and (
-        tokens[0].is_a(",") or (tokens[0].kind == "word" and tokens[0].text.casefold() in ("if", "when", "for"))
-    ):
+    while tokens and (tokens[0].is_a(",") or tokens[0].text.casefold() in ("if", "when", "for")):
         tokens = tokens[1:]
     return _read_or_keep(tokens)
 
@@ -417,11 +374,8 @@ def _sum(pieces: list[list[Token]]) -> Scalar:
     """`2 hours 30 minutes` as one quantity: units of one kind, each smaller than the one before. Raises Unreadable."""
     parts = [_scalar(piece) for piece in pieces]
     units = [part.unit for part in parts if part.unit and part.unit.powers]
-    if (
-        len(units) < len(parts)
-        or len({u.powers for u in units}) > 1
-        or any(b.factor >= a.factor for a, b in pairwise(units))
-    ):
+    falling = all(b.factor < a.factor for a, b in pairwise(units))
+    if len(units) < len(parts) or len({u.powers for u in units}) > 1 or not falling:
         raise Unreadable("no sum of units")
     total, *nodes = (("mul", p.node, ("num", u.factor / units[0].factor, 0)) for p, u in zip(parts, units, strict=True))
     return Scalar(reduce(lambda a, b: ("add", a, b), nodes, total), units[0])
@@ -441,11 +395,9 @@ def _bracket(kind: str, inner: list[Token]) -> Reading:
     pieces, _ = _split(inner, _is(",", ";"))
     if len(pieces) == 1:
         return _scalar(inner)
-    rows: list[tuple[Reading, ...]] = [()]
-    for piece in pieces:
-        part = _read_part(_trim(piece))
-        choices = part.parts if isinstance(part, Pile) and part.parts else (part,)  # `(0, \\pm 2)`
-        rows = [(*row, choice) for row in rows for choice in choices][:MAX_PARTS]
+    parts = [_read_part(_trim(piece)) for piece in pieces]
+    choices = (part.parts if isinstance(part, Pile) and part.parts else (part,) for part in parts)  # `(0, \\pm 2)`
+    rows = list(islice(product(*choices), MAX_PARTS))
     if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in rows[0]):
         return Row("matrix", tuple(Row("&", row.parts) for row in rows[0] if isinstance(row, Row)))
     made = tuple(Row(kind, row) for row in rows)

@@ -15,21 +15,15 @@ def _units() -> dict[str, tuple[str, Fraction]]:
     """Unit -> (first unit of its line, how many of it)."""
     table: dict[str, tuple[str, Fraction]] = {}
     for line in LEXICON["units"]:
-        first, _, others = line.partition(":")
-        names = first.split()
-        table |= {name.casefold(): (names[0], Fraction(1)) for name in names}
-        for other in filter(None, map(str.split, others.split(","))):
-            table |= {name.casefold(): (names[0], Fraction(other[-1])) for name in other[:-1]}
+        names, *others = (part.split() for part in re.split("[:,]", line))
+        for *more, size in ([*names, 1], *others):
+            table |= {name.casefold(): (names[0], Fraction(size)) for name in more}
     return table
 
 
 UNITS = _units()
-COMPOUND, SCALES, NUMERALS, TENS = (
-    LEXICON["compound"],
-    LEXICON["scales"],
-    LEXICON["numerals"].split(),
-    LEXICON["tens"].split(),
-)
+COMPOUND, SCALES = LEXICON["compound"], LEXICON["scales"]
+NUMERALS, TENS = LEXICON["numerals"].split(), LEXICON["tens"].split()
 PERCENT, COUNTED, MEANING = (frozenset(LEXICON[key].split()) for key in ("percent", "counted", "meaning"))
 CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
 SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
@@ -67,9 +61,7 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
             factor *= last[1] ** (last[2] * (power - 1))
         elif word in ("square", "sq", "cubic", "cu"):
             following = 2 if word[0] == "s" else 3
-        elif (
-            word.isdigit() or word in MEANING or single in MEANING or (single.endswith("th") and single[:-2] in SCALES)
-        ):
+        elif word.isdigit() or {word, single} & MEANING or (single.endswith("th") and single[:-2] in SCALES):
             raise Unreadable("a word that changes the value")
         elif word in PERCENT:
             percent = True

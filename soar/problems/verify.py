@@ -7,10 +7,12 @@ the sign; `3 or 5` is the set {3, 5}.
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,7 +22,6 @@ from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, S
 from soar.problems.units import Unit
 from soar.types import UserError, Verdict
 
-NAMES = ("math", "number", "exact", "choice")
 MAX_TEXT_WORDS = 8
 DEGREE = Unit((("degree", 1),))
 LEAST_PLACES = 6  # of a decimal that may stand for a number that no decimal can write
@@ -41,16 +42,10 @@ def equal(a: Reading, b: Reading) -> bool:
         if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
             names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
             return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
-        if (
-            isinstance(x, Row)
-            and x.kind == "()"
-            and isinstance(y, Pile)
-            and all(isinstance(p, Named) and not p.arguments for p in y.parts)
-        ):
-            ordered = sorted(((p.name, p.value) for p in y.parts if isinstance(p, Named)), key=lambda pair: pair[0])
-            return len(x.parts) == len(ordered) > 1 and all(
-                equal(p, value) for p, (_, value) in zip(x.parts, ordered, strict=True)
-            )
+        if isinstance(x, Row) and x.kind == "()" and isinstance(y, Pile):
+            named = sorted((p for p in y.parts if isinstance(p, Named) and not p.arguments), key=lambda p: p.name)
+            if len(named) == len(y.parts):
+                return len(x.parts) == len(named) > 1 and all(map(equal, x.parts, (p.value for p in named)))
         if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
             over, under = x.parts  # of 12:30 pm the last has a unit: a time is no ratio
             plain = isinstance(over, Scalar) and isinstance(under, Scalar) and not (over.unit or under.unit)
@@ -76,13 +71,11 @@ def equal(a: Reading, b: Reading) -> bool:
 
 def _equal_scalars(a: Scalar, b: Scalar) -> bool:
     a, b = (x.product if x.product and y.names and not y.unit else x for x, y in ((a, b), (b, a)))
-    factor = Fraction(1)
     if (a.percent and b.unit) or (b.percent and a.unit):
         return False
-    if a.unit and b.unit:
-        if (a.unit.label, a.unit.powers) != (b.unit.label, b.unit.powers):
-            return False
-        factor = a.unit.factor / b.unit.factor
+    if a.unit and b.unit and (a.unit.label, a.unit.powers) != (b.unit.label, b.unit.powers):
+        return False
+    factor = a.unit.factor / b.unit.factor if a.unit and b.unit else 1
     for x, y in ((a, b), (b, a)):
         if x.unit == DEGREE and not y.unit and not isinstance(y.values[0], Fraction):  # an angle in radians
             return _equal_scalars(Scalar(("degree", x.node)), y)
@@ -93,7 +86,7 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
         x, y = a.values[k % len(a.values)], b.values[k % len(b.values)]
         if x is None or y is None or (reals and (_is_complex(x) or _is_complex(y))):
             continue  # another branch of a root or a logarithm says nothing about real values
-        x = x if factor == 1 else both(lambda p, q: p * q, x, factor)
+        x = x if factor == 1 else both(operator.mul, x, factor)
         percent = a.percent != b.percent and (close(x / 100, y) if a.percent else close(x, y / 100))
         if not (percent or _same(x, y, places)):
             return False
@@ -105,13 +98,8 @@ def _same(a: Any, b: Any, places: int) -> bool:
     """Whether two values are equal. places: of one that is a decimal, and may be rounded where none can be the other."""
     if close(a, b) or places < LEAST_PLACES:
         return close(a, b)
-    if isinstance(a, Fraction) and isinstance(b, Fraction) and _terminates(a) and _terminates(b):
-        return False
-    return bool(abs(real(a) - real(b)) < MP.mpf(10) ** -places)
-
-
-def _terminates(value: Fraction) -> bool:
-    return pow(10, value.denominator.bit_length(), value.denominator) == 0 if value.denominator > 1 else True
+    ends = all(isinstance(x, Fraction) and pow(10, x.denominator.bit_length(), x.denominator) == 0 for x in (a, b))
+    return not ends and bool(abs(real(a) - real(b)) < MP.mpf(10) ** -places)
 
 
 def _is_complex(value: Any) -> bool:
@@ -139,10 +127,8 @@ def _rename(node: Node, names: dict[str, str]) -> Node:
 def _as_relation(reading: Reading) -> Relation | None:
     if isinstance(reading, Named) and isinstance(reading.value, Scalar):
         letters = reading.name if reading.name.isalpha() and reading.name.islower() else [reading.name]
-        product: Node = ("var", letters[0])
-        for letter in letters[1:]:
-            product = ("mul", product, ("var", letter))
-        return Relation("=", ("sub", product, reading.value.node))
+        product: list[Node] = [("var", letter) for letter in letters]
+        return Relation("=", ("sub", reduce(lambda a, b: ("mul", a, b), product), reading.value.node))
     return reading if isinstance(reading, Relation) else None
 
 
@@ -154,26 +140,19 @@ def _equal_relations(a: Reading, b: Reading) -> bool:
         return equal(value, other) if value and isinstance(other, Scalar) and not other.names else False
     if left.kind != right.kind:
         return False
-    ratio: Any = None
+    ratios = list[Any]()
     for k in range(POINTS):
         x, y = evaluate(left.node, k), evaluate(right.node, k)
-        if x is None or y is None:
-            continue
-        if x == 0 or y == 0:
-            return False
-        here = both(lambda p, q: p / q, x, y)
-        ratio = here if ratio is None else ratio
-        if not close(here, ratio):
-            return False
-    if ratio is None:
-        return False
-    return left.kind in ("=", "!=") or (not _is_complex(ratio) and bool(real(ratio).real > 0))
+        if x is not None and y is not None:
+            ratios += [both(operator.truediv, x, y) if x != 0 and y != 0 else None]
+            if ratios[-1] is None or not close(ratios[-1], ratios[0]):
+                return False
+    positive = left.kind in ("=", "!=") or all(not _is_complex(x) and real(x).real > 0 for x in ratios[:1])
+    return bool(ratios) and positive
 
 
 def _equal_piles(a: Pile, b: Pile) -> bool:
-    if {a.joiner, b.joiner} == {"and", "or"} and any(
-        isinstance(part, (Region, Relation)) for part in (*a.parts, *b.parts)
-    ):
+    if {a.joiner, b.joiner} == {"and", "or"} and any(isinstance(x, Region | Relation) for x in (*a.parts, *b.parts)):
         return False
     left, right = _distinct(a.parts), _distinct(b.parts)
     if len(left) != len(right):
@@ -189,8 +168,7 @@ def _equal_piles(a: Pile, b: Pile) -> bool:
 def _distinct(parts: Sequence[Reading]) -> list[Reading]:
     kept: list[Reading] = []
     for part in parts:
-        if not any(equal(part, other) for other in kept):
-            kept.append(part)
+        kept += [] if any(equal(part, other) for other in kept) else [part]
     return kept
 
 
@@ -341,6 +319,5 @@ def compare_math(answer: str, gold: str) -> Verdict:
     return Verdict.UNSCORABLE if any(_words_in(wanted)) and gold_kind(gold, "math") == "none" else Verdict.WRONG
 
 
-COMPARERS: dict[str, Callable[[str, str], Verdict]] = {
-    "exact": compare_exact, "number": compare_number, "choice": compare_choice, "math": compare_math,
-}  # fmt: skip
+COMPARERS = {"math": compare_math, "number": compare_number, "exact": compare_exact, "choice": compare_choice}
+NAMES = tuple(COMPARERS)
