@@ -11,7 +11,7 @@ from typing import Annotated
 from typer import Argument, Context, Option
 
 from soar.cli import common
-from soar.config import Config, ConfigError, find_recipe, override
+from soar.config import ConfigError, find_recipe, override
 from soar.files import scrub, write_atomic
 from soar.plan.forecast import forecast, memory_lines
 from soar.plan.preflight import can_work, check_all, check_data, summary
@@ -59,15 +59,10 @@ def run(
         recipe = recipe or (None if model or problems else "demo")
         config = common.config_of(recipe, model, problems, overrides)
     out = out or Path("runs") / config.name
-    if dry_run:
-        return _dry_run(config)
-    common.carry_out(context, config, out, resume, quiet)
-    print(f"report: {out / 'report.html'}")
-    return 0
-
-
-def _dry_run(config: Config) -> int:
-    """Print what is wrong with the data, what a run would do and cost; 1 when it cannot work."""
+    if not dry_run:
+        common.carry_out(context, config, out, resume, quiet)
+        print(f"report: {out / 'report.html'}")
+        return 0
     local = split_source(config.problems.source)[0] != "hub"  # which takes a network
     findings = list(check_data(config)) if local else []
     lines = [line for finding in findings for line in finding.lines()] + memory_lines(config)

@@ -125,17 +125,16 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
     if count < FEWEST:
         advice = f"a run needs at least {FEWEST} hard problems: give more"
     elif count < wanted and not advice:
-        advice = (
-            f"the training half is smaller than reward.questions = {config.reward.questions}, so rewards are coarser: "
-            f"give {wanted} hard problems or more, or lower reward.questions"
+        coarser = (
+            f"the training half is smaller than reward.questions = {config.reward.questions}, so rewards are coarser"
         )
+        advice = f"{coarser}: give {wanted} hard problems or more, or lower reward.questions"
     return Finding("problems", status_of(count < FEWEST, advice), first, advice, tuple(details)), loaded.problems
 
 
 def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     """Grade every gold answer against itself: the verifier must find it correct, or no attempt ever will be."""
-    step = -(-len(problems) // GOLDS)
-    asked = problems[::step]
+    asked = problems[:: -(-len(problems) // GOLDS)]
     limit, verdicts = time.monotonic() + GOLD_SECONDS, list[Verdict]()
     try:
         domain = domain_of(config.problems)

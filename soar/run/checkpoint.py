@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders wit
     from soar.loop.teacher import LoopState
 
 CHECKSUMS, STATE, TENSORS = "checksums.json", "state.json", "tensors.safetensors"
-FROM_COPY, OTHER_VERSION = "from a copy, or start a new run", "resume with the version that began the run"
+FROM_COPY, OLD_SOAR = "from a copy, or start a new run", "resume with the version that began the run"
 
 
 class CheckpointError(UserError):
@@ -94,8 +94,7 @@ class CheckpointStore:
         folders = [path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{6,}", path.name) and path.is_dir()]
         for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
             try:
-                checkpoint = _read(folder)
-                fits(checkpoint)
+                fits(checkpoint := _read(folder))
             except Damaged as error:
                 damage.append(str(error))
                 continue
@@ -202,6 +201,4 @@ def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) 
         data["pending"] = Pending(**data["pending"]) if data["pending"] else None
         return RunState(**data)
     except (LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"the checkpoint is not of this version of soar ({error!r:.200}); {OTHER_VERSION}"
-        ) from error
+        raise CheckpointError(f"the checkpoint is not of this version of soar ({error!r:.200}); {OLD_SOAR}") from error

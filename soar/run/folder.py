@@ -13,7 +13,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from soar import files
 from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
 from soar.files import Row
 from soar.report.runs import REVIEW_FILE as FILE
-from soar.run.checkpoint import FROM_COPY, OTHER_VERSION, Checkpoint, CheckpointStore, Damaged, read_document
+from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
 SCHEMA = 4
@@ -78,13 +78,13 @@ def _recorded(manifest: Row, path: Path) -> Config:
     schema, hashes = manifest.get("schema"), manifest.get("hashes")
     if schema != SCHEMA:
         both = f"is of schema {schema!r}, this version resumes {SCHEMA}"
-        raise RunFolderError(f"{path}/manifest.json {both}; {OTHER_VERSION}")
+        raise RunFolderError(f"{path}/manifest.json {both}; {OLD_SOAR}")
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
         raise RunFolderError(f"{path}/manifest.json is damaged: hashes is no object of texts; restore it {FROM_COPY}")
     try:
         return build(manifest.get("config", {}), f"{path}/manifest.json")
     except ConfigError as error:
-        raise RunFolderError(f"{error}; {OTHER_VERSION}") from error
+        raise RunFolderError(f"{error}; {OLD_SOAR}") from error
 
 
 def _no_run(path: Path) -> RunFolderError:
@@ -96,12 +96,10 @@ def _no_run(path: Path) -> RunFolderError:
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
-    """An open run folder, held by one process. A new one has its manifest with `note_hashes`.
-
-    notes: what a person should be told about the folder. Raises RunFolderError when the folder holds a run and `resume`
-    is False, when another process holds it, when there is nothing to resume, or when the config differs from the
-    recorded one in a key that decides results; files.StorageError when it cannot be written.
-    """
+    """An open run folder, held by one process; a new one has its manifest with `note_hashes`. notes: what a person should
+    be told about it. Raises RunFolderError when it holds a run and `resume` is False, another process holds it, there is
+    nothing to resume, or the config differs from the recorded one in a key that decides results; files.StorageError when it
+    cannot be written."""
 
     def __init__(self, path: Path, config: Config, command: list[str], resume: bool = False) -> None:
         self.path = path
@@ -167,8 +165,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         differs (model or data changed), or as `check` does."""
         self.check()
         for name, value in hashes.items():
-            old = self.manifest["hashes"].get(name, value)
-            if old != value:
+            if (old := self.manifest["hashes"].get(name, value)) != value:
                 raise RunFolderError(
                     f"{self.path}: {name} changed since the run began ({old[:12]} then, {value[:12]} now); "
                     "restore the old one or start a new run"
@@ -181,11 +178,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _state(self, name: str) -> tuple[int, int] | None:
         """(inode, bytes) of a file; None when it is not there."""
-        try:
+        with suppress(OSError):
             state = (self.path / name).stat()
-        except OSError:
-            return None
-        return state.st_ino, state.st_size
+            return state.st_ino, state.st_size
+        return None
 
     def _remember(self, *names: str) -> None:
         self._left |= {name: state for name in names if (state := self._state(name)) is not None}
@@ -193,14 +189,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def check(self) -> None:
         """Raises RunFolderError when a file of the run is not as this process left it."""
         for name, left in self._left.items():
-            now = self._state(name)
-            if now == left:
-                continue
-            changed = f"has {now[1]} bytes, expected {left[1]}" if now and now[1] != left[1] else "is another file"
-            raise RunFolderError(
-                f"{self.path / name} {changed if now else 'is gone'}: something else changed the folder while the run was at "
-                "work in it. Nothing more is written; put back what was there, then continue with --resume"
-            )
+            if (now := self._state(name)) != left:
+                changed = f"has {now[1]} bytes, expected {left[1]}" if now and now[1] != left[1] else "is another file"
+                raise RunFolderError(
+                    f"{self.path / name} {changed if now else 'is gone'}: something else changed the folder while the run "
+                    "was at work in it. Nothing more is written; put back what was there, then continue with --resume"
+                )
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
@@ -241,11 +235,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 if not isinstance(row := json.loads(line), dict) or not sound(row, number):
                     raise ValueError(f"it holds {type(row).__name__}, expected an object")
             except (ValueError, RecursionError) as error:
+                where = f"{path}:{number} is damaged"
                 if name in STREAMS:
-                    raise RunFolderError(
-                        f"{path}:{number} is damaged: {error}; restore the line {FROM_COPY}"
-                    ) from error
-                self.notes.append(f"{path}:{number} is damaged: what follows is made again")
+                    raise RunFolderError(f"{where}: {error}; restore the line {FROM_COPY}") from error
+                self.notes.append(f"{where}: what follows is made again")
                 break
             rows.append(row)
             size += len(line) + 1
@@ -323,10 +316,8 @@ def read(folder: Path) -> Row:
     if not (folder / FILE).is_file():
         which = "only runs with promotion.review = true ask"
         raise RunFolderError(f"{folder} has no promotion to review (no {FILE}); {which}")
-    why, advice = (
-        (notes or ["it holds no promotion"])[0],
-        "delete it, and the run will write it again when it is resumed",
-    )
+    why = (notes or ["it holds no promotion"])[0]
+    advice = "delete it, and the run will write it again when it is resumed"
     raise RunFolderError(f"{folder / FILE} is damaged: {why}; {advice}")
 
 

@@ -34,16 +34,14 @@ class Stopped(UserError):
 
     def __init__(self, reason: str, advice: str, exit_code: int = PAUSED) -> None:
         super().__init__(f"{reason}; everything is saved. {advice}")
-        self.reason = reason
-        self.exit_code = exit_code
+        self.reason, self.exit_code = reason, exit_code
 
 
 class StopRequest:
     """Whether a run was asked to stop, and why. Safe to ask from any thread."""
 
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.exit_code = PAUSED
+    reason: str | None = None
+    exit_code = PAUSED
 
     def request(self, reason: str, exit_code: int = PAUSED) -> None:
         """Ask the run to stop at its next safe point."""
@@ -56,16 +54,15 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-
         terminals = [fd for fd in (1, 2) if os.isatty(fd)]
 
         def heard(number: int, frame: FrameType | None) -> None:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
                 leave_closed(terminals)
+            if self.reason is not None and number == signal.SIGHUP:
+                return
             if self.reason is not None:
-                if number == signal.SIGHUP:
-                    return
                 end_now(128 + number)
             self.request(f"stopped by {name}", 128 + number)
             with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
@@ -102,17 +99,16 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
     """The limit that pauses a run after `hours` in this process and `tokens` sampled in all; None when there is none."""
     if limits.max_hours and hours >= limits.max_hours:
         return f"limits.max_hours = {limits.max_hours:g} reached"
-    if limits.max_tokens and tokens >= limits.max_tokens:
-        return f"limits.max_tokens = {limits.max_tokens} reached ({tokens} sampled)"
-    return None
+    over = limits.max_tokens and tokens >= limits.max_tokens
+    return f"limits.max_tokens = {limits.max_tokens} reached ({tokens} sampled)" if over else None
 
 
 def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
     """The command that continues the run in a folder, whose config names only code that this process runs already; past
     limits.max_tokens with as many tokens again."""
     trust = " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
-    over = limits is not None and 0 < limits.max_tokens <= tokens
-    more = f" --max-tokens {tokens + limits.max_tokens}" if limits is not None and over else ""
+    most = limits.max_tokens if limits else 0
+    more = f" --max-tokens {tokens + most}" if 0 < most <= tokens else ""
     return f"soar run --out {shlex.quote(str(folder))} --resume{trust}{more}"
 
 

@@ -154,10 +154,8 @@ class Run:
     def _loop(self) -> None:
         config, state = self.config, self.state.loop
         self._settle()
-        with (
-            self.progress.task("outer loop", config.teacher.steps) as advance,
-            self.progress.task("  students", 1, transient=True) as inner,
-        ):
+        steps = self.progress.task("outer loop", config.teacher.steps)
+        with steps as advance, self.progress.task("  students", 1, transient=True) as inner:
             advance(state.step)
             kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
             how = (self.threads, inner.set, self.parallel, self.teacher_reward)
@@ -260,26 +258,18 @@ class Run:
         for arm in get_args(TrainedArm):
             if arm not in config.arms.run or arm in told | state.arms.keys():
                 continue
-            before = self.meter.tokens
             try:
-                plan = self._plan(arm, material, before)
+                if (plan := self._plan(arm, material)) is not None:
+                    plans[arm] = plan
             except (TeacherError, arms.NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
                 row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": str(error)}
                 self.folder.append("metrics.jsonl", [row])
                 self.progress.say(f"the arm {arm} is left out: {error}")
-                continue
-            if plan is not None:
-                plans[arm], took = plan, self.meter.tokens - before
-                if arm in state.arm_tokens:
-                    self.meter.tokens = before  # counted before this run was resumed
-                search = self._search_tokens(arm)
-                state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
         if self.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
         states = dict.fromkeys(plans, TrainState(0, self._fresh()))
         states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
-
         with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
             advance(sum(training.step for training in states.values()))
             how = (self.threads, lambda: self.stop.reason is not None, lambda: advance(1), self.parallel)
@@ -299,10 +289,9 @@ class Run:
                     self._evaluate(state.arms)  # workers would be amid the other arms
                 self._safe_point()
 
-    def _plan(self, arm: str, material: arms.Material, before: int) -> Plan | None:
-        """What an arm trains on, written down in its folder; None where there is nothing (said already). before: tokens
-        sampled in the run before the arm's questions were made."""
-        config = self.config
+    def _plan(self, arm: str, material: arms.Material) -> Plan | None:
+        """What an arm trains on, written down in its folder; None where there is nothing (said already)."""
+        config, before = self.config, self.meter.tokens
         questions = arms.training_questions(arm, self.env, config, material)
         if arm not in HARD_ARMS and not questions:
             return None
@@ -314,14 +303,16 @@ class Run:
         rows += [{"question": p.question, "answer": p.answer, "hint": hints[p.id]} for p in hinted]
         if rows:
             write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
-        budget = config.arms.tokens
-        left = budget - self._search_tokens(arm) - (self.meter.tokens - before)
-        if budget and left <= 0:
+        budget, search, took = config.arms.tokens, self._search_tokens(arm), self.meter.tokens - before
+        if 0 < budget <= search + took:
             raise arms.NothingLeft(
                 f"its search and preparation took all of arms.tokens = {budget}; raise it or lower teacher.steps"
             )
+        if arm in self.state.arm_tokens:
+            self.meter.tokens = before  # counted before this run was resumed
+        self.state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
         steps = arms.arm_steps(arm, config, self.state.loop.student_rollouts)
-        return arms.arm_plan(arm, config, self.hard_train, questions, steps, hints, left if budget else 0)
+        return arms.arm_plan(arm, config, self.hard_train, questions, steps, hints, budget and budget - search - took)
 
     def _search_tokens(self, arm: str) -> int:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""

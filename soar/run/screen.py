@@ -62,18 +62,12 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> Row:
         correct = sum(row.successes for row in rows) / attempts
         shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
         shares["frac_mixed"] = 1 - wrong - right
+    hard = sum(row.successes <= config.screen.max_successes for row in rows)
+    about = {"event": "screen", "candidates": len(rows), "hard": hard, "attempts": config.screen.attempts}
     rate, planned = hard_rate(rows, config), planned_rollouts(config)
-    return {
-        "event": "screen",
-        "candidates": len(rows),
-        "hard": sum(row.successes <= config.screen.max_successes for row in rows),
-        "attempts": config.screen.attempts,
-        "histogram": histogram,
-        "hard_rate": rate,
-        "planned_rollouts": planned,
-        "expected_successes": None if rate is None else rate * planned,
-        **shares,
-    }
+    expected = None if rate is None else rate * planned
+    plan = {"hard_rate": rate, "planned_rollouts": planned, "expected_successes": expected}
+    return {**about, "histogram": histogram, **plan, **shares}
 
 
 def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
@@ -160,25 +154,15 @@ FREE_OF_HARD = (*FREE, "max_successes", "early_stop")
 
 def evidence_key(config: Config, env: RolloutEnv) -> Row:
     """What must be equal for evidence to be added to."""
-    sampling, domain = config.student.sampling, domain_of(config.problems)
-    return {
-        "model": config.model.path,
-        "revision": config.model.revision,
-        "model_sha256": env.backbone.base_digest(),
-        "dtype": str(env.backbone.dtype).removeprefix("torch."),
-        "prompt": env.fmt.fingerprint(),
-        "verifier": domain.label,
-        **({"domain": domain.fingerprint()} if domain.own else {}),
-        "attempts": config.screen.attempts,
-        "max_successes": config.screen.max_successes,
-        "early_stop": config.screen.early_stop,
-        "temperature": config.screen.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "seed": config.seed,
-        **({"stop": list(sampling.stop)} if sampling.stop else {}),
-        **({"template_options": options} if (options := config.model.template_options) else {}),
-    }
+    model, screen, sampling, domain = config.model, config.screen, config.student.sampling, domain_of(config.problems)
+    weights = {"model": model.path, "revision": model.revision, "model_sha256": env.backbone.base_digest()}
+    texts = {"prompt": env.fmt.fingerprint(), "verifier": domain.label}
+    texts |= {"domain": domain.fingerprint()} if domain.own else {}
+    rule = {"attempts": screen.attempts, "max_successes": screen.max_successes, "early_stop": screen.early_stop}
+    drawn = {"temperature": screen.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+    more: Row = {"seed": config.seed, **({"stop": list(sampling.stop)} if sampling.stop else {})}
+    more |= {"template_options": model.template_options} if model.template_options else {}
+    return {**weights, "dtype": str(env.backbone.dtype).removeprefix("torch."), **texts, **rule, **drawn, **more}
 
 
 def waves(attempts: int) -> Iterator[tuple[int, int]]:
@@ -355,8 +339,7 @@ def find_hard(
                 safe_point()
 
             found = screen(env, problems, config, folder, evidence, threads, note, parallel)
-        if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
-            evidence = rows[0]["evidence"]
+        evidence = folder.rows(SCREEN_FILE)[0]["evidence"]  # of another run, where its screening is used again
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
     screened = [(problem, found[problem.id]) for problem in problems]
