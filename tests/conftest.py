@@ -1,11 +1,24 @@
 """Fixtures that several files share."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of torch, also in child processes: the workers of pytest share the cores
+# For child processes too. One thread of torch: the workers of pytest share the cores.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    """Without what takes longer than a tiny run: the charts of pages (test_report draws them), waiting for a disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr("soar.report.charts.Chart.image", lambda chart: "")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -14,11 +27,22 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from loop_helpers import run_tiny
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    run_tiny(out, report=True)
+    run_tiny(out)
     return out
 
 
 @pytest.fixture
-def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without their page, the charts of which take longer than a tiny run."""
-    monkeypatch.setattr("soar.run.pipeline.report_at_the_end", lambda path, say: None)
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run that may be changed."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def env() -> Iterator[Any]:
+    """The embedded model as a tiny run opens it."""
+    from loop_helpers import tiny_config
+
+    from soar.run.setup import open_env
+
+    with open_env(tiny_config()) as opened:
+        yield opened

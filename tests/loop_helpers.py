@@ -2,13 +2,13 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 from world_text import WorldText
@@ -30,18 +30,20 @@ TINY = tuple((Path(__file__).parent / "cases" / "tiny.txt").read_text(encoding="
 """Overrides of the recipe `tiny`: a run of a second or two in which all problems count as hard, every step promotes."""
 
 
+def sets(*overrides: str) -> list[str]:
+    """Overrides as words of a command."""
+    return [part for override in overrides for part in ("--set", override)]
+
+
 def tiny_config(*overrides: str) -> Config:
     """The recipe `tiny` with TINY and further overrides."""
     return load(None, [*TINY, *overrides])
 
 
-def run_tiny(out: Path, *overrides: str, resume: bool = False, report: bool = False) -> dict[str, Any]:
-    """A run in this process; returns its summary. report: with its page, the charts of which take longer than the run."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not report:
-            patch.setattr("soar.run.pipeline.report_at_the_end", lambda path, say: None)
-        with Progress(quiet=True) as progress:
-            return execute(tiny_config(*overrides), out, resume, ["soar", "run", *overrides], progress)
+def run_tiny(out: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
+    """A run in this process; returns its summary."""
+    with Progress(quiet=True) as progress:
+        return execute(tiny_config(*overrides), out, resume, ["soar", "run", *overrides], progress)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -59,6 +61,16 @@ def without_clock(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: without_clock(v) for k, v in value.items() if k not in ("seconds", "wall_seconds")}
     return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+def outcome(folder: Path, *left_out: str) -> dict[str, Any]:
+    """What equal runs have in common: events (but for the keys `left_out`) and summary without clocks, bytes of the rest."""
+    kept = r"(hard|teacher|student|arms)/|(questions|pq|rollouts)\.jsonl$"
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    rows = [{k: v for k, v in row.items() if k not in left_out} for row in without_clock(events(folder))]
+    summary = without_clock(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    files = {name: path.read_bytes() for name, path in names.items() if re.match(kept, name)}
+    return {**files, "metrics.jsonl": rows, "summary.json": summary}
 
 
 def easy_problems(count: int, seed: int = 0) -> list[Problem]:

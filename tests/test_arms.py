@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,15 +34,7 @@ from soar.loop.write import TeacherError
 from soar.problems.load import DataError
 from soar.run import screen
 from soar.run.interrupts import Stopped
-from soar.run.setup import open_env
 from soar.types import Problem, Screening
-
-
-@pytest.fixture(scope="module")
-def env() -> Iterator[RolloutEnv]:
-    with open_env(tiny_config()) as opened:
-        torch.set_num_threads(1)
-        yield opened
 
 
 def questions(arm: str, env: RolloutEnv, config: Config, said: list[str] | None = None, **given: Any) -> list[Problem]:
@@ -327,16 +318,11 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch):
     moved = list(arms.train_arms(env, plans, states, config, 1, lambda: len(ticks) == 1, lambda: ticks.append(1)))
     # Asked to stop after the first step; b is out at 20 of 11 tokens; d is a step ahead until a and b have caught up, and is
     # saved after its fourth step.
-    assert calls == [
-        (["a", "b"], [0, 0]),
-        (["a", "b", "d"], [1, 1, 1]),
-        (["a", "d"], [2, 2]),
-        (["d"], [3]),
-        (["d"], [4]),
-    ]
+    later = [(["a", "d"], [2, 2]), (["d"], [3]), (["d"], [4])]
+    assert calls == [(["a", "b"], [0, 0]), (["a", "b", "d"], [1, 1, 1]), *later]
     last = {name: state.step for states in moved for name, state in states.items()}
     assert last == {"a": 3, "b": 2, "d": 5}
-    assert len(ticks) == 1 + 1 + 1 + 1 + 1
+    assert len(ticks) == 5
 
 
 def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm():
@@ -347,26 +333,25 @@ def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm
     assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
 
 
-def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method():
+def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method(env):
     """Hard-Only, groups over two prompts, hints and the dense reward side by side, saved and resumed in the middle."""
     config, problems = tiny_config("student.optimizer.lr=0.01"), easy_problems(2)
     two, twins = ([[problems[0], problems[i]]] * 3 for i in (1, 0))
     hints = {p.id: "add the two" for p in problems}
     plans = [Plan(two, 5), Plan(twins, 5, copies=2), Plan(two, 5, hints=hints), Plan(two, 5, likelihood=True)]
-    with open_env(config) as env:
-        fresh = [TrainState(0, random_stack(env.backbone, 1)) for _ in plans]
+    fresh = [TrainState(0, random_stack(env.backbone, 1)) for _ in plans]
 
-        def train(these: list[Plan], states: list[TrainState], until: int = 99) -> list[TrainState]:
-            return train_chunk(env, no_tick, config.student, 0.01, 1, lambda step: step == until, these, states)
+    def train(these: list[Plan], states: list[TrainState], until: int = 99) -> list[TrainState]:
+        return train_chunk(env, no_tick, config.student, 0.01, 1, lambda step: step == until, these, states)
 
-        whole, half = train(plans, fresh), train(plans, fresh, until=2)
-        for plan, start, state, middle in zip(plans, fresh, whole, half, strict=True):
-            (alone,) = train([plan], [start])
-            assert (alone.tokens, alone.rollouts, alone.levels) == (state.tokens, state.rollouts, state.levels)
-            assert alone.metrics[0] == pytest.approx(state.metrics[0], rel=1e-3, abs=1e-4, nan_ok=True)
-            (resumed,) = train([plan], [replace(middle, metrics=[])])
-            assert (resumed.step, resumed.tokens, resumed.levels) == (3, state.tokens, state.levels)
-            assert max((resumed.stack.tensors[k] - v).abs().max().item() for k, v in state.stack.tensors.items()) < 1e-3
+    whole, half = train(plans, fresh), train(plans, fresh, until=2)
+    for plan, start, state, middle in zip(plans, fresh, whole, half, strict=True):
+        (alone,) = train([plan], [start])
+        assert (alone.tokens, alone.rollouts, alone.levels) == (state.tokens, state.rollouts, state.levels)
+        assert alone.metrics[0] == pytest.approx(state.metrics[0], rel=1e-3, abs=1e-4, nan_ok=True)
+        (resumed,) = train([plan], [replace(middle, metrics=[])])
+        assert (resumed.step, resumed.tokens, resumed.levels) == (3, state.tokens, state.levels)
+        assert max((resumed.stack.tensors[k] - v).abs().max().item() for k, v in state.stack.tensors.items()) < 1e-3
     hinted, dense = whole[2], whole[3]
     assert set(hinted.levels) == {problems[0].id, problems[1].id} and not whole[0].levels
     assert hinted.metrics[0]["hint_share"] <= 1.0

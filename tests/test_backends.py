@@ -21,7 +21,7 @@ import pytest
 import torch
 from fake_tinker import Service
 from helpers import ROOT
-from loop_helpers import events, run_tiny, tiny_config, without_clock
+from loop_helpers import events, outcome, run_tiny, tiny_config
 
 from soar.backends import base
 from soar.backends.tinker import ServiceError, TinkerBackbone, open_tinker
@@ -94,13 +94,6 @@ def test_the_same_rollouts_give_the_same_gradient_and_step(service):
     assert service.most <= 3 or not service.mean
 
 
-def without_names(folder: Path) -> Any:
-    """Events without clocks and checkpoint names, and the bytes of what was written and trained."""
-    rows = [{k: v for k, v in row.items() if k != "student"} for row in without_clock(events(folder))]
-    files = ("questions.jsonl", "pq.jsonl", "teacher/adapter_model.safetensors", "student/adapter_model.safetensors")
-    return rows, [(folder / name).read_bytes() for name in files]
-
-
 def refuse(error: Exception) -> Callable[[], Any]:
     def refused() -> Any:
         raise error
@@ -141,7 +134,7 @@ def test_trouble_with_the_service_is_named_and_a_resumed_run_equals_one_without(
             run_tiny(cut, *keys(service), *SMALL, resume=True)
         assert state_of(cut) == saved, call
     run_tiny(cut, *keys(service), *SMALL, resume=True)
-    assert without_names(cut) == without_names(tmp_path / "whole")
+    assert outcome(cut, "student") == outcome(tmp_path / "whole", "student")  # which is the name of a checkpoint
     texts = [path.read_bytes() for path in cut.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in text for text in texts)
 
@@ -222,7 +215,7 @@ def test_skyrl_gives_the_native_step_and_a_run_to_its_report_killed_and_resumed(
     sampler.release()
     assert not remote.alive
     keys = (*SKYRL, f"backend.base_url={skyrl.backend.base_url}", f"backend.model={skyrl.backend.model}")
-    run_tiny(tmp_path / "whole", *keys, report=True)
+    run_tiny(tmp_path / "whole", *keys)
     assert (tmp_path / "whole" / "report.html").is_file()
     program, cut = "import sys; sys.path[:0] = ['tests', 'examples']; from loop_helpers import *; ", tmp_path / "cut"
     child = subprocess.Popen([sys.executable, "-c", f"{program}run_tiny(Path({str(cut)!r}), *{keys!r})"], cwd=ROOT)
@@ -232,4 +225,4 @@ def test_skyrl_gives_the_native_step_and_a_run_to_its_report_killed_and_resumed(
     child.kill()
     child.wait()
     run_tiny(cut, *keys, resume=True)
-    assert without_names(cut) == without_names(tmp_path / "whole")
+    assert outcome(cut, "student") == outcome(tmp_path / "whole", "student")

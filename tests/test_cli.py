@@ -103,7 +103,6 @@ def test_a_missing_torch_is_named_with_what_installs_it(tmp_path):
     assert (done.returncode, list(tmp_path.iterdir())) == (1, []) and done.stderr.endswith(wanted)
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_a_run_prints_its_table_and_records_its_command(tmp_path, capsys):
     out = tmp_path / "run"
     sets = [*SETS, "--set", "evaluate.ks=[2,4]", "--set", "teacher.steps=1"]

@@ -2,23 +2,14 @@
 
 import errno
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import TINY, events, without_clock
+from loop_helpers import TINY, outcome, sets
 from test_record import change, content, spoil
 
 from soar.cli import main
-
-SETS = [part for override in TINY for part in ("--set", override)]
-
-
-@pytest.fixture
-def folder(tiny_run: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny run that may be damaged."""
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
 def look(folder: Path) -> dict[str, int]:
@@ -37,22 +28,22 @@ def look(folder: Path) -> dict[str, int]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "dangling", "deep", "zeros", "no text"])
-def test_commands_that_look_at_a_damaged_folder_end_with_a_message(folder, capsys, kind):
+def test_commands_that_look_at_a_damaged_folder_end_with_a_message(run, capsys, kind):
     """All files but the manifest are spoilt at once; then the manifest as well."""
-    for name in (*content(folder), "review.json", "paused.json"):
+    for name in (*content(run), "review.json", "paused.json"):
         if name != "manifest.json":
-            spoil(folder / name, kind)
-    codes = look(folder)
+            spoil(run / name, kind)
+    codes = look(run)
     said = capsys.readouterr()
     assert codes["review"] == codes["export"] == codes["export "] == 1
     assert codes["doctor"] == (kind != "missing")  # a manifest alone is a run that was just begun
     assert codes["report"] == codes["watch"] == 0
     assert [line[:6] for line in said.err.splitlines()] == ["soar: "] * 3  # one message for each that failed
-    spoil(folder / "manifest.json", kind)
-    assert set(look(folder).values()) <= {0, 1}
-    before = content(folder)
-    assert main(["run", "--resume", "--quiet", "--out", str(folder)]) == 1
-    assert content(folder) == before
+    spoil(run / "manifest.json", kind)
+    assert set(look(run).values()) <= {0, 1}
+    before = content(run)
+    assert main(["run", "--resume", "--quiet", "--out", str(run)]) == 1
+    assert content(run) == before
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
     assert "manifest.json" in said.err.splitlines()[-1]
@@ -60,18 +51,13 @@ def test_commands_that_look_at_a_damaged_folder_end_with_a_message(folder, capsy
 
 @pytest.mark.parametrize(
     ("line", "old", "new"),
-    [
-        (1, b'"evidence"', b'"evidense"'),
-        (2, b'"truncated": ', b'"truncated": 9'),
-        (2, b'"successes"', b"'successes'"),
-    ],
+    [(1, b'"evidence"', b'"evidense"'), (2, b'"truncated": ', b'"truncated": 9'), (2, b'"successes"', b"'successes'")],
 )
-def test_a_damaged_line_of_the_screening_is_made_again(tiny_run, folder, capsys, line, old, new):
-    change(folder / "hard" / "screen.jsonl", old, new)
-    assert main(["run", "--resume", "--quiet", "--out", str(folder)]) == 0
+def test_a_damaged_line_of_the_screening_is_made_again(tiny_run, run, capsys, line, old, new):
+    change(run / "hard" / "screen.jsonl", old, new)
+    assert main(["run", "--resume", "--quiet", "--out", str(run)]) == 0
     assert f"hard/screen.jsonl:{line} is damaged: what follows is made again" in capsys.readouterr().err
-    assert content(folder / "hard") == content(tiny_run / "hard")
-    assert without_clock(events(folder)) == without_clock(events(tiny_run))
+    assert outcome(run) == outcome(tiny_run)
 
 
 def test_a_disk_that_fails_anywhere_in_a_run(tiny_run, tmp_path, monkeypatch, capsys):
@@ -86,10 +72,10 @@ def test_a_disk_that_fails_anywhere_in_a_run(tiny_run, tmp_path, monkeypatch, ca
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail)
-    while main(["run", "--quiet", "--out", str(out), *(["--resume"] if out.exists() else ["tiny", *SETS])]) == 1:
+    while main(["run", "--quiet", "--out", str(out), *(["--resume"] if out.exists() else ["tiny", *sets(*TINY)])]) == 1:
         said = capsys.readouterr().err
         assert f"cannot be written: {os.strerror(failures[-1])}" in said and "Traceback" not in said
         failures.append((errno.ENOSPC, errno.EIO, errno.EDQUOT)[len(failures) % 3])
         left[0] = 25 * len(failures)
     assert len(failures) > 3
-    assert without_clock(events(out)) == without_clock(events(tiny_run))
+    assert outcome(out) == outcome(tiny_run)

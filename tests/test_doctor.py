@@ -1,17 +1,8 @@
 """`soar doctor`: a whole run is well; whatever was changed, removed, added or swapped afterwards is named."""
 
 import shutil
-from pathlib import Path
-
-import pytest
 
 from soar.cli import main
-
-
-@pytest.fixture
-def run(tiny_run: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny run that may be damaged."""
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
 def test_a_run_is_well_while_it_runs_and_in_a_study(run, tmp_path, capsys):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers import random_stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +23,6 @@ from soar.loop.statistics import (
     sign_flip_p,
     t_interval,
 )
-from soar.run.setup import open_env
 
 
 @pytest.mark.parametrize("samples", range(1, 9))
@@ -75,17 +73,15 @@ def test_paired_difference_pairs_problems():
         paired_difference([1], [1, 2], 4, 1, seed=0, resamples=100)
 
 
-def test_counts_do_not_depend_on_workers_and_blocks():
+def test_counts_do_not_depend_on_workers_and_blocks(env):
     config, problems, blocks = tiny_config(), easy_problems(10), list[list[str]]()
     asked = problems, 4, 7, config.student.sampling
-    with open_env(config) as env:
-        torch.set_num_threads(1)
-        stack = random_stack(env.backbone, 2, size=0.01)
-        one = count_correct(env, stack, *asked)
-        note = lambda part, counts: blocks.append([p.id for p in part])  # noqa: E731
-        other = count_correct(env, stack, *asked, threads=3, block=3, on_block=note)
-        again = count_correct(env, stack, problems, 4, 8, config.student.sampling)
-        base, _, tokens = count_correct(env, None, *asked)
+    stack = random_stack(env.backbone, 2, size=0.01)
+    one = count_correct(env, stack, *asked)
+    note = lambda part, counts: blocks.append([p.id for p in part])  # noqa: E731
+    other = count_correct(env, stack, *asked, threads=3, block=3, on_block=note)
+    again = count_correct(env, stack, problems, 4, 8, config.student.sampling)
+    base, _, tokens = count_correct(env, None, *asked)
     assert blocks == [[p.id for p in problems[i : i + 3]] for i in (0, 3, 6, 9)]
     for mine, theirs in zip(one, other, strict=True):
         assert mine.shape == (2, 10)
@@ -142,10 +138,7 @@ def test_intervals_by_hand():
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(-6, 6), min_size=2, max_size=7))
 def test_sign_flips_are_all_counted(values):
-    flips = [
-        sum(s * v for s, v in zip(signs, values, strict=True))
-        for signs in itertools.product((1, -1), repeat=len(values))
-    ]
+    flips = [np.dot(signs, values) for signs in itertools.product((1, -1), repeat=len(values))]
     wanted = sum(abs(flip) >= abs(sum(values)) for flip in flips) / len(flips)
     assert sign_flip_p([float(v) for v in values]) == pytest.approx(wanted)
 

@@ -146,16 +146,13 @@ def test_a_verifier_name_cannot_leave_its_string(boxed):
 
 
 def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
-    rows = [
-        {"question": "``````\n# owned <script>", "answer": "\u202e`````` ---\n"},
-        {"question": "\ud800 b", "answer": "1"},
-    ]
+    pairs = ("``````\n# owned <script>", "\u202e`````` ---\n"), ("\ud800 b", "1")
+    rows = [{"question": question, "answer": answer} for question, answer in pairs]
     run_folders.write_jsonl(boxed / "pq.jsonl", rows)
     export.export_questions(boxed, tmp_path / "out", "jsonl")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "\u202e" not in card and [line for line in card.splitlines() if line.startswith("# ")] == [
-        '# Questions of the SOAR run "tiny"'
-    ]
+    headings = [line for line in card.splitlines() if line.startswith("# ")]
+    assert "\u202e" not in card and headings == ['# Questions of the SOAR run "tiny"']
     assert sum(line.startswith("``````") for line in card.splitlines()) == 2
     assert read_jsonl(tmp_path / "out" / "questions.jsonl")[1]["question"] == "? b", "no lone surrogate"
 
@@ -166,17 +163,15 @@ def logits_of(backbone: Backbone, stack: Any, ids: torch.Tensor) -> torch.Tensor
 
 
 @pytest.mark.parametrize(("policy", "kind"), [("student", "full"), ("pq", "lora")])
-def test_exported_weights_give_our_logits(tiny_run, tmp_path, policy, kind):
+def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4").model)
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
     (run / "hashes.json").unlink()  # another adapter than the run's own
     save_adapter(backbone, random_stack(backbone, 1, size=0.02), run / export.adapter_folder(policy))
     stack = load_adapter(backbone, run / export.adapter_folder(policy))
-    question = read_jsonl(tiny_run / "hard" / "train.jsonl")[0]["question"]
+    question = read_jsonl(run / "hard" / "train.jsonl")[0]["question"]
     ids = torch.tensor([backbone.tokenizer.encode(f"{question} {ANSWER_MARK} 12", add_special_tokens=False)])
     wanted = logits_of(backbone, stack, ids)
     assert not torch.equal(wanted, logits_of(backbone, None, ids))
@@ -204,9 +199,7 @@ def test_exported_weights_give_our_logits(tiny_run, tmp_path, policy, kind):
         (lambda run: run_folders.write_json(run / "manifest.json", {"config": {}}), "verl", "config.problems: "),
     ],
 )
-def test_refusals_name_what_to_do(tiny_run, tmp_path, capsys, change, form, message):
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
+def test_refusals_name_what_to_do(run, capsys, change, form, message):
     change(run)
     assert main(["export", str(run), "--format", form, "--out", str(run / "x")]) == 1
     assert message in capsys.readouterr().err
@@ -236,9 +229,7 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
     for form, kind in (("jsonl", "dataset"), ("peft", "model")):
         words = ["export", str(tiny_run), "--format", form, "--out", str(tmp_path / form), "--push"]
         assert main([*words, f"me/{kind}"]) == 0 and f"pushed: https://hub/me/{kind}" in capsys.readouterr().out
-        assert calls[-2:] == [
-            (f"me/{kind}", {"repo_type": kind, "private": True, "exist_ok": True}),
-            (f"me/{kind}", kind, True),
-        ]
+        made = {"repo_type": kind, "private": True, "exist_ok": True}
+        assert calls[-2:] == [(f"me/{kind}", made), (f"me/{kind}", kind, True)]
     assert main(["export", str(tiny_run), "--format", "trl", "--out", str(tmp_path / "t"), "--push", "me/gone"]) == 1
     assert "401 Unauthorized" in capsys.readouterr().err and (tmp_path / "t" / "README.md").is_file()

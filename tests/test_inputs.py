@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from loop_helpers import TINY
+from loop_helpers import TINY, sets
 from test_record import change, content, spoil
 
 from soar.cli import main
@@ -24,10 +24,7 @@ from soar.config import builtin_path
 from soar.run.doctor import write_hashes
 from soar.run.interrupts import resume_command
 
-SETS = [part for override in TINY if '"' not in override for part in ("--set", override)]
-TABLE = [
-    json.loads(line) for line in (Path(__file__).parent / "cases" / "inputs.jsonl").read_text("utf-8").splitlines()
-]
+TABLE = list(map(json.loads, (Path(__file__).parent / "cases" / "inputs.jsonl").read_text("utf-8").splitlines()))
 ROWS = [row[1:] for row in TABLE if len(row) == 7]
 
 
@@ -99,9 +96,8 @@ def test_the_table_is_whole():
             assert f"\ndef {name}(" in (Path(__file__).parent / f"{file}.py").read_text("utf-8"), row
 
 
-def test_a_folder_of_ones_own_is_trusted_by_the_option(tiny_run, tmp_path, monkeypatch):
+def test_a_folder_of_ones_own_is_trusted_by_the_option(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_run, "run")
     prepare("write", "evil.py", "open('ran', 'w')\nD = None\n")
     prepare("set", "problems.domain", "evil.py:D")
     assert main(["export", "run", "--trust-run", "--format", "trl", "--out", "out"]) == 1
@@ -109,12 +105,11 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(tiny_run, tmp_path, monke
     assert resume_command(Path("run")) == "soar run --out run --resume --trust-run"
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_a_typo_bricks_no_folder(tmp_path, capsys):
     out = str(tmp_path / "run")
-    assert main(["run", "tiny", "--quiet", "--model", str(tmp_path / "WRONG"), "--out", out, *SETS]) == 1
-    assert main(["run", "tiny", "--quiet", "--problems", str(tmp_path / "p.jsonl"), "--out", out, *SETS]) == 1
+    words = ["run", "tiny", "--quiet", "--out", out, *sets(*TINY, 'arms.run=["base"]', "teacher.steps=1")]
+    assert main([*words, "--model", str(tmp_path / "WRONG")]) == 1
+    assert main([*words, "--problems", str(tmp_path / "p.jsonl")]) == 1
     assert "p.jsonl" in capsys.readouterr().err
     assert main(["doctor", out]) == 1
-    more = ["--set", 'arms.run=["base"]', "--set", "teacher.steps=1"]
-    assert main(["run", "tiny", "--quiet", "--out", out, *SETS, *more]) == 0
+    assert main(words) == 0

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT
-from loop_helpers import easy_problems, events, tiny_config, write_problems
+from loop_helpers import easy_problems, events, outcome, tiny_config, write_problems
 
 from soar.config import Config
 from soar.engine.load import load_backbone
@@ -148,19 +148,6 @@ def one_run(config: Config, folder: Path, target: Point | None, note: Path) -> N
     note.write_text(json.dumps(points.passed), encoding="utf-8")
 
 
-def result(folder: Path) -> dict[str, bytes | str]:
-    """Everything that a run leaves, without the clock: bytes of the lines, of the hard problems and of the adapters."""
-    files: dict[str, bytes | str] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and re.match(r"hard/|teacher/|student/|arms/|(questions|pq|rollouts)\.jsonl$", name):
-            files[name] = path.read_bytes()
-    files["metrics.jsonl"] = re.sub(rb', "seconds": [0-9.e-]+', b"", (folder / "metrics.jsonl").read_bytes())
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    files["summary.json"] = json.dumps({**summary, "wall_seconds": None})
-    return files
-
-
 def chosen(points: list[Point]) -> list[Point]:
     """One point of each kind and more up to POINTS, in the order of the run."""
     rng = random.Random(SEED)
@@ -188,7 +175,7 @@ def chain(config: Config, folder: Path, targets: list[Point], wanted: dict[str, 
             read_run(folder)  # a person may look at it
         sys.stdout.write(json.dumps({"name": target[1] if target else "", "stage": stage_of(folder)}) + "\n")
         sys.stdout.flush()  # a line is one write: the other lane writes too
-    last = result(folder) if code == 0 else {}
+    last = outcome(folder) if code == 0 else {}
     different = sorted(name for name in last.keys() | wanted.keys() if last.get(name) != wanted.get(name))
     sys.stdout.write(json.dumps({"ended": code, "different": different}) + "\n")
     sys.stdout.flush()
@@ -211,12 +198,12 @@ def main(folder: Path) -> int:
 
     pipeline.open_env = shared
     progress.NOTE_SECONDS = 1e9  # now.json is a point that only a slow machine has
-    pipeline.report_at_the_end = lambda path, say: None  # charts take as long as the run; the page is not compared
+    pipeline.report_at_the_end = lambda path, say: None  # the page takes long, and is not compared
     note = folder / "points"
     assert in_fork(lambda: one_run(config, folder / "whole", None, note)) == 0
     points = chosen([(saved, name) for saved, name in json.loads(note.read_text(encoding="utf-8"))])
     print(json.dumps({"kinds": sorted({name for _, name in points})}), flush=True)
-    wanted = result(folder / "whole")
+    wanted = outcome(folder / "whole")
 
     def lane(number: int) -> None:
         for place in range(number, CHAINS, 2):
@@ -237,8 +224,7 @@ def main(folder: Path) -> int:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[dict[str, Any]]]:
     """The folder of the runs, the kinds of points, and one entry for each kill and each end."""
     folder = tmp_path_factory.mktemp("killed")
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "examples")))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "examples")))}
     command = [sys.executable, __file__, str(folder)]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **both) as program:

@@ -23,7 +23,6 @@ SAID = {
 }
 
 
-@pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("name", SAID)
 def test_a_script_runs_and_a_notebook_is_its_pair(name, tmp_path, monkeypatch, capsys):
     path = next(path for folder in ("notebooks", "examples") if (path := ROOT / folder / f"{name}.py").is_file())

@@ -2,7 +2,6 @@
 worker processes of Ray that die, hang or fail."""
 
 import importlib
-import json
 import os
 import pickle
 import signal
@@ -11,12 +10,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import easy_problems, events, run_tiny, tiny_config, without_clock, write_problems
+from loop_helpers import easy_problems, events, outcome, run_tiny, tiny_config, write_problems
 
 from soar.cli import main
 from soar.config import ConfigError
@@ -29,7 +28,6 @@ from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder
 from soar.run.ray import RayParallel, Worker, WorkersLost
 from soar.run.screen import screen_call
-from soar.run.setup import open_env
 
 SMALL = (
     "model.chunk=2", "teacher.steps=1", "promotion.tau=-1", "student.optimizer.lr=0.01", "student.attempts=8",
@@ -38,16 +36,12 @@ SMALL = (
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """Everything a run says, without the clock, and its adapters; arms that are trained side by side take turns."""
-    adapters = ("teacher", "student", "arms/hard_only", "arms/pq")
-    files = ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl")
-    rows = without_clock(events(folder))
-    return {
-        "metrics": [row for row in rows if row["event"] != "arm_step"],
-        "arms": sorted((row for row in rows if row["event"] == "arm_step"), key=lambda row: (row["arm"], row["step"])),
-        "summary": without_clock(json.loads((folder / "summary.json").read_text())),
-        **{n: (folder / n).read_bytes() for n in (*files, *(f"{n}/adapter_model.safetensors" for n in adapters))},
-    }
+    """Arms that are trained side by side take turns."""
+    whole = outcome(folder)
+    arms = [row for row in whole["metrics.jsonl"] if row["event"] == "arm_step"]
+    others = [row for row in whole["metrics.jsonl"] if row["event"] != "arm_step"]
+    arms.sort(key=lambda row: (row["arm"], row["step"]))
+    return {**whole, "metrics.jsonl": others + arms, "rollouts.jsonl": sorted(whole["rollouts.jsonl"].splitlines())}
 
 
 class Contrary:
@@ -150,23 +144,19 @@ def double(env: Any, tick: Tick, offset: int, value: int) -> tuple[int, int]:
 def ray() -> Iterator[Any]:
     """One local Ray for the whole file; a parallel uses the Ray that its process is connected to."""
     ray = pytest.importorskip("ray")
-    crew.connect(ray, tiny_config("cluster.workers=8"))
+    crew.connect(ray, tiny_config("cluster.workers=3"))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the folder of the tests
     yield ray
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def env() -> Iterator[RolloutEnv]:
-    with open_env(tiny_config()) as env:
-        yield env
-
-
-@pytest.fixture(scope="module")
-def two(ray: Any, env: RolloutEnv) -> Iterator[tuple[RayParallel, list[str]]]:
+def two(ray: Any, env: RolloutEnv, source: str) -> Iterator[tuple[RayParallel, list[str]]]:
     """Two workers, and what was said about them."""
     said: list[str] = []
-    with RayParallel(tiny_config("cluster.workers=2", "cluster.retries=5"), env, 1, said.append) as parallel:
+    config = tiny_config(source, *SMALL, "cluster.workers=2", "cluster.retries=5")
+    with crew.open_parallel(config, env, said.append) as parallel:
+        assert parallel is not None
         yield parallel, said
 
 
@@ -175,24 +165,23 @@ def ask(parallel: RayParallel, work: Any, *tasks: Task, common: Task = (), tick:
 
 
 def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers(
-    tmp_path, monkeypatch, ray, source, alone
+    tmp_path, monkeypatch, two, source, alone
 ):
-    done: list[str] = []
-    said: list[str] = []
-    real = RayParallel.stream
+    done, real, (parallel, said) = list[str](), RayParallel.stream, two
+    assert len(said) == 1 and said[0].startswith("2 workers on ")
 
     def stream(self: RayParallel, work: Any, *rest: Any) -> Iterator[Any]:
         if work.__name__ == "train_chunk" and "train_chunk" not in done:
             os.kill(self.pids[1], signal.SIGKILL)
         done.append(work.__name__)
-        self.say = said.append
         return real(self, work, *rest)
 
     monkeypatch.setattr(RayParallel, "stream", stream)
+    monkeypatch.setattr(pipeline, "open_parallel", lambda *given: nullcontext(parallel))
     run_tiny(tmp_path / "run", source, *SMALL, "cluster.workers=2")
     assert result(tmp_path / "run") == alone
     assert set(done) == {"screen_call", "train_chunk", "measure_chunk", "count_block"}
-    assert said == ["worker 1 was lost and started again; what it was doing (train_chunk) is done again"]
+    assert said[1:] == ["worker 1 was lost and started again; what it was doing (train_chunk) is done again"]
 
 
 def test_results_come_in_order_from_all_workers_and_every_step_is_told(two):

@@ -5,9 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 from helpers import ROOT
-from loop_helpers import TINY
+from loop_helpers import TINY, sets
 
 from soar.cli import main
 from soar.domains.world import get_world
@@ -21,10 +20,9 @@ SMALL = [
 def small(line: str) -> list[str]:
     """A command of the page with the embedded model and small numbers in place of its own."""
     words = ["builtin:tiny" if word.startswith("Qwen/") else word for word in shlex.split(line, comments=True)[1:]]
-    return words + [part for key in SMALL for part in ("--set", key)]
+    return words + sets(*SMALL)
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = [{"question": p.question, "answer": p.answer} for p in get_world("tiny").hard_problems(12, 0)]

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from soar.report.charts import Chart, Series
 from soar.report.page import write_report
 from soar.report.runs import ReportError
 
+IMAGE = Chart.image
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 
@@ -59,6 +61,14 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn() -> Iterator[None]:
+    """Charts as they are, which other files do without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chart, "image", IMAGE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +225,7 @@ def test_every_chart_is_what_the_events_say(tiny_run):
     first = [row["correct"] for row in run.questions if row["step"] == run.steps[0]["step"]]
     assert quality.series[2].y[0] == pytest.approx(sum(first) / len(first))
     assert report.content(run)["rollouts"] == run.steps[-1]["student_rollouts"]
+    assert all("data:image/svg+xml" in chart.image() for chart in report.run_charts(run))
 
 
 def test_a_chart_is_an_image_with_its_points_where_they_belong():

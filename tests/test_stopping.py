@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
-from loop_helpers import TINY, events, run_tiny, without_clock
+from loop_helpers import TINY, events, outcome, run_tiny, sets
 
 from soar.cli import main
 from soar.config import LimitsConfig
@@ -24,21 +23,7 @@ from soar.run import screen as screening
 from soar.run.interrupts import limit_reached
 
 CHANGES = ("teacher.steps=2", "arms.save_steps=100")
-SETS = [part for override in (*TINY, *CHANGES) for part in ("--set", override)]
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_run: Path) -> dict[str, Any]:
-    return result(tiny_run)
-
-
-def result(folder: Path) -> dict[str, Any]:
-    names = ("teacher", "student", "arms/hard_only", "arms/pq")
-    return {
-        "metrics": without_clock(events(folder)),
-        "summary": without_clock(json.loads((folder / "summary.json").read_text())),
-        **{name: (folder / name / "adapter_model.safetensors").read_bytes() for name in names},
-    }
+SETS = sets(*TINY, *CHANGES)
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
@@ -79,7 +64,7 @@ def hangup_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(tmp_path, monkeypatch, capsys, whole):
+def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(tmp_path, monkeypatch, capsys, tiny_run):
     """One run that is stopped in every stage, each time by another signal."""
     out = tmp_path / "a run"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -105,7 +90,7 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(tmp_path,
         kinds = [row["event"] for row in events(out)] if (out / "metrics.jsonl").exists() else []
         assert (kinds.count("outer_step"), kinds.count("arm_step")) == (step, arm_steps)
     assert main(["run", "--out", str(out), "--resume", "--quiet"]) == 0
-    assert result(out) == whole
+    assert outcome(out) == outcome(tiny_run)
     assert not (out / "paused.json").exists()
 
 
@@ -125,10 +110,7 @@ if __name__ == "__main__":
         print("never reached", flush=True)
 """
     (tmp_path / "script.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     said, state = done.stdout.splitlines()
     assert said.startswith("SIGTERM: the step in hand")
@@ -145,7 +127,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, whole):
+def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, tiny_run):
     out = tmp_path / "run"
     assert main(["run", "tiny", "--out", str(out), "--quiet", "--max-tokens", "1", *SETS]) == 3
     said = capsys.readouterr().err
@@ -161,7 +143,7 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, whole):
     assert main([*shlex.split(command)[1:], "--quiet"]) == 3
     assert len(events(out, "outer_step")) == 2
     assert main(["run", "--out", str(out), "--resume", "--quiet", "--max-tokens", "0"]) == 0
-    assert result(out) == whole
+    assert outcome(out) == outcome(tiny_run)
 
 
 def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_again(tmp_path, monkeypatch):
@@ -212,6 +194,5 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_closed_terminal_asks_to_stop_and_nothing_fails_for_want_of_it():
     """The kernel and the shell both send SIGHUP; then every write to the terminal would be an error."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", CLOSED], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (128 + signal.SIGHUP, "")
