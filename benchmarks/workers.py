@@ -21,13 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.parallel import Parallel
 from soar.loop.population import Population, chunks, train_population
 from soar.loop.student import shuffled_passes
 from soar.loop.teacher import measure_chunk
-from soar.run.ray import RayParallel, connect, import_ray
+from soar.run.ray import RayParallel, connect
 from soar.run.setup import choose_threads, open_env
 from soar.types import Problem
 
@@ -46,7 +48,6 @@ def main() -> None:
     config = load("tiny", ["threads=1", f"model.chunk={size}", f"cluster.workers={many}"])
     lone = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1})})
     both = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": many + 1})})
-    ray = import_ray()
     connect(ray, both)
     problems = get_world("tiny").real_problems(32 * students + 64, 0)
     questions = problems[:64]

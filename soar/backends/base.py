@@ -1,8 +1,5 @@
-"""The seam between the loop, which never looks into the tensors of an `AdapterStack`, and what computes.
-
-A plain `Backbone` computes in this process, by the functions of soar.engine; one that is a `Backend` does it itself, and its
-stacks hold what it needs to find its weights again. The draws are a `Sampler`'s.
-"""
+"""The seam between the loop, which never looks into the tensors of an `AdapterStack`, and what computes: soar.engine, for a
+plain `Backbone`, or a `Backend`, whose stacks hold what it needs to find its weights again. The draws are a `Sampler`'s."""
 
 from __future__ import annotations
 
@@ -20,14 +17,12 @@ from soar.engine.rollouts import Rollouts
 
 @runtime_checkable
 class Backend(Protocol):
-    """A backbone whose weights are elsewhere; the functions below say what these do, `step` what `update` does."""
+    """A backbone whose weights are elsewhere. The functions below say what these do, `step` what `update` does; local:
+    the stack with its weights here, one slice, to be written into a file."""
 
     def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Any: ...
-
     def step(self, optimizer: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> Any: ...
-
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor: ...
-
     def local(self, stack: AdapterStack) -> AdapterStack: ...
 
 
@@ -66,8 +61,3 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
             logprob_R_T = token_logprobs(backbone, packed, temperature).cpu()
         logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T
     return logprob_B_T
-
-
-def local(backbone: Backbone, stack: AdapterStack) -> AdapterStack:
-    """The stack with its weights here, one slice, to be written into a file."""
-    return backbone.local(stack) if isinstance(backbone, Backend) else stack

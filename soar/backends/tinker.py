@@ -23,8 +23,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load as read_safetensors
@@ -40,7 +41,6 @@ from soar.engine.update import UpdateStats, rows_that_count
 from soar.engine.vllm import Completion, rollouts_of
 from soar.types import UserError
 
-T = TypeVar("T")
 PATH_BYTES, ALPHA, LOSS, CONNECT_S, KEY = 256, 32.0, "importance_sampling", 30.0, "TINKER_API_KEY"
 
 
@@ -50,17 +50,16 @@ class ServiceError(UserError):
 
 @dataclass(eq=False)
 class Slot:
-    """One policy. path: its last checkpoint; moved: it was trained since. client, sampler: while it is alive.
+    """One policy. path: its last checkpoint; seed: of one without; moved: it was trained since. sampler: while it is alive.
 
-    steps: AdamW steps since it was forked; before: those that the service's AdamW counts on top (`client`). A checkpoint's
-    name has both.
+    steps: of AdamW since it was forked; before: those that the service counts on top (`client`). The path has both.
     """
 
     path: str = ""
+    seed: int = 0
     steps: int = 0
     before: int = 0
     moved: bool = False
-    client: Any = None
     sampler: Any = None
 
     @property
@@ -76,7 +75,7 @@ def stack_of(paths: Sequence[str]) -> AdapterStack:
 
 
 class LiveStack(AdapterStack):
-    """Policies in training, and `base.Optimizer` of them: the service keeps AdamW's moments with the weights.
+    """Policies in training, and their optimizer: the service keeps AdamW's moments with the weights.
 
     To look at `tensors` saves the policies that moved, so a copy is what they were at that moment.
     """
@@ -102,7 +101,7 @@ class LiveStack(AdapterStack):
 
 
 class TinkerBackbone(Backbone):
-    """Tokenizer and shape of the base model here, its weights on the service (`base.Backend`)."""
+    """Tokenizer and shape of the base model here, its weights on the service: `base.Backend` and `rollouts.Sampler`."""
 
     def __init__(self, config: Config, sdk: Any, service: Any) -> None:
         vars(self).update(vars(load_backbone(config.model, hollow=True)))
@@ -111,11 +110,12 @@ class TinkerBackbone(Backbone):
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.config = config.model.model_copy(update={"chunk": self.settings.clients - 1})  # and the teacher's client
         self.name = self.settings.model or self.model.name_or_path
-        self.alive: list[Slot] = []  # least recently used first
-        self._fresh: dict[int, str] = {}
+        self.alive: dict[Slot, Any] = {}  # policies with their training clients, the least recently used first
+        self.on_tokens: OnTokens = unheard
+        self._fresh: dict[int, Slot] = {}
         self._base: Any = None
 
-    def ask(self, what: str, call: Callable[[], T], seconds: float = 0.0) -> T:
+    def ask(self, what: str, call: Callable[[], Any], seconds: float = 0.0) -> Any:
         """call(), which waits for the service. Raises ServiceError with what was asked in place of what the SDK raises."""
         seconds = seconds or self.settings.timeout_s  # the SDK itself tries again for many minutes
         try:
@@ -130,13 +130,7 @@ class TinkerBackbone(Backbone):
 
     def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
         """Fresh adapters that change nothing yet, drawn by the service."""
-        if seed not in self._fresh:
-            create, rank = self.service.create_lora_training_client, self.config.lora_rank
-            named = {"base_model": self.name, "rank": rank, "seed": seed % (1 << 31), "train_unembed": False}
-            slot = Slot()
-            self._open(slot, f"a new adapter (model.lora_rank = {rank})", lambda: create(**named))
-            self._fresh[seed] = self.settled(slot)
-        return stack_of([self._fresh[seed]] * policies)
+        return stack_of([self.settled(self._fresh.setdefault(seed, Slot(seed=seed)))] * policies)
 
     def begin(self, stack: AdapterStack, config: OptimizerConfig) -> LiveStack:
         """Fork every policy of the stack, to train it with a fresh AdamW."""
@@ -155,44 +149,45 @@ class TinkerBackbone(Backbone):
         return [held.setdefault(path, Slot(path)) for path in paths]
 
     def client(self, slot: Slot) -> Any:
-        """The policy's training client, opened from its checkpoint where it has none."""
-        if slot.client is not None:
-            self.alive.append(self.alive.pop(self.alive.index(slot)))
-            return slot.client
-        anew = self.service.create_training_client_from_state
-        load = self.service.create_training_client_from_state_with_optimizer if slot.steps else anew
-        self._open(slot, f"loading {slot.path}", lambda: load(slot.path))
-        if self.skyrl and not slot.steps and any(slot.counts):  # SkyRL loads AdamW with the weights
-            still = {"learning_rate": 0.0, "beta1": 0.0, "beta2": 0.0, "eps": 1.0, "weight_decay": 0.0}
-            step = self.sdk.AdamParams(**still)  # of size 0: clears the moments, and is counted (`_adam` corrects that)
-            self.ask("a step of size 0", lambda: slot.client.optim_step(step).result())
-            slot.before = sum(slot.counts) + 1
-        return slot.client
-
-    def _open(self, slot: Slot, what: str, call: Callable[[], Any]) -> None:
-        while len(self.alive) >= self.settings.clients:
-            self.close(self.alive[0])
-        slot.client = self.ask(what, call)
-        self.alive.append(slot)
+        """The policy's training client, opened from its checkpoint or seed where it has none."""
+        if slot not in self.alive:
+            while len(self.alive) >= self.settings.clients:
+                self.close(next(iter(self.alive)))
+            service, rank = self.service, self.config.lora_rank
+            if slot.path:
+                anew = service.create_training_client_from_state
+                load = service.create_training_client_from_state_with_optimizer if slot.steps else anew
+                what, call = f"loading {slot.path}", partial(load, slot.path)
+            else:
+                named = {"base_model": self.name, "rank": rank, "seed": slot.seed % (1 << 31), "train_unembed": False}
+                what = f"a new adapter (model.lora_rank = {rank})"
+                call = partial(service.create_lora_training_client, **named)
+            client = self.alive[slot] = self.ask(what, call)
+            if self.skyrl and slot.path and not slot.steps and any(slot.counts):  # SkyRL loads AdamW with the weights
+                still = {"learning_rate": 0.0, "beta1": 0.0, "beta2": 0.0, "eps": 1.0, "weight_decay": 0.0}
+                step = self.sdk.AdamParams(**still)  # of size 0: clears the moments, and is counted (see `_adam`)
+                self.ask("a step of size 0", lambda: client.optim_step(step).result())
+                slot.before = sum(slot.counts) + 1
+        self.alive[slot] = self.alive.pop(slot)
+        return self.alive[slot]
 
     def settled(self, slot: Slot) -> str:
         """Path of a checkpoint of the policy as it is now, with its AdamW."""
         if slot.moved or not slot.path:
-            name = f"soar-{secrets.token_hex(8)}-{slot.before}-{slot.steps}"
-            slot.path = self.ask("saving a policy", lambda: self.client(slot).save_state(name).result().path)
+            client, name = self.client(slot), f"soar-{secrets.token_hex(8)}-{slot.before}-{slot.steps}"
+            slot.path = self.ask("saving a policy", lambda: client.save_state(name).result().path)
             slot.moved = False
         return slot.path
 
-    def close(self, slot: Slot) -> None:
-        """Save the policy if it moved, and let the service forget its client; it is opened again when it is needed."""
-        self.settled(slot)
-        self.unload(slot)
-        self.alive.remove(slot)
-        slot.client = slot.sampler = None
+    def close(self, slot: Slot, save: bool = True) -> None:
+        """Let the service forget the policy's client; it is opened again when it is needed. save: the policy, if it moved.
 
-    def unload(self, slot: Slot) -> None:
-        """SkyRL has room for few adapters, and the SDK no call for it. Thinking Machines' needs none."""
-        body, kind = json.dumps({"model_id": slot.client.model_id}).encode(), {"Content-Type": "application/json"}
+        SkyRL has room for few adapters, and the SDK no call for it. Thinking Machines' needs none.
+        """
+        if save:
+            self.settled(slot)
+        client, slot.moved, slot.sampler = self.alive.pop(slot), False, None
+        body, kind = json.dumps({"model_id": client.model_id}).encode(), {"Content-Type": "application/json"}
         with suppress(OSError):  # a server that is gone has forgotten it already
             if self.skyrl:
                 address = f"{self.settings.base_url}/api/v1/unload_model"
@@ -224,75 +219,71 @@ class TinkerBackbone(Backbone):
             weight_B_T = weight_B_T + config.kl * ((reference_B_T - rollouts.logprob_B_T).exp() - 1.0)
             kl_B = k3(rollouts.logprob_B_T, reference_B_T).sum(1)  # both are 0 where no token is
         weight_B_T = weight_B_T / (each * tokens)
-        norm_P, gap_P, kl_P = torch.zeros(P), torch.zeros(P), torch.full((P,), math.nan)
+        norm_P, gap_P, kl_P = torch.zeros(3, P)
         failed_P = torch.zeros(P, dtype=torch.bool)
-        asked_P = [self._forward_backward(slots[p], rollouts, kept_P[p], weight_B_T) for p in range(P)]
-        for p, gradient in enumerate(asked_P):
-            result, count = self.ask("a gradient", gradient.result), rollouts.length_B[kept_P[p]].sum().clamp(min=1)
-            logprob_R_T = logprobs_of(result, rollouts, kept_P[p])
-            gap_P[p] = (logprob_R_T - rollouts.logprob_B_T[kept_P[p]]).abs().sum() / count
-            kl_P[p], failed_P[p] = kl_B[kept_P[p]].sum() / count, not bool(torch.isfinite(logprob_R_T).all())
+        asked_P = []
+        for slot, rows in zip(slots, kept_P, strict=True):
+            data = self._data(rollouts, rows, weight_B_T)
+            asked_P.append(self.ask("a gradient", partial(self.client(slot).forward_backward, data, LOSS)))
+        for p, (rows, asked) in enumerate(zip(kept_P, asked_P, strict=True)):
+            logprob_R_T = logprobs_of(self.ask("a gradient", asked.result), rollouts, rows)[rows]
+            count = rollouts.length_B[rows].sum().clamp(min=1)
+            gap_P[p] = (logprob_R_T - rollouts.logprob_B_T[rows]).abs().sum() / count
+            kl_P[p], failed_P[p] = kl_B[rows].sum() / count, not bool(torch.isfinite(logprob_R_T).all())
         stepping = {p: self._adam(slots[p], config, lr) for p in range(P) if not failed_P[p]}
         for p, step in stepping.items():
             metrics = self.ask("a step", step.result).metrics or {}
             norm_P[p] = next((value for key, value in metrics.items() if key.endswith("grad_norm")), 0.0)
             failed_P[p] = not math.isfinite(norm_P[p])
         for p in failed_P.nonzero()[:, 0].tolist():  # back to its last checkpoint: what it has become must not go on
-            slots[p].moved = False
-            self.close(slots[p])
+            self.close(slots[p], save=False)
         return UpdateStats(norm_P, kl_P, gap_P, failed_P, sum(map(len, rows_P)))
 
-    def _forward_backward(self, slot: Slot, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor) -> Any:
-        """SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum."""
+    def _data(self, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor) -> list[Any]:
+        """Completions behind their prompts, as the SDK wants them: what predicts, what is predicted, how much it counts.
+
+        SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum.
+        """
         data = []
         for row in rows:
-            tokens = len(rollouts.prompts[row]) + int(rollouts.length_B[row]) - 1
-            data.append(self._datum(rollouts, row, weight_B_T[row] * (tokens * len(rows) if self.skyrl else 1)))
-        client, slot.moved, slot.sampler = self.client(slot), True, None
-        return self.ask("a gradient", lambda: client.forward_backward(data, LOSS))
-
-    def _datum(self, rollouts: Rollouts, row: int, weight_T: Tensor) -> Any:
-        """One completion behind its prompt, as the SDK wants it: what predicts, what is predicted, how much it counts."""
-        length, ids = int(rollouts.length_B[row]), tokens_of(rollouts, row)
-        prompt = [0.0] * (len(rollouts.prompts[row]) - 1)
-        columns = {
-            "target_tokens": ids[1:],
-            "logprobs": prompt + rollouts.logprob_B_T[row, :length].tolist(),
-            "advantages": prompt + weight_T[:length].tolist(),
-        }
-        return self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=columns)
+            length, ids = int(rollouts.length_B[row]), tokens_of(rollouts, row)
+            prompt = [0.0] * (len(rollouts.prompts[row]) - 1)
+            weight_T = weight_B_T[row, :length] * ((len(ids) - 1) * len(rows) if self.skyrl else 1)
+            columns = {
+                "target_tokens": ids[1:],
+                "logprobs": prompt + rollouts.logprob_B_T[row, :length].tolist(),
+                "advantages": prompt + weight_T.tolist(),
+            }
+            data.append(self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=columns))
+        return data
 
     def _adam(self, slot: Slot, config: OptimizerConfig, lr: float) -> Any:
         """AdamW's step number t. Where the service counts n, rate and eps make its bias correction that of t."""
-        slot.steps += 1
+        slot.steps, slot.moved, slot.sampler = slot.steps + 1, True, None
         t, n = slot.steps, slot.steps + slot.before
         root = math.sqrt((1 - config.beta2**t) / (1 - config.beta2**n))
         rate = root * (1 - config.beta1**n) / (1 - config.beta1**t)
         named = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps * root, "grad_clip_norm": config.clip}
         decay = config.weight_decay / rate
-        return slot.client.optim_step(self.sdk.AdamParams(learning_rate=lr * rate, weight_decay=decay, **named))
+        return self.alive[slot].optim_step(self.sdk.AdamParams(learning_rate=lr * rate, weight_decay=decay, **named))
 
     def _reference(self, rollouts: Rollouts, rows: list[int]) -> Tensor:
         """Log-probabilities [B, T] of these rows' completions under the base model, 0 elsewhere."""
         base, ints = self.sampler(None), self.sdk.ModelInput.from_ints
         asked = [base.compute_logprobs(ints(tokens_of(rollouts, row))) for row in rows]
         scores = self.ask("scores of the base model", lambda: [answer.result() for answer in asked])
-        reference_B_T = torch.zeros(rollouts.logprob_B_T.shape)
-        reference_B_T[rows] = behind_prompts(scores, rollouts, rows)
-        return reference_B_T
+        return behind_prompts(scores, rollouts, rows)
 
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor:
         """As `base.score`."""
-        logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
-        slots = self.slots_of(stack)
+        slots, logprob_B_T = self.slots_of(stack), torch.zeros(rollouts.tokens_B_T.shape)
         for slot, rows in zip(slots, torch.arange(rollouts.rows).view(len(slots), -1).tolist(), strict=True):
-            data = [self._datum(rollouts, row, torch.zeros(logprob_B_T.shape[1])) for row in rows]
-            answer = self.client(slot).forward(data, LOSS)
-            logprob_B_T[rows] = logprobs_of(self.ask("scores", answer.result), rollouts, rows)
+            answer = self.client(slot).forward(self._data(rollouts, rows, torch.zeros_like(logprob_B_T)), LOSS)
+            logprob_B_T += logprobs_of(self.ask("scores", answer.result), rollouts, rows)
         return logprob_B_T
 
     def local(self, stack: AdapterStack) -> AdapterStack:
-        """As `base.local`: from the adapter's archive, of which the safetensors file and nothing else is read."""
+        """As `base.Backend`: from the adapter's archive, of which the safetensors file and nothing else is read."""
         (slot,), name = self.slots_of(stack), f"soar-{secrets.token_hex(8)}"
         client, rest = self.client(slot), self.service.create_rest_client()
 
@@ -317,36 +308,6 @@ class TinkerBackbone(Backbone):
         """Of the base model's name: its weights are not here."""
         return sha256(f"tinker {self.name}".encode()).hexdigest()
 
-
-def tokens_of(rollouts: Rollouts, row: int) -> list[int]:
-    """Prompt and completion."""
-    return [*rollouts.prompts[row], *rollouts.tokens_B_T[row, : int(rollouts.length_B[row])].tolist()]
-
-
-def behind_prompts(scores: Sequence[Sequence[float]], rollouts: Rollouts, rows: list[int]) -> Tensor:
-    """Of the scores of these rows' tokens those of their completions [rows, T], 0 on padding."""
-    score_R_T = torch.zeros(len(rows), rollouts.tokens_B_T.shape[1])
-    for i, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        if length := int(rollouts.length_B[row]):
-            score_R_T[i, :length] = torch.tensor(score[-length:])
-    return score_R_T
-
-
-def logprobs_of(result: Any, rollouts: Rollouts, rows: list[int]) -> Tensor:
-    """The trainer's log-probabilities [rows, T] of these completions."""
-    return behind_prompts([output["logprobs"].tolist() for output in result.loss_fn_outputs], rollouts, rows)
-
-
-class TinkerSampler:
-    """Draws completions by the service's samplers; `sampler.NativeSampler.sample` documents the arguments.
-
-    A prompt's attempts are one request with one seed, so they depend on it alone as far as the service keeps seeds.
-    """
-
-    def __init__(self, backbone: TinkerBackbone) -> None:
-        self.backbone = backbone
-        self.on_tokens: OnTokens = unheard
-
     def sample(
         self,
         stack: AdapterStack | None,
@@ -356,35 +317,53 @@ class TinkerSampler:
         sampling: SamplingConfig,
         greedy: bool = False,
     ) -> Rollouts:
-        """As the native engine's, rows in the order (p, q, n)."""
-        backbone, sdk = self.backbone, self.backbone.sdk
-        check_prompts(stack, prompts_P_Q, sampling.max_tokens, backbone.context)
-        slots = [None] * len(prompts_P_Q) if stack is None else backbone.slots_of(stack)
+        """As `sampler.NativeSampler.sample`. A prompt's attempts are one request with one seed, so they depend on it alone as
+        far as the service keeps seeds."""
+        check_prompts(stack, prompts_P_Q, sampling.max_tokens, self.context)
+        slots = [None] * len(prompts_P_Q) if stack is None else self.slots_of(stack)
         heat, nucleus = (0.0, 1.0) if greedy else (sampling.temperature, sampling.top_p)
-        named = {"max_tokens": sampling.max_tokens, "temperature": heat, "top_p": nucleus}
+        named = {"max_tokens": sampling.max_tokens, "temperature": heat, "top_p": nucleus, "stop": sorted(self.end_ids)}
         completions: list[Completion] = []
-        for first in range(0, len(slots), backbone.settings.clients):
+        for first in range(0, len(slots), self.settings.clients):
             asked = []
-            for p in range(first, min(len(slots), first + backbone.settings.clients)):
-                client = backbone.sampler(slots[p])
+            for p in range(len(slots))[first : first + self.settings.clients]:
+                client = self.sampler(slots[p])
                 for prompt, seed in zip(prompts_P_Q[p], seed_P_Q[p], strict=True):
-                    own = int(seeds.row_seeds(seed, 1)[0]) & ((1 << 31) - 1)
-                    parameters = sdk.SamplingParams(seed=own, stop=sorted(backbone.end_ids), **named)
-                    asked.append(client.sample(sdk.ModelInput.from_ints(prompt), attempts, parameters))
+                    given = self.sdk.SamplingParams(seed=int(seeds.row_seeds(seed, 1)[0]) & ((1 << 31) - 1), **named)
+                    asked.append(client.sample(self.sdk.ModelInput.from_ints(prompt), attempts, given))
             for answer in asked:
-                for row in backbone.ask("samples", answer.result).sequences:
+                for row in self.ask("samples", answer.result).sequences:
                     logprobs = row.logprobs or [math.nan] * len(row.tokens)
                     completions.append(Completion(row.tokens, logprobs, row.stop_reason == "stop"))
         repeated = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
-        return rollouts_of(repeated, completions, backbone.pad_id)
+        return rollouts_of(repeated, completions, self.pad_id)
 
     def release(self) -> None:
         """Let the service forget every client, at the end of a run; what they hold was saved or is not needed."""
-        while self.backbone.alive:
-            self.backbone.unload(self.backbone.alive.pop())
+        for slot in list(self.alive):
+            self.close(slot, save=False)
 
 
-def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
+def tokens_of(rollouts: Rollouts, row: int) -> list[int]:
+    """Prompt and completion."""
+    return [*rollouts.prompts[row], *rollouts.tokens_B_T[row, : int(rollouts.length_B[row])].tolist()]
+
+
+def behind_prompts(scores: Sequence[Sequence[float]], rollouts: Rollouts, rows: list[int]) -> Tensor:
+    """Of the scores of these rows' tokens those of their completions [B, T], 0 elsewhere."""
+    score_B_T = torch.zeros(rollouts.tokens_B_T.shape)
+    for row, score in zip(rows, scores, strict=True):
+        length = int(rollouts.length_B[row])
+        score_B_T[row, :length] = torch.tensor(score[len(score) - length :])
+    return score_B_T
+
+
+def logprobs_of(result: Any, rollouts: Rollouts, rows: list[int]) -> Tensor:
+    """The trainer's log-probabilities [B, T] of these rows' completions, 0 elsewhere."""
+    return behind_prompts([output["logprobs"].tolist() for output in result.loss_fn_outputs], rollouts, rows)
+
+
+def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerBackbone]:
     """Backbone and sampler of a config whose server answers. Raises ConfigError and ServiceError."""
     model, backend, drawn = config.model, config.backend, (config.student.sampling, config.teacher.sampling)
     for fits, wanted in (
@@ -410,4 +389,4 @@ def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerSampler]:
     served = backbone.ask("opening it", service.get_server_capabilities, CONNECT_S).supported_models
     if backbone.name not in (names := [str(model.model_name) for model in served]):
         raise ConfigError(f"backend.model = {backbone.name!r} is not served; served are: {', '.join(names)[:600]}")
-    return backbone, TinkerSampler(backbone)
+    return backbone, backbone

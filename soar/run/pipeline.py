@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from soar import seeds
-from soar.backends.base import local
 from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, concat
@@ -99,7 +98,7 @@ class Run:
                 self._save(then)
         self.folder.tell(self.progress.insist)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
-            save_adapter(self.env.backbone, local(self.env.backbone, stack), self.folder.path / name)
+            save_adapter(self.env.backbone, stack, self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
         self.progress.now("drawing the report", tell=False)

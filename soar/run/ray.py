@@ -14,12 +14,12 @@ import re
 import signal
 import socket
 import time
-from collections import deque
+from collections import deque, namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from soar.config import Config, ConfigError
 from soar.engine.memory import is_device_lost, release_memory
@@ -35,7 +35,7 @@ CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the clus
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
 STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many times the longest, workers are killed
-EVER_S = 1e5  # STILL_TIMES of them are what Ray's own wait takes for ever
+EVER_S = 1e5  # so long before one is known
 STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
@@ -43,16 +43,8 @@ class WorkersLost(UserError):
     """Worker processes that cannot be started, or that are lost again and again."""
 
 
-class Reply(NamedTuple):
-    """What a worker sends back: who it is, key and result of the piece, tokens sampled, seconds, steps done."""
-
-    number: int
-    pid: int
-    key: Any
-    value: Any
-    tokens: int
-    seconds: float
-    ticks: int
+# What a worker sends back: who it is, key and result of the piece, tokens sampled, seconds, steps done.
+Reply = namedtuple("Reply", "number pid key value tokens seconds ticks")
 
 
 class Worker:
@@ -99,24 +91,20 @@ class Worker:
         return Reply(self.number, os.getpid(), key, value, meter.tokens - before, seconds, len(ticks))
 
 
-def import_ray() -> Any:
-    """The `ray` module. Raises ConfigError without Ray."""
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ConfigError(
-            "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
-        ) from error
-
-
 def check_cluster(config: Config) -> None:
     """Refuse a cluster that cannot be there, before a model is loaded: Ray itself takes minutes to say so, or exits.
 
     Raises ConfigError when Ray is missing or nothing listens at `cluster.address`.
     """
     address = config.cluster.address
-    if config.cluster.workers or address:
-        import_ray()
+    if not config.cluster.workers and not address:
+        return
+    try:
+        importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigError(
+            "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
+        ) from error
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if not host or not port.isdigit():
         return  # auto, or a form that Ray knows
@@ -131,9 +119,7 @@ def check_cluster(config: Config) -> None:
 
 def connect(ray: Any, config: Config) -> bool:
     """Join the cluster of `cluster.address`, or start one on this machine; False where this process had joined one already.
-
-    Raises ConfigError when the address does not answer.
-    """
+    Raises ConfigError when it does not answer."""
     if ray.is_initialized():
         return False
     cluster = config.cluster
@@ -171,10 +157,9 @@ def in_short(error: BaseException) -> str:
 class RayParallel:
     """See the module text. Use as a context manager; workers end with it.
 
-    env: the driver's own, whose base model every worker's must equal. threads: of the driver, so that every worker
-    cuts and computes its work as this process would. say: lines for a person.
-    Raises ConfigError when Ray is missing or the cluster cannot hold the workers, WorkersLost when none starts, and what
-    the workers raise while they load the model.
+    env, threads: the driver's own; every worker has its base model and computes as this process would. say: lines for a
+    person. Raises ConfigError when the cluster cannot hold the workers, WorkersLost when one does not start, and what they
+    raise while they load the model.
     """
 
     def __init__(self, config: Config, env: RolloutEnv, threads: int, say: Callable[[str], None]) -> None:
@@ -184,7 +169,8 @@ class RayParallel:
         self.actors: list[Any] = []
         self.pids: dict[int, int] = {}  # number of a worker -> its process
         self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
-        self._env, self._threads, self._ray, self._connected = env, threads, import_ray(), False
+        self._env, self._threads, self._connected = env, threads, False
+        self._ray: Any = importlib.import_module("ray")
 
     def __enter__(self) -> RayParallel:
         self._connected = connect(self._ray, self.config)
@@ -293,11 +279,10 @@ class RayParallel:
             yield reply.key, reply.value
 
 
-@contextmanager
-def open_parallel(config: Config, env: RolloutEnv, say: Callable[[str], None]) -> Iterator[RayParallel | None]:
+def open_parallel(
+    config: Config, env: RolloutEnv, say: Callable[[str], None]
+) -> AbstractContextManager[RayParallel | None]:
     """The parallel that `cluster` asks for, None when it asks for none."""
     if not config.cluster.workers and not config.cluster.address:
-        yield None
-        return
-    with RayParallel(config, env, cores_of(config.threads), lambda text: say(scrub(text))) as parallel:
-        yield parallel
+        return nullcontext()
+    return RayParallel(config, env, cores_of(config.threads), lambda text: say(scrub(text)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from soar.backends.base import Backend
 from soar.config import Config
 from soar.domains.world import get_world
 from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
@@ -87,6 +88,7 @@ def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
     """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`."""
+    stack = backbone.local(stack) if isinstance(backbone, Backend) else stack
     weights = peft_tensors(backbone, stack, policy)
     ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
     write_tensors(folder / "adapter_model.safetensors", weights)
