@@ -13,7 +13,7 @@ from soar.config import load
 from soar.domains import procedural
 from soar.domains.candidates import candidates
 from soar.domains.procedural import compare, kind_of
-from soar.domains.quantities import compare_quantities, read_gold, read_quantity, read_unit
+from soar.domains.science import compare_quantities, read_gold, read_quantity, read_unit
 from soar.problems.domain import load_domain
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool

@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 
 from soar.domains.assertions import Unusable, flaw, parse_source, read_tests
-from soar.domains.styles import WORDS, styled
+from soar.problems.domain import WORDS, styled
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierError
 from soar.sandbox.run import Job, Limits, Sandbox, SandboxError

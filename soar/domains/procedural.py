@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from soar.domains.styles import WORDS, styled
 from soar.problems.answers import MAX_ANSWER_CHARS, normalize
+from soar.problems.domain import WORDS, styled
 from soar.problems.verify import compare_number, read_number
 from soar.types import Problem, UserError, Verdict
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,18 +21,14 @@ from typing import Any
 
 from soar.config import ProblemsConfig
 from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize, still_thinks
-from soar.problems.environments import environment, with_options
 from soar.problems.load import fingerprint
-from soar.problems.prompts import PromptFormat, get_format
-from soar.problems.sources import PREFIX
+from soar.problems.prompts import PromptFormat, get_format, tagged
+from soar.problems.sources import PREFIX, environment, with_options
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
-BUILTIN: dict[str, str] = {
-    "code": "soar.domains.code:CODE",
-    "science": "soar.domains.quantities:SCIENCE",
-    "procedural": "soar.domains.procedural:PROCEDURAL",
-}
+WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "domains.toml").read_text("utf-8"))
+BUILTIN = {name: f"soar.domains.{name}:{name.upper()}" for name in WORDS}
 # Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
 FIELD = re.compile(
     r"<\s{0,6}(question|answer)\s{0,3}>((?:(?!<\s{0,3}/?\s{0,3}(?:question|answer)\s{0,3}>).)*)<\s{0,3}/?\s{0,3}\1\s{0,3}>",
@@ -115,6 +112,13 @@ def domain_of(problems: ProblemsConfig) -> Domain:
         system = environment(verifier).first.data.system_prompt
         fmt = replace(fmt, student_template=f"{system}\n\n{{question}}" if system else "{question}", text_answers=True)
     return Domain(problems.format, fmt, verifier)
+
+
+def styled(name: str, make: Any = tagged, **fields: Any) -> Domain:
+    """A built-in domain. make: of its words a `PromptFormat`. fields: of `Domain`, its functions above all."""
+    words = {key: tuple(value) if isinstance(value, list) else value for key, value in WORDS[name]["prompts"].items()}
+    examples = tuple(Problem(*row) for row in WORDS[name]["examples"])
+    return Domain(name=name, prompts=make(**words), examples=examples, **fields)
 
 
 def load_domain(reference: str) -> Domain:

@@ -15,9 +15,8 @@ from typing import Any
 
 from soar.files import write_atomic, write_json
 from soar.problems.answers import LEXICON, extract
-from soar.problems.environments import environment, with_options
 from soar.problems.prompts import FORMATS
-from soar.problems.sources import DataError, Row, file_rows, gym_rows, hub_rows, split_source
+from soar.problems.sources import DataError, Row, environment, file_rows, gym_rows, hub_rows, split_source, with_options
 from soar.types import Problem, Screening
 
 COLUMNS: dict[str, list[str]] = LEXICON["columns"]
@@ -141,14 +140,11 @@ def load_problems(
 def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
     """The columns to read, from the first row. Raises DataError listing the columns it has."""
     chosen: dict[str, str | None] = {}
-    for kind in ("question", "answer"):
-        asked = wanted.get(kind)
-        there = find_columns(
-            row, kind, [asked] if asked else COLUMNS[kind], f"set problems.{kind}_column to the right name"
-        )
+    for kind, asked in wanted.items():
+        names = [asked] if asked else COLUMNS[kind]
+        there = find_columns(row, kind, names, f"set problems.{kind}_column to the right name")
         chosen[kind] = next((n for n in there if pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
-    chosen["id"] = next((name for name in COLUMNS["id"] if name in row.fields), None)
-    return chosen
+    return {**chosen, "id": next((name for name in COLUMNS["id"] if name in row.fields), None)}
 
 
 def find_columns(row: Row, kind: str, looked_for: Sequence[str], mend: str) -> list[str]:
@@ -278,9 +274,8 @@ def fits_budget(
     problems: Sequence[Problem], count_tokens: Callable[[Problem], int], context: int, max_tokens: int
 ) -> tuple[list[Problem], list[Dropped]]:
     """Problems whose prompt leaves `max_tokens` of `context` for the completion, and the others with their counts."""
-    counts = [count_tokens(problem) for problem in problems]
     detail = f"prompt %d + completion {max_tokens} > context {context} tokens"
-    pairs = list(zip(problems, counts, strict=True))
+    pairs = [(problem, count_tokens(problem)) for problem in problems]
     dropped = [Dropped("prompt too long", detail % n, where=p.id) for p, n in pairs if n + max_tokens > context]
     return [p for p, n in pairs if n + max_tokens <= context], dropped
 

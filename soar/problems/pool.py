@@ -27,7 +27,7 @@ from soar.problems.domain import MAX_TEACHER_CHARS, Domain, Grader, load_domain,
 from soar.problems.prompts import PromptFormat
 from soar.problems.sources import PREFIX
 from soar.problems.verify import NAMES, VerifierError, as_verdict, compare_exact, compare_math
-from soar.problems.worker import MARK, kept_environment
+from soar.problems.worker import KEPT, MARK
 from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
 STARTS = 3  # workers that end before they are ready, until giving up
@@ -53,10 +53,10 @@ class _Worker:
     def __init__(self, *arguments: Any) -> None:
         refuse_in_worker()
         self.link, there = Pipe()
-        setup = [sys.path, there.fileno(), *arguments]
+        kept = {key: value for key, value in os.environ.items() if key.upper() in KEPT or key.startswith("LC_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(setup)], pass_fds=[there.fileno()], env=kept_environment(),
-            stdin=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-c", PROGRAM, json.dumps([sys.path, there.fileno(), *arguments])], pass_fds=[there.fileno()],
+            env={**kept, "OMP_NUM_THREADS": "1", MARK: "1"}, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         there.close()
 
@@ -200,9 +200,17 @@ class VerifierPool:
         if not self.domain.own:
             grader = Grader(replace(self.domain, prompts=prompts or self.domain.prompts))
             return [grader.read(text, cut) for text, cut in zip(texts, truncated, strict=True)]
-        cut_texts = [text[:MAX_TEACHER_CHARS] for text in texts]
+        cut_texts, read = [text[:MAX_TEACHER_CHARS] for text in texts], list[Problem | Rejection]()
         outcomes = self._grade("read", cut_texts, [""] * len(texts), {"truncated": truncated})
-        return [_outcome(text, given) for text, given in zip(texts, outcomes, strict=True)]
+        for text, given in zip(texts, outcomes, strict=True):
+            if isinstance(given, Verdict):
+                late = "reader_timeout" if given is Verdict.TIMEOUT else ""
+                read.append(Rejection(Reason.READER_FAILED, text, late))
+            elif "reason" in given:
+                read.append(Rejection(Reason(given["reason"]), text, given["detail"]))
+            else:
+                read.append(make_problem(given["question"], given["answer"]))
+        return read
 
     def _grade(
         self, task: str, texts: Sequence[str | None], golds: Sequence[str], columns: Columns = None
@@ -254,9 +262,8 @@ class VerifierPool:
             with suppress(EOFError, OSError):
                 self.shape = worker.receive(START_S)["shape"]
                 return worker
-        raise VerifierError(
-            f"the worker processes of verifier {self.name!r} do not start; they may need more memory than memory_mb allows"
-        )
+        workers = f"the worker processes of verifier {self.name!r}"
+        raise VerifierError(f"{workers} do not start; they may need more memory than memory_mb allows")
 
     def _drop(self, worker: _Worker) -> int:
         self._live.discard(worker)
@@ -266,15 +273,6 @@ class VerifierPool:
 def _values(outcomes: Sequence[Any]) -> list[Any]:
     """The text that each function of the domain gave; None for none, and for one that failed."""
     return [None if isinstance(value, Verdict) else value for value in outcomes]
-
-
-def _outcome(text: str, given: Any) -> Problem | Rejection:
-    """What a domain's reader in a worker made of a teacher text."""
-    if isinstance(given, Verdict):
-        return Rejection(Reason.READER_FAILED, text, "reader_timeout" if given is Verdict.TIMEOUT else "")
-    if "reason" in given:
-        return Rejection(Reason(given["reason"]), text, given["detail"])
-    return make_problem(given["question"], given["answer"])
 
 
 def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:

@@ -1,4 +1,7 @@
-"""Rows of a problem file, folder or dataset, streamed, each with its place. Nothing is unpickled or run."""
+"""Rows of a problem file, folder, dataset or environment, streamed, each with its place. Files are neither unpickled nor run.
+
+Of the environments of the package `verifiers` (v1) the tasks of a single-turn one are problems, its rewards their verifier.
+What needs more than one completion, or a machine to run things on, is refused by name: its rewards read text here."""
 
 from __future__ import annotations
 
@@ -6,17 +9,23 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property, lru_cache
+from inspect import getattr_static, signature
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from soar.types import UserError
 
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PREFIX = "verifiers:"
+GOLD = ("answer", "solution", "ground_truth", "expected_answer", "target", "gold", "label", "reference", "expected")
 
 
 class DataError(UserError, ValueError):
@@ -53,18 +62,11 @@ def split_source(source: str) -> tuple[str, str]:
 def file_rows(source: str) -> Iterator[Row]:
     """Rows of a local file, by its ending, or of all such files in a folder. Raises DataError for what cannot be read."""
     path = Path(source).expanduser()
-    inside = (
-        sorted(file for file in path.rglob("*") if not file.name.endswith(".evidence.json"))
-        if path.is_dir()
-        else [path]
-    )
+    folder = path.is_dir()
+    inside = sorted(file for file in path.rglob("*") if not file.name.endswith(".evidence.json")) if folder else [path]
     files = [file for file in inside if file.suffix.lower() in READERS]
     if not files:
-        kind = (
-            "a folder without files that end in"
-            if path.is_dir()
-            else f"unknown ending {path.suffix!r}; expected one of"
-        )
+        kind = "a folder without files that end in" if folder else f"unknown ending {path.suffix!r}; expected one of"
         raise DataError(f"{path}: {kind} {', '.join(READERS)}")
     try:
         with files[0].open("rb") as stream:
@@ -101,10 +103,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, text in enumerate(_lines(path), start=1):
         if text.strip():
             try:
-                row = _row(f"{path}:{number}", json.loads(text))
+                yield _row(f"{path}:{number}", json.loads(text))
             except (ValueError, RecursionError) as error:
-                row = Row(f"{path}:{number}", {}, f"not JSON ({error})")
-            yield row
+                yield Row(f"{path}:{number}", {}, f"not JSON ({error})")
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -162,37 +163,30 @@ READERS = {
 
 
 def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row], str]:
-    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit.
-
-    Where the hub does not answer, the copy in the cache of `datasets` serves. Dataset scripts are not run. Raises DataError
-    with the hub's reason.
-    """
+    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit; from the cache of `datasets`
+    where the hub does not answer. Dataset scripts are not run. Raises DataError with the hub's reason."""
+    says = f"problems.source = {name!r}"
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"problems.source = {name!r} needs `datasets`: pip install 'soar-rl[hub]'") from error
+        raise DataError(f"{says} needs `datasets`: pip install 'soar-rl[hub]'") from error
     identifier, _, config = name.partition(":")
     try:
         table = datasets.load_dataset(identifier, config or None, split=split, revision=revision)
     except Exception as error:  # the errors of the hub's HTTP client have no root of their own
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        raise DataError(
-            f"problems.source = {name!r}, split {split!r}, revision {revision or 'main'!r}: {type(error).__name__}: {reason}"
-            ". Check the id, your access and the network, or download the file and name it"
-        ) from error
+        where = f"{says}, split {split!r}, revision {revision or 'main'!r}: {type(error).__name__}: {reason}"
+        mend = "Check the id, your access and the network, or download the file and name it"
+        raise DataError(f"{where}. {mend}") from error
     commit = Path(table.cache_files[0]["filename"]).parent.name
     if revision and COMMIT.fullmatch(revision) and commit != revision:
-        raise DataError(
-            f"problems.source = {name!r}: the cache has commit {commit}, not {revision}; connect, or change the key"
-        )
+        raise DataError(f"{says}: the cache has commit {commit}, not {revision}; connect, or change the key")
     return (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1)), commit
 
 
 def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
-    """`count` (0: 1,000) generated rows of a reasoning-gym family, with its metadata. options: its settings.
-
-    Columns: question, answer, family, metadata (JSON, for the family's own scorer). Raises DataError.
-    """
+    """`count` (0: 1,000) generated rows of a reasoning-gym family, with the settings `options`. Columns: question, answer,
+    family, metadata (JSON, for the family's own scorer). Raises DataError."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -210,3 +204,94 @@ def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Itera
         metadata = json.dumps(task.get("metadata", {}), default=str)
         fields = {"question": task["question"], "answer": task["answer"], "family": name, "metadata": metadata}
         yield Row(f"reasoning_gym:{name}:row {number}", fields)
+
+
+def with_options(source: str, options: Mapping[str, Any] | None) -> str:
+    """The reference of an environment with the settings of its config."""
+    return source + (json.dumps(options) if options else "")
+
+
+class Environment:
+    """The taskset of `verifiers:NAME` or `verifiers:file.py`, its config as JSON behind the name; called, its rubric."""
+
+    def __init__(self, reference: str) -> None:
+        """Raises DataError."""
+        name, brace, options = reference.removeprefix(PREFIX).partition("{")
+        file = Path(name)
+        name = file.stem if file.suffix == ".py" else name
+        sys.path[:] = dict.fromkeys([str(file.parent.resolve()), *sys.path])
+        try:
+            import verifiers.v1 as vf
+
+            config = vf.taskset_config_type(name).model_validate({"id": name, **json.loads(brace + options or "{}")})
+            self.taskset = vf.load_taskset(config)
+            alone = vf.environment_class(name) is vf.SingleAgentEnv and vf.default_harness_id(name) != name
+        except Exception as error:  # a user's module may raise anything when it is imported
+            hint = "" if "verifiers.v1" in sys.modules else "; pip install 'soar-rl[environments]'"
+            raise DataError(f"{reference} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
+        self.vf, self.reference, self.task_type = vf, reference, (task := self.taskset.task_type())
+        self.data_type = task.data_type()
+        self.gold = next((key for key in GOLD if key in self.data_type.model_fields), "")
+        fields = [key for key, field in self.data_type.model_fields.items() if field.is_required() and key != self.gold]
+        changed = {key: getattr_static(task, key) is not getattr_static(vf.Task, key) for key in ("setup", "finalize")}
+        tools = getattr_static(self.taskset.__class__, "toolsets") is not getattr_static(vf.Taskset, "toolsets")
+        self._refuse(
+            ("several turns or agents (an Env or Harness of its own)", not alone),
+            ("tools", tools or getattr_static(task, "toolsets") is not getattr_static(vf.Task, "toolsets")),
+            ("a machine", task.NEEDS_CONTAINER or any(changed.values())),
+            (f"a gold answer in {self.data_type.__name__} ({', '.join(GOLD)})", not self.gold),
+            (f"{', '.join(fields)} in a task, where the teacher writes only question and answer", fields),
+        )
+
+    def _refuse(self, *needs: tuple[str, Any]) -> None:
+        if missing := [what for what, needed in needs if needed]:
+            only = "only single-turn environments can be used whose rewards read a text"
+            raise DataError(f"{self.reference} needs {'; '.join(missing)}: {only}")
+
+    @cached_property
+    def first(self) -> Any:
+        """The first task. Raises DataError where there is none that can be used."""
+        try:
+            task = next(iter(self.taskset))
+        except Exception as error:  # the code that makes tasks is a user's
+            raise DataError(f"{self.reference} makes no task: {type(error).__name__}: {error}") from error
+        graders = [*task.hooks("reward"), *task.hooks("metric")]
+        self._refuse(
+            ("a user who begins", task.data.prompt is None),
+            ("a machine", any("runtime" in signature(grader).parameters for grader in graders)),
+            ("a judge", task.config.judges),
+        )
+        return task
+
+    def rows(self, limit: int) -> Iterator[Row]:
+        """The tasks as rows of a problem file, `limit` (0: 1,000) of a taskset without an end; `task_data` is the task."""
+        system, most = self.first.data.system_prompt, None if self.taskset.bounded else limit or 1_000
+        for number, task in enumerate(islice(self.taskset, most), start=1):
+            data, where = task.data, f"{self.reference}:task {number}"
+            prompt = data.prompt if isinstance(data.prompt, str) else [turn.model_dump() for turn in data.prompt or []]
+            told = data.model_dump_json(exclude_none=True)
+            fields = {"id": data.id, "question": prompt, "answer": str(getattr(data, self.gold)), "task_data": told}
+            other = None if data.system_prompt == system else "another system prompt than the first task"
+            yield Row(where, fields, other)
+
+    async def __call__(self, prompt: str, completion: str, answer: str, **row: Any) -> float | None:
+        """The sum of the weighted rewards; None for an answer that can be none here (the teacher wrote it)."""
+        from verifiers.v1.trace import TraceTask
+
+        vf = self.vf
+        try:
+            told = row.get("task_data") or json.dumps({"prompt": prompt, self.gold: answer})
+            data = self.data_type.model_validate_json(told)
+        except ValidationError:
+            return None
+        said = [vf.SystemMessage(content=data.system_prompt)] if data.system_prompt else []
+        said += [vf.UserMessage(content=prompt), vf.AssistantMessage(content=completion)]
+        nodes = [vf.MessageNode(parent=i - 1 if i else None, message=turn) for i, turn in enumerate(said)]
+        nodes[-1].sampled = True
+        agent, recorded = vf.AgentInfo(config=vf.AgentConfig()), TraceTask(type=self.task_type.__name__, data=data)
+        trace = vf.Trace(task=recorded, agent=agent, nodes=nodes, is_completed=True, ok=True)
+        await self.task_type(data, self.taskset.config.task).score(trace)
+        return float(trace.reward)
+
+
+environment = lru_cache(maxsize=4)(Environment)

@@ -23,42 +23,16 @@ from typing import Any
 
 from soar.problems import domain
 from soar.problems.answers import extract
-from soar.problems.environments import GOLD, environment
-from soar.problems.sources import PREFIX
+from soar.problems.sources import GOLD, PREFIX, environment
 from soar.problems.verify import VerifierError
 from soar.types import Verdict
 
 MARK = "SOAR_VERIFIER_WORKER"
 ORPHAN_S = 60  # beyond its time limit, after which a check ends that nobody waits for any more
-KEPT = {
+KEPT = {  # environment variables that a check needs, besides LC_*: no tokens and keys
     "PATH", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV",
     "PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8",
 }  # fmt: skip
-
-
-def kept_environment() -> dict[str, str]:
-    """The environment variables that a check needs: no tokens and keys."""
-    kept = {key: value for key, value in os.environ.items() if key.upper() in KEPT or key.startswith("LC_")}
-    return {**kept, "OMP_NUM_THREADS": "1", MARK: "1"}
-
-
-def limit_memory(memory_mb: int) -> None:
-    """Cap the address space of this process and switch core files off, where the system can."""
-    with suppress(ValueError, OSError):  # macOS refuses a limit on the address space; a stricter one stays
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-        if memory_mb:
-            resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def load_check(name: str, key: str) -> tuple[Callable[[str, Any, Any], Any], str]:
-    """The check of a reward function or a domain, and the shape of the function. Raises what a user's module raises."""
-    if key == "problems.domain":
-        return domain.Grader(domain.load_domain(name)), ""
-    reward = adapt(environment(name) if name.startswith(PREFIX) else domain.load_function(name), name)
-    shape = f"{reward.shape}, {'messages' if reward.chat else 'texts'}"
-    return lambda task, completion, row: reward(completion, row), shape
-
-
 RUBRIC = {"prompt", "completion", "answer", "state", "task", "info", "parser"}
 EXPECTED = "one number or None for each completion"
 
@@ -107,9 +81,8 @@ class Reward:
             value = asyncio.run(_result(value))
         if self.shape == "TRL":
             if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != 1:
-                raise VerifierError(
-                    f"{self.name} returned {value!r:.80} for 1 completion; expected a list of {EXPECTED}"
-                )
+                said = f"{self.name} returned {value!r:.80} for 1 completion"
+                raise VerifierError(f"{said}; expected a list of {EXPECTED}")
             value = value[0]
         value = value.get("score") if isinstance(value, dict) else value
         if value is None:
@@ -163,21 +136,28 @@ def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float
     It holds `verdict` or `value`, with a `message` of one that failed; `error` for what is wrong with the verifier itself.
     """
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
-    link = Connection(descriptor)
+    link, check, shape = Connection(descriptor), None, ""
     try:
-        check, shape = load_check(name, key)
+        if key == "problems.domain":
+            check = domain.Grader(domain.load_domain(name))
+        else:
+            reward = adapt(environment(name) if name.startswith(PREFIX) else domain.load_function(name), name)
+            shape = f"{reward.shape}, {'messages' if reward.chat else 'texts'}"
         answer = json.dumps({"shape": shape}).encode()
     except Exception as error:  # whatever a user's module raises on import must reach the user by name
         message = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
         return link.send_bytes(json.dumps({"error": message}).encode())
-    limit_memory(memory_mb)
+    with suppress(ValueError, OSError):  # macOS refuses a limit on the address space; a stricter one stays
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        if memory_mb:
+            resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     with suppress(EOFError, OSError):
         while True:
             link.send_bytes(answer)
-            item = link.recv()
+            task, text, row = link.recv()
             signal.alarm(int(10 * timeout_s) + ORPHAN_S)  # for a check that outlives its caller
             try:
-                result = check(*item)
+                result = check(task, text, row) if check else reward(text, row)
                 answer = json.dumps({"verdict" if isinstance(result, Verdict) else "value": result}).encode()
             except VerifierError as error:
                 answer = json.dumps({"error": str(error)}).encode()

@@ -13,8 +13,8 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from soar.domains.styles import styled
 from soar.problems.answers import LEXICON, normalize
+from soar.problems.domain import styled
 from soar.types import UserError, Verdict
 
 MAX_CHARS = 200
