@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loop_helpers import easy_problems, tiny_config
 
 from soar.config import EvaluateConfig
-from soar.loop.evaluate import count_correct, paired_difference, pass_at_k, summarize
+from soar.loop.evaluate import count_correct, paired_differences, pass_at_k, summarize
 from soar.loop.statistics import (
     bootstrap_interval,
     clopper_pearson,
@@ -62,15 +62,15 @@ def test_summarize():
     assert found["interval_95"]["1"] == list(bootstrap_interval([0.0, 0.25, 1.0], 0, 100))
 
 
-def test_paired_difference_pairs_problems():
-    a, b = [4, 0, 2, 3], [3, 0, 1, 2]
-    found: dict[str, Any] = paired_difference(a, b, 4, 1, seed=0, resamples=500)
-    assert found["difference"] == pytest.approx(3 / 16)
-    assert found["interval_95"] == list(bootstrap_interval([0.25, 0.0, 0.25, 0.25], 0, 500))
-    shifted = paired_difference([4, 1, 2, 3], [3, 0, 1, 2], 4, 1, seed=0, resamples=500)
+def test_paired_differences_pair_problems():
+    config, a, b = EvaluateConfig(attempts=4, ks=(1,), bootstrap=500), [4, 0, 2, 3], [3, 0, 1, 2]
+    entry: dict[str, Any] = paired_differences(a, b, config, seed=0)["1"]
+    assert entry["difference"] == pytest.approx(3 / 16)
+    assert entry["interval_95"] == list(bootstrap_interval([0.25, 0.0, 0.25, 0.25], 0, 500))
+    shifted = paired_differences([4, 1, 2, 3], [3, 0, 1, 2], config, seed=0)["1"]
     assert shifted["interval_95"] == list(nothing_varies(0.25, 4, floor=-1.0))
     with pytest.raises(ValueError, match="zip"):
-        paired_difference([1], [1, 2], 4, 1, seed=0, resamples=100)
+        paired_differences([1], [1, 2], config, seed=0)
 
 
 def test_counts_do_not_depend_on_workers_and_blocks(env):

@@ -185,9 +185,9 @@ def test_page_and_table_hold_every_figure_and_no_markup(finished):
     assert "<script" not in page
     text = (folder / "out" / "study.md").read_text(encoding="utf-8")
     for table in tables(results):
-        assert f"## {table.title}" in text
-        for row in table.rows:
-            assert len(row) == len(table.header)
+        assert f"## {table['title']}" in text
+        for row in table["rows"]:
+            assert len(row) == len(table["header"])
             plain = " | ".join(" ".join(cell.replace("\u00a0", " ").split()) for cell in row)
             assert f"| {plain} |" in text
 

@@ -29,14 +29,17 @@ def summarize(
     return {"pass_at": {k: float(np.mean(values)) for k, values in values_K.items()}, "interval_95": interval}
 
 
-def paired_difference(
-    correct_a_H: Sequence[int], correct_b_H: Sequence[int], samples: int, k: int, seed: int, resamples: int
-) -> dict[str, object]:
-    """Mean of pass@k(a) - pass@k(b) over the same problems, with its bootstrap interval."""
-    pairs = zip(correct_a_H, correct_b_H, strict=True)
-    values = [pass_at_k(samples, a, k) - pass_at_k(samples, b, k) for a, b in pairs]
-    interval = bootstrap_interval(values, seed, resamples, floor=-1.0)
-    return {"difference": float(np.mean(values)), "interval_95": list(interval)}
+def paired_differences(
+    correct_a_H: Sequence[int], correct_b_H: Sequence[int], config: EvaluateConfig, seed: int
+) -> dict[str, dict[str, object]]:
+    """k as text -> mean of pass@k(a) - pass@k(b) over the same problems, with its bootstrap interval."""
+    differences = {}
+    for k in config.ks:
+        a_H, b_H = ([pass_at_k(config.attempts, c, k) for c in correct_H] for correct_H in (correct_a_H, correct_b_H))
+        values = [a - b for a, b in zip(a_H, b_H, strict=True)]
+        interval = bootstrap_interval(values, seed, config.bootstrap, floor=-1.0)
+        differences[str(k)] = {"difference": float(np.mean(values)), "interval_95": list(interval)}
+    return differences
 
 
 def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed: int) -> dict[str, Any]:
@@ -52,10 +55,7 @@ def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed
             for name, correct_H in counts.items()
         },
         "paired": {
-            f"{name} - base": {
-                str(k): paired_difference(correct_H, base_H, config.attempts, k, paired_place, config.bootstrap)
-                for k in config.ks
-            }
+            f"{name} - base": paired_differences(correct_H, base_H, config, paired_place)
             for name, correct_H in counts.items()
             if name != "base"
         },

@@ -6,9 +6,8 @@ Each is raised when its condition begins, not again while it lasts. The threshol
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from soar.files import Row
 
 DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
 DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share of the first step's
@@ -36,19 +35,15 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
 
     before: the outer_step events before it, oldest first. learns: whether the teacher is trained at all.
     """
-    step, last = event["step"], before[-1] if before else None
-    first = before[0] if before else event
-    then = dict(_conditions(last, first)) if last is not None else {}
-    alarms = [alarm(kind, message, step) for kind, message in _conditions(event, first) if kind not in then]
-    still = [_no_gradient(row) for row in [*before, event][-STILL_STEPS - 1 :]]
-    begins = len(still) >= STILL_STEPS and all(still[-STILL_STEPS:]) and (len(still) == STILL_STEPS or not still[0])
-    if learns and begins:
+    step, steps = event["step"], [*before, event]
+    then = dict(_conditions(before[-1], steps[0])) if before else {}
+    alarms = [alarm(kind, message, step) for kind, message in _conditions(event, steps[0]) if kind not in then]
+    still = [_no_gradient(row) for row in steps[-STILL_STEPS - 1 :]]
+    if learns and still in ([True] * STILL_STEPS, [False, *[True] * STILL_STEPS]):
         message = f"the datasets of the last {STILL_STEPS} steps were rewarded alike, so the teacher learned nothing"
         alarms.append(alarm("no teacher gradient", message, step))
-    marks, mean = (
-        [row["correct"] for row in questions if isinstance(row.get("correct"), bool)],
-        event.get("reward_mean"),
-    )
+    marks = [row["correct"] for row in questions if isinstance(row.get("correct"), bool)]
+    mean = event.get("reward_mean")
     if marks and mean is not None and mean > 0 and sum(marks) < CORRECT_SHARE * len(marks):
         text = f"mean reward {mean:+.4f} though only {sum(marks)} of {len(marks)} answers of the teacher are correct"
         more = "what is rewarded may not be the questions' content"
@@ -79,6 +74,5 @@ def _conditions(event: Row, first: Row) -> Iterator[tuple[str, str]]:
 
 
 def _no_gradient(event: Row) -> bool:
-    paid_G = event.get("teacher_reward_G") or event.get("reward_G") or []
-    rewards = {reward for reward in paid_G if reward is not None}
+    rewards = {*(event.get("teacher_reward_G") or event.get("reward_G") or [])} - {None}
     return len(rewards) < 2 or event.get("teacher_grad_norm") == 0.0

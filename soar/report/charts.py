@@ -20,7 +20,6 @@ from soar.files import visible
 COLOURS = ("#7a828c", "#d9691e", "#3b82d6", "#1f9e74", "#a45fd0", "#b08d12", "#d64b77", "#1b99a8")
 DASHES = ("-", (0, (6, 2)), "-", (0, (2, 2)), (0, (8, 2, 2, 2)), (0, (4, 3)), (0, (1, 3)), (0, (10, 3)))
 MARKERS = "os^Dvph*"
-STYLES = len(COLOURS)
 DARK = (  # of an image within a dark page; the grid is grey enough for both
     "text { fill: #1d2126 } @media (prefers-color-scheme: dark) { text { fill: #e7eaed } "
     '[style*="stroke: #000000"] { stroke: #c3cad2 !important } }'
@@ -67,9 +66,28 @@ class Chart:
     def figure(self) -> Any:
         """The chart as a matplotlib figure, in its own look whatever the caller's settings are."""
         import matplotlib.style
+        from matplotlib.figure import Figure
 
+        shown = [series for series in self.series if len(series.x)]
+        labels = [*(series.label for series in shown), *(label for _, label in self.rules)]
+        labels = list(map(label_of, [*labels, *["promotion"][: len(self.marks)]]))
+        columns = 1 if max(map(len, labels), default=0) > 24 else 2
+        size = (4.8, round(3.0 + 0.22 * math.ceil(len(labels) / columns), 2))
+        values = [y for series in shown for y in (*series.y, *series.low, *series.high)] + [y for y, _ in self.rules]
         with matplotlib.style.context(["default", LOOK]):
-            return _figure(self)
+            figure = Figure(figsize=size, layout="constrained")
+            axes = figure.subplots()
+            handles: list[Any] = [axes.bar(s.x, s.y, color=COLOURS[2]) if self.bars else _draw(axes, s) for s in shown]
+            _scale(axes, self)
+            handles += [axes.axhline(y, color="black", linestyle="--", linewidth=1, alpha=0.7) for y, _ in self.rules]
+            handles += [axes.axvline(x, color=COLOURS[3], linestyle=":", linewidth=1.5) for x in self.marks][:1]
+            axes.set(xlabel=label_of(self.x_label), ylabel=label_of(self.y_label))
+            low, high = axes.get_ylim()
+            axes.set_ylim(0 if min(values) >= 0 else low, max(high, 0))
+            if self.percent:
+                axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}\u00a0%".replace("-", "\u2212"))
+            figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+        return figure
 
     def image(self) -> Markup:
         """The chart as an SVG image for light and dark pages, in which no script can run; the same data gives the same bytes.
@@ -129,32 +147,8 @@ def label_of(text: str) -> str:
     return f"\u200a{line}" if line.startswith("_") else line
 
 
-def _figure(chart: Chart) -> Any:
-    from matplotlib.figure import Figure
-
-    shown = [series for series in chart.series if len(series.x)]
-    labels = [series.label for series in shown] + [label for _, label in chart.rules]
-    labels = list(map(label_of, [*labels, *["promotion"][: len(chart.marks)]]))
-    columns = 1 if max(map(len, labels), default=0) > 24 else 2
-    figure = Figure(figsize=(4.8, round(3.0 + 0.22 * math.ceil(len(labels) / columns), 2)), layout="constrained")
-    axes = figure.subplots()
-    handles: list[Any] = [axes.bar(s.x, s.y, color=COLOURS[2]) if chart.bars else _draw(axes, s) for s in shown]
-    _scale(axes, chart)
-    handles += [axes.axhline(y, color="black", linestyle="--", linewidth=1, alpha=0.7) for y, _ in chart.rules]
-    handles += [axes.axvline(x, color=COLOURS[3], linestyle=":", linewidth=1.5) for x in chart.marks][:1]
-    axes.set_xlabel(label_of(chart.x_label))
-    axes.set_ylabel(label_of(chart.y_label))
-    low, high = axes.get_ylim()
-    values = [y for series in shown for y in (*series.y, *series.low, *series.high)] + [y for y, _ in chart.rules]
-    axes.set_ylim(0 if min(values) >= 0 else low, max(high, 0))
-    if chart.percent:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}\u00a0%".replace("-", "\u2212"))
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
-    return figure
-
-
 def _draw(axes: Any, series: Series) -> Any:
-    style = series.style % STYLES
+    style = series.style % len(COLOURS)
     colour, marker = COLOURS[style], MARKERS[style] if len(series.x) <= 60 else None
     if len(series.low) == 1:
         axes.vlines(series.x, series.low, series.high, color=colour)

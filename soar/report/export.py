@@ -16,9 +16,9 @@ from jinja2 import Environment, StrictUndefined
 
 from soar.config import ProblemsConfig, refuse_code
 from soar.engine.load import resolve_path
-from soar.files import Row, read_object, visible, write_atomic, write_json
+from soar.files import Row, json_bytes, read_object, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
-from soar.report.runs import Run, changed_after_run, count, number, read_run
+from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
 from soar.report.text import ARM_MEANINGS, held_out
 from soar.types import VERSION, UserError
 
@@ -46,16 +46,16 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     A row has question, answer, step, dataset, reward (None for hard problems), without lone surrogates, which no UTF-8 file
     can hold; rows without a text question and answer are left out. Raises ExportError where there are no questions.
     """
-    rows, questions = [], run.pq if source == "pq" else run.questions
+    questions = run.pq if source == "pq" else run.questions
+    if not questions:
+        why = "pq.jsonl: no student was promoted; export every accepted question with --questions all"
+        raise ExportError(f"{run.path}/{why if source == 'pq' else 'questions.jsonl: no outer step is finished yet'}")
+    rows = []
     for row in [*questions, *(run.hard_train if with_hard else [])]:
         if all(isinstance(row.get(key), str) for key in ("question", "answer")):
             texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
             places = {key: count(row.get(key)) for key in ("step", "dataset")}
             rows.append({**texts, **places, "reward": number(row.get("reward"))})
-    if not questions:
-        why = "no student was promoted; export every accepted question with --questions all"
-        why = f"pq.jsonl: {why}" if source == "pq" else "questions.jsonl: no outer step is finished yet"
-        raise ExportError(f"{run.path}/{why}")
     return rows
 
 
@@ -83,10 +83,6 @@ def _verl_row(domain: Domain, i: int, row: Row) -> Row:
     }
 
 
-def _jsonl(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
-
-
 def _parquet(rows: list[Row]) -> bytes:
     try:
         import pyarrow as pa
@@ -109,12 +105,11 @@ def reward_file(domain: Domain) -> bytes:
 
 def files_of(form: str, domain: Domain, rows: list[Row]) -> dict[str, bytes]:
     """Files of an export by path, the data first. form: trl, verl or jsonl (a dataset folder)."""
-    if form == "trl":
-        return {"train.jsonl": _jsonl([_trl_row(domain, r) for r in rows]), "reward.py": reward_file(domain)}
     if form == "verl":
         data = _parquet([_verl_row(domain, i, row) for i, row in enumerate(rows)])
         return {"train.parquet": data, "reward.py": reward_file(domain)}
-    return {"questions.jsonl": _jsonl(rows)}
+    lines = b"".join(json_bytes(_trl_row(domain, row) if form == "trl" else row) for row in rows)
+    return {"train.jsonl": lines, "reward.py": reward_file(domain)} if form == "trl" else {"questions.jsonl": lines}
 
 
 def card(file: str, /, **values: Any) -> bytes:
@@ -151,12 +146,9 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         "questions",
         form=form,
         data_file=next(iter(files)),
-        name=run.name,
+        run=run,
         domain=domain,
-        model=str(run.config["model"].get("path")) if isinstance(run.config.get("model"), dict) else "unknown",
         counts=f"{len(rows):,} {SOURCES[source]}{', hard training problems among them' * with_hard}",
-        seed=run.manifest.get("seed"),
-        steps=len(run.steps),
         rows=[{"question": row["question"], "answer": row["answer"]} for row in rows[:3]],
     )
     for name, content in files.items():
@@ -199,8 +191,8 @@ def _adapter_of(run_dir: Path, policy: str) -> Path:
 def base_of(run: Run) -> tuple[str, Row]:
     """Path or hub id of the base model, and the loader's options, as the run had them."""
     refuse_code(run.path, run.config)
-    model = run.config.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("path"), str):
+    model = mapping(run.config.get("model"))
+    if not isinstance(model.get("path"), str):
         raise ExportError(f"{run.path / 'manifest.json'} names no base model (config.model.path)")
     options = {key: model[key] for key in ("revision", "gguf_file") if model.get(key)}
     if "gguf_file" not in options:
@@ -232,13 +224,12 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if arm in arms and name in arms]
     text = card(
         "weights",
-        name=run.name,
+        run=run,
         policy=policy,
         meaning=ARM_MEANINGS.get(arm, "the teacher, which writes practice questions"),
         base=base,
         on_hub=not base.startswith("builtin:") and not Path(base).exists(),
         options="".join(f", {key}={value!r}" for key, value in options.items() if value),
-        seed=run.manifest.get("seed"),
         results=[held_out(entry) for entry in shown],
     )
     write_atomic(out / "README.md", text)

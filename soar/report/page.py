@@ -24,7 +24,7 @@ from soar.files import Row, clipped, visible, write_atomic
 from soar.report import text as wording
 from soar.report.charts import Chart, Series
 from soar.report.questions import label_share
-from soar.report.runs import Run, count, number, numbers, read_arm, read_run, standard_error
+from soar.report.runs import Run, count, mapping, number, numbers, read_arm, read_run, standard_error
 from soar.types import VERSION
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -54,32 +54,31 @@ def arms_section(run: Run) -> dict[str, Any]:
 
     Points on the way are `curve` events, the last one is the evaluation.
     """
-    arms, order = run.arms, [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
-    names = sorted(arms, key=order.index)
-    ks = sorted({k for arm in arms.values() for k in arm.pass_at})
+    order = [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
+    arms = sorted(run.arms.values(), key=lambda arm: order.index(arm.name))
+    ks = sorted({k for arm in arms for k in arm.pass_at})
     events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
     spent = [(read_arm(str(e.get("arm")), e), tokens) for e in events if (tokens := number(e.get("total_tokens")))]
-    charts, solved, base = [], "problems solved", arms.get("base")
+    charts, solved = [], "problems solved"
     for k in dict.fromkeys([*ks[:1], *ks[-1:]]):
-        points: dict[str, list[Row]] = {name: [] for name in names}
-        for arm, tokens in spent:
-            ends = dict(zip(("low", "high"), arm.interval.get(k, ()), strict=False))
-            points.get(arm.name, []).append({"x": tokens / 1e6, "y": arm.pass_at.get(k), **ends})
-        curves = [
-            line(wording.arm_name(name), some, "y", i, "x", ("low", "high") if some and "low" in some[-1] else ())
-            for i, (name, some) in enumerate(points.items())
-        ]
-        rules = [(base.pass_at[k], wording.arm_name("base"))] if base is not None and k in base.pass_at else []
+        curves, x = [], "million generated tokens, search included"
+        for style, arm in enumerate(arms):
+            points: list[Row] = []
+            for now, tokens in ((now, tokens) for now, tokens in spent if now.name == arm.name):
+                ends = dict(zip(("low", "high"), now.interval.get(k, ()), strict=False))
+                points.append({"x": tokens / 1e6, "y": now.pass_at.get(k), **ends})
+            band = ("low", "high") if points and "low" in points[-1] else ()
+            curves.append(line(wording.arm_name(arm.name), points, "y", style, "x", band))
+        rules = [(arm.pass_at[k], wording.arm_name("base")) for arm in arms if arm.name == "base" and k in arm.pass_at]
         title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
-        x = "million generated tokens, search included"
         charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules))
     curves = []
-    for style, arm in enumerate(arms[name] for name in names):
+    for style, arm in enumerate(arms):
         low, high = zip(*arm.interval.values(), strict=True) if arm.interval.keys() == arm.pass_at.keys() else ((), ())
         curves.append(Series(wording.arm_name(arm.name), [*arm.pass_at], [*arm.pass_at.values()], low, high, style))
     title, x = "pass@k on the held-out problems", "attempts per problem (k)"
     charts.append(Chart("pass-at-k", title, x, solved, curves, True, ks))
-    return {"rows": [arms[name] for name in names], "ks": ks, "charts": [chart for chart in charts if chart]}
+    return {"rows": arms, "ks": ks, "charts": [chart for chart in charts if chart]}
 
 
 def step_rows(run: Run) -> list[Row]:
@@ -104,8 +103,7 @@ def loop_section(run: Run) -> dict[str, Any]:
     marks = [float(row["step"]) for row in rows if row["promoted"]]
     rejected: Counter[str] = Counter()
     for event in run.steps:
-        reasons = event.get("rejected")
-        for reason, n in reasons.items() if isinstance(reasons, dict) else ():
+        for reason, n in mapping(event.get("rejected")).items():
             rejected[str(reason)] += max(0, count(n) or 0)
     reward = [
         line("mean of the datasets, \u00b1 standard error", rows, "mean", 2, band=("low", "high")),
@@ -117,11 +115,8 @@ def loop_section(run: Run) -> dict[str, Any]:
         line("well-posed", rows, "well_posed", 3),
         line("answered correctly", rows, "correct", 4),
     ]
-    vendi, rules, x = (
-        line("Vendi score", rows, "vendi", 4),
-        [] if tau is None else [(tau, f"\u03c4 = {tau:g}")],
-        "outer step",
-    )
+    vendi, x = line("Vendi score", rows, "vendi", 4), "outer step"
+    rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
     charts = [
         Chart("reward", "Teacher reward", x, "reward", reward, rules=rules, marks=marks),
         Chart("rates", "Reward questions solved", x, "solved", rates, True, marks=marks),
@@ -156,15 +151,6 @@ def questions_section(rows: list[Row]) -> dict[str, Any]:
     return {"rows": shown, "total": len(rows), "fields": fields}
 
 
-def phases(run: Run) -> tuple[list[tuple[str, float]], float | None]:
-    """Wall seconds per phase and in all, of a finished run."""
-    wall = run.summary.get("wall_seconds")
-    if not isinstance(wall, dict):
-        return [], None
-    seconds_of = {str(name): seconds for name, v in wall.items() if (seconds := number(v)) is not None}
-    return list(seconds_of.items()), math.fsum(seconds_of.values())
-
-
 def place(row: Row) -> str:
     """Who wrote a completion, and when: `student, outer step 3, RLOO step 0`."""
     steps = [(name, count(row.get(key))) for key, name in (("step", "outer step"), ("rloo_step", "RLOO step"))]
@@ -183,20 +169,18 @@ def rollouts_section(run: Run) -> dict[str, Any]:
     for outcome, rows in ((outcome, rows) for outcome, rows in folded.items() if rows):
         kinds = Counter(KINDS.get(str(row.get("kind")), "other") for row in rows)
         title = f"{outcome} ({', '.join(f'{kind} {number:,}' for kind, number in kinds.items())})"
-        shown = [
-            {
-                "place": place(row),
-                **{key: clipped(str(row.get(key) or ""), 300, 900) for key in ("question", "answer", "completion")},
-            }
-            for row in rows[:: math.ceil(len(rows) / MAX_COMPLETIONS)]
-        ]
+        shown = []
+        for row in rows[:: math.ceil(len(rows) / MAX_COMPLETIONS)]:
+            texts = {key: clipped(str(row.get(key) or ""), 300, 900) for key in ("question", "answer", "completion")}
+            shown.append({"place": place(row), **texts})
         groups.append({"title": title, "meaning": OUTCOMES.get(outcome, ("", ""))[1], "rows": shown})
     return {"groups": groups, "total": len(run.rollouts)}
 
 
 def content(run: Run) -> dict[str, Any]:
     """Everything that the page shows, by section."""
-    times, wall_seconds = phases(run)
+    wall = run.summary.get("wall_seconds")
+    times = [(name, seconds) for name, value in mapping(wall).items() if (seconds := number(value)) is not None]
     command, alarms = run.manifest.get("command"), run.events.get("alarm", [])
     return {
         "run": run,
@@ -213,7 +197,7 @@ def content(run: Run) -> dict[str, Any]:
         "kept": rollouts_section(run),
         "alarms": alarms[:200],
         "phases": times,
-        "wall_seconds": wall_seconds,
+        "wall_seconds": math.fsum(seconds for _, seconds in times) if isinstance(wall, dict) else None,
         "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
         "rollouts": max(column(run.steps, "student_rollouts"), default=None),
     }
@@ -242,17 +226,10 @@ def render(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
     )
-    shown = (
-        wording.with_interval,
-        wording.percent,
-        wording.whole,
-        wording.decimal,
-        wording.duration,
-        wording.arm_name,
-        wording.tokens,
-    )
-    environment.filters |= {f.__name__: f for f in (*shown, shorten)}
+    names = ("with_interval", "percent", "whole", "decimal", "duration", "arm_name", "tokens")
+    environment.filters |= {name: getattr(wording, name) for name in names}
     environment.filters |= {
+        "shorten": shorten,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "attribute": lambda value: "" if (size := number(value)) is None else f"{size:.12g}",
         "verdict": lambda value: ("yes" if value else "no") if isinstance(value, bool) else wording.DASH,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from soar import seeds
 from soar.config import Config
 from soar.files import Row, read_jsonl, read_object, sha256_of
-from soar.loop.evaluate import paired_difference
+from soar.loop.evaluate import paired_differences
 from soar.types import UserError
 
 HASHES = "hashes.json"  # sha256 of every file of a finished run
@@ -71,13 +71,11 @@ class Run:
 
     @property
     def config(self) -> Row:
-        config = self.manifest.get("config")
-        return config if isinstance(config, dict) else {}
+        return mapping(self.manifest.get("config"))
 
     def setting(self, section: str, name: str) -> float | None:
         """A number of the recorded config, None where it has none."""
-        part = self.config.get(section)
-        return number(part.get(name)) if isinstance(part, dict) else None
+        return number(mapping(self.config.get(section)).get(name))
 
     @property
     def finished(self) -> bool:
@@ -105,10 +103,8 @@ class Run:
     @property
     def arms(self) -> dict[str, Arm]:
         """Arms of the summary; while the run is unfinished, the arms evaluated so far."""
-        named = self.summary.get("arms")
-        rows = dict(named) if isinstance(named, dict) else {}
-        if not rows:
-            rows = {str(row.get("arm")): row for row in self.events.get("evaluation", []) if row.get("arm")}
+        evaluated = {str(row.get("arm")): row for row in self.events.get("evaluation", []) if row.get("arm")}
+        rows = mapping(self.summary.get("arms")) or evaluated
         arms = {name: read_arm(name, row) for name, row in rows.items() if isinstance(row, dict)}
         return {name: arm for name, arm in arms.items() if arm.pass_at}
 
@@ -131,6 +127,11 @@ def count(value: object) -> int | None:
     return int(result) if result is not None else None
 
 
+def mapping(value: object) -> Row:
+    """`value` as a JSON object, an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean; None of nothing."""
     return statistics.fmean(values) if values else None
@@ -145,8 +146,7 @@ def read_arm(name: str, row: Row) -> Arm:
     """One arm from its entry in summary.json or from an evaluation event."""
 
     def by_k(key: str) -> list[tuple[int, Any]]:
-        values = row.get(key)
-        entries = values.items() if isinstance(values, dict) else ()
+        entries = mapping(row.get(key)).items()
         return sorted((int(k), value) for k, value in entries if k.isdecimal() and len(k) < 10)
 
     bounds = {k: numbers(value) for k, value in by_k("interval_95")}
@@ -174,11 +174,12 @@ def read_run(run_dir: Path) -> Run:
     notes: list[str] = []
 
     def content(name: str) -> Any:
-        if name not in ("manifest.json", "metrics.jsonl") and not os.path.lexists(run_dir / name):
-            return [] if name.endswith(".jsonl") else {}  # which files a run must have, soar doctor knows
-        rows = name.endswith(".jsonl")
-        value, remarks = read_jsonl(run_dir / name, name) if rows else read_object(run_dir / name)
-        notes.extend(remarks)
+        path, rows = run_dir / name, name.endswith(".jsonl")
+        value, remarks = read_jsonl(path, name) if rows else read_object(path)
+        if name in ("manifest.json", "metrics.jsonl") or os.path.lexists(
+            path
+        ):  # soar doctor knows which others must be
+            notes.extend(remarks)
         return value
 
     # The summary before the events: a run that is over has written them all.
@@ -186,49 +187,41 @@ def read_run(run_dir: Path) -> Run:
     events: dict[str, list[Row]] = {}
     for row in content("metrics.jsonl"):
         events.setdefault(str(row.get("event")), []).append(row)
-    parts |= {
-        name: content(f"{name.replace('_', '/')}.jsonl")
-        for name in ("questions", "pq", "rollouts", "hard_train", "hard_test")
-    }
+    lists = ("questions", "pq", "rollouts", "hard_train", "hard_test")
+    parts |= {name: content(f"{name.replace('_', '/')}.jsonl") for name in lists}
     return Run(run_dir, events=events, notes=notes, **parts)
 
 
 def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, float]) -> Row:
     """The summary of a run with the events `rows`. docs/metrics.md has its fields."""
     steps = [row for row in rows if row["event"] == "outer_step"]
-    validations = [row for row in rows if row["event"] == "validation"]
+    promotions = sum(row["event"] == "promotion" for row in rows)
     measured = {row["arm"]: row for row in rows if row["event"] == "evaluation"}
     evaluations: dict[str, Row] = {arm: measured[arm] for arm in config.arms.run if arm in measured}
-    arms = {
-        arm: {k: v for k, v in row.items() if k not in ("event", "arm", "correct")} for arm, row in evaluations.items()
-    }
-    promotions = sum(row["event"] == "promotion" for row in rows)
-    for arm, entry in arms.items():
-        if arm != "ps" and config.uses_search(arm):
-            entry["search_rollouts"] = max((row["student_rollouts"] for row in [*steps, *validations]), default=0)
-    seed, settings = seeds.derive(config.seed, "paired"), config.evaluate
+    search = max((row["student_rollouts"] for row in rows if row["event"] in ("outer_step", "validation")), default=0)
+    arms, seed = {}, seeds.derive(config.seed, "paired")
+    for arm, row in evaluations.items():
+        arms[arm] = {key: value for key, value in row.items() if key not in ("event", "arm", "correct")}
+        arms[arm] |= {"search_rollouts": search} if arm != "ps" and config.uses_search(arm) else {}
     pairs = [(arm, "hard_only") for arm in evaluations if arm not in ("base", "hard_only")] + [("teacher_t", "base_t")]
     paired: Row = {}
     for arm, other in (pair for pair in pairs if evaluations.keys() >= {*pair}):
-        given = evaluations[arm]["correct"], evaluations[other]["correct"], settings.attempts
-        differences = {str(k): paired_difference(*given, k, seed, settings.bootstrap) for k in settings.ks}
-        paired[f"{arm} - {other}"] = differences
+        a_H, b_H = (evaluations[name]["correct"] for name in (arm, other))
+        paired[f"{arm} - {other}"] = paired_differences(a_H, b_H, config.evaluate, seed)
+    silent = TEACHER_SILENT if any(row.get("kind") == TEACHER_SILENT for row in rows) else None
     return {
         "arms": arms,
         "paired": paired,
         "promotions": promotions,
         "outer_steps": len(steps),
-        "loop_end": loop_end(config, len(steps), promotions)
-        or next((row["kind"] for row in rows if row.get("kind") == TEACHER_SILENT), None),
+        "loop_end": loop_end(config, len(steps), promotions) or silent,
         "seed": config.seed,
         "teacher_rollouts": sum(row["sampled"] for row in steps),
         "wall_seconds": {name: round(seconds, 1) for name, seconds in wall_seconds.items()},
     }
 
 
-TEACHER_SILENT = (
-    "teacher silent"  # alarm: it wrote too few acceptable questions, so the loop ended and the arms followed
-)
+TEACHER_SILENT = "teacher silent"  # alarm: too few acceptable questions, so the loop ended and the arms followed
 
 
 def loop_end(config: Config, steps: int, promotions: int) -> str | None:

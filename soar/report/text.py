@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from soar.files import Row
-from soar.report.runs import Arm, Run, count, number, numbers
+from soar.report.runs import Arm, Run, count, mapping, number, numbers
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
@@ -33,34 +33,32 @@ def percent(share: float | None, digits: int | None = None) -> str:
     return f"{100 * share:z.{digits}f}{NBSP}%".replace("-", MINUS)
 
 
-def percent_digits(share: float, interval: tuple[float, float] | None = None) -> int:
+def percent_digits(share: float, interval: Sequence[float] = ()) -> int:
     """Decimals of a share shown in per cent: two when it, or the upper end of a 0 %'s interval, is below 1 %."""
-    size = abs(share) or (max(map(abs, interval)) if interval else 0.0)
+    size = abs(share) or max(map(abs, interval), default=0.0)
     return 2 if 0 < size < 0.01 else 1
 
 
-def bounds(interval: tuple[float, float] | None, digits: int) -> str:
-    """(0.091, 0.155) -> `[9.1, 15.5]`; nothing for None."""
-    if interval is None:
-        return ""
+def bounds(interval: Sequence[float], digits: int) -> str:
+    """(0.091, 0.155) -> `[9.1, 15.5]`."""
     return "[{:z.{d}f},\u00a0{:z.{d}f}]".format(*(100 * x for x in interval), d=digits).replace("-", MINUS)
+
+
+def share_within(share: float, interval: Sequence[float]) -> str:
+    """`12.3 % [9.1, 15.5]`; the share alone where there is no interval."""
+    digits = percent_digits(share, interval)
+    return f"{percent(share, digits)} {bounds(interval, digits)}" if interval else percent(share, digits)
 
 
 def with_interval(arm: Arm, k: int) -> str:
     """`12.3 % [9.1, 15.5]` for one arm's pass@k; a dash where it has none."""
-    if k not in arm.pass_at:
-        return DASH
-    interval = arm.interval.get(k)
-    digits = percent_digits(arm.pass_at[k], interval)
-    return f"{percent(arm.pass_at[k], digits)} {bounds(interval, digits)}".strip()
+    return share_within(arm.pass_at[k], arm.interval.get(k, ())) if k in arm.pass_at else DASH
 
 
 def held_out(arm: Arm) -> str:
     """An arm's pass@k at the smallest and the largest k."""
-    ks = sorted(arm.pass_at)
-    return f"{arm_name(arm.name)}: " + ", ".join(
-        f"pass@{k} {with_interval(arm, k)}" for k in dict.fromkeys(ks[:1] + ks[-1:])
-    )
+    ends = dict.fromkeys([min(arm.pass_at), max(arm.pass_at)] if arm.pass_at else [])
+    return f"{arm_name(arm.name)}: " + ", ".join(f"pass@{k} {with_interval(arm, k)}" for k in ends)
 
 
 def whole(value: object) -> str:
@@ -96,15 +94,13 @@ def plural(n: int, noun: str) -> str:
 
 def gap(run: Run, arm: Arm, other: Arm, k: int) -> tuple[str, float, float]:
     """(words, low, high) of pass@k of `arm` minus `other`: the paired difference, else the gap between their intervals."""
-    entry: object = run.summary.get("paired")
-    for key in (f"{arm.name} - {other.name}", str(k)):
-        entry = entry.get(key) if isinstance(entry, dict) else None
-    if isinstance(entry, dict):
-        difference, interval = number(entry.get("difference")), numbers(entry.get("interval_95"))
-        if difference is not None and len(interval) == 2:
-            digits = percent_digits(difference)
-            points = f"{100 * difference:+.{digits}f} percentage points {bounds((interval[0], interval[1]), digits)}"
-            return points.replace("-", MINUS), interval[0], interval[1]
+    by_k = mapping(mapping(run.summary.get("paired")).get(f"{arm.name} - {other.name}"))
+    entry = mapping(by_k.get(str(k)))
+    difference, interval = number(entry.get("difference")), numbers(entry.get("interval_95"))
+    if difference is not None and len(interval) == 2:
+        digits = percent_digits(difference)
+        points = f"{100 * difference:+.{digits}f} percentage points {bounds(interval, digits)}"
+        return points.replace("-", MINUS), interval[0], interval[1]
     if k not in arm.interval or k not in other.interval:
         return "there are no intervals", 0.0, 0.0
     low, high = arm.interval[k][0] - other.interval[k][1], arm.interval[k][1] - other.interval[k][0]
@@ -240,17 +236,13 @@ def _table(rows: dict[str, Row], paired: Row, width: int | None = None) -> list[
     lines = [title + "".join(f"{f'pass@{k}':>25}" for k in ks)]
     for name, row in rows.items():
         rollouts = f"{row['student_rollouts'] + row.get('search_rollouts', 0):13,d}" if spent else ""
-        lines.append(f"{name:{names}s}{rollouts}  " + "  ".join(_share(row, str(k)) for k in ks))
+        pairs = ((row["pass_at"][k], *row["interval_95"][k]) for k in map(str, ks))
+        lines.append(f"{name:{names}s}{rollouts}  " + "  ".join("{:6.4f} [{:.4f}, {:.4f}]".format(*p) for p in pairs))
     for name, by_k in paired.items():
         k = min(by_k, key=int)
         low, high = by_k[k]["interval_95"]
         lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
     return lines
-
-
-def _share(row: Row, k: str) -> str:
-    """pass@k of an arm with its interval, in 23 columns."""
-    return "{:6.4f} [{:.4f}, {:.4f}]".format(row["pass_at"][k], *row["interval_95"][k])
 
 
 def summary_lines(summary: Row, width: int | None = None) -> list[str]:

@@ -94,22 +94,20 @@ def _ks(study: Study, outcomes: Sequence[Outcome]) -> list[int]:
 
 
 def _arm(study: Study, variant: str, arm: str, by_seed: dict[int, Outcome]) -> Row:
-    outcomes, seed = list(by_seed.values()), seeds.derive(study.name, "interval")
+    """An arm over its seeds, and how many of them climbed: means of arms that either climb or do not say little."""
+    outcomes, place, pass_at = list(by_seed.values()), seeds.derive(study.name, "interval"), {}
+    for k in _ks(study, outcomes):
+        spread = over_seeds([o.pass_at(k) for o in outcomes], place, study.bootstrap)
+        climbed = sum(mean >= CLIMB for mean in spread["per_seed"])
+        pass_at[str(k)] = {**spread, "climbed": climbed, "climbed_95": list(clopper_pearson(climbed, len(outcomes)))}
     costs = {"student_rollouts": "rollouts", "total_tokens": "total_tokens", "evaluation_tokens": "evaluation_tokens"}
     return {
         "variant": variant,
         "arm": arm,
         "seeds": list(by_seed),
         **{key: mean(numbers([getattr(o.arm, name) for o in outcomes])) for key, name in costs.items()},
-        "pass_at": {str(k): _spread([o.pass_at(k) for o in outcomes], seed, study) for k in _ks(study, outcomes)},
+        "pass_at": pass_at,
     }
-
-
-def _spread(values_S: list[dict[str, float]], seed: int, study: Study) -> Row:
-    """`over_seeds`, and how many seeds climbed: means of arms that either climb or do not say little."""
-    spread = over_seeds(values_S, seed, study.bootstrap)
-    climbed = sum(mean >= CLIMB for mean in spread["per_seed"])
-    return {**spread, "climbed": climbed, "climbed_95": list(clopper_pearson(climbed, len(values_S)))}
 
 
 def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Outcomes) -> Row:
@@ -122,18 +120,16 @@ def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Out
     for k in _ks(study, rows_a + rows_b) if shared else ():
         values_a, values_b = ([o.pass_at(k) for o in rows] for rows in (rows_a, rows_b))
         pass_at[str(k)] = paired_over_seeds(values_a, values_b, place, study.bootstrap)
-    left_out = len(both) - len(shared)
-    return {"a": ":".join(a), "b": ":".join(b), "seeds": shared, "left_out": left_out, "pass_at": pass_at}
+    names = {"a": ":".join(a), "b": ":".join(b)}
+    return {**names, "seeds": shared, "left_out": len(both) - len(shared), "pass_at": pass_at}
 
 
 def _adjust(study: Study, compared: list[Row]) -> None:
     """Mark the primary comparison, whose p-value stands as it is, and adjust all others together by Holm's method."""
-    family = []
     for row in compared:
         for k, entry in row["pass_at"].items():
-            entry["primary"] = study.primary == (row["a"], row["b"], int(k))
-            entry["p_adjusted"] = entry["p_seeds"]
-            family += [] if entry["primary"] else [entry]
+            entry |= {"primary": study.primary == (row["a"], row["b"], int(k)), "p_adjusted": entry["p_seeds"]}
+    family = [entry for row in compared for entry in row["pass_at"].values() if not entry["primary"]]
     for entry, p in zip(family, holm([entry["p_seeds"] for entry in family]), strict=True):
         entry["p_adjusted"] = p
 
@@ -147,9 +143,8 @@ def _loop(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
     cells, effective = [], 0.0
     for cell, rows in ((cell, step_rows(run)) for cell, run in pairs if run.steps):
         part = max(1, min(TEACHER_STEPS, len(rows) // 2))
-        first, last = (
-            {key: mean(column(some, key)) for key in TEACHER_FIGURES} for some in (rows[:part], rows[-part:])
-        )
+        ends = (rows[:part], rows[-part:])
+        first, last = ({key: mean(column(some, key)) for key in TEACHER_FIGURES} for some in ends)
         fell = [key for key in CAN_COLLAPSE if (last[key] or 0.0) < COLLAPSE * (first[key] or 0.0)]
         full = [row for row in rows if row["window_mean"] is not None]
         promoted = sum(row["promoted"] for row in full)

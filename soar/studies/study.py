@@ -160,13 +160,8 @@ def _screened_alike(leader: Config, config: Config) -> bool:
 
 def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """Pairs of (variant, arm) to compare, the primary one first, among those that have results."""
-
-    def result(name: str) -> tuple[str, str]:
-        variant, _, arm = name.partition(":")
-        return variant, arm
-
     named = [*([study.primary[:2]] if study.primary else []), *study.compare]
-    pairs = [(result(a), result(b)) for a, b in named]
+    pairs = [tuple(tuple(result.split(":", 1)) for result in pair) for pair in named]
     for variant, arm in results if not study.compare else ():
         if arm not in ("base", "hard_only"):
             reference = variant if (variant, "hard_only") in results else next(iter(study.variants))
