@@ -5,9 +5,9 @@ is the names of checkpoints on the service, as bytes, so loop, checkpoints and r
 trained or sampled has a client; at most `backend.clients` are alive, the least recently used is saved and unloaded first.
 
 The RLOO step is the service's `importance_sampling` loss, exp(logprob - sampler's) * advantage summed over tokens, with the
-constant normaliser in the advantages. In one step from the sampler's policy the gradient of k3 is that of a token advantage
-exp(d) - 1, d = log-probability under the base model minus the policy's, so the KL term needs no loss of its own. Left out:
-temperatures other than 1 (the service scores at 1), stop strings, clipping on SkyRL's server, adapters from files, workers.
+constant normaliser in the advantages. The gradient of k3, at the sampler's policy, is that of a token advantage exp(d) - 1,
+d = log-probability under the base model minus the policy's, so the KL term needs no loss of its own. Left out: other
+temperatures than 1, stop strings, clipping on SkyRL's server, adapters from files, workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import re
 import secrets
 import tarfile
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -215,19 +215,18 @@ class TinkerBackbone(Backbone):
         kl_B = torch.full((rollouts.rows,), math.nan)
         weight_B_T = advantage_B[:, None].expand(rollouts.logprob_B_T.shape)
         if config.kl > 0.0:
-            reference_B_T = self._reference(rollouts, [row for rows in kept_P for row in rows])
+            base, rows = self.sampler(None), [row for rows in kept_P for row in rows]
+            asked = [base.compute_logprobs(self.sdk.ModelInput.from_ints(tokens_of(rollouts, row))) for row in rows]
+            scores = self.ask("scores of the base model", lambda: [answer.result() for answer in asked])
+            reference_B_T = behind_prompts(scores, rollouts, rows)
             weight_B_T = weight_B_T + config.kl * ((reference_B_T - rollouts.logprob_B_T).exp() - 1.0)
             kl_B = k3(rollouts.logprob_B_T, reference_B_T).sum(1)  # both are 0 where no token is
         weight_B_T = weight_B_T / (each * tokens)
         norm_P, gap_P, kl_P = torch.zeros(3, P)
         failed_P = torch.zeros(P, dtype=torch.bool)
-        asked_P = []
-        for slot, rows in zip(slots, kept_P, strict=True):
-            data = self._data(rollouts, rows, weight_B_T)
-            asked_P.append(self.ask("a gradient", partial(self.client(slot).forward_backward, data, LOSS)))
-        for p, (rows, asked) in enumerate(zip(kept_P, asked_P, strict=True)):
-            logprob_R_T = logprobs_of(self.ask("a gradient", asked.result), rollouts, rows)[rows]
-            count = rollouts.length_B[rows].sum().clamp(min=1)
+        passes = self._passes("forward_backward", slots, rollouts, kept_P, weight_B_T)
+        for p, (rows, logprob_B_T) in enumerate(zip(kept_P, passes, strict=True)):
+            logprob_R_T, count = logprob_B_T[rows], rollouts.length_B[rows].sum().clamp(min=1)
             gap_P[p] = (logprob_R_T - rollouts.logprob_B_T[rows]).abs().sum() / count
             kl_P[p], failed_P[p] = kl_B[rows].sum() / count, not bool(torch.isfinite(logprob_R_T).all())
         stepping = {p: self._adam(slots[p], config, lr) for p in range(P) if not failed_P[p]}
@@ -239,23 +238,30 @@ class TinkerBackbone(Backbone):
             self.close(slots[p], save=False)
         return UpdateStats(norm_P, kl_P, gap_P, failed_P, sum(map(len, rows_P)))
 
-    def _data(self, rollouts: Rollouts, rows: list[int], weight_B_T: Tensor) -> list[Any]:
-        """Completions behind their prompts, as the SDK wants them: what predicts, what is predicted, how much it counts.
+    def _passes(
+        self, kind: str, slots: list[Slot], rollouts: Rollouts, rows_P: list[list[int]], weight_B_T: Tensor
+    ) -> Iterator[Tensor]:
+        """Log-probabilities [B, T] of each policy's rows, 0 elsewhere; every pass is asked for before the first is read.
 
         SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum.
         """
-        data = []
-        for row in rows:
-            length, ids = int(rollouts.length_B[row]), tokens_of(rollouts, row)
-            prompt = [0.0] * (len(rollouts.prompts[row]) - 1)
-            weight_T = weight_B_T[row, :length] * ((len(ids) - 1) * len(rows) if self.skyrl else 1)
-            columns = {
-                "target_tokens": ids[1:],
-                "logprobs": prompt + rollouts.logprob_B_T[row, :length].tolist(),
-                "advantages": prompt + weight_T.tolist(),
-            }
-            data.append(self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=columns))
-        return data
+        what, answers = "scores" if kind == "forward" else "a gradient", []
+        for slot, rows in zip(slots, rows_P, strict=True):
+            data = []
+            for row in rows:
+                length, ids = int(rollouts.length_B[row]), tokens_of(rollouts, row)
+                prompt = [0.0] * (len(rollouts.prompts[row]) - 1)
+                weight_T = weight_B_T[row, :length] * ((len(ids) - 1) * len(rows) if self.skyrl else 1)
+                columns = {
+                    "target_tokens": ids[1:],
+                    "logprobs": prompt + rollouts.logprob_B_T[row, :length].tolist(),
+                    "advantages": prompt + weight_T.tolist(),
+                }
+                data.append(self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=columns))
+            answers.append(self.ask(what, partial(getattr(self.client(slot), kind), data, LOSS)))
+        for rows, answer in zip(rows_P, answers, strict=True):
+            outputs = self.ask(what, answer.result).loss_fn_outputs
+            yield behind_prompts([output["logprobs"].tolist() for output in outputs], rollouts, rows)
 
     def _adam(self, slot: Slot, config: OptimizerConfig, lr: float) -> Any:
         """AdamW's step number t. Where the service counts n, rate and eps make its bias correction that of t."""
@@ -267,19 +273,11 @@ class TinkerBackbone(Backbone):
         decay = config.weight_decay / rate
         return self.alive[slot].optim_step(self.sdk.AdamParams(learning_rate=lr * rate, weight_decay=decay, **named))
 
-    def _reference(self, rollouts: Rollouts, rows: list[int]) -> Tensor:
-        """Log-probabilities [B, T] of these rows' completions under the base model, 0 elsewhere."""
-        base, ints = self.sampler(None), self.sdk.ModelInput.from_ints
-        asked = [base.compute_logprobs(ints(tokens_of(rollouts, row))) for row in rows]
-        scores = self.ask("scores of the base model", lambda: [answer.result() for answer in asked])
-        return behind_prompts(scores, rollouts, rows)
-
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor:
         """As `base.score`."""
         slots, logprob_B_T = self.slots_of(stack), torch.zeros(rollouts.tokens_B_T.shape)
         for slot, rows in zip(slots, torch.arange(rollouts.rows).view(len(slots), -1).tolist(), strict=True):
-            answer = self.client(slot).forward(self._data(rollouts, rows, torch.zeros_like(logprob_B_T)), LOSS)
-            logprob_B_T += logprobs_of(self.ask("scores", answer.result), rollouts, rows)
+            logprob_B_T += next(self._passes("forward", [slot], rollouts, [rows], torch.zeros_like(logprob_B_T)))
         return logprob_B_T
 
     def local(self, stack: AdapterStack) -> AdapterStack:
@@ -356,11 +354,6 @@ def behind_prompts(scores: Sequence[Sequence[float]], rollouts: Rollouts, rows: 
         length = int(rollouts.length_B[row])
         score_B_T[row, :length] = torch.tensor(score[len(score) - length :])
     return score_B_T
-
-
-def logprobs_of(result: Any, rollouts: Rollouts, rows: list[int]) -> Tensor:
-    """The trainer's log-probabilities [B, T] of these rows' completions, 0 elsewhere."""
-    return behind_prompts([output["logprobs"].tolist() for output in result.loss_fn_outputs], rollouts, rows)
 
 
 def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerBackbone]:

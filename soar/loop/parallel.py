@@ -38,13 +38,11 @@ def spread(
     """work(env, tick, *common, *task) of every task, in their order. What is not begun when the caller stops listening is
     never done."""
     if parallel is not None:
-        early: dict[int, T] = {}
-        number = 0
-        for key, result in parallel.stream(work, common, deque(enumerate(tasks)), tick):
-            early[key] = result
-            while number in early:
-                yield early.pop(number)
-                number += 1
+        results, early = parallel.stream(work, common, deque(enumerate(tasks)), tick), dict[int, T]()
+        for number in range(len(tasks)):
+            while number not in early:
+                key, early[key] = next(results)
+            yield early.pop(number)
         return
     if threads <= 1 or len(tasks) == 1:
         yield from (work(env, tick, *common, *task) for task in tasks)

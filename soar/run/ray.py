@@ -1,8 +1,8 @@
 """Worker processes run by Ray: each holds the frozen base model; pieces of work go out, results come back.
 
 Only adapters, problems and verdicts travel. A worker that dies or loses its GPU is started again by Ray and does its piece
-again, with the same seeds and so the same result; so does one that stands still. What workers print is in Ray's logs. Left
-out: elastic growth, one model over several devices.
+again, with the same seeds and so the same result; so does one that stands still. What workers print is in Ray's logs.
+Left out: elastic growth, one model over several devices.
 """
 
 from __future__ import annotations
@@ -123,27 +123,23 @@ def connect(ray: Any, config: Config) -> bool:
     if ray.is_initialized():
         return False
     cluster = config.cluster
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if cluster.address:
-        options |= {"address": cluster.address}
-    else:
+    options: dict[str, Any] = {}
+    if not cluster.address:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        cores = max(os.cpu_count() or 1, cluster.workers)
-        options |= {"address": "local", "num_cpus": cores, "object_store_memory": STORE_BYTES}
+        options |= {"num_cpus": max(os.cpu_count() or 1, cluster.workers), "object_store_memory": STORE_BYTES}
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        ray.init(cluster.address or "local", log_to_driver=False, configure_logging=False, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError, SystemExit) as error:  # Ray may end the process
         where = f"cluster.address = {cluster.address!r}" if cluster.address else "Ray"
         raise ConfigError(
             f"{where} cannot be reached: {in_short(error)}. It is started with `ray start --head`; a Ray that asks for a "
             "token wants RAY_AUTH_MODE=token here, and its RAY_AUTH_TOKEN"
         ) from error
-    finally:  # Ray listens to signals itself when it starts; what the run made of them counts
-        for number, handler in handlers.items():
-            with suppress(ValueError, TypeError):  # not the main thread, which cannot listen anyway
-                signal.signal(number, handler)
+    finally:  # Ray puts a handler of its own there when it starts; the run's counts
+        with suppress(ValueError, TypeError):  # not the main thread, which cannot listen anyway
+            signal.signal(signal.SIGTERM, handler)
     return True
 
 
@@ -195,13 +191,12 @@ class RayParallel:
 
     def _start(self, there: dict[str, float]) -> None:
         """Open every worker. Raises ConfigError and WorkersLost as the class says."""
-        cores, model, problems = int(there.get("CPU", 0.0)), self.config.model, self.config.problems
-        room = min(cores, int(there.get("GPU", 0.0) / self.gpus)) if self.gpus else cores
+        cores, model, problems = int(there.get("CPU", 0)), self.config.model, self.config.problems
+        room = min(cores, int(there.get("GPU", 0) / self.gpus)) if self.gpus else cores
         self.size = self.cluster.workers or room
         if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
-            raise ConfigError(
-                f"cluster.workers = {self.size}: {self._asked(there)}, so {room} fit; lower it or cluster.gpus"
-            )
+            asked = self._asked(there)
+            raise ConfigError(f"cluster.workers = {self.size}: {asked}, so {room} fit; lower it or cluster.gpus")
         device = "cuda" if model.device.startswith("cuda") else model.device if self.gpus else "cpu"
         model = model.model_copy(update={"device": device})  # cuda: whichever GPU Ray gives it
         verifiers = problems.verify_workers or max(1, min(8, cores // self.size))
