@@ -5,8 +5,6 @@ Each takes a model (folder, hub id, or a loaded one with its tokenizer), problem
 verifier or a teacher reward can be a function. What they return prints, and plots with `.plot()`. They raise UserError.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import inspect

@@ -4,8 +4,6 @@ Defaults are the paper's setting (arXiv 2601.18778, experimental setup) unless t
 docs/config.md is made from those comments. `load` merges defaults, the recipe (a TOML file) and `--set a.b=value`.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import tomllib
@@ -13,7 +11,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -292,7 +290,7 @@ class Config(Section):
     backend: BackendConfig = BackendConfig()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Config:
+    def _consistent(self) -> Self:
         """What single keys cannot say: the first pair that does not go together is refused."""
         problems, ks = self.problems, self.evaluate.ks
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]

@@ -5,8 +5,6 @@ points at it, so it survives a loss of power. `scrub` takes secrets out, but for
 text, which are data; `visible` shows every character that could hide or reorder something.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -158,7 +156,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json_bytes(value, indent=2))
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: "dict[str, Tensor]") -> None:
     """Replace a file by safetensors on the CPU."""
     from safetensors.torch import save
 

@@ -1,8 +1,6 @@
 """Seeds: every random stream is derived from the run seed and its place in the loop, never from a clock. So no generator
 state is saved anywhere: a step that is done again draws the same numbers."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -15,8 +15,6 @@ Axis legend. A name ends in its axes, outermost first (`reward_G`, `solved_G_R_H
 Everything here is plain data without torch, so that reports and checks load fast.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Command line. Thin: it reads arguments, calls the rooms, prints errors as one message and an exit code."""
 
-from __future__ import annotations
-
 import errno
 import os
 import select

@@ -1,5 +1,3 @@
-"""`python -m soar.cli`."""
-
 import sys
 
 from soar.cli import main

@@ -1,7 +1,5 @@
 """What the commands share: the options that name a recipe, the config they make, and a run carried out."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

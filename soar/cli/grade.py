@@ -1,7 +1,5 @@
 """Grade a file of completions against its gold answers, or every gold answer against itself. Streams; needs no torch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Commands that look at something: watch, report, doctor, verify."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands that begin something: init, check, screen, run."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Commands that take something out of runs: export, eval, student, study, review."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +18,9 @@ from soar.run.progress import Progress
 from soar.studies.study import cells, find_study, read_study, run_study
 
 Format = Literal["trl", "verl", "jsonl", "peft"]
+_PUSH = "Upload it to this private Hugging Face repository."
+_ADAPTER = "Adapter folder, may be repeated; without any, the base model alone."
+_ARM = "An arm of arms.run, and what it trains on."
 FROM = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.real"}
 """Arm of --train -> the config key for what follows the colon; every pq_* as pq."""
 
@@ -31,9 +32,7 @@ def export(
     questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
     with_hard: Annotated[bool, Option("--with-hard", help="Add the hard training half, as for the arm pq.")] = False,
     policy: Annotated[str, Option(help="Of peft: student, teacher, or an arm such as pq.")] = "student",
-    push: Annotated[
-        str | None, Option(metavar="REPO", help="Upload it to this private Hugging Face repository.")
-    ] = None,
+    push: Annotated[str | None, Option(metavar="REPO", help=_PUSH)] = None,
 ) -> None:
     """Questions for TRL and verl; weights for PEFT. Every export holds a card.
 
@@ -59,9 +58,7 @@ def eval_(
     model: common.Model = None,
     problems: common.Problems = None,
     sets: common.Sets = None,
-    adapter: Annotated[
-        list[Path] | None, Option(help="Adapter folder, may be repeated; without any, the base model alone.")
-    ] = None,
+    adapter: Annotated[list[Path] | None, Option(help=_ADAPTER)] = None,
     workers: common.Workers = None,
     out: Annotated[Path | None, Option(help="JSON file for the result.")] = None,
     quiet: common.Quiet = False,
@@ -96,9 +93,7 @@ def eval_(
 def student(
     context: Context,
     recipe: common.Recipe = None,
-    train: Annotated[
-        str | None, Option(metavar="ARM[:PATH]", help="An arm of arms.run, and what it trains on.")
-    ] = None,
+    train: Annotated[str | None, Option(metavar="ARM[:PATH]", help=_ARM)] = None,
     out: Annotated[Path | None, Option(help="Folder, in the form of a run folder.")] = None,
     emit: Annotated[Path | None, Option(help="Run folder for the training sets of an outer step, see below.")] = None,
     model: common.Model = None,

@@ -4,8 +4,6 @@ Counts of rollouts and tokens follow from the config and from what is assumed (p
 one process (`TABLE`). Left out: loading, writing files, what promotions add, measurements on the way (`evaluate.every`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from contextlib import suppress

@@ -4,8 +4,6 @@ Nothing here raises for what a user can mend. Nothing is trained: the teacher's 
 its first outer step will look like them. Torch is imported only for the model.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -206,7 +204,7 @@ class TimeOver(Exception):
     """A model call that would have lasted too long."""
 
 
-def in_time(env: RolloutEnv, seconds: float, wanted: int, call: Callable[[int, int], list[T]]) -> list[T]:
+def in_time(env: "RolloutEnv", seconds: float, wanted: int, call: Callable[[int, int], list[T]]) -> list[T]:
     """What call(first, count) returns in doubling waves, until there are `wanted`; the wave of the deadline is dropped."""
     rows, wave, deadline = list[T](), 1, time.monotonic() + seconds
 
@@ -226,7 +224,7 @@ def in_time(env: RolloutEnv, seconds: float, wanted: int, call: Callable[[int, i
     return rows
 
 
-def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -> Finding:
+def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Problem]) -> Finding:
     """What the model makes of some of the problems: why attempts earn nothing, and five of them."""
     from soar.loop.rollout import keep
     from soar.run.screen import what_fits
@@ -274,7 +272,7 @@ def student_finding(env: RolloutEnv, config: Config, problems: Sequence[Problem]
     return Finding("student", status_of(advice and hopeless, advice), message, advice, tuple(details), counts)
 
 
-def teacher_finding(env: RolloutEnv, config: Config, samples: int) -> Finding:
+def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     """Share of teacher texts that are problems, what an accepted one costs, and why the others are not."""
     from soar.loop.write import read_pairs, teacher_prompt
 

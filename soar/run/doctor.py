@@ -4,8 +4,6 @@ Four checks a run: every file can be read and no event stands twice; the files a
 is that of the last checkpoint; summary.json follows from metrics.jsonl.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ _ADVICE = f"keep a copy of {HASHES} elsewhere, and compare"
 BLIND = f"not found by this: changes of somebody who wrote {HASHES}, checkpoints and events again to fit; {_ADVICE}"
 ALWAYS = ("manifest.json", "metrics.jsonl", "hard/train.jsonl", "hard/test.jsonl", "summary.json")  # of a finished run
 ONCE = {"screen": "event", "outer_step": "step", "promotion": "step", "evaluation": "arm"}  # what tells events apart
-
 
 Check = tuple[str, list[str]]  # what was looked at, and everything that is wrong with it
 
@@ -96,7 +93,6 @@ def _summary(run: Path, events: list[dict[str, Any]], config: Any) -> Check:
         complaints.append(f"the events of metrics.jsonl give no summary: {error!r}")
         wanted = summary
     for name in sorted((set(summary) | set(wanted)) - {"wall_seconds"}):
-        recorded, recomputed = summary.get(name), wanted.get(name)
-        if recorded != recomputed:
+        if (recorded := summary.get(name)) != (recomputed := wanted.get(name)):
             complaints.append(f"summary.json: {name} is {recorded!r:.200}, recomputed {recomputed!r:.200}")
     return ("summary.json from metrics.jsonl", complaints)

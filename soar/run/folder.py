@@ -4,8 +4,6 @@ A contract that other tools read; docs/run_folder.md has the fields. JSONL files
 came after its checkpoint. With promotion.review a run ends at every promotion, for `soar review` to decide.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

@@ -5,8 +5,6 @@ the step in hand finish and be saved; the second ends the process at once, which
 checkpoint stays in force. A closed terminal sends SIGHUP more than once, so that one never counts as a second.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shlex
@@ -59,10 +57,13 @@ class StopRequest:
         def heard(number: int, frame: FrameType | None) -> None:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                leave_closed(terminals)
-            if self.reason is not None and number == signal.SIGHUP:
-                return
-            if self.reason is not None:
+                for fd in terminals:
+                    if not os.isatty(fd):  # closed: a write would be an error, so it leads nowhere from here on
+                        with open(os.devnull, "w") as nowhere:
+                            os.dup2(nowhere.fileno(), fd)
+                if self.reason is not None:
+                    return
+            elif self.reason is not None:
                 end_now(128 + number)
             self.request(f"stopped by {name}", 128 + number)
             with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
@@ -76,14 +77,6 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def leave_closed(terminals: list[int]) -> None:
-    """Let the descriptors that were terminals lead nowhere once their terminal is closed: a write would be an error."""
-    for fd in terminals:
-        if not os.isatty(fd):
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), fd)
 
 
 def end_now(exit_code: int) -> None:

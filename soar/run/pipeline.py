@@ -1,7 +1,5 @@
 """A whole run, stage by stage; each can stop at its safe points and goes on from there."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Progress on a terminal (bars with a time estimate) or as plain lines where there is none; never silent for long."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time
@@ -9,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,7 +28,7 @@ NARROW = 60  # columns below which a bar would leave no room for its numbers
 class Task:
     """One bar. Call it with the number of finished items, or `set` it; safe from several threads."""
 
-    def __init__(self, owner: Progress, name: str, total: int) -> None:
+    def __init__(self, owner: "Progress", name: str, total: int) -> None:
         self.owner, self.bar = owner, owner.bars.add_task(name, total=max(1, total), run="")
 
     def __call__(self, items: int) -> None:
@@ -77,7 +76,7 @@ class Progress:
         """Columns that a line should keep to."""
         return self.console.width if self.console.is_terminal else PLAIN_WIDTH
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         # A dumb terminal cannot move its cursor, so it gets lines as a file does.
         if self.console.is_terminal and not self.console.is_dumb_terminal and not self.quiet:
             self.bars.start()

@@ -5,8 +5,6 @@ id, n) alone, so the attempts of a problem that is never solved are the same wit
 heard in the middle of a wave; the calls that were done are kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """What every command opens: base model, sampler, prompts and verifier of a config; and how an adapter is written."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
