@@ -337,7 +337,8 @@ def find_hard(
                 safe_point()
 
             found = screen(env, problems, config, folder, evidence, threads, note, parallel)
-        evidence = folder.rows(SCREEN_FILE)[0]["evidence"]  # of another run, where its screening is used again
+        if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
+            evidence = rows[0]["evidence"]
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
     screened = [(problem, found[problem.id]) for problem in problems]
