@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from tables import cases
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
@@ -23,39 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent  # of the checkout
 PAD, BOS, EOS = 0, 1, 2
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", *(str(i) for i in range(10)), *"abcdefghijklmnop")
 CONTEXT = 128
-WINDOW = 4  # sliding window, shorter than the prompts
 
 _COMMON: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": CONTEXT,
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-}
-
-_TWO_KINDS = ["sliding_attention", "full_attention"]
-ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "llama": ("Llama", "Llama", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
-    "qwen2": ("Qwen2", "Qwen2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "qwen3": ("Qwen3", "Qwen3", {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True}),
-    "gemma2": ("Gemma2", "Gemma2", {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW}),
-    "gemma3": (
-        "Gemma3",
-        "Gemma3Text",
-        {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "layer_types": _TWO_KINDS},
-    ),
-    "smollm3": (
-        "SmolLM3",
-        "SmolLM3",
-        {"num_key_value_heads": 2, "tie_word_embeddings": True, "no_rope_layers": [1, 0]},
-    ),
-    "mistral": ("Mistral", "Mistral", {"num_key_value_heads": 2, "sliding_window": WINDOW}),
-}
-"""name -> class and config of transformers, settings: grouped heads, biases, tied output, logit capping, windows."""
+    "vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+}  # fmt: skip
+ARCHITECTURES: dict[str, list[Any]] = {name: more for name, *more in cases("load", "architecture")}
+"""name -> class and config of transformers, settings: grouped heads, biases, tied output, logit capping, short windows."""
 
 
 def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:

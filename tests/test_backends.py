@@ -22,6 +22,7 @@ import torch
 from fake_tinker import Service
 from helpers import ROOT
 from loop_helpers import events, outcome, run_tiny, tiny_config
+from tables import cases
 
 from soar.backends import base
 from soar.backends.tinker import ServiceError, TinkerBackbone, open_tinker
@@ -144,19 +145,7 @@ def state_of(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted((folder / "state").rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("model.adapter=full", 'needs model.adapter = "lora"'),
-        ("model.lora_alpha=8", "lora_alpha = 32"),
-        ("student.sampling.temperature=0.7", "sampling.temperature = 1"),
-        ('student.sampling.stop=["x"]', r"sampling.stop = \[\]"),
-        ("cluster.workers=2", "cluster.workers = 0"),
-        ("backend.service=skyrl", "needs backend.base_url"),
-        ("backend.model=other/model", "'other/model' is not served"),
-        ("name=no-key", "needs the key in the environment variable TINKER_API_KEY"),
-    ],
-)
+@pytest.mark.parametrize(("override", "message"), cases("backends", "refused"))
 @pytest.mark.parametrize("service", [False], indirect=True, ids=["tinker"])
 def test_what_the_service_cannot_do_is_refused_with_the_key(service, monkeypatch, override, message):
     if override == "name=no-key":

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_backbone
-from loop_helpers import TINY, tiny_config, write_problems
+from loop_helpers import TINY, sets, tiny_config, write_problems
+from tables import cases
 
 from soar.cli import main
 from soar.engine.sampler import NativeSampler
@@ -19,7 +20,6 @@ from soar.problems.pool import VerifierPool
 from soar.problems.prompts import get_format
 from soar.types import Problem
 
-SETS = [part for override in TINY for part in ("--set", override)]
 NUMBERS = [Problem(f"p{i}", f"last 5{i}", str(i)) for i in range(8)]
 
 
@@ -39,10 +39,7 @@ def test_problems_are_counted_with_mapping_and_places(tmp_path):
     assert f"    {path}:11: empty answer: null" in finding.details
 
 
-@pytest.mark.parametrize(
-    ("count", "status", "advice"),
-    [(3, "FAIL", "at least 4"), (7, "warning", "reward.questions = 4, so rewards are coarser"), (8, "ok", "")],
-)
+@pytest.mark.parametrize(("count", "status", "advice"), cases("check", "count"))
 def test_too_few_problems(tmp_path, count, status, advice):
     finding, _ = check_problems(config_for(write_problems(tmp_path / "p.jsonl", NUMBERS[:count])))
     assert finding.status == status
@@ -160,16 +157,7 @@ def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch
     assert preflight.can_work([*findings, Finding("x", "FAIL", "y")]) is False
 
 
-@pytest.mark.parametrize(
-    ("texts", "cause", "status", "advice"),
-    [
-        (["so it is...", "it is"], "truncation (cut off)", "warning", "raise student.sampling.max_tokens"),
-        (["so it is..."], "truncation (cut off)", "FAIL", "raise student.sampling.max_tokens"),
-        (["\\boxed{99}\nQuestion: and now..."], "stop tokens (runs on)", "FAIL", "student.sampling.stop"),
-        (["it is"], "format (no answer)", "FAIL", "try another problems.format"),
-        ([r"\boxed{99}"], "difficulty (wrong)", "ok", ""),
-    ],
-)
+@pytest.mark.parametrize(("texts", "cause", "status", "advice"), cases("check", "reward 0"))
 def test_why_rewards_are_0(texts, cause, status, advice):
     finding = student_finding(examiner_of(texts), teacher_config(), NUMBERS)
     assert finding.status == status and advice in finding.advice
@@ -179,13 +167,7 @@ def test_why_rewards_are_0(texts, cause, status, advice):
     assert len({line.split(",")[0] for line in finding.details}) == 5, "of five problems"
 
 
-@pytest.mark.parametrize(
-    ("body", "said", "status", "why", "errors"),
-    [
-        ("completion == f'ANSWER={answer}'", "difficulty (wrong) 28; verifier (refused) 4", "FAIL", "too strict", 0),
-        ("1 / (len(completion) - 9)", "verifier (not judged) 32", "FAIL", "the verifier could not decide", 1),
-    ],
-)
+@pytest.mark.parametrize(("body", "said", "status", "why", "errors"), cases("check", "own"))
 def test_an_own_reward_that_errs_is_named(tmp_path, body, said, status, why, errors):
     """It refuses an answer that is read and equals the gold answer; or it raises, which is told once."""
     (tmp_path / "own.py").write_text(f"def grade(completion, answer):\n    return {body}\n")
@@ -210,7 +192,7 @@ def test_problems_that_do_not_fit_in_the_context():
 
 def test_the_command_says_yes_and_no(tmp_path, capsys):
     source = write_problems(tmp_path / "p.jsonl", NUMBERS)
-    words = ["check", "tiny", *SETS, "--set", "problems.limit=0", "--problems", str(source), "--samples", "8"]
+    words = ["check", "tiny", *sets(*TINY, "problems.limit=0"), "--problems", str(source), "--samples", "8"]
     assert main(words) == 0
     printed = capsys.readouterr().out.splitlines()
     names = [line.split()[1] for line in printed if line.startswith(("ok", "warning"))]

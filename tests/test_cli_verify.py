@@ -1,28 +1,20 @@
 """`soar verify`: counts per verdict, columns, listings, labels, and gold answers against themselves."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from tables import cases
 
 from soar.cli import grade, main
 from soar.problems.pool import VerifierPool
 from soar.types import Verdict
 
 FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
-ROWS = [
-    {"completion": r"so \boxed{1}", "gold": "1", "ok": True},
-    {"completion": r"so \boxed{2}", "gold": r"... \boxed{1}", "ok": True},
-    {"completion": "none", "gold": "work #### 0", "ok": 0},
-    {"completion": [{"role": "assistant", "content": r"\boxed{\frac{1}{2}}"}], "gold": 0.5, "ok": 0.4},
-    {"completion": None, "gold": 0, "ok": "false"},
-    {"completion": r"\boxed{3}", "gold": "an apple", "ok": False},
-]
+ROWS = [row for (row,) in cases("cli_verify", "row")]
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -39,9 +31,8 @@ def test_counts_shares_and_listing(tmp_path, capsys):
     source = write(tmp_path / "c.jsonl", ROWS)
     code, found = verified(source, "--verifier", "number", "--show", "2", capsys=capsys)
     assert code == 0
-    assert {name: count for name, count in found["counts"].items() if count} == {
-        "correct": 2, "wrong": 1, "no_answer": 2, "unscorable": 1,
-    }  # fmt: skip
+    wanted = {"correct": 2, "wrong": 1, "no_answer": 2, "unscorable": 1}
+    assert {name: count for name, count in found["counts"].items() if count} == wanted
     assert found["shares"]["no_answer"] == pytest.approx(2 / 6)
     assert found["columns"] == {"completion": "completion", "gold": "gold"}
     assert [(row["where"], row["verdict"], row["answer"], row["gold"]) for row in found["listed"]] == [
@@ -65,15 +56,7 @@ def test_labels_show_where_the_verifier_differs(tmp_path, capsys):
     assert f"{source}:1: label 'perhaps', expected true, false or a number" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("row", "columns"),
-    [
-        ({"Response": r"\boxed{7}", "answer": "7"}, {"completion": "Response", "gold": "answer"}),
-        ({"answer": "7", "ground_truth": "7"}, {"completion": "answer", "gold": "ground_truth"}),
-        ({"answer": "7", "solution": r"\boxed{7}"}, {"completion": "answer", "gold": "solution"}),
-        ({"output": r"\boxed{7}", "answer": "7", "solution": "x"}, {"completion": "output", "gold": "answer"}),
-    ],
-)
+@pytest.mark.parametrize(("row", "columns"), cases("cli_verify", "columns"))
 def test_columns_are_found(tmp_path, capsys, row, columns):
     _, found = verified(write(tmp_path / "c.jsonl", [row]), "--verifier", "exact", capsys=capsys)
     assert found["columns"] == columns
@@ -84,10 +67,8 @@ def test_columns_are_found(tmp_path, capsys, row, columns):
 
 def test_golds_against_themselves(tmp_path, capsys):
     prose = "Yes, because every such triangle has two equal angles and so on"
-    rows = [
-        {"question": name, "answer": answer} for name, answer in (("q", "7"), ("r", prose), ("s", "odd"), ("t", "odd"))
-    ]
-    source = write(tmp_path / "p.jsonl", rows)
+    pairs = zip("qrst", ("7", prose, "odd", "odd"), strict=True)
+    source = write(tmp_path / "p.jsonl", [{"question": name, "answer": answer} for name, answer in pairs])
     assert main(["verify", source, "--golds", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     assert "2 gold answers (50.00%) can only be compared as text: 'odd'" in printed
@@ -106,16 +87,10 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys):
 
 def test_verify_needs_no_torch_and_escapes_answers(tmp_path):
     source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
-    script = (
-        "import sys; from soar.cli import main; main(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "verify", source, "--verifier", "number"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.stdout.splitlines()[-1] == "[]" and done.stderr == ""
+    script = "import sys; from soar.cli import main; main(); print({'torch', 'transformers'} & set(sys.modules))"
+    command = [sys.executable, "-c", script, "verify", source, "--verifier", "number"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()" and done.stderr == ""
     assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"
 
 

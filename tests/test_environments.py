@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from tables import cases
 
 from soar.config import ProblemsConfig, refuse_code
 from soar.problems.domain import domain_of
@@ -13,15 +14,6 @@ from soar.problems.pool import open_pool
 from soar.types import UserError, Verdict, columns_of
 
 SUMS = ROOT / "examples" / "sums_environment.py"
-OTHERS = {
-    "tools": ("", "", "@classmethod\n    def toolsets(cls, config): return []", "needs tools"),
-    "runtime": ("", "@vf.reward\n    async def run(self, runtime): return 1.0", "", "needs a machine"),
-    "setup": ("", "async def setup(self, trace): pass", "", "needs a machine"),
-    "further": ("topic: str", "", "", "needs topic in a task"),
-    "raises": ("", "", "def load(self): return 1 / 0", "makes no task: ZeroDivisionError"),
-    "several": ("", "", "", r"needs several turns or agents \(an Env"),
-    "user": ("", "", "", "needs a user who begins"),
-}
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -57,10 +49,9 @@ def test_rewards_of_tasks_and_of_questions_of_the_teacher():
         assert pool.check_golds(["0"], {"question": [""]}) == [Verdict.CORRECT]
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_is_no_single_turn_of_text_is_refused_by_name(tmp_path, name):
+@pytest.mark.parametrize(("name", "field", "method", "hook", "message"), cases("environments", "refused"))
+def test_what_is_no_single_turn_of_text_is_refused_by_name(tmp_path, name, field, method, hook, message):
     pytest.importorskip("verifiers.v1")
-    field, method, hook, message = OTHERS[name]
     text = SUMS.read_text().replace('level: str = "easy"', field or 'level: str = "easy"')
     text = text.replace("    @vf.reward\n", f"    {method}\n\n    @vf.reward\n", 1)
     text = text.replace("\n__all__", f"    {hook}\n\n__all__") if hook else text

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from loop_helpers import read_jsonl, tiny_config
+from tables import cases
 
 from soar.config import HARMLESS, Config, flat
 from soar.files import write_atomic, write_json
@@ -131,20 +132,7 @@ def test_lines_after_the_checkpoint_are_cut_and_evidence_is_kept(tmp_path):
     assert (resumed(tmp_path)[0].data["step"], resumed(tmp_path)[1]) == (5, [])
 
 
-DAMAGE = [
-    ("state/000002/tensors.safetensors", "flip", "damaged: its checksum is not the recorded one"),
-    ("state/000002/tensors.safetensors", "half", "damaged"),
-    ("state/000002/tensors.safetensors", "missing", "damaged"),
-    ("state/000002/state.json", "flip", "damaged"),
-    ("state/000002/checksums.json", "missing", "damaged"),
-    ("state/000002/checksums.json", "object", "damaged"),
-    ("state/000002/checksums.json", "deep", "damaged"),
-    ("metrics.jsonl", "cut", r"the \d+ bytes that it had at the checkpoint have another checksum: lines are lost"),
-    ("questions.jsonl", "flip", "have another checksum: lines are lost or were changed"),
-]
-
-
-@pytest.mark.parametrize(("name", "kind", "words"), DAMAGE)
+@pytest.mark.parametrize(("name", "kind", "words"), cases("record", "damage"))
 def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(tmp_path, name, kind, words):
     spoil(steps(tmp_path) / name, kind)
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:

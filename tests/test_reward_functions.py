@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from tables import cases
 
 from soar.config import SamplingConfig, load
 from soar.loop.rollout import RolloutEnv
@@ -40,36 +41,14 @@ ROW = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "chat", "right", "wrong"),
-    [
-        ("trl_text", "TRL", False, 1.0, 0.0),
-        ("trl_chat", "TRL", True, 1.0, None),
-        ("trl_async", "TRL", False, 0.5, 0.0),
-        ("tokens", "TRL", False, 0.5, 0.5),
-        ("compute_score", "verl", False, 1.0, 0.0),
-        ("rubric", "verifiers", True, 1.0, 0.25),
-        ("rubric_async", "verifiers", True, 1.0, 0.0),
-        ("plain", "plain", False, 1.0, 0.0),
-        ("ends_right", "TRL", False, 1.0, 0.0),
-    ],
-)
+@pytest.mark.parametrize(("name", "shape", "chat", "right", "wrong"), cases("reward_functions", "shape"))
 def test_shapes_are_told_from_the_signature(name, shape, chat, right, wrong):
     reward = adapt(load_function(f"{SHAPES}:{name}"), name)
     assert (reward.shape, reward.chat) == (shape, chat)
     assert [reward("Answer: 2", ROW), reward("Answer: 3", ROW)] == [right, wrong]
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("three", r"three\(a, b, c\): expected the shape of TRL"),
-        ("a_string", "returned '1' for 1 completion; expected a list of"),
-        ("two_values", r"returned \[1.0, 1.0\] for 1 completion"),
-        ("a_word", r"returned a str \('yes'\)"),
-        ("infinite", r"returned a float \(inf\)"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), cases("reward_functions", "refused"))
 def test_other_shapes_are_refused(file, name, message):
     with pytest.raises(VerifierError, match=message):
         adapt(load_function(f"{file}:{name}"), name)("x", ROW)

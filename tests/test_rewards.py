@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import random_stack
 from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, rollouts_of, skills, tiny_config
-from recited import ANSWERS, Recited
+from tables import cases
 
 from soar import seeds
 from soar.config import Config, ConfigError
@@ -22,20 +23,20 @@ from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import QuestionSets
 from soar.problems.domain import Domain, Grader
 from soar.problems.load import fingerprint
+from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS, PromptFormat, get_format
-from soar.run.setup import open_env
 from soar.types import Problem, Reason, Rejection, Verdict
 
-TAGS, LABELS, TINY = map(get_format, ("tags", "question_answer", "tiny"))
+TAGS = get_format("tags")
 
 
-def read(text: str, fmt: PromptFormat = TAGS, truncated: bool = False) -> tuple[str, str] | Reason:
+def read(text: str, fmt: PromptFormat = TAGS, truncated: bool = False) -> list[str] | Reason:
     outcome = Grader(Domain(fmt.name, fmt)).read(text, truncated)
     if isinstance(outcome, Rejection):
         assert outcome.text == text
         return outcome.reason
     assert outcome.id == fingerprint(outcome.question)[:16]
-    return outcome.question, outcome.answer
+    return [outcome.question, outcome.answer]
 
 
 def tags(question: str, answer: str) -> str:
@@ -43,71 +44,14 @@ def tags(question: str, answer: str) -> str:
 
 
 GOOD = tags("What is 6 times 7?", r"\boxed{42}")
-PAIR = ("What is 6 times 7?", "42")
 
 
-IN_TAGS: list[tuple[str, object]] = [
-    (GOOD, PAIR),
-    ("<question>What is 6 times 7?<question><answer>\\boxed{42}<answer>", PAIR),
-    (GOOD.replace("question>", "QUESTION>"), PAIR),
-    (GOOD.replace("<answer>", "< Answer >"), PAIR),
-    (f"```\n{GOOD}\n```", PAIR),
-    (tags("What is 6 times 7?", r"\\boxed{42}"), PAIR),
-    (tags("What is 6 times 7?", r"$\boxed{41}$, no: $\boxed{42}$"), PAIR),
-    ("<answer>\\boxed{42}</answer><question>What is 6 times 7?</question>", PAIR),
-    ("<question>What is 6 times 7?</question>", Reason.NO_ANSWER),
-    ("<question>What is 6 times 7?</question><answer>\\boxed{42}", Reason.NO_ANSWER),
-    ("<question>What is 6 times 7?</question><answer>42</answer>", Reason.NO_ANSWER),
-    ("<answer>\\boxed{42}</answer>", Reason.NO_QUESTION),
-    ("A problem: what is 6 times 7? \\boxed{42}", Reason.NO_QUESTION),
-    ("<question>Q <answer>\\boxed{42}</answer></question>", Reason.NO_QUESTION),
-    (GOOD + GOOD, Reason.TWO_PROBLEMS),
-    (GOOD + "<answer>\\boxed{43}</answer>", Reason.TWO_PROBLEMS),
-    (tags("", r"\boxed{42}"), Reason.EMPTY),
-    (tags("What is 6 times 7?", ""), Reason.EMPTY),
-    (tags("What is 6 times 7?", r"\boxed{}"), Reason.NO_ANSWER),
-    (tags("What is 6 times 7?", r"\boxed{\,}"), Reason.EMPTY),
-    ("", Reason.EMPTY),
-    (" \n ", Reason.EMPTY),
-    (tags("x" * 5_000, r"\boxed{42}"), Reason.TOO_LONG),
-    (tags("What?", r"\boxed{" + "1" * 3_000 + "}"), Reason.TOO_LONG),
-    (tags("What?", r"\boxed{N/A}"), Reason.UNPARSABLE_ANSWER),
-    (tags("What?", r"\boxed{hello world}"), Reason.UNPARSABLE_ANSWER),
-    (TAGS.teacher_template, Reason.PLACEHOLDER),
-    (tags("What is 6 times 7?", r"\boxed{The final answer.}"), Reason.PLACEHOLDER),
-    (tags("[question]", r"\boxed{42}"), Reason.PLACEHOLDER),
-]
-LABELLED: list[tuple[str, object]] = [
-    (" What is 6 times 7?\nAnswer: 42", PAIR),
-    ("Question: What is 6 times 7?\nAnswer: 42", PAIR),
-    ("**Question:** What is 6 times 7?\n**Answer:** 42", PAIR),
-    (" What is 6 times 7? Answer: 42", PAIR),
-    (" What is 6 times 7?\nThe answer: 42", PAIR),
-    (" What is 6 times 7?\n**The final answer is**: 42", PAIR),
-    (" What is 6 times 7?\nAnswer: 42 apples.", (PAIR[0], "42 apples.")),
-    (" What is 6 times 7?\nAnswer: 42\n\nQuestion: And 1+1?\nAnswer: 2", PAIR),
-    (" What is 6 times 7?\nQuestion: And 1+1?\nAnswer: 2", Reason.TWO_PROBLEMS),
-    (" What is 6 times 7?", Reason.NO_ANSWER),
-    (" What is 6 times 7?\nAnswer:\n", Reason.EMPTY),
-    ("\nAnswer: 42", Reason.EMPTY),
-    (" What is it?\nAnswer: a dog", (("What is it?"), "a dog")),
-    (" What is it?\nAnswer: hello world", Reason.UNPARSABLE_ANSWER),
-    (" What is 6 times 7?\nAnswer: 42<|im_end|>\nAnswer: 3", PAIR),
-    (" The problem\nAnswer: The number", Reason.PLACEHOLDER),
-]
-MARKED: list[tuple[str, object]] = [
-    ("47 a+8 b+5 <ans> 60 <eos>", ("47 a+8 b+5", "60")),
-    ("abc <ans> cba", ("abc", "cba")),
-    ("47 a+8", Reason.NO_ANSWER),
-    ("47 <ans> 4 <ans> 5", Reason.TWO_PROBLEMS),
-    ("<ans> 60", Reason.EMPTY),
-    ("47 a+8 <ans> <eos> 3", Reason.EMPTY),
-]
-
-
-@pytest.mark.parametrize(("fmt", "rows"), [(TAGS, IN_TAGS), (LABELS, LABELLED), (TINY, MARKED)])
-def test_what_is_read_in_a_teachers_text(fmt, rows):
-    assert [(text, read(text, fmt)) for text, _ in rows] == rows
+@pytest.mark.parametrize("name", ["tags", "question_answer", "tiny"])
+def test_what_is_read_in_a_teachers_text(name):
+    rows = cases("rewards", name)
+    assert [[text, read(text, get_format(name))] for text, _ in rows] == rows
+    assert read(TAGS.teacher_template) is Reason.PLACEHOLDER
+    assert {read(tags(q, rf"\boxed{{{a}}}")) for q, a in (("x" * 5_000, "4"), ("?", "1" * 3_000))} == {Reason.TOO_LONG}
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values())
@@ -118,27 +62,45 @@ def test_truncated_text_is_no_problem(fmt):
     assert isinstance(read("x", fmt), Reason)
 
 
-REWARDS = [
-    (Verdict.CORRECT, r"\boxed{42}", 1, 120),
-    (Verdict.WRONG, r"it is 42 or \boxed{41}", 0, 20),
-    (Verdict.WRONG, r"it is 142 or \boxed{41}", 0, 10),
-    (Verdict.WRONG, r"it is 4.42 or \boxed{41}", 0, 10),
-    (Verdict.TIMEOUT, r"42 \boxed{9^{9^9}}", 0, 20),
-    (Verdict.CRASHED, r"\boxed{9^{9^9}}", 0, 10),
-    (Verdict.NO_ANSWER, "it is 42", 0, 0),
-    (Verdict.UNSCORABLE, r"\boxed{42}", 0, 0),
-]
-
-
 def test_student_reward():
-    for verdict, text, *points in REWARDS:
-        assert [student_reward(verdict, text, "42", scheme) for scheme in ("binary", "paper")] == points, text
+    for verdict, text, *points in cases("rewards", "reward"):
+        assert [student_reward(Verdict(verdict), text, "42", s) for s in ("binary", "paper")] == points, text
 
 
 def test_grounded_reward_is_the_mean_over_valid_repeats_with_its_error():
     rewards, errors = grounded([[0.1, 0.3, 0.2], [0.5], [], [0.0, 0.0]])
     assert rewards == [pytest.approx(0.2), 0.5, None, 0.0]
     assert errors == [pytest.approx(0.1 / math.sqrt(3)), None, None, 0.0]
+
+
+ANSWERS = {
+    "never": "2234", "always": "1111", "half": "1122", "once": "1-34", "silent": "----", "unscorable": "1111",
+}  # fmt: skip
+"""Question -> what four attempts of the baseline say (-: nothing); the written answer is always 1."""
+
+
+class Recited:
+    """An env with a baseline student whose attempts are recited from ANSWERS; `asked` holds the calls."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.backbone, self.verifier = None, VerifierPool("exact", answer_style="marker")
+
+    def rollout(
+        self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, **more: Any
+    ) -> Any:
+        (problems,) = problems_P_Q
+        self.asked.append({"stack": stack, "seeds": seed_P})
+        said = [None if answer == "-" else answer for p in problems for answer in ANSWERS[p.question]]
+        checked = self.verifier.check_answers(said, [p.answer for p in problems for _ in range(attempts)])
+        names = [p.question for p in problems for _ in range(attempts)]
+        verdicts = [Verdict.UNSCORABLE if n == "unscorable" else v for n, v in zip(names, checked, strict=True)]
+        texts = ["thinking" if answer is None else f"so <ans> {answer}" for answer in said]
+        shape = (1, len(problems), attempts)
+        solved = torch.tensor([v.solved for v in verdicts]).view(shape)
+        valid = torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape)
+        rollouts: Any = SimpleNamespace(texts=lambda backbone: texts, length_B=torch.ones(len(texts)))
+        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, torch.zeros(1, dtype=torch.bool))
 
 
 PAID = [0.0, 0.0, 0.5, 0.75, 0.0, None]  # success rates 0, 1, 1/2, 1/4, 0, unknown
@@ -225,48 +187,45 @@ def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improve
     assert event["student_rollouts"] == 3 * 2 * 8 + 8 + 12 * 4
 
 
-def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_reasoning():
+def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_reasoning(env):
     """By hand: a softmax over the model's logits at the places before the answer's tokens and the end token."""
-    problem, temperature = easy_problems(1)[0], 0.5
-    with open_env(tiny_config()) as env:
-        backbone, stack = env.backbone, random_stack(env.backbone, 2)
-        tokenizer, prompt = backbone.tokenizer, env.prompt(problem)
-        texts = [f"{problem.question} {ANSWER_MARK} 1", f"1 {ANSWER_MARK} 2 {ANSWER_MARK} 3", "1 2"]
-        rollouts = rollouts_of(backbone, [*texts, *texts], prompt)
-        no = torch.zeros(2, 1, 3)
-        batch = RolloutBatch(rollouts, [], no, no.bool(), ~no.bool(), torch.zeros(2).bool())
-        reward = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1])
-        for n, reasoning in enumerate((texts[0][:-2], texts[1][:-2])):
-            start = [*prompt, *tokenizer.encode(reasoning, add_special_tokens=False)]
-            answer = [*tokenizer.encode(f" {problem.answer}", add_special_tokens=False), min(backbone.end_ids)]
-            ids = torch.tensor([[*start, *answer]])
-            with torch.no_grad(), backbone.use(stack.select([1])):
-                logits = backbone.model(input_ids=ids).logits[0, len(start) - 1 : -1].float()
-            share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
-            assert reward[0, 0, n].item() == pytest.approx(share, rel=1e-4)
-        assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
-        marked = rollouts_of(backbone, [*texts[:2], f"{texts[2]}\n{ANSWER_MARK}"] * 2, prompt)
-        made_to = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1], forced=True)
-        reward = likelihood(env, stack, replace(batch, rollouts=marked), [[problem], [problem]], temperature, [1])
-        assert made_to.tolist() == reward.tolist() and reward[0, 0, 2] > 0  # as if it had written the mark
+    problem, temperature, no = easy_problems(1)[0], 0.5, torch.zeros(2, 1, 3)
+    backbone, stack = env.backbone, random_stack(env.backbone, 2)
+    tokenizer, prompt = backbone.tokenizer, env.prompt(problem)
+    texts = [f"{problem.question} {ANSWER_MARK} 1", f"1 {ANSWER_MARK} 2 {ANSWER_MARK} 3", "1 2"]
+    rollouts = rollouts_of(backbone, [*texts, *texts], prompt)
+    batch = RolloutBatch(rollouts, [], no, no.bool(), ~no.bool(), torch.zeros(2).bool())
+    reward = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1])
+    for n, reasoning in enumerate((texts[0][:-2], texts[1][:-2])):
+        start = [*prompt, *tokenizer.encode(reasoning, add_special_tokens=False)]
+        answer = [*tokenizer.encode(f" {problem.answer}", add_special_tokens=False), min(backbone.end_ids)]
+        ids = torch.tensor([[*start, *answer]])
+        with torch.no_grad(), backbone.use(stack.select([1])):
+            logits = backbone.model(input_ids=ids).logits[0, len(start) - 1 : -1].float()
+        share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
+        assert reward[0, 0, n].item() == pytest.approx(share, rel=1e-4)
+    assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
+    marked = rollouts_of(backbone, [*texts[:2], f"{texts[2]}\n{ANSWER_MARK}"] * 2, prompt)
+    made_to = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1], forced=True)
+    reward = likelihood(env, stack, replace(batch, rollouts=marked), [[problem], [problem]], temperature, [1])
+    assert made_to.tolist() == reward.tolist() and reward[0, 0, 2] > 0  # as if it had written the mark
 
 
 @pytest.mark.parametrize("mode", ["likelihood", "forced"])
-def test_dense_grounding_pays_the_gain_in_likelihood(mode):
+def test_dense_grounding_pays_the_gain_in_likelihood(env, mode):
     """Students against the baseline on the same questions, by `likelihood` itself."""
     keys = [f"reward.mode={mode}", "reward.attempts=3", "reward.baseline_attempts=2", "reward.questions=2"]
     config = tiny_config(*keys, "teacher.datasets=2", "student.repeats=1", "teacher.questions=4")
     problems = easy_problems(2)
-    with open_env(config) as env:
-        loop = OuterLoop(env, problems, config, new_state(env, config))
-        population = Population(random_stack(env.backbone, 2), torch.zeros(2).bool(), [{}], 0)
-        measured = loop.measure(population)
-        by_hand = []
-        for stack, attempts, name in ((population.stack, 3, "measure"), (loop.state.baseline, 2, "baseline")):
-            asked, seed = [problems] * stack.policies, [seeds.derive(config.seed, name, 0)] * stack.policies
-            batch = env.rollout(stack, asked, attempts, seed, config.student.sampling)
-            paid = likelihood(env, stack, batch, asked, config.student.sampling.temperature, forced=mode == "forced")
-            by_hand.append(paid.mean((1, 2)))
+    loop = OuterLoop(env, problems, config, new_state(env, config))
+    population = Population(random_stack(env.backbone, 2), torch.zeros(2).bool(), [{}], 0)
+    measured = loop.measure(population)
+    by_hand = []
+    for stack, attempts, name in ((population.stack, 3, "measure"), (loop.state.baseline, 2, "baseline")):
+        asked, seed = [problems] * stack.policies, [seeds.derive(config.seed, name, 0)] * stack.policies
+        batch = env.rollout(stack, asked, attempts, seed, config.student.sampling)
+        paid = likelihood(env, stack, batch, asked, config.student.sampling.temperature, forced=mode == "forced")
+        by_hand.append(paid.mean((1, 2)))
     assert measured.reward_G == pytest.approx((by_hand[0] - by_hand[1]).tolist(), abs=1e-6)
     assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, rollouts_of, skills, teacher_text, tiny_config
+from tables import cases
 
 from soar.config import Config, ConfigError
 from soar.domains.world import ANSWER_MARK, get_world
@@ -237,24 +238,12 @@ def test_decide_is_the_algorithm(situation):
     assert decision.window_mean == (sum(history[-size:]) / size if len(history) >= size else None)
 
 
-@pytest.mark.parametrize(
-    ("history", "rewards", "rates", "tau", "size", "expected", "reason"),
-    [
-        ([0.25] * 3, [0.25], [[0.5]], 0.25, 3, None, "window mean 0.2500 does not exceed tau 0.25"),
-        ([0.25, 0.25, 0.2501], [0.25], [[0.5]], 0.25, 3, (0, 0), "window mean 0.2500 exceeds tau 0.25"),
-        ([9.0, 9.0], [9.0], [[1.0]], 0.0, 3, None, "window holds 2 of 3 steps"),
-        ([9.0, 0.0, 0.0, 0.0], [0.0], [[1.0]], 0.1, 3, None, "window mean 0.0000 does not exceed tau 0.1"),
-        ([1.0], [0.5, 0.7, 0.7], [[0.0, 0.1, 0.2]] * 3, 0.0, 1, (1, 1), "window mean 1.0000 exceeds tau 0"),
-        ([1.0], [-0.5, None, -0.2], [[0.0], [None], [0.0]], 0.0, 1, (2, 0), "window mean 1.0000 exceeds tau 0"),
-        ([1.0], [0.3], [[None, 0.2, 0.4, None]], 0.0, 1, (0, 1), "window mean 1.0000 exceeds tau 0"),
-        ([1.0], [None, None], [[None], [None]], 0.0, 1, None, "every student of this step failed"),
-    ],
-    ids=["at tau", "over tau", "not full", "old steps", "tie", "negative", "failed repeats", "all failed"],
-)
-def test_corners_worked_out_by_hand(history, rewards, rates, tau, size, expected, reason):
+@pytest.mark.parametrize("case", cases("teacher", "decision"), ids=lambda case: case[0])
+def test_corners_worked_out_by_hand(case):
+    _, history, rewards, rates, tau, size, expected, reason = case
     decision = decide(history, rewards, trials_of(rates), tau, size)
     assert (decision.promote, decision.reason) == (expected is not None, reason)
-    assert (decision.dataset, decision.repeat) == (expected or (None, None))
+    assert [decision.dataset, decision.repeat] == (expected or [None, None])
 
 
 class ScriptedSampler:
