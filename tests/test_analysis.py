@@ -28,9 +28,6 @@ def test_vendi_score_counts_kinds():
     c = 0.6
     pair = np.array([[1.0, 0.0], [c, math.sqrt(1 - c * c)]])
     assert vendi_score(pair) == pytest.approx(math.exp(-sum(x * math.log(x) for x in ((1 + c) / 2, (1 - c) / 2))))
-
-
-def test_diversity_sees_wording():
     near = hashed_ngrams(["What is 3 + 4?", "what is 3 + 4?", "What is 3 + 5?", "Name a prime above ninety.", ""])
     near = near @ near.T
     assert near[0, 1] == pytest.approx(1) and 0.5 < near[0, 2] < 0.99 and abs(near[0, 3]) < 0.3
@@ -86,7 +83,12 @@ def test_a_teacher_without_gradient_for_some_steps():
     assert kinds(still[2], [], still[:2], learns=False) == []  # teacher.reward = "none" is no accident
 
 
-def test_reward_without_correctness_needs_an_oracle_and_a_reward():
+def test_screening_that_is_cut_off():
+    assert screen_alarms({"truncated_share": 0.5}) == screen_alarms({"truncated_share": None}) == []
+    (alarm,) = screen_alarms({"truncated_share": 0.75})
+    assert (alarm["kind"], alarm["step"]) == ("truncation", None)
+    assert alarm["message"].startswith("75% of the attempts in screening hit the token budget")
+
     def rows(correct: int) -> list[dict[str, Any]]:
         return [{"question": "q", "correct": i < correct} for i in range(20)]
 
@@ -96,10 +98,3 @@ def test_reward_without_correctness_needs_an_oracle_and_a_reward():
     assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
     for event, questions in ((step(), rows(limit)), (step(reward_mean=0.0), rows(0)), (step(), [{"question": "q"}])):
         assert kinds(event, questions, []) == []
-
-
-def test_screening_that_is_cut_off():
-    assert screen_alarms({"truncated_share": 0.5}) == screen_alarms({"truncated_share": None}) == []
-    (alarm,) = screen_alarms({"truncated_share": 0.75})
-    assert (alarm["kind"], alarm["step"]) == ("truncation", None)
-    assert alarm["message"].startswith("75% of the attempts in screening hit the token budget")

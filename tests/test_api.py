@@ -45,6 +45,10 @@ def test_settings_are_those_of_the_command_line():
     assert (config.name, config.evaluate.ks, config.teacher.datasets) == ('q"', (1, 2), 16)
     with pytest.raises(ConfigError, match=r"did you mean teacher\.steps"):
         soar.check(settings={"teacher.stps": 3})
+    importlib.import_module("soar.loop.evaluate")
+    assert soar.evaluate is api.evaluate
+    with pytest.raises(AttributeError, match="public names: Problem, __version__, "):
+        soar.trian  # noqa: B018
 
 
 def test_train_is_the_run_of_the_command_line(tiny_run, tmp_path, capsys):
@@ -59,12 +63,6 @@ def test_train_is_the_run_of_the_command_line(tiny_run, tmp_path, capsys):
     assert run.run.pq == read_jsonl(tiny_run / "pq.jsonl")
     assert run.report.is_file() and (run.student / "adapter_config.json").is_file()
     assert json.loads((run.path / "manifest.json").read_text())["command"] == ["soar.train"]
-
-
-def test_arms_without_an_outer_loop(tiny_run, tmp_path):
-    settings = SETTINGS | {"arms.pq_from": str(tiny_run), "screen.from_run": str(tiny_run)}
-    run = soar.arms(out=tmp_path / "run", names=["pq"], settings=settings, quiet=True)
-    assert list(run.summary["arms"]) == ["base", "pq"] and run.summary["outer_steps"] == 0
 
 
 def test_evaluate_gives_the_counts_of_the_run(tiny_run):
@@ -101,6 +99,16 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
     for bad in (lambda completions: [], Path.exists, len, functools.partial(easy_problems, 3)):
         with pytest.raises(ConfigError, match="expected a function at the top level of a file"):
             api.verifier_name(bad, tmp_path)
+    cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
+    linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
+    exec(compile(NOTEBOOK, cell, "exec"), scope)
+    name = api.verifier_name(scope["mine"], tmp_path)
+    assert name == f"{tmp_path / 'mine_verifier.py'}:mine"
+    with VerifierPool(name, workers=1) as pool:
+        assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
+    for function in ("other", "third"):
+        with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
+            api.verifier_name(scope[function], tmp_path)
 
 
 NOTEBOOK = """
@@ -121,20 +129,7 @@ HANDLE = object()
 """
 
 
-def test_a_function_typed_in_a_notebook_is_written_down_with_what_it_uses(tmp_path):
-    cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
-    linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
-    exec(compile(NOTEBOOK, cell, "exec"), scope)
-    name = api.verifier_name(scope["mine"], tmp_path)
-    assert name == f"{tmp_path / 'mine_verifier.py'}:mine"
-    with VerifierPool(name, workers=1) as pool:
-        assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
-    for function in ("other", "third"):
-        with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
-            api.verifier_name(scope[function], tmp_path)
-
-
-def test_problems_of_any_kind(tmp_path):
+def test_problems_and_models_of_any_kind(tmp_path):
     rows = [{"question": "last 57", "answer": "7", "level": 1.0}, {"question": "last 31", "answer": "1", "level": None}]
     problems = [soar.Problem(str(i), r["question"], r["answer"], {"level": r["level"]}) for i, r in enumerate(rows)]
     for given in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows), problems):
@@ -143,9 +138,6 @@ def test_problems_of_any_kind(tmp_path):
         assert levels == [("last 57", "7", 1.0), ("last 31", "1", None)]
     with pytest.raises(ConfigError, match="found a row 'x'"):
         soar.check(problems=["x"])  # type: ignore[list-item]
-
-
-def test_a_loaded_model_with_its_tokenizer(tmp_path):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     settings = {"model.device": "cpu"}
     config = config_of(model, None, tmp_path / "run", tokenizer=tokenizer, recipe="tiny", settings=settings)
@@ -175,10 +167,6 @@ def test_a_screening_counts_and_goes_on(tiny_run, tmp_path):
         (row["id"], row["successes"], row["truncated"]) for row in rows
     ]
     assert list(soar.screen(out=tmp_path / "screen", settings=SETTINGS, resume=True)) == list(first)
-
-
-def test_public_names():
-    importlib.import_module("soar.loop.evaluate")
-    assert soar.evaluate is api.evaluate
-    with pytest.raises(AttributeError, match="public names: Problem, __version__, "):
-        soar.trian  # noqa: B018
+    settings = SETTINGS | {"arms.pq_from": str(tiny_run), "screen.from_run": str(tiny_run)}
+    run = soar.arms(out=tmp_path / "run", names=["pq"], settings=settings, quiet=True)
+    assert list(run.summary["arms"]) == ["base", "pq"] and run.summary["outer_steps"] == 0

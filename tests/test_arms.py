@@ -268,6 +268,11 @@ def test_budget_is_what_the_loop_spent_rounded_up():
     config = tiny_config("arms.steps=0", "student.prompts_per_step=2", "student.attempts=4")
     assert [arms.arm_steps("hard_only", config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
     assert arms.arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
+    state = TrainState(3, skills([0.5]), failed=True, metrics=[{"kl": 1.0}, {"kl": 2.0}])
+    first, second, alarm = arms.arm_events("first", plan_of("first"), state)
+    assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
+    assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
+    assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
 
 
 def test_what_the_arms_train_on():
@@ -323,14 +328,6 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch):
     last = {name: state.step for states in moved for name, state in states.items()}
     assert last == {"a": 3, "b": 2, "d": 5}
     assert len(ticks) == 5
-
-
-def test_events_of_an_arm_go_on_where_it_was_left_and_a_diverged_one_is_an_alarm():
-    state = TrainState(3, skills([0.5]), failed=True, metrics=[{"kl": 1.0}, {"kl": 2.0}])
-    first, second, alarm = arms.arm_events("first", plan_of("first"), state)
-    assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
-    assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
-    assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
 
 
 def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method(env):

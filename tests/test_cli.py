@@ -62,10 +62,6 @@ def test_help_needs_no_torch(arguments):
         assert "\n   soar run --out runs/mine --max-hours 8          pause in time" in done.stdout, "lines stay lines"
 
 
-def test_the_version(capsys):
-    assert main(["--version"]) == 0 and capsys.readouterr().out == f"soar {soar.__version__}\n"
-
-
 INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was saved yet, with the same command)\n"
 
 
@@ -126,6 +122,7 @@ def test_shorthands_that_set_can_refine(capsys):
     assert (config["cluster"]["workers"], config["problems"]["verifier"]) == (3, "exact")
     assert (config["model"]["path"], config["problems"]["source"], config["seed"]) == (name, "x.jsonl", 3)
     assert (config["limits"]["max_hours"], config["promotion"]["review"]) == (2, True)
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"soar {soar.__version__}\n"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))

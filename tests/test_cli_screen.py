@@ -120,6 +120,14 @@ def test_words_for_what_plain_rl_sees():
     assert "no learning signal: nearly every group is all right, the problems are solved" in words([100] * 10)
     assert "43.8% with a learning signal" in words([50] * 5 + [0] * 5)
     assert "raise student.sampling.max_tokens (now 48)" in words([0] * 10, truncated_share=0.6)
+    config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
+    assert what_fits(0.9, config).startswith("try first: harder problems")
+    budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"
+    assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget}"
+    assert what_fits(0.001, config, 31).startswith("try first: ps and pq of SOAR: ")
+    assert what_fits(0.001, config, 32).startswith(
+        "try first: solvable (the easier candidates first), beside ps and pq"
+    )
 
 
 def test_golds_that_are_no_values_are_left_out_counted_and_named(tmp_path, capsys):
@@ -136,14 +144,3 @@ def test_golds_that_are_no_values_are_left_out_counted_and_named(tmp_path, capsy
         assert ("2 whose gold answer can only be compared as text" in shown.out) == (not more)
     assert main(["verify", str(path), "--golds"]) == 1
     assert "2 gold answers (28.57%) can only be compared as text" in capsys.readouterr().out
-
-
-def test_one_rule_says_what_to_try_first():
-    config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
-    assert what_fits(0.9, config).startswith("try first: harder problems")
-    budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"
-    assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget}"
-    assert what_fits(0.001, config, 31).startswith("try first: ps and pq of SOAR: ")
-    assert what_fits(0.001, config, 32).startswith(
-        "try first: solvable (the easier candidates first), beside ps and pq"
-    )

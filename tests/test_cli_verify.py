@@ -76,25 +76,13 @@ def test_golds_against_themselves(tmp_path, capsys):
     assert main(["verify", source, "--golds", "--verifier", "exact"]) == 0
 
 
-def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys):
+def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys, monkeypatch):
     rows = [{"completion": "level", "gold": "x", "level": level} for level in ("hard", "easy")]
     rows += [{"completion": "raise", "gold": "x", "level": ""}]
     name = f"{FUNCTIONS}:obey"
     _, found = verified(write(tmp_path / "c.jsonl", rows), "--verifier", name, "--workers", "1", capsys=capsys)
     assert (found["counts"]["correct"], found["counts"]["wrong"], found["counts"]["crashed"]) == (1, 1, 1)
     assert "KeyError" in found["last_error"]
-
-
-def test_verify_needs_no_torch_and_escapes_answers(tmp_path):
-    source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
-    script = "import sys; from soar.cli import main; main(); print({'torch', 'transformers'} & set(sys.modules))"
-    command = [sys.executable, "-c", script, "verify", source, "--verifier", "number"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "set()" and done.stderr == ""
-    assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"
-
-
-def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(tmp_path, monkeypatch):
     rows = [
         {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
         {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},
@@ -106,3 +94,12 @@ def test_generations_of_a_row_are_graded_one_by_one_and_columns_have_dots(tmp_pa
         grades = grade.grade_file(str(path), pool, {"label": "right"})
     assert (grades.counts[Verdict.CORRECT], grades.counts[Verdict.WRONG], grades.agree) == (2, 1, 2)
     assert [row["where"] for row in grades.listed] == [f"{path}:1[2]"]
+
+
+def test_verify_needs_no_torch_and_escapes_answers(tmp_path):
+    source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
+    script = "import sys; from soar.cli import main; main(); print({'torch', 'transformers'} & set(sys.modules))"
+    command = [sys.executable, "-c", script, "verify", source, "--verifier", "number"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()" and done.stderr == ""
+    assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"

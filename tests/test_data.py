@@ -119,7 +119,7 @@ def test_our_own_exports_are_read_back(tmp_path, form, fmt):
     assert [(p.question, p.answer) for p in problems] == [(row["question"], row["answer"]) for row in rows]
 
 
-def test_a_folder_of_files_is_one_source(tmp_path):
+def test_a_folder_of_files_is_one_source_and_rows_are_streamed(tmp_path):
     for kind, number in (("algebra", 2), ("geometry", 1)):  # as MATH comes
         (tmp_path / kind).mkdir()
         problem = {"problem": f"{kind}?", "level": "Level 5", "type": kind, "solution": rf"\boxed{{{number}}}"}
@@ -128,9 +128,6 @@ def test_a_folder_of_files_is_one_source(tmp_path):
     (tmp_path / "hard.jsonl.evidence.json").write_text("{}")
     problems, _ = load_problems(str(tmp_path))
     assert [(p.question, p.answer) for p in problems] == [("algebra?", "2"), ("geometry?", "1")]
-
-
-def test_rows_are_streamed(tmp_path):
     name = write(tmp_path / "a.jsonl", [*[row(f"q{i}", "1") for i in range(10)], "broken"])
     problems, report = load_problems(name, limit=3)
     assert [p.question for p in problems] == ["q0", "q1", "q2"] and report.rows == 3
@@ -207,13 +204,6 @@ def test_reasoning_gym_only_generates(monkeypatch):
             load_problems(f"reasoning_gym:{source}", options=options)
 
 
-def test_fingerprint_is_blind_to_form_and_not_to_content():
-    same = ["What is 1 + 1?", " what  is\n1 + 1? ", "WHAT IS 1 + 1?", "What\u200b is 1 + 1?", "Ｗhat is 1 + 1?"]
-    assert len({fingerprint(text) for text in same}) == 1
-    assert len({fingerprint(text) for text in ["1 + 1", "1 + 2", "1 - 1", "", "\ud800"]}) == 5
-    assert fingerprint("a") == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
-
-
 def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed():
     problems = [Problem(str(i), f"question {i}", "1") for i in range(101)]
     shuffled = problems.copy()
@@ -230,9 +220,20 @@ def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed():
     with pytest.raises(DataError, match="1 problem cannot be split"):
         split(problems[:1], 0)
     assert split([problems[5], *problems], 0) == (train, test)
+    same = ["What is 1 + 1?", " what  is\n1 + 1? ", "WHAT IS 1 + 1?", "What\u200b is 1 + 1?", "Ｗhat is 1 + 1?"]
+    assert len({fingerprint(text) for text in same}) == 1
+    assert len({fingerprint(text) for text in ["1 + 1", "1 + 2", "1 - 1", "", "\ud800"]}) == 5
+    assert fingerprint("a") == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
 
-def test_evidence_round_trip(tmp_path):
+def test_evidence_made_in_another_way_is_refused_by_key(tmp_path):
+    wanted = {"model": "m", "prompt": "p", "max_tokens": 512}
+    check_evidence({**wanted, "more": 1}, wanted, "hard.jsonl")
+    with pytest.raises(DataError) as caught:
+        check_evidence({"model": "other", "max_tokens": 512}, wanted, "hard.jsonl")
+    message = str(caught.value)
+    assert "hard.jsonl" in message and "model: screened with 'other', this run uses 'm'" in message
+    assert "prompt: not recorded" in message and "max_tokens" not in message
     problems = [Problem("a", "x \u2028 \ud800", "1"), Problem("b", "y", r"\frac12")]
     screenings = [Screening(0, 128, 3), Screening(1, 128)]
     evidence = {"model": "m", "attempts": 128}
@@ -246,13 +247,3 @@ def test_evidence_round_trip(tmp_path):
     path.write_text('{"id": "a", "question": "x", "answer": "1", "successes": 0}\n')
     with pytest.raises(DataError, match=r"train\.jsonl:1: not a screened problem \(KeyError: 'attempts'\)"):
         read_hard(path)
-
-
-def test_evidence_made_in_another_way_is_refused_by_key():
-    wanted = {"model": "m", "prompt": "p", "max_tokens": 512}
-    check_evidence({**wanted, "more": 1}, wanted, "hard.jsonl")
-    with pytest.raises(DataError) as caught:
-        check_evidence({"model": "other", "max_tokens": 512}, wanted, "hard.jsonl")
-    message = str(caught.value)
-    assert "hard.jsonl" in message and "model: screened with 'other', this run uses 'm'" in message
-    assert "prompt: not recorded" in message and "max_tokens" not in message

@@ -74,16 +74,13 @@ def test_nucleus_keeps_the_smallest_sufficient_set(top_p, kept):
     torch.testing.assert_close(shares, wanted, rtol=0, atol=2e-3)
 
 
-def test_uniforms_depend_on_seed_and_position_alone():
-    rows = np.array([5, 6, 7], dtype=np.uint64)
-    whole = seeds.uniforms(rows, 40)
-    assert whole.dtype == np.float32 and whole.shape == (3, 40)
-    assert np.array_equal(seeds.uniforms(rows[::-1].copy(), 40), whole[::-1])
-    assert np.array_equal(seeds.uniforms(rows[1:2], 7), whole[1:2, :7])
-
-
 def test_derived_seeds_do_not_change_between_versions():
     """A run that is resumed later must draw the same numbers: these values are a contract."""
     assert seeds.derive(0, "student", 3, 1, 2) == 378874639474825313
     assert seeds.row_seeds(7, 2).tolist() == [1346066267577507604, 7191089600892374487]
     assert seeds.uniforms(np.array([1], dtype=np.uint64), 2).tolist() == [[0.3681895136833191, 0.9435641765594482]]
+    rows = np.array([5, 6, 7], dtype=np.uint64)
+    whole = seeds.uniforms(rows, 40)
+    assert whole.dtype == np.float32 and whole.shape == (3, 40)
+    assert np.array_equal(seeds.uniforms(rows[::-1].copy(), 40), whole[::-1])
+    assert np.array_equal(seeds.uniforms(rows[1:2], 7), whole[1:2, :7])

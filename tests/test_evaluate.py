@@ -55,13 +55,6 @@ def test_bootstrap_width_is_that_of_the_mean():
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 400**0.5, rel=0.08)
 
 
-def test_summarize():
-    config = EvaluateConfig(attempts=4, ks=(1, 2), bootstrap=100)
-    found = summarize([0, 1, 4], 4, config, seed=0)
-    assert found["pass_at"] == {"1": pytest.approx((0 + 1 / 4 + 1) / 3), "2": pytest.approx((0 + 1 / 2 + 1) / 3)}
-    assert found["interval_95"]["1"] == list(bootstrap_interval([0.0, 0.25, 1.0], 0, 100))
-
-
 def test_paired_differences_pair_problems():
     config, a, b = EvaluateConfig(attempts=4, ks=(1,), bootstrap=500), [4, 0, 2, 3], [3, 0, 1, 2]
     entry: dict[str, Any] = paired_differences(a, b, config, seed=0)["1"]
@@ -71,6 +64,10 @@ def test_paired_differences_pair_problems():
     assert shifted["interval_95"] == list(nothing_varies(0.25, 4, floor=-1.0))
     with pytest.raises(ValueError, match="zip"):
         paired_differences([1], [1, 2], config, seed=0)
+    config = EvaluateConfig(attempts=4, ks=(1, 2), bootstrap=100)
+    found = summarize([0, 1, 4], 4, config, seed=0)
+    assert found["pass_at"] == {"1": pytest.approx((0 + 1 / 4 + 1) / 3), "2": pytest.approx((0 + 1 / 2 + 1) / 3)}
+    assert found["interval_95"]["1"] == list(bootstrap_interval([0.0, 0.25, 1.0], 0, 100))
 
 
 def test_counts_do_not_depend_on_workers_and_blocks(env):
@@ -112,19 +109,6 @@ def test_pigeonhole_width_by_its_formula(shared):
     assert low < np.mean([v.mean() for v in values]) < high
 
 
-def test_pigeonhole_weighs_seeds_equally_and_repeats():
-    values = by_place([1.0] * 3, [0.0] * 300)
-    assert pigeonhole_interval(values, 5, 2000) == pigeonhole_interval(values, 5, 2000) == (0.0, 1.0)
-
-
-def test_zero_counts_have_an_interval_of_clopper_and_pearson():
-    assert bootstrap_interval([0.0] * 96, 0, 100) == nothing_varies(0.0, 96) == pytest.approx(clopper_pearson(0, 96))
-    assert bootstrap_interval([1.0] * 96, 0, 100) == pytest.approx(clopper_pearson(96, 96))
-    assert bootstrap_interval([0.0] * 96, 0, 100, floor=-1.0) == pytest.approx((-0.0377, 0.0377), abs=1e-4)
-    nobody = over_seeds(by_place([0.0] * 10, [0.0] * 10), 0, 100)
-    assert nobody["interval_95"] == nobody["bootstrap_95"] == pytest.approx(list(clopper_pearson(0, 20)))
-
-
 def test_intervals_by_hand():
     # Mean 2, sd 1, three seeds: 4.303 / sqrt(3) on each side.
     assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
@@ -133,6 +117,14 @@ def test_intervals_by_hand():
     assert clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))
     assert clopper_pearson(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
     assert clopper_pearson(0, 0) == (0.0, 1.0)
+    assert bootstrap_interval([0.0] * 96, 0, 100) == nothing_varies(0.0, 96) == pytest.approx(clopper_pearson(0, 96))
+    assert bootstrap_interval([1.0] * 96, 0, 100) == pytest.approx(clopper_pearson(96, 96))
+    assert bootstrap_interval([0.0] * 96, 0, 100, floor=-1.0) == pytest.approx((-0.0377, 0.0377), abs=1e-4)
+    nobody = over_seeds(by_place([0.0] * 10, [0.0] * 10), 0, 100)
+    assert nobody["interval_95"] == nobody["bootstrap_95"] == pytest.approx(list(clopper_pearson(0, 20)))
+    # 3 x 0.01, 2 x 0.03, then never less than one before it.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
 @settings(max_examples=20, deadline=None)
@@ -143,12 +135,6 @@ def test_sign_flips_are_all_counted(values):
     assert sign_flip_p([float(v) for v in values]) == pytest.approx(wanted)
 
 
-def test_holm_by_hand():
-    # 3 x 0.01, 2 x 0.03, then never less than one before it.
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
-
-
 def test_over_seeds():
     spread = over_seeds(by_place([0.4, 0.6], [0.5, 0.5], [0.6, 0.6]), 0, 200)
     assert spread["per_seed"] == pytest.approx([0.5, 0.5, 0.6]) and spread["mean"] == pytest.approx(1.6 / 3)
@@ -156,11 +142,10 @@ def test_over_seeds():
     assert over_seeds(by_place([0.0, 1.0], [0.5, 0.5], [1.0, 1.0]), 0, 200)["interval_95"] == [0.0, 1.0]
     alike = over_seeds(by_place([0.25, 0.75], [0.75, 0.25]), 0, 200)
     assert alike["interval_95"] == alike["bootstrap_95"] and alike["interval_95"][0] < 0.5 < alike["interval_95"][1]
-
-
-def test_paired_over_seeds():
     found = paired_over_seeds(by_place([1.0, 0.5], [0.75, 0.75]), by_place([0.5, 0.5], [0.25, 0.75]), 0, 200)
     assert found["per_seed"] == [0.25, 0.25] and found["difference"] == 0.25
     assert found["p_seeds"] == 0.5  # two seeds: the observed signs and their mirror of four
     with pytest.raises(KeyError):
         paired_over_seeds([{"a": 1.0}], [{"a": 1.0, "b": 0.0}], 0, 100)
+    values = by_place([1.0] * 3, [0.0] * 300)
+    assert pigeonhole_interval(values, 5, 2000) == pigeonhole_interval(values, 5, 2000) == (0.0, 1.0)

@@ -86,14 +86,6 @@ def test_the_trl_file_trains_a_step(tiny_run, tmp_path, monkeypatch):
     assert float(log["reward"]) == 0.5, "every second completion is graded on the gold answer"
 
 
-def test_solutions_are_what_the_reward_of_trl_reads(boxed):
-    accuracy_reward = pytest.importorskip("trl.rewards").accuracy_reward
-    domain = export.domain_of_run(read_run(boxed))
-    golds = ["42", r"\frac{1}{3}", "0.5", "(1, 2)", r"\{1,2\}", "x=3", "x^2+1", r"\sqrt{2}", "3 or 5", r"2\pi"]
-    said = [[{"role": "assistant", "content": rf"So it is \boxed{{{gold}}}"}] for gold in golds]
-    assert accuracy_reward(said, [export.solution(domain, gold) for gold in golds]) == [1.0] * len(golds)
-
-
 def test_the_verl_file_and_its_reward(boxed, tmp_path):
     """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`; the reward is the verifier of the run."""
     pq = pytest.importorskip("pyarrow.parquet")
@@ -114,6 +106,11 @@ def test_the_verl_file_and_its_reward(boxed, tmp_path):
     messages = [[{"role": "assistant", "content": r"\boxed{7}"}], [{"role": "assistant", "content": r"\boxed{8}"}]]
     assert reward.accuracy(messages, answer=["7", "7"], prompts=["?", "?"]) == [1.0, 0.0]
     reward._pool.close()
+    accuracy_reward = pytest.importorskip("trl.rewards").accuracy_reward
+    domain = export.domain_of_run(read_run(boxed))
+    golds = ["42", r"\frac{1}{3}", "0.5", "(1, 2)", r"\{1,2\}", "x=3", "x^2+1", r"\sqrt{2}", "3 or 5", r"2\pi"]
+    said = [[{"role": "assistant", "content": rf"So it is \boxed{{{gold}}}"}] for gold in golds]
+    assert accuracy_reward(said, [export.solution(domain, gold) for gold in golds]) == [1.0] * len(golds)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +136,6 @@ def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, veri
         module_at(other, "reward_of_a_function")
 
 
-def test_a_verifier_name_cannot_leave_its_string(boxed):
-    hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028.py:f')
-    tree = compile(export.reward_file(hostile).decode(), "reward.py", "exec")
-    assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
-
-
 def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     pairs = ("``````\n# owned <script>", "\u202e`````` ---\n"), ("\ud800 b", "1")
     rows = [{"question": question, "answer": answer} for question, answer in pairs]
@@ -155,6 +146,9 @@ def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     assert "\u202e" not in card and headings == ['# Questions of the SOAR run "tiny"']
     assert sum(line.startswith("``````") for line in card.splitlines()) == 2
     assert read_jsonl(tmp_path / "out" / "questions.jsonl")[1]["question"] == "? b", "no lone surrogate"
+    hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028.py:f')
+    tree = compile(export.reward_file(hostile).decode(), "reward.py", "exec")
+    assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 
 
 def logits_of(backbone: Backbone, stack: Any, ids: torch.Tensor) -> torch.Tensor:

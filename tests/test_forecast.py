@@ -76,12 +76,11 @@ def test_seconds_by_hand():
     assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
     assert "size of the model is not known" in "\n".join(Forecast(rows, {}, None).lines())
-
-
-def test_rates_scale_with_size():
     eight = table_rates(8.03e9)
     assert (eight.decode, eight.train) == pytest.approx((40_572 * 3.213 / 8.03, 32_966 * 3.213 / 8.03))
     assert "two CPU cores" in table_rates(168_000).source
+    page = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
+    assert all(line in page for line in sizes.table())
 
 
 def test_what_is_known_beforehand(tmp_path):
@@ -119,8 +118,3 @@ def test_a_forecast_says_what_a_run_then_spends(tmp_path):
     counts = works(*changes, candidates=float(hard), hard_share=1.0)
     spent = events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
     assert counts[TRAIN].rollouts + counts[MEASURE].rollouts == spent
-
-
-def test_the_page_of_sizes_is_current():
-    page = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
-    assert all(line in page for line in sizes.table())

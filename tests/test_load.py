@@ -159,9 +159,6 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path, monkeypat
     for text in ("", "[]", '{"hidden_size": "x"}', '{"num_attention_heads": 0, "hidden_size": 1}'):
         (tmp_path / "config.json").write_text(text)
         assert size_of(config.model) is None
-
-
-def test_sizes_are_read_from_names():
     for path, parameters in (("meta/Llama-3.2-3B-Instruct", 3e9), ("SmolLM2-135M", 135e6), ("gpt2", None)):
         size = size_of(ModelConfig(path=path))
         assert (size.parameters if size is not None else None) == parameters
@@ -228,9 +225,6 @@ def test_a_gpu_without_bfloat16_computes_in_float32_and_that_is_said(monkeypatch
     assert choose_dtype("bfloat16", gpu) is choose_dtype("bfloat16", cpu) is torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert choose_dtype("auto", gpu) is torch.bfloat16
-
-
-def test_groups_of_one_have_no_leave_one_out_baseline():
     for change in ("student.attempts=1", "teacher.datasets=1"):
         with pytest.raises(ConfigError, match="Input should be greater than or equal to 2"):
             tiny_config(change)

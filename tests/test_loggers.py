@@ -71,7 +71,7 @@ def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is
     assert said == [f"log.sinks: {other} {words}"]
 
 
-def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch):
+def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch, capsys):
     sent: list[Any] = []
 
     def init(**settings: Any) -> None:
@@ -87,9 +87,6 @@ def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch):
     assert said == [
         "log.sinks: wandb failed and is left out from here on; metrics.jsonl has everything (RuntimeError: refused [hidden])"
     ]
-
-
-def test_a_sink_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     assert main(["run", "--out", str(tmp_path / "run"), "--set", 'log.sinks=["wandb"]']) == 1
     assert "log.sinks names 'wandb', which is not installed: pip install 'soar-rl[wandb]'" in capsys.readouterr().err

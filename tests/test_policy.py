@@ -73,6 +73,12 @@ def test_the_base_model_takes_no_gradient_and_keeps_its_bytes():
     weight = backbone.layers["model.layers.1.mlp.down_proj"].base.weight.data
     weight[-1, -1] *= 1 + 1e-6
     assert backbone.base_digest() != before
+    model, words = tiny_model(), tiny_tokenizer()
+    model.generation_config.eos_token_id, model.config.eos_token_id = [2, 9], 11
+    assert Backbone(model, words, ModelConfig()).end_ids == {2, 9, 11}
+    model.generation_config.eos_token_id = model.config.eos_token_id = words.eos_token = None
+    with pytest.raises(ConfigError, match="end-of-text token"):
+        Backbone(model, words, ModelConfig())
 
 
 def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
@@ -92,15 +98,6 @@ def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
 def test_targets_that_name_nothing_are_an_error(targets):
     with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
         tiny_backbone(target_modules=targets)
-
-
-def test_end_ids_are_collected_from_everywhere():
-    model, words = tiny_model(), tiny_tokenizer()
-    model.generation_config.eos_token_id, model.config.eos_token_id = [2, 9], 11
-    assert Backbone(model, words, ModelConfig()).end_ids == {2, 9, 11}
-    model.generation_config.eos_token_id = model.config.eos_token_id = words.eos_token = None
-    with pytest.raises(ConfigError, match="end-of-text token"):
-        Backbone(model, words, ModelConfig())
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
@@ -215,16 +212,13 @@ def test_saved_adapter_comes_back_bit_for_bit(adapter, tmp_path):
         assert torch.equal(logits_of(backbone, loaded, inputs(1)), ours)
 
 
-def test_a_lora_can_be_read_as_a_full_delta(tmp_path):
+def test_a_saved_lora_can_be_read_as_a_full_delta_or_says_why_not(tmp_path):
     writer, reader = tiny_backbone("llama"), tiny_backbone("llama", adapter="full")
     stack = random_stack(writer, 1)
     save_adapter(writer, stack, tmp_path)
     with torch.no_grad():
         ours = logits_of(reader, load_adapter(reader, tmp_path), inputs(1))
         near(ours, logits_of(writer, stack, inputs(1)))
-
-
-def test_loading_an_adapter_that_does_not_fit_says_why(tmp_path):
     writer = tiny_backbone("llama")
     save_adapter(writer, random_stack(writer, 1), tmp_path)
     with pytest.raises(ConfigError, match=r"rank 4, expected model\.lora_rank = 8"):

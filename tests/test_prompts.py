@@ -106,14 +106,6 @@ def test_exactly_one_bos_or_none(tokenizer, name):
             assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_chat_prompt_is_what_the_template_renders():
-    for tokenizer in (llama_like(), qwen_like()):
-        fmt = get_format("tags")
-        turns = [{"role": "user", "content": fmt.student_text("What is 12 + 30?")}]
-        expected = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
-        assert fmt.student_ids(tokenizer, "What is 12 + 30?") == list(expected)
-
-
 def test_doubled_bos_is_reduced_and_a_missing_one_added():
     tokenizer = llama_like()
     tokenizer.chat_template = "{{ bos_token }}" + LLAMA_TEMPLATE
@@ -121,6 +113,11 @@ def test_doubled_bos_is_reduced_and_a_missing_one_added():
     tokenizer.chat_template = LLAMA_TEMPLATE.removeprefix("{{ bos_token }}")
     ids = get_format("tags").student_ids(tokenizer, "x")
     assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+    for tokenizer in (llama_like(), qwen_like()):
+        fmt = get_format("tags")
+        turns = [{"role": "user", "content": fmt.student_text("What is 12 + 30?")}]
+        expected = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+        assert fmt.student_ids(tokenizer, "What is 12 + 30?") == list(expected)
 
 
 @pytest.mark.parametrize(("text",), cases("prompts", "hostile"))

@@ -274,19 +274,6 @@ def test_what_the_teacher_wrote_and_what_changed():
     assert changed == "From step 0 to step 1: different from each other 100.0 % → 50.0 %."
 
 
-def test_unfinished_run_with_half_a_line(tmp_path):
-    run_folders.write_run(tmp_path, steps=7)
-    (tmp_path / "summary.json").unlink()
-    run_folders.write_json(tmp_path / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    kept = [line for line in lines if '"outer_step"' in line or '"promotion"' in line]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))
-    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
-    assert "Now: <b>loop: 7 of 9, about 0:01:01 left." in text
-    assert "Unfinished: 7 outer steps and 1 promotion so far; nothing was measured" in text
-    assert f"metrics.jsonl:{len(kept) + 1}: the last line is not complete" in text
-
-
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "manifest.json").write_text("[1, 2]")
     (tmp_path / "summary.json").write_text("{")
@@ -302,6 +289,16 @@ def test_damaged_files_are_named(tmp_path):
     assert Page(write_report(tmp_path).read_text(encoding="utf-8")).wrong == []
     with pytest.raises(ReportError, match=r"neither manifest\.json nor metrics\.jsonl"):
         write_report(tmp_path / "nothing")
+    run_folders.write_run(tmp_path, steps=7)
+    (tmp_path / "summary.json").unlink()
+    run_folders.write_json(tmp_path / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if '"outer_step"' in line or '"promotion"' in line]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "Now: <b>loop: 7 of 9, about 0:01:01 left." in text
+    assert "Unfinished: 7 outer steps and 1 promotion so far; nothing was measured" in text
+    assert f"metrics.jsonl:{len(kept) + 1}: the last line is not complete" in text
 
 
 JSON = st.recursive(

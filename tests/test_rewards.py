@@ -71,6 +71,10 @@ def test_grounded_reward_is_the_mean_over_valid_repeats_with_its_error():
     rewards, errors = grounded([[0.1, 0.3, 0.2], [0.5], [], [0.0, 0.0]])
     assert rewards == [pytest.approx(0.2), 0.5, None, 0.0]
     assert errors == [pytest.approx(0.1 / math.sqrt(3)), None, None, 0.0]
+    assert answer_marks(get_format("tags")) == ("\\boxed{", "}")
+    assert answer_marks(get_format("question_answer")) == ("Answer:", "")
+    with pytest.raises(ConfigError, match="whose answer stands behind one mark"):
+        answer_marks(PromptFormat("mine", "marker", "", ""))
 
 
 ANSWERS = {
@@ -228,10 +232,3 @@ def test_dense_grounding_pays_the_gain_in_likelihood(env, mode):
         by_hand.append(paid.mean((1, 2)))
     assert measured.reward_G == pytest.approx((by_hand[0] - by_hand[1]).tolist(), abs=1e-6)
     assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0
-
-
-def test_where_an_answer_stands_in_a_completion():
-    assert answer_marks(get_format("tags")) == ("\\boxed{", "}")
-    assert answer_marks(get_format("question_answer")) == ("Answer:", "")
-    with pytest.raises(ConfigError, match="whose answer stands behind one mark"):
-        answer_marks(PromptFormat("mine", "marker", "", ""))

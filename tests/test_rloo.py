@@ -14,15 +14,9 @@ def close(found: torch.Tensor, expected: object, tolerance: float = 1e-6) -> Non
 def test_advantage_is_reward_minus_the_mean_of_the_others():
     close(leave_one_out(torch.tensor([1.0, 0.0, 0.0, 2.0])), [1 - 2 / 3, -1.0, -1.0, 2 - 1 / 3])
     close(leave_one_out(torch.tensor([3.0, -5.0])), [8.0, -8.0])
-
-
-def test_invalid_entries_are_left_out_of_the_group():
     reward = torch.tensor([1.0, 0.0, math.nan, 3.0])
     valid = torch.tensor([True, True, False, True])
     close(leave_one_out(reward, valid), [1.0 - 1.5, 0.0 - 2.0, 0.0, 3.0 - 0.5])
-
-
-def test_a_group_of_one_valid_entry_has_no_advantage():
     reward = torch.tensor([[1.0, 5.0, 2.0], [1.0, 5.0, 2.0], [4.0, 4.0, 4.0]])
     valid = torch.tensor([[False, True, False], [False, False, False], [True, True, True]])
     for normalize in (False, True):
@@ -56,10 +50,7 @@ def test_loss_with_divergence_on_hand_worked_numbers():
     loss.sum().backward()
     # d k3 / d logprob = 1 - exp(reference - logprob)
     close(logprob.grad, [[(-1 + 0.5 * (1 - math.exp(-1))) / 4, (-1 + 0.5 * (1 - math.e)) / 4]])
-
-
-def test_a_masked_token_cannot_overflow_the_loss():
-    """exp(500) is inf: a masked token must not turn loss or gradient into NaN."""
+    # exp(500) is inf: a masked token must not turn loss or gradient into NaN.
     logprob = torch.tensor([[-1.0, -500.0]], requires_grad=True)
     mask, reference = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
     loss = policy_loss(logprob, mask, torch.tensor([1.0]), 2.0, reference, kl=0.1)

@@ -149,9 +149,6 @@ def test_shuffled_passes(count, seed, steps, per_step):
 def test_steps_grow_with_promotions_up_to_the_limit():
     config = StudentConfig(steps=10, extra_steps_per_promotion=5, max_steps=20)
     assert [inner_steps(config, promotions) for promotions in range(4)] == [10, 15, 20, 20]
-
-
-def test_chunk_sizes():
     free, fixed = tiny_backbone(), tiny_backbone(chunk=3)
     assert [choose_chunk(free, 16, workers) for workers in (1, 2, 3)] == [8, 8, 6]
     assert [choose_chunk(free, policies, 2) for policies in (1, 2, 5)] == [1, 1, 3]
@@ -200,9 +197,6 @@ def test_hints_fade_with_success_and_come_back_without():
         students.note([[problem]], batch, UpdateStats(zero, zero, zero, no, 2))
         levels.append(state.levels["p"])
     assert levels == [4, 3, 2, 1, 0, 0, 1] and state.metrics[-1]["hint_share"] == 0.25
-
-
-def test_figures_that_one_policy_has_not_are_left_out_of_the_mean():
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]
     assert mean_metrics(rows) == {"kl": 0.5, "reward_mean": 2.0}
     assert mean_metrics([rows[1], rows[1] | {"kl": 0.8}], [2, 1])["kl"] == pytest.approx(0.6)
@@ -253,9 +247,6 @@ def test_a_problem_that_comes_twice_is_tried_anew(env):
     once = texts(env, env.rollout(None, [[problem]], 4, [3], SAMPLING))
     assert batch[:4] == once != batch[4:]
     assert len(set(batch)) == 8
-
-
-def test_unscorable_attempts_are_left_out_of_the_mean(env):
     problems = [*some_problems(3), Problem("no gold", "a b", "?")]
     batch = env.rollout(None, [problems], 6, [1], SAMPLING)
     assert batch.valid_P_Q_N[0].all(-1).tolist() == [True, True, True, False]

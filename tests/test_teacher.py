@@ -58,6 +58,9 @@ def test_known_gains_give_the_known_reward_and_advantages(log):
     wanted = torch.tensor([3.75, -0.75, -3.0]) / 8
     assert torch.allclose(advantage_G_n, wanted[:, None].expand(3, 4), atol=1e-7)
     assert advantage_G_n.sum().abs() < 1e-6
+    (event,), _ = ScriptedLoop(settings_of("teacher.reward=none"), [[[1, 2], [3, 4], [5, 6]]]).step()
+    assert len(log.advantages) == 1 and event["teacher_grad_norm"] is None  # not trained again
+    assert event["reward_G"] == [1.5 / 8, 3.5 / 8, 5.5 / 8]
 
 
 def test_the_promoted_student_is_the_one_with_the_best_validation(log):
@@ -86,9 +89,6 @@ def test_a_failed_student_is_left_out(log):
     assert (event["reward_mean"], event["failed_students"], event["best_pass_rate"]) == (2 / 8, 3, 4 / 8)
     assert {row["reward"] for row in rows if row["dataset"] == 2} == {None}
     assert torch.equal(log.advantages[0], torch.zeros(3, 4))
-
-
-def test_a_student_that_diverges_only_when_measured_is_left_out(log):
     loop = ScriptedLoop(settings_of("promotion.tau=-9"), [[[NAN, 3], [1, 1], [1, 1]]])
     (event, promotion), _ = loop.step()
     assert event["reward_G"] == [3 / 8, 1 / 8, 1 / 8]
@@ -108,12 +108,6 @@ def test_all_failed_is_an_alarm_and_leaves_the_teacher_alone(log):
     events, _ = loop.step()
     assert [e["event"] for e in events] == ["outer_step"]
     assert loop.state.window == [1.0] and len(log.advantages) == 1
-
-
-def test_reward_none_trains_no_teacher(log):
-    (event,), _ = ScriptedLoop(settings_of("teacher.reward=none"), [[[1, 2], [3, 4], [5, 6]]]).step()
-    assert not log.advantages and event["teacher_grad_norm"] is None
-    assert event["reward_G"] == [1.5 / 8, 3.5 / 8, 5.5 / 8]
 
 
 def test_promotion_copies_the_chosen_slice_and_its_questions(log):
@@ -160,6 +154,11 @@ def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log):
     assert all(len(questions) == 5 for questions in drawn) and drawn[0] != drawn[1]
     assert asked_baseline == [drawn[0], drawn[1] - drawn[0], drawn[2]]  # promoted after step 1: measured again
     assert loop.state.student_rollouts == sum(map(len, asked_baseline)) + 3 * 6 * 5
+    loop = ScriptedLoop(settings_of(), [[[4, 4]] * 3], unscorable=["hard-6", "hard-7"])
+    loop.state.baseline = skills([3.0])
+    event = loop.step()[0][0]
+    assert event["baseline_pass_rate"] == pytest.approx(3 / 6)
+    assert event["reward_G"] == pytest.approx([1 / 6] * 3)
 
 
 def test_reward_questions_are_drawn_without_replacement_from_the_training_half():
@@ -169,14 +168,6 @@ def test_reward_questions_are_drawn_without_replacement_from_the_training_half()
         assert draws[-1] == [p.id for p in loop.draw_reward_questions()] and len(set(draws[-1])) == 6
     assert {i for draw in draws for i in draw} == {p.id for p in loop.hard_train}
     assert ScriptedLoop(settings_of("reward.questions=80"), []).draw_reward_questions() == loop.hard_train
-
-
-def test_a_question_that_cannot_be_scored_counts_neither_for_the_student_nor_for_the_baseline(log):
-    loop = ScriptedLoop(settings_of(), [[[4, 4]] * 3], unscorable=["hard-6", "hard-7"])
-    loop.state.baseline = skills([3.0])
-    event = loop.step()[0][0]
-    assert event["baseline_pass_rate"] == pytest.approx(3 / 6)
-    assert event["reward_G"] == pytest.approx([1 / 6] * 3)
 
 
 def test_the_teacher_update_gets_the_step_learning_rate(log):
@@ -298,7 +289,7 @@ def test_teacher_error_names_reasons_and_last_outputs(env):
     assert "problems.format" in message
 
 
-def test_a_question_without_room_for_an_answer_is_too_long(env):
+def test_a_question_or_prompt_without_room_for_an_answer_is_refused(env):
     short = easy_problems(1)[0]
     room = env.backbone.context - len(env.prompt(short))
 
@@ -309,9 +300,6 @@ def test_a_question_without_room_for_an_answer_is_too_long(env):
     assert len(loop(room).write().problems_G_Q) == 3
     with pytest.raises(TeacherError, match="too_long 12"):
         loop(room + 1).write()
-
-
-def test_a_teacher_prompt_without_room_is_refused_before_anything_runs(env):
     config = tiny_config(f"teacher.sampling.max_tokens={env.backbone.context}")
     with pytest.raises(ConfigError, match=r"teacher\.sampling\.max_tokens = \d+: with the teacher prompt of \d+ tok"):
         writer(env, ["x"], config)

@@ -98,7 +98,11 @@ def test_the_verdicts_of_a_mathematician(pool):
     assert different == []
 
 
-def test_harmless_oddities_are_wrong_and_run_nothing(pool):
+def test_bombs_are_wrong_answers_in_bounded_time(pool):
+    """None of them is computed, and none takes a worker."""
+    verdicts = pool.check([box(bomb) for bomb in BOMBS.values()], ["42"] * len(BOMBS))
+    assert {n: v.value for n, v in zip(BOMBS, verdicts, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
+    assert not pool._live, "no process is started"
     names = [name for name in HARMLESS if name not in ("nul", "template")]
     verdicts = pool.check([box(HARMLESS[name]) for name in names], ["42"] * len(names))
     assert {n: v.value for n, v in zip(names, verdicts, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
@@ -106,14 +110,7 @@ def test_harmless_oddities_are_wrong_and_run_nothing(pool):
     assert pool.check([box("4\x002"), box("{{6*7}}"), box("{{6*7}}")], ["42", "42", "7*7"]) == [CORRECT, CORRECT, WRONG]
 
 
-def test_bombs_are_wrong_answers_in_bounded_time(pool):
-    """None of them is computed, and none takes a worker."""
-    verdicts = pool.check([box(bomb) for bomb in BOMBS.values()], ["42"] * len(BOMBS))
-    assert {n: v.value for n, v in zip(BOMBS, verdicts, strict=True) if v not in (WRONG, NO_ANSWER)} == {}
-    assert not pool._live, "no process is started"
-
-
-def test_user_function_outcomes(monkeypatch):
+def test_user_function_outcomes(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setenv("MY_SECRET", "y")
     expected = {
@@ -132,9 +129,6 @@ def test_user_function_outcomes(monkeypatch):
     assert dict(zip(expected, verdicts, strict=False)) == expected
     assert verdicts[len(expected) :] == [CORRECT] * 40
     assert levels == [CORRECT, WRONG]
-
-
-def test_user_function_by_module_path_and_unknown_module(tmp_path, monkeypatch):
     (tmp_path / "my_grader.py").write_text(
         "def grade(completions, answer, **kw):\n    return [float(answer == ['7'])]\n"
     )
@@ -186,14 +180,11 @@ def test_a_script_without_main_guard_is_told_to_have_one(tmp_path, monkeypatch):
         soar.screen("no such model", "no such problems")
 
 
-def test_parsable():
+def test_parsable(pool):
     values = dict(cases("verify", "parsable"))
     assert {text: is_parsable(text, "math") for text in values} == values
     assert [is_parsable(text, "number") for text in ("12", "twelve", "even", "1/0")] == [True, True, False, False]
     assert [is_parsable(text, "exact") for text in ("dog", " ")] == [True, False]
-
-
-def test_kinds_of_gold_answers(pool):
     kinds = dict(cases("verify", "kind"))
     assert {gold: gold_kind(gold, "math") for gold in kinds} == kinds
     assert [gold_kind(gold, "number") for gold in ("1/2", "5 km", "x", "dog")] == ["value", "value", "none", "none"]

@@ -74,13 +74,6 @@ def test_a_changed_adapter_is_loaded_anew_and_the_oldest_makes_room():
     assert not torch.equal(changed.logprob_B_T[3:], first.logprob_B_T[3:])
 
 
-def test_a_row_without_numbers_has_failed():
-    rows = [Completion((5, 6), (-0.5, float("nan")), False), Completion((7,), (-0.25,), False)]
-    found = rollouts_of(((1,), (1, 2)), rows, PAD)
-    assert found.failed_B.tolist() == [True, False] and found.ended_B.tolist() == [True, False]
-    assert found.tokens_B_T.tolist() == [[5, 6], [7, PAD]] and found.logprob_B_T.tolist() == [[-0.5, 0.0], [-0.25, 0.0]]
-
-
 def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch):
     backbone = tiny_backbone()
     for change, said in (
@@ -94,6 +87,10 @@ def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"pip install .*vllm"):
         open_vllm(backbone, tiny_config("model.adapter=lora"))
+    rows = [Completion((5, 6), (-0.5, float("nan")), False), Completion((7,), (-0.25,), False)]
+    found = rollouts_of(((1,), (1, 2)), rows, PAD)
+    assert found.failed_B.tolist() == [True, False] and found.ended_B.tolist() == [True, False]
+    assert found.tokens_B_T.tolist() == [[5, 6], [7, PAD]] and found.logprob_B_T.tolist() == [[-0.5, 0.0], [-0.25, 0.0]]
 
 
 def test_a_whole_run_goes_through_it(tmp_path, monkeypatch):

@@ -66,12 +66,18 @@ def test_the_view_of_a_running_run(tmp_path):
     ]
 
 
-def test_a_paused_run_says_why_and_how_to_go_on(tmp_path):
+def test_a_paused_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
     folder, out = begin(tmp_path), io.StringIO()
     paused = {"reason": "limits.max_hours = 8 reached", "resume": "soar run --out mine --resume"}
     run_folders.write_json(folder / "paused.json", paused)
     watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
     assert f"paused: {paused['reason']}\ncontinue with: {paused['resume']}\n" in out.getvalue()
+    folder, out = begin(tmp_path / "live"), io.StringIO()
+    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
+    monkeypatch.setattr(watch.time, "sleep", lambda s: run_folders.write_json(folder / "summary.json", {"arms": {}}))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
+    assert "mine: at work" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
 def test_foreign_text_cannot_command_the_terminal(tmp_path):
@@ -91,15 +97,6 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path):
     shown = out.getvalue()
     assert shown.count("x⟨U+001B⟩[2J⟨U+001B⟩]52;c;b3duZWQ=⟨U+0007⟩⟨U+202E⟩") >= 6
     assert not set("\x1b\x07\u202e") & set(shown)
-
-
-def test_a_live_view_on_a_terminal(tmp_path, monkeypatch):
-    folder, out = begin(tmp_path), io.StringIO()
-    add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
-    monkeypatch.setattr(watch.time, "sleep", lambda s: run_folders.write_json(folder / "summary.json", {"arms": {}}))
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
-    assert "mine: at work" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
 def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path):
