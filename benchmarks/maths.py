@@ -1,4 +1,4 @@
-"""The figures of docs/results/maths.md from the counts beside it: SOAR's first run, the second kill test, the questions.
+"""The figures of docs/results/maths.md from the counts beside it: SOAR's first runs, the second kill test, the questions.
 
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import fisher_exact
+from scipy.stats import fisher_exact, pearsonr
 
 from soar.loop.statistics import clopper_pearson, pass_at_k
 
@@ -62,8 +62,8 @@ def main() -> None:
 
 
 def first_run(folder: Path) -> None:
-    cell = ""
-    for row in rows(folder / "maths-soar.jsonl"):
+    cell, events = "", rows(folder / "maths-soar.jsonl")
+    for row in events:
         if row["cell"] != cell:
             cell = row["cell"]
             print(cell)
@@ -86,6 +86,11 @@ def first_run(folder: Path) -> None:
             print(
                 f"  {row['arm']}: {row['total_tokens']:,} tokens, {hit} of {n} [{low:.1%}, {high:.1%}], pass@1 {at:.2%}"
             )
+    twice = [
+        next(row["reward_G"] for row in events if row["event"] == "outer_step" and row["cell"] == cell)
+        for cell in ("soar-seed0-forced", "untrained-seed0-forced")
+    ]
+    print(f"rewards of the same 8 sets in two runs: correlation {pearsonr(*twice).statistic:.2f}")
 
 
 def kill_test(folder: Path) -> None:
