@@ -52,7 +52,7 @@ def main() -> None:
         right = sum(world.solve(p.question) == p.answer for p in useful) / len(useful)
         print(f"untrained teacher: {len(useful) / len(pool):.2f} useful questions, {right:.2f} of them answered right")
         start, sampling = env.backbone.new_stack(0), config.student.sampling
-        base, *_ = count_correct(env, None, hard, SAMPLES, 11, sampling, threads=workers)
+        base, *_ = count_correct(env, None, hard, SAMPLES, 11, sampling, threads=workers, block=64)
         print(f"base model on the hard candidates: {base.mean() / SAMPLES:.4f}")
         print("lr       share  own questions first -> last   hard mean   hard best")
         for lr in arguments.lr:
@@ -64,7 +64,7 @@ def main() -> None:
                 batches = [shuffled_passes(problems, p, steps, per_step) for p, problems in enumerate(sets)]
                 seeds = list(range(arguments.students))
                 done = train_population(env, start, batches, seeds, config.student, lr, threads=workers)
-                correct, *_ = count_correct(env, done.stack, hard, SAMPLES, 11, sampling, threads=workers)
+                correct, *_ = count_correct(env, done.stack, hard, SAMPLES, 11, sampling, threads=workers, block=64)
                 rates = correct.mean(axis=1) / SAMPLES
                 first, last = done.metrics[0]["pass_rate"], done.metrics[-1]["pass_rate"]
                 print(

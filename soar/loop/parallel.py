@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # nothing here needs torch
 
 T = TypeVar("T")
 FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first of a step is seen
-HELD_OUT_BLOCK = 8  # held-out problems of one piece of the evaluation
 Tick = Callable[..., None]  # without arguments, or with the tokens drawn since the last call
 Task = tuple[Any, ...]
 Parallel = Any  # worker processes, each with an env of its own: `soar.run.ray.RayParallel`

@@ -84,10 +84,10 @@ class FileLoop(OuterLoop):
             state.written = {"step": state.step, "sets": asdict(sets)}
             self.save()
             return sets
-        saved, rollouts = written["sets"], written["sets"]["rollouts"]
-        rollouts = Rollouts(**{**rollouts, "prompts": tuple(map(tuple, rollouts["prompts"]))})
+        saved = written["sets"]
+        rollouts = Rollouts(**saved["rollouts"] | {"prompts": tuple(map(tuple, saved["rollouts"]["prompts"]))})
         problems_G_Q = [[Problem(**row) for row in rows] for rows in saved["problems_G_Q"]]
-        return QuestionSets(**{**saved, "problems_G_Q": problems_G_Q, "rollouts": rollouts})
+        return QuestionSets(**saved | {"problems_G_Q": problems_G_Q, "rollouts": rollouts})
 
     def teach(self, question_sets: QuestionSets) -> Population:
         """The students that came back, those known by their pass rate alone as the baseline.

@@ -13,7 +13,6 @@ from soar.engine.policy import concat, load_adapter
 from soar.files import Row
 from soar.loop.arms import usable
 from soar.loop.evaluate import count_correct, results_of
-from soar.loop.parallel import HELD_OUT_BLOCK
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.setup import choose_threads, open_env
 from soar.types import UserError
@@ -54,7 +53,7 @@ def measure(
         stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
         with open_parallel(config, env, say) as parallel:
             correct_P_H, truncated_P_H, _ = count_correct(
-                env, stack, problems, attempts, seed, sampling, threads, HELD_OUT_BLOCK, note, parallel=parallel
+                env, stack, problems, attempts, seed, sampling, threads, on_block=note, parallel=parallel
             )
     every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})
     results = results_of(dict(zip(stacks, correct_P_H.tolist(), strict=True)), every_k, config.seed)

@@ -17,7 +17,6 @@ from soar.engine.policy import AdapterStack, concat
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
 from soar.loop import arms
 from soar.loop.evaluate import count_correct, summarize
-from soar.loop.parallel import HELD_OUT_BLOCK
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
@@ -378,7 +377,7 @@ class Run:
         sampling = self.config.student.sampling.model_copy(update={"temperature": config.temperature})
         correct_P_H, _, tokens_P_H = count_correct(
             self.env, concat(list(policies.values())), self.hard_test, config.attempts, seed, sampling, self.threads,
-            HELD_OUT_BLOCK, lambda part, counts: advance(len(part)), self.parallel,
+            on_block=lambda part, counts: advance(len(part)), parallel=self.parallel,
         ).tolist()  # fmt: skip
         summaries = [summarize(correct_H, config.attempts, config, seed) for correct_H in correct_P_H]
         return [
