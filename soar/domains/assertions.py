@@ -1,10 +1,9 @@
 """Tests of a programming task, read from text without running any of it, and compared with what a program gave.
 
-Asserts are taken apart into a call of the function and the value that is expected (`assert f(2) == 4`); one of another form
-is refused by name. Input and output: `Input:` and `Output:` blocks, or JSON `{"inputs": [...], "outputs": [...]}`. Calls and
-inputs go into the sandbox, expected values stay here, so that no program can see them, patch the comparison, or pass by
-ending early. Values are literals; equality is Python's, with 1e-6 of difference where a float is expected.
-"""
+Asserts are taken apart into a call of the function and the value that is expected (`assert f(2) == 4`); one of another
+form is refused by name. Input and output: `Input:` and `Output:` blocks, or JSON `{"inputs": [...], "outputs": [...]}`.
+Calls and inputs go into the sandbox, expected values stay here, so that no program can see them, patch the comparison,
+or pass by ending early. Values are literals; equality is Python's, with 1e-6 of difference where a float is expected."""
 
 from __future__ import annotations
 
@@ -218,10 +217,8 @@ def _check(node: ast.expr, expected: Any, read: Wrapped = ()) -> tuple[str, Chec
 
 
 def flaw(tests: Tests) -> str | None:
-    """What makes tests useless: `contradicting_tests` (equal calls with other results) or `trivial_tests`. None: neither.
-
-    Trivial: a program passes them that gives one and the same value, or one of its arguments, or its input.
-    """
+    """What makes tests useless: `contradicting_tests` (equal calls, other results) or `trivial_tests`: a program passes
+    them that gives one and the same value, or one of its arguments, or its input. None: neither."""
     expected: dict[tuple[str, str], Any] = {}
     for check in tests.checks:
         if expected.setdefault((check.call, repr(check.read)), check.expected) != check.expected:

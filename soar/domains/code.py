@@ -1,9 +1,8 @@
 """The domain `code`: a student writes a Python function or program, and is right when it passes all tests.
 
-The teacher writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts (the
-tests, `assertions.py`). Its solution must pass them, they must not contradict each other, and no trivial program may pass
-them. Programs run in the sandbox and nowhere else; the tests are never run at all.
-"""
+The teacher writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts
+(the tests, `assertions.py`). Its solution must pass them, they must not contradict each other, and no trivial program
+may pass them. Programs run in the sandbox and nowhere else; the tests are never run at all."""
 
 from __future__ import annotations
 
@@ -34,10 +33,8 @@ def _sandbox() -> Sandbox:
 
 @lru_cache(maxsize=4_000)  # programs and tests are some kilobytes each
 def grade(code: str, text: str) -> Verdict:
-    """Whether a program passes the tests that `text` holds; UNSCORABLE for unusable tests. Equal questions are asked once.
-
-    Raises VerifierError when the sandbox stopped working, so that a run ends rather than counts that as a wrong answer.
-    """
+    """Whether a program passes the tests that `text` holds; UNSCORABLE for unusable tests. Equal questions are asked
+    once. Raises VerifierError when the sandbox stopped working: a run ends rather than counting that as a wrong answer."""
     try:
         tests = read_tests(text)
         if len(code) > MAX_CODE_CHARS:
@@ -53,10 +50,8 @@ def grade(code: str, text: str) -> Verdict:
 
 
 def read_answer(completion: str) -> str | None:
-    """The student's program: the last code block that defines a function, else the last one.
-
-    Code before the first fence counts as a block, from the first line that begins like Python. None: there is no code.
-    """
+    """The student's program: the last code block that defines a function, else the last one. Code before the first fence
+    counts as a block, from the first line that begins like Python. None: there is no code."""
     start = re.search(r"^(?:def |import |from \w+ import |class |print\(|@)", completion, re.M)
     before = completion.split("```", 1)[0]  # code without an opening fence
     found = [before[start.start() :].rstrip("\n")] if start and start.start() < len(before) else []

@@ -1,9 +1,8 @@
 """Quantities: a number with a unit, read from text and compared with a tolerance (`science` extra, for pint).
 
 Bounded: a number, then at most MAX_FACTORS unit names with exponents of one digit. pint parses nothing but names that it
-knows and the signs between them. A gold answer may end with options in square brackets: `9.81 m/s^2 [2 %]`, `[+- 0.05]` (in
-its own unit), `[unit optional]`, several separated by commas. The domain `science` grades by it.
-"""
+knows and the signs between them. A gold answer may end with options in square brackets: `9.81 m/s^2 [2 %]`, `[+- 0.05]`
+(in its own unit), `[unit optional]`, several separated by commas. The domain `science` grades by it."""
 
 from __future__ import annotations
 
@@ -67,12 +66,10 @@ def _unit_name(name: str) -> str:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """A number with or without a unit; None for anything else, for unknown units, and for more than MAX_CHARS.
-
-    What stands before the last `=` is dropped, and so are `about` and the like. Numbers: `1,500`, `1.5e3`, `1.5 x 10^3`,
+    """A number with or without a unit; None for anything else, for unknown units, and for more than MAX_CHARS. What
+    stands before the last `=` is dropped, and so are `about` and the like. Numbers: `1,500`, `1.5e3`, `1.5 x 10^3`,
     `1.5\\times 10^{3}`, `10^3`, `3/4`. Units: names and symbols that pint knows, with `^`, `**` or digits behind them as
-    exponents, `*`, blank, `/`, `per` and brackets between them: `m/s^2`, `m s-2`, `J/(mol K)`, `\\text{kg m}^2`.
-    """
+    exponents, `*`, blank, `/`, `per` and brackets between them: `m/s^2`, `m s-2`, `J/(mol K)`, `\\text{kg m}^2`."""
     if len(text) > MAX_CHARS:
         return None
     text = LEAD.sub("", normalize(text).strip(" .")).strip(" .;,")
@@ -95,10 +92,8 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def read_unit(text: str) -> Any:
-    """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit.
-
-    A slash inverts the next factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do.
-    """
+    """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit. A slash inverts the next
+    factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do."""
     for pattern, spelling in SPELLINGS:
         text = pattern.sub(spelling, text)
     text = text.strip(" .,;")
@@ -137,11 +132,9 @@ def read_gold(text: str) -> tuple[Quantity, dict[str, float]] | None:
 
 
 def compare_quantities(answer: str, gold: str) -> Verdict:
-    """Whether an answer is the gold quantity. UNSCORABLE when the gold answer is none. Options in the answer are not read.
-
-    Tolerance: what the gold answer states; else 1 %, or half a unit of its last written place where it is written with
-    a point or a power of ten and two figures or more, whichever is larger. A missing unit is wrong unless `[unit optional]`.
-    """
+    """Whether an answer is the gold quantity; UNSCORABLE when the gold answer is none. Options in the answer are not read.
+    Tolerance: what the gold answer states; else 1 %, or half a unit of its last place where it is written with a point
+    or a power of ten and two figures or more, whichever is larger. No unit is wrong unless `[unit optional]`."""
     read, given = read_gold(gold), read_quantity(answer.partition("[")[0])
     if read is None:
         return Verdict.UNSCORABLE

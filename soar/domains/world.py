@@ -60,10 +60,8 @@ def _counter_question(first: int, start: int, addends: list[int]) -> str:
 
 
 class World:
-    """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw.
-
-    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56).
-    """
+    """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw. Side
+    topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56)."""
 
     # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))

@@ -1,7 +1,6 @@
 """Texts with answers: what a completion commits to, its spelling, and the letter of a choice.
 
-Pure string functions, bounded in time by `MAX_ANSWER_CHARS`, that may run in the main process on hostile text.
-"""
+Pure string functions, bounded in time by `MAX_ANSWER_CHARS`, that may run in the main process on hostile text."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ def extract(completion: str, answer_style: str) -> str | None:
 
     `boxed`: content of the last `\\boxed{...}`, or of several joined by `and`, `or`, commas. `marker`: the first line after
     the last `<ans>`, `Answer:` or `final answer is`, or a box in it. What follows the end of the turn, or begins a new
-    question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS.
-    """
+    question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS."""
     if answer_style not in ("boxed", "marker"):
         raise ValueError(f"answer_style = {answer_style!r}: expected boxed or marker")
     text = END_OF_TURN.split(completion[-MAX_COMPLETION_CHARS:].lstrip(), maxsplit=1)[0]
@@ -109,11 +107,9 @@ DOLLARS = re.compile(r"^\\?\$+|\\?\$+$|^\\\(|\\\)$|^\\\[|\\\]$")
 
 
 def normalize(answer: str) -> str:
-    """One spelling for one answer: spacing commands, `\\text`, `\\dfrac`, outer `$`, Unicode minus and fractions.
-
-    It changes no value. Whitespace is reduced to single spaces; a final full stop is dropped. A text of more than
-    MAX_ANSWER_CHARS characters is returned as it is.
-    """
+    """One spelling for one answer: spacing commands, `\\text`, `\\dfrac`, outer `$`, Unicode minus and fractions. It
+    changes no value. Whitespace is reduced to single spaces; a final full stop is dropped. A text of more than
+    MAX_ANSWER_CHARS characters is returned as it is."""
     return _normalize(answer) if len(answer) <= MAX_ANSWER_CHARS else answer
 
 
@@ -164,11 +160,9 @@ def read_letters(answer: str) -> frozenset[str] | None:
 
 
 def mark_up(answer: str) -> str:
-    """The answer without fonts, colours, spacing, boxes and dollar signs; words of `\\text` stand between \\x01 and \\x02.
-
-    Unlike `normalize` it tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. A text of more than
-    MAX_ANSWER_CHARS characters is returned as it is.
-    """
+    """The answer without fonts, colours, spacing, boxes and dollar signs; words of `\\text` stand between \\x01 and
+    \\x02. Unlike `normalize` it tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. A text of
+    more than MAX_ANSWER_CHARS characters is returned as it is."""
     if len(answer) > MAX_ANSWER_CHARS:
         return answer
     text = " ".join(spell_unicode(answer).split())  # the patterns are quadratic in runs of white space

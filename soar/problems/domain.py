@@ -1,8 +1,7 @@
 """A domain: how problems of one subject are asked for, put to a student, read and checked; docs/domains.md has one.
 
-Its functions see text that a model wrote: `Grader` runs them in worker processes that are killed at their limits (`pool.py`);
-what they raise is counted, not raised.
-"""
+Its functions see text that a model wrote: `Grader` runs them in worker processes that are killed at their limits
+(`pool.py`); what they raise is counted, not raised."""
 
 from __future__ import annotations
 
@@ -57,9 +56,8 @@ class Domain:
     or the name of what is wrong with it. arrange(problem): as students get it, or what is wrong; twice changes nothing.
     solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle. prepare():
     called once in every worker; raises where the domain cannot work here. seconds: a check may take so long where that is
-    more than problems.verify_timeout_s. version: raise it when reading or checking changes, so that evidence made before is
-    refused. reference, source_sha256: from `load_domain`.
-    """
+    more than problems.verify_timeout_s. version: raise it when reading or checking changes, to refuse
+    older evidence. reference, source_sha256: from `load_domain`."""
 
     name: str
     prompts: PromptFormat
@@ -99,10 +97,7 @@ class Domain:
 
 def domain_of(problems: ProblemsConfig) -> Domain:
     """The domain of a config: `problems.domain`, else the one made of problems.format and problems.verifier; of an
-    environment of verifiers its own prompt and rewards.
-
-    Raises DomainError, DataError, ValueError for an unknown format.
-    """
+    environment of verifiers its own prompt and rewards. Raises DomainError, DataError, ValueError (unknown format)."""
     if problems.domain:
         return load_domain(problems.domain)
     fmt, verifier = get_format(problems.format), problems.verifier

@@ -1,9 +1,8 @@
 """Formulas in LaTeX or as typed: tokens -> tree -> values, without a symbolic engine.
 
 Two formulas are compared by their values: exactly where they are rational, else to 40 digits, and with every variable at
-POINTS rational numbers that its name determines. Bounded in time (MAX_TOKENS, MAX_DEPTH, MAX_BITS), so that hostile text may
-be read in the main process. What is outside the grammar (integrals, sums, limits) raises `Unreadable`.
-"""
+POINTS rational numbers that its name determines. Bounded in time (MAX_TOKENS, MAX_DEPTH, MAX_BITS), so that hostile text
+may be read in the main process. What is outside the grammar (integrals, sums, limits) raises `Unreadable`."""
 
 from __future__ import annotations
 
@@ -76,11 +75,9 @@ class Token:
 
 
 def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[Token]:
-    """The tokens of a text in which \\x01 and \\x02 begin and end what stood in `\\text`.
-
-    words: short runs of letters that are words, units: those that are words behind a value. `1,234` is one number, and two
-    in brackets. Raises Unreadable for more than MAX_TOKENS.
-    """
+    """The tokens of a text in which \\x01 and \\x02 begin and end what stood in `\\text`. words: short runs of letters
+    that are words, units: those that are words behind a value. `1,234` is one number, and two in brackets. Raises
+    Unreadable for more than MAX_TOKENS."""
     tokens, place, depth, spaced, in_text = list[Token](), 0, 0, False, False
     while place < len(text):
         match = (INSIDE if depth else TOP).match(text, place)
@@ -363,9 +360,7 @@ def point(name: str, k: int) -> Fraction:
 
 def evaluate(node: Node, k: int) -> Any:
     """The value of a tree at point k: a Fraction where it is exact, else a number of mpmath; None where it is undefined.
-
-    Raises Unreadable where it is too large to be computed here.
-    """
+    Raises Unreadable where it is too large to be computed here."""
     try:
         value = _evaluate(node, k)
     except Unreadable:

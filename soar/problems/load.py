@@ -81,13 +81,10 @@ def load_problems(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[list[Problem], LoadReport]:
-    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, `reasoning_gym:NAME` or
-    `verifiers:NAME`.
-
-    question_column, answer_column: a column, with dots into objects (`reward_model.ground_truth`), or several (`Body +
-    Question`); None: the first known alias. limit: keep the first `limit` problems (0: all). skip_bad_rows: drop unreadable
-    rows and conflicting duplicates instead of refusing the source. seed, options: of a generated source. Raises DataError.
-    """
+    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, `reasoning_gym:NAME`
+    or `verifiers:NAME`. question_column, answer_column: a column, with dots into objects (`reward_model.ground_truth`),
+    or several (`Body + Question`); None: the first known alias. limit: keep the first `limit` problems (0: all). Unreadable
+    rows and conflicting duplicates refuse the source unless `skip_bad_rows`. Raises DataError."""
     kind, name = split_source(source)
     report = LoadReport(source)
     if kind == "hub":
@@ -281,10 +278,8 @@ def fits_budget(
 
 
 def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tuple[list[Problem], list[Problem]]:
-    """(train, test), with sizes exact up to rounding and at least one in each; equal questions count once.
-
-    Ordered by a hash of (seed, fingerprint), so that the order of the file has no say. Raises DataError for fewer than two.
-    """
+    """(train, test), with sizes exact up to rounding and at least one in each; equal questions count once. Ordered by a
+    hash of (seed, fingerprint), so that the order of the file has no say. Raises DataError for fewer than two."""
     keyed = {fingerprint(problem.question): problem for problem in problems}
     if len(keyed) < 2:
         raise DataError(f"{len(keyed)} problem cannot be split into a training and a test half; 2 are needed")
@@ -317,9 +312,7 @@ def evidence_path(path: Path) -> Path:
 
 def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any]]:
     """(problems, screenings, evidence) of a file that `write_hard` wrote; empty evidence where its file is missing.
-
-    Raises DataError with file and line.
-    """
+    Raises DataError with file and line."""
     problems, screenings, where = [], [], evidence_path(path)
     for row in file_rows(str(path)):
         if row.error is not None:

@@ -1,9 +1,8 @@
 """One verifier or one domain: completion + gold answer -> Verdict.
 
-The named verifiers are bounded functions that cost microseconds, and run in the calling process. Reward functions and domains
-run in worker processes (`worker.py`): a check over its time is `timeout`, one that raises or kills its worker (memory,
-segmentation fault) is `crashed`, and none hangs the caller.
-"""
+The named verifiers are bounded functions that cost microseconds, and run in the calling process. Reward functions and
+domains run in worker processes (`worker.py`): a check over its time is `timeout`, one that raises or kills its worker
+(memory, segmentation fault) is `crashed`, and none hangs the caller."""
 
 from __future__ import annotations
 
@@ -80,12 +79,11 @@ class _Worker:
 class VerifierPool:
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says. Threads take turns.
 
-    verifier: a Domain; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` / `file.py:function`: a
-    score of `success_at` or more is correct, None or NaN unscorable. answer_style: see `answers.extract`. timeout_s: of one
-    check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers: 0: one per core and at most 8.
-    compares: whether answers can be compared; a reward function reads whole completions. last_error: of the last check that
-    raised or lost its worker. shape: of a reward function, once it was called. Raises VerifierError.
-    """
+    verifier: a Domain; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` /
+    `file.py:function`: a score of `success_at` or more is correct, None or NaN unscorable. answer_style: see
+    `answers.extract`. timeout_s: of one check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers:
+    0: one per core and at most 8. compares: whether answers can be compared; a reward function reads whole completions.
+    last_error: of the last check that raised or lost its worker. shape: of a reward function, once called."""
 
     def __init__(
         self,
@@ -127,11 +125,9 @@ class VerifierPool:
             self._drop(worker)
 
     def check(self, completions: Sequence[str], golds: Sequence[str], columns: Columns = None) -> list[Verdict]:
-        """One Verdict for each completion, in order; of a reward function `Verdicts` with its scores (0 for a lost check).
-
-        columns: further columns, each as long as completions (a domain needs `question`); the named verifiers ignore them.
-        Raises ValueError for lengths that differ, VerifierError when a function returns something else than numbers.
-        """
+        """One Verdict for each completion, in order; of a reward function `Verdicts` with its scores (0: a lost check).
+        columns: further ones, each as long as completions (a domain needs `question`); the named verifiers ignore them.
+        Raises ValueError for lengths that differ, VerifierError for a function that returns no numbers."""
         if len(completions) != len(golds):
             raise ValueError(f"{len(completions)} completions, but {len(golds)} gold answers")
         outcomes = self._grade("check", [text[-MAX_COMPLETION_CHARS:] for text in completions], golds, columns)

@@ -1,9 +1,8 @@
 """Every prompt, and its way to token ids; the words are in assets/prompts.toml.
 
-Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text,
-and with none else. And text that somebody else wrote (a question, a subject) never yields control ids: `<|im_end|>` in
-a question reaches the model as the characters it is made of.
-"""
+Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text, and
+with none else. And text that somebody else wrote (a question, a subject) never yields control ids: `<|im_end|>` in a
+question reaches the model as the characters it is made of."""
 
 from __future__ import annotations
 
@@ -26,16 +25,14 @@ WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
 class PromptFormat:
     """How teacher and student are asked, and how their answers are marked.
 
-    answer_style: where a student's answer stands, see `answers.extract`.
-    teacher_template holds `{subject}` or nothing; student_template holds `{question}`.
-    turns: whether a prompt is a user turn (chat template, or `User:/Assistant:` without one) or raw text.
-    teacher_prefill: beginning of the teacher's own turn, already in the prompt; `domain.Grader` puts it back.
-    answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer the model.
-    placeholders: what the teacher prompt itself says in place of question and answer. text_answers: whether words can
-    be answers. pair_style: how a teacher text holds question and answer: `tags`
-    (question tags, the boxed answer in answer tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and
-    after the first answer mark); "": tags for boxed answers, labels for others.
-    """
+    answer_style: where a student's answer stands, see `answers.extract`. teacher_template holds `{subject}` or nothing;
+    student_template holds `{question}`. turns: whether a prompt is a user turn (chat template, or `User:/Assistant:`
+    without one) or raw text. teacher_prefill: beginning of the teacher's own turn, already in the prompt; `domain.Grader`
+    puts it back. answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer
+    the model. placeholders: what the teacher prompt says in place of question and answer. text_answers: whether words
+    can be answers. pair_style: how a teacher text holds question and answer: `tags` (question tags, the boxed answer in
+    answer tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and after the first answer mark); "":
+    tags for boxed answers, labels for others."""
 
     name: str
     answer_style: AnswerStyle
@@ -133,11 +130,9 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
-    """Ids of `text` with none of the ids in `control`: it is halved until no piece holds a control text.
-
-    Unlike `split_special_tokens` that works for slow and fast tokenizers and for added tokens that are not special. A
-    character that the tokenizer knows only as a control id is left out.
-    """
+    """Ids of `text` with none of the ids in `control`: it is halved until no piece holds a control text. Unlike
+    `split_special_tokens` that works for slow and fast tokenizers and for added tokens that are not special. A character
+    that the tokenizer knows only as a control id is left out."""
     ids = _ids(tokenizer, text)
     if not control & set(ids):
         return ids
@@ -148,11 +143,9 @@ def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
 
 
 def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, text: str, prefill: str) -> list[int]:
-    """Ids of the prompt with `text` in the place of `slot`.
-
-    The rendered prompt is encoded in one piece, as the model was trained. Only where `text` changes the sequence of
-    control ids, or the template alters it, is it encoded in three pieces with the middle one as plain text.
-    """
+    """Ids of the prompt with `text` in the place of `slot`. The rendered prompt is encoded in one piece, as the model
+    was trained. Only where `text` changes the sequence of control ids, or the template alters it, is it encoded in three
+    pieces with the middle one as plain text."""
     control = _control_ids(tokenizer, fmt)
     frame = _render(tokenizer, fmt, template.replace(slot, SENTINEL), prefill)
     before, slotted, after = frame.partition(SENTINEL)

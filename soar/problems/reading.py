@@ -88,9 +88,8 @@ class Pile:
 
 @dataclass(frozen=True)
 class Region:
-    """A set of real numbers: its ends, and whether a number lies in it, given the values of its ends.
-
-    gap: all but one number (`x \\ne 1`)."""
+    """A set of real numbers: its ends, and whether a number lies in it, given the values of its ends. gap: all but one
+    number (`x \\ne 1`)."""
 
     ends: tuple[Scalar, ...]
     inside: Callable[[Any, Sequence[Any]], bool] = field(compare=False)

@@ -42,9 +42,8 @@ class Row:
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(`world` | `reasoning_gym` | `file` | `hub`, name); a path that exists or ends like a data file is a file.
-
-    Raises DataError for an empty source and for an unknown prefix."""
+    """(`world` | `reasoning_gym` | `file` | `hub`, name); a path that exists or ends like a data file is a file. Raises
+    DataError for an empty source and for an unknown prefix."""
     prefix, colon, name = source.partition(":")
     if colon and prefix in ("world", "reasoning_gym", "verifiers", "hub") and name:
         return prefix, name

@@ -1,8 +1,7 @@
 """Comparing an answer with a gold answer as mathematics: `reading.py` reads both, `equal` compares the readings.
 
-Bounded in time, so that hostile text may be compared in the main process. `50%` equals 50 and 0.5, since gold answers drop
-the sign; `3 or 5` is the set {3, 5}.
-"""
+Bounded in time, so that hostile text may be compared in the main process. `50%` equals 50 and 0.5, since gold answers
+drop the sign; `3 or 5` is the set {3, 5}."""
 
 from __future__ import annotations
 
@@ -204,10 +203,8 @@ def read_number(answer: str) -> Fraction | None:
 
 def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
     """What a gold answer is to a named verifier: a value, words that can only be compared as text, or no answer at all.
-
-    `none`: empty, a placeholder (`proof`, `n/a`), lines with words, prose of more than MAX_TEXT_WORDS words, and for `number`
-    whatever is no number. Integrals and the like count as values.
-    """
+    `none`: empty, a placeholder (`proof`, `n/a`), lines with words, prose of more than MAX_TEXT_WORDS words, and for
+    `number` whatever is no number. Integrals and the like count as values."""
     text = normalize(answer)
     if not text or text.casefold().strip(" .[]()") in LEXICON["no_answer"]:
         return "none"

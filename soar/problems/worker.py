@@ -1,8 +1,7 @@
 """A verifier worker: a program of its own that does one check at a time, started by `pool.py`.
 
-It imports this package and what the verifier's name says. It keeps few environment variables, limits its address space, and
-ends with its caller. The shapes of reward functions that `adapt` knows are in docs/bring.md.
-"""
+It imports this package and what the verifier's name says. It keeps few environment variables, limits its address space,
+and ends with its caller. The shapes of reward functions that `adapt` knows are in docs/bring.md."""
 
 from __future__ import annotations
 
@@ -55,7 +54,6 @@ class Reward:
 
     def __call__(self, completion: str, row: Mapping[str, Any]) -> float | None:
         """What the function gives for one completion; None where it cannot decide. row: the columns, with `answer`.
-
         Raises VerifierError for a value of another shape, and what the function raises."""
         gold, question = str(row["answer"]), str(row.get("question", ""))
         if self.function.__module__.startswith("trl.") and "\\" in gold and "$" not in gold:
@@ -131,10 +129,8 @@ def _mentions(code: Any, text: str) -> bool:
 
 
 def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float) -> None:
-    """Do checks until the caller is gone: `(task, text, row)` -> a JSON object, since a check may have run anything.
-
-    It holds `verdict` or `value`, with a `message` of one that failed; `error` for what is wrong with the verifier itself.
-    """
+    """Do checks until the caller is gone: `(task, text, row)` -> a JSON object, since a check may have run anything. It
+    holds `verdict` or `value`, and a `message` where it failed; `error` for what is wrong with the verifier."""
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
     link, check, shape = Connection(descriptor), None, ""
     try:

@@ -1,11 +1,10 @@
 """What runs inside the sandbox: a small server that makes a fresh box for every program and runs it there.
 
-This file is a script. `run.py` starts it with an empty environment; it uses nothing but the standard library, and is the one
-place of the package where text written by a model is executed. One request, on the socket fd 0, is the wall time in
+This file is a script. `run.py` starts it with an empty environment; it uses nothing but the standard library, and is the
+one place of the package where text written by a model is executed. One request, on the socket fd 0, is the wall time in
 milliseconds with two files in memory, one with the request and one for the results. The server reads neither. A forked
-child reads its request, locks itself in, says so, and runs the program. So nothing of one check is ever in the memory from
-which the next is forked, and no file that a program can change is another's. No expected value comes here.
-"""
+child reads its request, locks itself in, says so, and runs the program. So nothing of one check is ever in the memory
+from which the next is forked, and no file that a program can change is another's. No expected value comes here."""
 
 from __future__ import annotations
 
@@ -51,9 +50,7 @@ def must(result: int, what: str) -> int:
 
 def make_root(settings: dict[str, Any]) -> int:
     """A new root with read-only system libraries, an empty scratch folder in memory, and nothing else; no /proc, /etc.
-
-    Returns a descriptor of the null device, opened through a read-only mount: nothing about the host's can be changed.
-    """
+    Returns a descriptor of the null device, opened through a read-only mount: the host's cannot be changed."""
     user, group = settings["owner"]
     for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
         fd = os.open(f"/proc/self/{name}", os.O_WRONLY)

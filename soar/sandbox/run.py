@@ -1,11 +1,10 @@
 """Programs written by a model, run where they can do nothing but compute (docs/code.md).
 
-Every program gets a fresh process, locked in by `jail.py`. This file finds out what the machine can do, starts the server
-that makes these processes, and reads what comes back with bounds on every byte. Backends, first that passes a trial:
-`bwrap` (bubblewrap around the server), `namespaces` (user namespaces alone). Without either nothing is run. What comes from
-the server is trusted; what comes from the program is a claim, and the values that it is expected to give never enter the
-sandbox. Needs Linux 5.12 or newer.
-"""
+Every program gets a fresh process, locked in by `jail.py`. This file finds out what the machine can do, starts the
+server that makes these processes, and reads what comes back with bounds on every byte. Backends, first that passes a
+trial: `bwrap` (bubblewrap around the server), `namespaces` (user namespaces alone). Without either nothing is run. What
+comes from the server is trusted; what comes from the program is a claim, and the values that it is expected to give
+never enter the sandbox. Needs Linux 5.12 or newer."""
 
 from __future__ import annotations
 
@@ -153,10 +152,8 @@ class Lost(SandboxError):
 
 class Sandbox:
     """Runs programs in a server, one after another; not for several threads at once. A context manager, or call `close`.
-
     backend: `auto` or one of BACKENDS. Nothing starts before the first program. Raises SandboxError where there is no
-    sandbox, or when its server keeps dying.
-    """
+    sandbox, or when its server keeps dying."""
 
     def __init__(self, limits: Limits | None = None, backend: str = "auto") -> None:
         self.limits = limits or Limits()
