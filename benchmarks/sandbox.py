@@ -23,7 +23,7 @@ from attacks import ATTACKS, SQUARES, fill
 from code_exercises import code_exercises
 from test_sandbox import outside
 
-from soar.domains.assertions import read_tests
+from soar.domains.code import read_tests
 from soar.sandbox.run import BACKENDS, Job, Limits, Outcome, Sandbox, SandboxError, find_backend
 
 GROUPS = {

@@ -6,8 +6,7 @@ import pytest
 from tables import cases
 
 from soar.domains import code as coding
-from soar.domains.assertions import MAX_CHARS, MAX_TESTS, Unusable, flaw, read_tests
-from soar.domains.code import CODE, grade, read_answer, read_problem
+from soar.domains.code import CODE, MAX_CHARS, MAX_TESTS, Unusable, flaw, grade, read_answer, read_problem, read_tests
 from soar.problems.domain import load_domain
 from soar.problems.pool import VerifierError, VerifierPool
 from soar.sandbox import run as sandbox

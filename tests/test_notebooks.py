@@ -11,7 +11,7 @@ from helpers import ROOT
 from loop_helpers import TINY, read_jsonl
 
 from soar.config import load
-from soar.domains.assertions import flaw, read_tests
+from soar.domains.code import flaw, read_tests
 
 SMALL = (*TINY, "problems.format=tiny", "model.adapter=full")
 SMALL += ("student.sampling.max_tokens=16", "teacher.sampling.max_tokens=32")

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from attacks import ATTACKS, SQUARES, Attack, fill
 
-from soar.domains.assertions import decode, read_tests
+from soar.domains.code import decode, read_tests
 from soar.sandbox import run as sandbox
 from soar.sandbox.run import BACKENDS, End, Job, Limits, Outcome, Sandbox, SandboxError
 from soar.types import Verdict

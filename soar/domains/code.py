@@ -1,26 +1,246 @@
 """The domain `code`: a student writes a Python function or program, and is right when it passes all tests.
 
-The teacher writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts
-(the tests, `assertions.py`). Its solution must pass them, they must not contradict each other, and no trivial program
-may pass them. Programs run in the sandbox and nowhere else; the tests are never run at all."""
+The teacher writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts (the
+tests). Its solution must pass them, they must not contradict each other, and no trivial program may pass them. Programs run
+in the sandbox and nowhere else.
+
+The tests are read and never run. Asserts are taken apart into a call of the function and the value that is expected
+(`assert f(2) == 4`); one of another form is refused by name. Input and output: `Input:` and `Output:` blocks, or JSON
+`{"inputs": [...], "outputs": [...]}`. Calls and inputs go into the sandbox, expected values stay here, so that no program can
+see them, patch the comparison, or pass by ending early. Values are literals; equality is Python's, with 1e-6 of difference
+where a float is expected."""
 
 from __future__ import annotations
 
 import ast
+import json
+import math
+import operator
 import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from soar.domains.assertions import Unusable, flaw, parse_source, read_tests
 from soar.problems.domain import WORDS, styled
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierError
-from soar.sandbox.run import Job, Limits, Sandbox, SandboxError
+from soar.sandbox.run import End, Job, Limits, Outcome, Sandbox, SandboxError
 from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 PLACEHOLDER = WORDS["code"]["prompts"]["placeholders"][0]
 FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)")
+MAX_CHARS = 20_000  # of the text of all tests
+MAX_TESTS = 64
+MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
+Wrapped = tuple[tuple[str, tuple[Any, ...]], ...]
+WRAPPERS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (abs, bool, len, list, round, set, sorted, tuple)}
+WRAPPERS["is"] = operator.is_  # no name that a test can write
+TRUTH: Wrapped = (("bool", ()),)
+FENCE = re.compile(r"^[ \t]{0,8}```[^\n]{0,40}\n?", re.MULTILINE)
+BLOCK = re.compile(r"^[ \t]{0,8}(input|output)[ \t]{0,3}\d{0,3}:[ \t]{0,8}\n?", re.IGNORECASE | re.MULTILINE)
+
+
+class Unusable(ValueError):
+    """Tests that cannot be used; its text is one of no_tests, too_many_tests, unreadable_tests, unsafe_tests."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test. call: source of `(args, kwargs)`. read: functions of WRAPPERS, with further arguments, applied to the value
+    before it is compared."""
+
+    call: str
+    expected: Any
+    arguments: tuple[Any, ...] = ()
+    read: Wrapped = ()
+
+    def passed(self, value: Any) -> bool:
+        """Whether a value is the expected one."""
+        try:
+            for name, rest in self.read:
+                value = WRAPPERS[name](value, *rest)
+            return _equal(value, self.expected)
+        except (TypeError, ValueError, ArithmeticError, RecursionError):
+            return False
+
+
+@dataclass(frozen=True)
+class Tests:
+    """All tests of one task. entry: the function that they call; "" for input and output."""
+
+    checks: tuple[Check, ...]
+    entry: str = ""
+
+    def job(self, source: str) -> Job:
+        """What the sandbox must run for a program."""
+        return Job(source, self.entry, f"[{', '.join(check.call for check in self.checks)}]")
+
+    def verdict(self, outcome: Outcome) -> Verdict:
+        """CORRECT when every test was answered with its expected value."""
+        if outcome.end is not End.DONE:
+            return Verdict.TIMEOUT if outcome.end is End.TIMEOUT else Verdict.CRASHED
+        if not self.checks or set(outcome.answers) != set(range(len(self.checks))):
+            return Verdict.WRONG
+        try:
+            values = [decode(outcome.answers[index]) for index in range(len(self.checks))]
+            values = values if self.entry else list(map(tidy, values))
+            passed = all(check.passed(value) for check, value in zip(self.checks, values, strict=True))
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+            return Verdict.WRONG
+        return Verdict.CORRECT if passed else Verdict.WRONG
+
+
+def _equal(value: Any, expected: Any) -> bool:
+    if isinstance(expected, float) and isinstance(value, (int, float)):
+        return value == expected or math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-6)
+    if type(value) is not type(expected) or not isinstance(value, (list, tuple, dict)):
+        return bool(value == expected)
+    if isinstance(value, dict):
+        return value.keys() == expected.keys() and all(_equal(value[key], expected[key]) for key in expected)
+    return len(value) == len(expected) and all(_equal(a, b) for a, b in zip(value, expected, strict=True))
+
+
+def decode(data: Any) -> Any:
+    """The value that `jail.encode` wrote as JSON. Raises ValueError, TypeError or KeyError for anything else."""
+    if data is None or isinstance(data, (bool, int, float, str)):
+        return data
+    if isinstance(data, list):
+        return [decode(item) for item in data]
+    ((name, content),) = data.items()
+    if name in ("bytes", "complex"):
+        return bytes.fromhex(content) if name == "bytes" else complex(*content)
+    if name == "dict":
+        return {decode(key): decode(value) for key, value in content}
+    made = {"tuple": tuple, "set": set, "frozenset": frozenset}[name]
+    return made(decode(item) for item in content)
+
+
+def tidy(text: Any) -> str:
+    """Printed text as it is compared: without white space at the ends of lines and of the whole."""
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def read_tests(text: str) -> Tests:
+    """The tests in a text. Raises Unusable."""
+    if len(text) > MAX_CHARS:
+        raise Unusable("too_many_tests")
+    plain = FENCE.sub("", text).strip()
+    read = _read_json if plain.startswith(("[", "{")) else _read_blocks if BLOCK.match(plain) else read_asserts
+    tests = read(plain)
+    if not 0 < len(tests.checks) <= MAX_TESTS:
+        raise Unusable("too_many_tests" if tests.checks else "no_tests")
+    return tests
+
+
+def _printed(pairs: Iterable[Iterable[str]]) -> Tests:
+    """Tests from standard inputs and what must be printed."""
+    return Tests(tuple(Check(f"(({given!r},), {{}})", tidy(wanted), (tidy(given),)) for given, wanted in pairs))
+
+
+def _read_json(text: str) -> Tests:
+    try:
+        data = json.loads(text)
+        if isinstance(data, list):
+            return read_asserts("\n".join(data))
+        pairs = zip(data["inputs"], data["outputs"], strict=True)
+        return _printed(
+            [text if isinstance(text, str) else "\n".join(map(str, text)) for text in pair] for pair in pairs
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Unusable("unreadable_tests") from error
+
+
+def _read_blocks(text: str) -> Tests:
+    names, fields = (BLOCK.split(text)[first::2] for first in (1, 2))
+    if [name.lower() for name in names] != ["input", "output"] * (len(names) // 2):
+        raise Unusable("unreadable_tests")
+    return _printed((given.strip("\n") + "\n", wanted) for given, wanted in zip(fields[::2], fields[1::2], strict=True))
+
+
+def parse_source(text: str) -> ast.Module:
+    """The syntax tree of Python text. Raises SyntaxError for whatever Python cannot read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error)) from error
+
+
+def read_asserts(text: str) -> Tests:
+    """Tests from asserts on calls of one function; imports, comments and texts between them are left out."""
+    try:
+        body = parse_source(text).body
+    except SyntaxError as error:
+        raise Unusable("unreadable_tests") from error
+    checks: list[tuple[str, Check]] = []
+    for statement in body:
+        is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if is_text or isinstance(statement, (ast.Import, ast.ImportFrom)):
+            continue
+        if not isinstance(statement, ast.Assert):
+            raise Unusable("unsafe_tests")
+        test = statement.test
+        parts = test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]
+        checks += map(_read_assert, parts)
+    entries = {entry for entry, _ in checks}
+    if len(entries) > 1:
+        raise Unusable("unsafe_tests")
+    return Tests(tuple(check for _, check in checks), "".join(entries))
+
+
+def _read_assert(node: ast.expr) -> tuple[str, Check]:
+    """Function name and check of one assertion; the call may stand on either side. Raises Unusable."""
+    try:
+        match node:
+            case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+                try:
+                    return _check(left, ast.literal_eval(right))
+                except ValueError:
+                    return _check(right, ast.literal_eval(left))
+            case ast.Compare(left=call, ops=[ast.Is()], comparators=[ast.Constant(value=None | True | False as value)]):
+                return _check(call, True, (("is", (value,)),))
+            case ast.UnaryOp(op=ast.Not(), operand=call):
+                return _check(call, False, TRUTH)
+        return _check(node, True, TRUTH)
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise Unusable("unsafe_tests") from error
+
+
+def _check(node: ast.expr, expected: Any, read: Wrapped = ()) -> tuple[str, Check]:
+    """The check of a call, or of a call inside of some of WRAPPERS."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise ValueError("expected a call of the function with literal arguments, and == between it and a value")
+    inner = node.args[0] if node.args and not node.keywords else None
+    if node.func.id in WRAPPERS and isinstance(inner, ast.Call):
+        rest = tuple(ast.literal_eval(argument) for argument in node.args[1:])
+        if any(isinstance(value, int) and abs(value) > MAX_PLACES for value in rest):
+            raise ValueError(f"more than {MAX_PLACES} places of rounding")
+        return _check(inner, expected, ((node.func.id, rest), *read))
+    if any(word.arg is None for word in node.keywords):
+        raise ValueError("** in a call")
+    arguments = tuple(ast.literal_eval(argument) for argument in (*node.args, *(word.value for word in node.keywords)))
+    pairs = ", ".join(f"{word.arg!r}: {ast.unparse(word.value)}" for word in node.keywords)
+    source = f"({ast.unparse(ast.Tuple(node.args, ast.Load()))}, {{{pairs}}})"
+    return node.func.id, Check(source, expected, arguments, read=read)
+
+
+def flaw(tests: Tests) -> str | None:
+    """What makes tests useless: `contradicting_tests` (equal calls, other results) or `trivial_tests`: a program passes
+    them that gives one and the same value, or one of its arguments, or its input. None: neither."""
+    expected: dict[tuple[str, str], Any] = {}
+    for check in tests.checks:
+        if expected.setdefault((check.call, repr(check.read)), check.expected) != check.expected:
+            return "contradicting_tests"
+    constants = [None, True, False, 0, 1, "", [], *(check.expected for check in tests.checks)]
+    programs = [[value] * len(tests.checks) for value in constants]  # what each gives is known without running it
+    programs += map(list, zip(*(check.arguments for check in tests.checks), strict=False))
+    answered = (zip(tests.checks, each, strict=True) for each in programs)
+    return "trivial_tests" if any(all(check.passed(value) for check, value in pairs) for pairs in answered) else None
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from itertools import repeat
 from multiprocessing import Pipe
@@ -76,7 +76,7 @@ class _Worker:
         return self.process.wait()
 
 
-class VerifierPool:
+class VerifierPool(AbstractContextManager["VerifierPool"]):
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says. Threads take turns.
 
     verifier: a Domain; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` /
@@ -111,9 +111,6 @@ class VerifierPool:
         self._arguments = (*subject, MEMORY_MB if memory_mb is None else memory_mb, timeout_s)
         self._idle, self._live, self._closing = list[_Worker](), set[_Worker](), False
         self._turn = threading.Lock()
-
-    def __enter__(self) -> VerifierPool:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -96,17 +96,11 @@ def set_read_only(path: str, flags: int, further: int = NOSUID | NODEV) -> None:
 def set_limits(limits: dict[str, int]) -> None:
     """Resource limits that the program cannot raise again."""
     values = {
-        resource.RLIMIT_CPU: limits["cpu_s"],
-        resource.RLIMIT_AS: limits["memory_mb"] * 2**20,
-        resource.RLIMIT_FSIZE: FILE_KB * 2**10,
-        resource.RLIMIT_NOFILE: OPEN_FILES,
-        resource.RLIMIT_NPROC: 1,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_STACK: 8 * 2**20,
-    }
-    for kind, value in values.items():
+        "CPU": limits["cpu_s"], "AS": limits["memory_mb"] * 2**20, "FSIZE": FILE_KB * 2**10, "NOFILE": OPEN_FILES,
+        "NPROC": 1, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "STACK": 8 * 2**20,
+    }  # fmt: skip
+    for name, value in values.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
@@ -220,9 +214,7 @@ def serve(settings: dict[str, Any], requests: socket.socket) -> bool:
     if len(files) < 2:
         return False
     heard, setup = os.pipe()
-    pid = must(
-        libc.syscall(settings["clone"], NEW_EVERYTHING | signal.SIGCHLD, 0, 0, 0, 0), "clone"
-    )  # into new namespaces
+    pid = must(libc.syscall(settings["clone"], NEW_EVERYTHING | signal.SIGCHLD, 0, 0, 0, 0), "clone")
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         child(settings, files[0], files[1], setup)

@@ -8,7 +8,6 @@ never enter the sandbox. Needs Linux 5.12 or newer."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cache
@@ -77,7 +77,7 @@ class End(str, Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back. answers: index of call -> JSON of its value (`assertions.decode`), a claim of the program, to be
+    """What came back. answers: index of call -> JSON of its value (`code.decode`), a claim of the program, to be
     compared with what is expected and no more. detail: why the first call without a value has none."""
 
     end: End
@@ -111,8 +111,7 @@ def _world() -> dict[str, Any]:
     """What of this machine's files is seen in the box: system libraries and the Python library, without site-packages."""
     library = f"{sys.base_prefix}/{sys.platlibdir}"
     candidates = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", f"{sys.base_prefix}/lib", library]
-    binds: list[str] = []
-    links: dict[str, str] = {}
+    binds, links = list[str](), dict[str, str]()
     for path in candidates:
         if os.path.islink(path) and os.path.dirname(path) == "/":
             links[path] = os.readlink(path)
@@ -133,8 +132,7 @@ def _command(backend: str) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--clearenv", "--new-session"]
     command += ["--setenv", "PYTHONHASHSEED", "0", "--cap-drop", "ALL", "--hostname", "box"]
     command += ["--uid", str(NOBODY), "--gid", str(NOBODY)]
-    world = _world()
-    shown = world["binds"]
+    world, shown = _world(), _world()["binds"]
     for path in shown if any(python.startswith(path + "/") for path in shown) else [*shown, python]:
         command += ["--ro-bind", path, path]
     for path in world["hidden"]:
@@ -150,7 +148,7 @@ class Lost(SandboxError):
     """A server that died or fell silent; never the doing of a program, which cannot reach it. The next one gets it."""
 
 
-class Sandbox:
+class Sandbox(AbstractContextManager["Sandbox"]):
     """Runs programs in a server, one after another; not for several threads at once. A context manager, or call `close`.
     backend: `auto` or one of BACKENDS. Nothing starts before the first program. Raises SandboxError where there is no
     sandbox, or when its server keeps dying."""
@@ -160,17 +158,13 @@ class Sandbox:
         self.backend = backend
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Sandbox:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _start(self) -> None:
         machine = platform.machine()
         owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]  # mapped to nobody
-        settings = {
-            **_world(),
+        settings = _world() | {
             "owner": owner,
             "filter": build_filter(machine).hex(),
             "clone": SECCOMP["clone"][machine],
@@ -199,7 +193,7 @@ class Sandbox:
         """Run one program; a second time where its server died, or where it waited too long with CPU time to spare."""
         if self._process is None:
             self.backend = find_backend(self.backend)
-        with contextlib.suppress(Lost):
+        with suppress(Lost):
             outcome = self.ask(job)
             if outcome.end is not End.TIMEOUT or outcome.cpu_s > self.limits.cpu_s - 0.2:
                 return outcome
@@ -240,8 +234,7 @@ def _outcome(report: dict[str, Any], output: bytes, limits: Limits) -> Outcome:
     if number or len(output) > limits.output_kb * 2**10:
         why = f"ended by {signal.Signals(number).name}" if number else f"more than {limits.output_kb} kB of results"
         return Outcome(End.KILLED, detail=why, cpu_s=cpu_s)
-    answers: dict[int, Any] = {}
-    detail = ""
+    answers, detail = dict[int, Any](), ""
     for line in output.split(b"\n"):
         try:
             row = json.loads(line)
