@@ -21,7 +21,7 @@ from typing import Any
 from soar.config import ProblemsConfig
 from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
-from soar.problems.prompts import PromptFormat, get_format, tagged
+from soar.problems.prompts import PromptFormat, frozen, get_format, tagged
 from soar.problems.sources import PREFIX, environment, with_options
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
@@ -111,9 +111,8 @@ def domain_of(problems: ProblemsConfig) -> Domain:
 
 def styled(name: str, make: Any = tagged, **fields: Any) -> Domain:
     """A built-in domain. make: of its words a `PromptFormat`. fields: of `Domain`, its functions above all."""
-    words = {key: tuple(value) if isinstance(value, list) else value for key, value in WORDS[name]["prompts"].items()}
     examples = tuple(Problem(*row) for row in WORDS[name]["examples"])
-    return Domain(name=name, prompts=make(**words), examples=examples, **fields)
+    return Domain(name=name, prompts=make(**frozen(WORDS[name]["prompts"])), examples=examples, **fields)
 
 
 def load_domain(reference: str) -> Domain:

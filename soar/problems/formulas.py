@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import mpmath
@@ -424,10 +425,7 @@ def both(operation: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     return value
 
 
-def _divide(a: Any, b: Any) -> Any:
-    if b == 0:
-        raise ZeroDivisionError
-    return both(operator.truediv, a, b)
+_divide = partial(both, operator.truediv)
 
 
 def _power(a: Any, b: Any) -> Any:
@@ -486,9 +484,9 @@ def _round(a: Any, how: Callable[[Any], int]) -> Any:
 
 CONSTANTS = {"pi": +MP.pi, "e": +MP.e, "i": MP.mpc(0, 1), "infty": MP.inf}
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: both(operator.add, a, b), "sub": lambda a, b: both(operator.sub, a, b), "neg": operator.neg,
-    "mul": lambda a, b: both(operator.mul, a, b), "div": _divide, "pow": _power, "root": _nth_root, "fact": _factorial,
-    "binom": _binomial, "abs": abs, "floor": lambda a: _round(a, math.floor), "ceil": lambda a: _round(a, math.ceil),
+    "add": partial(both, operator.add), "sub": partial(both, operator.sub), "mul": partial(both, operator.mul),
+    "neg": operator.neg, "div": _divide, "pow": _power, "root": _nth_root, "fact": _factorial, "binom": _binomial,
+    "abs": abs, "floor": lambda a: _round(a, math.floor), "ceil": lambda a: _round(a, math.ceil),
     "log": lambda a, base: MP.log(real(a)) / MP.log(real(base)), "percent": lambda a: _divide(a, Fraction(100)),
     "degree": lambda a: real(a) * MP.pi / 180,
 }  # fmt: skip

@@ -98,9 +98,7 @@ def load_problems(
     else:
         raise DataError(f"problems.source = {source!r}: a world has no rows; `domains.candidates` makes its problems")
     wanted = {"question": question_column, "answer": answer_column}
-    problems: dict[str, Problem] = {}
-    places: dict[str, str] = {}
-    ids: set[str] = set()
+    problems, places, ids = dict[str, Problem](), dict[str, str](), set[str]()
     for row in rows:
         if limit and len(problems) == limit:
             break

@@ -75,13 +75,15 @@ def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **w
     return PromptFormat(name, "boxed", form, student, default_subject=subject, text_answers=text_answers)
 
 
+def frozen(words: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a format from its table in TOML, lists as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
+
+
 FORMATS = {"tags": tagged("tags", **WORDS["tags"], text_answers=False)}
-for words in WORDS["format"]:
-    tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
-    FORMATS[words["name"]] = PromptFormat(**tuples)
-TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = (
-    getattr(FORMATS["tiny"], key) for key in ("teacher_template", "student_template", "answer_marks")
-)
+FORMATS |= {words["name"]: PromptFormat(**frozen(words)) for words in WORDS["format"]}
+TINY = FORMATS["tiny"]
+TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = TINY.teacher_template, TINY.student_template, TINY.answer_marks
 
 
 def get_format(name: str) -> PromptFormat:
@@ -155,15 +157,8 @@ def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, 
         stem = before.rstrip(" ")
         middle = before[len(stem) :] + text
         ids = _ids(tokenizer, stem) + encode_plain(tokenizer, middle, control) + _ids(tokenizer, after)
-    return _with_one_bos(tokenizer, ids)
-
-
-def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """`ids` with exactly one BOS in front if the tokenizer puts one before plain text; a doubled one is reduced."""
     bos = getattr(tokenizer, "bos_token_id", None)
-    if bos is None:
-        return ids
-    while ids[:2] == [bos, bos]:
+    while bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]
-    adds_bos = list(tokenizer.encode("a"))[:1] == [bos]
+    adds_bos = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
     return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids

@@ -216,8 +216,7 @@ def _join(parts: list[Reading], joiner: str) -> Reading:
 
 
 def _read_part(tokens: list[Token]) -> Reading:
-    signs = {token.text for token in tokens if token.is_a("+-", "-+")}
-    if signs:
+    if any(map(_is("+-", "-+"), tokens)):
         two = [[Token("op", t.text[k], t.spaced) if t.is_a("+-", "-+") else t for t in tokens] for k in (0, 1)]
         return _join([_read_part(part) for part in two], ",")
     pieces, cuts = _split(tokens, _is(*RELATIONS))
@@ -243,11 +242,10 @@ NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*(?:\^-1(?=\())?
 
 def _name(tokens: list[Token]) -> tuple[str, tuple[str, ...]] | None:
     """Name and arguments where the tokens are a name: `x`, `a_n`, `AB`, `f(x, y)`, `(x, y)`, a word."""
-    if not tokens or any(token.kind == "word" for token in tokens[1:]) or tokens[0].kind == "num":
+    if not 0 < len(tokens) <= 12 or tokens[0].kind == "num" or any(token.kind == "word" for token in tokens[1:]):
         return None
-    if any(t.kind == "num" and not before.is_a("_", "{", "-") for before, t in pairwise(tokens)):
-        return None
-    if tokens[0].is_a("sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "pi") or len(tokens) > 12:
+    product = any(t.kind == "num" and not before.is_a("_", "{", "-") for before, t in pairwise(tokens))
+    if product or tokens[0].is_a("sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "pi"):
         return None
     match = NAME.fullmatch("".join(token.text for token in tokens if not token.is_a("{", "}")))
     if match is None or match[1] in ("e", "i"):
