@@ -23,7 +23,6 @@ TrainedArm = Literal[
     "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "variants", "pq", "pq_sample",
     "pq_well_posed", "pq_correct", "base_t", "teacher_t", "real",
 ]  # fmt: skip
-Arm = Literal["base", "ps", TrainedArm]
 # Trained on the hard problems alone.
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
@@ -190,7 +189,7 @@ class PromotionConfig(Section):
 class ArmsConfig(Section):
     """What is trained and measured after the loop (`arms`, `training_sets`)."""
 
-    run: tuple[Arm, ...] = ("base", "hard_only", "ps", "pq")
+    run: tuple[Literal["base", "ps", TrainedArm], ...] = ("base", "hard_only", "ps", "pq")
     curriculum_steps: int = Field(0, ge=0)  # RLOO steps on questions before the hard problems; 0: both mixed
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
     tokens: int = Field(0, ge=0)  # generated for every arm in all, search and preparation included, in place of steps
@@ -383,10 +382,9 @@ def named_code(config: object) -> list[str]:
 def refuse_code(path: Path, config: object) -> None:
     """Raises ConfigError when the config in the run folder `path` names code or a server and nobody said --trust-run."""
     if (named := named_code(config)) and not TRUSTED.get():
-        raise ConfigError(
-            f"{path}: its config names code or a server of whoever made the folder: {', '.join(named)}. Give --trust-run if "
-            "you know what that does, or a recipe of your own"
-        )
+        advice = "Give --trust-run if you know what that does, or a recipe of your own"
+        whose = "its config names code or a server of whoever made the folder"
+        raise ConfigError(f"{path}: {whose}: {', '.join(named)}. {advice}")
 
 
 def load(recipe: str | None = None, overrides: list[str] | None = None, model_named: bool = False) -> Config:
@@ -401,10 +399,8 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
         raise ConfigError(f"{path}: not {kind}: {error}") from error
     data = reduce(_merge, map(parse_override, overrides or []), data)
     if model_named and isinstance(data, dict) and "path" not in (data.get("model") or {}):
-        raise ConfigError(
-            f"no --model given: the recipe {path.stem!r} leaves it to you; add --model with a folder, a GGUF file or a hub "
-            "id (--model builtin:tiny is the 168,000-parameter model of the demo)"
-        )
+        some = "a folder, a GGUF file or a hub id (--model builtin:tiny is the 168,000-parameter model of the demo)"
+        raise ConfigError(f"no --model given: the recipe {path.stem!r} leaves it to you; add --model with {some}")
     if path.name == "manifest.json":
         refuse_code(path.parent, data)
     return build(data, f"{path} with --set" if overrides else str(path))

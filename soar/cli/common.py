@@ -35,10 +35,9 @@ def overrides(sets: list[str] | None, workers: str | None, **values: Any) -> lis
     """`KEY=VALUE` of every option given (neither None nor False; `section__key` is its key), then those of --set. Raises
     ConfigError for --workers that are neither a number nor an address."""
     if workers is not None and not workers.isdecimal() and workers != "auto" and ":" not in workers:
-        raise ConfigError(
-            f"--workers {workers!r}: expected a number of processes, or the address of a Ray cluster: auto, HOST:PORT or "
-            "ray://HOST:PORT; how many of them on a cluster says --set cluster.workers=N"
-        )
+        forms = "the address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT"
+        more = "how many of them on a cluster says --set cluster.workers=N"
+        raise ConfigError(f"--workers {workers!r}: expected a number of processes, or {forms}; {more}")
     if workers is not None:
         values |= {"cluster__workers": int(workers)} if workers.isdecimal() else {"cluster__address": workers}
     given = {key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False}

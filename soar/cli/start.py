@@ -47,10 +47,8 @@ def run(
       soar run small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --out runs/qwen
       soar run --out runs/mine --max-hours 8          pause in time; --resume continues
     """
-    overrides = common.overrides(
-        sets, workers, problems__verifier=verifier, promotion__review=review, limits__max_hours=max_hours,
-        limits__max_tokens=max_tokens,
-    )  # fmt: skip
+    limits = {"limits__max_hours": max_hours, "limits__max_tokens": max_tokens}
+    overrides = common.overrides(sets, workers, problems__verifier=verifier, promotion__review=review, **limits)
     if resume and not (recipe or model or problems):
         config = override(recorded_config(out or Path("runs/demo")), overrides)
     else:

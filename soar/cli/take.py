@@ -17,7 +17,6 @@ from soar.run.interrupts import resume_command
 from soar.run.progress import Progress
 from soar.studies.study import cells, find_study, read_study, run_study
 
-Format = Literal["trl", "verl", "jsonl", "peft"]
 _PUSH = "Upload it to this private Hugging Face repository."
 _ADAPTER = "Adapter folder, may be repeated; without any, the base model alone."
 _ARM = "An arm of arms.run, and what it trains on."
@@ -27,7 +26,7 @@ FROM = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.re
 
 def export(
     run: common.RunFolder,
-    form: Annotated[Format, Option("--format", help="See below.")],
+    form: Annotated[Literal["trl", "verl", "jsonl", "peft"], Option("--format", help="See below.")],
     out: Annotated[Path, Option(help="New folder.")],
     questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
     with_hard: Annotated[bool, Option("--with-hard", help="Add the hard training half, as for the arm pq.")] = False,

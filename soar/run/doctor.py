@@ -1,7 +1,7 @@
 """hashes.json of a finished run, and `soar doctor`: is a folder still what its run left behind? Needs no torch.
 
 Four checks a run: every file can be read and no event stands twice; the files are those of hashes.json; the config
-is that of the last checkpoint; summary.json follows from metrics.jsonl.
+is that of the last checkpoint; summary.json, the times excepted, follows from metrics.jsonl.
 """
 
 from collections import Counter
@@ -42,7 +42,6 @@ def examine(folder: Path) -> list[Check]:
 
 
 def _readable(run: Path, events: list[dict[str, Any]]) -> Check:
-    """Every file that a reader needs; no event twice."""
     manifest, complaints = read_object(run / "manifest.json")
     try:
         build(manifest.get("config", {}), f"{run}/manifest.json")
@@ -58,7 +57,6 @@ def _readable(run: Path, events: list[dict[str, Any]]) -> Check:
 
 
 def _hashes(run: Path) -> Check:
-    """The files of a finished run: none changed, removed or added."""
     if not (run / HASHES).is_file():
         finished = (run / "summary.json").is_file()
         return (f"no {HASHES}: the end of a run writes it", [f"{HASHES} is missing"] if finished else [])
@@ -74,7 +72,6 @@ def _hashes(run: Path) -> Check:
 
 
 def _recorded(run: Path, config: Any) -> Check:
-    """The config is that of the newest checkpoint."""
     saved = sorted(path for path in run.glob("state/[0-9]*/state.json") if path.parent.name.isdecimal())
     beside = read_object(saved[-1])[0].get("beside") if saved else None
     begun = beside.get("config") if isinstance(beside, dict) else None
@@ -83,7 +80,6 @@ def _recorded(run: Path, config: Any) -> Check:
 
 
 def _summary(run: Path, events: list[dict[str, Any]], config: Any) -> Check:
-    """summary.json recomputed, the times excepted."""
     if not (run / "summary.json").is_file():
         return ("no summary.json: the run is not finished", [])
     summary, complaints = read_object(run / "summary.json")

@@ -164,10 +164,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.check()
         for name, value in hashes.items():
             if (old := self.manifest["hashes"].get(name, value)) != value:
-                raise RunFolderError(
-                    f"{self.path}: {name} changed since the run began ({old[:12]} then, {value[:12]} now); "
-                    "restore the old one or start a new run"
-                )
+                changed = f"{name} changed since the run began ({old[:12]} then, {value[:12]} now)"
+                raise RunFolderError(f"{self.path}: {changed}; restore the old one or start a new run")
         if "manifest.json" not in self._left or hashes.keys() - self.manifest["hashes"].keys():
             self.manifest["hashes"].update(hashes)
             with self._writing("manifest.json") as path:
@@ -274,10 +272,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             )
         beside = checkpoint.beside if checkpoint else {"lines": {}, "config": self.manifest["config"]}
         if changed := difference(beside["config"], self.manifest["config"]):
-            raise RunFolderError(
-                f"{self.path}/manifest.json was changed since the checkpoint, and half the run would have another config; "
-                "restore it from a copy:\n  " + "\n  ".join(changed)
-            )
+            effect = "was changed since the checkpoint, and half the run would have another config"
+            keys = "\n  ".join(["restore it from a copy:", *changed])
+            raise RunFolderError(f"{self.path}/manifest.json {effect}; {keys}")
         for name in STREAMS:
             if (self.path / name).is_file():
                 self.cut(name, beside["lines"].get(name, [0])[0])

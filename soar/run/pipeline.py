@@ -227,10 +227,8 @@ class Run:
         answer = review.ask(path, promotion, finite(pending.rows))
         if answer is None:
             show, go_on = f"soar review {shlex.quote(str(path))}", resume_command(path)
-            raise Stopped(
-                f"the promotion of outer step {step} waits for a person",
-                f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`",
-            )
+            advice = f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`"
+            raise Stopped(f"the promotion of outer step {step} waits for a person", advice)
         decision, by = answer
         if decision == review.REJECTED:
             loop.baseline, loop.pass_rates = pending.baseline, pending.pass_rates
@@ -301,9 +299,8 @@ class Run:
             write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
         budget, search, took = config.arms.tokens, self._search_tokens(arm), self.meter.tokens - before
         if 0 < budget <= search + took:
-            raise arms.NothingLeft(
-                f"its search and preparation took all of arms.tokens = {budget}; raise it or lower teacher.steps"
-            )
+            advice = "raise it or lower teacher.steps"
+            raise arms.NothingLeft(f"its search and preparation took all of arms.tokens = {budget}; {advice}")
         if arm in self.state.arm_tokens:
             self.meter.tokens = before  # counted before this run was resumed
         self.state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
@@ -403,7 +400,7 @@ def execute(
 ) -> Row:
     """Run `config` in the folder `out`; returns the summary.
 
-    Raises ConfigError, DataError, LoggerError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
+    Raises ConfigError, DataError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
     hold ends it; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state kept.
     """
     check_installed(config.log.sinks)

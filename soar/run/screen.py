@@ -94,10 +94,11 @@ def what_fits(rate: float, config: Config, easier: int = 0) -> str:
     if rate > 0.5:
         return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
     first = "solvable (the easier candidates first), beside " if easier >= FEW_SOLVABLE else ""
-    return (
-        f"try first: {'plain RL, the arm hard_only' if step >= 1 else f'{first}ps and pq of SOAR'}: in the planned budget "
+    arm = "plain RL, the arm hard_only" if step >= 1 else f"{first}ps and pq of SOAR"
+    expected = (
         f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct, {step:.2g} a step"
     )
+    return f"try first: {arm}: in the planned budget {expected}"
 
 
 def left_out_before(event: Row) -> str:
@@ -358,10 +359,10 @@ def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, 
     try:
         check_evidence(evidence, {key: wanted[key] for key in wanted if key not in FREE_OF_HARD}, str(where))
     except DataError as error:
-        raise DataError(
-            f"{error} with `soar screen`, or set this run's keys to the values of the evidence; "
-            "without the evidence file the run screens by itself"
-        ) from None
+        advice = (
+            "set this run's keys to the values of the evidence; without the evidence file the run screens by itself"
+        )
+        raise DataError(f"{error} with `soar screen`, or {advice}") from None
     return {p.id: s for p, s in zip(problems, screenings, strict=True)}, evidence, where
 
 

@@ -15,17 +15,12 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.files import Row, scrub
-from soar.types import UserError
 
 Values = dict[str, float]
 
 NAMES = {"reward_mean": "reward", **{f"teacher_{name}": name for name in ("kl", "grad_norm", "logprob_gap")}}
-
-
-class LoggerError(UserError):
-    """A sink that was asked for is not installed."""
 
 
 def flatten(event: Row) -> tuple[str, int, Values] | None:
@@ -87,11 +82,11 @@ class Sink:
 
 
 def check_installed(kinds: Sequence[str]) -> None:
-    """Raises LoggerError for a sink in `log.sinks` whose package is absent, before anything is computed or written."""
+    """Raises ConfigError for a sink in `log.sinks` whose package is absent, before anything is computed or written."""
     for kind in kinds:
         if importlib.util.find_spec(kind) is None:
             install = f"pip install 'soar-rl[{kind}]', or take it out of log.sinks"
-            raise LoggerError(f"log.sinks names {kind!r}, which is not installed: {install}")
+            raise ConfigError(f"log.sinks names {kind!r}, which is not installed: {install}")
 
 
 class Loggers:
