@@ -15,12 +15,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from soar.types import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -63,8 +60,7 @@ def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
             leaf = form.sub(rf"\1{HIDDEN}", leaf)
         return BY_FORM.sub(HIDDEN, leaf)
 
-    result: T = _each_leaf(value, scrubbed)
-    return result
+    return _each_leaf(value, scrubbed)
 
 
 def _each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -154,13 +150,6 @@ def json_bytes(value: Any, indent: int | None = None) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by a JSON document. Raises ValueError for NaN and infinity."""
     write_atomic(path, json_bytes(value, indent=2))
-
-
-def write_tensors(path: Path, tensors: "dict[str, Tensor]") -> None:
-    """Replace a file by safetensors on the CPU."""
-    from safetensors.torch import save
-
-    write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"}))
 
 
 def finite(value: Any) -> Any:

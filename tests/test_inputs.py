@@ -21,7 +21,7 @@ from test_record import change, content, spoil
 
 from soar.cli import main
 from soar.config import builtin_path
-from soar.run.doctor import write_hashes
+from soar.run.folder import write_hashes
 from soar.run.interrupts import resume_command
 
 TABLE = list(map(json.loads, (Path(__file__).parent / "cases" / "inputs.jsonl").read_text("utf-8").splitlines()))

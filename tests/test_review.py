@@ -8,8 +8,7 @@ from loop_helpers import events, read_jsonl, run_tiny, without_clock
 
 from soar.cli import main
 from soar.run import folder as review
-from soar.run.doctor import examine
-from soar.run.folder import RunFolder, recorded_config
+from soar.run.folder import RunFolder, examine, recorded_config
 from soar.run.interrupts import Stopped
 
 CHANGES = ("teacher.steps=3", "promotion.review=true", 'arms.run=["ps","pq"]')

@@ -8,12 +8,13 @@ import pytest
 import run_folders
 from loop_helpers import read_jsonl, run_tiny, skills, tiny_config
 
+from soar.files import read_object
 from soar.loop.student import Plan, Training, TrainState
 from soar.problems.pool import VerifierPool
 from soar.report.page import KINDS, OUTCOMES, write_report
 from soar.report.runs import read_run
 from soar.report.watch import view_lines
-from soar.run import doctor, sinks
+from soar.run import sinks
 from soar.types import Verdict
 
 
@@ -57,7 +58,7 @@ def test_a_run_keeps_completions_of_every_kind_from_its_first_to_its_last_step(t
     hard = {row["id"] for half in ("train", "test") for row in read_jsonl(tiny_run / "hard" / f"{half}.jsonl")}
     assert all((row["id"] in hard) == (row["kind"] == "hard") for row in rows if row["kind"] != "teacher")
     assert all(row["reward"] == float(row["outcome"] == "right") for row in rows if row["kind"] != "teacher")
-    assert "rollouts.jsonl" in doctor.read_object(tiny_run / "hashes.json")[0]
+    assert "rollouts.jsonl" in read_object(tiny_run / "hashes.json")[0]
     shown = [text for text, _ in view_lines(read_run(tiny_run))]
     assert any(text.startswith("completions kept last (pq, RLOO step ") for text in shown)
 

@@ -15,7 +15,7 @@ from soar.problems.domain import load_domain
 from soar.problems.pool import VerifierPool
 from soar.report.page import write_report
 from soar.report.watch import follow, web_server
-from soar.run.doctor import BLIND, examine
+from soar.run.folder import BLIND, examine
 from soar.types import Verdict
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soar.files import Row, read_object, sha256_of, sync, write_json, write_tensors
+from soar.files import Row, read_object, sha256_of, sync, write_atomic, write_json
 from soar.types import UserError
 
 if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
@@ -54,6 +54,13 @@ def read_document(path: Path) -> Row:
     if notes:
         raise CheckpointError(f"{path.parent}/{notes[0]}; restore it {FROM_COPY}")
     return value
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace a file by safetensors on the CPU."""
+    from safetensors.torch import save
+
+    write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"}))
 
 
 class CheckpointStore:

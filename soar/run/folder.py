@@ -1,7 +1,9 @@
-"""The run folder: the one place that writes lines and checkpoints of a run; promotions on hold. Needs no torch.
+"""The run folder: the one place that writes lines and checkpoints of a run; promotions on hold; `soar doctor`. No torch.
 
 A contract that other tools read; docs/run_folder.md has the fields. JSONL files only grow, and a resumed run cuts off what
-came after its checkpoint. With promotion.review a run ends at every promotion, for `soar review` to decide.
+came after its checkpoint. With promotion.review a run ends at every promotion, for `soar review` to decide. `examine` tells
+whether a folder is still what its run left: every file can be read and no event stands twice; the files are those of
+hashes.json; the config is that of the last checkpoint; summary.json, the times excepted, follows from metrics.jsonl.
 """
 
 import hashlib
@@ -10,6 +12,7 @@ import json
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -21,6 +24,7 @@ from filelock import FileLock, Timeout
 from soar import files
 from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
 from soar.files import Row
+from soar.report.runs import HASHES, ReportError, summary_of
 from soar.report.runs import REVIEW_FILE as FILE
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
@@ -340,3 +344,87 @@ def lines(review: Row) -> list[str]:
         mark = "  (wrong by the world's oracle)" if row.get("correct") is False else ""
         page += [f"  {place:3d}. {text(row.get('question'))}", f"       answer: {text(row.get('answer'))}{mark}"]
     return [*page, f"decision: {decision} by {text(review.get('by'))}" if decision else "decision: none yet"]
+
+
+_ADVICE = f"keep a copy of {HASHES} elsewhere, and compare"
+BLIND = f"not found by this: changes of somebody who wrote {HASHES}, checkpoints and events again to fit; {_ADVICE}"
+ALWAYS = ("manifest.json", "metrics.jsonl", "hard/train.jsonl", "hard/test.jsonl", "summary.json")  # of a finished run
+ONCE = {"screen": "event", "outer_step": "step", "promotion": "step", "evaluation": "arm"}  # what tells events apart
+
+Check = tuple[str, list[str]]  # what was looked at, and everything that is wrong with it
+
+
+def write_hashes(folder: Path) -> None:
+    """hashes.json: sha256 of every file of a finished run that stays as it is."""
+    files.write_json(folder / HASHES, {name: files.sha256_of(folder / name) for name in files_of(folder)})
+
+
+def examine(folder: Path) -> list[Check]:
+    """The checks of a run folder, or of every run in a study folder. Raises ReportError when there is none."""
+    runs = sorted(path.parent for path in folder.rglob("manifest.json"))
+    if not runs:
+        why = "no run folder: it has no manifest.json"
+        raise ReportError(f"{folder}: {why}; give the folder that a `soar` command wrote")
+    checks = []
+    for run in runs:
+        name = "" if run == folder else f"{run.relative_to(folder)}: "
+        events, config = (
+            files.read_jsonl(run / "metrics.jsonl")[0],
+            files.read_object(run / "manifest.json")[0].get("config", {}),
+        )
+        parts = (_readable(run, events), _hashes(run), _config_kept(run, config), _summary(run, events, config))
+        checks += [(f"{name}{what}", complaints) for what, complaints in parts]
+    return checks
+
+
+def _readable(run: Path, events: list[Row]) -> Check:
+    manifest, complaints = files.read_object(run / "manifest.json")
+    try:
+        build(manifest.get("config", {}), f"{run}/manifest.json")
+    except ConfigError as error:
+        complaints.append(str(error))
+    lines = sorted([*run.glob("*.jsonl"), *run.glob("hard/*.jsonl")])
+    for path in lines:
+        complaints += files.read_jsonl(path, str(path.relative_to(run)))[1]
+    keys = [(kind, row.get(ONCE[kind])) for row in events for kind in ONCE if row.get("event") == kind]
+    counts = Counter(f"{kind} {key!r:.40}" for kind, key in keys)
+    complaints += [f"metrics.jsonl: {name} stands {n} times" for name, n in counts.items() if n > 1]
+    return (f"{len(lines) + 1} files can be read, every line is whole, no event stands twice", complaints)
+
+
+def _hashes(run: Path) -> Check:
+    if not (run / HASHES).is_file():
+        finished = (run / "summary.json").is_file()
+        return (f"no {HASHES}: the end of a run writes it", [f"{HASHES} is missing"] if finished else [])
+    hashes, complaints = files.read_object(run / HASHES)
+    present = files_of(run)
+    complaints += [f"{HASHES} lacks {name}, which every finished run has" for name in ALWAYS if name not in hashes]
+    complaints += [f"{name} is missing" for name in sorted(set(hashes) - set(present))]
+    complaints += [f"{name} was added after the run" for name in sorted(set(present) - set(hashes))]
+    for name in sorted(set(hashes) & set(present)):
+        if files.sha256_of(run / name) != hashes[name]:
+            complaints.append(f"{name} was changed after the run: its sha256 is not that in {HASHES}")
+    return (f"hashes of {len(hashes)} files", complaints)
+
+
+def _config_kept(run: Path, config: Any) -> Check:
+    saved = sorted(path for path in run.glob("state/[0-9]*/state.json") if path.parent.name.isdecimal())
+    beside = files.read_object(saved[-1])[0].get("beside") if saved else None
+    begun = beside.get("config") if isinstance(beside, dict) else None
+    changed = difference(begun, config) if isinstance(begun, dict) and isinstance(config, dict) else []
+    return ("config of the newest checkpoint", [f"manifest.json: the config was changed: {line}" for line in changed])
+
+
+def _summary(run: Path, events: list[Row], config: Any) -> Check:
+    if not (run / "summary.json").is_file():
+        return ("no summary.json: the run is not finished", [])
+    summary, complaints = files.read_object(run / "summary.json")
+    try:
+        wanted = summary_of(events, build(config), {})
+    except (ConfigError, LookupError, TypeError, ValueError, AttributeError) as error:
+        complaints.append(f"the events of metrics.jsonl give no summary: {error!r}")
+        wanted = summary
+    for name in sorted((set(summary) | set(wanted)) - {"wall_seconds"}):
+        if (recorded := summary.get(name)) != (recomputed := wanted.get(name)):
+            complaints.append(f"summary.json: {name} is {recorded!r:.200}, recomputed {recomputed!r:.200}")
+    return ("summary.json from metrics.jsonl", complaints)

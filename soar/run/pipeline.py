@@ -31,8 +31,7 @@ from soar.report.text import held_out
 from soar.report.watch import step_lines
 from soar.run import folder as review
 from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
-from soar.run.doctor import write_hashes
-from soar.run.folder import ADVICE, RunFolder
+from soar.run.folder import ADVICE, RunFolder, write_hashes
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.jobs import FileLoop
 from soar.run.progress import Progress

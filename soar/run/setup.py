@@ -16,11 +16,12 @@ from soar.engine.memory import free_bytes
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
 from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
-from soar.files import write_json, write_tensors
+from soar.files import write_json
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
 from soar.problems.prompts import turn_end_ids
+from soar.run.checkpoint import write_tensors
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
 
