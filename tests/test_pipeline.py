@@ -145,7 +145,7 @@ def test_evaluations_and_summary(tiny_run):
         assert len(row["correct"]) == row["problems"] == 6
         assert row["pass_at"]["1"] == pytest.approx(sum(pass_at_k(4, c, 1) for c in row["correct"]) / 6)
         seed = pipeline.seeds.derive(0, "evaluate")
-        assert {k: row[k] for k in ("pass_at", "interval_95")} == summarize(row["correct"], 4, config.evaluate, seed)
+        assert {k: row[k] for k in ("pass_at", "interval_95")} == summarize(row["correct"], config.evaluate, seed)
         arm = summary["arms"][row["arm"]]
         same = ("pass_at", "interval_95", "problems", "attempts", "student_rollouts")
         assert {k: arm[k] for k in same} == {k: row[k] for k in same}

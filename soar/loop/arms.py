@@ -1,9 +1,7 @@
 """The arms of a run after the outer loop: what is trained, on what, with which budget.
 
-`soar/assets/arms.toml` says what each arm is, docs/concepts.md where it comes from. Hard-Only gets as many student rollouts
-as the outer loop spent on students; with arms.tokens every arm gets the same total of tokens, search and preparation
-included. Every arm trains a fresh base student. SOAR with a teacher that is never trained is no arm but
-`teacher.reward = "none"`.
+`soar/assets/arms.toml` says what each arm is, docs/concepts.md where it comes from. Every arm trains a fresh base
+student. SOAR with a teacher that is never trained is no arm but `teacher.reward = "none"`.
 """
 
 from __future__ import annotations
@@ -14,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from soar import seeds
 from soar.config import HARD_ARMS, Config, ConfigError
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
-from soar.files import read_jsonl
+from soar.files import Row, read_jsonl
 from soar.loop.parallel import Parallel, Tick
 from soar.loop.population import train_chunk
 from soar.loop.rewards import success_rates
@@ -47,10 +44,8 @@ class Material:
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Questions of an arm, [] for those on hard problems alone and where there are none (the reason goes to `material.say`).
-
-    Raises ConfigError when the config names no source for them, TeacherError when a teacher writes too few.
-    """
+    """Questions of an arm; [] for those on hard problems alone, and where there are none (why goes to `material.say`).
+    Raises ConfigError when the config names no source for them, TeacherError when a teacher writes too few."""
     if arm in HARD_ARMS:
         return []
     if arm.startswith("pq") and not material.pq:
@@ -81,8 +76,7 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
         problems, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
         for line in report.lines():
             material.say(line)
-        problems = arranged(domain_of(config.problems), problems, report)
-        problems, _ = usable(env, config, problems, material.say)
+        problems, _ = usable(env, config, arranged(domain_of(config.problems), problems, report), material.say)
     elif kind or not world:
         raise ConfigError(
             f'arms.run has "real", but arms.real = "" and problems.source = {config.problems.source!r} is no embedded '
@@ -116,12 +110,9 @@ two or three sentences. Do not state the answer."""
 
 
 def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dict[str, str]:
-    """Problem id -> hint, made once by the base model from question and gold answer.
-
-    The first of HINT_TRIES texts that ended and does not hold the gold answer; where all do, the first with it masked. None
-    where there is no room for a hint and an answer. A prompt without turns can only be continued: the hint is then the
-    beginning of the model's own working.
-    """
+    """Problem id -> hint, made once by the base model from question and gold answer: the first of HINT_TRIES texts that
+    ended and does not hold the answer; where all do, the first with it masked; none where hint and answer do not fit. A
+    prompt without turns can only be continued: its hint is the beginning of the model's own working."""
     turns = env.fmt.turns
     fmt = replace(env.fmt, student_template=HINT_PROMPT) if turns else env.fmt
     told = [f"{p.question} The answer is {p.answer}." if turns else p.question for p in problems]
@@ -164,11 +155,9 @@ steps, or a special case.
 
 
 def variant_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Up to arms.questions easier variants of the hard training problems, from VARIANT_ROUNDS texts a problem.
-
-    The base model sees the problem and writes a variant with its answer, which is kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of
-    its attempts give that answer. A prompt without turns can only be continued: the variant begins as the problem does.
-    """
+    """Up to arms.questions easier variants of the hard training problems, from VARIANT_ROUNDS texts a problem: the base
+    model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
+    answer. A prompt without turns can only be continued: the variant begins as the problem does."""
     fmt, sampling, kept = env.fmt, config.teacher.sampling, dict[str, Problem]()
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
     shown = {p.id: p.question for p in material.hard_train}
@@ -181,9 +170,7 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
     prompts = {key: shape.teacher_ids(env.backbone.tokenizer, text) for key, text in shown.items()}
     prompts = {key: ids for key, ids in prompts.items() if len(ids) + sampling.max_tokens <= env.backbone.context}
     for turn in range(VARIANT_ROUNDS if prompts else 0):
-        seed, attempts_seed = (
-            seeds.derive(config.seed, "arm", "variants", turn, what) for what in ("text", "attempts")
-        )
+        seed = seeds.derive(config.seed, "arm", "variants", turn, "text")
         seed_Q = [seeds.derive(seed, key) for key in prompts]
         rollouts = env.sampler.sample(None, [list(prompts.values())], 1, [seed_Q], sampling)
         texts = rollouts.texts(env.backbone)
@@ -193,7 +180,8 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
         fresh = {p.question: p for p in written if isinstance(p, Problem) and p.question not in kept}
         tried = not_held_out("variants", material, list(fresh.values()))
         if tried:
-            batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [attempts_seed], config.student.sampling)
+            seed = seeds.derive(config.seed, "arm", "variants", turn, "attempts")
+            batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [seed], config.student.sampling)
             rates = zip(tried, success_rates(batch), strict=True)
             kept |= {p.question: p for p, rate in rates if rate is not None and 0.3 <= rate <= 0.7}
         if len(kept) >= config.arms.questions:
@@ -221,9 +209,7 @@ def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> 
 
 def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tuple[bool, bool]]:
     """(well-posed, correctly answered) of every question: exact, by the domain's own solver or by the embedded world.
-
-    Raises NothingLeft where neither is there.
-    """
+    Raises NothingLeft where neither is there."""
     questions, source = [p.question for p in problems], config.problems.source
     if env.verifier.domain.solve is not None:
         answers = env.verifier.solve(questions)
@@ -239,7 +225,7 @@ def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tup
     return [(a is not None, a is not None and v.solved) for a, v in zip(answers, right, strict=True)]
 
 
-def read_pq(place: Path) -> list[dict[str, Any]]:
+def read_pq(place: Path) -> list[Row]:
     """Rows of a pq.jsonl file, or of the run folder that holds it. Raises ConfigError when there is no question."""
     path = place / "pq.jsonl" if place.is_dir() else place
     rows, notes = read_jsonl(path)
@@ -300,11 +286,11 @@ class NothingLeft(UserError):
     """An arm that cannot be trained; the run goes on with the others."""
 
 
-def arm_events(name: str, plan: Plan, state: TrainState) -> list[dict[str, Any]]:
+def arm_events(name: str, plan: Plan, state: TrainState) -> list[Row]:
     """One arm_step event for each of the state's metrics, and at the end the alarm of a student that diverged."""
     first = state.step - len(state.metrics)
-    rows: list[dict[str, Any]] = [
-        {"event": "arm_step", "arm": name, "step": step, **row} for step, row in enumerate(state.metrics, first)
+    rows: list[Row] = [
+        {"event": "arm_step", "arm": name, "step": i, **row} for i, row in enumerate(state.metrics, first)
     ]
     if plan.finished(state) and state.failed:
         message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
@@ -322,11 +308,11 @@ def train_arms(
     tick: Tick,
     parallel: Parallel | None = None,
 ) -> Iterator[dict[str, TrainState]]:
-    """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand.
+    """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand. A
+    segment ends where an arm is at its end, is to be saved, or stopping() says so. tick(): after each step.
 
-    Arms with equally many steps done train as one population: on a GPU all of them, on a CPU one (its last bits would depend
-    on its neighbours); worker processes train one arm each. A segment ends where an arm is at its end, is to be saved, or
-    stopping() says so. threads: threads that share out the sampling of an arm. tick(): after each step.
+    Arms with equally many steps done train as one population: on a GPU all of them, on a CPU one (its last bits would
+    depend on its neighbours), whose sampling `threads` threads share out; worker processes train one arm each.
     """
     states, ends = dict(states), partial(segment_ends, config)
     common = (config.student, config.arms.learning_rate or config.student.optimizer.lr, threads)

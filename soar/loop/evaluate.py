@@ -18,14 +18,10 @@ if TYPE_CHECKING:  # the estimators need no torch, so that a run can be checked 
     from soar.loop.rollout import RolloutEnv
 
 
-def summarize(
-    correct_H: Sequence[int], samples: int, config: EvaluateConfig, seed: int
-) -> dict[str, dict[str, object]]:
+def summarize(correct_H: Sequence[int], config: EvaluateConfig, seed: int) -> dict[str, dict[str, Any]]:
     """`pass_at` and `interval_95`, keyed by k as text, from correct counts per problem."""
-    values_K = {str(k): [pass_at_k(samples, correct, k) for correct in correct_H] for k in config.ks}
-    interval: dict[str, object] = {
-        k: list(bootstrap_interval(values, seed, config.bootstrap)) for k, values in values_K.items()
-    }
+    values_K = {str(k): [pass_at_k(config.attempts, correct, k) for correct in correct_H] for k in config.ks}
+    interval = {k: list(bootstrap_interval(values, seed, config.bootstrap)) for k, values in values_K.items()}
     return {"pass_at": {k: float(np.mean(values)) for k, values in values_K.items()}, "interval_95": interval}
 
 
@@ -45,21 +41,11 @@ def paired_differences(
 def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed: int) -> dict[str, Any]:
     """What `soar eval` reports of correct attempts per problem: policies with intervals, differences from `base`."""
     place, paired_place, base_H = seeds.derive(seed, "evaluate"), seeds.derive(seed, "paired"), counts["base"]
-    return {
-        "attempts": config.attempts,
-        "temperature": config.temperature,
-        "bootstrap": config.bootstrap,
-        "seed": seed,
-        "policies": {
-            name: {**summarize(correct_H, config.attempts, config, place), "correct": list(correct_H)}
-            for name, correct_H in counts.items()
-        },
-        "paired": {
-            f"{name} - base": paired_differences(correct_H, base_H, config, paired_place)
-            for name, correct_H in counts.items()
-            if name != "base"
-        },
-    }
+    policies = {name: {**summarize(a_H, config, place), "correct": list(a_H)} for name, a_H in counts.items()}
+    pairs = ((f"{name} - base", a_H) for name, a_H in counts.items() if name != "base")
+    paired = {pair: paired_differences(a_H, base_H, config, paired_place) for pair, a_H in pairs}
+    head = config.model_dump(include={"attempts", "temperature", "bootstrap"})
+    return {**head, "seed": seed, "policies": policies, "paired": paired}
 
 
 def count_correct(

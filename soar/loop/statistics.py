@@ -16,6 +16,8 @@ import numpy as np
 
 from soar import seeds
 
+Interval = tuple[float, float]
+ENDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of a 95 % interval
 FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many random ones
 
 
@@ -42,29 +44,25 @@ def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, bef
     return total / (attempts * hard) if hard and total else None
 
 
-def bootstrap_interval(
-    values_H: Sequence[float], seed: int, resamples: int, share: float = 0.95, floor: float = 0.0
-) -> tuple[float, float]:
+def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, floor: float = 0.0) -> Interval:
     """Percentile interval of the mean over problems, by resampling problems with replacement; where all values are equal
     `nothing_varies`. floor: the lowest value that there can be, -1 for differences."""
     values = np.asarray(values_H, dtype=np.float64)
     if len(set(values.tolist())) == 1:
-        return nothing_varies(float(values[0]), len(values), share, floor)
+        return nothing_varies(float(values[0]), len(values), floor)
     rng = seeds.generator(seed, "bootstrap")
     picks = rng.integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
+    low, high = np.quantile(values[picks].mean(axis=1), ENDS)
     return float(low), float(high)
 
 
-def nothing_varies(value: float, trials: int, share: float = 0.95, floor: float = 0.0) -> tuple[float, float]:
+def nothing_varies(value: float, trials: int, floor: float = 0.0) -> Interval:
     """Clopper-Pearson's reach around a value that all `trials` independent units have: 0 of 96 problems -> (0, 0.038)."""
-    reach = 1.0 - ((1 - share) / 2) ** (1 / trials)
+    reach = 1.0 - ENDS[0] ** (1 / trials)
     return max(floor, value - reach), min(1.0, value + reach)
 
 
-def pigeonhole_interval(
-    values_S: Sequence[Mapping[str, float]], seed: int, resamples: int, share: float = 0.95
-) -> tuple[float, float]:
+def pigeonhole_interval(values_S: Sequence[Mapping[str, float]], seed: int, resamples: int) -> Interval:
     """Percentile interval of the mean over seeds of the means over problems (module text). values_S: problem -> value, one
     mapping a seed; what two seeds call by one name is drawn for both together."""
     rng = seeds.generator(seed, "pigeonhole bootstrap")
@@ -79,11 +77,11 @@ def pigeonhole_interval(
         means_M_S[:, s] = np.where(many_M > 0, drawn_M_H @ values_H / np.maximum(many_M, 1), values_H.mean())
     seeds_M_S = rng.integers(0, len(values_S), size=means_M_S.shape)
     means_M = np.take_along_axis(means_M_S, seeds_M_S, axis=1).mean(axis=1)
-    low, high = np.quantile(means_M, [(1 - share) / 2, (1 + share) / 2])
+    low, high = np.quantile(means_M, ENDS)
     return float(low), float(high)
 
 
-def t_interval(means_S: Sequence[float]) -> tuple[float, float] | None:
+def t_interval(means_S: Sequence[float]) -> Interval | None:
     """95 % interval of the mean over seeds by Student's t; None for fewer than two seeds."""
     from scipy.stats import t
 
@@ -94,7 +92,7 @@ def t_interval(means_S: Sequence[float]) -> tuple[float, float] | None:
     return centre - half, centre + half
 
 
-def clopper_pearson(successes: float, trials: float) -> tuple[float, float]:
+def clopper_pearson(successes: float, trials: float) -> Interval:
     """95 % interval of a share (Clopper and Pearson 1934); (0, 1) without trials. `trials` may be an effective number."""
     from scipy.stats import beta
 
@@ -127,11 +125,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def over_seeds(
     values_S: Sequence[Mapping[str, float]], seed: int, resamples: int, floor: float = 0.0
 ) -> dict[str, Any]:
-    """The mean over seeds of the means over problems, with its intervals.
-
-    values_S: problem -> pass@k (or, with floor = -1, a difference of two), one mapping a seed. interval_95, the one to lead
-    with: Student's t over the seeds within what can be; the bootstrap's for one seed and for seeds with one mean.
-    """
+    """The mean over seeds of the means over problems, with its intervals. values_S: problem -> pass@k (or, with floor =
+    -1, a difference of two), one mapping a seed. interval_95, the one to lead with: Student's t over the seeds within
+    what can be; the bootstrap's for one seed and for seeds with one mean."""
     means_S = [statistics.fmean(values.values()) for values in values_S]
     every = {value for values in values_S for value in values.values()}
     problems = len({name for values in values_S for name in values})

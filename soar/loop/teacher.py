@@ -81,6 +81,7 @@ class Measurement:
 TeacherReward = Callable[[QuestionSets, Measurement, int], list[float | None]]
 
 
+@dataclass(eq=False)
 class OuterLoop:
     """The SOAR loop over one hard training set.
 
@@ -89,23 +90,20 @@ class OuterLoop:
     of `rewards.pay`. kept: completions of the last step, by where they came about.
     """
 
-    def __init__(
-        self,
-        env: RolloutEnv,
-        hard_train: list[Problem],
-        config: Config,
-        state: LoopState,
-        threads: int = 1,
-        on_inner: Callable[[int, int], None] | None = None,
-        parallel: Parallel | None = None,
-        teacher_reward: TeacherReward | None = None,
-    ) -> None:
-        self.env, self.hard_train, self.config, self.state = env, hard_train, config, state
-        self.threads, self.on_inner, self.parallel, self.teacher_reward = threads, on_inner, parallel, teacher_reward
-        self.prompt = teacher_prompt(env, config)
-        self.kept: list[list[Row]] = []
-        if config.reward.mode in DENSE:
-            answer_marks(env.fmt)  # refused before anything is spent
+    env: RolloutEnv
+    hard_train: list[Problem]
+    config: Config
+    state: LoopState
+    threads: int = 1
+    on_inner: Callable[[int, int], None] = lambda done, total: None
+    parallel: Parallel | None = None
+    teacher_reward: TeacherReward | None = None
+    kept: list[list[Row]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt = teacher_prompt(self.env, self.config)
+        if self.config.reward.mode in DENSE:
+            answer_marks(self.env.fmt)  # refused before anything is spent
 
     def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
         """One outer step of the method. Returns the events for metrics.jsonl and the rows for questions.jsonl."""
@@ -125,14 +123,14 @@ class OuterLoop:
         # 4. The teacher learns from the rewards of its questions.
         stats = self.learn(question_sets, reward_U)
 
-        state.step += 1
         event = {
-            **outer_event(number, question_sets, population, measured, decision, stats),
+            **self._event(question_sets, population, measured, decision, stats),
             "teacher_reward_G": reward_G,
             "student_rollouts": state.student_rollouts,
             "tokens": dict(state.spent),
             "seconds": round(time.monotonic() - started, 3),
         }
+        state.step += 1
         self.kept = [question_sets.kept, population.kept, measured.kept]
         rows = [
             {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": measured.reward_G[k]}
@@ -166,13 +164,9 @@ class OuterLoop:
         batches_P_S, seed_P, lr = self.plans(question_sets)
         size = choose_chunk(self.env.backbone, len(seed_P), self.threads, self.parallel)
         total, ticks = len(batches_P_S[0]) * len(seed_P), itertools.count(1)
-
-        def note() -> None:
-            if self.on_inner is not None:
-                self.on_inner(min(total, size * next(ticks)), total)
-
+        tick = lambda: self.on_inner(min(total, size * next(ticks)), total)  # noqa: E731
         population = train_population(
-            self.env, state.baseline, batches_P_S, seed_P, self.config.student, lr, self.threads, note, self.parallel
+            self.env, state.baseline, batches_P_S, seed_P, self.config.student, lr, self.threads, tick, self.parallel
         )
         state.student_rollouts += population.rollouts
         state.spent["students"] += population.tokens
@@ -206,9 +200,8 @@ class OuterLoop:
         if self.teacher_reward is not None:
             earned_G = self.teacher_reward(question_sets, measured, state.step)
             return earned_G, earned_G
-        reward_U, reward_G, batch = pay(
-            self.env, state.baseline, state.step, question_sets, measured.reward_G, config, self.threads
-        )
+        given = (state.baseline, state.step, question_sets, measured.reward_G, config, self.threads)
+        reward_U, reward_G, batch = pay(self.env, *given)
         if batch is not None:
             self._measured(batch.count, batch.tokens)
         return reward_U, reward_G
@@ -256,11 +249,8 @@ class OuterLoop:
         reward, sampling, state = self.config.reward, self.config.student.sampling, self.state
         missing = [problem for problem in questions if problem.id not in state.pass_rates]
         if missing:
-            greedy = reward.mode == "greedy"
-            attempts, seed = (
-                1 if greedy else reward.baseline_attempts,
-                seeds.derive(self.config.seed, "baseline", state.step),
-            )
+            greedy, seed = reward.mode == "greedy", seeds.derive(self.config.seed, "baseline", state.step)
+            attempts = 1 if greedy else reward.baseline_attempts
             batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, greedy, self.threads)
             self._measured(batch.count, batch.tokens)
             rates_Q = success_rates(batch)
@@ -274,6 +264,39 @@ class OuterLoop:
     def _measured(self, rollouts: int, tokens: int) -> None:
         self.state.student_rollouts += rollouts
         self.state.spent["measurement"] += tokens
+
+    def _event(
+        self,
+        question_sets: QuestionSets,
+        students: Population,
+        measured: Measurement,
+        decision: Decision,
+        stats: UpdateStats | None,
+    ) -> Event:
+        """What metrics.jsonl keeps of one outer step; docs/metrics.md explains every key."""
+        questions = [problem.question for problems in question_sets.problems_G_Q for problem in problems]
+        return {
+            "event": "outer_step",
+            "step": self.state.step,
+            "reward_G": measured.reward_G,
+            "reward_se_G": measured.error_G,
+            "reward_mean": measured.reward,
+            "baseline_pass_rate": measured.baseline,
+            "best_pass_rate": max((t.pass_rate for t in measured.trials if not t.failed), default=None),
+            "window_mean": decision.window_mean,
+            "promoted": decision.promote,
+            "reason": decision.reason,
+            "accepted": len(questions),
+            "sampled": question_sets.sampled,
+            "rejected": question_sets.rejected,
+            "distinct_share": len(set(questions)) / len(questions),
+            "teacher_kl": None if stats is None else stats.kl_P[0].item(),
+            "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
+            "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),
+            "failed_students": sum(trial.failed for trial in measured.trials),
+            "student_first": students.metrics[0],
+            "student_last": students.metrics[-1],
+        }
 
     def _promote(
         self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
@@ -316,11 +339,9 @@ def measure_chunk(
     seed: int,
     students: AdapterStack,
 ) -> tuple[list[float], list[bool], int, int, list[Row]]:
-    """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward questions; all
-    draw from the same seed.
-
-    With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
-    """
+    """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward
+    questions, all from the same seed. With reward.mode = likelihood or forced the mean likelihood of the gold answers
+    stands for the pass rate."""
     P, greedy = students.policies, reward.mode == "greedy"
     stack = students.to(env.backbone.device)
     batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, sampling, greedy=greedy)
@@ -330,37 +351,3 @@ def measure_chunk(
         rate_P = likelihood(*given, forced=reward.mode == "forced").mean((1, 2))
     kept = keep(env, batch, [questions] * P)
     return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, kept
-
-
-def outer_event(
-    step: int,
-    question_sets: QuestionSets,
-    population: Population,
-    measured: Measurement,
-    decision: Decision,
-    stats: UpdateStats | None,
-) -> Event:
-    """What metrics.jsonl keeps of one outer step; docs/metrics.md explains every key."""
-    questions = [problem.question for problems in question_sets.problems_G_Q for problem in problems]
-    return {
-        "event": "outer_step",
-        "step": step,
-        "reward_G": measured.reward_G,
-        "reward_se_G": measured.error_G,
-        "reward_mean": measured.reward,
-        "baseline_pass_rate": measured.baseline,
-        "best_pass_rate": max((t.pass_rate for t in measured.trials if not t.failed), default=None),
-        "window_mean": decision.window_mean,
-        "promoted": decision.promote,
-        "reason": decision.reason,
-        "accepted": len(questions),
-        "sampled": question_sets.sampled,
-        "rejected": question_sets.rejected,
-        "distinct_share": len(set(questions)) / len(questions),
-        "teacher_kl": None if stats is None else stats.kl_P[0].item(),
-        "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
-        "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),
-        "failed_students": sum(trial.failed for trial in measured.trials),
-        "student_first": population.metrics[0],
-        "student_last": population.metrics[-1],
-    }

@@ -1,7 +1,4 @@
-"""The teacher writes: rejection sampling of its texts until every dataset is full.
-
-Left out: several groups of datasets a step, off-policy reuse of teacher samples.
-"""
+"""The teacher writes: rejection sampling of its texts until every dataset is full."""
 
 from __future__ import annotations
 
@@ -51,10 +48,8 @@ def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
 def write_questions(
     env: RolloutEnv, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int
 ) -> QuestionSets:
-    """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1).
-
-    teacher: a stack of one policy, or None for the base model. Raises TeacherError when teacher.max_tries is spent.
-    """
+    """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1). teacher: a stack of one
+    policy, or None for the base model. Raises TeacherError when teacher.max_tries is spent."""
     config = run.teacher
     wanted = config.datasets * config.questions
     accepted, kept, last, shown = list[Problem](), list[Rollouts](), list[str](), list[Row]()
@@ -65,8 +60,7 @@ def write_questions(
             raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
         rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
-        seed = seeds.derive(run.seed, "teacher", step, attempt)
-        attempt += 1
+        seed, attempt = seeds.derive(run.seed, "teacher", step, attempt), attempt + 1
         rollouts = env.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
@@ -84,8 +78,7 @@ def write_questions(
             else:
                 accepted.append(outcome)
                 rows.append(row)
-        if rows:
-            kept.append(rollouts.select(rows))
+        kept += [rollouts.select(rows)] if rows else []
     sets = [accepted[first : first + config.questions] for first in range(0, wanted, config.questions)]
     return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens, shown)
 

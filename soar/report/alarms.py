@@ -1,7 +1,5 @@
-"""Alarms: what a reader of the results must know, decided from the events of a run alone. Pure.
-
-Each is raised when its condition begins, not again while it lasts. The thresholds are ours; the paper names none.
-"""
+"""Alarms: what a reader of the results must know, decided from the events of a run alone. Pure. Each is raised when its
+condition begins, not again while it lasts. The thresholds are ours; the paper names none."""
 
 from __future__ import annotations
 
@@ -31,10 +29,8 @@ def screen_alarms(event: Row) -> list[Row]:
 
 
 def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], learns: bool = True) -> list[Row]:
-    """Alarms of the outer step with the event `event` and these rows of questions.jsonl.
-
-    before: the outer_step events before it, oldest first. learns: whether the teacher is trained at all.
-    """
+    """Alarms of the outer step with the event `event` and these rows of questions.jsonl. before: the outer_step events
+    before it, oldest first. learns: whether the teacher is trained at all."""
     step, steps = event["step"], [*before, event]
     then = dict(_conditions(before[-1], steps[0])) if before else {}
     alarms = [alarm(kind, message, step) for kind, message in _conditions(event, steps[0]) if kind not in then]

@@ -1,7 +1,5 @@
-"""A chart as data, drawn by matplotlib when it is shown: an SVG image within a page. Needs no torch.
-
-Series differ by marker and dash as well as by colour. Every number of a chart stands in a table of its page.
-"""
+"""A chart as data, drawn by matplotlib when it is shown: an SVG image within a page. Needs no torch. Series differ by
+marker and dash as well as by colour. Every number of a chart stands in a table of its page."""
 
 from __future__ import annotations
 
@@ -90,10 +88,8 @@ class Chart:
         return figure
 
     def image(self) -> Markup:
-        """The chart as an SVG image for light and dark pages, in which no script can run; the same data gives the same bytes.
-
-        Its page must allow images from `data:`.
-        """
+        """The chart as an SVG image for light and dark pages that allow images from `data:`; no script can run in it,
+        and the same data gives the same bytes."""
         import matplotlib
 
         buffer, metadata = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -41,11 +41,10 @@ def domain_of_run(run: Run) -> Domain:
 
 
 def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
-    """The rows to export, in file order: promotion questions or (`all`) all accepted ones, then the hard training half.
-
-    A row has question, answer, step, dataset, reward (None for hard problems), without lone surrogates, which no UTF-8 file
-    can hold; rows without a text question and answer are left out. Raises ExportError where there are no questions.
-    """
+    """The rows to export, in file order: promotion questions or (`all`) all accepted ones, then the hard training half,
+    each with question, answer, step, dataset, reward (None for hard problems). Rows without a text question and answer
+    are left out; lone surrogates, which no UTF-8 file can hold, become `?`. Raises ExportError where there are no
+    questions."""
     questions = run.pq if source == "pq" else run.questions
     if not questions:
         why = "pq.jsonl: no student was promoted; export every accepted question with --questions all"
@@ -203,9 +202,9 @@ def base_of(run: Run) -> tuple[str, Row]:
 def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
     """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
 
-    An embedded base model (`builtin:NAME`) is named by its folder in the installed package; a folder of this machine is not
-    named in the card's metadata. Raises ReportError for no run folder, ExportError for a policy that the run does not have
-    or a target in use, OSError when the tokenizer cannot be loaded.
+    An embedded base model (`builtin:NAME`) is named by its folder in the installed package; no card's metadata names a
+    folder of this machine. Raises ReportError for no run folder, ExportError for a policy that the run lacks or a
+    target in use, OSError when the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -237,10 +236,8 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
 
 
 def push_folder(folder: Path, repo: str, kind: str) -> str:
-    """Upload an export to a Hugging Face repository, made private where there is none; returns the address of the commit.
-
-    kind: model or dataset. Raises ExportError; the folder stays.
-    """
+    """Upload an export to a Hugging Face repository, made private where there is none; returns the address of the
+    commit. kind: model or dataset. Raises ExportError; the folder stays."""
     try:
         from huggingface_hub import HfApi
 

@@ -50,10 +50,8 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
 
 
 def arms_section(run: Run) -> dict[str, Any]:
-    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k.
-
-    Points on the way are `curve` events, the last one is the evaluation.
-    """
+    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included (`curve` events on the
+    way, then the evaluation); pass@k against k."""
     order = [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
     arms = sorted(run.arms.values(), key=lambda arm: order.index(arm.name))
     ks = sorted({k for arm in arms for k in arm.pass_at})
@@ -134,10 +132,8 @@ def loop_section(run: Run) -> dict[str, Any]:
 
 
 def written_section(run: Run, rows: list[Row]) -> dict[str, Any]:
-    """What the teacher wrote: questions of the best and the worst dataset of up to four outer steps, and what changed.
-
-    rows: of `step_rows`.
-    """
+    """What the teacher wrote: questions of the best and the worst dataset of up to four outer steps, and what changed
+    (rows: of `step_rows`)."""
     written, examples = run.written, []
     for step in dict.fromkeys([*written][i * (len(written) - 1) // 3] for i in range(4) if written):
         examples.append((step, [(name, reward, some[:3]) for name, reward, some in wording.extremes(written[step])]))
@@ -158,10 +154,8 @@ def place(row: Row) -> str:
 
 
 def rollouts_section(run: Run) -> dict[str, Any]:
-    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run.
-
-    Attempts in the order of OUTCOMES, then what came of teacher texts.
-    """
+    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run: attempts in
+    the order of OUTCOMES, then what came of teacher texts."""
     folded: dict[str, list[Row]] = {outcome: [] for outcome in OUTCOMES}
     for row in run.rollouts:
         folded.setdefault("teacher: " * (row.get("kind") == "teacher") + str(row.get("outcome"))[:40], []).append(row)
@@ -181,21 +175,15 @@ def content(run: Run) -> dict[str, Any]:
     """Everything that the page shows, by section."""
     wall = run.summary.get("wall_seconds")
     times = [(name, seconds) for name, value in mapping(wall).items() if (seconds := number(value)) is not None]
-    command, alarms = run.manifest.get("command"), run.events.get("alarm", [])
+    command = run.manifest.get("command")
     return {
         "run": run,
-        "headline": wording.headline(run),
-        "reasons": wording.why_nothing(run),
-        "remarks": wording.remarks(run),
-        "now": wording.now_line(run),
         "arms": arms_section(run),
         "outer": (outer := loop_section(run)),
         "written": written_section(run, outer["rows"]),
-        "screening": (run.events.get("screen") or [{}])[-1],
         "questions": questions_section(run.questions),
         "pq": questions_section(run.pq),
         "kept": rollouts_section(run),
-        "alarms": alarms[:200],
         "phases": times,
         "wall_seconds": math.fsum(seconds for _, seconds in times) if isinstance(wall, dict) else None,
         "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
@@ -205,8 +193,7 @@ def content(run: Run) -> dict[str, Any]:
 
 def run_charts(run: Run) -> list[Chart]:
     """The charts of the page."""
-    charts: list[Chart] = arms_section(run)["charts"] + loop_section(run)["charts"]
-    return charts
+    return [*arms_section(run)["charts"], *loop_section(run)["charts"]]
 
 
 def shorten(text: object) -> str:
@@ -234,7 +221,7 @@ def render(template: str, values: dict[str, Any]) -> str:
         "attribute": lambda value: "" if (size := number(value)) is None else f"{size:.12g}",
         "verdict": lambda value: ("yes" if value else "no") if isinstance(value, bool) else wording.DASH,
     }
-    environment.globals |= {"arm_meanings": wording.ARM_MEANINGS, "version": VERSION}
+    environment.globals |= {"wording": wording, "version": VERSION}
     for name, file in (("style", "report.css"), ("script", "report.js")):
         text = (TEMPLATES / file).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -243,12 +230,9 @@ def render(template: str, values: dict[str, Any]) -> str:
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the page to `out` (None: `report.html` in the run folder), replacing an older one in one step; returns its path.
-
-    Raises ReportError when `run_dir` is no run folder, OSError when the page cannot be written.
-    """
-    html = render("report.html", content(read_run(run_dir)))
-    target = out or run_dir / "report.html"
+    """Write the page to `out` (None: `report.html` in the run folder), replacing an older one in one step; returns its
+    path. Raises ReportError when `run_dir` is no run folder, OSError when the page cannot be written."""
+    html, target = render("report.html", content(read_run(run_dir))), out or run_dir / "report.html"
     write_atomic(target, html.encode())
     return target
 

@@ -375,7 +375,7 @@ class Run:
             self.env, concat(list(policies.values())), self.hard_test, config.attempts, seed, sampling, self.threads,
             on_block=lambda part, counts: advance(len(part)), parallel=self.parallel,
         ).tolist()  # fmt: skip
-        summaries = [summarize(correct_H, config.attempts, config, seed) for correct_H in correct_P_H]
+        summaries = [summarize(correct_H, config, seed) for correct_H in correct_P_H]
         return [
             {**summary, "attempts": config.attempts, "evaluation_tokens": sum(tokens_H), "correct": correct_H}
             for summary, tokens_H, correct_H in zip(summaries, tokens_P_H, correct_P_H, strict=True)

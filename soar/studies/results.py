@@ -1,7 +1,5 @@
 """The cells of a study -> one JSON document: arms over seeds, paired comparisons, teachers, promotions. Needs no torch.
-
-Everything is read from the cells' run folders, so the document can be made again at any time, also of an unfinished study.
-"""
+It is read from the cells' run folders, so it can be made again at any time, also of an unfinished study."""
 
 from __future__ import annotations
 
@@ -135,11 +133,9 @@ def _adjust(study: Study, compared: list[Row]) -> None:
 
 
 def _loop(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
-    """How the teacher of a variant changed, as means of its first and of its last outer steps, and its promotions.
-
-    Promotions are among the decisions with a full window. Neighbouring windows of w steps share w - 1 of them, so the
-    interval counts a window as 1 / w of a trial.
-    """
+    """How the teacher of a variant changed, as means of its first and of its last outer steps, and its promotions among
+    the decisions with a full window. Neighbouring windows of w steps share w - 1 of them, so one counts as 1 / w of a
+    trial."""
     cells, effective = [], 0.0
     for cell, rows in ((cell, step_rows(run)) for cell, run in pairs if run.steps):
         part = max(1, min(TEACHER_STEPS, len(rows) // 2))

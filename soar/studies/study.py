@@ -128,10 +128,8 @@ def read_study(path: Path) -> Study:
 
 
 def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
-    """Every cell with its config; the first variant's cells come first. Raises ConfigError for any that is not valid.
-
-    A cell uses the screening of the first variant's cell of its seed where both screen the same problems in the same way.
-    """
+    """Every cell with its config; those of the first variant come first, and a later one uses the screening of theirs
+    of its seed where both screen the same problems in the same way. Raises ConfigError for any that is not valid."""
     recipe = str(find_recipe(study.recipe))
     every: list[Cell] = []
     leaders: dict[int, Cell] = {}
