@@ -9,9 +9,8 @@ from tables import cases
 from soar.config import SamplingConfig, load
 from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import load_function
-from soar.problems.pool import VerifierPool
+from soar.problems.pool import VerifierPool, adapt
 from soar.problems.verify import VerifierError
-from soar.problems.worker import adapt
 from soar.run.setup import open_env
 from soar.types import Problem, Verdict
 

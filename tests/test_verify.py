@@ -16,9 +16,8 @@ from tables import cases
 import soar
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, normalize, split_choice
 from soar.problems.load import load_problems
-from soar.problems.pool import VerifierPool
+from soar.problems.pool import MARK, VerifierPool
 from soar.problems.verify import VerifierError, gold_kind, is_parsable, read_number
-from soar.problems.worker import MARK
 from soar.types import Verdict
 
 HERE = Path(__file__).parent

@@ -157,7 +157,7 @@ def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, 
         stem = before.rstrip(" ")
         middle = before[len(stem) :] + text
         ids = _ids(tokenizer, stem) + encode_plain(tokenizer, middle, control) + _ids(tokenizer, after)
-    bos = getattr(tokenizer, "bos_token_id", None)
+    bos: Any = getattr(tokenizer, "bos_token_id", None)
     while bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]
     adds_bos = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
