@@ -4,8 +4,6 @@ The query heads of one group become rows of one product. The cache returns its w
 contiguous operands are fast on a CPU, and a captured graph needs them. Left out: sinks, ALiBi-style biases, paged blocks.
 """
 
-from __future__ import annotations
-
 import threading
 import warnings
 from collections.abc import Iterator

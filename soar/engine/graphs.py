@@ -6,8 +6,6 @@ policy fit in fewer slots, they move to a narrower program. Without a GPU the sa
 Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +41,7 @@ OF_ALL = ("filled_1", "place_1", "step_1")
 class Program:
     """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
 
-    def __init__(self, decoder: StaticDecoder, stack: AdapterStack | None, shape: Shape) -> None:
+    def __init__(self, decoder: "StaticDecoder", stack: AdapterStack | None, shape: Shape) -> None:
         self.backbone = backbone = decoder.backbone
         self.stack, self.shape, self.pool = stack, shape, decoder.pool
         device, rows = backbone.device, shape.rows

@@ -5,8 +5,6 @@ graph serves every length. Drawing reads the logits twice: normaliser, then the 
 the row's uniform number. Callers have a PyTorch path for a machine without Triton.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

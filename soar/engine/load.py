@@ -3,8 +3,6 @@
 Sizes are read from files on this machine alone. Nothing but `choose_*` and `load_backbone` needs torch.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import json
@@ -46,7 +44,7 @@ class TooLarge(UserError):
     """A base model that does not fit its device; the message holds the arithmetic."""
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str) -> "torch.device":
     """`auto` -> cuda when present, else cpu. Raises ConfigError when a named CUDA device is absent."""
     import torch
 
@@ -57,7 +55,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
     """`auto` -> bfloat16 on a GPU that computes in it, else float32, and a GPU without it is told of in a warning."""
     import torch
 
@@ -85,7 +83,7 @@ def resolve_path(path: str) -> str:
         raise ConfigError(str(error)) from error
 
 
-def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
+def load_backbone(config: ModelConfig, hollow: bool = False) -> "Backbone":
     """Load base model and tokenizer by transformers, freeze, wrap.
 
     hollow: tokenizer and shape alone, on the meta device; the weights are elsewhere.

@@ -4,8 +4,6 @@ The frozen output layer runs over a few thousand tokens at a time, forward and b
 logits [B, T, V] never exist. A model whose logits are not that layer of its decoder's output (probed once) goes plainly.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,7 +25,7 @@ class _ChosenLogprob(torch.autograd.Function):
     """log softmax(hidden @ weight.T / temperature)[target] for each row, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_N_D: Tensor, head: _Head, target_N: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, hidden_N_D: Tensor, head: "_Head", target_N: Tensor, temperature: float) -> Tensor:
         pairs = [head.choose(hidden_N_D[n], target_N[n], temperature) for n in head.chunks(len(hidden_N_D))]
         chosen_N, total_N = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         ctx.save_for_backward(hidden_N_D, target_N, total_N)

@@ -1,7 +1,5 @@
 """Memory that runs out, and a device that is gone. What can be retried smaller is; the rest gets a name. Torch-free."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Callable, Iterator

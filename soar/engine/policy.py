@@ -6,8 +6,6 @@ adapter at all is the base model, the reference of the KL term. Left out: adapte
 Conv1D layers (GPT-2), fused expert tensors.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -46,11 +44,11 @@ class AdapterStack:
     def policies(self) -> int:
         return next(iter(self.tensors.values())).shape[0]
 
-    def select(self, policies: list[int]) -> AdapterStack:
+    def select(self, policies: list[int]) -> "AdapterStack":
         """Detached copy of the named slices, in that order; a slice may be named more than once."""
         return AdapterStack(self.kind, {n: t.detach()[policies].clone() for n, t in self.tensors.items()}, self.scale)
 
-    def to(self, device: torch.device | str) -> AdapterStack:
+    def to(self, device: torch.device | str) -> "AdapterStack":
         """The same stack on a device: itself when it is there already."""
         if all(tensor.device == torch.device(device) for tensor in self.tensors.values()):
             return self
@@ -61,7 +59,7 @@ class AdapterStack:
         tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors.items()}
         return {"kind": self.kind, "tensors": tensors, "scale": self.scale, "_merged": {}}
 
-    def trainable(self) -> AdapterStack:
+    def trainable(self) -> "AdapterStack":
         """Mark every tensor as a leaf that takes gradients; returns self."""
         for tensor in self.tensors.values():
             tensor.requires_grad_(True)

@@ -7,8 +7,6 @@ probability, the same in every row, drops out; a per-sequence length average wou
 no clipping: every batch is used for exactly one step, so the ratio is 1.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Sampled completions as one record, a batch of them on its way, the draw of a token, and stop strings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -37,7 +35,7 @@ class Rollouts:
     def rows(self) -> int:
         return len(self.prompts)
 
-    def select(self, rows: list[int]) -> Rollouts:
+    def select(self, rows: list[int]) -> "Rollouts":
         """The named rows, in that order."""
         index = torch.tensor(rows, dtype=torch.long)
         return Rollouts(tuple(self.prompts[i] for i in rows), *(tensor[index] for tensor in self.tensors()))

@@ -5,8 +5,6 @@ cost full batches. A token is drawn by the inverse of its cumulative distributio
 row's seed and the position. On a GPU steps are captured graphs at fixed addresses (graphs.py), on a CPU the cache grows.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

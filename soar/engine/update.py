@@ -5,8 +5,6 @@ skipped, the rest packed into micro-batches (`logprobs.pack`); when memory runs 
 ones, which changes no number but the last bits.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable
@@ -47,7 +45,7 @@ class UpdateStats:
 def update(
     backbone: Backbone,
     stack: AdapterStack,
-    optimizer: StackOptimizer,
+    optimizer: "StackOptimizer",
     rollouts: Rollouts,
     advantage_B: Tensor,
     lr: float,
@@ -108,7 +106,7 @@ def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, conf
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
-def _clip_and_step(stack: AdapterStack, optimizer: StackOptimizer, lr: float) -> tuple[Tensor, Tensor]:
+def _clip_and_step(stack: AdapterStack, optimizer: "StackOptimizer", lr: float) -> tuple[Tensor, Tensor]:
     """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
     norm_P = optimizer.squares_P().sqrt()
     failed_P = ~torch.isfinite(norm_P)

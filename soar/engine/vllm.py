@@ -4,8 +4,6 @@ Adapters are files in PEFT's format: every content gets an id that is never used
 taken for it. Draws are vLLM's own; log-probabilities below top_p = 1 are larger by at most -log(top_p).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
