@@ -69,7 +69,7 @@ def table(found: dict[str, Any], drop: set[str]) -> None:
     kept = [i for i, name in enumerate(found["problems"]) if name not in drop]
     G, rows = found["datasets"], found["students"]
     print(f"{len(kept)} problems, {len(rows['solved'])} students on {G} sets, {rows['attempts']} attempts a problem")
-    print("reward        base      students   sd repeats  sd of sets' means      F      p    ICC")
+    print("reward        base      students   sd repeats  sd of sets' means      F      p    ICC  students for 0.7")
     for name in [name for name in ("solved", "likelihood", "forced") if name in rows]:
         value, base = (np.array(found[who][name], dtype=float)[:, kept] for who in ("students", "base"))
         if name == "solved":
@@ -81,7 +81,9 @@ def table(found: dict[str, Any], drop: set[str]) -> None:
         F, icc = between / within, (between - within) / (between + (R - 1) * within)
         p = stats.f.sf(F, G - 1, G * (R - 1))
         row = f"{name:10s}  {base.mean():8.5f}  {value.mean():10.5f}  {own:10.5f}  {means:17.5f}"
-        print(f"{row}  {F:5.2f}  {p:5.3f}  {icc:5.2f}")
+        # Spearman-Brown: how many such students the mean of a set needs to agree with itself by a correlation of 0.7.
+        need = 0.7 / 0.3 * (1 - icc) / icc if icc > 0 else float("inf")
+        print(f"{row}  {F:5.2f}  {p:5.3f}  {icc:5.2f}  {need:5.0f}")
     solved, dense = (np.array(rows[name], dtype=float)[:, kept].mean(1) for name in ("solved", "likelihood"))
     print(f"correlation of the two over the students: {np.corrcoef(solved, dense)[0, 1]:.2f}")
 
