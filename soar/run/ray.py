@@ -16,7 +16,7 @@ import socket
 import time
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -169,12 +169,42 @@ class RayParallel:
         self._ray: Any = importlib.import_module("ray")
 
     def __enter__(self) -> RayParallel:
-        self._connected = connect(self._ray, self.config)
-        try:
-            self._start(self._ray.cluster_resources())
-        except BaseException:
-            self.__exit__()
-            raise
+        with ExitStack() as failing:
+            failing.push(self)
+            self._connected = connect(self._ray, self.config)
+            there, model, problems = self._ray.cluster_resources(), self.config.model, self.config.problems
+            cores = int(there.get("CPU", 0))
+            room = min(cores, int(there.get("GPU", 0) / self.gpus)) if self.gpus else cores
+            self.size = self.cluster.workers or room
+            if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
+                asked = self._asked(there)
+                raise ConfigError(f"cluster.workers = {self.size}: {asked}, so {room} fit; lower it or cluster.gpus")
+            device = "cuda" if model.device.startswith("cuda") else model.device if self.gpus else "cpu"
+            model = model.model_copy(update={"device": device})  # cuda: whichever GPU Ray gives it
+            verifiers = problems.verify_workers or max(1, min(8, cores // self.size))
+            problems = problems.model_copy(update={"verify_workers": verifiers})
+            config = self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
+            try:
+                options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": self.cluster.retries}
+                kind = self._ray.remote(**options, max_task_retries=-1)(Worker)
+                given = (config, os.getcwd(), self._env.backbone.base_digest())
+                self.actors = [kind.remote(number + 1, *given) for number in range(self.size)]
+            except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
+                raise WorkersLost(
+                    f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {VERSION} "
+                    "with the extras train and ray on every node, the head included"
+                ) from error
+            opening = [actor.open.remote() for actor in self.actors]
+            if late := self._ray.wait(opening, num_returns=len(opening), timeout=START_S)[1]:
+                raise WorkersLost(
+                    f"{len(late)} of {self.size} workers did not start in {START_S:g} s: "
+                    f"{self._asked(self._ray.available_resources())} free; lower cluster.workers or cluster.gpus"
+                )
+            with self._errors():
+                pids, places = zip(*self._ray.get(opening), strict=True)
+            self.pids = dict(enumerate(pids, start=1))
+            self.say(f"{self.size} workers on {', '.join(sorted(set(places)))}")
+            failing.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -188,40 +218,6 @@ class RayParallel:
     def _asked(self, resources: dict[str, float]) -> str:
         free = f"{resources.get('CPU', 0.0):g} cores and {resources.get('GPU', 0.0):g} GPUs"
         return f"a worker asks for 1 core and {self.gpus:g} GPUs, there are {free}"
-
-    def _start(self, there: dict[str, float]) -> None:
-        """Open every worker. Raises ConfigError and WorkersLost as the class says."""
-        cores, model, problems = int(there.get("CPU", 0)), self.config.model, self.config.problems
-        room = min(cores, int(there.get("GPU", 0) / self.gpus)) if self.gpus else cores
-        self.size = self.cluster.workers or room
-        if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
-            asked = self._asked(there)
-            raise ConfigError(f"cluster.workers = {self.size}: {asked}, so {room} fit; lower it or cluster.gpus")
-        device = "cuda" if model.device.startswith("cuda") else model.device if self.gpus else "cpu"
-        model = model.model_copy(update={"device": device})  # cuda: whichever GPU Ray gives it
-        verifiers = problems.verify_workers or max(1, min(8, cores // self.size))
-        problems = problems.model_copy(update={"verify_workers": verifiers})
-        config = self.config.model_copy(update={"model": model, "problems": problems, "threads": self._threads})
-        try:
-            options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": self.cluster.retries}
-            kind = self._ray.remote(**options, max_task_retries=-1)(Worker)
-            given = (config, os.getcwd(), self._env.backbone.base_digest())
-            self.actors = [kind.remote(number + 1, *given) for number in range(self.size)]
-        except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
-            raise WorkersLost(
-                f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {VERSION} "
-                "with the extras train and ray on every node, the head included"
-            ) from error
-        opening = [actor.open.remote() for actor in self.actors]
-        if late := self._ray.wait(opening, num_returns=len(opening), timeout=START_S)[1]:
-            raise WorkersLost(
-                f"{len(late)} of {self.size} workers did not start in {START_S:g} s: "
-                f"{self._asked(self._ray.available_resources())} free; lower cluster.workers or cluster.gpus"
-            )
-        with self._errors():
-            pids, places = zip(*self._ray.get(opening), strict=True)
-        self.pids = dict(enumerate(pids, start=1))
-        self.say(f"{self.size} workers on {', '.join(sorted(set(places)))}")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
