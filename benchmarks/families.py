@@ -24,8 +24,7 @@ from soar.files import write_atomic
 from soar.problems.domain import load_domain
 from soar.problems.load import DataError, load_problems
 from soar.problems.pool import VerifierPool
-from soar.problems.verify import columns_of
-from soar.types import Problem, Verdict
+from soar.types import Problem, Verdict, columns_of
 
 
 def spoiled(answer: str, rng: random.Random) -> list[str]:

@@ -79,6 +79,9 @@ def test_the_base_model_takes_no_gradient_and_keeps_its_bytes():
     model.generation_config.eos_token_id = model.config.eos_token_id = words.eos_token = None
     with pytest.raises(ConfigError, match="end-of-text token"):
         Backbone(model, words, ModelConfig())
+    model.config.eos_token_id = len(words) + 1000
+    with pytest.raises(ConfigError, match=f"eos_token_id {len(words) + 1000} is none of the"):
+        Backbone(model, words, ModelConfig())
 
 
 def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():

@@ -163,9 +163,9 @@ class Backbone:
         self.layers = _wrap_linears(model, config.target_modules, self._active)
         self.micro_batch_tokens = config.micro_batch_tokens
         self.recomputing = False
-        self.end_ids = _end_ids(model, tokenizer)
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.end_ids = _end_ids(model, tokenizer, self.vocabulary)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         if len(tokenizer) > self.vocabulary:
             raise ConfigError(
@@ -250,14 +250,19 @@ def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: threading.
     return wrapped
 
 
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def _end_ids(model: Any, tokenizer: Any, vocabulary: int) -> frozenset[int]:
     ids: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
         ids |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
     if not ids:
         raise ConfigError("model.path: neither model nor tokenizer names an end-of-text token (eos_token_id); set one")
-    return frozenset(int(i) for i in ids)
+    if strange := sorted(i for i in ids if i not in range(vocabulary)):
+        raise ConfigError(
+            f"model.path: eos_token_id {strange[0]} is none of the {vocabulary} tokens of the model's output layer; correct "
+            "it in generation_config.json, config.json and tokenizer_config.json"
+        )
+    return frozenset(ids)
 
 
 def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[str, Tensor]:
