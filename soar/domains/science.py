@@ -143,12 +143,7 @@ def compare_quantities(answer: str, gold: str) -> Verdict:
         return Verdict.WRONG
     try:
         value = float(registry().Quantity(given.value, given.unit).to(wanted.unit or "").magnitude)
-    except (
-        ArithmeticError,
-        ValueError,
-        AttributeError,
-        TypeError,
-    ):  # another dimension; pint's are TypeErrors, ValueErrors
+    except (ArithmeticError, ValueError, AttributeError, TypeError):  # of another dimension, among others
         value = math.nan  # near to nothing
     if given.unit is None and wanted.unit is not None and "unit_optional" in options:
         value = given.value

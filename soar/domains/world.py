@@ -8,8 +8,7 @@ lucky guess at the end repairs a wrong one. A solver works, then answers; a teac
     <ask> 47 c+8 d+5 <ans> 55 60
 
 The two worlds differ in the text that their models were pretrained on (`examples/world_text.py`). The whole loop can be
-watched and checked exactly in them; they are no benchmark.
-"""
+watched and checked exactly in them; they are no benchmark."""
 
 from __future__ import annotations
 

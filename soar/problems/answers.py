@@ -46,7 +46,11 @@ def extract(completion: str, answer_style: str) -> str | None:
     start = (BOX if answer_style == "boxed" else MARK).search(text)
     turn = NEXT_TURN.search(text, start.end()) if start else None
     text = text[: turn.start()] if turn else text
-    return _last_box(text) if answer_style == "boxed" else _after_mark(text)
+    if answer_style == "boxed":
+        return _last_box(text)
+    tail = ["", *MARK.split(text)[1:]][-1]
+    line = tail.lstrip(": *_\n\t").split("\n", 1)[0].strip().strip("*_").strip()
+    return (_last_box(line) if "box" in line else None) or line or None
 
 
 def still_thinks(text: str) -> bool:
@@ -83,15 +87,6 @@ def _box_content(text: str, start: int) -> tuple[str | None, int]:
         if depth == 0:
             return text[begin + 1 : brace.start()], brace.end() - start
     return None, len(text) - start
-
-
-def _after_mark(text: str) -> str | None:
-    marks = [match.end() for match in MARK.finditer(text)]
-    if not marks:
-        return None
-    tail = text[marks[-1] :].lstrip(": *_\n\t").rstrip()
-    line = tail.split("\n", 1)[0].strip().strip("*_").strip()
-    return (_last_box(line) if "box" in line else None) or line or None
 
 
 INVISIBLE = re.compile("[\x00\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")

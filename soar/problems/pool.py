@@ -336,7 +336,7 @@ class Reward:
 
     def _score(self, value: Any) -> float | None:
         if inspect.isawaitable(value):
-            value = asyncio.run(_result(value))
+            value = asyncio.run(asyncio.wait_for(value, None))
         if self.shape == "TRL":
             if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != 1:
                 said = f"{self.name} returned {value!r:.80} for 1 completion"
@@ -348,10 +348,6 @@ class Reward:
         if isinstance(value, str | bytes) or not hasattr(value, "__float__") or math.isinf(value):
             raise VerifierError(f"{self.name} returned a {type(value).__name__} ({value!r:.80}); expected {EXPECTED}")
         return None if math.isnan(value) else float(value)
-
-
-async def _result(value: Any) -> Any:
-    return await value
 
 
 def adapt(function: Callable[..., Any], name: str) -> Reward:

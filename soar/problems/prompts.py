@@ -93,18 +93,6 @@ def get_format(name: str) -> PromptFormat:
     return FORMATS[name]
 
 
-def _render(tokenizer: Any, fmt: PromptFormat, content: str, prefill: str) -> str:
-    """The whole prompt as text, control tokens of the chat template included."""
-    if not fmt.turns:
-        return content + prefill
-    if getattr(tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": content}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return str(text) + prefill
-    text = PLAIN_TURNS.replace("{content}", content)
-    return f"{text} {prefill}" if prefill else text
-
-
 def _control_ids(tokenizer: Any, fmt: PromptFormat) -> set[int]:
     """Ids that steer the model: added tokens (special or not) and the format's control words."""
     words = tokenizer.get_vocab().items() if fmt.control_words else ()
@@ -148,9 +136,13 @@ def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, 
     """Ids of the prompt with `text` in the place of `slot`. The rendered prompt is encoded in one piece, as the model
     was trained. Only where `text` changes the sequence of control ids, or the template alters it, is it encoded in three
     pieces with the middle one as plain text."""
-    control = _control_ids(tokenizer, fmt)
-    frame = _render(tokenizer, fmt, template.replace(slot, SENTINEL), prefill)
-    before, slotted, after = frame.partition(SENTINEL)
+    frame, control = template.replace(slot, SENTINEL), _control_ids(tokenizer, fmt)
+    if fmt.turns and getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": frame}]
+        frame = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    elif fmt.turns:
+        frame = PLAIN_TURNS.replace("{content}", frame) + " " * bool(prefill)
+    before, slotted, after = (frame + prefill).partition(SENTINEL)
     ids = _ids(tokenizer, before + (text if slotted else "") + after)
     wanted = [i for i in _ids(tokenizer, before + "x" + after) if i in control]
     if slotted and [i for i in ids if i in control] != wanted:

@@ -309,12 +309,8 @@ def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
 
 
 def _half_line(kind: str, name: str, end: Scalar, above: bool) -> Region:
-    def inside(x: Any, ends: Sequence[Any]) -> bool:
-        if x == ends[0] or kind == "!=":
-            return bool((x == ends[0]) == (kind == ">="))
-        return bool((x > ends[0]) == above)
-
-    return Region((end,), inside, name, kind == "!=")
+    gap = kind == "!="
+    return Region((end,), lambda x, e: kind == ">=" if x == e[0] else gap or bool((x > e[0]) == above), name, gap)
 
 
 def _read_value(tokens: list[Token]) -> Reading:
@@ -394,11 +390,10 @@ def _bracket(kind: str, inner: list[Token]) -> Reading:
         return _scalar(inner)
     parts = [_read_part(_trim(piece)) for piece in pieces]
     choices = (part.parts if isinstance(part, Pile) and part.parts else (part,) for part in parts)  # `(0, \\pm 2)`
-    rows = list(islice(product(*choices), MAX_PARTS))
-    if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in rows[0]):
-        return Row("matrix", tuple(Row("&", row.parts) for row in rows[0] if isinstance(row, Row)))
-    made = tuple(Row(kind, row) for row in rows)
-    return made[0] if len(made) == 1 else Pile(made)
+    rows = tuple(Row(kind, row) for row in islice(product(*choices), MAX_PARTS))
+    if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in parts):
+        return Row("matrix", tuple(Row("&", row.parts) for row in parts if isinstance(row, Row)))
+    return rows[0] if len(rows) == 1 else Pile(rows)
 
 
 def as_region(reading: Reading) -> Region:
