@@ -49,11 +49,10 @@ class RunFolderError(UserError):
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that decide numbers."""
     numbers = {"soar": VERSION, "python": platform.python_version(), "platform": platform.platform()}
+    numbers |= dict.fromkeys(PACKAGES, "not installed")
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             numbers[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            numbers[name] = "not installed"
     return numbers
 
 
@@ -368,10 +367,8 @@ def examine(folder: Path) -> list[Check]:
     checks = []
     for run in runs:
         name = "" if run == folder else f"{run.relative_to(folder)}: "
-        events, config = (
-            files.read_jsonl(run / "metrics.jsonl")[0],
-            files.read_object(run / "manifest.json")[0].get("config", {}),
-        )
+        events = files.read_jsonl(run / "metrics.jsonl")[0]
+        config = files.read_object(run / "manifest.json")[0].get("config", {})
         parts = (_readable(run, events), _hashes(run), _config_kept(run, config), _summary(run, events, config))
         checks += [(f"{name}{what}", complaints) for what, complaints in parts]
     return checks
