@@ -12,10 +12,12 @@ from soar.report.alarms import (
     DIVERSITY_SHARE,
     LOGPROB_GAP,
     STILL_STEPS,
+    hashed_ngrams,
     screen_alarms,
     step_alarms,
+    step_vendi,
+    vendi_score,
 )
-from soar.report.questions import hashed_ngrams, step_vendi, vendi_score
 
 
 def test_vendi_score_counts_kinds():

@@ -16,7 +16,7 @@ from soar.loop.student import inner_steps
 from soar.loop.write import TeacherError
 from soar.problems.load import read_hard
 from soar.problems.prompts import get_format
-from soar.report.questions import hashed_ngrams, vendi_score
+from soar.report.alarms import hashed_ngrams, vendi_score
 from soar.run import pipeline
 from soar.run import screen as hardset
 from soar.run.pipeline import NothingToDo

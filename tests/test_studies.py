@@ -16,7 +16,7 @@ from soar.cli import main
 from soar.config import ConfigError
 from soar.files import digest
 from soar.loop.statistics import holm
-from soar.report.questions import step_vendi
+from soar.report.alarms import step_vendi
 from soar.studies import study as study_room
 from soar.studies.page import markdown, tables
 from soar.studies.results import collect

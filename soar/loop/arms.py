@@ -289,9 +289,7 @@ class NothingLeft(UserError):
 def arm_events(name: str, plan: Plan, state: TrainState) -> list[Row]:
     """One arm_step event for each of the state's metrics, and at the end the alarm of a student that diverged."""
     first = state.step - len(state.metrics)
-    rows: list[Row] = [
-        {"event": "arm_step", "arm": name, "step": i, **row} for i, row in enumerate(state.metrics, first)
-    ]
+    rows: list[Row] = [{"event": "arm_step", "arm": name, "step": i, **m} for i, m in enumerate(state.metrics, first)]
     if plan.finished(state) and state.failed:
         message = f"the student of the arm {name} produced NaN or inf in training; its result says nothing"
         rows.append({"event": "alarm", "step": None, "kind": "arm failed", "arm": name, "message": message})

@@ -25,14 +25,12 @@ def summarize(correct_H: Sequence[int], config: EvaluateConfig, seed: int) -> di
     return {"pass_at": {k: float(np.mean(values)) for k, values in values_K.items()}, "interval_95": interval}
 
 
-def paired_differences(
-    correct_a_H: Sequence[int], correct_b_H: Sequence[int], config: EvaluateConfig, seed: int
-) -> dict[str, dict[str, object]]:
-    """k as text -> mean of pass@k(a) - pass@k(b) over the same problems, with its bootstrap interval."""
+def paired_differences(a_H: Sequence[int], b_H: Sequence[int], config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """k as text -> mean of pass@k(a) - pass@k(b) over the same problems, from correct counts, with bootstrap interval."""
     differences = {}
     for k in config.ks:
-        a_H, b_H = ([pass_at_k(config.attempts, c, k) for c in correct_H] for correct_H in (correct_a_H, correct_b_H))
-        values = [a - b for a, b in zip(a_H, b_H, strict=True)]
+        a_at, b_at = ([pass_at_k(config.attempts, correct, k) for correct in counts_H] for counts_H in (a_H, b_H))
+        values = [a - b for a, b in zip(a_at, b_at, strict=True)]
         interval = bootstrap_interval(values, seed, config.bootstrap, floor=-1.0)
         differences[str(k)] = {"difference": float(np.mean(values)), "interval_95": list(interval)}
     return differences

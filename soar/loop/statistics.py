@@ -17,6 +17,7 @@ import numpy as np
 from soar import seeds
 
 Interval = tuple[float, float]
+Values = Mapping[str, float]  # problem -> value
 ENDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of a 95 % interval
 FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many random ones
 
@@ -62,9 +63,9 @@ def nothing_varies(value: float, trials: int, floor: float = 0.0) -> Interval:
     return max(floor, value - reach), min(1.0, value + reach)
 
 
-def pigeonhole_interval(values_S: Sequence[Mapping[str, float]], seed: int, resamples: int) -> Interval:
-    """Percentile interval of the mean over seeds of the means over problems (module text). values_S: problem -> value, one
-    mapping a seed; what two seeds call by one name is drawn for both together."""
+def pigeonhole_interval(values_S: Sequence[Values], seed: int, resamples: int) -> Interval:
+    """Percentile interval of the mean over seeds of the means over problems (module text). values_S: one mapping a seed;
+    what two seeds call by one name is drawn for both together."""
     rng = seeds.generator(seed, "pigeonhole bootstrap")
     names = list(dict.fromkeys(name for values in values_S for name in values))
     place = {name: i for i, name in enumerate(names)}
@@ -122,10 +123,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def over_seeds(
-    values_S: Sequence[Mapping[str, float]], seed: int, resamples: int, floor: float = 0.0
-) -> dict[str, Any]:
-    """The mean over seeds of the means over problems, with its intervals. values_S: problem -> pass@k (or, with floor =
+def over_seeds(values_S: Sequence[Values], seed: int, resamples: int, floor: float = 0.0) -> dict[str, Any]:
+    """The mean over seeds of the means over problems, with its intervals. values_S: pass@k (or, with floor =
     -1, a difference of two), one mapping a seed. interval_95, the one to lead with: Student's t over the seeds within
     what can be; the bootstrap's for one seed and for seeds with one mean."""
     means_S = [statistics.fmean(values.values()) for values in values_S]
@@ -144,9 +143,7 @@ def over_seeds(
     }
 
 
-def paired_over_seeds(
-    a_S: Sequence[Mapping[str, float]], b_S: Sequence[Mapping[str, float]], seed: int, resamples: int
-) -> dict[str, Any]:
+def paired_over_seeds(a_S: Sequence[Values], b_S: Sequence[Values], seed: int, resamples: int) -> dict[str, Any]:
     """`over_seeds` of a - b on the same problems of the same seeds, with the p-value. Raises KeyError for other problems."""
     gaps_S = [{name: a[name] - b[name] for name in {**a, **b}} for a, b in zip(a_S, b_S, strict=True)]
     spread = over_seeds(gaps_S, seed, resamples, floor=-1.0)

@@ -40,16 +40,9 @@ def rloo_steps(
         seed_P = [seeds.derive(plan.seed, "attempts", step) for plan in students.plans]
         batch = env.rollout(students.stack, problems_P_Q, config.attempts, seed_P, config.sampling, threads=threads)
         batch = students.pay(env, batch, problems_P_Q, config.sampling.temperature)
-        stats = update(
-            env.backbone,
-            students.stack,
-            students.optimizer,
-            batch.rollouts,
-            students.advantages(batch, config.optimizer.normalize_advantages),
-            lr,
-            config.sampling.temperature,
-            config.sampling.max_tokens,
-        )
+        advantage_B = students.advantages(batch, config.optimizer.normalize_advantages)
+        drawn = config.sampling.temperature, config.sampling.max_tokens
+        stats = update(env.backbone, students.stack, students.optimizer, batch.rollouts, advantage_B, lr, *drawn)
         students.note(problems_P_Q, batch, stats)
         students.keep(env, problems_P_Q, batch)
         yield
@@ -115,9 +108,7 @@ class Training:
         self.failed_P = torch.tensor([state.failed for state in states])
         if self.step:
             joined = {key: [state.optimizer[key] for state in states] for key in states[0].optimizer}
-            self.optimizer.restore(
-                {key: parts[0] if key.endswith("/step") else torch.cat(parts) for key, parts in joined.items()}
-            )
+            self.optimizer.restore({k: p[0] if k.endswith("/step") else torch.cat(p) for k, p in joined.items()})
 
     def pose(self, step: int) -> list[list[Problem]]:
         """The problems of a step as they are put to each student, with its hints."""
@@ -175,8 +166,7 @@ class Training:
         states = []
         for p, (state, failed) in enumerate(zip(self.states_P, self.failed_P.tolist(), strict=True)):
             part = {k: v.clone() if k.endswith("/step") else v[p : p + 1].clone() for k, v in flat.items()}
-            stack = self.stack.select([p])
-            states.append(replace(state, step=self.step, stack=stack, optimizer=part, failed=failed))
+            states.append(replace(state, step=self.step, stack=self.stack.select([p]), optimizer=part, failed=failed))
         return states
 
 

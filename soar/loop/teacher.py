@@ -226,16 +226,10 @@ class OuterLoop:
         values_U = torch.tensor([0.0 if reward is None else reward for reward in reward_U])
         valid_U = torch.tensor([reward is not None for reward in reward_U])
         advantage_U = leave_one_out(values_U, valid_U, config.optimizer.normalize_advantages)
-        return update(
-            self.env.backbone,
-            state.teacher,
-            state.optimizer,
-            question_sets.rollouts,
-            advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U)),
-            learning_rate(config.optimizer, state.step, config.steps),
-            config.sampling.temperature,
-            config.sampling.max_tokens,
-        )
+        advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
+        lr = learning_rate(config.optimizer, state.step, config.steps)
+        given = (state.teacher, state.optimizer, question_sets.rollouts, advantage_B, lr)
+        return update(self.env.backbone, *given, config.sampling.temperature, config.sampling.max_tokens)
 
     def draw_reward_questions(self) -> list[Problem]:
         """Q_R: M questions of D_train without replacement, one draw for all students of the step."""
@@ -267,14 +261,14 @@ class OuterLoop:
 
     def _event(
         self,
-        question_sets: QuestionSets,
+        sets: QuestionSets,
         students: Population,
         measured: Measurement,
         decision: Decision,
         stats: UpdateStats | None,
     ) -> Event:
         """What metrics.jsonl keeps of one outer step; docs/metrics.md explains every key."""
-        questions = [problem.question for problems in question_sets.problems_G_Q for problem in problems]
+        questions = [problem.question for problems in sets.problems_G_Q for problem in problems]
         return {
             "event": "outer_step",
             "step": self.state.step,
@@ -287,8 +281,8 @@ class OuterLoop:
             "promoted": decision.promote,
             "reason": decision.reason,
             "accepted": len(questions),
-            "sampled": question_sets.sampled,
-            "rejected": question_sets.rejected,
+            "sampled": sets.sampled,
+            "rejected": sets.rejected,
             "distinct_share": len(set(questions)) / len(questions),
             "teacher_kl": None if stats is None else stats.kl_P[0].item(),
             "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
@@ -298,12 +292,10 @@ class OuterLoop:
             "student_last": students.metrics[-1],
         }
 
-    def _promote(
-        self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
-    ) -> Event:
+    def _promote(self, decision: Decision, sets: QuestionSets, population: Population, measured: Measurement) -> Event:
         """Step 3: the chosen student becomes the baseline, its questions join PQ, the window restarts."""
         state, k, j = self.state, decision.dataset or 0, decision.repeat or 0
-        student, questions = k * self.config.student.repeats + j, question_sets.problems_G_Q[k]
+        student, questions = k * self.config.student.repeats + j, sets.problems_G_Q[k]
         state.baseline = population.stack.select([student])
         state.promotions += 1
         state.window, state.pass_rates = [], {}

@@ -65,6 +65,7 @@ class Chart:
         """The chart as a matplotlib figure, in its own look whatever the caller's settings are."""
         import matplotlib.style
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         shown = [series for series in self.series if len(series.x)]
         labels = [*(series.label for series in shown), *(label for _, label in self.rules)]
@@ -76,7 +77,17 @@ class Chart:
             figure = Figure(figsize=size, layout="constrained")
             axes = figure.subplots()
             handles: list[Any] = [axes.bar(s.x, s.y, color=COLOURS[2]) if self.bars else _draw(axes, s) for s in shown]
-            _scale(axes, self)
+            if self.bars:
+                axes.set_xticks(range(len(self.bars)), list(map(label_of, self.bars)))
+            elif self.ticks and self.ticks[0] > 0:
+                ticks = [k for k in self.ticks if len(self.ticks) <= 8 or k.bit_count() == 1]
+                axes.set_xscale("log", base=2)
+                axes.set_xticks(ticks, list(map(str, ticks)))
+                axes.minorticks_off()
+            else:
+                xs = [x for series in shown for x in series.x]
+                axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(float(x).is_integer() for x in xs)))
+                axes.set_xlim(left=min(0, *xs))
             handles += [axes.axhline(y, color="black", linestyle="--", linewidth=1, alpha=0.7) for y, _ in self.rules]
             handles += [axes.axvline(x, color=COLOURS[3], linestyle=":", linewidth=1.5) for x in self.marks][:1]
             axes.set(xlabel=label_of(self.x_label), ylabel=label_of(self.y_label))
@@ -152,19 +163,3 @@ def _draw(axes: Any, series: Series) -> Any:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.16, linewidth=0)
     look = {"color": colour, "linestyle": DASHES[style], "marker": marker, "markersize": 5, "clip_on": False}
     return axes.plot(series.x, series.y, **look)[0]
-
-
-def _scale(axes: Any, chart: Chart) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    if chart.bars:
-        axes.set_xticks(range(len(chart.bars)), list(map(label_of, chart.bars)))
-    elif chart.ticks and chart.ticks[0] > 0:
-        ticks = [k for k in chart.ticks if len(chart.ticks) <= 8 or k.bit_count() == 1]
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, list(map(str, ticks)))
-        axes.minorticks_off()
-    else:
-        whole = all(float(x).is_integer() for series in chart.series for x in series.x)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=whole))
-        axes.set_xlim(left=min(0, *(x for series in chart.series for x in series.x)))

@@ -244,7 +244,5 @@ def push_folder(folder: Path, repo: str, kind: str) -> str:
         api = HfApi()
         api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder))
-    except (ImportError, OSError, ValueError) as error:  # the hub's own errors are both
-        raise ExportError(
-            f"--push {repo}: {error}; the export is in {folder} (`hf auth login`, `hf upload`)"
-        ) from error
+    except (ImportError, OSError, ValueError) as why:  # the hub's own errors are both
+        raise ExportError(f"--push {repo}: {why}; the export is in {folder} (`hf auth login`, `hf upload`)") from why

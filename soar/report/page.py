@@ -22,8 +22,8 @@ from markupsafe import Markup
 
 from soar.files import Row, clipped, visible, write_atomic
 from soar.report import text as wording
+from soar.report.alarms import label_share
 from soar.report.charts import Chart, Series
-from soar.report.questions import label_share
 from soar.report.runs import Run, count, mapping, number, numbers, read_arm, read_run, standard_error
 from soar.types import VERSION
 

@@ -23,9 +23,8 @@ from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
 from soar.problems.domain import domain_of
 from soar.problems.load import split
-from soar.report.alarms import alarm, screen_alarms, step_alarms
+from soar.report.alarms import alarm, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
-from soar.report.questions import step_vendi
 from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, read_arm, summary_of
 from soar.report.text import held_out
 from soar.report.watch import step_lines

@@ -19,7 +19,7 @@ WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "study.toml").r
 def tables(results: Row) -> list[Row]:
     """Every table of the study, empty ones left out: title, note, header, rows of as many cells, all of it text."""
     ks = sorted({k for row in results["arms"] for k in row["pass_at"]}, key=int)
-    rows_of = {
+    rows = {
         "arms": _arm_rows(results, ks),
         "comparisons": [row for entry in results["comparisons"] for row in _comparison_rows(results, entry)],
         "loops": [_loop_row(row) for row in results["loops"] if row["cells"]],
@@ -29,9 +29,7 @@ def tables(results: Row) -> list[Row]:
     every = []
     for key, words in WORDS.items():
         parts = ([f"pass@{k}" for k in ks] if word == "pass@k" else [word] for word in words["header"])
-        every.append(
-            {**words, "note": words["note"].format(**values), "header": [*chain(*parts)], "rows": rows_of[key]}
-        )
+        every.append({**words, "note": words["note"].format(**values), "header": [*chain(*parts)], "rows": rows[key]})
     return [table for table in every if table["rows"]]
 
 
