@@ -34,7 +34,7 @@ class Native(VllmSampler):
             for row, i in enumerate(mine):
                 length = int(rollouts.length_B[row])
                 tokens, logprobs = rollouts.tokens_B_T[row, :length], rollouts.logprob_B_T[row, :length]
-                found[i] = Completion(tokens.tolist(), logprobs.tolist(), bool(rollouts.ended_B[row]))
+                found[i] = (tokens.tolist(), logprobs.tolist(), bool(rollouts.ended_B[row]))
         return [found[i] for i in range(len(rows))]
 
 
@@ -87,7 +87,7 @@ def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"pip install .*vllm"):
         open_vllm(backbone, tiny_config("model.adapter=lora"))
-    rows = [Completion((5, 6), (-0.5, float("nan")), False), Completion((7,), (-0.25,), False)]
+    rows = [((5, 6), (-0.5, float("nan")), False), ((7,), (-0.25,), False)]
     found = rollouts_of(((1,), (1, 2)), rows, PAD)
     assert found.failed_B.tolist() == [True, False] and found.ended_B.tolist() == [True, False]
     assert found.tokens_B_T.tolist() == [[5, 6], [7, PAD]] and found.logprob_B_T.tolist() == [[-0.5, 0.0], [-0.25, 0.0]]

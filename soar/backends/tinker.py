@@ -332,7 +332,7 @@ class TinkerBackbone(Backbone):
             for answer in asked:
                 for row in self.ask("samples", answer.result).sequences:
                     logprobs = row.logprobs or [math.nan] * len(row.tokens)
-                    completions.append(Completion(row.tokens, logprobs, row.stop_reason == "stop"))
+                    completions.append((row.tokens, logprobs, row.stop_reason == "stop"))
         repeated = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
         return rollouts_of(repeated, completions, self.pad_id)
 

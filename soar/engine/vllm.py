@@ -11,10 +11,10 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
+from torch.nn.utils.rnn import pad_sequence
 
 from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig
@@ -33,12 +33,8 @@ GRAPHS = {  # by default vLLM captures one for every batch size and number of ad
 MEMORY_FILES = "/dev/shm"
 
 
-class Completion(NamedTuple):
-    """tokens with the end token, logprobs one a token, ended: by an end token and not by the budget."""
-
-    tokens: Sequence[int]
-    logprobs: Sequence[float]
-    ended: bool
+Completion = tuple[Sequence[int], Sequence[float], bool]
+"""Tokens with the end token, a log-probability each, and whether an end token (not the budget) ended it."""
 
 
 class VllmSampler:
@@ -164,30 +160,24 @@ class VllmSampler:
             outputs = self.llm.generate(prompts, parameters, lora_request=adapters, use_tqdm=False)
         except ValueError as error:
             raise ConfigError(f'model.sampler = "vllm": {error}') from error
-        completions = []
-        for row in (output.outputs[0] for output in outputs):
-            logprobs = [step[token].logprob for token, step in zip(row.token_ids, row.logprobs, strict=True)]
-            completions.append(Completion(tuple(row.token_ids), logprobs, row.finish_reason == "stop"))
-        return completions
+        rows_out = [output.outputs[0] for output in outputs]
+        logprobs = [[step[i].logprob for i, step in zip(row.token_ids, row.logprobs, strict=True)] for row in rows_out]
+        return [
+            (row.token_ids, each, row.finish_reason == "stop") for row, each in zip(rows_out, logprobs, strict=True)
+        ]
 
 
 def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completion], pad: int) -> Rollouts:
     """Completions as one record. A row with a log-probability that is no number has failed, and ends there."""
-    longest = max((len(row.tokens) for row in completions), default=0)
-    tokens_B_T = torch.full((len(completions), max(1, longest)), pad, dtype=torch.long)
-    logprob_B_T = torch.zeros(tokens_B_T.shape)
-    for row, completion in enumerate(completions):
-        tokens_B_T[row, : len(completion.tokens)] = torch.tensor(list(completion.tokens), dtype=torch.long)
-        logprob_B_T[row, : len(completion.logprobs)] = torch.tensor(list(completion.logprobs))
-    failed_B = ~torch.isfinite(logprob_B_T).all(dim=1)
-    return Rollouts(
-        prompts,
-        tokens_B_T,
-        torch.tensor([len(row.tokens) for row in completions]),
-        logprob_B_T.nan_to_num(0.0, 0.0, 0.0),
-        torch.tensor([row.ended for row in completions]) | failed_B,
-        failed_B,
+    tokens, logprobs, ended = zip(*completions, strict=True)
+    tokens_B_T, logprob_B_T = (
+        pad_sequence([torch.tensor(list(row), dtype=kind) for row in rows], batch_first=True, padding_value=value)
+        for rows, kind, value in ((tokens, torch.long, pad), (logprobs, torch.float32, 0))
     )
+    length_B, ended_B = torch.tensor([len(row) for row in tokens]), torch.tensor(ended)
+    failed_B = ~torch.isfinite(logprob_B_T).all(dim=1)
+    logprob_B_T = logprob_B_T.nan_to_num(0.0, 0.0, 0.0)
+    return Rollouts(prompts, tokens_B_T, length_B, logprob_B_T, ended_B | failed_B, failed_B)
 
 
 def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:
