@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from bombs import BOMBS, HARMLESS
+from test_verify import BOMBS, HARMLESS
 
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierPool

@@ -56,16 +56,10 @@ def read_attacks() -> list[Attack]:
 
 
 ARGUMENTS = {"clone": "17, 0, 0, 0, 0", "personality": "0xffffffff", "memfd_create": "b'x', 0"}
+CALLS = {name: f"return call({number}, {ARGUMENTS.get(name, '0, 0, 0, 0, 0')})" for name, number in NUMBERS.items()}
 ATTACKS = [
     *read_attacks(),
-    *(
-        Attack(
-            f"system call {name}",
-            "escape",
-            body(f"return call({number}, {ARGUMENTS.get(name, '0, 0, 0, 0, 0')})", SYSCALL),
-        )
-        for name, number in NUMBERS.items()
-    ),
+    *(Attack(f"system call {name}", "escape", body(line, SYSCALL)) for name, line in CALLS.items()),
     Attack("source nested too deeply", "exhaust", "a = " + "(" * 5000 + ")" * 5000 + "\n"),
     Attack("long chain of operators", "exhaust", "a = " + "+".join(["1"] * 20000) + "\n"),
 ]

@@ -12,6 +12,22 @@ import pytest
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
+LONGEST = (
+    "test_parallel",
+    "test_arms",
+    "test_kill",
+    "test_jobs",
+    "test_stopping",
+    "test_notebooks",
+    "test_surroundings",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that the workers of pytest end together."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick() -> Iterator[None]:
     """Without what takes longer than a tiny run: the charts of pages (test_report draws them), waiting for a disk."""

@@ -99,14 +99,8 @@ def handmade_rollouts(prompts: Sequence[Sequence[int]], completions: Sequence[Se
     for row, tokens in enumerate(completions):
         tokens_B_T[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
     ended_B = torch.tensor([bool(tokens) and tokens[-1] == EOS for tokens in completions])
-    return Rollouts(
-        tuple(tuple(prompt) for prompt in prompts),
-        tokens_B_T,
-        length_B,
-        torch.zeros(tokens_B_T.shape),
-        ended_B,
-        torch.zeros(len(completions), dtype=torch.bool),
-    )
+    given, no_B = tuple(map(tuple, prompts)), torch.zeros(len(completions), dtype=torch.bool)
+    return Rollouts(given, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, no_B)
 
 
 def random_rollouts(rows: int, seed: int = 0, longest: int = 6) -> Rollouts:
@@ -125,6 +119,17 @@ def plain_logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int],
     ids = torch.tensor([[*prompt, *completion]])
     logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / temperature
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def logits_of(backbone: Backbone, stack: AdapterStack | None, ids: Tensor) -> Tensor:
+    with backbone.use(stack):
+        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
+        return logits
+
+
+def rows_of(rollouts: Rollouts) -> list[list[int]]:
+    """Completions without padding."""
+    return [row[:n] for row, n in zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)]
 
 
 def same_stacks(one: AdapterStack, other: AdapterStack, policy: int | None = None) -> bool:

@@ -129,16 +129,7 @@ class FakeExaminer:
         self.asked: list[list[str]] = []
         self.unscorable = set(unscorable)
 
-    def rollout(
-        self,
-        stack: AdapterStack,
-        problems_P_Q: list[list[Problem]],
-        attempts: int,
-        seed_P: list[int],
-        sampling: Any,
-        greedy: bool = False,
-        threads: int = 1,
-    ) -> RolloutBatch:
+    def rollout(self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, *rest: Any, **more: Any) -> Any:
         self.asked.append([problem.id for problem in problems_P_Q[0]])
         skill_P = stack.tensors["skill"][:, 0]
         number_P_Q = torch.tensor([[float(p.id.removeprefix("hard-")) for p in problems] for problems in problems_P_Q])
@@ -160,17 +151,12 @@ class ScriptedLoop(OuterLoop):
     training. Questions are named after step, dataset and number; nothing is sampled or trained."""
 
     def __init__(
-        self,
-        config: Config,
-        skill_S_G_R: Sequence[Sequence[Sequence[float]]],
-        failed_S_G_R: Sequence[Any] | None = None,
-        hard: int = 8,
-        unscorable: Sequence[str] = (),
+        self, config: Config, skill_S_G_R: Any, failed_S_G_R: Any = None, unscorable: Sequence[str] = ()
     ) -> None:
         env: Any = FakeExaminer(config, unscorable)
         teacher, baseline = skills([0.5]), skills([0.0])
         state = LoopState(teacher, StackOptimizer(teacher, config.teacher.optimizer), baseline)
-        super().__init__(env, hard_problems(hard), config, state)
+        super().__init__(env, hard_problems(8), config, state)
         self.skill_S_G_R, self.failed_S_G_R = skill_S_G_R, failed_S_G_R
         self.populations: list[Population] = []
         self.question_sets: list[QuestionSets] = []

@@ -39,39 +39,31 @@ def arm(pass_1: float, spread: float, rollouts: int) -> dict[str, Any]:
 
 def outer_step(rng: random.Random, step: int, datasets: int) -> dict[str, Any]:
     rewards = [round(rng.gauss(0.02, 0.02), 4) for _ in range(datasets)]
+    promoted = step in (5, 9, 14)
     return {
-        "event": "outer_step",
-        "step": step,
-        "reward_G": rewards,
-        "reward_mean": sum(rewards) / datasets,
-        "reward_se_G": [0.008] * datasets,
-        "baseline_pass_rate": 0.09,
-        "best_pass_rate": 0.09 + max(rewards),
-        "window_mean": None if step < 3 else 0.0125,
-        "promoted": step in (5, 9, 14),
-        "reason": "window mean above tau" if step in (5, 9, 14) else "window mean not above tau",
-        "accepted": 16 * datasets,
-        "sampled": 16 * datasets + step,
-        "rejected": {"no_answer": step, "truncated": 0},
-        "distinct_share": 0.97,
-        "vendi": 31.25 - 0.5 * step,
-        "teacher_kl": 0.002 * step,
-        "failed_students": 0,
-        "student_rollouts": step * datasets * 1920,
-        "seconds": 10.5,
-    }
+        "event": "outer_step", "step": step, "reward_G": rewards, "reward_mean": sum(rewards) / datasets,
+        "reward_se_G": [0.008] * datasets, "baseline_pass_rate": 0.09, "best_pass_rate": 0.09 + max(rewards),
+        "window_mean": None if step < 3 else 0.0125, "promoted": promoted,
+        "reason": "window mean above tau" if promoted else "window mean not above tau", "accepted": 16 * datasets,
+        "sampled": 16 * datasets + step, "rejected": {"no_answer": step, "truncated": 0}, "distinct_share": 0.97,
+        "vendi": 31.25 - 0.5 * step, "teacher_kl": 0.002 * step, "failed_students": 0,
+        "student_rollouts": step * datasets * 1920, "seconds": 10.5,
+    }  # fmt: skip
 
 
 def question(rng: random.Random, step: int, dataset: int, reward: float) -> dict[str, Any]:
     topic, start = rng.choice(TOPICS), rng.randrange(100)
-    row = {
+    row = {"question": f"{topic} {start:02d} a+7", "answer": f"{(start + 7) % 100:02d}"}
+    posed = topic != "ill-posed"
+    return {
         "step": step,
         "dataset": dataset,
-        "question": f"{topic} {start:02d} a+7",
-        "answer": f"{(start + 7) % 100:02d}",
+        **row,
+        "reward": reward,
+        "topic": topic,
+        "well_posed": posed,
+        "correct": posed and rng.random() < 0.75,
     }
-    posed = topic != "ill-posed"
-    return {**row, "reward": reward, "topic": topic, "well_posed": posed, "correct": posed and rng.random() < 0.75}
 
 
 def write_run(folder: Path, steps: int = 18, datasets: int = 4, per_dataset: int = 16, hostile: bool = True) -> Path:

@@ -6,18 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soar.report.alarms import (
-    CORRECT_SHARE,
-    DISTINCT_SHARE,
-    DIVERSITY_SHARE,
-    LOGPROB_GAP,
-    STILL_STEPS,
-    hashed_ngrams,
-    screen_alarms,
-    step_alarms,
-    step_vendi,
-    vendi_score,
-)
+from soar.report import alarms
+from soar.report.alarms import hashed_ngrams, step_vendi, vendi_score
 
 
 def test_vendi_score_counts_kinds():
@@ -46,16 +36,17 @@ def step(number: int = 5, clipped: float = 0.1, student_gap: float | None = 0.00
 
 
 def kinds(*arguments: Any, **named: Any) -> list[str]:
-    return [row["kind"] for row in step_alarms(*arguments, **named)]
+    return [row["kind"] for row in alarms.step_alarms(*arguments, **named)]
 
 
+GAP = alarms.LOGPROB_GAP
 CONDITIONS = {
-    "teacher collapse": ({"distinct_share": DISTINCT_SHARE - 0.01}, {"distinct_share": DISTINCT_SHARE}),
+    "teacher collapse": ({"distinct_share": alarms.DISTINCT_SHARE - 0.01}, {"distinct_share": alarms.DISTINCT_SHARE}),
     "truncation": ({"clipped": 0.51}, {"clipped": 0.5}),
     "teacher truncation": ({"rejected": {"truncated": 11}}, {"rejected": {"truncated": 10}}),
-    "log-prob gap of the teacher": ({"teacher_logprob_gap": LOGPROB_GAP * 1.01}, {"teacher_logprob_gap": LOGPROB_GAP}),
-    "log-prob gap of the students": ({"student_gap": LOGPROB_GAP * 1.01}, {"student_gap": LOGPROB_GAP}),
-    "teacher diversity": ({"vendi": DIVERSITY_SHARE * 12.0 - 0.1}, {"vendi": DIVERSITY_SHARE * 12.0}),
+    "log-prob gap of the teacher": ({"teacher_logprob_gap": GAP * 1.01}, {"teacher_logprob_gap": GAP}),
+    "log-prob gap of the students": ({"student_gap": GAP * 1.01}, {"student_gap": GAP}),
+    "teacher diversity": ({"vendi": alarms.DIVERSITY_SHARE * 12.0 - 0.1}, {"vendi": alarms.DIVERSITY_SHARE * 12.0}),
 }
 
 
@@ -64,7 +55,7 @@ def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind):
     ill, well = CONDITIONS[kind]
     first = step(0)
     assert kinds(step(**well), [], [first]) == []
-    (alarm,) = step_alarms(step(7, **ill), [], [first, step(6, **well)])
+    (alarm,) = alarms.step_alarms(step(7, **ill), [], [first, step(6, **well)])
     assert (alarm["event"], alarm["kind"], alarm["step"]) == ("alarm", kind, 7)
     assert kinds(step(8, **ill), [], [first, step(6, **well), step(7, **ill)]) == []
     assert kinds(step(9, **ill), [], [first, step(7, **ill), step(8, **well)]) == [kind]
@@ -72,12 +63,14 @@ def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind):
 
 def test_a_teacher_without_gradient_for_some_steps():
     nothing = {"teacher_logprob_gap": None, "teacher_grad_norm": None, "student_gap": None, "rejected": {}}
-    assert step_alarms(step(**nothing, vendi=None), [], [step(4)]) == []
+    assert alarms.step_alarms(step(**nothing, vendi=None), [], [step(4)]) == []
     still = [step(i, reward_G=[0.25, 0.25, None]) for i in range(6)]
     zero = [step(i, teacher_grad_norm=0.0) for i in range(6)]
     for rows in (still, zero, [still[0], zero[1], still[2], zero[3], zero[4]]):
         raised = [kinds(row, [], rows[:i]) for i, row in enumerate(rows)]
-        assert raised == [[]] * (STILL_STEPS - 1) + [["no teacher gradient"]] + [[]] * (len(rows) - STILL_STEPS)
+        assert raised == [[]] * (alarms.STILL_STEPS - 1) + [["no teacher gradient"]] + [[]] * (
+            len(rows) - alarms.STILL_STEPS
+        )
     broken = [still[0], still[1], step(2), still[3], still[4]]
     assert [kinds(row, [], broken[:i]) for i, row in enumerate(broken)] == [[]] * 5
     paid = [step(i, reward_G=[0.25, 0.25, None], teacher_reward_G=[0.0, 1.0, None]) for i in range(3)]
@@ -86,16 +79,16 @@ def test_a_teacher_without_gradient_for_some_steps():
 
 
 def test_screening_that_is_cut_off():
-    assert screen_alarms({"truncated_share": 0.5}) == screen_alarms({"truncated_share": None}) == []
-    (alarm,) = screen_alarms({"truncated_share": 0.75})
+    assert alarms.screen_alarms({"truncated_share": 0.5}) == alarms.screen_alarms({"truncated_share": None}) == []
+    (alarm,) = alarms.screen_alarms({"truncated_share": 0.75})
     assert (alarm["kind"], alarm["step"]) == ("truncation", None)
     assert alarm["message"].startswith("75% of the attempts in screening hit the token budget")
 
     def rows(correct: int) -> list[dict[str, Any]]:
         return [{"question": "q", "correct": i < correct} for i in range(20)]
 
-    limit = int(CORRECT_SHARE * 20)
-    (alarm,) = step_alarms(step(), rows(limit - 1), [])
+    limit = int(alarms.CORRECT_SHARE * 20)
+    (alarm,) = alarms.step_alarms(step(), rows(limit - 1), [])
     assert alarm["kind"] == "reward without correctness"
     assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
     for event, questions in ((step(), rows(limit)), (step(reward_mean=0.0), rows(0)), (step(), [{"question": "q"}])):

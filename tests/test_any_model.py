@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import events, read_jsonl
+from loop_helpers import events, read_jsonl, sets
 from tables import cases
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
@@ -19,19 +19,10 @@ WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "3", "5", "8", "apples",
 def save_model(folder: Path) -> Path:
     """A random Gemma with a word-level tokenizer that puts a BOS in front; two rows of its output layer have no token."""
     config = Gemma3TextConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=160,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        head_dim=8,
+        vocab_size=len(WORDS) + 2, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=160, pad_token_id=0, bos_token_id=1, eos_token_id=2, head_dim=8,
         sliding_window=16,
-    )
+    )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
@@ -54,9 +45,8 @@ SMALL = json.loads((Path(__file__).parent / "cases" / "small.json").read_text(en
 
 
 def soar_run(model: Path, problems: Path, out: Path, **changes: Any) -> int:
-    values = {**SMALL, **changes}
-    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    return main(["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet", *sets])
+    values = sets(*(f"{key}={json.dumps(value)}" for key, value in {**SMALL, **changes}.items()))
+    return main(["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet", *values])
 
 
 def test_a_random_model_runs_to_the_end(tmp_path, capsys):

@@ -46,7 +46,7 @@ def test_too_few_problems(tmp_path, count, status, advice):
     assert advice in finding.advice
 
 
-def test_golds_that_do_not_grade_are_listed(tmp_path):
+def test_golds_that_do_not_grade_are_listed(tmp_path, monkeypatch):
     config = tiny_config("problems.verifier=number")
     bad = [Problem("b1", "q", "ba"), Problem("b2", "r", "\x1b[31mba")]
     finding = check_golds(config, [*NUMBERS, *bad])
@@ -70,9 +70,6 @@ def test_golds_that_do_not_grade_are_listed(tmp_path):
     assert "; reward function of the shape TRL, texts" in by_level.message
     missing = check_golds(tiny_config("problems.verifier=none.py:f"), NUMBERS)
     assert missing.status == "FAIL" and "no file none.py" in missing.message
-
-
-def test_golds_that_were_not_reached_in_time_are_taken_as_those_that_were(monkeypatch):
     monkeypatch.setattr(preflight, "GOLD_SECONDS", -1.0)
     monkeypatch.setattr(preflight, "GOLD_BATCH", 4)
     bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]

@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
-from loop_helpers import TINY
+from loop_helpers import TINY, sets
 
 import soar
 from soar.cli import main
 from soar.config import RECIPES, ConfigError, load
 from soar.types import UserError
-
-SETS = [part for override in TINY for part in ("--set", override)]
 
 
 def shell(*arguments: str, without: tuple[str, ...] = (), cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -31,9 +29,8 @@ def shell(*arguments: str, without: tuple[str, ...] = (), cwd: Path = ROOT) -> s
         "from soar.cli import main\n"
         "sys.exit(main())\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, cwd=cwd)
 
 
 def dry_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -71,11 +68,7 @@ INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was save
         (KeyboardInterrupt(), 130, INTERRUPTED),
         (MemoryError(), 1, "soar: out of memory; free memory, then continue with --resume\n"),
         (OSError(28, "No space left on device", "x"), 1, "soar: x: No space left on device\n"),
-        (
-            UserError("https://ann:pw@hub \x1b[2J" + "\n  two"),
-            1,
-            "soar: https://[hidden]@hub \u27e8U+001B\u27e9[2J\n  two\n",
-        ),
+        (UserError("https://a:b@hub \x1b[2J\n  two"), 1, "soar: https://[hidden]@hub \u27e8U+001B\u27e9[2J\n  two\n"),
         (BrokenPipeError("a worker is gone"), None, ""),
     ],
 )
@@ -101,8 +94,7 @@ def test_a_missing_torch_is_named_with_what_installs_it(tmp_path):
 
 def test_a_run_prints_its_table_and_records_its_command(tmp_path, capsys):
     out = tmp_path / "run"
-    sets = [*SETS, "--set", "evaluate.ks=[2,4]", "--set", "teacher.steps=1"]
-    arguments = ["run", "tiny", "--out", str(out), "--quiet", *sets]
+    arguments = ["run", "tiny", "--out", str(out), "--quiet", *sets(*TINY, "evaluate.ks=[2,4]", "teacher.steps=1")]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads((out / "summary.json").read_text())
@@ -123,6 +115,12 @@ def test_shorthands_that_set_can_refine(capsys):
     assert (config["model"]["path"], config["problems"]["source"], config["seed"]) == (name, "x.jsonl", 3)
     assert (config["limits"]["max_hours"], config["promotion"]["review"]) == (2, True)
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"soar {soar.__version__}\n"
+    assert load(None, ["evaluate.ks=1,4", "model.target_modules=[q_proj, v_proj]"]).evaluate.ks == (1, 4)
+    assert load(None, ['student.sampling.stop="\\n"']).student.sampling.stop == ("\n",)
+    for text in ("model.gguf_file=", 'model.gguf_file=""'):
+        assert load("tiny", ["model.gguf_file=a.gguf", text]).model.gguf_file is None
+    with pytest.raises(ConfigError, match=r"teacher\.steps"):
+        load("tiny", ['teacher.steps=""'])
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
@@ -130,15 +128,6 @@ def test_every_recipe_loads_and_can_be_planned(name, capsys):
     sets = ["model.path=m", "problems.source=x.jsonl"]
     words = [part for text in sets for part in ("--set", text)]
     assert dry_config(["run", name, *words], capsys) == load(name, sets).resolved()
-
-
-def test_lists_with_commas_and_an_empty_text_that_takes_an_optional_key_away():
-    assert load(None, ["evaluate.ks=1,4", "model.target_modules=[q_proj, v_proj]"]).evaluate.ks == (1, 4)
-    assert load(None, ['student.sampling.stop="\\n"']).student.sampling.stop == ("\n",)
-    for text in ("model.gguf_file=", 'model.gguf_file=""'):
-        assert load("tiny", ["model.gguf_file=a.gguf", text]).model.gguf_file is None
-    with pytest.raises(ConfigError, match=r"teacher\.steps"):
-        load("tiny", ['teacher.steps=""'])
 
 
 def test_the_commands_of_the_cluster_files_are_understood(capsys):

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from loop_helpers import TINY, easy_problems, events, read_jsonl, tiny_config
+from loop_helpers import TINY, easy_problems, events, read_jsonl, sets, tiny_config
 
 from soar.cli import main
 from soar.domains.world import get_world
@@ -16,7 +16,7 @@ from soar.run.screen import screen_event, table_lines, what_fits
 from soar.types import Screening
 
 OWN = ("problems.limit", "screen.")
-SETS = [part for override in TINY if not override.startswith(OWN) for part in ("--set", override)]
+SETS = sets(*(override for override in TINY if not override.startswith(OWN)))
 HARD_ONLY = ["--set", "screen.max_successes=0"]
 FILES = ("hard.jsonl", "hard.jsonl.evidence.json", "hard/screen.jsonl", "screen.json", "table.txt")
 
@@ -85,22 +85,10 @@ def test_an_interrupted_screening_ends_like_a_straight_one(source, screened, tmp
 
 
 def test_a_run_uses_the_evidence(screened, tmp_path, monkeypatch):
-    def attempted(*args: object) -> None:
-        raise AssertionError("screened again")
-
-    monkeypatch.setattr(hardset, "screen", attempted)
-    words = [
-        "run",
-        "tiny",
-        "--problems",
-        str(screened / "hard.jsonl"),
-        "--out",
-        str(tmp_path / "run"),
-        *SETS,
-        *HARD_ONLY,
-    ]
+    monkeypatch.setattr(hardset, "screen", lambda *given: pytest.fail("screened again"))
+    words = ["run", "tiny", "--quiet", "--problems", str(screened / "hard.jsonl"), "--out", str(tmp_path / "run")]
     short = ["teacher.steps=1", "arms.run=[]", "screen.attempts=40", "problems.question_column=task", "seed=3"]
-    assert main([*words, "--quiet", *(part for override in short for part in ("--set", override))]) == 0
+    assert main([*words, *SETS, *HARD_ONLY, *sets(*short)]) == 0
     (event,) = events(tmp_path / "run", "screen")
     hard = read_jsonl(screened / "hard.jsonl")
     assert (event["hard"], event["candidates"], event["frac_all_wrong"]) == (len(hard), len(hard), 1.0)

@@ -27,7 +27,7 @@ def verified(*words: str, capsys: pytest.CaptureFixture[str]) -> Any:
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_counts_shares_and_listing(tmp_path, capsys):
+def test_counts_shares_listing_and_labels(tmp_path, capsys):
     source = write(tmp_path / "c.jsonl", ROWS)
     code, found = verified(source, "--verifier", "number", "--show", "2", capsys=capsys)
     assert code == 0
@@ -44,9 +44,6 @@ def test_counts_shares_and_listing(tmp_path, capsys):
     assert lines[0] == "6 rows (completion = column 'completion', gold = column 'gold')"
     assert lines[2].split() == ["correct", "2", "33.33%"]
     assert lines[-2:] == ["not correct, the first 1:", f"  {source}:2: wrong: '2' against '1'"]
-
-
-def test_labels_show_where_the_verifier_differs(tmp_path, capsys):
     source = write(tmp_path / "c.jsonl", ROWS)
     _, found = verified(source, "--verifier", "number", "--label-column", "ok", capsys=capsys)
     assert found["agree"] == 4

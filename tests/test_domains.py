@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
-from loop_helpers import events, read_jsonl, tiny_config, write_problems
+from loop_helpers import events, read_jsonl, sets, tiny_config, write_problems
 from tables import cases
 from test_any_model import SMALL, save_model
 
@@ -43,14 +43,8 @@ def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman, monkeypatch
 
 
 def test_teacher_texts_are_problems_or_named_rejections(roman):
-    texts = [
-        " What is 9 plus 5?\nAnswer: XIV",
-        " What is 1 plus 1?",
-        " Q Answer: IIII",
-        "",
-        " Cut Answer: V",
-        " Answer: V",
-    ]
+    texts = [" What is 9 plus 5?\nAnswer: XIV", " What is 1 plus 1?"]
+    texts += [" Q Answer: IIII", "", " Cut Answer: V", " Answer: V"]
     pairs = [("What is 9 plus 5?", "XIV"), ("What is 9 plus 5?", "XV"), ("What is love?", "X")]
     asked = [Problem(str(i), *pair) for i, pair in enumerate(pairs)]
     with VerifierPool(load_domain(f"{roman}:ROMAN"), workers=1) as pool:
@@ -72,22 +66,22 @@ def test_a_run_with_the_example_of_the_page(roman, tmp_path, monkeypatch, capsys
         **SMALL, "problems.domain": f"{roman}:ROMAN", "arms.run": ["base"],
         "teacher.steps": 1, "teacher.questions": 1, "reward.questions": 1,
     }  # fmt: skip
-    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    keys = sets(*(f"{key}={json.dumps(value)}" for key, value in values.items()))
     place = ["--model", str(model), "--problems", str(problems)]
-    assert main(["check", "small-1gpu", *place, *sets, "--no-model"]) == 0
+    assert main(["check", "small-1gpu", *place, *keys, "--no-model"]) == 0
     assert "8 of 8 gold answers grade as correct by 'domain roman'" in capsys.readouterr().out
-    assert main(["screen", "small-1gpu", *place, *sets, "--out", str(tmp_path / "screen"), "--quiet"]) == 0
+    assert main(["screen", "small-1gpu", *place, *keys, "--out", str(tmp_path / "screen"), "--quiet"]) == 0
     hard = tmp_path / "screen" / "hard.jsonl"
-    sets += ["--set", f"problems.source={json.dumps(str(hard))}"]
+    keys += sets(f"problems.source={json.dumps(str(hard))}")
     out = tmp_path / "run"
-    assert main(["run", "small-1gpu", "--model", str(model), *sets, "--out", str(out), "--quiet"]) == 0
+    assert main(["run", "small-1gpu", "--model", str(model), *keys, "--out", str(out), "--quiet"]) == 0
     steps = events(out, "outer_step")
     assert all("no_answer" in step["rejected"] and "not_a_numeral" in step["rejected"] for step in steps)
     assert {row["answer"] for row in read_jsonl(out / "pq.jsonl")} <= {"X", "V", "I"}
     changed = tmp_path / "changed.py"
     changed.write_text(roman.read_text(encoding="utf-8") + "\n# another text\n", encoding="utf-8")
-    sets += ["--set", f"problems.domain={json.dumps(f'{changed}:ROMAN')}"]
-    assert main(["run", "small-1gpu", "--model", str(model), *sets, "--out", str(tmp_path / "other"), "--quiet"]) == 1
+    keys += sets(f"problems.domain={json.dumps(f'{changed}:ROMAN')}")
+    assert main(["run", "small-1gpu", "--model", str(model), *keys, "--out", str(tmp_path / "other"), "--quiet"]) == 1
     assert "domain: screened with" in capsys.readouterr().err
 
 

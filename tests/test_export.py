@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import run_folders
 import torch
-from helpers import random_stack
+from helpers import logits_of, random_stack
 from loop_helpers import read_jsonl, tiny_config
+from tables import cases
 
 from soar.cli import main
 from soar.domains.world import ANSWER_MARK
 from soar.engine.load import load_backbone
-from soar.engine.policy import Backbone, load_adapter
+from soar.engine.policy import load_adapter
 from soar.problems.load import load_problems
 from soar.report import export
 from soar.report.export import ExportError
@@ -113,15 +114,7 @@ def test_the_verl_file_and_its_reward(boxed, tmp_path):
     assert accuracy_reward(said, [export.solution(domain, gold) for gold in golds]) == [1.0] * len(golds)
 
 
-@pytest.mark.parametrize(
-    ("verifier", "style", "right", "wrong"),
-    [
-        ("math", "boxed", r"so \boxed{\frac{2}{4}}", r"so \boxed{\frac{2}{3}}"),
-        ("math", "marker", "Answer: **0.50**", "0.5"),
-        ("exact", "boxed", r"\boxed{1/3} no, \boxed{0.5}", r"\boxed{0.50}"),
-        ("choice", "marker", "Answer: (0.5)", "Answer: B"),
-    ],
-)
+@pytest.mark.parametrize(("verifier", "style", "right", "wrong"), cases("export", "reward alone"))
 def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, verifier, style, right, wrong):
     pytest.importorskip("math_verify")
     domain = export.domain_of_run(read_run(boxed))
@@ -151,11 +144,6 @@ def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 
 
-def logits_of(backbone: Backbone, stack: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad(), backbone.use(stack):
-        return backbone.model(input_ids=ids).logits
-
-
 @pytest.mark.parametrize(("policy", "kind"), [("student", "full"), ("pq", "lora")])
 def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
     peft = pytest.importorskip("peft")
@@ -167,8 +155,9 @@ def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
     stack = load_adapter(backbone, run / export.adapter_folder(policy))
     question = read_jsonl(run / "hard" / "train.jsonl")[0]["question"]
     ids = torch.tensor([backbone.tokenizer.encode(f"{question} {ANSWER_MARK} 12", add_special_tokens=False)])
-    wanted = logits_of(backbone, stack, ids)
-    assert not torch.equal(wanted, logits_of(backbone, None, ids))
+    with torch.no_grad():
+        wanted, base = (logits_of(backbone, given, ids) for given in (stack, None))
+    assert not torch.equal(wanted, base)
     export.export_adapter(run, tmp_path / "peft", policy)
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(settings["base_model_name_or_path"])

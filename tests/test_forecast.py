@@ -8,18 +8,7 @@ from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_proble
 
 from soar.cli import main
 from soar.config import load
-from soar.plan.forecast import (
-    KL_FACTOR,
-    MEASURE,
-    PROMPT,
-    TRAIN,
-    Forecast,
-    Rates,
-    Work,
-    assumed,
-    table_rates,
-    workload,
-)
+from soar.plan import forecast
 from soar.types import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +20,9 @@ NUMBERS = {
 }  # fmt: skip
 
 
-def works(*changes: str, **values: float) -> dict[str, Work]:
+def works(*changes: str, **values: float) -> dict[str, forecast.Work]:
     config = tiny_config("arms.curriculum_steps=0", *changes)
-    return {w.name: w for w in workload(config, assumed(config, NUMBERS | values))}
+    return {w.name: w for w in forecast.workload(config, forecast.assumed(config, NUMBERS | values))}
 
 
 def test_counts_by_hand():
@@ -45,11 +34,11 @@ def test_counts_by_hand():
     assert {name: (w.rollouts, w.sampled, w.trained) for name, w in counts.items()} == {
         "screening": (160, 160 * 30, 0),
         "teacher writes": (48, 48 * 20, 0),
-        "students train": (192, 192 * 15, 192 * (PROMPT + 15)),
+        "students train": (192, 192 * 15, 192 * (forecast.PROMPT + 15)),
         "students measured": (measured, measured * 30, 0),
         "teacher learns": (0, 0, 24 * 270),
-        "hard_only": (80, 80 * 30, 80 * (PROMPT + 30)),
-        "pq": (48, pytest.approx(tokens), pytest.approx(tokens + 48 * PROMPT)),
+        "hard_only": (80, 80 * 30, 80 * (forecast.PROMPT + 30)),
+        "pq": (48, pytest.approx(tokens), pytest.approx(tokens + 48 * forecast.PROMPT)),
         "evaluation": (160, 160 * 30, 0),
     }
 
@@ -70,15 +59,15 @@ def test_counts_follow_the_config():
 
 
 def test_seconds_by_hand():
-    rows = [Work("loop", "a", 1.0, 500.0, 300.0), Work("arms", "b", 1.0, 100.0, 300.0, kl=True)]
-    expected = Forecast(rows, {"x": 0.25}, Rates(1.0, 50.0, 30.0, "by hand"))
-    assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * KL_FACTOR) / 3600)
+    rows = [forecast.Work("loop", "a", 1.0, 500.0, 300.0), forecast.Work("arms", "b", 1.0, 100.0, 300.0, kl=True)]
+    expected = forecast.Forecast(rows, {"x": 0.25}, forecast.Rates(1.0, 50.0, 30.0, "by hand"))
+    assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * forecast.KL_FACTOR) / 3600)
     assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
-    assert "size of the model is not known" in "\n".join(Forecast(rows, {}, None).lines())
-    eight = table_rates(8.03e9)
+    assert "size of the model is not known" in "\n".join(forecast.Forecast(rows, {}, None).lines())
+    eight = forecast.table_rates(8.03e9)
     assert (eight.decode, eight.train) == pytest.approx((40_572 * 3.213 / 8.03, 32_966 * 3.213 / 8.03))
-    assert "two CPU cores" in table_rates(168_000).source
+    assert "two CPU cores" in forecast.table_rates(168_000).source
     page = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
     assert all(line in page for line in sizes.table())
 
@@ -86,11 +75,11 @@ def test_seconds_by_hand():
 def test_what_is_known_beforehand(tmp_path):
     problems = write_problems(tmp_path / "p.jsonl", [Problem(str(i), f"{i} + 1?", str(i + 1)) for i in range(7)])
     config = tiny_config(f"problems.source={problems}", "problems.limit=0")
-    counted = assumed(config)
+    counted = forecast.assumed(config)
     assert (counted["candidates"], counted["hard_share"]) == (7, 0.3)
     (tmp_path / "p.jsonl.evidence.json").write_text("{}")
-    assert assumed(config)["hard_share"] == 1.0 and workload(config, counted)[0].rollouts == 0
-    away = assumed(load("paper-math", ["problems.source=someone/somewhere", "problems.limit=77"]))
+    assert forecast.assumed(config)["hard_share"] == 1.0 and forecast.workload(config, counted)[0].rollouts == 0
+    away = forecast.assumed(load("paper-math", ["problems.source=someone/somewhere", "problems.limit=77"]))
     assert (away["candidates"], away["question_tokens"]) == (77, 512)
 
 
@@ -117,4 +106,4 @@ def test_a_forecast_says_what_a_run_then_spends(tmp_path):
     hard = sum(len(read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")) for half in ("train", "test"))
     counts = works(*changes, candidates=float(hard), hard_share=1.0)
     spent = events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
-    assert counts[TRAIN].rollouts + counts[MEASURE].rollouts == spent
+    assert counts[forecast.TRAIN].rollouts + counts[forecast.MEASURE].rollouts == spent

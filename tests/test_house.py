@@ -3,8 +3,8 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
+import grimp
 from helpers import ROOT
 
 FILES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "soar").rglob("*.py"))}
@@ -32,28 +32,10 @@ def test_no_torch_is_needed_to_read_check_and_report():
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
-def place_of(name: str) -> Path | None:
-    """The file of a module of soar; None for any other name."""
-    place = ROOT / name.replace(".", "/")
-    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path in FILES), None)
-
-
-def imports(path: Path) -> set[Path]:
-    """Modules of soar that a file names in an import, also within a function or only for its types."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(FILES[path])):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            whole = [f"{node.module}.{alias.name}" for alias in node.names]
-            names |= {name if place_of(name) else node.module for name in whole}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {path for path in map(place_of, names) if path}
-
-
 def test_the_outer_loop_can_be_read_in_an_afternoon():
-    """soar/loop/teacher.py with all it imports."""
-    seen, queue = set[Path](), {ROOT / "soar/loop/teacher.py"}
-    while queue:
-        seen |= queue
-        queue = {module for path in queue for module in imports(path)} - seen
-    assert sum(FILES[path].count("\n") for path in seen) <= 4500
+    """soar/loop/teacher.py with all it imports, also within a function or only for types."""
+    names = grimp.build_graph("soar", cache_dir=None).find_upstream_modules("soar.loop.teacher") | {"soar.loop.teacher"}
+    places = {ROOT / name.replace(".", "/") for name in names}
+    assert sum(FILES.get(p.with_suffix(".py"), FILES.get(p / "__init__.py", "")).count("\n") for p in places) in range(
+        4501
+    )

@@ -1,6 +1,7 @@
 """File mode: the training sets of an outer step go out, adapters or pass rates come back."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,13 +69,8 @@ def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path, monkeyp
     def told(folder: Path) -> Any:
         left_out = ("student_first", "student_last", "tokens", "total_tokens")
         rows = [{k: v for k, v in row.items() if k not in left_out} for row in without_clock(events(folder))]
-        weights = (
-            "teacher/adapter_model.safetensors",
-            "student/adapter_model.safetensors",
-            "questions.jsonl",
-            "pq.jsonl",
-        )
-        return rows, [(folder / name).read_bytes() for name in weights]
+        weights = (f"{name}/adapter_model.safetensors" for name in ("teacher", "student"))
+        return rows, [(folder / name).read_bytes() for name in (*weights, "questions.jsonl", "pq.jsonl")]
 
     assert events(tmp_path / "native", "promotion")
     assert told(tmp_path / "files") == told(tmp_path / "native")
@@ -88,9 +84,7 @@ def other_rank(place: Path) -> None:
 
 def half_the_weights(place: Path) -> None:
     shutil.copytree(place / "start", place / "half")
-    (place / "half" / "adapter_model.safetensors").write_bytes(
-        (place / "start/adapter_model.safetensors").read_bytes()[:500]
-    )
+    os.truncate(place / "half" / "adapter_model.safetensors", 500)
     give(place, "1-1", adapter="../half")
 
 
@@ -102,10 +96,7 @@ UNUSABLE: tuple[tuple[Callable[[Path], object], str], ...] = (
     (lambda place: give(place, "7-0", pass_rate=0.5), "set = '7-0': expected one of 0-0, 0-1, 1-0, 1-1"),
     (lambda place: give(place, "0-1"), "expected pass_rate"),
     (lambda place: give(place, "0-1", accuracy=0.5), "accuracy = 0.5: Extra inputs"),
-    (
-        lambda place: (place / "results" / "0-1.json").write_text("{"),
-        "0-1.json cannot be read: .*; give the result of this",
-    ),
+    (lambda place: (place / "results" / "0-1.json").write_text("{"), "0-1.json cannot be read: .*; give the result of"),
     (lambda place: give(place, "0-1", adapter="../none"), "adapter of set 0-1: .*none"),
     (other_rank, "adapter of set 1-1: .*rank 8, expected model.lora_rank = 4.*; give it again"),
     (half_the_weights, "adapter of set 1-1: .*; give it again"),

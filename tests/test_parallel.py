@@ -184,15 +184,12 @@ def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers
     assert said[1:] == ["worker 1 was lost and started again; what it was doing (train_chunk) is done again"]
 
 
-def test_results_come_in_order_from_all_workers_and_every_step_is_told(two):
+def test_results_come_in_order_every_step_is_told_and_errors_come_back_as_what_they_are(two):
     ticks: list[int] = []
     results = ask(two[0], double, (30,), (1,), (2,), (3,), common=(1,), tick=lambda: ticks.append(0))
     assert [value for value, _ in results] == [61, 3, 5, 7]
     assert {pid for _, pid in results} == set(two[0].pids.values())
     assert len(ticks) == 12
-
-
-def test_an_error_in_a_worker_comes_back_as_what_it_is(two):
     for how, kind, message in (
         ("user", TeacherError, "the teacher wrote 0 acceptable pairs"),
         ("memory", RuntimeError, "CUDA out of memory"),

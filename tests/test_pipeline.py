@@ -9,8 +9,8 @@ import torch
 from loop_helpers import easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
 from soar.domains.world import get_world
-from soar.engine.load import load_backbone, resolve_path
-from soar.engine.policy import AdapterStack, Backbone, load_adapter
+from soar.engine.load import resolve_path
+from soar.engine.policy import AdapterStack, load_adapter
 from soar.loop.evaluate import pass_at_k, summarize
 from soar.loop.student import inner_steps
 from soar.loop.write import TeacherError
@@ -33,16 +33,10 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone(tiny_config().model)
-
-
 def test_files(tiny_run):
     names = {str(p.relative_to(tiny_run)) for p in tiny_run.rglob("*") if p.is_file()}
-    wanted = {
-        f"{name}.jsonl" for name in ("metrics", "questions", "pq", "rollouts", "hard/screen", "arms/pq/questions")
-    }
+    lines = ("metrics", "questions", "pq", "rollouts", "hard/screen", "arms/pq/questions")
+    wanted = {f"{name}.jsonl" for name in lines}
     wanted |= {"manifest.json", "summary.json", "hashes.json", "report.html"}
     wanted |= {f"hard/{half}.jsonl{suffix}" for half in ("train", "test") for suffix in ("", ".evidence.json")}
     for folder in ("teacher", "student", "arms/hard_only", "arms/pq"):
@@ -134,11 +128,8 @@ def test_evaluations_and_summary(tiny_run):
     last = events(tiny_run, "validation")[-1]
     loop_rollouts, searched = last["student_rollouts"], sum(last["tokens"].values())
     kinds = [(row["event"], row["arm"]) for row in read_jsonl(tiny_run / "metrics.jsonl") if "arm" in row]
-    final, pq = (
-        [kinds.index(("evaluation", arm)) for arm in ("base", "ps", "hard_only")],
-        kinds.index(("arm_step", "pq")),
-    )
-    assert final[:2] == [0, 1] and final[2] < pq, "each is measured as soon as it is final"
+    final = [kinds.index(("evaluation", arm)) for arm in ("base", "ps", "hard_only")]
+    assert final[:2] == [0, 1] and final[2] < kinds.index(("arm_step", "pq")), "each is measured as soon as it is final"
     assert sorted(row["arm"] for row in rows) == sorted(ARMS) and list(summary["arms"]) == ARMS
     budget = {"base": 0, "hard_only": 16, "ps": loop_rollouts, "pq": 16}
     for row in rows:
@@ -149,9 +140,8 @@ def test_evaluations_and_summary(tiny_run):
         arm = summary["arms"][row["arm"]]
         same = ("pass_at", "interval_95", "problems", "attempts", "student_rollouts")
         assert {k: arm[k] for k in same} == {k: row[k] for k in same}
-        assert set(arm) - set(same) == {"total_tokens", "tokens", "evaluation_tokens"} | (
-            {"search_rollouts"} if row["arm"] == "pq" else set()
-        )
+        searches = {"search_rollouts"} if row["arm"] == "pq" else set()
+        assert set(arm) - set(same) == {"total_tokens", "tokens", "evaluation_tokens"} | searches
         trained = sum(step["tokens"] for step in events(tiny_run, "arm_step") if step["arm"] == row["arm"])
         search = searched if row["arm"] in ("ps", "pq") else 0
         assert arm["total_tokens"] == sum(arm["tokens"].values()) == trained + search
@@ -175,24 +165,24 @@ def test_evaluations_and_summary(tiny_run):
         assert by_k["1"]["difference"] == pytest.approx(gain)
 
 
-def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run, backbone):
+def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run, env):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    ids = torch.tensor([backbone.tokenizer.encode(easy_problems(1)[0].question, add_special_tokens=False)])
+    ids = torch.tensor([env.backbone.tokenizer.encode(easy_problems(1)[0].question, add_special_tokens=False)])
     for name in ("student", "teacher", "arms/hard_only", "arms/pq"):
         plain = AutoModelForCausalLM.from_pretrained(resolve_path("builtin:tiny"), dtype=torch.float32)
         peft = PeftModel.from_pretrained(plain, tiny_run / name).eval()
-        stack = load_adapter(backbone, tiny_run / name)
-        with torch.no_grad(), backbone.use(stack):
-            ours = backbone.model(input_ids=ids).logits
+        stack = load_adapter(env.backbone, tiny_run / name)
+        with torch.no_grad(), env.backbone.use(stack):
+            ours = env.backbone.model(input_ids=ids).logits
         with torch.no_grad():
             assert torch.allclose(peft(input_ids=ids).logits, ours, atol=1e-4)
     promoted = events(tiny_run, "promotion")[-1]["student"]
-    assert load_adapter(backbone, tiny_run / "student").digest() == promoted
+    assert load_adapter(env.backbone, tiny_run / "student").digest() == promoted
 
 
-def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, backbone):
+def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, env):
     judged: list[list[str]] = []
     real = pipeline.count_correct
 
@@ -205,9 +195,10 @@ def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, backbone):
     changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", "teacher.steps=1")
     run_tiny(tmp_path / "run", *changes)
     hard, student, pq = (
-        load_adapter(backbone, tmp_path / "run" / name).digest() for name in ("arms/hard_only", "student", "arms/pq")
+        load_adapter(env.backbone, tmp_path / "run" / name).digest()
+        for name in ("arms/hard_only", "student", "arms/pq")
     )
-    assert judged == [[backbone.new_stack(0).digest(), student], [hard], [pq]]
+    assert judged == [[env.backbone.new_stack(0).digest(), student], [hard], [pq]]
     assert student == events(tmp_path / "run", "promotion")[0]["student"] != judged[0][0]
 
 
@@ -235,8 +226,7 @@ def test_too_few_hard_problems(tmp_path, monkeypatch):
     assert "A run needs at least 4: give harder problems, raise screen.max_successes" in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     with pytest.raises(
-        NothingToDo,
-        match=r"0 of 0 .*; left out before: 6 too long for the context\. .* give a model with a longer",
+        NothingToDo, match=r"0 of 0 .*; left out before: 6 too long for the context\. .* give a model with a longer"
     ):
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 
@@ -259,13 +249,13 @@ def test_a_teacher_that_falls_silent_ends_the_loop_and_not_the_run(tmp_path, mon
         run_tiny(tmp_path / "none")
 
 
-def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(tmp_path, backbone):
+def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(tmp_path, env):
     fits = [Problem(f"last-{i}", f"last 5{i}", str(i)) for i in range(6)]
-    prompts = [len(get_format("tiny").student_ids(backbone.tokenizer, p.question)) for p in fits]
+    prompts = [len(get_format("tiny").student_ids(env.backbone.tokenizer, p.question)) for p in fits]
     long = [Problem(f"long-{i}", f"last 5{i} " * 80, str(i)) for i in range(2)]
     words = [Problem("word-1", "last ab", "b"), Problem("word-2", "last cd", "d")]
     source = write_problems(tmp_path / "p.jsonl", [*long, *words, *fits])
-    room = f"student.sampling.max_tokens={backbone.context - max(prompts)}"
+    room = f"student.sampling.max_tokens={env.backbone.context - max(prompts)}"
     overrides = (f'problems.source="{source}"', "problems.verifier=number", "problems.limit=0", "arms.run=[]", room)
     summary = run_tiny(tmp_path / "run", *overrides, "teacher.steps=1", "screen.attempts=1")
     (event,) = events(tmp_path / "run", "screen")

@@ -8,7 +8,16 @@ from typing import Any
 import peft
 import pytest
 import torch
-from helpers import ARCHITECTURES, WORDS, random_stack, same_stacks, tiny_backbone, tiny_model, tiny_tokenizer
+from helpers import (
+    ARCHITECTURES,
+    WORDS,
+    logits_of,
+    random_stack,
+    same_stacks,
+    tiny_backbone,
+    tiny_model,
+    tiny_tokenizer,
+)
 from torch import Tensor
 
 from soar.config import ConfigError, ModelConfig
@@ -23,11 +32,6 @@ POLICIES, ROWS, LENGTH = 3, 2, 7
 
 def inputs(rows: int = POLICIES * ROWS) -> Tensor:
     return torch.randint(1, len(WORDS), (rows, LENGTH), generator=torch.Generator().manual_seed(5))
-
-
-def logits_of(backbone: Backbone, stack: AdapterStack | None, ids: Tensor) -> Tensor:
-    with backbone.use(stack):
-        return backbone.model(input_ids=ids, use_cache=False).logits
 
 
 def gradients(backbone: Backbone, stack: AdapterStack) -> tuple[Tensor, dict[str, Tensor]]:
@@ -226,9 +230,7 @@ def test_a_saved_lora_can_be_read_as_a_full_delta_or_says_why_not(tmp_path):
     save_adapter(writer, random_stack(writer, 1), tmp_path)
     with pytest.raises(ConfigError, match=r"rank 4, expected model\.lora_rank = 8"):
         load_adapter(tiny_backbone("llama", lora_rank=8), tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"layer model\.layers\.0\.self_attn\.k_proj is \(16, 8\).* expected \(16, 4\)"
-    ):
+    with pytest.raises(ConfigError, match=r"layer model\.layers\.0.*k_proj is \(16, 8\).* expected \(16, 4\)"):
         load_adapter(tiny_backbone("llama", num_key_value_heads=1), tmp_path)
     narrow = tiny_backbone("llama", target_modules=("q_proj",))
     save_adapter(narrow, random_stack(narrow, 1), tmp_path / "narrow")

@@ -133,12 +133,8 @@ def test_question_never_yields_control_ids(tokenizer, text):
 
 def test_fingerprint_changes_with_every_template():
     fmt = get_format("tags")
-    changed = [
-        replace(fmt, student_template=fmt.student_template + " "),
-        replace(fmt, teacher_template=fmt.teacher_template + " "),
-        replace(fmt, teacher_prefill="<question>"),
-        replace(fmt, answer_style="marker"),
-    ]
+    changed = [replace(fmt, **{key: f"{vars(fmt)[key]} "}) for key in ("student_template", "teacher_template")]
+    changed += [replace(fmt, teacher_prefill="<question>"), replace(fmt, answer_style="marker")]
     assert len({f.fingerprint() for f in [*changed, *FORMATS.values()]}) == len(changed) + len(FORMATS)
 
 

@@ -65,9 +65,6 @@ def test_truncated_text_is_no_problem(fmt):
 def test_student_reward():
     for verdict, text, *points in cases("rewards", "reward"):
         assert [student_reward(Verdict(verdict), text, "42", s) for s in ("binary", "paper")] == points, text
-
-
-def test_grounded_reward_is_the_mean_over_valid_repeats_with_its_error():
     rewards, errors = grounded([[0.1, 0.3, 0.2], [0.5], [], [0.0, 0.0]])
     assert rewards == [pytest.approx(0.2), 0.5, None, 0.0]
     assert errors == [pytest.approx(0.1 / math.sqrt(3)), None, None, 0.0]

@@ -1,8 +1,11 @@
-"""RLOO on numbers worked by hand."""
+"""RLOO on numbers worked by hand; rejection sampling leaves its gradient unchanged, by enumeration on a small policy."""
 
+import itertools
 import math
 
+import pytest
 import torch
+from torch import Tensor
 
 from soar.engine.rloo import group_shares, k3, leave_one_out, policy_loss
 
@@ -27,12 +30,9 @@ def test_advantage_is_reward_minus_the_mean_of_the_others():
 def test_normalize_divides_by_the_deviation_of_the_valid_rewards():
     reward = torch.tensor([[2.0, 4.0, 9.0], [2.0, 4.0, 1000.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    first = math.sqrt((9 + 1 + 16) / 2)  # rewards 2, 4, 9 around 5
-    second = math.sqrt((1 + 1) / 1)  # rewards 2, 4 around 3
-    expected = [
-        [-4.5 / (first + 1e-6), -1.5 / (first + 1e-6), 6.0 / (first + 1e-6)],
-        [-2.0 / (second + 1e-6), 2.0 / (second + 1e-6), 0.0],
-    ]
+    first = math.sqrt((9 + 1 + 16) / 2) + 1e-6  # rewards 2, 4, 9 around 5
+    second = math.sqrt((1 + 1) / 1) + 1e-6  # rewards 2, 4 around 3
+    expected = [[-4.5 / first, -1.5 / first, 6.0 / first], [-2.0 / second, 2.0 / second, 0.0]]
     close(leave_one_out(reward, valid, normalize=True), expected)
 
 
@@ -61,9 +61,79 @@ def test_loss_with_divergence_on_hand_worked_numbers():
 
 def test_group_shares():
     reward = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [0.0, 0.0]]])
-    assert group_shares(reward) == {
-        "frac_all_wrong": 0.5,
-        "frac_all_right": 0.25,
-        "frac_mixed": 0.25,
-        "frac_reward_zero_std": 0.75,
-    }
+    shares = {"frac_all_wrong": 0.5, "frac_all_right": 0.25, "frac_mixed": 0.25, "frac_reward_zero_std": 0.75}
+    assert group_shares(reward) == shares
+
+
+# The teacher's texts are redrawn until they parse, so a kept text y has the log-probability log p(y) - log Z, where Z is the
+# chance that a text is kept. The update uses log p(y). That is right only if the weights of a batch sum to zero.
+Text = tuple[int, ...]
+
+TOKENS, LONGEST, GROUP = 3, 3, 3  # token 0 ends a text
+TEXTS = [(*body, 0) for length in range(LONGEST) for body in itertools.product(range(1, TOKENS), repeat=length)]
+KEPT = [text for text in TEXTS if len(text) != 1 and text[0] != 2] + [(2, 0)]
+REWARD = {text: 1.0 + 3.0 * i for i, text in enumerate(KEPT)}
+GROUPS = list(itertools.product(KEPT, repeat=GROUP))
+
+
+class Policy:
+    """One row of logits for each prefix; texts of the greatest length end by themselves."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.logits = torch.randn(TOKENS ** (LONGEST - 1) + TOKENS, TOKENS, dtype=torch.float64).requires_grad_(True)
+
+    def tokens(self, text: Text) -> Tensor:
+        """Log-probabilities [LONGEST] of the tokens of a text, 0 behind its end."""
+        parts = []
+        for t, token in enumerate(text):
+            prefix = sum(word * TOKENS**i for i, word in enumerate(text[:t])) + (t > 0)
+            allowed = self.logits[prefix] if t < LONGEST - 1 else self.logits[prefix][:1]
+            parts.append(torch.log_softmax(allowed, 0)[token])
+        return torch.stack([*parts, *[torch.zeros((), dtype=torch.float64)] * (LONGEST - len(text))])
+
+    def log_kept(self) -> Tensor:
+        """log Z."""
+        return torch.stack([self.tokens(text).sum() for text in KEPT]).logsumexp(0)
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, self.logits)[0]
+
+    def update(self, texts: tuple[Text, ...], weights: Tensor, kept: bool, by_length: bool = False) -> Tensor:
+        """Gradient of the policy loss. kept: of the rejection sampler, -log Z put on the first token."""
+        logprob = torch.stack([self.tokens(text) for text in texts])
+        mask = torch.tensor([[1.0] * len(text) + [0.0] * (LONGEST - len(text)) for text in texts], dtype=torch.float64)
+        if kept:
+            logprob = logprob - torch.eye(LONGEST, dtype=torch.float64)[0] * self.log_kept()
+        if by_length:
+            return self.gradient((-weights * (logprob * mask).sum(1) / mask.sum(1)).sum() / len(texts))
+        return self.gradient(policy_loss(logprob, mask, weights, len(texts) * LONGEST).sum())
+
+
+def rewards(texts: tuple[Text, ...]) -> Tensor:
+    return torch.tensor([REWARD[text] for text in texts], dtype=torch.float64)
+
+
+def gap(policy: Policy, texts: tuple[Text, ...], weights: Tensor, by_length: bool = False) -> float:
+    """How far the gradient with these weights is from that of the rejection sampler."""
+    one, two = (policy.update(texts, weights, kept, by_length) for kept in (False, True))
+    return (one - two).abs().max().item()
+
+
+def test_only_the_rloo_gradient_is_that_of_the_rejection_sampler():
+    """Not that of REINFORCE without a baseline, nor of RLOO with each row divided by its own length."""
+    policy = Policy(0)
+    assert torch.stack([policy.tokens(text).sum().exp() for text in TEXTS]).sum().item() == pytest.approx(1.0)
+    assert 0.05 < policy.log_kept().exp().item() < 0.95
+    advantages = {texts: leave_one_out(rewards(texts)) for texts in GROUPS}
+    assert max(gap(policy, texts, advantage) for texts, advantage in advantages.items()) <= 1e-12
+    assert max(gap(policy, texts, rewards(texts)) for texts in GROUPS) > 1e-2
+    assert max(gap(policy, texts, advantage, by_length=True) for texts, advantage in advantages.items()) > 1e-2
+
+
+@pytest.mark.parametrize(("sizes", "unchanged"), [((2, 2, 2), True), ((1, 2, 3), False)])
+def test_dataset_level_rewards_need_datasets_of_equal_size(sizes, unchanged):
+    """Every text of a dataset carries its dataset's advantage; the weights sum to zero only for equal sizes."""
+    advantage = leave_one_out(torch.tensor([0.1, 0.0, 0.5], dtype=torch.float64)).repeat_interleave(torch.tensor(sizes))
+    texts = tuple(KEPT[i % len(KEPT)] for i in range(sum(sizes)))
+    assert (gap(Policy(2), texts, advantage) <= 1e-12) is unchanged

@@ -43,16 +43,9 @@ def trl_trainer(folder: Path, model: Any) -> Any:
 
     words = tiny_tokenizer()
     config = trl.RLOOConfig(
-        str(folder),
-        per_device_train_batch_size=len(COMPLETIONS),
-        num_generations=ATTEMPTS,
-        max_completion_length=MAX_TOKENS,
-        temperature=TEMPERATURE,
-        beta=0.0,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-    )
+        str(folder), per_device_train_batch_size=len(COMPLETIONS), num_generations=ATTEMPTS, beta=0.0, bf16=False,
+        max_completion_length=MAX_TOKENS, temperature=TEMPERATURE, use_cpu=True, report_to=[],
+    )  # fmt: skip
     rows = Dataset.from_list([{"prompt": words.decode(prompt)} for prompt in PROMPTS])
     return Given(model, reward_funcs=lambda **_: REWARDS, args=config, train_dataset=rows, processing_class=words)
 

@@ -11,6 +11,7 @@ from helpers import (
     EOS,
     PAD,
     random_stack,
+    rows_of,
     some_prompts,
     tiny_backbone,
     tiny_model,
@@ -35,16 +36,10 @@ def ending_backbone(name: str = "llama", **settings: Any) -> Backbone:
     return backbone
 
 
-def rows_of(rollouts: Rollouts) -> list[list[int]]:
-    return [row[:n] for row, n in zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)]
-
-
 def same(one: Rollouts, other: Rollouts) -> bool:
     width = min(one.logprob_B_T.shape[1], other.logprob_B_T.shape[1])
-    flags = ((one.ended_B, other.ended_B), (one.failed_B, other.failed_B))
-    equal = (
-        one.prompts == other.prompts and rows_of(one) == rows_of(other) and all(torch.equal(*pair) for pair in flags)
-    )
+    flags = torch.equal(one.ended_B, other.ended_B) and torch.equal(one.failed_B, other.failed_B)
+    equal = one.prompts == other.prompts and rows_of(one) == rows_of(other) and flags
     return equal and torch.allclose(one.logprob_B_T[:, :width], other.logprob_B_T[:, :width], atol=1e-5)
 
 
@@ -101,13 +96,9 @@ def test_rows_do_not_depend_on_what_shares_the_batch():
     prompts, seeds, attempts = some_prompts(6), [11, 12, 13, 14, 15, 16], 5
 
     def sample(policies: list[int], order: list[int], max_rows: int = 0) -> dict[tuple[int, int, int], list[int]]:
-        rollouts = NativeSampler(backbone, max_rows).sample(
-            stack.select(policies),
-            [[prompts[q] for q in order]] * len(policies),
-            attempts,
-            [[seeds[q] + 100 * p for q in order] for p in policies],
-            SAMPLING,
-        )
+        asked, seed_P_Q = [[prompts[q] for q in order]], [[seeds[q] + 100 * p for q in order] for p in policies]
+        mine = stack.select(policies), asked * len(policies), attempts, seed_P_Q, SAMPLING
+        rollouts = NativeSampler(backbone, max_rows).sample(*mine)
         assert rollouts.prompts == tuple(tuple(prompts[q]) for _ in policies for q in order for _ in range(attempts))
         keys = [(p, q, n) for p in policies for q in order for n in range(attempts)]
         return dict(zip(keys, rows_of(rollouts), strict=True))
@@ -115,13 +106,8 @@ def test_rows_do_not_depend_on_what_shares_the_batch():
     whole = sample([0, 1], list(range(6)))
     assert len({tuple(row) for row in whole.values()}) > 50
     assert len({len(row) for row in whole.values()}) > 8  # rows retire at different times
-    variants = [
-        sample([1, 0], [5, 2, 0, 1, 4, 3]),
-        sample([1], [3]),
-        sample([0], [0, 1, 4]),
-        sample([0, 1], list(range(6)), max_rows=1),
-        sample([0, 1], list(range(6)), max_rows=27),
-    ]
+    variants = [sample([1, 0], [5, 2, 0, 1, 4, 3]), sample([1], [3]), sample([0], [0, 1, 4])]
+    variants += [sample([0, 1], list(range(6)), max_rows=most) for most in (1, 27)]
     for variant in variants:
         assert variant == {key: whole[key] for key in variant}
 
@@ -183,9 +169,7 @@ def test_fixed_addresses_change_nothing(name, greedy):
     assert same(fixed.sample(stack, *ask), growing.sample(stack, *ask))
     if name == "llama" and not greedy:
         assert len({shape.rows for shape in fixed.decoder.programs}) > 1  # rows did move to narrower programs
-    quieter = random_stack(backbone, 3, seed=5).select(
-        [2, 0, 1]
-    )  # with everything there: other weights and scale, or none
+    quieter = random_stack(backbone, 3, seed=5)  # with everything there: other weights and scale, or none
     quieter.scale *= 0.5
     assert same(fixed.sample(quieter, *ask), growing.sample(quieter, *ask))
     alone = ([prompts], 3, [[1, 2, 3, 4, 5, 6]], SamplingConfig(max_tokens=60), greedy)  # and longer

@@ -153,10 +153,8 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
     assert seeds_asked[0] == seeds_asked[-1]  # the rest is drawn with the seed of what is there
     rows = read_jsonl(tmp_path / "second" / "hard" / "screen.jsonl")
     assert rows[0] == {"evidence": {"model": "first", "prompt": "p", "seed": 3}}
-    with (
-        RunFolder(tmp_path / "third", tiny_config(), []) as folder,
-        pytest.raises(ConfigError, match=r"screen\.from_run = .*: it screened other problems"),
-    ):
+    other = pytest.raises(ConfigError, match=r"screen\.from_run = .*: it screened other problems")
+    with RunFolder(tmp_path / "third", tiny_config(), []) as folder, other:
         screening.copy_screening(folder, tmp_path / "first", "other")
     assert not (tmp_path / "third" / "hard").exists()
 
@@ -173,9 +171,8 @@ def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path):
     full, *_ = screened(tmp_path / "b", Attempted(), problems)
     for most in (0, 1):
         hard = {name for name, row in full.items() if row.successes <= most}
-        early, *_ = screened(
-            tmp_path / str(most), Attempted(), problems, "screen.early_stop=true", f"screen.max_successes={most}"
-        )
+        keys = ("screen.early_stop=true", f"screen.max_successes={most}")
+        early, *_ = screened(tmp_path / str(most), Attempted(), problems, *keys)
         assert {name for name, row in early.items() if row.successes <= most} == hard
         assert all(early[name] == full[name] for name in hard)
 
@@ -215,7 +212,6 @@ def test_the_rate_of_the_hard_set_by_hand():
     wide = event([0] * 10 + [1] * 3 + [2], "screen.attempts=100", "screen.max_successes=1")
     assert wide["hard_rate"] == pytest.approx((3 + 2) / (100 * 13))
     # Stopped early, the one success of a problem is seen among all 128 attempts only if it came in the last 32.
-    early = event(
-        [0] * 10 + [1], "screen.attempts=128", "screen.early_stop=true", "screen.max_successes=0", attempts=128
-    )
+    waves = ("screen.attempts=128", "screen.early_stop=true", "screen.max_successes=0")
+    early = event([0] * 10 + [1], *waves, attempts=128)
     assert early["hard_rate"] == pytest.approx(1 / (32 / 128) / (128 * 10))

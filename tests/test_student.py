@@ -22,41 +22,22 @@ from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, update
 from soar.loop.population import Population, choose_chunk, train_population
 from soar.loop.rollout import RolloutBatch, RolloutEnv
-from soar.loop.student import (
-    Plan,
-    Training,
-    TrainState,
-    hinted,
-    inner_steps,
-    mean_metrics,
-    rloo_steps,
-    shuffled_passes,
-)
+from soar.loop.student import Plan, Training, TrainState, hinted, inner_steps, mean_metrics, rloo_steps, shuffled_passes
 from soar.run import pipeline
 from soar.types import Problem
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
-CONFIG = StudentConfig(
-    prompts_per_step=2,
-    attempts=6,
-    sampling=SamplingConfig(max_tokens=8),
-    optimizer=OptimizerConfig(kl=0.01, eps=1e-5),
-    reward="binary",
-)
+SMALL: dict[str, Any] = {"prompts_per_step": 2, "attempts": 6, "sampling": SamplingConfig(max_tokens=8)}
+CONFIG = StudentConfig(**SMALL, optimizer=OptimizerConfig(kl=0.01, eps=1e-5), reward="binary")
 
 
 def batches(students: int = STUDENTS) -> list[list[list[Problem]]]:
     return [shuffled_passes(some_problems(3, first=4 * p), p, STEPS, 2) for p in range(students)]
 
 
-def train(
-    chunk: int = 0,
-    threads: int = 1,
-    students: int = STUDENTS,
-    start: AdapterStack | None = None,
-    adapter: str = "lora",
-    kl: float = 0.01,
-) -> Population:
+def train(chunk: int = 0, threads: int = 1, students: int = STUDENTS, start: Any = None, **more: Any) -> Population:
+    """more: `adapter` (lora), `kl` (0.01)."""
+    adapter, kl = more.get("adapter", "lora"), more.get("kl", 0.01)
     env = tiny_examiner(tiny_backbone(adapter=adapter, chunk=chunk))
     first = start or random_stack(env.backbone, 1)
     seed_P = [100 + p for p in range(students)]
@@ -108,12 +89,7 @@ def test_any_chunk_gives_the_same_students(adapter):
     assert max(metrics["logprob_gap"] for metrics in whole.metrics) < 1e-4
 
 
-def test_two_workers_give_the_same_bytes_as_one():
-    one, two = train(chunk=2), train(chunk=2, threads=2)
-    assert same_stacks(one.stack, two.stack) and one.metrics == two.metrics
-
-
-def test_students_depend_on_their_own_seed_and_batches():
+def test_students_depend_on_their_own_seed_and_batches_and_not_on_threads():
     """The order of the students does not matter, and two with the same seed and batches end up equal."""
     whole = train(chunk=STUDENTS)
     env, order = tiny_examiner(tiny_backbone()), [3, 0, 3]
@@ -121,6 +97,8 @@ def test_students_depend_on_their_own_seed_and_batches():
     found = train_population(env, start, [batches()[p] for p in order], seed_P, CONFIG, LR)
     near(found.stack, whole.stack.select(order))
     assert same_stacks(found.stack.select([0]), found.stack.select([2]))
+    one, two = train(chunk=2), train(chunk=2, threads=2)
+    assert same_stacks(one.stack, two.stack) and one.metrics == two.metrics
 
 
 @pytest.mark.parametrize(("chunk", "kl"), [(STUDENTS, 0.01), (1, 0.0)])
@@ -230,7 +208,7 @@ def test_rows_are_policy_question_attempt(env):
     torch.testing.assert_close(batch.pass_rate_P(), batch.solved_P_Q_N.float().mean((1, 2)))
 
 
-def test_an_attempt_does_not_depend_on_the_other_problems(env):
+def test_an_attempt_depends_on_its_problem_and_number_alone(env):
     problems = some_problems(5)
     stack = random_stack(env.backbone, 2)
     whole = texts(env, env.rollout(stack, [problems, problems], 3, [7, 8], SAMPLING))
@@ -239,9 +217,6 @@ def test_an_attempt_does_not_depend_on_the_other_problems(env):
     expected = [whole[15 + i * 3 + n] for i in order for n in range(2)]
     assert texts(env, part) == expected
     assert whole[:15] != whole[15:]
-
-
-def test_a_problem_that_comes_twice_is_tried_anew(env):
     problem = some_problems(1)[0]
     batch = texts(env, env.rollout(None, [[problem, problem]], 4, [3], SAMPLING))
     once = texts(env, env.rollout(None, [[problem]], 4, [3], SAMPLING))
@@ -253,9 +228,6 @@ def test_a_problem_that_comes_twice_is_tried_anew(env):
     assert batch.pass_rate_P().item() == pytest.approx(batch.solved_P_Q_N[0, :3].float().mean().item())
     nothing = env.rollout(None, [[problems[3]]], 2, [1], SAMPLING)
     assert nothing.pass_rate_P().tolist() == [0.0]
-
-
-def test_threads_that_share_one_policy_change_nothing(env):
     stack = random_stack(env.backbone, 1)
     problems = [some_problems(5)]
     alone = env.rollout(stack, problems, 4, [3], SAMPLING)

@@ -1,6 +1,7 @@
 """Studies: what their files may say, their cells, and what comes out of a toy study, also of a failed or resumed one."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -20,18 +21,7 @@ from soar.report.alarms import step_vendi
 from soar.studies import study as study_room
 from soar.studies.page import markdown, tables
 from soar.studies.results import collect
-from soar.studies.study import (
-    MAY_CHANGE,
-    STUDIES,
-    Cell,
-    Study,
-    StudyError,
-    cells,
-    comparisons,
-    find_study,
-    read_study,
-    run_study,
-)
+from soar.studies.study import STUDIES, Cell, Study, StudyError, cells, comparisons, read_study, run_study
 
 TOY = """
 name = "toy"
@@ -87,10 +77,8 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def test_comparisons_pair_the_same_problems_and_name_the_primary_one(finished):
     folder, results, _ = finished
     named = {(row["a"], row["b"]): row for row in results["comparisons"]}
-    ours = [
-        (f"{variant}:{arm}", f"{variant}:hard_only") for variant in ("grounded", "learnability") for arm in ("ps", "pq")
-    ]
-    assert list(named) == ours
+    pairs = itertools.product(("grounded", "learnability"), ("ps", "pq"))
+    assert list(named) == [(f"{variant}:{arm}", f"{variant}:hard_only") for variant, arm in pairs]
     assert all((row["seeds"], row["left_out"]) == ([0, 1], 0) for row in named.values())
     entries = [(a, k, entry) for (a, _), row in named.items() for k, entry in row["pass_at"].items()]
     assert [(a, k) for a, k, entry in entries if entry["primary"]] == [("grounded:ps", "4")]
@@ -99,9 +87,8 @@ def test_comparisons_pair_the_same_problems_and_name_the_primary_one(finished):
     assert next(entry["p_adjusted"] == entry["p_seeds"] for _, _, entry in entries if entry["primary"])
     page = (folder / "out" / "study.html").read_text(encoding="utf-8")
     assert "grounded: PS - grounded: Hard-Only at pass@4" in page and results["definition_sha256"][:12] in page
-    assert (
-        digest({k: v for k, v in results["definition"].items() if k not in MAY_CHANGE}) == results["definition_sha256"]
-    )
+    defined = {k: v for k, v in results["definition"].items() if k not in study_room.MAY_CHANGE}
+    assert digest(defined) == results["definition_sha256"]
 
 
 def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: int | None = None) -> Cell:
@@ -132,22 +119,21 @@ def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
     pq, hard = results["arms"]
     assert (pq["pass_at"]["1"]["per_seed"], pq["pass_at"]["1"]["mean"]) == ([0.5, 0.25], 0.375)
     assert (pq["student_rollouts"], hard["student_rollouts"], pq["total_tokens"]) == (1000, 1000, 5000)
-    assert hard["pass_at"]["1"]["interval_95"] == pytest.approx([0, 1 - 0.025 ** (1 / 6)]), (
-        "0 of 6 problems is no [0, 0]"
-    )
+    assert hard["pass_at"]["1"]["interval_95"] == pytest.approx([0, 1 - 0.025 ** (1 / 6)]), "no [0, 0] for 0 of 6"
     (entry,) = [row["pass_at"]["1"] for row in results["comparisons"]]
     assert entry["difference"] == 0.375
     text = markdown(results)
-    assert (
-        "| PQ | 2 | 37.5 % [" in text
-        and "No primary comparison was named" in text
-        and "| 5,000 | 640 | 1,000 |" in text
+    shown = (
+        "| PQ | 2 | 37.5 % [",
+        "No primary comparison was named",
+        "| 5,000 | 640 | 1,000 |",
+        "| 2 of 2 [16, 100] |",
     )
+    assert [words for words in shown if words not in text] == []
     assert [(row["pass_at"]["1"]["climbed"], *row["pass_at"]["1"]["climbed_95"]) for row in (pq, hard)] == [
         (2, pytest.approx(0.025**0.5), 1.0),
         (0, 0.0, pytest.approx(1 - 0.025**0.5)),
     ]
-    assert "| 2 of 2 [16, 100] |" in text
 
 
 def test_teachers_and_promotions(finished):
@@ -237,9 +223,6 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     with pytest.raises(ConfigError, match=r"teacher\.reward = 'luck'"):
         run_study(toy(tmp_path, TOY.replace("=learnability", "=luck")), tmp_path / "bad", list(TINY))
     assert not (tmp_path / "bad").exists(), "refused before anything runs"
-
-
-def test_default_comparisons_are_with_hard_only():
     study = Study.model_validate({"name": "x", "variants": {"a": {}, "b": {}}})
     results = [("a", "base"), ("a", "hard_only"), ("a", "ps"), ("b", "ps")]
     reference = ("a", "hard_only")
@@ -250,7 +233,7 @@ def test_default_comparisons_are_with_hard_only():
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda p: p.stem)
 def test_built_in_studies_are_valid(path):
-    study = read_study(find_study(f"studies/{path.stem}"))
+    study = read_study(study_room.find_study(f"studies/{path.stem}"))
     assert study.name == path.stem
     every = cells(study, Path("out"), [])
     assert len(every) == len(study.variants) * len(study.seeds)

@@ -1,6 +1,7 @@
 """One optimizer step of a stack against a plain one-model step written out here, with and without gradient checkpointing."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,36 +27,25 @@ def rollouts() -> Rollouts:
 
 
 def step(
-    backbone: Backbone,
-    stack: AdapterStack,
-    optimizer: StackOptimizer,
-    given: Rollouts | None = None,
-    advantage_B: Tensor = ADVANTAGE,
+    backbone: Backbone, stack: Any, optimizer: Any, given: Any = None, advantage_B: Any = ADVANTAGE
 ) -> UpdateStats:
     return update(backbone, stack, optimizer, given or rollouts(), advantage_B, LR, TEMPERATURE, MAX_TOKENS)
 
 
 def plain_steps(
     name: str, stack: AdapterStack, policy: int, config: OptimizerConfig, count: int
-) -> tuple[dict[str, Tensor], list[float], list[float]]:
+) -> tuple[Any, Any, Any]:
     """The same steps for one policy: plain model, one row at a time, torch's AdamW. Weights, norms, KL per token."""
     base, leaves = tiny_model(name), {n: t[policy].clone().requires_grad_(True) for n, t in stack.tensors.items()}
     optimizer = torch.optim.AdamW(
-        leaves.values(),
-        lr=LR,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
+        leaves.values(), lr=LR, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay
     )
     norms, divergences = [], []
     for _ in range(count):
         weights = {}
         for layer in {n.rpartition(".")[0] for n in leaves}:
-            change = (
-                leaves[f"{layer}.delta"]
-                if stack.kind == "full"
-                else stack.scale * (leaves[f"{layer}.A"] @ leaves[f"{layer}.B"])
-            )
+            full = stack.kind == "full"
+            change = leaves[f"{layer}.delta"] if full else stack.scale * leaves[f"{layer}.A"] @ leaves[f"{layer}.B"]
             weights[f"{layer}.weight"] = base.get_submodule(layer).weight.detach() + change.T
 
         def model(input_ids: Tensor, weights: dict[str, Tensor] = weights) -> object:
@@ -113,13 +103,11 @@ def test_steps_equal_a_plain_model_with_torch_adamw(name, adapter, config):
                 assert s.kl_P[p].isnan()
 
 
-def gradient_after(
-    tokens: int, kl: float, advantage_B: Tensor = ADVANTAGE, given: Rollouts | None = None
-) -> dict[str, Tensor]:
+def gradient_after(tokens: int, kl: float, given: Rollouts | None = None) -> dict[str, Tensor]:
     backbone = backbone_of("qwen2", micro_batch_tokens=tokens)
     stack = random_stack(backbone, POLICIES)
     optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"kl": kl}))
-    step(backbone, stack, optimizer, given, advantage_B)
+    step(backbone, stack, optimizer, given)
     return {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
 
 

@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from bombs import BOMBS, HARMLESS
 from tables import cases
 
 import soar
@@ -27,6 +26,13 @@ CASES = DATA.parent / "cases" / "grading.jsonl"
 CORRECT, WRONG, NO_ANSWER = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER
 
 
+BOMBS: dict[str, str] = {n: "".join(text * times for text, times in parts) for n, parts in cases("verify", "bomb")}
+"""Answers that hang, exhaust memory or crash a naive verifier, as the content of a box. None is 42, the gold answer."""
+BOMBS["expanded product"] = "".join(f"(x+y+z+{i})" for i in range(60)) + "^{40}"
+HARMLESS = dict(cases("verify", "harmless"))
+"""Strange answers that cost nothing. None is 42 but two: `nul` (a NUL is dropped) and `template` (6 times 7)."""
+
+
 def box(answer: str) -> str:
     return rf"So the answer is \boxed{{{answer}}}."
 
@@ -37,10 +43,7 @@ def pool() -> Iterator[VerifierPool]:
         yield started
 
 
-LONG = [
-    ("boxed", "\\boxed{1}" + " " * 200000, None),
-    ("boxed", "x" * 200000 + "\\boxed{1}", "1"),
-]
+LONG = [("boxed", "\\boxed{1}" + " " * 200000, None), ("boxed", "x" * 200000 + "\\boxed{1}", "1")]
 
 
 @pytest.mark.parametrize(("style", "text", "answer"), [*map(json.loads, (HERE / "extract.jsonl").open()), *LONG])
@@ -63,13 +66,11 @@ def test_normalize_keeps_powers_and_indices():
     assert [split_choice(text) for text in ("(A) yes", "A", "Z")] == [("A", "yes"), ("A", ""), (None, "Z")]
 
 
+LONG_NUMBERS = [("number", "7" * 3_000, "7", "wrong"), ("number", "42" + " 1" * 2_000, "1", "wrong")]
+
+
 @pytest.mark.parametrize(
-    ("verifier", "answer", "gold", "verdict"),
-    [
-        *cases("verify", "choice and number"),
-        ("number", "7" * 3_000, "7", "wrong"),
-        ("number", "42" + " 1" * 2_000, "1", "wrong"),
-    ],
+    ("verifier", "answer", "gold", "verdict"), [*cases("verify", "choice and number"), *LONG_NUMBERS]
 )
 def test_choice_and_number(verifier, answer, gold, verdict):
     with VerifierPool(verifier) as pool:
@@ -128,9 +129,7 @@ def test_user_function_outcomes(monkeypatch, tmp_path):
     assert dict(zip(expected, verdicts, strict=False)) == expected
     assert verdicts[len(expected) :] == [CORRECT] * 40
     assert levels == [CORRECT, WRONG]
-    (tmp_path / "my_grader.py").write_text(
-        "def grade(completions, answer, **kw):\n    return [float(answer == ['7'])]\n"
-    )
+    (tmp_path / "my_grader.py").write_text("def grade(completions, answer, **kw): return [float(answer == ['7'])]\n")
     monkeypatch.chdir(tmp_path)
     with VerifierPool("my_grader:grade", workers=1, timeout_s=20) as pool:
         assert pool.check(["x", "y"], ["7", "8"]) == [CORRECT, WRONG]
@@ -146,10 +145,8 @@ def test_unknown_verifier_and_wrong_lengths_are_refused():
         VerifierPool("exact", answer_style="latex")
     with VerifierPool("exact") as pool, pytest.raises(ValueError, match="2 completions, but 1 gold"):
         pool.check(["a", "b"], ["a"])
-    with (
-        VerifierPool(f"{FUNCTIONS}:obey") as pool,
-        pytest.raises(ValueError, match="column 'level' has 1 values for 2 completions"),
-    ):
+    uneven = pytest.raises(ValueError, match="column 'level' has 1 values for 2 completions")
+    with VerifierPool(f"{FUNCTIONS}:obey") as pool, uneven:
         pool.check(["a", "b"], ["a", "b"], {"level": ["x"]})
 
 

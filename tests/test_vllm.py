@@ -96,14 +96,8 @@ def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch):
 def test_a_whole_run_goes_through_it(tmp_path, monkeypatch):
     made: list[Native] = []
     monkeypatch.setattr("soar.engine.vllm.VllmSampler", lambda *given: made.append(Native(*given)) or made[0])
-    changes = (
-        "model.adapter=lora",
-        "model.sampler=vllm",
-        "teacher.steps=1",
-        "problems.limit=8",
-        'arms.run=["base","ps"]',
-    )
-    run_tiny(tmp_path / "run", *changes)
+    model = ("model.adapter=lora", "model.sampler=vllm")
+    run_tiny(tmp_path / "run", *model, "teacher.steps=1", "problems.limit=8", 'arms.run=["base","ps"]')
     (sampler,) = made
     assert len({folder for _, folder, _ in sampler.asked}) >= 5
     (step,) = events(tmp_path / "run", "outer_step")

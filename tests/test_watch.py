@@ -97,6 +97,13 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path):
     shown = out.getvalue()
     assert shown.count("x⟨U+001B⟩[2J⟨U+001B⟩]52;c;b3duZWQ=⟨U+0007⟩⟨U+202E⟩") >= 6
     assert not set("\x1b\x07\u202e") & set(shown)
+    folder, out = run_folders.write_run(tmp_path / "run", steps=6), io.TextIOWrapper(io.BytesIO(), "ascii")
+    add(folder, "questions.jsonl", {"step": 6, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0})
+    watch.follow(folder, Console(file=out, width=70), once=True)
+    out.seek(0)
+    text = out.read()
+    assert "\\xe9t\\xe9 \\u2211 <U+001B>]0;owned<U+0007>" in text and "+-" in text
+    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
 
 
 def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path):
@@ -122,16 +129,6 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path):
     answer = ask(path)
     assert answer.headers["Refresh"] is None and b"finished" in answer.read()
     server.shutdown()
-
-
-def test_terminals_that_know_ascii_alone(tmp_path):
-    folder, out = run_folders.write_run(tmp_path / "run", steps=6), io.TextIOWrapper(io.BytesIO(), "ascii")
-    add(folder, "questions.jsonl", {"step": 6, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0})
-    watch.follow(folder, Console(file=out, width=70), once=True)
-    out.seek(0)
-    text = out.read()
-    assert "\\xe9t\\xe9 \\u2211 <U+001B>]0;owned<U+0007>" in text and "+-" in text
-    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
 
 
 def test_a_finished_run_ends_with_its_headline(tiny_run, capsys):

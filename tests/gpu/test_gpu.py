@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, EOS, random_rollouts, random_stack, some_prompts, tiny_model, tiny_tokenizer
+from helpers import ARCHITECTURES, EOS, random_rollouts, random_stack, rows_of, some_prompts, tiny_model, tiny_tokenizer
 
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels
@@ -29,10 +29,6 @@ def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.flo
 
 def moved(stack: AdapterStack) -> AdapterStack:
     return AdapterStack(stack.kind, {name: tensor.cuda() for name, tensor in stack.tensors.items()}, stack.scale)
-
-
-def rows_of(rollouts: Rollouts) -> list[list[int]]:
-    return [row[:n] for row, n in zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)]
 
 
 def draw(backbone: Backbone, stack: Any, static: bool, greedy: bool = False, attempts: int = 6) -> Rollouts:
