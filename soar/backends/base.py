@@ -1,8 +1,6 @@
 """The seam between the loop, which never looks into the tensors of an `AdapterStack`, and what computes: soar.engine, for a
 plain `Backbone`, or a `Backend`, whose stacks hold what it needs to find its weights again. The draws are a `Sampler`'s."""
 
-from __future__ import annotations
-
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,7 +19,7 @@ class Backend(Protocol):
     the stack with its weights here, one slice, to be written into a file."""
 
     def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Any: ...
-    def step(self, optimizer: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> Any: ...
+    def step(self, stack: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> Any: ...
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor: ...
     def local(self, stack: AdapterStack) -> AdapterStack: ...
 
@@ -53,8 +51,7 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
     if isinstance(backbone, Backend):
         return backbone.score(stack, rollouts)
     logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
-    rows_P_B = torch.arange(rollouts.rows).view(stack.policies, -1).tolist()
-    kept_P = [[row for row in rows if rollouts.length_B[row]] for rows in rows_P_B]
+    kept_P = native.rows_that_count(rollouts, torch.ones(rollouts.rows), stack.policies, OptimizerConfig())
     for rows_P in native.micro_batches(rollouts, kept_P, native.micro_batch_limit(backbone), backbone.apart):
         packed = pack(backbone, rollouts, rows_P)
         with torch.no_grad(), backbone.use(stack):

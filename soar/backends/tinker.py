@@ -10,8 +10,6 @@ d = log-probability under the base model minus the policy's, so the KL term need
 temperatures than 1, stop strings, clipping on SkyRL's server, adapters from files, workers.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -51,9 +49,7 @@ class ServiceError(UserError):
 @dataclass(eq=False)
 class Slot:
     """One policy. path: its last checkpoint; seed: of one without; moved: it was trained since. sampler: while it is alive.
-
-    steps: of AdamW since it was forked; before: those that the service counts on top (`client`). The path has both.
-    """
+    steps: of AdamW since it was forked; before: those that the service counts on top (`client`). The path has both."""
 
     path: str = ""
     seed: int = 0
@@ -75,12 +71,10 @@ def stack_of(paths: Sequence[str]) -> AdapterStack:
 
 
 class LiveStack(AdapterStack):
-    """Policies in training, and their optimizer: the service keeps AdamW's moments with the weights.
+    """Policies in training, and their optimizer: the service keeps AdamW's moments with the weights. To look at `tensors`
+    saves the policies that moved, so a copy is what they were at that moment."""
 
-    To look at `tensors` saves the policies that moved, so a copy is what they were at that moment.
-    """
-
-    def __init__(self, backend: TinkerBackbone, slots: list[Slot], config: OptimizerConfig) -> None:
+    def __init__(self, backend: "TinkerBackbone", slots: list[Slot], config: OptimizerConfig) -> None:
         self.kind, self.scale, self._merged, self.stack = "tinker", 1.0, {}, self
         self.backend, self.slots, self.config = backend, slots, config
 
@@ -180,16 +174,13 @@ class TinkerBackbone(Backbone):
         return slot.path
 
     def close(self, slot: Slot, save: bool = True) -> None:
-        """Let the service forget the policy's client; it is opened again when it is needed. save: the policy, if it moved.
-
-        SkyRL has room for few adapters, and the SDK no call for it. Thinking Machines' needs none.
-        """
+        """Let the service forget the policy's client; it is opened again when it is needed. save: the policy, if it moved."""
         if save:
             self.settled(slot)
         client, slot.moved, slot.sampler = self.alive.pop(slot), False, None
         body, kind = json.dumps({"model_id": client.model_id}).encode(), {"Content-Type": "application/json"}
         with suppress(OSError):  # a server that is gone has forgotten it already
-            if self.skyrl:
+            if self.skyrl:  # it has room for few adapters, and the SDK no call for it; Thinking Machines' needs none
                 address = f"{self.settings.base_url}/api/v1/unload_model"
                 urllib.request.urlopen(urllib.request.Request(address, body, kind), timeout=CONNECT_S).close()
 
@@ -204,11 +195,9 @@ class TinkerBackbone(Backbone):
             slot.sampler = self.ask("a sampler snapshot", client.save_weights_and_get_sampling_client)
         return slot.sampler
 
-    def step(
-        self, optimizer: LiveStack, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int
-    ) -> UpdateStats:
+    def step(self, stack: LiveStack, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> UpdateStats:
         """As `engine.update.update`."""
-        config, slots = optimizer.config, optimizer.slots
+        config, slots = stack.config, stack.slots
         P, each = len(slots), rollouts.rows // len(slots)
         rows_P = rows_that_count(rollouts, advantage_B, P, config)
         kept_P = [rows or [p * each] for p, rows in enumerate(rows_P)]  # a step on a zero gradient is a step as well
@@ -242,9 +231,7 @@ class TinkerBackbone(Backbone):
         self, kind: str, slots: list[Slot], rollouts: Rollouts, rows_P: list[list[int]], weight_B_T: Tensor
     ) -> Iterator[Tensor]:
         """Log-probabilities [B, T] of each policy's rows, 0 elsewhere; every pass is asked for before the first is read.
-
-        SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum.
-        """
+        SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum."""
         what, answers = "scores" if kind == "forward" else "a gradient", []
         for slot, rows in zip(slots, rows_P, strict=True):
             data = []
@@ -282,13 +269,12 @@ class TinkerBackbone(Backbone):
 
     def local(self, stack: AdapterStack) -> AdapterStack:
         """As `base.Backend`: from the adapter's archive, of which the safetensors file and nothing else is read."""
-        (slot,), name = self.slots_of(stack), f"soar-{secrets.token_hex(8)}"
-        client, rest = self.client(slot), self.service.create_rest_client()
+        client, name = self.client(*self.slots_of(stack)), f"soar-{secrets.token_hex(8)}"
 
         def archive() -> bytes:
             client.save_weights_for_sampler(name).result()
             place = name if self.skyrl else f"sampler_weights/{name}"
-            url = rest.get_checkpoint_archive_url(client.model_id, place).result().url
+            url = self.service.create_rest_client().get_checkpoint_archive_url(client.model_id, place).result().url
             if not url.startswith(("https://", "http://")):
                 raise ValueError(f"its archive has the address {url}")
             return bytes(urllib.request.urlopen(url, timeout=self.settings.timeout_s).read())

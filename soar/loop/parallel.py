@@ -4,8 +4,6 @@ A piece is called as `work(env, tick, *common, *task)`; tick after each step of 
 arguments, and the cut does not depend on who does the pieces, so threads and any number of workers give the same numbers.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +25,7 @@ def no_tick(tokens: int = 0) -> None:
 
 def spread(
     parallel: Parallel | None,
-    env: RolloutEnv,
+    env: "RolloutEnv",
     threads: int,
     work: Callable[..., T],
     common: Task,

@@ -4,8 +4,6 @@
 until there is a result of every set in `sets/STEP/results`. Teacher, base model and the measurement of adapters stay here.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import shlex
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`soar eval`: the base model and adapters measured on a problem file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,11 +1,9 @@
 """Worker processes run by Ray: each holds the frozen base model; pieces of work go out, results come back.
 
-Only adapters, problems and verdicts travel. A worker that dies or loses its GPU is started again by Ray and does its piece
-again, with the same seeds and so the same result; so does one that stands still. What workers print is in Ray's logs.
-Left out: elastic growth, one model over several devices.
+Only adapters, problems and verdicts travel. A worker that dies, loses its GPU or stands still is started again by Ray and
+does its piece again, with the same seeds and so the same result. What workers print is in Ray's logs. Left out: elastic
+growth, one model over several devices.
 """
-
-from __future__ import annotations
 
 import importlib
 import os
@@ -19,23 +17,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from soar.config import Config, ConfigError
 from soar.engine.memory import is_device_lost, release_memory
 from soar.engine.rollouts import unheard
 from soar.files import scrub
-from soar.loop.parallel import Task, Tick, no_tick
+from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.run.interrupts import TokenMeter
 from soar.run.setup import choose_threads, cores_of, open_env
 from soar.types import VERSION, UserError
 
-CLIENT = "ray://"  # addresses of Ray's client, for a driver outside of the cluster
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
 STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many times the longest, workers are killed
-EVER_S = 1e5  # so long before one is known
 STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
@@ -48,10 +44,8 @@ Reply = namedtuple("Reply", "number pid key value tokens seconds ticks")
 
 
 class Worker:
-    """One worker process: base model, sampler and verifier, loaded by the first call, also after a restart.
-
-    cwd: folder in which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same.
-    """
+    """One worker process: base model, sampler and verifier, loaded by the first call, also after a restart. cwd: folder in
+    which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same."""
 
     def __init__(self, number: int, config: Config, cwd: str, digest: str) -> None:
         self.number, self.config, self.cwd, self.digest = number, config, cwd, digest
@@ -87,15 +81,13 @@ class Worker:
             if is_device_lost(error):
                 os._exit(1)
             raise
-        seconds = time.monotonic() - started
-        return Reply(self.number, os.getpid(), key, value, meter.tokens - before, seconds, len(ticks))
+        tokens, seconds = meter.tokens - before, time.monotonic() - started
+        return Reply(self.number, os.getpid(), key, value, tokens, seconds, len(ticks))
 
 
 def check_cluster(config: Config) -> None:
     """Refuse a cluster that cannot be there, before a model is loaded: Ray itself takes minutes to say so, or exits.
-
-    Raises ConfigError when Ray is missing or nothing listens at `cluster.address`.
-    """
+    Raises ConfigError when Ray is missing or nothing listens at `cluster.address`."""
     address = config.cluster.address
     if not config.cluster.workers and not address:
         return
@@ -105,7 +97,7 @@ def check_cluster(config: Config) -> None:
         raise ConfigError(
             "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
         ) from error
-    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")  # of Ray's client, outside of the cluster
     if not host or not port.isdigit():
         return  # auto, or a form that Ray knows
     try:
@@ -151,12 +143,9 @@ def in_short(error: BaseException) -> str:
 
 
 class RayParallel:
-    """See the module text. Use as a context manager; workers end with it.
-
-    env, threads: the driver's own; every worker has its base model and computes as this process would. say: lines for a
-    person. Raises ConfigError when the cluster cannot hold the workers, WorkersLost when one does not start, and what they
-    raise while they load the model.
-    """
+    """See the module text. Use as a context manager; workers end with it. env, threads: the driver's own; every worker has
+    its base model and computes as this process would. say: lines for a person. Raises ConfigError when the cluster cannot
+    hold the workers, WorkersLost when one does not start, and what they raise while they load the model."""
 
     def __init__(self, config: Config, env: RolloutEnv, threads: int, say: Callable[[str], None]) -> None:
         self.config, self.cluster, self.say = config, config.cluster, say
@@ -168,7 +157,7 @@ class RayParallel:
         self._env, self._threads, self._connected = env, threads, False
         self._ray: Any = importlib.import_module("ray")
 
-    def __enter__(self) -> RayParallel:
+    def __enter__(self) -> Self:
         with ExitStack() as failing:
             failing.push(self)
             self._connected = connect(self._ray, self.config)
@@ -247,7 +236,7 @@ class RayParallel:
             while queue and free:
                 (key, task), actor = queue.popleft(), free.pop()
                 busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
-            limit = max(STILL_S, STILL_TIMES * self._longest.get(name, EVER_S))
+            limit = max(STILL_S, STILL_TIMES * self._longest.get(name, 1e5))  # before one is known: never
             with self._errors():
                 done, _ = ray.wait(list(busy), timeout=limit + loading)
                 reply = ray.get(done[0]) if done else None
@@ -270,9 +259,7 @@ class RayParallel:
             yield reply.key, reply.value
 
 
-def open_parallel(
-    config: Config, env: RolloutEnv, say: Callable[[str], None]
-) -> AbstractContextManager[RayParallel | None]:
+def open_parallel(config: Config, env: RolloutEnv, say: Callable[[str], None]) -> AbstractContextManager[Parallel]:
     """The parallel that `cluster` asks for, None when it asks for none."""
     if not config.cluster.workers and not config.cluster.address:
         return nullcontext()
