@@ -7,6 +7,7 @@ student. SOAR with a teacher that is never trained is no arm but `teacher.reward
 from __future__ import annotations
 
 import math
+import tomllib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,9 @@ from soar.loop.write import read_pairs, teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import find_leaks, fits_budget, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
+
+PROMPTS = tomllib.loads((Path(__file__).parent.parent / "assets" / "arm_prompts.toml").read_text("utf-8"))
+HINT_TRIES, VARIANT_ROUNDS, VARIANT_ATTEMPTS = 8, 8, 10
 
 
 @dataclass(frozen=True)
@@ -102,19 +106,12 @@ def not_held_out(arm: str, material: Material, problems: list[Problem]) -> list[
     return [problem for problem in problems if problem.id not in leaks]
 
 
-HINT_TRIES = 8
-HINT_PROMPT = """{question}
-
-Do not solve this. Write a hint for a student who is stuck: name the idea that leads to the answer and the first steps, in
-two or three sentences. Do not state the answer."""
-
-
 def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dict[str, str]:
     """Problem id -> hint, made once by the base model from question and gold answer: the first of HINT_TRIES texts that
     ended and does not hold the answer; where all do, the first with it masked; none where hint and answer do not fit. A
     prompt without turns can only be continued: its hint is the beginning of the model's own working."""
     turns = env.fmt.turns
-    fmt = replace(env.fmt, student_template=HINT_PROMPT) if turns else env.fmt
+    fmt = replace(env.fmt, student_template=PROMPTS["hint"]) if turns else env.fmt
     told = [f"{p.question} The answer is {p.answer}." if turns else p.question for p in problems]
     prompts = [fmt.student_ids(env.backbone.tokenizer, text) for text in told]
     asked = [i for i, prompt in enumerate(prompts) if len(prompt) < env.backbone.context]
@@ -146,14 +143,6 @@ def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> li
     return kept
 
 
-VARIANT_ROUNDS, VARIANT_ATTEMPTS = 8, 10
-VARIANT_PROMPT = """
-Let it be an easier variant of this problem, which is too hard for the student: the same idea, with smaller numbers, fewer
-steps, or a special case.
-
-{subject}"""
-
-
 def variant_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """Up to arms.questions easier variants of the hard training problems, from VARIANT_ROUNDS texts a problem: the base
     model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
@@ -162,7 +151,7 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
     shown = {p.id: p.question for p in material.hard_train}
     if fmt.turns:
-        shape = replace(fmt, teacher_template=asked + VARIANT_PROMPT)
+        shape = replace(fmt, teacher_template=asked + PROMPTS["variant"])
     else:
         shown = {key: " ".join(text.split()[: (len(text.split()) + 1) // 2]) for key, text in shown.items()}
         head = asked + fmt.teacher_prefill

@@ -176,10 +176,8 @@ def read_run(run_dir: Path) -> Run:
     def content(name: str) -> Any:
         path, rows = run_dir / name, name.endswith(".jsonl")
         value, remarks = read_jsonl(path, name) if rows else read_object(path)
-        if name in ("manifest.json", "metrics.jsonl") or os.path.lexists(
-            path
-        ):  # soar doctor knows which others must be
-            notes.extend(remarks)
+        if name in ("manifest.json", "metrics.jsonl") or os.path.lexists(path):
+            notes.extend(remarks)  # which of the others must be there, soar doctor knows
         return value
 
     # The summary before the events: a run that is over has written them all.

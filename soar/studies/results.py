@@ -50,7 +50,9 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], defin
                 outcomes.setdefault((cell.variant, name), {})[cell.seed] = outcome
     by_variant = {v: [(c, runs[c.name]) for c in cells if c.variant == v and c.name in runs] for v in study.variants}
     compared = [_compare(study, a, b, outcomes) for a, b in comparisons(study, list(outcomes))]
-    _adjust(study, compared)
+    others = [entry for row in compared for entry in row["pass_at"].values() if not entry["primary"]]
+    for entry, p in zip(others, holm([entry["p_seeds"] for entry in others]), strict=True):
+        entry["p_adjusted"] = p  # the primary comparison's stands as it is
     return {
         "schema": SCHEMA,
         **study.model_dump(mode="json", include={"name", "question", "recipe", "seeds", "primary"}),
@@ -81,8 +83,7 @@ def _cell(cell: Cell, run: Run | None, failure: str | None) -> Row:
         "folder": f"cells/{cell.name}",
         "state": "failed" if failure and state != "finished" else state,
         "reason": failure if state != "finished" else None,
-        "promotions": count(summary.get("promotions")),
-        "outer_steps": count(summary.get("outer_steps")),
+        **{key: count(summary.get(key)) for key in ("promotions", "outer_steps")},
         "wall_seconds": sum(numbers(list(wall.values()))) if isinstance(wall, dict) else None,
     }
 
@@ -113,23 +114,13 @@ def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Out
     both = [seed for seed in outcomes[a] if seed in outcomes[b]]
     shared = [seed for seed in both if list(outcomes[a][seed].correct) == list(outcomes[b][seed].correct)]
     rows_a, rows_b = ([outcomes[name][seed] for seed in shared] for name in (a, b))
-    place = seeds.derive(study.name, "paired")
-    pass_at = {}
+    names, place, pass_at = (":".join(a), ":".join(b)), seeds.derive(study.name, "paired"), {}
     for k in _ks(study, rows_a + rows_b) if shared else ():
         values_a, values_b = ([o.pass_at(k) for o in rows] for rows in (rows_a, rows_b))
-        pass_at[str(k)] = paired_over_seeds(values_a, values_b, place, study.bootstrap)
-    names = {"a": ":".join(a), "b": ":".join(b)}
-    return {**names, "seeds": shared, "left_out": len(both) - len(shared), "pass_at": pass_at}
-
-
-def _adjust(study: Study, compared: list[Row]) -> None:
-    """Mark the primary comparison, whose p-value stands as it is, and adjust all others together by Holm's method."""
-    for row in compared:
-        for k, entry in row["pass_at"].items():
-            entry |= {"primary": study.primary == (row["a"], row["b"], int(k)), "p_adjusted": entry["p_seeds"]}
-    family = [entry for row in compared for entry in row["pass_at"].values() if not entry["primary"]]
-    for entry, p in zip(family, holm([entry["p_seeds"] for entry in family]), strict=True):
-        entry["p_adjusted"] = p
+        entry = paired_over_seeds(values_a, values_b, place, study.bootstrap)
+        pass_at[str(k)] = {**entry, "primary": study.primary == (*names, k), "p_adjusted": entry["p_seeds"]}
+    left_out = len(both) - len(shared)
+    return {"a": names[0], "b": names[1], "seeds": shared, "left_out": left_out, "pass_at": pass_at}
 
 
 def _loop(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
