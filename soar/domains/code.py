@@ -147,9 +147,7 @@ def _read_json(text: str) -> Tests:
         if isinstance(data, list):
             return read_asserts("\n".join(data))
         pairs = zip(data["inputs"], data["outputs"], strict=True)
-        return _printed(
-            [text if isinstance(text, str) else "\n".join(map(str, text)) for text in pair] for pair in pairs
-        )
+        return _printed([x if isinstance(x, str) else "\n".join(map(str, x)) for x in pair] for pair in pairs)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Unusable("unreadable_tests") from error
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from soar.problems.answers import MAX_ANSWER_CHARS, normalize
+from soar.problems.answers import normalize
 from soar.problems.domain import WORDS, styled
 from soar.problems.verify import compare_number, read_number
 from soar.types import Problem, UserError, Verdict
@@ -31,9 +31,8 @@ def kind_of(family: str) -> str:
 def compare(answer: str, gold: str) -> Verdict:
     """Equal values where the gold answer is a number, else equal words: without case, commas, quotes and brackets."""
     if read_number(gold) is not None:
-        return compare_number(answer, gold) or Verdict.WRONG
-    texts = [normalize(text) if len(text) <= MAX_ANSWER_CHARS else text for text in (answer, gold)]
-    read, wanted = ([word for word in JOINTS.split(text.casefold()) if word] for text in texts)
+        return compare_number(answer, gold)
+    read, wanted = ([word for word in JOINTS.split(normalize(text).casefold()) if word] for text in (answer, gold))
     return Verdict.CORRECT if read == wanted else Verdict.WRONG
 
 

@@ -11,10 +11,9 @@ import operator
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mpmath
 
@@ -57,8 +56,7 @@ class Unreadable(ValueError):
     """No formula of this grammar, or one whose value is too large to be computed here."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """kind: num, cmd, var, word (letters that are no variables) or op. spaced: white space stands before it."""
 
     kind: str
@@ -105,13 +103,11 @@ def _tokens(kind: str, piece: str, known: bool) -> Iterable[Token]:
         return [Token("op", "^" if piece == "**" else piece)]
     if kind == "cmd":
         return [_command(piece)]
-    if known and piece.casefold() != "infinity":
+    piece = "infinity" if piece.casefold() == "infinity" else piece
+    name = next((name for name in TYPED if piece.endswith(name) and len(piece) <= len(name) + (name != "inf")), "")
+    if piece != "infinity" and (known or (not name and (len(piece) >= 4 or GIVEN_NAME.fullmatch(piece)))):
         return [Token("word", piece)]
-    name = next((name for name in TYPED if piece.endswith(name) and len(piece) <= len(name) + (name != "inf")), None)
-    if name is None and (len(piece) >= 4 or GIVEN_NAME.fullmatch(piece)) and piece.casefold() != "infinity":
-        return [Token("word", piece)]
-    name = "infinity" if piece.casefold() == "infinity" else name
-    letters = piece[: len(piece) - len(name)] if name else piece
+    letters = piece.removesuffix(name)
     return [*(Token("var", letter) for letter in letters), *([_command(name)] if name else [])]
 
 

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,11 +171,8 @@ def pick(fields: Mapping[str, Any], name: str) -> Any:
 
 def _parsed(value: Any, opening: str) -> Any:
     """JSON text that begins with `opening` as what it stands for; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith(opening):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
+    with suppress(ValueError, RecursionError):
+        return json.loads(value) if isinstance(value, str) and value.lstrip().startswith(opening) else value
     return value
 
 
@@ -203,8 +201,8 @@ def _read_question(row: Row, value: Any, report: LoadReport) -> str:
     if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
         value = _last_turn(row, turns, report)
     if not isinstance(value, str | None):
-        detail = f"the question is a {type(value).__name__}, expected text"
-        raise Dropped("question or answer of a wrong type", detail, True)
+        kind = type(value).__name__
+        raise Dropped("question or answer of a wrong type", f"the question is a {kind}, expected text", True)
     if value is None or not value.strip():
         raise Dropped("empty question")
     for fmt in FORMATS.values():

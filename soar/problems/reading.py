@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property, lru_cache, reduce
 from itertools import accumulate, islice, pairwise, product
-from typing import Any
+from typing import Any, NamedTuple
 
 from soar.problems.answers import LEXICON, mark_up
 from soar.problems.formulas import Node, Parser, Token, Unreadable, close, numeral, real, tokenize, values, variables
@@ -52,8 +52,7 @@ class Scalar:
         return values(self.node)
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """`x = 3`, `f(x) = 2x`, `(x, y) = (1, 2)`."""
 
     name: str
@@ -61,8 +60,7 @@ class Named:
     arguments: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(NamedTuple):
     """`node = 0`, `> 0`, `>= 0` or `!= 0`. right: the right side of an equation with a sum of letters on the left."""
 
     kind: str
@@ -70,16 +68,14 @@ class Relation:
     right: Scalar | None = None
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Parts in an order: brackets like `(]`, `matrix` of rows `&`, `:` for ratios and times."""
 
     kind: str
     parts: tuple[Reading, ...]
 
 
-@dataclass(frozen=True)
-class Pile:
+class Pile(NamedTuple):
     """Parts without an order. joiner: `and` or `or` where a word says it, else a comma."""
 
     parts: tuple[Reading, ...]
@@ -97,8 +93,7 @@ class Region:
     gap: bool = False
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(NamedTuple):
     """What is compared as text. value: it is no words for all that."""
 
     text: str
@@ -435,7 +430,7 @@ def _scalar(tokens: list[Token]) -> Scalar:
     product: Scalar | None = None
     letter = tokens[1] if len(tokens) == 2 or (len(tokens) == 4 and tokens[2].is_a("^")) else Token("end", "")
     if tokens[0].kind == "num" and letter.kind == "var" and letter.spaced and letter.text in LEXICON["letter_units"]:
-        product, tokens = Scalar(Parser(tokens).whole()), [tokens[0], replace(letter, kind="word"), *tokens[2:]]
+        product, tokens = Scalar(Parser(tokens).whole()), [tokens[0], letter._replace(kind="word"), *tokens[2:]]
     parser = Parser(tokens)
     node = parser.whole()
     unit, scale, percent = read_unit([*tokens[parser.place :], *lead])

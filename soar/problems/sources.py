@@ -11,12 +11,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from inspect import getattr_static, signature
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -32,8 +31,7 @@ class DataError(UserError, ValueError):
     """Problems that cannot be used; the message says where, what was found, what was expected, and what to do."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a source. where: `file:line`. fields: its columns. error: why it is no row (then fields is empty)."""
 
     where: str

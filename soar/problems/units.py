@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from soar.problems.answers import LEXICON
 from soar.problems.formulas import Token, Unreadable
@@ -29,8 +29,7 @@ CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
 SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """powers: unit -> power, sorted; factor: how many of them. label: words that are no known units (`apples`)."""
 
     powers: tuple[tuple[str, int], ...] = ()

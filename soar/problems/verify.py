@@ -265,9 +265,7 @@ def compare_exact(answer: str, gold: str) -> Verdict:
 def compare_choice(answer: str, gold: str) -> Verdict:
     """Equal choice letters; equal normalised text where the gold answer is no letter."""
     letter = split_choice(gold)[0]
-    if letter is None:
-        return _verdict(normalize(answer) == normalize(gold))
-    return _verdict(split_choice(answer)[0] == letter)
+    return _verdict(split_choice(answer)[0] == letter if letter else normalize(answer) == normalize(gold))
 
 
 def compare_number(answer: str, gold: str) -> Verdict:
@@ -281,14 +279,9 @@ PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
 
 def _same_parameter(answer: str, gold: str) -> str:
     """The answer with the gold answer's name for a whole number: `2k\\pi` is `2n\\pi` with n in the whole numbers."""
-    told = [INTEGER.search(text) for text in (answer, gold)]
-    if not any(told):
-        return answer
-    names = [
-        match[1] if match else "".join(set(re.findall(PARAMETER % "([kmn])", text)))
-        for match, text in zip(told, (answer, gold), strict=True)
-    ]
-    if names[0] == names[1] or [len(name) for name in names] != [1, 1]:
+    told = [(INTEGER.search(text), set(re.findall(PARAMETER % "([kmn])", text))) for text in (answer, gold)]
+    names = [match[1] if match else "".join(letters) for match, letters in told]
+    if not any(match for match, _ in told) or names[0] == names[1] or [len(name) for name in names] != [1, 1]:
         return answer
     return answer if re.search(PARAMETER % names[1], answer) else re.sub(PARAMETER % names[0], names[1], answer)
 

@@ -154,21 +154,16 @@ class Sandbox(AbstractContextManager["Sandbox"]):
     sandbox, or when its server keeps dying."""
 
     def __init__(self, limits: Limits | None = None, backend: str = "auto") -> None:
-        self.limits = limits or Limits()
-        self.backend = backend
+        self.limits, self.backend = limits or Limits(), backend
         self._process: subprocess.Popen[bytes] | None = None
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _start(self) -> None:
-        machine = platform.machine()
+        cpu = platform.machine()
         owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]  # mapped to nobody
-        settings = _world() | {
-            "owner": owner,
-            "filter": build_filter(machine).hex(),
-            "clone": SECCOMP["clone"][machine],
-        }
+        settings = _world() | {"owner": owner, "filter": build_filter(cpu).hex(), "clone": SECCOMP["clone"][cpu]}
         self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         with requests:
@@ -236,15 +231,12 @@ def _outcome(report: dict[str, Any], output: bytes, limits: Limits) -> Outcome:
         return Outcome(End.KILLED, detail=why, cpu_s=cpu_s)
     answers, detail = dict[int, Any](), ""
     for line in output.split(b"\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        match row:
-            case [index, value] if type(index) is int:
-                answers.setdefault(index, value)
-            case [str() as why]:
-                detail = detail or why[:200].encode("utf-8", "replace").decode()
+        with suppress(ValueError, RecursionError):
+            match json.loads(line):
+                case [index, value] if type(index) is int:
+                    answers.setdefault(index, value)
+                case [str() as why]:
+                    detail = detail or why[:200].encode("utf-8", "replace").decode()
     return Outcome(End.DONE, answers, detail, cpu_s)
 
 
@@ -291,10 +283,9 @@ def find_backend(wanted: str = "auto") -> str:
     """The first of BACKENDS, or the one wanted, that passes a trial here. Raises SandboxError with their reasons."""
     if wanted not in ("auto", *BACKENDS):
         raise SandboxError(f"sandbox {wanted!r}: expected auto, {', '.join(BACKENDS)}")
-    reasons = {}
+    listed = ""
     for backend in BACKENDS if wanted == "auto" else (wanted,):
-        reasons[backend] = _trial(backend)
-        if not reasons[backend]:
+        if not (reason := _trial(backend)):
             return backend
-    listed = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
+        listed += f"\n  {backend}: {reason}"
     raise SandboxError(f"no sandbox works on this machine, so no program is run.{listed}\n{INSTALL}")
