@@ -19,6 +19,7 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -60,12 +61,11 @@ class Check:
 
     def passed(self, value: Any) -> bool:
         """Whether a value is the expected one."""
-        try:
+        with suppress(TypeError, ValueError, ArithmeticError, RecursionError):
             for name, rest in self.read:
                 value = WRAPPERS[name](value, *rest)
             return _equal(value, self.expected)
-        except (TypeError, ValueError, ArithmeticError, RecursionError):
-            return False
+        return False
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,12 @@ class Tests:
             return Verdict.TIMEOUT if outcome.end is End.TIMEOUT else Verdict.CRASHED
         if not self.checks or set(outcome.answers) != set(range(len(self.checks))):
             return Verdict.WRONG
-        try:
+        with suppress(ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             values = [decode(outcome.answers[index]) for index in range(len(self.checks))]
             values = values if self.entry else list(map(tidy, values))
-            passed = all(check.passed(value) for check, value in zip(self.checks, values, strict=True))
-        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
-            return Verdict.WRONG
-        return Verdict.CORRECT if passed else Verdict.WRONG
+            if all(check.passed(value) for check, value in zip(self.checks, values, strict=True)):
+                return Verdict.CORRECT
+        return Verdict.WRONG
 
 
 def _equal(value: Any, expected: Any) -> bool:

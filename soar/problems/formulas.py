@@ -11,6 +11,7 @@ import operator
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ TEXT_MARKS = {"\x01": True, "\x02": False}
 Node = tuple[Any, ...]
 
 
-class Unreadable(ValueError):
+class Unreadable(Exception):
     """No formula of this grammar, or one whose value is too large to be computed here."""
 
 
@@ -74,9 +75,8 @@ class Token(NamedTuple):
 
 
 def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[Token]:
-    """The tokens of a text in which \\x01 and \\x02 begin and end what stood in `\\text`. words: short runs of letters
-    that are words, units: those that are words behind a value. `1,234` is one number, and two in brackets. Raises
-    Unreadable for more than MAX_TOKENS."""
+    """The tokens of a text in which \\x01 and \\x02 stand around `\\text`. words: short runs of letters that are words,
+    units: that are words behind a value. `1,234` is one number, two in brackets. Raises Unreadable above MAX_TOKENS."""
     tokens, place, depth, spaced, in_text = list[Token](), 0, 0, False, False
     while place < len(text):
         match = (INSIDE if depth else TOP).match(text, place)
@@ -358,13 +358,10 @@ def point(name: str, k: int) -> Fraction:
 def evaluate(node: Node, k: int) -> Any:
     """The value of a tree at point k: a Fraction where it is exact, else a number of mpmath; None where it is undefined.
     Raises Unreadable where it is too large to be computed here."""
-    try:
+    with suppress(ArithmeticError, ValueError, TypeError, NotImplementedError):
         value = _evaluate(node, k)
-    except Unreadable:
-        raise
-    except (ArithmeticError, ValueError, TypeError, NotImplementedError):
-        return None
-    return value if isinstance(value, Fraction) or not MP.isnan(value) else None
+        return value if isinstance(value, Fraction) or not MP.isnan(value) else None
+    return None
 
 
 def values(node: Node) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,12 +107,9 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     added, ends = _control_ids(tokenizer, FORMATS["tags"]), set[int]()
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": SENTINEL}]
     for turns in (chat, chat + chat[:1]) if getattr(tokenizer, "chat_template", None) else ():
-        try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        except Exception:  # a template may refuse such a chat, in any way
-            continue
-        behind = _ids(tokenizer, text.rpartition(SENTINEL)[2].lstrip())[:1] if SENTINEL in text else []
-        ends |= added & set(behind)
+        with suppress(Exception):  # a template may refuse such a chat, in any way
+            _, there, behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(SENTINEL)
+            ends |= added & set(_ids(tokenizer, behind.lstrip())[:1] if there else [])
     return frozenset(ends)
 
 
@@ -120,9 +118,8 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
-    """Ids of `text` with none of the ids in `control`: it is halved until no piece holds a control text. Unlike
-    `split_special_tokens` that works for slow and fast tokenizers and for added tokens that are not special. A character
-    that the tokenizer knows only as a control id is left out."""
+    """Ids of `text` with none of `control`: it is halved until no piece holds a control text (that works for slow and fast
+    tokenizers and all added tokens). A character that the tokenizer knows only as a control id is left out."""
     ids = _ids(tokenizer, text)
     if not control & set(ids):
         return ids
@@ -133,9 +130,8 @@ def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
 
 
 def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, text: str, prefill: str) -> list[int]:
-    """Ids of the prompt with `text` in the place of `slot`. The rendered prompt is encoded in one piece, as the model
-    was trained. Only where `text` changes the sequence of control ids, or the template alters it, is it encoded in three
-    pieces with the middle one as plain text."""
+    """Ids of the prompt with `text` in the place of `slot`: rendered and encoded in one piece, as the model was trained;
+    in three with the middle one as plain text only where `text` changes the control ids, or the template alters it."""
     frame, control = template.replace(slot, SENTINEL), _control_ids(tokenizer, fmt)
     if fmt.turns and getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": frame}]

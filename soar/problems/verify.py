@@ -221,7 +221,6 @@ def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
 
 
 def _words_in(reading: Reading) -> Iterator[Words]:
-    """What is read as words in a reading."""
     if isinstance(reading, Words):
         yield reading
     for part in (reading.value,) if isinstance(reading, Named) else getattr(reading, "parts", ()):
