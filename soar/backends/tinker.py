@@ -246,13 +246,15 @@ class TinkerBackbone(Backbone):
                 }
                 data.append(self.sdk.Datum(model_input=self.sdk.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=columns))
             answers.append(self.ask(what, partial(getattr(self.client(slot), kind), data, LOSS)))
+            if kind != "forward":  # the service holds a gradient of it now
+                slot.moved, slot.sampler = True, None
         for rows, answer in zip(rows_P, answers, strict=True):
             outputs = self.ask(what, answer.result).loss_fn_outputs
             yield behind_prompts([output["logprobs"].tolist() for output in outputs], rollouts, rows)
 
     def _adam(self, slot: Slot, config: OptimizerConfig, lr: float) -> Any:
         """AdamW's step number t. Where the service counts n, rate and eps make its bias correction that of t."""
-        slot.steps, slot.moved, slot.sampler = slot.steps + 1, True, None
+        slot.steps += 1
         t, n = slot.steps, slot.steps + slot.before
         root = math.sqrt((1 - config.beta2**t) / (1 - config.beta2**n))
         rate = root * (1 - config.beta1**n) / (1 - config.beta1**t)

@@ -1,7 +1,5 @@
 """The candidate problems of a config: what it names, loaded, before anything is asked of a model."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple

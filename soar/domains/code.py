@@ -10,8 +10,6 @@ The tests are read and never run. Asserts are taken apart into a call of the fun
 see them, patch the comparison, or pass by ending early. Values are literals; equality is Python's, with 1e-6 of difference
 where a float is expected."""
 
-from __future__ import annotations
-
 import ast
 import json
 import math

@@ -5,8 +5,6 @@ right answers are graded by the family's own scorer, in the killable workers, ex
 code (EVALUATES): those are refused, since model-written text is never executed. `benchmarks/families.py` measures it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

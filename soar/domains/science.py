@@ -4,8 +4,6 @@ Bounded: a number, then at most MAX_FACTORS unit names with exponents of one dig
 knows and the signs between them. A gold answer may end with options in square brackets: `9.81 m/s^2 [2 %]`, `[+- 0.05]`
 (in its own unit), `[unit optional]`, several separated by commas. The domain `science` grades by it."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

@@ -10,8 +10,6 @@ lucky guess at the end repairs a wrong one. A solver works, then answers; a teac
 The two worlds differ in the text that their models were pretrained on (`examples/world_text.py`). The whole loop can be
 watched and checked exactly in them; they are no benchmark."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import re

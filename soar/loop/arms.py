@@ -4,8 +4,6 @@
 student. SOAR with a teacher that is never trained is no arm but `teacher.reward = "none"`.
 """
 
-from __future__ import annotations
-
 import math
 import tomllib
 from collections import deque

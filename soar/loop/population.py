@@ -1,8 +1,6 @@
 """A population of students in chunks: which policies share a forward pass, on which thread or worker process.
 The training itself is `student.rloo_steps`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ Where the paper leaves room: the mean is over a full window, the window restarts
 against a weaker baseline would promote twice), the median of an even number of repeats is the lower one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from soar.types import Decision, Trial

@@ -6,8 +6,6 @@ students that needs no verifier, `likelihood`.
 Students are promoted by their measured improvement with each of them. Left out: a duplicate penalty, mixtures of rewards.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Rollouts of policies on problems: prompt, sample, verify, reward."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections import Counter

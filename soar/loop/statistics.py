@@ -5,8 +5,6 @@ which draws seeds and problems with replacement, each problem for all seeds that
 because nothing was solved, resampling says [0, 0]; the Clopper-Pearson interval takes its place.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

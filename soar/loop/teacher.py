@@ -5,8 +5,6 @@ sampler, one verifier, one RLOO and one update: they differ only in where the re
 datasets a step, off-policy reuse of teacher samples.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable

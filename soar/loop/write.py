@@ -1,7 +1,5 @@
 """The teacher writes: rejection sampling of its texts until every dataset is full."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 

@@ -2,8 +2,6 @@
 
 Pure string functions, bounded in time by `MAX_ANSWER_CHARS`, that may run in the main process on hostile text."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 import unicodedata

@@ -3,8 +3,6 @@
 Its functions see text that a model wrote: `Grader` runs them in worker processes that are killed at their limits
 (`pool.py`); what they raise is counted, not raised."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

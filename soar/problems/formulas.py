@@ -4,8 +4,6 @@ Two formulas are compared by their values: exactly where they are rational, else
 POINTS rational numbers that its name determines. Bounded in time (MAX_TOKENS, MAX_DEPTH, MAX_BITS), so that hostile text
 may be read in the main process. What is outside the grammar (integrals, sums, limits) raises `Unreadable`."""
 
-from __future__ import annotations
-
 import math
 import operator
 import re

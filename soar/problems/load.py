@@ -1,7 +1,5 @@
 """Problems: load, validate, fingerprint, split, and keep the evidence that they are hard."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -6,8 +6,6 @@ its worker (memory, segmentation fault) is `crashed`, and none hangs the caller.
 imports this package and what the verifier's name says. It has few environment variables, a limit of memory, and ends with
 its caller."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import json

@@ -4,8 +4,6 @@ Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the 
 with none else. And text that somebody else wrote (a question, a subject) never yields control ids: `<|im_end|>` in a
 question reaches the model as the characters it is made of."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tomllib
@@ -107,9 +105,11 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     added, ends = _control_ids(tokenizer, FORMATS["tags"]), set[int]()
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": SENTINEL}]
     for turns in (chat, chat + chat[:1]) if getattr(tokenizer, "chat_template", None) else ():
+        text = ""
         with suppress(Exception):  # a template may refuse such a chat, in any way
-            _, there, behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(SENTINEL)
-            ends |= added & set(_ids(tokenizer, behind.lstrip())[:1] if there else [])
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        _, there, behind = text.rpartition(SENTINEL)
+        ends |= added & set(_ids(tokenizer, behind.lstrip())[:1] if there else [])
     return frozenset(ends)
 
 

@@ -353,7 +353,8 @@ def _read_value(tokens: list[Token]) -> Reading:
 
 
 def _cell(tokens: list[Token]) -> Reading:
-    while tokens and (tokens[0].is_a(",") or tokens[0].text.casefold() in ("if", "when", "for")):
+    skipped = ("if", "when", "for")
+    while tokens and (tokens[0].is_a(",") or (tokens[0].kind == "word" and tokens[0].text.casefold() in skipped)):
         tokens = tokens[1:]
     return _read_or_keep(tokens)
 
@@ -383,11 +384,11 @@ def _bracket(kind: str, inner: list[Token]) -> Reading:
     pieces, _ = _split(inner, _is(",", ";"))
     if len(pieces) == 1:
         return _scalar(inner)
-    parts = [_read_part(_trim(piece)) for piece in pieces]
+    parts = (_read_part(_trim(piece)) for piece in pieces)
     choices = (part.parts if isinstance(part, Pile) and part.parts else (part,) for part in parts)  # `(0, \\pm 2)`
     rows = tuple(Row(kind, row) for row in islice(product(*choices), MAX_PARTS))
-    if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in parts):
-        return Row("matrix", tuple(Row("&", row.parts) for row in parts if isinstance(row, Row)))
+    if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in rows[0].parts):
+        return Row("matrix", tuple(Row("&", row.parts) for row in rows[0].parts if isinstance(row, Row)))
     return rows[0] if len(rows) == 1 else Pile(rows)
 
 

@@ -3,8 +3,6 @@
 Of the environments of the package `verifiers` (v1) the tasks of a single-turn one are problems, its rewards their verifier.
 What needs more than one completion, or a machine to run things on, is refused by name: its rewards read text here."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import json

@@ -1,7 +1,5 @@
 """Words of an answer that have a value: units, scales and counted nouns behind a number, and numbers that are spelled out."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from fractions import Fraction

@@ -3,8 +3,6 @@
 Bounded in time, so that hostile text may be compared in the main process. `50%` equals 50 and 0.5, since gold answers
 drop the sign; `3 or 5` is the set {3, 5}."""
 
-from __future__ import annotations
-
 import math
 import operator
 import re

@@ -5,8 +5,6 @@ The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the ex
 K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. Their vectors see wording, not meaning.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import zlib

@@ -1,8 +1,6 @@
 """A chart as data, drawn by matplotlib when it is shown: an SVG image within a page. Needs no torch. Series differ by
 marker and dash as well as by colour. Every number of a chart stands in a table of its page."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

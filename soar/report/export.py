@@ -5,8 +5,6 @@ run used, so another trainer continues where the run stopped. The answers are th
 truth; every card says so. Adapters get tokenizer, card and a base path that resolves. Questions need no torch.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

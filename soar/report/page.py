@@ -4,8 +4,6 @@ The page holds its own style and a small script, and a content policy that allow
 can do nothing; it is escaped all the same (jinja2 autoescape), and characters that hide or reorder text are made visible.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

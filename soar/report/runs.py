@@ -4,8 +4,6 @@ A reader never fails on what it finds: a missing file, half a last line or a val
 `Run.notes`. `summary_of` makes summary.json from the events of a run and its config, and the wall times.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import statistics

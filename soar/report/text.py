@@ -1,7 +1,5 @@
 """A run in words: figures as text, and what can honestly be said about its result, worded in one place. Needs no torch."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Sequence
 from datetime import timedelta

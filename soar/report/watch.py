@@ -4,8 +4,6 @@ Nothing is asked of the process that runs: its folder is read again and again, f
 model or a foreign folder says stays as it is until `terminal_text`.
 """
 
-from __future__ import annotations
-
 import secrets
 import threading
 import time

@@ -81,8 +81,8 @@ class Worker:
             if is_device_lost(error):
                 os._exit(1)
             raise
-        tokens, seconds = meter.tokens - before, time.monotonic() - started
-        return Reply(self.number, os.getpid(), key, value, tokens, seconds, len(ticks))
+        spent = (meter.tokens - before, time.monotonic() - started, len(ticks))
+        return Reply(self.number, os.getpid(), key, value, *spent)
 
 
 def check_cluster(config: Config) -> None:
@@ -114,8 +114,7 @@ def connect(ray: Any, config: Config) -> bool:
     Raises ConfigError when it does not answer."""
     if ray.is_initialized():
         return False
-    cluster = config.cluster
-    options: dict[str, Any] = {}
+    cluster, options = config.cluster, dict[str, Any]()
     if not cluster.address:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"num_cpus": max(os.cpu_count() or 1, cluster.workers), "object_store_memory": STORE_BYTES}
@@ -151,8 +150,7 @@ class RayParallel:
         self.config, self.cluster, self.say = config, config.cluster, say
         self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
-        self.actors: list[Any] = []
-        self.pids: dict[int, int] = {}  # number of a worker -> its process
+        self.actors, self.pids = list[Any](), dict[int, int]()  # pids: number of a worker -> its process
         self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
         self._env, self._threads, self._connected = env, threads, False
         self._ray: Any = importlib.import_module("ray")
@@ -166,8 +164,8 @@ class RayParallel:
             room = min(cores, int(there.get("GPU", 0) / self.gpus)) if self.gpus else cores
             self.size = self.cluster.workers or room
             if not self.size or (room < self.size and not self.cluster.address):  # one that is joined may still grow
-                asked = self._asked(there)
-                raise ConfigError(f"cluster.workers = {self.size}: {asked}, so {room} fit; lower it or cluster.gpus")
+                fit = f"{self._asked(there)}, so {room} fit; lower it or cluster.gpus"
+                raise ConfigError(f"cluster.workers = {self.size}: {fit}")
             device = "cuda" if model.device.startswith("cuda") else model.device if self.gpus else "cpu"
             model = model.model_copy(update={"device": device})  # cuda: whichever GPU Ray gives it
             verifiers = problems.verify_workers or max(1, min(8, cores // self.size))
@@ -237,8 +235,10 @@ class RayParallel:
                 (key, task), actor = queue.popleft(), free.pop()
                 busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
             limit = max(STILL_S, STILL_TIMES * self._longest.get(name, 1e5))  # before one is known: never
+            done, until = [], time.monotonic() + limit + loading
             with self._errors():
-                done, _ = ray.wait(list(busy), timeout=limit + loading)
+                while not done and time.monotonic() < until:  # in seconds, between which a signal is heard
+                    done, _ = ray.wait(list(busy), timeout=1.0)
                 reply = ray.get(done[0]) if done else None
             if reply is None:
                 self.say(f"no worker has given a result for {limit:.0f} s: they are killed and started again")

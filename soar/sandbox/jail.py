@@ -6,8 +6,6 @@ milliseconds with two files in memory, one with the request and one for the resu
 child reads its request, locks itself in, says so, and runs the program. So nothing of one check is ever in the memory
 from which the next is forked, and no file that a program can change is another's. No expected value comes here."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

@@ -6,8 +6,6 @@ trial: `bwrap` (bubblewrap around the server), `namespaces` (user namespaces alo
 comes from the server is trusted; what comes from the program is a claim, and the values that it is expected to give
 never enter the sandbox. Needs Linux 5.12 or newer."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

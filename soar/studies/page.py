@@ -1,7 +1,5 @@
 """The result of a study as Markdown tables and as one self-contained HTML page. Needs no torch."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Sequence
 from itertools import chain

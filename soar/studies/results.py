@@ -1,8 +1,6 @@
 """The cells of a study -> one JSON document: arms over seeds, paired comparisons, teachers, promotions. Needs no torch.
 It is read from the cells' run folders, so it can be made again at any time, also of an unfinished study."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
