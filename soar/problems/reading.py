@@ -384,7 +384,7 @@ def _bracket(kind: str, inner: list[Token]) -> Reading:
     pieces, _ = _split(inner, _is(",", ";"))
     if len(pieces) == 1:
         return _scalar(inner)
-    parts = (_read_part(_trim(piece)) for piece in pieces)
+    parts = [_read_part(_trim(piece)) for piece in pieces]
     choices = (part.parts if isinstance(part, Pile) and part.parts else (part,) for part in parts)  # `(0, \\pm 2)`
     rows = tuple(Row(kind, row) for row in islice(product(*choices), MAX_PARTS))
     if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in rows[0].parts):
