@@ -160,11 +160,11 @@ class VllmSampler:
             outputs = self.llm.generate(prompts, parameters, lora_request=adapters, use_tqdm=False)
         except ValueError as error:
             raise ConfigError(f'model.sampler = "vllm": {error}') from error
-        rows_out = [output.outputs[0] for output in outputs]
-        logprobs = [[step[i].logprob for i, step in zip(row.token_ids, row.logprobs, strict=True)] for row in rows_out]
-        return [
-            (row.token_ids, each, row.finish_reason == "stop") for row, each in zip(rows_out, logprobs, strict=True)
-        ]
+        completions: list[Completion] = []
+        for row in (output.outputs[0] for output in outputs):
+            logprobs = [step[token].logprob for token, step in zip(row.token_ids, row.logprobs, strict=True)]
+            completions.append((row.token_ids, logprobs, row.finish_reason == "stop"))
+        return completions
 
 
 def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completion], pad: int) -> Rollouts:

@@ -162,7 +162,10 @@ class OuterLoop:
         batches_P_S, seed_P, lr = self.plans(question_sets)
         size = choose_chunk(self.env.backbone, len(seed_P), self.threads, self.parallel)
         total, ticks = len(batches_P_S[0]) * len(seed_P), itertools.count(1)
-        tick = lambda: self.on_inner(min(total, size * next(ticks)), total)  # noqa: E731
+
+        def tick() -> None:
+            self.on_inner(min(total, size * next(ticks)), total)
+
         population = train_population(
             self.env, state.baseline, batches_P_S, seed_P, self.config.student, lr, self.threads, tick, self.parallel
         )

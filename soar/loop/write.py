@@ -58,7 +58,8 @@ def write_questions(
             raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
         rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
-        seed, attempt = seeds.derive(run.seed, "teacher", step, attempt), attempt + 1
+        seed = seeds.derive(run.seed, "teacher", step, attempt)
+        attempt += 1
         rollouts = env.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
@@ -76,7 +77,8 @@ def write_questions(
             else:
                 accepted.append(outcome)
                 rows.append(row)
-        kept += [rollouts.select(rows)] if rows else []
+        if rows:
+            kept.append(rollouts.select(rows))
     sets = [accepted[first : first + config.questions] for first in range(0, wanted, config.questions)]
     return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens, shown)
 

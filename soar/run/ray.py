@@ -234,7 +234,7 @@ class RayParallel:
             while queue and free:
                 (key, task), actor = queue.popleft(), free.pop()
                 busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
-            limit = max(STILL_S, STILL_TIMES * self._longest.get(name, 1e5))  # before one is known: never
+            limit = max(STILL_S, STILL_TIMES * self._longest.get(name, float("inf")))  # none known: never
             done, until = list[Any](), time.monotonic() + limit + loading
             with self._errors():
                 while not done and time.monotonic() < until:  # in seconds, between which a signal is heard
