@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import fisher_exact, pearsonr
 
 from soar.loop.statistics import clopper_pearson, pass_at_k
@@ -90,7 +91,9 @@ def first_run(folder: Path) -> None:
         next(row["reward_G"] for row in events if row["event"] == "outer_step" and row["cell"] == cell)
         for cell in ("soar-seed0-forced", "untrained-seed0-forced")
     ]
+    sd, gap = 100 * np.std(twice, axis=1, ddof=1).mean(), 100 * np.std(np.subtract(*twice), ddof=1)
     print(f"rewards of the same 8 sets in two runs: correlation {pearsonr(*twice).statistic:.2f}")
+    print(f"  sd of a set's reward {sd:.1f} points, of the difference of its two {gap:.1f}")
 
 
 def kill_test(folder: Path) -> None:

@@ -36,6 +36,5 @@ def test_the_outer_loop_can_be_read_in_an_afternoon():
     """soar/loop/teacher.py with all it imports, also within a function or only for types."""
     names = grimp.build_graph("soar", cache_dir=None).find_upstream_modules("soar.loop.teacher") | {"soar.loop.teacher"}
     places = {ROOT / name.replace(".", "/") for name in names}
-    assert sum(FILES.get(p.with_suffix(".py"), FILES.get(p / "__init__.py", "")).count("\n") for p in places) in range(
-        4501
-    )
+    texts = [FILES.get(place.with_suffix(".py")) or FILES[place / "__init__.py"] for place in places]
+    assert sum(text.count("\n") for text in texts) <= 4500

@@ -1,12 +1,14 @@
 """The native sampler against transformers' `generate`, independence of rows, and both ways of decoding: at fixed addresses
 (captured as graphs on a GPU) and over a growing cache."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from helpers import (
     ARCHITECTURES,
+    BOS,
     CONTEXT,
     EOS,
     PAD,
@@ -24,6 +26,7 @@ from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
+from soar.engine.vllm import rollouts_of
 
 ENDS = [EOS, 7, 20]  # several, so that random models do end
 STEPS = 24  # past the first growth of the cache
@@ -159,8 +162,16 @@ def test_wrong_calls_are_errors():
     assert sampler.sample(None, [[long[1:]]], 1, [[0]], SAMPLING).rows == 1
 
 
+def test_texts_are_transformers_own_without_the_end_token():
+    backbone = ending_backbone()
+    ids = [[5, BOS, 8, EOS], [PAD, 6, 9, 10]]  # special tokens within stay visible
+    rollouts = rollouts_of(((1,), (1,)), [(row, [0.0] * 4, False) for row in ids], PAD)
+    plain = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    assert rollouts.texts(backbone) == backbone.tokenizer.batch_decode([ids[0][:3], ids[1]], **plain)
+
+
 @pytest.mark.parametrize(("name", "greedy"), [*((name, False) for name in ARCHITECTURES), ("llama", True)])
-def test_fixed_addresses_change_nothing(name, greedy):
+def test_fixed_addresses_change_nothing(name, greedy, monkeypatch):
     backbone = ending_backbone(name)
     prompts = some_prompts(6, seed=3)
     ask = ([prompts[:2], prompts[2:4], prompts[4:]], 5, [[1, 2], [3, 4], [5, 6]], FREE, greedy)
@@ -169,6 +180,11 @@ def test_fixed_addresses_change_nothing(name, greedy):
     assert same(fixed.sample(stack, *ask), growing.sample(stack, *ask))
     if name == "llama" and not greedy:
         assert len({shape.rows for shape in fixed.decoder.programs}) > 1  # rows did move to narrower programs
+        monkeypatch.setattr(graphs, "SPARED", 3)  # also where one slot a policy is spared
+        eager = NativeSampler(backbone, static=True)
+        assert same(eager.sample(stack, *ask), growing.sample(stack, *ask))
+        rows = sorted({shape.rows for shape in eager.decoder.programs})
+        assert any(narrow * 2 > wide for narrow, wide in pairwise(rows))
     quieter = random_stack(backbone, 3, seed=5)  # with everything there: other weights and scale, or none
     quieter.scale *= 0.5
     assert same(fixed.sample(quieter, *ask), growing.sample(quieter, *ask))
