@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from soar.config import Config, ConfigError, load
+from soar.config import Config, ConfigError, flat, load
 from soar.domains.candidates import candidates
 from soar.loop import teacher
 from soar.plan.forecast import announce
@@ -187,6 +187,15 @@ def _add(name: str, value: Any, scope: Mapping[str, Any], lines: dict[str, str])
         lines[name] = f"{name} = {value!r}"
 
 
+def _json(value: Any) -> str:
+    """JSON of plain values, of arrays and their numbers (as lists and numbers), and of anything else as text."""
+
+    def plain(part: Any) -> Any:
+        return part.tolist() if hasattr(part, "tolist") else str(part)
+
+    return json.dumps(value, ensure_ascii=False, default=plain)
+
+
 def _row(row: Any) -> dict[str, Any]:
     if isinstance(row, Problem):
         return {**row.extra, "id": row.id, "question": row.question, "answer": row.answer}
@@ -211,8 +220,7 @@ def _call(model: Model, problems: Problems, given: Options, beside: Path | None 
         if problems is not None and not isinstance(problems, str | Path):
             frame: Any = problems
             rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
-            plain: Any = lambda value: value.tolist() if hasattr(value, "tolist") else str(value)  # noqa: E731
-            lines = [json.dumps(_row(row), ensure_ascii=False, default=plain) + "\n" for row in rows]
+            lines = [f"{_json(_row(row))}\n" for row in rows]
             (problems := place("problems.jsonl")).write_text("".join(lines), encoding="utf-8")
         if model is not None and not isinstance(model, str | Path):
             if tokenizer is None or hasattr(model, "peft_config"):
@@ -225,11 +233,11 @@ def _call(model: Model, problems: Problems, given: Options, beside: Path | None 
         verifier = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
-        keys |= given.get("settings") or {}
+        keys |= flat(dict(given.get("settings") or {}))
         if recipe is None and not (model is None and problems is None):
             recipe = "small-1gpu"
-        # JSON is TOML for texts, numbers, truth values and lists of them.
-        overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
+        # JSON is TOML for texts, numbers, truth values and lists of them; "" stands for None.
+        overrides = [f"{key}={_json('' if value is None else value)}" for key, value in keys.items()]
         config = load(recipe, overrides, model_named=True)
         with Progress(quiet=given.get("quiet", False)) as progress:
             yield config, progress
@@ -289,11 +297,15 @@ def train(
         return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
 
 
-def _paid(function: teacher.TeacherReward, *measured: Any) -> list[float | None]:
+def _paid(function: teacher.TeacherReward, question_sets: Any, *measured: Any) -> list[float | None]:
     """The user's reward of every dataset of a step. Raises ConfigError for one that is no number."""
-    paid_G = function(*measured)
-    if not all(paid is None or (isinstance(paid, int | float) and math.isfinite(paid)) for paid in paid_G):
-        raise ConfigError(f"teacher_reward returned {paid_G!r}: expected a number or None for every dataset")
+    paid, datasets = function(question_sets, *measured), len(question_sets.problems_G_Q)
+    paid_G = list(paid) if isinstance(paid, Iterable) else []
+    whole = all(paid is None or (isinstance(paid, int | float) and math.isfinite(paid)) for paid in paid_G)
+    if not whole or len(paid_G) != datasets:
+        raise ConfigError(
+            f"teacher_reward returned {paid!r}: expected a number or None for each of {datasets} datasets"
+        )
     return paid_G
 
 

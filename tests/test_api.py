@@ -6,6 +6,7 @@ import json
 import linecache
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -43,6 +44,10 @@ def test_settings_are_those_of_the_command_line():
     config = config_of("a/model", Path("x.jsonl"), verifier="number", settings=mine)
     assert (config.model.path, config.problems.source, config.problems.verifier) == ("a/model", "x.jsonl", "number")
     assert (config.name, config.evaluate.ks, config.teacher.datasets) == ('q"', (1, 2), 16)
+    more = {"model.template_options": {"enable_thinking": False}, "model.gguf_file": None, "arms.real": Path("e.jsonl")}
+    config = config_of(settings={**mine, **more, "teacher.steps": torch.tensor(3)})
+    assert (config.model.template_options, config.model.gguf_file) == ({"enable_thinking": False}, None)
+    assert (config.arms.real, config.teacher.steps) == ("e.jsonl", 3)
     with pytest.raises(ConfigError, match=r"did you mean teacher\.steps"):
         soar.check(settings={"teacher.stps": 3})
     importlib.import_module("soar.loop.evaluate")
@@ -77,6 +82,11 @@ def test_evaluate_gives_the_counts_of_the_run(tiny_run):
         assert shown == [recorded[name][key] for key in ("pass_at", "interval_95")]
 
 
+def test_an_adapter_cannot_take_the_name_of_the_base_model(tmp_path):
+    with pytest.raises(ConfigError, match="an adapter is named 'base', as the base model is"):
+        soar.evaluate("builtin:tiny", "world:tiny", {"base": tmp_path}, quiet=True)
+
+
 def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
     seen: list[tuple[int, list[float | None]]] = []
 
@@ -84,12 +94,15 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
         seen.append((step, measured.reward_G))
         return [float(k) if step == 0 else math.nan for k in range(len(sets.problems_G_Q))]
 
-    with pytest.raises(ConfigError, match=r"teacher_reward returned \[nan, nan, nan\]: expected a number or None"):
+    with pytest.raises(ConfigError, match=r"teacher_reward returned \[nan, nan, nan\]: expected a number or"):
         soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=functools.partial(by_number), quiet=True)
     (step,), plain = events(tmp_path / "run", "outer_step"), events(tiny_run, "outer_step")[0]
     assert step["teacher_reward_G"] == [0.0, 1.0, 2.0] and step["teacher_grad_norm"] > 0
     assert (step["reward_G"], step["promoted"]) == (plain["reward_G"], plain["promoted"]), "what is measured stays"
     assert [number for number, _ in seen] == [0, 1] and seen[0][1] == step["reward_G"]
+    for paid in (0.5, [0.5], [0.5, None, "much"]):
+        with pytest.raises(ConfigError, match=r"expected a number or None for each of 3 datasets"):
+            api._paid(lambda *_, paid=paid: paid, SimpleNamespace(problems_G_Q=[[], [], []]), None, 0)
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path):

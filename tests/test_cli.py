@@ -108,13 +108,17 @@ def test_a_run_prints_its_table_and_records_its_command(tmp_path, capsys):
 
 
 def test_shorthands_that_set_can_refine(capsys):
-    name = 'a "quoted" \\ name'
+    name = 'a "quoted" \\ name \U0001f600'
     words = ["run", "--model", name, "--problems", "x.jsonl", "--max-hours", "2", "--review", "--set", "seed=3"]
     config = dry_config([*words, "--workers", "3", "--verifier", "exact"], capsys)
     assert (config["cluster"]["workers"], config["problems"]["verifier"]) == (3, "exact")
     assert (config["model"]["path"], config["problems"]["source"], config["seed"]) == (name, "x.jsonl", 3)
     assert (config["limits"]["max_hours"], config["promotion"]["review"]) == (2, True)
-    assert main(["--version"]) == 0 and capsys.readouterr().out == f"soar {soar.__version__}\n"
+    for words in (["--version"], ["--trust-run", "--version"], ["--version", "run", "--dry-run"]):
+        assert main(words) == 0 and capsys.readouterr().out == f"soar {soar.__version__}\n"
+    for words in (["--steps", "3"], ["--train", "hard_only"], ["--train", "hard_only", "--out", "y"]):
+        assert main(["student", "tiny", "--emit", "x", *words]) == 2
+        assert "expected --train ARM and --out DIR, or --emit DIR" in " ".join(capsys.readouterr().err.split())
     assert load(None, ["evaluate.ks=1,4", "model.target_modules=[q_proj, v_proj]"]).evaluate.ks == (1, 4)
     assert load(None, ['student.sampling.stop="\\n"']).student.sampling.stop == ("\n",)
     for text in ("model.gguf_file=", 'model.gguf_file=""'):

@@ -51,6 +51,9 @@ def test_counts_shares_listing_and_labels(tmp_path, capsys):
     write(tmp_path / "c.jsonl", [{**ROWS[0], "ok": "perhaps"}])
     assert main(["verify", source, "--verifier", "number", "--label-column", "ok"]) == 1
     assert f"{source}:1: label 'perhaps', expected true, false or a number" in capsys.readouterr().err
+    write(tmp_path / "c.jsonl", [{"completion": [], "gold": "1"}])
+    assert main(["verify", source, "--verifier", "number"]) == 1
+    assert f"{source}:1: 'completion' is an empty list, expected a text or a list of texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("row", "columns"), cases("cli_verify", "columns"))

@@ -216,3 +216,10 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
         assert calls[-2:] == [(f"me/{kind}", made), (f"me/{kind}", kind, True)]
     assert main(["export", str(tiny_run), "--format", "trl", "--out", str(tmp_path / "t"), "--push", "me/gone"]) == 1
     assert "401 Unauthorized" in capsys.readouterr().err and (tmp_path / "t" / "README.md").is_file()
+
+
+def test_questions_without_text_are_no_export(tmp_path):
+    folder = run_folders.write_run(tmp_path / "run", steps=1)
+    run_folders.write_jsonl(folder / "questions.jsonl", [{"question": 3, "answer": "3"}])
+    with pytest.raises(ExportError, match=r"questions\.jsonl: no outer step is finished yet"):
+        export.collect(read_run(folder), "all", with_hard=True)

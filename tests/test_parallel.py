@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder
 from soar.run.ray import RayParallel, Worker, WorkersLost
 from soar.run.screen import screen_call
+from soar.types import UserError
 
 SMALL = (
     "model.chunk=2", "teacher.steps=1", "promotion.tau=-1", "student.optimizer.lr=0.01", "student.attempts=8",
@@ -221,6 +223,41 @@ def test_work_that_loses_every_worker_ends_the_run(ray, env):
         ask(one, piece, ("SIGKILL",))
 
 
+class Quiet:
+    """Ray whose one worker, at another stream's piece first, gives its result after an hour; kills are counted."""
+
+    def __init__(self) -> None:
+        self.now, self.killed = 0.0, 0
+
+    def wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.now += 60.0
+        return (refs[:1], refs[1:]) if self.now >= 3600 else ([], refs)
+
+    def kill(self, *_: Any, **__: Any) -> None:
+        self.killed += 1
+
+    def get(self, ref: Any) -> crew.Reply:
+        return crew.Reply(1, 7, 0, "done", 0, 1.0, 0)
+
+
+def test_a_worker_amid_a_piece_of_another_stream_is_not_taken_for_one_that_stands_still(env, monkeypatch):
+    """Arms are measured on their way while other workers are amid a segment of theirs: 600 s here, ten times that to wait."""
+    quiet, actor = Quiet(), SimpleNamespace(work=SimpleNamespace(remote=lambda *given: given[1]))
+    quiet.put, quiet.exceptions = (lambda value: value), SimpleNamespace(RayTaskError=OSError, RayError=OSError)
+    monkeypatch.setattr(crew, "import_ray", lambda: quiet)
+    monkeypatch.setattr(crew.time, "monotonic", lambda: quiet.now)
+    parallel = RayParallel(tiny_config("cluster.workers=1"), env, 1, print)
+    parallel.actors, parallel.pids, parallel._open = [actor], {1: 7}, ["train_chunk"]
+    parallel._longest = {"train_chunk": 600.0, "double": 1.0}
+    assert ask(parallel, double, (1,)) == ["done"] and quiet.killed == 0
+
+
+def test_workers_that_end_early_are_named():
+    parallel = SimpleNamespace(stream=lambda *given: iter([(1, "b"), (0, "a")]))
+    with pytest.raises(UserError, match=r"ended with 2 of 3 pieces of work \(double\) done; continue with --resume"):
+        ask(parallel, double, (0,), (1,), (2,))
+
+
 def test_a_worker_loads_counts_and_names_other_weights(env):
     digest = env.backbone.base_digest()
     with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
@@ -254,4 +291,6 @@ def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(tmp_path, c
     monkeypatch.setattr(importlib, "import_module", missing)
     assert main(["run", "--out", str(tmp_path / "run"), "--workers", "2", "--quiet"]) == 1
     assert "pip install 'soar-rl[ray]'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"pip install 'soar-rl\[ray\]'"):
+        RayParallel(tiny_config("cluster.workers=2"), env, 1, print)
     assert not (tmp_path / "run").exists()

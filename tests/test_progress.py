@@ -40,6 +40,7 @@ def test_plain_lines_with_a_time_estimate(monkeypatch, tmp_path):
     ]
     assert noted == {"task": "outer loop", "done": 6.0, "total": 10.0, "left": 240.0}
     assert not report.file.exists(), "a run that is not at work notes nothing"
+    assert [bar.fields["run"] for bar in report.bars.tasks] == [""], "nothing is left of a bar that is over"
 
 
 def test_what_has_no_bar_is_said_again(monkeypatch):

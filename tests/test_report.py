@@ -306,6 +306,12 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.just("1"), inner, max_size=3),
     max_leaves=6,
 )
+
+
+def test_a_k_that_stands_twice_is_read(tmp_path):
+    assert runs.read_arm("pq", {"pass_at": {"1": None, "01": 0.5}}).pass_at == {1: 0.5}
+
+
 EVENTS = "screen outer_step promotion arm_step curve evaluation alarm"
 EVENT_KEYS = """step arm reward_G reward_mean window_mean promoted reason accepted sampled rejected seconds attempts message
   student_last student_rollouts histogram candidates frac_mixed pass_at interval_95 kind baseline_pass_rate total_tokens"""

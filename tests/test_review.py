@@ -8,6 +8,7 @@ from loop_helpers import events, read_jsonl, run_tiny, without_clock
 
 from soar.cli import main
 from soar.run import folder as review
+from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, examine, recorded_config
 from soar.run.interrupts import Stopped
 
@@ -25,7 +26,7 @@ def until_review(out: Path, *changes: str, resume: bool = False) -> None:
     assert f"`soar review {out}`" in str(caught.value)
 
 
-def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path):
+def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "held"
     for step in range(2):
         until_review(out, *ALL, resume=step > 0)
@@ -33,6 +34,16 @@ def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path):
         assert len(events(out, "promotion")) == step  # not entered before it is accepted
         assert len(read_jsonl(out / "pq.jsonl") if step else []) == 4 * step
         review.decide(out, review.ACCEPTED, "ann")
+
+    def killed(self: RunFolder, checkpoint: Checkpoint) -> None:
+        real_save(self, checkpoint)
+        raise KeyboardInterrupt
+
+    real_save = RunFolder.save
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "save", killed)
+        run_tiny(out, *CHANGES, *ALL, resume=True)
+    assert (out / review.FILE).exists(), "killed between the checkpoint and the end of the review"
     run_tiny(out, *CHANGES, *ALL, resume=True)
     free, held = (without_clock(events(folder)) for folder in (tiny_run, out))
     undecided = [{k: v for k, v in row.items() if k not in ("decision", "by")} for row in (*held, *free)]

@@ -206,6 +206,15 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
     assert results["arms"][0]["seeds"] == [0, 1]
 
 
+def test_seeds_of_the_command_line_are_checked_and_counts_that_cannot_be_are_left_out(tmp_path, capsys):
+    toy(tmp_path)
+    assert main(["study", str(tmp_path / "toy.toml"), "--seeds", "1", "--seeds", "1", "--dry-run"]) == 1
+    assert "toy.toml: (whole study): seeds = [1, 1]: expected different numbers" in capsys.readouterr().err
+    study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
+    both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 4, [2, "two", 5, None, 0, 0])]
+    assert [row["seeds"] for row in collect(study, both, {}, study.model_dump(mode="json"))["arms"]] == [[0], [0, 1]]
+
+
 @pytest.mark.parametrize(("change", "message"), cases("studies", "file"))
 def test_study_files_that_cannot_be_used(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):

@@ -106,7 +106,7 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path):
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
 
 
-def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path):
+def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path, monkeypatch):
     """One secret address, GET alone, no name that somebody points here; refreshed until the run ends."""
     folder = begin(tmp_path)
     server, address = watch.web_server(folder)
@@ -117,6 +117,8 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path):
         connection.request(method, path, headers={"Host": host})
         return connection.getresponse()
 
+    drawn, render = list[str](), watch.pages.render
+    monkeypatch.setattr(watch.pages, "render", lambda name, values: drawn.append(name) or render(name, values))
     path = "/" + address.split("/", 3)[3]
     answer = ask(path)
     assert server.server_address[0] == "127.0.0.1" and answer.status == 200 and len(path) > 30
@@ -125,7 +127,11 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path):
     assert {host: ask(path, host).status for host in hosts} == hosts
     assert [ask(other).status for other in ("/", path + "x", "/../manifest.json")] == [404] * 3
     assert ask(path, method="POST").status == 501
+    assert [ask(path).status for _ in range(6)] == [200] * 6 and len(drawn) <= 2, (
+        "drawn every ten seconds, not for each"
+    )
     run_folders.write_json(folder / "summary.json", {"arms": {}})
+    monkeypatch.setattr(watch, "FRESH_SECONDS", 1e-6)
     answer = ask(path)
     assert answer.headers["Refresh"] is None and b"finished" in answer.read()
     server.shutdown()

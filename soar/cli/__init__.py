@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     if "_SOAR_COMPLETE" in os.environ:
         app(prog_name="soar")
-    if words == ["--version"]:
+    command, rest = typer.main.get_command(app), [word for word in words if word != "--trust-run"]
+    if rest[:1] == ["--version"]:
         print(f"soar {VERSION}")
         return 0
-    command, rest = typer.main.get_command(app), [word for word in words if word != "--trust-run"]
     TRUSTED.set(len(rest) < len(words))
     with command.make_context("soar", rest or ["--help"], obj=["soar", *words]) as ctx:
         code: int = ctx.command.invoke(ctx) or 0

@@ -41,7 +41,7 @@ def overrides(sets: list[str] | None, workers: str | None, **values: Any) -> lis
     if workers is not None:
         values |= {"cluster__workers": int(workers)} if workers.isdecimal() else {"cluster__address": workers}
     given = {key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False}
-    return [*(f"{key}={json.dumps(value)}" for key, value in given.items()), *(sets or [])]
+    return [*(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()), *(sets or [])]
 
 
 def config_of(

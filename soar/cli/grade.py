@@ -106,6 +106,8 @@ def _singles(row: Row, columns: dict[str, str], report: LoadReport) -> Iterator[
         values = {kind: pick(row.fields, name) for kind, name in columns.items()}
         gold, given, label = read_answer(values["gold"], report), values.get("completion"), values.get("label")
         texts = given if isinstance(given, list) and all(isinstance(text, str) for text in given) else [given]
+        if not texts:
+            raise Dropped(f"{columns['completion']!r} is an empty list, expected a text or a list of texts")
         several = texts is given
         labels = label if several and isinstance(label, list) and len(label) == len(texts) else [label] * len(texts)
         for i, (text, mark) in enumerate(zip(texts, labels, strict=True), start=1):

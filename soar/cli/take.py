@@ -113,9 +113,9 @@ def student(
       soar student --train pq:runs/demo --steps 100 --out runs/again            promotion questions of a run, its config
       soar student tiny --train real:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
-    folder = out or emit
-    if folder is None or (train is None) == (out is not None) or (emit is not None) == (out is not None):
-        raise BadParameter("expected --train ARM and --out DIR, or --emit DIR")
+    folder, own = out or emit, [value is not None for value in (train, out)]
+    if folder is None or (emit is not None and (any(own) or steps is not None)) or (emit is None and not all(own)):
+        raise BadParameter("expected --train ARM and --out DIR, or --emit DIR (without --steps, which is of --train)")
     if train is not None:
         config = student_config(train, recipe, model, problems, sets or [], steps)
     else:
@@ -170,9 +170,7 @@ def study(
       soar study finding1 --out studies/finding1 --jobs 2       --resume continues it
       soar study null --seeds 0 --seeds 1 --set model.path=my-model --set problems.source=hard.jsonl --out studies/null
     """
-    plan = read_study(find_study(name))
-    if seeds:
-        plan = type(plan).model_validate({**plan.model_dump(), "seeds": seeds})
+    plan = read_study(find_study(name), seeds)
     out, overrides = out or Path("studies") / plan.name, sets or []
     if dry_run:
         for cell in cells(plan, out, overrides):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from soar.types import UserError
+
 if TYPE_CHECKING:  # nothing here needs torch
     from soar.loop.rollout import RolloutEnv
 
@@ -33,13 +35,17 @@ def spread(
     tick: Tick = no_tick,
 ) -> Iterator[T]:
     """work(env, tick, *common, *task) of every task, in their order. What is not begun when the caller stops listening is
-    never done."""
+    never done. Raises UserError when the workers end before they have done it all."""
     if parallel is not None:
-        results, early = parallel.stream(work, common, deque(enumerate(tasks)), tick), dict[int, T]()
-        for number in range(len(tasks)):
-            while number not in early:
-                key, early[key] = next(results)
-            yield early.pop(number)
+        early, number = dict[int, T](), 0
+        for key, value in parallel.stream(work, common, deque(enumerate(tasks)), tick):
+            early[key] = value
+            while number in early:
+                yield early.pop(number)
+                number += 1
+        if number < len(tasks):
+            done = f"{number + len(early)} of {len(tasks)} pieces of work ({work.__name__})"
+            raise UserError(f"the worker processes ended with {done} done; continue with --resume")
         return
     if threads <= 1 or len(tasks) == 1:
         yield from (work(env, tick, *common, *task) for task in tasks)

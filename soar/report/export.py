@@ -43,16 +43,18 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     each with question, answer, step, dataset, reward (None for hard problems). Rows without a text question and answer
     are left out; lone surrogates, which no UTF-8 file can hold, become `?`. Raises ExportError where there are no
     questions."""
-    questions = run.pq if source == "pq" else run.questions
+    questions, hard = (
+        [row for row in rows if all(isinstance(row.get(key), str) for key in ("question", "answer"))]
+        for rows in (run.pq if source == "pq" else run.questions, run.hard_train if with_hard else [])
+    )
     if not questions:
         why = "pq.jsonl: no student was promoted; export every accepted question with --questions all"
         raise ExportError(f"{run.path}/{why if source == 'pq' else 'questions.jsonl: no outer step is finished yet'}")
     rows = []
-    for row in [*questions, *(run.hard_train if with_hard else [])]:
-        if all(isinstance(row.get(key), str) for key in ("question", "answer")):
-            texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
-            places = {key: count(row.get(key)) for key in ("step", "dataset")}
-            rows.append({**texts, **places, "reward": number(row.get("reward"))})
+    for row in (*questions, *hard):
+        texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
+        places = {key: count(row.get(key)) for key in ("step", "dataset")}
+        rows.append({**texts, **places, "reward": number(row.get("reward"))})
     return rows
 
 

@@ -9,6 +9,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +146,7 @@ def read_arm(name: str, row: Row) -> Arm:
 
     def by_k(key: str) -> list[tuple[int, Any]]:
         entries = mapping(row.get(key)).items()
-        return sorted((int(k), value) for k, value in entries if k.isdecimal() and len(k) < 10)
+        return sorted(((int(k), value) for k, value in entries if k.isdecimal() and len(k) < 10), key=itemgetter(0))
 
     bounds = {k: numbers(value) for k, value in by_k("interval_95")}
     trained, search = count(row.get("student_rollouts")), count(row.get("search_rollouts")) or 0

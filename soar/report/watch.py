@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -142,6 +143,13 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     secret, lock = f"/{secrets.token_urlsafe(24)}/", threading.Lock()
     read_run(path)
 
+    @lru_cache(maxsize=1)
+    def page(turn: float) -> tuple[bytes, dict[str, str]]:
+        """The page and its own headers, drawn once for everybody who asks in a turn of FRESH_SECONDS."""
+        run = read_run(path)
+        refresh = {} if run.finished or run.paused else {"Refresh": f"{FRESH_SECONDS}"}
+        return pages.render("report.html", pages.content(run)).encode(), refresh
+
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0  # of a client that says nothing
 
@@ -151,10 +159,8 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
             if not secrets.compare_digest(self.path.encode(), secret.encode()):
                 return self.send_error(404)
             with lock:
-                run = read_run(path)
-                text = pages.render("report.html", pages.content(run)).encode()
+                text, refresh = page(time.monotonic() // FRESH_SECONDS)
             self.send_response(200)
-            refresh = {} if run.finished or run.paused else {"Refresh": f"{FRESH_SECONDS}"}
             for name, value in {**HEADERS, **refresh, "Content-Length": str(len(text))}.items():
                 self.send_header(name, value)
             self.end_headers()

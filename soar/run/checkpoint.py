@@ -119,7 +119,7 @@ def _read(folder: Path) -> Checkpoint:
 
     checksums, notes = read_object(folder / CHECKSUMS)
     if notes:
-        raise Damaged(f"{folder / CHECKSUMS} is damaged: {folder}/{notes[0]}".split(";")[0])
+        raise Damaged(f"{folder / CHECKSUMS} is damaged: {folder}/{notes[0]}")
     for name in (STATE, TENSORS):
         if not (folder / name).is_file() or sha256_of(folder / name) != checksums.get(name):
             raise Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")

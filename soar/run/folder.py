@@ -267,7 +267,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         is passed over with a line in `notes`. Raises CheckpointError when none is left, RunFolderError when there is none
         though there was one, or the manifest holds another config."""
         checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
-        rows = [row for name in STREAMS for row in files.read_jsonl(self.path / name)[0]]
+        rows = (row for name in STREAMS for row in files.read_jsonl(self.path / name)[0])
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
             raise RunFolderError(
                 f"{self.path}/state holds no checkpoint, but the run was past its first: resuming would begin anew and "

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.domains.candidates import candidates
 from soar.engine.policy import concat, load_adapter
 from soar.files import Row
@@ -23,8 +23,11 @@ def measure(
 
     Returns problems (source, sha256, count, ids, left_out), attempts, temperature, seed, policies (name -> pass_at and
     interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval).
-    advance(done, total): progress in problems. Raises UserError when no problem can be used.
+    advance(done, total): progress in problems. Raises UserError when no problem can be used, ConfigError for an adapter named
+    as the base model is.
     """
+    if "base" in adapters:
+        raise ConfigError("an adapter is named 'base', as the base model is: give another name, or a longer path to it")
     loaded = candidates(config)
     for line in loaded.report.lines():
         say(line)

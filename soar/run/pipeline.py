@@ -219,8 +219,8 @@ class Run:
     def _settle(self) -> None:
         """Do what a person decided on the promotion on hold; raises Stopped while there is no decision."""
         pending, loop, path = self.state.pending, self.state.loop, self.folder.path
-        if pending is None:
-            return
+        if pending is None:  # one that was decided may lie there still, where the process was killed right after
+            return (path / review.FILE).unlink(missing_ok=True)
         promotion, step = finite(pending.promotion), pending.promotion["step"]
         answer = review.ask(path, promotion, finite(pending.rows))
         if answer is None:

@@ -151,6 +151,7 @@ class Progress:
         try:
             yield task
         finally:
+            self.bars.update(task.bar, run="")  # what is left of the run is no word on a bar that stays
             self.bars.remove_task(task.bar) if transient else self.bars.stop_task(task.bar)
 
     def say(self, line: str) -> None:

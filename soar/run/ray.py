@@ -85,18 +85,23 @@ class Worker:
         return Reply(self.number, os.getpid(), key, value, *spent)
 
 
+def import_ray() -> Any:
+    """The module `ray`. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigError(
+            "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
+        ) from error
+
+
 def check_cluster(config: Config) -> None:
     """Refuse a cluster that cannot be there, before a model is loaded: Ray itself takes minutes to say so, or exits.
     Raises ConfigError when Ray is missing or nothing listens at `cluster.address`."""
     address = config.cluster.address
     if not config.cluster.workers and not address:
         return
-    try:
-        importlib.import_module("ray")
-    except ImportError as error:
-        raise ConfigError(
-            "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
-        ) from error
+    import_ray()
     host, _, port = address.removeprefix("ray://").rpartition(":")  # of Ray's client, outside of the cluster
     if not host or not port.isdigit():
         return  # auto, or a form that Ray knows
@@ -143,8 +148,8 @@ def in_short(error: BaseException) -> str:
 
 class RayParallel:
     """See the module text. Use as a context manager; workers end with it. env, threads: the driver's own; every worker has
-    its base model and computes as this process would. say: lines for a person. Raises ConfigError when the cluster cannot
-    hold the workers, WorkersLost when one does not start, and what they raise while they load the model."""
+    its base model and computes as this process would. say: lines for a person. Raises ConfigError when Ray is missing or the
+    cluster cannot hold the workers, WorkersLost when one does not start, and what they raise while they load the model."""
 
     def __init__(self, config: Config, env: RolloutEnv, threads: int, say: Callable[[str], None]) -> None:
         self.config, self.cluster, self.say = config, config.cluster, say
@@ -152,8 +157,9 @@ class RayParallel:
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
         self.actors, self.pids = list[Any](), dict[int, int]()  # pids: number of a worker -> its process
         self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
+        self._open = list[str]()  # kinds of the streams that go on: a worker may be at a piece of another one first
         self._env, self._threads, self._connected = env, threads, False
-        self._ray: Any = importlib.import_module("ray")
+        self._ray = import_ray()
 
     def __enter__(self) -> Self:
         with ExitStack() as failing:
@@ -225,6 +231,15 @@ class RayParallel:
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
     ) -> Iterator[tuple[Any, Any]]:
         """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
+        self._open.append(work.__name__)
+        try:
+            yield from self._stream(work, common, queue, tick)
+        finally:
+            self._open.remove(work.__name__)
+
+    def _stream(
+        self, work: Callable[..., Any], common: Task, queue: deque[Any], tick: Tick
+    ) -> Iterator[tuple[Any, Any]]:
         if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
             self._env.sampler.release()
             release_memory()
@@ -234,7 +249,8 @@ class RayParallel:
             while queue and free:
                 (key, task), actor = queue.popleft(), free.pop()
                 busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
-            limit = max(STILL_S, STILL_TIMES * self._longest.get(name, float("inf")))  # none known: never
+            longest = max(self._longest.get(kind, float("inf")) for kind in self._open)  # none known: never
+            limit = max(STILL_S, STILL_TIMES * longest)
             done, until = list[Any](), time.monotonic() + limit + loading
             with self._errors():
                 while not done and time.monotonic() < until:  # in seconds, between which a signal is heard

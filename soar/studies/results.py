@@ -66,8 +66,9 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], defin
 def _outcomes(run: Run) -> Iterator[tuple[str, Outcome]]:
     ids = [str(row.get("id")) for row in run.hard_test]
     for event in run.events.get("evaluation", []) if run.finished else []:
-        name, correct, attempts = str(event.get("arm")), event.get("correct"), count(event.get("attempts"))
-        if name in run.arms and attempts and isinstance(correct, list) and len(correct) == len(ids):
+        name, given, attempts = str(event.get("arm")), event.get("correct"), count(event.get("attempts")) or 0
+        correct = given if isinstance(given, list) and len(given) == len(ids) else []
+        if name in run.arms and correct and all(type(n) is int and 0 <= n <= attempts for n in correct):
             yield name, Outcome(dict(zip(ids, correct, strict=True)), attempts, run.arms[name])
 
 

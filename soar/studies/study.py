@@ -109,10 +109,12 @@ def find_study(name: str) -> Path:
     raise ConfigError(f"no study {name!r}: expected a TOML file or one of: {built_in}")
 
 
-def read_study(path: Path) -> Study:
-    """The study in a TOML file. Raises ConfigError naming file, key, what was found and what is expected."""
+def read_study(path: Path, seeds: Sequence[int] | None = None) -> Study:
+    """The study in a TOML file, with other seeds where some are given. Raises ConfigError naming file, key, what was found
+    and what is expected."""
     try:
-        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        given = {"seeds": seeds} if seeds else {}
+        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | given)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     except ValidationError as error:
