@@ -10,18 +10,32 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, rollouts_of, skills, teacher_text, tiny_config
+from loop_helpers import (
+    ScriptedLoop,
+    UpdateLog,
+    easy_problems,
+    events,
+    read_jsonl,
+    rollouts_of,
+    run_tiny,
+    skills,
+    teacher_text,
+    tiny_config,
+)  # fmt: skip
 from tables import cases
 
+from soar import seeds
 from soar.config import Config, ConfigError
 from soar.domains.world import ANSWER_MARK, get_world
 from soar.engine.policy import Backbone
 from soar.engine.rollouts import Rollouts
 from soar.loop import teacher
 from soar.loop.promotion import decide
+from soar.loop.rewards import learnability, success_rates
 from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import TeacherError
+from soar.problems.domain import make_problem
 from soar.types import Problem, Trial
 
 NAN = float("nan")
@@ -339,3 +353,19 @@ def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(env
     loop.step()
     assert len(trained) == 24 and loop.state.promotions == 2
     assert found_in(asked, hard, backbone) == found_in(trained, hard, backbone) == {hard[3].id}
+
+
+def test_a_run_with_learnability_pays_for_the_baselines_attempts_at_the_written_questions(env, tmp_path):
+    keys = ("teacher.steps=1", "arms.run=base", "intrinsic.attempts=5")
+    for reward in ("learnability", "grounded"):
+        run_tiny(tmp_path / reward, *keys, f"teacher.reward={reward}")
+    event, grounded = (events(tmp_path / name, "outer_step")[0] for name in ("learnability", "grounded"))
+    config, rows = tiny_config(*keys), read_jsonl(tmp_path / "learnability" / "questions.jsonl")
+    problems = [make_problem(row["question"], row["answer"]) for row in rows]
+    place, sampling = [seeds.derive(config.seed, "intrinsic", 0)], config.student.sampling
+    rates = success_rates(env.rollout(new_state(env, config).baseline, [problems], 5, place, sampling))
+    paid = [learnability(rate) for rate in rates if rate is not None]
+    assert event["teacher_reward_G"] == pytest.approx([sum(paid[k : k + 4]) / 4 for k in (0, 4, 8)]) and any(paid)
+    assert event["reward_G"] == grounded["reward_G"] == grounded["teacher_reward_G"] != event["teacher_reward_G"]
+    assert event["student_rollouts"] == grounded["student_rollouts"] + 12 * 5
+    assert event["teacher_grad_norm"] > 0

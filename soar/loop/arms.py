@@ -34,8 +34,11 @@ HINT_TRIES, VARIANT_ROUNDS, VARIANT_ATTEMPTS = 8, 8, 10
 
 @dataclass(frozen=True)
 class Material:
-    """What a run offers its arms: promotion questions, the trained teacher, the held-out problems, which no training set may
-    hold, where notes go, the candidates with what screening found, and the hard problems to train on."""
+    """What a run offers its arms.
+
+    pq: promotion questions. teacher: the trained one. hard_test: the held-out problems, which no training set may hold. say:
+    where notes go. screened: the candidates with what screening found. hard_train: the hard problems to train on.
+    """
 
     pq: list[Problem]
     teacher: AdapterStack
@@ -47,7 +50,9 @@ class Material:
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """Questions of an arm; [] for those on hard problems alone, and where there are none (why goes to `material.say`).
-    Raises ConfigError when the config names no source for them, TeacherError when a teacher writes too few."""
+
+    Raises ConfigError when the config names no source for them, TeacherError when a teacher writes too few.
+    """
     if arm in HARD_ARMS:
         return []
     if arm.startswith("pq") and not material.pq:
@@ -70,8 +75,10 @@ def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Con
 
 
 def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out. Raises
-    ConfigError, and DataError for the file."""
+    """arms.questions problems of arms.real (a random choice), or of the embedded world; none that is held out.
+
+    Raises ConfigError, and DataError for the file.
+    """
     source, count = config.arms.real, config.arms.questions
     kind, _, world = config.problems.source.partition("world:")
     if source:
@@ -105,9 +112,12 @@ def not_held_out(arm: str, material: Material, problems: list[Problem]) -> list[
 
 
 def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dict[str, str]:
-    """Problem id -> hint, made once by the base model from question and gold answer: the first of HINT_TRIES texts that
-    ended and does not hold the answer; where all do, the first with it masked; none where hint and answer do not fit. A
-    prompt without turns can only be continued: its hint is the beginning of the model's own working."""
+    """Problem id -> hint, made once by the base model from question and gold answer.
+
+    The first of HINT_TRIES texts that ended and does not hold the answer; where all do, the first with it masked; none where
+    hint and answer do not fit. A prompt without turns can only be continued: its hint is the beginning of the model's own
+    working.
+    """
     turns = env.fmt.turns
     fmt = replace(env.fmt, student_template=PROMPTS["hint"]) if turns else env.fmt
     told = [f"{p.question} The answer is {p.answer}." if turns else p.question for p in problems]
@@ -142,9 +152,11 @@ def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> li
 
 
 def variant_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Up to arms.questions easier variants of the hard training problems, from VARIANT_ROUNDS texts a problem: the base
-    model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
-    answer. A prompt without turns can only be continued: the variant begins as the problem does."""
+    """Up to arms.questions easier variants of the hard training problems, from VARIANT_ROUNDS texts a problem.
+
+    The base model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
+    answer. A prompt without turns can only be continued: the variant begins as the problem does.
+    """
     fmt, sampling, kept = env.fmt, config.teacher.sampling, dict[str, Problem]()
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
     shown = {p.id: p.question for p in material.hard_train}
@@ -179,8 +191,10 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
 
 
 def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Promotion questions of one kind, as many as the smaller of the well-posed and the correct ones (finding 3), so that a
-    difference between these arms is one of kind, not of number."""
+    """Promotion questions of one kind, as many as the smaller of the well-posed and the correct ones (finding 3).
+
+    So a difference between these arms is one of kind, not of number.
+    """
     labelled = list(zip(material.pq, oracle(env, config, material.pq), strict=True))
     well_posed = [p for p, (posed, _) in labelled if posed]
     correct = [p for p, (_, right) in labelled if right]
@@ -196,7 +210,9 @@ def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> 
 
 def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tuple[bool, bool]]:
     """(well-posed, correctly answered) of every question: exact, by the domain's own solver or by the embedded world.
-    Raises NothingLeft where neither is there."""
+
+    Raises NothingLeft where neither is there.
+    """
     questions, source = [p.question for p in problems], config.problems.source
     if env.verifier.domain.solve is not None:
         answers = env.verifier.solve(questions)
@@ -235,8 +251,11 @@ def read_teacher(backbone: Backbone, place: Path) -> AdapterStack:
 
 
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
-    """RLOO steps of an arm: arms.pq_steps but for Hard-Only, else arms.steps, else what spends the outer loop's student
-    rollouts (rounded up); with arms.tokens, more than it can need."""
+    """RLOO steps of an arm.
+
+    arms.pq_steps but for Hard-Only, else arms.steps, else what spends the outer loop's student rollouts (rounded up); with
+    arms.tokens, more than it can need.
+    """
     arms, per_step = config.arms, config.arm_prompts * config.student.attempts
     if arms.tokens:
         return 1 + arms.tokens // per_step
@@ -253,8 +272,11 @@ def arm_plan(
     hints: Mapping[str, str] | None = None,
     tokens: int = 0,
 ) -> Plan:
-    """What an arm trains on: with arms.curriculum_steps questions alone first, then hard problems alone; with 0 passes over
-    both together. `hard_only_128` shows as many copies of a problem side by side as make 128 attempts."""
+    """What an arm trains on.
+
+    With arms.curriculum_steps questions alone first, then hard problems alone; with 0 passes over both together.
+    `hard_only_128` shows as many copies of a problem side by side as make 128 attempts.
+    """
     seed, per_step = seeds.derive(config.seed, "arm", name), config.arm_prompts
     copies = 128 // config.student.attempts if name == "hard_only_128" else 1
     first = 0 if name in HARD_ARMS else min(steps, config.arms.curriculum_steps)
@@ -293,11 +315,11 @@ def train_arms(
     tick: Tick,
     parallel: Parallel | None = None,
 ) -> Iterator[dict[str, TrainState]]:
-    """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand. A
-    segment ends where an arm is at its end, is to be saved, or stopping() says so. tick(): after each step.
+    """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand.
 
-    Arms with equally many steps done train as one population: on a GPU all of them, on a CPU one (its last bits would
-    depend on its neighbours), whose sampling `threads` threads share out; worker processes train one arm each.
+    A segment ends where an arm is at its end, is to be saved, or stopping() says so. tick(): after each step. Arms with
+    equally many steps done train as one population: on a GPU all of them, on a CPU one (its last bits would depend on its
+    neighbours), whose sampling `threads` threads share out; worker processes train one arm each.
     """
     states, ends = dict(states), partial(segment_ends, config)
     common = (config.student, config.arms.learning_rate or config.student.optimizer.lr, threads)
@@ -333,8 +355,10 @@ def segment_ends(config: Config, steps: int) -> bool:
 def usable(
     env: RolloutEnv, config: Config, problems: list[Problem], say: Callable[[str], None]
 ) -> tuple[list[Problem], dict[str, int]]:
-    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason (the first five
-    of each are named)."""
+    """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
+
+    The first five of each are named by say.
+    """
     tokens, context = config.student.sampling.max_tokens, env.backbone.context
     kept, dropped = fits_budget(problems, lambda problem: len(env.prompt(problem)), context, tokens)
     for row in dropped[:5]:

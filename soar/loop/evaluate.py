@@ -58,8 +58,11 @@ def count_correct(
     on_block: Callable[[list[Problem], np.ndarray], None] | None = None,
     parallel: Parallel | None = None,
 ) -> np.ndarray:
-    """Correct attempts, truncated attempts, generated tokens [3, P, H] of every slice (P = 1 for the base model) at the same
-    problems and seeds, whatever the blocks (one is a piece of work). on_block(problems, their counts) is called in order."""
+    """Correct attempts, truncated attempts, generated tokens [3, P, H] of every slice (P = 1 for the base model).
+
+    All at the same problems and seeds, whatever the blocks (one is a piece of work). on_block(problems, their counts) is
+    called in order.
+    """
     blocks = [(problems[first : first + block],) for first in range(0, len(problems), block)]
     counts: list[np.ndarray] = []
     for result in spread(parallel, env, threads, count_block, (stack, attempts, seed, sampling), blocks):

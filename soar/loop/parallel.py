@@ -34,8 +34,11 @@ def spread(
     tasks: Sequence[Task],
     tick: Tick = no_tick,
 ) -> Iterator[T]:
-    """work(env, tick, *common, *task) of every task, in their order. What is not begun when the caller stops listening is
-    never done. Raises UserError when the workers end before they have done it all."""
+    """work(env, tick, *common, *task) of every task, in their order.
+
+    What is not begun when the caller stops listening is never done. Raises UserError when the workers end before they have
+    done it all.
+    """
     if parallel is not None:
         early, number = dict[int, T](), 0
         for key, value in parallel.stream(work, common, deque(enumerate(tasks)), tick):

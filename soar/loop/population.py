@@ -1,5 +1,7 @@
 """A population of students in chunks: which policies share a forward pass, on which thread or worker process.
-The training itself is `student.rloo_steps`."""
+
+The training itself is `student.rloo_steps`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,9 +31,11 @@ class Population:
 
 
 def choose_chunk(backbone: Backbone, policies: int, threads: int, parallel: Parallel | None = None) -> int:
-    """Policies trained in one forward pass: model.chunk, or on a GPU all, with worker processes an equal share for
-    each. On a CPU at most 8, shared out among the threads (benchmarks/population.py), not among workers: a student's
-    last bits depend on who shares its batch."""
+    """Policies trained in one forward pass: model.chunk, or on a GPU all, with worker processes an equal share for each.
+
+    On a CPU at most 8, shared out among the threads (benchmarks/population.py), not among workers: a student's last bits
+    depend on who shares its batch.
+    """
     if backbone.config.chunk:
         return min(policies, backbone.config.chunk)
     if backbone.device.type == "cuda":
@@ -55,9 +59,11 @@ def train_population(
     on_step: Tick = no_tick,
     parallel: Parallel | None = None,
 ) -> Population:
-    """Train P students from `start` (one slice for all or P slices; not changed). Student p sees batches_P_S[p], one
-    batch a step, and draws from seed_P[p]. on_step(): after each step of each chunk. parallel: worker processes that
-    train the chunks; None: `threads` threads."""
+    """Train P students from `start` (one slice for all or P slices; not changed).
+
+    Student p sees batches_P_S[p], one batch a step, and draws from seed_P[p]. on_step(): after each step of each chunk.
+    parallel: worker processes that train the chunks; None: `threads` threads.
+    """
     P = len(batches_P_S)
     plans = [Plan(batches_S, seed) for batches_S, seed in zip(batches_P_S, seed_P, strict=True)]
     states = [TrainState(0, start if start.policies == 1 else start.select([p])) for p in range(P)]
@@ -87,8 +93,10 @@ def train_chunk(
     plans: list[Plan],
     states: list[TrainState],
 ) -> list[TrainState]:
-    """A piece of work: students trained together, until one has generated its tokens or is at its end, or due(steps
-    done) says so. due: None for students that do not go on afterwards."""
+    """A piece of work: students trained together, until one has generated its tokens or is at its end, or due() says so.
+
+    due(steps done): None for students that do not go on afterwards.
+    """
     students = Training(env.backbone, plans, states, config)
     for _ in rloo_steps(env, students, config, lr, threads):
         tick()

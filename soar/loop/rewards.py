@@ -1,9 +1,9 @@
-"""What the teacher is paid for: measured improvement, or one of the rewards that it is compared with. And a dense reward for
-students that needs no verifier, `likelihood`.
+"""What the teacher is paid for, and a dense reward for students that needs no verifier (`likelihood`).
 
-`grounded` is the method's. `learnability` looks at the baseline student's attempts at the written questions instead.
-`shuffled` is grounded on questions whose answers are permuted within their dataset: a null in which nothing can be learned.
-Students are promoted by their measured improvement with each of them. Left out: a duplicate penalty, mixtures of rewards.
+`grounded`, the measured improvement, is the method's. `learnability` looks at the baseline student's attempts at the
+written questions instead. `shuffled` is grounded on questions whose answers are permuted within their dataset: a null in
+which nothing can be learned. Students are promoted by their measured improvement with each of them. Left out: a duplicate
+penalty, mixtures of rewards.
 """
 
 import math
@@ -41,8 +41,10 @@ def learnability(success: float) -> float:
 
 
 def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets:
-    """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset, by one
-    cycle, so that none keeps its own; equal answers may still meet."""
+    """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset.
+
+    One cycle goes through a dataset, so that none keeps its own; equal answers may still meet.
+    """
     if config.teacher.reward != "shuffled":
         return question_sets
     sets = []

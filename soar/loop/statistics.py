@@ -21,8 +21,10 @@ FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many 
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k) for c correct of n samples: unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1). Raises
-    ValueError unless 0 <= correct <= samples and 1 <= k <= samples."""
+    """1 - C(n - c, k) / C(n, k) for c correct of n samples: unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+
+    Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
+    """
     if not (0 <= correct <= samples and 1 <= k <= samples):
         raise ValueError(f"pass@{k} from {correct} correct of {samples} samples is not defined")
     if samples - correct < k:
@@ -44,8 +46,10 @@ def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, bef
 
 
 def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, floor: float = 0.0) -> Interval:
-    """Percentile interval of the mean over problems, by resampling problems with replacement; where all values are equal
-    `nothing_varies`. floor: the lowest value that there can be, -1 for differences."""
+    """Percentile interval of the mean over problems, by resampling problems with replacement.
+
+    Where all values are equal `nothing_varies`. floor: the lowest value that there can be, -1 for differences.
+    """
     values = np.asarray(values_H, dtype=np.float64)
     if len(set(values.tolist())) == 1:
         return nothing_varies(float(values[0]), len(values), floor)
@@ -62,8 +66,10 @@ def nothing_varies(value: float, trials: int, floor: float = 0.0) -> Interval:
 
 
 def pigeonhole_interval(values_S: Sequence[Values], seed: int, resamples: int) -> Interval:
-    """Percentile interval of the mean over seeds of the means over problems (module text). values_S: one mapping a seed;
-    what two seeds call by one name is drawn for both together."""
+    """Percentile interval of the mean over seeds of the means over problems (module text).
+
+    values_S: one mapping a seed; what two seeds call by one name is drawn for both together.
+    """
     rng = seeds.generator(seed, "pigeonhole bootstrap")
     names = list(dict.fromkeys(name for values in values_S for name in values))
     place = {name: i for i, name in enumerate(names)}
@@ -101,8 +107,10 @@ def clopper_pearson(successes: float, trials: float) -> Interval:
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p-value that differences (of seeds, or of problems) are symmetric around 0, by flipping their signs. With n
-    seeds it is at least 2 / 2^n: 0.0625 for five. 1 for no differences and for one."""
+    """Two-sided p-value that differences (of seeds, or of problems) are symmetric around 0, by flipping their signs.
+
+    With n seeds it is at least 2 / 2^n: 0.0625 for five. 1 for no differences and for one.
+    """
     from scipy.stats import permutation_test
 
     if len(differences) < 2:
@@ -122,9 +130,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def over_seeds(values_S: Sequence[Values], seed: int, resamples: int, floor: float = 0.0) -> dict[str, Any]:
-    """The mean over seeds of the means over problems, with its intervals. values_S: pass@k (or, with floor =
-    -1, a difference of two), one mapping a seed. interval_95, the one to lead with: Student's t over the seeds within
-    what can be; the bootstrap's for one seed and for seeds with one mean."""
+    """The mean over seeds of the means over problems, with its intervals.
+
+    values_S: pass@k (or, with floor = -1, a difference of two), one mapping a seed. interval_95, the one to lead with:
+    Student's t over the seeds within what can be; the bootstrap's for one seed and for seeds with one mean.
+    """
     means_S = [statistics.fmean(values.values()) for values in values_S]
     every = {value for values in values_S for value in values.values()}
     problems = len({name for values in values_S for name in values})

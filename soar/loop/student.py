@@ -32,9 +32,10 @@ HINT_LEVELS = 4
 def rloo_steps(
     env: RolloutEnv, students: Training, config: StudentConfig, lr: float, threads: int = 1
 ) -> Iterator[None]:
-    """Train the students in place, one RLOO step a turn: attempts, verdicts, leave-one-out advantages, update. A
-    student draws from the seed of its plan alone, whoever its neighbours are. Ends where the shortest list of batches
-    does."""
+    """Train the students in place, one RLOO step a turn: attempts, verdicts, leave-one-out advantages, update.
+
+    A student draws from the seed of its plan alone, whoever its neighbours are. Ends where the shortest list of batches does.
+    """
     for step in range(students.step, min(len(plan.batches) for plan in students.plans)):
         problems_P_Q = students.pose(step)
         seed_P = [seeds.derive(plan.seed, "attempts", step) for plan in students.plans]

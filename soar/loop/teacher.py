@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from soar import seeds
 from soar.backends.base import begin, update
@@ -25,7 +26,7 @@ from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
 from soar.loop.rewards import DENSE, answer_marks, deal, grounded, likelihood, pay, success_rates
-from soar.loop.rollout import RolloutEnv, keep
+from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
 from soar.types import Decision, Problem, Trial
@@ -60,8 +61,11 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One step's students on the reward questions. reward_G, error_G: see `rewards.grounded`. baseline: the baseline's pass
-    rate. trials: students in the order (dataset, repeat). kept: some of their attempts."""
+    """One step's students on the reward questions.
+
+    reward_G, error_G: see `rewards.grounded`. baseline: the baseline's pass rate. trials: students in the order (dataset,
+    repeat). kept: some of their attempts.
+    """
 
     reward_G: list[float | None]
     error_G: list[float | None]
@@ -239,19 +243,19 @@ class OuterLoop:
         return [self.hard_train[i] for i in sorted(rng.choice(len(self.hard_train), count, replace=False).tolist())]
 
     def _baseline_rate(self, questions: list[Problem]) -> float:
-        """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands, in sampled mode
-        with reward.baseline_attempts attempts: its noise is common to all students."""
+        """Mean pass rate of the baseline on the questions; each is measured once while the baseline stands.
+
+        In sampled mode with reward.baseline_attempts attempts: its noise is common to all students.
+        """
         reward, sampling, state = self.config.reward, self.config.student.sampling, self.state
         missing = [problem for problem in questions if problem.id not in state.pass_rates]
         if missing:
-            greedy, seed = reward.mode == "greedy", seeds.derive(self.config.seed, "baseline", state.step)
-            attempts = 1 if greedy else reward.baseline_attempts
-            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, greedy, self.threads)
+            seed = seeds.derive(self.config.seed, "baseline", state.step)
+            attempts = 1 if reward.mode == "greedy" else reward.baseline_attempts
+            given = (missing, attempts, seed, reward.mode, sampling, self.threads)
+            batch, share_P_Q_N = measure_attempts(self.env, state.baseline, *given)
             self._measured(batch.count, batch.tokens)
-            rates_Q = success_rates(batch)
-            if reward.mode in DENSE:
-                given = (self.env, state.baseline, batch, [missing], sampling.temperature)
-                rates_Q = likelihood(*given, forced=reward.mode == "forced")[0].mean(1).tolist()
+            rates_Q = success_rates(batch) if share_P_Q_N is None else share_P_Q_N[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
@@ -332,15 +336,33 @@ def measure_chunk(
     seed: int,
     students: AdapterStack,
 ) -> tuple[list[float], list[bool], int, int, list[Row]]:
-    """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward
-    questions, all from the same seed. With reward.mode = likelihood or forced the mean likelihood of the gold answers
-    stands for the pass rate."""
-    P, greedy = students.policies, reward.mode == "greedy"
+    """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward questions.
+
+    With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
+    """
     stack = students.to(env.backbone.device)
-    batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, sampling, greedy=greedy)
-    rate_P = batch.pass_rate_P()
-    if reward.mode in DENSE:
-        given = (env, stack, batch, [questions] * P, sampling.temperature)
-        rate_P = likelihood(*given, forced=reward.mode == "forced").mean((1, 2))
-    kept = keep(env, batch, [questions] * P)
+    batch, share_P_Q_N = measure_attempts(env, stack, questions, reward.attempts, seed, reward.mode, sampling)
+    rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
+    kept = keep(env, batch, [questions] * students.policies)
     return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, kept
+
+
+def measure_attempts(
+    env: RolloutEnv,
+    stack: AdapterStack,
+    questions: list[Problem],
+    attempts: int,
+    seed: int,
+    mode: str,
+    sampling: SamplingConfig,
+    threads: int = 1,
+) -> tuple[RolloutBatch, Tensor | None]:
+    """Attempts of every policy at the same questions from the same seed, as reward.mode has them.
+
+    With them the likelihood [P, Q, N] of the gold answers where the mode is likelihood or forced, else None.
+    """
+    asked_P_Q = [questions] * stack.policies
+    batch = env.rollout(stack, asked_P_Q, attempts, [seed] * stack.policies, sampling, mode == "greedy", threads)
+    if mode not in DENSE:
+        return batch, None
+    return batch, likelihood(env, stack, batch, asked_P_Q, sampling.temperature, forced=mode == "forced")

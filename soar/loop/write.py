@@ -46,8 +46,10 @@ def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
 def write_questions(
     env: RolloutEnv, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int
 ) -> QuestionSets:
-    """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1). teacher: a stack of one
-    policy, or None for the base model. Raises TeacherError when teacher.max_tries is spent."""
+    """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1).
+
+    teacher: a stack of one policy, or None for the base model. Raises TeacherError when teacher.max_tries is spent.
+    """
     config = run.teacher
     wanted = config.datasets * config.questions
     accepted, kept, last, shown = list[Problem](), list[Rollouts](), list[str](), list[Row]()
