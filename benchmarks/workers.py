@@ -71,7 +71,7 @@ def main() -> None:
             return done
 
         def measure(parallel: Parallel, done: Population, asked: list[Problem]) -> None:
-            common = (asked, config.reward, config.student.sampling, 0)
+            common = (asked, config, 0)
             list(parallel.stream(measure_chunk, common, queue_of(done, size)))
 
         with (

@@ -17,9 +17,9 @@ from soar.config import Config, ConfigError
 from soar.domains.world import ANSWER_MARK
 from soar.loop import teacher
 from soar.loop.population import Population
-from soar.loop.rewards import answer_marks, deal, grounded, likelihood, pay, success_rates
+from soar.loop.rewards import answer_marks, deal, grounded, intrinsic, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, student_reward
-from soar.loop.teacher import OuterLoop, new_state
+from soar.loop.teacher import Measurement, OuterLoop, new_state
 from soar.loop.write import QuestionSets
 from soar.problems.domain import Domain, Grader
 from soar.problems.load import fingerprint
@@ -122,19 +122,20 @@ SETS = (["never", "always", "half"], ["once", "silent", "unscorable"])
 def test_known_attempts_give_the_known_learnability():
     env: Any = Recited()
     baseline = skills([0.0])
-    reward_U, reward_G, measured = pay(env, baseline, 3, lessons_of(*SETS), [0.5, None], config_of("learnability"))
-    assert reward_U == PAID and reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and measured and measured.count == 24
+    reward_Q, reward_G, measured = intrinsic(env, baseline, 3, lessons_of(*SETS), config_of("learnability"))
+    assert reward_Q == PAID and reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and measured.count == 24
     (call,) = env.asked
     assert call["stack"] is baseline and call["seeds"] == [seeds.derive(0, "intrinsic", 3)]
     batch = env.rollout(None, [[Problem(q, q, "1") for q in ANSWERS]], 4, [0], None)
     assert success_rates(batch) == [0.0, 1.0, 0.5, 0.25, 0.0, None]
 
 
-@pytest.mark.parametrize("reward", ["grounded", "shuffled"])
+@pytest.mark.parametrize("reward", ["grounded", "shuffled", "none"])
 def test_grounded_rewards_are_the_measured_improvement(reward):
-    env: Any = Recited()
-    paid = pay(env, skills([0.0]), 0, lessons_of(*SETS), [0.5, None], config_of(reward))
-    assert paid == ([0.5, None], [0.5, None], None) and env.asked == []
+    loop = ScriptedLoop(config_of(reward), [])
+    paid = loop.pay(lessons_of(*SETS), Measurement([0.5, None], [None, None], 0.0, []))
+    assert paid == (([], [None, None]) if reward == "none" else ([0.5, None], [0.5, None]))
+    assert loop.state.student_rollouts == 0
 
 
 def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question():
@@ -171,7 +172,7 @@ def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improve
     log = UpdateLog(datasets=3)
     monkeypatch.setattr(teacher, "update", log)
     recited: Any = Recited()
-    monkeypatch.setattr(teacher, "pay", lambda env, *rest: pay(recited, *rest))
+    monkeypatch.setattr(teacher, "intrinsic", lambda env, *rest: intrinsic(recited, *rest))
     keys = ("mode=greedy", "attempts=1", "questions=8")
     plain = ("teacher.optimizer.normalize_advantages=false", *(f"reward.{key}" for key in keys))
     loop = Paid(config_of("learnability", "promotion.tau=0.01", *plain), [[[8, 8], [0, 0], [4, 4]]])

@@ -55,25 +55,13 @@ def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets
     return replace(question_sets, problems_G_Q=sets)
 
 
-def pay(
-    env: RolloutEnv,
-    baseline: AdapterStack,
-    step: int,
-    question_sets: QuestionSets,
-    improvement_G: list[float | None],
-    config: Config,
-    threads: int = 1,
-) -> tuple[list[float | None], list[float | None], RolloutBatch | None]:
-    """(reward_U, reward_G, the attempts that were measured for them): the teacher's rewards of one step.
+def intrinsic(
+    env: RolloutEnv, baseline: AdapterStack, step: int, question_sets: QuestionSets, config: Config, threads: int = 1
+) -> tuple[list[float | None], list[float | None], RolloutBatch]:
+    """(reward of all G * Q questions, reward_G: means per dataset, the attempts that were measured): learnability.
 
-    reward_U: per unit of credit in writing order, G datasets or all G * Q questions; empty when the teacher is not paid.
-    reward_G: means per dataset. None where nothing could be measured. improvement_G: the grounded reward. Learnability costs
-    intrinsic.attempts of the baseline student at every question.
+    It costs intrinsic.attempts of the baseline student at every question. None where nothing could be measured.
     """
-    if config.teacher.reward == "none":
-        return [], [None] * len(improvement_G), None
-    if config.teacher.reward != "learnability":
-        return improvement_G, improvement_G, None
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
     attempts, seed = config.intrinsic.attempts, seeds.derive(config.seed, "intrinsic", step)
     batch = env.rollout(baseline, [questions], attempts, [seed], config.student.sampling, threads=threads)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from soar import seeds
 from soar.backends.base import begin, update
-from soar.config import Config, RewardConfig, SamplingConfig
+from soar.config import Config
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import UpdateStats, learning_rate
@@ -25,7 +25,7 @@ from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
-from soar.loop.rewards import DENSE, answer_marks, deal, grounded, likelihood, pay, success_rates
+from soar.loop.rewards import DENSE, answer_marks, deal, grounded, intrinsic, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.loop.student import inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
@@ -89,7 +89,7 @@ class OuterLoop:
 
     hard_train: D_train; the teacher never sees it. on_inner(done, total): progress of the step's students. parallel: worker
     processes that train and measure them. teacher_reward(question_sets, measured, step): what every dataset earns, in place
-    of `rewards.pay`. kept: completions of the last step, by where they came about.
+    of teacher.reward. kept: completions of the last step, by where they came about.
     """
 
     env: RolloutEnv
@@ -191,7 +191,7 @@ class OuterLoop:
         """(pass rate of every student, who diverged, some attempts), all at the same questions and seeds."""
         config, P = self.config, students.policies
         seed = seeds.derive(config.seed, "measure", self.state.step)
-        common = (questions, config.reward, config.student.sampling, seed)
+        common = (questions, config, seed)
         size = choose_chunk(self.env.backbone, P, self.threads, self.parallel)
         tasks = [(students.select(members),) for members in chunks(P, size)]
         measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
@@ -200,16 +200,22 @@ class OuterLoop:
         return rate_P, [diverged for _, some, *_ in measured for diverged in some], measured[0][4]
 
     def pay(self, question_sets: QuestionSets, measured: Measurement) -> tuple[list[float | None], list[float | None]]:
-        """(reward_U, reward_G) of `rewards.pay`: what the teacher earns for its questions."""
-        state, config = self.state, self.config
+        """(reward_U, reward_G): what the teacher earns for its questions.
+
+        reward_U: per unit of credit in writing order, G datasets or all G * Q questions; empty when the teacher is not paid.
+        reward_G: means per dataset. None where nothing could be measured.
+        """
+        state, kind, earned_G = self.state, self.config.teacher.reward, measured.reward_G
         if self.teacher_reward is not None:
             earned_G = self.teacher_reward(question_sets, measured, state.step)
-            return earned_G, earned_G
-        given = (state.baseline, state.step, question_sets, measured.reward_G, config, self.threads)
-        reward_U, reward_G, batch = pay(self.env, *given)
-        if batch is not None:
+        elif kind == "none":
+            return [], [None] * len(earned_G)
+        elif kind == "learnability":
+            given = (state.baseline, state.step, question_sets, self.config, self.threads)
+            reward_Q, reward_G, batch = intrinsic(self.env, *given)
             self._measured(batch.count, batch.tokens)
-        return reward_U, reward_G
+            return reward_Q, reward_G
+        return earned_G, earned_G
 
     def validate(self) -> list[Event]:
         """Measure a newly promoted student on all of D_train, and keep it as PS if none before was better: its event."""
@@ -250,11 +256,11 @@ class OuterLoop:
         reward, sampling, state = self.config.reward, self.config.student.sampling, self.state
         missing = [problem for problem in questions if problem.id not in state.pass_rates]
         if missing:
-            seed = seeds.derive(self.config.seed, "baseline", state.step)
-            attempts = 1 if reward.mode == "greedy" else reward.baseline_attempts
-            given = (missing, attempts, seed, reward.mode, sampling, self.threads)
-            batch, share_P_Q_N = measure_attempts(self.env, state.baseline, *given)
+            greedy, seed = reward.mode == "greedy", seeds.derive(self.config.seed, "baseline", state.step)
+            attempts = 1 if greedy else reward.baseline_attempts
+            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, greedy, self.threads)
             self._measured(batch.count, batch.tokens)
+            share_P_Q_N = gold_shares(self.env, state.baseline, batch, missing, self.config)
             rates_Q = success_rates(batch) if share_P_Q_N is None else share_P_Q_N[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
@@ -328,41 +334,26 @@ def new_state(env: RolloutEnv, config: Config) -> LoopState:
 
 
 def measure_chunk(
-    env: RolloutEnv,
-    tick: Tick,
-    questions: list[Problem],
-    reward: RewardConfig,
-    sampling: SamplingConfig,
-    seed: int,
-    students: AdapterStack,
+    env: RolloutEnv, tick: Tick, questions: list[Problem], config: Config, seed: int, students: AdapterStack
 ) -> tuple[list[float], list[bool], int, int, list[Row]]:
     """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward questions.
 
     With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
     """
-    stack = students.to(env.backbone.device)
-    batch, share_P_Q_N = measure_attempts(env, stack, questions, reward.attempts, seed, reward.mode, sampling)
+    P, reward, stack = students.policies, config.reward, students.to(env.backbone.device)
+    seed_P, greedy = [seed] * P, reward.mode == "greedy"
+    batch = env.rollout(stack, [questions] * P, reward.attempts, seed_P, config.student.sampling, greedy)
+    share_P_Q_N = gold_shares(env, stack, batch, questions, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
-    kept = keep(env, batch, [questions] * students.policies)
+    kept = keep(env, batch, [questions] * P)
     return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, kept
 
 
-def measure_attempts(
-    env: RolloutEnv,
-    stack: AdapterStack,
-    questions: list[Problem],
-    attempts: int,
-    seed: int,
-    mode: str,
-    sampling: SamplingConfig,
-    threads: int = 1,
-) -> tuple[RolloutBatch, Tensor | None]:
-    """Attempts of every policy at the same questions from the same seed, as reward.mode has them.
-
-    With them the likelihood [P, Q, N] of the gold answers where the mode is likelihood or forced, else None.
-    """
-    asked_P_Q = [questions] * stack.policies
-    batch = env.rollout(stack, asked_P_Q, attempts, [seed] * stack.policies, sampling, mode == "greedy", threads)
+def gold_shares(
+    env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, questions: list[Problem], config: Config
+) -> Tensor | None:
+    """How likely the policies are to give the gold answers [P, Q, N], where reward.mode says so; else None."""
+    mode, asked_P_Q = config.reward.mode, [questions] * stack.policies
     if mode not in DENSE:
-        return batch, None
-    return batch, likelihood(env, stack, batch, asked_P_Q, sampling.temperature, forced=mode == "forced")
+        return None
+    return likelihood(env, stack, batch, asked_P_Q, config.student.sampling.temperature, forced=mode == "forced")

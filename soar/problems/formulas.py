@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import mpmath
+from mpmath import libmp
 
 from soar.problems.answers import LEXICON
 
@@ -47,6 +48,10 @@ PERIODIC = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{|\\dot\s*\{?|\()(\
 GIVEN_NAME = re.compile("[A-Z][aeiou][a-z]|[AEIOU][a-z]{2}")
 WHOLE_FRACTION = re.compile(r"frac(?:\d\d|\{\d+\}\d|\{\d+\}\{\d+\}|\d\{\d+\})")
 TEXT_MARKS = {"\x01": True, "\x02": False}
+KINDS = {  # of nodes, by the sign or command
+    "+": "add", "-": "sub", "*": "mul", "/": "div", "over": "div", "choose": "binom",
+    "!": "fact", "%": "percent", "circ": "degree",
+}  # fmt: skip
 
 Node = tuple[Any, ...]
 
@@ -124,11 +129,13 @@ class Parser:
         place = self.place + ahead
         return self.tokens[place] if place < len(self.tokens) else Token("end", "")
 
-    def take(self, *texts: str) -> bool:
-        """Step over the next token when it is an operator or a command among `texts`."""
-        taken = self.peek().is_a(*texts)
-        self.place += taken
-        return taken
+    def take(self, *texts: str) -> str:
+        """Step over the next token when it is an operator or a command among `texts`: its text, else ""."""
+        token = self.peek()
+        if not token.is_a(*texts):
+            return ""
+        self.place += 1
+        return token.text
 
     def expect(self, text: str) -> None:
         if not self.take(text):
@@ -137,10 +144,8 @@ class Parser:
     def whole(self, end: str = "") -> Node:
         """An expression, or two with `\\over` or `\\choose` between them, up to the closing bracket `end`."""
         node = self.expression()
-        if self.peek().is_a("over", "choose"):
-            kind = "div" if self.take("over") else "binom"
-            self.take("choose")
-            node = (kind, node, self.expression())
+        if kind := self.take("over", "choose"):
+            node = (KINDS[kind], node, self.expression())
         if end:
             self.expect(end)
         return node
@@ -149,19 +154,18 @@ class Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("too deep")
-        node: Node = ("neg", self.term()) if self.take("-") else self.term(self.take("+"))
-        while self.peek().is_a("+", "-"):
-            kind = "add" if self.take("+") or not self.take("-") else "sub"
-            node = (kind, node, self.term())
+        negative = self.take("+", "-") == "-"
+        node: Node = ("neg", self.term()) if negative else self.term()
+        while sign := self.take("+", "-"):
+            node = (KINDS[sign], node, self.term())
         self.depth -= 1
         return node
 
-    def term(self, signed: bool = False) -> Node:
+    def term(self) -> Node:
         node = self.power()
         while True:
-            if self.peek().is_a("*", "/"):
-                kind = "mul" if self.take("*") or not self.take("/") else "div"
-                node = (kind, node, ("neg", self.power()) if self.take("-") else self.power())
+            if sign := self.take("*", "/"):
+                node = (KINDS[sign], node, ("neg", self.power()) if self.take("-") else self.power())
             elif self.mixed(node):
                 right = self.primary()
                 node = ("add", node, ("div", right, self.primary()) if self.take("/") else right)
@@ -203,18 +207,17 @@ class Parser:
         return ("fact", node) if self.take("!") else node
 
     def exponent(self) -> Node:
-        if self.peek().is_a("-", "+"):
-            return ("neg", self.exponent()) if self.take("-") or not self.take("+") else self.exponent()
+        if sign := self.take("-", "+"):
+            return ("neg", self.exponent()) if sign == "-" else self.exponent()
         node = self.primary()
         return ("pow", node, self.exponent()) if self.take("^") else node
 
     def postfix(self) -> Node:
         node = self.primary()
-        while self.peek().is_a("!", "%", "circ"):
-            kind = "fact" if self.take("!") else "percent" if self.take("%") or not self.take("circ") else "degree"
-            if kind == node[0]:
+        while sign := self.take("!", "%", "circ"):
+            if KINDS[sign] == node[0]:
                 raise Unreadable("twice")
-            node = (kind, node)
+            node = (KINDS[sign], node)
         return node
 
     def argument(self) -> Node:
@@ -438,11 +441,8 @@ def _root(value: int, degree: int) -> int | None:
     """The whole root of a whole number, None where there is none or it is too large."""
     if value < 0 or value.bit_length() > 2_000 or degree > 100:
         return None
-    low, high = 0, 1 << (value.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
-    return low if low**degree == value else None
+    root = int(libmp.to_int(libmp.mpf_nthroot(libmp.from_int(value), degree, 2_100), "n"))
+    return root if root**degree == value else None
 
 
 def _nth_root(a: Any, degree: Any) -> Any:
