@@ -25,7 +25,7 @@ from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Plan, TrainState, hinted, shuffled_passes
 from soar.loop.write import read_pairs, teacher_prompt, write_questions
 from soar.problems.domain import domain_of
-from soar.problems.load import find_leaks, fits_budget, load_problems
+from soar.problems.load import Dropped, find_leaks, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 PROMPTS = tomllib.loads((Path(__file__).parent.parent / "assets" / "arm_prompts.toml").read_text("utf-8"))
@@ -359,13 +359,15 @@ def usable(
 
     The first five of each are named by say.
     """
-    tokens, context = config.student.sampling.max_tokens, env.backbone.context
-    kept, dropped = fits_budget(problems, lambda problem: len(env.prompt(problem)), context, tokens)
-    for row in dropped[:5]:
-        say(f"left out: {row}")
+    sampling, context = config.student.sampling, env.backbone.context
+    kept = [problem for problem in problems if env.room(problem, sampling)]
+    long = [problem for problem in problems if not env.room(problem, sampling)]
+    for problem in long[:5]:
+        sizes = f"prompt {len(env.prompt(problem))} + completion {sampling.max_tokens} > context {context} tokens"
+        say(f"left out: {Dropped('prompt too long', sizes, where=problem.id)}")
     verdicts = env.verifier.check_golds([p.answer for p in kept], columns_of(kept))
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
     gone = {problem.id for problem in bad}
-    return [p for p in kept if p.id not in gone], {"too_long": len(dropped), "ungradable": len(bad)}
+    return [p for p in kept if p.id not in gone], {"too_long": len(long), "ungradable": len(bad)}

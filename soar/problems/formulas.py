@@ -455,9 +455,7 @@ def _nth_root(a: Any, degree: Any) -> Any:
 def _factorial(a: Any) -> Any:
     if not isinstance(a, Fraction) or a.denominator != 1:
         return MP.gamma(real(_bound(a, 1_000)) + 1)
-    if _bound(a, 4_000) < 0:
-        raise ZeroDivisionError
-    return Fraction(math.factorial(int(a)))
+    return Fraction(math.factorial(int(_bound(a, 4_000))))
 
 
 def _binomial(a: Any, b: Any) -> Any:

@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -259,16 +259,6 @@ def find_leaks(train: Sequence[Problem], test: Sequence[Problem]) -> list[Proble
     """Problems of `test` whose question stands in `train` too, by fingerprint."""
     prints = {fingerprint(problem.question) for problem in train}
     return [problem for problem in test if fingerprint(problem.question) in prints]
-
-
-def fits_budget(
-    problems: Sequence[Problem], count_tokens: Callable[[Problem], int], context: int, max_tokens: int
-) -> tuple[list[Problem], list[Dropped]]:
-    """Problems whose prompt leaves `max_tokens` of `context` for the completion, and the others with their counts."""
-    detail = f"prompt %d + completion {max_tokens} > context {context} tokens"
-    pairs = [(problem, count_tokens(problem)) for problem in problems]
-    dropped = [Dropped("prompt too long", detail % n, where=p.id) for p, n in pairs if n + max_tokens > context]
-    return [p for p, n in pairs if n + max_tokens <= context], dropped
 
 
 def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tuple[list[Problem], list[Problem]]:
