@@ -4,10 +4,10 @@ The query heads of one group become rows of one product. The cache returns its w
 contiguous operands are fast on a CPU, and a captured graph needs them. Left out: sinks, ALiBi-style biases, paged blocks.
 """
 
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ from soar.engine import kernels
 
 NAME = "soar"
 GROWTH = 16  # positions by which a full buffer grows
+PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers of a cache that keep keys and values alone
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,11 @@ class Packed:
         self.completions = np.array(self.completions, dtype=np.int64).reshape(-1, 3)
         self.longest = int(self.prompts[:, 2].max() + self.completions[:, 2].max(initial=0))
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
-    ) -> Tensor:
-        """[P, n, heads, D] for q [P, heads, n, D], k and v [P, kv_heads, n, D]."""
-        whole = softcap is None and (window is None or window >= self.longest)
-        wide = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if whole and _flash_fits(q):
-            return _Flash.apply(*wide, self, scale)
-        return self._padded(*wide, scale, softcap, window)
-
     @cached_property
-    def bounds(self) -> tuple[Tensor, int, tuple[Tensor, int], tuple[Tensor, int]]:
-        """Cumulative lengths (int32) and the longest: of all sequences; of queries from place S on and of keys up to the last
-        policy's completions, where padding behind completions goes with the last prompt, and the rest has no partner.
+    def bounds(self) -> tuple[tuple[Tensor, Tensor, int, int], ...]:
+        """Cumulative lengths (int32) of queries and of keys, and the longest of each: of all sequences onto themselves; of
+        queries from place S on and of keys up to the last policy's completions, where padding behind completions goes with
+        the last prompt, and the rest has no partner.
         """
         (P, n), S = self.shape, self.split
         edges, queries, keys = [], [], []
@@ -89,13 +81,10 @@ class Packed:
             keys += [*self.prompts[mine, 2].tolist(), S - used, 0, n - S]
             starts = [*self.prompts[mine, 1], used, S, *theirs[:, 1], *theirs[-1:, 1] + theirs[-1:, 2]]
             edges += [p * n + int(start) for start in starts]
-
-        def cumulated(lengths: Any) -> tuple[Tensor, int]:
-            ends = np.cumsum([0, *lengths])
-            return sent(torch.tensor(ends, dtype=torch.int32), self.device), int(max(lengths))
-
-        every = cumulated(np.diff(np.unique([*edges, P * n])).tolist())
-        return *every, cumulated(queries[:-2]), cumulated(keys[:-2])
+        sizes: list[list[int]] = [np.diff(np.unique([*edges, P * n])).tolist(), queries[:-2], keys[:-2]]
+        ends = [sent(torch.tensor(np.cumsum([0, *x]), dtype=torch.int32), self.device) for x in sizes]
+        most = [max(x) for x in sizes]
+        return (ends[0], ends[0], most[0], most[0]), (ends[1], ends[2], most[1], most[2])
 
     @cached_property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -114,10 +103,16 @@ class Packed:
         tables = (prompt_U_S, row_R_T, np.array(of_R), back)
         return tuple(sent(torch.from_numpy(np.ascontiguousarray(table)), self.device) for table in tables)  # type: ignore[return-value]
 
-    def _padded(
+    def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
     ) -> Tensor:
-        """Every sequence as a row of its own, beside the keys and values of its prompt."""
+        """[P, n, heads, D] for q [P, heads, n, D], k and v [P, kv_heads, n, D].
+
+        By the flash kernel, or every sequence as a row of its own, beside the keys and values of its prompt.
+        """
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if softcap is None and (window is None or window >= self.longest) and _flash_fits(q):
+            return _Flash.apply(q, k, v, self, scale)
         prompt_U_S, row_R_T, of_R, back = self.tables
         length_U = torch.tensor(self.prompts[:, 2], device=self.device)
         D = q.shape[-1]
@@ -165,19 +160,13 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Tensor:
-        (P, n), S = packed.shape, packed.split
-        every, most, (queries, most_queries), (keys, most_keys) = packed.bounds
-        whole = [x.reshape(P * n, -1, x.shape[-1]) for x in (q, k, v)]
-        out, norm, *rest = torch.ops.aten._flash_attention_forward(
-            *whole, every, every, most, most, 0.0, True, False, scale=scale
-        )
-        ctx.save_for_backward(*whole, out, norm, *rest[:2])
+        (P, n), S, (inner, across) = packed.shape, packed.split, packed.bounds
+        q, k, v = (x.reshape(P * n, -1, x.shape[-1]) for x in (q, k, v))
+        flash, end = torch.ops.aten._flash_attention_forward, P * n - (n - S)
+        out, norm, *rest = flash(q, k, v, *inner, 0.0, True, False, scale=scale)
+        ctx.save_for_backward(q, k, v, out, norm, *rest[:2])
         ctx.packed, ctx.scale = packed, scale
-        end = P * n - (n - S)
-        out_2, norm_2, *_ = torch.ops.aten._flash_attention_forward(
-            whole[0][S:], whole[1][:end], whole[2][:end], queries, keys, most_queries, most_keys, 0.0, False, False,
-            scale=scale,
-        )  # fmt: skip
+        out_2, norm_2, *_ = flash(q[S:], k[:end], v[:end], *across, 0.0, False, False, scale=scale)
         norm_2.masked_fill_(norm_2 == torch.inf, -torch.inf)  # of queries without a key
         total = torch.logaddexp(norm[:, S:], norm_2)
         out[S:].lerp_(out_2, (norm_2 - total).exp().T[..., None].to(out.dtype))
@@ -187,38 +176,30 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         q, k, v, out, norm, *rest = ctx.saved_tensors
-        (P, n), S = ctx.packed.shape, ctx.packed.split
-        every, most, (queries, most_queries), (keys, most_keys) = ctx.packed.bounds
-        slope, end = gradients[0].reshape(out.shape), P * n - (n - S)
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            slope, q, k, v, out, norm, every, every, most, most, 0.0, True, *rest, scale=ctx.scale
-        )
-        dq_2, dk_2, dv_2 = torch.ops.aten._flash_attention_backward(
-            slope[S:], q[S:], k[:end], v[:end], out[S:], norm[:, S:].contiguous(), queries, keys, most_queries, most_keys,
-            0.0, False, *rest, scale=ctx.scale,
-        )  # fmt: skip
+        (P, n), S, (inner, across) = ctx.packed.shape, ctx.packed.split, ctx.packed.bounds
+        flash, end = torch.ops.aten._flash_attention_backward, P * n - (n - S)
+        slope = gradients[0].reshape(out.shape)
+        dq, dk, dv = flash(slope, q, k, v, out, norm, *inner, 0.0, True, *rest, scale=ctx.scale)
+        behind = slope[S:], q[S:], k[:end], v[:end], out[S:], norm[:, S:].contiguous()
+        dq_2, dk_2, dv_2 = flash(*behind, *across, 0.0, False, *rest, scale=ctx.scale)
         dq[S:] += dq_2
         dk[:end] += dk_2
         dv[:end] += dv_2
         return *(x.view(P, n, *x.shape[1:]) for x in (dq, dk, dv)), None, None
 
 
-_view = threading.local()
+current: ContextVar[Window | Packed | None] = ContextVar("current", default=None)
+"""What `seeing` has set in this thread."""
 
 
 @contextmanager
 def seeing(view: Window | Packed | None) -> Iterator[None]:
     """Within the block, what a token may see is what `view` says, whatever mask the model made."""
-    before, _view.now = current(), view
+    before = current.set(view)
     try:
         yield
     finally:
-        _view.now = before
-
-
-def current() -> Window | Packed | None:
-    """What `seeing` has set in this thread."""
-    return getattr(_view, "now", None)
+        current.reset(before)
 
 
 def grouped_attention(
@@ -242,25 +223,26 @@ def grouped_attention(
         raise NotImplementedError("soar's attention knows no attention sinks or position biases")
     B, heads, length, D = query.shape
     scale = D**-0.5 if scaling is None else scaling
-    window, sliding = current(), kwargs.get("sliding_window")
+    window, sliding = current.get(), kwargs.get("sliding_window")
     if isinstance(window, Packed) and module is not None:
         return window.attend(query, key, value, scale, softcap, sliding), None
     if isinstance(window, Window) and length == 1:
         if kernels.available(query):
             places = (window.start_B, window.filled_1)
             return kernels.decode_attention(query, key, value, *places, scale, softcap, sliding), None
-        attention_mask = _visible(window, key.shape[2], sliding)
-    if query.is_cuda and length > 1 and softcap is None:
-        causal, grouped = attention_mask is None, key.shape[1] != heads
-        if grouped and not causal:
-            repeats = heads // key.shape[1]
-            key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
-        out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
-        return out.transpose(1, 2).contiguous(), None
+        first_B = window.start_B if sliding is None else torch.maximum(window.start_B, window.filled_1 - sliding)
+        place_S = torch.arange(key.shape[2], device=query.device)
+        attention_mask = ((place_S >= first_B[:, None]) & (place_S < window.filled_1))[:, None, None]
     kv_heads, S = key.shape[1], key.shape[2]
     group = heads // kv_heads
+    if query.is_cuda and length > 1 and softcap is None:
+        causal = attention_mask is None
+        if group > 1 and not causal:
+            key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        out = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=causal and group > 1
+        )
+        return out.transpose(1, 2).contiguous(), None
     query_rows = query.reshape(B * kv_heads, group * length, D)
     scores = torch.bmm(query_rows, key.reshape(B * kv_heads, S, D).transpose(1, 2)) * scale
     if softcap is not None:
@@ -275,13 +257,6 @@ def grouped_attention(
     return out_rows.view(B, heads, length, D).transpose(1, 2).contiguous(), None
 
 
-def _visible(window: Window, places: int, sliding: int | None) -> Tensor:
-    """The mask [B, 1, 1, places] of a window."""
-    first_B = window.start_B if sliding is None else torch.maximum(window.start_B, window.filled_1 - sliding)
-    place_S = torch.arange(places, device=first_B.device)
-    return ((place_S[None] >= first_B[:, None]) & (place_S[None] < window.filled_1))[:, None, None]
-
-
 def install(model: Any) -> bool:
     """Make `model` use `grouped_attention`; False for one that it does not fit, which is said and goes its own way.
 
@@ -294,7 +269,7 @@ def install(model: Any) -> bool:
         reason = "has no pluggable attention"
     elif any(name.endswith(".sinks") for name, _ in model.named_parameters()):
         reason = "has attention sinks"
-    elif buffer_cache(model.config, whole=True) is None:
+    elif any(type(layer) not in PLAIN for layer in DynamicCache(config=model.config).layers):
         reason = "has layers that keep a state"
     if reason:
         warnings.warn(
@@ -340,10 +315,6 @@ class BufferLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._capacity(self.filled + query_length), 0
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        if self.filled:
-            self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
-
 
 class StaticLayer(DynamicLayer):
     """Keys and values of one layer at fixed addresses; the new token is written at `place_1`, a number on the device."""
@@ -360,20 +331,3 @@ class StaticLayer(DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.keys.shape[2], 0
-
-
-def buffer_cache(config: Any, whole: bool = False) -> DynamicCache | None:
-    """A cache with `BufferLayer` for full attention; whole: for sliding layers too, and None where others hold a state."""
-    cache, plain = DynamicCache(config=config), (DynamicLayer, DynamicSlidingWindowLayer)
-    if whole and any(type(layer) not in plain for layer in cache.layers):
-        return None
-    buffered = plain if whole else (DynamicLayer,)
-    cache.layers = [BufferLayer() if type(layer) in buffered else layer for layer in cache.layers]
-    return cache
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep these rows, in that order; a row may be named more than once."""
-    for layer in cache.layers:
-        # Layers with a state know selection only as the reordering of beams.
-        getattr(layer, "batch_select_indices", layer.reorder_cache)(rows)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from soar.config import SamplingConfig
 from soar.engine import kernels
-from soar.engine.attention import StaticLayer, Window, buffer_cache, seeing
+from soar.engine.attention import StaticLayer, Window, seeing
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, Rollouts, draw, live_first, next_logits
 
@@ -27,15 +28,12 @@ class Shape:
     policies: int  # 0: the base model
     rows: int
     places: int
-    steps: int
+    sampling: SamplingConfig
     greedy: bool
-    temperature: float
-    top_p: float
 
 
 OF_SLOTS = ("token_R_1", "position_R_1", "length_R", "ended_R", "failed_R")
-OF_ALL = ("filled_1", "place_1", "step_1")
-"""What a step changes, cache and outputs aside."""
+"""What a step changes of every slot, cache and outputs aside."""
 
 
 class Program:
@@ -44,25 +42,24 @@ class Program:
     def __init__(self, decoder: "StaticDecoder", stack: AdapterStack | None, shape: Shape) -> None:
         self.backbone = backbone = decoder.backbone
         self.stack, self.shape, self.pool = stack, shape, decoder.pool
-        device, rows = backbone.device, shape.rows
+        self.filled_1, self.place_1, self.step_1 = decoder.counters
+        device, rows, steps = backbone.device, shape.rows, shape.sampling.max_tokens
         self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.start_R = torch.zeros(rows, dtype=torch.int32, device=device)
-        self.filled_1 = torch.zeros(1, dtype=torch.int32, device=device)
-        self.place_1 = torch.zeros(1, dtype=torch.long, device=device)
-        self.step_1 = torch.zeros(1, dtype=torch.long, device=device)
-        self.uniform_T_R = torch.zeros(shape.steps, rows, device=device)
-        self.tokens_T_R = torch.zeros(shape.steps, rows, dtype=torch.long, device=device)
-        self.logprob_T_R = torch.zeros(shape.steps, rows, device=device)
+        self.uniform_T_R = torch.zeros(steps, rows, device=device)
+        self.tokens_T_R = torch.zeros(steps, rows, dtype=torch.long, device=device)
+        self.logprob_T_R = torch.zeros(steps, rows, device=device)
         self.length_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.ended_R = torch.ones(rows, dtype=torch.bool, device=device)
         self.failed_R = torch.zeros(rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
         self.mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # four axes: the model takes it as it is
-        views = decoder.view(rows, shape.places)
-        self.layers = [StaticLayer(k, v, self.place_1) for k, v in zip(views[::2], views[1::2], strict=True)]
+        views = [
+            flat[: rows * shape.places].view(rows, flat.shape[1], shape.places, flat.shape[2]) for flat in decoder.flat
+        ]
         self.cache = DynamicCache(config=backbone.model.config)
-        self.cache.layers = list(self.layers)
+        self.cache.layers = [StaticLayer(*pair, self.place_1) for pair in zip(views[::2], views[1::2], strict=True)]
         self.graph: Any = None
 
     def body(self) -> None:
@@ -72,7 +69,12 @@ class Program:
 
     def note(self, logits_R_V: Tensor) -> None:
         """Draw a token for every slot, write it down for the live ones, and move one place on."""
-        token_R, logprob_R, bad_R = self._draw(logits_R_V)
+        sampling, greedy = self.shape.sampling, self.shape.greedy
+        uniform_R = None if greedy else self.uniform_T_R.index_select(0, self.step_1)[0]
+        if kernels.available(logits_R_V) and sampling.top_p == 1.0:
+            token_R, logprob_R, bad_R = kernels.draw(logits_R_V, uniform_R, sampling.temperature)
+        else:
+            token_R, logprob_R, bad_R = draw(logits_R_V.float(), uniform_R, sampling.temperature, sampling.top_p)
         live_R = ~self.ended_R
         self.tokens_T_R.index_copy_(0, self.step_1, torch.where(live_R, token_R, self.backbone.pad_id)[None])
         self.logprob_T_R.index_copy_(0, self.step_1, torch.where(live_R, logprob_R, 0.0)[None])
@@ -83,13 +85,6 @@ class Program:
         self.token_R_1.copy_(token_R[:, None])
         torch._foreach_add_([self.position_R_1, self.place_1, self.step_1], 1)
         self.filled_1 += 1
-
-    def _draw(self, logits_R_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape = self.shape
-        uniform_R = None if shape.greedy else self.uniform_T_R.index_select(0, self.step_1)[0]
-        if kernels.available(logits_R_V) and shape.top_p == 1.0:
-            return kernels.draw(logits_R_V, uniform_R, shape.temperature)
-        return draw(logits_R_V.float(), uniform_R, shape.temperature, shape.top_p)
 
     def step(self) -> None:
         """Run `body` once, captured where the device can. Capturing keeps the state as it was."""
@@ -103,7 +98,7 @@ class Program:
 
     def _capture(self) -> Any:
         """The CUDA graph of `body`, or False when the model cannot be captured (said once)."""
-        state = [getattr(self, name) for name in (*OF_SLOTS, *OF_ALL)]
+        state = [self.filled_1, self.place_1, self.step_1, *(getattr(self, name) for name in OF_SLOTS)]
         before = [tensor.clone() for tensor in state]
         graph: Any = torch.cuda.CUDAGraph()
         try:
@@ -144,27 +139,18 @@ class StaticDecoder:
         self.backbone = backbone
         self.programs: dict[Shape, Program] = {}
         self.slots: dict[int, AdapterStack] = {}
-        self.sizes: list[tuple[int, int]] = []  # (heads, width) of keys, of values of the first layer, of the next, ...
-        self.flat: list[Tensor] = []  # their memory, viewed in the shape of whichever program runs
-        self.tokens = 0
+        # Memory [tokens, heads, width] of keys, of values of the first layer, of the next, ...: a program views it its way.
+        self.flat: list[Tensor] = []
         self.pool: Any = None
-
-    def supports(self, stack: AdapterStack | None) -> bool:
-        """Whether this model (only caches of keys and values) and stack (none or lora) can be decoded here."""
-        return not self.backbone.apart and (stack is None or stack.kind == "lora")
-
-    def held_bytes(self) -> int:
-        """Memory of the cache that is kept between calls."""
-        return sum(tensor.nbytes for tensor in self.flat)
+        # filled_1, place_1 and step_1 of whichever program runs.
+        self.counters = [torch.zeros(1, dtype=t, device=backbone.device) for t in (torch.int32, torch.long, torch.long)]
 
     def release(self) -> None:
         """Give all memory back."""
         self.programs.clear()
         self.slots.clear()
         self.flat.clear()
-        self.tokens = 0
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     def hold(self, stack: AdapterStack | None) -> AdapterStack | None:
         """The stack in the compute type, at addresses that stay."""
@@ -180,18 +166,10 @@ class StaticDecoder:
 
     def reserve(self, tokens: int, states: list[Tensor]) -> None:
         """Room for rows * places cached tokens like these keys and values, at new addresses where there is too little."""
-        if tokens > self.tokens:
+        if not self.flat or tokens > len(self.flat[0]):
             self.programs.clear()  # first: their views would keep the old memory beside the new
             self.flat.clear()
-            self.sizes, self.tokens = [(state.shape[1], state.shape[3]) for state in states], tokens
-            self.flat += [states[0].new_zeros(tokens * heads * width) for heads, width in self.sizes]
-
-    def view(self, rows: int, places: int) -> list[Tensor]:
-        """Keys and values [rows, heads, places, width] of every layer, one after another."""
-        return [
-            flat[: rows * heads * places * width].view(rows, heads, places, width)
-            for flat, (heads, width) in zip(self.flat, self.sizes, strict=True)
-        ]
+            self.flat += [state.new_zeros(tokens, state.shape[1], state.shape[3]) for state in states]
 
     def program(self, shape: Shape, stack: AdapterStack | None) -> Program:
         """The program of a shape, made when it is new; the least recently used ones are dropped."""
@@ -215,13 +193,11 @@ class SlotBatch(Batch):
         steps, each = self.sampling.max_tokens, self.rows // self.policies
         width, places = slots_for(each), -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
         policies = 0 if self.stack is None else self.policies
-        draws = self.greedy, self.sampling.temperature, self.sampling.top_p
-        shape = self.shape = Shape(policies, self.policies * width, places, steps, *draws)
+        shape = self.shape = Shape(policies, self.policies * width, places, self.sampling, self.greedy)
         self.first = 0  # step from which the current program's notes count
         self.looked = 0  # tokens in which stop strings were looked for
         longest, device = self.longest, self.backbone.device
-        cache = buffer_cache(self.backbone.model.config, whole=True)
-        assert cache is not None
+        cache: Any = DynamicCache()  # not the config's: sliding layers keep their places as well
         logits_U_V, mask_U_S = self.prefill(cache)
         decoder.reserve(shape.rows * shape.places, [x for layer in cache.layers for x in (layer.keys, layer.values)])
         program = self.program = decoder.program(shape, self.stack)
@@ -231,7 +207,7 @@ class SlotBatch(Batch):
         row_R = slot_R // width * each + (slot_R % width).clamp(max=each - 1)
         self.row_R, self.inside_R = row_R, inside_R
         prompt_R = row_R // self.attempts
-        for layer, old in zip(program.layers, cache.layers, strict=True):
+        for layer, old in zip(program.cache.layers, cache.layers, strict=True):
             layer.keys[:, :, :longest] = old.keys.index_select(0, prompt_R)
             layer.values[:, :, :longest] = old.values.index_select(0, prompt_R)
             old.keys = old.values = None
@@ -252,7 +228,7 @@ class SlotBatch(Batch):
         """Step until every row has ended or the budget is spent."""
         with self.backbone.use(self.stack):
             self._begin(decoder)
-        steps = self.shape.steps
+        steps = self.sampling.max_tokens
         for step in range(1, steps):
             if step % CHECK == 0 or step == 1:
                 self._stop(step)
@@ -288,13 +264,9 @@ class SlotBatch(Batch):
         self._collect(upto)
         for row, length in self.stops.ends(self.tokens_B_T, self.length_B, self.looked, upto):
             slot_R = (self.row_R == row) & self.inside_R
-            for kept_B, slots_R, value in (
-                (self.length_B, self.program.length_R, length),
-                (self.ended_B, self.program.ended_R, True),
-                (self.failed_B, self.program.failed_R, False),
-            ):
-                kept_B[row] = value
-                slots_R.masked_fill_(slot_R, value)
+            for name, value in (("length", length), ("ended", True), ("failed", False)):
+                getattr(self, f"{name}_B")[row] = value
+                getattr(self.program, f"{name}_R").masked_fill_(slot_R, value)
         self.looked = upto
 
     def _narrow(self, live_P_w: Tensor, width: int, step: int) -> None:
@@ -304,14 +276,12 @@ class SlotBatch(Batch):
         keep = live_first(live_P_w, width).reshape(-1)
         shape = self.shape = replace(self.shape, rows=self.policies * width)
         new = self.decoder.program(shape, self.stack)
-        for before, after in zip(old.layers, new.layers, strict=True):
+        for before, after in zip(old.cache.layers, new.cache.layers, strict=True):
             # The new view lies over the old one in memory, so the rows are gathered aside first.
             after.keys.copy_(before.keys.index_select(0, keep))
             after.values.copy_(before.values.index_select(0, keep))
         for name in ("start_R", *OF_SLOTS):
             getattr(new, name).copy_(getattr(old, name)[keep])
-        for name in OF_ALL:
-            getattr(new, name).copy_(getattr(old, name))
         new.uniform_T_R.copy_(old.uniform_T_R[:, keep])
         self.row_R, self.inside_R = self.row_R[keep], self.inside_R[keep]
         self.program, self.first = new, step

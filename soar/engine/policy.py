@@ -9,9 +9,9 @@ Conv1D layers (GPT-2), fused expert tensors.
 import hashlib
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,12 +134,12 @@ def concat(stacks: list[AdapterStack]) -> AdapterStack:
 class StackedLinear(nn.Module):
     """A frozen linear layer that adds, for each row, the slice of the stack that this thread has in use."""
 
-    def __init__(self, name: str, base: nn.Linear, active: threading.local) -> None:
+    def __init__(self, name: str, base: nn.Linear, active: ContextVar[AdapterStack | None]) -> None:
         super().__init__()
         self.name, self.base, self._active = name, base, active
 
     def forward(self, x: Tensor) -> Tensor:
-        stack = getattr(self._active, "stack", None)
+        stack = self._active.get()
         return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
 
 
@@ -159,7 +159,7 @@ class Backbone:
             parameter.requires_grad_(False)
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        self._active = threading.local()
+        self._active: ContextVar[AdapterStack | None] = ContextVar("active", default=None)
         self.layers = _wrap_linears(model, config.target_modules, self._active)
         self.micro_batch_tokens = config.micro_batch_tokens
         self.recomputing = False
@@ -176,11 +176,11 @@ class Backbone:
     @contextmanager
     def use(self, stack: AdapterStack | None) -> Iterator[None]:
         """Within the block, forward passes go through `stack` (None: the base model)."""
-        before, self._active.stack = getattr(self._active, "stack", None), stack
+        before = self._active.set(stack)
         try:
             yield
         finally:
-            self._active.stack = before
+            self._active.reset(before)
             if stack is not None:
                 stack._merged.clear()
 
@@ -198,7 +198,7 @@ class Backbone:
         return True
 
     def _recomputed(self, plain: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        stack, view = getattr(self._active, "stack", None), attention.current()
+        stack, view = self._active.get(), attention.current.get()
         if stack is None or not torch.is_grad_enabled():
             return plain(*given, **named)
 
@@ -233,7 +233,9 @@ class Backbone:
         return sha.hexdigest()
 
 
-def _wrap_linears(model: nn.Module, targets: tuple[str, ...], active: threading.local) -> dict[str, StackedLinear]:
+def _wrap_linears(
+    model: nn.Module, targets: tuple[str, ...], active: ContextVar[AdapterStack | None]
+) -> dict[str, StackedLinear]:
     output_layer = model.get_output_embeddings()  # type: ignore[operator]
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     every, ends = targets == ("all-linear",), tuple(f".{target}" for target in targets)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from soar import seeds
 from soar.config import SamplingConfig
-from soar.engine.attention import buffer_cache, select_rows
+from soar.engine.attention import BufferLayer
 from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
-from soar.engine.memory import free_bytes, halving, is_out_of_memory
+from soar.engine.memory import free_bytes, halving
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, OnTokens, Rollouts, check_prompts, draw, join, live_first, next_logits, unheard
 
@@ -50,7 +51,8 @@ class NativeSampler:
         logits = 16 * self.backbone.vocabulary
         most, memory = MAX_ROWS, CACHE_BYTES
         if device.type == "cuda":
-            most, memory = MAX_ROWS_GPU, int(MEMORY_SHARE * (free_bytes(device) + self.decoder.held_bytes()))
+            held = sum(tensor.nbytes for tensor in self.decoder.flat)  # the cache that is kept between calls
+            most, memory = MAX_ROWS_GPU, int(MEMORY_SHARE * (free_bytes(device) + held))
         return max(1, min(most, memory // (cache + logits)))
 
     @torch.no_grad()
@@ -81,17 +83,13 @@ class NativeSampler:
             last = min(Q, first + size)
             prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
             seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
-            try:
-                given = (prompts, attempts, seeds_B, sampling, greedy, self.on_tokens)
-                if self.static and self.decoder.supports(stack):
-                    return SlotBatch(self.backbone, self.decoder.hold(stack), *given).finish(self.decoder)
-                return GrowingBatch(self.backbone, stack, *given).finish()
-            except (MemoryError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    self.decoder.release()
-                raise
+            given = (prompts, attempts, seeds_B, sampling, greedy, self.on_tokens)
+            if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
+                return SlotBatch(self.backbone, self.decoder.hold(stack), *given).finish(self.decoder)
+            return GrowingBatch(self.backbone, stack, *given).finish()
 
         def smaller(size: int) -> None:
+            self.decoder.release()
             self.max_rows = size * P * attempts
             warnings.warn(f"out of memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
 
@@ -129,11 +127,12 @@ class GrowingBatch(Batch):
     def finish(self) -> Rollouts:
         self.row_b = torch.arange(self.rows, device=self.backbone.device)  # live slot -> row of the result
         with self.backbone.use(self.stack):
-            config = self.backbone.model.config
-            cache: Any = DynamicCache(config=config) if self.backbone.apart else buffer_cache(config)
+            cache: Any = DynamicCache(config=self.backbone.model.config)
+            if not self.backbone.apart:
+                cache.layers = [BufferLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
             logits_U_V, mask_U_S = self.prefill(cache)
             prompt_b = self.row_b // self.attempts
-            select_rows(cache, prompt_b)
+            cache.reorder_cache(prompt_b)
             logits_b_V, mask_b_S = logits_U_V[prompt_b], mask_U_S[prompt_b]
             for step in range(self.sampling.max_tokens):
                 token_b = self._draw(logits_b_V.float(), step)
@@ -143,11 +142,13 @@ class GrowingBatch(Batch):
                         self.ended_B[row] = True
                 if step + 1 == self.sampling.max_tokens:
                     break
-                keep = self._retire()
-                if keep is not None:
-                    if keep.numel() == 0:
-                        break
-                    select_rows(cache, keep)
+                live_P_b = ~self.ended_B[self.row_b].reshape(self.policies, -1)
+                most = int(live_P_b.sum(1).max())
+                if most == 0:
+                    break
+                if most <= 0.8 * live_P_b.shape[1]:  # each policy keeps equally many slots, ended rows fill up
+                    keep = live_first(live_P_b, most).sort(dim=1).values.reshape(-1)
+                    cache.reorder_cache(keep)
                     mask_b_S, token_b, self.row_b = mask_b_S[keep], token_b[keep], self.row_b[keep]
                 mask_b_S = torch.cat([mask_b_S, mask_b_S.new_ones(len(mask_b_S), 1)], dim=1)
                 position_b_1 = mask_b_S.sum(1, keepdim=True) - 1
@@ -167,11 +168,3 @@ class GrowingBatch(Batch):
         self.failed_B[rows] |= bad_b[live]
         self.ended_B[rows] = torch.isin(token_live, self.end_ids) | bad_b[live]
         return token_b
-
-    def _retire(self) -> Tensor | None:
-        """Slots to keep (each policy keeps equally many, ended rows fill up), or None while it is not worth it."""
-        live_P_b = ~self.ended_B[self.row_b].reshape(self.policies, -1)
-        keep = int(live_P_b.sum(1).max())
-        if keep > 0.8 * live_P_b.shape[1]:
-            return None
-        return live_first(live_P_b, keep).sort(dim=1).values.reshape(-1)
