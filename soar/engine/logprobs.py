@@ -26,7 +26,8 @@ class _ChosenLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_N_D: Tensor, head: "_Head", target_N: Tensor, temperature: float) -> Tensor:
-        pairs = [head.choose(hidden_N_D[n], target_N[n], temperature) for n in head.chunks(len(hidden_N_D))]
+        chunks = zip(hidden_N_D.split(head.rows), target_N.split(head.rows), strict=True)
+        pairs = [head.choose(*chunk, temperature) for chunk in chunks]
         chosen_N, total_N = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         ctx.save_for_backward(hidden_N_D, target_N, total_N)
         ctx.head, ctx.temperature = head, temperature
@@ -34,23 +35,19 @@ class _ChosenLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        given, head = (*ctx.saved_tensors, gradients[0]), ctx.head
-        parts = (head.slope(*(x[n] for x in given), ctx.temperature) for n in head.chunks(len(gradients[0])))
-        return torch.cat(list(parts)), None, None, None
+        chunks = zip(*(x.split(ctx.head.rows) for x in (*ctx.saved_tensors, gradients[0])), strict=True)
+        return torch.cat([ctx.head.slope(*chunk, ctx.temperature) for chunk in chunks]), None, None, None
 
 
 class _Head:
-    """The frozen output layer: weight [V, D], maybe a bias, maybe a soft cap on the logits."""
+    """The frozen output layer: weight [V, D], maybe a bias, maybe a soft cap on the logits. rows: taken at once."""
 
     def __init__(self, backbone: Backbone) -> None:
         layer = backbone.model.get_output_embeddings()
         self.weight_V_D, self.bias = layer.weight, getattr(layer, "bias", None)
         self.softcap = getattr(backbone.model.config.get_text_config(), "final_logit_softcapping", None)
         self.by_kernel = self.softcap is None and kernels.available(layer.weight)
-
-    def chunks(self, rows: int) -> list[slice]:
-        size = max(1, CHUNK // self.weight_V_D.shape[0])
-        return [slice(first, first + size) for first in range(0, rows, size)]
+        self.rows = max(1, CHUNK // len(self.weight_V_D))
 
     def plain_logits(self, hidden_n_D: Tensor) -> Tensor:
         """[n, V] in the model's type, as in sampling, before any cap."""
@@ -110,10 +107,10 @@ class Pack:
     [P * n], whose output predicts it. sampled_R_T: the sampler's log-probabilities.
     """
 
+    view: Packed | None
     row_R: Tensor
     ids_P_n: Tensor
     position_P_n: Tensor
-    view: Packed | None
     mask_R_T: Tensor
     target_N: Tensor
     place_N: Tensor
@@ -122,22 +119,15 @@ class Pack:
 
 def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
     """The named rows of every policy, none of them empty, on the backbone's device."""
-    device = backbone.device
     order, ids, position, places, view = (_apart if backbone.apart else _packed)(backbone, rollouts, rows_P)
     row_R = torch.tensor(order)
     length_R = rollouts.length_B[row_R]
     T = int(length_R.max())
     mask_R_T = torch.arange(T)[None] < length_R[:, None]
-    return Pack(
-        sent(row_R, device),
-        sent(torch.from_numpy(ids), device),
-        sent(torch.from_numpy(position), device),
-        view,
-        sent(mask_R_T, device),
-        sent(rollouts.tokens_B_T[row_R, :T][mask_R_T], device),
-        sent(torch.from_numpy(np.concatenate(places)), device),
-        sent(rollouts.logprob_B_T[row_R, :T], device),
-    )
+    ids_P_n, position_P_n, place_N = map(torch.from_numpy, (ids, position, np.concatenate(places)))
+    target_N, sampled_R_T = rollouts.tokens_B_T[row_R, :T][mask_R_T], rollouts.logprob_B_T[row_R, :T]
+    tensors = row_R, ids_P_n, position_P_n, mask_R_T, target_N, place_N, sampled_R_T
+    return Pack(view, *(sent(tensor, backbone.device) for tensor in tensors))
 
 
 Laid = tuple[list[int], np.ndarray, np.ndarray, list[np.ndarray], Packed | None]
@@ -145,8 +135,7 @@ Laid = tuple[list[int], np.ndarray, np.ndarray, list[np.ndarray], Packed | None]
 
 
 def _packed(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Laid:
-    P, device, length_B = len(rows_P), backbone.device, rollouts.length_B.numpy()
-    tokens_B_T = rollouts.tokens_B_T.numpy()
+    P, length_B, tokens_B_T = len(rows_P), rollouts.length_B.numpy(), rollouts.tokens_B_T.numpy()
     rows_P_U: list[dict[tuple[int, ...], list[int]]] = [{} for _ in rows_P]
     for rows_U, rows in zip(rows_P_U, rows_P, strict=True):
         for row in rows:
@@ -176,8 +165,7 @@ def _packed(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> 
             order += rows
             prompts.append((p, first, start))
             first += start
-    view = Packed((P, n), split, prompts, completions, device)
-    return order, ids_P_n, position_P_n, places, view
+    return order, ids_P_n, position_P_n, places, Packed((P, n), split, prompts, completions, backbone.device)
 
 
 def _apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Laid:

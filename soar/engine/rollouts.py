@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from soar import seeds
 from soar.config import SamplingConfig
@@ -211,12 +213,11 @@ class Batch:
 
     def prefill(self, cache: Any) -> tuple[Tensor, Tensor]:
         """Run every prompt once, padded on the left: (logits of the next token [U, V], mask [U, S])."""
-        pads_U = [self.longest - len(ids) for ids in self.prompts_U]
-        padded = [[self.backbone.pad_id] * pads + ids for pads, ids in zip(pads_U, self.prompts_U, strict=True)]
-        mask = [[0] * pads + [1] * (self.longest - pads) for pads in pads_U]
-        mask_U_S = torch.tensor(mask, device=self.backbone.device)
+        pad, device = partial(pad_sequence, batch_first=True, padding_side="left"), self.backbone.device
+        ids_U = [torch.tensor(ids, dtype=torch.long) for ids in self.prompts_U]
+        ids_U_S = pad(ids_U, padding_value=self.backbone.pad_id).to(device)
+        mask_U_S = pad([torch.ones_like(ids) for ids in ids_U]).to(device)
         position_U_S = (mask_U_S.cumsum(1) - 1).clamp(min=0)
-        ids_U_S = torch.tensor(padded, device=self.backbone.device)
         return next_logits(self.backbone, ids_U_S, mask_U_S, position_U_S, cache), mask_U_S
 
     def rollouts(self) -> Rollouts:

@@ -203,44 +203,35 @@ class StackOptimizer:
     def __init__(self, stack: AdapterStack, config: OptimizerConfig) -> None:
         self.stack, self.config, self.names = stack.trainable(), config, sorted(stack.tensors)
         tensors = [stack.tensors[name] for name in self.names]
-        self.adamw = torch.optim.AdamW(
-            tensors,
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=all(tensor.is_cuda for tensor in tensors) or None,
-        )
+        betas, fused = (config.beta1, config.beta2), all(tensor.is_cuda for tensor in tensors) or None
+        self.adamw = torch.optim.AdamW(tensors, config.lr, betas, config.eps, config.weight_decay, fused=fused)
         shapes = dict.fromkeys(tensor.shape for tensor in tensors)
         members_S = [[i for i, tensor in enumerate(tensors) if tensor.shape == shape] for shape in shapes]
         sizes = [len(members) * shape.numel() for members, shape in zip(members_S, shapes, strict=True)]
         self._flat = tensors[0].new_zeros(sum(sizes), requires_grad=False)
-        parts = zip(members_S, shapes, self._flat.split(sizes), strict=True)
-        self._blocks = [(members, part.view(len(members), *shape)) for members, shape, part in parts]
+        parts = zip(self._flat.split(sizes), shapes, strict=True)
+        self._blocks = [part.view(-1, *shape) for part, shape in parts]
+        self._order = np.argsort([i for members in members_S for i in members])  # of the names, in the blocks
+        self._gradients = [gradient for block in self._blocks for gradient in block]
 
     def zero(self) -> None:
         """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
-        for members, block in self._blocks:
-            for i, gradient in zip(members, block.unbind(), strict=True):
-                self.stack.tensors[self.names[i]].grad = gradient
+        for name, i in zip(self.names, self._order, strict=True):
+            self.stack.tensors[name].grad = self._gradients[i]
         self._flat.zero_()
 
     def squares_P(self) -> Tensor:
         """Squared norm of each policy's gradient, on the CPU: one look at the device."""
-        sums_N_P = [block.flatten(2).pow(2).sum(2) for _, block in self._blocks]
-        order = [i for members, _ in self._blocks for i in members]
-        squares_N_P = torch.cat(sums_N_P).cpu().numpy()
-        named_N_P = np.empty_like(squares_N_P)
-        named_N_P[order] = squares_N_P
+        squares_N_P = torch.cat([block.flatten(2).pow(2).sum(2) for block in self._blocks]).cpu().numpy()
         # One after another in the order of the names, for a sum that does not depend on the number of policies.
-        return torch.from_numpy(np.add.accumulate(named_N_P, axis=0)[-1].copy())
+        return torch.from_numpy(np.add.accumulate(squares_N_P[self._order], axis=0)[-1].copy())
 
     def scale_(self, factor_P: Tensor) -> None:
         """Multiply each policy's gradient; by 0 also what is not finite."""
         if (factor_P == 0.0).any():
             self._flat.nan_to_num_(0.0, 0.0, 0.0)
         if (factor_P != 1.0).any():
-            for _, block in self._blocks:
+            for block in self._blocks:
                 block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
 
     def state(self) -> dict[str, Tensor]:
