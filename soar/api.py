@@ -30,8 +30,7 @@ from soar.report.charts import Chart, Series, Shown, bar_chart
 from soar.report.page import run_charts
 from soar.report.runs import Run, read_run
 from soar.report.text import result_lines, summary_lines
-from soar.run.measure import measure
-from soar.run.pipeline import execute
+from soar.run.pipeline import execute, measure
 from soar.run.progress import Progress
 from soar.run.screen import screen_folder
 from soar.types import Problem, Screening

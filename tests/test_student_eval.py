@@ -6,7 +6,7 @@ from typing import Any
 from loop_helpers import events, read_jsonl
 
 from soar.cli import main
-from soar.cli.take import student_config
+from soar.cli.commands import student_config
 from soar.config import Config
 
 

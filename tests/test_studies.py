@@ -19,8 +19,7 @@ from soar.files import digest
 from soar.loop.statistics import holm
 from soar.report.alarms import step_vendi
 from soar.studies import study as study_room
-from soar.studies.page import markdown, tables
-from soar.studies.results import collect
+from soar.studies.results import collect, markdown, tables
 from soar.studies.study import STUDIES, Cell, Study, StudyError, cells, comparisons, read_study, run_study
 
 TOY = """

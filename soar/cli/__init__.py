@@ -4,22 +4,21 @@ import errno
 import os
 import select
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
 import typer
 from typer import Option
 
-from soar.cli import look, start, take
+from soar.cli import commands
 from soar.config import RECIPES, TRUSTED
 from soar.files import STORAGE_ERRNOS, scrub, visible
 from soar.types import VERSION, UserError
 
-PANELS: dict[str, tuple[Callable[..., int | None], ...]] = {
-    "Start": (start.init, start.check, start.screen, start.run),
-    "Look": (look.watch, look.report, look.doctor, look.verify),
-    "Take": (take.export, take.eval_, take.student, take.measure, take.study, take.review),
+PANELS = {
+    "Start": ("init", "check", "screen", "run"),
+    "Look": ("watch", "report", "doctor", "verify"),
+    "Take": ("export", "eval_", "student", "measure", "study", "review"),
 }
 TRAINING = ("torch", "transformers", "peft")  # what the extra `train` brings
 RESUMABLE = ("screen", "run", "student", "study")
@@ -34,7 +33,7 @@ app = typer.Typer(
 )
 for _panel, _commands in PANELS.items():
     for _command in _commands:
-        app.command(_command.__name__.strip("_"), rich_help_panel=_panel)(_command)
+        app.command(_command.strip("_"), rich_help_panel=_panel)(getattr(commands, _command))
 
 
 @app.callback()

@@ -211,8 +211,7 @@ def run_study(
     for follows in (False, True) if run else ():
         left = [cell for cell in every if not (cell.folder / "summary.json").is_file()]
         failures |= _run_group([cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell)
-    from soar.studies.page import markdown, page
-    from soar.studies.results import collect
+    from soar.studies.results import collect, markdown, page
 
     results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
     write_json(out / "study.json", results)
