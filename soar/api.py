@@ -38,7 +38,6 @@ from soar.types import Problem, Screening
 Model = Any  # str | Path | transformers.PreTrainedModel
 Problems = str | Path | Iterable[Problem | Mapping[str, Any]] | None  # or a pandas.DataFrame
 Verifier = str | Callable[..., Any]
-Called = tuple[Config, Progress]
 
 
 class Options(TypedDict, total=False):
@@ -205,7 +204,9 @@ def _row(row: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _call(model: Model, problems: Problems, given: Options, beside: Path | None = None) -> Iterator[Called]:
+def _call(
+    model: Model, problems: Problems, given: Options, beside: Path | None = None
+) -> Iterator[tuple[Config, Progress]]:
     """The config of a call. What is in memory is written to files while it is needed, or for good as `beside`.NAME."""
     refuse_in_worker()
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")

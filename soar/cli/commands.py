@@ -252,7 +252,7 @@ def verify(
         more = {"rows": grades.rows, "counts": counts, "shares": shares, "last_error": problem}
         print(json.dumps({**vars(grades), **more}, indent=2))
     else:
-        print("\n".join(map(visible, grades.lines(golds))))
+        print(visible(grades.text(golds)))
         if problem is not None:
             print(visible(f"the last check that failed: {problem}"))
     return 1 if golds and grades.counts[Verdict.CORRECT] < grades.rows else 0

@@ -10,6 +10,7 @@ from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, find_col
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, gold_kind
+from soar.report.text import fill
 from soar.types import Verdict
 
 _COMPLETIONS = "completion response output generation prediction generations completions answer"
@@ -36,25 +37,9 @@ class Grades:
     def rows(self) -> int:
         return self.counts.total()
 
-    def lines(self, golds: bool) -> list[str]:
+    def text(self, golds: bool) -> str:
         """Counts, shares and the listed rows for a terminal."""
-        mapping = ", ".join(f"{kind} = column {name!r}" for kind, name in self.columns.items())
-        lines = [f"{self.rows:,} rows ({mapping})", ""]
-        for verdict in Verdict:
-            if (count := self.counts[verdict]) or verdict in (Verdict.CORRECT, Verdict.WRONG):
-                lines.append(f"  {verdict.value:12s} {count:9,d}  {count / self.rows:7.2%}")
-        title = "gold answers that do not grade as correct" if golds else "not correct"
-        if self.agree is not None:
-            lines += ["", f"label and verdict agree on {self.agree:,} rows ({self.agree / self.rows:.2%})"]
-            title = "where they differ"
-        if self.texts:
-            count, some = self.texts.total(), ", ".join(repr(text) for text, _ in self.texts.most_common(5))
-            lines += ["", f"{count:,} gold answers ({count / self.rows:.2%}) can only be compared as text: {some}"]
-        lines += ["", f"{title}, the first {len(self.listed)}:"] if self.listed else []
-        for row in self.listed:
-            label = {None: "", True: " (labelled correct)", False: " (labelled wrong)"}[row["label"]]
-            lines.append(f"  {row['where']}: {row['verdict'].value}{label}: {row['answer']!r} against {row['gold']!r}")
-        return lines
+        return fill("grades.txt", grades=self, golds=golds, verdicts=list(Verdict))
 
 
 Single = tuple[str, str, str, bool | None, dict[str, Any]]

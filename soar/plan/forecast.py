@@ -5,6 +5,7 @@ one process (`TABLE`). Left out: loading, writing files, what promotions add, me
 """
 
 import math
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -17,6 +18,7 @@ from soar.engine.load import memory_of, size_of
 from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
 from soar.problems.sources import split_source
+from soar.report.text import fill
 from soar.run.progress import Progress
 from soar.types import UserError
 
@@ -123,15 +125,8 @@ class Rates(NamedTuple):
         return seconds / (self.arms if work.stage == "arms" else 1.0)
 
 
-MEASURED = "benchmarks/results/h200-default.json and h200-attention.json"
-MEASURED_HALF = "docs/performance.md and train-0.5b of benchmarks/results/h200-update.json"
-TABLE = (  # 1.5b: the mathematics page's screening, and its 18,000 generated tokens a second of sampling and update together
-    Rates(134.5e6, 388_839, 203_744, f"NVIDIA H200, decode-135m and train-135m of {MEASURED}"),
-    Rates(494e6, 240_000, 176_596, f"NVIDIA H200, {MEASURED_HALF}"),
-    Rates(1.544e9, 52_000, 35_800, "NVIDIA H200, real runs of 1.5b: docs/results/maths.md"),
-    Rates(3.213e9, 40_572, 32_966, f"NVIDIA H200, decode-3b and train-3b of {MEASURED}"),
-    Rates(167_872, 33_000, 1e6, "two CPU cores, the demo", 0.5),
-)
+_RATES = tomllib.loads((Path(__file__).parent.parent / "assets" / "rates.toml").read_text("utf-8"))
+TABLE = tuple(Rates(**row) for row in _RATES["rates"])
 
 
 def table_rates(parameters: float) -> Rates:
@@ -155,16 +150,7 @@ class Forecast(NamedTuple):
 
     def lines(self) -> list[str]:
         """The forecast as a table, with what it rests on."""
-        row = "  {:18s} {:>14s} {:>16s} {:>16s} {:>11s}".format
-        page = ["forecast", row("", "rollouts", "tokens sampled", "tokens trained", "hours")]
-        for work in self.works:
-            time = "-" if self.rates is None else f"{self.rates.seconds(work) / 3600:,.2f}"
-            page.append(row(work.name, *(f"{n:,.0f}" for n in (work.rollouts, work.sampled, work.trained)), time))
-        page.append(f"  in all: {self.total_line().strip()}, in one process on one device")
-        if self.rates is not None:
-            decode, train = f"{self.rates.decode:,.0f} tokens/s sampled", f"{self.rates.train:,.0f} trained"
-            page.append(f"  rates: {decode}, {train}; {self.rates.source}")
-        return [*page, "it rests on", *(f"  {name:24s} {value:10,.4g}" for name, value in self.assumptions.items())]
+        return fill("forecast.txt", forecast=self, total=self.total_line().strip()).split("\n")
 
     def total_line(self) -> str:
         """The forecast in one line, for a list of runs."""

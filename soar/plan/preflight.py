@@ -5,9 +5,11 @@ its first outer step will look like them. Torch is imported only for the model.
 """
 
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from soar import seeds
@@ -33,15 +35,8 @@ LISTED = 10
 FEWEST = 4  # hard problems that a run needs
 LOW_RATE, ENOUGH = 0.1, 16  # share of accepted teacher texts that is little; texts without a problem that count as a no
 
-HINTS = {
-    "no_question": "it does not keep to the asked form: try another problems.format or an instruction-tuned model",
-    "no_answer": "it does not mark its answer: try another problems.format or an instruction-tuned model",
-    "truncated": "its texts do not end within the budget: raise teacher.sampling.max_tokens",
-    "unparsable_answer": "its answers are no values for problems.verifier: try another, or set teacher.subject",
-    "too_long": "its questions leave no room for an answer: lower student.sampling.max_tokens",
-    "two_problems": "it goes on after its first problem: try another problems.format",
-    "placeholder": "it copies the prompt's example: raise teacher.sampling.temperature or take a stronger model",
-}
+HINTS = tomllib.loads((Path(__file__).parent.parent / "assets" / "hints.toml").read_text("utf-8"))
+"""Why a teacher text is no problem -> what to do."""
 
 
 class Finding(NamedTuple):

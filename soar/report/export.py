@@ -10,17 +10,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from soar.config import ProblemsConfig, refuse_code
 from soar.engine.load import resolve_path
 from soar.files import Row, json_bytes, read_object, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
-from soar.report.text import ARM_MEANINGS, held_out
+from soar.report.text import ARM_MEANINGS, TEMPLATES, fill, held_out
 from soar.types import VERSION, UserError
 
-TEMPLATES = Path(__file__).parent.parent / "templates" / "export"
 SOURCES = {"pq": "promotion questions", "all": "accepted questions"}
 
 
@@ -95,7 +92,7 @@ def _parquet(rows: list[Row]) -> bytes:
 
 def reward_file(domain: Domain) -> bytes:
     """`reward.py`, with `@KEY@` in the template replaced by JSON text, which is valid Python for strings."""
-    text = (TEMPLATES / "reward.py.in").read_text(encoding="utf-8")
+    text = (TEMPLATES / "export" / "reward.py.in").read_text(encoding="utf-8")
     values = domain.label, domain.prompts.answer_style, domain.reference
     for key, value in zip(("VERIFIER", "STYLE", "DOMAIN"), values, strict=True):
         text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))
@@ -112,11 +109,8 @@ def files_of(form: str, domain: Domain, rows: list[Row]) -> dict[str, bytes]:
 
 
 def card(file: str, /, **values: Any) -> bytes:
-    """A README.md from `templates/export/FILE.md.in`; filters: visible, json (JSON text)."""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"visible": visible, "json": json.dumps}
-    text = (TEMPLATES / f"{file}.md.in").read_text(encoding="utf-8")
-    return environment.from_string(text).render(values, version=VERSION).encode()
+    """A README.md from `templates/export/FILE.md.in`."""
+    return f"{fill(f'export/{file}.md.in', **values, version=VERSION)}\n".encode()
 
 
 def _check_target(out: Path) -> None:

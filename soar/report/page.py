@@ -23,9 +23,9 @@ from soar.report import text as wording
 from soar.report.alarms import label_share
 from soar.report.charts import Chart, Series
 from soar.report.runs import Run, count, mapping, number, numbers, read_arm, read_run, standard_error
+from soar.report.text import TEMPLATES
 from soar.types import VERSION
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
 MAX_QUESTIONS = 600  # of each of the two files
 MAX_TEXT = 1000  # characters of one question or answer
 MAX_STEPS_SHOWN = 500

@@ -1,13 +1,18 @@
 """A run in words: figures as text, and what can honestly be said about its result, worded in one place. Needs no torch."""
 
+import json
 import tomllib
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from soar.files import Row
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from soar.files import Row, visible
 from soar.report.runs import Arm, Run, count, mapping, number, numbers
 
+TEMPLATES = Path(__file__).parent.parent / "templates"
 NBSP = "\u00a0"
 MINUS = "\u2212"
 DASH = "\u2013"
@@ -16,6 +21,17 @@ OURS = ("ps", "pq", "teacher_t")  # what a run of SOAR gives
 ARMS: dict[str, list[str]] = tomllib.loads((Path(__file__).parent.parent / "assets" / "arms.toml").read_text("utf-8"))
 """Name -> as the paper or its source writes it, and what it is, in the order of tables and charts."""
 ARM_MEANINGS = {name: meaning for name, (_, meaning) in ARMS.items()}
+
+
+def fill(template: str, /, **values: Any) -> str:
+    """A text from `templates/TEMPLATE`, without a last line end.
+
+    Filters: visible, json (JSON text), repr, and `form`, which is Python's format.
+    """
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"visible": visible, "json": json.dumps, "repr": repr, "form": format}
+    return environment.get_template(template).render(values).removesuffix("\n")
 
 
 def arm_name(name: str) -> str:

@@ -26,6 +26,7 @@ from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, summary_of
 from soar.report.runs import REVIEW_FILE as FILE
+from soar.report.text import fill
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
@@ -330,19 +331,10 @@ def lines(review: Row) -> list[str]:
     def text(value: object) -> str:
         return files.visible(str(value)[:1000].replace("\n", "\u2424"))
 
-    promotion, decision = review["promotion"], review.get("decision")
-    values = {key: promotion.get(key) for key in ("reward", "pass_rate", "baseline_pass_rate")}
-    shown = {key: f"{value:+.4f}" if isinstance(value, int | float) else "-" for key, value in values.items()}
-    page = [
-        f"outer step {promotion.get('step')}: dataset {promotion.get('dataset')}, student {promotion.get('repeat')}",
-        f"  reward {shown['reward']}: pass rate on the hard reward questions {shown['pass_rate']}, "
-        f"baseline {shown['baseline_pass_rate']}",
-        f"  {len(review['questions'])} questions with the teacher's answers:",
-    ]
-    for place, row in enumerate(review["questions"], start=1):
-        mark = "  (wrong by the world's oracle)" if row.get("correct") is False else ""
-        page += [f"  {place:3d}. {text(row.get('question'))}", f"       answer: {text(row.get('answer'))}{mark}"]
-    return [*page, f"decision: {decision} by {text(review.get('by'))}" if decision else "decision: none yet"]
+    def signed(value: object) -> str:
+        return f"{value:+.4f}" if isinstance(value, int | float) else "-"
+
+    return fill("review.txt", review=review, text=text, signed=signed).split("\n")
 
 
 _ADVICE = f"keep a copy of {HASHES} elsewhere, and compare"

@@ -25,6 +25,7 @@ from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
+from soar.report.text import fill
 from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, StopRequest
 from soar.run.progress import Progress
@@ -108,37 +109,9 @@ def left_out_before(event: Row) -> str:
 
 def table_lines(event: Row, config: Config) -> list[str]:
     """The `screen` event for a person: counts, what plain RL with groups of student.attempts would see, what to do next."""
-    total, hard, attempts, most = event["candidates"], event["hard"], event["attempts"], config.screen.max_successes
-    group, tokens = config.student.attempts, config.student.sampling.max_tokens
-    settings = f"temperature {config.screen.temperature}, at most {tokens} tokens"
-    lines = [f"{total} problems, {'up to ' * config.screen.early_stop}{attempts} attempts each ({settings})"]
-    if event["pass_rate"] is not None:
-        counts = event["histogram"].items()
-        lines += [f"  correct: {label:10s} {count:8,d}  {count / total:6.1%}" for label, count in counts]
-    lines.append(f"hard: {hard} problems (at most {most} of {attempts} attempts correct)")
-    if event["truncated_share"] is not None:
-        lines.append(f"attempts that hit the token budget: {event['truncated_share']:.1%}")
-    lines += [f"left out before: {left_out}"] if (left_out := left_out_before(event)) else []
-    if (mixed := event["frac_mixed"]) is not None:
-        wrong, right = event["frac_all_wrong"], event["frac_all_right"]
-        shares = f"{wrong:.1%} all wrong, {right:.1%} all right, {mixed:.1%} with a learning signal"
-        lines.append(f"groups of {group} attempts: {shares}")
-        if mixed < FEW_MIXED:
-            what = "all wrong" if wrong >= right else "all right, the problems are solved"
-            lines.append(f"no learning signal: nearly every group is {what}. Plain RL stalls.")
-    planned, rate = event["planned_rollouts"], event["hard_rate"]
-    if rate is not None:
-        lines.append(f"rate at the hard set: {rate:.2%}, from the problems solved at most {most + 1} times")
-        lines.append(what_fits(rate, config, total - hard))
-    elif hard:  # no success in n attempts: the rate is under 3 / n with 95 %
-        bound = f"{planned * 3 / (hard * attempts):,.0f} correct of {planned:,} attempts of plain RL"
-        lines.append(f"expected in the planned budget: at most {bound}")
-    if (event["truncated_share"] or 0.0) > 0.5:
-        advice = f"raise student.sampling.max_tokens (now {tokens}) and screen again"
-        lines.append(f"a problem may be hard only because the answer comes too late: {advice}")
-    if hard < 4:
-        lines.append(f"a run needs 4 hard problems: give harder ones, or --set screen.max_successes={most + 1}")
-    return lines
+    rate, easier = event["hard_rate"], event["candidates"] - event["hard"]
+    words = {"left_out": left_out_before(event), "fits": "" if rate is None else what_fits(rate, config, easier)}
+    return fill("screen.txt", event=event, config=config, few_mixed=FEW_MIXED, **words).split("\n")
 
 
 SCREEN_FILE = "hard/screen.jsonl"

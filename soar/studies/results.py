@@ -21,9 +21,7 @@ from soar.report.text import DASH, MINUS, arm_name, bounds, duration, percent, p
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
 SCHEMA = 3
-WORDS = tomllib.loads(
-    (Path(__file__).parent.parent / "assets" / "study.toml").read_text("utf-8")
-)  # titles, notes, headers
+WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "study.toml").read_text("utf-8"))  # of its tables
 CLIMB = 0.05  # mean pass@k from which a seed counts as off zero
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, that are compared
 TEACHER_FIGURES = ("mean", "accepted_share", "distinct_share", "vendi", "well_posed", "correct", "teacher_kl")

@@ -18,8 +18,6 @@ A cell that fails is recorded and the others go on; a finished one is never run 
 the others, which use their screening.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -29,7 +27,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -64,7 +62,7 @@ class Study(Section):
     variants: dict[str, dict[Literal["set"], tuple[str, ...]]] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Study:
+    def _consistent(self) -> Self:
         for name in self.variants:
             if not name.replace("_", "").isalnum():
                 raise ValueError(f"variant {name!r}: letters, digits and _ only, it names folders")
