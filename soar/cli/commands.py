@@ -1,35 +1,102 @@
-"""The commands: those that begin something (init, check, screen, run), look at something (watch, report, doctor, verify), and
-take something out of runs (export, eval, student, measure, study, review)."""
+"""The commands: each reads its options, makes a config of them, and calls the rooms.
+
+Some begin something (init, check, screen, run), some look at something (watch, report, doctor, verify), some take something
+out of runs (export, eval, student, measure, study, review). First what they share.
+"""
 
 import json
 import os
 import re
 import shlex
-from contextlib import suppress
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from typer import Argument, BadParameter, Context, Option
 
-from soar.cli import common
 from soar.cli.grade import grade_file
-from soar.config import Config, ConfigError, find_recipe, override
+from soar.config import Config, ConfigError, find_recipe, load, override
 from soar.files import scrub, visible, write_atomic, write_json
-from soar.plan.forecast import forecast, memory_lines
+from soar.plan.forecast import announce, forecast, memory_lines
 from soar.plan.preflight import can_work, check_all, check_data, summary
 from soar.problems.domain import domain_of, load_domain
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import split_source
 from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.page import write_report
-from soar.report.text import result_lines
+from soar.report.text import result_lines, summary_lines
 from soar.report.watch import follow, web_server
 from soar.run import folder as folders
 from soar.run.interrupts import StopRequest, resume_command
 from soar.run.progress import Progress
 from soar.studies.study import cells, find_study, read_study, run_study
 from soar.types import Verdict
+
+_RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny, of soar run: demo)."
+_SET = "Override a config key; may be repeated."
+_PROBLEMS = "Problem file, dataset id, world:NAME, reasoning_gym:NAME or verifiers:NAME (problems.source)."
+_WORKERS = "Share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT)."
+Recipe = Annotated[str | None, Argument(help=_RECIPE)]
+Sets = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SET)]
+Model = Annotated[str | None, Option(help="Folder or hub id of a causal language model (model.path).")]
+Problems = Annotated[str | None, Option(help=_PROBLEMS)]
+Verifier = Annotated[str | None, Option(help="A built-in one, or file.py:function (problems.verifier).")]
+Workers = Annotated[str | None, Option(metavar="N|ADDRESS", help=_WORKERS)]
+Resume = Annotated[bool, Option("--resume", help="Continue what was begun in --out.")]
+Quiet = Annotated[bool, Option("--quiet", help="Print the result only.")]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
+
+
+def overriding(sets: list[str] | None, workers: str | None, **values: Any) -> list[str]:
+    """`KEY=VALUE` of every option given (neither None nor False; `section__key` is its key), then those of --set. Raises
+    ConfigError for --workers that are neither a number nor an address."""
+    if workers is not None and not workers.isdecimal() and workers != "auto" and ":" not in workers:
+        forms = "the address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT"
+        more = "how many of them on a cluster says --set cluster.workers=N"
+        raise ConfigError(f"--workers {workers!r}: expected a number of processes, or {forms}; {more}")
+    if workers is not None:
+        values |= {"cluster__workers": int(workers)} if workers.isdecimal() else {"cluster__address": workers}
+    given = {key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False}
+    return [*(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()), *(sets or [])]
+
+
+def config_of(
+    recipe: str | None, model: str | None, problems: str | None, overrides: list[str], model_named: bool = True
+) -> Config:
+    """Config of a recipe, by default `small-1gpu` for a model or problems of one's own, else `tiny`. Raises ConfigError."""
+    if recipe is None and (model or problems):
+        recipe = "small-1gpu"
+    return load(recipe, overriding(overrides, None, model__path=model, problems__source=problems), model_named)
+
+
+def screening(recipe: str | None) -> str | None:
+    """The run folder given as a recipe, when it holds a screening."""
+    return recipe if recipe and (Path(recipe) / "hard" / "screen.jsonl").is_file() else None
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says what is done where that takes longer than a few seconds."""
+    with Progress() as progress:
+        progress.now(what, tell=False)
+        yield
+
+
+def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
+    """Carry a run out in the folder `out` and print its summary. context.obj: the command as it was given."""
+    stop = StopRequest()
+    with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
+        announce(progress, config)
+        from soar.run.pipeline import execute
+
+        summary = execute(config, out, resume, context.obj, progress, stop)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(summary_lines(summary, width)))
+
 
 READING = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
 _PUSH = "Upload it to this private Hugging Face repository."
@@ -41,19 +108,19 @@ FROM = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.re
 
 def run(
     context: Context,
-    recipe: common.Recipe = None,
-    model: common.Model = None,
-    problems: common.Problems = None,
-    verifier: common.Verifier = None,
-    sets: common.Sets = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    problems: Problems = None,
+    verifier: Verifier = None,
+    sets: Sets = None,
     out: Annotated[Path | None, Option(help="Run folder (default: runs/<name of the recipe>).")] = None,
-    resume: common.Resume = False,
+    resume: Resume = False,
     review: Annotated[bool, Option("--review", help="Hold every promotion for soar review.")] = False,
-    workers: common.Workers = None,
+    workers: Workers = None,
     max_hours: Annotated[float | None, Option(help="Pause after so many hours of this process.")] = None,
     max_tokens: Annotated[int | None, Option(help="Pause after so many sampled tokens in all.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print config and forecast, run nothing.")] = False,
-    quiet: common.Quiet = False,
+    quiet: Quiet = False,
 ) -> int:
     """Screen, outer loop, arms, evaluation, report.
 
@@ -65,15 +132,15 @@ def run(
       soar run --out runs/mine --max-hours 8          pause in time; --resume continues
     """
     limits = {"limits__max_hours": max_hours, "limits__max_tokens": max_tokens}
-    overrides = common.overrides(sets, workers, problems__verifier=verifier, promotion__review=review, **limits)
+    overrides = overriding(sets, workers, problems__verifier=verifier, promotion__review=review, **limits)
     if resume and not (recipe or model or problems):
         config = override(folders.recorded_config(out or Path("runs/demo")), overrides)
     else:
         recipe = recipe or (None if model or problems else "demo")
-        config = common.config_of(recipe, model, problems, overrides)
+        config = config_of(recipe, model, problems, overrides)
     out = out or Path("runs") / config.name
     if not dry_run:
-        common.carry_out(context, config, out, resume, quiet)
+        carry_out(context, config, out, resume, quiet)
         print(f"report: {out / 'report.html'}")
         return 0
     local = split_source(config.problems.source)[0] != "hub"  # which takes a network
@@ -87,23 +154,23 @@ def run(
 def screen(
     context: Context,
     out: Annotated[Path, Option(help="Folder for evidence, hard set and table.")],
-    recipe: common.Recipe = None,
-    model: common.Model = None,
-    problems: common.Problems = None,
-    verifier: common.Verifier = None,
-    sets: common.Sets = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    problems: Problems = None,
+    verifier: Verifier = None,
+    sets: Sets = None,
     attempts: Annotated[int | None, Option(metavar="K", help="Attempts at each problem (screen.attempts).")] = None,
-    workers: common.Workers = None,
-    resume: common.Resume = False,
-    quiet: common.Quiet = False,
+    workers: Workers = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the problems that a model never solves (fail@K).
 
     example:
       soar screen small-1gpu --model Qwen/Qwen2.5-0.5B-Instruct --problems math.jsonl --out runs/screen
     """
-    overrides = common.overrides(sets, workers, problems__verifier=verifier, screen__attempts=attempts)
-    config = common.config_of(recipe, model, problems, overrides)
+    overrides = overriding(sets, workers, problems__verifier=verifier, screen__attempts=attempts)
+    config = config_of(recipe, model, problems, overrides)
     stop = StopRequest()
     with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
         progress.now(f"loading torch and {config.model.path}, to screen {config.problems.source}")
@@ -123,11 +190,11 @@ def screen(
 
 
 def check(
-    recipe: common.Recipe = None,
-    model: common.Model = None,
-    problems: common.Problems = None,
-    sets: common.Sets = None,
-    verifier: common.Verifier = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    problems: Problems = None,
+    sets: Sets = None,
+    verifier: Verifier = None,
     no_model: Annotated[bool, Option("--no-model", help="Check the problems only.")] = False,
     samples: Annotated[int, Option(help="Teacher samples.")] = 64,
 ) -> int:
@@ -139,8 +206,8 @@ def check(
       soar check --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --verifier rewards.py:grade
       soar check --problems hard.jsonl --no-model            the problems only; needs no torch
     """
-    overrides = common.overrides(sets, None, problems__verifier=verifier)
-    config = common.config_of(recipe, model, problems, overrides, model_named=not no_model)
+    overrides = overriding(sets, None, problems__verifier=verifier)
+    config = config_of(recipe, model, problems, overrides, model_named=not no_model)
     findings = []
     with Progress() as progress:
         progress.now(f"looking at {config.problems.source}")
@@ -155,7 +222,7 @@ def init(
     model: Annotated[str, Option(help="Folder or hub id of a causal language model.")],
     problems: Annotated[str, Option(help="Problem file, hub id of a dataset, or world:NAME.")],
     file: Annotated[Path, Argument(help="The recipe.")] = Path("recipe.toml"),
-    verifier: common.Verifier = "math",
+    verifier: Verifier = "math",
 ) -> None:
     """Write a recipe for your model and problems: the commented small-1gpu, to be changed by hand.
 
@@ -173,7 +240,7 @@ def init(
 
 
 def watch(
-    run: common.RunFolder,
+    run: RunFolder,
     once: Annotated[bool, Option("--once", help="Show the run as it is now and end.")] = False,
     web: Annotated[bool, Option("--web", help="Serve its page to a browser on this machine.")] = False,
     port: Annotated[int, Option(metavar="N", help="Of --web (0: a free one).")] = 0,
@@ -192,11 +259,11 @@ def watch(
 
 
 def report(
-    run: common.RunFolder,
+    run: RunFolder,
     out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None,
 ) -> None:
     """One HTML page about a run."""
-    with common.waiting(f"drawing the page of {run}"):
+    with waiting(f"drawing the page of {run}"):
         page = write_report(run, out)
     print(page)
 
@@ -208,7 +275,7 @@ def doctor(
 
     One line a check; exit code 0: all is well; 1: something is not.
     """
-    with common.waiting(f"reading every file of {run}"):
+    with waiting(f"reading every file of {run}"):
         checks = folders.examine(run)
     for what, complaints in checks:
         print(f"{'BAD' if complaints else 'ok '}  {what}", *(f"     {visible(text)}" for text in complaints), sep="\n")
@@ -243,7 +310,7 @@ def verify(
     columns = {"completion": completion_column, "gold": gold_column, "label": label_column}
     grader = load_domain(domain) if domain else verifier
     pool = VerifierPool(grader, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers))
-    with common.waiting(f"grading {file}"), pool:
+    with waiting(f"grading {file}"), pool:
         grades = grade_file(file, pool, columns, golds, max(0, show))
         problem = pool.last_error
     if as_json:
@@ -259,7 +326,7 @@ def verify(
 
 
 def export(
-    run: common.RunFolder,
+    run: RunFolder,
     form: Annotated[Literal["trl", "verl", "jsonl", "peft"], Option("--format", help="See below.")],
     out: Annotated[Path, Option(help="New folder.")],
     questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
@@ -287,14 +354,14 @@ def export(
 
 
 def eval_(
-    recipe: common.Recipe = None,
-    model: common.Model = None,
-    problems: common.Problems = None,
-    sets: common.Sets = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    problems: Problems = None,
+    sets: Sets = None,
     adapter: Annotated[list[Path] | None, Option(help=_ADAPTER)] = None,
-    workers: common.Workers = None,
+    workers: Workers = None,
     out: Annotated[Path | None, Option(help="JSON file for the result.")] = None,
-    quiet: common.Quiet = False,
+    quiet: Quiet = False,
 ) -> None:
     """pass@k of adapters on a problem file (transfer), by the config of the first one's run unless a recipe is named.
 
@@ -311,7 +378,7 @@ def eval_(
     around = adapter[0].resolve().parents[:2] if adapter else ()
     run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
     unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0"]  # they are about the run's own
-    config = common.config_of(recipe or run, model, problems, [*unset, *common.overrides(sets, workers)])
+    config = config_of(recipe or run, model, problems, [*unset, *overriding(sets, workers)])
     with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.pipeline import measure as measured
@@ -325,16 +392,16 @@ def eval_(
 
 def student(
     context: Context,
-    recipe: common.Recipe = None,
+    recipe: Recipe = None,
     train: Annotated[str | None, Option(metavar="ARM[:PATH]", help=_ARM)] = None,
     out: Annotated[Path | None, Option(help="Folder, in the form of a run folder.")] = None,
     emit: Annotated[Path | None, Option(help="Run folder for the training sets of an outer step, see below.")] = None,
-    model: common.Model = None,
-    problems: common.Problems = None,
-    sets: common.Sets = None,
+    model: Model = None,
+    problems: Problems = None,
+    sets: Sets = None,
     steps: Annotated[int | None, Option(help="RLOO steps (arms.steps).")] = None,
-    resume: common.Resume = False,
-    quiet: common.Quiet = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a fresh student on hard problems, promotion questions, a teacher's questions or a file.
 
@@ -353,14 +420,14 @@ def student(
     if train is not None:
         config = student_config(train, recipe, model, problems, sets or [], steps)
     else:
-        values = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": common.screening(recipe)}
-        config = common.config_of(recipe, model, problems, common.overrides(sets, None, **values))
-    common.carry_out(context, config, folder, resume, quiet)
+        values = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": screening(recipe)}
+        config = config_of(recipe, model, problems, overriding(sets, None, **values))
+    carry_out(context, config, folder, resume, quiet)
     if train is not None:
         print(f"adapter: {folder / 'arms' / config.arms.run[-1]}; report: {folder / 'report.html'}")
 
 
-def measure(context: Context, run: common.RunFolder, quiet: common.Quiet = False) -> None:
+def measure(context: Context, run: RunFolder, quiet: Quiet = False) -> None:
     """Go on with a run of soar student --emit: read the results of its training sets, emit those of the next outer step.
 
     A result is a JSON file in RUN/sets/STEP/results: {"set": "0-1", "pass_rate": 0.31}, or "adapter" with a PEFT folder,
@@ -369,7 +436,7 @@ def measure(context: Context, run: common.RunFolder, quiet: common.Quiet = False
     config = folders.recorded_config(run)
     if config.backend.kind != "files":
         raise ConfigError(f"{run} was not begun by soar student --emit; continue it with: {resume_command(run)}")
-    common.carry_out(context, config, run, True, quiet)
+    carry_out(context, config, run, True, quiet)
 
 
 def student_config(
@@ -384,17 +451,17 @@ def student_config(
     values: dict[str, Any] = {"teacher__steps": 0, "arms__pq_steps": 0, "arms__steps": steps}
     values |= {"arms__run": ["base", arm], **({key: place} if key else {})}
     if recipe is None and str(key).endswith("_from") and (Path(place) / "manifest.json").is_file():
-        recipe, values["screen__from_run"] = place, common.screening(place)
-    return common.config_of(recipe, model, problems, common.overrides(overrides, None, **values))
+        recipe, values["screen__from_run"] = place, screening(place)
+    return config_of(recipe, model, problems, overriding(overrides, None, **values))
 
 
 def study(
     name: Annotated[str, Argument(metavar="STUDY", help="A TOML file or a built-in study.")],
     out: Annotated[Path | None, Option(help="Study folder (default: studies/<name>).")] = None,
     seeds: Annotated[list[int] | None, Option(help="Seed instead of the study's; may be repeated.")] = None,
-    sets: common.Sets = None,
+    sets: Sets = None,
     jobs: Annotated[int, Option(help="Cells at a time.")] = 1,
-    resume: common.Resume = False,
+    resume: Resume = False,
     collect: Annotated[bool, Option("--collect", help="Only write the results of the cells in --out.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="List the cells and their costs, run nothing.")] = False,
 ) -> int:
@@ -410,7 +477,7 @@ def study(
         for cell in cells(plan, out, overrides):
             print(f"{cell.name}: {' '.join(cell.overrides)}\n{forecast(cell.config).total_line()}")
         return 0
-    with common.waiting(f"cells of {plan.name} in {out}"):
+    with waiting(f"cells of {plan.name} in {out}"):
         results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect)
     print((out / "study.md").read_text(encoding="utf-8"))
     print(f"page: {out / 'study.html'}")
@@ -418,7 +485,7 @@ def study(
 
 
 def review(
-    run: common.RunFolder,
+    run: RunFolder,
     accept: Annotated[bool, Option("--accept", help="Accept the promotion that waits.")] = False,
     reject: Annotated[bool, Option("--reject", help="Reject it.")] = False,
     by: Annotated[str | None, Option(metavar="NAME", help="Who decides (default: your login name).")] = None,

@@ -1,8 +1,9 @@
-"""Figures of an outer step's questions, and alarms: what a reader of the results must know, decided from the events of a run
-alone, and told when its condition begins, not again while it lasts. The thresholds are ours; the paper names none. Pure.
+"""Figures of an outer step's questions, and alarms, decided from the events of a run alone. Pure.
 
-The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the exponential of the entropy of the eigenvalues of
-K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated ones. Their vectors see wording, not meaning.
+An alarm is what a reader of the results must know; it is told when its condition begins, not again while it lasts. The
+thresholds are ours; the paper names none. The Vendi score (Friedman and Dieng 2023, arXiv 2210.02410) of n texts is the
+exponential of the entropy of the eigenvalues of K / n, K their cosine similarities: 1 for n equal texts, n for n unrelated
+ones. Their vectors see wording, not meaning.
 """
 
 import itertools
@@ -74,8 +75,10 @@ def screen_alarms(event: Row) -> list[Row]:
 
 
 def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], learns: bool = True) -> list[Row]:
-    """Alarms of the outer step with the event `event` and these rows of questions.jsonl. before: the outer_step events
-    before it, oldest first. learns: whether the teacher is trained at all."""
+    """Alarms of the outer step with the event `event` and these rows of questions.jsonl.
+
+    before: the outer_step events before it, oldest first. learns: whether the teacher is trained at all.
+    """
     step, steps = event["step"], [*before, event]
     then = dict(_conditions(before[-1], steps[0])) if before else {}
     alarms = [alarm(kind, message, step) for kind, message in _conditions(event, steps[0]) if kind not in then]

@@ -1,5 +1,7 @@
-"""A chart as data, drawn by matplotlib when it is shown: an SVG image within a page. Needs no torch. Series differ by
-marker and dash as well as by colour. Every number of a chart stands in a table of its page."""
+"""A chart as data, drawn by matplotlib when it is shown: an SVG image within a page. Needs no torch.
+
+Series differ by marker and dash as well as by colour. Every number of a chart stands in a table of its page.
+"""
 
 import base64
 import io
@@ -97,8 +99,10 @@ class Chart:
         return figure
 
     def image(self) -> Markup:
-        """The chart as an SVG image for light and dark pages that allow images from `data:`; no script can run in it,
-        and the same data gives the same bytes."""
+        """The chart as an SVG image for light and dark pages that allow images from `data:`.
+
+        No script can run in it, and the same data gives the same bytes.
+        """
         import matplotlib
 
         buffer, metadata = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -36,10 +36,11 @@ def domain_of_run(run: Run) -> Domain:
 
 
 def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
-    """The rows to export, in file order: promotion questions or (`all`) all accepted ones, then the hard training half,
-    each with question, answer, step, dataset, reward (None for hard problems). Rows without a text question and answer
-    are left out; lone surrogates, which no UTF-8 file can hold, become `?`. Raises ExportError where there are no
-    questions."""
+    """The rows to export, in file order: promotion questions or (`all`) all accepted ones, then the hard training half.
+
+    Each has question, answer, step, dataset, reward (None for hard problems). Rows without a text question and answer are
+    left out; lone surrogates, which no UTF-8 file can hold, become `?`. Raises ExportError where there are no questions.
+    """
     questions, hard = (
         [row for row in rows if all(isinstance(row.get(key), str) for key in ("question", "answer"))]
         for rows in (run.pq if source == "pq" else run.questions, run.hard_train if with_hard else [])
@@ -230,8 +231,10 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
 
 
 def push_folder(folder: Path, repo: str, kind: str) -> str:
-    """Upload an export to a Hugging Face repository, made private where there is none; returns the address of the
-    commit. kind: model or dataset. Raises ExportError; the folder stays."""
+    """Upload an export to a Hugging Face repository, made private where there is none; returns the commit's address.
+
+    kind: model or dataset. Raises ExportError; the folder stays.
+    """
     try:
         from huggingface_hub import HfApi
 

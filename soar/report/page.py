@@ -48,8 +48,10 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
 
 
 def arms_section(run: Run) -> dict[str, Any]:
-    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included (`curve` events on the
-    way, then the evaluation); pass@k against k."""
+    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k.
+
+    Points on the way are `curve` events, the last one is the evaluation.
+    """
     order = [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
     arms = sorted(run.arms.values(), key=lambda arm: order.index(arm.name))
     ks = sorted({k for arm in arms for k in arm.pass_at})
@@ -130,8 +132,10 @@ def loop_section(run: Run) -> dict[str, Any]:
 
 
 def written_section(run: Run, rows: list[Row]) -> dict[str, Any]:
-    """What the teacher wrote: questions of the best and the worst dataset of up to four outer steps, and what changed
-    (rows: of `step_rows`)."""
+    """What the teacher wrote: questions of the best and the worst dataset of up to four outer steps, and what changed.
+
+    rows: of `step_rows`.
+    """
     written, examples = run.written, []
     for step in dict.fromkeys([*written][i * (len(written) - 1) // 3] for i in range(4) if written):
         examples.append((step, [(name, reward, some[:3]) for name, reward, some in wording.extremes(written[step])]))
@@ -152,8 +156,10 @@ def place(row: Row) -> str:
 
 
 def rollouts_section(run: Run) -> dict[str, Any]:
-    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run: attempts in
-    the order of OUTCOMES, then what came of teacher texts."""
+    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run.
+
+    Attempts come in the order of OUTCOMES, then what came of teacher texts.
+    """
     folded: dict[str, list[Row]] = {outcome: [] for outcome in OUTCOMES}
     for row in run.rollouts:
         folded.setdefault("teacher: " * (row.get("kind") == "teacher") + str(row.get("outcome"))[:40], []).append(row)
@@ -228,8 +234,10 @@ def render(template: str, values: dict[str, Any]) -> str:
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the page to `out` (None: `report.html` in the run folder), replacing an older one in one step; returns its
-    path. Raises ReportError when `run_dir` is no run folder, OSError when the page cannot be written."""
+    """Write the page to `out` (None: `report.html` in the run folder), replacing an older one whole; returns its path.
+
+    Raises ReportError when `run_dir` is no run folder, OSError when the page cannot be written.
+    """
     html, target = render("report.html", content(read_run(run_dir))), out or run_dir / "report.html"
     write_atomic(target, html.encode())
     return target

@@ -128,8 +128,10 @@ def said(gap: tuple[str, float, float], better: str, worse: str) -> str:
 
 
 def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
-    """SOAR's best measured output (OURS), the best arm without its search, and the smallest k that all these have. PS
-    of a run that promoted no student is the base model: nothing of SOAR is in it."""
+    """SOAR's best measured output (OURS), the best arm without its search, and the smallest k that all these have.
+
+    PS of a run that promoted no student is the base model: nothing of SOAR is in it.
+    """
     nothing = count(run.summary.get("promotions")) == 0
     ours = [arm for arm in run.arms.values() if arm.name in OURS and not (nothing and arm.name == "ps")]
     others = [arm for arm in run.arms.values() if not arm.name.startswith((*OURS, "real"))]
@@ -236,8 +238,10 @@ def changes(steps: Sequence[Row]) -> str:
 
 
 def _table(rows: dict[str, Row], paired: Row, width: int | None = None) -> list[str]:
-    """pass@k of arms or policies with its interval and rollouts, the search included (the smallest and the largest k
-    alone where `width` has no room for all); below, differences at the smallest k."""
+    """pass@k of arms or policies with its interval and rollouts, the search included; differences at the smallest k.
+
+    Where `width` has no room for all, the smallest and the largest k alone.
+    """
     ks = sorted({int(k) for row in rows.values() for k in row["pass_at"]})
     names, spent = max([14, *map(len, rows)]), any("student_rollouts" in row for row in rows.values())
     if width is not None and names + 14 + 25 * len(ks) > width:

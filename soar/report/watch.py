@@ -32,8 +32,10 @@ ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", 
 
 
 def terminal_text(text: str, console: Console, style: str = "") -> Text:
-    """The one place where text meets a terminal: what could move its cursor, reorder or hide text is made visible; for
-    terminals that know ASCII alone everything else is escaped."""
+    """The one place where text meets a terminal: what could move its cursor, reorder or hide text is made visible.
+
+    For terminals that know ASCII alone everything else is escaped.
+    """
     text = visible(text)
     if console.options.ascii_only:
         text = "".join(ASCII.get(c, c) for c in text).encode("ascii", "backslashreplace").decode()
@@ -115,7 +117,9 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
 
 def follow(path: Path, console: Console, every: float = 2.0, once: bool = False) -> None:
     """Show a run until it is finished or paused: a live view on a terminal, elsewhere the view now and at the end.
-    Reading takes a fiftieth of the time at most. Raises ReportError when `path` holds no run."""
+
+    Reading takes a fiftieth of the time at most. Raises ReportError when `path` holds no run.
+    """
     metrics, began = path / "metrics.jsonl", time.monotonic()
     run = read_run(path)
 
