@@ -202,6 +202,8 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
         def create_repo(self, repo: str, **options: Any) -> None:
             if repo == "me/gone":
                 raise OSError("401 Unauthorized")
+            if repo == "me/offline":  # as httpx says it
+                raise RuntimeError("Connection refused")
             calls.append((repo, options))
 
         def upload_folder(self, repo_id: str, repo_type: str, folder_path: Path) -> str:
@@ -216,6 +218,18 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
         assert calls[-2:] == [(f"me/{kind}", made), (f"me/{kind}", kind, True)]
     assert main(["export", str(tiny_run), "--format", "trl", "--out", str(tmp_path / "t"), "--push", "me/gone"]) == 1
     assert "401 Unauthorized" in capsys.readouterr().err and (tmp_path / "t" / "README.md").is_file()
+    with pytest.raises(ExportError, match="--push me/offline: Connection refused; the export is in"):
+        export.push_folder(tmp_path / "t", "me/offline", "dataset")
+
+
+def test_a_base_model_whose_tokenizer_cannot_be_loaded_is_named_before_anything_is_written(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["model"]["path"] = str(tmp_path / "gone")
+    run_folders.write_json(run / "manifest.json", manifest)
+    with pytest.raises(ExportError, match=rf"the tokenizer of the base model {tmp_path / 'gone'} cannot be loaded: "):
+        export.export_adapter(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_questions_without_text_are_no_export(tmp_path):

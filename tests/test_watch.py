@@ -106,7 +106,7 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path):
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 70
 
 
-def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path, monkeypatch):
+def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path, monkeypatch, capsys):
     """One secret address, GET alone, no name that somebody points here; refreshed until the run ends."""
     folder = begin(tmp_path)
     server, address = watch.web_server(folder)
@@ -134,6 +134,12 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path, mon
     monkeypatch.setattr(watch, "FRESH_SECONDS", 1e-6)
     answer = ask(path)
     assert answer.headers["Refresh"] is None and b"finished" in answer.read()
+    for port in (server.server_port, 99999):
+        assert main(["watch", str(folder), "--web", "--port", str(port)]) == 1
+        assert f"--port {port} cannot be had" in capsys.readouterr().err
+    (folder / "metrics.jsonl").unlink()
+    (folder / "manifest.json").unlink()
+    assert ask(path).status == 503
     server.shutdown()
 
 

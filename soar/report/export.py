@@ -198,8 +198,8 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
 
     An embedded base model (`builtin:NAME`) is named by its folder in the installed package; no card's metadata names a
-    folder of this machine. Raises ReportError for no run folder, ExportError for a policy that the run lacks or a
-    target in use, OSError when the tokenizer cannot be loaded.
+    folder of this machine. Raises ReportError for no run folder, ExportError for a policy that the run lacks, a target in use
+    or a tokenizer that cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -210,10 +210,14 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     if notes:
         raise ExportError(f"{adapter}: {notes[0]}")
     path, options = base_of(run)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except Exception as error:  # a damaged folder, or a hub without a network, makes transformers raise anything
+        raise ExportError(f"the tokenizer of the base model {path} cannot be loaded: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])
     write_json(out / ADAPTER_FILES[0], {**settings, "base_model_name_or_path": path})
-    AutoTokenizer.from_pretrained(path, **options).save_pretrained(out)
+    tokenizer.save_pretrained(out)
     arm, base, arms = ARM_OF[policy], visible(str(run.config["model"]["path"])), run.arms
     shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if arm in arms and name in arms]
     text = card(
@@ -241,5 +245,5 @@ def push_folder(folder: Path, repo: str, kind: str) -> str:
         api = HfApi()
         api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder))
-    except (ImportError, OSError, ValueError) as why:  # the hub's own errors are both
+    except Exception as why:  # the hub's own errors and those of its network library are of many kinds
         raise ExportError(f"--push {repo}: {why}; the export is in {folder} (`hf auth login`, `hf upload`)") from why

@@ -21,6 +21,7 @@ from soar.files import Row, clipped, visible
 from soar.report import page as pages
 from soar.report import text as wording
 from soar.report.runs import Run, count, number, numbers, read_run, standard_error
+from soar.types import UserError
 
 FRESH_SECONDS = 10  # between two pages of a run at work
 HEADERS = {
@@ -142,7 +143,8 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     """A server for the page of the run in `path` on a loopback port (0: a free one), and the page's random address.
 
     Read only. A page of somebody else in the same browser learns nothing: it does not know the address, and a host name that
-    it points here is refused by its Host header. Raises ReportError where there is no run, OSError for a port that is taken.
+    it points here is refused by its Host header. Raises ReportError where there is no run, UserError for a port that is taken
+    or is none.
     """
     secret, lock = f"/{secrets.token_urlsafe(24)}/", threading.Lock()
     read_run(path)
@@ -162,8 +164,11 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
                 return self.send_error(403)
             if not secrets.compare_digest(self.path.encode(), secret.encode()):
                 return self.send_error(404)
-            with lock:
-                text, refresh = page(time.monotonic() // FRESH_SECONDS)
+            try:
+                with lock:
+                    text, refresh = page(time.monotonic() // FRESH_SECONDS)
+            except UserError:  # the folder was moved away
+                return self.send_error(503)
             self.send_response(200)
             for name, value in {**HEADERS, **refresh, "Content-Length": str(len(text))}.items():
                 self.send_header(name, value)
@@ -174,5 +179,8 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
         def log_message(self, *args: object) -> None:
             """Nothing: the address is a secret."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {port} cannot be had: {error}; give another, or 0 for a free one") from error
     return server, f"http://127.0.0.1:{server.server_port}{secret}"

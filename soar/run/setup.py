@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from soar.backends.base import Backend
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
 from soar.engine.memory import free_bytes
-from soar.engine.policy import AdapterStack, Backbone, peft_tensors
+from soar.engine.policy import AdapterStack, Backbone, load_adapter, peft_tensors
 from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
 from soar.files import write_json
@@ -71,18 +72,26 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
             sampler.release()
 
 
+def read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
+    """`load_adapter`. Raises ConfigError for a folder without an adapter that fits, or with a damaged one."""
+    try:
+        return load_adapter(backbone, folder)
+    except ConfigError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: no adapter that can be loaded ({type(error).__name__}: {error})") from error
+
+
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
     kind, _, name = config.problems.source.partition("world:")
     if kind or not name:
         return rows
-    world = get_world(name)
-
-    def label(question: str, answer: str) -> dict[str, Any]:
-        posed, correct = world.well_posed(question), world.solve(question) == answer
-        return {"topic": world.topic(question), "well_posed": posed, "correct": correct}
-
-    return [{**row, **label(row["question"], row["answer"])} for row in rows]
+    world, labels = get_world(name), list[dict[str, Any]]()
+    for question, answer in ((row["question"], row["answer"]) for row in rows):
+        correct = world.solve(question) == answer
+        labels.append({"topic": world.topic(question), "well_posed": world.well_posed(question), "correct": correct})
+    return [row | label for row, label in zip(rows, labels, strict=True)]
 
 
 def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
