@@ -26,9 +26,9 @@ from soar.loop import teacher
 from soar.plan.forecast import announce
 from soar.plan.preflight import Finding, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
-from soar.report.charts import Chart, Series, Shown, bar_chart
-from soar.report.page import run_charts
-from soar.report.runs import Run, read_run
+from soar.report.charts import Chart, Shown, bar_chart
+from soar.report.page import pass_at_chart, run_charts
+from soar.report.runs import Run, read_arm, read_run
 from soar.report.text import result_lines, summary_lines
 from soar.run.pipeline import execute, measure
 from soar.run.progress import Progress
@@ -102,12 +102,7 @@ class Evaluations(Table, dict[str, dict[str, Any]]):
     problems: list[Problem]
 
     def charts(self) -> list[Chart]:
-        curves = []
-        for style, (name, one) in enumerate(self.items()):
-            low, high = zip(*one["interval_95"].values(), strict=True)
-            curves.append(Series(name, [*map(int, one["pass_at"])], [*one["pass_at"].values()], low, high, style))
-        ks = sorted({int(k) for one in self.values() for k in one["pass_at"]})
-        return [Chart("pass-at-k", "pass@k", "attempts per problem (k)", "problems solved", curves, True, ks)]
+        return [pass_at_chart("pass@k", [(name, read_arm(name, row)) for name, row in self.items()])]
 
 
 @dataclass(frozen=True, repr=False)

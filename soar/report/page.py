@@ -22,7 +22,7 @@ from soar.files import Row, clipped, visible, write_atomic
 from soar.report import text as wording
 from soar.report.alarms import label_share
 from soar.report.charts import Chart, Series
-from soar.report.runs import Run, count, mapping, number, numbers, read_arm, read_run, standard_error
+from soar.report.runs import Arm, Run, count, mapping, number, numbers, read_arm, read_run, standard_error
 from soar.report.text import TEMPLATES
 from soar.types import VERSION
 
@@ -45,6 +45,16 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
     whole = [row for row in rows if None not in [number(row.get(name)) for name in (x, key, *band)]]
     low, high = (column(whole, name) for name in band) if band else ([], [])
     return Series(label, column(whole, x), column(whole, key), low, high, style)
+
+
+def pass_at_chart(title: str, arms: Sequence[tuple[str, Arm]]) -> Chart:
+    """pass@k of arms, each with the name that it is shown under, against k."""
+    curves = []
+    for style, (name, arm) in enumerate(arms):
+        low, high = zip(*arm.interval.values(), strict=True) if arm.interval.keys() == arm.pass_at.keys() else ((), ())
+        curves.append(Series(name, [*arm.pass_at], [*arm.pass_at.values()], low, high, style))
+    ks = sorted({k for _, arm in arms for k in arm.pass_at})
+    return Chart("pass-at-k", title, "attempts per problem (k)", "problems solved", curves, True, ks)
 
 
 def arms_section(run: Run) -> dict[str, Any]:
@@ -70,12 +80,7 @@ def arms_section(run: Run) -> dict[str, Any]:
         rules = [(arm.pass_at[k], wording.arm_name("base")) for arm in arms if arm.name == "base" and k in arm.pass_at]
         title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
         charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules))
-    curves = []
-    for style, arm in enumerate(arms):
-        low, high = zip(*arm.interval.values(), strict=True) if arm.interval.keys() == arm.pass_at.keys() else ((), ())
-        curves.append(Series(wording.arm_name(arm.name), [*arm.pass_at], [*arm.pass_at.values()], low, high, style))
-    title, x = "pass@k on the held-out problems", "attempts per problem (k)"
-    charts.append(Chart("pass-at-k", title, x, solved, curves, True, ks))
+    charts.append(pass_at_chart("pass@k on the held-out problems", [(wording.arm_name(arm.name), arm) for arm in arms]))
     return {"rows": arms, "ks": ks, "charts": [chart for chart in charts if chart]}
 
 
