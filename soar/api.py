@@ -72,16 +72,7 @@ class Checked(Shown):
         return [bar_chart("check", "Attempts of the student, and why they earned nothing", "", "attempts", counts)]
 
 
-class Table(Shown):
-    """A result that prints as the command's table."""
-
-    table: str
-
-    def __repr__(self) -> str:
-        return self.table
-
-
-class Screened(Table, list[tuple[Problem, Screening]]):
+class Screened(Shown, list[tuple[Problem, Screening]]):
     """Every usable problem with its counts. hard: those that are hard; table: what `soar screen` prints."""
 
     hard: list[Problem]
@@ -93,7 +84,7 @@ class Screened(Table, list[tuple[Problem, Screening]]):
         return [bar_chart("screened", "How often problems are solved", "share of the attempts", "problems", counts)]
 
 
-class Evaluations(Table, dict[str, dict[str, Any]]):
+class Evaluations(Shown, dict[str, dict[str, Any]]):
     """Policy -> `pass_at` and `interval_95` by k as text ("1"), `correct` attempts of each problem, and more.
 
     problems: what was asked, in the order of `correct`; table: what `soar eval` prints.

@@ -312,17 +312,17 @@ def verify(
     pool = VerifierPool(grader, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers))
     with waiting(f"grading {file}"), pool:
         grades = grade_file(file, pool, columns, golds, max(0, show))
-        problem = pool.last_error
+        problem, rows = pool.last_error, grades.counts.total()
     if as_json:
         counts = {verdict.value: grades.counts[verdict] for verdict in Verdict}
-        shares = {name: count / grades.rows for name, count in counts.items()}
-        more = {"rows": grades.rows, "counts": counts, "shares": shares, "last_error": problem}
+        shares = {name: count / rows for name, count in counts.items()}
+        more = {"rows": rows, "counts": counts, "shares": shares, "last_error": problem}
         print(json.dumps({**vars(grades), **more}, indent=2))
     else:
         print(visible(grades.text(golds)))
         if problem is not None:
             print(visible(f"the last check that failed: {problem}"))
-    return 1 if golds and grades.counts[Verdict.CORRECT] < grades.rows else 0
+    return 1 if golds and grades.counts[Verdict.CORRECT] < rows else 0
 
 
 def export(

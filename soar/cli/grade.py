@@ -33,10 +33,6 @@ class Grades:
     agree: int | None = None
     texts: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def rows(self) -> int:
-        return self.counts.total()
-
     def text(self, golds: bool) -> str:
         """Counts, shares and the listed rows for a terminal."""
         return fill("grades.txt", grades=self, golds=golds, verdicts=list(Verdict))

@@ -135,7 +135,12 @@ class Plots(list[Any]):
 
 
 class Shown:
-    """What prints as text, and in a notebook with its charts."""
+    """What prints as text (its table, if nothing else is said), and in a notebook with its charts."""
+
+    table: str
+
+    def __repr__(self) -> str:
+        return self.table
 
     def charts(self) -> list[Chart]:
         """What `plot` draws."""
