@@ -20,7 +20,7 @@ from soar.backends.base import begin, update
 from soar.config import Config
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
-from soar.engine.update import UpdateStats, learning_rate
+from soar.engine.update import learning_rate
 from soar.files import Row
 from soar.loop.parallel import Parallel, Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
@@ -123,10 +123,10 @@ class OuterLoop:
         decision = decide(state.window, measured.reward_G, measured.trials, rule.tau, rule.window)
         promotion = [self._promote(decision, question_sets, population, measured)] if decision.promote else []
         # 4. The teacher learns from the rewards of its questions.
-        stats = self.learn(question_sets, reward_U)
+        learnt = self.learn(question_sets, reward_U)
 
         event = {
-            **self._event(question_sets, population, measured, decision, stats),
+            **self._event(question_sets, population, measured, decision, learnt),
             "teacher_reward_G": reward_G,
             "student_rollouts": state.student_rollouts,
             "tokens": dict(state.spent),
@@ -229,18 +229,21 @@ class OuterLoop:
         spent = {"student_rollouts": state.student_rollouts, "tokens": dict(state.spent)}
         return [{"event": "validation", "step": state.step - 1, "pass_rate": rate, "best": best, **spent}]
 
-    def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> UpdateStats | None:
-        """Step 4: every rollout gets the reward of its unit; baseline: the other units. Without any reward None."""
+    def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> Event:
+        """Step 4: every rollout gets the reward of its unit; baseline: the other units. Figures, None without any reward."""
         config, state = self.config.teacher, self.state
+        figures = ("teacher_kl", "teacher_grad_norm", "teacher_logprob_gap")
         if all(reward is None for reward in reward_U):
-            return None
+            return dict.fromkeys(figures)
         values_U = torch.tensor([0.0 if reward is None else reward for reward in reward_U])
         valid_U = torch.tensor([reward is not None for reward in reward_U])
         advantage_U = leave_one_out(values_U, valid_U, config.optimizer.normalize_advantages)
         advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
         lr = learning_rate(config.optimizer, state.step, config.steps)
         given = (state.teacher, state.optimizer, question_sets.rollouts, advantage_B, lr)
-        return update(self.env.backbone, *given, config.sampling.temperature, config.sampling.max_tokens)
+        stats = update(self.env.backbone, *given, config.sampling.temperature, config.sampling.max_tokens)
+        values_P = (stats.kl_P, stats.gradient_norm_P, stats.gap_P)
+        return {name: value_P[0].item() for name, value_P in zip(figures, values_P, strict=True)}
 
     def draw_reward_questions(self) -> list[Problem]:
         """Q_R: M questions of D_train without replacement, one draw for all students of the step."""
@@ -271,12 +274,7 @@ class OuterLoop:
         self.state.spent["measurement"] += tokens
 
     def _event(
-        self,
-        sets: QuestionSets,
-        students: Population,
-        measured: Measurement,
-        decision: Decision,
-        stats: UpdateStats | None,
+        self, sets: QuestionSets, students: Population, measured: Measurement, decision: Decision, learnt: Event
     ) -> Event:
         """What metrics.jsonl keeps of one outer step; docs/metrics.md explains every key."""
         questions = [problem.question for problems in sets.problems_G_Q for problem in problems]
@@ -295,9 +293,7 @@ class OuterLoop:
             "sampled": sets.sampled,
             "rejected": sets.rejected,
             "distinct_share": len(set(questions)) / len(questions),
-            "teacher_kl": None if stats is None else stats.kl_P[0].item(),
-            "teacher_grad_norm": None if stats is None else stats.gradient_norm_P[0].item(),
-            "teacher_logprob_gap": None if stats is None else stats.gap_P[0].item(),
+            **learnt,
             "failed_students": sum(trial.failed for trial in measured.trials),
             "student_first": students.metrics[0],
             "student_last": students.metrics[-1],
