@@ -53,12 +53,8 @@ def spread(
     if threads <= 1 or len(tasks) == 1:
         yield from (work(env, tick, *common, *task) for task in tasks)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(work, env, tick, *common, *task) for task in tasks]
-        try:
-            yield from (running.result() for running in jobs)
-        finally:
-            pool.shutdown(cancel_futures=True)  # a run that stops here does not compute what is left
+    with ThreadPoolExecutor(threads) as pool:  # a run that stops here does not compute what is left
+        yield from pool.map(lambda task: work(env, tick, *common, *task), tasks)
 
 
 def texts_at_once(missing: int, wanted: int, accepted: float = FIRST_GUESS) -> int:
