@@ -5,6 +5,7 @@ against a weaker baseline would promote twice), the median of an even number of 
 """
 
 from collections.abc import Sequence
+from statistics import median_low
 
 from soar.types import Decision, Trial
 
@@ -27,6 +28,5 @@ def decide(
     if not rated:
         return Decision(False, "every student of this step failed", mean)
     best = -max(rated)[1]
-    ranked = sorted((trial.pass_rate, trial.repeat) for trial in trials if trial.dataset == best and not trial.failed)
-    _, median = ranked[(len(ranked) - 1) // 2]
+    _, median = median_low((t.pass_rate, t.repeat) for t in trials if t.dataset == best and not t.failed)
     return Decision(True, f"window mean {mean:.4f} exceeds tau {tau:g}", mean, best, median)
