@@ -190,14 +190,13 @@ class OuterLoop:
     def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
         """(pass rate of every student, who diverged, some attempts), all at the same questions and seeds."""
         config, P = self.config, students.policies
-        seed = seeds.derive(config.seed, "measure", self.state.step)
-        common = (questions, config, seed)
+        common = (questions, config, seeds.derive(config.seed, "measure", self.state.step))
         size = choose_chunk(self.env.backbone, P, self.threads, self.parallel)
         tasks = [(students.select(members),) for members in chunks(P, size)]
-        measured = list(spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks))
-        self._measured(sum(part[2] for part in measured), sum(part[3] for part in measured))
-        rate_P = [rate for rates, *_ in measured for rate in rates]
-        return rate_P, [diverged for _, some, *_ in measured for diverged in some], measured[0][4]
+        measured = spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks)
+        rates_C, diverged_C, rollouts_C, tokens_C, kept_C = zip(*measured, strict=True)
+        self._measured(sum(rollouts_C), sum(tokens_C))
+        return [*itertools.chain(*rates_C)], [*itertools.chain(*diverged_C)], kept_C[0]
 
     def pay(self, question_sets: QuestionSets, measured: Measurement) -> tuple[list[float | None], list[float | None]]:
         """(reward_U, reward_G): what the teacher earns for its questions.
