@@ -18,8 +18,9 @@ from soar.config import load
 from soar.domains.code import flaw, read_tests
 from soar.domains.world import get_world
 
-SMALL = (*TINY, "problems.format=tiny", "model.adapter=full")
-SMALL += ("student.sampling.max_tokens=16", "teacher.sampling.max_tokens=32")
+SMALL = (
+    *TINY, "model.adapter=full", "problems.format=tiny", "student.sampling.max_tokens=16", "teacher.sampling.max_tokens=32",
+)  # fmt: skip
 SAID = {
     "method": "problems are never solved.*the sets earned.*promotions: 2 in 2 outer steps",
     "your_model": "12 problems, 4 attempts each.*3 problems, 4 attempts each.*adapter: ",
@@ -57,19 +58,8 @@ def test_code_exercises_have_solutions_that_pass(tmp_path):
         exec("\n".join([row["solution"], row["answer"]]), {})
 
 
-SMALL = [
-    *TINY, "model.adapter=full", "problems.format=tiny", "problems.verifier=exact", "student.sampling.max_tokens=48",
-    "teacher.sampling.max_tokens=24", "teacher.optimizer.warmup_steps=0", "reward.mode=sampled",
-]  # fmt: skip
-
-
-def small(line: str) -> list[str]:
-    """A command of the page with the embedded model and small numbers in place of its own."""
-    words = ["builtin:tiny" if word.startswith("Qwen/") else word for word in shlex.split(line, comments=True)[1:]]
-    return words + sets(*SMALL)
-
-
 def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
+    """With the embedded model and small numbers in place of their own."""
     monkeypatch.chdir(tmp_path)
     rows = [{"question": p.question, "answer": p.answer} for p in get_world("tiny").hard_problems(12, 0)]
     Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -77,6 +67,8 @@ def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys)
     blocks = re.findall(r"^```console\n(.*?)^```", page.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("soar ")]
     assert [line.split()[1] for line in lines] == ["check", "screen", "run", "run"]
+    room = ("student.sampling.max_tokens=48", "teacher.sampling.max_tokens=24")
     for line in lines:
-        assert main(small(line)) == 0, (line, capsys.readouterr())
+        words = ["builtin:tiny" if word.startswith("Qwen/") else word for word in shlex.split(line, comments=True)[1:]]
+        assert main([*words, *sets(*SMALL, "problems.verifier=exact", *room)]) == 0, (line, capsys.readouterr())
     assert set(json.loads(Path("runs/mine/summary.json").read_text())["arms"]) == {"base", "hard_only", "ps", "pq"}
