@@ -1,6 +1,7 @@
 """Stacked policies: each row sees its own slice only, the base model stays as it is, adapters are those of PEFT."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from helpers import (
-    ARCHITECTURES,
-    WORDS,
-    logits_of,
-    random_stack,
-    same_stacks,
-    tiny_backbone,
-    tiny_model,
-    tiny_tokenizer,
-)
+from helpers import ARCHITECTURES, WORDS, logits_of, random_stack, tiny_backbone, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from soar.config import ConfigError, ModelConfig
@@ -41,25 +33,13 @@ def gradients(backbone: Backbone, stack: AdapterStack) -> tuple[Tensor, dict[str
     return logits.detach(), {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
 
 
-@pytest.mark.parametrize(("name", "adapter"), [*((name, "lora") for name in ARCHITECTURES), ("llama", "full")])
-def test_a_new_stack_is_the_base_model(name, adapter):
-    backbone = tiny_backbone(name, adapter=adapter)
-    plain = tiny_model(name)(input_ids=inputs()).logits
-    with torch.no_grad():
-        base = logits_of(backbone, None, inputs())
-        fresh = logits_of(backbone, backbone.new_stack(3, POLICIES), inputs())
-    torch.testing.assert_close(base, plain.detach(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(fresh, base, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("change", ["noise", "nan"])
-def test_a_policy_changes_nothing_in_another(adapter, change):
+def test_a_policy_with_nan_changes_nothing_in_another(adapter):
     backbone = tiny_backbone("qwen2", adapter=adapter)
     stack = random_stack(backbone, POLICIES)
     other = stack.select([0, 1, 2])
     for tensor in other.tensors.values():
-        tensor[1] = torch.nan if change == "nan" else tensor[1] + torch.randn(tensor[1].shape)
+        tensor[1] = torch.nan
     (logits, grads), (logits_2, grads_2) = gradients(backbone, stack), gradients(backbone, other)
     for p, same in ((0, True), (1, False), (2, True)):
         rows = slice(p * ROWS, (p + 1) * ROWS)
@@ -89,7 +69,7 @@ def test_the_base_model_takes_no_gradient_and_keeps_its_bytes():
 
 
 def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
-    """A uniform in +-1/sqrt(in) (`kaiming_uniform_` with a = sqrt(5)), B zero."""
+    """A uniform in +-1/sqrt(in) (`kaiming_uniform_` with a = sqrt(5)), B zero; full weights start without a change."""
     backbone = tiny_backbone(lora_rank=16)
     stack = backbone.new_stack(7, policies=2)
     assert stack.digest(0) == stack.digest(1) == backbone.new_stack(7).digest() != backbone.new_stack(8).digest()
@@ -99,6 +79,7 @@ def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
     assert bound * 0.95 < a_I_r.abs().max().item() <= bound
     assert abs(a_I_r.std().item() - bound / 3**0.5) < 0.1 * bound
     assert all(not tensor.any() for name, tensor in stack.tensors.items() if name.endswith(".B"))
+    assert not any(tensor.any() for tensor in tiny_backbone(adapter="full").new_stack(7).tensors.values())
 
 
 @pytest.mark.parametrize("targets", [("q_projection",), ("lm_head",)])
@@ -154,8 +135,14 @@ def weights() -> Tensor:
     return torch.randn(POLICIES * ROWS, LENGTH, len(WORDS), generator=torch.Generator().manual_seed(6))
 
 
-def peft_model(name: str, folder: Path) -> Any:
-    return peft.PeftModel.from_pretrained(tiny_model(name), folder, is_trainable=True)
+def peft_of(backbone: Backbone, stack: AdapterStack, name: str, folder: Path) -> Iterator[tuple[int, slice, Any]]:
+    """PEFT's model of every policy, from what we save of it, and the rows of the policy. We read back every bit of it."""
+    for p in range(POLICIES):
+        save_adapter(backbone, stack, folder / str(p), policy=p)
+        ours = load_adapter(backbone, folder / str(p))
+        assert (ours.policies, ours.scale, ours.digest()) == (1, stack.scale, stack.digest(p))
+        model = peft.PeftModel.from_pretrained(tiny_model(name), folder / str(p), is_trainable=True)
+        yield p, slice(p * ROWS, (p + 1) * ROWS), model
 
 
 def near(ours: Tensor, theirs: Tensor) -> None:
@@ -171,10 +158,7 @@ def test_lora_outputs_and_gradients_equal_peft(name, tmp_path):
     logits = logits_of(backbone, stack, inputs())
     (logits * weights()).sum().backward()
     base_logits = tiny_model(name)(inputs()).logits
-    for p in range(POLICIES):
-        save_adapter(backbone, stack, tmp_path / str(p), policy=p)
-        reference = peft_model(name, tmp_path / str(p))
-        rows = slice(p * ROWS, (p + 1) * ROWS)
+    for p, rows, reference in peft_of(backbone, stack, name, tmp_path):
         theirs = reference(input_ids=inputs()[rows]).logits
         near(logits[rows].detach(), theirs.detach())
         assert (theirs - base_logits[rows]).abs().max() > 0.05
@@ -196,27 +180,10 @@ def test_full_deltas_are_exported_as_an_exact_lora(name, tmp_path):
     stack = random_stack(backbone, POLICIES)
     with torch.no_grad():
         logits = logits_of(backbone, stack, inputs())
-    for p in range(POLICIES):
-        save_adapter(backbone, stack, tmp_path / str(p), policy=p)
-        reference = peft_model(name, tmp_path / str(p))
-        rows = slice(p * ROWS, (p + 1) * ROWS)
+    for _, rows, reference in peft_of(backbone, stack, name, tmp_path):
         near(logits[rows], reference(input_ids=inputs()[rows]).logits.detach())
         merged = reference.merge_and_unload()
         near(logits[rows], merged(input_ids=inputs()[rows]).logits.detach())
-
-
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_saved_adapter_comes_back_bit_for_bit(adapter, tmp_path):
-    backbone = tiny_backbone("llama", adapter=adapter)
-    stack = random_stack(backbone, 3)
-    save_adapter(backbone, stack, tmp_path, policy=1)
-    loaded = load_adapter(backbone, tmp_path)
-    assert loaded.policies == 1
-    assert same_stacks(loaded, stack.select([1]))
-    assert loaded.digest() == stack.digest(1) != stack.digest(0)
-    with torch.no_grad():
-        ours = logits_of(backbone, stack.select([1]), inputs(1))
-        assert torch.equal(logits_of(backbone, loaded, inputs(1)), ours)
 
 
 def test_a_saved_lora_can_be_read_as_a_full_delta_or_says_why_not(tmp_path):
@@ -226,8 +193,6 @@ def test_a_saved_lora_can_be_read_as_a_full_delta_or_says_why_not(tmp_path):
     with torch.no_grad():
         ours = logits_of(reader, load_adapter(reader, tmp_path), inputs(1))
         near(ours, logits_of(writer, stack, inputs(1)))
-    writer = tiny_backbone("llama")
-    save_adapter(writer, random_stack(writer, 1), tmp_path)
     with pytest.raises(ConfigError, match=r"rank 4, expected model\.lora_rank = 8"):
         load_adapter(tiny_backbone("llama", lora_rank=8), tmp_path)
     with pytest.raises(ConfigError, match=r"layer model\.layers\.0.*k_proj is \(16, 8\).* expected \(16, 4\)"):
