@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from soar.engine.rloo import group_shares, k3, leave_one_out, policy_loss
+from soar.engine.rloo import group_shares, leave_one_out, policy_loss
 
 
 def close(found: torch.Tensor, expected: object, tolerance: float = 1e-6) -> None:
@@ -34,12 +34,6 @@ def test_normalize_divides_by_the_deviation_of_the_valid_rewards():
     second = math.sqrt((1 + 1) / 1) + 1e-6  # rewards 2, 4 around 3
     expected = [[-4.5 / first, -1.5 / first, 6.0 / first], [-2.0 / second, 2.0 / second, 0.0]]
     close(leave_one_out(reward, valid, normalize=True), expected)
-
-
-def test_k3_on_hand_worked_numbers():
-    logprob = torch.tensor([[-1.0, -2.0, -3.0]])
-    reference = torch.tensor([[-1.0, -1.0, -5.0]])
-    close(k3(logprob, reference), [[0.0, math.e - 2.0, math.exp(-2.0) + 1.0]])
 
 
 def test_loss_with_divergence_on_hand_worked_numbers():

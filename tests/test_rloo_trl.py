@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import EOS, handmade_rollouts, tiny_backbone, tiny_model, tiny_tokenizer
-from torch import Tensor
 
 from soar.config import OptimizerConfig
 from soar.engine.rloo import leave_one_out
-from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, update
 
 trl = pytest.importorskip("trl")
@@ -27,10 +25,6 @@ ATTEMPTS, MAX_TOKENS, TEMPERATURE = 4, 6, 0.7
 PROMPTS = ([1, 9, 12, 20], [1, 7])
 COMPLETIONS = [[5, 6, EOS], [8], [9, EOS], [4, 4, 7, 21, 3, 30], [EOS], [11, 12], [13, EOS], [14, 15, 16, EOS]]
 REWARDS = [120.0, 0.0, 10.0, 20.0, None, 10.0, 10.0, 120.0]
-
-
-def rollouts() -> Rollouts:
-    return handmade_rollouts([prompt for prompt in PROMPTS for _ in range(ATTEMPTS)], COMPLETIONS)
 
 
 def trl_trainer(folder: Path, model: Any) -> Any:
@@ -50,42 +44,26 @@ def trl_trainer(folder: Path, model: Any) -> Any:
     return Given(model, reward_funcs=lambda **_: REWARDS, args=config, train_dataset=rows, processing_class=words)
 
 
-@pytest.fixture(scope="module")
-def trl_result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, dict[str, Tensor]]:
-    """TRL's advantages, and the gradient of every weight."""
+def test_same_advantages_and_same_gradient_of_every_layer(tmp_path):
     logging.disable(logging.WARNING)
-    model = tiny_model("llama")
-    trainer = trl_trainer(tmp_path_factory.mktemp("trl"), model)
-    words = tiny_tokenizer()
+    model, words = tiny_model("llama"), tiny_tokenizer()
+    trainer = trl_trainer(tmp_path, model)
     given = [{"prompt": words.decode(prompt)} for prompt in PROMPTS for _ in range(ATTEMPTS)]
     batch = trainer._generate_and_score_completions(given)
     trainer._compute_loss(trainer.model, batch).backward()
     logging.disable(logging.NOTSET)
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return batch["advantages"], gradients
-
-
-def our_advantage() -> Tensor:
     reward = torch.tensor([[math.nan if r is None else r for r in REWARDS]]).view(2, ATTEMPTS)
-    return leave_one_out(reward, ~reward.isnan()).reshape(-1)
-
-
-def test_same_advantages(trl_result):
-    torch.testing.assert_close(our_advantage(), trl_result[0])
-    assert our_advantage()[0].item() == pytest.approx(120 - 10)
-    assert our_advantage()[4].item() == 0.0
-
-
-def test_same_gradient_of_every_layer(trl_result):
+    advantage_B = leave_one_out(reward, ~reward.isnan()).reshape(-1)
+    torch.testing.assert_close(advantage_B, batch["advantages"])
+    assert (advantage_B[0].item(), advantage_B[4].item()) == (pytest.approx(120 - 10), 0.0)
     backbone = tiny_backbone("llama", adapter="full")
     stack = backbone.new_stack(0)
-    huge = 1e9  # no clipping
-    optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.0, clip=huge))
-    update(backbone, stack, optimizer, rollouts(), our_advantage(), 1e-3, TEMPERATURE, MAX_TOKENS)
-    gradients = trl_result[1]
+    rollouts = handmade_rollouts([prompt for prompt in PROMPTS for _ in range(ATTEMPTS)], COMPLETIONS)
+    optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.0, clip=1e9))  # no clipping
+    update(backbone, stack, optimizer, rollouts, advantage_B, 1e-3, TEMPERATURE, MAX_TOKENS)
     assert len(backbone.layers) == 14
     for name in backbone.layers:
-        theirs = gradients[f"{name}.weight"].T
+        theirs = model.get_submodule(name).weight.grad.T
         ours = stack.tensors[f"{name}.delta"].grad
         assert ours is not None and theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours[0] * MAX_TOKENS, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
