@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
-from loop_helpers import TINY, hard_problems, read_jsonl, tiny_config
+from loop_helpers import hard_problems, read_jsonl, tiny_config
 
-from soar.config import ConfigError, SamplingConfig, load
+from soar.config import ConfigError
 from soar.run import screen as screening
 from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped
@@ -34,10 +34,12 @@ def test_screen_event_by_hand():
 
 
 class Attempted:
-    """An env whose attempt n at problem hard-i is correct when n >= 100 - i, and truncated when n is odd."""
+    """An env whose attempt n at problem hard-i is correct when n >= 100 - i, and truncated when n is odd. asked, seeds: of
+    every call."""
 
     def __init__(self, break_at: str = "") -> None:
         self.asked: list[tuple[str, int, int]] = []
+        self.seeds: list[Any] = []
         self.break_at = break_at
         model = torch.nn.Linear(1, 1)
         self.backbone, self.sampler = SimpleNamespace(device=torch.device("cpu"), model=model), SimpleNamespace()
@@ -49,16 +51,13 @@ class Attempted:
         if self.break_at in [problem.id for problem in problems]:
             raise KeyboardInterrupt
         self.asked += [(problem.id, first, attempts) for problem in problems]
+        self.seeds.append(seed_P)
         number_N = torch.arange(first, first + attempts)
         solved_Q_N = torch.stack([number_N >= 100 - int(p.id.removeprefix("hard-")) for p in problems])
         ended_B = (number_N % 2 == 0).repeat(len(problems))
         solved_P_Q_N = solved_Q_N[None]
         rollouts = SimpleNamespace(ended_B=ended_B)
         return SimpleNamespace(solved_P_Q_N=solved_P_Q_N, valid_P_Q_N=torch.ones_like(solved_P_Q_N), rollouts=rollouts)
-
-
-def quiet(done: int, total: int) -> None:
-    """For a screening that nobody watches."""
 
 
 def screened(path: Path, env: Any, problems: list[Problem], *overrides: str, resume: bool = False) -> Any:
@@ -130,12 +129,8 @@ def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(tm
 
 
 def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_path):
-    problems, seeds_asked = hard_problems(12), []
-
-    class Seeded(Attempted):
-        def rollout(self, stack: Any, problems_P_Q: Any, attempts: int, seed_P: Any, *rest: Any, **more: Any) -> Any:
-            seeds_asked.append(seed_P)
-            return super().rollout(stack, problems_P_Q, attempts, seed_P, *rest, **more)
+    env: Any = Attempted()
+    problems = hard_problems(12)
 
     def run(name: str, seed: int, problems: list[Problem], source: str = "") -> Any:
         config = tiny_config("screen.attempts=100", f"seed={seed}")
@@ -144,13 +139,13 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
             if source:
                 screening.copy_screening(folder, tmp_path / source, "same")
             folder.note_hashes(problems="same")
-            return screen(Seeded(), problems, config, folder, evidence, 1, quiet)  # type: ignore[arg-type]
+            return screen(env, problems, config, folder, evidence, 1, print)
 
     first = run("first", 3, problems[:8])
     found = run("second", 4, problems, "first")
     assert found == first | {f"hard-{i}": Screening(i, 100, 50) for i in range(8, 12)}
-    assert len(seeds_asked) == 10
-    assert seeds_asked[0] == seeds_asked[-1]  # the rest is drawn with the seed of what is there
+    assert len(env.seeds) == 10
+    assert env.seeds[0] == env.seeds[-1]  # the rest is drawn with the seed of what is there
     rows = read_jsonl(tmp_path / "second" / "hard" / "screen.jsonl")
     assert rows[0] == {"evidence": {"model": "first", "prompt": "p", "seed": 3}}
     other = pytest.raises(ConfigError, match=r"screen\.from_run = .*: it screened other problems")
@@ -177,29 +172,13 @@ def test_early_stopping_attempts_in_waves_and_leaves_solved_problems(tmp_path):
         assert all(early[name] == full[name] for name in hard)
 
 
-def test_attempts_in_waves_are_the_attempts_of_one_call():
-    """On a real model, wave by wave: same seeds, same tokens, same verdicts."""
-    backbone = tiny_backbone(adapter="lora")
-    env, problems = tiny_examiner(backbone), some_problems(3)
-    sampling = SamplingConfig(max_tokens=6)
-    whole = env.rollout(None, [problems], 11, [7], sampling)
-    parts = [env.rollout(None, [problems], n, [7], sampling, first=first) for first, n in ((0, 4), (4, 7))]
-    joined = torch.cat([part.solved_P_Q_N for part in parts], dim=2)
-    assert torch.equal(whole.solved_P_Q_N, joined)
-    texts = whole.rollouts.texts(backbone)
-    first, second = (part.rollouts.texts(backbone) for part in parts)
-    for q in range(3):
-        assert texts[11 * q : 11 * q + 11] == first[4 * q : 4 * q + 4] + second[7 * q : 7 * q + 7]
-    assert len(set(texts)) > 3
-
-
 def test_the_rate_of_the_hard_set_by_hand():
     """Good-Turing: problems solved once tell how often those never solved would be."""
-    config = tiny_config("screen.attempts=100", "screen.max_successes=0", "arms.steps=50", "student.attempts=8")
+    plain = ("screen.attempts=100", "screen.max_successes=0", "arms.steps=50", "student.attempts=8")
 
     def event(counts: list[int], *overrides: str, attempts: int = 100) -> dict[str, Any]:
         rows = {str(i): Screening(count, attempts) for i, count in enumerate(counts)}
-        return screen_event(rows, config if not overrides else load(None, [*TINY, *overrides]))
+        return screen_event(rows, tiny_config(*(overrides or plain)))
 
     known = event([0] * 10 + [1] * 3 + [40])
     assert known["hard_rate"] == pytest.approx(3 / (100 * 10))

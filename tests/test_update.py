@@ -111,11 +111,11 @@ def gradient_after(tokens: int, kl: float, given: Rollouts | None = None) -> dic
     return {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
 
 
-@pytest.mark.parametrize("kl", [0.0, 0.2])
-def test_micro_batches_of_any_size_give_the_same_gradient(kl):
-    whole = gradient_after(100_000, kl)
+def test_micro_batches_of_any_size_give_the_same_gradient():
+    """With KL, for which every row counts; without it: the next test."""
+    whole = gradient_after(100_000, 0.2)
     for tokens in (1, 45, 0):
-        for name, gradient in gradient_after(tokens, kl).items():
+        for name, gradient in gradient_after(tokens, 0.2).items():
             size = whole[name].abs().max().item()
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * size)
 
