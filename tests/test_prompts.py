@@ -1,18 +1,19 @@
 """Prompts to token ids: one BOS, canonical tokenization, and no control id out of text that somebody else wrote."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+import transformers
 from tables import cases
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from soar.config import builtin_path
 from soar.loop.rollout import opens_thinking
 from soar.problems.answers import extract
 from soar.problems.domain import Grader, load_domain
 from soar.problems.prompts import FORMATS, get_format, turn_end_ids
-
-transformers = pytest.importorskip("transformers")
 
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
@@ -29,59 +30,42 @@ CORPUS = [
 ] * 3
 
 
-def fast(core: Any, text: str, bos: str | None, **keys: Any) -> Any:
-    """A fast tokenizer; with `bos` it puts one before plain text."""
-    from tokenizers import processors
-
+def trained(splitter: Any, decoder: Any, alphabet: list[str], special: list[str], bos: str | None, **keys: Any) -> Any:
+    """A small BPE; with `bos` it puts one before plain text. keys: those of transformers' tokenizer."""
+    core = tokenizers.Tokenizer(models.BPE(unk_token=keys.get("unk_token")))
+    core.pre_tokenizer, core.decoder = splitter, decoder
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    core.train_from_iterator(CORPUS, trainer)
     if bos is not None:
-        special = [(bos, core.token_to_id(bos))]
-        core.post_processor = processors.TemplateProcessing(single=text, special_tokens=special)
+        ids = [(bos, core.token_to_id(bos))]
+        core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=ids)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, **keys)
 
 
-def byte_level(special: list[str], plain_added: tuple[str, ...] = (), bos: str | None = None, **keys: Any) -> Any:
-    """A small byte-level BPE, as Llama-3 and Qwen have."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    core = tokenizers.Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    core.train_from_iterator(CORPUS, trainer)
-    core.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in plain_added])
-    return fast(core, f"{bos} $A", bos, **keys)
+def byte_level(special: list[str], bos: str | None, eos: str, chat_template: str) -> Any:
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    named = {"eos_token": eos, "chat_template": chat_template}
+    return trained(splitter, decoders.ByteLevel(), splitter.alphabet(), special, bos, **named)
 
 
 def llama_like() -> Any:
     special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
-    tokenizer = byte_level(special, bos="<|begin_of_text|>", eos_token="<|eot_id|>")
-    tokenizer.chat_template = LLAMA_TEMPLATE
-    return tokenizer
+    return byte_level(special, "<|begin_of_text|>", "<|eot_id|>", LLAMA_TEMPLATE)
 
 
 def qwen_like() -> Any:
-    tokenizer = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ("<think>",), eos_token="<|im_end|>")
-    tokenizer.chat_template = CHATML_TEMPLATE
+    tokenizer = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, "<|im_end|>", CHATML_TEMPLATE)
+    tokenizer.add_tokens([tokenizers.AddedToken("<think>", special=False, normalized=False)])
     return tokenizer
 
 
 def sentencepiece_like() -> Any:
     """As Llama-2: Metaspace puts a word mark before the text, so that pieces encode differently from the whole."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    core = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    core.decoder = decoders.Metaspace(prepend_scheme="first")
-    alphabet, special = [chr(i) for i in range(33, 127)], ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
-    core.train_from_iterator(CORPUS, trainer)
-    return fast(core, "<s> $A", "<s>", eos_token="</s>", unk_token="<unk>")
+    splitter, decoder = (kind.Metaspace(prepend_scheme="first") for kind in (pre_tokenizers, decoders))
+    alphabet, named = [chr(i) for i in range(33, 127)], {"eos_token": "</s>", "unk_token": "<unk>"}
+    return trained(splitter, decoder, alphabet, ["<unk>", "<s>", "</s>"], "<s>", **named)
 
 
-TINY_TOKENIZER = Path(__file__).parent.parent / "soar" / "assets" / "tiny"
 TOKENIZERS = {"llama": llama_like, "qwen": qwen_like, "sentencepiece": sentencepiece_like}
 
 
@@ -169,7 +153,7 @@ def test_an_unfinished_think_block_holds_no_answer():
 
 
 def test_tiny_prompts_are_the_worlds_own_text():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY_TOKENIZER)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(builtin_path("tiny"))
     fmt = get_format("tiny")
     solved = tokenizer.decode(fmt.student_ids(tokenizer, "47 a+8 b+5"), skip_special_tokens=False)
     assert solved.replace(" ", "").endswith("<solve>47a+8b+5<work>")

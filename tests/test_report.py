@@ -89,11 +89,8 @@ def page(html: str) -> Page:
 def make_run(arms: dict[str, Any] | None = None, finished: bool = True, **summary: Any) -> runs.Run:
     """A run in memory with this summary and three outer steps, one of them promoted."""
     steps = [{"event": "outer_step", "step": i, "reward_G": [0.1, 0.2]} for i in (1, 2, 3)]
-    events: dict[str, list[runs.Row]] = {"outer_step": steps, "promotion": [{"step": 2}]}
-    if not finished:
-        events["evaluation"] = [{"arm": name, **row} for name, row in (arms or {}).items()]
     content = {"arms": arms or {}, "promotions": 1, **summary} if finished else {}
-    return runs.Run(path=Path("runs/x"), summary=content, events=events)
+    return runs.Run(Path("runs/x"), summary=content, events={"outer_step": steps, "promotion": [{"step": 2}]})
 
 
 def arm(share: float, low: float, high: float, rollouts: int = 1000, k: int = 1) -> dict[str, Any]:

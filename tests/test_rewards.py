@@ -43,9 +43,6 @@ def tags(question: str, answer: str) -> str:
     return f"Let me think.\n<question>\n{question}\n</question>\n<answer>\n{answer}\n</answer>\nDone."
 
 
-GOOD = tags("What is 6 times 7?", r"\boxed{42}")
-
-
 @pytest.mark.parametrize("name", ["tags", "question_answer", "tiny"])
 def test_what_is_read_in_a_teachers_text(name):
     rows = cases("rewards", name)
@@ -56,7 +53,7 @@ def test_what_is_read_in_a_teachers_text(name):
 
 @pytest.mark.parametrize("fmt", FORMATS.values())
 def test_truncated_text_is_no_problem(fmt):
-    for text in (GOOD, " Q?\nAnswer: 42", "47 <ans> 47", ""):
+    for text in (tags("What is 6 times 7?", r"\boxed{42}"), " Q?\nAnswer: 42", "47 <ans> 47", ""):
         assert read(text, fmt, truncated=True) is Reason.TRUNCATED
     assert read("", fmt) is Reason.EMPTY
     assert isinstance(read("x", fmt), Reason)
@@ -104,9 +101,6 @@ class Recited:
         return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, torch.zeros(1, dtype=torch.bool))
 
 
-PAID = [0.0, 0.0, 0.5, 0.75, 0.0, None]  # success rates 0, 1, 1/2, 1/4, 0, unknown
-
-
 def lessons_of(*sets: list[str]) -> QuestionSets:
     problems = [[Problem(f"{k}-{i}", q, "1") for i, q in enumerate(names)] for k, names in enumerate(sets)]
     return QuestionSets(problems, None, 6, {})  # type: ignore[arg-type]
@@ -123,7 +117,8 @@ def test_known_attempts_give_the_known_learnability():
     env: Any = Recited()
     baseline = skills([0.0])
     reward_Q, reward_G, measured = intrinsic(env, baseline, 3, lessons_of(*SETS), config_of("learnability"))
-    assert reward_Q == PAID and reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and measured.count == 24
+    assert reward_Q == [0.0, 0.0, 0.5, 0.75, 0.0, None]  # success rates 0, 1, 1/2, 1/4, 0, unknown
+    assert reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and measured.count == 24
     (call,) = env.asked
     assert call["stack"] is baseline and call["seeds"] == [seeds.derive(0, "intrinsic", 3)]
     batch = env.rollout(None, [[Problem(q, q, "1") for q in ANSWERS]], 4, [0], None)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import run_folders
 from loop_helpers import read_jsonl, run_tiny, skills, tiny_config
+from tables import cases
 
 from soar.files import read_object
 from soar.loop.student import Plan, Training, TrainState
@@ -33,16 +34,10 @@ def test_first_middle_and_last(monkeypatch, steps, tokens, kept):
     assert [row["rloo_step"] for row in state.kept] == kept
 
 
-def test_what_came_of_an_attempt(tmp_path):
-    cases = [
-        (r"\boxed{7}", Verdict.CORRECT, True, "right"), (r"\boxed{8}", Verdict.WRONG, True, "wrong"),
-        (r"\boxed{7.0}", Verdict.WRONG, True, "refused"), (r"\boxed{8} and", Verdict.WRONG, False, "runs on"),
-        ("so", Verdict.NO_ANSWER, True, "no answer"), ("so", Verdict.WRONG, False, "cut off"),
-        (r"\boxed{7}", Verdict.TIMEOUT, True, "not judged"),
-    ]  # fmt: skip
-    texts, verdicts, ended, wanted = map(list, zip(*cases, strict=True))
-    outcomes = VerifierPool("math").outcomes(texts, verdicts, ended, ["7"] * len(cases))  # type: ignore[arg-type]
-    assert [outcome for outcome, _ in outcomes] == wanted
+def test_what_came_of_an_attempt():
+    texts, verdicts, ended, wanted = zip(*cases("rollouts", "attempt"), strict=True)
+    outcomes = VerifierPool("math").outcomes(texts, list(map(Verdict, verdicts)), ended, ["7"] * len(texts))
+    assert [outcome for outcome, _ in outcomes] == list(wanted)
 
 
 def test_a_run_keeps_completions_of_every_kind_from_its_first_to_its_last_step(tiny_run):

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from attacks import ATTACKS, SQUARES, Attack, fill
+from tables import ends
 
 from soar.domains.code import decode, read_tests
 from soar.sandbox import run as sandbox
@@ -190,14 +190,7 @@ def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    pid = int(done.stdout)
-    for _ in range(100):
-        stat = Path(f"/proc/{pid}/stat")
-        with contextlib.suppress(ProcessLookupError):
-            if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-                return
-        threading.Event().wait(0.1)
-    pytest.fail("the server outlived its parent")
+    assert ends(int(done.stdout)), "the server outlived its parent"
 
 
 @needs_one

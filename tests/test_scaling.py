@@ -1,42 +1,33 @@
 """The scaling study: its model against the measured rates, its bookkeeping, what it finds, and the page that quotes it."""
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from soar.plan.forecast import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+scaling = importlib.import_module("scaling")
 
 
-@pytest.fixture(scope="module")
-def scaling() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scaling"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_model_gives_what_was_measured(scaling):
+def test_the_model_gives_what_was_measured():
     assert scaling.measured_decode() == pytest.approx(TABLE[3].decode, rel=0.01)
     tokens = scaling.train_seconds(scaling.Setting("3B"), 1, TABLE[3].train)
     assert tokens == pytest.approx(scaling.KL_FACTOR, rel=1e-3)
 
 
 @pytest.mark.parametrize(("gpus", "change"), [(8, {}), (48, {"split": True}), (48, {"per_node": True, "datasets": 8})])
-def test_every_gpu_second_is_accounted_for(scaling, gpus, change):
+def test_every_gpu_second_is_accounted_for(gpus, change):
     result = scaling.simulate(scaling.Setting(**{"model": "3B", "gpus": gpus, **change}))
     left = gpus * result.seconds - sum(result.spent.values())
     assert left == pytest.approx(0.0, abs=0.02 * gpus * result.seconds)
     assert all(value >= 0 for value in result.spent.values())
 
 
-def test_the_page_quotes_the_script(scaling, capsys, monkeypatch):
+def test_the_page_quotes_the_script(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scaling.py"])
     scaling.main()
     printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}

@@ -7,13 +7,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from loop_helpers import TINY, events, outcome, run_tiny, sets
+from tables import ends
 
 from soar.cli import main
 from soar.config import LimitsConfig
@@ -116,15 +115,7 @@ if __name__ == "__main__":
     assert said.startswith("SIGTERM: the step in hand")
     assert re.fullmatch(r"stopped by SIGTERM 143 (\d+)", state)
     child = int(state.split()[-1])
-    assert any(not alive(child) or time.sleep(0.05) for _ in range(100))
-
-
-def alive(process: int) -> bool:
-    """Whether a process still runs; a dead one that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert ends(child)
 
 
 def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, tiny_run):

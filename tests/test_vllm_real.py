@@ -22,7 +22,6 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 vllm = pytest.importorskip("vllm")
 
 P, Q, N = 3, 8, 2
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "num_attention_heads": 4}
 SEEDS = [[100 * p + q for q in range(Q)] for p in range(P)]
 PROMPTS = [some_prompts(Q, seed=p) for p in range(P)]
 
@@ -40,7 +39,7 @@ def common(a: Rollouts, b: Rollouts) -> tuple[int, float]:
 
 def test_vllm_is_the_native_engine(tmp_path):
     """Greedy tokens are equal; log-probabilities of drawn ones are the trainer's, unless its weights moved on."""
-    model = tiny_model("llama", **SIZES)
+    model = tiny_model("llama", hidden_size=64, intermediate_size=96, head_dim=32, num_attention_heads=4)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.4 if parameter.dim() > 1 else 1.0)  # in logits of a hundred float32 itself is coarse

@@ -1,7 +1,5 @@
 """What only a GPU can show: captured graphs, the kernels on the device, bfloat16. Skipped without one."""
 
-from typing import Any
-
 import pytest
 import torch
 from helpers import ARCHITECTURES, EOS, random_rollouts, random_stack, rows_of, some_prompts, tiny_model, tiny_tokenizer
@@ -31,13 +29,10 @@ def moved(stack: AdapterStack) -> AdapterStack:
     return AdapterStack(stack.kind, {name: tensor.cuda() for name, tensor in stack.tensors.items()}, stack.scale)
 
 
-def draw(backbone: Backbone, stack: Any, static: bool, greedy: bool = False, attempts: int = 6) -> Rollouts:
-    every = some_prompts(6, seed=3)
-    prompts = [every[:3], every[3:]] if stack is not None else [every]
-    seeds = [[1, 2, 3], [4, 5, 6]] if stack is not None else [[1, 2, 3, 4, 5, 6]]
-    sampler = NativeSampler(backbone, static=static)
+def draw(backbone: Backbone, stack: AdapterStack, static: bool) -> Rollouts:
+    prompts, sampler = some_prompts(6, seed=3), NativeSampler(backbone, static=static)
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
-    found = sampler.sample(stack, prompts, attempts, seeds, sampling, greedy)
+    found = sampler.sample(stack, [prompts[:3], prompts[3:]], 6, [[1, 2, 3], [4, 5, 6]], sampling)
     if static:
         graphs = [program.graph for program in sampler.decoder.programs.values() if program.graph is not None]
         assert graphs and all(graphs)  # every program that stepped was captured

@@ -1,6 +1,5 @@
 """On a GPU: killed and resumed runs against one that was neither, and against its repetition. Skipped without one."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
-from loop_helpers import TINY, events, read_jsonl, without_clock
+from loop_helpers import TINY, events, read_jsonl, sets, without_clock
 from safetensors.torch import load_file
 from test_kill import CHANGES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-SETS = [part for override in (*TINY, *CHANGES, "model.device=cuda") for part in ("--set", override)]
+SETS = sets(*TINY, *CHANGES, "model.device=cuda")
 POINTS = [("soar.loop.teacher", 1), ("soar.loop.student", 6)]
 """Amid the second outer step (before the teacher learns), and amid the students of a later one."""
 
@@ -39,9 +37,8 @@ sys.exit(main(sys.argv[3:]))
 
 def run(out: Path, *more: str, killed: tuple[str, int] | None = None) -> int:
     start = ["-m", "soar.cli"] if killed is None else ["-c", KILLED, killed[0], str(killed[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     words = [sys.executable, *start, "run", "--quiet", "--out", str(out), *more]
-    return subprocess.run(words, env=environment, timeout=300).returncode
+    return subprocess.run(words, timeout=300).returncode
 
 
 def result(out: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
