@@ -12,15 +12,12 @@ from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, examine, recorded_config
 from soar.run.interrupts import Stopped
 
-CHANGES = ("teacher.steps=3", "promotion.review=true", 'arms.run=["ps","pq"]')
-
-
-ALL = ("teacher.steps=2", 'arms.run=["base","hard_only","ps","pq"]')
+REVIEW, CHANGES = "promotion.review=true", ("teacher.steps=3", "arms.run=[]")
 
 
 def until_review(out: Path, *changes: str, resume: bool = False) -> None:
     with pytest.raises(Stopped) as caught:
-        run_tiny(out, *CHANGES, *changes, resume=resume)
+        run_tiny(out, REVIEW, *changes, resume=resume)
     assert caught.value.exit_code == 3
     assert "waits for a person; everything is saved" in str(caught.value)
     assert f"`soar review {out}`" in str(caught.value)
@@ -29,7 +26,7 @@ def until_review(out: Path, *changes: str, resume: bool = False) -> None:
 def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "held"
     for step in range(2):
-        until_review(out, *ALL, resume=step > 0)
+        until_review(out, resume=step > 0)
         assert len(events(out, "outer_step")) == step + 1
         assert len(events(out, "promotion")) == step  # not entered before it is accepted
         assert len(read_jsonl(out / "pq.jsonl") if step else []) == 4 * step
@@ -42,9 +39,9 @@ def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path, monk
     real_save = RunFolder.save
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunFolder, "save", killed)
-        run_tiny(out, *CHANGES, *ALL, resume=True)
+        run_tiny(out, REVIEW, resume=True)
     assert (out / review.FILE).exists(), "killed between the checkpoint and the end of the review"
-    run_tiny(out, *CHANGES, *ALL, resume=True)
+    run_tiny(out, REVIEW, resume=True)
     free, held = (without_clock(events(folder)) for folder in (tiny_run, out))
     undecided = [{k: v for k, v in row.items() if k not in ("decision", "by")} for row in (*held, *free)]
     assert [row for row in undecided[: len(held)] if row["event"] != "review"] == undecided[len(held) :]
@@ -71,24 +68,24 @@ def kept_baseline(out: Path) -> dict[str, bytes]:
 
 def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path):
     out = tmp_path / "run"
-    until_review(out)
+    until_review(out, *CHANGES)
     first = json.loads((out / review.FILE).read_text())["promotion"]
     fresh = kept_baseline(out)
     review.decide(out, review.REJECTED, "ann")
-    until_review(out, resume=True)
+    until_review(out, *CHANGES, resume=True)
     assert events(out, "promotion") == []
     assert kept_baseline(out) == fresh != {}  # the refused student is nobody's baseline
     held = (out / review.FILE).read_text()
     (out / review.FILE).write_text(held.replace('"answer": "', '"answer": "1', 1))
     review.decide(out, review.ACCEPTED, "ann")  # a person who saw other questions than were written
-    until_review(out, resume=True)  # is asked again
+    until_review(out, *CHANGES, resume=True)  # is asked again
     (out / review.FILE).write_text(held)
     second = json.loads((out / review.FILE).read_text())["promotion"]
     assert (first["step"], second["step"]) == (0, 1)
     review.decide(out, review.ACCEPTED, "bob")
-    until_review(out, resume=True)
+    until_review(out, *CHANGES, resume=True)
     review.decide(out, review.REJECTED, "ann")
-    summary = run_tiny(out, *CHANGES, resume=True)
+    summary = run_tiny(out, REVIEW, *CHANGES, resume=True)
     assert summary["promotions"] == 1
     assert [row["promoted"] for row in events(out, "outer_step")] == [True] * 3
     assert [row["step"] for row in events(out, "promotion")] == [1]
