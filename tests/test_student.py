@@ -1,7 +1,9 @@
 """The inner loop: a population trained together is the students trained one by one. Rollouts put the right problem to the
 right policy; faults are named."""
 
+import copy
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,13 +130,27 @@ def test_steps_grow_with_promotions_up_to_the_limit():
     assert [choose_chunk(free, 16, 1), choose_chunk(free, 15, 1, workers)] == [16, 8]
 
 
-def test_a_training_that_is_continued_remembers_a_failure():
-    """That it gives the same bytes: test_parallel.py."""
-    env = tiny_examiner(tiny_backbone())
-    failed = TrainState(0, random_stack(env.backbone, 1), failed=True)
-    students = Training(env.backbone, [Plan(batches(1)[0], 7)], [failed], CONFIG)
-    next(iter(rloo_steps(env, students, CONFIG, LR)))
-    assert students.states(True)[0].failed
+@pytest.mark.parametrize(("adapter", "stop"), [("lora", 1), ("full", 2)])
+def test_a_training_that_is_continued_gives_the_same_bytes(adapter, stop):
+    env = tiny_examiner(tiny_backbone(adapter=adapter))
+    start = random_stack(env.backbone, 1)
+
+    def run(begun: list[TrainState], steps: int) -> list[TrainState]:
+        students = Training(env.backbone, list(map(Plan, batches(2), [7, 8])), begun, CONFIG)
+        for _ in rloo_steps(env, students, CONFIG, LR):
+            if students.step == steps:
+                break
+        return students.states(True)
+
+    whole = run([TrainState(0, start)] * 2, STEPS)
+    begun = copy.deepcopy(run([TrainState(0, start)] * 2, stop))
+    rest = run([replace(state, metrics=[]) for state in begun], STEPS)
+    for one, other, middle in zip(rest, whole, begun, strict=True):
+        assert same_stacks(one.stack, other.stack)
+        assert (middle.step, len(middle.metrics)) == (stop, stop)
+        assert (one.rollouts, one.tokens, one.failed) == (other.rollouts, other.tokens, False)
+        assert middle.metrics + one.metrics == other.metrics
+    assert run([replace(state, failed=True) for state in begun], STEPS)[0].failed  # a failure is remembered
 
 
 def test_hints_fade_with_success_and_come_back_without():
