@@ -105,11 +105,6 @@ def rollouts_of(backbone: Backbone, texts: Sequence[str], prompt: Sequence[int])
     return Rollouts(prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
 
 
-def teacher_text(problem: Problem) -> str:
-    """What the embedded world's teacher writes for a problem."""
-    return f"{problem.question} {ANSWER_MARK} {problem.answer}"
-
-
 def skills(values: Sequence[float]) -> AdapterStack:
     """A stack of one student per value; the value is its skill (see `FakeExaminer`)."""
     return AdapterStack("full", {"skill": torch.tensor(values, dtype=torch.float32)[:, None]})

@@ -29,16 +29,13 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
     """This process gets a signal while it works on the named stage for the first time."""
     sent: list[bool] = []
 
-    def once(stage: str) -> None:
-        if stage == where and not sent:
-            sent.append(True)
-            os.kill(os.getpid(), number)
-
     def watch(owner: Any, attribute: str, stage: str) -> None:
         real = getattr(owner, attribute)
 
         def watched(*args: Any, **more: Any) -> Any:
-            once(stage)
+            if stage == where and not sent:
+                sent.append(True)
+                os.kill(os.getpid(), number)
             return real(*args, **more)
 
         monkeypatch.setattr(owner, attribute, watched)

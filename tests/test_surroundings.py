@@ -87,12 +87,9 @@ def test_no_file_of_a_run_holds_a_secret(odd, capsys):
     assert "holds a secret only as [hidden]; give the recipe" in capsys.readouterr().err
 
 
-SOAR = f"{shlex.quote(sys.executable)} -m soar.cli"
-
-
 def shell(line: str, **variables: str) -> tuple[int, str, str]:
     """Exit code of the first command of a pipe, standard output and error. `soar` is this checkout's."""
-    script = f"set -o pipefail; {line.replace('soar ', f'{SOAR} ', 1)}"
+    script = "set -o pipefail; " + line.replace("soar ", f"{shlex.quote(sys.executable)} -m soar.cli ", 1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr

@@ -7,18 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import (
-    ScriptedLoop,
-    UpdateLog,
-    easy_problems,
-    events,
-    read_jsonl,
-    rollouts_of,
-    run_tiny,
-    skills,
-    teacher_text,
-    tiny_config,
-)  # fmt: skip
+from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, events, rollouts_of, run_tiny, skills, tiny_config
 from tables import cases
 
 from soar import seeds
@@ -33,6 +22,7 @@ from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import TeacherError
 from soar.problems.domain import make_problem
+from soar.report.runs import read_run
 from soar.types import Problem, Trial
 
 
@@ -195,6 +185,11 @@ def test_corners_worked_out_by_hand(case):
     assert decision.window_mean == (sum(history[-size:]) / size if len(history) >= size else None)
 
 
+def teacher_text(problem: Problem) -> str:
+    """What the embedded world's teacher writes for a problem."""
+    return f"{problem.question} {ANSWER_MARK} {problem.answer}"
+
+
 class ScriptedSampler:
     """Says the given texts, round and round."""
 
@@ -297,7 +292,7 @@ def test_a_run_with_learnability_pays_for_the_baselines_attempts_at_the_written_
     for reward in ("learnability", "grounded"):
         run_tiny(tmp_path / reward, *keys, f"teacher.reward={reward}")
     event, grounded = (events(tmp_path / name, "outer_step")[0] for name in ("learnability", "grounded"))
-    config, rows = tiny_config(*keys), read_jsonl(tmp_path / "learnability" / "questions.jsonl")
+    config, rows = tiny_config(*keys), read_run(tmp_path / "learnability").questions
     problems = [make_problem(row["question"], row["answer"]) for row in rows]
     place, sampling = [seeds.derive(config.seed, "intrinsic", 0)], config.student.sampling
     rates = success_rates(env.rollout(new_state(env, config).baseline, [problems], 5, place, sampling))
