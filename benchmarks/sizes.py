@@ -7,7 +7,7 @@ assumes. The rates are measured ones (`soar.plan.forecast.TABLE`).
 """
 
 from soar.config import load
-from soar.engine.load import GIB, size_of
+from soar.engine.memory import GIB, size_of
 from soar.plan.forecast import forecast
 
 CELL, TOKENS = 8e6, 32e6

@@ -6,6 +6,7 @@ docs/config.md is made from those comments. `load` merges defaults, the recipe (
 
 import difflib
 import json
+import os
 import tomllib
 from contextlib import suppress
 from contextvars import ContextVar
@@ -436,10 +437,15 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key}: {json.dumps(a.get(key))} -> {json.dumps(b.get(key))}" for key in changed]
 
 
-def builtin_path(name: str) -> Path:
-    """Folder of an embedded model (`builtin:NAME`). Raises ValueError with the known names."""
-    path = BUILTIN / name
-    if not (path / "config.json").is_file():
+def resolve_path(path: str) -> str:
+    """`builtin:NAME` -> folder inside the package, `~` -> home; anything else unchanged (a folder or a hub id).
+
+    Raises ConfigError with the known names.
+    """
+    if not path.startswith("builtin:"):
+        return os.path.expanduser(path)
+    folder = BUILTIN / path.removeprefix("builtin:")
+    if not (folder / "config.json").is_file():
         known = sorted(p.parent.name for p in BUILTIN.glob("*/config.json"))
-        raise ValueError(f"model.path = 'builtin:{name}': no such embedded model; known: {', '.join(known)}")
-    return path
+        raise ConfigError(f"model.path = '{path}': no such embedded model; known: {', '.join(known)}")
+    return str(folder)

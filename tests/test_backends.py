@@ -26,8 +26,8 @@ from tables import cases
 
 from soar.backends import base
 from soar.backends.tinker import ServiceError, TinkerBackbone, open_tinker
-from soar.config import Config, ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
-from soar.engine.load import builtin_path, load_backbone
+from soar.config import Config, ConfigError, ModelConfig, OptimizerConfig, SamplingConfig, resolve_path
+from soar.engine.load import load_backbone
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.sampler import NativeSampler
 
@@ -171,7 +171,7 @@ def skyrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     pytest.importorskip("tinker")
     if not (python := os.environ.get("SKYRL_PYTHON")):
         pytest.skip("SKYRL_PYTHON names no interpreter with skyrl")
-    folder, model = tmp_path_factory.mktemp("skyrl"), str(builtin_path("tiny"))
+    folder, model = tmp_path_factory.mktemp("skyrl"), resolve_path("builtin:tiny")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -20,7 +20,7 @@ from loop_helpers import TINY, sets
 from test_record import change, content, spoil
 
 from soar.cli import main
-from soar.config import builtin_path
+from soar.config import resolve_path
 from soar.run.folder import write_hashes
 from soar.run.interrupts import resume_command
 
@@ -43,7 +43,7 @@ def prepare(verb: str, name: str, *more: Any) -> FileLock | None:
         case "change":
             change(path, *(text.encode() for text in more))
         case "model":
-            shutil.copytree(builtin_path("tiny"), path)
+            shutil.copytree(resolve_path("builtin:tiny"), path)
         case "copy":
             shutil.copyfile(path, str(more[0]).replace("RUN", "run"))
         case "remove":

@@ -18,7 +18,8 @@ from transformers.models.llama import modeling_llama
 
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels, load
-from soar.engine.load import TooLarge, check_fits, choose_dtype, fuse, load_backbone, size_of
+from soar.engine.load import choose_dtype, fuse, load_backbone
+from soar.engine.memory import TooLarge, check_fits, size_of
 from soar.engine.policy import Backbone
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update

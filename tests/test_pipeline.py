@@ -7,8 +7,8 @@ import torch
 from helpers import logits_of
 from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_problems
 
+from soar.config import resolve_path
 from soar.domains.world import get_world
-from soar.engine.load import resolve_path
 from soar.engine.policy import AdapterStack, load_adapter
 from soar.files import read_object
 from soar.loop.evaluate import pass_at_k, summarize

@@ -1,11 +1,13 @@
 """The embedded world: oracle, labels, the shipped model and its pretraining."""
 
+from pathlib import Path
+
 import pretrain
 import pytest
 import torch
 from tables import cases
 
-from soar.config import builtin_path
+from soar.config import resolve_path
 from soar.domains import world as worlds
 
 WORLD = worlds.get_world("tiny")
@@ -34,7 +36,7 @@ def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed():
 def test_shipped_model_loads_with_transformers():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = builtin_path("tiny")
+    folder = Path(resolve_path("builtin:tiny"))
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
     tokens = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)

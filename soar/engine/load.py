@@ -1,36 +1,30 @@
-"""From a config to a loaded base model: whether it fits its device, and how transformers loads it.
-
-Sizes are read from files on this machine alone. Nothing but `choose_*` and `load_backbone` needs torch.
-"""
+"""From a config to a loaded base model: its device, and how transformers loads it."""
 
 import importlib.util
 import inspect
-import json
 import math
 import os
-import re
 import resource
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from soar.config import Config, ConfigError, ModelConfig, builtin_path
-from soar.types import UserError
+import torch
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-if TYPE_CHECKING:
-    import torch
-
-    from soar.engine.policy import Backbone
+from soar.config import ConfigError, ModelConfig, resolve_path
+from soar.engine import kernels
+from soar.engine.memory import GIB
+from soar.engine.policy import Backbone
 
 T = TypeVar("T")
-GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2}
 LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, GIB
 MEND_TEMPLATE = "mend the tokenizer's chat_template, or take a problems.format without turns (question_answer)"
@@ -40,14 +34,8 @@ ADAPTER_BESIDE = (
 )
 
 
-class TooLarge(UserError):
-    """A base model that does not fit its device; the message holds the arithmetic."""
-
-
-def choose_device(name: str) -> "torch.device":
+def choose_device(name: str) -> torch.device:
     """`auto` -> cuda when present, else cpu. Raises ConfigError when a named CUDA device is absent."""
-    import torch
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -55,47 +43,28 @@ def choose_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` -> bfloat16 on a GPU that computes in it, else float32, and a GPU without it is told of in a warning."""
-    import torch
-
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type != "cuda":
-        return torch.float32
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    warnings.warn(
-        "this GPU does not compute in bfloat16: going on in float32, which takes twice the memory "
-        '(model.dtype = "bfloat16" emulates it, slowly)',
-        stacklevel=2,
-    )
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        warnings.warn(
+            "this GPU does not compute in bfloat16: going on in float32, which takes twice the memory "
+            '(model.dtype = "bfloat16" emulates it, slowly)',
+            stacklevel=2,
+        )
     return torch.float32
 
 
-def resolve_path(path: str) -> str:
-    """`builtin:NAME` -> folder inside the package, `~` -> home; anything else unchanged (a folder or a hub id)."""
-    if not path.startswith("builtin:"):
-        return os.path.expanduser(path)
-    try:
-        return str(builtin_path(path.removeprefix("builtin:")))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def load_backbone(config: ModelConfig, hollow: bool = False) -> "Backbone":
+def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     """Load base model and tokenizer by transformers, freeze, wrap.
 
     hollow: tokenizer and shape alone, on the meta device; the weights are elsewhere.
     Only safetensors or GGUF weights are read (`use_safetensors=True`), never pickled ones. Raises ConfigError with the
     reason, before the weights are read where that can be told.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    from soar.engine.policy import Backbone
-
     logging.disable_progress_bar()  # loading takes seconds, and the run has its own progress
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -105,11 +74,10 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> "Backbone":
     only = {} if config.gguf_file else {"use_safetensors": True}
     _refuse_files(config)
     try:
-        _refuse_class(path, common)
+        shape = _shape(path, common)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
         if hollow:
             with torch.device("meta"):
-                shape = AutoConfig.from_pretrained(path, **common)
                 model, device = AutoModelForCausalLM.from_config(shape, dtype=dtype), torch.device("meta")
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **only)
@@ -144,10 +112,8 @@ def _refuse_files(config: ModelConfig) -> None:
         raise ConfigError('model.gguf_file: the package gguf is not installed; pip install "soar-rl[train,gguf]"')
 
 
-def _refuse_class(path: str, common: dict[str, Any]) -> None:
-    """Raises ValueError for a kind of model whose forward pass takes no cache or positions, by its config alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def _shape(path: str, common: dict[str, Any]) -> Any:
+    """The model's own config. Raises ValueError for a kind whose forward pass takes no cache or positions."""
     config = AutoConfig.from_pretrained(path, **common)
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)  # None: code of its own
     takes = set(inspect.signature(kind.forward).parameters) if hasattr(kind, "forward") else set()
@@ -157,6 +123,7 @@ def _refuse_class(path: str, common: dict[str, Any]) -> None:
             f"{kind.__name__} (model_type {config.model_type}) takes no {' and no '.join(missing)}, which sampling and "
             "training need; take a model with attention, alone or among layers that keep a state"
         )
+    return config
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -189,9 +156,8 @@ def _bound_template(tokenizer: Any, options: dict[str, Any]) -> None:
             plain([{"role": "user", "content": "1"}], tokenize=False, add_generation_prompt=True)
         except MemoryError:
             os._exit(1)
-        except BaseException:  # it is raised again, and named, where the template is used
+        finally:  # what else it raises is raised again, and named, where the template is used
             os._exit(0)
-        os._exit(0)
     if child and os.waitpid(child, 0)[1]:
         much = f"takes more than {TEMPLATE_SECONDS} s or {TEMPLATE_BYTES / GIB:g} GiB for one word"
         raise ConfigError(f"model.path: the chat template {much}; {MEND_TEMPLATE}")
@@ -213,11 +179,6 @@ def fuse(model: Any) -> bool:
     Returns whether liger's are in it: the update keeps half as much then. The norm is taken back where it changes the logits
     of a short text by more than rounding; raises ConfigError where liger's do.
     """
-    import torch
-    from torch.nn import functional
-
-    from soar.engine import kernels
-
     weight = next(model.parameters())
     if not kernels.available(weight):
         return False
@@ -268,94 +229,3 @@ def _liger(model: Any) -> bool:
     names[rotary] = lambda q, *more, **named: (fused if q.is_cuda else plain)(q, *more, **named)
     vars(module).update(names)
     return True
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What memory and speed depend on. token_values: that the cache keeps of one token; 0 for a size by name alone."""
-
-    parameters: float
-    token_values: int
-    source: str
-
-
-def size_of(config: ModelConfig) -> ModelSize | None:
-    """By the files of a folder, `builtin:NAME` or hub id in the cache, else by the name (`Llama-3.2-3B`: 3e9), else None."""
-    try:
-        folder = Path(resolve_path(config.path))
-        if not (folder / "config.json").is_file():
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
-            folder = Path(cached).parent if isinstance(cached, str) else folder
-        if (size := _read_size(folder)) is not None:
-            return size
-    except (ImportError, ValueError):
-        pass
-    name = config.path.rstrip("/").rpartition("/")[2]
-    named = re.search(r"(?<![\w.])(\d{1,4}(?:\.\d{1,3})?)([bBmM])(?![a-zA-Z0-9])", name)
-    if named is None:
-        return None
-    return ModelSize(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2].lower()], 0, "the size in the model's name")
-
-
-def _read_size(folder: Path) -> ModelSize | None:
-    """From config.json and the headers of the weight files; None where they are missing, damaged or tell too little."""
-    from safetensors import safe_open
-
-    parameters = 0
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = config.get("text_config") or config
-        heads = int(config["num_attention_heads"])
-        head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
-        layers, kv_heads = int(config["num_hidden_layers"]), int(config.get("num_key_value_heads") or heads)
-        for path in folder.glob("model*.safetensors"):
-            with safe_open(path, framework="numpy") as file:
-                parameters += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    except Exception:  # a damaged file makes json and safetensors raise anything
-        return None
-    size = ModelSize(parameters, 2 * layers * kv_heads * head_dim, "headers of the weight files")
-    return size if parameters else None
-
-
-def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str = "") -> tuple[float, list[str]]:
-    """Bytes of the frozen base and one row's cache, and the arithmetic as text. device: model.device, if it is open.
-
-    Adapters, their moments and activations, which are made to fit by smaller batches, come on top.
-    """
-    model, student = config.model, config.student
-    on_cpu = "cpu" in (model.device, device)
-    kind = model.dtype if model.dtype != "auto" else "float32" if on_cpu else "bfloat16"
-    weights, rows = size.parameters * BYTES[kind], config.teacher.datasets * student.repeats
-    rows *= student.prompts_per_step * student.attempts
-    tokens = prompt_tokens + max(student.sampling.max_tokens, config.teacher.sampling.max_tokens)
-    row = tokens * size.token_values * BYTES[kind]
-    lines = [
-        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {BYTES[kind]} bytes ({size.source})",
-        f"  KV cache     {row * rows / GIB:8.2f} GiB   {rows:,} rows x {tokens:,} tokens x {size.token_values:,} values; "
-        f"less in smaller batches, {row / GIB:.4f} a row",
-    ]
-    return weights + row, lines if size.token_values else lines[:1]
-
-
-def check_fits(config: Config, available: int, device: str) -> None:
-    """Raises TooLarge for a base model that, by its files, does not fit in so many bytes beside one row's cache."""
-    size = size_of(config.model)
-    if size is None or not size.token_values:
-        return
-    needed, lines = memory_of(config, size, 1, device)
-    if needed <= available:
-        return
-    raise TooLarge(
-        f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:\n"
-        + "\n".join((*lines, "One process trains on one device: take a larger one or a smaller model."))
-    )
-
-
-def machine_bytes() -> int:
-    """Memory of this machine, or of the control group that this process is limited to."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    limit = group.read_text(encoding="ascii").strip() if group.is_file() else ""
-    return min(total, int(limit)) if limit.isdigit() else total

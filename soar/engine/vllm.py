@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from soar import seeds
-from soar.config import Config, ConfigError, SamplingConfig
-from soar.engine.load import resolve_path
+from soar.config import Config, ConfigError, SamplingConfig, resolve_path
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
 from soar.engine.rollouts import OnTokens, Rollouts, check_prompts, unheard
 

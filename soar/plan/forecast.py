@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 
 from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.domains.candidates import candidates
-from soar.engine.load import memory_of, size_of
+from soar.engine.memory import memory_of, size_of
 from soar.loop.parallel import texts_at_once
 from soar.problems.load import evidence_path
 from soar.problems.sources import split_source

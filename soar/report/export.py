@@ -10,8 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from soar.config import ProblemsConfig, refuse_code
-from soar.engine.load import resolve_path
+from soar.config import ProblemsConfig, refuse_code, resolve_path
 from soar.files import Row, json_bytes, read_object, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run

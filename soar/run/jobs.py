@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from soar.engine.load import resolve_path
+from soar.config import resolve_path
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.engine.rollouts import Rollouts
 from soar.files import Row, read_object, write_atomic, write_json

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from soar.backends.base import Backend
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
-from soar.engine.load import check_fits, choose_device, load_backbone, machine_bytes
-from soar.engine.memory import free_bytes
+from soar.engine.load import choose_device, load_backbone
+from soar.engine.memory import check_fits, free_bytes, machine_bytes
 from soar.engine.policy import AdapterStack, Backbone, load_adapter, peft_tensors
 from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
