@@ -71,7 +71,6 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     path = resolve_path(config.path)
     common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     common |= {"gguf_file": config.gguf_file} if config.gguf_file else {"trust_remote_code": config.trust_remote_code}
-    only = {} if config.gguf_file else {"use_safetensors": True}
     _refuse_files(config)
     try:
         shape = _shape(path, common)
@@ -80,7 +79,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
             with torch.device("meta"):
                 model, device = AutoModelForCausalLM.from_config(shape, dtype=dtype), torch.device("meta")
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **only)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **common)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged or hostile folder makes transformers raise anything

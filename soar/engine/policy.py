@@ -160,7 +160,7 @@ class Backbone:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self._active: ContextVar[AdapterStack | None] = ContextVar("active", default=None)
-        self.layers = _wrap_linears(model, config.target_modules, self._active)
+        self.layers = self._wrap_linears()
         self.micro_batch_tokens = config.micro_batch_tokens
         self.recomputing = False
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -172,6 +172,22 @@ class Backbone:
                 f"model.path: the tokenizer has {len(tokenizer)} tokens but the model's output layer only "
                 f"{self.vocabulary}; use the tokenizer that belongs to the model, or resize the embeddings first"
             )
+
+    def _wrap_linears(self) -> dict[str, StackedLinear]:
+        output_layer, targets = self.model.get_output_embeddings(), self.config.target_modules
+        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+        every, ends = targets == ("all-linear",), tuple(f".{target}" for target in targets)
+        chosen = {n: m for n, m in linear.items() if m is not output_layer and (every or f".{n}".endswith(ends))}
+        if not chosen:
+            linears = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise ConfigError(
+                f"model.target_modules = {list(targets)} names no linear layer of this model, so no adapter would train; "
+                f"linear layers here: {', '.join(linears) or 'none'}"
+            )
+        wrapped = {name: StackedLinear(name, module, self._active) for name, module in chosen.items()}
+        for name, layer in wrapped.items():
+            self.model.set_submodule(name, layer)
+        return wrapped
 
     @contextmanager
     def use(self, stack: AdapterStack | None) -> Iterator[None]:
@@ -231,25 +247,6 @@ class Backbone:
             sha.update(name.encode())
             sha.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
-
-
-def _wrap_linears(
-    model: nn.Module, targets: tuple[str, ...], active: ContextVar[AdapterStack | None]
-) -> dict[str, StackedLinear]:
-    output_layer = model.get_output_embeddings()  # type: ignore[operator]
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    every, ends = targets == ("all-linear",), tuple(f".{target}" for target in targets)
-    chosen = {n: m for n, m in linear.items() if m is not output_layer and (every or f".{n}".endswith(ends))}
-    if not chosen:
-        linears = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise ConfigError(
-            f"model.target_modules = {list(targets)} names no linear layer of this model, so no adapter would train; "
-            f"linear layers here: {', '.join(linears) or 'none'}"
-        )
-    wrapped = {name: StackedLinear(name, module, active) for name, module in chosen.items()}
-    for name, layer in wrapped.items():
-        model.set_submodule(name, layer)
-    return wrapped
 
 
 def _end_ids(model: Any, tokenizer: Any, vocabulary: int) -> frozenset[int]:

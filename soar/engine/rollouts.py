@@ -1,7 +1,7 @@
 """Sampled completions as one record, a batch of them on its way, the draw of a token, and stop strings."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -40,11 +40,8 @@ class Rollouts:
     def select(self, rows: list[int]) -> "Rollouts":
         """The named rows, in that order."""
         index = torch.tensor(rows, dtype=torch.long)
-        return Rollouts(tuple(self.prompts[i] for i in rows), *(tensor[index] for tensor in self.tensors()))
-
-    def tensors(self) -> list[Tensor]:
-        """All but the prompts, in order."""
-        return [getattr(self, field.name) for field in fields(self)[1:]]
+        prompts, *tensors = vars(self).values()
+        return Rollouts(tuple(prompts[i] for i in rows), *(tensor[index] for tensor in tensors))
 
     def texts(self, backbone: Backbone) -> list[str]:
         """Completions as text, without the end token; other special tokens stay visible."""
@@ -91,9 +88,9 @@ def join(parts: list[Rollouts]) -> Rollouts:
     def wide(tensor: Tensor) -> Tensor:
         return functional.pad(tensor, (0, longest - tensor.shape[1])) if tensor.dim() > 1 else tensor
 
-    columns = zip(*(part.tensors() for part in parts), strict=True)
-    prompts = tuple(prompt for part in parts for prompt in part.prompts)
-    return Rollouts(prompts, *(torch.cat([wide(tensor) for tensor in column]) for column in columns))
+    prompts, *columns = zip(*(vars(part).values() for part in parts), strict=True)
+    joined = tuple(prompt for part in prompts for prompt in part)
+    return Rollouts(joined, *(torch.cat([wide(tensor) for tensor in column]) for column in columns))
 
 
 def draw(
