@@ -152,13 +152,10 @@ class Backbone:
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig, fused: bool = False) -> None:
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self.apart = not attention.install(model)
         self.tokenizer, self.config, self.fused = tokenizer, config, fused
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        weight = next(model.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = model.device, model.dtype
         self._active: ContextVar[AdapterStack | None] = ContextVar("active", default=None)
         self.layers = self._wrap_linears()
         self.micro_batch_tokens = config.micro_batch_tokens

@@ -163,8 +163,6 @@ class StopStrings:
         place_t = torch.arange(first, upto, device=length_B.device)
         can_B_t = self.can_end_V[tokens_B_T[:, first:upto]] & (place_t < length_B[:, None])
         rows = can_B_t.any(1).nonzero()[:, 0]
-        if rows.numel() == 0:
-            return
         lengths, can = length_B[rows].tolist(), can_B_t[rows].tolist()
         for row, ids, length, can_t in zip(rows.tolist(), tokens_B_T[rows, :upto].tolist(), lengths, can, strict=True):
             if not self._in(ids[max(0, first - self.reach) : min(length, upto)]):

@@ -31,7 +31,6 @@ GRAPHS = {  # by default vLLM captures one for every batch size and number of ad
 }
 MEMORY_FILES = "/dev/shm"
 
-
 Completion = tuple[Sequence[int], Sequence[float], bool]
 """Tokens with the end token, a log-probability each, and whether an end token (not the budget) ended it."""
 
