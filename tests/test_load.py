@@ -151,7 +151,7 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path, monkeypat
     assert size is not None and (size.parameters, size.token_values) == (parameters, 2 * 2 * 1 * 8)
     needed = 2 * parameters + 2 * 32 * (1 + max(config.student.sampling.max_tokens, config.teacher.sampling.max_tokens))
     check_fits(config, needed, "cpu")
-    monkeypatch.setattr("soar.run.setup.machine_bytes", lambda: needed - 1)
+    monkeypatch.setattr("soar.run.setup.free_bytes", lambda device: needed - 1)
     with pytest.raises(TooLarge) as refused, open_env(config):
         pass
     said = str(refused.value)

@@ -59,11 +59,17 @@ def release_memory() -> None:
 
 
 def free_bytes(device: Any) -> int:
-    """Bytes of a CUDA device that a new tensor could take: free ones, and those that torch holds unused."""
-    import torch
+    """Bytes that a run could take: of a CUDA device free ones, and those that torch holds unused; else all memory of this
+    machine, or of the control group that this process is limited to."""
+    if device.type == "cuda":
+        import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup/memory.max")
+    limit = group.read_text(encoding="ascii").strip() if group.is_file() else ""
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 @contextmanager
@@ -174,11 +180,3 @@ def check_fits(config: Config, available: int, device: str) -> None:
             f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:\n"
             + "\n".join((*lines, "One process trains on one device: take a larger one or a smaller model."))
         )
-
-
-def machine_bytes() -> int:
-    """Memory of this machine, or of the control group that this process is limited to."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    limit = group.read_text(encoding="ascii").strip() if group.is_file() else ""
-    return min(total, int(limit)) if limit.isdigit() else total

@@ -13,7 +13,7 @@ from soar.backends.base import Backend
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.engine.load import choose_device, load_backbone
-from soar.engine.memory import check_fits, free_bytes, machine_bytes
+from soar.engine.memory import check_fits, free_bytes
 from soar.engine.policy import AdapterStack, Backbone, load_adapter, peft_tensors
 from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
@@ -56,8 +56,7 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
         backbone, sampler = open_tinker(config)
     else:
         device = choose_device(config.model.device)
-        # What a run could take: the free bytes of a GPU, all of the machine's.
-        check_fits(config, free_bytes(device) if device.type == "cuda" else machine_bytes(), str(device))
+        check_fits(config, free_bytes(device), str(device))
         backbone = load_backbone(config.model)
         sampler = NativeSampler(backbone)
     backbone.end_ids |= turn_end_ids(backbone.tokenizer) if domain.prompts.turns else frozenset()
