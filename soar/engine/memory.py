@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import safe_open
+
 from soar.config import Config, ModelConfig, resolve_path
 from soar.types import UserError
 
@@ -114,7 +116,11 @@ class ModelSize:
 
 
 def size_of(config: ModelConfig) -> ModelSize | None:
-    """By the files of a folder, `builtin:NAME` or hub id in the cache, else by the name (`Llama-3.2-3B`: 3e9), else None."""
+    """By config.json and the headers of the weight files in a folder, `builtin:NAME` or the cache of a hub id.
+
+    Where they are missing, damaged or tell too little, by the name (`Llama-3.2-3B`: 3e9), else None.
+    """
+    parameters = 0
     with suppress(ImportError, ValueError):
         folder = Path(resolve_path(config.path))
         if not (folder / "config.json").is_file():
@@ -122,33 +128,22 @@ def size_of(config: ModelConfig) -> ModelSize | None:
 
             cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
             folder = Path(cached).parent if isinstance(cached, str) else folder
-        if (size := _read_size(folder)) is not None:
-            return size
+        with suppress(Exception):  # a damaged file makes json and safetensors raise anything
+            shape: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            shape = shape.get("text_config") or shape
+            heads = int(shape["num_attention_heads"])
+            head_dim = int(shape.get("head_dim") or int(shape["hidden_size"]) // heads)
+            layers, kv_heads = int(shape["num_hidden_layers"]), int(shape.get("num_key_value_heads") or heads)
+            for path in folder.glob("model*.safetensors"):
+                with safe_open(path, framework="numpy") as file:
+                    parameters += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+            if parameters:
+                return ModelSize(parameters, 2 * layers * kv_heads * head_dim, "headers of the weight files")
     name = config.path.rstrip("/").rpartition("/")[2]
     named = re.search(r"(?<![\w.])(\d{1,4}(?:\.\d{1,3})?)([bBmM])(?![a-zA-Z0-9])", name)
     if named is None:
         return None
     return ModelSize(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2].lower()], 0, "the size in the model's name")
-
-
-def _read_size(folder: Path) -> ModelSize | None:
-    """From config.json and the headers of the weight files; None where they are missing, damaged or tell too little."""
-    from safetensors import safe_open
-
-    parameters = 0
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = config.get("text_config") or config
-        heads = int(config["num_attention_heads"])
-        head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
-        layers, kv_heads = int(config["num_hidden_layers"]), int(config.get("num_key_value_heads") or heads)
-        for path in folder.glob("model*.safetensors"):
-            with safe_open(path, framework="numpy") as file:
-                parameters += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    except Exception:  # a damaged file makes json and safetensors raise anything
-        return None
-    size = ModelSize(parameters, 2 * layers * kv_heads * head_dim, "headers of the weight files")
-    return size if parameters else None
 
 
 def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str = "") -> tuple[float, list[str]]:
