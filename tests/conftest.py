@@ -44,10 +44,12 @@ def quick() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one finished tiny run on the embedded world with two promotions. Read it, change nothing in it."""
-    from loop_helpers import run_tiny
+    from loop_helpers import TINY, sets
+
+    from soar.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    run_tiny(out)
+    assert main(["run", "tiny", "--out", str(out), "--quiet", *sets(*TINY)]) == 0
     return out
 
 

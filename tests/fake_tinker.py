@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from helpers import handmade_rollouts
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,15 +27,22 @@ def done(value: Any) -> Any:
 
 def rows_of(data: list[Any]) -> tuple[Rollouts, Tensor, Tensor]:
     """Everything behind the first token as one completion; given log-probabilities and advantages [B, T]."""
-    length_B = torch.tensor([len(d.loss_fn_inputs["target_tokens"]) for d in data])
-    columns = {
-        name: torch.nn.utils.rnn.pad_sequence([torch.tensor(d.loss_fn_inputs[name]) for d in data], batch_first=True)
-        for name in ("target_tokens", "logprobs", "advantages")
-    }
-    ended_B = torch.ones(len(data), dtype=torch.bool)
-    prompts = tuple((d.model_input[0],) for d in data)
-    rows = Rollouts(prompts, columns["target_tokens"].long(), length_B, columns["logprobs"], ended_B, ~ended_B)
-    return rows, columns["logprobs"], columns["advantages"]
+    inputs = [d.loss_fn_inputs for d in data]
+    rows = handmade_rollouts([d.model_input[:1] for d in data], [list(given["target_tokens"]) for given in inputs])
+    given_B_T, advantage_B_T = (
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(given[name]) for given in inputs], batch_first=True)
+        for name in ("logprobs", "advantages")
+    )
+    return rows, given_B_T, advantage_B_T
+
+
+def logprobs_of(backbone: Backbone, stack: AdapterStack | None, rows: Rollouts) -> Tensor:
+    """Log-probability [B, T] of every token, with its graph."""
+    torch.set_num_threads(1)  # this may be another thread
+    packed = pack(backbone, rows, [list(range(rows.rows))])
+    with backbone.use(stack):
+        chosen_R_T = token_logprobs(backbone, packed, 1.0)
+    return torch.zeros(chosen_R_T.shape).index_copy(0, packed.row_R, chosen_R_T)
 
 
 class Training:
@@ -50,25 +58,17 @@ class Training:
         self.stack, self.rows = self.optimizer.stack, 0
         self.optimizer.zero()
 
-    def _logprobs(self, rows: Rollouts) -> Tensor:
-        torch.set_num_threads(1)  # this may be another thread
-        backbone = self.service.backbone
-        packed = pack(backbone, rows, [list(range(rows.rows))])
-        with backbone.use(self.stack):
-            chosen_R_T = token_logprobs(backbone, packed, 1.0)
-        return torch.zeros(chosen_R_T.shape).index_copy(0, packed.row_R, chosen_R_T)
-
     def forward(self, data: list[Any], loss: str) -> Any:
         self.service.passed(self, loss)
         with torch.no_grad():
-            logprob_B_T = self._logprobs(rows_of(data)[0])
+            logprob_B_T = logprobs_of(self.service.backbone, self.stack, rows_of(data)[0])
         counts = [len(d.model_input) for d in data]
         outputs = [{"logprobs": row_T[:n]} for row_T, n in zip(logprob_B_T, counts, strict=True)]
         return done(SimpleNamespace(loss_fn_outputs=outputs))
 
     def forward_backward(self, data: list[Any], loss: str) -> Any:
         rows, given_B_T, advantage_B_T = rows_of(data)
-        logprob_B_T = self._logprobs(rows)
+        logprob_B_T = logprobs_of(self.service.backbone, self.stack, rows)
         loss_B = -((logprob_B_T - given_B_T).exp() * advantage_B_T).sum(1)
         (loss_B / rows.length_B if self.service.mean else loss_B).sum().backward()
         self.rows += rows.rows
@@ -121,11 +121,9 @@ class Sampling:
         return done(SimpleNamespace(sequences=sequences))
 
     def compute_logprobs(self, prompt: list[int]) -> Any:
-        inputs = {key: list(map(float, prompt[1:])) for key in ("target_tokens", "logprobs", "advantages")}
-        rows = rows_of([SimpleNamespace(model_input=prompt[:-1], loss_fn_inputs=inputs)])[0]
-        packed = pack(self.service.backbone, rows, [[0]])
-        with torch.no_grad(), self.service.backbone.use(self.stack):
-            return done([None, *token_logprobs(self.service.backbone, packed, 1.0)[0].tolist()])
+        rows = handmade_rollouts([prompt[:1]], [prompt[1:]])
+        with torch.no_grad():
+            return done([None, *logprobs_of(self.service.backbone, self.stack, rows)[0].tolist()])
 
 
 class Service:

@@ -25,7 +25,7 @@ PAD, BOS, EOS = 0, 1, 2
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", *(str(i) for i in range(10)), *"abcdefghijklmnop")
 CONTEXT = 128
 
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": CONTEXT, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
 }  # fmt: skip
@@ -33,14 +33,13 @@ ARCHITECTURES: dict[str, list[Any]] = {name: more for name, *more in cases("load
 """name -> class and config of transformers, settings: grouped heads, biases, tied output, logit capping, short windows."""
 
 
-def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Splits at spaces; every word of `WORDS` is one token, anything else <unk>. Adds no control tokens."""
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+def tiny_tokenizer(words: Sequence[str] = WORDS) -> transformers.PreTrainedTokenizerFast:
+    """Splits at spaces; every word of `words` is one token, anything else <unk>. Adds no control tokens."""
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "bos", "eos", "unk")}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -53,7 +52,7 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
     model_class, config_class = (getattr(transformers, n) for n in (f"{of_model}ForCausalLM", f"{of_config}Config"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class(config_class(**{**_COMMON, **settings, **changes}))
+        model = model_class(config_class(**{**COMMON, **settings, **changes}))
         for path, parameter in model.named_parameters():
             parameter.data.normal_(0.0, 0.35 if "embed" in path or "lm_head" in path else 0.6)
             if parameter.dim() == 1:
@@ -84,8 +83,7 @@ def random_stack(backbone: Backbone, policies: int, seed: int = 0, size: float =
 
 def some_prompts(count: int, seed: int = 0, longest: int = 9) -> list[list[int]]:
     """Prompts of different lengths (1 to `longest`) that begin with <bos>, without control tokens after it."""
-    generator = torch.Generator().manual_seed(seed)
-    prompts = []
+    generator, prompts = torch.Generator().manual_seed(seed), []
     for i in range(count):
         words = torch.randint(4, len(WORDS), (1 + (5 * i + seed) % longest,), generator=generator).tolist()
         prompts.append([BOS, *words[1:]])
@@ -105,11 +103,9 @@ def handmade_rollouts(prompts: Sequence[Sequence[int]], completions: Sequence[Se
 
 def random_rollouts(rows: int, seed: int = 0, longest: int = 6) -> Rollouts:
     """Rollouts with random completions of 1 to `longest` tokens; some end with <eos>."""
-    generator = torch.Generator().manual_seed(seed)
-    completions = []
+    generator, completions = torch.Generator().manual_seed(seed), []
     for i in range(rows):
-        length = 1 + (3 * i + seed) % longest
-        tokens = torch.randint(4, len(WORDS), (length,), generator=generator).tolist()
+        tokens = torch.randint(4, len(WORDS), (1 + (3 * i + seed) % longest,), generator=generator).tolist()
         completions.append([*tokens[:-1], EOS] if i % 2 else tokens)
     return handmade_rollouts(some_prompts(rows, seed), completions)
 

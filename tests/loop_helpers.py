@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers import EOS, handmade_rollouts
+from run_folders import write_jsonl
 from torch import Tensor
 from world_text import WorldText
 
@@ -28,6 +30,8 @@ from soar.types import Problem, Verdict
 
 TINY = tuple((Path(__file__).parent / "cases" / "tiny.txt").read_text(encoding="utf-8").split())
 """Overrides of the recipe `tiny`: a run of a second or two in which all problems count as hard, every step promotes."""
+BRIEF = ("student.sampling.max_tokens=16", "teacher.sampling.max_tokens=16")
+"""Overrides for easy problems, whose answers are shorter: a run takes as long as its longest rows."""
 
 
 def sets(*overrides: str) -> list[str]:
@@ -87,9 +91,7 @@ def easy_problems(count: int, seed: int = 0) -> list[Problem]:
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> Path:
-    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_jsonl(path, [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems])
 
 
 def rollouts_of(backbone: Backbone, texts: Sequence[str], prompt: Sequence[int]) -> Rollouts:
@@ -159,11 +161,8 @@ class ScriptedLoop(OuterLoop):
     def write(self) -> QuestionSets:
         G, n, step = self.config.teacher.datasets, self.config.teacher.questions, self.state.step
         sets = [[Problem(f"{step}/{k}/{i}", f"question {step} {k} {i}", str(i)) for i in range(n)] for k in range(G)]
-        rows, ones = G * n, torch.ones(G * n, dtype=torch.bool)
-        rollouts = Rollouts(
-            ((1,),) * rows, torch.ones(rows, 1).long(), torch.ones(rows).long(), torch.zeros(rows, 1), ones, ~ones
-        )
-        self.question_sets.append(QuestionSets(sets, rollouts, rows + 2, {"no_answer": 2}))
+        rollouts = handmade_rollouts([[1]] * (G * n), [[EOS]] * (G * n))
+        self.question_sets.append(QuestionSets(sets, rollouts, G * n + 2, {"no_answer": 2}))
         return self.question_sets[-1]
 
     def teach(self, question_sets: QuestionSets) -> Population:

@@ -5,18 +5,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-HOSTILE = (
-    "<script>document.title='owned'</script>",
-    "{{7*7}} {% raw %} ${7*7}",
-    "safe \u202egnp.exe\u202c end",
-    "\x1b[31mred\x1b[0m bell\x07",
-    "zero\x00byte",
-    '"><img src=x onerror=alert(1)>',
-    "</td></table></style></script><!--",
-    "lone \ud800 surrogate",
-    "z\u0300\u0301\u0302\u0303algo \u200bzero-width \ufeffmark",
-    "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
-)
+from tables import cases
+
+HOSTILE = [text for (text,) in cases("run_folders", "hostile")]
 TOPICS = ("counter", "reverse", "ill-posed")
 
 
@@ -25,9 +16,10 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def arm(pass_1: float, spread: float, rollouts: int) -> dict[str, Any]:
@@ -53,17 +45,10 @@ def outer_step(rng: random.Random, step: int, datasets: int) -> dict[str, Any]:
 
 def question(rng: random.Random, step: int, dataset: int, reward: float) -> dict[str, Any]:
     topic, start = rng.choice(TOPICS), rng.randrange(100)
-    row = {"question": f"{topic} {start:02d} a+7", "answer": f"{(start + 7) % 100:02d}"}
+    row: dict[str, Any] = {"question": f"{topic} {start:02d} a+7", "answer": f"{(start + 7) % 100:02d}"}
     posed = topic != "ill-posed"
-    return {
-        "step": step,
-        "dataset": dataset,
-        **row,
-        "reward": reward,
-        "topic": topic,
-        "well_posed": posed,
-        "correct": posed and rng.random() < 0.75,
-    }
+    row |= {"topic": topic, "well_posed": posed, "correct": posed and rng.random() < 0.75}
+    return {"step": step, "dataset": dataset, "reward": reward, **row}
 
 
 def write_run(folder: Path, steps: int = 18, datasets: int = 4, per_dataset: int = 16, hostile: bool = True) -> Path:

@@ -68,9 +68,8 @@ def test_a_teacher_without_gradient_for_some_steps():
     zero = [step(i, teacher_grad_norm=0.0) for i in range(6)]
     for rows in (still, zero, [still[0], zero[1], still[2], zero[3], zero[4]]):
         raised = [kinds(row, [], rows[:i]) for i, row in enumerate(rows)]
-        assert raised == [[]] * (alarms.STILL_STEPS - 1) + [["no teacher gradient"]] + [[]] * (
-            len(rows) - alarms.STILL_STEPS
-        )
+        begun = alarms.STILL_STEPS - 1
+        assert raised == [[]] * begun + [["no teacher gradient"]] + [[]] * (len(rows) - 1 - begun)
     broken = [still[0], still[1], step(2), still[3], still[4]]
     assert [kinds(row, [], broken[:i]) for i, row in enumerate(broken)] == [[]] * 5
     paid = [step(i, reward_G=[0.25, 0.25, None], teacher_reward_G=[0.0, 1.0, None]) for i in range(3)]

@@ -1,77 +1,72 @@
 """Any causal language model folder and any problem file through the command line."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from helpers import BOS, tiny_model, tiny_tokenizer
 from loop_helpers import events, read_jsonl, sets
+from run_folders import write_jsonl
 from tables import cases
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from tokenizers import processors
 
 from soar.cli import main
 
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "3", "5", "8", "apples", "and")
 
 
-def save_model(folder: Path) -> Path:
-    """A random Gemma with a word-level tokenizer that puts a BOS in front; two rows of its output layer have no token."""
-    config = Gemma3TextConfig(
-        vocab_size=len(WORDS) + 2, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=160, pad_token_id=0, bos_token_id=1, eos_token_id=2, head_dim=8,
-        sliding_window=16,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(folder)
+def save_model(folder: Path, words: Sequence[str] = WORDS) -> Path:
+    """A random Gemma with a tokenizer that puts a BOS in front; two rows of its output layer have no token."""
+    shape = {"num_key_value_heads": 1, "max_position_embeddings": 160, "sliding_window": 16}
+    model, tokenizer = tiny_model("gemma3", vocab_size=len(words) + 2, **shape), tiny_tokenizer(words)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.05)  # it says every word now and then
+    begin = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
-def write_sums(path: Path, count: int = 8) -> Path:
+def write_sums(path: Path) -> Path:
     """Columns under other names than ours: the loader finds them."""
-    rows = [{"problem": f"What is {i} and {i} and 5 ?", "solution": f"think\n#### {2 * i + 5}"} for i in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    rows = [{"problem": f"What is {i} and {i} and 5 ?", "solution": f"think\n#### {2 * i + 5}"} for i in range(8)]
+    return write_jsonl(path, rows)
 
 
-SMALL = json.loads((Path(__file__).parent / "cases" / "small.json").read_text(encoding="utf-8"))
+def small_sets(changes: dict[str, Any]) -> list[str]:
+    """The settings of `cases/small.json` with changes, as words of a command."""
+    small = json.loads((Path(__file__).parent / "cases" / "small.json").read_text(encoding="utf-8"))
+    return sets(*(f"{key}={json.dumps(value)}" for key, value in {**small, **changes}.items()))
 
 
-def soar_run(model: Path, problems: Path, out: Path, **changes: Any) -> int:
-    values = sets(*(f"{key}={json.dumps(value)}" for key, value in {**SMALL, **changes}.items()))
-    return main(["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet", *values])
+def soar_run(out: Path, **changes: Any) -> int:
+    """A run with a model and problems beside its folder."""
+    model, problems = save_model(out.with_name("model")), write_sums(out.with_name("sums.jsonl"))
+    words = ["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet"]
+    return main([*words, *small_sets(changes)])
 
 
 def test_a_random_model_runs_to_the_end(tmp_path, capsys):
-    model = save_model(tmp_path / "model")
     out = tmp_path / "run"
-    code = soar_run(model, write_sums(tmp_path / "sums.jsonl"), out)
-    assert code == 0, capsys.readouterr().err
+    assert soar_run(out) == 0, capsys.readouterr().err
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["outer_steps"], summary["promotions"]) == (2, 2)
     assert list(summary["arms"]) == ["base", "hard_only", "ps", "pq"]
     assert all(set(row["answer"]) & set("358") for row in read_jsonl(out / "questions.jsonl"))
-    assert all(row["question"] for row in read_jsonl(out / "pq.jsonl"))
     assert [row["failed_students"] for row in events(out, "outer_step")] == [0, 0]
-    assert all(set(row) == {"step", "dataset", "question", "answer", "reward"} for row in read_jsonl(out / "pq.jsonl"))
+    for row in read_jsonl(out / "pq.jsonl"):
+        assert set(row) == {"step", "dataset", "question", "answer", "reward"} and row["question"]
     hard = read_jsonl(out / "hard" / "train.jsonl") + read_jsonl(out / "hard" / "test.jsonl")
     assert sorted(int(row["answer"]) for row in hard) == [2 * i + 5 for i in range(8)]
     printed = capsys.readouterr().out
-    assert "promotions: 2 in 2 outer steps" in printed
-    assert "pass@2" in printed
+    assert "promotions: 2 in 2 outer steps" in printed and "pass@2" in printed
 
 
 @pytest.mark.parametrize(("changes", "message"), cases("any_model", "refused"))
 def test_what_does_not_fit_the_model_is_refused_by_key(tmp_path, capsys, changes, message):
-    code = soar_run(save_model(tmp_path / "model"), write_sums(tmp_path / "p.jsonl"), tmp_path / "run", **changes)
+    assert soar_run(tmp_path / "run", **changes) == 1
     error = capsys.readouterr().err
-    assert code == 1
-    assert message in error
-    assert "Traceback" not in error
+    assert message in error and "Traceback" not in error

@@ -26,10 +26,10 @@ from soar.loop.write import QuestionSets
 from soar.problems.pool import VerifierPool
 from soar.types import Verdict
 
-SETTINGS: dict[str, Any] = {}
-for override in TINY:
-    key, _, text = override.partition("=")
-    SETTINGS[key] = json.loads(text) if text[0] in "[-0123456789" else text
+SETTINGS: dict[str, Any] = {key: json.loads(text) for key, text in (override.split("=") for override in TINY)}
+
+
+NOTEBOOK = (ROOT / "tests" / "cases" / "notebook_cell.txt").read_text(encoding="utf-8")
 
 
 def config_of(model: Any = None, problems: Any = None, beside: Path | None = None, **options: Any) -> Config:
@@ -127,24 +127,6 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
             api.verifier_name(scope[function], tmp_path)
 
 
-NOTEBOOK = """
-import re
-from fractions import Fraction
-LAST = 1
-TABLE = {"a": [1, 2]}
-def clean(text):
-    return "".join(part for part in re.split("x", text.strip())) if LAST else ""
-def mine(completion, answer):
-    return float(Fraction(clean(completion)) == Fraction(answer)) * TABLE["a"][0]
-class Own: pass
-def other(completion, answer):
-    return float(HANDLE == completion)
-def third(completion, answer):
-    return float(isinstance(completion, Own))
-HANDLE = object()
-"""
-
-
 def test_problems_and_models_of_any_kind(tmp_path):
     rows = [{"question": "last 57", "answer": "7", "level": 1.0}, {"question": "last 31", "answer": "1", "level": None}]
     problems = [soar.Problem(str(i), r["question"], r["answer"], {"level": r["level"]}) for i, r in enumerate(rows)]
@@ -176,12 +158,11 @@ def test_check_returns_what_it_prints():
 
 def test_a_screening_counts_and_goes_on(tiny_run, tmp_path):
     rows = [row for row in read_jsonl(tiny_run / "hard" / "screen.jsonl") if "id" in row]
+    wanted = [(row["id"], row["successes"], row["truncated"]) for row in rows]
     first = soar.screen(out=tmp_path / "screen", settings=SETTINGS)
     assert str(first).startswith("12 problems, 4 attempts each") and len(first.hard) == 12
     assert sum(bar.get_height() for bar in first.plot()[0].axes[0].patches) == 12
-    assert [(p.id, s.successes, s.truncated) for p, s in first] == [
-        (row["id"], row["successes"], row["truncated"]) for row in rows
-    ]
+    assert [(p.id, s.successes, s.truncated) for p, s in first] == wanted
     assert list(soar.screen(out=tmp_path / "screen", settings=SETTINGS, resume=True)) == list(first)
     settings = SETTINGS | {"arms.pq_from": str(tiny_run), "screen.from_run": str(tiny_run)}
     run = soar.arms(out=tmp_path / "run", names=["pq"], settings=settings, quiet=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import random_stack
 from loop_helpers import (
+    BRIEF,
     easy_problems,
     events,
     hard_problems,
@@ -59,7 +60,8 @@ def test_teachers_write_the_asked_number_from_their_own_seed(env):
     assert questions("hard_only", env, config) == []
 
 
-def test_real_problems_of_the_world_are_right_and_not_held_out(env):
+def test_real_problems_are_right_and_not_held_out(env, tmp_path):
+    """Those of the world, then those of a file."""
     world, config, said = get_world("tiny"), settings_of(), list[str]()
     real = questions("real", env, config)
     assert len({p.question for p in real}) == 6
@@ -67,9 +69,6 @@ def test_real_problems_of_the_world_are_right_and_not_held_out(env):
     left = questions("real", env, config, said, hard_test=real[:2])
     assert {p.question for p in left} == {p.question for p in real[2:]}
     assert said == ["real: 2 problems are held out for the test, so they are left out"]
-
-
-def test_real_problems_of_a_file(env, tmp_path):
     problems = easy_problems(9)
     path = write_problems(tmp_path / "easy.jsonl", problems)
     config = settings_of(f'arms.real="{path}"')
@@ -89,9 +88,8 @@ def test_subsets_of_the_promotion_questions_are_equally_large(env):
     pairs = [("47 c+8", "55"), ("47 c+9", "46"), ("12 a+1", "13"), ("c+8 47", "55"), ("max 31", "1")]
     pq = [Problem(f"pq-{i}", *pair) for i, pair in enumerate(pairs)]
     config, said = settings_of(), list[str]()
-    sample, well_posed, correct = (
-        questions(f"pq_{kind}", env, config, pq=pq) for kind in ("sample", "well_posed", "correct")
-    )
+    kinds = ("sample", "well_posed", "correct")
+    sample, well_posed, correct = (questions(f"pq_{kind}", env, config, pq=pq) for kind in kinds)
     assert [len(sample), len(well_posed)] == [2, 2] and [p.id for p in correct] == ["pq-0", "pq-2"]
     assert all(get_world("tiny").well_posed(p.question) for p in well_posed)
     draws = [questions("pq_well_posed", env, settings_of(f"seed={s}"), pq=pq) for s in range(9)]
@@ -172,7 +170,7 @@ def test_groups_of_128_are_copies_of_one_problem_side_by_side():
         settings_of("problems.source=f.jsonl", 'arms.run=["pq_correct"]')
 
 
-SHORT = ("teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "student.repeats=1", "student.steps=1")
+SHORT = (*BRIEF, "teacher.steps=1", "teacher.datasets=2", "teacher.questions=2", "student.repeats=1", "student.steps=1")
 
 
 def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
@@ -184,8 +182,8 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     keys = [f"arms.run={json.dumps(names)}", f'problems.source="{source}"', "evaluate.every=4", *SHORT]
     student = tiny_config(*keys).student
     most = student.prompts_per_step * student.attempts * student.sampling.max_tokens
-    run = run_tiny(tmp_path / "run", *keys, "arms.tokens=800", "arms.save_steps=100")["arms"]
-    assert all(800 <= run[arm]["total_tokens"] < 800 + most for arm in names[1:])
+    run = run_tiny(tmp_path / "run", *keys, "arms.tokens=700", "arms.save_steps=100")["arms"]
+    assert all(700 <= run[arm]["total_tokens"] < 700 + most for arm in names[1:])
     assert run["hinted"]["tokens"]["preparation"] > 0 == run["solvable"]["tokens"]["preparation"]
     assert run["pq"]["tokens"]["search"] > 0 == run["hinted"]["tokens"]["search"]
     for arm, row in run.items():
@@ -264,7 +262,7 @@ def test_sources_that_are_not_there_are_named(env, tmp_path):
         run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
 
 
-def test_budget_is_what_the_loop_spent_rounded_up():
+def test_an_arm_trains_on_its_questions_for_what_the_loop_spent_rounded_up():
     config = tiny_config("arms.steps=0", "student.prompts_per_step=2", "student.attempts=4")
     assert [arms.arm_steps("hard_only", config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
     assert arms.arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
@@ -273,9 +271,6 @@ def test_budget_is_what_the_loop_spent_rounded_up():
     assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
     assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
     assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
-
-
-def test_what_the_arms_train_on():
     hard, pq = hard_problems(6), [Problem(f"pq-{i}", f"easier {i}", "0") for i in range(4)]
 
     def asked(name: str, steps: int, *keys: str) -> list[list[str]]:
@@ -332,7 +327,7 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch):
 
 def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method(env):
     """Hard-Only, groups over two prompts, hints and the dense reward side by side, saved and resumed in the middle."""
-    config, problems = tiny_config("student.optimizer.lr=0.01"), easy_problems(2)
+    config, problems = tiny_config("student.optimizer.lr=0.01", *BRIEF), easy_problems(2)
     two, twins = ([[problems[0], problems[i]]] * 3 for i in (1, 0))
     hints = {p.id: "add the two" for p in problems}
     plans = [Plan(two, 5), Plan(twins, 5, copies=2), Plan(two, 5, hints=hints), Plan(two, 5, likelihood=True)]

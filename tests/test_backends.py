@@ -13,15 +13,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from fake_tinker import Service
 from helpers import ROOT
-from loop_helpers import events, outcome, run_tiny, tiny_config
+from loop_helpers import BRIEF, events, outcome, run_tiny, tiny_config
 from tables import cases
 
 from soar.backends import base
@@ -34,8 +34,8 @@ from soar.engine.sampler import NativeSampler
 KEY = "tml-secret-4711"
 REMOTE = ("model.adapter=lora", "model.lora_rank=4", "backend.kind=tinker", "backend.clients=3", "student.reward=paper")
 SKYRL = (*REMOTE, "backend.service=skyrl", "backend.base_url=http://127.0.0.1:1")
-FEW = ("problems.limit=8", "screen.attempts=2", "teacher.questions=2", "reward.questions=2", "student.steps=1")
-SMALL = (*FEW, "student.sampling.max_tokens=12", "teacher.datasets=2", "student.repeats=1", 'arms.run=["hard_only"]')
+FEW = ("problems.limit=4", "screen.attempts=2", "teacher.questions=2", "reward.questions=2", "student.steps=1")
+SMALL = (*FEW, *BRIEF, "teacher.datasets=2", "student.repeats=1", 'arms.run=["hard_only"]')
 LORA = ModelConfig(adapter="lora", lora_rank=4)
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0, 1.0, -0.5, 0.3])
 NORM_RTOL, WEIGHT_STEPS = 1e-3, 0.02  # stated in docs/scaling.md: of a gradient's norm; of a weight, in learning rates
@@ -95,15 +95,8 @@ def test_the_same_rollouts_give_the_same_gradient_and_step(service):
     assert service.most <= 3 or not service.mean
 
 
-def refuse(error: Exception) -> Callable[[], Any]:
-    def refused() -> Any:
-        raise error
-
-    return refused
-
-
-GONE = refuse(ConnectionError(f"connection refused, key {KEY}"))
-UNKNOWN = refuse(ValueError("unknown loss_fn importance_sampling"))
+GONE = Mock(side_effect=ConnectionError(f"connection refused, key {KEY}"))
+UNKNOWN = Mock(side_effect=ValueError("unknown loss_fn importance_sampling"))
 TROUBLE = [
     ("get_server_capabilities", GONE, r"opening it: ConnectionError: .*key \*\*\*"),
     ("broken", UNKNOWN, r"a gradient: ValueError: unknown loss_fn importance_sampling.*--resume goes on"),
@@ -112,23 +105,15 @@ TROUBLE = [
 
 @pytest.mark.parametrize("service", [True], indirect=True, ids=["skyrl"])  # which has more to keep
 def test_trouble_with_the_service_is_named_and_a_resumed_run_equals_one_without(service, monkeypatch, tmp_path):
-    passes: list[int] = []
-    service.broken = lambda: passes.append(1)
+    service.broken = passed = Mock()
     run_tiny(tmp_path / "whole", *keys(service), *SMALL)
-    left = len(passes) // 2
-
-    def broken() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            GONE()
-
-    service.broken = broken
+    service.broken = Mock(side_effect=[*[None] * (passed.call_count // 2 - 1), GONE.side_effect])
     cut = tmp_path / "cut"
     with pytest.raises(ServiceError, match=r"a gradient: ConnectionError: connection refused, key \*\*\*.*--resume"):
         run_tiny(cut, *keys(service), *SMALL)
     assert events(cut, "outer_step")
     saved = state_of(cut)
+    service.broken = Mock()
     for call, trouble, message in TROUBLE:
         with monkeypatch.context() as patch, pytest.raises(ServiceError, match=message):
             patch.setattr(service, call, trouble)

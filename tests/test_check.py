@@ -1,6 +1,6 @@
 """`soar check`: what each finding says, its advice, and the exit code."""
 
-import json
+from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import tiny_backbone
 from loop_helpers import TINY, sets, tiny_config, write_problems
+from run_folders import write_jsonl
 from tables import cases
 
 from soar.cli import main
@@ -30,8 +31,7 @@ def config_for(path: Path, *overrides: str) -> Any:
 def test_problems_are_counted_with_mapping_and_places(tmp_path):
     rows = [{"problem": f"q{i}", "solution": rf"so \boxed{{{i}}}"} for i in range(9)]
     rows += [{"problem": "q0", "solution": "#### 0"}, {"problem": "q9", "solution": None}]
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
     finding, problems = check_problems(config_for(path))
     assert (finding.status, len(problems)) == ("warning", 9)
     assert finding.message.endswith("9 problems from 11 rows (question = column 'problem', answer = column 'solution')")
@@ -42,16 +42,16 @@ def test_problems_are_counted_with_mapping_and_places(tmp_path):
 @pytest.mark.parametrize(("count", "status", "advice"), cases("check", "count"))
 def test_too_few_problems(tmp_path, count, status, advice):
     finding, _ = check_problems(config_for(write_problems(tmp_path / "p.jsonl", NUMBERS[:count])))
-    assert finding.status == status
-    assert advice in finding.advice
+    assert finding.status == status and advice in finding.advice
 
 
 def test_golds_that_do_not_grade_are_listed(tmp_path, monkeypatch):
     config = tiny_config("problems.verifier=number")
     bad = [Problem("b1", "q", "ba"), Problem("b2", "r", "\x1b[31mba")]
     finding = check_golds(config, [*NUMBERS, *bad])
-    assert finding.status == "warning"
-    assert finding.message == "8 of 10 gold answers grade as correct by 'number' (80.00%)"
+    assert (
+        finding.status == "warning" and finding.message == "8 of 10 gold answers grade as correct by 'number' (80.00%)"
+    )
     assert finding.details == ("b1: unscorable: 'ba'", r"b2: unscorable: '\x1b[31mba'")
     assert check_golds(config, NUMBERS).status == "ok"
     math, words = tiny_config("problems.verifier=math"), [Problem("w", "q", "isosceles triangle")]
@@ -83,12 +83,10 @@ def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path):
     greedy = tmp_path / "greedy.py"
     greedy.write_text("def grade(completions, **_):\n    return [1.0 if bytearray(300 * 2**20) else 0.0]\n")
     verifier = f"problems.verifier={greedy}:grade"
-    small, large = (
-        tiny_config(verifier, f"problems.verify_memory_mb={limit}", "problems.verify_workers=1") for limit in (250, 0)
-    )
     error = f"the last check that failed: {greedy}:grade: MemoryError: "
-    assert check_golds(small, NUMBERS[:1]).details == ("p0: crashed: '0'", error)
-    assert check_golds(large, NUMBERS[:1]).details == ()
+    for limit, details in ((250, ("p0: crashed: '0'", error)), (0, ())):
+        config = tiny_config(verifier, f"problems.verify_memory_mb={limit}", "problems.verify_workers=1")
+        assert check_golds(config, NUMBERS[:1]).details == details
 
 
 def test_a_finding_cannot_move_the_cursor_or_show_a_secret():
@@ -101,18 +99,14 @@ class Speaker:
     """A sampler that says the given texts one after another; those with `...` at the end are cut off."""
 
     def __init__(self, texts: list[str]) -> None:
-        self.said, self.calls = texts, [0]
+        self.said, self.calls = cycle(texts), [0]
 
     def sample(self, stack: Any, prompts: Any, attempts: int, *rest: Any, **more: Any) -> Any:
-        first = self.calls[-1]
-        self.calls.append(first + attempts * len(prompts[0]))
-        said = [self.said[i % len(self.said)] for i in range(first, self.calls[-1])]
+        said = list(islice(self.said, attempts * len(prompts[0])))
+        self.calls.append(self.calls[-1] + len(said))
         ended = torch.tensor([not text.endswith("...") for text in said])
-        length, failed = torch.full((len(said),), 10), ended & False
-        tokens = torch.zeros(len(said), 10).long()
-        return SimpleNamespace(
-            tokens_B_T=tokens, length_B=length, ended_B=ended, failed_B=failed, texts=lambda backbone: said
-        )
+        tokens, rows = torch.zeros(len(said), 10).long(), {"ended_B": ended, "failed_B": ended & False}
+        return SimpleNamespace(tokens_B_T=tokens, length_B=(tokens + 1).sum(1), texts=lambda backbone: said, **rows)
 
 
 def examiner_of(texts: list[str]) -> RolloutEnv:
@@ -130,10 +124,9 @@ def teacher_config(*overrides: str) -> Any:
 def test_the_cost_of_an_accepted_pair():
     env = examiner_of([GOOD, NO_ANSWER, NO_ANSWER, NO_ANSWER])
     finding = teacher_finding(env, teacher_config(), 64)
-    assert finding.status == "ok"
     cost = "the 12 pairs of an outer step cost about 48 samples, 480 tokens"
     assert finding.message == f"16 of 64 samples are problems; {cost}"
-    assert finding.details == ("rejected: no_answer 48",)
+    assert (finding.status, finding.details) == ("ok", ("rejected: no_answer 48",))
     assert env.sampler.calls == [0, 1, 3, 7, 15, 31, 63, 64]  # type: ignore[attr-defined]
     rare = teacher_finding(examiner_of([GOOD, *[NO_ANSWER] * 15]), teacher_config(), 32)
     assert rare.status == "warning" and rare.advice.startswith("it does not mark its answer")

@@ -1,13 +1,10 @@
 """The command line: exit codes, messages instead of tracebacks, what is imported for what, and what arguments become."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from helpers import ROOT
@@ -19,20 +16,6 @@ from soar.config import RECIPES, ConfigError, load
 from soar.types import UserError
 
 
-def shell(*arguments: str, without: tuple[str, ...] = (), cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """`soar ...` in a process of its own, followed by the heavy modules that it imported."""
-    script = (
-        "import sys, atexit\n"
-        f"sys.modules.update(dict.fromkeys({without!r}))\n"
-        "heavy = {'torch', 'transformers', 'peft'}\n"
-        "atexit.register(lambda: print('HEAVY', sorted(heavy & {n for n, m in sys.modules.items() if m})))\n"
-        "from soar.cli import main\n"
-        "sys.exit(main())\n"
-    )
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, cwd=cwd)
-
-
 def dry_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """The config that `soar run ...` would use."""
     main([*arguments, "--dry-run"])  # 1 where the problem file is made up
@@ -40,23 +23,23 @@ def dry_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict
     return dict(config)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
-def test_help_needs_no_torch(arguments):
-    done = shell(*arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("HEAVY []\n")
-    if arguments == ["--help"]:
-        panels = re.split(r"─ (Start|Look|Take) ─", done.stdout)[1:]
-        commands = {name: re.findall(r"│ (\w+) ", text) for name, text in zip(panels[::2], panels[1::2], strict=True)}
-        words = re.sub(r"\s+", " ", done.stdout)
-        assert "Recipes: code-1gpu, " in words and "Studies: embedded, eps, " in words
-        assert commands == {
-            "Start": ["init", "check", "screen", "run"],
-            "Look": ["watch", "report", "doctor", "verify"],
-            "Take": ["export", "eval", "student", "measure", "study", "review"],
-        }
-    else:
-        assert "\n   soar run --out runs/mine --max-hours 8          pause in time" in done.stdout, "lines stay lines"
+def test_help_names_every_command_and_keeps_lines(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["--help"]) == 0
+    shown, said = capsys.readouterr()
+    panels = re.split(r"─ (Start|Look|Take) ─", shown)[1:]
+    commands = {name: re.findall(r"│ (\w+) ", text) for name, text in zip(panels[::2], panels[1::2], strict=True)}
+    words = re.sub(r"\s+", " ", shown)
+    assert "Recipes: code-1gpu, " in words and "Studies: embedded, eps, " in words and not said
+    assert commands == {
+        "Start": ["init", "check", "screen", "run"],
+        "Look": ["watch", "report", "doctor", "verify"],
+        "Take": ["export", "eval", "student", "measure", "study", "review"],
+    }
+    assert main(["run", "--help"]) == 0
+    assert "\n   soar run --out runs/mine --max-hours 8          pause in time" in capsys.readouterr().out, (
+        "lines stay lines"
+    )
 
 
 INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was saved yet, with the same command)\n"
@@ -73,10 +56,7 @@ INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was save
     ],
 )
 def test_errors_of_a_run(tmp_path, monkeypatch, capsys, error, code, message):
-    def fail(*args: object, **named: object) -> None:
-        raise error
-
-    monkeypatch.setattr("soar.run.pipeline.execute", fail)
+    monkeypatch.setattr("soar.run.pipeline.execute", Mock(side_effect=error))
     arguments = ["run", "--quiet", "--out", str(tmp_path / "run")]
     if code is None:  # an error nobody foresaw keeps its traceback
         with pytest.raises(type(error), match=str(error)):
@@ -86,25 +66,19 @@ def test_errors_of_a_run(tmp_path, monkeypatch, capsys, error, code, message):
         assert capsys.readouterr().err == message
 
 
-def test_a_missing_torch_is_named_with_what_installs_it(tmp_path):
-    done = shell("run", "--out", "x", without=("torch",), cwd=tmp_path)
-    wanted = "soar: this command runs a model and needs torch, which is not installed: pip install 'soar-rl[train]'\n"
-    assert (done.returncode, list(tmp_path.iterdir())) == (1, []) and done.stderr.endswith(wanted)
-
-
-def test_a_run_prints_its_table_and_records_its_command(tmp_path, capsys):
-    out = tmp_path / "run"
-    arguments = ["run", "tiny", "--out", str(out), "--quiet", *sets(*TINY, "evaluate.ks=[2,4]", "teacher.steps=1")]
-    assert main(arguments) == 0
+def test_a_run_prints_its_table_and_records_its_command(tiny_run, run, capsys):
+    """The table of a finished run is printed again."""
+    assert main(["run", "--resume", "--out", str(run), "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    summary = json.loads((out / "summary.json").read_text())
-    assert lines[0].split() == ["arm", "rollouts", "pass@2", "pass@4"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert lines[0].split() == ["arm", "rollouts", "pass@1", "pass@4"]
     for line, (arm, row) in zip(lines[1:5], summary["arms"].items(), strict=True):
-        low, high = row["interval_95"]["2"]
+        low, high = row["interval_95"]["4"]
         assert line.split()[:2] == [arm, f"{row['student_rollouts'] + row.get('search_rollouts', 0):,}"]
-        assert f"{row['pass_at']['2']:.4f} [{low:.4f}, {high:.4f}]" in line
-    assert lines[-2:] == ["promotions: 1 in 1 outer steps", f"report: {out / 'report.html'}"]
-    assert json.loads((out / "manifest.json").read_text())["command"] == ["soar", *arguments]
+        assert f"{row['pass_at']['4']:.4f} [{low:.4f}, {high:.4f}]" in line
+    assert lines[-2:] == ["promotions: 2 in 2 outer steps", f"report: {run / 'report.html'}"]
+    command = ["soar", "run", "tiny", "--out", str(tiny_run), "--quiet", *sets(*TINY)]
+    assert json.loads((run / "manifest.json").read_text())["command"] == command
 
 
 def test_shorthands_that_set_can_refine(capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from loop_helpers import TINY, easy_problems, events, read_jsonl, sets, tiny_config
+from run_folders import write_jsonl
 
 from soar.cli import main
 from soar.domains.world import get_world
@@ -26,9 +27,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of problems of which the embedded model solves some and others not."""
     problems = [*easy_problems(12), *get_world("tiny").hard_problems(8, 0)]
     rows = [{"uid": p.id, "task": p.question, "gold": p.answer, "level": i % 3} for i, p in enumerate(problems)]
-    path = tmp_path_factory.mktemp("source") / "p.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_jsonl(tmp_path_factory.mktemp("source") / "p.jsonl", rows)
 
 
 def arguments(source: Path, out: Path, *more: str) -> list[str]:
@@ -113,15 +112,13 @@ def test_words_for_what_plain_rl_sees():
     budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"
     assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget}"
     assert what_fits(0.001, config, 31).startswith("try first: ps and pq of SOAR: ")
-    assert what_fits(0.001, config, 32).startswith(
-        "try first: solvable (the easier candidates first), beside ps and pq"
-    )
+    easier = "try first: solvable (the easier candidates first), beside ps and pq"
+    assert what_fits(0.001, config, 32).startswith(easier)
 
 
 def test_golds_that_are_no_values_are_left_out_counted_and_named(tmp_path, capsys):
     golds = ["7", "1/2", "x+1", "(1, 2)", "isosceles triangle", "Monday", "proof"]
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(json.dumps({"id": g, "question": f"q {g}", "answer": g}) + "\n" for g in golds))
+    path = write_jsonl(tmp_path / "p.jsonl", [{"id": g, "question": f"q {g}", "answer": g} for g in golds])
     words = ["screen", "tiny", "--problems", str(path), "--verifier", "math", "--attempts", "1", *SETS]
     for kept, more in ((4, []), (6, ["--set", "screen.text_golds=true"])):
         assert main([*words, *more, "--out", str(tmp_path / str(kept))]) == 0

@@ -1,12 +1,11 @@
 """`soar verify`: counts per verdict, columns, listings, labels, and gold answers against themselves."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import write_jsonl
 from tables import cases
 
 from soar.cli import grade, main
@@ -18,8 +17,7 @@ ROWS = [row for (row,) in cases("cli_verify", "row")]
 
 
 def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
+    return str(write_jsonl(path, rows))
 
 
 def verified(*words: str, capsys: pytest.CaptureFixture[str]) -> Any:
@@ -44,7 +42,6 @@ def test_counts_shares_listing_and_labels(tmp_path, capsys):
     assert lines[0] == "6 rows (completion = column 'completion', gold = column 'gold')"
     assert lines[2].split() == ["correct", "2", "33.33%"]
     assert lines[-2:] == ["not correct, the first 1:", f"  {source}:2: wrong: '2' against '1'"]
-    source = write(tmp_path / "c.jsonl", ROWS)
     _, found = verified(source, "--verifier", "number", "--label-column", "ok", capsys=capsys)
     assert found["agree"] == 4
     assert [(row["where"], row["label"]) for row in found["listed"]] == [(f"{source}:2", True), (f"{source}:4", False)]
@@ -87,8 +84,7 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys, monk
         {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
         {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},
     ]
-    path = tmp_path / "openr1.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_jsonl(tmp_path / "openr1.jsonl", rows)
     monkeypatch.setattr(grade, "BLOCK", 1)
     with VerifierPool("math", workers=1) as pool:
         grades = grade.grade_file(str(path), pool, {"label": "right"})
@@ -96,10 +92,9 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys, monk
     assert [row["where"] for row in grades.listed] == [f"{path}:1[2]"]
 
 
-def test_verify_needs_no_torch_and_escapes_answers(tmp_path):
+def test_an_answer_cannot_move_the_cursor(tmp_path, capsys):
     source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
-    script = "import sys; from soar.cli import main; main(); print({'torch', 'transformers'} & set(sys.modules))"
-    command = [sys.executable, "-c", script, "verify", source, "--verifier", "number"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "set()" and done.stderr == ""
-    assert "\x1b" not in done.stdout and "\u202e" not in done.stdout, "an answer cannot move the cursor"
+    assert main(["verify", source, "--verifier", "number"]) == 0
+    shown, said = capsys.readouterr()
+    assert "[2J" in shown and said == ""
+    assert "\x1b" not in shown and "\u202e" not in shown

@@ -1,6 +1,7 @@
 """The domain `code`: reading tests and programs, naming bad tasks, grading in workers."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tables import cases
@@ -34,6 +35,9 @@ ADD_TASK = "Write a Python function:\n\ndef add(a, b):\n\nReturn the sum of a an
 ADD_TESTS = "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(-1, 1) == 0"
 
 
+DEEP = ("[" * 900 + "]" * 900, "-" * 9000 + "1", "9" * 9000)
+
+
 def answers(*values: Any) -> Outcome:
     return Outcome(End.DONE, dict(enumerate(values)))
 
@@ -51,10 +55,7 @@ def test_asserts_are_taken_apart(test, right, wrong):
     [
         *cases("coding", "unusable"),
         ("assert f(0x" + "f" * 9000 + ") == 1", "unsafe_tests"),
-        *[
-            (f"assert f(1) == {text}", "unreadable_tests")
-            for text in ("[" * 900 + "]" * 900, "-" * 9000 + "1", "9" * 9000)
-        ],
+        *((f"assert f(1) == {text}", "unreadable_tests") for text in DEEP),
         ("\n".join(f"assert f({i}) == {i + 1}" for i in range(MAX_TESTS + 1)), "too_many_tests"),
         ("x" * (MAX_CHARS + 1), "too_many_tests"),
     ],
@@ -114,10 +115,7 @@ def test_the_program_is_taken_out_of_a_completion(completion, code):
 
 
 def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch):
-    def broken(self: sandbox.Sandbox, job: Any) -> Outcome:
-        raise SandboxError("the sandbox broke")
-
-    monkeypatch.setattr(sandbox.Sandbox, "run", broken)
+    monkeypatch.setattr(sandbox.Sandbox, "run", Mock(side_effect=SandboxError("the sandbox broke")))
     assert grade("def f(x) return", "assert f(1) == 2\nassert f(2) == 3") is Verdict.WRONG  # not run
     assert grade("def f(x):\n    return x", "no tests") is Verdict.UNSCORABLE
     with pytest.raises(VerifierError, match="the sandbox broke"):

@@ -5,9 +5,9 @@ import os
 import random
 import shutil
 import sys
-import types
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -15,18 +15,9 @@ import pytest
 from pyarrow import parquet
 from tables import cases
 
+from soar.problems import load
 from soar.problems.domain import Domain
-from soar.problems.load import (
-    DataError,
-    check_evidence,
-    evidence_path,
-    find_leaks,
-    fingerprint,
-    load_problems,
-    read_hard,
-    split,
-    write_hard,
-)
+from soar.problems.load import DataError, load_problems
 from soar.problems.prompts import get_format
 from soar.problems.sources import split_source
 from soar.report.export import files_of
@@ -71,16 +62,8 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path):
 def test_files_of_other_endings_give_the_same_problems(tmp_path, name, content):
     (tmp_path / name).write_bytes(content.encode())
     problems, _ = load_problems(str(tmp_path / name))
-    assert [(p.question, p.answer) for p in problems] == [
-        ("q1, with comma", "1"),
-        ("two\nlines", "2"),
-        ('"quoted"', "3"),
-    ]
-
-
-SYSTEM, USER = {"role": "system", "content": "Think."}, {"role": "user", "content": "What is 1+1?"}
-EARLIER = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-Q, G = "What is 1+1?", "2"
+    wanted = [("q1, with comma", "1"), ("two\nlines", "2"), ('"quoted"', "3")]
+    assert [(p.question, p.answer) for p in problems] == wanted
 
 
 @pytest.mark.parametrize(("origin", "fields", "question", "answer", "columns"), cases("data", "columns"))
@@ -97,7 +80,8 @@ def test_files_are_read_as_they_are(tmp_path, origin, fields, question, answer, 
 
 def test_what_was_done_to_values_is_in_the_report(tmp_path):
     solutions = [r"so $\boxed{\frac{1}{2}}$.", r"First \boxed{1}, hence \boxed{2}", "3 + 4 = 7\n#### 1,007", "9"]
-    lines = [{"messages": [SYSTEM, {"role": "user", "content": f"q{i}"}], "answer": s} for i, s in enumerate(solutions)]
+    system = {"role": "system", "content": "Think."}
+    lines = [{"messages": [system, {"role": "user", "content": f"q{i}"}], "answer": s} for i, s in enumerate(solutions)]
     problems, report = load_problems(write(tmp_path / "a.jsonl", lines))
     assert [p.answer for p in problems] == [r"\frac{1}{2}", "2", "1,007", "9"]
     assert report.lines()[1:] == [
@@ -162,16 +146,9 @@ def test_a_dataset_id_comes_from_the_cache_when_the_hub_does_not_answer(tmp_path
         assert report.revision == COMMIT and f"  dataset revision {COMMIT}" in report.lines()
     with pytest.raises(DataError, match=f"the cache has commit {COMMIT}, not {OTHER}"):
         load_problems("owner/math", revision=OTHER)
-    with pytest.raises(
-        DataError, match=r"'owner/other', split 'train', revision 'main': .*owner/other.*download the file"
-    ):
+    said = r"'owner/other', split 'train', revision 'main': .*owner/other.*download the file"
+    with pytest.raises(DataError, match=said):
         load_problems("owner/other")
-
-
-def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:
-    module = types.ModuleType(name)
-    vars(module).update(attributes)
-    monkeypatch.setitem(sys.modules, name, module)
 
 
 def test_reasoning_gym_only_generates(monkeypatch):
@@ -190,8 +167,9 @@ def test_reasoning_gym_only_generates(monkeypatch):
             raise AssertionError("terms must be at most 9")
         return Tasks({"question": f"{name} {seed} {terms} {i}", "answer": i, "metadata": {}} for i in range(size))
 
-    fake_module(monkeypatch, "reasoning_gym", create_dataset=create_dataset)
-    fake_module(monkeypatch, "reasoning_gym.factory", DATASETS={"chain_sum": (Tasks, Settings)})
+    factory = SimpleNamespace(DATASETS={"chain_sum": (Tasks, Settings)})
+    monkeypatch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=create_dataset))
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", factory)
     problems, _ = load_problems("reasoning_gym:chain_sum", limit=4, seed=7, options={"terms": 3})
     assert [(p.question, p.answer) for p in problems] == [(f"chain_sum 7 3 {i}", str(i)) for i in range(4)]
     assert problems[0].extra == {"family": "chain_sum", "metadata": "{}"}
@@ -208,29 +186,30 @@ def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed():
     problems = [Problem(str(i), f"question {i}", "1") for i in range(101)]
     shuffled = problems.copy()
     random.Random(0).shuffle(shuffled)
-    train, test = split(problems, seed=0)
-    assert (train, test) == split(shuffled, seed=0)
+    train, test = load.split(problems, seed=0)
+    assert (train, test) == load.split(shuffled, seed=0)
     assert (len(train), len(test)) == (51, 50)
     assert sorted(p.id for p in train + test) == sorted(p.id for p in problems)
-    assert split(problems, seed=1)[0] != train
-    assert [len(part) for part in split(problems, seed=0, test_share=0.1)] == [91, 10]
-    assert sorted(map(len, split(problems[:2], 0, 0.01))) == [1, 1] == sorted(map(len, split(problems[:2], 0, 0.99)))
-    assert find_leaks(train, test) == []
-    assert find_leaks(train, [Problem("x", train[0].question.upper() + " ", "4")])[0].id == "x"
+    assert load.split(problems, seed=1)[0] != train
+    assert [len(part) for part in load.split(problems, seed=0, test_share=0.1)] == [91, 10]
+    for share in (0.01, 0.99):
+        assert sorted(map(len, load.split(problems[:2], 0, share))) == [1, 1]
+    assert load.find_leaks(train, test) == []
+    assert load.find_leaks(train, [Problem("x", train[0].question.upper() + " ", "4")])[0].id == "x"
     with pytest.raises(DataError, match="1 problem cannot be split"):
-        split(problems[:1], 0)
-    assert split([problems[5], *problems], 0) == (train, test)
+        load.split(problems[:1], 0)
+    assert load.split([problems[5], *problems], 0) == (train, test)
     same = ["What is 1 + 1?", " what  is\n1 + 1? ", "WHAT IS 1 + 1?", "What\u200b is 1 + 1?", "Ｗhat is 1 + 1?"]
-    assert len({fingerprint(text) for text in same}) == 1
-    assert len({fingerprint(text) for text in ["1 + 1", "1 + 2", "1 - 1", "", "\ud800"]}) == 5
-    assert fingerprint("a") == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    assert len({load.fingerprint(text) for text in same}) == 1
+    assert len({load.fingerprint(text) for text in ["1 + 1", "1 + 2", "1 - 1", "", "\ud800"]}) == 5
+    assert load.fingerprint("a") == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
 
 def test_evidence_made_in_another_way_is_refused_by_key(tmp_path):
     wanted = {"model": "m", "prompt": "p", "max_tokens": 512}
-    check_evidence({**wanted, "more": 1}, wanted, "hard.jsonl")
+    load.check_evidence({**wanted, "more": 1}, wanted, "hard.jsonl")
     with pytest.raises(DataError) as caught:
-        check_evidence({"model": "other", "max_tokens": 512}, wanted, "hard.jsonl")
+        load.check_evidence({"model": "other", "max_tokens": 512}, wanted, "hard.jsonl")
     message = str(caught.value)
     assert "hard.jsonl" in message and "model: screened with 'other', this run uses 'm'" in message
     assert "prompt: not recorded" in message and "max_tokens" not in message
@@ -238,12 +217,12 @@ def test_evidence_made_in_another_way_is_refused_by_key(tmp_path):
     screenings = [Screening(0, 128, 3), Screening(1, 128)]
     evidence = {"model": "m", "attempts": 128}
     path = tmp_path / "hard" / "train.jsonl"
-    write_hard(path, problems, screenings, evidence)
-    assert read_hard(path) == (problems, screenings, evidence)
+    load.write_hard(path, problems, screenings, evidence)
+    assert load.read_hard(path) == (problems, screenings, evidence)
     assert load_problems(str(path))[0] == problems
     assert [p.name for p in path.parent.iterdir() if "partial" in p.name] == []
-    evidence_path(path).unlink()
-    assert read_hard(path)[2] == {}
+    load.evidence_path(path).unlink()
+    assert load.read_hard(path)[2] == {}
     path.write_text('{"id": "a", "question": "x", "answer": "1", "successes": 0}\n')
     with pytest.raises(DataError, match=r"train\.jsonl:1: not a screened problem \(KeyError: 'attempts'\)"):
-        read_hard(path)
+        load.read_hard(path)

@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT
 from loop_helpers import events, read_jsonl, sets, tiny_config, write_problems
 from tables import cases
-from test_any_model import SMALL, save_model
+from test_any_model import save_model, small_sets
 
 from soar.cli import main
 from soar.loop.arms import oracle
@@ -19,25 +19,23 @@ from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem, Reason, Rejection, Verdict
 
-PAGE = ROOT / "docs" / "domains.md"
+PAGE = (ROOT / "docs" / "domains.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "X", "V", "I", "3", "plus")
 
 
 @pytest.fixture(scope="module")
 def roman(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example of the page, as a file."""
-    code = re.search(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert code is not None
     path = tmp_path_factory.mktemp("domain") / "roman.py"
-    path.write_text(code[1], encoding="utf-8")
+    path.write_text(BLOCKS[0], encoding="utf-8")
     return path
 
 
 def test_the_page_holds_a_short_domain_and_a_test_that_passes(roman, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 60
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 60
     scope: dict[str, Any] = {}
-    exec(blocks[1], scope)
+    exec(BLOCKS[1], scope)
     monkeypatch.chdir(roman.parent)
     scope["test_roman"]()
 
@@ -57,16 +55,12 @@ def test_teacher_texts_are_problems_or_named_rejections(roman):
     assert judged == [(True, True), (True, False), (False, False)]
 
 
-def test_a_run_with_the_example_of_the_page(roman, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("test_any_model.WORDS", WORDS)
-    model, problems = save_model(tmp_path / "model"), tmp_path / "sums.jsonl"
+def test_a_run_with_the_example_of_the_page(roman, tmp_path, capsys):
+    model, problems = save_model(tmp_path / "model", WORDS), tmp_path / "sums.jsonl"
     answers = ("IV", "V", "XII")
     write_problems(problems, [Problem(f"p{n}", f"What is {n} plus {n}?", answers[n % 3]) for n in range(8)])
-    values = {
-        **SMALL, "problems.domain": f"{roman}:ROMAN", "arms.run": ["base"],
-        "teacher.steps": 1, "teacher.questions": 1, "reward.questions": 1,
-    }  # fmt: skip
-    keys = sets(*(f"{key}={json.dumps(value)}" for key, value in values.items()))
+    ones = dict.fromkeys(("teacher.steps", "teacher.questions", "reward.questions"), 1)
+    keys = small_sets({"problems.domain": f"{roman}:ROMAN", "arms.run": ["base"], **ones})
     place = ["--model", str(model), "--problems", str(problems)]
     assert main(["check", "small-1gpu", *place, *keys, "--no-model"]) == 0
     assert "8 of 8 gold answers grade as correct by 'domain roman'" in capsys.readouterr().out
@@ -85,34 +79,7 @@ def test_a_run_with_the_example_of_the_page(roman, tmp_path, monkeypatch, capsys
     assert "domain: screened with" in capsys.readouterr().err
 
 
-HOSTILE = """
-import os, time
-from soar.problems.domain import Domain
-from soar.problems.prompts import FORMATS
-from soar.types import Verdict
-
-def read_problem(text):
-    if "raise" in text: raise RuntimeError("no")
-    if "hang" in text: time.sleep(60)
-    if "die" in text: os._exit(3)
-    if "shape" in text: return 7
-    if "kinds" in text: return "q", 7
-    if "odd" in text: return "  <b>Odd NAME!</b> " + 100 * "x"
-    return "What now?", text
-
-def verify(answer, problem):
-    return {"yes": True, "no": False, "half": 0.5, "none": None, "nan": float("nan"), "verdict": Verdict.NO_ANSWER,
-            "text": "yes"}.get(answer) if answer != "raise" else 1 / 0
-
-def validate(problem):
-    return None
-
-D = Domain("hostile", FORMATS["question_answer"], read_problem=read_problem, verify=verify, validate=validate)
-NOT = 7
-BAD_NAME = Domain("two words", FORMATS["tags"])
-BAD_VERIFIER = Domain("bad", FORMATS["tags"], verifier="guess")
-UNREADY = Domain("unready", FORMATS["tags"], prepare=lambda: 1 / 0)
-"""
+HOSTILE = (ROOT / "tests" / "cases" / "hostile_domain.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

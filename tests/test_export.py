@@ -1,13 +1,14 @@
 """Exports are read by the programs that they are for: TRL, datasets, PEFT, transformers, and verl by its schema."""
 
-import importlib.util
 import json
+import runpy
 import shutil
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import run_folders
@@ -37,13 +38,9 @@ def boxed(tmp_path: Path) -> Path:
     return folder
 
 
-def module_at(path: Path, name: str) -> types.ModuleType:
-    """A written Python file, imported."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def module_at(path: Path) -> SimpleNamespace:
+    """What a written Python file defines."""
+    return SimpleNamespace(**runpy.run_path(str(path)))
 
 
 def test_plain_rows_are_the_promotion_questions_a_dataset_and_a_problem_file(tiny_run, tmp_path, monkeypatch):
@@ -70,7 +67,7 @@ def test_the_trl_file_trains_a_step(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     export.export_questions(tiny_run, out, "trl")
     rows = datasets.Dataset.from_list(read_jsonl(out / "train.jsonl"))
-    reward = module_at(out / "reward.py", "exported_reward")
+    reward = module_at(out / "reward.py")
 
     def counted(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
         said = [f"{ANSWER_MARK} {gold}{'' if i % 2 else ' 1'}" for i, gold in enumerate(answer)]
@@ -101,7 +98,7 @@ def test_the_verl_file_and_its_reward(boxed, tmp_path):
     assert [row["extra_info"]["index"] for row in rows] == list(range(len(rows)))
     assert rows[0]["reward_model"] == {"style": "rule", "ground_truth": promoted[0]["answer"]}
     assert rows[-1]["extra_info"]["reward"] is None and {row["ability"] for row in rows} == {"math"}
-    reward = module_at(tmp_path / "out" / "reward.py", "verl_reward")
+    reward = module_at(tmp_path / "out" / "reward.py")
     assert reward.compute_score("soar_tiny", r"so \boxed{\frac{2}{4}}", "0.5", {"index": 0}) == 1.0
     assert reward.compute_score("soar_tiny", "0.5", "0.5") == 0.0, "no box, no answer"
     messages = [[{"role": "assistant", "content": r"\boxed{7}"}], [{"role": "assistant", "content": r"\boxed{8}"}]]
@@ -121,12 +118,12 @@ def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, veri
     file, prompts = tmp_path / "reward.py", replace(domain.prompts, answer_style=style)
     monkeypatch.setitem(sys.modules, "soar.problems.pool", None)
     file.write_bytes(export.reward_file(replace(domain, verifier=verifier, prompts=prompts)))
-    reward = module_at(file, "reward_alone")
+    reward = module_at(file)
     assert reward.accuracy([right, wrong, "none"], ["0.5"] * 3) == [1.0, 0.0, 0.0]
     other = tmp_path / "other.py"
     other.write_bytes(export.reward_file(replace(domain, verifier="mine.py:grade")))
     with pytest.raises(ModuleNotFoundError, match="soar"):
-        module_at(other, "reward_of_a_function")
+        module_at(other)
 
 
 def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
@@ -196,28 +193,20 @@ def test_no_pyarrow(tiny_run, tmp_path, monkeypatch):
 
 
 def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, capsys):
-    calls: list[Any] = []
-
-    class FakeApi:
-        def create_repo(self, repo: str, **options: Any) -> None:
-            if repo == "me/gone":
-                raise OSError("401 Unauthorized")
-            if repo == "me/offline":  # as httpx says it
-                raise RuntimeError("Connection refused")
-            calls.append((repo, options))
-
-        def upload_folder(self, repo_id: str, repo_type: str, folder_path: Path) -> str:
-            calls.append((repo_id, repo_type, "# " in (folder_path / "README.md").read_text(encoding="utf-8")))
-            return f"https://hub/{repo_id}"
-
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    hub = Mock(**{"upload_folder.side_effect": lambda repo_id, **named: f"https://hub/{repo_id}"})
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     for form, kind in (("jsonl", "dataset"), ("peft", "model")):
         words = ["export", str(tiny_run), "--format", form, "--out", str(tmp_path / form), "--push"]
         assert main([*words, f"me/{kind}"]) == 0 and f"pushed: https://hub/me/{kind}" in capsys.readouterr().out
-        made = {"repo_type": kind, "private": True, "exist_ok": True}
-        assert calls[-2:] == [(f"me/{kind}", made), (f"me/{kind}", kind, True)]
+        made = call.create_repo(f"me/{kind}", repo_type=kind, private=True, exist_ok=True)
+        folder = tmp_path / form
+        assert "# " in (folder / "README.md").read_text(encoding="utf-8")
+        sent = call.upload_folder(repo_id=f"me/{kind}", repo_type=kind, folder_path=folder)
+        assert hub.mock_calls[-2:] == [made, sent]
+    hub.create_repo.side_effect = OSError("401 Unauthorized")
     assert main(["export", str(tiny_run), "--format", "trl", "--out", str(tmp_path / "t"), "--push", "me/gone"]) == 1
     assert "401 Unauthorized" in capsys.readouterr().err and (tmp_path / "t" / "README.md").is_file()
+    hub.create_repo.side_effect = RuntimeError("Connection refused")  # as httpx says it
     with pytest.raises(ExportError, match="--push me/offline: Connection refused; the export is in"):
         export.push_folder(tmp_path / "t", "me/offline", "dataset")
 

@@ -1,19 +1,18 @@
 """The forecast: counts and seconds by hand, the table of rates, memory from real files, forecast against run."""
 
 import sys
-from pathlib import Path
 
 import pytest
-from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_problems
+from helpers import ROOT
+from loop_helpers import BRIEF, events, read_jsonl, run_tiny, tiny_config, write_problems
 
 from soar.cli import main
 from soar.config import load
 from soar.plan import forecast
 from soar.types import Problem
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import sizes  # noqa: E402
+import sizes
 
 NUMBERS = {
     "candidates": 40.0, "hard_share": 0.5, "teacher_tokens": 20.0, "question_tokens": 15.0, "hard_tokens": 30.0,
@@ -101,7 +100,7 @@ def test_dry_run_prints_everything_and_refuses_what_cannot_work(tmp_path, capsys
 def test_a_forecast_says_what_a_run_then_spends(tmp_path):
     """Every question of the training half is a reward question and nothing is promoted: the same number, exactly."""
     learnability = ("teacher.reward=learnability", "intrinsic.attempts=5")
-    changes = (*learnability, "reward.questions=6", "promotion.tau=2", "arms.run=[]")
+    changes = (*learnability, *BRIEF, "reward.questions=6", "promotion.tau=2", "arms.run=[]")
     run_tiny(tmp_path / "run", *changes)
     hard = sum(len(read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")) for half in ("train", "test"))
     counts = works(*changes, candidates=float(hard), hard_share=1.0)

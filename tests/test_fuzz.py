@@ -23,11 +23,8 @@ def make_text(rng: random.Random, fragments: Sequence[str] = FRAGMENTS, most: in
     text = "".join(rng.choice(fragments) for _ in range(rng.randint(0, most)))
     if text and rng.random() < 0.2:
         place = rng.randrange(len(text))
-        text = (
-            text[:place]
-            + rng.choice(["", chr(rng.randrange(0x20, 0x300)), text[place] * rng.randint(2, 400)])
-            + text[place + 1 :]
-        )
+        other = rng.choice(["", chr(rng.randrange(0x20, 0x300)), text[place] * rng.randint(2, 400)])
+        text = text[:place] + other + text[place + 1 :]
     return text
 
 
@@ -45,8 +42,7 @@ def check_text(text: str, other: str) -> int:
         outcome = grader.read(text)
         if isinstance(outcome, Problem):
             accepted += 1
-            assert outcome.question and outcome.answer and outcome.question in text
-            assert outcome.answer in text
+            assert outcome.question and outcome.answer and outcome.question in text and outcome.answer in text
             assert len(outcome.question) <= 4000 and len(outcome.answer) <= MAX_ANSWER_CHARS
         else:
             assert isinstance(outcome.reason, Reason) and outcome.text == text

@@ -27,9 +27,20 @@ def test_files_functions_and_folders_are_small():
     assert (long_files, long_functions, full) == ({}, set(), {})
 
 
-def test_no_torch_is_needed_to_read_check_and_report():
-    program = f"import sys, {', '.join(WITHOUT_TORCH)}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+def test_no_torch_is_needed_to_read_check_and_report(tmp_path):
+    """Nor to help and to verify; what runs a model says what installs it."""
+    (tmp_path / "c.jsonl").write_text('{"completion": "1", "gold": "1"}\n')
+    commands = (["--help"], ["run", "--help"], ["verify", "c.jsonl", "--verifier", "number"])
+    program = f"""
+import sys, {", ".join(WITHOUT_TORCH)}
+assert [soar.cli.main(words) for words in {commands}] == [0, 0, 0]
+assert not {{"torch", "transformers", "peft"}} & set(sys.modules)
+sys.modules["torch"] = None
+sys.exit(soar.cli.main(["run", "--quiet", "--out", "x"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    wanted = "soar: this command runs a model and needs torch, which is not installed: pip install 'soar-rl[train]'\n"
+    assert (done.returncode, done.stderr, [path.name for path in tmp_path.iterdir()]) == (1, wanted, ["c.jsonl"])
 
 
 def test_the_outer_loop_can_be_read_in_an_afternoon():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import random_stack
-from loop_helpers import events, read_jsonl, run_tiny, without_clock
+from loop_helpers import BRIEF, events, read_jsonl, run_tiny, without_clock
 from safetensors.torch import load_file
 
 from soar.cli import main
@@ -24,7 +24,7 @@ from soar.types import UserError
 SETS = ["0-0", "0-1", "1-0", "1-1"]
 LOOP = (
     "model.adapter=lora", "model.lora_rank=4", "student.repeats=2", "teacher.datasets=2", 'arms.run=["base","ps"]',
-    "student.optimizer.lr=0.01",
+    "student.optimizer.lr=0.01", *BRIEF,
 )  # fmt: skip
 FILES = (*LOOP, "backend.kind=files")
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT
-from loop_helpers import easy_problems, events, outcome, tiny_config, write_problems
+from loop_helpers import BRIEF, easy_problems, events, outcome, tiny_config, write_problems
 
 from soar.config import Config
 from soar.engine.load import load_backbone
@@ -38,7 +38,7 @@ from soar.run import pipeline, progress
 from soar.run.folder import RunFolder
 from soar.run.progress import Progress
 
-POINTS, CHAINS, SEED = 44, 4, 0
+POINTS, CHAINS, SEED = 46, 2, 0
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
 RESUMED = "os.truncate metrics.jsonl"  # a point that only a resumed run has
@@ -48,9 +48,10 @@ CHANGES = (
     "reward.questions=6", "reward.attempts=2", "promotion.tau=-0.6", "promotion.window=2", "teacher.steps=3",
     "teacher.optimizer.lr=0.003", "teacher.optimizer.kl=0.05", "student.optimizer.lr=0.01", "student.reward=paper",
     "student.attempts=4", "student.prompts_per_step=3", "arms.save_steps=1", "student.steps=1", "student.max_steps=2",
-    "screen.attempts=2",
+    "screen.attempts=2", *BRIEF,
 )  # fmt: skip
 Point = tuple[int, str]  # checkpoints saved before it in the run, and what it is
+Write = tuple[str, Path, int]  # what is written, the file, and its bytes before
 
 
 class Points:
@@ -81,47 +82,40 @@ class Points:
     def install(self) -> None:
         """Watch everything this process does from now on."""
         sys.addaudithook(self.audit)
-        write_tensors, append, save = checkpoints.write_tensors, RunFolder.append, RunFolder.save
-
-        def watched_write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-            def tear() -> None:
-                write_tensors(path, tensors)
-                os.truncate(path, path.stat().st_size // 2)
-
-            self("half of the tensors", tear)
-            write_tensors(path, tensors)
-
-        def watched_append(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
-            def tear() -> None:
-                before = (folder.path / name).stat().st_size if (folder.path / name).exists() else 0
-                append(folder, name, rows)
-                after = (folder.path / name).stat().st_size
-                os.truncate(folder.path / name, before + max(1, (after - before) * 2 // 3))
-
-            if rows:
-                self(f"half of the lines of {name}", tear)
-            append(folder, name, rows)
+        patch, save = pytest.MonkeyPatch(), RunFolder.save
 
         def watched_save(folder: RunFolder, checkpoint: checkpoints.Checkpoint) -> None:
             save(folder, checkpoint)
             self.saved = 1 + max(int(path.name) for path in (folder.path / "state").glob("[0-9]*"))
 
-        patch = pytest.MonkeyPatch()
-        patch.setattr(os, "fsync", lambda descriptor: self("fsync"))  # SIGKILL takes nothing from the system's buffers
-        patch.setattr(checkpoints, "write_tensors", watched_write)
-        patch.setattr(RunFolder, "append", watched_append)
-        patch.setattr(RunFolder, "save", watched_save)
-        for room, attribute in ((NativeSampler, "sample"), (student, "update"), (teacher, "update")):
-            patch.setattr(room, attribute, self.watched(room, attribute))
+        def appended(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> Write | None:
+            path = folder.path / name
+            return (f"half of the lines of {name}", path, path.stat().st_size if path.exists() else 0) if rows else None
 
-    def watched(self, room: Any, attribute: str) -> Callable[..., Any]:
+        patch.setattr(os, "fsync", lambda descriptor: self("fsync"))  # SIGKILL takes nothing from the system's buffers
+        patch.setattr(RunFolder, "save", watched_save)
+        self.watch(patch, RunFolder, "append", appended)
+        self.watch(patch, checkpoints, "write_tensors", lambda path, tensors: ("half of the tensors", path, 0))
+        for room, attribute in ((NativeSampler, "sample"), (student, "update"), (teacher, "update")):
+            self.watch(patch, room, attribute)
+
+    def watch(self, patch: pytest.MonkeyPatch, room: Any, attribute: str, writes: Any = None) -> None:
+        """Every call is a point; where it `writes` (None: nothing), one at which two thirds of that are in the file."""
         real = getattr(room, attribute)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            self(f"{room.__name__}.{attribute}")
+            write = writes and writes(*arguments, **named)
+
+            def tear() -> None:
+                real(*arguments, **named)
+                _, path, before = write
+                os.truncate(path, before + max(1, (path.stat().st_size - before) * 2 // 3))
+
+            if write or not writes:
+                self(write[0] if write else f"{room.__name__}.{attribute}", tear if write else None)
             return real(*arguments, **named)
 
-        return call
+        patch.setattr(room, attribute, call)
 
 
 def in_fork(work: Callable[[], None]) -> int:
@@ -173,18 +167,16 @@ def chain(config: Config, folder: Path, targets: list[Point], wanted: dict[str, 
             break
         if (folder / "manifest.json").exists():
             read_run(folder)  # a person may look at it
-        sys.stdout.write(json.dumps({"name": target[1] if target else "", "stage": stage_of(folder)}) + "\n")
-        sys.stdout.flush()  # a line is one write: the other lane writes too
+        print(json.dumps({"name": target[1] if target else "", "stage": stage_of(folder)}), flush=True)
     last = outcome(folder) if code == 0 else {}
     different = sorted(name for name in last.keys() | wanted.keys() if last.get(name) != wanted.get(name))
-    sys.stdout.write(json.dumps({"ended": code, "different": different}) + "\n")
-    sys.stdout.flush()
+    print(json.dumps({"ended": code, "different": different}), flush=True)
     missed = [target, *left] if target else left
     return [point for point in missed if point[1] != RESUMED] if code == 0 else []
 
 
-def main(folder: Path) -> int:
-    """All of it; returns the exit code."""
+def main(folder: Path) -> None:
+    """All of it."""
     torch.set_num_threads(1)
     source = write_problems(folder / "p.jsonl", easy_problems(14, seed=1))
     config = tiny_config(f'problems.source="{source}"', *CHANGES)
@@ -205,19 +197,13 @@ def main(folder: Path) -> int:
     print(json.dumps({"kinds": sorted({name for _, name in points})}), flush=True)
     wanted = outcome(folder / "whole")
 
-    def lane(number: int) -> None:
-        for place in range(number, CHAINS, 2):
-            left = points[place::CHAINS]
-            left.insert(len(left) // 2, (0, RESUMED))
-            while left:
-                run = folder / f"run-{place}-{len(left)}"
-                assert not run.exists(), f"points that are never met: {left}"
-                left = chain(config, run, left, wanted)
-
-    if (child := os.fork()) == 0:
-        os._exit(in_fork(lambda: lane(0)))
-    lane(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for place in range(CHAINS):
+        left = points[place::CHAINS]
+        left.insert(len(left) // 2, (0, RESUMED))
+        while left:
+            run = folder / f"run-{place}-{len(left)}"
+            assert not run.exists(), f"points that are never met: {left}"
+            left = chain(config, run, left, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +212,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], l
     folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "examples")))}
     command = [sys.executable, __file__, str(folder)]
-    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **both) as program:
-        try:
-            said, complaint = program.communicate()
-        except BaseException:  # a time limit: its forks go with it
-            os.killpg(program.pid, signal.SIGKILL)
-            raise
-    assert program.returncode == 0, complaint[-2000:]
-    head, *lines = map(json.loads, said.splitlines())
+    program = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert program.returncode == 0, program.stderr[-2000:]
+    head, *lines = map(json.loads, program.stdout.splitlines())
     return folder, head["kinds"], lines
 
 
@@ -267,4 +247,4 @@ def test_every_killed_run_ends_as_the_one_that_was_not(killed):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import BOS, EOS, PAD, WORDS, random_stack, some_prompts, tiny_model, tiny_tokenizer
+from helpers import COMMON, EOS, random_stack, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
 from tables import cases
 from transformers import AutoModelForCausalLM, Mamba2Config
@@ -69,17 +69,7 @@ def test_files_that_are_no_base_model_alone_are_named(tmp_path):
         load_backbone(ModelConfig(path=str(tmp_path / "mamba"), device="cpu"))
 
 
-ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        ("{% if messages[0].content == 'a' %}" + ENDLESS + "{% endif %}", "did not end in 0.5 s"),
-        ("{{ raise_exception('no user, please') }}", "fails: .*no user, please"),
-        ("{{ messages[7].content }}", "fails: .*has no"),
-    ],
-)
+@pytest.mark.parametrize(("template", "said"), cases("load", "template"))
 def test_a_chat_template_ends_and_its_failure_is_named(template, said, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.5)
     tokenizer = load_backbone(ModelConfig(path=str(save_tiny(tmp_path, template)), device="cpu")).tokenizer
@@ -87,29 +77,24 @@ def test_a_chat_template_ends_and_its_failure_is_named(template, said, tmp_path,
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
     tokenizer.chat_template = "{{ messages[0].content }}!"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "a!"
-    thinks = "{% if think is not defined or think %}<think>{% endif %}{{ messages[0].content }}"
+
+
+def test_a_chat_template_gets_the_options(tmp_path):
+    folder = save_tiny(tmp_path, "{% if think is not defined or think %}<think>{% endif %}{{ messages[0].content }}")
     for options, text in (({}, "<think>a"), ({"think": False}, "a")):
-        named = ModelConfig(
-            path=str(save_tiny(tmp_path / text.strip("<>"), thinks)), device="cpu", template_options=options
-        )
-        loaded = load_backbone(named).tokenizer
-        assert loaded.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == text
+        tokenizer = load_backbone(ModelConfig(path=str(folder), device="cpu", template_options=options)).tokenizer
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == text
 
 
 @pytest.mark.parametrize("template", ["{{ 9 ** 9 ** 9 ** 9 }}{{ 9 ** (9 ** 9) }}", "{{ 'x' * 9999999999 }}"])
 def test_a_chat_template_that_does_not_end_or_takes_all_memory_is_refused(template, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "TEMPLATE_SECONDS", 0.5)
-    with pytest.raises(
-        ConfigError, match=r"chat template takes more than 0.5 s or 1 GiB.*problems.format without turns"
-    ):
+    said = r"chat template takes more than 0.5 s or 1 GiB.*problems.format without turns"
+    with pytest.raises(ConfigError, match=said):
         load_backbone(ModelConfig(path=str(save_tiny(tmp_path, template)), device="cpu"))
 
 
-SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-    "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
-}  # fmt: skip
+SIZES = COMMON | {"hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize(("name", "reason", "settings"), cases("load", "family"))

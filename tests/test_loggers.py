@@ -4,6 +4,7 @@ import sys
 import types
 from contextlib import closing
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from loop_helpers import events, read_jsonl, tiny_config
@@ -44,21 +45,18 @@ def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is
     """The other tool fails at its first row: that is said once, and this one goes on."""
     calls: list[Any] = []
 
-    def full(values: Any) -> None:
-        raise OSError("disk full")
-
     run = types.SimpleNamespace(
         log=lambda values: calls.append(("log", values)),
         define_metric=lambda name, step_metric: calls.append(("axis", name, step_metric)),
         finish=lambda: calls.append(("finish",)),
     )
-    broken = types.SimpleNamespace(log=full, define_metric=lambda name, step_metric: None, finish=pytest.fail)
+    broken = types.SimpleNamespace(
+        log=Mock(side_effect=OSError("disk full")), define_metric=lambda name, step_metric: None, finish=pytest.fail
+    )
     (other,) = {"wandb", "trackio"} - {kind}
     for name, its_run in ((kind, run), (other, broken)):
-        module = types.SimpleNamespace(
-            init=lambda its_run=its_run, **settings: calls.append(settings["name"]) or its_run
-        )
-        monkeypatch.setitem(sys.modules, name, module)
+        init = lambda its_run=its_run, **settings: calls.append(settings["name"]) or its_run  # noqa: E731
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(init=init))
     said: list[str] = []
     sinks = Loggers(tiny_config("name=mine", f'log.sinks=["{other}","{kind}"]'), tmp_path, said.append)
     for step in (3, 4):
@@ -72,21 +70,16 @@ def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is
 
 
 def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch, capsys):
-    sent: list[Any] = []
-
-    def init(**settings: Any) -> None:
-        sent.append(settings)
-        raise RuntimeError("refused opensesame")
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    wandb = Mock(**{"init.side_effect": RuntimeError("refused opensesame")})
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setenv("MY_API_KEY", "opensesame")
     said: list[str] = []
     config = tiny_config("name=run-opensesame", "cluster.address=https://me:opensesame@host/v1", 'log.sinks=["wandb"]')
     Loggers(config, tmp_path, said.append)
-    assert (sent[0]["name"], sent[0]["config"]["cluster"]["address"]) == ("run-[hidden]", "https://[hidden]@host/v1")
-    assert said == [
-        "log.sinks: wandb failed and is left out from here on; metrics.jsonl has everything (RuntimeError: refused [hidden])"
-    ]
+    sent = wandb.init.call_args.kwargs
+    assert (sent["name"], sent["config"]["cluster"]["address"]) == ("run-[hidden]", "https://[hidden]@host/v1")
+    words = "failed and is left out from here on; metrics.jsonl has everything (RuntimeError: refused [hidden])"
+    assert said == [f"log.sinks: wandb {words}"]
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     assert main(["run", "--out", str(tmp_path / "run"), "--set", 'log.sinks=["wandb"]']) == 1
     assert "log.sinks names 'wandb', which is not installed: pip install 'soar-rl[wandb]'" in capsys.readouterr().err

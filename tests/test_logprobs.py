@@ -109,9 +109,8 @@ def flash_forward(
     for (a, b), (c, d) in zip(edges(cu_q), edges(cu_k), strict=True):
         if b > a and d > c:
             scores = scores_of(q[a:b], k[c:d], causal, scale)
-            out[a:b] = torch.einsum(
-                "hqk,khd->qhd", scores.softmax(-1), v[c:d].repeat_interleave(q.shape[1] // v.shape[1], 1)
-            )
+            wide_v = v[c:d].repeat_interleave(q.shape[1] // v.shape[1], 1)
+            out[a:b] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), wide_v)
             norm[:, a:b] = scores.logsumexp(-1)
     return out, norm, torch.zeros(2), torch.zeros(0), torch.zeros(0)
 
