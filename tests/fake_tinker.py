@@ -11,6 +11,7 @@ import torch
 from helpers import handmade_rollouts
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine.logprobs import pack, token_logprobs
@@ -29,10 +30,8 @@ def rows_of(data: list[Any]) -> tuple[Rollouts, Tensor, Tensor]:
     """Everything behind the first token as one completion; given log-probabilities and advantages [B, T]."""
     inputs = [d.loss_fn_inputs for d in data]
     rows = handmade_rollouts([d.model_input[:1] for d in data], [list(given["target_tokens"]) for given in inputs])
-    given_B_T, advantage_B_T = (
-        torch.nn.utils.rnn.pad_sequence([torch.tensor(given[name]) for given in inputs], batch_first=True)
-        for name in ("logprobs", "advantages")
-    )
+    given_B_T = pad_sequence([torch.tensor(given["logprobs"]) for given in inputs], batch_first=True)
+    advantage_B_T = pad_sequence([torch.tensor(given["advantages"]) for given in inputs], batch_first=True)
     return rows, given_B_T, advantage_B_T
 
 
@@ -110,14 +109,11 @@ class Sampling:
         sampling = SamplingConfig(max_tokens=given.max_tokens, temperature=given.temperature or 1.0, top_p=given.top_p)
         native, greedy = NativeSampler(self.service.backbone), given.temperature == 0
         rollouts = native.sample(self.stack, [[prompt]], attempts, [[given.seed]], sampling, greedy)
-        sequences = [
-            SimpleNamespace(
-                tokens=rollouts.tokens_B_T[i, :n].tolist(),
-                logprobs=rollouts.logprob_B_T[i, :n].tolist(),
-                stop_reason="stop" if rollouts.ended_B[i] else "length",
-            )
-            for i, n in enumerate(rollouts.length_B.tolist())
-        ]
+        sequences = []
+        for i, n in enumerate(rollouts.length_B.tolist()):
+            tokens, logprobs = (of_B_T[i, :n].tolist() for of_B_T in (rollouts.tokens_B_T, rollouts.logprob_B_T))
+            reason = "stop" if rollouts.ended_B[i] else "length"
+            sequences.append(SimpleNamespace(tokens=tokens, logprobs=logprobs, stop_reason=reason))
         return done(SimpleNamespace(sequences=sequences))
 
     def compute_logprobs(self, prompt: list[int]) -> Any:
@@ -127,7 +123,7 @@ class Sampling:
 
 
 class Service:
-    """tinker.ServiceClient. alive: training clients that were not unloaded; most: of them at once.
+    """tinker.ServiceClient. keys: of its config. alive: training clients that were not unloaded; most: of them at once.
 
     broken(): called before every pass; may raise. rank: the largest it takes. mean: see `Training`.
     """
@@ -138,6 +134,7 @@ class Service:
         self.archives: dict[str, AdapterStack] = {}
         self.alive: set[str] = set()
         self.opened, self.most, self.rank = 0, 0, 16
+        self.keys: tuple[str, ...] = ()
         self.broken: Callable[[], None] = lambda: None
 
     def passed(self, client: Training, loss: str) -> None:

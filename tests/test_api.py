@@ -27,8 +27,6 @@ from soar.problems.pool import VerifierPool
 from soar.types import Verdict
 
 SETTINGS: dict[str, Any] = {key: json.loads(text) for key, text in (override.split("=") for override in TINY)}
-
-
 NOTEBOOK = (ROOT / "tests" / "cases" / "notebook_cell.txt").read_text(encoding="utf-8")
 
 

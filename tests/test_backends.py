@@ -14,7 +14,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -23,6 +22,7 @@ from fake_tinker import Service
 from helpers import ROOT
 from loop_helpers import BRIEF, events, outcome, run_tiny, tiny_config
 from tables import cases
+from test_record import content
 
 from soar.backends import base
 from soar.backends.tinker import ServiceError, TinkerBackbone, open_tinker
@@ -44,14 +44,11 @@ NORM_RTOL, WEIGHT_STEPS = 1e-3, 0.02  # stated in docs/scaling.md: of a gradient
 @pytest.fixture(params=[False, True], ids=["tinker", "skyrl"])
 def service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Service:
     fake = Service(load_backbone(LORA), mean=request.param)
+    fake.keys = SKYRL if request.param else REMOTE
     monkeypatch.setitem(sys.modules, "tinker", fake.module())
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     monkeypatch.setattr(urllib.request, "urlopen", fake.urlopen)
     return fake
-
-
-def keys(service: Service) -> tuple[str, ...]:
-    return SKYRL if service.mean else REMOTE
 
 
 def difference(left: AdapterStack, right: AdapterStack) -> float:
@@ -89,7 +86,7 @@ def check_steps(native: Backbone, remote: TinkerBackbone, config: OptimizerConfi
 
 
 def test_the_same_rollouts_give_the_same_gradient_and_step(service):
-    remote, _ = open_tinker(tiny_config(*keys(service)))
+    remote, _ = open_tinker(tiny_config(*service.keys))
     clip = float("inf") if service.mean else 0.5
     check_steps(service.backbone, remote, OptimizerConfig(kl=0.05, eps=1e-4, clip=clip), steps=3)
     assert service.most <= 3 or not service.mean
@@ -106,28 +103,23 @@ TROUBLE = [
 @pytest.mark.parametrize("service", [True], indirect=True, ids=["skyrl"])  # which has more to keep
 def test_trouble_with_the_service_is_named_and_a_resumed_run_equals_one_without(service, monkeypatch, tmp_path):
     service.broken = passed = Mock()
-    run_tiny(tmp_path / "whole", *keys(service), *SMALL)
+    run_tiny(tmp_path / "whole", *service.keys, *SMALL)
     service.broken = Mock(side_effect=[*[None] * (passed.call_count // 2 - 1), GONE.side_effect])
     cut = tmp_path / "cut"
     with pytest.raises(ServiceError, match=r"a gradient: ConnectionError: connection refused, key \*\*\*.*--resume"):
-        run_tiny(cut, *keys(service), *SMALL)
+        run_tiny(cut, *service.keys, *SMALL)
     assert events(cut, "outer_step")
-    saved = state_of(cut)
+    saved = content(cut / "state")
     service.broken = Mock()
     for call, trouble, message in TROUBLE:
         with monkeypatch.context() as patch, pytest.raises(ServiceError, match=message):
             patch.setattr(service, call, trouble)
-            run_tiny(cut, *keys(service), *SMALL, resume=True)
-        assert state_of(cut) == saved, call
-    run_tiny(cut, *keys(service), *SMALL, resume=True)
+            run_tiny(cut, *service.keys, *SMALL, resume=True)
+        assert content(cut / "state") == saved, call
+    run_tiny(cut, *service.keys, *SMALL, resume=True)
     assert outcome(cut, "student") == outcome(tmp_path / "whole", "student")  # which is the name of a checkpoint
     texts = [path.read_bytes() for path in cut.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in text for text in texts)
-
-
-def state_of(folder: Path) -> dict[str, bytes]:
-    """What a resumed run goes on from."""
-    return {str(path): path.read_bytes() for path in sorted((folder / "state").rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(("override", "message"), cases("backends", "refused"))
@@ -141,7 +133,7 @@ def test_what_the_service_cannot_do_is_refused_with_the_key(service, monkeypatch
 
 @pytest.mark.parametrize("service", [False], indirect=True, ids=["tinker"])
 def test_a_rank_that_the_server_does_not_take_and_a_silent_server_are_named(service):
-    remote, _ = open_tinker(tiny_config(*keys(service), "model.lora_rank=64", "backend.timeout_s=0.2"))
+    remote, _ = open_tinker(tiny_config(*service.keys, "model.lora_rank=64", "backend.timeout_s=0.2"))
     with pytest.raises(ServiceError, match=r"lora_rank = 64\): RuntimeError: LoRA rank 64 must be between 1 and 16"):
         remote.new_stack(0)
     with pytest.raises(ServiceError, match=r"no answer within 0.2 s; is it running\?"):

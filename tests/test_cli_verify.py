@@ -16,17 +16,13 @@ FUNCTIONS = Path(__file__).parent / "verifier_functions.py"
 ROWS = [row for (row,) in cases("cli_verify", "row")]
 
 
-def write(path: Path, rows: list[Any]) -> str:
-    return str(write_jsonl(path, rows))
-
-
 def verified(*words: str, capsys: pytest.CaptureFixture[str]) -> Any:
     code = main(["verify", *words, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
 def test_counts_shares_listing_and_labels(tmp_path, capsys):
-    source = write(tmp_path / "c.jsonl", ROWS)
+    source = str(write_jsonl(tmp_path / "c.jsonl", ROWS))
     code, found = verified(source, "--verifier", "number", "--show", "2", capsys=capsys)
     assert code == 0
     wanted = {"correct": 2, "wrong": 1, "no_answer": 2, "unscorable": 1}
@@ -45,27 +41,27 @@ def test_counts_shares_listing_and_labels(tmp_path, capsys):
     _, found = verified(source, "--verifier", "number", "--label-column", "ok", capsys=capsys)
     assert found["agree"] == 4
     assert [(row["where"], row["label"]) for row in found["listed"]] == [(f"{source}:2", True), (f"{source}:4", False)]
-    write(tmp_path / "c.jsonl", [{**ROWS[0], "ok": "perhaps"}])
+    write_jsonl(tmp_path / "c.jsonl", [{**ROWS[0], "ok": "perhaps"}])
     assert main(["verify", source, "--verifier", "number", "--label-column", "ok"]) == 1
     assert f"{source}:1: label 'perhaps', expected true, false or a number" in capsys.readouterr().err
-    write(tmp_path / "c.jsonl", [{"completion": [], "gold": "1"}])
+    write_jsonl(tmp_path / "c.jsonl", [{"completion": [], "gold": "1"}])
     assert main(["verify", source, "--verifier", "number"]) == 1
     assert f"{source}:1: 'completion' is an empty list, expected a text or a list of texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("row", "columns"), cases("cli_verify", "columns"))
 def test_columns_are_found(tmp_path, capsys, row, columns):
-    _, found = verified(write(tmp_path / "c.jsonl", [row]), "--verifier", "exact", capsys=capsys)
+    _, found = verified(str(write_jsonl(tmp_path / "c.jsonl", [row])), "--verifier", "exact", capsys=capsys)
     assert found["columns"] == columns
     assert found["counts"]["correct"] == 1
-    assert main(["verify", write(tmp_path / "d.jsonl", [{"answer": "7"}])]) == 1
+    assert main(["verify", str(write_jsonl(tmp_path / "d.jsonl", [{"answer": "7"}]))]) == 1
     assert "no gold column" in capsys.readouterr().err
 
 
 def test_golds_against_themselves(tmp_path, capsys):
     prose = "Yes, because every such triangle has two equal angles and so on"
     pairs = zip("qrst", ("7", prose, "odd", "odd"), strict=True)
-    source = write(tmp_path / "p.jsonl", [{"question": name, "answer": answer} for name, answer in pairs])
+    source = str(write_jsonl(tmp_path / "p.jsonl", [{"question": name, "answer": answer} for name, answer in pairs]))
     assert main(["verify", source, "--golds", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     assert "2 gold answers (50.00%) can only be compared as text: 'odd'" in printed
@@ -77,7 +73,8 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys, monk
     rows = [{"completion": "level", "gold": "x", "level": level} for level in ("hard", "easy")]
     rows += [{"completion": "raise", "gold": "x", "level": ""}]
     name = f"{FUNCTIONS}:obey"
-    _, found = verified(write(tmp_path / "c.jsonl", rows), "--verifier", name, "--workers", "1", capsys=capsys)
+    source = str(write_jsonl(tmp_path / "c.jsonl", rows))
+    _, found = verified(source, "--verifier", name, "--workers", "1", capsys=capsys)
     assert (found["counts"]["correct"], found["counts"]["wrong"], found["counts"]["crashed"]) == (1, 1, 1)
     assert "KeyError" in found["last_error"]
     rows = [
@@ -93,7 +90,7 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys, monk
 
 
 def test_an_answer_cannot_move_the_cursor(tmp_path, capsys):
-    source = write(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}])
+    source = str(write_jsonl(tmp_path / "c.jsonl", [*ROWS, {"completion": "\\boxed{\x1b[2J\u202e}", "gold": "1"}]))
     assert main(["verify", source, "--verifier", "number"]) == 0
     shown, said = capsys.readouterr()
     assert "[2J" in shown and said == ""

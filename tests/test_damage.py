@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from loop_helpers import TINY, outcome, sets
+from tables import cases
 from test_record import change, content, spoil
 
 from soar.cli import main
@@ -50,12 +51,9 @@ def test_commands_that_look_at_a_damaged_folder_end_with_a_message(run, capsys, 
     assert "manifest.json" in said.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("line", "old", "new"),
-    [(1, b'"evidence"', b'"evidense"'), (2, b'"truncated": ', b'"truncated": 9'), (2, b'"successes"', b"'successes'")],
-)
+@pytest.mark.parametrize(("line", "old", "new"), cases("damage", "screening"))
 def test_a_damaged_line_of_the_screening_is_made_again(tiny_run, run, capsys, line, old, new):
-    change(run / "hard" / "screen.jsonl", old, new)
+    change(run / "hard" / "screen.jsonl", old.encode(), new.encode())
     assert main(["run", "--resume", "--quiet", "--out", str(run)]) == 0
     assert f"hard/screen.jsonl:{line} is damaged: what follows is made again" in capsys.readouterr().err
     assert outcome(run) == outcome(tiny_run)

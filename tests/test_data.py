@@ -1,4 +1,5 @@
-"""Problems in: every row is used or reported with its place and reason; the split and the evidence can be trusted."""
+"""Problems in: every row is used or reported with its place and reason; the split and the evidence can be trusted;
+environments of the package verifiers with their rubric, and what is refused."""
 
 import json
 import os
@@ -12,16 +13,19 @@ from typing import Any
 
 import pyarrow
 import pytest
+from helpers import ROOT
 from pyarrow import parquet
 from tables import cases
 
+from soar.config import ProblemsConfig
 from soar.problems import load
-from soar.problems.domain import Domain
+from soar.problems.domain import Domain, domain_of
 from soar.problems.load import DataError, load_problems
+from soar.problems.pool import open_pool
 from soar.problems.prompts import get_format
 from soar.problems.sources import split_source
 from soar.report.export import files_of
-from soar.types import Problem, Screening
+from soar.types import Problem, Screening, Verdict, columns_of
 
 
 def write(path: Path, rows: list[Any], encoding: str = "utf-8", end: str = "\n") -> str:
@@ -226,3 +230,48 @@ def test_evidence_made_in_another_way_is_refused_by_key(tmp_path):
     path.write_text('{"id": "a", "question": "x", "answer": "1", "successes": 0}\n')
     with pytest.raises(DataError, match=r"train\.jsonl:1: not a screened problem \(KeyError: 'attempts'\)"):
         load.read_hard(path)
+
+
+SUMS = ROOT / "examples" / "sums_environment.py"
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "verifiers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "verifiers", None)
+    with pytest.raises(DataError, match=r"pip install 'soar-rl\[environments\]'"):
+        load_problems("verifiers:missing_package")
+
+
+def test_rewards_of_tasks_and_of_questions_of_the_teacher():
+    pytest.importorskip("verifiers.v1")
+    source = f"verifiers:{SUMS}"
+    keys = ProblemsConfig(source=source, options={"system": "Add."}, verify_workers=1)
+    problems, report = load_problems(source, options=keys.options, limit=3)
+    assert [(p.question, p.answer) for p in problems] == [(f"What is {i} + {i}?", str(2 * i)) for i in range(3)]
+    assert report.columns["answer"] == "answer"
+    domain = domain_of(keys)
+    assert domain.prompts.student_text("1 + 1?") == "Add.\n\n1 + 1?"
+    assert domain.label == f'{source}{{"system": "Add."}}'
+    with open_pool(domain, keys) as pool:
+        verdicts = pool.check(["so = 0", "2", "x"], ["0", "2", "4"], columns_of(problems))
+        assert (verdicts, verdicts.scores) == ([Verdict.CORRECT] * 2 + [Verdict.WRONG], [1.0, 1.5, 0.5])  # type: ignore[attr-defined]
+        assert pool.check(["= 7", "= 8", "7"], ["7", "7", "none"], {"question": ["3 + 4?"] * 3}) == [
+            Verdict.CORRECT, Verdict.WRONG, Verdict.UNSCORABLE,
+        ]  # fmt: skip
+        assert pool.check_golds(["0"], {"question": [""]}) == [Verdict.CORRECT]
+
+
+@pytest.mark.parametrize(("name", "field", "method", "hook", "message"), cases("data", "environment"))
+def test_what_is_no_single_turn_of_text_is_refused_by_name(tmp_path, name, field, method, hook, message):
+    pytest.importorskip("verifiers.v1")
+    text = SUMS.read_text().replace('level: str = "easy"', field or 'level: str = "easy"')
+    text = text.replace("    @vf.reward\n", f"    {method}\n\n    @vf.reward\n", 1)
+    text = text.replace("\n__all__", f"    {hook}\n\n__all__") if hook else text
+    if name == "several":
+        text += "class Several(vf.SingleAgentEnv): pass\n__all__ += ['Several']\n"
+    text = text.replace("prompt=turns, ", "") if name == "user" else text
+    file = tmp_path / f"{name}_environment.py"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        load_problems(f"verifiers:{file}")

@@ -1,16 +1,19 @@
-"""Domains: the one in docs/domains.md, taken out of the page; hostile and broken ones; built-in ones as before."""
+"""Any causal language model folder and any problem file through the command line; domains: the one in docs/domains.md, taken
+out of the page; hostile and broken ones."""
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import BOS, ROOT, tiny_model, tiny_tokenizer
 from loop_helpers import events, read_jsonl, sets, tiny_config, write_problems
+from run_folders import write_jsonl
 from tables import cases
-from test_any_model import save_model, small_sets
+from tokenizers import processors
 
 from soar.cli import main
 from soar.loop.arms import oracle
@@ -21,7 +24,58 @@ from soar.types import Problem, Reason, Rejection, Verdict
 
 PAGE = (ROOT / "docs" / "domains.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "X", "V", "I", "3", "plus")
+ROMAN_WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "X", "V", "I", "3", "plus")
+WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", "Answer:", "3", "5", "8", "apples", "and")
+
+
+def save_model(folder: Path, words: Sequence[str] = WORDS) -> Path:
+    """A random Gemma with a tokenizer that puts a BOS in front; two rows of its output layer have no token."""
+    shape = {"num_key_value_heads": 1, "max_position_embeddings": 160, "sliding_window": 16}
+    model, tokenizer = tiny_model("gemma3", vocab_size=len(words) + 2, **shape), tiny_tokenizer(words)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.05)  # it says every word now and then
+    begin = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def small_sets(changes: dict[str, Any]) -> list[str]:
+    """The settings of `cases/small.json` with changes, as words of a command."""
+    small = json.loads((Path(__file__).parent / "cases" / "small.json").read_text(encoding="utf-8"))
+    return sets(*(f"{key}={json.dumps(value)}" for key, value in {**small, **changes}.items()))
+
+
+def soar_run(out: Path, **changes: Any) -> int:
+    """A run with a model and problems beside its folder. Columns under other names than ours: the loader finds them."""
+    rows = [{"problem": f"What is {i} and {i} and 5 ?", "solution": f"think\n#### {2 * i + 5}"} for i in range(8)]
+    model, problems = save_model(out.with_name("model")), write_jsonl(out.with_name("sums.jsonl"), rows)
+    words = ["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet"]
+    return main([*words, *small_sets(changes)])
+
+
+def test_a_random_model_runs_to_the_end(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert soar_run(out) == 0, capsys.readouterr().err
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["outer_steps"], summary["promotions"]) == (2, 2)
+    assert list(summary["arms"]) == ["base", "hard_only", "ps", "pq"]
+    assert all(set(row["answer"]) & set("358") for row in read_jsonl(out / "questions.jsonl"))
+    assert [row["failed_students"] for row in events(out, "outer_step")] == [0, 0]
+    for row in read_jsonl(out / "pq.jsonl"):
+        assert set(row) == {"step", "dataset", "question", "answer", "reward"} and row["question"]
+    hard = read_jsonl(out / "hard" / "train.jsonl") + read_jsonl(out / "hard" / "test.jsonl")
+    assert sorted(int(row["answer"]) for row in hard) == [2 * i + 5 for i in range(8)]
+    printed = capsys.readouterr().out
+    assert "promotions: 2 in 2 outer steps" in printed and "pass@2" in printed
+
+
+@pytest.mark.parametrize(("changes", "message"), cases("domains", "refused"))
+def test_what_does_not_fit_the_model_is_refused_by_key(tmp_path, capsys, changes, message):
+    assert soar_run(tmp_path / "run", **changes) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +110,7 @@ def test_teacher_texts_are_problems_or_named_rejections(roman):
 
 
 def test_a_run_with_the_example_of_the_page(roman, tmp_path, capsys):
-    model, problems = save_model(tmp_path / "model", WORDS), tmp_path / "sums.jsonl"
+    model, problems = save_model(tmp_path / "model", ROMAN_WORDS), tmp_path / "sums.jsonl"
     answers = ("IV", "V", "XII")
     write_problems(problems, [Problem(f"p{n}", f"What is {n} plus {n}?", answers[n % 3]) for n in range(8)])
     ones = dict.fromkeys(("teacher.steps", "teacher.questions", "reward.questions"), 1)

@@ -84,9 +84,13 @@ def test_the_trl_file_trains_a_step(tiny_run, tmp_path, monkeypatch):
     assert float(log["reward"]) == 0.5, "every second completion is graded on the gold answer"
 
 
-def test_the_verl_file_and_its_reward(boxed, tmp_path):
+def test_the_verl_file_and_its_reward(boxed, tmp_path, monkeypatch):
     """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`; the reward is the verifier of the run."""
     pq = pytest.importorskip("pyarrow.parquet")
+    with monkeypatch.context() as patch, pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
+        patch.setitem(sys.modules, "pyarrow", None)
+        export.export_questions(boxed, tmp_path / "out", "verl")
+    assert not (tmp_path / "out").exists()
     export.export_questions(boxed, tmp_path / "out", "verl", with_hard=True)
     table = pq.read_table(tmp_path / "out" / "train.parquet")
     schema = {field.name: str(field.type) for field in table.schema}
@@ -183,13 +187,6 @@ def test_refusals_name_what_to_do(run, capsys, change, form, message):
     change(run)
     assert main(["export", str(run), "--format", form, "--out", str(run / "x")]) == 1
     assert message in capsys.readouterr().err
-
-
-def test_no_pyarrow(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
-        export.export_questions(tiny_run, tmp_path / "out", "verl")
-    assert not (tmp_path / "out").exists()
 
 
 def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, capsys):

@@ -40,9 +40,6 @@ def test_counts_by_hand():
         "pq": (48, pytest.approx(tokens), pytest.approx(tokens + 48 * forecast.PROMPT)),
         "evaluation": (160, 160 * 30, 0),
     }
-
-
-def test_counts_follow_the_config():
     # Hard-Only spends what the loop's students did (192 + 120 rollouts), in whole steps of 8.
     assert works("arms.steps=0")["hard_only"].rollouts == 312
     assert works("teacher.reward=learnability", "intrinsic.attempts=5")["students measured"].rollouts == 120 + 24 * 5

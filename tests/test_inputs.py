@@ -25,7 +25,7 @@ from soar.run.folder import write_hashes
 from soar.run.interrupts import resume_command
 
 TABLE = list(map(json.loads, (Path(__file__).parent / "cases" / "inputs.jsonl").read_text("utf-8").splitlines()))
-ROWS = [row[1:] for row in TABLE if len(row) == 7]
+ROWS = [pytest.param(*row[3:], id=f"{row[1]} {row[2]}") for row in TABLE if len(row) == 7]
 
 
 def prepare(verb: str, name: str, *more: Any) -> FileLock | None:
@@ -65,10 +65,8 @@ def prepare(verb: str, name: str, *more: Any) -> FileLock | None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("number", "what", "steps", "command", "code", "words"), ROWS, ids=[f"{r[0]} {r[1]}" for r in ROWS]
-)
-def test_input(tiny_run, tmp_path, monkeypatch, capsys, number, what, steps, command, code, words):
+@pytest.mark.parametrize(("steps", "command", "code", "words"), ROWS)
+def test_input(tiny_run, tmp_path, monkeypatch, capsys, steps, command, code, words):
     monkeypatch.chdir(tmp_path)
     if "RUN" in command:
         shutil.copytree(tiny_run, "run")

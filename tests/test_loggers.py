@@ -1,10 +1,8 @@
 """Sinks get the numbers of metrics.jsonl under TRL's names, and never stop a run."""
 
 import sys
-import types
 from contextlib import closing
-from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 from loop_helpers import events, read_jsonl, tiny_config
@@ -43,28 +41,20 @@ def test_the_events_of_a_run_reach_tensorboard(tiny_run, tmp_path):
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is_left_out(tmp_path, monkeypatch, kind):
     """The other tool fails at its first row: that is said once, and this one goes on."""
-    calls: list[Any] = []
-
-    run = types.SimpleNamespace(
-        log=lambda values: calls.append(("log", values)),
-        define_metric=lambda name, step_metric: calls.append(("axis", name, step_metric)),
-        finish=lambda: calls.append(("finish",)),
-    )
-    broken = types.SimpleNamespace(
-        log=Mock(side_effect=OSError("disk full")), define_metric=lambda name, step_metric: None, finish=pytest.fail
-    )
+    run, broken = Mock(), Mock(**{"log.side_effect": OSError("disk full")})
     (other,) = {"wandb", "trackio"} - {kind}
-    for name, its_run in ((kind, run), (other, broken)):
-        init = lambda its_run=its_run, **settings: calls.append(settings["name"]) or its_run  # noqa: E731
-        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(init=init))
+    modules = {kind: Mock(**{"init.return_value": run}), other: Mock(**{"init.return_value": broken})}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     said: list[str] = []
     sinks = Loggers(tiny_config("name=mine", f'log.sinks=["{other}","{kind}"]'), tmp_path, said.append)
     for step in (3, 4):
         sinks([{"event": "arm_step", "arm": "pq", "step": step, "kl": 0.5}, {"event": "alarm"}])
     sinks.close()
-    axis = [("axis", "pq/kl", "steps/pq")] if kind == "wandb" else []
-    logs = [[*axis, ("log", {"pq/kl": 0.5, "steps/pq": step})] for step in (3, 4)]
-    assert calls == ["mine", "mine", *logs[0], *logs[1], ("finish",)]
+    axis = [call.define_metric("pq/kl", step_metric="steps/pq")] if kind == "wandb" else []
+    logs = [[*axis, call.log({"pq/kl": 0.5, "steps/pq": step})] for step in (3, 4)]
+    assert run.mock_calls == [*logs[0], *logs[1], call.finish()] and not broken.finish.called
+    assert [module.init.call_args.kwargs["name"] for module in modules.values()] == ["mine", "mine"]
     words = "failed and is left out from here on; metrics.jsonl has everything (OSError: disk full)"
     assert said == [f"log.sinks: {other} {words}"]
 

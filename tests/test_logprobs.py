@@ -1,5 +1,7 @@
 """Log-probabilities of packed rows against a plain forward pass a row, and attention against torch's own."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers import (
@@ -8,6 +10,7 @@ from helpers import (
     plain_logprobs,
     random_rollouts,
     random_stack,
+    rows_of,
     some_prompts,
     tiny_backbone,
     tiny_model,
@@ -31,9 +34,8 @@ def logprobs_of(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]],
 
 def shared_prompts() -> Rollouts:
     """Two policies; the first has prompts 0, 1, 0, 0, the second 2, 2, 3; completions of 1 to 6 tokens."""
-    prompts, plain = some_prompts(4, seed=2), random_rollouts(7, seed=1)
-    completions = [plain.tokens_B_T[i, :n].tolist() for i, n in enumerate(plain.length_B.tolist())]
-    return handmade_rollouts([prompts[i] for i in (0, 1, 0, 0, 2, 2, 3)], completions)
+    prompts = some_prompts(4, seed=2)
+    return handmade_rollouts([prompts[i] for i in (0, 1, 0, 0, 2, 2, 3)], rows_of(random_rollouts(7, seed=1)))
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,6 @@ def test_a_model_with_another_head_takes_the_plain_way():
     assert torch.allclose(found_B_T[0, :1], wanted_T.detach(), atol=1e-4)
 
 
-def edges(cu: Tensor) -> list[tuple[int, int]]:
-    return list(zip(cu.tolist(), cu.tolist()[1:], strict=False))
-
-
 def scores_of(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
     """[heads, Q, K] of one sequence, grouped heads repeated; causal to the lower right, as the flash kernel's."""
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
@@ -106,7 +104,7 @@ def flash_forward(
     assert (most_q, most_k) == tuple(int(cu.diff().max()) for cu in (cu_q, cu_k))
     assert (cu_q[-1], cu_k[-1]) == (len(q), len(k))
     out, norm = torch.zeros_like(q), torch.full((q.shape[1], len(q)), torch.inf)
-    for (a, b), (c, d) in zip(edges(cu_q), edges(cu_k), strict=True):
+    for (a, b), (c, d) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
         if b > a and d > c:
             scores = scores_of(q[a:b], k[c:d], causal, scale)
             wide_v = v[c:d].repeat_interleave(q.shape[1] // v.shape[1], 1)
@@ -124,7 +122,7 @@ def flash_backward(
     assert all(x.stride(-1) == 1 for x in (slope, q, k, v, out))
     group = q.shape[1] // k.shape[1]
     dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-    for (a, b), (c, d) in zip(edges(cu_q), edges(cu_k), strict=True):
+    for (a, b), (c, d) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
         if b > a and d > c:
             wide_k, wide_v = (x[c:d].repeat_interleave(group, 1) for x in (k, v))
             weight = (scores_of(q[a:b], k[c:d], causal, scale) - norm[:, a:b, None]).exp()
