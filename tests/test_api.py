@@ -107,8 +107,7 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path):
-    name = api.verifier_name(easy_problems, tmp_path)
-    assert name == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
+    assert api.verifier_name(easy_problems, tmp_path) == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
     assert api.verifier_name("exact", tmp_path) == "exact"
     for bad in (lambda completions: [], Path.exists, len, functools.partial(easy_problems, 3)):
         with pytest.raises(ConfigError, match="expected a function at the top level of a file"):

@@ -196,10 +196,9 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
         words = ["export", str(tiny_run), "--format", form, "--out", str(tmp_path / form), "--push"]
         assert main([*words, f"me/{kind}"]) == 0 and f"pushed: https://hub/me/{kind}" in capsys.readouterr().out
         made = call.create_repo(f"me/{kind}", repo_type=kind, private=True, exist_ok=True)
-        folder = tmp_path / form
-        assert "# " in (folder / "README.md").read_text(encoding="utf-8")
-        sent = call.upload_folder(repo_id=f"me/{kind}", repo_type=kind, folder_path=folder)
+        sent = call.upload_folder(repo_id=f"me/{kind}", repo_type=kind, folder_path=tmp_path / form)
         assert hub.mock_calls[-2:] == [made, sent]
+        assert "# " in (tmp_path / form / "README.md").read_text(encoding="utf-8")
     hub.create_repo.side_effect = OSError("401 Unauthorized")
     assert main(["export", str(tiny_run), "--format", "trl", "--out", str(tmp_path / "t"), "--push", "me/gone"]) == 1
     assert "401 Unauthorized" in capsys.readouterr().err and (tmp_path / "t" / "README.md").is_file()

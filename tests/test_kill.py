@@ -48,7 +48,7 @@ CHANGES = (
     "reward.questions=6", "reward.attempts=2", "promotion.tau=-0.6", "promotion.window=2", "teacher.steps=3",
     "teacher.optimizer.lr=0.003", "teacher.optimizer.kl=0.05", "student.optimizer.lr=0.01", "student.reward=paper",
     "student.attempts=4", "student.prompts_per_step=3", "arms.save_steps=1", "student.steps=1", "student.max_steps=2",
-    "screen.attempts=2", *BRIEF,
+    "screen.attempts=2",
 )  # fmt: skip
 Point = tuple[int, str]  # checkpoints saved before it in the run, and what it is
 Write = tuple[str, Path, int]  # what is written, the file, and its bytes before
@@ -179,7 +179,7 @@ def main(folder: Path) -> None:
     """All of it."""
     torch.set_num_threads(1)
     source = write_problems(folder / "p.jsonl", easy_problems(14, seed=1))
-    config = tiny_config(f'problems.source="{source}"', *CHANGES)
+    config = tiny_config(f'problems.source="{source}"', *CHANGES, *BRIEF)
     backbone = load_backbone(config.model)
 
     @contextmanager
