@@ -22,6 +22,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def change(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 def arm(pass_1: float, spread: float, rollouts: int) -> dict[str, Any]:
     """An arm whose pass@k grows with k; intervals are relative to pass@k, kept within [0, 1]."""
     pass_at = {str(k): round(1 - (1 - pass_1) ** (k**0.75), 4) for k in (1, 4, 8, 16, 32)}

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from loop_helpers import TINY, outcome, sets
+from run_folders import change
 from tables import cases
-from test_record import change, content, spoil
+from test_record import content, spoil
 
 from soar.cli import main
 

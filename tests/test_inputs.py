@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from loop_helpers import TINY, sets
-from test_record import change, content, spoil
+from run_folders import change
+from test_record import content, spoil
 
 from soar.cli import main
 from soar.config import resolve_path
