@@ -9,7 +9,7 @@ import transformers
 from tables import cases
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from soar.config import builtin_path
+from soar.config import resolve_path
 from soar.loop.rollout import opens_thinking
 from soar.problems.answers import extract
 from soar.problems.domain import Grader, load_domain
@@ -153,7 +153,7 @@ def test_an_unfinished_think_block_holds_no_answer():
 
 
 def test_tiny_prompts_are_the_worlds_own_text():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(builtin_path("tiny"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_path("builtin:tiny"))
     fmt = get_format("tiny")
     solved = tokenizer.decode(fmt.student_ids(tokenizer, "47 a+8 b+5"), skip_special_tokens=False)
     assert solved.replace(" ", "").endswith("<solve>47a+8b+5<work>")
