@@ -23,8 +23,7 @@ from typing import Any, TypedDict, Unpack
 from soar.config import Config, ConfigError, flat, load
 from soar.domains.candidates import candidates
 from soar.loop import teacher
-from soar.plan.forecast import announce
-from soar.plan.preflight import Finding, can_work, check_all, summary
+from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
 from soar.report.charts import Chart, Shown, bar_chart
 from soar.report.page import pass_at_chart, run_charts

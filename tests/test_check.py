@@ -15,8 +15,8 @@ from tables import cases
 from soar.cli import main
 from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
-from soar.plan import preflight
-from soar.plan.preflight import Finding, check_golds, check_problems, student_finding, teacher_finding
+from soar.plan import forecast
+from soar.plan.forecast import Finding, check_golds, check_problems, student_finding, teacher_finding
 from soar.problems.pool import VerifierPool
 from soar.problems.prompts import get_format
 from soar.types import Problem
@@ -69,8 +69,8 @@ def test_golds_that_do_not_grade_are_listed(tmp_path, monkeypatch):
     assert "; reward function of the shape TRL, texts" in by_level.message
     missing = check_golds(tiny_config("problems.verifier=none.py:f"), NUMBERS)
     assert missing.status == "FAIL" and "no file none.py" in missing.message
-    monkeypatch.setattr(preflight, "GOLD_SECONDS", -1.0)
-    monkeypatch.setattr(preflight, "GOLD_BATCH", 4)
+    monkeypatch.setattr(forecast, "GOLD_SECONDS", -1.0)
+    monkeypatch.setattr(forecast, "GOLD_BATCH", 4)
     bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]
     finding = check_golds(tiny_config("problems.verifier=number"), [*bad, *NUMBERS[:6]])
     assert finding.message.startswith("2 of 4 gold answers") and finding.status == "warning"
@@ -134,16 +134,16 @@ def test_the_cost_of_an_accepted_pair():
 
 
 def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch):
-    monkeypatch.setattr(preflight, "TEACHER_SECONDS", -1.0)
-    monkeypatch.setattr(preflight, "STUDENT_SECONDS", -1.0)
+    monkeypatch.setattr(forecast, "TEACHER_SECONDS", -1.0)
+    monkeypatch.setattr(forecast, "STUDENT_SECONDS", -1.0)
     env = examiner_of([])
     env.sampler, steps = NativeSampler(env.backbone), list[int]()
     env.backbone.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
     findings = [teacher_finding(env, teacher_config(), 64), student_finding(env, teacher_config(), NUMBERS)]
     assert [finding.status for finding in findings] == ["unknown"] * 2 and steps == []
-    assert preflight.can_work(findings) is None
-    assert preflight.summary(findings).startswith("unknown: too little was seen of teacher and student to say")
-    assert preflight.can_work([*findings, Finding("x", "FAIL", "y")]) is False
+    assert forecast.can_work(findings) is None
+    assert forecast.summary(findings).startswith("unknown: too little was seen of teacher and student to say")
+    assert forecast.can_work([*findings, Finding("x", "FAIL", "y")]) is False
 
 
 @pytest.mark.parametrize(("texts", "cause", "status", "advice"), cases("check", "reward 0"))

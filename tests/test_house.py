@@ -10,7 +10,7 @@ from helpers import ROOT
 FILES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "soar").rglob("*.py"))}
 WITHOUT_TORCH = (
     "soar", "soar.cli", "soar.problems.pool", "soar.sandbox.run", "soar.domains.code", "soar.report.page",
-    "soar.report.watch", "soar.run.folder", "soar.plan.forecast", "soar.plan.preflight", "soar.studies.study",
+    "soar.report.watch", "soar.run.folder", "soar.plan.forecast", "soar.studies.study",
 )  # fmt: skip
 
 

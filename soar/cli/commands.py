@@ -21,8 +21,7 @@ from typer import Argument, BadParameter, Context, Option
 from soar.cli.grade import grade_file
 from soar.config import Config, ConfigError, find_recipe, load, override
 from soar.files import scrub, visible, write_atomic, write_json
-from soar.plan.forecast import announce, forecast, memory_lines
-from soar.plan.preflight import can_work, check_all, check_data, summary
+from soar.plan.forecast import announce, can_work, check_all, check_data, forecast, memory_lines, summary
 from soar.problems.domain import domain_of, load_domain
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import split_source
