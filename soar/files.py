@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import tomllib
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,43 +23,34 @@ from soar.types import UserError
 T = TypeVar("T")
 
 Row = dict[str, Any]
+
+
+def asset(name: str) -> Row:
+    """What `assets/NAME.toml` holds."""
+    return tomllib.loads((Path(__file__).parent / "assets" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
 MAX_NOTES_PER_FILE = 3
 HIDDEN = "[hidden]"
-# A variable whose value is a secret has one of these words in its name, or ends with one that is written together.
-SECRET_NAME = re.compile(
-    r"(^|_)(TOKEN|KEY|SECRET|PAT|AUTH|DSN|PASS|CREDENTIALS?)($|_)"
-    r"|(_PWD|PASSWORD|PASSWD|PASSPHRASE|APIKEY|ACCESSKEY|PRIVATEKEY|AUTHTOKEN)($|_)",
-    re.IGNORECASE,
-)
 SHORTEST = 8  # a shorter value could be an ordinary word, and hiding it would garble what is shown
-BY_FORM = re.compile(
-    r"\b(?:hf|npm|gh[pousr]|gsk|r8|hf_oauth|dop_v1|[rs]k_(?:live|test)|dckr_pat)_[A-Za-z0-9]{16,}"
-    r"|\b(?:github_pat|wandb_v1)_\w{20,}|\b(?:glpat|pypi|xox[abeoprs]|xapp|xai|nvapi)-[\w.-]{16,}|\bdapi[0-9a-f]{32}"
-    r"|\bsk-[\w-]{16,}|\bAIza[\w-]{30,}|\bA[KS]IA[A-Z0-9]{12,}|\beyJ[\w-]{5,999}\.[\w-]{1,9999}\.[\w-]*|\bya29\.[\w-]{16,}"
-    r"|\bSG\.[\w-]{16,40}\.[\w-]{16,}|\b\d{8,10}:AA[\w-]{30,}|\b[MN][\w-]{23,30}\.[\w-]{6}\.[\w-]{27,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
-    r"|(?<=hooks\.slack\.com/services/)\S+|(?<=://)[^\s/@?#]{1,999}(?=@)"  # the user part of a URL; its query and fragment:
-)
-GIVEN = re.compile(  # a long value with a digit that a name of a secret stands before
-    r"(?i)\b((?:password|passwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|authorization)[\"']?\s{0,3}[=:]"
-    r"\s{0,3}[\"']?(?:bearer |basic |token )?)(?=[^\s\"',;&]{0,99}\d)[^\s\"',;&]{16,}"
-)
-URL_END = re.compile(r"(?<=[a-z0-9])(://[^\s?#\"']{0,2000}[?#])[^\s\"']+")
+SECRETS = asset("secrets")
+NAMES, FORMS = re.compile("|".join(SECRETS["names"]), re.IGNORECASE), re.compile("|".join(SECRETS["forms"]))
+LEADS = [re.compile(lead) for lead in SECRETS["leads"]]
 
 
 def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
     """The value with every secret in its texts replaced by `[hidden]`, at any depth of lists and dicts. One is known by the
     name of its environment variable or by its form; of a URL user, query and fragment are hidden."""
-    secrets = {text for name, text in environment.items() if SECRET_NAME.search(name) and len(text) >= SHORTEST}
+    secrets = {text for name, text in environment.items() if NAMES.search(name) and len(text) >= SHORTEST}
 
     def scrubbed(leaf: Any) -> Any:
         if not isinstance(leaf, str):
             return leaf
         for secret in sorted(secrets, key=len, reverse=True):
             leaf = leaf.replace(secret, HIDDEN)
-        for form in (GIVEN, URL_END):
-            leaf = form.sub(rf"\1{HIDDEN}", leaf)
-        return BY_FORM.sub(HIDDEN, leaf)
+        for lead in LEADS:
+            leaf = lead.sub(rf"\1{HIDDEN}", leaf)
+        return FORMS.sub(HIDDEN, leaf)
 
     return _each_leaf(value, scrubbed)
 

@@ -5,7 +5,6 @@ student. SOAR with a teacher that is never trained is no arm but `teacher.reward
 """
 
 import math
-import tomllib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from soar.config import HARD_ARMS, Config, ConfigError
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
-from soar.files import Row, read_jsonl
+from soar.files import Row, asset, read_jsonl
 from soar.loop.parallel import Parallel, Tick
 from soar.loop.population import train_chunk
 from soar.loop.rewards import success_rates
@@ -28,7 +27,7 @@ from soar.problems.domain import domain_of
 from soar.problems.load import Dropped, find_leaks, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
-PROMPTS = tomllib.loads((Path(__file__).parent.parent / "assets" / "arm_prompts.toml").read_text("utf-8"))
+PROMPTS = asset("arm_prompts")
 HINT_TRIES, VARIANT_ROUNDS, VARIANT_ATTEMPTS = 8, 8, 10
 
 

@@ -11,7 +11,6 @@ first outer step will look like them. Torch is imported only for the model.
 
 import math
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from soar import seeds
 from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.memory import memory_of, size_of
-from soar.files import Row, clipped, scrub, visible
+from soar.files import Row, asset, clipped, scrub, visible
 from soar.loop.parallel import texts_at_once
 from soar.problems.domain import domain_of
 from soar.problems.load import evidence_path
@@ -54,7 +53,7 @@ LISTED = 10
 FEWEST = 4  # hard problems that a run needs
 LOW_RATE, ENOUGH = 0.1, 16  # share of accepted teacher texts that is little; texts without a problem that count as a no
 
-HINTS = tomllib.loads((Path(__file__).parent.parent / "assets" / "hints.toml").read_text("utf-8"))
+HINTS = asset("hints")
 """Why a teacher text is no problem -> what to do."""
 
 
@@ -153,8 +152,7 @@ class Rates(NamedTuple):
         return seconds / (self.arms if work.stage == "arms" else 1.0)
 
 
-_RATES = tomllib.loads((Path(__file__).parent.parent / "assets" / "rates.toml").read_text("utf-8"))
-TABLE = tuple(Rates(**row) for row in _RATES["rates"])
+TABLE = tuple(Rates(**row) for row in asset("rates")["rates"])
 
 
 def table_rates(parameters: float) -> Rates:

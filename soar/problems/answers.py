@@ -3,15 +3,14 @@
 Pure string functions, bounded in time by `MAX_ANSWER_CHARS`, that may run in the main process on hostile text."""
 
 import re
-import tomllib
 import unicodedata
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+
+from soar.files import asset
 
 MAX_COMPLETION_CHARS = 100_000
 MAX_ANSWER_CHARS = 2_000
-LEXICON: dict[str, Any] = tomllib.loads((Path(__file__).parent.parent / "assets" / "answers.toml").read_text("utf-8"))
+LEXICON = asset("answers")
 REWRITES, SPELLINGS = (
     [(re.compile(rule["find"]), rule.get("put", "")) for rule in LEXICON[key]] for key in ("rewrite", "spelling")
 )

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from soar.config import ProblemsConfig
+from soar.files import asset
 from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
 from soar.problems.prompts import PromptFormat, frozen, get_format, tagged
@@ -24,7 +24,7 @@ from soar.problems.sources import PREFIX, environment, with_options
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
-WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "domains.toml").read_text("utf-8"))
+WORDS = asset("domains")
 BUILTIN = {name: f"soar.domains.{name}:{name.upper()}" for name in WORDS}
 # Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
 FIELD = re.compile(

@@ -6,15 +6,15 @@ question reaches the model as the characters it is made of."""
 
 import hashlib
 import json
-import tomllib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
+
+from soar.files import asset
 
 AnswerStyle = Literal["boxed", "marker"]
 
-WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "prompts.toml").read_text(encoding="utf-8"))
+WORDS = asset("prompts")
 PLAIN_TURNS = "User: {content}\n\nAssistant:"
 SENTINEL = "QUESTIONSENTINEL"
 WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word

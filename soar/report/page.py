@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import shlex
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from soar.files import Row, clipped, visible, write_atomic
+from soar.files import Row, asset, clipped, visible, write_atomic
 from soar.report import text as wording
 from soar.report.alarms import label_share
 from soar.report.charts import Chart, Series
@@ -30,7 +29,7 @@ MAX_QUESTIONS = 600  # of each of the two files
 MAX_TEXT = 1000  # characters of one question or answer
 MAX_STEPS_SHOWN = 500
 MAX_COMPLETIONS = 8  # of each outcome
-OUTCOMES: dict[str, list[str]] = tomllib.loads((TEMPLATES.parent / "assets" / "outcomes.toml").read_text("utf-8"))
+OUTCOMES: dict[str, list[str]] = asset("outcomes")
 """What came of an attempt -> the cause in a word, and what to do."""
 KINDS = {"hard": "hard problems", "question": "own questions", "teacher": "teacher texts"}
 

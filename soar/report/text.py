@@ -1,7 +1,6 @@
 """A run in words: figures as text, and what can honestly be said about its result, worded in one place. Needs no torch."""
 
 import json
-import tomllib
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from soar.files import Row, visible
+from soar.files import Row, asset, visible
 from soar.report.runs import Arm, Run, count, mapping, number, numbers
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -18,7 +17,7 @@ MINUS = "\u2212"
 DASH = "\u2013"
 OURS = ("ps", "pq", "teacher_t")  # what a run of SOAR gives
 
-ARMS: dict[str, list[str]] = tomllib.loads((Path(__file__).parent.parent / "assets" / "arms.toml").read_text("utf-8"))
+ARMS: dict[str, list[str]] = asset("arms")
 """Name -> as the paper or its source writes it, and what it is, in the order of tables and charts."""
 ARM_MEANINGS = {name: meaning for name, (_, meaning) in ARMS.items()}
 

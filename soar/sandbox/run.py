@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import tomllib
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -24,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from soar.files import asset
 from soar.types import UserError
 
 GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dead
@@ -31,7 +31,7 @@ SCRATCH = "/scratch"
 SITES = ("site-packages", "dist-packages")
 NOBODY = 65534
 JAIL = (Path(__file__).parent / "jail.py").read_text(encoding="utf-8")
-SECCOMP = tomllib.loads((Path(__file__).parent.parent / "assets" / "seccomp.toml").read_text(encoding="utf-8"))
+SECCOMP = asset("seccomp")
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
 KILL_PROCESS, NOT_PERMITTED = (RETURN, 0, 0, 0x80000000), (RETURN, 0, 0, 0x00050001)  # SECCOMP_RET_ERRNO | EPERM
 ALLOW = (RETURN, 0, 0, 0x7FFF0000)

@@ -4,16 +4,14 @@ Arms over seeds, paired comparisons, teachers, promotions: all is read from the 
 any time, also of an unfinished study.
 """
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from soar import seeds
-from soar.files import Row, digest, visible
+from soar.files import Row, asset, digest, visible
 from soar.loop.statistics import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, mean, numbers, read_run
@@ -21,7 +19,7 @@ from soar.report.text import DASH, MINUS, arm_name, bounds, duration, percent, p
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
 SCHEMA = 3
-WORDS = tomllib.loads((Path(__file__).parent.parent / "assets" / "study.toml").read_text("utf-8"))  # of its tables
+WORDS = asset("study")  # of its tables
 CLIMB = 0.05  # mean pass@k from which a seed counts as off zero
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, that are compared
 TEACHER_FIGURES = ("mean", "accepted_share", "distinct_share", "vendi", "well_posed", "correct", "teacher_kl")
