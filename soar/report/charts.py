@@ -13,19 +13,12 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from soar.files import visible
+from soar.files import asset, visible
 
 COLOURS = ("#7a828c", "#d9691e", "#3b82d6", "#1f9e74", "#a45fd0", "#b08d12", "#d64b77", "#1b99a8")
 DASHES = ("-", (0, (6, 2)), "-", (0, (2, 2)), (0, (8, 2, 2, 2)), (0, (4, 3)), (0, (1, 3)), (0, (10, 3)))
 MARKERS = "os^Dvph*"
-DARK = (  # of an image within a dark page; the grid is grey enough for both
-    "text { fill: #1d2126 } @media (prefers-color-scheme: dark) { text { fill: #e7eaed } "
-    '[style*="stroke: #000000"] { stroke: #c3cad2 !important } }'
-)
-LOOK: dict[str, Any] = {  # text stays text, a name with $ is a name, and a reader's font may be wider
-    "svg.fonttype": "none", "text.parse_math": False, "axes.labelpad": 10, "legend.frameon": False, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.2,
-}  # fmt: skip
+DARK, LOOK, STEP_CHARTS = (asset("charts")[key] for key in ("dark", "look", "steps"))
 
 
 class Series(NamedTuple):

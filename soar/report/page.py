@@ -20,7 +20,7 @@ from markupsafe import Markup
 from soar.files import Row, asset, clipped, visible, write_atomic
 from soar.report import text as wording
 from soar.report.alarms import label_share
-from soar.report.charts import Chart, Series
+from soar.report.charts import STEP_CHARTS, Chart, Series
 from soar.report.runs import Arm, Run, count, mapping, number, numbers, read_arm, read_run, standard_error
 from soar.report.text import TEMPLATES
 from soar.types import VERSION
@@ -107,24 +107,12 @@ def loop_section(run: Run) -> dict[str, Any]:
     for event in run.steps:
         for reason, n in mapping(event.get("rejected")).items():
             rejected[str(reason)] += max(0, count(n) or 0)
-    reward = [
-        line("mean of the datasets, \u00b1 standard error", rows, "mean", 2, band=("low", "high")),
-        line("mean of the window", rows, "window_mean", 1),
-    ]
-    rates = [line("baseline student", rows, "baseline_pass_rate", 0), line("best student", rows, "best_pass_rate", 2)]
-    quality = [
-        line("different from each other", rows, "distinct_share", 2),
-        line("well-posed", rows, "well_posed", 3),
-        line("answered correctly", rows, "correct", 4),
-    ]
-    vendi, x = line("Vendi score", rows, "vendi", 4), "outer step"
     rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
-    charts = [
-        Chart("reward", "Teacher reward", x, "reward", reward, rules=rules, marks=marks),
-        Chart("rates", "Reward questions solved", x, "solved", rates, True, marks=marks),
-        Chart("quality", "Questions of a step", x, "questions", quality, True),
-        Chart("vendi", "Diversity of the questions", x, "Vendi score", [vendi]),
-    ]
+    own: dict[str, Row] = {"reward": {"marks": marks, "rules": rules}, "rates": {"marks": marks}}
+    charts = []
+    for key, words in STEP_CHARTS.items():
+        series = [line(rows=rows, **entry) for entry in words["series"]]
+        charts.append(Chart(key, x_label="outer step", **{**words, "series": series, **own.get(key, {})}))
     return {
         "rows": rows[-MAX_STEPS_SHOWN:],
         "left_out": max(0, len(rows) - MAX_STEPS_SHOWN),

@@ -11,11 +11,11 @@ from itertools import chain
 from typing import Any
 
 from soar import seeds
-from soar.files import Row, asset, digest, visible
+from soar.files import Row, asset, digest
 from soar.loop.statistics import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, mean, numbers, read_run
-from soar.report.text import DASH, MINUS, arm_name, bounds, duration, percent, percent_digits, share_within, whole
+from soar.report.text import DASH, MINUS, arm_name, bounds, duration, fill, percent, percent_digits, share_within, whole
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
 SCHEMA = 3
@@ -227,15 +227,7 @@ def _cell_row(cell: Row) -> list[str]:
 
 def markdown(results: Row) -> str:
     """The tables as Markdown."""
-    lines = [f"# {results['name']}", "", *([results["question"], ""] if results["question"] else [])]
-    lines += [f"Recipe `{results['recipe'].rpartition('/')[2]}`, seeds {', '.join(map(str, results['seeds']))}.", ""]
-    for table in tables(results):
-        lines += [f"## {table['title']}", "", table["note"], ""]
-        for row in (table["header"], ["---"] * len(table["header"]), *table["rows"]):
-            cells = [" ".join(visible(c).replace("|", "\\|").replace("\u00a0", " ").split()) for c in row]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+    return fill("study.md", results=results, tables=tables(results))
 
 
 def page(results: Row) -> str:
