@@ -13,10 +13,6 @@ from soar.problems.verify import NAMES, gold_kind
 from soar.report.text import fill
 from soar.types import Verdict
 
-_COMPLETIONS = "completion response output generation prediction generations completions answer"
-_GOLDS = "gold ground_truth reward_model.ground_truth expected_answer target answer solution"
-USUAL: dict[str, list[str]] = {"completion": _COMPLETIONS.split(), "gold": _GOLDS.split(), "label": []}
-"""Names under which a column is looked for when none is given."""
 BLOCK = 2_000
 SHOWN = 200  # characters of an answer that are kept for the listing
 
@@ -70,8 +66,8 @@ def grade_file(
 def _columns(row: Row, asked: dict[str, str | None], golds: bool) -> dict[str, str]:
     """The columns by the first row; `answer` is the completion only when there is another gold column. Raises DataError."""
     chosen: dict[str, str] = {}
-    for kind, usual in USUAL.items():
-        given = asked.get(kind)
+    for kind in ("completion", "gold", "label"):
+        given, usual = asked.get(kind), COLUMNS.get(kind, [])
         if row.error is not None or (kind == "completion" and golds) or (kind == "label" and not given):
             continue
         names = [given] if given else [name for name in usual if name not in map(str.casefold, chosen.values())]

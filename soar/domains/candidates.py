@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
@@ -36,10 +36,9 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
     else:
         # a hard set has columns of its own, whatever those of the file were that it was made from
         screened = evidence_path(Path(keys.source).expanduser()).is_file()
-        more: dict[str, Any] = {"limit": keys.limit, "skip_bad_rows": keys.skip_bad_rows, "hub_split": keys.split}
-        more |= {"revision": revision or keys.revision, "seed": config.seed, "options": keys.options}
-        more |= {} if screened else {"question_column": keys.question_column, "answer_column": keys.answer_column}
-        problems, report = load_problems(keys.source, **more)
+        settings = dict(keys) | {"revision": revision or keys.revision}
+        settings |= {"question_column": None, "answer_column": None} if screened else {}
+        problems, report = load_problems(**settings, seed=config.seed)
     problems = arranged(domain_of(keys), problems, report)
     lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
     return Candidates(problems, report, hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest())

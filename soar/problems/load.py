@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from soar.config import ProblemsConfig
 from soar.files import write_atomic, write_json
 from soar.problems.answers import LEXICON, extract
 from soar.problems.prompts import FORMATS
@@ -68,38 +69,28 @@ def fingerprint(question: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def load_problems(
-    source: str,
-    *,
-    question_column: str | None = None,
-    answer_column: str | None = None,
-    limit: int = 0,
-    skip_bad_rows: bool = False,
-    hub_split: str = "train",
-    revision: str | None = None,
-    seed: int = 0,
-    options: Mapping[str, Any] | None = None,
-) -> tuple[list[Problem], LoadReport]:
+def load_problems(source: str, seed: int = 0, **settings: Any) -> tuple[list[Problem], LoadReport]:
     """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, `reasoning_gym:NAME`
-    or `verifiers:NAME`. question_column, answer_column: a column, with dots into objects (`reward_model.ground_truth`),
-    or several (`Body + Question`); None: the first known alias. limit: keep the first `limit` problems (0: all). Unreadable
-    rows and conflicting duplicates refuse the source unless `skip_bad_rows`. Raises DataError."""
-    kind, name = split_source(source)
+    or `verifiers:NAME`. settings: keys of `config.ProblemsConfig`. question_column, answer_column: a column, with dots into
+    objects (`reward_model.ground_truth`), or several (`Body + Question`); None: the first known alias. limit: keep the first
+    `limit` problems (0: all). Unreadable rows and conflicting duplicates refuse the source unless `skip_bad_rows`. Raises
+    DataError."""
+    keys, (kind, name) = ProblemsConfig(source=source, **settings), split_source(source)
     report = LoadReport(source)
     if kind == "hub":
-        rows, report.revision = hub_rows(name, hub_split, revision)
+        rows, report.revision = hub_rows(name, keys.split, keys.revision)
     elif kind == "file":
         rows = file_rows(name)
     elif kind == "reasoning_gym":
-        rows = gym_rows(name, limit, seed, dict(options or {}))
+        rows = gym_rows(name, keys.limit, seed, keys.options)
     elif kind == "verifiers":
-        rows = environment(with_options(source, options)).rows(limit)
+        rows = environment(with_options(source, keys.options)).rows(keys.limit)
     else:
         raise DataError(f"problems.source = {source!r}: a world has no rows; `domains.candidates` makes its problems")
-    wanted = {"question": question_column, "answer": answer_column}
+    wanted = {"question": keys.question_column, "answer": keys.answer_column}
     problems, places, ids = dict[str, Problem](), dict[str, str](), set[str]()
     for row in rows:
-        if limit and len(problems) == limit:
+        if keys.limit and len(problems) == keys.limit:
             break
         report.rows += 1
         try:
@@ -115,7 +106,7 @@ def load_problems(
                 raise Dropped("same question with another answer", detail, True)
         except Dropped as dropped:
             dropped.where = row.where
-            if dropped.refused and not skip_bad_rows:
+            if dropped.refused and not keys.skip_bad_rows:
                 raise DataError(f"{dropped}; mend the row, or {SKIP}") from None
             report.dropped.append(dropped.with_traceback(None))
             continue

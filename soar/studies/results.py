@@ -19,7 +19,7 @@ from soar.report.text import DASH, MINUS, arm_name, bounds, duration, fill, perc
 from soar.studies.study import MAY_CHANGE, Cell, Study, comparisons
 
 SCHEMA = 3
-WORDS = asset("study")  # of its tables
+WORDS = asset("study")
 CLIMB = 0.05  # mean pass@k from which a seed counts as off zero
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, that are compared
 TEACHER_FIGURES = ("mean", "accepted_share", "distinct_share", "vendi", "well_posed", "correct", "teacher_kl")
@@ -161,7 +161,7 @@ def tables(results: Row) -> list[Row]:
     }
     values = {"primary": primary_line(results), "climb": percent(CLIMB, 0), "steps": TEACHER_STEPS}
     every = []
-    for key, words in WORDS.items():
+    for key, words in WORDS["tables"].items():
         parts = ([f"pass@{k}" for k in ks] if word == "pass@k" else [word] for word in words["header"])
         every.append({**words, "note": words["note"].format(**values), "header": [*chain(*parts)], "rows": rows[key]})
     return [table for table in every if table["rows"]]
@@ -170,13 +170,9 @@ def tables(results: Row) -> list[Row]:
 def primary_line(results: Row) -> str:
     """Which comparison was named before the study ran, and the digest of the definition that names it."""
     if not results["primary"]:
-        return "No primary comparison was named before the study ran, so all are adjusted."
-    a, b, k = results["primary"]
-    return (
-        "Primary comparison, named in the study file before the first cell ran: "
-        f"{label(results, a)} - {label(results, b)} at pass@{k} (sha256 of the definition: "
-        f"{results['definition_sha256'][:12]}); its p stands unadjusted."
-    )
+        return str(WORDS["no_primary"])
+    (a, b), k = (label(results, name) for name in results["primary"][:2]), results["primary"][2]
+    return str(WORDS["primary"].format(a=a, b=b, k=k, digest=results["definition_sha256"][:12]))
 
 
 def label(results: Row, result: str) -> str:
