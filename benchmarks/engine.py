@@ -53,7 +53,7 @@ from transformers import LlamaConfig
 import soar
 from soar.config import Config, OptimizerConfig, SamplingConfig, StudentConfig
 from soar.engine.policy import AdapterStack
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.loop import student
@@ -85,7 +85,7 @@ def sample(
     questions = rows // (policies * attempts)
     prompts = prompts_of(sampler.backbone, policies, questions, length)
     seeds = [[1000 * p + q for q in range(questions)] for p in range(policies)]
-    return sampler.sample(stack, prompts, attempts, seeds, SamplingConfig(max_tokens=new))
+    return sampler.sample(stack, Request(prompts, attempts, seeds, SamplingConfig(max_tokens=new)))
 
 
 def step_bytes_and_flops(
@@ -339,7 +339,7 @@ def bench_screen(toy: bool) -> list[Row]:
         run_screen.screen(env, problems, config, folder, {}, 1, lambda done, total: None)
 
     def alone() -> None:
-        env.sampler.sample(None, prompts, attempts, seeds, config.student.sampling)
+        env.sampler.sample(None, Request(prompts, attempts, seeds, config.student.sampling))
 
     found: list[Row] = []
     for what, work in (("sampler alone", alone), ("screening", screening)):

@@ -25,6 +25,7 @@ import torch
 from engine_models import prompts_of, random_stack, save_plain, surroundings, timed
 
 from soar.config import ModelConfig, SamplingConfig
+from soar.engine.rollouts import Request
 
 WORK = {
     "135m": (2048, 100, 160),
@@ -60,7 +61,7 @@ def measure(side: str, folder: str, shape: str, adapters: int, ways: list[str]) 
     def seeded(sampler: Any) -> Callable[[list[list[list[int]]], int, int], Any]:
         def work(prompts: list[list[list[int]]], attempts: int, tokens: int) -> None:
             seeds = [[1000 * p + q for q in range(len(asked))] for p, asked in enumerate(prompts)]
-            sampler.sample(stack, prompts, attempts, seeds, SamplingConfig(max_tokens=tokens))
+            sampler.sample(stack, Request(prompts, attempts, seeds, SamplingConfig(max_tokens=tokens)))
 
         return work
 

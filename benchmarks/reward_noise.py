@@ -41,7 +41,7 @@ def rates(
     sampling = config.student.sampling
     correct, *_ = count_correct(env, population.stack, problems, attempts, 7, sampling, threads=workers, block=8)
     P = population.stack.policies
-    greedy = env.rollout(population.stack, [problems] * P, 1, [7] * P, sampling, greedy=True)
+    greedy = env.rollout(population.stack, [problems] * P, 1, [7] * P, sampling.model_copy(update={"temperature": 0.0}))
     return correct, greedy.solved_P_Q_N[:, :, 0].numpy().astype(int)
 
 

@@ -14,6 +14,7 @@ import random
 
 from soar.config import load
 from soar.domains.world import get_world
+from soar.engine.rollouts import Request
 from soar.loop.evaluate import count_correct
 from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
@@ -28,7 +29,7 @@ def teacher_questions(env: RolloutEnv, count: int) -> list[Problem]:
     """Accepted pairs of the untrained teacher."""
     config = load("tiny")
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, "")
-    rollouts = env.sampler.sample(None, [[prompt]], count, [[7]], config.teacher.sampling)
+    rollouts = env.sampler.sample(None, Request([[prompt]], count, [[7]], config.teacher.sampling))
     truncated = [not ended for ended in rollouts.ended_B.tolist()]
     outcomes = env.verifier.read_problems(rollouts.texts(env.backbone), truncated, env.fmt)
     return [outcome for outcome in outcomes if isinstance(outcome, Problem)]

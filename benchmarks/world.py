@@ -17,6 +17,7 @@ import torch
 from soar import seeds
 from soar.config import load
 from soar.domains.world import World, get_world
+from soar.engine.rollouts import Request
 from soar.loop.evaluate import count_correct
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import teacher_prompt
@@ -45,15 +46,15 @@ def solved(env: RolloutEnv, problems: list[Problem], attempts: int, seed: int, w
 
 def greedy_share(env: RolloutEnv, problems: list[Problem], tokens: int) -> float:
     """Share of the problems that the base model solves greedily."""
-    sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
-    return float(env.rollout(None, [problems], 1, [0], sampling, greedy=True).pass_rate_P()[0])
+    sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens, "temperature": 0.0})
+    return float(env.rollout(None, [problems], 1, [0], sampling).pass_rate_P()[0])
 
 
 def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> list[str]:
     """Lines on what the untrained teacher writes."""
     config = load("tiny")
     prompt = teacher_prompt(env, config)
-    rollouts = env.sampler.sample(None, [[prompt]], samples, [[seed]], config.teacher.sampling)
+    rollouts = env.sampler.sample(None, Request([[prompt]], samples, [[seed]], config.teacher.sampling))
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
     outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
     pairs = [o for o in outcomes if isinstance(o, Problem)]

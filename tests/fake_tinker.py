@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer
 
@@ -106,9 +106,9 @@ class Sampling:
         self.service, self.stack = service, stack
 
     def sample(self, prompt: list[int], attempts: int, given: Any) -> Any:
-        sampling = SamplingConfig(max_tokens=given.max_tokens, temperature=given.temperature or 1.0, top_p=given.top_p)
-        native, greedy = NativeSampler(self.service.backbone), given.temperature == 0
-        rollouts = native.sample(self.stack, [[prompt]], attempts, [[given.seed]], sampling, greedy)
+        drawn = {"max_tokens": given.max_tokens, "temperature": given.temperature, "top_p": given.top_p}
+        request = Request([[prompt]], attempts, [[given.seed]], SamplingConfig().model_copy(update=drawn))
+        rollouts = NativeSampler(self.service.backbone).sample(self.stack, request)
         sequences = []
         for i, n in enumerate(rollouts.length_B.tolist()):
             tokens, logprobs = (of_B_T[i, :n].tolist() for of_B_T in (rollouts.tokens_B_T, rollouts.logprob_B_T))

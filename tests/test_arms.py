@@ -25,7 +25,7 @@ from loop_helpers import (
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.loop import arms
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
@@ -108,10 +108,10 @@ class Says:
     def __init__(self, env: RolloutEnv, answers: Any) -> None:
         self.env, self.answers, self.calls = env, answers, 0
 
-    def sample(self, stack: Any, prompts_P_Q: Any, attempts: int, *rest: Any) -> Rollouts:
-        prompts = [self.env.backbone.tokenizer.decode(ids) for ids in prompts_P_Q[0]]
+    def sample(self, stack: Any, request: Request) -> Rollouts:
+        prompts = [self.env.backbone.tokenizer.decode(ids) for ids in request.prompts_P_Q[0]]
         self.calls += 1
-        return rollouts_of(self.env.backbone, self.answers(self.calls, prompts, attempts), [1])
+        return rollouts_of(self.env.backbone, self.answers(self.calls, prompts, request.attempts), [1])
 
 
 def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):

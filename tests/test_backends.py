@@ -29,6 +29,7 @@ from soar.backends.tinker import ServiceError, TinkerBackbone, open_tinker
 from soar.config import Config, ConfigError, ModelConfig, OptimizerConfig, SamplingConfig, resolve_path
 from soar.engine.load import load_backbone
 from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 
 KEY = "tml-secret-4711"
@@ -66,7 +67,8 @@ def check_steps(native: Backbone, remote: TinkerBackbone, config: OptimizerConfi
         mine, theirs = base.begin(native, here.select([0, 1]), config), base.begin(remote, there, config)
         for step in range(steps):
             seed += 1
-            rollouts = NativeSampler(native).sample(mine.stack, prompts, 4, [[seed, 100 + seed]] * 2, sampling)
+            request = Request(prompts, 4, [[seed, 100 + seed]] * 2, sampling)
+            rollouts = NativeSampler(native).sample(mine.stack, request)
             if step == 1:  # as a checkpoint has it
                 copy, flat = theirs.stack.select([0, 1]), theirs.state()
                 theirs = base.begin(remote, copy, config)

@@ -13,6 +13,7 @@ from run_folders import write_jsonl
 from tables import cases
 
 from soar.cli import main
+from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
 from soar.plan import forecast
@@ -100,8 +101,8 @@ class Speaker:
     def __init__(self, texts: list[str]) -> None:
         self.said, self.calls = cycle(texts), [0]
 
-    def sample(self, stack: Any, prompts: Any, attempts: int, *rest: Any, **more: Any) -> Any:
-        said = list(islice(self.said, attempts * len(prompts[0])))
+    def sample(self, stack: Any, request: Request) -> Any:
+        said = list(islice(self.said, len(request.prompts_B)))
         self.calls.append(self.calls[-1] + len(said))
         ended = torch.tensor([not text.endswith("...") for text in said])
         tokens, rows = torch.zeros(len(said), 10).long(), {"ended_B": ended, "failed_B": ended & False}

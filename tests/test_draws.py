@@ -9,7 +9,7 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import SamplingConfig
-from soar.engine.rollouts import inverse_cdf
+from soar.engine.rollouts import Request, inverse_cdf
 from soar.engine.sampler import NativeSampler
 
 PROMPT = [1, 9, 12, 20]
@@ -40,7 +40,7 @@ def chances(temperature: float = 1.0, top_p: float = 1.0, prompt: list[int] = PR
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (0.8, 0.3)])
 def test_first_tokens_follow_the_softmax(temperature, top_p):
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=1)
-    found = NativeSampler(tiny_backbone()).sample(None, [[PROMPT]], 6000, [[3]], sampling)
+    found = NativeSampler(tiny_backbone()).sample(None, Request([[PROMPT]], 6000, [[3]], sampling))
     counts_V = torch.bincount(found.tokens_B_T[:, 0], minlength=len(WORDS))
     assert chance_of(counts_V, chances(temperature, top_p)) > 1e-4
     for wrong in (chances(temperature * 1.5, top_p), chances(temperature, top_p * 0.6)):

@@ -21,6 +21,7 @@ from soar.engine import kernels, load
 from soar.engine.load import choose_dtype, fuse, load_backbone
 from soar.engine.memory import TooLarge, check_fits, size_of
 from soar.engine.policy import Backbone
+from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.run.setup import open_env
@@ -116,7 +117,7 @@ def test_families_of_2026_sample_and_train(name, reason, settings):
         backbone.end_ids = frozenset((EOS, 7, 9))
         stack = random_stack(backbone, 2, size=0.1)
         sampling, prompts = SamplingConfig(max_tokens=10), [some_prompts(3, seed=p) for p in range(2)]
-        rollouts = NativeSampler(backbone).sample(stack, prompts, 2, [[1, 2, 3]] * 2, sampling)
+        rollouts = NativeSampler(backbone).sample(stack, Request(prompts, 2, [[1, 2, 3]] * 2, sampling))
         assert len(set(rollouts.length_B.tolist())) > 1
         optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.1))
         stats = update(backbone, stack, optimizer, rollouts, torch.tensor([1.0, -1.0] * 6), 1e-3, 1.0, 10)

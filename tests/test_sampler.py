@@ -12,13 +12,14 @@ from soar.config import ModelConfig, SamplingConfig
 from soar.engine import graphs
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import Backbone
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.vllm import rollouts_of
 
 ENDS = [2, 7, 20]  # <eos> and more, so that random models do end
 STEPS = 24  # past the first growth of the cache
 SAMPLING, FREE = SamplingConfig(max_tokens=STEPS), SamplingConfig(max_tokens=40, temperature=0.8)
+GREEDY = SAMPLING.model_copy(update={"temperature": 0.0})
 
 
 def ending_backbone(name: str = "llama", **settings: Any) -> Backbone:
@@ -53,7 +54,7 @@ def generated(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 def test_greedy_equals_generate_token_for_token(name):
     prompts = some_prompts(10)
     assert len({len(prompt) for prompt in prompts}) > 4
-    found = NativeSampler(ending_backbone(name)).sample(None, [prompts], 1, [[0] * 10], SAMPLING, greedy=True)
+    found = NativeSampler(ending_backbone(name)).sample(None, Request([prompts], 1, [[0] * 10], GREEDY))
     expected = generated(tiny_model(name), prompts)
     assert rows_of(found) == expected
     assert found.ended_B.tolist() == [row[-1] in ENDS for row in expected]
@@ -67,8 +68,8 @@ def test_rows_do_not_depend_on_what_shares_the_batch():
 
     def sample(policies: list[int], order: list[int], max_rows: int = 0) -> dict[tuple[int, int, int], list[int]]:
         asked, seed_P_Q = [[prompts[q] for q in order]], [[seeds[q] + 100 * p for q in order] for p in policies]
-        mine = stack.select(policies), asked * len(policies), attempts, seed_P_Q, SAMPLING
-        rollouts = NativeSampler(backbone, max_rows).sample(*mine)
+        request = Request(asked * len(policies), attempts, seed_P_Q, SAMPLING)
+        rollouts = NativeSampler(backbone, max_rows).sample(stack.select(policies), request)
         assert rollouts.prompts == tuple(tuple(prompts[q]) for _ in policies for q in order for _ in range(attempts))
         keys = [(p, q, n) for p in policies for q in order for n in range(attempts)]
         return dict(zip(keys, rows_of(rollouts), strict=True))
@@ -89,7 +90,8 @@ def test_sampler_and_trainer_agree(name, adapter):
     backbone = ending_backbone(name, adapter=adapter)
     stack = random_stack(backbone, 2, size=0.1)
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.9)
-    rollouts = NativeSampler(backbone).sample(stack, [some_prompts(4)] * 2, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], sampling)
+    request = Request([some_prompts(4)] * 2, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], sampling)
+    rollouts = NativeSampler(backbone).sample(stack, request)
     with torch.no_grad(), backbone.use(stack):
         packed = pack(backbone, rollouts, [list(range(12)), list(range(12, 24))])
         trainer_B_T = token_logprobs(backbone, packed, 0.9)
@@ -100,15 +102,14 @@ def test_sampler_and_trainer_agree(name, adapter):
     assert rollouts.logprob_B_T.min() < -0.5
 
 
-@pytest.mark.parametrize("greedy", [False, True])
-def test_a_policy_with_nan_fails_alone(greedy):
+@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY])
+def test_a_policy_with_nan_fails_alone(sampling):
     backbone = ending_backbone()
     stack = random_stack(backbone, 3)
     ill = stack.select([0, 1, 2])
     ill.tensors["model.layers.1.mlp.up_proj.A"][1, 3] = torch.nan
-    prompts, seeds = [some_prompts(4)] * 3, [[1, 2, 3, 4]] * 3
-    well = NativeSampler(backbone).sample(stack, prompts, 2, seeds, SAMPLING, greedy)
-    found = NativeSampler(backbone).sample(ill, prompts, 2, seeds, SAMPLING, greedy)
+    request = Request([some_prompts(4)] * 3, 2, [[1, 2, 3, 4]] * 3, sampling)
+    well, found = NativeSampler(backbone).sample(stack, request), NativeSampler(backbone).sample(ill, request)
     assert found.failed_B.view(3, 8).tolist() == [[False] * 8, [True] * 8, [False] * 8]
     assert found.length_B.view(3, 8)[1].tolist() == [1] * 8
     assert found.ended_B.view(3, 8)[1].all()
@@ -121,13 +122,13 @@ def test_wrong_calls_are_errors():
     backbone = ending_backbone()
     sampler = NativeSampler(backbone)
     with pytest.raises(ValueError, match="same number of prompts"):
-        sampler.sample(random_stack(backbone, 2), [[[1]], [[1], [1]]], 1, [[0], [0, 0]], SAMPLING)
+        sampler.sample(random_stack(backbone, 2), Request([[[1]], [[1], [1]]], 1, [[0], [0, 0]], SAMPLING))
     with pytest.raises(ValueError, match="same number of prompts"):
-        sampler.sample(random_stack(backbone, 3), [[[1]], [[1]]], 1, [[0], [0]], SAMPLING)
+        sampler.sample(random_stack(backbone, 3), Request([[[1]], [[1]]], 1, [[0], [0]], SAMPLING))
     long = [1] * (backbone.context - STEPS + 1)
     with pytest.raises(ValueError, match=f"prompt of {len(long)} tokens .* context of 128"):
-        sampler.sample(None, [[long]], 1, [[0]], SAMPLING)
-    assert sampler.sample(None, [[long[1:]]], 1, [[0]], SAMPLING).rows == 1
+        sampler.sample(None, Request([[long]], 1, [[0]], SAMPLING))
+    assert sampler.sample(None, Request([[long[1:]]], 1, [[0]], SAMPLING)).rows == 1
 
 
 def test_texts_are_transformers_own_without_the_end_token():
@@ -142,28 +143,30 @@ def test_texts_are_transformers_own_without_the_end_token():
 def test_fixed_addresses_change_nothing(name, greedy, monkeypatch):
     backbone = ending_backbone(name)
     prompts = some_prompts(6, seed=3)
-    ask = ([prompts[:2], prompts[2:4], prompts[4:]], 5, [[1, 2], [3, 4], [5, 6]], FREE, greedy)
+    cold = {"temperature": 0.0} if greedy else {}
+    ask = Request([prompts[:2], prompts[2:4], prompts[4:]], 5, [[1, 2], [3, 4], [5, 6]], FREE.model_copy(update=cold))
     stack = random_stack(backbone, 3)
     fixed, growing = NativeSampler(backbone, static=True), NativeSampler(backbone, static=False)
-    assert same(fixed.sample(stack, *ask), growing.sample(stack, *ask))
+    assert same(fixed.sample(stack, ask), growing.sample(stack, ask))
     if name == "llama" and not greedy:
         assert len({shape.rows for shape in fixed.decoder.programs}) > 1  # rows did move to narrower programs
         monkeypatch.setattr(graphs, "SPARED", 3)  # also where one slot a policy is spared
         eager = NativeSampler(backbone, static=True)
-        assert same(eager.sample(stack, *ask), growing.sample(stack, *ask))
+        assert same(eager.sample(stack, ask), growing.sample(stack, ask))
         rows = sorted({shape.rows for shape in eager.decoder.programs})
         assert any(narrow * 2 > wide for narrow, wide in pairwise(rows))
     quieter = random_stack(backbone, 3, seed=5)  # with everything there: other weights and scale, or none
     quieter.scale *= 0.5
-    assert same(fixed.sample(quieter, *ask), growing.sample(quieter, *ask))
-    alone = ([prompts], 3, [[1, 2, 3, 4, 5, 6]], SamplingConfig(max_tokens=60), greedy)  # and longer
-    assert same(fixed.sample(None, *alone), growing.sample(None, *alone))
+    assert same(fixed.sample(quieter, ask), growing.sample(quieter, ask))
+    longer = SamplingConfig(max_tokens=60).model_copy(update=cold)
+    alone = Request([prompts], 3, [[1, 2, 3, 4, 5, 6]], longer)
+    assert same(fixed.sample(None, alone), growing.sample(None, alone))
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch):
     backbone, real = ending_backbone(), graphs.Program.body
-    ask = ([some_prompts(4, seed=3)], 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
-    wanted = NativeSampler(backbone, static=True).sample(None, *ask)
+    ask = Request([some_prompts(4, seed=3)], 2, [[1, 2, 3, 4]], SamplingConfig(max_tokens=9))
+    wanted = NativeSampler(backbone, static=True).sample(None, ask)
     most = [4]
 
     def body(self: graphs.Program) -> None:
@@ -174,10 +177,10 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch):
     monkeypatch.setattr(graphs.Program, "body", body)
     sampler = NativeSampler(backbone, static=True)
     with pytest.warns(UserWarning, match="out of memory: from here on at most 4 rows a batch"):
-        assert same(sampler.sample(None, *ask), wanted)
+        assert same(sampler.sample(None, ask), wanted)
     most[0] = 0
     with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
-        sampler.sample(None, *ask)
+        sampler.sample(None, ask)
 
 
 @pytest.mark.parametrize(("static", "interval"), [(False, 8), (True, 1), (True, 8)])
@@ -188,7 +191,7 @@ def test_rows_end_where_the_stop_string_is_complete(static, interval, monkeypatc
     def sampled(*stop: str) -> Rollouts:
         sampling, stack = SamplingConfig(max_tokens=30, stop=stop), random_stack(backbone, 2)
         seeds, sampler = [[1, 2, 3], [4, 5, 6]], NativeSampler(backbone, static=static)
-        return sampler.sample(stack, [prompts[:3], prompts[3:]], 6, seeds, sampling)
+        return sampler.sample(stack, Request([prompts[:3], prompts[3:]], 6, seeds, sampling))
 
     free = sampled()
     words = free.texts(backbone)[int(free.length_B.argmax())].split(" ")
@@ -216,7 +219,7 @@ def test_padding_needs_no_token_of_its_own(pad):
         tokenizer = tiny_tokenizer()
         tokenizer.pad_token = token
         backbone = Backbone(tiny_model(), tokenizer, ModelConfig(lora_rank=4, device="cpu"))
-        ask = ([some_prompts(5)], 4, [list(range(5))], SamplingConfig(max_tokens=12))
+        ask = Request([some_prompts(5)], 4, [list(range(5))], SamplingConfig(max_tokens=12))
         pads.append(backbone.pad_id)
-        rows.append(rows_of(NativeSampler(backbone).sample(None, *ask)))
+        rows.append(rows_of(NativeSampler(backbone).sample(None, ask)))
     assert pads[0] == PAD != pads[1] and rows[0] == rows[1] and len({len(row) for row in rows[0]}) > 1

@@ -14,7 +14,7 @@ from soar import seeds
 from soar.config import Config, ConfigError
 from soar.domains.world import ANSWER_MARK, get_world
 from soar.engine.policy import Backbone
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.loop import teacher
 from soar.loop.promotion import decide
 from soar.loop.rewards import learnability, success_rates
@@ -196,10 +196,10 @@ class ScriptedSampler:
     def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
         self.backbone, self.texts, self.said = backbone, list(texts), 0
 
-    def sample(self, stack: Any, prompts_P_Q: Any, attempts: int, *rest: Any) -> Rollouts:
-        texts = [self.texts[(self.said + i) % len(self.texts)] for i in range(attempts)]
-        self.said += attempts
-        return rollouts_of(self.backbone, texts, prompts_P_Q[0][0])
+    def sample(self, stack: Any, request: Request) -> Rollouts:
+        texts = [self.texts[(self.said + i) % len(self.texts)] for i in range(request.attempts)]
+        self.said += request.attempts
+        return rollouts_of(self.backbone, texts, request.prompts_P_Q[0][0])
 
 
 def writer(env: RolloutEnv, texts: Sequence[str], config: Config) -> tuple[OuterLoop, ScriptedSampler]:
@@ -265,10 +265,9 @@ def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(env
     asked, others, trained = list[tuple[int, ...]](), list[tuple[int, ...]](), list[tuple[int, ...]]()
     real = teacher.update
 
-    def record(stack: Any, prompts_P_Q: Any, *rest: Any, **more: Any) -> Rollouts:
-        prompts = [tuple(ids) for prompts in prompts_P_Q for ids in prompts]
-        (asked if stack is loop.state.teacher else others).extend(prompts)
-        return sample(stack, prompts_P_Q, *rest, **more)
+    def record(stack: Any, request: Request) -> Rollouts:
+        (asked if stack is loop.state.teacher else others).extend(request.prompts_B)
+        return sample(stack, request)
 
     def spy(backbone: Any, stack: Any, optimizer: Any, rollouts: Rollouts, *rest: Any) -> Any:
         assert stack is loop.state.teacher

@@ -1,6 +1,7 @@
 """The sampler for vLLM against an engine that answers its calls with the native one; vLLM itself is in test_vllm_real.py."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from loop_helpers import events, run_tiny, tiny_config
 
 from soar.config import ConfigError, SamplingConfig
 from soar.engine.policy import load_adapter
+from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 from soar.engine.vllm import Completion, VllmSampler, open_vllm, rollouts_of
 
-GREEDY = SamplingConfig(max_tokens=12)
-Row = tuple[list[int], str, int]  # prompt, folder of the adapter, seed
+GREEDY = SamplingConfig(max_tokens=12).model_copy(update={"temperature": 0.0})
+Row = tuple[Sequence[int], str, int]  # prompt, folder of the adapter, seed
 
 
 class Native(VllmSampler):
@@ -23,14 +25,14 @@ class Native(VllmSampler):
     def _open(self, memory: float) -> None:
         self.asked: list[Row] = []
 
-    def generate(self, rows: list[Row], sampling: SamplingConfig, greedy: bool) -> list[Completion]:
+    def generate(self, rows: list[Row], sampling: SamplingConfig) -> list[Completion]:
         self.asked += rows
         found: dict[int, Completion] = {}
         for folder in dict.fromkeys(folder for _, folder, _ in rows):
             mine = [i for i, row in enumerate(rows) if row[1] == folder]
             stack = load_adapter(self.backbone, Path(folder)) if folder else None
-            prompts, seeds = [[rows[i][0] for i in mine]], [[rows[i][2] for i in mine]]
-            rollouts = NativeSampler(self.backbone).sample(stack, prompts, 1, seeds, sampling, greedy)
+            request = Request([[list(rows[i][0]) for i in mine]], 1, [[rows[i][2] for i in mine]], sampling)
+            rollouts = NativeSampler(self.backbone).sample(stack, request)
             for row, i in enumerate(mine):
                 length = int(rollouts.length_B[row])
                 tokens, logprobs = rollouts.tokens_B_T[row, :length], rollouts.logprob_B_T[row, :length]
@@ -45,9 +47,8 @@ def test_greedy_rows_are_those_of_the_native_engine(stop):
     stack = random_stack(backbone, 3)
     prompts = [some_prompts(2, seed=p) for p in range(3)]
     seeds = [[10 * p + q for q in range(2)] for p in range(3)]
-    sampling = GREEDY.model_copy(update={"stop": stop})
-    wanted = NativeSampler(backbone).sample(stack, prompts, 2, seeds, sampling, greedy=True)
-    found = sampler.sample(stack, prompts, 2, seeds, sampling, greedy=True)
+    request = Request(prompts, 2, seeds, GREEDY.model_copy(update={"stop": stop}))
+    wanted, found = NativeSampler(backbone).sample(stack, request), sampler.sample(stack, request)
     assert found.prompts == wanted.prompts
     assert torch.equal(found.length_B, wanted.length_B) and torch.equal(found.ended_B, wanted.ended_B)
     inside = torch.arange(found.tokens_B_T.shape[1])[None] < found.length_B[:, None]
@@ -60,15 +61,15 @@ def test_a_changed_adapter_is_loaded_anew_and_the_oldest_makes_room():
     backbone = tiny_backbone()
     sampler = Native(backbone, 2, 128, 0.5)
     stack, prompts = random_stack(backbone, 2), [some_prompts(3), some_prompts(3)]
-    ask = (prompts, 1, [[1, 2, 3]] * 2, GREEDY, True)
-    first = sampler.sample(stack, *ask)
-    again = sampler.sample(stack, *ask)
+    ask = Request(prompts, 1, [[1, 2, 3]] * 2, GREEDY)
+    first = sampler.sample(stack, ask)
+    again = sampler.sample(stack, ask)
     folders = list(sampler.written.values())
     assert [Path(folder).name for folder in folders] == ["1", "2"] and torch.equal(first.tokens_B_T, again.tokens_B_T)
     with torch.no_grad():
         for tensor in stack.tensors.values():
             tensor[1] += 0.5  # in place, as an optimizer step
-    changed = sampler.sample(stack, *ask)
+    changed = sampler.sample(stack, ask)
     assert [Path(folder).name for folder in sampler.written.values()] == ["1", "3"] and not Path(folders[1]).exists()
     assert changed.select([0, 1, 2]).tokens_B_T[:, :4].equal(first.select([0, 1, 2]).tokens_B_T[:, :4])
     assert not torch.equal(changed.logprob_B_T[3:], first.logprob_B_T[3:])

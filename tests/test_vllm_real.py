@@ -13,7 +13,7 @@ from helpers import random_stack, some_prompts, tiny_model, tiny_tokenizer
 
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine.policy import Backbone
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.engine.vllm import VllmSampler
@@ -49,7 +49,7 @@ def test_vllm_is_the_native_engine(tmp_path):
     backbone = Backbone(model, tiny_tokenizer(), config)
     sampler, stack, stale = VllmSampler(backbone, P, 128, 0.4), *(random_stack(backbone, P, s, 0.1) for s in (3, 4))
     for name, given in (("base model", None), (f"{P} adapters in one batch", stack)):
-        ask = (given, PROMPTS, N, SEEDS, SamplingConfig(max_tokens=24), True)
+        ask = (given, Request(PROMPTS, N, SEEDS, SamplingConfig(max_tokens=24).model_copy(update={"temperature": 0.0})))
         drawn, wanted = sampler.sample(*ask), NativeSampler(backbone).sample(*ask)
         equal, gap = common(drawn, wanted)
         print(f"\ngreedy, {name}: {equal} of {wanted.rows} rows equal, log-probabilities within {gap:.1e}")
@@ -57,7 +57,7 @@ def test_vllm_is_the_native_engine(tmp_path):
     for temperature in (1.0, 0.7):
         sampling = SamplingConfig(max_tokens=24, temperature=temperature)
         drawn, again, other = (
-            sampler.sample(stack, PROMPTS, N, [[s + more for s in row] for row in SEEDS], sampling)
+            sampler.sample(stack, Request(PROMPTS, N, [[s + more for s in row] for row in SEEDS], sampling))
             for more in (0, 0, 1)
         )
         assert common(drawn, again)[0] == drawn.rows > common(drawn, other)[0]

@@ -30,11 +30,11 @@ from safetensors.torch import load as read_safetensors
 from torch import Tensor
 
 from soar import seeds
-from soar.config import Config, ConfigError, OptimizerConfig, SamplingConfig
+from soar.config import Config, ConfigError, OptimizerConfig
 from soar.engine.load import load_backbone, within
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3
-from soar.engine.rollouts import OnTokens, Rollouts, check_prompts, unheard
+from soar.engine.rollouts import OnTokens, Request, Rollouts, unheard
 from soar.engine.update import UpdateStats, rows_that_count
 from soar.engine.vllm import Completion, rollouts_of
 from soar.types import UserError
@@ -294,35 +294,27 @@ class TinkerBackbone(Backbone):
         """Of the base model's name: its weights are not here."""
         return sha256(f"tinker {self.name}".encode()).hexdigest()
 
-    def sample(
-        self,
-        stack: AdapterStack | None,
-        prompts_P_Q: list[list[list[int]]],
-        attempts: int,
-        seed_P_Q: list[list[int]],
-        sampling: SamplingConfig,
-        greedy: bool = False,
-    ) -> Rollouts:
+    def sample(self, stack: AdapterStack | None, request: Request) -> Rollouts:
         """As `sampler.NativeSampler.sample`. A prompt's attempts are one request with one seed, so they depend on it alone as
         far as the service keeps seeds."""
-        check_prompts(stack, prompts_P_Q, sampling.max_tokens, self.context)
-        slots = [None] * len(prompts_P_Q) if stack is None else self.slots_of(stack)
-        heat, nucleus = (0.0, 1.0) if greedy else (sampling.temperature, sampling.top_p)
-        named = {"max_tokens": sampling.max_tokens, "temperature": heat, "top_p": nucleus, "stop": sorted(self.end_ids)}
+        request.check(stack, self.context)
+        slots = [None] * len(request.prompts_P_Q) if stack is None else self.slots_of(stack)
+        heat, nucleus, most = request.sampling.temperature, request.sampling.top_p, request.sampling.max_tokens
+        nucleus = nucleus if heat else 1.0
+        named = {"max_tokens": most, "temperature": heat, "top_p": nucleus, "stop": sorted(self.end_ids)}
         completions: list[Completion] = []
         for first in range(0, len(slots), self.settings.clients):
             asked = []
             for p in range(len(slots))[first : first + self.settings.clients]:
                 client = self.sampler(slots[p])
-                for prompt, seed in zip(prompts_P_Q[p], seed_P_Q[p], strict=True):
+                for prompt, seed in zip(request.prompts_P_Q[p], request.seed_P_Q[p], strict=True):
                     given = self.sdk.SamplingParams(seed=int(seeds.row_seeds(seed, 1)[0]) & ((1 << 31) - 1), **named)
-                    asked.append(client.sample(self.sdk.ModelInput.from_ints(prompt), attempts, given))
+                    asked.append(client.sample(self.sdk.ModelInput.from_ints(prompt), request.attempts, given))
             for answer in asked:
                 for row in self.ask("samples", answer.result).sequences:
                     logprobs = row.logprobs or [math.nan] * len(row.tokens)
                     completions.append((row.tokens, logprobs, row.stop_reason == "stop"))
-        repeated = tuple(tuple(prompt) for prompts in prompts_P_Q for prompt in prompts for _ in range(attempts))
-        return rollouts_of(repeated, completions, self.pad_id)
+        return rollouts_of(request.prompts_B, completions, self.pad_id)
 
     def release(self) -> None:
         """Let the service forget every client, at the end of a run; what they hold was saved or is not needed."""

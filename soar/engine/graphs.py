@@ -29,7 +29,6 @@ class Shape:
     rows: int
     places: int
     sampling: SamplingConfig
-    greedy: bool
 
 
 OF_SLOTS = ("token_R_1", "position_R_1", "length_R", "ended_R", "failed_R")
@@ -69,8 +68,8 @@ class Program:
 
     def note(self, logits_R_V: Tensor) -> None:
         """Draw a token for every slot, write it down for the live ones, and move one place on."""
-        sampling, greedy = self.shape.sampling, self.shape.greedy
-        uniform_R = None if greedy else self.uniform_T_R.index_select(0, self.step_1)[0]
+        sampling = self.shape.sampling
+        uniform_R = self.uniform_T_R.index_select(0, self.step_1)[0] if sampling.temperature else None
         if kernels.available(logits_R_V) and sampling.top_p == 1.0:
             token_R, logprob_R, bad_R = kernels.draw(logits_R_V, uniform_R, sampling.temperature)
         else:
@@ -193,7 +192,7 @@ class SlotBatch(Batch):
         steps, each = self.sampling.max_tokens, self.rows // self.policies
         width, places = slots_for(each), -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
         policies = 0 if self.stack is None else self.policies
-        shape = self.shape = Shape(policies, self.policies * width, places, self.sampling, self.greedy)
+        shape = self.shape = Shape(policies, self.policies * width, places, self.sampling)
         self.first = 0  # step from which the current program's notes count
         self.looked = 0  # tokens in which stop strings were looked for
         longest, device = self.longest, self.backbone.device
@@ -206,7 +205,7 @@ class SlotBatch(Batch):
         # Slots beyond the rows hold a copy of the policy's last row and are ended from the start.
         row_R = slot_R // width * each + (slot_R % width).clamp(max=each - 1)
         self.row_R, self.inside_R = row_R, inside_R
-        prompt_R = row_R // self.attempts
+        prompt_R = row_R // self.request.attempts
         for layer, old in zip(program.cache.layers, cache.layers, strict=True):
             layer.keys[:, :, :longest] = old.keys.index_select(0, prompt_R)
             layer.values[:, :, :longest] = old.values.index_select(0, prompt_R)

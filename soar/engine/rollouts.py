@@ -1,4 +1,4 @@
-"""Sampled completions as one record, a batch of them on its way, the draw of a token, and stop strings."""
+"""What is asked of a sampler, and sampled completions, as records; a batch on its way, the draw of a token, stop strings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +14,48 @@ from torch.nn.utils.rnn import pad_sequence
 from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
+
+
+@dataclass(frozen=True)
+class Request:
+    """`attempts` completions of each prompt, for each policy: rows in the order (policy, prompt, attempt).
+
+    prompts_P_Q: token ids, equally many prompts per policy; policy p's prompts are answered by slice p of a stack (None: the
+    base model; then P may be anything). seed_P_Q: one seed per prompt; its attempt n draws from (seed, n) alone, whatever
+    shares the batch. sampling: at temperature 0 the most likely token, with its log-probability at temperature 1.
+    """
+
+    prompts_P_Q: list[list[list[int]]]
+    attempts: int
+    seed_P_Q: list[list[int]]
+    sampling: SamplingConfig
+
+    @property
+    def prompts_B(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(ids) for prompts in self.prompts_P_Q for ids in prompts for _ in range(self.attempts))
+
+    @property
+    def seed_B(self) -> np.ndarray:
+        return np.concatenate([seeds.row_seeds(seed, self.attempts) for seed_Q in self.seed_P_Q for seed in seed_Q])
+
+    def select(self, questions: slice) -> "Request":
+        """The same of some of every policy's prompts."""
+        prompts_P_Q, seed_P_Q = [row[questions] for row in self.prompts_P_Q], [row[questions] for row in self.seed_P_Q]
+        return Request(prompts_P_Q, self.attempts, seed_P_Q, self.sampling)
+
+    def check(self, stack: AdapterStack | None, context: int) -> int:
+        """Tokens of the longest row. Raises ValueError when policies have different numbers of prompts, or a prompt leaves no
+        room in the context."""
+        policies = len(self.prompts_P_Q) if stack is None else stack.policies
+        if len({len(prompts) for prompts in self.prompts_P_Q}) != 1 or policies != len(self.prompts_P_Q):
+            raise ValueError("give every policy of the stack the same number of prompts")
+        longest, room = max(len(ids) for prompts in self.prompts_P_Q for ids in prompts), self.sampling.max_tokens
+        if longest + room > context:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_tokens = {room} exceed the context of {context}; "
+                "shorten the prompt or lower max_tokens"
+            )
+        return longest + room
 
 
 @dataclass(frozen=True)
@@ -64,19 +106,11 @@ def unheard(tokens: int) -> None:
 
 
 class Sampler(Protocol):
-    """Draws completions for a population; `NativeSampler` documents the arguments."""
+    """Draws completions for a population: of policy p by slice p of the stack, or by the base model."""
 
     on_tokens: OnTokens
 
-    def sample(
-        self,
-        stack: AdapterStack | None,
-        prompts_P_Q: list[list[list[int]]],
-        attempts: int,
-        seed_P_Q: list[list[int]],
-        sampling: SamplingConfig,
-        greedy: bool = False,
-    ) -> Rollouts: ...
+    def sample(self, stack: AdapterStack | None, request: Request) -> Rollouts: ...
 
     def release(self) -> None: ...
 
@@ -125,20 +159,6 @@ def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Ten
     return token_B.clamp(max=probs_B_V.shape[1] - 1)
 
 
-def check_prompts(stack: AdapterStack | None, prompts_P_Q: list[list[list[int]]], max_tokens: int, context: int) -> int:
-    """Tokens of the longest prompt. Raises ValueError for what `sampler.NativeSampler.sample` says."""
-    policies = len(prompts_P_Q) if stack is None else stack.policies
-    if len({len(prompts) for prompts in prompts_P_Q}) != 1 or policies != len(prompts_P_Q):
-        raise ValueError("give every policy of the stack the same number of prompts")
-    longest = max(len(ids) for prompts in prompts_P_Q for ids in prompts)
-    if longest + max_tokens > context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and max_tokens = {max_tokens} exceed the context of {context}; "
-            "shorten the prompt or lower max_tokens"
-        )
-    return longest
-
-
 class StopStrings:
     """The stop strings of one sampling: a row ends with the first token that completes one, tokens behind it are cut.
 
@@ -179,25 +199,21 @@ class StopStrings:
 
 @dataclass(eq=False)
 class Batch:
-    """One batch of completions on its way: what is asked for, and what is written down so far, on the device.
-
-    prompts_U: token ids, policy-major; rows are the prompts, each `attempts` times. seeds_B: one a row.
-    """
+    """One batch of completions on its way: what is asked for, and what is written down so far, on the device."""
 
     backbone: Backbone
     stack: AdapterStack | None
-    prompts_U: list[list[int]]
-    attempts: int
-    seeds_B: np.ndarray
-    sampling: SamplingConfig
-    greedy: bool
+    request: Request
     on_tokens: OnTokens
 
     def __post_init__(self) -> None:
         self.policies = self.stack.policies if self.stack is not None else 1
-        self.rows, self.longest = len(self.prompts_U) * self.attempts, max(len(ids) for ids in self.prompts_U)
+        self.prompts_B, self.sampling = self.request.prompts_B, self.request.sampling
+        self.rows, self.longest = len(self.prompts_B), max(map(len, self.prompts_B))
         device, steps, backbone = self.backbone.device, self.sampling.max_tokens, self.backbone
-        self.uniform_B_T = None if self.greedy else torch.from_numpy(seeds.uniforms(self.seeds_B, steps)).to(device)
+        self.uniform_B_T: Tensor | None = None
+        if self.sampling.temperature:
+            self.uniform_B_T = torch.from_numpy(seeds.uniforms(self.request.seed_B, steps)).to(device)
         self.tokens_B_T = torch.full((self.rows, steps), backbone.pad_id, dtype=torch.long, device=device)
         self.logprob_B_T = torch.zeros(self.rows, steps, device=device)
         self.length_B = torch.zeros(self.rows, dtype=torch.long, device=device)
@@ -209,7 +225,7 @@ class Batch:
     def prefill(self, cache: Any) -> tuple[Tensor, Tensor]:
         """Run every prompt once, padded on the left: (logits of the next token [U, V], mask [U, S])."""
         pad, device = partial(pad_sequence, batch_first=True, padding_side="left"), self.backbone.device
-        ids_U = [torch.tensor(ids, dtype=torch.long) for ids in self.prompts_U]
+        ids_U = [torch.tensor(ids, dtype=torch.long) for ids in self.prompts_B[:: self.request.attempts]]
         ids_U_S = pad(ids_U, padding_value=self.backbone.pad_id).to(device)
         mask_U_S = pad([torch.ones_like(ids) for ids in ids_U]).to(device)
         position_U_S = (mask_U_S.cumsum(1) - 1).clamp(min=0)
@@ -220,8 +236,7 @@ class Batch:
         longest = int(self.length_B.max())  # one wait for the device
         tokens_B_T, logprob_B_T = self.tokens_B_T[:, :longest], self.logprob_B_T[:, :longest]
         written = (tokens_B_T, self.length_B, logprob_B_T, self.ended_B, self.failed_B)
-        prompts = tuple(tuple(ids) for ids in self.prompts_U for _ in range(self.attempts))
-        return Rollouts(prompts, *(tensor.cpu() for tensor in written))
+        return Rollouts(self.prompts_B, *(tensor.cpu() for tensor in written))
 
 
 def next_logits(backbone: Backbone, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:

@@ -8,19 +8,16 @@ row's seed and the position. On a GPU steps are captured graphs at fixed address
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from soar import seeds
-from soar.config import SamplingConfig
 from soar.engine.attention import BufferLayer
 from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
 from soar.engine.memory import free_bytes, halving
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Batch, OnTokens, Rollouts, check_prompts, draw, join, live_first, next_logits, unheard
+from soar.engine.rollouts import Batch, OnTokens, Request, Rollouts, draw, join, live_first, next_logits, unheard
 
 MAX_ROWS, MAX_ROWS_GPU = 2048, 8192
 CACHE_BYTES = 2 << 30  # on a CPU
@@ -56,37 +53,19 @@ class NativeSampler:
         return max(1, min(most, memory // (cache + logits)))
 
     @torch.no_grad()
-    def sample(
-        self,
-        stack: AdapterStack | None,
-        prompts_P_Q: list[list[list[int]]],
-        attempts: int,
-        seed_P_Q: list[list[int]],
-        sampling: SamplingConfig,
-        greedy: bool = False,
-    ) -> Rollouts:
-        """`attempts` completions of each prompt, for each policy.
-
-        prompts_P_Q: token ids, equally many prompts per policy; policy p's prompts are answered by slice p of `stack`
-        (None: the base model; then P may be anything). seed_P_Q: one seed per prompt; its attempt n draws from
-        (seed, n) alone, whatever shares the batch. Returns P * Q * attempts rows in the order (p, q, n).
-        Raises ValueError when policies have different numbers of prompts or a prompt leaves no room in the context.
-        """
-        longest = check_prompts(stack, prompts_P_Q, sampling.max_tokens, self.backbone.context)
-        P, Q = len(prompts_P_Q), len(prompts_P_Q[0])
-        seeds_P_B = np.stack([np.concatenate([seeds.row_seeds(s, attempts) for s in seed_Q]) for seed_Q in seed_P_Q])
-        per_call = self.prompts_per_call(P, Q, attempts, longest + sampling.max_tokens)
+    def sample(self, stack: AdapterStack | None, request: Request) -> Rollouts:
+        """The rows of the request. Raises ValueError as `Request.check`."""
+        positions = request.check(stack, self.backbone.context)
+        P, Q, attempts = len(request.prompts_P_Q), len(request.prompts_P_Q[0]), request.attempts
+        per_call = self.prompts_per_call(P, Q, attempts, positions)
         parts_C: list[Rollouts] = []
         first = 0
 
         def batch(size: int) -> Rollouts:
-            last = min(Q, first + size)
-            prompts = [ids for prompts in prompts_P_Q for ids in prompts[first:last]]
-            seeds_B = seeds_P_B[:, first * attempts : last * attempts].reshape(-1)
-            given = (prompts, attempts, seeds_B, sampling, greedy, self.on_tokens)
+            part = request.select(slice(first, first + size))
             if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
-                return SlotBatch(self.backbone, self.decoder.hold(stack), *given).finish(self.decoder)
-            return GrowingBatch(self.backbone, stack, *given).finish()
+                return SlotBatch(self.backbone, self.decoder.hold(stack), part, self.on_tokens).finish(self.decoder)
+            return GrowingBatch(self.backbone, stack, part, self.on_tokens).finish()
 
         def smaller(size: int) -> None:
             self.decoder.release()
@@ -131,7 +110,7 @@ class GrowingBatch(Batch):
             if not self.backbone.apart:
                 cache.layers = [BufferLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
             logits_U_V, mask_U_S = self.prefill(cache)
-            prompt_b = self.row_b // self.attempts
+            prompt_b = self.row_b // self.request.attempts
             cache.reorder_cache(prompt_b)
             logits_b_V, mask_b_S = logits_U_V[prompt_b], mask_U_S[prompt_b]
             for step in range(self.sampling.max_tokens):

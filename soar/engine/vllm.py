@@ -12,14 +12,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig, resolve_path
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
-from soar.engine.rollouts import OnTokens, Rollouts, check_prompts, unheard
+from soar.engine.rollouts import OnTokens, Request, Rollouts, unheard
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
 PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
@@ -36,7 +36,7 @@ Completion = tuple[Sequence[int], Sequence[float], bool]
 
 
 class VllmSampler:
-    """Draws completions for a population; `sampler.NativeSampler.sample` documents the arguments.
+    """Draws completions for a population: of policy p by slice p of the stack, or by the base model.
 
     slots: adapters that vLLM holds at once, at least as many as policies of a call. context: tokens of prompt and completion.
     memory: share of the GPU that vLLM takes for weights and cache.
@@ -81,27 +81,16 @@ class VllmSampler:
         except (ValueError, RuntimeError, OSError) as error:
             raise ConfigError(f'model.sampler = "vllm": vLLM does not start: {error}') from error
 
-    def sample(
-        self,
-        stack: AdapterStack | None,
-        prompts_P_Q: list[list[list[int]]],
-        attempts: int,
-        seed_P_Q: list[list[int]],
-        sampling: SamplingConfig,
-        greedy: bool = False,
-    ) -> Rollouts:
-        """As the native engine's, rows in the order (p, q, n)."""
-        check_prompts(stack, prompts_P_Q, sampling.max_tokens, self.context)
+    def sample(self, stack: AdapterStack | None, request: Request) -> Rollouts:
+        """As the native engine's."""
+        request.check(stack, self.context)
+        prompts_B, seed_B = request.prompts_B, (request.seed_B & np.uint64((1 << 63) - 1)).tolist()
         with self._lock:
-            folders_P = [""] * len(prompts_P_Q) if stack is None else self.adapters(stack)
-            rows = [
-                (prompt, folder, int(row_seed) & ((1 << 63) - 1))
-                for folder, prompts, seed_Q in zip(folders_P, prompts_P_Q, seed_P_Q, strict=True)
-                for prompt, seed in zip(prompts, seed_Q, strict=True)
-                for row_seed in seeds.row_seeds(seed, attempts)
-            ]
-            completions = self.generate(rows, sampling, greedy)
-        return rollouts_of(tuple(tuple(prompt) for prompt, _, _ in rows), completions, self.backbone.pad_id)
+            folders_P = [""] * len(request.prompts_P_Q) if stack is None else self.adapters(stack)
+            folders_B = np.repeat(folders_P, len(prompts_B) // len(folders_P)).tolist()
+            rows = list(zip(prompts_B, folders_B, seed_B, strict=True))
+            completions = self.generate(rows, request.sampling)
+        return rollouts_of(prompts_B, completions, self.backbone.pad_id)
 
     def release(self) -> None:
         """vLLM keeps its memory."""
@@ -126,9 +115,7 @@ class VllmSampler:
         (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
         return str(folder)
 
-    def generate(
-        self, rows: list[tuple[list[int], str, int]], sampling: SamplingConfig, greedy: bool
-    ) -> list[Completion]:
+    def generate(self, rows: Sequence[tuple[Sequence[int], str, int]], sampling: SamplingConfig) -> list[Completion]:
         """One completion a row, all in one call: its prompt, folder of an adapter ("": the base model), and seed of its own.
 
         Raises ConfigError for a layer that vLLM puts no adapter on.
@@ -138,8 +125,8 @@ class VllmSampler:
 
         parameters = [
             SamplingParams(
-                temperature=0.0 if greedy else sampling.temperature,
-                top_p=1.0 if greedy else sampling.top_p,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p if sampling.temperature else 1.0,
                 max_tokens=sampling.max_tokens,
                 seed=seed,
                 stop_token_ids=sorted(self.backbone.end_ids),

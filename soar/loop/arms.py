@@ -16,6 +16,7 @@ from soar.config import HARD_ARMS, Config, ConfigError
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
+from soar.engine.rollouts import Request
 from soar.files import Row, asset, read_jsonl
 from soar.loop.parallel import Parallel, Tick
 from soar.loop.population import train_chunk
@@ -129,7 +130,7 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
     most = {"max_tokens": min(config.arms.hint_tokens, room), "stop": ()}
     sampling = config.teacher.sampling.model_copy(update=most)
     seed_Q = [seeds.derive(config.seed, "arm", "hinted", problem.id) for problem in problems]
-    rollouts = env.sampler.sample(None, [prompts], HINT_TRIES, [seed_Q], sampling)
+    rollouts = env.sampler.sample(None, Request([prompts], HINT_TRIES, [seed_Q], sampling))
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
     hints = {}
     for k, problem in enumerate(problems):
@@ -170,7 +171,7 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
     for turn in range(VARIANT_ROUNDS if prompts else 0):
         seed = seeds.derive(config.seed, "arm", "variants", turn, "text")
         seed_Q = [seeds.derive(seed, key) for key in prompts]
-        rollouts = env.sampler.sample(None, [list(prompts.values())], 1, [seed_Q], sampling)
+        rollouts = env.sampler.sample(None, Request([list(prompts.values())], 1, [seed_Q], sampling))
         texts = rollouts.texts(env.backbone)
         if not fmt.turns:
             texts = [shown[key] + text for key, text in zip(prompts, texts, strict=True)]

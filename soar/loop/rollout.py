@@ -13,7 +13,7 @@ from torch import Tensor
 from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts, Sampler, join
+from soar.engine.rollouts import Request, Rollouts, Sampler, join
 from soar.files import Row, clipped
 from soar.types import Problem, Verdict, columns_of
 
@@ -83,7 +83,6 @@ class RolloutEnv:
         attempts: int,
         seed_P: list[int],
         sampling: SamplingConfig,
-        greedy: bool = False,
         threads: int = 1,
         first: int = 0,
     ) -> RolloutBatch:
@@ -101,10 +100,10 @@ class RolloutEnv:
             for problem in problems:
                 seed_P_Q[-1].append(seeds.skip(seeds.derive(seed, problem.id, before[problem.id]), first))
                 before[problem.id] += 1
+        request = Request(prompts_P_Q, attempts, seed_P_Q, sampling)
 
         def sample(part: slice) -> Rollouts:  # every prompt has its own seed, so the draws are the same in any parts
-            prompts, problem_seeds = [row[part] for row in prompts_P_Q], [row[part] for row in seed_P_Q]
-            return self.sampler.sample(stack, prompts, attempts, problem_seeds, sampling, greedy)
+            return self.sampler.sample(stack, request.select(part))
 
         if P == 1 and threads > 1:
             size = -(-Q // threads)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from soar import seeds
 from soar.backends.base import begin, update
-from soar.config import Config
+from soar.config import Config, SamplingConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import learning_rate
@@ -255,12 +255,12 @@ class OuterLoop:
 
         In sampled mode with reward.baseline_attempts attempts: its noise is common to all students.
         """
-        reward, sampling, state = self.config.reward, self.config.student.sampling, self.state
+        reward, state = self.config.reward, self.state
         missing = [problem for problem in questions if problem.id not in state.pass_rates]
         if missing:
-            greedy, seed = reward.mode == "greedy", seeds.derive(self.config.seed, "baseline", state.step)
-            attempts = 1 if greedy else reward.baseline_attempts
-            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, greedy, self.threads)
+            seed, sampling = seeds.derive(self.config.seed, "baseline", state.step), measured_at(self.config)
+            attempts = 1 if reward.mode == "greedy" else reward.baseline_attempts
+            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, self.threads)
             self._measured(batch.count, batch.tokens)
             share_P_Q_N = gold_shares(self.env, state.baseline, batch, missing, self.config)
             rates_Q = success_rates(batch) if share_P_Q_N is None else share_P_Q_N[0].mean(1).tolist()
@@ -328,6 +328,12 @@ def new_state(env: RolloutEnv, config: Config) -> LoopState:
     return LoopState(optimizer.stack, optimizer, baseline)
 
 
+def measured_at(config: Config) -> SamplingConfig:
+    """How attempts at the reward questions are drawn: as in training, or greedily, which is temperature 0."""
+    sampling = config.student.sampling
+    return sampling.model_copy(update={"temperature": 0.0}) if config.reward.mode == "greedy" else sampling
+
+
 def measure_chunk(
     env: RolloutEnv, tick: Tick, questions: list[Problem], config: Config, seed: int, students: AdapterStack
 ) -> tuple[list[float], list[bool], int, int, list[Row]]:
@@ -336,8 +342,7 @@ def measure_chunk(
     With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
     """
     P, reward, stack = students.policies, config.reward, students.to(env.backbone.device)
-    seed_P, greedy = [seed] * P, reward.mode == "greedy"
-    batch = env.rollout(stack, [questions] * P, reward.attempts, seed_P, config.student.sampling, greedy)
+    batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, measured_at(config))
     share_P_Q_N = gold_shares(env, stack, batch, questions, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
     kept = keep(env, batch, [questions] * P)

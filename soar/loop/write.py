@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from soar import seeds
 from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack
-from soar.engine.rollouts import Rollouts, join
+from soar.engine.rollouts import Request, Rollouts, join
 from soar.files import Row, clipped
 from soar.loop.parallel import FIRST_GUESS, texts_at_once
 from soar.loop.rollout import HEAD, TAIL, RolloutEnv
@@ -62,7 +62,7 @@ def write_questions(
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
         seed = seeds.derive(run.seed, "teacher", step, attempt)
         attempt += 1
-        rollouts = env.sampler.sample(teacher, [[prompt]], count, [[seed]], config.sampling)
+        rollouts = env.sampler.sample(teacher, Request([[prompt]], count, [[seed]], config.sampling))
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
         rows = []

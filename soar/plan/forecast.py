@@ -445,13 +445,15 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
 
 def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     """Share of teacher texts that are problems, what an accepted one costs, and why the others are not."""
+    from soar.engine.rollouts import Request
     from soar.loop.write import read_pairs, teacher_prompt
 
     teacher, seed, tokens = config.teacher, seeds.derive(config.seed, "check", "teacher"), Counter[str]()
     prompt = teacher_prompt(env, config)
 
     def pairs(first: int, count: int) -> list[Any]:
-        rollouts = env.sampler.sample(None, [[prompt]], count, [[seeds.skip(seed, first)]], teacher.sampling)
+        request = Request([[prompt]], count, [[seeds.skip(seed, first)]], teacher.sampling)
+        rollouts = env.sampler.sample(None, request)
         tokens["sampled"] += int(rollouts.length_B.sum())
         return read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist())
 

@@ -113,9 +113,9 @@ class TokenMeter:
     def __init__(self, sampler: Any) -> None:
         vars(self).update(sampler=sampler, _lock=threading.Lock())
 
-    def sample(self, *arguments: Any, **named: Any) -> Any:
+    def sample(self, *arguments: Any) -> Any:
         """As the sampler's."""
-        rollouts = self.sampler.sample(*arguments, **named)
+        rollouts = self.sampler.sample(*arguments)
         with self._lock:
             self.tokens += int(rollouts.length_B.sum())
         return rollouts

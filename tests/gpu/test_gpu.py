@@ -9,7 +9,7 @@ from soar.engine import kernels
 from soar.engine.attention import Packed
 from soar.engine.load import fuse
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 
@@ -32,7 +32,7 @@ def moved(stack: AdapterStack) -> AdapterStack:
 def draw(backbone: Backbone, stack: AdapterStack, static: bool) -> Rollouts:
     prompts, sampler = some_prompts(6, seed=3), NativeSampler(backbone, static=static)
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
-    found = sampler.sample(stack, [prompts[:3], prompts[3:]], 6, [[1, 2, 3], [4, 5, 6]], sampling)
+    found = sampler.sample(stack, Request([prompts[:3], prompts[3:]], 6, [[1, 2, 3], [4, 5, 6]], sampling))
     if static:
         graphs = [program.graph for program in sampler.decoder.programs.values() if program.graph is not None]
         assert graphs and all(graphs)  # every program that stepped was captured
@@ -59,10 +59,10 @@ def test_neighbours_change_few_rows_in_bfloat16():
     stack = moved(random_stack(backbone_on("cpu"), 1))
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
     prompts = some_prompts(8, seed=3)
-    together = rows_of(NativeSampler(backbone).sample(stack, [prompts], 4, [list(range(8))], sampling))
+    together = rows_of(NativeSampler(backbone).sample(stack, Request([prompts], 4, [list(range(8))], sampling)))
     alone = []
     for i, prompt in enumerate(prompts):
-        alone += rows_of(NativeSampler(backbone).sample(stack, [[prompt]], 4, [[i]], sampling))
+        alone += rows_of(NativeSampler(backbone).sample(stack, Request([[prompt]], 4, [[i]], sampling)))
     equal = sum(a == b for a, b in zip(together, alone, strict=True))
     print(f"bfloat16: {equal} of {len(alone)} rows equal alone and in company")
     assert equal >= len(alone) // 2
