@@ -213,7 +213,7 @@ def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]
         )
 
         def work(rollouts: Rollouts = rollouts) -> None:
-            update(backbone, stack, optimizer, rollouts, advantage_B, 1e-6, 1.0, new)
+            update(backbone, optimizer, rollouts, advantage_B, 1e-6, SamplingConfig(max_tokens=new))
 
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

@@ -181,7 +181,7 @@ class UpdateLog:
         self.advantages: list[Tensor] = []
         self.rates: list[float] = []
 
-    def __call__(self, backbone: Any, stack: Any, optimizer: Any, rollouts: Rollouts, *rest: Any) -> Any:
+    def __call__(self, backbone: Any, optimizer: Any, rollouts: Rollouts, *rest: Any) -> Any:
         advantage_B, rate, *_ = rest
         self.advantages.append(advantage_B.view(self.datasets, -1))
         self.rates.append(rate)

@@ -120,7 +120,7 @@ def test_families_of_2026_sample_and_train(name, reason, settings):
         rollouts = NativeSampler(backbone).sample(stack, Request(prompts, 2, [[1, 2, 3]] * 2, sampling))
         assert len(set(rollouts.length_B.tolist())) > 1
         optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.1))
-        stats = update(backbone, stack, optimizer, rollouts, torch.tensor([1.0, -1.0] * 6), 1e-3, 1.0, 10)
+        stats = update(backbone, optimizer, rollouts, torch.tensor([1.0, -1.0] * 6), 1e-3, sampling)
         assert stats.gap_P.max() < 1e-4 and not stats.failed_P.any()
         gradients.append({key: tensor.grad for key, tensor in stack.tensors.items()})
     largest = max(gradient.abs().max().item() for gradient in gradients[0].values())

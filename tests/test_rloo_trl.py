@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import EOS, handmade_rollouts, tiny_backbone, tiny_model, tiny_tokenizer
 
-from soar.config import OptimizerConfig
+from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, update
 
@@ -60,7 +60,8 @@ def test_same_advantages_and_same_gradient_of_every_layer(tmp_path):
     stack = backbone.new_stack(0)
     rollouts = handmade_rollouts([prompt for prompt in PROMPTS for _ in range(ATTEMPTS)], COMPLETIONS)
     optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.0, clip=1e9))  # no clipping
-    update(backbone, stack, optimizer, rollouts, advantage_B, 1e-3, TEMPERATURE, MAX_TOKENS)
+    sampling = SamplingConfig(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+    update(backbone, optimizer, rollouts, advantage_B, 1e-3, sampling)
     assert len(backbone.layers) == 14
     for name in backbone.layers:
         theirs = model.get_submodule(name).weight.grad.T

@@ -60,7 +60,7 @@ def test_a_student_is_trained_by_the_written_out_loop():
     for step, problems in enumerate(batches(1)[0]):
         attempts = env.rollout(stack, [problems], 6, [seeds.derive(100, "attempts", step)], CONFIG.sampling)
         advantage = leave_one_out(attempts.reward_P_Q_N).reshape(-1)
-        update(env.backbone, stack, optimizer, attempts.rollouts, advantage, LR, 1.0, 8)
+        update(env.backbone, optimizer, attempts.rollouts, advantage, LR, CONFIG.sampling)
         assert found.metrics[step]["reward_mean"] == pytest.approx(attempts.reward_P_Q_N.mean().item())
     assert same_stacks(found.stack, stack)
 

@@ -269,10 +269,10 @@ def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(env
         (asked if stack is loop.state.teacher else others).extend(request.prompts_B)
         return sample(stack, request)
 
-    def spy(backbone: Any, stack: Any, optimizer: Any, rollouts: Rollouts, *rest: Any) -> Any:
-        assert stack is loop.state.teacher
+    def spy(backbone: Any, optimizer: Any, rollouts: Rollouts, *rest: Any) -> Any:
+        assert optimizer.stack is loop.state.teacher
         trained.extend(rollouts.prompts)
-        return real(backbone, stack, optimizer, rollouts, *rest)
+        return real(backbone, optimizer, rollouts, *rest)
 
     monkeypatch.setattr(env.sampler, "sample", record)
     monkeypatch.setattr(teacher, "update", spy)

@@ -10,7 +10,7 @@ from helpers import tiny_backbone as backbone_of
 from torch import Tensor
 from torch.func import functional_call
 
-from soar.config import OptimizerConfig
+from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine import update as update_room
 from soar.engine.logprobs import Pack
 from soar.engine.policy import AdapterStack, Backbone
@@ -26,10 +26,9 @@ def rollouts() -> Rollouts:
     return random_rollouts(POLICIES * ROWS)
 
 
-def step(
-    backbone: Backbone, stack: Any, optimizer: Any, given: Any = None, advantage_B: Any = ADVANTAGE
-) -> UpdateStats:
-    return update(backbone, stack, optimizer, given or rollouts(), advantage_B, LR, TEMPERATURE, MAX_TOKENS)
+def step(backbone: Backbone, optimizer: Any, given: Any = None, advantage_B: Any = ADVANTAGE) -> UpdateStats:
+    sampling = SamplingConfig(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+    return update(backbone, optimizer, given or rollouts(), advantage_B, LR, sampling)
 
 
 def plain_steps(
@@ -87,7 +86,7 @@ def test_steps_equal_a_plain_model_with_torch_adamw(name, adapter, config):
     stack = random_stack(backbone, POLICIES)
     start = stack.select(list(range(POLICIES)))
     optimizer = StackOptimizer(stack, config)
-    stats = [step(backbone, stack, optimizer) for _ in range(2)]
+    stats = [step(backbone, optimizer) for _ in range(2)]
     assert [s.failed_P.tolist() for s in stats] == [[False] * POLICIES] * 2
     for p in range(POLICIES):
         weights, norms, divergences = plain_steps(name, start, p, config, 2)
@@ -107,7 +106,7 @@ def gradient_after(tokens: int, kl: float, given: Rollouts | None = None) -> dic
     backbone = backbone_of("qwen2", micro_batch_tokens=tokens)
     stack = random_stack(backbone, POLICIES)
     optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"kl": kl}))
-    step(backbone, stack, optimizer, given)
+    step(backbone, optimizer, given)
     return {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
 
 
@@ -151,9 +150,9 @@ def test_rows_without_advantage_are_skipped():
     assert all(torch.equal(first[name], second[name]) for name in first)
     backbone = backbone_of()
     stack = random_stack(backbone, POLICIES)
-    assert step(backbone, stack, StackOptimizer(stack, PLAIN)).trained_rows == 8
+    assert step(backbone, StackOptimizer(stack, PLAIN)).trained_rows == 8
     with_kl = StackOptimizer(stack, PLAIN.model_copy(update={"kl": 0.1}))
-    assert step(backbone, stack, with_kl).trained_rows == 12
+    assert step(backbone, with_kl).trained_rows == 12
 
 
 def test_a_step_without_signal_counts_the_same_alone_and_in_company():
@@ -165,8 +164,8 @@ def test_a_step_without_signal_counts_the_same_alone_and_in_company():
     one, all_of_them = StackOptimizer(alone, PLAIN), StackOptimizer(stack, PLAIN)
     first_rows = rollouts().select(list(range(ROWS)))
     for advantage_B in (quiet, ADVANTAGE, quiet, ADVANTAGE):
-        step(backbone, stack, all_of_them, advantage_B=advantage_B)
-        step(backbone, alone, one, first_rows, advantage_B[:ROWS])
+        step(backbone, all_of_them, advantage_B=advantage_B)
+        step(backbone, one, first_rows, advantage_B[:ROWS])
     start = random_stack(backbone, 1).tensors
     for name, tensor in alone.tensors.items():
         assert (tensor[0] - start[name][0]).abs().max() > LR / 2
@@ -188,7 +187,7 @@ def test_a_diverged_policy_is_kept_as_it_was_and_leaves_the_others_alone(ill, kl
             advantage_B[ROWS + 2] = torch.nan if ill == "advantage" else 1e38
         before = stack.select([0, 1, 2])
         optimizer = StackOptimizer(stack, config)
-        stats = step(backbone, stack, optimizer, advantage_B=advantage_B)
+        stats = step(backbone, optimizer, advantage_B=advantage_B)
         runs.append((stack, optimizer, stats, before))
     (well, well_optimizer, well_stats, _), (found, optimizer, stats, before) = runs
     assert well_stats.failed_P.tolist() == [False] * 3
@@ -203,7 +202,7 @@ def test_a_diverged_policy_is_kept_as_it_was_and_leaves_the_others_alone(ill, kl
         if not key.endswith("/step"):
             assert torch.equal(value[[0, 2]], well_optimizer.state()[key][[0, 2]])
     if ill != "weights":
-        assert not step(backbone, found, optimizer).failed_P.any()
+        assert not step(backbone, optimizer).failed_P.any()
         assert found.digest(1) != before.digest(1)
 
 
@@ -212,9 +211,9 @@ def test_rows_that_do_not_fit_the_policies_are_an_error():
     stack = random_stack(backbone, POLICIES)
     optimizer = StackOptimizer(stack, PLAIN)
     with pytest.raises(ValueError, match=r"11 rollouts .* for 3 policies"):
-        step(backbone, stack, optimizer, random_rollouts(11), ADVANTAGE[:11])
+        step(backbone, optimizer, random_rollouts(11), ADVANTAGE[:11])
     with pytest.raises(ValueError, match=r"12 rollouts with advantages \[9\]"):
-        step(backbone, stack, optimizer, advantage_B=ADVANTAGE[:9])
+        step(backbone, optimizer, advantage_B=ADVANTAGE[:9])
 
 
 def test_learning_rate_schedules():
@@ -238,7 +237,7 @@ def test_gradient_checkpointing_gives_the_step_bit_for_bit(name, adapter):
         for layer in backbone.model.get_decoder().layers:
             layer.mlp.register_forward_pre_hook(lambda *given, calls=calls: calls.append(torch.is_grad_enabled()))
         stacks.append(random_stack(backbone, POLICIES))
-        step(backbone, stacks[-1], StackOptimizer(stacks[-1], OptimizerConfig(kl=0.1)))
+        step(backbone, StackOptimizer(stacks[-1], OptimizerConfig(kl=0.1)))
         counts.append(sum(calls))
     assert same_stacks(*stacks)
     layers = backbone.model.config.num_hidden_layers

@@ -64,7 +64,7 @@ def test_vllm_is_the_native_engine(tmp_path):
         gaps = []
         for trained in (stack.select([0, 1, 2]), stale.select([0, 1, 2])):
             optimizer, advantage_B = StackOptimizer(trained, OptimizerConfig(kl=0.0)), torch.tensor([1.0, -1.0] * P * Q)
-            stats = update(backbone, trained, optimizer, drawn, advantage_B, 1e-6, temperature, 24)
+            stats = update(backbone, optimizer, drawn, advantage_B, 1e-6, sampling)
             gaps.append(stats.gap_P.max().item())
         print(f"\ntemperature {temperature}: gap {gaps[0]:.1e} nats a token, with stale weights {gaps[1]:.2f}")
         assert gaps[0] < 1e-3 and gaps[1] > 0.1

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from soar.config import OptimizerConfig
+from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine import update as native
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
@@ -31,19 +31,12 @@ def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> A
 
 
 def update(
-    backbone: Backbone,
-    stack: AdapterStack,
-    optimizer: Any,
-    rollouts: Rollouts,
-    advantage_B: Tensor,
-    lr: float,
-    temperature: float,
-    max_tokens: int,
+    backbone: Backbone, optimizer: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, sampling: SamplingConfig
 ) -> native.UpdateStats:
-    """One RLOO step of every policy of the stack, as `engine.update.update` documents it."""
+    """One RLOO step of every policy of the optimizer's stack, as `engine.update.update` documents it."""
     if isinstance(backbone, Backend):
-        return backbone.step(optimizer, rollouts, advantage_B, lr, max_tokens)
-    return native.update(backbone, stack, optimizer, rollouts, advantage_B, lr, temperature, max_tokens)
+        return backbone.step(optimizer, rollouts, advantage_B, lr, sampling.max_tokens)
+    return native.update(backbone, optimizer, rollouts, advantage_B, lr, sampling)
 
 
 def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperature: float) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soar.config import OptimizerConfig
+from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.memory import free_bytes, halving, is_out_of_memory, release_memory
 from soar.engine.policy import AdapterStack, Backbone
@@ -44,23 +44,21 @@ class UpdateStats:
 
 def update(
     backbone: Backbone,
-    stack: AdapterStack,
     optimizer: "StackOptimizer",
     rollouts: Rollouts,
     advantage_B: Tensor,
     lr: float,
-    temperature: float,
-    max_tokens: int,
+    sampling: SamplingConfig,
 ) -> UpdateStats:
-    """One RLOO step on rollouts of all policies (rows policy-major, equally many each).
+    """One RLOO step of the optimizer's stack on rollouts of all its policies (rows policy-major, equally many each).
 
-    The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * max_tokens.
+    The loss of a policy is the sum over its rows of `rloo.policy_loss` with normaliser rows_per_policy * sampling.max_tokens.
     A policy whose loss or gradient is not finite keeps its weights and is reported as failed; the others are not touched
     by it. A policy without a gradient still takes its AdamW step. Raises ValueError when the rows do not divide.
     """
-    config = optimizer.config
+    config, stack, temperature = optimizer.config, optimizer.stack, sampling.temperature
     kept_P = rows_that_count(rollouts, advantage_B, stack.policies, config)
-    normaliser = float(rollouts.rows // stack.policies * max_tokens)
+    normaliser = float(rollouts.rows // stack.policies * sampling.max_tokens)
 
     def accumulate(limit: int) -> Tensor:
         """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
@@ -88,7 +86,7 @@ def update(
         return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
-    norm_P, failed_P = _clip_and_step(stack, optimizer, lr)
+    norm_P, failed_P = _clip_and_step(optimizer, lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full_like(kl_P, math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
@@ -106,7 +104,7 @@ def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, conf
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
-def _clip_and_step(stack: AdapterStack, optimizer: "StackOptimizer", lr: float) -> tuple[Tensor, Tensor]:
+def _clip_and_step(optimizer: "StackOptimizer", lr: float) -> tuple[Tensor, Tensor]:
     """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
     norm_P = optimizer.squares_P().sqrt()
     failed_P = ~torch.isfinite(norm_P)
@@ -114,11 +112,11 @@ def _clip_and_step(stack: AdapterStack, optimizer: "StackOptimizer", lr: float) 
     optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
     optimizer.adamw.param_groups[0]["lr"] = lr
     failed = failed_P.nonzero()[:, 0].tolist()
-    before = {name: tensor.detach()[failed].clone() for name, tensor in stack.tensors.items() if failed}
+    before = {name: tensor.detach()[failed].clone() for name, tensor in optimizer.stack.tensors.items() if failed}
     optimizer.adamw.step()
     with torch.no_grad():
         for name, weights in before.items():
-            stack.tensors[name][failed] = weights
+            optimizer.stack.tensors[name][failed] = weights
     return norm_P, failed_P
 
 

@@ -42,8 +42,7 @@ def rloo_steps(
         batch = env.rollout(students.stack, problems_P_Q, config.attempts, seed_P, config.sampling, threads=threads)
         batch = students.pay(env, batch, problems_P_Q, config.sampling.temperature)
         advantage_B = students.advantages(batch, config.optimizer.normalize_advantages)
-        drawn = config.sampling.temperature, config.sampling.max_tokens
-        stats = update(env.backbone, students.stack, students.optimizer, batch.rollouts, advantage_B, lr, *drawn)
+        stats = update(env.backbone, students.optimizer, batch.rollouts, advantage_B, lr, config.sampling)
         students.note(problems_P_Q, batch, stats)
         students.keep(env, problems_P_Q, batch)
         yield

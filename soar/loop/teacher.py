@@ -238,9 +238,8 @@ class OuterLoop:
         valid_U = torch.tensor([reward is not None for reward in reward_U])
         advantage_U = leave_one_out(values_U, valid_U, config.optimizer.normalize_advantages)
         advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
-        lr = learning_rate(config.optimizer, state.step, config.steps)
-        given = (state.teacher, state.optimizer, question_sets.rollouts, advantage_B, lr)
-        stats = update(self.env.backbone, *given, config.sampling.temperature, config.sampling.max_tokens)
+        rollouts, lr = question_sets.rollouts, learning_rate(config.optimizer, state.step, config.steps)
+        stats = update(self.env.backbone, state.optimizer, rollouts, advantage_B, lr, config.sampling)
         values_P = (stats.kl_P, stats.gradient_norm_P, stats.gap_P)
         return {name: value_P[0].item() for name, value_P in zip(figures, values_P, strict=True)}
 

@@ -121,7 +121,8 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing):
         assert device == "cpu" or not recomputing or backbone.recompute()
         stack = random_stack(backbone_on("cpu"), 2)
         stack = moved(stack) if device == "cuda" else stack
-        stats = update(backbone, stack, StackOptimizer(stack, OptimizerConfig()), rollouts, advantage_B, 1e-2, 1.0, 9)
+        optimizer, sampling = StackOptimizer(stack, OptimizerConfig()), SamplingConfig(max_tokens=9)
+        stats = update(backbone, optimizer, rollouts, advantage_B, 1e-2, sampling)
         found.append((stats.gradient_norm_P, {k: t.detach().cpu() for k, t in stack.tensors.items()}))
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-3)
     for key in found[0][1]:
