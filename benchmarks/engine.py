@@ -59,6 +59,7 @@ from soar.engine.update import StackOptimizer, update
 from soar.loop import student
 from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
+from soar.loop.student import Plan
 from soar.problems.prompts import PromptFormat
 from soar.run import screen as run_screen
 from soar.types import Problem, Verdict
@@ -336,7 +337,7 @@ def bench_screen(toy: bool) -> list[Row]:
     prompts, seeds = [[env.prompt(problem) for problem in problems]], [list(range(count))]
 
     def screening() -> None:
-        run_screen.screen(env, problems, config, folder, {}, 1, lambda done, total: None)
+        run_screen.screen(env, problems, config, folder, {}, lambda done, total: None)
 
     def alone() -> None:
         env.sampler.sample(None, Request(prompts, attempts, seeds, config.student.sampling))
@@ -367,14 +368,16 @@ def bench_inner(toy: bool) -> list[Row]:
     )
     batches = [[problems[s * prompts : (s + 1) * prompts] for s in range(steps)] for _ in range(students)]
     start = random_stack(backbone, 1)
-    one_step = [steps_of[:1] for steps_of in batches]
-    train_population(env, start, one_step, list(range(students)), config, 1e-5)  # kernels and graphs are made here
+    plans = [Plan(batches_S, seed) for seed, batches_S in enumerate(batches)]
+    one_step = [Plan(plan.batches[:1], plan.seed) for plan in plans]
+    train_population(env, start, one_step, config)  # kernels and graphs are made here
     spent = {"sampling": 0.0, "update": 0.0}
 
     sampler.sample = clocked(spent, "sampling", sampler.sample)  # type: ignore[method-assign]
-    student.update = clocked(spent, "update", student.update)
-    seconds = timed(lambda: train_population(env, start, batches, list(range(students)), config, 1e-5), 0, 1)
-    student.update = update
+    real = student.update
+    student.update = clocked(spent, "update", real)
+    seconds = timed(lambda: train_population(env, start, plans, config), 0, 1)
+    student.update = real
     found = [
         {
             "section": "inner",

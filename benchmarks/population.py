@@ -17,7 +17,7 @@ import torch
 from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.population import train_population
-from soar.loop.student import shuffled_passes
+from soar.loop.student import Plan, at_rate, shuffled_passes
 from soar.run.setup import open_env
 
 
@@ -39,14 +39,14 @@ def main() -> None:
             shuffled_passes(problems[32 * p : 32 * (p + 1)], p, arguments.steps, config.student.prompts_per_step)
             for p in range(students)
         ]
+        plans = [Plan(batches_S, seed) for seed, batches_S in enumerate(batches)]
         for _ in range(arguments.repeats):
             for chunk, workers, threads in settings:
                 torch.set_num_threads(threads)
                 env.backbone.config = config.model.model_copy(update={"chunk": chunk})
                 began = time.perf_counter()
-                done = train_population(
-                    env, start, batches, list(range(students)), config.student, 1e-3, threads=workers
-                )
+                env.threads = workers
+                done = train_population(env, start, plans, at_rate(config.student, 1e-3))
                 seconds[chunk, workers, threads].append(time.perf_counter() - began)
     base = statistics.median(seconds[settings[0]])
     print(f"torch {torch.__version__}, {students} students, {arguments.steps} RLOO steps, {done.rollouts} rollouts")

@@ -34,7 +34,7 @@ from soar.loop.rewards import likelihood
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState, shuffled_passes
 from soar.loop.teacher import OuterLoop, new_state
-from soar.run.setup import choose_threads, open_env
+from soar.run.setup import open_env
 from soar.types import Problem
 
 REWARDS = ("solved", "likelihood")
@@ -57,7 +57,7 @@ def rates(env: RolloutEnv, stack: Any, problems: list[Problem], config: Config, 
     asked = [problems] * stack.policies
     stack = stack.to(env.backbone.device)
     batch = env.rollout(stack, asked, n, [seed] * stack.policies, config.student.sampling, threads=threads)
-    dense = likelihood(env, stack, batch, asked, config.student.sampling.temperature).mean(2)
+    dense = likelihood(env, stack, batch).mean(2)
     solved = batch.solved_P_Q_N.float().mean(2)
     halves = [values.view(stack.policies, 2, -1).mean(2) for values in (solved, dense)]
     return {name: half.numpy().round(6).tolist() for name, half in zip(REWARDS, halves, strict=True)}, batch.tokens
@@ -69,8 +69,8 @@ def measured(config: Config, G: int, R: int, count: int, attempts: int) -> dict[
     order = np.random.default_rng(config.seed).permutation(len(problems))[:count]
     problems, world = [problems[i] for i in order], get_world(config.problems.source.partition(":")[2])
     with open_env(config) as env:
-        threads = choose_threads(env.backbone, config.threads)
-        loop = OuterLoop(env, problems, config, new_state(env, config), threads)
+        threads = env.threads
+        loop = OuterLoop(env, problems, config, new_state(env, config))
         question_sets = loop.write()
         written = [problem for problems in question_sets.problems_G_Q for problem in problems]
         base, _ = rates(env, loop.state.baseline, problems, config, 4 * attempts, 99, threads)
@@ -94,11 +94,9 @@ def measured(config: Config, G: int, R: int, count: int, attempts: int) -> dict[
                         env,
                         no_tick,
                         student,
-                        student.optimizer.lr,
                         threads,
                         lambda step: step in (half, student.steps),
-                        plans,
-                        states,
+                        list(zip(plans, states, strict=True)),
                     )
                     states = [state for part in parts for state in part]
                     chunk[f"{stage}_tokens"] = sum(state.tokens for state in states)

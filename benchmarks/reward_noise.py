@@ -24,22 +24,23 @@ from soar.config import Config, load
 from soar.domains.candidates import candidates
 from soar.domains.world import get_world
 from soar.loop.evaluate import count_correct
+from soar.loop.parallel import no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
-from soar.run.setup import choose_threads, open_env
+from soar.run.setup import open_env
 from soar.types import Problem
 
 DRAWS = 2000
 
 
-def rates(
-    env: RolloutEnv, config: Config, problems: list[Problem], attempts: int, workers: int
-) -> tuple[np.ndarray, np.ndarray]:
+def rates(env: RolloutEnv, config: Config, problems: list[Problem], attempts: int) -> tuple[np.ndarray, np.ndarray]:
     """Correct attempts [P, H] of every student of one outer step at every problem, and greedily solved [P, H]."""
-    loop = OuterLoop(env, problems, config, new_state(env, config), workers)
+    loop = OuterLoop(env, problems, config, new_state(env, config))
     population = loop.teach(loop.write())
     sampling = config.student.sampling
-    correct, *_ = count_correct(env, population.stack, problems, attempts, 7, sampling, threads=workers, block=8)
+    how = config.evaluate.model_copy(update={"attempts": attempts, "temperature": sampling.temperature})
+    measured = config.model_copy(update={"evaluate": how})
+    correct, *_ = count_correct(env, population.stack, problems, measured, 7, no_tick)
     P = population.stack.policies
     greedy = env.rollout(population.stack, [problems] * P, 1, [7] * P, sampling.model_copy(update={"temperature": 0.0}))
     return correct, greedy.solved_P_Q_N[:, :, 0].numpy().astype(int)
@@ -80,8 +81,7 @@ def main() -> None:
     config = load(arguments.recipe, [*shape, *arguments.overrides])
     problems = get_world("tiny").real_problems(arguments.easier, 5) if arguments.easier else candidates(config).problems
     with open_env(config) as env:
-        workers = choose_threads(env.backbone, config.threads)
-        correct, solved = rates(env, config, problems, arguments.attempts, workers)
+        correct, solved = rates(env, config, problems, arguments.attempts)
         rate_G_R = correct.mean(axis=1).reshape(arguments.datasets, arguments.repeats) / arguments.attempts
         print(f"pass rates: {rate_G_R.round(4).tolist()}")
         own_sd, gap_sd, signal = training_noise(rate_G_R)

@@ -25,7 +25,7 @@ from soar.config import Config, load
 from soar.domains.candidates import candidates
 from soar.loop.rewards import likelihood
 from soar.loop.teacher import OuterLoop, new_state
-from soar.run.setup import choose_threads, open_env
+from soar.run.setup import open_env
 
 BLOCK = 8  # problems measured at once
 
@@ -36,8 +36,7 @@ def measured(config: Config, count: int, attempts: int) -> dict[str, Any]:
     order = np.random.default_rng(config.seed).permutation(len(problems))[:count]
     problems = [problems[i] for i in order]
     with open_env(config) as env:
-        threads = choose_threads(env.backbone, config.threads)
-        loop = OuterLoop(env, problems, config, new_state(env, config), threads)
+        loop = OuterLoop(env, problems, config, new_state(env, config))
         question_sets = loop.write()
         population = loop.teach(question_sets)
         print(f"written: {question_sets.sampled} texts, rejected {dict(question_sets.rejected)}")
@@ -49,10 +48,10 @@ def measured(config: Config, count: int, attempts: int) -> dict[str, Any]:
             for first in range(0, len(problems), BLOCK):
                 asked = [problems[first : first + BLOCK]] * stack.policies
                 batch = env.rollout(
-                    stack, asked, n, [100 + first] * stack.policies, config.student.sampling, threads=threads
+                    stack, asked, n, [100 + first] * stack.policies, config.student.sampling, threads=env.threads
                 )
                 solved.append(batch.solved_P_Q_N.sum(2).numpy())
-                given = (env, stack, batch, asked, config.student.sampling.temperature)
+                given = (env, stack, batch)
                 dense.append(likelihood(*given).mean(2).numpy())
                 forced.append(likelihood(*given, forced=True).mean(2).numpy())
             found[name] = {

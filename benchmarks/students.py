@@ -16,10 +16,11 @@ from soar.config import load
 from soar.domains.world import get_world
 from soar.engine.rollouts import Request
 from soar.loop.evaluate import count_correct
+from soar.loop.parallel import no_tick
 from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
-from soar.loop.student import shuffled_passes
-from soar.run.setup import choose_threads, open_env
+from soar.loop.student import Plan, at_rate, shuffled_passes
+from soar.run.setup import open_env
 from soar.types import Problem
 
 SAMPLES = 16
@@ -46,14 +47,15 @@ def main() -> None:
     config, world = load("tiny", arguments.overrides), get_world("tiny")
     hard = world.hard_problems(64, 3)
     with open_env(config) as env:
-        workers = choose_threads(env.backbone, config.threads)
         pool = teacher_questions(env, 1500)
         useful = [p for p in pool if world.difficulty(p.question)]
         other = [p for p in pool if not world.difficulty(p.question)]
         right = sum(world.solve(p.question) == p.answer for p in useful) / len(useful)
         print(f"untrained teacher: {len(useful) / len(pool):.2f} useful questions, {right:.2f} of them answered right")
-        start, sampling = env.backbone.new_stack(0), config.student.sampling
-        base, *_ = count_correct(env, None, hard, SAMPLES, 11, sampling, threads=workers, block=64)
+        start, drawn = env.backbone.new_stack(0), config.student.sampling.temperature
+        how = config.evaluate.model_copy(update={"attempts": SAMPLES, "temperature": drawn})
+        measured = config.model_copy(update={"evaluate": how})
+        base, *_ = count_correct(env, None, hard, measured, 11, no_tick)
         print(f"base model on the hard candidates: {base.mean() / SAMPLES:.4f}")
         print("lr       share  own questions first -> last   hard mean   hard best")
         for lr in arguments.lr:
@@ -63,9 +65,9 @@ def main() -> None:
                 sets = [rng.sample(useful, size) + rng.sample(other, 32 - size) for _ in range(arguments.students)]
                 steps, per_step = config.student.steps, config.student.prompts_per_step
                 batches = [shuffled_passes(problems, p, steps, per_step) for p, problems in enumerate(sets)]
-                seeds = list(range(arguments.students))
-                done = train_population(env, start, batches, seeds, config.student, lr, threads=workers)
-                correct, *_ = count_correct(env, done.stack, hard, SAMPLES, 11, sampling, threads=workers, block=64)
+                plans = [Plan(batches_S, seed) for seed, batches_S in enumerate(batches)]
+                done = train_population(env, start, plans, at_rate(config.student, lr))
+                correct, *_ = count_correct(env, done.stack, hard, measured, 11, no_tick)
                 rates = correct.mean(axis=1) / SAMPLES
                 first, last = done.metrics[0]["pass_rate"], done.metrics[-1]["pass_rate"]
                 print(

@@ -27,10 +27,10 @@ from soar.config import load
 from soar.domains.world import get_world
 from soar.loop.parallel import Parallel
 from soar.loop.population import Population, chunks, train_population
-from soar.loop.student import shuffled_passes
+from soar.loop.student import Plan, at_rate, shuffled_passes
 from soar.loop.teacher import measure_chunk
 from soar.run.ray import RayParallel, connect
-from soar.run.setup import choose_threads, open_env
+from soar.run.setup import open_env
 from soar.types import Problem
 
 
@@ -55,18 +55,17 @@ def main() -> None:
     needed: dict[int, list[float]] = {1: [], many: []}
     found: list[Population] = []
     with open_env(config) as env:
-        choose_threads(env.backbone, 1)
         start = env.backbone.new_stack(0)
         batches = [
             shuffled_passes(problems[64 + 32 * p : 96 + 32 * p], p, arguments.steps, config.student.prompts_per_step)
             for p in range(students)
         ]
+        plans = [Plan(batches_S, seed) for seed, batches_S in enumerate(batches)]
 
         def step(parallel: Parallel) -> Population:
             """The students of one outer step, trained and measured."""
-            done = train_population(
-                env, start, batches, list(range(students)), config.student, 1e-3, threads=1, parallel=parallel
-            )
+            env.parallel = parallel
+            done = train_population(env, start, plans, at_rate(config.student, 1e-3))
             measure(parallel, done, questions)
             return done
 

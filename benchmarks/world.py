@@ -19,9 +19,10 @@ from soar.config import load
 from soar.domains.world import World, get_world
 from soar.engine.rollouts import Request
 from soar.loop.evaluate import count_correct
+from soar.loop.parallel import no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import teacher_prompt
-from soar.run.setup import choose_threads, open_env
+from soar.run.setup import open_env
 from soar.types import Problem
 
 ATTEMPTS = 100
@@ -37,10 +38,12 @@ def chains(world: World, length: int, count: int) -> list[Problem]:
     return problems
 
 
-def solved(env: RolloutEnv, problems: list[Problem], attempts: int, seed: int, workers: int, tokens: int) -> list[int]:
+def solved(env: RolloutEnv, problems: list[Problem], attempts: int, seed: int, tokens: int) -> list[int]:
     """Correct attempts of the base model at each problem."""
-    sampling = load("tiny").student.sampling.model_copy(update={"max_tokens": tokens})
-    correct_P_H, *_ = count_correct(env, None, problems, attempts, seed, sampling, threads=workers, block=8)
+    config = load("tiny", [f"evaluate.attempts={attempts}", f"student.sampling.max_tokens={tokens}"])
+    how = config.evaluate.model_copy(update={"temperature": config.student.sampling.temperature})
+    config = config.model_copy(update={"evaluate": how})
+    correct_P_H, *_ = count_correct(env, None, problems, config, seed, no_tick)
     return [int(n) for n in correct_P_H[0]]
 
 
@@ -83,18 +86,18 @@ def main() -> None:
     config = load("tiny", [f"model.path={arguments.model}"])
     world = get_world("tiny")
     with open_env(config) as env:
-        workers, tokens = choose_threads(env.backbone, 0), config.student.sampling.max_tokens
+        tokens = config.student.sampling.max_tokens
         size = sum(p.numel() for p in env.backbone.model.parameters())
         print(f"{arguments.model}: {size:,} parameters, torch {torch.__version__}")
         print("steps   sampled    greedy")
         for length in range(1, 7):
             problems = chains(world, length, max(1, arguments.samples // ATTEMPTS))
-            correct = solved(env, problems, ATTEMPTS, arguments.seed, workers, tokens)
+            correct = solved(env, problems, ATTEMPTS, arguments.seed, tokens)
             share = sum(correct) / (ATTEMPTS * len(problems))
             print(f"{length:5d} {share:9.5f} {greedy_share(env, problems, tokens):9.5f}")
         candidates = world.hard_problems(256, 0)
-        screened = solved(env, candidates, 128, seeds.derive(arguments.seed, "screen"), workers, tokens)
-        again = solved(env, candidates, 128, seeds.derive(arguments.seed, "retest"), workers, tokens)
+        screened = solved(env, candidates, 128, seeds.derive(arguments.seed, "screen"), tokens)
+        again = solved(env, candidates, 128, seeds.derive(arguments.seed, "retest"), tokens)
         kept = [n for n, first in zip(again, screened, strict=True) if first == 0]
         print(f"hard candidates: pass rate {sum(screened) / (128 * len(screened)):.2e}, fail@128 {len(kept)} of 256")
         print(f"retest of those: pass rate {sum(kept) / (128 * len(kept)):.2e} ({128 * len(kept):,} samples)")

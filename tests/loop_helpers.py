@@ -122,7 +122,8 @@ class FakeExaminer:
         self.backbone = SimpleNamespace(context=1000, device=torch.device("cpu"), config=config.model, tokenizer=None)
         self.backbone.new_stack = lambda seed, policies=1: skills([0.0] * policies)
         self.fmt = SimpleNamespace(name="tiny", teacher_ids=lambda tokenizer, subject: [1])  # without a tokenizer
-        self.sampler = self.verifier = None
+        self.sampler = self.verifier = self.parallel = None
+        self.threads = 1
         self.asked: list[list[str]] = []
         self.unscorable = set(unscorable)
 
@@ -135,7 +136,7 @@ class FakeExaminer:
         valid = valid_Q[None, :, None].expand_as(solved)
         verdicts = [Verdict.CORRECT if s else Verdict.WRONG for s in solved.flatten().tolist()]
         rollouts: Any = SimpleNamespace(length_B=torch.ones(len(verdicts)))
-        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, skill_P.isnan())
+        return RolloutBatch(problems_P_Q, 1.0, rollouts, verdicts, solved.float(), solved, valid, skill_P.isnan())
 
 
 def hard_problems(count: int) -> list[Problem]:

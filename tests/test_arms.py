@@ -300,7 +300,8 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch):
     """On a GPU. Nothing is trained here: every step takes 10 tokens."""
     calls: list[tuple[list[str], list[int]]] = []
 
-    def train(env: Any, tick: Any, config: Any, lr: float, threads: int, due: Any, plans: Any, states: Any) -> Any:
+    def train(env: Any, tick: Any, config: Any, threads: int, due: Any, begun: Any) -> Any:
+        plans, states = zip(*begun, strict=True)
         calls.append(([plan.batches[0][0].id for plan in plans], [state.step for state in states]))
         while True:
             tick()
@@ -310,12 +311,14 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch):
                 return states
 
     monkeypatch.setattr(arms, "train_chunk", train)
-    env: Any = SimpleNamespace(backbone=SimpleNamespace(device=torch.device("cuda"), config=tiny_config().model))
+    backbone = SimpleNamespace(device=torch.device("cuda"), config=tiny_config().model)
+    env: Any = SimpleNamespace(backbone=backbone, threads=1, parallel=None)
     plans = {"a": plan_of("a"), "b": plan_of("b", 9, tokens=11), "d": plan_of("d", 5)}
     states = dict.fromkeys("ab", TrainState(0, skills([0.0]))) | {"d": TrainState(1, skills([0.0]))}
     ticks: list[int] = []
+    begun = {name: (plan, states[name]) for name, plan in plans.items()}
     config = tiny_config("arms.save_steps=99", "evaluate.every=4")
-    moved = list(arms.train_arms(env, plans, states, config, 1, lambda: len(ticks) == 1, lambda: ticks.append(1)))
+    moved = list(arms.train_arms(env, begun, config, lambda: len(ticks) == 1, lambda: ticks.append(1)))
     # Asked to stop after the first step; b is out at 20 of 11 tokens; d is a step ahead until a and b have caught up, and is
     # saved after its fourth step.
     later = [(["a", "d"], [2, 2]), (["d"], [3]), (["d"], [4])]
@@ -334,7 +337,8 @@ def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_
     fresh = [TrainState(0, random_stack(env.backbone, 1)) for _ in plans]
 
     def train(these: list[Plan], states: list[TrainState], until: int = 99) -> list[TrainState]:
-        return train_chunk(env, no_tick, config.student, 0.01, 1, lambda step: step == until, these, states)
+        begun = list(zip(these, states, strict=True))
+        return train_chunk(env, no_tick, config.student, 1, lambda step: step == until, begun)
 
     whole, half = train(plans, fresh), train(plans, fresh, until=2)
     for plan, start, state, middle in zip(plans, fresh, whole, half, strict=True):

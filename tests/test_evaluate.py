@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from loop_helpers import easy_problems, tiny_config
 
 from soar.config import EvaluateConfig
+from soar.loop import evaluate
 from soar.loop.evaluate import count_correct, paired_differences, pass_at_k, summarize
+from soar.loop.parallel import no_tick
 from soar.loop.statistics import (
     bootstrap_interval,
     clopper_pearson,
@@ -59,16 +61,16 @@ def test_paired_differences_pair_problems():
     assert found["interval_95"]["1"] == list(bootstrap_interval([0.0, 0.25, 1.0], 0, 100))
 
 
-def test_counts_do_not_depend_on_workers_and_blocks(env):
-    config, problems, blocks = tiny_config(), easy_problems(10), list[list[str]]()
-    asked = problems, 4, 7, config.student.sampling
+def test_counts_do_not_depend_on_workers_and_blocks(env, monkeypatch):
+    config, problems, blocks = tiny_config("evaluate.attempts=4"), easy_problems(10), list[int]()
     stack = random_stack(env.backbone, 2, size=0.01)
-    one = count_correct(env, stack, *asked)
-    note = lambda part, counts: blocks.append([p.id for p in part])  # noqa: E731
-    other = count_correct(env, stack, *asked, threads=3, block=3, on_block=note)
-    again = count_correct(env, stack, problems, 4, 8, config.student.sampling)
-    base, _, tokens = count_correct(env, None, *asked)
-    assert blocks == [[p.id for p in problems[i : i + 3]] for i in (0, 3, 6, 9)]
+    one = count_correct(env, stack, problems, config, 7, no_tick)
+    again = count_correct(env, stack, problems, config, 8, no_tick)
+    base, _, tokens = count_correct(env, None, problems, config, 7, no_tick)
+    monkeypatch.setattr(env, "threads", 3)
+    monkeypatch.setattr(evaluate, "BLOCK", 3)
+    other = count_correct(env, stack, problems, config, 7, blocks.append)
+    assert blocks == [3, 3, 3, 1]
     for mine, theirs in zip(one, other, strict=True):
         assert mine.shape == (2, 10) and (mine == theirs).all()
     assert (one[0] != again[0]).any() and (one[0].sum(1) > 0).all()

@@ -156,7 +156,7 @@ def two(ray: Any, env: RolloutEnv, source: str) -> Iterator[tuple[RayParallel, l
 
 
 def ask(parallel: RayParallel, work: Any, *tasks: Task, common: Task = (), tick: Tick = no_tick) -> list[Any]:
-    return list(spread(parallel, None, 1, work, common, tasks, tick))  # type: ignore[arg-type]
+    return list(spread(SimpleNamespace(parallel=parallel), work, common, tasks, tick))  # type: ignore[arg-type]
 
 
 def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers(

@@ -81,6 +81,7 @@ class Recited:
     """An env with a baseline student whose attempts are recited from ANSWERS; `asked` holds the calls."""
 
     def __init__(self) -> None:
+        self.threads = 1
         self.asked: list[dict[str, Any]] = []
         self.backbone, self.verifier = None, VerifierPool("exact", answer_style="marker")
 
@@ -98,7 +99,8 @@ class Recited:
         solved = torch.tensor([v.solved for v in verdicts]).view(shape)
         valid = torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape)
         rollouts: Any = SimpleNamespace(texts=lambda backbone: texts, length_B=torch.ones(len(texts)))
-        return RolloutBatch(rollouts, verdicts, solved.float(), solved, valid, torch.zeros(1, dtype=torch.bool))
+        failed_P = torch.zeros(1, dtype=torch.bool)
+        return RolloutBatch(problems_P_Q, 1.0, rollouts, verdicts, solved.float(), solved, valid, failed_P)
 
 
 def lessons_of(*sets: list[str]) -> QuestionSets:
@@ -191,8 +193,9 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
     tokenizer, prompt = backbone.tokenizer, env.prompt(problem)
     texts = [f"{problem.question} {ANSWER_MARK} 1", f"1 {ANSWER_MARK} 2 {ANSWER_MARK} 3", "1 2"]
     rollouts = rollouts_of(backbone, [*texts, *texts], prompt)
-    batch = RolloutBatch(rollouts, [], no, no.bool(), ~no.bool(), torch.zeros(2).bool())
-    reward = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1])
+    asked, failed_P = [[problem], [problem]], torch.zeros(2).bool()
+    batch = RolloutBatch(asked, temperature, rollouts, [], no, no.bool(), ~no.bool(), failed_P)
+    reward = likelihood(env, stack, batch, [1])
     for n, reasoning in enumerate((texts[0][:-2], texts[1][:-2])):
         start = [*prompt, *tokenizer.encode(reasoning, add_special_tokens=False)]
         answer = [*tokenizer.encode(f" {problem.answer}", add_special_tokens=False), min(backbone.end_ids)]
@@ -203,8 +206,8 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
         assert reward[0, 0, n].item() == pytest.approx(share, rel=1e-4)
     assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
     marked = rollouts_of(backbone, [*texts[:2], f"{texts[2]}\n{ANSWER_MARK}"] * 2, prompt)
-    made_to = likelihood(env, stack, batch, [[problem], [problem]], temperature, [1], forced=True)
-    reward = likelihood(env, stack, replace(batch, rollouts=marked), [[problem], [problem]], temperature, [1])
+    made_to = likelihood(env, stack, batch, [1], forced=True)
+    reward = likelihood(env, stack, replace(batch, rollouts=marked), [1])
     assert made_to.tolist() == reward.tolist() and reward[0, 0, 2] > 0  # as if it had written the mark
 
 
@@ -221,7 +224,7 @@ def test_dense_grounding_pays_the_gain_in_likelihood(env, mode):
     for stack, attempts, name in ((population.stack, 3, "measure"), (loop.state.baseline, 2, "baseline")):
         asked, seed = [problems] * stack.policies, [seeds.derive(config.seed, name, 0)] * stack.policies
         batch = env.rollout(stack, asked, attempts, seed, config.student.sampling)
-        paid = likelihood(env, stack, batch, asked, config.student.sampling.temperature, forced=mode == "forced")
+        paid = likelihood(env, stack, batch, forced=mode == "forced")
         by_hand.append(paid.mean((1, 2)))
     assert measured.reward_G == pytest.approx((by_hand[0] - by_hand[1]).tolist(), abs=1e-6)
     assert measured.baseline == pytest.approx(by_hand[1].item(), abs=1e-6) and measured.baseline > 0

@@ -25,12 +25,12 @@ from soar.types import Verdict
 def test_first_middle_and_last(monkeypatch, steps, tokens, kept):
     """Of the steps, or of the tokens where they end the training."""
     plan, env = Plan([[]] * steps, 0, tokens=tokens), SimpleNamespace(device="cpu", config=tiny_config().model)
-    students = Training(env, [plan], [TrainState(0, skills([0.0]))], tiny_config().student)  # type: ignore[arg-type]
+    students = Training(env, [(plan, TrainState(0, skills([0.0])))], tiny_config().student)  # type: ignore[arg-type]
     monkeypatch.setattr("soar.loop.student.keep", lambda *given: [{}])
     (state,) = students.states_P
     while students.step < steps and state.tokens < (tokens or 1e9):
         students.step, state.tokens, state.metrics = students.step + 1, students.step + 1, [{"tokens": 1}]
-        students.keep(None, [], None)  # type: ignore[arg-type]
+        students.keep(None, None)  # type: ignore[arg-type]
     assert [row["rloo_step"] for row in state.kept] == kept
 
 

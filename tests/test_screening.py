@@ -41,6 +41,7 @@ class Attempted:
         self.asked: list[tuple[str, int, int]] = []
         self.seeds: list[Any] = []
         self.break_at = break_at
+        self.threads, self.parallel = 1, None
         model = torch.nn.Linear(1, 1)
         self.backbone, self.sampler = SimpleNamespace(device=torch.device("cpu"), model=model), SimpleNamespace()
 
@@ -64,7 +65,7 @@ def screened(path: Path, env: Any, problems: list[Problem], *overrides: str, res
     """(found, rows of the file, items told to the progress) of a screening by `env`."""
     config, done = tiny_config("screen.attempts=100", "screen.max_successes=0", *overrides), []
     with RunFolder(path, config, [], resume) as folder:
-        found = screen(env, problems, config, folder, {"model": "m"}, 1, lambda *items: done.append(items))
+        found = screen(env, problems, config, folder, {"model": "m"}, lambda *items: done.append(items))
         return found, folder.rows("hard/screen.jsonl"), done
 
 
@@ -113,7 +114,7 @@ def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(tm
         return real(*arguments)
 
     def run(folder: RunFolder) -> dict[str, Screening]:
-        return screen(env, problems, config, folder, {"model": "m"}, 1, told)
+        return screen(env, problems, config, folder, {"model": "m"}, told)
 
     monkeypatch.setattr(env.sampler, "sample", sample)
     with RunFolder(tmp_path / "cut", config, []) as folder, pytest.raises(Stopped):
@@ -139,7 +140,7 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
             if source:
                 screening.copy_screening(folder, tmp_path / source, "same")
             folder.note_hashes(problems="same")
-            return screen(env, problems, config, folder, evidence, 1, print)
+            return screen(env, problems, config, folder, evidence, print)
 
     first = run("first", 3, problems[:8])
     found = run("second", 4, problems, "first")

@@ -3,6 +3,7 @@ right policy; faults are named."""
 
 import copy
 import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -28,11 +29,16 @@ from soar.types import Problem
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
 SMALL: dict[str, Any] = {"prompts_per_step": 2, "attempts": 6, "sampling": SamplingConfig(max_tokens=8)}
-CONFIG = StudentConfig(**SMALL, optimizer=OptimizerConfig(kl=0.01, eps=1e-5), reward="binary")
+CONFIG = StudentConfig(**SMALL, optimizer=OptimizerConfig(lr=LR, kl=0.01, eps=1e-5), reward="binary")
 
 
 def batches(students: int = STUDENTS) -> list[list[list[Problem]]]:
     return [shuffled_passes(some_problems(3, first=4 * p), p, STEPS, 2) for p in range(students)]
+
+
+def plans(students: Iterable[int] = range(STUDENTS)) -> list[Plan]:
+    """Student p draws from seed 100 + p."""
+    return [Plan(batches()[p], 100 + p) for p in students]
 
 
 def train(chunk: int = 0, threads: int = 1, students: int = STUDENTS, start: Any = None, **more: Any) -> Population:
@@ -40,9 +46,9 @@ def train(chunk: int = 0, threads: int = 1, students: int = STUDENTS, start: Any
     adapter, kl = more.get("adapter", "lora"), more.get("kl", 0.01)
     env = tiny_examiner(tiny_backbone(adapter=adapter, chunk=chunk))
     first = start or random_stack(env.backbone, 1)
-    seed_P = [100 + p for p in range(students)]
+    env.threads = threads
     config = CONFIG.model_copy(update={"optimizer": CONFIG.optimizer.model_copy(update={"kl": kl})})
-    return train_population(env, first, batches(students), seed_P, config, LR, threads)
+    return train_population(env, first, plans(range(students)), config)
 
 
 def near(one: AdapterStack, other: AdapterStack) -> None:
@@ -82,9 +88,9 @@ def test_students_depend_on_their_own_seed_and_batches_and_not_on_threads():
     base model are changed."""
     whole = train(chunk=STUDENTS)
     env, order = tiny_examiner(tiny_backbone()), [3, 0, 3]
-    start, seed_P = random_stack(env.backbone, 1), [100 + p for p in order]
+    start = random_stack(env.backbone, 1)
     before = start.digest(), env.backbone.base_digest()
-    found = train_population(env, start, [batches()[p] for p in order], seed_P, CONFIG, LR)
+    found = train_population(env, start, plans(order), CONFIG)
     assert (start.digest(), env.backbone.base_digest()) == before
     assert not any(tensor.requires_grad for tensor in (*start.tensors.values(), *found.stack.tensors.values()))
     assert found.rollouts == 3 * STEPS * 2 * 6 and not found.failed_P.any()
@@ -121,13 +127,17 @@ def test_steps_grow_with_promotions_up_to_the_limit():
     config = StudentConfig(steps=10, extra_steps_per_promotion=5, max_steps=20)
     assert [inner_steps(config, promotions) for promotions in range(4)] == [10, 15, 20, 20]
     free, fixed = tiny_backbone(), tiny_backbone(chunk=3)
-    assert [choose_chunk(free, 16, workers) for workers in (1, 2, 3)] == [8, 8, 6]
-    assert [choose_chunk(free, policies, 2) for policies in (1, 2, 5)] == [1, 1, 3]
-    assert [choose_chunk(fixed, policies, 1) for policies in (2, 3, 9)] == [2, 3, 3]
-    workers: Any = SimpleNamespace(size=2)
-    assert choose_chunk(free, 16, 2, workers) == 8  # on a CPU as without them
+
+    def chunk(backbone: Any, policies: int, threads: int, workers: int = 0) -> int:
+        parallel = SimpleNamespace(size=workers) if workers else None
+        return choose_chunk(SimpleNamespace(backbone=backbone, threads=threads, parallel=parallel), policies)  # type: ignore[arg-type]
+
+    assert [chunk(free, 16, threads) for threads in (1, 2, 3)] == [8, 8, 6]
+    assert [chunk(free, policies, 2) for policies in (1, 2, 5)] == [1, 1, 3]
+    assert [chunk(fixed, policies, 1) for policies in (2, 3, 9)] == [2, 3, 3]
+    assert chunk(free, 16, 2, workers=2) == 8  # on a CPU as without them
     free.device = torch.device("cuda")
-    assert [choose_chunk(free, 16, 1), choose_chunk(free, 15, 1, workers)] == [16, 8]
+    assert [chunk(free, 16, 1), chunk(free, 15, 1, workers=2)] == [16, 8]
 
 
 @pytest.mark.parametrize(("adapter", "stop"), [("lora", 1), ("full", 2)])
@@ -136,8 +146,9 @@ def test_a_training_that_is_continued_gives_the_same_bytes(adapter, stop):
     start = random_stack(env.backbone, 1)
 
     def run(begun: list[TrainState], steps: int) -> list[TrainState]:
-        students = Training(env.backbone, list(map(Plan, batches(2), [7, 8])), begun, CONFIG)
-        for _ in rloo_steps(env, students, CONFIG, LR):
+        given = list(zip(map(Plan, batches(2), [7, 8]), begun, strict=True))
+        students = Training(env.backbone, given, CONFIG)
+        for _ in rloo_steps(env, students, CONFIG):
             if students.step == steps:
                 break
         return students.states(True)
@@ -159,13 +170,13 @@ def test_hints_fade_with_success_and_come_back_without():
     assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
     assert [len(text.split()) for text in shown] == [1, 4, 5, 7, 8]  # a quarter of six words, rounded up
     backbone, no, zero = tiny_backbone(), torch.tensor([False]), torch.zeros(1)
-    plans = [Plan([[problem]], 0, hints={"p": "a hint"})]
-    students = Training(backbone, plans, [TrainState(0, random_stack(backbone, 1))], CONFIG)
+    plan = Plan([[problem]], 0, hints={"p": "a hint"})
+    students = Training(backbone, [(plan, TrainState(0, random_stack(backbone, 1)))], CONFIG)
     (state,), levels, rollouts = students.states_P, [], rollouts_of(backbone, ["a", "b"], [1])
     for solved in (False, True, True, True, True, True, False):
         attempts = torch.tensor([[[False, solved]]])
-        batch = RolloutBatch(rollouts, [], attempts.float(), attempts, attempts | True, no)
-        students.note([[problem]], batch, UpdateStats(zero, zero, zero, no, 2))
+        batch = RolloutBatch([[problem]], 1.0, rollouts, [], attempts.float(), attempts, attempts | True, no)
+        students.note(batch, UpdateStats(zero, zero, zero, no, 2))
         levels.append(state.levels["p"])
     assert levels == [4, 3, 2, 1, 0, 0, 1] and state.metrics[-1]["hint_share"] == 0.25
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]

@@ -6,7 +6,7 @@ student. SOAR with a teacher that is never trained is no arm but `teacher.reward
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.engine.rollouts import Request
 from soar.files import Row, asset, read_jsonl
-from soar.loop.parallel import Parallel, Tick
+from soar.loop.parallel import Tick
 from soar.loop.population import train_chunk
 from soar.loop.rewards import success_rates
 from soar.loop.rollout import RolloutEnv, masked, mentions
-from soar.loop.student import HINT_LEVELS, Plan, TrainState, hinted, shuffled_passes
+from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
 from soar.loop.write import read_pairs, teacher_prompt, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import Dropped, find_leaks, load_problems
@@ -263,15 +263,7 @@ def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
     return special or arms.steps or max(1, math.ceil(loop_rollouts / per_step))
 
 
-def arm_plan(
-    name: str,
-    config: Config,
-    hard_train: list[Problem],
-    questions: list[Problem],
-    steps: int,
-    hints: Mapping[str, str] | None = None,
-    tokens: int = 0,
-) -> Plan:
+def arm_plan(name: str, config: Config, hard_train: list[Problem], questions: list[Problem], steps: int) -> Plan:
     """What an arm trains on.
 
     With arms.curriculum_steps questions alone first, then hard problems alone; with 0 passes over both together.
@@ -287,8 +279,7 @@ def arm_plan(
         mixed = hard_train if name in HARD_ARMS else [*questions, *hard_train]
         batches = shuffled_passes(mixed, seed, steps, per_step // copies)
         batches = [[problem for problem in batch for _ in range(copies)] for batch in batches]
-    seed = seeds.derive(config.seed, "arm", name, "student")
-    return Plan(batches, seed, copies, name == "likelihood", hints or {}, tokens)
+    return Plan(batches, seeds.derive(config.seed, "arm", name, "student"), copies, name == "likelihood")
 
 
 class NothingLeft(UserError):
@@ -306,40 +297,34 @@ def arm_events(name: str, plan: Plan, state: TrainState) -> list[Row]:
 
 
 def train_arms(
-    env: RolloutEnv,
-    plans: dict[str, Plan],
-    states: dict[str, TrainState],
-    config: Config,
-    threads: int,
-    stopping: Callable[[], bool],
-    tick: Tick,
-    parallel: Parallel | None = None,
+    env: RolloutEnv, begun: dict[str, Begun], config: Config, stopping: Callable[[], bool], tick: Tick
 ) -> Iterator[dict[str, TrainState]]:
     """Train every arm from its state to its end; yields, segment by segment, where the arms that went on stand.
 
     A segment ends where an arm is at its end, is to be saved, or stopping() says so. tick(): after each step. Arms with
     equally many steps done train as one population: on a GPU all of them, on a CPU one (its last bits would depend on its
-    neighbours), whose sampling `threads` threads share out; worker processes train one arm each.
+    neighbours), whose sampling the threads share out; worker processes train one arm each.
     """
-    states, ends = dict(states), partial(segment_ends, config)
-    common = (config.student, config.arms.learning_rate or config.student.optimizer.lr, threads)
-    left = [name for name, plan in plans.items() if not plan.finished(states[name])]
-    if parallel is not None:
-        queue = deque((name, ([plans[name]], [states[name]])) for name in left)
-        for name, (state,) in parallel.stream(train_chunk, (*common, ends), queue, tick):
-            if not plans[name].finished(state):
-                queue.append((name, ([plans[name]], [state])))
+    ends, rate = partial(segment_ends, config), config.arms.learning_rate or config.student.optimizer.lr
+    common = (at_rate(config.student, rate), env.threads)
+    left = {name: (plan, state) for name, (plan, state) in begun.items() if not plan.finished(state)}
+    if env.parallel is not None:
+        queue = deque((name, ([student],)) for name, student in left.items())
+        for name, (state,) in env.parallel.stream(train_chunk, (*common, ends), queue, tick):
+            plan, _ = begun[name]
+            if not plan.finished(state):
+                queue.append((name, ([(plan, state)],)))
             yield {name: state}
         return
-    size = arms_at_once(env.backbone, len(plans))
+    size = arms_at_once(env.backbone, len(begun))
     while left:
-        together = [name for name in left if states[name].step == states[left[0]].step][:size]
-        mine = [plans[name] for name in together], [states[name] for name in together]
-        trained = train_chunk(env, tick, *common, lambda step: ends(step) or stopping(), *mine)
-        moved = dict(zip(together, trained, strict=True))
-        states |= moved
-        yield moved
-        left = [name for name in left if not plans[name].finished(states[name])]
+        _, first = next(iter(left.values()))
+        together = [name for name, (_, state) in left.items() if state.step == first.step][:size]
+        mine = [left[name] for name in together]
+        trained = train_chunk(env, tick, *common, lambda step: ends(step) or stopping(), mine)
+        yield (moved := dict(zip(together, trained, strict=True)))
+        left |= {name: (begun[name][0], state) for name, state in moved.items()}
+        left = {name: (plan, state) for name, (plan, state) in left.items() if not plan.finished(state)}
 
 
 def arms_at_once(backbone: Backbone, arms: int) -> int:

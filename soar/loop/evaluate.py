@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from soar import seeds
-from soar.config import EvaluateConfig, SamplingConfig
-from soar.loop.parallel import Parallel, Tick, spread
+from soar.config import Config, EvaluateConfig
+from soar.loop.parallel import Tick, spread
 from soar.loop.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
 
@@ -46,43 +46,31 @@ def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed
     return {**head, "seed": seed, "policies": policies, "paired": paired}
 
 
+BLOCK = 8  # problems of a piece of work; the counts do not depend on it
+
+
 def count_correct(
-    env: RolloutEnv,
-    stack: AdapterStack | None,
-    problems: list[Problem],
-    attempts: int,
-    seed: int,
-    sampling: SamplingConfig,
-    threads: int = 1,
-    block: int = 8,
-    on_block: Callable[[list[Problem], np.ndarray], None] | None = None,
-    parallel: Parallel | None = None,
+    env: RolloutEnv, stack: AdapterStack | None, problems: list[Problem], config: Config, seed: int, done: Tick
 ) -> np.ndarray:
     """Correct attempts, truncated attempts, generated tokens [3, P, H] of every slice (P = 1 for the base model).
 
-    All at the same problems and seeds, whatever the blocks (one is a piece of work). on_block(problems, their counts) is
-    called in order.
+    `evaluate.attempts` attempts at evaluate.temperature, all at the same problems and seeds. done(problems counted just now)
+    is called in order.
     """
-    blocks = [(problems[first : first + block],) for first in range(0, len(problems), block)]
+    blocks = [(problems[first : first + BLOCK],) for first in range(0, len(problems), BLOCK)]
     counts: list[np.ndarray] = []
-    for result in spread(parallel, env, threads, count_block, (stack, attempts, seed, sampling), blocks):
-        if on_block is not None:
-            on_block(*blocks[len(counts)], result)
+    for result in spread(env, count_block, (stack, config, seed), blocks):
         counts.append(result)
+        done(result.shape[2])
     return np.concatenate(counts, axis=2)
 
 
 def count_block(
-    env: RolloutEnv,
-    tick: Tick,
-    stack: AdapterStack | None,
-    attempts: int,
-    seed: int,
-    sampling: SamplingConfig,
-    problems: list[Problem],
+    env: RolloutEnv, tick: Tick, stack: AdapterStack | None, config: Config, seed: int, problems: list[Problem]
 ) -> np.ndarray:
     """The counts of `count_correct` at a few problems, as a piece of work."""
-    policies = stack.policies if stack is not None else 1
+    policies, attempts = stack.policies if stack is not None else 1, config.evaluate.attempts
+    sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
     stack = stack.to(env.backbone.device) if stack is not None else None
     batch = env.rollout(stack, [problems] * policies, attempts, [seed] * policies, sampling)
     counted = (batch.solved_P_Q_N & batch.valid_P_Q_N, ~batch.rollouts.ended_B, batch.rollouts.length_B)

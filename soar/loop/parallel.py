@@ -26,22 +26,16 @@ def no_tick(tokens: int = 0) -> None:
 
 
 def spread(
-    parallel: Parallel | None,
-    env: "RolloutEnv",
-    threads: int,
-    work: Callable[..., T],
-    common: Task,
-    tasks: Sequence[Task],
-    tick: Tick = no_tick,
+    env: "RolloutEnv", work: Callable[..., T], common: Task, tasks: Sequence[Task], tick: Tick = no_tick
 ) -> Iterator[T]:
-    """work(env, tick, *common, *task) of every task, in their order.
+    """work(env, tick, *common, *task) of every task, in their order, by the workers or threads of the env.
 
     What is not begun when the caller stops listening is never done. Raises UserError when the workers end before they have
     done it all.
     """
-    if parallel is not None:
+    if env.parallel is not None:
         early, number = dict[int, T](), 0
-        for key, value in parallel.stream(work, common, deque(enumerate(tasks)), tick):
+        for key, value in env.parallel.stream(work, common, deque(enumerate(tasks)), tick):
             early[key] = value
             while number in early:
                 yield early.pop(number)
@@ -50,10 +44,10 @@ def spread(
             done = f"{number + len(early)} of {len(tasks)} pieces of work ({work.__name__})"
             raise UserError(f"the worker processes ended with {done} done; continue with --resume")
         return
-    if threads <= 1 or len(tasks) == 1:
+    if env.threads <= 1 or len(tasks) == 1:
         yield from (work(env, tick, *common, *task) for task in tasks)
         return
-    with ThreadPoolExecutor(threads) as pool:  # a run that stops here does not compute what is left
+    with ThreadPoolExecutor(env.threads) as pool:  # a run that stops here does not compute what is left
         yield from pool.map(lambda task: work(env, tick, *common, *task), tasks)
 
 

@@ -22,7 +22,6 @@ from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Rollouts
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
-from soar.types import Problem
 
 
 def grounded(gains_G: list[list[float]]) -> tuple[list[float | None], list[float | None]]:
@@ -56,7 +55,7 @@ def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets
 
 
 def intrinsic(
-    env: RolloutEnv, baseline: AdapterStack, step: int, question_sets: QuestionSets, config: Config, threads: int = 1
+    env: RolloutEnv, baseline: AdapterStack, step: int, question_sets: QuestionSets, config: Config
 ) -> tuple[list[float | None], list[float | None], RolloutBatch]:
     """(reward of all G * Q questions, reward_G: means per dataset, the attempts that were measured): learnability.
 
@@ -64,7 +63,7 @@ def intrinsic(
     """
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
     attempts, seed = config.intrinsic.attempts, seeds.derive(config.seed, "intrinsic", step)
-    batch = env.rollout(baseline, [questions], attempts, [seed], config.student.sampling, threads=threads)
+    batch = env.rollout(baseline, [questions], attempts, [seed], config.student.sampling, threads=env.threads)
     reward_Q = [None if rate is None else learnability(rate) for rate in success_rates(batch)]
     n = len(question_sets.problems_G_Q[0])
     reward_G_Q = [[r for r in reward_Q[first : first + n] if r is not None] for first in range(0, len(reward_Q), n)]
@@ -94,27 +93,21 @@ def answer_marks(fmt: Any) -> tuple[str, str]:
 
 
 def likelihood(
-    env: RolloutEnv,
-    stack: AdapterStack,
-    batch: RolloutBatch,
-    problems_P_Q: list[list[Problem]],
-    temperature: float,
-    policies: Sequence[int] | None = None,
-    forced: bool = False,
+    env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, policies: Sequence[int] = (), forced: bool = False
 ) -> Tensor:
     """Mean probability [len(policies), Q, N] of the gold answer's tokens behind a student's own reasoning, on the CPU.
 
     The completion is cut behind its last answer mark, the gold answer put there, and read by the student itself (VeriFree,
     arXiv 2505.21493; the mean over tokens is RLPR's, arXiv 2506.18254). Where there is no mark: 0, who never answers earns
     nothing; forced: one is put behind the text, so that finishing alone earns nothing (budget forcing, arXiv 2501.19393).
-    policies: those of the batch that it is asked of; None: all.
+    policies: those of the batch that it is asked of; none given: all.
     """
     before, behind = answer_marks(env.fmt)
-    policies = range(stack.policies) if policies is None else policies
+    policies = policies or range(stack.policies)
     tokenizer, N = env.backbone.tokenizer, batch.reward_P_Q_N.shape[2]
-    rows_per_policy = len(problems_P_Q[0]) * N
+    rows_per_policy = len(batch.problems_P_Q[0]) * N
     chosen = batch.rollouts.select([p * rows_per_policy + row for p in policies for row in range(rows_per_policy)])
-    golds = [problem.answer for p in policies for problem in problems_P_Q[p] for _ in range(N)]
+    golds = [problem.answer for p in policies for problem in batch.problems_P_Q[p] for _ in range(N)]
     written: list[list[int]] = []
     answer_B: list[int] = []
     for prompt, text, gold in zip(chosen.prompts, chosen.texts(env.backbone), golds, strict=True):
@@ -134,7 +127,7 @@ def likelihood(
     for row, ids in enumerate(written):
         tokens_B_T[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
     asked = Rollouts(chosen.prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
-    share_B_T = score(env.backbone, stack.select(list(policies)), asked, temperature).exp()
+    share_B_T = score(env.backbone, stack.select(list(policies)), asked, batch.temperature).exp()
     pairs = enumerate(zip(map(len, written), answer_B, strict=True))
     share_B = [share_B_T[row, end - size : end].mean() if end else torch.tensor(0.0) for row, (end, size) in pairs]
     return torch.stack(share_B).view(len(policies), -1, N)

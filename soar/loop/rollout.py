@@ -15,6 +15,7 @@ from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Request, Rollouts, Sampler, join
 from soar.files import Row, clipped
+from soar.loop.parallel import Parallel
 from soar.types import Problem, Verdict, columns_of
 
 Scheme = Literal["binary", "paper"]
@@ -24,10 +25,12 @@ Scheme = Literal["binary", "paper"]
 class RolloutBatch:
     """N attempts of each policy at each of its problems, rows in the order (policy, question, attempt).
 
-    reward_P_Q_N: student reward (points). valid_P_Q_N: False where the verdict is unscorable (excluded from means).
-    failed_P: the policy produced NaN or inf. texts: as they were judged.
+    temperature: of the draws. reward_P_Q_N: student reward (points). valid_P_Q_N: False where the verdict is unscorable
+    (excluded from means). failed_P: the policy produced NaN or inf. texts: as they were judged.
     """
 
+    problems_P_Q: list[list[Problem]]
+    temperature: float
     rollouts: Rollouts
     verdicts: list[Verdict]
     reward_P_Q_N: Tensor
@@ -54,13 +57,16 @@ class RolloutEnv:
     """Puts problems to policies: prompt, sample, check, score. Safe to call from several threads.
 
     fmt, verifier: `problems.prompts.PromptFormat`, `problems.pool.VerifierPool`. scheme: student reward, `binary` or `paper`
-    (see `student_reward`); under `binary` the scores of a reward function are rewards as they are.
+    (see `student_reward`); under `binary` the scores of a reward function are rewards as they are. threads: of this process,
+    among which work is shared out where there are no worker processes (parallel).
     """
 
+    parallel: Parallel | None = None
+
     def __init__(
-        self, backbone: Backbone, sampler: Sampler, fmt: Any, verifier: Any, scheme: Scheme = "binary"
+        self, backbone: Backbone, sampler: Sampler, fmt: Any, verifier: Any, scheme: Scheme = "binary", threads: int = 1
     ) -> None:
-        self.backbone, self.sampler, self.fmt, self.verifier = backbone, sampler, fmt, verifier
+        self.backbone, self.sampler, self.fmt, self.verifier, self.threads = backbone, sampler, fmt, verifier, threads
         self.scheme: Scheme = scheme
         self._prompts: dict[str, list[int]] = {}
         self._lock = threading.Lock()
@@ -128,6 +134,8 @@ class RolloutEnv:
         ]
         shape = (P, Q, attempts)
         return RolloutBatch(
+            problems_P_Q,
+            sampling.temperature,
             rollouts,
             verdicts,
             torch.tensor(rewards, dtype=torch.float32).view(shape),
@@ -168,9 +176,7 @@ def mentions(completion: str, gold: str) -> bool:
 KEPT, HEAD, TAIL = 8, 1000, 3000  # completions kept of one batch, and characters of each
 
 
-def keep(
-    env: RolloutEnv, batch: RolloutBatch, problems_P_Q: list[list[Problem]], p: int = 0, n: int = KEPT
-) -> list[Row]:
+def keep(env: RolloutEnv, batch: RolloutBatch, p: int = 0, n: int = KEPT) -> list[Row]:
     """At most n attempts of policy p, evenly spaced in its batch, with the answer read and what came of them.
 
     near miss: a wrong one, but the gold answer occurs in the text, or a graded reward is not 0. The other outcomes are those
@@ -178,7 +184,7 @@ def keep(
     """
     (Q, N), kept = batch.reward_P_Q_N.shape[1:], []
     rows = sorted({(p * n + i) * Q * N // n for i in range(n if batch.texts else 0)})
-    texts, asked = [batch.texts[row] for row in rows], [problems_P_Q[p][row // N % Q] for row in rows]
+    texts, asked = [batch.texts[row] for row in rows], [batch.problems_P_Q[p][row // N % Q] for row in rows]
     verdicts, ended = [batch.verdicts[row] for row in rows], batch.rollouts.ended_B[rows].tolist() if rows else []
     outcomes = env.verifier.outcomes(texts, verdicts, ended, [problem.answer for problem in asked]) if rows else []
     for row, problem, text, (outcome, read) in zip(rows, asked, texts, outcomes, strict=True):

@@ -29,22 +29,20 @@ Metrics = dict[str, float]
 HINT_LEVELS = 4
 
 
-def rloo_steps(
-    env: RolloutEnv, students: Training, config: StudentConfig, lr: float, threads: int = 1
-) -> Iterator[None]:
+def rloo_steps(env: RolloutEnv, students: Training, config: StudentConfig, threads: int = 1) -> Iterator[None]:
     """Train the students in place, one RLOO step a turn: attempts, verdicts, leave-one-out advantages, update.
 
     A student draws from the seed of its plan alone, whoever its neighbours are. Ends where the shortest list of batches does.
     """
     for step in range(students.step, min(len(plan.batches) for plan in students.plans)):
-        problems_P_Q = students.pose(step)
+        asked_P_Q = students.pose(step)
         seed_P = [seeds.derive(plan.seed, "attempts", step) for plan in students.plans]
-        batch = env.rollout(students.stack, problems_P_Q, config.attempts, seed_P, config.sampling, threads=threads)
-        batch = students.pay(env, batch, problems_P_Q, config.sampling.temperature)
-        advantage_B = students.advantages(batch, config.optimizer.normalize_advantages)
+        batch = env.rollout(students.stack, asked_P_Q, config.attempts, seed_P, config.sampling, threads=threads)
+        batch = students.pay(env, batch)
+        advantage_B, lr = students.advantages(batch, config.optimizer.normalize_advantages), config.optimizer.lr
         stats = update(env.backbone, students.optimizer, batch.rollouts, advantage_B, lr, config.sampling)
-        students.note(problems_P_Q, batch, stats)
-        students.keep(env, problems_P_Q, batch)
+        students.note(batch, stats)
+        students.keep(env, batch)
         yield
 
 
@@ -94,13 +92,15 @@ class TrainState:
     kept: list[Row] = field(default_factory=list)
 
 
+Begun = tuple[Plan, TrainState]
+
+
 class Training:
     """Students that are trained side by side, from where each of them stands, after equally many steps."""
 
-    def __init__(
-        self, backbone: Backbone, plans: Sequence[Plan], states: Sequence[TrainState], config: StudentConfig
-    ) -> None:
-        self.plans, self.step = plans, states[0].step
+    def __init__(self, backbone: Backbone, begun: Sequence[Begun], config: StudentConfig) -> None:
+        self.plans, states = zip(*begun, strict=True)
+        self.step = states[0].step
         start = concat([state.stack for state in states]).to(backbone.device)
         self.optimizer = begin(backbone, start, config.optimizer)
         self.stack = self.optimizer.stack
@@ -117,15 +117,13 @@ class Training:
             for plan, state in zip(self.plans, self.states_P, strict=True)
         ]
 
-    def pay(
-        self, env: RolloutEnv, batch: RolloutBatch, problems_P_Q: list[list[Problem]], temperature: float
-    ) -> RolloutBatch:
+    def pay(self, env: RolloutEnv, batch: RolloutBatch) -> RolloutBatch:
         """The batch with the rewards of the students that verdicts do not pay."""
         dense = [p for p, plan in enumerate(self.plans) if plan.likelihood]
         if not dense:
             return batch
         reward_P_Q_N = batch.reward_P_Q_N.clone()
-        share_P_Q_N = likelihood(env, self.stack, batch, problems_P_Q, temperature, dense)
+        share_P_Q_N = likelihood(env, self.stack, batch, dense)
         reward_P_Q_N[dense] = share_P_Q_N * FULL[env.scheme]
         return replace(batch, reward_P_Q_N=reward_P_Q_N)
 
@@ -137,14 +135,14 @@ class Training:
             groups.append(leave_one_out(reward_Q_N.reshape(shape), valid_Q_N.reshape(shape), normalize).reshape(-1))
         return torch.cat(groups)
 
-    def note(self, problems_P_Q: list[list[Problem]], batch: RolloutBatch, stats: UpdateStats) -> None:
+    def note(self, batch: RolloutBatch, stats: UpdateStats) -> None:
         """Count one step, and let hints fade or come back."""
         self.step += 1
         self.failed_P |= stats.failed_P | batch.failed_P
         solved_P_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N).any(-1).tolist()
         for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, step_metrics(batch, stats), strict=True)):
             if plan.hints:
-                for problem, solved in zip(problems_P_Q[p], solved_P_Q[p], strict=True):
+                for problem, solved in zip(batch.problems_P_Q[p], solved_P_Q[p], strict=True):
                     level = state.levels.get(problem.id, HINT_LEVELS)
                     state.levels[problem.id] = max(0, level - 1) if solved else min(HINT_LEVELS, level + 1)
                 row["hint_share"] = sum(state.levels.values()) / len(state.levels) / HINT_LEVELS
@@ -152,13 +150,13 @@ class Training:
             state.rollouts += batch.count // len(self.plans)
             state.tokens += int(row["tokens"])
 
-    def keep(self, env: RolloutEnv, problems_P_Q: list[list[Problem]], batch: RolloutBatch) -> None:
+    def keep(self, env: RolloutEnv, batch: RolloutBatch) -> None:
         """Keep some completions of the step that was counted last, where it is a student's first, middle or last."""
         for p, (plan, state) in enumerate(zip(self.plans, self.states_P, strict=True)):
             before = plan.done(self.step - 1, state.tokens - int(state.metrics[-1]["tokens"]))
             after = plan.done(self.step, state.tokens)
             if before == 0 or before < 0.5 <= after or after >= 1:
-                state.kept += [{"rloo_step": self.step - 1, **row} for row in keep(env, batch, problems_P_Q, p)]
+                state.kept += [{"rloo_step": self.step - 1, **row} for row in keep(env, batch, p)]
 
     def states(self, to_go_on: bool) -> list[TrainState]:
         """Where each student stands, by itself; without the optimizer's part for one that does not go on."""
@@ -186,6 +184,11 @@ def shuffled_passes(problems: Sequence[Problem], seed: int, steps: int, per_step
     while len(stream) < steps * per_step:
         stream += rng.permutation(len(problems)).tolist()
     return [[problems[i] for i in stream[s * per_step : (s + 1) * per_step]] for s in range(steps)]
+
+
+def at_rate(config: StudentConfig, lr: float) -> StudentConfig:
+    """The config with another learning rate."""
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": lr})})
 
 
 def inner_steps(config: StudentConfig, promotions: int) -> int:

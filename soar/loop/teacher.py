@@ -17,17 +17,17 @@ from torch import Tensor
 
 from soar import seeds
 from soar.backends.base import begin, update
-from soar.config import Config, SamplingConfig
+from soar.config import Config, SamplingConfig, StudentConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import learning_rate
 from soar.files import Row
-from soar.loop.parallel import Parallel, Tick, spread
+from soar.loop.parallel import Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
 from soar.loop.rewards import DENSE, answer_marks, deal, grounded, intrinsic, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
-from soar.loop.student import inner_steps, shuffled_passes
+from soar.loop.student import Plan, at_rate, inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, teacher_prompt, write_questions
 from soar.types import Decision, Problem, Trial
 
@@ -87,18 +87,16 @@ TeacherReward = Callable[[QuestionSets, Measurement, int], list[float | None]]
 class OuterLoop:
     """The SOAR loop over one hard training set.
 
-    hard_train: D_train; the teacher never sees it. on_inner(done, total): progress of the step's students. parallel: worker
-    processes that train and measure them. teacher_reward(question_sets, measured, step): what every dataset earns, in place
-    of teacher.reward. kept: completions of the last step, by where they came about.
+    hard_train: D_train; the teacher never sees it. on_inner(done, total): progress of the step's students.
+    teacher_reward(question_sets, measured, step): what every dataset earns, in place of teacher.reward. kept: completions of
+    the last step, by where they came about.
     """
 
     env: RolloutEnv
     hard_train: list[Problem]
     config: Config
     state: LoopState
-    threads: int = 1
     on_inner: Callable[[int, int], None] = lambda done, total: None
-    parallel: Parallel | None = None
     teacher_reward: TeacherReward | None = None
     kept: list[list[Row]] = field(default_factory=list)
 
@@ -149,30 +147,28 @@ class OuterLoop:
         self.state.spent["teacher"] += question_sets.tokens
         return question_sets
 
-    def plans(self, question_sets: QuestionSets) -> tuple[list[list[list[Problem]]], list[int], float]:
-        """(batches_P_S, seed_P, lr): what every student sees, and what it draws from; student order is (dataset, repeat)."""
+    def plans(self, question_sets: QuestionSets) -> tuple[list[Plan], StudentConfig]:
+        """What every student is trained on, in the order (dataset, repeat), and how."""
         config, state = self.config.student, self.state
         steps = inner_steps(config, state.promotions)
-        batches_P_S, seed_P = [], []
+        plans = []
         for k, problems in enumerate(question_sets.problems_G_Q):
             for j in range(config.repeats):
-                seed_P.append(seeds.derive(self.config.seed, "student", state.step, k, j))
-                batches_P_S.append(shuffled_passes(problems, seed_P[-1], steps, config.prompts_per_step))
-        return batches_P_S, seed_P, config.optimizer.lr * config.lr_decay_per_promotion**state.promotions
+                seed = seeds.derive(self.config.seed, "student", state.step, k, j)
+                plans.append(Plan(shuffled_passes(problems, seed, steps, config.prompts_per_step), seed))
+        return plans, at_rate(config, config.optimizer.lr * config.lr_decay_per_promotion**state.promotions)
 
     def teach(self, question_sets: QuestionSets) -> Population:
         """Step 2a: one student per dataset and repeat, trained from the baseline."""
         state = self.state
-        batches_P_S, seed_P, lr = self.plans(question_sets)
-        size = choose_chunk(self.env.backbone, len(seed_P), self.threads, self.parallel)
-        total, ticks = len(batches_P_S[0]) * len(seed_P), itertools.count(1)
+        plans, config = self.plans(question_sets)
+        size = choose_chunk(self.env, len(plans))
+        total, ticks = len(plans[0].batches) * len(plans), itertools.count(1)
 
         def tick() -> None:
             self.on_inner(min(total, size * next(ticks)), total)
 
-        population = train_population(
-            self.env, state.baseline, batches_P_S, seed_P, self.config.student, lr, self.threads, tick, self.parallel
-        )
+        population = train_population(self.env, state.baseline, plans, config, tick)
         state.student_rollouts += population.rollouts
         state.spent["students"] += population.tokens
         return population
@@ -191,9 +187,8 @@ class OuterLoop:
         """(pass rate of every student, who diverged, some attempts), all at the same questions and seeds."""
         config, P = self.config, students.policies
         common = (questions, config, seeds.derive(config.seed, "measure", self.state.step))
-        size = choose_chunk(self.env.backbone, P, self.threads, self.parallel)
-        tasks = [(students.select(members),) for members in chunks(P, size)]
-        measured = spread(self.parallel, self.env, self.threads, measure_chunk, common, tasks)
+        tasks = [(students.select(members),) for members in chunks(P, choose_chunk(self.env, P))]
+        measured = spread(self.env, measure_chunk, common, tasks)
         rates_C, diverged_C, rollouts_C, tokens_C, kept_C = zip(*measured, strict=True)
         self._measured(sum(rollouts_C), sum(tokens_C))
         return [*itertools.chain(*rates_C)], [*itertools.chain(*diverged_C)], kept_C[0]
@@ -210,8 +205,7 @@ class OuterLoop:
         elif kind == "none":
             return [], [None] * len(earned_G)
         elif kind == "learnability":
-            given = (state.baseline, state.step, question_sets, self.config, self.threads)
-            reward_Q, reward_G, batch = intrinsic(self.env, *given)
+            reward_Q, reward_G, batch = intrinsic(self.env, state.baseline, state.step, question_sets, self.config)
             self._measured(batch.count, batch.tokens)
             return reward_Q, reward_G
         return earned_G, earned_G
@@ -259,9 +253,9 @@ class OuterLoop:
         if missing:
             seed, sampling = seeds.derive(self.config.seed, "baseline", state.step), measured_at(self.config)
             attempts = 1 if reward.mode == "greedy" else reward.baseline_attempts
-            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, self.threads)
+            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, self.env.threads)
             self._measured(batch.count, batch.tokens)
-            share_P_Q_N = gold_shares(self.env, state.baseline, batch, missing, self.config)
+            share_P_Q_N = gold_shares(self.env, state.baseline, batch, self.config)
             rates_Q = success_rates(batch) if share_P_Q_N is None else share_P_Q_N[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
@@ -342,17 +336,12 @@ def measure_chunk(
     """
     P, reward, stack = students.policies, config.reward, students.to(env.backbone.device)
     batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, measured_at(config))
-    share_P_Q_N = gold_shares(env, stack, batch, questions, config)
+    share_P_Q_N = gold_shares(env, stack, batch, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
-    kept = keep(env, batch, [questions] * P)
-    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, kept
+    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, keep(env, batch)
 
 
-def gold_shares(
-    env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, questions: list[Problem], config: Config
-) -> Tensor | None:
+def gold_shares(env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, config: Config) -> Tensor | None:
     """How likely the policies are to give the gold answers [P, Q, N], where reward.mode says so; else None."""
-    mode, asked_P_Q = config.reward.mode, [questions] * stack.policies
-    if mode not in DENSE:
-        return None
-    return likelihood(env, stack, batch, asked_P_Q, config.student.sampling.temperature, forced=mode == "forced")
+    mode = config.reward.mode
+    return likelihood(env, stack, batch, forced=mode == "forced") if mode in DENSE else None

@@ -350,12 +350,11 @@ def check_model(
 ) -> Iterator[Finding]:
     """Findings of a config's model, one by one as they are made. say: told before what takes time."""
     say(f"loading torch and {config.model.path}")
-    from soar.run.setup import choose_threads, open_env
+    from soar.run.setup import open_env
 
     name = "model"
     try:
         with open_env(config) as env:
-            choose_threads(env.backbone, config.threads)
             size, base = sum(p.numel() for p in env.backbone.model.parameters()), env.backbone
             ends = ", ".join(map(repr, base.tokenizer.convert_ids_to_tokens(sorted(base.end_ids))))
             about = f"{size:,} parameters, {str(base.dtype).removeprefix('torch.')} on {base.device}"
@@ -412,7 +411,7 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
         part = asked[first : first + count]
         batch = env.rollout(None, [part], ATTEMPTS, [seed], sampling)
         tokens["sampled"] += batch.tokens
-        rows = keep(env, batch, [part], n=batch.count)
+        rows = keep(env, batch, n=batch.count)
         return [rows[i : i + ATTEMPTS] for i in range(0, len(rows), ATTEMPTS)]
 
     rows = in_time(env, STUDENT_SECONDS, len(asked), attempts)

@@ -95,10 +95,11 @@ class FileLoop(OuterLoop):
         student, state = self.config.student, self.state
         names = [f"{k}-{j}" for k in range(self.config.teacher.datasets) for j in range(student.repeats)]
         place = self.folder / "sets" / f"{state.step:04d}"
-        batches_P_S, _, lr = self.plans(question_sets)
-        rows_P = [[problem for batch in batches for problem in batch] for batches in batches_P_S]
+        plans, how = self.plans(question_sets)
+        rows_P = [[problem for batch in plan.batches for problem in batch] for plan in plans]
         if not (place / "jobs.json").is_file():
-            jobs = {"step": state.step, "sets": names, "rloo_steps": len(batches_P_S[0]), "learning_rate": lr}
+            jobs = {"step": state.step, "sets": names, "rloo_steps": len(plans[0].batches)}
+            jobs |= {"learning_rate": how.optimizer.lr}
             self._emit(place, dict(zip(names, rows_P, strict=True)), jobs)
         self.results = read_results(place / "results", names)
         if not self.results:

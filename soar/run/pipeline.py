@@ -35,9 +35,9 @@ from soar.run.folder import ADVICE, RunFolder, write_hashes
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.jobs import FileLoop
 from soar.run.progress import Progress
-from soar.run.ray import RayParallel, check_cluster, open_parallel
+from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
-from soar.run.setup import choose_threads, labelled, open_env, read_adapter, save_adapter
+from soar.run.setup import labelled, open_env, read_adapter, save_adapter
 from soar.run.sinks import Loggers, check_installed
 from soar.types import Problem, UserError
 
@@ -52,21 +52,18 @@ class StudentsFailed(UserError):
 
 @dataclass
 class Run:
-    """One run in its folder; `execute` does what is left of it. stop: asked at every safe point. parallel: worker processes
-    that share the work (`cluster`), None: this process does it all. teacher_reward: what a dataset earns the teacher, see
-    `OuterLoop`."""
+    """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
+    teacher_reward: what a dataset earns the teacher, see `OuterLoop`."""
 
     config: Config
     folder: RunFolder
     env: RolloutEnv
     progress: Progress
     stop: StopRequest
-    parallel: RayParallel | None
     teacher_reward: TeacherReward | None
 
     def __post_init__(self) -> None:
         self._began = self._counted = time.monotonic()
-        self.threads = choose_threads(self.env.backbone, self.config.threads)
         self.state = RunState("loop", new_state(self.env, self.config))
         self.meter = TokenMeter(self.env.sampler)  # takes its place after the screening
 
@@ -85,8 +82,8 @@ class Run:
             self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
             self.state.seconds["screen"] += screening
         self.meter.tokens, self.env.sampler = self.state.tokens, self.meter
-        if self.parallel is not None:
-            self.parallel.meter = self.meter
+        if self.env.parallel is not None:
+            self.env.parallel.meter = self.meter
         stages = (self._loop, self._arms, lambda: self._evaluate(self.state.arms))
         for name, stage, then in zip(STAGES, stages, STAGES[1:], strict=False):
             if self.state.stage == name:
@@ -125,7 +122,7 @@ class Run:
 
     def _find_hard(self, first: bool) -> None:
         config, screen = self.config, self.config.screen
-        found = find_hard(self.env, config, self.folder, self.threads, self.progress, self._safe_point, self.parallel)
+        found = find_hard(self.env, config, self.folder, self.progress, self._safe_point)
         hard, self.screened = found.problems, found.screened
         of_all = f"{len(hard)} of {len(self.screened)}"
         rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
@@ -153,8 +150,7 @@ class Run:
         with steps as advance, self.progress.task("  students", 1, transient=True) as inner:
             advance(state.step)
             kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
-            how = (self.threads, inner.set, self.parallel, self.teacher_reward)
-            loop = kind(self.env, self.hard_train, config, state, *how)
+            loop = kind(self.env, self.hard_train, config, state, inner.set, self.teacher_reward)
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             self.folder.append("metrics.jsonl", loop.validate())
             while loop_end(config, state.step, state.promotions) is None:
@@ -259,14 +255,14 @@ class Run:
                 row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": str(error)}
                 self.folder.append("metrics.jsonl", [row])
                 self.progress.say(f"the arm {arm} is left out: {error}")
-        if self.parallel is None and plans:
+        if self.env.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
-        states = dict.fromkeys(plans, TrainState(0, self._fresh()))
-        states |= {arm: training for arm, training in state.arm_progress.items() if arm in plans}
+        fresh = TrainState(0, self._fresh())
+        begun = {arm: (plan, state.arm_progress.get(arm, fresh)) for arm, plan in plans.items()}
         with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
-            advance(sum(training.step for training in states.values()))
-            how = (self.threads, lambda: self.stop.reason is not None, lambda: advance(1), self.parallel)
-            for moved in arms.train_arms(self.env, plans, states, config, *how):
+            advance(sum(training.step for _, training in begun.values()))
+            how = (lambda: self.stop.reason is not None, lambda: advance(1))
+            for moved in arms.train_arms(self.env, begun, config, *how):
                 for arm, now in moved.items():
                     self.folder.append("metrics.jsonl", arms.arm_events(arm, plans[arm], now))
                     self._keep([now.kept], by=arm)
@@ -278,7 +274,7 @@ class Run:
                     state.arm_tokens[arm] |= {"training": now.tokens}
                 self._curve(moved)
                 self._save()
-                if self.parallel is None and moved.keys() & state.arms.keys() and plans.keys() - state.arms.keys():
+                if self.env.parallel is None and moved.keys() & state.arms.keys() and plans.keys() - state.arms.keys():
                     self._evaluate(state.arms)  # workers would be amid the other arms
                 self._safe_point()
 
@@ -304,7 +300,8 @@ class Run:
             self.meter.tokens = before  # counted before this run was resumed
         self.state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
         steps = arms.arm_steps(arm, config, self.state.loop.student_rollouts)
-        return arms.arm_plan(arm, config, self.hard_train, questions, steps, hints, budget and budget - search - took)
+        plan = arms.arm_plan(arm, config, self.hard_train, questions, steps)
+        return replace(plan, hints=hints, tokens=budget and budget - search - took)
 
     def _search_tokens(self, arm: str) -> int:
         """Tokens of the outer loop, for an arm that uses what it found; else 0."""
@@ -370,11 +367,8 @@ class Run:
         if not policies:
             return []
         config, seed = self.config.evaluate, seeds.derive(self.config.seed, "evaluate")
-        sampling = self.config.student.sampling.model_copy(update={"temperature": config.temperature})
-        correct_P_H, _, tokens_P_H = count_correct(
-            self.env, concat(list(policies.values())), self.hard_test, config.attempts, seed, sampling, self.threads,
-            on_block=lambda part, counts: advance(len(part)), parallel=self.parallel,
-        ).tolist()  # fmt: skip
+        stack = concat(list(policies.values()))
+        correct_P_H, _, tokens_P_H = count_correct(self.env, stack, self.hard_test, self.config, seed, advance).tolist()
         summaries = [summarize(correct_H, config, seed) for correct_H in correct_P_H]
         return [
             {**summary, "attempts": config.attempts, "evaluation_tokens": sum(tokens_H), "correct": correct_H}
@@ -408,10 +402,10 @@ def execute(
         RunFolder(out, config, command, resume) as folder,
         closing(Loggers(config, out, progress.say)) as folder.on_events,
         open_env(config) as env,
-        open_parallel(config, env, progress.say) as parallel,
+        open_parallel(config, env, progress.say) as env.parallel,
     ):
         progress.file = out / NOW_FILE  # not before the folder is this run's
-        run = Run(config, folder, env, progress, stop or StopRequest(), parallel, teacher_reward)
+        run = Run(config, folder, env, progress, stop or StopRequest(), teacher_reward)
         try:
             with saved_run(resume_command(out)), storage_errors(out, ADVICE):
                 return run.execute()
@@ -436,10 +430,8 @@ def measure(
     for line in loaded.report.lines():
         say(line)
     attempts, done = config.evaluate.attempts, 0
-    sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
     check_cluster(config)
     with open_env(config) as env:
-        threads = choose_threads(env.backbone, config.threads)
         stacks = {"base": env.backbone.new_stack(0)}
         stacks |= {name: read_adapter(env.backbone, folder) for name, folder in adapters.items()}
         problems, left_out = arms.usable(env, config, loaded.problems, say)
@@ -449,16 +441,14 @@ def measure(
                 f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade)"
             )
 
-        def note(part: list[Problem], counts: Any) -> None:
+        def note(more: int) -> None:
             nonlocal done
-            done += len(part)
+            done += more
             advance(done, len(problems))
 
         stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
-        with open_parallel(config, env, say) as parallel:
-            correct_P_H, truncated_P_H, _ = count_correct(
-                env, stack, problems, attempts, seed, sampling, threads, on_block=note, parallel=parallel
-            )
+        with open_parallel(config, env, say) as env.parallel:
+            correct_P_H, truncated_P_H, _ = count_correct(env, stack, problems, config, seed, note)
     every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})
     results = results_of(dict(zip(stacks, correct_P_H.tolist(), strict=True)), every_k, config.seed)
     for name, share in zip(stacks, truncated_P_H.mean(1) / attempts, strict=True):

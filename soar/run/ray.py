@@ -26,7 +26,7 @@ from soar.files import scrub
 from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.run.interrupts import TokenMeter
-from soar.run.setup import choose_threads, cores_of, open_env
+from soar.run.setup import cores_of, open_env
 from soar.types import VERSION, UserError
 
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
@@ -56,7 +56,6 @@ class Worker:
         if Path(self.cwd).is_dir():
             os.chdir(self.cwd)
         env = open_env(self.config).__enter__()  # left with the process
-        choose_threads(env.backbone, self.config.threads)
         if (here := env.backbone.base_digest()) != self.digest:
             raise WorkersLost(
                 f"a worker on {platform.node()} loaded other weights than the run's process (sha256 {here[:12]} there, "

@@ -8,7 +8,7 @@ heard in the middle of a wave; the calls that were done are kept.
 import hashlib
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from soar.domains.candidates import candidates
 from soar.engine.rollouts import unheard
 from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
-from soar.loop.parallel import Parallel, Tick, spread
+from soar.loop.parallel import Tick, spread
 from soar.loop.rollout import RolloutEnv
 from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
@@ -30,7 +30,7 @@ from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, StopRequest
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
-from soar.run.setup import choose_threads, open_env
+from soar.run.setup import open_env
 from soar.types import Problem, Screening
 
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
@@ -168,14 +168,7 @@ def rows_at_once(env: RolloutEnv, config: Config, problems: Sequence[Problem]) -
 
 
 def screen(
-    env: RolloutEnv,
-    problems: list[Problem],
-    config: Config,
-    folder: RunFolder,
-    evidence: Row,
-    threads: int,
-    on_attempts: Callable[[int, int], None],
-    parallel: Parallel | None = None,
+    env: RolloutEnv, problems: list[Problem], config: Config, folder: RunFolder, evidence: Row, on_attempts: Tick
 ) -> dict[str, Screening]:
     """Screen every problem; the counts so far go to hard/screen.jsonl call by call, where the last line of an id counts.
     Calls are cut from the whole list, so a resumed screening computes with the batches of an uninterrupted one. Rows of
@@ -203,10 +196,10 @@ def screen(
             left = [p for p in problems if counts[p.id].attempts > first or counts[p.id].successes <= most]
             done = sum(counts[problem.id].attempts for problem in problems)
             total = done + sum(attempts - counts[problem.id].attempts for problem in left)
-            calls = [(part, first, last) for part in _cut(left, capacity // (last - first), env, parallel)]
+            calls = [(part, first, last) for part in _cut(left, capacity // (last - first), env)]
             calls = [call for call in calls if any(counts[problem.id].attempts < last for problem in call[0])]
             heard()
-            results = spread(parallel, env, threads, screen_call, (config,), calls, heard)
+            results = spread(env, screen_call, (config,), calls, heard)
             for (part, *_), result in zip(calls, results, strict=True):
                 fresh = [(p, new) for p, new in zip(part, result, strict=True) if counts[p.id].attempts == first]
                 for p, new in fresh:
@@ -220,11 +213,11 @@ def screen(
     return {problem.id: counts[problem.id] for problem in problems}
 
 
-def _cut(problems: list[Problem], each: int, env: RolloutEnv, parallel: Parallel | None) -> list[list[Problem]]:
+def _cut(problems: list[Problem], each: int, env: RolloutEnv) -> list[list[Problem]]:
     """Parts of at most `each` problems and of like size; on GPUs at least one for each worker."""
     calls = -(-len(problems) // max(1, each))
-    if parallel is not None and env.backbone.device.type != "cpu":
-        calls = max(calls, min(len(problems), parallel.size))
+    if env.parallel is not None and env.backbone.device.type != "cpu":
+        calls = max(calls, min(len(problems), env.parallel.size))
     size = max(1, -(-len(problems) // max(1, calls)))
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
@@ -271,14 +264,7 @@ class HardSet:
 
 
 def find_hard(
-    env: RolloutEnv,
-    config: Config,
-    folder: RunFolder,
-    threads: int,
-    progress: Progress,
-    safe_point: Callable[[], None],
-    parallel: Parallel | None = None,
-    reuse: bool = True,
+    env: RolloutEnv, config: Config, folder: RunFolder, progress: Progress, safe_point: Tick, reuse: bool = True
 ) -> HardSet:
     """Load, leave out what cannot be used, screen (nothing with screen.attempts = 0), select. safe_point: called on the
     way; may raise. reuse: a problem file with its evidence beside it is not screened again. Raises ConfigError, DataError,
@@ -310,7 +296,7 @@ def find_hard(
                 advance.set(done, total)
                 safe_point()
 
-            found = screen(env, problems, config, folder, evidence, threads, note, parallel)
+            found = screen(env, problems, config, folder, evidence, note)
         if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
             evidence = rows[0]["evidence"]
     else:
@@ -353,10 +339,12 @@ def screen_folder(
     if config.screen.attempts == 0:
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
     check_cluster(config)
-    with RunFolder(out, config, command, resume) as folder, open_env(config) as env:
-        threads = choose_threads(env.backbone, config.threads)
-        with open_parallel(config, env, progress.say) as parallel:
-            hard = find_hard(env, config, folder, threads, progress, safe_point, parallel, reuse=False)
+    with (
+        RunFolder(out, config, command, resume) as folder,
+        open_env(config) as env,
+        open_parallel(config, env, progress.say) as env.parallel,
+    ):
+        hard = find_hard(env, config, folder, progress, safe_point, reuse=False)
     if hard.problems:
         hard.write(out / "hard.jsonl", hard.problems, columns=True)
     write_json(out / "screen.json", hard.event)

@@ -66,7 +66,8 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
 
             sampler = open_vllm(backbone, config)
         try:
-            yield RolloutEnv(backbone, sampler, domain.prompts, verifier, config.student.reward)
+            threads = choose_threads(backbone, config.threads)
+            yield RolloutEnv(backbone, sampler, domain.prompts, verifier, config.student.reward, threads)
         finally:
             sampler.release()
 
