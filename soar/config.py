@@ -355,7 +355,7 @@ def parse_override(text: str) -> dict[str, Any]:
     key, equals, raw = text.partition("=")
     for value in (raw, json.dumps(raw.strip(), ensure_ascii=False)):
         with suppress(tomllib.TOMLDecodeError):
-            return tomllib.loads(f"{key} {equals} {value}")
+            return tomllib.loads(f"{key} {equals} {value}".replace("\x7f", r"\u007f"))  # which JSON leaves as it is
     raise ConfigError(f"--set {text!r}: expected key=value, for example --set teacher.steps=10")
 
 

@@ -82,7 +82,7 @@ def test_a_run_prints_its_table_and_records_its_command(tiny_run, run, capsys):
 
 
 def test_shorthands_that_set_can_refine(capsys):
-    name = 'a "quoted" \\ name \U0001f600'
+    name = 'a "quoted" \\ name \U0001f600 \x7f'
     words = ["run", "--model", name, "--problems", "x.jsonl", "--max-hours", "2", "--review", "--set", "seed=3"]
     config = dry_config([*words, "--workers", "3", "--verifier", "exact"], capsys)
     assert (config["cluster"]["workers"], config["problems"]["verifier"]) == (3, "exact")

@@ -226,8 +226,10 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     assert {cell.config.screen.from_run for cell in own} == {"before-0", "before-1"}
     other = toy(tmp_path, TOY.replace("teacher.reward=learnability", "screen.attempts=7"))
     assert [cell.shares for cell in cells(other, tmp_path / "out", [])] == [None] * 4
-    shared = [cell.shares for cell in cells(toy(tmp_path), tmp_path / "out", [])]
-    assert shared == [None, None, *(tmp_path / "out" / "cells" / f"grounded-seed{s}" for s in (0, 1))]
+    shared, leaders = cells(toy(tmp_path), tmp_path / "\U0001f600", []), [None, None]
+    leaders += [tmp_path / "\U0001f600" / "cells" / f"grounded-seed{s}" for s in (0, 1)]
+    assert [cell.shares for cell in shared] == leaders
+    assert [cell.config.screen.from_run for cell in shared] == ["" if x is None else str(x) for x in leaders]
     with pytest.raises(ConfigError, match=r"teacher\.reward = 'luck'"):
         run_study(toy(tmp_path, TOY.replace("=learnability", "=luck")), tmp_path / "bad", list(TINY))
     assert not (tmp_path / "bad").exists(), "refused before anything runs"

@@ -141,7 +141,7 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
             config, shares = load(recipe, overrides), None
             if seed in leaders and _screened_alike(leaders[seed].config, config):
                 shares = leaders[seed].folder
-                overrides.append(f"screen.from_run={json.dumps(str(shares))}")
+                overrides.append(f"screen.from_run={json.dumps(str(shares), ensure_ascii=False)}")
                 config = load(recipe, overrides)
             every.append(Cell(name, seed, folder, recipe, tuple(overrides), config, shares))
             leaders.setdefault(seed, every[-1])
