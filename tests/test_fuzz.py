@@ -82,10 +82,10 @@ def test_any_unicode_text_can_be_compared(answer, gold):
     check_answer(answer, gold)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(15)
 @pytest.mark.parametrize("piece", [text for (text,) in cases("fuzz", "repeated")])
 def test_long_repetitions_take_linear_time(piece):
-    text = piece * (100_000 // len(piece))
+    text = piece * (50_000 // len(piece))
     check_text(text, piece)
     check_text("Question" + text, "<" + piece)
     check_text("\\boxed{" + text + "}", "1")
