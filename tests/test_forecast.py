@@ -1,4 +1,5 @@
-"""The forecast: counts and seconds by hand, the table of rates, memory from real files, forecast against run."""
+"""The forecast: counts and seconds by hand, the table of rates, memory from real files, forecast against run. The scaling
+study: its model against the measured rates, its bookkeeping, and the page that quotes it."""
 
 import sys
 
@@ -12,6 +13,7 @@ from soar.plan import forecast
 from soar.types import Problem
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import scaling
 import sizes
 
 NUMBERS = {
@@ -103,3 +105,28 @@ def test_a_forecast_says_what_a_run_then_spends(tmp_path):
     counts = works(*changes, candidates=float(hard), hard_share=1.0)
     spent = events(tmp_path / "run", "outer_step")[-1]["student_rollouts"]
     assert counts[forecast.TRAIN].rollouts + counts[forecast.MEASURE].rollouts == spent
+
+
+def test_the_model_gives_what_was_measured():
+    assert scaling.measured_decode() == pytest.approx(forecast.TABLE[3].decode, rel=0.01)
+    tokens = scaling.train_seconds(scaling.Setting("3B"), 1, forecast.TABLE[3].train)
+    assert tokens == pytest.approx(scaling.KL_FACTOR, rel=1e-3)
+
+
+@pytest.mark.parametrize(("gpus", "change"), [(8, {}), (48, {"split": True}), (48, {"per_node": True, "datasets": 8})])
+def test_every_gpu_second_is_accounted_for(gpus, change):
+    result = scaling.simulate(scaling.Setting(**{"model": "3B", "gpus": gpus, **change}))
+    left = gpus * result.seconds - sum(result.spent.values())
+    assert left == pytest.approx(0.0, abs=0.02 * gpus * result.seconds)
+    assert all(value >= 0 for value in result.spent.values())
+
+
+def test_the_page_quotes_the_script(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scaling.py"])
+    scaling.main()
+    printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    blocks = [block.split("\n") for block in page.split("```")[1::2] if "speed-up" in block]
+    quoted = [line.rstrip() for block in blocks for line in block[1:] if line.strip()]
+    assert len(quoted) == 9
+    assert [line for line in quoted if line not in printed] == []
