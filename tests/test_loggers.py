@@ -1,17 +1,27 @@
-"""Sinks get the numbers of metrics.jsonl under TRL's names, and never stop a run."""
+"""Sinks get the numbers of metrics.jsonl under TRL's names, and never stop a run; what a run keeps of its completions in
+rollouts.jsonl, under which cap, and where it is shown."""
 
 import sys
 from contextlib import closing
+from types import SimpleNamespace
 from unittest.mock import Mock, call
 
 import pytest
-from loop_helpers import events, read_jsonl, tiny_config
+import run_folders
+from loop_helpers import events, read_jsonl, run_tiny, skills, tiny_config
 from tables import cases
 
 from soar.cli import main
-from soar.run import sinks as loggers
+from soar.files import read_object
+from soar.loop.student import Plan, Training, TrainState
+from soar.problems.pool import VerifierPool
+from soar.report.page import KINDS, OUTCOMES, write_report
+from soar.report.runs import read_run
+from soar.report.watch import view_lines
+from soar.run import sinks as sinks_room
 from soar.run.folder import files_of
 from soar.run.sinks import Loggers, flatten
+from soar.types import Verdict
 
 
 @pytest.mark.parametrize(("event", "flat"), cases("loggers", "flatten"))
@@ -70,7 +80,83 @@ def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch, capsys):
     assert (sent["name"], sent["config"]["cluster"]["address"]) == ("run-[hidden]", "https://[hidden]@host/v1")
     words = "failed and is left out from here on; metrics.jsonl has everything (RuntimeError: refused [hidden])"
     assert said == [f"log.sinks: wandb {words}"]
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks_room.importlib.util, "find_spec", lambda name: None)
     assert main(["run", "--out", str(tmp_path / "run"), "--set", 'log.sinks=["wandb"]']) == 1
     assert "log.sinks names 'wandb', which is not installed: pip install 'soar-rl[wandb]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "tokens", "kept"), [(1, 0, [0]), (3, 0, [0, 1, 2]), (10, 0, [0, 4, 9]), (99, 10, [0, 4, 9])]
+)
+def test_first_middle_and_last(monkeypatch, steps, tokens, kept):
+    """Of the steps, or of the tokens where they end the training."""
+    plan, env = Plan([[]] * steps, 0, tokens=tokens), SimpleNamespace(device="cpu", config=tiny_config().model)
+    students = Training(env, [(plan, TrainState(0, skills([0.0])))], tiny_config().student)  # type: ignore[arg-type]
+    monkeypatch.setattr("soar.loop.student.keep", lambda *given: [{}])
+    (state,) = students.states_P
+    while students.step < steps and state.tokens < (tokens or 1e9):
+        students.step, state.tokens, state.metrics = students.step + 1, students.step + 1, [{"tokens": 1}]
+        students.keep(None, None)  # type: ignore[arg-type]
+    assert [row["rloo_step"] for row in state.kept] == kept
+
+
+def test_what_came_of_an_attempt():
+    texts, verdicts, ended, wanted = zip(*cases("rollouts", "attempt"), strict=True)
+    outcomes = VerifierPool("math").outcomes(texts, list(map(Verdict, verdicts)), ended, ["7"] * len(texts))
+    assert [outcome for outcome, _ in outcomes] == list(wanted)
+
+
+def test_a_run_keeps_completions_of_every_kind_from_its_first_to_its_last_step(tiny_run):
+    rows, config = read_jsonl(tiny_run / "rollouts.jsonl"), tiny_config()
+    assert {row["kind"] for row in rows} == set(KINDS)
+    assert {row["outcome"] for row in rows if row["kind"] != "teacher"} <= set(OUTCOMES)
+    loop = [row for row in rows if row["by"] in ("student", "teacher")]
+    assert {row["step"] for row in loop} == set(range(config.teacher.steps))
+    steps = {row["rloo_step"] for row in loop if row["kind"] == "question"}
+    assert {0, config.student.steps - 1} <= steps
+    arms = {row["by"] for row in rows} - {"student", "teacher"}
+    assert arms == set(config.arms.run) - {"base", "ps"}
+    hard = {row["id"] for half in ("train", "test") for row in read_jsonl(tiny_run / "hard" / f"{half}.jsonl")}
+    assert all((row["id"] in hard) == (row["kind"] == "hard") for row in rows if row["kind"] != "teacher")
+    assert all(row["reward"] == float(row["outcome"] == "right") for row in rows if row["kind"] != "teacher")
+    assert "rollouts.jsonl" in read_object(tiny_run / "hashes.json")[0]
+    shown = [text for text, _ in view_lines(read_run(tiny_run))]
+    assert any(text.startswith("completions kept last (pq, RLOO step ") for text in shown)
+
+
+def test_the_cap_is_shared_out_and_nothing_secret_is_kept(tiny_run, tmp_path, monkeypatch):
+    large, file = read_jsonl(tiny_run / "rollouts.jsonl"), tmp_path / "run" / "rollouts.jsonl"
+    secret = next(row["question"] for row in large if "id" in row)
+    monkeypatch.setenv("MY_API_KEY", secret)
+    run_tiny(tmp_path / "run", "log.rollouts_mb=0.03")
+    small = read_jsonl(file)
+    assert file.stat().st_size <= 30_000 and len(small) < len(large) and secret not in file.read_text()
+    assert {(row["by"], row.get("step")) for row in small} == {(row["by"], row.get("step")) for row in large}
+
+
+def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path):
+    folder = run_folders.write_run(tmp_path / "run", steps=2)
+    hostile = "<script>kept(1)</script>\u202e" + "x" * 5000
+    rows = [
+        {"kind": kind, "by": "student", "step": step, "outcome": outcome, "completion": hostile, "answer": "7"}
+        for kind, outcome in (("hard", "no answer"), ("question", "right"), ("teacher", "two_problems"), (None, 3))
+        for step in range(20)
+    ]
+    run_folders.write_jsonl(folder / "rollouts.jsonl", [*rows, {"completion": {}}])
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "no answer (hard problems 20)" in page and "teacher: two_problems (teacher texts 20)" in page
+    assert OUTCOMES["no answer"][1] in page and "student, outer step 19" not in page  # every third of them
+    assert page.count("&lt;script&gt;kept(1)") == 4 * 7 and "<script>kept" not in page and "\u202e" not in page
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_trackers_get_tables(tmp_path, monkeypatch, kind):
+    run = Mock(spec=["log", "finish"])
+    tool = Mock(Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data])
+    tool.init.return_value = run
+    monkeypatch.setitem(sys.modules, kind, tool)
+    loggers = Loggers(tiny_config(f'log.sinks=["{kind}"]'), tmp_path, pytest.fail)
+    loggers([{"by": "pq", "rloo_step": 3, "outcome": "wrong"}, {"by": "student", "step": 1, "outcome": "right"}])
+    ((table,),) = (logged.args for logged in run.log.call_args_list)
+    assert [row["outcome"] for row in table["completions"]] == ["wrong", "right"]
