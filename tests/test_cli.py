@@ -1,18 +1,21 @@
-"""The command line: exit codes, messages instead of tracebacks, what is imported for what, and what arguments become."""
+"""The command line: exit codes, messages instead of tracebacks, what is imported for what, what arguments and recipes become,
+the page of all config keys; `soar student` and `soar eval` agree with a run."""
 
 import json
 import re
+import runpy
 import shlex
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from helpers import ROOT
-from loop_helpers import TINY, sets
+from loop_helpers import TINY, events, read_jsonl, sets
 
 import soar
 from soar.cli import main
-from soar.config import RECIPES, ConfigError, load
+from soar.cli.commands import student_config
+from soar.config import RECIPES, Config, ConfigError, build, flat, load
 from soar.types import UserError
 
 
@@ -103,9 +106,8 @@ def test_shorthands_that_set_can_refine(capsys):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_every_recipe_loads_and_can_be_planned(name, capsys):
-    sets = ["model.path=m", "problems.source=x.jsonl"]
-    words = [part for text in sets for part in ("--set", text)]
-    assert dry_config(["run", name, *words], capsys) == load(name, sets).resolved()
+    changes = ["model.path=m", "problems.source=x.jsonl"]
+    assert dry_config(["run", name, *sets(*changes)], capsys) == load(name, changes).resolved()
 
 
 def test_the_commands_of_the_cluster_files_are_understood(capsys):
@@ -119,3 +121,93 @@ def test_the_commands_of_the_cluster_files_are_understood(capsys):
             command = command.replace(name, value)
         cluster = dry_config(["run", *shlex.split(command)], capsys)["cluster"]
         assert cluster["workers"] and cluster["address"] in ("auto", "10.0.0.1:6379"), command
+
+
+def asked(train: str, *overrides: str, recipe: str | None = "tiny", steps: int | None = 5) -> Config:
+    return student_config(train, recipe, None, None, list(overrides), steps)
+
+
+def test_training_sets_become_arms(tiny_run):
+    assert asked("hard_only").arms.run == ("base", "hard_only")
+    assert asked("pq_correct:runs/demo").arms.run == ("base", "pq_correct")
+    config = asked(f"pq:{tiny_run}")
+    assert (config.arms.run, config.arms.pq_from, config.screen.from_run) == (("base", "pq"), str(tiny_run), "")
+    assert (config.teacher.steps, config.arms.steps, config.arms.pq_steps) == (0, 5, 0)
+    assert asked("real:easy.jsonl").arms.real == "easy.jsonl"
+    # Without a recipe the run's own config and screening are used.
+    config = asked(f"teacher_t:{tiny_run}", recipe=None)
+    assert (config.student.attempts, config.problems.limit, config.screen.from_run) == (4, 12, str(tiny_run))
+    assert config.arms.teacher_from == str(tiny_run)
+    assert asked("hard_only", "arms.steps=9").arms.steps == 9
+
+
+def test_a_student_on_a_runs_questions(tiny_run, tmp_path, capsys):
+    out = tmp_path / "student"
+    arguments = ["student", "--train", f"pq:{tiny_run}", "--steps", "2", "--out", str(out), "--quiet"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "pq " in printed and f"adapter: {out / 'arms' / 'pq'}; report" in printed
+    assert (out / "arms" / "pq" / "adapter_config.json").is_file()
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["arms"]) == ["base", "pq"]
+    mine, theirs = ({e["arm"]: e["correct"] for e in events(f, "evaluation")} for f in (out, tiny_run))
+    assert mine["base"] == theirs["base"]
+    assert mine["pq"] == theirs["pq"]  # two steps on the same questions with the same seeds
+    assert main(arguments) == 1
+    assert main([*arguments, "--resume"]) == 0
+
+
+def test_eval_repeats_the_runs_own_evaluation(tiny_run, tmp_path, capsys):
+    out = tmp_path / "eval.json"
+    adapters = [str(tiny_run / name) for name in ("student", "arms/pq")]
+    problems = str(tiny_run / "hard" / "test.jsonl")
+    options = [word for adapter in adapters for word in ("--adapter", adapter)]
+    assert main(["eval", *options, "--problems", problems, "--out", str(out), "--quiet"]) == 0
+    found = json.loads(out.read_text())
+    run: dict[str, Any] = {event["arm"]: event for event in events(tiny_run, "evaluation")}
+    assert list(found["policies"]) == ["base", *adapters]
+    for name, arm in zip(found["policies"], ("base", "ps", "pq"), strict=True):
+        policy = found["policies"][name]
+        assert policy["correct"] == run[arm]["correct"]
+        assert policy["pass_at"]["1"] == run[arm]["pass_at"]["1"]
+        assert policy["interval_95"]["4"] == run[arm]["interval_95"]["4"]
+        assert list(policy["pass_at"]) == ["1", "2", "3", "4"]
+    assert set(found["paired"]) == {f"{name} - base" for name in adapters}
+    assert found["problems"]["ids"] == [row["id"] for row in read_jsonl(tiny_run / "hard" / "test.jsonl")]
+    shown = capsys.readouterr().out
+    assert shown.startswith("6 problems, 4 attempts each\npolicy")
+    assert f"result: {out}" in shown
+
+
+def test_init_writes_a_commented_recipe_once(tmp_path, capsys):
+    model, file = 'quoted " and \\ # back \\1 \u00e9', tmp_path / "mine.toml"
+    words = ["init", str(file), "--model", model, "--problems", "my hard.jsonl", "--verifier", "number"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{file}\nnext: soar check {file}\n"
+    changed = {"name": "mine", "model.path": model, "problems.source": "my hard.jsonl", "problems.verifier": "number"}
+    assert flat(load(str(file)).resolved()) == flat(load("small-1gpu").resolved()) | changed
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert 'source = "my hard.jsonl"  # file, hub id, world:NAME, reasoning_gym:NAME or verifiers:NAME' in lines
+    assert sum("  # " in line for line in lines) >= 20
+    assert main(words) == 1 and "mine.toml exists; name another file" in capsys.readouterr().err
+
+
+def test_a_key_that_is_not_given_has_the_default_of_its_place():
+    """A recipe that sets one key of teacher.optimizer must not fall back to the defaults of the optimizer at large."""
+    built = build({"teacher": {"optimizer": {"warmup_steps": 5}, "sampling": {"temperature": 0.5}}})
+    default = Config()
+    assert built.teacher.optimizer == default.teacher.optimizer.model_copy(update={"warmup_steps": 5})
+    assert built.teacher.sampling == default.teacher.sampling.model_copy(update={"temperature": 0.5})
+    assert (built.teacher.optimizer.schedule, built.teacher.sampling.max_tokens) == ("cosine", 512)
+
+
+def test_the_reference_page_is_current_and_has_every_key_with_its_default():
+    made = runpy.run_path(str(ROOT / "docs" / "config_page.py"))
+    page = made["markdown"]()
+    wanted = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    assert wanted == page, "run: python docs/config_page.py"
+    rows = [line.replace("\\|", "/").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    defaults = {row[0].strip("| `"): row[2].strip("` ") for row in rows}
+    assert defaults == {key: made["toml"](value) for key, value in flat(Config().resolved()).items()}
+    assert defaults["teacher.optimizer.schedule"] != defaults["student.optimizer.schedule"]
+    assert "| `screen.attempts` | integer \u2265 0 | `128` | 0: trust the file, screen nothing |" in page
