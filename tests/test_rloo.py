@@ -147,9 +147,8 @@ REWARDS = [120.0, 0.0, 10.0, 20.0, None, 10.0, 10.0, 120.0]
 
 def trl_trainer(folder: Path, model: Any) -> Any:
     """A trainer that samples nothing: completions and rewards are the ones above."""
-    from datasets import Dataset
-
     trl = pytest.importorskip("trl")
+    from datasets import Dataset
 
     class Given(trl.RLOOTrainer):
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
