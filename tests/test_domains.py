@@ -1,5 +1,6 @@
 """Any causal language model folder and any problem file through the command line; domains: the one in docs/domains.md, taken
-out of the page; hostile and broken ones."""
+out of the page, hostile and broken ones, `science`, `procedural`, `code`, the one of examples/multiple_choice.py; the
+embedded world: oracle, labels, the shipped model and its pretraining."""
 
 import json
 import re
@@ -7,19 +8,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import pretrain
 import pytest
+import torch
 from helpers import BOS, ROOT, tiny_model, tiny_tokenizer
 from loop_helpers import events, read_jsonl, sets, tiny_config, write_problems
+from multiple_choice import arrange
+from multiple_choice import verify as verify_choice
 from run_folders import write_jsonl
 from tables import cases
 from tokenizers import processors
 
 from soar.cli import main
+from soar.config import load, resolve_path
+from soar.domains import code as coding
+from soar.domains import procedural
+from soar.domains import world as worlds
+from soar.domains.candidates import candidates
+from soar.domains.code import CODE, MAX_CHARS, MAX_TESTS, Unusable, flaw, grade, read_answer, read_problem, read_tests
+from soar.domains.procedural import compare, kind_of
+from soar.domains.science import compare_quantities, read_gold, read_quantity, read_unit
 from soar.loop.arms import oracle
 from soar.problems.domain import Domain, DomainError, load_domain
-from soar.problems.pool import VerifierPool
+from soar.problems.load import load_problems
+from soar.problems.pool import VerifierError, VerifierPool
 from soar.problems.prompts import FORMATS
+from soar.sandbox import run as sandbox
+from soar.sandbox.run import End, Outcome, SandboxError
 from soar.types import Problem, Reason, Rejection, Verdict
 
 PAGE = (ROOT / "docs" / "domains.md").read_text(encoding="utf-8")
@@ -174,3 +191,271 @@ def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
     others = {Domain(**{**vars(domain), **change}).fingerprint() for change in changes}
     others |= {load_domain(f"{copy}:D").fingerprint(), domain.fingerprint()}
     assert len(others) == len(changes) + 2
+
+
+C, W = Verdict.CORRECT, Verdict.WRONG
+
+
+@pytest.mark.parametrize(("answer", "gold", "verdict"), [*cases("science", "quantity"), ("9" * 500, "3 m", "wrong")])
+def test_quantities(answer, gold, verdict):
+    assert compare_quantities(answer, gold).value == verdict
+
+
+@pytest.mark.parametrize(("answer", "gold", "verdict"), cases("procedural", "compared"))
+def test_comparison(answer, gold, verdict):
+    assert compare(answer, gold).value == verdict
+
+
+def test_reading():
+    found = read_quantity("0.0450 kg m/s")
+    assert found is not None
+    assert (found.value, found.step) == (0.045, 1e-4)
+    assert str(found.unit) == "kilogram * meter / second"
+    steps = {text: q.step for text in ("1500", "1.50e3", "0.05") if (q := read_quantity(text))}
+    assert steps == {"1500": 0, "1.50e3": 10, "0.05": 0}
+    assert str(read_unit("J/(mol K)")) == "joule / kelvin / mole"
+    assert read_gold("5 m [soon]") is read_gold("5 m [3 %") is read_quantity("5 parrots") is None
+    assert compare_quantities("5 m", "tall") is Verdict.UNSCORABLE
+
+
+def question(*options: str, stem: str = "What is it?") -> str:
+    return "\n".join([stem, *(f"{letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options, strict=False))])
+
+
+def test_options_are_shuffled_and_the_same_for_every_order_they_came_in():
+    made = [arrange(Problem("p", question("iron", "copper", "tin", "none of the above"), answer)) for answer in "ABCD"]
+    assert all(isinstance(p, Problem) for p in made)
+    problems: list[Any] = made
+    assert len({p.question for p in problems}) == 1 and problems[3].answer == "D", "stays last"
+    assert sorted(p.answer for p in problems) == ["A", "B", "C", "D"]
+    other: Any = arrange(Problem("p", question("tin", "iron", "none of the above", "copper"), "copper"))
+    assert (other.question, other.answer) == (problems[1].question, problems[1].answer)
+    assert arrange(other) == other
+    assert [verify_choice(text, other) for text in ("copper", "tin", "A or B")] == [C, W, Verdict.NO_ANSWER]
+
+
+def test_multiple_choice_is_loaded_like_any_file(tmp_path):
+    domain, path = f"{ROOT / 'examples' / 'multiple_choice.py'}:DOMAIN", tmp_path / "choices.jsonl"
+    rows = ['{"question": "Q1?", "answer": "1", "options": ["yes", "no"]}', '{"question": "Q2?", "answer": "no"}']
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    loaded = candidates(load("small-1gpu", [f"problems.source={path}", f"problems.domain={domain}"]))
+    assert len(loaded.problems) == 1 and "no_options" in str(loaded.report.dropped[0])
+    texts = [
+        f"<question>\n{body}\n</question>\n<answer>\n\\boxed{{B}}\n</answer>"
+        for body in (question("iron", "copper"), question("iron", "iron"))
+    ]
+    with VerifierPool(load_domain(domain), workers=1) as pool:
+        good, bad = pool.read_problems(texts, [False] * 2)
+        assert isinstance(good, Problem) and isinstance(bad, Rejection) and bad.name == "duplicate_options"
+        told = [r"\boxed{copper}", "the answer is iron", r"\boxed{A or B}", "nothing"]
+        verdicts = pool.check(told, [good.answer] * 4, {"question": [good.question] * 4})
+        assert verdicts == [C, W, Verdict.NO_ANSWER, Verdict.NO_ANSWER]
+
+
+@pytest.mark.parametrize("name", ["code", "science", "procedural"])
+def test_every_built_in_domain_verifies_its_examples(name):
+    domain = load_domain(name)
+    assert domain.name == name
+    assert domain.verify is not None
+    for problem in domain.examples:
+        assert name == "code" or domain.verify(problem.answer, problem) is C  # code: see its own tests
+        assert domain.validate is None or domain.validate(problem) is None
+
+
+def problem(family: str, answer: str = "7", **metadata: Any) -> Problem:
+    return Problem("p", "q", answer, {"family": family, "metadata": json.dumps(metadata)})
+
+
+def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatch):
+    kinds = ["compared", "compared", "scorer", "refused"]
+    assert [kind_of(name) for name in ("chain_sum", "sudoku", "jugs", "countdown")] == kinds
+    assert procedural.verify("7", Problem("p", "q", "7", {"family": "jugs"})) is Verdict.UNSCORABLE  # no metadata
+    assert procedural.validate(problem("chain_sum")) is procedural.validate(Problem("p", "q", "7")) is None
+    assert procedural.validate(problem("countdown")) == "scorer_runs_text"
+    assert procedural.verify("7", problem("countdown")) is Verdict.UNSCORABLE
+
+    def score(answer: str, entry: dict[str, Any]) -> float:
+        return {"good": 1.0, "half": 0.5}.get(answer, 0.0) if entry["metadata"] == {"size": 3} else -1.0
+
+    monkeypatch.setattr(procedural, "_scorer", lambda family: {"jugs": score}[family])
+    verdicts = [procedural.verify(text, problem("jugs", "good", size=3)) for text in ("good", "half", "bad")]
+    assert verdicts == [C, W, W]
+    assert procedural.validate(problem("jugs", "good", size=3)) is None
+    assert procedural.validate(problem("jugs", "bad", size=3)) == "gold_answer_refused"
+    assert procedural.verify("8", problem("chain_sum")) is W  # not asked: our own comparison can grade it
+
+
+def test_real_families():
+    pytest.importorskip("reasoning_gym")
+    problems, _ = load_problems("reasoning_gym:chain_sum", limit=3, seed=1, options={"min_terms": 6, "max_terms": 6})
+    assert all(p.question.count("+") + p.question.count(" - ") >= 4 for p in problems)
+    jugs, _ = load_problems("reasoning_gym:jugs", limit=2, seed=1)
+    assert all(procedural.validate(p) is None for p in jugs) and procedural.verify("[]", jugs[0]) is W
+
+
+WORLD = worlds.get_world("tiny")
+
+
+@pytest.mark.parametrize(("question", "answer", "topic", "difficulty"), cases("worlds", "label"))
+def test_labels(question, answer, topic, difficulty):
+    assert (WORLD.solve(question), WORLD.topic(question)) == (answer, topic)
+    assert (WORLD.well_posed(question), WORLD.difficulty(question)) == (answer is not None, difficulty)
+
+
+def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed():
+    problems = WORLD.hard_problems(300, 5)
+    assert problems == worlds.get_world("tiny-rare").hard_problems(300, 5)
+    assert {p.question for p in problems} != {p.question for p in WORLD.hard_problems(300, 6)}
+    assert len({p.question for p in problems}) == len({p.id for p in problems}) == 300
+    chains = [(p.extra["steps"], p.extra["carries"]) for p in problems]
+    assert {chain: chains.count(chain) for chain in chains} == {(4, 4): 75, (5, 4): 75, (5, 5): 75, (6, 5): 75}
+    for problem in problems:
+        assert WORLD.difficulty(problem.question) == problem.extra["carries"]
+        assert WORLD.solve(problem.question) == problem.answer
+    with pytest.raises(ValueError, match="ask for fewer"):
+        WORLD.real_problems(50_000, 0)
+
+
+def test_shipped_model_loads_with_transformers():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(resolve_path("builtin:tiny"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
+    tokens = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert tokens.get_vocab() == pretrain.tokenizer().get_vocab()
+    generation = model.generation_config
+    assert (generation.eos_token_id, generation.pad_token_id) == (tokens.eos_token_id, tokens.pad_token_id)
+    ids = tokens("<solve> 41 a+8 b+7 <work>", return_tensors="pt")["input_ids"]
+    out = model.generate(ids, max_new_tokens=20, do_sample=False)
+    # 49 needs no carry; 49 + 7 does, and the base model's likeliest text forgets it.
+    assert tokens.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == " start=41 a=49 b=46 <ans> 49 46"
+    assert next(model.parameters()).dtype == torch.float32
+
+
+try:
+    sandbox.find_backend()
+    NO_SANDBOX = ""
+except SandboxError as error:
+    NO_SANDBOX = str(error)
+needs_sandbox = pytest.mark.skipif(bool(NO_SANDBOX), reason=NO_SANDBOX)
+
+ADD = '''add(a, b):
+    """Return the sum of a and b."""
+    return a + b
+
+assert add(1, 2) == 3
+assert add(0, 0) == 0, "zero"
+# a comment
+assert add(-1, 1) == 0
+```
+Text after the block.'''
+ADD_TASK = "Write a Python function:\n\ndef add(a, b):\n\nReturn the sum of a and b."
+ADD_TESTS = "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(-1, 1) == 0"
+
+
+DEEP = ("[" * 900 + "]" * 900, "-" * 9000 + "1", "9" * 9000)
+
+
+def answers(*values: Any) -> Outcome:
+    return Outcome(End.DONE, dict(enumerate(values)))
+
+
+@pytest.mark.parametrize(("test", "right", "wrong"), cases("coding", "assert"))
+def test_asserts_are_taken_apart(test, right, wrong):
+    tests = read_tests(test)
+    assert (tests.entry, len(tests.checks)) == ("f", 1)
+    assert tests.verdict(answers(right)) is Verdict.CORRECT
+    assert tests.verdict(answers(wrong)) is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *cases("coding", "unusable"),
+        ("assert f(0x" + "f" * 9000 + ") == 1", "unsafe_tests"),
+        *((f"assert f(1) == {text}", "unreadable_tests") for text in DEEP),
+        ("\n".join(f"assert f({i}) == {i + 1}" for i in range(MAX_TESTS + 1)), "too_many_tests"),
+        ("x" * (MAX_CHARS + 1), "too_many_tests"),
+    ],
+)
+def test_tests_that_cannot_be_used_are_named(text, name):
+    with pytest.raises(Unusable, match=name):
+        read_tests(text)
+
+
+def test_hostile_values_are_wrong_and_nothing_else():
+    tests = read_tests("assert sorted(f(1)) == [1]")
+    deep: Any = 0
+    for _ in range(100):
+        deep = [deep]
+    values: tuple[Any, ...] = (deep, {"dict": [[[], 1]]}, {"set": [[1]]}, {"unheard": 1}, {})
+    ends = [Outcome(End.DONE, {0: [1], 1: [1]}), Outcome(End.DONE)]
+    for outcome in (*map(answers, (*values, {"tuple": 3}, [1, "a"])), *ends):
+        assert tests.verdict(outcome) is Verdict.WRONG
+    assert tests.verdict(Outcome(End.TIMEOUT, {0: [1]})) is Verdict.TIMEOUT
+    assert tests.verdict(Outcome(End.KILLED, {0: [1]})) is Verdict.CRASHED
+
+
+@pytest.mark.parametrize(("tests", "name"), cases("coding", "flaw"))
+def test_tests_that_say_too_little_are_named(tests, name):
+    assert flaw(read_tests(tests)) == name
+
+
+@needs_sandbox
+def test_a_teacher_text_is_a_task_with_tests():
+    wanted = (ADD_TASK, ADD_TESTS)
+    texts = [ADD, "```python\ndef " + ADD, "Here it is:\n```python\ndef " + ADD, ADD.split("```")[0]]
+    texts.append(ADD.replace("    return a + b\n", "    ...\n"))  # no solution of its own
+    assert [read_problem(text) for text in texts] == [wanted] * len(texts)
+    typed = read_problem(ADD.replace("add(a, b):", "add(a: int, b: int = 2) -> int:"))
+    assert typed[0].split("\n")[2] == "def add(a: int, b: int=2) -> int:"
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("change", "to", "name"),
+    [
+        *cases("coding", "teacher"),
+        (ADD, " ", "no_code"),
+        (ADD, "a story about numbers", "not_python"),
+        ("Return the sum of a and b.", coding.PLACEHOLDER, "placeholder"),
+        (ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests"),
+    ],
+)
+def test_a_bad_teacher_text_is_named(change, to, name):
+    text = ADD.replace(change, to).replace(', "zero"', "")
+    assert read_problem(text) == name
+
+
+@pytest.mark.parametrize(("completion", "code"), cases("coding", "program"))
+def test_the_program_is_taken_out_of_a_completion(completion, code):
+    assert read_answer(completion) == code
+
+
+def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch):
+    monkeypatch.setattr(sandbox.Sandbox, "run", Mock(side_effect=SandboxError("the sandbox broke")))
+    assert grade("def f(x) return", "assert f(1) == 2\nassert f(2) == 3") is Verdict.WRONG  # not run
+    assert grade("def f(x):\n    return x", "no tests") is Verdict.UNSCORABLE
+    with pytest.raises(VerifierError, match="the sandbox broke"):
+        grade("def f(x):\n    return 7\n", "assert f(1) == 7\nassert f(2) == 8")
+
+
+@needs_sandbox
+def test_the_pool_grades_in_killable_workers():
+    golds = [problem.answer for problem in CODE.examples]
+    columns = {"question": [problem.question for problem in CODE.examples]}
+    right = [
+        "```python\ndef double_odd(values):\n    return [2 * v for v in values if v % 2]\n```",
+        "```python\na, b = map(int, input().split())\nprint(a * b)\n```",
+    ]
+    with VerifierPool(load_domain("code"), workers=1, timeout_s=20) as pool:
+        assert pool.check_golds(golds, columns) == [Verdict.CORRECT] * 2
+        assert pool.check(right, golds, columns) == [Verdict.CORRECT] * 2
+        assert pool.check(["I do not know", right[0]], golds, columns) == [Verdict.NO_ANSWER, Verdict.WRONG]
+        loop = "```python\ndef double_odd(values):\n    while True:\n        pass\n```"
+        assert pool.check([loop], golds[:1], {"question": [""]}) == [Verdict.TIMEOUT]
+        found = pool.read_problems([ADD, "nothing"], [False, False])
+        assert (found[0].question, found[0].answer) == (ADD_TASK, ADD_TESTS)  # type: ignore[union-attr]
+        assert found[1].name == "not_python"  # type: ignore[union-attr]
