@@ -207,8 +207,7 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
         export.push_folder(tmp_path / "t", "me/offline", "dataset")
 
 
-def test_a_base_model_whose_tokenizer_cannot_be_loaded_is_named_before_anything_is_written(tiny_run, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
+def test_a_base_model_whose_tokenizer_cannot_be_loaded_is_named_before_anything_is_written(run, tmp_path):
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["config"]["model"]["path"] = str(tmp_path / "gone")
     run_folders.write_json(run / "manifest.json", manifest)

@@ -64,10 +64,6 @@ class Contrary:
             yield key, pickle.loads(pickle.dumps(work(self.env, tick, *sent[0], *sent[1])))
 
 
-class Interrupted(Exception):
-    """Stands for a killed process."""
-
-
 def contrary(config: Any, env: Any, say: Any) -> Any:
     return nullcontext(Contrary(env))
 
@@ -94,7 +90,7 @@ def test_pieces_done_in_another_order_give_the_same_run(tmp_path, monkeypatch, s
     def save(self: RunFolder, checkpoint: Checkpoint) -> None:
         real_save(self, checkpoint)
         if checkpoint.data["arm_progress"]:
-            raise Interrupted
+            raise KeyboardInterrupt  # stands for a killed process
 
     for number, workers in enumerate((True, False, True)):
         with monkeypatch.context() as patch:
@@ -104,7 +100,7 @@ def test_pieces_done_in_another_order_give_the_same_run(tmp_path, monkeypatch, s
                 run_tiny(tmp_path / "run", source, *SMALL, resume=True)
                 break
             patch.setattr(RunFolder, "save", save)
-            with pytest.raises(Interrupted):
+            with pytest.raises(KeyboardInterrupt):
                 run_tiny(tmp_path / "run", source, *SMALL, resume=number > 0)
     assert result(tmp_path / "run") == alone
 

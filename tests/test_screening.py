@@ -221,8 +221,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(source: Path, out: Path, *more: str) -> list[str]:
     names = sets("problems.question_column=task", "problems.answer_column=gold")
-    words = ["screen", "--problems", str(source), "--out", str(out), *SETS, *names, *HARD_ONLY]
-    return [*words, "--attempts", "40", *more]
+    words = ["screen", "--problems", str(source), "--out", str(out), "--attempts", "40"]
+    return [*words, *SETS, *names, *HARD_ONLY, *more]
 
 
 @pytest.fixture(scope="module")
