@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from test_fuzz import check_text, make_text
+from test_verify import check_text, make_text
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import fisher_exact, pearsonr
 
-from soar.loop.statistics import clopper_pearson, pass_at_k
+from soar.loop.evaluate import clopper_pearson, pass_at_k
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

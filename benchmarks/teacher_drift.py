@@ -23,7 +23,7 @@ def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, floa
     """(useful, right of useful, ill-posed, distinct) of the questions of one step."""
     useful = [row for row in rows if world.difficulty(row["question"])]
     right = sum(world.solve(row["question"]) == row["answer"] for row in useful) / max(1, len(useful))
-    ill_posed = sum(not world.well_posed(row["question"]) for row in rows) / len(rows)
+    ill_posed = sum(world.solve(row["question"]) is None for row in rows) / len(rows)
     return len(useful) / len(rows), right, ill_posed, len({row["question"] for row in rows}) / len(rows)
 
 

@@ -61,7 +61,7 @@ def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> lis
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
     outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
     pairs = [o for o in outcomes if isinstance(o, Problem)]
-    valid = [p for p in pairs if world.well_posed(p.question)]
+    valid = [p for p in pairs if world.solve(p.question) is not None]
     useful = [p for p in valid if world.difficulty(p.question)]
     right = [p for p in useful if world.solve(p.question) == p.answer]
     lines = [

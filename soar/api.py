@@ -172,11 +172,7 @@ def _add(name: str, value: Any, scope: Mapping[str, Any], lines: dict[str, str])
 
 def _json(value: Any) -> str:
     """JSON of plain values, of arrays and their numbers (as lists and numbers), and of anything else as text."""
-
-    def plain(part: Any) -> Any:
-        return part.tolist() if hasattr(part, "tolist") else str(part)
-
-    return json.dumps(value, ensure_ascii=False, default=plain)
+    return json.dumps(value, ensure_ascii=False, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x))
 
 
 def _row(row: Any) -> dict[str, Any]:
@@ -284,13 +280,11 @@ def train(
 
 def _paid(function: teacher.TeacherReward, question_sets: Any, *measured: Any) -> list[float | None]:
     """The user's reward of every dataset of a step. Raises ConfigError for one that is no number."""
-    paid, datasets = function(question_sets, *measured), len(question_sets.problems_G_Q)
+    paid, sets = function(question_sets, *measured), len(question_sets.problems_G_Q)
     paid_G = list(paid) if isinstance(paid, Iterable) else []
     whole = all(paid is None or (isinstance(paid, int | float) and math.isfinite(paid)) for paid in paid_G)
-    if not whole or len(paid_G) != datasets:
-        raise ConfigError(
-            f"teacher_reward returned {paid!r}: expected a number or None for each of {datasets} datasets"
-        )
+    if not whole or len(paid_G) != sets:
+        raise ConfigError(f"teacher_reward returned {paid!r}: expected a number or None for each of {sets} datasets")
     return paid_G
 
 

@@ -137,3 +137,7 @@ def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
     names = sorted({name for problem in problems for name in problem.extra})
     columns = {name: [problem.extra.get(name) for problem in problems] for name in names}
     return {**columns, "question": [problem.question for problem in problems]}
+
+
+def no_tick(tokens: int = 0) -> None:
+    """For work that nobody watches."""

@@ -22,7 +22,7 @@ LONGEST = (
     "test_kill",
     "test_jobs",
     "test_stopping",
-    "test_notebooks",
+    "test_api",
     "test_surroundings",
 )
 

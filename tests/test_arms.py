@@ -91,7 +91,7 @@ def test_subsets_of_the_promotion_questions_are_equally_large(env):
     kinds = ("sample", "well_posed", "correct")
     sample, well_posed, correct = (questions(f"pq_{kind}", env, config, pq=pq) for kind in kinds)
     assert [len(sample), len(well_posed)] == [2, 2] and [p.id for p in correct] == ["pq-0", "pq-2"]
-    assert all(get_world("tiny").well_posed(p.question) for p in well_posed)
+    assert all(get_world("tiny").solve(p.question) for p in well_posed)
     draws = [questions("pq_well_posed", env, settings_of(f"seed={s}"), pq=pq) for s in range(9)]
     assert any(draw != well_posed for draw in draws)
     assert questions("pq_correct", env, config, said, pq=pq[1:2]) == []

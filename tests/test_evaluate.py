@@ -1,6 +1,8 @@
-"""pass@k by brute force, intervals over seeds by hand and by formula, counts that do not depend on how the work is split."""
+"""pass@k by brute force, intervals over seeds by hand and by formula, counts that do not depend on how the work is split;
+questions whose figures are known, and alarms."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -12,26 +14,19 @@ from loop_helpers import easy_problems, tiny_config
 
 from soar.config import EvaluateConfig
 from soar.loop import evaluate
-from soar.loop.evaluate import count_correct, paired_differences, pass_at_k, summarize
+from soar.loop.evaluate import bootstrap_interval, clopper_pearson, count_correct, over_seeds
 from soar.loop.parallel import no_tick
-from soar.loop.statistics import (
-    bootstrap_interval,
-    clopper_pearson,
-    holm,
-    nothing_varies,
-    over_seeds,
-    paired_over_seeds,
-    pigeonhole_interval,
-    sign_flip_p,
-    t_interval,
-)
+from soar.report import alarms
+from soar.report.alarms import hashed_ngrams, step_vendi, vendi_score
 
 
 @pytest.mark.parametrize("samples", range(1, 9))
 def test_pass_at_k_is_the_share_of_subsets_with_a_solution(samples):
     for correct, k in itertools.product(range(samples + 1), range(1, samples + 1)):
         subsets = list(itertools.combinations([i < correct for i in range(samples)], k))
-        assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+        assert evaluate.pass_at_k(samples, correct, k) == pytest.approx(
+            sum(map(any, subsets)) / len(subsets), abs=1e-12
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,15 +43,15 @@ def test_bootstrap_interval_covers_the_mean_and_stays_in_range(counts, seed):
 
 def test_paired_differences_pair_problems():
     config, a, b = EvaluateConfig(attempts=4, ks=(1,), bootstrap=500), [4, 0, 2, 3], [3, 0, 1, 2]
-    entry: dict[str, Any] = paired_differences(a, b, config, seed=0)["1"]
+    entry: dict[str, Any] = evaluate.paired_differences(a, b, config, seed=0)["1"]
     assert entry["difference"] == pytest.approx(3 / 16)
     assert entry["interval_95"] == list(bootstrap_interval([0.25, 0.0, 0.25, 0.25], 0, 500))
-    shifted = paired_differences([4, 1, 2, 3], [3, 0, 1, 2], config, seed=0)["1"]
-    assert shifted["interval_95"] == list(nothing_varies(0.25, 4, floor=-1.0))
+    shifted = evaluate.paired_differences([4, 1, 2, 3], [3, 0, 1, 2], config, seed=0)["1"]
+    assert shifted["interval_95"] == list(evaluate.nothing_varies(0.25, 4, floor=-1.0))
     with pytest.raises(ValueError, match="zip"):
-        paired_differences([1], [1, 2], config, seed=0)
+        evaluate.paired_differences([1], [1, 2], config, seed=0)
     config = EvaluateConfig(attempts=4, ks=(1, 2), bootstrap=100)
-    found = summarize([0, 1, 4], config, seed=0)
+    found = evaluate.summarize([0, 1, 4], config, seed=0)
     assert found["pass_at"] == {"1": pytest.approx((0 + 1 / 4 + 1) / 3), "2": pytest.approx((0 + 1 / 2 + 1) / 3)}
     assert found["interval_95"]["1"] == list(bootstrap_interval([0.0, 0.25, 1.0], 0, 100))
 
@@ -91,7 +86,9 @@ def test_pigeonhole_width_by_its_formula(shared):
     problems = rng.normal(0, 0.3, H)
     values = [rng.normal(0.5, 0.1) + (problems if shared else rng.normal(0, 0.3, H)) for _ in range(S)]
     names = [[i if shared else (s, i) for i in range(H)] for s in range(S)]
-    low, high = pigeonhole_interval([dict(zip(n, v, strict=True)) for n, v in zip(names, values, strict=True)], 1, 4000)
+    low, high = evaluate.pigeonhole_interval(
+        [dict(zip(n, v, strict=True)) for n, v in zip(names, values, strict=True)], 1, 4000
+    )
     between, within = np.var([v.mean() for v in values]), np.mean([np.var(v) for v in values])
     variance = between / S + (within / H if shared else (2 - 1 / S) * within / (S * H))
     assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.08)
@@ -100,20 +97,24 @@ def test_pigeonhole_width_by_its_formula(shared):
 
 def test_intervals_by_hand():
     # Mean 2, sd 1, three seeds: 4.303 / sqrt(3) on each side.
-    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
-    assert t_interval([1.0]) is None
+    assert evaluate.t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert evaluate.t_interval([1.0]) is None
     # 0 of 10: 1 - 0.025^(1/10); 5 of 10 as in tables.
     assert clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))
     assert clopper_pearson(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
     assert clopper_pearson(0, 0) == (0.0, 1.0)
-    assert bootstrap_interval([0.0] * 96, 0, 100) == nothing_varies(0.0, 96) == pytest.approx(clopper_pearson(0, 96))
+    assert (
+        bootstrap_interval([0.0] * 96, 0, 100)
+        == evaluate.nothing_varies(0.0, 96)
+        == pytest.approx(clopper_pearson(0, 96))
+    )
     assert bootstrap_interval([1.0] * 96, 0, 100) == pytest.approx(clopper_pearson(96, 96))
     assert bootstrap_interval([0.0] * 96, 0, 100, floor=-1.0) == pytest.approx((-0.0377, 0.0377), abs=1e-4)
     nobody = over_seeds(by_place([0.0] * 10, [0.0] * 10), 0, 100)
     assert nobody["interval_95"] == nobody["bootstrap_95"] == pytest.approx(list(clopper_pearson(0, 20)))
     # 3 x 0.01, 2 x 0.03, then never less than one before it.
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+    assert evaluate.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert evaluate.holm([0.9, 0.8]) == [1.0, 1.0] and evaluate.holm([]) == []
     low, high = bootstrap_interval([0.0, 1.0] * 200, 1, 4000)
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 400**0.5, rel=0.08)
     spread = over_seeds(by_place([0.4, 0.6], [0.5, 0.5], [0.6, 0.6]), 0, 200)
@@ -122,13 +123,13 @@ def test_intervals_by_hand():
     assert over_seeds(by_place([0.0, 1.0], [0.5, 0.5], [1.0, 1.0]), 0, 200)["interval_95"] == [0.0, 1.0]
     alike = over_seeds(by_place([0.25, 0.75], [0.75, 0.25]), 0, 200)
     assert alike["interval_95"] == alike["bootstrap_95"] and alike["interval_95"][0] < 0.5 < alike["interval_95"][1]
-    found = paired_over_seeds(by_place([1.0, 0.5], [0.75, 0.75]), by_place([0.5, 0.5], [0.25, 0.75]), 0, 200)
+    found = evaluate.paired_over_seeds(by_place([1.0, 0.5], [0.75, 0.75]), by_place([0.5, 0.5], [0.25, 0.75]), 0, 200)
     assert found["per_seed"] == [0.25, 0.25] and found["difference"] == 0.25
     assert found["p_seeds"] == 0.5  # two seeds: the observed signs and their mirror of four
     with pytest.raises(KeyError):
-        paired_over_seeds([{"a": 1.0}], [{"a": 1.0, "b": 0.0}], 0, 100)
+        evaluate.paired_over_seeds([{"a": 1.0}], [{"a": 1.0, "b": 0.0}], 0, 100)
     values = by_place([1.0] * 3, [0.0] * 300)
-    assert pigeonhole_interval(values, 5, 2000) == pigeonhole_interval(values, 5, 2000) == (0.0, 1.0)
+    assert evaluate.pigeonhole_interval(values, 5, 2000) == evaluate.pigeonhole_interval(values, 5, 2000) == (0.0, 1.0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -136,4 +137,88 @@ def test_intervals_by_hand():
 def test_sign_flips_are_all_counted(values):
     flips = [np.dot(signs, values) for signs in itertools.product((1, -1), repeat=len(values))]
     wanted = sum(abs(flip) >= abs(sum(values)) for flip in flips) / len(flips)
-    assert sign_flip_p([float(v) for v in values]) == pytest.approx(wanted)
+    assert evaluate.sign_flip_p([float(v) for v in values]) == pytest.approx(wanted)
+
+
+def test_vendi_score_counts_kinds():
+    kinds = np.eye(5)
+    assert vendi_score(kinds) == pytest.approx(5)
+    # Three of one kind and one of another: exp of the entropy of (3/4, 1/4), however many axes the vectors have.
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert vendi_score(np.repeat(np.eye(2), [300, 100], axis=0)) == pytest.approx(math.exp(entropy))
+    # Two texts with similarity c: eigenvalues (1 + c) / 2 and (1 - c) / 2.
+    c = 0.6
+    pair = np.array([[1.0, 0.0], [c, math.sqrt(1 - c * c)]])
+    assert vendi_score(pair) == pytest.approx(math.exp(-sum(x * math.log(x) for x in ((1 + c) / 2, (1 - c) / 2))))
+    near = hashed_ngrams(["What is 3 + 4?", "what is 3 + 4?", "What is 3 + 5?", "Name a prime above ninety.", ""])
+    near = near @ near.T
+    assert near[0, 1] == pytest.approx(1) and 0.5 < near[0, 2] < 0.99 and abs(near[0, 3]) < 0.3
+    assert step_vendi(["a b c"] * 5) == step_vendi(["", ""]) == 1.0
+    assert step_vendi(["x" * 1_000_000, "\ud800\x00\u202e"]) == pytest.approx(2.0, abs=0.1)
+
+
+def step(number: int = 5, clipped: float = 0.1, student_gap: float | None = 0.001, **changes: Any) -> dict[str, Any]:
+    """The event of a healthy step, with changes; `clipped` and `student_gap` are of its students."""
+    event = {"event": "outer_step", "step": number, "reward_G": [0.1, 0.2, None], "reward_mean": 0.15, "vendi": 12.0}
+    event |= {"distinct_share": 0.9, "sampled": 20, "rejected": {"truncated": 2}, "teacher_logprob_gap": 0.001}
+    students = {"completions/clipped_ratio": clipped, "logprob_gap": student_gap}
+    return {**event, "teacher_grad_norm": 0.5, "student_last": students, **changes}
+
+
+def kinds(*arguments: Any, **named: Any) -> list[str]:
+    return [row["kind"] for row in alarms.step_alarms(*arguments, **named)]
+
+
+GAP = alarms.LOGPROB_GAP
+CONDITIONS = {
+    "teacher collapse": ({"distinct_share": alarms.DISTINCT_SHARE - 0.01}, {"distinct_share": alarms.DISTINCT_SHARE}),
+    "truncation": ({"clipped": 0.51}, {"clipped": 0.5}),
+    "teacher truncation": ({"rejected": {"truncated": 11}}, {"rejected": {"truncated": 10}}),
+    "log-prob gap of the teacher": ({"teacher_logprob_gap": GAP * 1.01}, {"teacher_logprob_gap": GAP}),
+    "log-prob gap of the students": ({"student_gap": GAP * 1.01}, {"student_gap": GAP}),
+    "teacher diversity": ({"vendi": alarms.DIVERSITY_SHARE * 12.0 - 0.1}, {"vendi": alarms.DIVERSITY_SHARE * 12.0}),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind):
+    ill, well = CONDITIONS[kind]
+    first = step(0)
+    assert kinds(step(**well), [], [first]) == []
+    (alarm,) = alarms.step_alarms(step(7, **ill), [], [first, step(6, **well)])
+    assert (alarm["event"], alarm["kind"], alarm["step"]) == ("alarm", kind, 7)
+    assert kinds(step(8, **ill), [], [first, step(6, **well), step(7, **ill)]) == []
+    assert kinds(step(9, **ill), [], [first, step(7, **ill), step(8, **well)]) == [kind]
+
+
+def test_a_teacher_without_gradient_for_some_steps():
+    nothing = {"teacher_logprob_gap": None, "teacher_grad_norm": None, "student_gap": None, "rejected": {}}
+    assert alarms.step_alarms(step(**nothing, vendi=None), [], [step(4)]) == []
+    still = [step(i, reward_G=[0.25, 0.25, None]) for i in range(6)]
+    zero = [step(i, teacher_grad_norm=0.0) for i in range(6)]
+    for rows in (still, zero, [still[0], zero[1], still[2], zero[3], zero[4]]):
+        raised = [kinds(row, [], rows[:i]) for i, row in enumerate(rows)]
+        begun = alarms.STILL_STEPS - 1
+        assert raised == [[]] * begun + [["no teacher gradient"]] + [[]] * (len(rows) - 1 - begun)
+    broken = [still[0], still[1], step(2), still[3], still[4]]
+    assert [kinds(row, [], broken[:i]) for i, row in enumerate(broken)] == [[]] * 5
+    paid = [step(i, reward_G=[0.25, 0.25, None], teacher_reward_G=[0.0, 1.0, None]) for i in range(3)]
+    assert kinds(paid[2], [], paid[:2]) == [], "what the teacher was paid decides"
+    assert kinds(still[2], [], still[:2], learns=False) == []  # teacher.reward = "none" is no accident
+
+
+def test_screening_that_is_cut_off():
+    assert alarms.screen_alarms({"truncated_share": 0.5}) == alarms.screen_alarms({"truncated_share": None}) == []
+    (alarm,) = alarms.screen_alarms({"truncated_share": 0.75})
+    assert (alarm["kind"], alarm["step"]) == ("truncation", None)
+    assert alarm["message"].startswith("75% of the attempts in screening hit the token budget")
+
+    def rows(correct: int) -> list[dict[str, Any]]:
+        return [{"question": "q", "correct": i < correct} for i in range(20)]
+
+    limit = int(alarms.CORRECT_SHARE * 20)
+    (alarm,) = alarms.step_alarms(step(), rows(limit - 1), [])
+    assert alarm["kind"] == "reward without correctness"
+    assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
+    for event, questions in ((step(), rows(limit)), (step(reward_mean=0.0), rows(0)), (step(), [{"question": "q"}])):
+        assert kinds(event, questions, []) == []

@@ -96,7 +96,7 @@ def test_questions_and_promotion_questions(tiny_run):
     for row in questions:
         assert row["reward"] == steps[row["step"]]["reward_G"][row["dataset"]]
         told, asked = (row["topic"], row["well_posed"], row["correct"]), row["question"]
-        assert told == (world.topic(asked), world.well_posed(asked), world.solve(asked) == row["answer"])
+        assert told == (world.topic(asked), world.solve(asked) is not None, world.solve(asked) == row["answer"])
     for row in steps:
         mine = [q["question"] for q in questions if q["step"] == row["step"]]
         assert row["distinct_share"] == len(set(mine)) / len(mine)

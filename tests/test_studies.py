@@ -16,11 +16,22 @@ from tables import cases
 from soar.cli import main
 from soar.config import ConfigError
 from soar.files import digest
-from soar.loop.statistics import holm
+from soar.loop.evaluate import holm
 from soar.report.alarms import step_vendi
 from soar.studies import study as study_room
-from soar.studies.results import collect, markdown, tables
-from soar.studies.study import STUDIES, Cell, Study, StudyError, cells, comparisons, read_study, run_study
+from soar.studies.study import (
+    STUDIES,
+    Cell,
+    Study,
+    StudyError,
+    cells,
+    collect,
+    comparisons,
+    markdown,
+    read_study,
+    run_study,
+    tables,
+)
 
 TOY = """
 name = "toy"

@@ -34,10 +34,10 @@ from soar.config import Config, ConfigError, OptimizerConfig
 from soar.engine.load import load_backbone, within
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3
-from soar.engine.rollouts import OnTokens, Request, Rollouts, unheard
+from soar.engine.rollouts import OnTokens, Request, Rollouts
 from soar.engine.update import UpdateStats, rows_that_count
 from soar.engine.vllm import Completion, rollouts_of
-from soar.types import UserError
+from soar.types import UserError, no_tick
 
 PATH_BYTES, ALPHA, LOSS, CONNECT_S, KEY = 256, 32.0, "importance_sampling", 30.0, "TINKER_API_KEY"
 
@@ -105,7 +105,7 @@ class TinkerBackbone(Backbone):
         self.config = config.model.model_copy(update={"chunk": self.settings.clients - 1})  # and the teacher's client
         self.name = self.settings.model or self.model.name_or_path
         self.alive: dict[Slot, Any] = {}  # policies with their training clients, the least recently used first
-        self.on_tokens: OnTokens = unheard
+        self.on_tokens: OnTokens = no_tick
         self._fresh: dict[int, Slot] = {}
         self._base: Any = None
 

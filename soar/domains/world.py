@@ -72,10 +72,6 @@ class World:
         """A topic's name, or `ill-posed`."""
         return _read(question)[0]
 
-    def well_posed(self, question: str) -> bool:
-        """Whether there is a right answer."""
-        return self.solve(question) is not None
-
     def difficulty(self, question: str) -> int:
         """The number of steps that need a carry into the tens (0: none, or another topic)."""
         if self.topic(question) != "counter":

@@ -101,10 +101,6 @@ OnTokens = Callable[[int], None]
 """Called in the middle of a batch with the tokens drawn since the last call, in the thread that samples; may raise."""
 
 
-def unheard(tokens: int) -> None:
-    """For batches that nobody watches."""
-
-
 class Sampler(Protocol):
     """Draws completions for a population: of policy p by slice p of the stack, or by the base model."""
 

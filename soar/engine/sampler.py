@@ -17,7 +17,8 @@ from soar.engine.attention import BufferLayer
 from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
 from soar.engine.memory import free_bytes, halving
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Batch, OnTokens, Request, Rollouts, draw, join, live_first, next_logits, unheard
+from soar.engine.rollouts import Batch, OnTokens, Request, Rollouts, draw, join, live_first, next_logits
+from soar.types import no_tick
 
 MAX_ROWS, MAX_ROWS_GPU = 2048, 8192
 CACHE_BYTES = 2 << 30  # on a CPU
@@ -35,7 +36,7 @@ class NativeSampler:
         self.backbone, self.max_rows = backbone, max_rows
         self.static = backbone.device.type == "cuda" if static is None else static
         self.decoder = StaticDecoder(backbone)
-        self.on_tokens: OnTokens = unheard
+        self.on_tokens: OnTokens = no_tick
 
     def rows_per_call(self, positions: int) -> int:
         """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from soar.config import Config, ConfigError, SamplingConfig, resolve_path
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
-from soar.engine.rollouts import OnTokens, Request, Rollouts, unheard
+from soar.engine.rollouts import OnTokens, Request, Rollouts
+from soar.types import no_tick
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
 PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
@@ -44,7 +45,7 @@ class VllmSampler:
 
     def __init__(self, backbone: Backbone, slots: int, context: int, memory: float) -> None:
         self.backbone, self.slots, self.context = backbone, slots, context
-        self.on_tokens: OnTokens = unheard  # vLLM says nothing until it is done
+        self.on_tokens: OnTokens = no_tick  # vLLM says nothing until it is done
         self.files = tempfile.TemporaryDirectory(dir=MEMORY_FILES if os.access(MEMORY_FILES, os.W_OK) else None)
         self.written: dict[str, str] = {}  # digest of an adapter -> its folder, the least recently used first
         self._last = 0

@@ -1,7 +1,12 @@
-"""Held-out pass@k with intervals: bootstraps over problems, without the spread over training seeds (`study` has that)."""
+"""Held-out results: attempts counted, pass@k, intervals over problems and over seeds, paired tests. Needs no torch.
 
-from __future__ import annotations
+Over seeds the t interval of the seeds' means leads; beside it stands the pigeonhole bootstrap (Owen 2007, arXiv 0705.1428),
+which draws seeds and problems with replacement, each problem for all seeds that hold it together. Where nothing varies
+because nothing was solved, resampling says [0, 0]; the Clopper-Pearson interval takes its place.
+"""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +15,155 @@ import numpy as np
 from soar import seeds
 from soar.config import Config, EvaluateConfig
 from soar.loop.parallel import Tick, spread
-from soar.loop.statistics import bootstrap_interval, pass_at_k
 from soar.types import Problem
 
 if TYPE_CHECKING:  # the estimators need no torch, so that a run can be checked without it
     from soar.engine.policy import AdapterStack
     from soar.loop.rollout import RolloutEnv
+
+Interval = tuple[float, float]
+Values = Mapping[str, float]  # problem -> value
+ENDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of a 95 % interval
+BLOCK = 8  # problems of a piece of work; the counts do not depend on it
+FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many random ones
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k) for c correct of n samples: unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+
+    Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@{k} from {correct} correct of {samples} samples is not defined")
+    if samples - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
+
+
+def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, before: int = 0) -> float | None:
+    """Expected success rate of an attempt at a problem solved in at most `most` of `attempts` (Good 1953, Robbins 1956).
+
+    successes: per problem. Sum over x <= most of (x + 1) n(x + 1), over attempts times the sum of n(x); n(x) problems were
+    solved x times. Where screening leaves one with more than `most` successes after `before` attempts, one of most + 1
+    is seen with probability 1 - C(before, most + 1) / C(attempts, most + 1). None where no success says anything.
+    """
+    hard = sum(count <= most for count in successes)
+    seen = 1 - math.comb(before, most + 1) / math.comb(attempts, most + 1)
+    total = sum(count for count in successes if count <= most) + (most + 1) * list(successes).count(most + 1) / seen
+    return total / (attempts * hard) if hard and total else None
+
+
+def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, floor: float = 0.0) -> Interval:
+    """Percentile interval of the mean over problems, by resampling problems with replacement.
+
+    Where all values are equal `nothing_varies`. floor: the lowest value that there can be, -1 for differences.
+    """
+    values = np.asarray(values_H, dtype=np.float64)
+    if len(set(values.tolist())) == 1:
+        return nothing_varies(float(values[0]), len(values), floor)
+    rng = seeds.generator(seed, "bootstrap")
+    picks = rng.integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[picks].mean(axis=1), ENDS)
+    return float(low), float(high)
+
+
+def nothing_varies(value: float, trials: int, floor: float = 0.0) -> Interval:
+    """Clopper-Pearson's reach around a value that all `trials` independent units have: 0 of 96 problems -> (0, 0.038)."""
+    reach = 1.0 - ENDS[0] ** (1 / trials)
+    return max(floor, value - reach), min(1.0, value + reach)
+
+
+def pigeonhole_interval(values_S: Sequence[Values], seed: int, resamples: int) -> Interval:
+    """Percentile interval of the mean over seeds of the means over problems (module text).
+
+    values_S: one mapping a seed; what two seeds call by one name is drawn for both together.
+    """
+    rng = seeds.generator(seed, "pigeonhole bootstrap")
+    names = list(dict.fromkeys(name for values in values_S for name in values))
+    place = {name: i for i, name in enumerate(names)}
+    drawn_M_U = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples).astype(np.float64)
+    means_M_S = np.empty((resamples, len(values_S)))
+    for s, values in enumerate(values_S):
+        drawn_M_H = drawn_M_U[:, [place[name] for name in values]]
+        many_M = drawn_M_H.sum(axis=1)
+        values_H = np.fromiter(values.values(), dtype=np.float64)
+        means_M_S[:, s] = np.where(many_M > 0, drawn_M_H @ values_H / np.maximum(many_M, 1), values_H.mean())
+    seeds_M_S = rng.integers(0, len(values_S), size=means_M_S.shape)
+    means_M = np.take_along_axis(means_M_S, seeds_M_S, axis=1).mean(axis=1)
+    low, high = np.quantile(means_M, ENDS)
+    return float(low), float(high)
+
+
+def t_interval(means_S: Sequence[float]) -> Interval | None:
+    """95 % interval of the mean over seeds by Student's t; None for fewer than two seeds."""
+    from scipy.stats import t
+
+    if len(means_S) < 2:
+        return None
+    half = float(t.ppf(0.975, len(means_S) - 1)) * statistics.stdev(means_S) / math.sqrt(len(means_S))
+    centre = statistics.fmean(means_S)
+    return centre - half, centre + half
+
+
+def clopper_pearson(successes: float, trials: float) -> Interval:
+    """95 % interval of a share (Clopper and Pearson 1934); (0, 1) without trials. `trials` may be an effective number."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, successes, trials - successes + 1)) if successes > 0 else 0.0
+    high = float(beta.ppf(0.975, successes + 1, trials - successes)) if successes < trials else 1.0
+    return low, high
+
+
+def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
+    """Two-sided p-value that differences (of seeds, or of problems) are symmetric around 0, by flipping their signs.
+
+    With n seeds it is at least 2 / 2^n: 0.0625 for five. 1 for no differences and for one.
+    """
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2:
+        return 1.0
+    values, rng = np.asarray(differences, dtype=np.float64), seeds.generator(seed, "sign flips")
+    how = {"permutation_type": "samples", "vectorized": True, "n_resamples": FLIPS, "batch": 4096, "rng": rng}
+    return float(permutation_test((values,), lambda values, axis: values.sum(axis=axis), **how).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of a family of comparisons adjusted so that any false one among them has its stated chance (Holm 1979)."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def over_seeds(values_S: Sequence[Values], seed: int, resamples: int, floor: float = 0.0) -> dict[str, Any]:
+    """The mean over seeds of the means over problems, with its intervals.
+
+    values_S: pass@k (or, with floor = -1, a difference of two), one mapping a seed. interval_95, the one to lead with:
+    Student's t over the seeds within what can be; the bootstrap's for one seed and for seeds with one mean.
+    """
+    means_S = [statistics.fmean(values.values()) for values in values_S]
+    every = {value for values in values_S for value in values.values()}
+    problems = len({name for values in values_S for name in values})
+    if len(every) == 1:
+        bootstrap = nothing_varies(every.pop(), problems, floor=floor)
+    else:
+        bootstrap = pigeonhole_interval(values_S, seed, resamples)
+    low, high = t_interval(means_S) or (0.0, 0.0)
+    return {
+        "mean": statistics.fmean(means_S),
+        "interval_95": [max(low, floor), min(high, 1.0)] if low < high else list(bootstrap),
+        "bootstrap_95": list(bootstrap),
+        "per_seed": means_S,
+    }
+
+
+def paired_over_seeds(a_S: Sequence[Values], b_S: Sequence[Values], seed: int, resamples: int) -> dict[str, Any]:
+    """`over_seeds` of a - b on the same problems of the same seeds, with the p-value. Raises KeyError for other problems."""
+    gaps_S = [{name: a[name] - b[name] for name in {**a, **b}} for a, b in zip(a_S, b_S, strict=True)]
+    spread = over_seeds(gaps_S, seed, resamples, floor=-1.0)
+    return {"difference": spread.pop("mean"), **spread, "p_seeds": sign_flip_p(spread["per_seed"], seed)}
 
 
 def summarize(correct_H: Sequence[int], config: EvaluateConfig, seed: int) -> dict[str, dict[str, Any]]:
@@ -46,11 +194,8 @@ def results_of(counts: Mapping[str, Sequence[int]], config: EvaluateConfig, seed
     return {**head, "seed": seed, "policies": policies, "paired": paired}
 
 
-BLOCK = 8  # problems of a piece of work; the counts do not depend on it
-
-
 def count_correct(
-    env: RolloutEnv, stack: AdapterStack | None, problems: list[Problem], config: Config, seed: int, done: Tick
+    env: "RolloutEnv", stack: "AdapterStack | None", problems: list[Problem], config: Config, seed: int, done: Tick
 ) -> np.ndarray:
     """Correct attempts, truncated attempts, generated tokens [3, P, H] of every slice (P = 1 for the base model).
 
@@ -66,7 +211,7 @@ def count_correct(
 
 
 def count_block(
-    env: RolloutEnv, tick: Tick, stack: AdapterStack | None, config: Config, seed: int, problems: list[Problem]
+    env: "RolloutEnv", tick: Tick, stack: "AdapterStack | None", config: Config, seed: int, problems: list[Problem]
 ) -> np.ndarray:
     """The counts of `count_correct` at a few problems, as a piece of work."""
     policies, attempts = stack.policies if stack is not None else 1, config.evaluate.attempts

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from soar.types import UserError
+from soar.types import UserError, no_tick
 
 if TYPE_CHECKING:  # nothing here needs torch
     from soar.loop.rollout import RolloutEnv
@@ -19,10 +19,6 @@ FIRST_GUESS = 0.8  # share of teacher texts that are accepted, before the first 
 Tick = Callable[..., None]  # without arguments, or with the tokens drawn since the last call
 Task = tuple[Any, ...]
 Parallel = Any  # worker processes, each with an env of its own: `soar.run.ray.RayParallel`
-
-
-def no_tick(tokens: int = 0) -> None:
-    """For work that nobody watches."""
 
 
 def spread(

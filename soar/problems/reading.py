@@ -21,7 +21,6 @@ from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, 
 
 MAX_PARTS = 100
 
-
 SAID = LEXICON["said"]
 LEAD, SHORT, SILENT, SYMBOLIC = (frozenset(LEXICON[key].split()) for key in ("lead", "short", "silent", "symbolic"))
 BASE = re.compile(

@@ -21,7 +21,6 @@ from typing import Any, Self
 
 from soar.config import Config, ConfigError
 from soar.engine.memory import is_device_lost, release_memory
-from soar.engine.rollouts import unheard
 from soar.files import scrub
 from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
@@ -72,7 +71,7 @@ class Worker:
     def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
         meter: Any = self.env.sampler
-        meter.on_tokens = unheard
+        meter.on_tokens = no_tick
         ticks, started, before = list[None](), time.monotonic(), meter.tokens
         try:
             value = work(self.env, lambda tokens=0: ticks.append(None), *common, *task)

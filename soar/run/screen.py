@@ -16,12 +16,11 @@ from pathlib import Path
 from soar import seeds
 from soar.config import Config, ConfigError
 from soar.domains.candidates import candidates
-from soar.engine.rollouts import unheard
 from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
-from soar.loop.parallel import Tick, spread
+from soar.loop.evaluate import rate_of_unsolved
+from soar.loop.parallel import Tick, no_tick, spread
 from soar.loop.rollout import RolloutEnv
-from soar.loop.statistics import rate_of_unsolved
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
@@ -209,7 +208,7 @@ def screen(
                 done, drawn = done + len(fresh) * (last - first), 0
                 heard()
     finally:
-        env.sampler.on_tokens = unheard
+        env.sampler.on_tokens = no_tick
     return {problem.id: counts[problem.id] for problem in problems}
 
 

@@ -89,8 +89,8 @@ def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
         return rows
     world, labels = get_world(name), list[dict[str, Any]]()
     for question, answer in ((row["question"], row["answer"]) for row in rows):
-        correct = world.solve(question) == answer
-        labels.append({"topic": world.topic(question), "well_posed": world.well_posed(question), "correct": correct})
+        right = world.solve(question)
+        labels.append({"topic": world.topic(question), "well_posed": right is not None, "correct": right == answer})
     return [row | label for row, label in zip(rows, labels, strict=True)]
 
 
