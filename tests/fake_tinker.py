@@ -77,6 +77,7 @@ class Training:
         if self.service.mean:
             self.optimizer.scale_(torch.tensor([1.0 / max(1, self.rows)]))
         norm = self.optimizer.squares_P().sqrt()
+        json.dumps(vars(given), allow_nan=False)  # as it would be sent
         if (clip := getattr(given, "grad_clip_norm", 0.0)) and not self.service.mean:
             self.optimizer.scale_((clip / (norm + 1e-12)).clamp(max=1.0))
         for group in self.optimizer.adamw.param_groups:

@@ -258,8 +258,8 @@ class TinkerBackbone(Backbone):
         t, n = slot.steps, slot.steps + slot.before
         root = math.sqrt((1 - config.beta2**t) / (1 - config.beta2**n))
         rate = root * (1 - config.beta1**n) / (1 - config.beta1**t)
-        named = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps * root, "grad_clip_norm": config.clip}
-        decay = config.weight_decay / rate
+        clip, decay = (config.clip if math.isfinite(config.clip) else 0.0), config.weight_decay / rate  # 0: no clipping
+        named = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps * root, "grad_clip_norm": clip}
         return self.alive[slot].optim_step(self.sdk.AdamParams(learning_rate=lr * rate, weight_decay=decay, **named))
 
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor:
