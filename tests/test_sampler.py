@@ -195,6 +195,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch):
     most[0] = 0
     with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
         sampler.sample(None, ask)
+    assert not sampler.decoder.flat  # what one who goes on would miss
 
 
 @pytest.mark.parametrize(("static", "interval"), [(False, 8), (True, 1), (True, 8)])

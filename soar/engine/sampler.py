@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from soar.engine.attention import BufferLayer
 from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
-from soar.engine.memory import free_bytes, halving
+from soar.engine.memory import free_bytes, halving, is_out_of_memory
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, OnTokens, Request, Rollouts, draw, join, live_first, next_logits
 from soar.types import no_tick
@@ -64,12 +64,16 @@ class NativeSampler:
 
         def batch(size: int) -> Rollouts:
             part = request.select(slice(first, first + size))
-            if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
-                return SlotBatch(self.backbone, self.decoder.hold(stack), part, self.on_tokens).finish(self.decoder)
-            return GrowingBatch(self.backbone, stack, part, self.on_tokens).finish()
+            try:
+                if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
+                    return SlotBatch(self.backbone, self.decoder.hold(stack), part, self.on_tokens).finish(self.decoder)
+                return GrowingBatch(self.backbone, stack, part, self.on_tokens).finish()
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    self.decoder.release()
+                raise
 
         def smaller(size: int) -> None:
-            self.decoder.release()
             self.max_rows = size * P * attempts
             warnings.warn(f"out of memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
 
