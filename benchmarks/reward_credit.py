@@ -90,7 +90,7 @@ def measured(config: Config, G: int, R: int, count: int, attempts: int) -> dict[
                     states.append(TrainState(0, loop.state.baseline))
                 chunk: dict[str, Any] = {}
                 for stage in ("half", "end"):
-                    parts = train_chunk(
+                    states = train_chunk(
                         env,
                         no_tick,
                         student,
@@ -98,7 +98,6 @@ def measured(config: Config, G: int, R: int, count: int, attempts: int) -> dict[
                         lambda step: step in (half, student.steps),
                         list(zip(plans, states, strict=True)),
                     )
-                    states = [state for part in parts for state in part]
                     chunk[f"{stage}_tokens"] = sum(state.tokens for state in states)
                     stack = concat([state.stack for state in states])
                     for again in (0, 1) if stage == "end" else (0,):

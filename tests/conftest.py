@@ -15,16 +15,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.p
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-
-LONGEST = (
-    "test_parallel",
-    "test_arms",
-    "test_kill",
-    "test_jobs",
-    "test_stopping",
-    "test_api",
-    "test_surroundings",
-)
+LONGEST = ("test_parallel", "test_arms", "test_kill", "test_jobs", "test_stopping", "test_api", "test_surroundings")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

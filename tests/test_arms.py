@@ -258,6 +258,9 @@ def test_sources_that_are_not_there_are_named(env, tmp_path):
         arms.read_pq(tmp_path)
     with pytest.raises(ConfigError, match=r"arms\.teacher_from = .* holds an adapter"):
         arms.read_teacher(env.backbone, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no adapter that can be loaded"):
+        arms.read_teacher(env.backbone, tmp_path)
     with pytest.raises(ConfigError, match=r"screen\.from_run = .*screen\.jsonl is missing; give a run folder"):
         run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -283,9 +284,18 @@ def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[s
 def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     """Read an adapter that `run.setup.save_adapter` wrote as one policy.
 
-    With model.adapter = "lora" a lora of the same rank; with "full" any lora, multiplied out. Raises ConfigError when a
-    layer is missing or unknown, or a shape does not fit.
+    With model.adapter = "lora" a lora of the same rank; with "full" any lora, multiplied out. Raises ConfigError for a folder
+    without an adapter or with a damaged one, when a layer is missing or unknown, or a shape does not fit.
     """
+    try:
+        return _read_adapter(backbone, folder)
+    except ConfigError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: no adapter that can be loaded ({type(error).__name__}: {error})") from error
+
+
+def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     weights = load_file(folder / "adapter_model.safetensors")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     names = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}

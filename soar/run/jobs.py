@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 
-from soar.config import resolve_path
+from soar.config import ConfigError, resolve_path
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.engine.rollouts import Rollouts
 from soar.files import Row, read_object, write_atomic, write_json
@@ -136,7 +135,7 @@ class FileLoop(OuterLoop):
         """An adapter as a student of the run, with the run's scale. Raises ResultError."""
         try:
             stack, scale = load_adapter(self.env.backbone, folder), self.state.baseline.scale
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except ConfigError as error:
             raise ResultError(f"adapter of set {name}: {error}; give it again, then measure again") from error
         tensors = {key: t * (stack.scale / scale) if key.endswith(".B") else t for key, t in stack.tensors.items()}
         return replace(stack, tensors=tensors, scale=scale)

@@ -14,7 +14,7 @@ from soar import seeds
 from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.memory import saved_run
-from soar.engine.policy import AdapterStack, concat
+from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
 from soar.loop import arms
 from soar.loop.evaluate import count_correct, results_of, summarize
@@ -37,7 +37,7 @@ from soar.run.jobs import FileLoop
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
-from soar.run.setup import labelled, open_env, read_adapter, save_adapter
+from soar.run.setup import labelled, open_env, save_adapter
 from soar.run.sinks import Loggers, check_installed
 from soar.types import Problem, UserError
 
@@ -433,7 +433,7 @@ def measure(
     check_cluster(config)
     with open_env(config) as env:
         stacks = {"base": env.backbone.new_stack(0)}
-        stacks |= {name: read_adapter(env.backbone, folder) for name, folder in adapters.items()}
+        stacks |= {name: load_adapter(env.backbone, folder) for name, folder in adapters.items()}
         problems, left_out = arms.usable(env, config, loaded.problems, say)
         if not problems:
             raise UserError(

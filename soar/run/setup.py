@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from soar.backends.base import Backend
-from soar.config import Config, ConfigError
+from soar.config import Config
 from soar.domains.world import get_world
 from soar.engine.load import choose_device, load_backbone
 from soar.engine.memory import check_fits, free_bytes
-from soar.engine.policy import AdapterStack, Backbone, load_adapter, peft_tensors
+from soar.engine.policy import AdapterStack, Backbone, peft_tensors
 from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
 from soar.files import write_json
@@ -70,16 +69,6 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
             yield RolloutEnv(backbone, sampler, domain.prompts, verifier, config.student.reward, threads)
         finally:
             sampler.release()
-
-
-def read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
-    """`load_adapter`. Raises ConfigError for a folder without an adapter that fits, or with a damaged one."""
-    try:
-        return load_adapter(backbone, folder)
-    except ConfigError:
-        raise
-    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: no adapter that can be loaded ({type(error).__name__}: {error})") from error
 
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
