@@ -1,4 +1,4 @@
-"""The figures of docs/results/maths.md from the counts beside it: SOAR's first runs, the second kill test, the questions.
+"""The figures of docs/results/maths.md from the counts beside it: SOAR's first runs, two kill tests, the questions.
 
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import fisher_exact, pearsonr
+from scipy.stats import fisher_exact, pearsonr, ttest_1samp
 
 from soar.loop.evaluate import clopper_pearson, pass_at_k
 
@@ -60,6 +60,7 @@ def main() -> None:
         case arguments:
             first_run(Path(*arguments) if arguments else default)
             kill_test(Path(*arguments) if arguments else default)
+            third_kill_test(Path(*arguments) if arguments else default)
 
 
 def first_run(folder: Path) -> None:
@@ -127,6 +128,40 @@ def kill_test(folder: Path) -> None:
     print(
         f"{len(asked)} questions: written answer never {never}, always {always}; agreed on {len(agreed)}, as written {right}"
     )
+
+
+def third_kill_test(folder: Path) -> None:
+    """Every reading of the held-out half, differences of their pass@1 (t interval over problems), and the steps."""
+    events, rates = rows(folder / "maths-kill-3.jsonl"), {}
+    for row in events:
+        if row["event"] in ("curve", "evaluation"):
+            name = row["arm"] + (f" after {row['step']} steps" if row["event"] == "curve" else "")
+            rates[name] = np.array(row["correct"]) / row["attempts"]
+            hit, n = int((rates[name] > 0).sum()), len(rates[name])
+            low, high = clopper_pearson(hit, n)
+            of = f"{hit} of {n} [{low:.1%}, {high:.1%}], {sum(row['correct'])} hits"
+            print(f"{name}: {row['total_tokens']:,} tokens, {of}, pass@1 {rates[name].mean():.2%}")
+    middle = "real after 31 steps"
+    for one, other in (
+        (middle, "base"),
+        (middle, "hard_only after 31 steps"),
+        (middle, "hard_only"),
+        ("hard_only", "base"),
+        ("real", "base"),
+        ("real", middle),
+    ):
+        test = ttest_1samp(100 * (rates[one] - rates[other]), 0)
+        (low, high), mean = test.confidence_interval(), 100 * (rates[one] - rates[other]).mean()
+        print(f"  {one} - {other}: {mean:+.2f} [{low:+.2f}, {high:+.2f}] points, p {test.pvalue:.4f}")
+    for arm, spans in (("hard_only", ((0, 8), (31, 39), (43, 51))), ("real", ((0, 8), (32, 40), (40, 48), (52, 60)))):
+        steps = [row for row in events if row["event"] == "arm_step" and row["arm"] == arm]
+        for first, end in spans:
+            part = steps[first:end]
+            right, length, cut = (
+                np.mean([row[key] for row in part])
+                for key in ("pass_rate", "completions/mean_length", "completions/clipped_ratio")
+            )
+            print(f"  {arm}, steps {first} to {end - 1}: {right:.1%} right, {length:.0f} tokens, {cut:.0%} cut off")
 
 
 if __name__ == "__main__":

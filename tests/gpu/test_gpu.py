@@ -139,7 +139,7 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing):
         assert torch.allclose(found[0][1][key], found[1][1][key], atol=2e-3)
 
 
-SETS = sets(*TINY, *CHANGES, "model.device=cuda")
+START = ["tiny", *sets(*TINY, *CHANGES, "model.device=cuda")]
 POINTS = [("soar.loop.teacher", 1), ("soar.loop.student", 6)]
 """Amid the second outer step (before the teacher learns), and amid the students of a later one."""
 
@@ -177,12 +177,12 @@ def result(out: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def test_killed_and_resumed_runs_are_as_near_as_a_repeated_one(tmp_path):
-    assert run(tmp_path / "straight", *SETS) == run(tmp_path / "again", *SETS) == 0
+    assert run(tmp_path / "straight", *START) == run(tmp_path / "again", *START) == 0
     (wanted, weights), (repeated, weights_2) = result(tmp_path / "straight"), result(tmp_path / "again")
     apart = max((weights[key] - weights_2[key]).abs().max().item() for key in weights)
     for point in POINTS:
         out = tmp_path / point[0]
-        assert run(out, *SETS, killed=point) == -signal.SIGKILL and not (out / "summary.json").exists()
+        assert run(out, *START, killed=point) == -signal.SIGKILL and not (out / "summary.json").exists()
         assert run(out, "--resume") == 0
         found, resumed = result(out)
         gap = max((weights[key] - resumed[key]).abs().max().item() for key in weights)
