@@ -178,10 +178,8 @@ def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
     """Contents of the question tags, and of the box in the answer tags. A second opening tag closes the first, upper case
     and the other order are accepted. A field inside another one, or one without an end, does not count."""
-    fields: dict[str, list[str]] = {"question": [], "answer": []}
-    for kind, content in FIELD.findall(text):
-        fields[kind.lower()].append(content.strip())
-    questions, answers = fields.values()
+    fields = [(kind.lower(), content.strip()) for kind, content in FIELD.findall(text)]
+    questions, answers = ([text for kind, text in fields if kind == name] for name in ("question", "answer"))
     if not questions or not answers:
         return Reason.NO_ANSWER if questions else Reason.NO_QUESTION
     if len(questions) > 1 or len(answers) > 1:
