@@ -1,5 +1,7 @@
-"""The seam between the loop, which never looks into the tensors of an `AdapterStack`, and what computes: soar.engine, for a
-plain `Backbone`, or a `Backend`, whose stacks hold what it needs to find its weights again. The draws are a `Sampler`'s."""
+"""The seam between the loop and what computes: soar.engine for a plain `Backbone`, else a `Backend`.
+
+The loop never looks into the tensors of an `AdapterStack`: those of a `Backend` say where its weights are. Completions come
+from a `rollouts.Sampler`."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +17,10 @@ from soar.engine.rollouts import Rollouts
 
 @runtime_checkable
 class Backend(Protocol):
-    """A backbone whose weights are elsewhere. The functions below say what these do, `step` what `update` does; local:
-    the stack with its weights here, one slice, to be written into a file."""
+    """A backbone whose weights are elsewhere.
+
+    begin, score: as the functions below. step: as `update`, `tokens` is the most that a completion may have. local: the
+    stack with its weights here, one slice, to be written into a file."""
 
     def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Any: ...
     def step(self, stack: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> Any: ...
@@ -25,8 +29,9 @@ class Backend(Protocol):
 
 
 def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> Any:
-    """A fresh AdamW over every slice of a stack; from here on its `stack` is the one that is trained. `state` and `restore`:
-    flat tensors, policies on the first axis."""
+    """A fresh AdamW over every slice of a stack; its `stack` is the one that is trained from here on.
+
+    Its `state` gives, and `restore` takes, flat tensors with the policies on the first axis."""
     return backbone.begin(stack, config) if isinstance(backbone, Backend) else native.StackOptimizer(stack, config)
 
 

@@ -48,15 +48,14 @@ class ServiceError(UserError):
 
 @dataclass(eq=False)
 class Slot:
-    """One policy. path: its last checkpoint; seed: of one without; moved: it was trained since. sampler: while it is alive.
-    steps: of AdamW since it was forked; before: those that the service counts on top (`client`). The path has both."""
+    """One policy on the service."""
 
-    path: str = ""
-    seed: int = 0
-    steps: int = 0
-    before: int = 0
-    moved: bool = False
-    sampler: Any = None
+    path: str = ""  # of its last checkpoint; it ends in `-before-steps`
+    seed: int = 0  # of a policy that has no checkpoint yet
+    steps: int = 0  # of AdamW since the policy was forked
+    before: int = 0  # steps that the service counts on top (`client`)
+    moved: bool = False  # trained since the checkpoint
+    sampler: Any = None  # its sampling client, until it is trained again or closed
 
     @property
     def counts(self) -> list[int]:
@@ -71,8 +70,9 @@ def stack_of(paths: Sequence[str]) -> AdapterStack:
 
 
 class LiveStack(AdapterStack):
-    """Policies in training, and their optimizer: the service keeps AdamW's moments with the weights. To look at `tensors`
-    saves the policies that moved, so a copy is what they were at that moment."""
+    """Policies in training, and their optimizer: the service keeps AdamW's moments with the weights.
+
+    To look at `tensors` saves the policies that moved, so a copy is what they were at that moment."""
 
     def __init__(self, backend: "TinkerBackbone", slots: list[Slot], config: OptimizerConfig) -> None:
         self.kind, self.scale, self._merged, self.stack = "tinker", 1.0, {}, self
@@ -87,9 +87,11 @@ class LiveStack(AdapterStack):
         return len(self.slots)
 
     def state(self) -> dict[str, Tensor]:
+        """Nothing: the checkpoints hold AdamW's moments."""
         return {}
 
     def restore(self, flat: dict[str, Tensor]) -> None:
+        """Read AdamW's step counts from the names of the checkpoints."""
         for slot in self.slots:
             slot.before, slot.steps = slot.counts
 
@@ -231,7 +233,9 @@ class TinkerBackbone(Backbone):
         self, kind: str, slots: list[Slot], rollouts: Rollouts, rows_P: list[list[int]], weight_B_T: Tensor
     ) -> Iterator[Tensor]:
         """Log-probabilities [B, T] of each policy's rows, 0 elsewhere; every pass is asked for before the first is read.
-        SkyRL takes the mean over rows, and over the tokens of each, prompt included; Thinking Machines' the sum."""
+
+        Thinking Machines' service sums the loss over tokens. SkyRL's takes the mean over rows, and over the tokens of each,
+        prompt included; the weights make up for it."""
         what, answers = "scores" if kind == "forward" else "a gradient", []
         for slot, rows in zip(slots, rows_P, strict=True):
             data = []
@@ -295,8 +299,9 @@ class TinkerBackbone(Backbone):
         return sha256(f"tinker {self.name}".encode()).hexdigest()
 
     def sample(self, stack: AdapterStack | None, request: Request) -> Rollouts:
-        """As `sampler.NativeSampler.sample`. A prompt's attempts are one request with one seed, so they depend on it alone as
-        far as the service keeps seeds."""
+        """As `sampler.NativeSampler.sample`.
+
+        A prompt's attempts are one request with one seed: they depend on it alone, as far as the service keeps seeds."""
         request.check(stack, self.context)
         slots = [None] * len(request.prompts_P_Q) if stack is None else self.slots_of(stack)
         heat, nucleus, most = request.sampling.temperature, request.sampling.top_p, request.sampling.max_tokens

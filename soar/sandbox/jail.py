@@ -29,7 +29,6 @@ SCRATCH_KB, FILE_KB, OPEN_FILES = 4096, 1024, 32  # what every program may use
 NEW_EVERYTHING = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000 | 0x8000000 | 0x4000000  # user mnt pid net ipc uts
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
-RDONLY, NOSUID, NODEV = 1, 2, 4  # MOUNT_ATTR_
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_SETATTR = 442  # the same on every machine
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
@@ -47,13 +46,13 @@ def must(result: int, what: str) -> int:
 
 
 def make_root(settings: dict[str, Any]) -> int:
-    """A new root with read-only system libraries, an empty scratch folder in memory, and nothing else; no /proc, /etc.
+    """A new root: read-only system libraries, an empty scratch folder in memory, and nothing else, no /proc, no /etc.
+
     Returns a descriptor of the null device, opened through a read-only mount: the host's cannot be changed."""
     user, group = settings["owner"]
     for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
-        fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
-        os.write(fd, text.encode())
-        os.close(fd)
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
     must(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "private mounts")
     mount_memory(BASE, MS_NOSUID | MS_NODEV, "size=64k,nr_inodes=128,mode=755")
     for source in ("/dev/null", *settings["binds"]):
@@ -64,7 +63,7 @@ def make_root(settings: dict[str, Any]) -> int:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
         must(libc.mount(source.encode(), target.encode(), None, MS_BIND | MS_REC, None), f"bind {source}")
-        set_read_only(target, AT_RECURSIVE, NOSUID if source == "/dev/null" else NOSUID | NODEV)
+        set_read_only(target, AT_RECURSIVE, MS_NOSUID if source == "/dev/null" else MS_NOSUID | MS_NODEV)
     for hidden in settings["hidden"]:
         mount_memory(BASE + hidden, MS_RDONLY, "size=4k,nr_inodes=1")
     for link, goal in settings["links"].items():
@@ -85,9 +84,9 @@ def mount_memory(path: str, flags: int, options: str) -> None:
     must(libc.mount(b"box", path.encode(), b"tmpfs", flags, options.encode()), f"tmpfs on {path}")
 
 
-def set_read_only(path: str, flags: int, further: int = NOSUID | NODEV) -> None:
-    """Make a mount read-only, whatever other flags it must keep."""
-    attributes = struct.pack("=QQQQ", RDONLY | further, 0, 0, 0)
+def set_read_only(path: str, flags: int, further: int = MS_NOSUID | MS_NODEV) -> None:
+    """Make a mount read-only, whatever other flags it must keep: MOUNT_ATTR_ of these names have the same values."""
+    attributes = struct.pack("=QQQQ", MS_RDONLY | further, 0, 0, 0)
     must(libc.syscall(MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes)), f"read-only {path}")
 
 

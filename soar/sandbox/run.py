@@ -45,24 +45,21 @@ class SandboxError(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. cpu_s decides, and is rounded up to whole seconds by the kernel; wall_s is for programs that
-    sleep, and long enough for one that waits for a core: who is over it with less CPU time is run once more. output_kb bounds
-    its results."""
+    """What one program may use. A program that is over its wall time with CPU time to spare is run once more."""
 
-    cpu_s: int = 2
-    wall_s: float = 15.0
-    memory_mb: int = 256
-    output_kb: int = 256
+    cpu_s: int = 2  # CPU seconds; this limit decides
+    wall_s: float = 15.0  # for programs that sleep; long enough for one that waits for a core
+    memory_mb: int = 256  # of address space
+    output_kb: int = 256  # of results
 
 
 @dataclass(frozen=True)
 class Job:
-    """One program. entry: the function to call; "": the whole program is run, and its value is what it prints. calls: source
-    of a list of (args, kwargs); those of a whole program are its standard input."""
+    """One program, and what to ask it."""
 
     source: str
-    entry: str = ""
-    calls: str = "[(('',), {})]"
+    entry: str = ""  # the function to call; "": the whole program is run, and its value is what it prints
+    calls: str = "[(('',), {})]"  # source of a list of (args, kwargs); of a whole program its standard inputs
 
 
 class End(str, Enum):
@@ -75,13 +72,12 @@ class End(str, Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back. answers: index of call -> JSON of its value (`code.decode`), a claim of the program, to be
-    compared with what is expected and no more. detail: why the first call without a value has none."""
+    """What came back of one program. Its values are claims, to be compared with what is expected and no more."""
 
     end: End
-    answers: dict[int, Any] = field(default_factory=dict)
-    detail: str = ""
-    cpu_s: float = 0.0
+    answers: dict[int, Any] = field(default_factory=dict)  # index of the call -> JSON of its value (`code.decode`)
+    detail: str = ""  # why the first call without a value has none
+    cpu_s: float = 0.0  # CPU seconds that were used
 
 
 def calls(machine: str) -> dict[str, int]:
@@ -148,8 +144,9 @@ class Lost(SandboxError):
 
 class Sandbox(AbstractContextManager["Sandbox"]):
     """Runs programs in a server, one after another; not for several threads at once. A context manager, or call `close`.
-    backend: `auto` or one of BACKENDS. Nothing starts before the first program. Raises SandboxError where there is no
-    sandbox, or when its server keeps dying."""
+
+    backend: `auto` or one of BACKENDS. Nothing starts before the first program. Raises SandboxError where this machine has
+    no sandbox, or when the server keeps dying."""
 
     def __init__(self, limits: Limits | None = None, backend: str = "auto") -> None:
         self.limits, self.backend = limits or Limits(), backend
