@@ -21,7 +21,7 @@ from soar.loop.rollout import RolloutEnv
 from soar.plan import forecast
 from soar.plan.forecast import Finding, check_golds, check_problems, student_finding, teacher_finding
 from soar.problems.pool import VerifierPool
-from soar.problems.prompts import get_format
+from soar.problems.prompts import FORMATS
 from soar.types import Problem
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -117,7 +117,7 @@ class Speaker:
 
 def examiner_of(texts: list[str]) -> RolloutEnv:
     sampler: Any = Speaker(texts)
-    return RolloutEnv(tiny_backbone(), sampler, get_format("question_answer"), VerifierPool("number"))
+    return RolloutEnv(tiny_backbone(), sampler, FORMATS["question_answer"], VerifierPool("number"))
 
 
 GOOD, NO_ANSWER = " a b c\nAnswer: 7", " only a question"

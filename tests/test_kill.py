@@ -31,7 +31,7 @@ from soar.engine.sampler import NativeSampler
 from soar.loop import student, teacher
 from soar.loop.rollout import RolloutEnv
 from soar.problems.pool import VerifierPool
-from soar.problems.prompts import get_format
+from soar.problems.prompts import FORMATS
 from soar.report.runs import read_run
 from soar.run import checkpoint as checkpoints
 from soar.run import pipeline, progress
@@ -184,7 +184,7 @@ def main(folder: Path) -> None:
 
     @contextmanager
     def shared(config: Config) -> Iterator[RolloutEnv]:
-        fmt = get_format(config.problems.format)
+        fmt = FORMATS[config.problems.format]
         with VerifierPool(config.problems.verifier, answer_style=fmt.answer_style) as verifier:
             yield RolloutEnv(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
 

@@ -15,7 +15,7 @@ from soar.loop.evaluate import pass_at_k, summarize
 from soar.loop.student import inner_steps
 from soar.loop.write import TeacherError
 from soar.problems.load import read_hard
-from soar.problems.prompts import get_format
+from soar.problems.prompts import FORMATS
 from soar.report.alarms import hashed_ngrams, vendi_score
 from soar.run import pipeline
 from soar.run import screen as hardset
@@ -236,7 +236,7 @@ def test_a_teacher_that_falls_silent_ends_the_loop_and_not_the_run(tiny_run, tmp
 
 def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(tmp_path, env):
     fits = [Problem(f"last-{i}", f"last 5{i}", str(i)) for i in range(6)]
-    prompts = [len(get_format("tiny").student_ids(env.backbone.tokenizer, p.question)) for p in fits]
+    prompts = [len(FORMATS["tiny"].student_ids(env.backbone.tokenizer, p.question)) for p in fits]
     long = [Problem(f"long-{i}", f"last 5{i} " * 80, str(i)) for i in range(2)]
     words = [Problem("word-1", "last ab", "b"), Problem("word-2", "last cd", "d")]
     source = write_problems(tmp_path / "p.jsonl", [*long, *words, *fits])

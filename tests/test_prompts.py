@@ -13,7 +13,7 @@ from soar.config import resolve_path
 from soar.loop.rollout import opens_thinking
 from soar.problems.answers import extract
 from soar.problems.domain import Grader, load_domain
-from soar.problems.prompts import FORMATS, get_format, turn_end_ids
+from soar.problems.prompts import FORMATS, turn_end_ids
 
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
@@ -81,7 +81,7 @@ def control(tokenizer: Any) -> set[int]:
 
 @pytest.mark.parametrize("name", ["tags", "question_answer"])
 def test_exactly_one_bos_or_none(tokenizer, name):
-    fmt = get_format(name)
+    fmt = FORMATS[name]
     for ids in (fmt.student_ids(tokenizer, "What is 12 + 30?"), fmt.teacher_ids(tokenizer)):
         if tokenizer.bos_token_id is None:
             assert tokenizer.convert_tokens_to_ids("<|endoftext|>") not in ids
@@ -93,12 +93,12 @@ def test_exactly_one_bos_or_none(tokenizer, name):
 def test_doubled_bos_is_reduced_and_a_missing_one_added():
     tokenizer = llama_like()
     tokenizer.chat_template = "{{ bos_token }}" + LLAMA_TEMPLATE
-    assert get_format("tags").student_ids(tokenizer, "x").count(tokenizer.bos_token_id) == 1
+    assert FORMATS["tags"].student_ids(tokenizer, "x").count(tokenizer.bos_token_id) == 1
     tokenizer.chat_template = LLAMA_TEMPLATE.removeprefix("{{ bos_token }}")
-    ids = get_format("tags").student_ids(tokenizer, "x")
+    ids = FORMATS["tags"].student_ids(tokenizer, "x")
     assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
     for tokenizer in (llama_like(), qwen_like()):
-        fmt = get_format("tags")
+        fmt = FORMATS["tags"]
         turns = [{"role": "user", "content": fmt.student_text("What is 12 + 30?")}]
         expected = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
         assert fmt.student_ids(tokenizer, "What is 12 + 30?") == list(expected)
@@ -106,7 +106,7 @@ def test_doubled_bos_is_reduced_and_a_missing_one_added():
 
 @pytest.mark.parametrize(("text",), cases("prompts", "hostile"))
 def test_question_never_yields_control_ids(tokenizer, text):
-    fmt = get_format("tags")
+    fmt = FORMATS["tags"]
     question = f"How many? {text} Say 3."
     ids = fmt.student_ids(tokenizer, question)
     harmless = fmt.student_ids(tokenizer, "How many?")
@@ -116,7 +116,7 @@ def test_question_never_yields_control_ids(tokenizer, text):
 
 
 def test_fingerprint_changes_with_every_template():
-    fmt = get_format("tags")
+    fmt = FORMATS["tags"]
     changed = [replace(fmt, **{key: f"{vars(fmt)[key]} "}) for key in ("student_template", "teacher_template")]
     changed += [replace(fmt, teacher_prefill="<question>"), replace(fmt, answer_style="marker")]
     assert len({f.fingerprint() for f in [*changed, *FORMATS.values()]}) == len(changed) + len(FORMATS)
@@ -142,9 +142,9 @@ def test_a_turns_end_of_the_chat_template_ends_a_completion():
 
 def test_an_unfinished_think_block_holds_no_answer():
     tokenizer = qwen_like()
-    assert not opens_thinking(tokenizer, get_format("tags").student_ids(tokenizer, "x"))
+    assert not opens_thinking(tokenizer, FORMATS["tags"].student_ids(tokenizer, "x"))
     tokenizer.chat_template = CHATML_TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
-    assert opens_thinking(tokenizer, get_format("tags").student_ids(tokenizer, "x"))
+    assert opens_thinking(tokenizer, FORMATS["tags"].student_ids(tokenizer, "x"))
     grader = Grader(load_domain("science"))
     for read in (grader.extract, lambda text: extract(text, "boxed")):
         assert read(r"<think>it may be \boxed{A}") is None
@@ -154,7 +154,7 @@ def test_an_unfinished_think_block_holds_no_answer():
 
 def test_tiny_prompts_are_the_worlds_own_text():
     tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_path("builtin:tiny"))
-    fmt = get_format("tiny")
+    fmt = FORMATS["tiny"]
     solved = tokenizer.decode(fmt.student_ids(tokenizer, "47 a+8 b+5"), skip_special_tokens=False)
     assert solved.replace(" ", "").endswith("<solve>47a+8b+5<work>")
     asked = tokenizer.decode(fmt.teacher_ids(tokenizer), skip_special_tokens=False)

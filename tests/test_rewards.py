@@ -26,12 +26,12 @@ from soar.loop.write import QuestionSets
 from soar.problems.domain import Domain, Grader, load_function
 from soar.problems.load import fingerprint
 from soar.problems.pool import VerifierPool, adapt
-from soar.problems.prompts import FORMATS, PromptFormat, get_format
+from soar.problems.prompts import FORMATS, PromptFormat
 from soar.problems.verify import VerifierError
 from soar.run.setup import open_env
 from soar.types import Problem, Reason, Rejection, Verdict
 
-TAGS = get_format("tags")
+TAGS = FORMATS["tags"]
 
 
 def read(text: str, fmt: PromptFormat = TAGS, truncated: bool = False) -> list[str] | Reason:
@@ -50,7 +50,7 @@ def tags(question: str, answer: str) -> str:
 @pytest.mark.parametrize("name", ["tags", "question_answer", "tiny"])
 def test_what_is_read_in_a_teachers_text(name):
     rows = cases("rewards", name)
-    assert [[text, read(text, get_format(name))] for text, _ in rows] == rows
+    assert [[text, read(text, FORMATS[name])] for text, _ in rows] == rows
     assert read(TAGS.teacher_template) is Reason.PLACEHOLDER
     assert {read(tags(q, rf"\boxed{{{a}}}")) for q, a in (("x" * 5_000, "4"), ("?", "1" * 3_000))} == {Reason.TOO_LONG}
 
@@ -69,8 +69,8 @@ def test_student_reward():
     rewards, errors = grounded([[0.1, 0.3, 0.2], [0.5], [], [0.0, 0.0]])
     assert rewards == [pytest.approx(0.2), 0.5, None, 0.0]
     assert errors == [pytest.approx(0.1 / math.sqrt(3)), None, None, 0.0]
-    assert answer_marks(get_format("tags")) == ("\\boxed{", "}")
-    assert answer_marks(get_format("question_answer")) == ("Answer:", "")
+    assert answer_marks(FORMATS["tags"]) == ("\\boxed{", "}")
+    assert answer_marks(FORMATS["question_answer"]) == ("Answer:", "")
     with pytest.raises(ConfigError, match="whose answer stands behind one mark"):
         answer_marks(PromptFormat("mine", "marker", "", ""))
 

@@ -49,13 +49,12 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Check:
-    """One test. call: source of `(args, kwargs)`. read: functions of WRAPPERS, with further arguments, applied to the value
-    before it is compared."""
+    """One test of a program."""
 
-    call: str
+    call: str  # source of `(args, kwargs)`
     expected: Any
-    arguments: tuple[Any, ...] = ()
-    read: Wrapped = ()
+    arguments: tuple[Any, ...] = ()  # values of the call's arguments
+    read: Wrapped = ()  # functions of WRAPPERS, with further arguments, applied to the value before it is compared
 
     def passed(self, value: Any) -> bool:
         """Whether a value is the expected one."""
@@ -225,8 +224,10 @@ def _check(node: ast.expr, expected: Any, read: Wrapped = ()) -> tuple[str, Chec
 
 
 def flaw(tests: Tests) -> str | None:
-    """What makes tests useless: `contradicting_tests` (equal calls, other results) or `trivial_tests`: a program passes
-    them that gives one and the same value, or one of its arguments, or its input. None: neither."""
+    """The name of what makes tests useless, None for useful ones.
+
+    `contradicting_tests`: equal calls, other results. `trivial_tests`: a program passes them that gives one and the same
+    value, or one of its arguments, or its input."""
     expected: dict[tuple[str, str], Any] = {}
     for check in tests.checks:
         if expected.setdefault((check.call, repr(check.read)), check.expected) != check.expected:
@@ -234,8 +235,8 @@ def flaw(tests: Tests) -> str | None:
     constants = [None, True, False, 0, 1, "", [], *(check.expected for check in tests.checks)]
     programs = [[value] * len(tests.checks) for value in constants]  # what each gives is known without running it
     programs += map(list, zip(*(check.arguments for check in tests.checks), strict=False))
-    answered = (zip(tests.checks, each, strict=True) for each in programs)
-    return "trivial_tests" if any(all(check.passed(value) for check, value in pairs) for pairs in answered) else None
+    trivial = any(all(map(Check.passed, tests.checks, values)) for values in programs)
+    return "trivial_tests" if trivial else None
 
 
 @lru_cache(maxsize=1)
@@ -248,8 +249,9 @@ def _sandbox() -> Sandbox:
 
 @lru_cache(maxsize=4_000)  # programs and tests are some kilobytes each
 def grade(code: str, text: str) -> Verdict:
-    """Whether a program passes the tests that `text` holds; UNSCORABLE for unusable tests. Equal questions are asked
-    once. Raises VerifierError when the sandbox stopped working: a run ends rather than counting that as a wrong answer."""
+    """Whether a program passes the tests that `text` holds; UNSCORABLE for unusable tests. Equal questions are asked once.
+
+    Raises VerifierError when the sandbox stopped working: a run ends rather than counting that as a wrong answer."""
     try:
         tests = read_tests(text)
         if len(code) > MAX_CODE_CHARS:
@@ -265,15 +267,15 @@ def grade(code: str, text: str) -> Verdict:
 
 
 def read_answer(completion: str) -> str | None:
-    """The student's program: the last code block that defines a function, else the last one. Code before the first fence
-    counts as a block, from the first line that begins like Python. None: there is no code."""
-    start = re.search(r"^(?:def |import |from \w+ import |class |print\(|@)", completion, re.M)
+    """The student's program: the last code block that defines a function, else the last one; None where there is no code.
+
+    Code before the first fence counts as a block, from the first line that begins like Python."""
     before = completion.split("```", 1)[0]  # code without an opening fence
-    found = [before[start.start() :].rstrip("\n")] if start and start.start() < len(before) else []
-    found += [block for block in FENCED.findall(completion) if block.strip()]
-    if not found:
-        return None
-    return next((block for block in reversed(found) if re.search(r"^[ \t]*def ", block, re.M)), found[-1])
+    start = re.search(r"^(?:def |import |from \w+ import |class |print\(|@)", before, re.M)
+    blocks = [before[start.start() :].rstrip("\n")] if start else []
+    blocks += [block for block in FENCED.findall(completion) if block.strip()]
+    functions = [block for block in blocks if re.search(r"^[ \t]*def ", block, re.M)]
+    return next(reversed(functions or blocks), None)
 
 
 def read_problem(text: str) -> tuple[str, str] | str:

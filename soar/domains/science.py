@@ -22,11 +22,10 @@ FUZZ = 1e-9  # relative, for the arithmetic of unit conversion
 PLAIN = ("percent", "radian", "dimensionless", "count")  # units that a plain number may replace
 
 NUMBER = re.compile(
-    r"(?P<sign>[+-]?)\s*(?:(?P<top>\d{1,15})\s*/\s*(?P<bottom>\d{1,15})(?![\d.])"
+    r"(?a)(?P<sign>[+-]?)\s*(?:(?P<top>\d{1,15})\s*/\s*(?P<bottom>\d{1,15})(?![\d.])"
     r"|(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{0,40})?|\.\d{1,40})"
     r"(?:[eE](?P<e>[+-]?\d{1,3})(?![\d.]))?)"
-    r"(?:\s*(?:\\times|\\cdot|[*x])\s*10\s*\^?\s*(?:\{\s*(?P<p>[+-]?\d{1,3})\s*\}|\(\s*(?P<r>[+-]?\d{1,3})\s*\)|(?P<q>[+-]?\d{1,3})))?",
-    re.ASCII,
+    r"(?:\s*(?:\\times|\\cdot|[*x])\s*10\s*\^?\s*(?:\{\s*(?P<p>[+-]?\d{1,3})\s*\}|\(\s*(?P<r>[+-]?\d{1,3})\s*\)|(?P<q>[+-]?\d{1,3})))?"
 )
 FACTOR = re.compile(r"([A-Za-z_]{1,30})\s*(?:(?:\^|\*\*)\s*(?:\(\s*([+-]?\d)\s*\)|([+-]?\d))|(-?\d))?(?![\d^])|[/*() ]")
 SPELLINGS = [(re.compile(rule["find"]), rule["put"]) for rule in LEXICON["unit"]]
@@ -34,12 +33,11 @@ LEAD = re.compile(r"^.*(?:=|\\approx|\u2248|\\simeq)|^\s*(?:approximately|about|
 
 
 class Quantity(NamedTuple):
-    """A number with a unit (pint's; None: a plain number). step: value of one unit in the last written place, 0 where the
-    text does not say how exact it is (`1500`, `3/4`)."""
+    """A number with a unit, as it was written."""
 
     value: float
-    step: float
-    unit: Any
+    step: float  # of one in the last written place; 0 where the text does not say how exact it is (`1500`, `3/4`)
+    unit: Any  # pint's; None: a plain number
 
 
 @lru_cache(maxsize=1)
@@ -64,8 +62,9 @@ def _unit_name(name: str) -> str:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """A number with or without a unit; None for anything else, for unknown units, and for more than MAX_CHARS. What
-    stands before the last `=` is dropped, and so are `about` and the like. Numbers: `1,500`, `1.5e3`, `1.5 x 10^3`,
+    """A number with or without a unit; None for anything else, for unknown units, and for more than MAX_CHARS.
+
+    What stands before the last `=` is dropped, and so are `about` and the like. Numbers: `1,500`, `1.5e3`, `1.5 x 10^3`,
     `1.5\\times 10^{3}`, `10^3`, `3/4`. Units: names and symbols that pint knows, with `^`, `**` or digits behind them as
     exponents, `*`, blank, `/`, `per` and brackets between them: `m/s^2`, `m s-2`, `J/(mol K)`, `\\text{kg m}^2`."""
     if len(text) > MAX_CHARS:
@@ -90,8 +89,9 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def read_unit(text: str) -> Any:
-    """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit. A slash inverts the next
-    factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do."""
+    """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit.
+
+    A slash inverts the next factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do."""
     for pattern, spelling in SPELLINGS:
         text = pattern.sub(spelling, text)
     text = text.strip(" .,;")
@@ -131,6 +131,7 @@ def read_gold(text: str) -> tuple[Quantity, dict[str, float]] | None:
 
 def compare_quantities(answer: str, gold: str) -> Verdict:
     """Whether an answer is the gold quantity; UNSCORABLE when the gold answer is none. Options in the answer are not read.
+
     Tolerance: what the gold answer states; else 1 %, or half a unit of its last place where it is written with a point
     or a power of ten and two figures or more, whichever is larger. No unit is wrong unless `[unit optional]`."""
     read, given = read_gold(gold), read_quantity(answer.partition("[")[0])

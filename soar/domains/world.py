@@ -15,10 +15,13 @@ import random
 import re
 from collections.abc import Callable
 
-from soar.problems.prompts import ANSWER_MARK, STUDENT_TEMPLATE, TEACHER_PROMPT  # noqa: F401
+from soar.problems.prompts import FORMATS
 from soar.types import Problem
 
+TINY = FORMATS["tiny"]
+TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = TINY.teacher_template, TINY.student_template, TINY.answer_marks
 ILL_POSED = "ill-posed"
+NAMES = ("tiny", "tiny-rare")
 LABELS = "abcdefghij"
 LETTERS = "bcdfghjklmnp"
 
@@ -57,8 +60,9 @@ def _counter_question(first: int, start: int, addends: list[int]) -> str:
 
 
 class World:
-    """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw. Side
-    topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56)."""
+    """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw.
+
+    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56)."""
 
     # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
@@ -131,9 +135,6 @@ class World:
             addends = [10 - high + low for high, low in itertools.pairwise(ones)]
             start += ones[0] - start % 10
         return _counter_question(first, start, addends)
-
-
-NAMES = ("tiny", "tiny-rare")
 
 
 def get_world(name: str) -> World:

@@ -19,7 +19,7 @@ from soar.config import ProblemsConfig
 from soar.files import asset
 from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
-from soar.problems.prompts import PromptFormat, frozen, get_format, tagged
+from soar.problems.prompts import FORMATS, PromptFormat, frozen, tagged
 from soar.problems.sources import PREFIX, environment, with_options
 from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
@@ -31,9 +31,7 @@ FIELD = re.compile(
     r"<\s{0,6}(question|answer)\s{0,3}>((?:(?!<\s{0,3}/?\s{0,3}(?:question|answer)\s{0,3}>).)*)<\s{0,3}/?\s{0,3}\1\s{0,3}>",
     re.IGNORECASE | re.DOTALL,
 )
-QUESTION_LABEL = re.compile(
-    r"(?:^|\n)[ \t>#*_]{0,9}question[ \t]{0,3}\d{0,3}[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
-)
+QUESTION_LABEL = re.compile(r"(?i)(?:^|\n)[ \t>#*_]{0,9}question[ \t]{0,3}\d{0,3}[ \t]{0,3}[*_]{0,3}:[*_]{0,3}")
 ANSWER_LABEL = re.compile(
     r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
 )
@@ -47,32 +45,25 @@ class DomainError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Domain:
-    """How problems of one subject are asked for, put, read and checked.
-
-    read_problem(text): a teacher text -> `(question, answer)`, a Problem, a Rejection, or a text naming why it holds none.
-    read_answer(completion): a student's answer, or None. verify(answer, problem): see `as_verdict`. validate(problem): None,
-    or the name of what is wrong with it. arrange(problem): as students get it, or what is wrong; twice changes nothing.
-    solve(question): the right answer, or None for a question without exactly one; makes the domain an oracle. prepare():
-    called once in every worker; raises where the domain cannot work here. seconds: a check may take so long where that is
-    more than problems.verify_timeout_s. version: raise it when reading or checking changes, to refuse
-    older evidence. reference, source_sha256: from `load_domain`."""
+    """How problems of one subject are asked for, put, read and checked (docs/domains.md)."""
 
     name: str
     prompts: PromptFormat
-    verifier: str = "exact"
+    verifier: str = "exact"  # one of `verify.NAMES`, where the domain has no `verify`
+    # Of a teacher text: `(question, answer)`, a Problem, a Rejection, or a text naming why it holds no problem
     read_problem: Callable[[str], Any] | None = None
-    read_answer: Callable[[str], str | None] | None = None
-    verify: Callable[[str, Problem], Any] | None = None
-    validate: Callable[[Problem], str | None] | None = None
-    arrange: Callable[[Problem], Problem | str] | None = None
-    solve: Callable[[str], str | None] | None = None
-    prepare: Callable[[], object] | None = None
-    seconds: float = 0.0
+    read_answer: Callable[[str], str | None] | None = None  # of a completion; None where it has no answer
+    verify: Callable[[str, Problem], Any] | None = None  # answer and problem -> what `as_verdict` takes
+    validate: Callable[[Problem], str | None] | None = None  # the name of what is wrong with a problem, or None
+    arrange: Callable[[Problem], Problem | str] | None = None  # as students get it, or what is wrong; idempotent
+    solve: Callable[[str], str | None] | None = None  # an oracle: the right answer; None unless there is exactly one
+    prepare: Callable[[], object] | None = None  # once in every worker; raises where the domain cannot work here
+    seconds: float = 0.0  # that a check may take, where it is more than problems.verify_timeout_s
     examples: tuple[Problem, ...] = ()
     max_answer_chars: int = MAX_ANSWER_CHARS
-    version: int = 1
-    reference: str = ""
-    source_sha256: str = field(default="", repr=False)
+    version: int = 1  # raise it when reading or checking changes: older evidence is refused then
+    reference: str = ""  # by which `load_domain` found it
+    source_sha256: str = field(default="", repr=False)  # of its file, from `load_domain`
 
     @property
     def own(self) -> bool:
@@ -80,8 +71,10 @@ class Domain:
         return bool(self.reference)
 
     def fingerprint(self) -> str:
-        """sha256 of what shapes prompts, reading and checking: without a name of its own that of the prompts, else of
-        name, verifier and version too, and of the bytes of its file unless it is the package's own."""
+        """sha256 of what shapes prompts, reading and checking.
+
+        Of a domain that problems.domain names: prompts, name, verifier, version, and the bytes of its file unless it is
+        the package's own. Of another: the prompts."""
         if not self.own:
             return self.prompts.fingerprint()
         parts = [self.name, self.prompts.fingerprint(), self.verifier, self.version, self.source_sha256]
@@ -94,11 +87,12 @@ class Domain:
 
 
 def domain_of(problems: ProblemsConfig) -> Domain:
-    """The domain of a config: `problems.domain`, else the one made of problems.format and problems.verifier; of an
-    environment of verifiers its own prompt and rewards. Raises DomainError, DataError, ValueError (unknown format)."""
+    """The domain of a config: `problems.domain`, else the one made of problems.format and problems.verifier.
+
+    An environment of verifiers has its own prompt and rewards. Raises DomainError and DataError."""
     if problems.domain:
         return load_domain(problems.domain)
-    fmt, verifier = get_format(problems.format), problems.verifier
+    fmt, verifier = FORMATS[problems.format], problems.verifier
     if problems.source.startswith(PREFIX):
         verifier = with_options(problems.source, problems.options)
     if verifier.startswith(PREFIX):
@@ -176,8 +170,10 @@ def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 
 
 def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
-    """Contents of the question tags, and of the box in the answer tags. A second opening tag closes the first, upper case
-    and the other order are accepted. A field inside another one, or one without an end, does not count."""
+    """Contents of the question tags, and of the box in the answer tags.
+
+    A second opening tag closes the first. Upper case and the other order are accepted. A field inside another one, or one
+    without an end, does not count."""
     fields = [(kind.lower(), content.strip()) for kind, content in FIELD.findall(text)]
     questions, answers = ([text for kind, text in fields if kind == name] for name in ("question", "answer"))
     if not questions or not answers:

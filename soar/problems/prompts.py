@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from soar.files import asset
 
-AnswerStyle = Literal["boxed", "marker"]
-
 WORDS = asset("prompts")
 PLAIN_TURNS = "User: {content}\n\nAssistant:"
 SENTINEL = "QUESTIONSENTINEL"
@@ -22,28 +20,23 @@ WORD_MARKS = " \u0120\u2581"  # how vocabularies write the space before a word
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How teacher and student are asked, and how their answers are marked.
-
-    answer_style: where a student's answer stands, see `answers.extract`. teacher_template holds `{subject}` or nothing;
-    student_template holds `{question}`. turns: whether a prompt is a user turn (chat template, or `User:/Assistant:`
-    without one) or raw text. teacher_prefill: beginning of the teacher's own turn, already in the prompt; `domain.Grader`
-    puts it back. answer_marks: texts after which the answer stands (`marker`). control_words: vocabulary words that steer
-    the model. placeholders: what the teacher prompt says in place of question and answer. text_answers: whether words
-    can be answers. pair_style: how a teacher text holds question and answer: `tags` (question tags, the boxed answer in
-    answer tags), `labels` (`Question: ... Answer: ...`), `marked` (the text before and after the first answer mark); "":
-    tags for boxed answers, labels for others."""
+    """How teacher and student are asked, and how their answers are marked (docs/domains.md)."""
 
     name: str
-    answer_style: AnswerStyle
-    teacher_template: str
-    student_template: str
+    answer_style: Literal["boxed", "marker"]  # where a student's answer stands (`answers.extract`)
+    teacher_template: str  # holds `{subject}`, or nothing to fill in
+    student_template: str  # holds `{question}`
     default_subject: str = ""
-    turns: bool = True
-    teacher_prefill: str = ""
-    answer_marks: tuple[str, ...] = ()
-    control_words: tuple[str, ...] = ()
-    placeholders: tuple[str, ...] = tuple(WORDS["placeholders"])
-    text_answers: bool = False
+    turns: bool = True  # the prompt is a user turn (chat template, or `User:/Assistant:` without one); else raw text
+    teacher_prefill: str = (
+        ""  # beginning of the teacher's own turn, already in the prompt; `domain.Grader` puts it back
+    )
+    answer_marks: tuple[str, ...] = ()  # texts after which the answer stands (`marker`)
+    control_words: tuple[str, ...] = ()  # words of the vocabulary that steer the model
+    placeholders: tuple[str, ...] = tuple(WORDS["placeholders"])  # of question and answer in the teacher prompt
+    text_answers: bool = False  # words can be answers
+    # How a teacher text holds question and answer. tags: question tags, and the boxed answer in answer tags; labels:
+    # `Question: ... Answer: ...`; marked: before and behind the first answer mark; "": tags for boxed answers, else labels
     pair_style: Literal["", "tags", "labels", "marked"] = ""
 
     def student_text(self, question: str) -> str:
@@ -65,8 +58,10 @@ class PromptFormat:
 
 
 def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **words: str) -> PromptFormat:
-    """A format for instruction-tuned models: question tags and boxes. teacher: what is asked for, with the last blank.
-    words: `question`, `answer` and `noun` of the form, and with what students `end`."""
+    """A format for instruction-tuned models: question tags and boxes.
+
+    teacher: what is asked for, with the last blank. words: `question`, `answer` and `noun` of the form, and with what
+    students `end`."""
     words = {**WORDS["form_words"], **words}
     form = f"{teacher}You may think first. Then write exactly one {words['noun']}, in this form:\n"
     form += WORDS["form"].rstrip("\n").format(**words)
@@ -81,15 +76,6 @@ def frozen(words: dict[str, Any]) -> dict[str, Any]:
 
 FORMATS = {"tags": tagged("tags", **WORDS["tags"], text_answers=False)}
 FORMATS |= {words["name"]: PromptFormat(**frozen(words)) for words in WORDS["format"]}
-TINY = FORMATS["tiny"]
-TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = TINY.teacher_template, TINY.student_template, TINY.answer_marks
-
-
-def get_format(name: str) -> PromptFormat:
-    """The format called `name`. Raises ValueError with the known names."""
-    if name not in FORMATS:
-        raise ValueError(f"problems.format = {name!r}: expected one of {', '.join(FORMATS)}")
-    return FORMATS[name]
 
 
 def _control_ids(tokenizer: Any, fmt: PromptFormat) -> set[int]:
@@ -118,8 +104,9 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
-    """Ids of `text` with none of `control`: it is halved until no piece holds a control text (that works for slow and fast
-    tokenizers and all added tokens). A character that the tokenizer knows only as a control id is left out."""
+    """Ids of `text` with none of `control`. A character that the tokenizer knows only as a control id is left out.
+
+    The text is halved until no piece holds a control text: that works for slow and fast tokenizers and all added tokens."""
     ids = _ids(tokenizer, text)
     if not control & set(ids):
         return ids
@@ -130,8 +117,10 @@ def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
 
 
 def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, text: str, prefill: str) -> list[int]:
-    """Ids of the prompt with `text` in the place of `slot`: rendered and encoded in one piece, as the model was trained;
-    in three with the middle one as plain text only where `text` changes the control ids, or the template alters it."""
+    """Ids of the prompt with `text` in the place of `slot`.
+
+    Rendered and encoded in one piece, as the model was trained; in three, the middle one as plain text, only where `text`
+    changes the control ids, or the template alters it."""
     frame, control = template.replace(slot, SENTINEL), _control_ids(tokenizer, fmt)
     if fmt.turns and getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": frame}]
