@@ -15,18 +15,19 @@ REWRITES, SPELLINGS = (
     [(re.compile(rule["find"]), rule.get("put", "")) for rule in LEXICON[key]] for key in ("rewrite", "spelling")
 )
 
-MARK = re.compile(
-    r"<ans>|(?<![a-z])(?:answer(?: is)?\s{0,3}(?:\*\*|__)?\s{0,3}:|final answer is(?![a-z]))", re.IGNORECASE
-)
+MARK = re.compile(r"(?i)<ans>|(?<![a-z])(?:answer(?: is)?\s{0,3}(?:\*\*|__)?\s{0,3}:|final answer is(?![a-z]))")
 END_OF_TURN = re.compile(r"<(?:eos|pad|/s|end_of_turn|\|return\||\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
 BOX = re.compile(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])")
 BLANK = re.compile(r"[ \t]*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"[^\s{}$\\.,;]+")
-NEXT_TURN = re.compile(
-    r"(?:\n|</answer>)[ \t>*_#]{0,4}(?:human|user|question|problem|q)(?: \d{1,3})?[*_]{0,2}:", re.IGNORECASE
-)
+NEXT_TURN = re.compile(r"(?i)(?:\n|</answer>)[ \t>*_#]{0,4}(?:human|user|question|problem|q)(?: \d{1,3})?[*_]{0,2}:")
 BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|;|and|or|,\s*and|,\s*or)[\s$]*(?:[A-Za-z](?:_\w)?\s*=\s*)?")
+CHOICE = re.compile(
+    r"(?s)(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]+)?"
+    r"(?:\(([A-J])\)(| ?[^-+*/^_= (\\].*| \\.*)|([A-J])(?:[.):](| .*))?)"
+)
+LETTERS_LIST = re.compile(r"\(?([A-J])\)?(?:(?: ?[,;&] ?| and | |, and )\(?([A-J])\)?){1,8}|[A-J]{2,8}")
 
 
 def extract(completion: str, answer_style: str) -> str | None:
@@ -59,7 +60,7 @@ def _last_box(text: str) -> str | None:
     budget = 2 * len(text) + 1_000  # unclosed boxes make every one before them be read to the end
     boxes, first = list[str](), len(text)
     for match in reversed(list(BOX.finditer(text))):
-        if boxes and first - match.end() > 2 * MAX_ANSWER_CHARS:
+        if budget < 0 or (boxes and first - match.end() > 2 * MAX_ANSWER_CHARS):
             break
         content, cost = _box_content(text, match.end())
         budget -= cost
@@ -67,8 +68,6 @@ def _last_box(text: str) -> str | None:
             break
         if content is not None:
             boxes, first = [content.strip(), *boxes], match.start()
-        if budget < 0:
-            break
     return ", ".join(boxes) or None
 
 
@@ -99,8 +98,9 @@ DOLLARS = re.compile(r"^\\?\$+|\\?\$+$|^\\\(|\\\)$|^\\\[|\\\]$")
 
 
 def normalize(answer: str) -> str:
-    """One spelling for one answer: spacing commands, `\\text`, `\\dfrac`, outer `$`, Unicode minus and fractions. It
-    changes no value. Whitespace is reduced to single spaces; a final full stop is dropped. A text of more than
+    """One spelling for one answer: spacing commands, `\\text`, `\\dfrac`, outer `$`, Unicode minus and fractions.
+
+    It changes no value. Whitespace is reduced to single spaces; a final full stop is dropped. A text of more than
     MAX_ANSWER_CHARS characters is returned as it is."""
     return _normalize(answer) if len(answer) <= MAX_ANSWER_CHARS else answer
 
@@ -125,21 +125,11 @@ def _normalize(answer: str) -> str:
     return text if text.endswith("..") else text.removesuffix(".").rstrip()
 
 
-CHOICE = re.compile(
-    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]+)?"
-    r"(?:\(([A-J])\)(| ?[^-+*/^_= (\\].*| \\.*)|([A-J])(?:[.):](| .*))?)",
-    re.IGNORECASE | re.DOTALL,
-)
-LETTERS_LIST = re.compile(r"\(?([A-J])\)?(?:(?: ?[,;&] ?| and | |, and )\(?([A-J])\)?){1,8}|[A-J]{2,8}")
-
-
 def split_choice(answer: str) -> tuple[str | None, str]:
     """Letter and text of a choice, `("B", "12")` for `\\textbf{(B) }12`; (None, answer) for what is none."""
-    match = CHOICE.fullmatch(normalize(answer))
-    letter = None if match is None else match[1] or match[3]
-    if match is None or not letter or not letter.isupper():
+    if (match := CHOICE.fullmatch(normalize(answer))) is None:
         return None, answer
-    return letter, (match[2] or match[4] or "").strip()
+    return match[1] or match[3], (match[2] or match[4] or "").strip()
 
 
 def read_letters(answer: str) -> frozenset[str] | None:
@@ -152,9 +142,10 @@ def read_letters(answer: str) -> frozenset[str] | None:
 
 
 def mark_up(answer: str) -> str:
-    """The answer without fonts, colours, spacing, boxes and dollar signs; words of `\\text` stand between \\x01 and
-    \\x02. Unlike `normalize` it tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. A text of
-    more than MAX_ANSWER_CHARS characters is returned as it is."""
+    """The answer without fonts, colours, spacing, boxes and dollar signs; words of `\\text` stand between \\x01 and \\x02.
+
+    Unlike `normalize` it tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. A text of more than
+    MAX_ANSWER_CHARS characters is returned as it is."""
     if len(answer) > MAX_ANSWER_CHARS:
         return answer
     text = " ".join(spell_unicode(answer).split())  # the patterns are quadratic in runs of white space

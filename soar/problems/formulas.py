@@ -78,8 +78,10 @@ class Token(NamedTuple):
 
 
 def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[Token]:
-    """The tokens of a text in which \\x01 and \\x02 stand around `\\text`. words: short runs of letters that are words,
-    units: that are words behind a value. `1,234` is one number, two in brackets. Raises Unreadable above MAX_TOKENS."""
+    """The tokens of a text in which \\x01 and \\x02 stand around `\\text`. Raises Unreadable above MAX_TOKENS.
+
+    words: short runs of letters that are words. units: those that are words behind a value. `1,234` is one number, two in
+    brackets."""
     tokens, place, depth, spaced, in_text = list[Token](), 0, 0, False, False
     while place < len(text):
         match = (INSIDE if depth else TOP).match(text, place)
@@ -126,6 +128,7 @@ class Parser:
         self.tokens, self.place, self.depth, self.bars = list(tokens), 0, 0, 0
 
     def peek(self, ahead: int = 0) -> Token:
+        """The token so many places on; one of the kind `end` behind the last."""
         place = self.place + ahead
         return self.tokens[place] if place < len(self.tokens) else Token("end", "")
 
@@ -138,6 +141,7 @@ class Parser:
         return token.text
 
     def expect(self, text: str) -> None:
+        """Step over this operator or command. Raises Unreadable where another token stands."""
         if not self.take(text):
             raise Unreadable(f"{text} expected")
 
@@ -151,6 +155,7 @@ class Parser:
         return node
 
     def expression(self) -> Node:
+        """Terms with `+` or `-` between them. Raises Unreadable above MAX_DEPTH."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("too deep")
@@ -162,6 +167,7 @@ class Parser:
         return node
 
     def term(self) -> Node:
+        """Factors with `*`, `/` or nothing between them, or a mixed number."""
         node = self.power()
         while True:
             if sign := self.take("*", "/"):
@@ -194,6 +200,7 @@ class Parser:
         return a.kind == b.kind == "num" and a.spaced and slash.is_a("/") and not behind.is_a("^")
 
     def power(self) -> Node:
+        """A value with its exponent; `^\\circ` makes it degrees."""
         node = self.postfix()
         if not self.take("^"):
             return node
@@ -207,12 +214,14 @@ class Parser:
         return ("fact", node) if self.take("!") else node
 
     def exponent(self) -> Node:
+        """What stands behind `^`; a tower is read from the right."""
         if sign := self.take("-", "+"):
             return ("neg", self.exponent()) if sign == "-" else self.exponent()
         node = self.primary()
         return ("pow", node, self.exponent()) if self.take("^") else node
 
     def postfix(self) -> Node:
+        """A value with `!`, `%` or a sign of degrees behind it."""
         node = self.primary()
         while sign := self.take("!", "%", "circ"):
             if KINDS[sign] == node[0]:
@@ -228,6 +237,7 @@ class Parser:
         return self.primary()
 
     def primary(self) -> Node:
+        """A numeral, a name, a command with its arguments, brackets or bars. Raises Unreadable for anything else."""
         token = self.peek()
         self.place += 1
         if token.kind == "num":
@@ -263,6 +273,7 @@ class Parser:
                 raise Unreadable("} expected")
 
     def command(self, name: str) -> Node:
+        """What a command stands for, with its arguments. Raises Unreadable for one that is not of this grammar."""
         if name in GREEK:
             return self.name(name)
         if name in ("pi", "infty", "i"):
@@ -305,6 +316,7 @@ class Parser:
         return node
 
     def function(self, name: str) -> Node:
+        """A function of one argument: `\\log_2(8)`, `\\sin^2 x`, `\\sin 2x`, of which `\\sin^{-1}` is the inverse."""
         base: Node = ("num", Fraction(10), 0)
         if name == "log" and self.take("_"):
             base = self.primary() if self.peek(1).is_a("(") else self.argument()
@@ -335,13 +347,6 @@ def numeral(text: str) -> Node:
     return ("num", Fraction(mantissa.removesuffix(".")) * Fraction(10) ** int(exponent or 0), places)
 
 
-def variables(node: Node) -> frozenset[str]:
-    """Names of the variables of a tree."""
-    if node[0] == "var":
-        return frozenset([node[1]])
-    return frozenset().union(*(variables(part) for part in node[1:] if isinstance(part, tuple)))
-
-
 def imaginary(node: Node) -> bool:
     """Whether the imaginary unit stands in a tree."""
     return node[0] == "i" or any(imaginary(part) for part in node[1:] if isinstance(part, tuple))
@@ -358,16 +363,12 @@ def point(name: str, k: int) -> Fraction:
 
 def evaluate(node: Node, k: int) -> Any:
     """The value of a tree at point k: a Fraction where it is exact, else a number of mpmath; None where it is undefined.
+
     Raises Unreadable where it is too large to be computed here."""
     with suppress(ArithmeticError, ValueError, TypeError, NotImplementedError):
         value = _evaluate(node, k)
         return value if isinstance(value, Fraction) or not MP.isnan(value) else None
     return None
-
-
-def values(node: Node) -> tuple[Any, ...]:
-    """Values of a tree at the points, one where it has no variables."""
-    return tuple(evaluate(node, k) for k in range(POINTS if variables(node) else 1))
 
 
 def _evaluate(node: Node, k: int) -> Any:
@@ -419,9 +420,6 @@ def both(operation: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     return value
 
 
-_divide = partial(both, operator.truediv)
-
-
 def _power(a: Any, b: Any) -> Any:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         if b.denominator == 1:
@@ -449,7 +447,7 @@ def _nth_root(a: Any, degree: Any) -> Any:
     odd = isinstance(degree, Fraction) and degree.denominator == 1 and degree.numerator % 2
     if odd and isinstance(a, Fraction) and a < 0:
         return -_power(-a, 1 / degree)
-    return _power(a, _divide(Fraction(1), degree))
+    return _power(a, both(operator.truediv, Fraction(1), degree))
 
 
 def _factorial(a: Any) -> Any:
@@ -474,10 +472,10 @@ def _round(a: Any, how: Callable[[Any], int]) -> Any:
 CONSTANTS = {"pi": +MP.pi, "e": +MP.e, "i": MP.mpc(0, 1), "infty": MP.inf}
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": partial(both, operator.add), "sub": partial(both, operator.sub), "mul": partial(both, operator.mul),
-    "neg": operator.neg, "div": _divide, "pow": _power, "root": _nth_root, "fact": _factorial, "binom": _binomial,
-    "abs": abs, "floor": lambda a: _round(a, math.floor), "ceil": lambda a: _round(a, math.ceil),
-    "log": lambda a, base: MP.log(real(a)) / MP.log(real(base)), "percent": lambda a: _divide(a, Fraction(100)),
-    "degree": lambda a: real(a) * MP.pi / 180,
+    "div": partial(both, operator.truediv), "percent": lambda a: both(operator.truediv, a, Fraction(100)),
+    "neg": operator.neg, "pow": _power, "root": _nth_root, "fact": _factorial, "binom": _binomial, "abs": abs,
+    "floor": lambda a: _round(a, math.floor), "ceil": lambda a: _round(a, math.ceil),
+    "log": lambda a, base: MP.log(real(a)) / MP.log(real(base)), "degree": lambda a: real(a) * MP.pi / 180,
 }  # fmt: skip
 
 

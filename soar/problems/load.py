@@ -70,11 +70,13 @@ def fingerprint(question: str) -> str:
 
 
 def load_problems(source: str, seed: int = 0, **settings: Any) -> tuple[list[Problem], LoadReport]:
-    """Problems of a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, `reasoning_gym:NAME`
-    or `verifiers:NAME`. settings: keys of `config.ProblemsConfig`. question_column, answer_column: a column, with dots into
-    objects (`reward_model.ground_truth`), or several (`Body + Question`); None: the first known alias. limit: keep the first
-    `limit` problems (0: all). Unreadable rows and conflicting duplicates refuse the source unless `skip_bad_rows`. Raises
-    DataError."""
+    """Problems of a source, and what the loader did. Raises DataError.
+
+    source: a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, `reasoning_gym:NAME` or
+    `verifiers:NAME`. seed: of generated problems. settings: keys of `config.ProblemsConfig`. question_column and
+    answer_column name a column, with dots into objects (`reward_model.ground_truth`), or several (`Body + Question`); None:
+    the first known alias. limit: keep so many problems (0: all). Unreadable rows and conflicting duplicates refuse the
+    source unless skip_bad_rows is set."""
     keys, (kind, name) = ProblemsConfig(source=source, **settings), split_source(source)
     report = LoadReport(source)
     if kind == "hub":
@@ -253,8 +255,9 @@ def find_leaks(train: Sequence[Problem], test: Sequence[Problem]) -> list[Proble
 
 
 def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tuple[list[Problem], list[Problem]]:
-    """(train, test), with sizes exact up to rounding and at least one in each; equal questions count once. Ordered by a
-    hash of (seed, fingerprint), so that the order of the file has no say. Raises DataError for fewer than two."""
+    """(train, test), with sizes exact up to rounding and at least one in each. Raises DataError for fewer than two problems.
+
+    Equal questions count once. Ordered by a hash of (seed, fingerprint), so that the order of the file has no say."""
     keyed = {fingerprint(problem.question): problem for problem in problems}
     if len(keyed) < 2:
         raise DataError(f"{len(keyed)} problem cannot be split into a training and a test half; 2 are needed")
@@ -270,8 +273,9 @@ def write_hard(
     evidence: Mapping[str, Any],
     columns: bool = False,
 ) -> None:
-    """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened. columns:
-    with further columns of the source. Both files appear whole."""
+    """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened.
+
+    columns: with further columns of the source. Both files appear whole."""
     lines = ""
     for problem, screening in zip(problems, screenings, strict=True):
         fields = {"id": problem.id, "question": problem.question, "answer": problem.answer, **asdict(screening)}
@@ -287,6 +291,7 @@ def evidence_path(path: Path) -> Path:
 
 def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any]]:
     """(problems, screenings, evidence) of a file that `write_hard` wrote; empty evidence where its file is missing.
+
     Raises DataError with file and line."""
     problems, screenings, where = [], [], evidence_path(path)
     for row in file_rows(str(path)):

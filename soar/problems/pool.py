@@ -94,19 +94,16 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says. Threads take turns.
 
     verifier: a Domain; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` /
-    `file.py:function`: a score of `success_at` or more is correct, None or NaN unscorable. answer_style: see
-    `answers.extract`. timeout_s: of one check. memory_mb: address space of a worker; None: 8,192; 0: no limit. workers:
-    0: one per core and at most 8. compares: whether answers can be compared; a reward function reads whole completions.
-    last_error: of the last check that raised or lost its worker. shape: of a reward function, once called."""
+    `file.py:function`: a score of `success_at` or more is correct, None or NaN unscorable."""
 
     def __init__(
         self,
         verifier: str | Domain,
         *,
-        answer_style: str = "boxed",
-        timeout_s: float = 5.0,
-        memory_mb: int | None = None,
-        workers: int = 0,
+        answer_style: str = "boxed",  # see `answers.extract`
+        timeout_s: float = 5.0,  # of one check
+        memory_mb: int | None = None,  # address space of a worker; None: MEMORY_MB; 0: no limit
+        workers: int = 0,  # processes; 0: one per core and at most 8
         success_at: float = 1.0,
     ) -> None:
         if isinstance(verifier, str):
@@ -117,9 +114,10 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
             raise VerifierError(f"problems.verifier = {verifier.verifier!r}: expected {expected}")
         extract("", verifier.prompts.answer_style)
         self.domain, self.name, self.success_at = verifier, verifier.label, success_at
-        self.compares, self.workers = verifier.own or named, workers or min(os.cpu_count() or 1, 8)
-        self.last_error: str | None = None
-        self.shape = ""
+        self.workers = workers or min(os.cpu_count() or 1, 8)
+        self.compares = verifier.own or named  # answers; a reward function reads whole completions
+        self.last_error: str | None = None  # of the last check that raised or lost its worker
+        self.shape = ""  # of a reward function, once called
         self._grader, self._timeout_s = Grader(verifier) if named else None, timeout_s
         subject = (verifier.reference, "problems.domain") if verifier.own else (verifier.verifier, "problems.verifier")
         self._arguments = (*subject, MEMORY_MB if memory_mb is None else memory_mb, timeout_s)
@@ -137,6 +135,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
 
     def check(self, completions: Sequence[str], golds: Sequence[str], columns: Columns = None) -> list[Verdict]:
         """One Verdict for each completion, in order; of a reward function `Verdicts` with its scores (0: a lost check).
+
         columns: further ones, each as long as completions (a domain needs `question`); the named verifiers ignore them.
         Raises ValueError for lengths that differ, VerifierError for a function that returns no numbers."""
         if len(completions) != len(golds):
@@ -182,8 +181,10 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
     def outcomes(
         self, completions: Sequence[str], verdicts: Sequence[Verdict], ended: Sequence[bool], golds: Sequence[str]
     ) -> list[tuple[str, str | None]]:
-        """What came of each attempt, and the answer that is read in it: right, wrong, no answer, cut off, not judged;
-        refused: the answer equals the gold one, and the verifier says no all the same; runs on: cut off behind its answer."""
+        """What came of each attempt, and the answer that is read in it.
+
+        One of right, wrong, no answer, cut off, not judged; refused: the answer equals the gold one, and the verifier says
+        no all the same; runs on: cut off behind its answer."""
         same = compare_exact if self.domain.own else compare_math
 
         def outcome(verdict: Verdict, end: bool, answer: str | None, gold: str) -> str:
@@ -312,6 +313,7 @@ class Reward:
 
     def __call__(self, completion: str, row: Mapping[str, Any]) -> float | None:
         """What the function gives for one completion; None where it cannot decide. row: the columns, with `answer`.
+
         Raises VerifierError for a value of another shape, and what the function raises."""
         gold, question = str(row["answer"]), str(row.get("question", ""))
         if self.function.__module__.startswith("trl.") and "\\" in gold and "$" not in gold:
@@ -383,8 +385,9 @@ def _mentions(code: Any, text: str) -> bool:
 
 
 def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float) -> None:
-    """Do checks until the caller is gone: `(task, text, row)` -> a JSON object, since a check may have run anything. It
-    holds `verdict` or `value`, and a `message` where it failed; `error` for what is wrong with the verifier."""
+    """Do checks until the caller is gone: `(task, text, row)` -> a JSON object, since a check may have run anything.
+
+    It holds `verdict` or `value`, and a `message` where it failed; `error` for what is wrong with the verifier."""
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
     link, check, shape = Connection(descriptor), None, ""
     try:

@@ -12,24 +12,31 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property, lru_cache, reduce
-from itertools import accumulate, islice, pairwise, product
+from itertools import accumulate, dropwhile, islice, pairwise, product
 from typing import Any, NamedTuple
 
 from soar.problems.answers import LEXICON, mark_up
-from soar.problems.formulas import Node, Parser, Token, Unreadable, close, numeral, real, tokenize, values, variables
+from soar.problems.formulas import POINTS, Node, Parser, Token, Unreadable, close, evaluate, numeral, real, tokenize
 from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
 
-SAID = LEXICON["said"]
 LEAD, SHORT, SILENT, SYMBOLIC = (frozenset(LEXICON[key].split()) for key in ("lead", "short", "silent", "symbolic"))
 BASE = re.compile(
     r"\{?\(?(?=[A-Z]{0,60}\d|[A-F]{2,9}\s*_\s*\{?\s*1[1-6])([0-9A-Z]{1,60}(?:\.[0-9A-Z]{1,60})?)\)?\}?\s*(?:_|\(?\s*base\s)\s*"
     r"\{?\s*(\d{1,2}|[a-z]+)\s*[})]?\)?"
 )
 PLAIN = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
+NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*(?:\^-1(?=\())?)?(\([A-Za-z_0-9,]*\))?")
 LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
+
+
+def variables(node: Node) -> frozenset[str]:
+    """Names of the variables of a tree."""
+    if node[0] == "var":
+        return frozenset([node[1]])
+    return frozenset().union(*(variables(part) for part in node[1:] if isinstance(part, tuple)))
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ class Scalar:
 
     @cached_property
     def names(self) -> frozenset[str]:
+        """Its variables."""
         return variables(self.node)
 
     @cached_property
     def values(self) -> tuple[Any, ...]:
-        return values(self.node)
+        """What `formulas.evaluate` gives at every point, once where it has no variables."""
+        return tuple(evaluate(self.node, k) for k in range(POINTS if self.names else 1))
 
 
 class Named(NamedTuple):
@@ -83,13 +92,12 @@ class Pile(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """A set of real numbers: its ends, and whether a number lies in it, given the values of its ends. gap: all but one
-    number (`x \\ne 1`)."""
+    """A set of real numbers, by its ends."""
 
     ends: tuple[Scalar, ...]
-    inside: Callable[[Any, Sequence[Any]], bool] = field(compare=False)
-    name: str = ""
-    gap: bool = False
+    inside: Callable[[Any, Sequence[Any]], bool] = field(compare=False)  # whether a number is, given the ends' values
+    name: str = ""  # of the variable, where one is told
+    gap: bool = False  # all but one number (`x \\ne 1`)
 
 
 class Words(NamedTuple):
@@ -112,7 +120,7 @@ def read(text: str) -> Reading:
     bare = plain.replace("\x01", "").replace("\x02", "").strip()
     if bare[:1].isalpha() and (number := spelled(bare)) is not None:
         return Scalar(("num", number, 0))
-    plain = SAID.get(bare.casefold().rstrip("."), plain)
+    plain = LEXICON["said"].get(bare.casefold().rstrip("."), plain)
     based = BASE.fullmatch(bare)
     if based and (based[2].isdigit() or based[2] in NUMERALS):
         base = int(based[2]) if based[2].isdigit() else NUMERALS.index(based[2])
@@ -167,8 +175,7 @@ def _trim(tokens: list[Token]) -> list[Token]:
     """Without words and signs that may stand before an answer, without punctuation behind it, without braces around it."""
     while tokens and tokens[-1].is_a(".", ",", ";", ":", "\n"):
         tokens = tokens[:-1]
-    first = next((i for i, t in enumerate(tokens) if not (t.kind == "word" and t.text.casefold() in LEAD)), len(tokens))
-    first = first if first < len(tokens) else 0
+    first = next((i for i, t in enumerate(tokens) if not (t.kind == "word" and t.text.casefold() in LEAD)), 0)
     marks = (*LEADING, ".") if first else LEADING
     first += next((i for i, t in enumerate(tokens[first:]) if not t.is_a(*marks)), 0)
     if first:
@@ -229,9 +236,6 @@ def _congruence(left: list[Token], right: list[Token]) -> Reading:
         raise Unreadable("no congruence of numbers")
     rest = Words(f"{numbers[0] % numbers[1]} mod {numbers[1]}", value=True)
     return Named("".join(token.text for token in left), rest) if left else rest
-
-
-NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*(?:\^-1(?=\())?)?(\([A-Za-z_0-9,]*\))?")
 
 
 def _name(tokens: list[Token]) -> tuple[str, tuple[str, ...]] | None:
@@ -352,10 +356,10 @@ def _read_value(tokens: list[Token]) -> Reading:
 
 
 def _cell(tokens: list[Token]) -> Reading:
-    skipped = ("if", "when", "for")
-    while tokens and (tokens[0].is_a(",") or (tokens[0].kind == "word" and tokens[0].text.casefold() in skipped)):
-        tokens = tokens[1:]
-    return _read_or_keep(tokens)
+    """A cell of a matrix, without the comma or word that leads to a condition."""
+    words = ("if", "when", "for")
+    rest = dropwhile(lambda t: t.is_a(",") or (t.kind == "word" and t.text.casefold() in words), tokens)
+    return _read_or_keep(list(rest))
 
 
 def _sum(pieces: list[list[Token]]) -> Scalar:
@@ -442,9 +446,9 @@ def _scalar(tokens: list[Token]) -> Scalar:
     literal = node[1] if node[0] == "neg" else node
     places = literal[2] if literal[0] == "num" and scale == 1 else 0
     node = node if scale == 1 else ("mul", node, ("num", Fraction(scale), 0))
-    if unit and unit.label and variables(node):
-        raise Unreadable("words behind a variable")
     made = Scalar(node, unit, percent, places, product)
+    if unit and unit.label and made.names:
+        raise Unreadable("words behind a variable")
     if all(value is None for value in made.values):
         raise Unreadable("undefined everywhere")
     return made

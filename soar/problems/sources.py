@@ -38,8 +38,9 @@ class Row(NamedTuple):
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(`world` | `reasoning_gym` | `file` | `hub`, name); a path that exists or ends like a data file is a file. Raises
-    DataError for an empty source and for an unknown prefix."""
+    """Kind (`world`, `reasoning_gym`, `verifiers`, `file` or `hub`) and name of problems.source.
+
+    A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix."""
     prefix, colon, name = source.partition(":")
     if colon and prefix in ("world", "reasoning_gym", "verifiers", "hub") and name:
         return prefix, name
@@ -157,8 +158,10 @@ READERS = {
 
 
 def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row], str]:
-    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit; from the cache of `datasets`
-    where the hub does not answer. Dataset scripts are not run. Raises DataError with the hub's reason."""
+    """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit.
+
+    From the cache of `datasets` where the hub does not answer. Dataset scripts are not run. Raises DataError with the hub's
+    reason."""
     says = f"problems.source = {name!r}"
     try:
         import datasets
@@ -179,8 +182,9 @@ def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row]
 
 
 def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
-    """`count` (0: 1,000) generated rows of a reasoning-gym family, with the settings `options`. Columns: question, answer,
-    family, metadata (JSON, for the family's own scorer). Raises DataError."""
+    """`count` (0: 1,000) generated rows of a reasoning-gym family, with the settings `options`. Raises DataError.
+
+    Columns: question, answer, family, metadata (JSON, for the family's own scorer)."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS

@@ -22,6 +22,8 @@ from soar.types import UserError, Verdict
 MAX_TEXT_WORDS = 8
 DEGREE = Unit((("degree", 1),))
 LEAST_PLACES = 6  # of a decimal that may stand for a number that no decimal can write
+INTEGER = re.compile(r"([a-zA-Z])\s*(?:\\in|∈)\s*(?:\\mathbb\s*\{?\s*Z|ℤ)")
+PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
 
 
 class VerifierError(UserError, RuntimeError):
@@ -201,6 +203,7 @@ def read_number(answer: str) -> Fraction | None:
 
 def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
     """What a gold answer is to a named verifier: a value, words that can only be compared as text, or no answer at all.
+
     `none`: empty, a placeholder (`proof`, `n/a`), lines with words, prose of more than MAX_TEXT_WORDS words, and for
     `number` whatever is no number. Integrals and the like count as values."""
     text = normalize(answer)
@@ -226,8 +229,9 @@ def _words_in(reading: Reading) -> Iterator[Words]:
 
 
 def is_parsable(answer: str, verifier: str) -> bool:
-    """Whether an answer can serve as a gold answer, as far as that can be told without its question: for `math` a finite
-    value, set or relation and no words, for `number` a number, else any text."""
+    """Whether an answer can serve as a gold answer, as far as that can be told without its question.
+
+    For `math` a finite value, set or relation and no words, for `number` a number, else any text."""
     if verifier not in ("math", "number"):
         return bool(answer.strip())
     if gold_kind(answer, verifier) != "value":
@@ -237,8 +241,9 @@ def is_parsable(answer: str, verifier: str) -> bool:
 
 
 def as_verdict(value: Any, name: str, success_at: float = 1.0) -> Verdict:
-    """What a user's check returned: True, False, a number (`success_at` or more is correct), None, NaN (unscorable) or a
-    Verdict; else raises TypeError."""
+    """The verdict that a user's check returned. Raises TypeError for anything else.
+
+    value: True, False, a number (`success_at` or more is correct), None or NaN (unscorable), or a Verdict."""
     if isinstance(value, Verdict):
         return value
     if value is None:
@@ -268,10 +273,6 @@ def compare_choice(answer: str, gold: str) -> Verdict:
 def compare_number(answer: str, gold: str) -> Verdict:
     """`compare_math` for a gold answer that is a number; UNSCORABLE where it is none."""
     return compare_math(answer, gold) if gold_kind(gold, "number") == "value" else Verdict.UNSCORABLE
-
-
-INTEGER = re.compile(r"([a-zA-Z])\s*(?:\\in|∈)\s*(?:\\mathbb\s*\{?\s*Z|ℤ)")
-PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
 
 
 def _same_parameter(answer: str, gold: str) -> str:
