@@ -33,7 +33,8 @@ from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import Plan, TrainState
 from soar.loop.write import TeacherError
 from soar.problems.load import DataError
-from soar.run import screen
+from soar.report.alarms import alarm
+from soar.run import pipeline, screen
 from soar.run.interrupts import Stopped
 from soar.types import Problem, Screening
 
@@ -177,6 +178,7 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     """As one population, as on a GPU; search and hints included. The last step may go over by what a step can take; pass@k is
     measured on the way."""
     monkeypatch.setattr(arms, "arms_at_once", lambda backbone, count: count)
+    monkeypatch.setattr(pipeline, "lost_alarms", lambda curve, end: [alarm("fell", f"{len(curve)} {end['arm']}")])
     names = ["base", "likelihood", "hinted", "solvable", "pq"]
     source = write_problems(tmp_path / "easy.jsonl", easy_problems(14, seed=1))
     keys = [f"arms.run={json.dumps(names)}", f'problems.source="{source}"', "evaluate.every=4", *SHORT]
@@ -193,6 +195,7 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     steps = [row for row in events(tmp_path / "run", "arm_step") if row["arm"] == "hinted"]
     told = run["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:4])
     assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
+    assert f"{len(curves)} hinted" in [row["message"] for row in events(tmp_path / "run", "alarm")]
     left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
     assert list(left["arms"]) == ["base"]
     assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]

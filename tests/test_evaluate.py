@@ -222,3 +222,17 @@ def test_screening_that_is_cut_off():
     assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
     for event, questions in ((step(), rows(limit)), (step(reward_mean=0.0), rows(0)), (step(), [{"question": "q"}])):
         assert kinds(event, questions, []) == []
+
+
+def test_an_arm_that_ends_below_its_best_reading_by_more_than_chance_is_named():
+    """16 problems x 4 attempts: 8 problems lose 2 right answers each, or one problem loses all 4."""
+    rows = [
+        {"arm": "pq", "attempts": 4, "total_tokens": at, "correct": [2] * n + [0] * (16 - n)}
+        for n, at in ((1, 1000), (8, 2000), (0, 3000))
+    ]
+    low, best, end = rows
+    (alarm,) = alarms.lost_alarms([low, best], end)
+    assert (alarm["kind"], alarm["arm"]) == ("arm fell", "pq")
+    assert "fell from 25.00% at 2,000 tokens to 0.00% at 3,000 tokens" in alarm["message"]
+    assert alarms.lost_alarms([low, {**best, "correct": [4] + [0] * 15}], end) == alarms.lost_alarms([], end) == []
+    assert alarms.lost_alarms([low, end], best) == []

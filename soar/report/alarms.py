@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from soar.files import Row
+from soar.loop.evaluate import t_interval
 
 DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
 DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share of the first step's
@@ -72,6 +73,22 @@ def screen_alarms(event: Row) -> list[Row]:
     share = event.get("truncated_share") or 0.0
     text = f"{share:.0%} of the attempts in screening hit the token budget; {_LONGER}"
     return [alarm("truncation", text)] if share > TRUNCATED_SHARE else []
+
+
+def lost_alarms(curve: Sequence[Row], end: Row) -> list[Row]:
+    """The alarm of an arm that ends below its best reading on the way by more than chance.
+
+    curve: its `curve` events. end: its `evaluation`. Chance is the 95 % t interval of the difference of pass@1 over problems.
+    """
+    best = max(curve, key=lambda row: sum(row["correct"]), default=end)
+    lost_H = [(then - now) / end["attempts"] for then, now in zip(best["correct"], end["correct"], strict=True)]
+    interval = t_interval(lost_H)
+    if interval is None or interval[0] <= 0:
+        return []
+    trials = len(lost_H) * end["attempts"]
+    at = [f"{sum(row['correct']) / trials:.2%} at {row['total_tokens']:,} tokens" for row in (best, end)]
+    text = f"pass@1 of the arm {end['arm']} fell from {at[0]} to {at[1]}: further training undid what it had learned"
+    return [alarm("arm fell", f"{text}; lower arms.learning_rate, or spend less") | {"arm": end["arm"]}]
 
 
 def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], learns: bool = True) -> list[Row]:

@@ -24,7 +24,7 @@ from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError
 from soar.problems.domain import domain_of
 from soar.problems.load import split
-from soar.report.alarms import alarm, screen_alarms, step_alarms, step_vendi
+from soar.report.alarms import alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
 from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, read_arm, summary_of
 from soar.report.text import held_out
@@ -352,14 +352,17 @@ class Run:
         name = "evaluation" if self.state.stage == "evaluate" else f"evaluation of {' and '.join(policies)}"
         with self.progress.task(name, len(self.hard_test)) as advance:
             rows = self._held_out(policies, advance)
-        events = []
+        events, curves = [], [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "curve"]
         for arm, row in zip(policies, rows, strict=True):
             spent = {"total_tokens": sum(tokens[arm].values()), "tokens": tokens[arm]}
             head = {"event": "evaluation", "arm": arm, "problems": len(self.hard_test)}
             events.append({**head, **row, "student_rollouts": rollouts[arm], **spent})
-        self.folder.append("metrics.jsonl", events)
+        fell = [lost_alarms([row for row in curves if row["arm"] == event["arm"]], event) for event in events]
+        self.folder.append("metrics.jsonl", [*events, *chain(*fell)])
         for event in events:
             self.progress.say(f"held out, {held_out(read_arm(event['arm'], event))}")
+        for row in chain(*fell):
+            self.progress.say(f"alarm: {row['kind']}: {row['message']}")
         self._save()
 
     def _held_out(self, policies: dict[str, AdapterStack], advance: Callable[[int], None]) -> list[Row]:
