@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
 from typing import Any
 
 VERSION = "0.2.0.dev0"
@@ -28,6 +29,14 @@ class UserError(Exception):
     """An error whose message says what was found, what is expected and what to do: shown without a traceback."""
 
     exit_code = 1
+
+
+def import_extra(module: str, kind: type[UserError], missing: str) -> Any:
+    """A module of an optional package. Raises `kind` with the text `missing`, in which {error} is what importing it said."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise kind(missing.replace("{error}", str(error))) from error
 
 
 class Verdict(str, Enum):

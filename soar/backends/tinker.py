@@ -37,7 +37,7 @@ from soar.engine.rloo import k3
 from soar.engine.rollouts import OnTokens, Request, Rollouts
 from soar.engine.update import UpdateStats, rows_that_count
 from soar.engine.vllm import Completion, rollouts_of
-from soar.types import UserError, no_tick
+from soar.types import UserError, import_extra, no_tick
 
 PATH_BYTES, ALPHA, LOSS, CONNECT_S, KEY = 256, 32.0, "importance_sampling", 30.0, "TINKER_API_KEY"
 
@@ -200,9 +200,9 @@ class TinkerBackbone(Backbone):
     def step(self, stack: LiveStack, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> UpdateStats:
         """As `engine.update.update`."""
         config, slots = stack.config, stack.slots
-        P, each = len(slots), rollouts.rows // len(slots)
+        P, per_policy = len(slots), rollouts.rows // len(slots)
         rows_P = rows_that_count(rollouts, advantage_B, P, config)
-        kept_P = [rows or [p * each] for p, rows in enumerate(rows_P)]  # a step on a zero gradient is a step as well
+        kept_P = [rows or [p * per_policy] for p, rows in enumerate(rows_P)]  # a step on a zero gradient is one, too
         kl_B = torch.full((rollouts.rows,), math.nan)
         weight_B_T = advantage_B[:, None].expand(rollouts.logprob_B_T.shape)
         if config.kl > 0.0:
@@ -212,7 +212,7 @@ class TinkerBackbone(Backbone):
             reference_B_T = behind_prompts(scores, rollouts, rows)
             weight_B_T = weight_B_T + config.kl * ((reference_B_T - rollouts.logprob_B_T).exp() - 1.0)
             kl_B = k3(rollouts.logprob_B_T, reference_B_T).sum(1)  # both are 0 where no token is
-        weight_B_T = weight_B_T / (each * tokens)
+        weight_B_T = weight_B_T / (per_policy * tokens)
         norm_P, gap_P, kl_P = torch.zeros(3, P)
         failed_P = torch.zeros(P, dtype=torch.bool)
         passes = self._passes("forward_backward", slots, rollouts, kept_P, weight_B_T)
@@ -291,7 +291,7 @@ class TinkerBackbone(Backbone):
         places = {f"{name}.{ab}": f"base_model.model.{name}.lora_{ab}.weight" for name in self.layers for ab in "AB"}
         if missing := sorted(set(places.values()) - held.keys()):
             raise ServiceError(f"the service's adapter has no {missing[0]}; backend.model is not model.path")
-        weights = {own: held[place].float().T.contiguous()[None] for own, place in places.items()}
+        weights = {layer: held[place].float().T.contiguous()[None] for layer, place in places.items()}
         return AdapterStack("lora", weights, ALPHA / self.config.lora_rank)
 
     def base_digest(self) -> str:
@@ -358,10 +358,9 @@ def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerBackbone]:
         if not fits:
             raise ConfigError(f'backend.kind = "tinker" needs {wanted}')
     os.environ.setdefault("TINKER_TELEMETRY", "0")
-    try:
-        import tinker
-    except ImportError as error:
-        raise ConfigError(f'backend.kind = "tinker": {error}; pip install "soar-rl[train,tinker]"') from error
+    tinker = import_extra(
+        "tinker", ConfigError, 'backend.kind = "tinker": {error}; pip install "soar-rl[train,tinker]"'
+    )
     service = tinker.ServiceClient(base_url=backend.base_url or None, api_key=os.environ[KEY])
     backbone = TinkerBackbone(config, tinker, service)
     served = backbone.ask("opening it", service.get_server_capabilities, CONNECT_S).supported_models

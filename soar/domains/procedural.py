@@ -13,7 +13,7 @@ from functools import lru_cache
 from soar.problems.answers import normalize
 from soar.problems.domain import WORDS, styled
 from soar.problems.verify import compare_number, read_number
-from soar.types import Problem, UserError, Verdict
+from soar.types import Problem, UserError, Verdict, import_extra
 
 COMPARED, EVALUATES = (frozenset(WORDS["procedural"][key].split()) for key in ("compared", "evaluates"))
 JOINTS = re.compile(r"[\s,;\[\](){}'\"|]+")
@@ -36,11 +36,8 @@ def compare(answer: str, gold: str) -> Verdict:
 
 @lru_cache(maxsize=8)
 def _scorer(family: str) -> Callable[..., float]:
-    try:
-        from reasoning_gym.factory import get_score_answer_fn
-    except ImportError as error:
-        raise UserError(f"the scorer of {family} needs reasoning-gym: pip install 'soar-rl[procedural]'") from error
-    return get_score_answer_fn(family)
+    missing = f"the scorer of {family} needs reasoning-gym: pip install 'soar-rl[procedural]'"
+    return import_extra("reasoning_gym.factory", UserError, missing).get_score_answer_fn(family)
 
 
 def verify(answer: str, problem: Problem) -> Verdict:

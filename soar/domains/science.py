@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from soar.problems.answers import LEXICON, normalize
 from soar.problems.domain import styled
-from soar.types import UserError, Verdict
+from soar.types import UserError, Verdict, import_extra
 
 MAX_CHARS = 200
 MAX_FACTORS = 8
@@ -43,10 +43,7 @@ class Quantity(NamedTuple):
 @lru_cache(maxsize=1)
 def registry() -> Any:
     """pint's unit registry, one a process. Raises UserError where pint is not installed."""
-    try:
-        import pint
-    except ImportError as error:
-        raise UserError("numbers with units need pint: pip install 'soar-rl[science]'") from error
+    pint = import_extra("pint", UserError, "numbers with units need pint: pip install 'soar-rl[science]'")
     return pint.UnitRegistry(cache_folder=None)
 
 
@@ -56,8 +53,8 @@ def _unit_name(name: str) -> str:
     for spelling in (name, name.lower() if len(name) > 3 else name):
         # pint's error of an unknown unit is an AttributeError
         with contextlib.suppress(AttributeError, ValueError, TypeError, KeyError):
-            if spelling.isidentifier() and (known := str(registry().get_name(spelling))):
-                return known
+            if spelling.isidentifier() and (name_of_pint := str(registry().get_name(spelling))):
+                return name_of_pint
     raise ValueError(f"no unit {name!r}")
 
 

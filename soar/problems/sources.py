@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from soar.types import UserError
+from soar.types import UserError, import_extra
 
 MAX_FIELD = 10_000_000
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -139,10 +139,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'soar-rl[parquet]'") from error
+    missing = f"{path}: reading parquet needs pyarrow: pip install 'soar-rl[parquet]'"
+    parquet = import_extra("pyarrow.parquet", DataError, missing)
     try:
         batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
         for number, fields in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
@@ -163,10 +161,7 @@ def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row]
     From the cache of `datasets` where the hub does not answer. Dataset scripts are not run. Raises DataError with the hub's
     reason."""
     says = f"problems.source = {name!r}"
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{says} needs `datasets`: pip install 'soar-rl[hub]'") from error
+    datasets = import_extra("datasets", DataError, f"{says} needs `datasets`: pip install 'soar-rl[hub]'")
     identifier, _, config = name.partition(":")
     try:
         table = datasets.load_dataset(identifier, config or None, split=split, revision=revision)
@@ -185,18 +180,15 @@ def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Itera
     """`count` (0: 1,000) generated rows of a reasoning-gym family, with the settings `options`. Raises DataError.
 
     Columns: question, answer, family, metadata (JSON, for the family's own scorer)."""
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise DataError(f"reasoning_gym:{name}: {error} (pip install 'soar-rl[procedural]')") from error
-    if name not in DATASETS:
-        near = ", ".join(difflib.get_close_matches(name, DATASETS, n=3))
+    missing = f"reasoning_gym:{name}: {{error}} (pip install 'soar-rl[procedural]')"
+    gym, factory = (import_extra(module, DataError, missing) for module in ("reasoning_gym", "reasoning_gym.factory"))
+    if name not in factory.DATASETS:
+        near = ", ".join(difflib.get_close_matches(name, factory.DATASETS, n=3))
         raise DataError(f"problems.source = 'reasoning_gym:{name}': no such family; the nearest: {near or 'none'}")
     try:
-        tasks = reasoning_gym.create_dataset(name, size=count or 1000, seed=seed, **options)
+        tasks = gym.create_dataset(name, size=count or 1000, seed=seed, **options)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        settings = ", ".join(sorted(set(DATASETS[name][1].__dataclass_fields__) - {"size", "seed"}))
+        settings = ", ".join(sorted(set(factory.DATASETS[name][1].__dataclass_fields__) - {"size", "seed"}))
         raise DataError(f"problems.options = {options}: {error}; {name} knows {settings or 'none'}") from error
     for number, task in enumerate(tasks, start=1):
         metadata = json.dumps(task.get("metadata", {}), default=str)

@@ -27,7 +27,6 @@ from soar.files import asset
 from soar.types import UserError
 
 GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dead
-SCRATCH = "/scratch"
 SITES = ("site-packages", "dist-packages")
 NOBODY = 65534
 JAIL = (Path(__file__).parent / "jail.py").read_text(encoding="utf-8")
@@ -257,7 +256,7 @@ def probe():
             said.append(type(error).__name__)
     return [*said, os.getcwd(), dict(os.environ)]
 """
-EXPECTED = [*["PermissionError"] * 2, *["FileNotFoundError"] * 2, "OSError", "possible", SCRATCH, {"dict": []}]
+EXPECTED = [*["PermissionError"] * 2, *["FileNotFoundError"] * 2, "OSError", "possible", "/scratch", {"dict": []}]
 
 
 def _trial(backend: str) -> str:
@@ -269,8 +268,8 @@ def _trial(backend: str) -> str:
             outcome = sandbox.ask(Job(PROBE, "probe", "[((), {})]"))
     except (UserError, OSError) as error:
         return str(error)
-    found = outcome.answers.get(0)
-    return "" if found == EXPECTED else f"the trial gave {found or outcome.detail}, expected {EXPECTED}"
+    answer = outcome.answers.get(0)
+    return "" if answer == EXPECTED else f"the trial gave {answer or outcome.detail}, expected {EXPECTED}"
 
 
 @cache
