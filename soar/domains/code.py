@@ -256,7 +256,7 @@ def grade(code: str, text: str) -> Verdict:
         tests = read_tests(text)
         if len(code) > MAX_CODE_CHARS:
             return Verdict.WRONG
-        parse_source(code)
+        parse_source(code)  # a process for what is no Python would take seventy times as long
         return tests.verdict(_sandbox().run(tests.job(code)))
     except Unusable:
         return Verdict.UNSCORABLE
@@ -298,13 +298,16 @@ def read_problem(text: str) -> tuple[str, str] | str:
         return "no_docstring"
     if task == PLACEHOLDER:
         return "placeholder"
-    name, body = flaw(tests), [node.value if isinstance(node, ast.Expr) else node for node in function.body]
-    if name is None and not all(isinstance(node, (ast.Pass, ast.Raise, ast.Constant)) for node in body):
+    if name := flaw(tests):
+        return name
+    body = [node.value if isinstance(node, ast.Expr) else node for node in function.body]
+    if not all(isinstance(node, (ast.Pass, ast.Raise, ast.Constant)) for node in body):  # there is a solution
         solution = ast.unparse(ast.Module([node for node in module.body if isinstance(node, DEFINITIONS)], []))
-        name = None if grade(solution, answer).solved else "wrong_solution"
+        if not grade(solution, answer).solved:
+            return "wrong_solution"
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
     signature = f"def {function.name}({ast.unparse(function.args)}){returns}:"
-    return name or (f"Write a Python function:\n\n{signature}\n\n{task}", answer)
+    return f"Write a Python function:\n\n{signature}\n\n{task}", answer
 
 
 def _first_module(text: str) -> ast.Module | str:

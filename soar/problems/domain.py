@@ -212,7 +212,8 @@ def judge_fields(question: str, answer: str, domain: Domain) -> Reason | None:
     fmt = domain.prompts
     if not question or not answer:
         return Reason.EMPTY
-    if any((" ".join(text.casefold().split()).rstrip(".:") or text) in fmt.placeholders for text in (question, answer)):
+    bare = (" ".join(text.casefold().split()).rstrip(".:") or text for text in (question, answer))
+    if any(text in fmt.placeholders for text in bare):
         return Reason.PLACEHOLDER
     if len(question) > MAX_QUESTION_CHARS or len(answer) > domain.max_answer_chars:
         return Reason.TOO_LONG

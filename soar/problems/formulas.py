@@ -92,15 +92,15 @@ def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[To
             spaced, in_text = True, TEXT_MARKS.get(piece, in_text)
             continue
         behind = bool(tokens) and (tokens[-1].kind in ("num", "word") or tokens[-1].is_a(")", "}", "/", "*", "%"))
-        known = in_text or piece.casefold() in words or (behind and piece.casefold() in units)
-        for made in _tokens(kind, piece, known):
+        is_word = in_text or piece.casefold() in words or (behind and piece.casefold() in units)
+        for made in _tokens(kind, piece, is_word):
             depth = max(0, depth + (made.text in OPEN) - (made.text in CLOSING))
             tokens.append(Token(made.kind, made.text, spaced))
             spaced = False
     return tokens
 
 
-def _tokens(kind: str, piece: str, known: bool) -> Iterable[Token]:
+def _tokens(kind: str, piece: str, is_word: bool) -> Iterable[Token]:
     """The tokens of one match; letters that are no word and no name are variables."""
     if kind == "num":
         return [Token("num", re.sub(r"\{,\}|[,_ ]", "", piece))]
@@ -110,7 +110,7 @@ def _tokens(kind: str, piece: str, known: bool) -> Iterable[Token]:
         return [_command(piece)]
     piece = "infinity" if piece.casefold() == "infinity" else piece
     name = next((name for name in TYPED if piece.endswith(name) and len(piece) <= len(name) + (name != "inf")), "")
-    if piece != "infinity" and (known or (not name and (len(piece) >= 4 or GIVEN_NAME.fullmatch(piece)))):
+    if piece != "infinity" and (is_word or (not name and (len(piece) >= 4 or GIVEN_NAME.fullmatch(piece)))):
         return [Token("word", piece)]
     letters = piece.removesuffix(name)
     return [*(Token("var", letter) for letter in letters), *([_command(name)] if name else [])]

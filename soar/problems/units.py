@@ -64,10 +64,11 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
             percent = True
         elif single in SCALES and not label and not powers:
             scale *= SCALES[single]
-        elif (known := UNITS.get(word.casefold()) or UNITS.get(single.casefold())) is not None:
-            last = (known[0], known[1], sign)
-            powers[known[0]] = powers.get(known[0], 0) + sign * following
-            factor *= known[1] ** (sign * following)
+        elif (unit := UNITS.get(word.casefold()) or UNITS.get(single.casefold())) is not None:
+            name, size = unit
+            last = (name, size, sign)
+            powers[name] = powers.get(name, 0) + sign * following
+            factor *= size ** (sign * following)
             following = 1
         else:
             last, following = ("?", Fraction(1), sign), 1
@@ -88,6 +89,7 @@ def spelled(text: str) -> Fraction | None:
         share = spelled(" ".join(words[:-1]))
         return None if share is None or share.denominator > 1 else share / parts
     for place, word in enumerate(words):
+        # What may follow is less than the last digit's worth: 21 is said as 20 and 1, and no 1 follows 1
         room = 100 if group % 100 == 0 else 10 if group % 10 == 0 and group % 100 >= 20 else 0
         small = NUMERALS.index(word) if word in NUMERALS else 10 * TENS.index(word) + 20 if word in TENS else room
         if small < room and (small or place == 0 == len(words) - 1):
