@@ -39,8 +39,7 @@ def logprobs_of(backbone: Backbone, stack: AdapterStack | None, rows: Rollouts) 
     """Log-probability [B, T] of every token, with its graph."""
     torch.set_num_threads(1)  # this may be another thread
     packed = pack(backbone, rows, [list(range(rows.rows))])
-    with backbone.use(stack):
-        chosen_R_T = token_logprobs(backbone, packed, 1.0)
+    chosen_R_T = token_logprobs(backbone, stack, packed, 1.0)
     return torch.zeros(chosen_R_T.shape).index_copy(0, packed.row_R, chosen_R_T)
 
 

@@ -26,14 +26,20 @@ from torch.nn import functional
 from soar.engine import attention, logprobs
 from soar.engine.attention import Packed, grouped_attention
 from soar.engine.logprobs import pack, token_logprobs
-from soar.engine.policy import Backbone
+from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 
 
-def logprobs_of(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]], temperature: float = 1.0) -> Tensor:
+def logprobs_of(
+    backbone: Backbone,
+    stack: AdapterStack | None,
+    rollouts: Rollouts,
+    rows_P: list[list[int]],
+    temperature: float = 1.0,
+) -> Tensor:
     """Rows in the order of the rollouts."""
     packed = pack(backbone, rollouts, rows_P)
-    value_R_T = token_logprobs(backbone, packed, temperature)
+    value_R_T = token_logprobs(backbone, stack, packed, temperature)
     return value_R_T[packed.row_R.argsort()]
 
 
@@ -54,8 +60,7 @@ def test_values_and_gradients_are_those_of_the_plain_way(name, chunk, monkeypatc
     for plain in (False, True):
         logprobs._heads[backbone] = None if plain else logprobs._Head(backbone)
         stack = random_stack(backbone, 2).trainable()
-        with backbone.use(stack):
-            values.append(logprobs_of(backbone, rollouts, [[0, 1, 2], [3, 4, 5]], 0.7))
+        values.append(logprobs_of(backbone, stack, rollouts, [[0, 1, 2], [3, 4, 5]], 0.7))
         gradients.append(torch.autograd.grad((values[-1] * weight_B_T).sum(), list(stack.tensors.values())))
     assert torch.allclose(*values, atol=1e-5)
     for one, other in zip(*gradients, strict=True):
@@ -67,7 +72,7 @@ def test_a_prompt_shared_by_its_completions_is_right_for_each(name):
     """Beyond the sliding window, one-token completions among them, the chunked way of every architecture."""
     backbone, rollouts = tiny_backbone(name), shared_prompts()
     with torch.no_grad():
-        value_B_T = logprobs_of(backbone, rollouts, [[0, 1, 2, 3], [4, 5, 6]])
+        value_B_T = logprobs_of(backbone, None, rollouts, [[0, 1, 2, 3], [4, 5, 6]])
     assert logprobs._heads[backbone] is not None
     for row, (prompt, n) in enumerate(zip(rollouts.prompts, rollouts.length_B.tolist(), strict=True)):
         wanted_T = plain_logprobs(tiny_model(name), prompt, rollouts.tokens_B_T[row, :n].tolist())
@@ -87,7 +92,7 @@ def test_a_model_with_another_head_takes_the_plain_way():
 
     backbone.model.forward = scaled
     with torch.no_grad():
-        found_B_T = logprobs_of(backbone, rollouts, [[0, 1, 2]])
+        found_B_T = logprobs_of(backbone, None, rollouts, [[0, 1, 2]])
     assert logprobs._heads[backbone] is None
     wanted_T = plain_logprobs(tiny_model(), rollouts.prompts[0], rollouts.tokens_B_T[0, :1].tolist(), temperature=4.0)
     assert torch.allclose(found_B_T[0, :1], wanted_T.detach(), atol=1e-4)

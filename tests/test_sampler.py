@@ -106,9 +106,9 @@ def test_sampler_and_trainer_agree(name, adapter):
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.9)
     request = Request([some_prompts(4)] * 2, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], sampling)
     rollouts = NativeSampler(backbone).sample(stack, request)
-    with torch.no_grad(), backbone.use(stack):
-        packed = pack(backbone, rollouts, [list(range(12)), list(range(12, 24))])
-        trainer_B_T = token_logprobs(backbone, packed, 0.9)
+    packed = pack(backbone, rollouts, [list(range(12)), list(range(12, 24))])
+    with torch.no_grad():
+        trainer_B_T = token_logprobs(backbone, stack, packed, 0.9)
     assert packed.row_R.tolist() == list(range(24))  # the attempts of a prompt stand together already
     assert trainer_B_T.shape == rollouts.logprob_B_T.shape
     gap_B_T = (trainer_B_T - rollouts.logprob_B_T).abs()

@@ -123,11 +123,11 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch):
     whole, shortage = gradient_after(100_000, 0.0), torch.cuda.OutOfMemoryError("no room")  # other kinds: test_faults
     real, seen, failing = update_room.token_logprobs, [], [1, 3]
 
-    def short_of_memory(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:
+    def short_of_memory(backbone: Backbone, stack: AdapterStack, packed: Pack, temperature: float) -> Tensor:
         seen.append(packed)
         if len(seen) in failing:  # once at the start, once with half a gradient there already
             raise shortage
-        return real(backbone, packed, temperature)
+        return real(backbone, stack, packed, temperature)
 
     monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 10)
     monkeypatch.setattr(update_room, "token_logprobs", short_of_memory)

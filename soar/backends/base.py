@@ -52,7 +52,7 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
     kept_P = native.rows_that_count(rollouts, torch.ones(rollouts.rows), stack.policies, OptimizerConfig())
     for rows_P in native.micro_batches(rollouts, kept_P, native.micro_batch_limit(backbone), backbone.apart):
         packed = pack(backbone, rollouts, rows_P)
-        with torch.no_grad(), backbone.use(stack):
-            logprob_R_T = token_logprobs(backbone, packed, temperature).cpu()
+        with torch.no_grad():
+            logprob_R_T = token_logprobs(backbone, stack, packed, temperature).cpu()
         logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T
     return logprob_B_T

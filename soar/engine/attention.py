@@ -5,8 +5,6 @@ contiguous operands are fast on a CPU, and a captured graph needs them. Left out
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,18 +186,9 @@ class _Flash(torch.autograd.Function):
         return *(x.view(P, n, *x.shape[1:]) for x in (dq, dk, dv)), None, None
 
 
-current: ContextVar[Window | Packed | None] = ContextVar("current", default=None)
-"""What `seeing` has set in this thread."""
-
-
-@contextmanager
-def seeing(view: Window | Packed | None) -> Iterator[None]:
-    """Within the block, what a token may see is what `view` says, whatever mask the model made."""
-    before = current.set(view)
-    try:
-        yield
-    finally:
-        current.reset(before)
+View = Window | Packed
+current: ContextVar[View | None] = ContextVar("current", default=None)
+"""What a token may see in this thread, whatever mask the model made (see `policy.Backbone.use`)."""
 
 
 def grouped_attention(

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from soar.config import SamplingConfig
 from soar.engine import kernels
-from soar.engine.attention import StaticLayer, Window, seeing
+from soar.engine.attention import StaticLayer, Window
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, Rollouts, draw, live_first, next_logits
 
@@ -63,7 +63,7 @@ class Program:
 
     def body(self) -> None:
         """One step: forward the last token of every slot, then draw and note the next."""
-        with seeing(Window(self.start_R, self.filled_1)):
+        with self.backbone.use(self.stack, Window(self.start_R, self.filled_1)):
             self.note(next_logits(self.backbone, self.token_R_1, self.mask, self.position_R_1, self.cache))
 
     def note(self, logits_R_V: Tensor) -> None:
@@ -92,8 +92,7 @@ class Program:
         if self.graph:
             self.graph.replay()
         else:
-            with self.backbone.use(self.stack):
-                self.body()
+            self.body()
 
     def _capture(self) -> Any:
         """The CUDA graph of `body`, or False when the model cannot be captured (said once)."""
@@ -101,14 +100,13 @@ class Program:
         before = [tensor.clone() for tensor in state]
         graph: Any = torch.cuda.CUDAGraph()
         try:
-            with self.backbone.use(self.stack):
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    self.body()
-                torch.cuda.current_stream().wait_stream(side)
-                with torch.cuda.graph(graph, pool=self.pool):
-                    self.body()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.body()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, pool=self.pool):
+                self.body()
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given completions under the active policies, with gradients.
+"""Log-probabilities of given completions under the policies of a stack, with gradients.
 
 The frozen output layer runs over a few thousand tokens at a time, forward and backward, and only where a completion stands:
 logits [B, T, V] never exist. A model whose logits are not that layer of its decoder's output (probed once) goes plainly.
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from soar.engine import kernels
-from soar.engine.attention import Packed, seeing, sent
-from soar.engine.policy import Backbone
+from soar.engine.attention import Packed, sent
+from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 
 CHUNK = 1 << 27  # logits held at once
@@ -183,8 +183,8 @@ def _apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> L
     return order, ids, np.broadcast_to(np.arange(n), ids.shape).copy(), places, None
 
 
-def token_logprobs(backbone: Backbone, packed: Pack, temperature: float) -> Tensor:
-    """Log-probability (nats) [R, T] of every completion token under the active stack, 0 on padding.
+def token_logprobs(backbone: Backbone, stack: AdapterStack | None, packed: Pack, temperature: float) -> Tensor:
+    """Log-probability (nats) [R, T] of every completion token under the stack (None: the base model), 0 on padding.
 
     One forward pass. Gradients flow if enabled.
     """
@@ -192,7 +192,7 @@ def token_logprobs(backbone: Backbone, packed: Pack, temperature: float) -> Tens
     given: dict[str, Any] = {"input_ids": packed.ids_P_n, "position_ids": packed.position_P_n, "use_cache": False}
     if packed.view is not None:  # a mask of four axes is taken as it is; what counts is the view
         given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=backbone.device)
-    with seeing(packed.view):
+    with backbone.use(stack, packed.view):
         out = (
             backbone.model(**given).logits if head is None else backbone.model.get_decoder()(**given).last_hidden_state
         )

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -188,13 +188,15 @@ class Backbone:
         return wrapped
 
     @contextmanager
-    def use(self, stack: AdapterStack | None) -> Iterator[None]:
-        """Within the block, forward passes go through `stack` (None: the base model)."""
-        before = self._active.set(stack)
+    def use(self, stack: AdapterStack | None, view: attention.View | None = None) -> Iterator[None]:
+        """Within the block, forward passes go through `stack` (None: the base model), and what a token may see is what `view`
+        says, whatever mask the model made."""
+        before, seen = self._active.set(stack), attention.current.set(view)
         try:
             yield
         finally:
             self._active.reset(before)
+            attention.current.reset(seen)
             if stack is not None:
                 stack._merged.clear()
 
@@ -212,16 +214,10 @@ class Backbone:
         return True
 
     def _recomputed(self, plain: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        stack, view = self._active.get(), attention.current.get()
-        if stack is None or not torch.is_grad_enabled():
+        if self._active.get() is None or not torch.is_grad_enabled():
             return plain(*given, **named)
-
-        def again(*given: Any, **named: Any) -> Any:
-            # On a GPU the second time comes in autograd's own thread, which has neither in use.
-            with self.use(stack), attention.seeing(view):
-                return plain(*given, **named)
-
-        return checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False, **named)
+        here = copy_context()  # on a GPU the second time comes in autograd's own thread, which has nothing in use
+        return checkpoint(here.run, plain, *given, use_reentrant=False, preserve_rng_state=False, **named)
 
     def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
         """Fresh adapters that change nothing yet: B = 0 (lora, A uniform in +-1/sqrt(in) as PEFT), delta = 0 (full)."""

@@ -68,12 +68,11 @@ def update(
         cast = _Cast(backbone, stack)
         for rows_P in micro_batches(rollouts, kept_P, limit, backbone.apart):  # nothing in here waits for the device
             packed = pack(backbone, rollouts, rows_P)
-            with backbone.use(cast.stack):
-                logprob_R_T = token_logprobs(backbone, packed, temperature)
+            logprob_R_T = token_logprobs(backbone, cast.stack, packed, temperature)
             reference_R_T = None
             if config.kl > 0.0:
-                with torch.no_grad(), backbone.use(None):
-                    reference_R_T = token_logprobs(backbone, packed, temperature)
+                with torch.no_grad():
+                    reference_R_T = token_logprobs(backbone, None, packed, temperature)
             mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
             loss_R = policy_loss(logprob_R_T, mask_R_T, advantages_B[row_R], normaliser, reference_R_T, config.kl)
             loss_R.sum().backward()
