@@ -73,12 +73,13 @@ class Training:
         return self.forward(data, loss)
 
     def optim_step(self, given: Any) -> Any:
+        gradients = [tensor.grad for tensor in self.stack.tensors.values() if tensor.grad is not None]
         if self.service.mean:
-            self.optimizer.scale_(torch.tensor([1.0 / max(1, self.rows)]))
-        norm = self.optimizer.squares_P().sqrt()
+            torch._foreach_mul_(gradients, 1.0 / max(1, self.rows))
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         json.dumps(vars(given), allow_nan=False)  # as it would be sent
         if (clip := getattr(given, "grad_clip_norm", 0.0)) and not self.service.mean:
-            self.optimizer.scale_((clip / (norm + 1e-12)).clamp(max=1.0))
+            torch._foreach_mul_(gradients, min(1.0, clip / (norm.item() + 1e-12)))
         for group in self.optimizer.adamw.param_groups:
             group |= {"lr": given.learning_rate, "betas": (given.beta1, given.beta2), "eps": given.eps}
         self.optimizer.adamw.step()

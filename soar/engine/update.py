@@ -64,11 +64,10 @@ def update(
         """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
         sums_3_B = torch.zeros(3, rollouts.rows, device=backbone.device)
         advantages_B = advantage_B.to(backbone.device)
-        optimizer.zero()
-        cast = _Cast(backbone, stack)
+        live = optimizer.zero(backbone.dtype)
         for rows_P in micro_batches(rollouts, kept_P, limit, backbone.apart):  # nothing in here waits for the device
             packed = pack(backbone, rollouts, rows_P)
-            logprob_R_T = token_logprobs(backbone, cast.stack, packed, temperature)
+            logprob_R_T = token_logprobs(backbone, live, packed, temperature)
             reference_R_T = None
             if config.kl > 0.0:
                 with torch.no_grad():
@@ -76,7 +75,7 @@ def update(
             mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
             loss_R = policy_loss(logprob_R_T, mask_R_T, advantages_B[row_R], normaliser, reference_R_T, config.kl)
             loss_R.sum().backward()
-            cast.collect()
+            optimizer.collect(live)
             with torch.no_grad():
                 sums_3_B[0, row_R] = ((logprob_R_T - packed.sampled_R_T).abs() * mask_R_T).sum(1)
                 if reference_R_T is not None:
@@ -85,7 +84,7 @@ def update(
         return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
     gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
-    norm_P, failed_P = _clip_and_step(optimizer, lr)
+    norm_P, failed_P = optimizer.step(lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full_like(kl_P, math.nan)
     return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
@@ -101,22 +100,6 @@ def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, conf
     counts_P_B = (((advantage_B != 0.0) | (config.kl > 0.0)) & (rollouts.length_B > 0)).view(policies, -1)
     first_P = range(0, rollouts.rows, counts_P_B.shape[1])
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
-
-
-def _clip_and_step(optimizer: "StackOptimizer", lr: float) -> tuple[Tensor, Tensor]:
-    """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P)."""
-    norm_P = optimizer.squares_P().sqrt()
-    failed_P = ~torch.isfinite(norm_P)
-    scale_P = (optimizer.config.clip / (norm_P + 1e-12)).clamp(max=1.0)
-    optimizer.scale_(torch.where(failed_P, torch.zeros_like(norm_P), scale_P))
-    optimizer.adamw.param_groups[0]["lr"] = lr
-    failed = failed_P.nonzero()[:, 0].tolist()
-    before = {name: tensor.detach()[failed].clone() for name, tensor in optimizer.stack.tensors.items() if failed}
-    optimizer.adamw.step()
-    with torch.no_grad():
-        for name, weights in before.items():
-            optimizer.stack.tensors[name][failed] = weights
-    return norm_P, failed_P
 
 
 def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
@@ -211,64 +194,66 @@ class StackOptimizer:
         self._order = np.argsort([i for members in members_S for i in members])  # of the names, in the blocks
         self._gradients = [gradient for block in self._blocks for gradient in block]
 
-    def zero(self) -> None:
-        """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
+    def zero(self, dtype: torch.dtype = torch.float32) -> AdapterStack:
+        """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient.
+
+        Returns what passes go through: low-rank adapters in the compute type, cast once an update instead of in every pass.
+        """
         for name, i in zip(self.names, self._order, strict=True):
             self.stack.tensors[name].grad = self._gradients[i]
         self._flat.zero_()
-
-    def squares_P(self) -> Tensor:
-        """Squared norm of each policy's gradient, on the CPU: one look at the device."""
-        squares_N_P = torch.cat([block.flatten(2).pow(2).sum(2) for block in self._blocks]).cpu().numpy()
-        # One after another in the order of the names, for a sum that does not depend on the number of policies.
-        return torch.from_numpy(np.add.accumulate(squares_N_P[self._order], axis=0)[-1].copy())
-
-    def scale_(self, factor_P: Tensor) -> None:
-        """Multiply each policy's gradient; by 0 also what is not finite."""
-        if (factor_P == 0.0).any():
-            self._flat.nan_to_num_(0.0, 0.0, 0.0)
-        if (factor_P != 1.0).any():
-            for block in self._blocks:
-                block.mul_(factor_P.to(block.device).view(1, -1, *[1] * (block.dim() - 2)))
-
-    def state(self) -> dict[str, Tensor]:
-        """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
-        of_name = {name: self.adamw.state.get(self.stack.tensors[name], {}) for name in self.names}
-        return {f"{n}/{key}": value.detach().clone() for n, state in of_name.items() for key, value in state.items()}
-
-    def restore(self, flat: dict[str, Tensor]) -> None:
-        """Inverse of `state`. The step count lies where AdamW keeps it: with the weights only when it is fused."""
-        fused = bool(self.adamw.defaults["fused"])
-        for place, value in flat.items():
-            name, _, key = place.rpartition("/")
-            parameter = self.stack.tensors[name]
-            device = "cpu" if key == "step" and not fused else parameter.device
-            self.adamw.state[parameter][key] = value.clone().to(device)
-
-
-class _Cast:
-    """Adapters in the compute type, cast once an update instead of in every pass; `stack` is what passes go through."""
-
-    def __init__(self, backbone: Backbone, stack: AdapterStack) -> None:
-        self.given, self.stack = stack.tensors, stack
-        if stack.kind != "lora" or backbone.dtype == torch.float32:
-            return
-        leaves = {name: torch.empty_like(tensor, dtype=backbone.dtype) for name, tensor in self.given.items()}
+        if self.stack.kind != "lora" or dtype == torch.float32:
+            return self.stack
+        leaves = {name: torch.empty_like(tensor, dtype=dtype) for name, tensor in self.stack.tensors.items()}
         with torch.no_grad():
-            torch._foreach_copy_(list(leaves.values()), list(self.given.values()))
-        self.stack = AdapterStack(stack.kind, leaves, stack.scale).trainable()
+            torch._foreach_copy_(list(leaves.values()), list(self.stack.tensors.values()))
+        return AdapterStack(self.stack.kind, leaves, self.stack.scale).trainable()
 
     @torch.no_grad()
-    def collect(self) -> None:
+    def collect(self, live: AdapterStack) -> None:
         """Add the gradients of a pass to those in float32."""
-        if self.stack.tensors is self.given:
+        if live is self.stack:
             return
-        pairs = [(self.given[name].grad, leaf.grad) for name, leaf in self.stack.tensors.items()]
+        pairs = [(self.stack.tensors[name].grad, leaf.grad) for name, leaf in live.tensors.items()]
         pairs = [(total, part) for total, part in pairs if total is not None and part is not None]
         for first in range(0, len(pairs), 64):  # not all beside each other in float32
             totals, gradients = zip(*pairs[first : first + 64], strict=True)
             wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
             torch._foreach_copy_(wide, list(gradients))
             torch._foreach_add_(list(totals), wide)
-        for leaf in self.stack.tensors.values():
+        for leaf in live.tensors.values():
             leaf.grad = None
+
+    @torch.no_grad()
+    def step(self, lr: float) -> tuple[Tensor, Tensor]:
+        """Clip each policy's gradient by its own norm, step the finite ones; returns (norm_P, failed_P), on the CPU."""
+        squares_N_P = torch.cat([block.flatten(2).pow(2).sum(2) for block in self._blocks]).cpu().numpy()
+        # One after another in the order of the names, for a sum that does not depend on the number of policies.
+        norm_P = torch.from_numpy(np.add.accumulate(squares_N_P[self._order], axis=0)[-1].copy()).sqrt()
+        failed_P = ~torch.isfinite(norm_P)
+        failed = failed_P.nonzero()[:, 0].tolist()
+        scale_P = (self.config.clip / (norm_P + 1e-12)).clamp(max=1.0).masked_fill(failed_P, 0.0)
+        if failed:
+            self._flat.nan_to_num_(0.0, 0.0, 0.0)
+        if (scale_P != 1.0).any():
+            for block in self._blocks:
+                block.mul_(scale_P.to(block.device).view(1, -1, 1, 1))
+        before = {name: tensor.detach()[failed].clone() for name, tensor in self.stack.tensors.items() if failed}
+        self.adamw.param_groups[0]["lr"] = lr
+        self.adamw.step()
+        for name, weights in before.items():
+            self.stack.tensors[name][failed] = weights
+        return norm_P, failed_P
+
+    def state(self) -> dict[str, Tensor]:
+        """Flat tensors for a checkpoint: `<name>/exp_avg`, `<name>/exp_avg_sq`, `<name>/step`; {} before the first step."""
+        states = self.adamw.state_dict()["state"].items()
+        return {f"{self.names[i]}/{key}": value.clone() for i, state in states for key, value in state.items()}
+
+    def restore(self, flat: dict[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        of_name = {name: dict[str, Tensor]() for name in self.names}
+        for place, value in flat.items():
+            name, _, key = place.rpartition("/")
+            of_name[name][key] = value.clone()
+        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": dict(enumerate(of_name.values()))})
