@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine import update as native
-from soar.engine.logprobs import pack, token_logprobs
+from soar.engine.logprobs import token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 
@@ -50,8 +50,7 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
         return backbone.score(stack, rollouts)
     logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
     kept_P = native.rows_that_count(rollouts, torch.ones(rollouts.rows), stack.policies, OptimizerConfig())
-    for rows_P in native.micro_batches(rollouts, kept_P, native.micro_batch_limit(backbone), backbone.apart):
-        packed = pack(backbone, rollouts, rows_P)
+    for packed in native.micro_batches(backbone, rollouts, kept_P, native.micro_batch_limit(backbone)):
         with torch.no_grad():
             logprob_R_T = token_logprobs(backbone, stack, packed, temperature).cpu()
         logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T

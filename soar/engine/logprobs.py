@@ -49,20 +49,20 @@ class _Head:
         self.by_kernel = self.softcap is None and kernels.available(layer.weight)
         self.rows = max(1, CHUNK // len(self.weight_V_D))
 
-    def plain_logits(self, hidden_n_D: Tensor) -> Tensor:
-        """[n, V] in the model's type, as in sampling, before any cap."""
-        return functional.linear(hidden_n_D, self.weight_V_D, self.bias)
-
     def logits(self, hidden_n_D: Tensor) -> Tensor:
-        """float32 [n, V], capped."""
-        logits_n_V = self.plain_logits(hidden_n_D).float()
+        """[n, V] as in sampling: for the kernels in the model's type, else float32, capped."""
+        logits_n_V = functional.linear(hidden_n_D, self.weight_V_D, self.bias)
+        if self.by_kernel:
+            return logits_n_V
+        logits_n_V = logits_n_V.float()
         return logits_n_V if self.softcap is None else torch.tanh(logits_n_V / self.softcap) * self.softcap
 
     def choose(self, hidden_n_D: Tensor, target_n: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """The log-probabilities of the targets, and the logarithms of the normalisers."""
+        logits_n_V = self.logits(hidden_n_D)
         if self.by_kernel:
-            return kernels.choose(self.plain_logits(hidden_n_D), target_n, temperature)
-        scaled_n_V = self.logits(hidden_n_D) / temperature
+            return kernels.choose(logits_n_V, target_n, temperature)
+        scaled_n_V = logits_n_V / temperature
         total_n = scaled_n_V.logsumexp(-1)
         return scaled_n_V.gather(1, target_n[:, None])[:, 0] - total_n, total_n
 
@@ -70,10 +70,9 @@ class _Head:
         self, hidden_n_D: Tensor, target_n: Tensor, total_n: Tensor, gradient_n: Tensor, temperature: float
     ) -> Tensor:
         """Gradient of `choose` with respect to the hidden states, times gradient_n."""
-        if self.by_kernel:
-            plain_n_V = self.plain_logits(hidden_n_D)
-            return kernels.slope_(plain_n_V, target_n, total_n, gradient_n, temperature) @ self.weight_V_D
         logits_n_V = self.logits(hidden_n_D)
+        if self.by_kernel:
+            return kernels.slope_(logits_n_V, target_n, total_n, gradient_n, temperature) @ self.weight_V_D
         slope_n_V = -torch.exp(logits_n_V / temperature - total_n[:, None])
         slope_n_V.scatter_add_(1, target_n[:, None], torch.ones_like(slope_n_V[:, :1]))
         slope_n_V *= gradient_n[:, None] / temperature
@@ -93,7 +92,7 @@ def _plain_head(backbone: Backbone) -> _Head | None:
         with torch.no_grad(), backbone.use(None):
             wanted = backbone.model(input_ids=ids, use_cache=False).logits.float()
             logits = head.logits(backbone.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
-        _heads[backbone] = head if torch.allclose(wanted[0], logits, rtol=1e-3, atol=1e-3) else None
+        _heads[backbone] = head if torch.allclose(wanted[0], logits.float(), rtol=1e-3, atol=1e-3) else None
     return _heads[backbone]
 
 
@@ -119,68 +118,49 @@ class Pack:
 
 def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
     """The named rows of every policy, none of them empty, on the backbone's device."""
-    order, ids, position, places, view = (_apart if backbone.apart else _packed)(backbone, rollouts, rows_P)
-    row_R = torch.tensor(order)
-    length_R = rollouts.length_B[row_R]
-    T = int(length_R.max())
-    mask_R_T = torch.arange(T)[None] < length_R[:, None]
-    ids_P_n, position_P_n, place_N = map(torch.from_numpy, (ids, position, np.concatenate(places)))
-    target_N, sampled_R_T = rollouts.tokens_B_T[row_R, :T][mask_R_T], rollouts.logprob_B_T[row_R, :T]
-    tensors = row_R, ids_P_n, position_P_n, mask_R_T, target_N, place_N, sampled_R_T
-    return Pack(view, *(sent(tensor, backbone.device) for tensor in tensors))
-
-
-Laid = tuple[list[int], np.ndarray, np.ndarray, list[np.ndarray], Packed | None]
-"""Numbers of the rows, ids, positions, the places that predict each row's tokens, the view."""
-
-
-def _packed(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Laid:
-    P, length_B, tokens_B_T = len(rows_P), rollouts.length_B.numpy(), rollouts.tokens_B_T.numpy()
-    rows_P_U: list[dict[tuple[int, ...], list[int]]] = [{} for _ in rows_P]
-    for rows_U, rows in zip(rows_P_U, rows_P, strict=True):
+    given, length_B, tokens_B_T = rollouts.prompts, rollouts.length_B.numpy(), rollouts.tokens_B_T.numpy()
+    lines: list[dict[tuple[int, ...], list[int]]] = []  # of what goes through the model: prompts, each with its rows
+    for rows in rows_P:
+        if backbone.apart:  # each row in a line of its own, short policies filled up with lines that nobody reads
+            lines += [{given[row]: [row]} for row in rows] + [{}] * (max(map(len, rows_P)) - len(rows))
+            continue
+        lines.append({} if rows else {(backbone.pad_id,): []})  # every policy has a prompt
         for row in rows:
-            rows_U.setdefault(rollouts.prompts[row], []).append(row)
-        if not rows:
-            rows_U[(backbone.pad_id,)] = []  # every policy has a prompt
-    split = max(sum(len(prompt) for prompt in rows_U) for rows_U in rows_P_U)
+            lines[-1].setdefault(given[row], []).append(row)
+    split = max(sum(map(len, line)) for line in lines)
     n = split + max(1, *(int((length_B[rows] - 1).sum()) for rows in rows_P))
-    ids_P_n, position_P_n = np.full((P, n), backbone.pad_id, dtype=np.int64), np.zeros((P, n), dtype=np.int64)
-    prompts: list[tuple[int, int, int]] = []
-    completions: list[tuple[int, int, int]] = []
-    order: list[int] = []
-    places: list[np.ndarray] = []
-    for p, rows_U in enumerate(rows_P_U):
+    if backbone.apart:
+        n = max(len(given[row]) + int(length_B[row]) - 1 for rows in rows_P for row in rows)
+    shape = len(lines), n
+    ids_P_n = np.full(shape, backbone.pad_id, dtype=np.int64)
+    position_P_n = np.full(shape, np.arange(n) if backbone.apart else 0, dtype=np.int64)
+    prompts, completions = list[tuple[int, int, int]](), list[tuple[int, int, int]]()
+    order, places = list[int](), list[np.ndarray]()
+    for p, line in enumerate(lines):
         first, behind = 0, split
-        for prompt, rows in rows_U.items():
+        for prompt, rows in line.items():
             start = len(prompt)
             ids_P_n[p, first : first + start], position_P_n[p, first : first + start] = prompt, np.arange(start)
+            behind = start if backbone.apart else behind
             for row in rows:
                 inner = int(length_B[row]) - 1
                 here = slice(behind, behind + inner)
                 ids_P_n[p, here], position_P_n[p, here] = tokens_B_T[row, :inner], np.arange(start, start + inner)
                 completions.append((len(prompts), behind, inner))
-                places.append(np.arange(p * n + behind - 1, p * n + behind + inner))
-                places[-1][0] = p * n + first + start - 1
+                places.append(p * n + np.r_[first + start - 1, behind : behind + inner])
                 behind += inner
             order += rows
             prompts.append((p, first, start))
             first += start
-    return order, ids_P_n, position_P_n, places, Packed((P, n), split, prompts, completions, backbone.device)
-
-
-def _apart(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Laid:
-    """Each row with its prompt in a line of its own, short policies filled up with lines that nobody reads."""
-    length_B, most = rollouts.length_B.tolist(), max(len(rows) for rows in rows_P)
-    order = [row for rows in rows_P for row in rows]
-    n = max(len(rollouts.prompts[row]) + length_B[row] - 1 for row in order)
-    ids = np.full((len(rows_P) * most, n), backbone.pad_id, dtype=np.int64)
-    places: list[np.ndarray] = []
-    for p, rows in enumerate(rows_P):
-        for line, row in enumerate(rows, start=p * most):
-            start, inner = len(rollouts.prompts[row]), length_B[row] - 1
-            ids[line, : start + inner] = [*rollouts.prompts[row], *rollouts.tokens_B_T[row, :inner].tolist()]
-            places.append(np.arange(line * n + start - 1, line * n + start + inner))
-    return order, ids, np.broadcast_to(np.arange(n), ids.shape).copy(), places, None
+    view = None if backbone.apart else Packed(shape, split, prompts, completions, backbone.device)
+    row_R = torch.tensor(order)
+    length_R = rollouts.length_B[row_R]
+    T = int(length_R.max())
+    mask_R_T = torch.arange(T)[None] < length_R[:, None]
+    target_N, sampled_R_T = rollouts.tokens_B_T[row_R, :T][mask_R_T], rollouts.logprob_B_T[row_R, :T]
+    ids, position, place_N = map(torch.from_numpy, (ids_P_n, position_P_n, np.concatenate(places)))
+    tensors = row_R, ids, position, mask_R_T, target_N, place_N, sampled_R_T
+    return Pack(view, *(sent(tensor, backbone.device) for tensor in tensors))
 
 
 def token_logprobs(backbone: Backbone, stack: AdapterStack | None, packed: Pack, temperature: float) -> Tensor:

@@ -89,20 +89,17 @@ def saved_run(resume: str) -> Iterator[None]:
         raise
 
 
-def halving(work: Callable[[int], T], size: int, smaller: Callable[[int], None], smallest: int = 1) -> tuple[T, int]:
-    """(work(size), size); when memory runs out, with half the size again and again.
+def until_it_fits(work: Callable[[], T], shrink: Callable[[], bool]) -> T:
+    """work(), when memory runs out again and again, as long as shrink() makes it smaller; else the shortage as it came.
 
-    work leaves nothing of a failed call behind; smaller(size) is told of every size before it is tried. The shortage of a
-    `smallest` piece is raised as it came.
+    work leaves nothing of a failed call behind.
     """
     while True:
         try:
-            return work(size), size
+            return work()
         except (MemoryError, RuntimeError) as error:
-            if size <= smallest or not is_out_of_memory(error):
+            if not is_out_of_memory(error) or not shrink():
                 raise
-        size = max(smallest, size // 2)
-        smaller(size)
         release_memory()  # out here: while an error is being handled, its frames hold their tensors
 
 

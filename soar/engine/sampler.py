@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from soar.engine.attention import BufferLayer
 from soar.engine.graphs import PLACE_STEP, SlotBatch, StaticDecoder, slots_for
-from soar.engine.memory import free_bytes, halving, is_out_of_memory
+from soar.engine.memory import free_bytes, until_it_fits
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, OnTokens, Request, Rollouts, draw, join, live_first, next_logits
 from soar.types import no_tick
@@ -62,25 +62,25 @@ class NativeSampler:
         parts_C: list[Rollouts] = []
         first = 0
 
-        def batch(size: int) -> Rollouts:
-            part = request.select(slice(first, first + size))
-            try:
-                if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
-                    return SlotBatch(self.backbone, self.decoder.hold(stack), part, self.on_tokens).finish(self.decoder)
-                return GrowingBatch(self.backbone, stack, part, self.on_tokens).finish()
-            except (MemoryError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    self.decoder.release()
-                raise
+        def batch() -> Rollouts:
+            part = request.select(slice(first, first + per_call))
+            if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
+                return SlotBatch(self.backbone, self.decoder.hold(stack), part, self.on_tokens).finish(self.decoder)
+            return GrowingBatch(self.backbone, stack, part, self.on_tokens).finish()
 
-        def smaller(size: int) -> None:
-            self.max_rows = size * P * attempts
+        def shrink() -> bool:
+            nonlocal per_call
+            self.decoder.release()
+            if per_call == 1:
+                return False
+            per_call //= 2
+            self.max_rows = per_call * P * attempts
             warnings.warn(f"out of memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
+            return True
 
         while first < Q:
-            rollouts, per_call = halving(batch, per_call, smaller)
-            parts_C.append(rollouts)
-            first += rollouts.rows // (P * attempts)
+            parts_C.append(until_it_fits(batch, shrink))
+            first += parts_C[-1].rows // (P * attempts)
         if len(parts_C) == 1:
             return parts_C[0]
         each = [(part, part.rows // P) for part in parts_C]

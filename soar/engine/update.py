@@ -7,7 +7,7 @@ ones, which changes no number but the last bits.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from soar.config import OptimizerConfig, SamplingConfig
-from soar.engine.logprobs import pack, token_logprobs
-from soar.engine.memory import free_bytes, halving, is_out_of_memory, release_memory
+from soar.engine.logprobs import Pack, pack, token_logprobs
+from soar.engine.memory import free_bytes, until_it_fits
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3, policy_loss
 from soar.engine.rollouts import Rollouts
@@ -57,16 +57,18 @@ def update(
     by it. A policy without a gradient still takes its AdamW step. Raises ValueError when the rows do not divide.
     """
     config, stack, temperature = optimizer.config, optimizer.stack, sampling.temperature
+    first, limit = backbone.micro_batch_tokens, 0
     kept_P = rows_that_count(rollouts, advantage_B, stack.policies, config)
     normaliser = float(rollouts.rows // stack.policies * sampling.max_tokens)
 
-    def accumulate(limit: int) -> Tensor:
+    def accumulate() -> Tensor:
         """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
+        nonlocal limit
+        limit = micro_batch_limit(backbone)
         sums_3_B = torch.zeros(3, rollouts.rows, device=backbone.device)
         advantages_B = advantage_B.to(backbone.device)
         live = optimizer.zero(backbone.dtype)
-        for rows_P in micro_batches(rollouts, kept_P, limit, backbone.apart):  # nothing in here waits for the device
-            packed = pack(backbone, rollouts, rows_P)
+        for packed in micro_batches(backbone, rollouts, kept_P, limit):  # nothing in here waits for the device
             logprob_R_T = token_logprobs(backbone, live, packed, temperature)
             reference_R_T = None
             if config.kl > 0.0:
@@ -83,7 +85,7 @@ def update(
                 sums_3_B[2, row_R] = mask_R_T.sum(1)
         return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
-    gap_P, kl_P, tokens_P = _fitting(backbone, accumulate)
+    gap_P, kl_P, tokens_P = until_it_fits(accumulate, lambda: _shrink(backbone, limit, first))
     norm_P, failed_P = optimizer.step(lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full_like(kl_P, math.nan)
@@ -102,23 +104,18 @@ def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, conf
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
-def _fitting(backbone: Backbone, accumulate: Callable[[int], Tensor]) -> Tensor:
-    """accumulate(tokens of a micro-batch), halved when memory runs out; then, from the first size on, recomputing."""
-    first = backbone.micro_batch_tokens
-
-    def smaller(limit: int) -> None:
-        backbone.micro_batch_tokens = limit
-        warnings.warn(f"out of memory: from here on micro-batches of {limit} tokens", stacklevel=2)
-
-    while True:
-        try:
-            return halving(accumulate, micro_batch_limit(backbone), smaller, SMALLEST_MICRO_BATCH)[0]
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or not backbone.recompute():
-                raise
-        release_memory()  # out here: while an error is being handled, its frames hold their tensors
+def _shrink(backbone: Backbone, limit: int, first: int) -> bool:
+    """Half of `limit`, the tokens of a micro-batch; then, from the first setting on, recomputing; False: nothing is left."""
+    if limit > SMALLEST_MICRO_BATCH:
+        backbone.micro_batch_tokens = max(SMALLEST_MICRO_BATCH, limit // 2)
+        how = f"micro-batches of {backbone.micro_batch_tokens} tokens"
+    elif backbone.recompute():
         backbone.micro_batch_tokens = first
-        warnings.warn("out of memory: from here on with gradient checkpointing", stacklevel=2)
+        how = "with gradient checkpointing"
+    else:
+        return False
+    warnings.warn(f"out of memory: from here on {how}", stacklevel=2)
+    return True
 
 
 def micro_batch_limit(backbone: Backbone) -> int:
@@ -137,14 +134,12 @@ def micro_batch_limit(backbone: Backbone) -> int:
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
 
 
-def micro_batches(
-    rollouts: Rollouts, kept_P: list[list[int]], limit: int, apart: bool = False
-) -> list[list[list[int]]]:
-    """Row numbers of every policy, batch by batch, each policy's tokens spread evenly: some `limit` of them a batch.
+def micro_batches(backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> Iterator[Pack]:
+    """Rows of every policy, packed batch by batch, each policy's tokens spread evenly: some `limit` of them a batch.
 
-    apart: a row counts as much as the longest.
+    Of rows that stand apart each counts as much as the longest.
     """
-    lengths, prompts = rollouts.length_B.tolist(), rollouts.prompts
+    lengths, prompts, apart = rollouts.length_B.tolist(), rollouts.prompts, backbone.apart
     longest = max((len(prompts[row]) + lengths[row] for kept in kept_P for row in kept), default=0)
     starts_P, totals = [], []
     for kept in kept_P:
@@ -160,7 +155,7 @@ def micro_batches(
     for p, (starts, total) in enumerate(zip(starts_P, totals, strict=True)):
         for row, start in starts:
             batches[start * count // total][p].append(row)
-    return [batch for batch in batches if any(batch)]
+    yield from (pack(backbone, rollouts, batch) for batch in batches if any(batch))
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
@@ -189,8 +184,7 @@ class StackOptimizer:
         members_S = [[i for i, tensor in enumerate(tensors) if tensor.shape == shape] for shape in shapes]
         sizes = [len(members) * shape.numel() for members, shape in zip(members_S, shapes, strict=True)]
         self._flat = tensors[0].new_zeros(sum(sizes), requires_grad=False)
-        parts = zip(self._flat.split(sizes), shapes, strict=True)
-        self._blocks = [part.view(-1, *shape) for part, shape in parts]
+        self._blocks = [part.view(-1, *of) for part, of in zip(self._flat.split(sizes), shapes, strict=True)]
         self._order = np.argsort([i for members in members_S for i in members])  # of the names, in the blocks
         self._gradients = [gradient for block in self._blocks for gradient in block]
 
